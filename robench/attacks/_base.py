@@ -1,0 +1,169 @@
+"""What an attack is: a pure state machine over rows, which asks and is told.
+
+An attack never calls a model. The engine fills a fixed number of lanes S with rows (a row is one image with
+one target and one restart), asks the attack for one point a lane, evaluates the surrogate there, tells the
+attack, and replaces the rows that are done. So every tensor here has S as its leading dimension, lanes may be
+at different steps, and nothing that happens in one lane may depend on another.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from robench.random import Stream
+from robench.threat import Threat
+
+# Objectives are maximised: (logits (S, K), rows) -> (S,), or (S, M) for M gradients at the same point.
+Objective = Callable[[Tensor, "Rows"], Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the engine knows of the row in each lane.
+
+    Attributes:
+        x: clean images, (S, C, H, W) float32 in [0, 1].
+        y: true labels, (S,) int64.
+        clean_logits: the surrogate's logits at `x`, (S, K).
+        sample: index of the image in the data set's canonical order, (S,) int64.
+        rank: which of the row's targets and restarts this is, (S,) int64, in 0 .. Attack.ranks - 1.
+    """
+
+    x: Tensor
+    y: Tensor
+    clean_logits: Tensor
+    sample: Tensor
+    rank: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is the same for every row of a run.
+
+    Attributes:
+        threat: norm and radius.
+        num_classes: K.
+        stream: the counter-based random numbers of this attack (see robench.random).
+    """
+
+    threat: Threat
+    num_classes: int
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Ask:
+    """The point the attack wants evaluated in each lane, and what it wants there.
+
+    Attributes:
+        x: (S, C, H, W) in [0, 1].
+        objective: whose gradient is wanted, or None when the logits are enough.
+    """
+
+    x: Tensor
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the surrogate says at the points asked for.
+
+    Attributes:
+        logits: (S, K); the mean over the EOT draws where there are several.
+        loss: the objective, (S,) or (S, M); empty when none was asked for.
+        grad: its gradient, (S, C, H, W) or (S, M, C, H, W); empty when none was asked for.
+    """
+
+    logits: Tensor
+    loss: Tensor
+    grad: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """Base of every attack's state: a frozen dataclass whose fields are all tensors with S leading."""
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class Attack(Generic[S]):
+    """Base of every attack: a frozen dataclass whose fields are its parameters, the spec's keywords.
+
+    A subclass gives `init`, `ask`, `tell`, `finished` and `best`; they are pure. `restarts` and `targets`
+    (0: untargeted) multiply into rows, which the engine runs side by side; `eot` is the number of draws of a
+    randomised surrogate averaged for every answer.
+    """
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts", "eot"):
+            value = getattr(self, name, 1)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+        targets = getattr(self, "targets", 0)
+        if not isinstance(targets, int) or isinstance(targets, bool) or targets < 0:
+            raise ValueError(f"targets={targets!r}: expected a whole number, 0 for untargeted")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms the attack is defined for."""
+        return ("Linf", "L2", "L1")
+
+    def ranks(self, num_classes: int) -> int:
+        """Rows an image gives: targets x restarts, with at most K - 1 targets."""
+        targets = min(getattr(self, "targets", 0), num_classes - 1)
+        return max(targets, 1) * getattr(self, "restarts", 1)
+
+    def target(self, rows: Rows) -> Tensor:
+        """The class each row aims at, (S,): rank // restarts counts the clean logits down from the
+        most likely class that is not the label."""
+        wrong = rows.clean_logits.scatter(1, rows.y[:, None], -math.inf)
+        order = wrong.argsort(dim=1, descending=True, stable=True)
+        return order.gather(1, (rows.rank // getattr(self, "restarts", 1))[:, None])[:, 0]
+
+    def init(self, problem: Problem, rows: Rows) -> S:
+        """The state before the first question."""
+        raise NotImplementedError
+
+    def ask(self, problem: Problem, rows: Rows, state: S) -> Ask:
+        """The next point of every lane; must not depend on lanes that are finished."""
+        raise NotImplementedError
+
+    def tell(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> S:
+        """The state after the answer. Told about lanes that are finished too: what it does there is ignored."""
+        raise NotImplementedError
+
+    def finished(self, state: S) -> Tensor:
+        """Which lanes have nothing more to ask, bool (S,)."""
+        raise NotImplementedError
+
+    def best(self, state: S) -> Tensor:
+        """The point each lane holds for its best so far, (S, C, H, W): what is judged when nothing fooled."""
+        raise NotImplementedError
+
+
+def select(condition: Tensor, new: State | Any, old: State | Any) -> Any:
+    """A state (or Rows) that takes `new` where `condition` (S,) holds, else `old`, field by field."""
+    return replace(
+        old, **{f.name: where(condition, getattr(new, f.name), getattr(old, f.name)) for f in fields(old)}
+    )
+
+
+def gather(value: State | Any, lanes: Tensor) -> Any:
+    """A state (or Rows) with lane i taken from lane `lanes[i]`."""
+    return replace(value, **{f.name: getattr(value, f.name)[lanes] for f in fields(value)})
+
+
+def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`torch.where` with `condition` (S,) spread over the trailing dimensions of `a` and `b`."""
+    return torch.where(spread(condition, a), a, b)
+
+
+def spread(value: Tensor, like: Tensor) -> Tensor:
+    """View a (S,) tensor so that it broadcasts against `like` (S, ...)."""
+    return value.view(-1, *[1] * (like.dim() - 1))

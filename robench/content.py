@@ -1,0 +1,183 @@
+"""The content folders beside the instrument: defense cards, suites, protocols and shipped results.
+
+They lie beside `robench/` in a checkout and inside the package in a wheel. A file given by path is read too,
+so that one's own card needs no installation.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from robench import specs
+from robench.errors import ResourceError, UsageError, unknown_name
+from robench.threat import Threat
+
+_PACKAGE = Path(__file__).parent
+FOLDERS = {"defense": "defenses", "attack": "attacks", "protocol": "benchmark", "result": "results"}
+
+
+def folder(kind: str) -> Path:
+    """Where the content of a kind ("defense", "attack", "protocol", "result") lies."""
+    installed = _PACKAGE / "_content"
+    return (installed if installed.is_dir() else _PACKAGE.parent) / FOLDERS[kind]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a defense that can be loaded.
+
+    Attributes:
+        name: what the command line calls it.
+        builder: spec of a builder registered under `robench.defenses`.
+        dataset: the data set it was trained for.
+        family: the name that picks this card by data set ("mimir"); empty for none.
+        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none.
+        sha256: of the checkpoint file.
+        threat: what it was trained against; empty for undefended.
+        paper, license, description: for readers.
+        claims: numbers others published for it, each with its source.
+        recipe: how `robench train` makes the checkpoint; empty when it cannot.
+        path: the card's own file.
+    """
+
+    name: str
+    builder: str
+    dataset: str
+    family: str = ""
+    checkpoint: str = ""
+    sha256: str = ""
+    threat: str = ""
+    paper: str = ""
+    license: str = ""
+    description: str = ""
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """An ordered list of attacks; survivors of one go on to the next.
+
+    Attributes:
+        attacks: specs, for every norm that has no list of its own.
+        norms: specs for one norm, as {"L1": [...]}.
+    """
+
+    name: str
+    attacks: list[str]
+    norms: dict[str, list[str]] = field(default_factory=dict)
+    paper: str = ""
+    description: str = ""
+    path: Path = Path()
+
+    def specs(self, norm: str) -> list[str]:
+        """The specs to run in `norm`."""
+        return self.norms.get(norm, self.attacks)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is run on what: data set, images, threat, suites and knowledge levels.
+
+    Attributes:
+        samples: the first so many images of the split, in canonical order.
+    """
+
+    name: str
+    dataset: str
+    threat: str
+    samples: int
+    split: str = "test"
+    suites: list[str] = field(default_factory=lambda: ["autoattack"])
+    knowledge: list[str] = field(default_factory=lambda: ["full"])
+    description: str = ""
+    path: Path = Path()
+
+
+Item = TypeVar("Item", Card, Suite, Protocol)
+
+
+def cards() -> dict[str, Card]:
+    """Every shipped card, by name."""
+    return _all(Card, "defense")
+
+
+def suites() -> dict[str, Suite]:
+    """Every shipped suite, by name."""
+    return _all(Suite, "attack")
+
+
+def protocols() -> dict[str, Protocol]:
+    """Every shipped protocol, by name."""
+    return _all(Protocol, "protocol")
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol called `name`, or the one in the TOML file of that path."""
+    if name.endswith(".toml"):
+        return read(Protocol, Path(name))
+    known = protocols()
+    if name not in known:
+        raise unknown_name("protocol", name, known)
+    return known[name]
+
+
+@cache
+def _all(kind: type[Item], noun: str) -> dict[str, Item]:
+    found: dict[str, Item] = {}
+    for path in sorted(folder(noun).glob("*.toml")):
+        item = read(kind, path)
+        if item.name in found:
+            raise UsageError(f'{noun} "{item.name}" of {path.name} is taken by {found[item.name].path.name}')
+        found[item.name] = item
+    return found
+
+
+def read(kind: type[Item], path: Path) -> Item:
+    """Read one TOML file as a Card, Suite or Protocol; its name is the file's unless it says another.
+
+    Raises:
+        ResourceError: when the file cannot be read.
+        UsageError: when it is not TOML, or a field is unknown, missing or of another type.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ResourceError(f"{path}: {error.strerror or error}: give the path of a readable TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    item = _make(kind, {"name": path.stem, **table}, path)
+    if isinstance(item, Protocol):
+        Threat.parse(item.threat)
+        if item.samples < 1:
+            raise UsageError(f"{path}: samples = {item.samples}: expected at least 1")
+    elif isinstance(item, Suite):
+        for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
+            specs.parse(spec)
+    else:
+        specs.parse(item.builder)
+    return item
+
+
+def _make(kind: type[Item], table: Mapping[str, Any], path: Path) -> Item:
+    known = {f.name: f for f in fields(kind) if f.name != "path"}
+    for key, value in table.items():
+        if key not in known:
+            raise UsageError(f'{path}: unknown field "{key}": expected some of {", ".join(known)}')
+        expected = _python_type(known[key].type)
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise UsageError(
+                f"{path}: {key} = {value!r} is {type(value).__name__}: expected {expected.__name__}"
+            )
+    for key, item in known.items():
+        if key not in table and item.default is MISSING and item.default_factory is MISSING:
+            raise UsageError(f"{path}: the field {key} is missing")
+    return kind(**table, path=path)
+
+
+def _python_type(annotation: Any) -> type:
+    return getattr(annotation, "__origin__", annotation)

@@ -1,0 +1,73 @@
+"""What a defense is: an `nn.Module` from images in [0, 1] to logits, with what the suite must know of it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Defense(nn.Module):
+    """A classifier, with a purifier in front of it where the defense has one.
+
+    Variation comes by what is put inside, not by subclassing.
+
+    Args:
+        classifier: images to logits; a `forward_features` method makes `features` available.
+        num_classes: K.
+        image_size: side of the square images, in pixels.
+        purifier: images to images, both in [0, 1], or None.
+        mean, std: one number a channel, subtracted and divided before the classifier; None for no
+            normalisation.
+        stochastic: whether two calls on the same images may differ.
+        differentiable: whether the exact gradient exists.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        *,
+        num_classes: int,
+        image_size: int,
+        purifier: nn.Module | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        stochastic: bool = False,
+        differentiable: bool = True,
+    ):
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError(f"{mean=} and {std=}: give both or neither")
+        self.classifier = classifier
+        self.purifier = purifier
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.stochastic = stochastic
+        self.differentiable = differentiable
+        self.mean: Tensor | None
+        self.std: Tensor | None
+        self.register_buffer("mean", _channels(mean), persistent=False)
+        self.register_buffer("std", _channels(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (N, K), of images (N, 3, H, W), float32 in [0, 1]."""
+        return self.classifier(self._inner(x))
+
+    predict = forward
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier's last block gives for `x`: (N, tokens, D) for a transformer.
+
+        Raises:
+            AttributeError: when the classifier has no `forward_features`.
+        """
+        forward_features: Any = self.classifier.forward_features
+        return forward_features(self._inner(x))
+
+    def _inner(self, x: Tensor) -> Tensor:
+        if self.purifier is not None:
+            x = self.purifier(x)
+        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
+
+
+def _channels(values: tuple[float, ...] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(values).view(1, -1, 1, 1)

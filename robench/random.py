@@ -1,0 +1,80 @@
+"""Random numbers as a function: Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3").
+
+Every number is philox(key, counter) with the key made of (seed, what it is for) and the counter of (element,
+step, rank, sample). So the batch size, the order of work, the number of workers and an interruption change
+no number. Integers and uniforms are exact on every device; normals are rounded from float64.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_MASK = 0xFFFFFFFF
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32.
+
+    Args:
+        counter: four int64 tensors of one shape (or broadcasting), each holding 32-bit words.
+        key: two 32-bit words.
+
+    Returns:
+        Four int64 tensors of 32-bit words.
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap, which keeps their low 64 bits: the shift is masked to be a logical one.
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The random numbers of one purpose: `Stream.of(seed, "apgd(loss=\\"ce\\")")`."""
+
+    key: tuple[int, int]
+
+    @classmethod
+    def of(cls, *purpose: object) -> "Stream":
+        """A stream keyed by the parts of its purpose: the seed first, then what it is for."""
+        digest = hashlib.sha256("\x1f".join(map(str, purpose)).encode()).digest()
+        return cls((int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")))
+
+    def bits(self, sample: Tensor, rank: Tensor, step: Tensor | int, count: int) -> Tensor:
+        """`count` words of 32 random bits for every row, int64 (S, count) in 0 .. 2**32 - 1.
+
+        Args:
+            sample, rank: (S,) int64.
+            step: (S,) int64, or one number for all rows.
+        """
+        device = sample.device
+        blocks = torch.arange(-(-count // 4), device=device)[None, :]
+        step = torch.as_tensor(step, device=device).expand(len(sample))
+        words = philox((blocks, step[:, None], rank[:, None], sample[:, None]), self.key)
+        return torch.stack(words, 2).flatten(1)[:, :count]
+
+    def uniform(self, sample: Tensor, rank: Tensor, step: Tensor | int, shape: tuple[int, ...]) -> Tensor:
+        """Uniform float32 numbers in [0, 1), (S, *shape)."""
+        words = self.bits(sample, rank, step, math.prod(shape))
+        return ((words >> 8).float() * 2.0**-24).view(-1, *shape)
+
+    def normal(self, sample: Tensor, rank: Tensor, step: Tensor | int, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal float32 numbers, (S, *shape), by Box and Muller."""
+        count = math.prod(shape)
+        words = self.bits(sample, rank, step, 2 * count).double()
+        radius = (-2 * ((words[:, :count] + 0.5) * 2.0**-32).log()).sqrt()
+        return (radius * (2 * math.pi * 2.0**-32 * words[:, count:]).cos()).float().view(-1, *shape)
