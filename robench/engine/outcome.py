@@ -1,0 +1,87 @@
+"""What a run of a suite leaves in memory: one entry a sample, one an attack, and the doubts."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttackCost:
+    """What one attack of the suite did.
+
+    Attributes:
+        spec: canonical.
+        attacked: samples it was run on.
+        survivors: samples still robust after it.
+        forward, backward: passes spent on them, counted per image.
+        seconds: wall time.
+    """
+
+    spec: str
+    attacked: int
+    survivors: int
+    forward: int
+    backward: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A sign that an evaluation may have failed: data in a record, a mark on a board.
+
+    Attributes:
+        code: short and fixed, such as "zero-gradients".
+        text: one sentence with the figures.
+    """
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack or suite found, sample by sample.
+
+    Attributes:
+        x_adv: (N, C, H, W) float32: the image that fools the defense, or the clean one.
+        robust: bool (N,): classified rightly, clean and under every attack.
+        fooled_by: one string a sample: "" when robust, "clean" when wrong without an attack, else the
+            canonical spec of the attack that fooled it.
+        passes: {"forward": n, "backward": n}, over all samples and attacks.
+        health: marks; empty when clean.
+        clean_prediction, prediction: int64 (N,), on the clean image and on `x_adv`.
+        distance: float64 (N,), of `x_adv` from the clean image in the threat's norm; 0 where robust.
+        steps: int64 (N,), questions asked by the attack that fooled it until it did; 0 where none did.
+        forward, backward: int64 (N,), passes spent on each sample.
+        attacks: one entry an attack, in order.
+        precision: "fp32" or "bf16", the surrogate's.
+        batch_size: the number of lanes.
+    """
+
+    x_adv: Tensor
+    robust: Tensor
+    fooled_by: list[str]
+    clean_prediction: Tensor
+    prediction: Tensor
+    distance: Tensor
+    steps: Tensor
+    forward: Tensor
+    backward: Tensor
+    attacks: list[AttackCost]
+    health: list[Mark] = field(default_factory=list)
+    precision: str = "fp32"
+    batch_size: int = 0
+
+    @property
+    def passes(self) -> dict[str, int]:
+        return {"forward": int(self.forward.sum()), "backward": int(self.backward.sum())}
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Fraction in [0, 1] classified rightly without an attack."""
+        return sum(name != "clean" for name in self.fooled_by) / len(self.fooled_by)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Fraction in [0, 1] classified rightly under every attack."""
+        return float(self.robust.double().mean())
