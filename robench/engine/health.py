@@ -34,7 +34,9 @@ def nonfinite_logits(count: int) -> list[Mark]:
     """NaN or infinite logits seen anywhere."""
     if not count:
         return []
-    return [Mark("nonfinite-logits", f"NaN or infinite logits in {count} answers; NaN counts as a wrong answer")]
+    return [
+        Mark("nonfinite-logits", f"NaN or infinite logits in {count} answers; NaN counts as a wrong answer")
+    ]
 
 
 def randomised(stochastic: bool, declared: bool, attacks: list[Attack]) -> list[Mark]:
@@ -63,7 +65,9 @@ def few_classes(num_classes: int, attacks: list[Attack]) -> list[Mark]:
             needed = max(needed, CLASSES_NEEDED[loss][targets > 0])
     if num_classes >= needed:
         return []
-    text = f"{num_classes} classes, and the difference of logits ratio needs {needed}: a plainer margin was used"
+    text = (
+        f"{num_classes} classes, and the difference of logits ratio needs {needed}: a plainer margin was used"
+    )
     return [Mark("few-classes", text)]
 
 

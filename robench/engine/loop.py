@@ -315,9 +315,7 @@ class Loop:
         known = battle.same and bool((images == points).all())
         counts = torch.ones(len(lanes), dtype=torch.int64) if known else battle.judge.fooled(images, y).cpu()
         counts = counts * battle.problem.threat.contains(x, images).cpu()
-        return {
-            lane: (images[i].cpu(), int(counts[i])) for i, lane in enumerate(lanes) if int(counts[i]) > 0
-        }
+        return {lane: (images[i].cpu(), int(counts[i])) for i, lane in enumerate(lanes) if int(counts[i]) > 0}
 
     def _end(self, lane: int, image: Tensor | None, count: int) -> None:
         """Write a row's result into the table, free its lane and those of the rows that it makes needless."""

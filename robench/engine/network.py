@@ -106,7 +106,9 @@ class Network:
             logits = self.model(x)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UsageError(f"the model gave {found} for {len(x)} images: expected logits ({len(x)}, classes)")
+            raise UsageError(
+                f"the model gave {found} for {len(x)} images: expected logits ({len(x)}, classes)"
+            )
         return logits.float()
 
     @contextlib.contextmanager

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from robench import registry, specs
 from robench.attacks._base import Attack, Problem
+from robench.attacks._foreign import Counted, ForeignAttack
 from robench.engine import health
-from robench.engine.loop import Battle, Loop, Table
+from robench.engine.loop import Battle, Loop, Table, as_recorded
 from robench.engine.network import DRAWS, Judge, Model, Network, frozen
 from robench.engine.outcome import AttackCost, Mark, Outcome
 from robench.errors import ResourceError, UsageError
@@ -79,7 +80,9 @@ def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
         builder = registry.attacks.get(spec.name)
         attack = specs.build(spec, builder)
         if threat.norm not in attack.norms:
-            raise UsageError(f"{spec.name} is defined in {', '.join(attack.norms)}: {threat} is not among them")
+            raise UsageError(
+                f"{spec.name} is defined in {', '.join(attack.norms)}: {threat} is not among them"
+            )
         built.append((str(specs.canonical(spec, builder)), attack))
     return built
 
@@ -224,8 +227,39 @@ class Run:
     def _logits(self, network: Network) -> Tensor:
         return torch.cat([network.logits(x.to(self.device)).cpu() for x in self.x.split(self.lanes)])
 
+    def _survivors(self) -> list[int]:
+        """A randomised defense is attacked until every draw fails; else being fooled once is enough."""
+        return ((self.by != _CLEAN) & (self.draws < self.judge.draws)).nonzero()[:, 0].tolist()
+
+    def _foreign(self, index: int, attack: ForeignAttack) -> None:
+        """An attack that calls the model by itself: its images are judged, its passes counted in sum."""
+        begun, samples = time.monotonic(), self._survivors()
+        table = Table.empty(len(self.x), 1)
+        if samples:
+            surrogate = self.attacker.surrogate
+            counted = Counted(surrogate if surrogate is not None else self.model)
+            x, y = self.x[samples].to(self.device), self.y[samples].to(self.device)
+            images = as_recorded(
+                x, attack.perturb(counted, x, y, self.threat, self.seed, self.lanes).detach()
+            )
+            draws = self.judge.fooled(images, y) * self.threat.contains(x, images)
+            for i, sample in enumerate(samples):
+                # Which sample a pass was for is not known outside: they are shared out evenly.
+                table.forward[sample, 0] = _share(counted.forward_passes, i, len(samples))
+                table.backward[sample, 0] = _share(counted.backward_passes, i, len(samples))
+                if int(draws[i]):
+                    table.draws[sample], table.rank[sample] = int(draws[i]), 0
+                    table.found[sample] = images[i].cpu()
+        self._take(index, table, samples, time.monotonic() - begun)
+        self.zero.append((0, 0))
+        if self.store:
+            self._save(index + 1, None, table.found)
+
     def _attack(self, index: int, saved: dict[str, Tensor] | None) -> None:
         spec, attack = self.attacks[index]
+        if isinstance(attack, ForeignAttack):
+            self._foreign(index, attack)
+            return
         stream = Stream.of(self.seed, spec)
         problem = Problem(self.threat, self.num_classes, stream)
         battle = Battle(
@@ -241,13 +275,14 @@ class Run:
             clean_logits=self.clean_logits,
             device=self.device,
         )
-        # A randomised defense is attacked until every draw fails; else being fooled once is enough.
-        samples = ((self.by != _CLEAN) & (self.draws < self.judge.draws)).nonzero()[:, 0].tolist()
+        samples = self._survivors()
         table = Table.empty(len(self.x), attack.ranks(self.num_classes))
         loop = Loop(battle, samples, table)
         if saved is not None:
             loop.load(saved)
-            table.found = {i: self.found[i] for i in torch.nonzero(table.draws)[:, 0].tolist() if i in self.found}
+            table.found = {
+                i: self.found[i] for i in torch.nonzero(table.draws)[:, 0].tolist() if i in self.found
+            }
         before = {i: image for i, image in table.found.items()}
         begun = time.monotonic() - (self.spent if saved is not None else 0.0)
         seen = loop.images
@@ -382,6 +417,11 @@ class Run:
             precision=self.precision,
             batch_size=self.lanes,
         )
+
+
+def _share(total: int, i: int, n: int) -> int:
+    """The i-th of n whole shares of `total`, as even as they go."""
+    return total * (i + 1) // n - total * i // n
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
