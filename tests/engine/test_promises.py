@@ -36,7 +36,16 @@ def play(ids=None, lanes=8, specs=SPECS, seed=0, n=24, threat="Linf:0.006", **op
 
 
 def assert_same(one, other, rows=slice(None)):
-    for field in ("x_adv", "robust", "clean_prediction", "prediction", "distance", "steps", "forward", "backward"):
+    for field in (
+        "x_adv",
+        "robust",
+        "clean_prediction",
+        "prediction",
+        "distance",
+        "steps",
+        "forward",
+        "backward",
+    ):
         assert torch.equal(getattr(one, field)[rows], getattr(other, field)), field
 
 
