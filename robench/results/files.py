@@ -1,0 +1,130 @@
+"""Writing to disk so that a kill, a full disk or a second writer loses nothing."""
+
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from robench.errors import ResourceError
+
+_LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside into one line about `path`, with the mend.
+
+    Raises:
+        ResourceError: for a full disk, a folder that cannot be made or written, and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise ResourceError(
+                f"no space left on the disk for {path}: free some or give another --results, "
+                "then repeat the command; what was saved before is intact"
+            ) from error
+        raise ResourceError(
+            f"cannot write {path} ({error.strerror or error}): give a folder you may write with --results"
+        ) from error
+
+
+def write_whole(
+    folder: Path, contents: Mapping[str, bytes], make_way: Callable[[], object] = lambda: None
+) -> None:
+    """Write files so that each is either the old one or the new one, whatever happens.
+
+    All are first written beside their places and flushed; only then are they renamed, in the order given. So
+    a full disk leaves every old file as it was, and the last name appears when all others are there.
+
+    Args:
+        folder: made if need be.
+        contents: file name -> bytes.
+        make_way: called when all is on the disk and nothing is renamed yet.
+
+    Raises:
+        ResourceError: when the disk is full or the folder cannot be written.
+    """
+    waiting: dict[str, str] = {}
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for name, content in contents.items():
+                descriptor, waiting[name] = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
+                with os.fdopen(descriptor, "wb") as file:
+                    # mkstemp makes files for their owner alone; records are there to be read.
+                    os.fchmod(descriptor, 0o644)
+                    file.write(content)
+                    file.flush()
+                    os.fsync(descriptor)
+            make_way()
+            for name in contents:
+                Path(waiting[name]).replace(folder / name)
+                del waiting[name]
+            sync_folder(folder)
+        finally:
+            for temporary in waiting.values():
+                with suppress(OSError):
+                    Path(temporary).unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other runs, in this process or another, until the block ends.
+
+    The lock belongs to the open file, so the system frees it when the holder dies, however it dies.
+
+    Raises:
+        ResourceError: when another run holds it, or the folder cannot be written.
+    """
+    path = folder / _LOCK
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path, folder)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+        except OSError:
+            os.close(descriptor)
+            raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _lock(path: Path, folder: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).decode("ascii", "replace") or "unknown"
+            os.close(descriptor)
+            raise ResourceError(
+                f"another run is writing {folder} (pid {holder}): wait for it, or give another --results"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        # The holder before us removes its file: a lock on a file that is gone holds nothing.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""Where a number was made: robench's version and commit, the machine, the libraries."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy")
+# What decides a result; a new file among the results or the docs does not make a commit untrue.
+_DECISIVE = ("robench", "attacks", "defenses", "benchmark", "pyproject.toml")
+
+
+def robench_version() -> str:
+    """The installed version; "0" in a checkout that was never installed."""
+    return installed_version("robench") or "0"
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, None when it is not installed; nothing is imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state(checkout: Path = _CHECKOUT) -> dict[str, str | bool] | None:
+    """Commit and dirty flag of the checkout that robench is imported from; None for an installed wheel.
+
+    The flag is set when what decides a result differs from the commit: code, suites, cards, protocols.
+    """
+    top = _git(checkout, "rev-parse", "--show-toplevel")
+    # A wheel in an environment that lies inside somebody's own repository is not a checkout of robench.
+    if not top or Path(top).resolve() != checkout.resolve():
+        return None
+    commit = _git(checkout, "rev-parse", "HEAD")
+    changes = _git(checkout, "status", "--porcelain", "--", *_DECISIVE)
+    return {"commit": commit, "dirty": bool(changes)} if commit and changes is not None else None
+
+
+def _git(checkout: Path, *arguments: str) -> str | None:
+    # Without this a status would take the index lock and disturb whoever works in the checkout.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", "-C", str(checkout), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def platform_facts() -> dict[str, str]:
+    """Operating system, Python and the libraries whose versions can change a logit."""
+    facts = {"system": platform.platform(), "python": platform.python_version()}
+    return facts | {name: installed_version(name) or "missing" for name in _LIBRARIES}
+
+
+def device_name(device: torch.device | str) -> str:
+    """A device in words: "cpu: AMD EPYC 7R13, 2 threads" or "cuda: NVIDIA H200"."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"cpu: {_processor()}, {torch.get_num_threads()} threads"
+    return str(device)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

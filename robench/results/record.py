@@ -1,0 +1,246 @@
+"""The record of a run: its fields, its key, reading it back. `record.schema.json` documents each field."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from robench.engine.outcome import AttackCost, Mark
+from robench.errors import ResourceError
+from robench.results.statistics import Accuracy
+
+SCHEMA = 1
+FILE = "record.json"
+# What may differ between two runs with one outcome; all else in record.json is the same, byte for byte.
+VOLATILE = ("command", "seconds", "started", "finished", "device", "platform", "git")
+
+
+@dataclass(frozen=True)
+class DefenseFacts:
+    """Which defense: digests are sha256, empty where there is no card or checkpoint."""
+
+    name: str
+    family: str = ""
+    card_digest: str = ""
+    checkpoint_sha256: str = ""
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class SuiteFacts:
+    """Which attacks: canonical specs, in order."""
+
+    name: str
+    attacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """Which images: `digest` is `Images.digest`."""
+
+    name: str
+    split: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was asked, known before the run starts; most of it decides the outcome.
+
+    Attributes:
+        protocol: its name, or any short name for an ad hoc choice of images and threat.
+        threat: canonical, "Linf:8/255".
+        knowledge: "full", "bpda", "oblivious" or "transfer:NAME".
+        precision: "fp32" or "bf16", resolved ("auto" decides nothing).
+        batch_size: lanes, resolved.
+        n: images.
+    """
+
+    defense: DefenseFacts
+    suite: SuiteFacts
+    dataset: DatasetFacts
+    protocol: str
+    threat: str
+    n: int
+    batch_size: int
+    knowledge: str = "full"
+    seed: int = 0
+    precision: str = "fp32"
+
+    @property
+    def key(self) -> str:
+        """sha256 over what decides the outcome; names of suite and protocol, say, do not."""
+        decisive = {
+            "schema": SCHEMA,
+            "defense": [self.defense.name, self.defense.card_digest, self.defense.checkpoint_sha256],
+            "attacks": list(self.suite.attacks),
+            "dataset": [self.dataset.name, self.dataset.split, self.dataset.digest],
+            "n": self.n,
+            "threat": self.threat,
+            "knowledge": self.knowledge,
+            "seed": self.seed,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+        }
+        return _digest(decisive)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run leaves behind, as in record.json.
+
+    Attributes:
+        job: what was asked; in the file its fields stand beside the others.
+        key: of the job; a record answers for a job with the same key.
+        attacks: one entry an attack, in order.
+        passes: {"forward": images, "backward": images}.
+        files: sha256 of samples.parquet and adversarials.safetensors, by file name.
+        started, finished: ISO 8601, UTC.
+        extra: top-level fields of other kinds of run, kept as they were read.
+        folder: where it was read from or written to; not in the file.
+    """
+
+    job: Job
+    key: str
+    robench_version: str
+    git: Mapping[str, Any] | None
+    command: str
+    clean_accuracy: Accuracy
+    robust_accuracy: Accuracy
+    attacks: tuple[AttackCost, ...]
+    passes: Mapping[str, int]
+    seconds: float
+    health: tuple[Mark, ...]
+    device: str
+    platform: Mapping[str, str]
+    started: str
+    finished: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of record.json, in its order."""
+        fields = _plain(self)
+        job = fields.pop("job")
+        extra = fields.pop("extra")
+        del fields["folder"]
+        merged = {"schema": SCHEMA, **fields, **job, **extra}
+        known = _schema()["required"]
+        return {name: merged[name] for name in [*known, *sorted(set(merged) - set(known))]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], folder: Path | None = None) -> "Record":
+        """The record in the content of a record.json.
+
+        Raises:
+            ResourceError: when it breaks the schema, naming the first field that does.
+        """
+        validate(content)
+        rest = {name: value for name, value in content.items() if name != "schema"}
+        job = {f.name: rest.pop(f.name) for f in dataclasses.fields(Job)}
+        job["defense"] = DefenseFacts(**job["defense"])
+        job["suite"] = SuiteFacts(job["suite"]["name"], tuple(job["suite"]["attacks"]))
+        job["dataset"] = DatasetFacts(**job["dataset"])
+        own = {f.name: rest.pop(f.name) for f in dataclasses.fields(cls) if f.name in rest}
+        for name in ("clean_accuracy", "robust_accuracy"):
+            own[name] = Accuracy(**own[name] | {"interval": tuple(own[name]["interval"])})
+        own["attacks"] = tuple(AttackCost(**entry) for entry in own["attacks"])
+        own["health"] = tuple(Mark(**entry) for entry in own["health"])
+        return cls(job=Job(**job), extra=rest, folder=folder, **own)
+
+    def encode(self) -> bytes:
+        """record.json, ending in a newline.
+
+        Raises:
+            ResourceError: when it breaks the schema.
+        """
+        content = self.to_dict()
+        validate(content)
+        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_record(path: Path | str) -> Record:
+    """Read a record from its folder, or from the path of its record.json.
+
+    Raises:
+        ResourceError: when it is missing, truncated, not JSON or breaks the schema, naming the field.
+    """
+    path = Path(path)
+    file = path if path.is_file() else path / FILE
+    mend = "repeat the run with --fresh"
+    try:
+        content = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise ResourceError(
+            f"{file}: {error.strerror or error}: give a folder that robench run has written"
+        ) from error
+    except ValueError as error:
+        raise ResourceError(f"{file} is truncated or not JSON ({error}): {mend}") from error
+    except RecursionError:
+        raise ResourceError(f"{file} is nested too deeply to be a record: {mend}") from None
+    try:
+        return Record.from_dict(content, file.parent)
+    except ResourceError as error:
+        raise ResourceError(f"{file}: {error}") from None
+
+
+def validate(content: Any) -> None:
+    """Hold the content of a record.json against the schema.
+
+    Raises:
+        ResourceError: naming the first field that is missing or wrong.
+    """
+    errors = sorted(_validator().iter_errors(content), key=lambda e: [str(p) for p in e.absolute_path])
+    if not errors:
+        return
+    place = ".".join(str(part) for part in errors[0].absolute_path) or "the record"
+    message = errors[0].message if len(errors[0].message) <= 160 else errors[0].message[:157] + "..."
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    raise ResourceError(f"{place} breaks record schema {SCHEMA}: {message}{more}")
+
+
+def stable(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a record.json without the fields that may differ between two runs of one job."""
+    kept = {name: value for name, value in content.items() if name not in VOLATILE}
+    kept["attacks"] = [{k: v for k, v in entry.items() if k != "seconds"} for entry in content["attacks"]]
+    return kept
+
+
+def stable_digest(content: Mapping[str, Any]) -> str:
+    """sha256 over `stable(content)`: equal for two runs that found the same, bit for bit."""
+    return _digest(stable(content))
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name("record.schema.json").read_bytes())
+
+
+@cache
+def _validator() -> Any:
+    # Imported here: only reading and writing a record need it, and it takes a tenth of a second.
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(_schema())

@@ -1,0 +1,17 @@
+"""Fixtures: a run, and runs with changes, under the test's own folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fabricate import Run, make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., Run]:
+    return lambda **changes: make_run(tmp_path, **changes)
