@@ -37,7 +37,11 @@ def load(split: str = "test", data_dir: str | None = None) -> Images:
         raise UsageError(f'cifar10 has no split "{split}": expected train or test')
     root = Path(data_dir).expanduser() if data_dir else default_root()
     found = _open(root, split == "train")
-    x = torch.from_numpy(found.data).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    x = (
+        torch.from_numpy(found.data)
+        .permute(0, 3, 1, 2)
+        .to(torch.float32, memory_format=torch.contiguous_format)
+    )
     y = torch.tensor(found.targets)
     return Images("cifar10", split, x.div_(255), y, torch.arange(len(y)), tuple(found.classes))
 

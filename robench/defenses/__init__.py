@@ -71,7 +71,10 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
 
 
 def load(
-    name: str, dataset: str | None = None, checkpoint: str | Path | None = None, device: str | torch.device = "cpu"
+    name: str,
+    dataset: str | None = None,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> Loaded:
     """Build a defense and give it its weights.
 
@@ -115,7 +118,10 @@ def load(
 
 
 def load_defense(
-    name: str, dataset: str | None = None, checkpoint: str | Path | None = None, device: str | torch.device = "cpu"
+    name: str,
+    dataset: str | None = None,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> Defense:
     """A defense: images (N, 3, H, W), float32 in [0, 1], to logits (N, K). See `load`.
 

@@ -35,7 +35,9 @@ def fetch(location: str, folder: Path) -> Path:
     if not separator:
         path = folder / Path(location).expanduser()
         if not path.is_file():
-            raise ResourceError(f"checkpoint {path} is missing: put it there or give another with --checkpoint")
+            raise ResourceError(
+                f"checkpoint {path} is missing: put it there or give another with --checkpoint"
+            )
         return path
     if scheme == "hf":
         owner, _, name_and_file = rest.partition("/")
@@ -99,7 +101,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
-        raise ResourceError(f"checkpoint {path} is not a whole safetensors file ({error}): get it again") from error
+        raise ResourceError(
+            f"checkpoint {path} is not a whole safetensors file ({error}): get it again"
+        ) from error
     # torch.load raises a dozen kinds of error on damaged files.
     except Exception as error:
         raise ResourceError(

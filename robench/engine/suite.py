@@ -22,6 +22,8 @@ from robench.threat import Threat
 
 _CLEAN = -2
 _ROBUST = -1
+# Seconds between two calls of `progress`.
+_SHOW_EVERY = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Progress:
         rows, of_rows: rows finished of this attack, and all of them (an upper bound).
         survivors, samples: robust so far, of all.
         passes: images the network was called on so far in this process.
+        share: part of this attack that is done, 0 to 1.
     """
 
     attack: str
@@ -43,6 +46,7 @@ class Progress:
     survivors: int
     samples: int
     passes: int
+    share: float = 0.0
 
 
 class Store(Protocol):
@@ -142,6 +146,7 @@ class Run:
         self.nonfinite = 0
         self.images = 0
         self.spent = 0.0
+        self.shown = 0.0
 
     def play(self) -> Outcome:
         """Run to the end, backing off to fewer lanes when memory runs out."""
@@ -291,7 +296,8 @@ class Run:
             nonlocal seen
             self.images += loop.images - seen
             seen = loop.images
-            if self.progress:
+            if self.progress and time.monotonic() >= self.shown + _SHOW_EVERY:
+                self.shown = time.monotonic()
                 self.progress(self._progress(index, loop))
             if self.store and self.store.due():
                 self.spent = time.monotonic() - begun
@@ -338,15 +344,18 @@ class Run:
 
     def _progress(self, index: int, loop: Loop) -> Progress:
         held = loop.table.draws == self.judge.draws
+        playing = float(loop.asked[loop.sample >= 0, 0].sum()) / self.attacks[index][1].questions
+        done = len(loop.queue) - loop.remaining
         return Progress(
             attack=self.attacks[index][0],
             index=index,
             attacks=len(self.attacks),
-            rows=len(loop.queue) - loop.remaining,
+            rows=done,
             of_rows=len(loop.queue),
             survivors=int(((self.by == _ROBUST) & ~held).sum()),
             samples=len(self.x),
             passes=self.images,
+            share=min((done + playing) / max(len(loop.queue), 1), 1.0),
         )
 
     # -- saving and resuming -----------------------------------------------------------------------------

@@ -73,7 +73,8 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth)
+            Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=norm)
+            for _ in range(decoder_depth)
         )
         self.decoder_norm = norm(decoder_width)
         self.decoder_pred = nn.Linear(decoder_width, self.patch**2 * 3)

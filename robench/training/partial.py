@@ -25,7 +25,9 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ResourceError(f"{path} cannot be written ({error.strerror}): give another place by --output") from error
+        raise ResourceError(
+            f"{path} cannot be written ({error.strerror}): give another place by --output"
+        ) from error
 
 
 def read_partial(path: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -46,5 +48,7 @@ def read_partial(path: Path, fingerprint: str) -> dict[str, Any] | None:
     except Exception as error:
         raise ResourceError(f"{path} is not an interrupted training that can be read: {mend}") from error
     if not belongs:
-        raise ResourceError(f"{path} is an interrupted training by another recipe, network, data or seed: {mend}")
+        raise ResourceError(
+            f"{path} is an interrupted training by another recipe, network, data or seed: {mend}"
+        )
     return state

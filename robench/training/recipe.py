@@ -114,7 +114,9 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
     for name, kind in (("pretraining", Pretraining), ("finetuning", Finetuning)):
         if name in table:
             if not isinstance(table[name], Mapping):
-                raise UsageError(f"{origin}: recipe.{name} = {table[name]!r}: expected a table [recipe.{name}]")
+                raise UsageError(
+                    f"{origin}: recipe.{name} = {table[name]!r}: expected a table [recipe.{name}]"
+                )
             table[name] = _read(kind, table[name], f"{origin}: recipe.{name}")
     recipe = _read(Recipe, table, f"{origin}: recipe")
     if Threat.parse(recipe.evaluation).norm != "Linf":
@@ -142,7 +144,11 @@ def _check(key: str, value: Any, kind: type, shown: str) -> None:
         Threat.parse(f"Linf:{value}")
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = number and (kind is float or isinstance(value, int)) if kind in (int, float) else isinstance(value, kind)
+    fits = (
+        number and (kind is float or isinstance(value, int))
+        if kind in (int, float)
+        else isinstance(value, kind)
+    )
     if not fits:
         raise UsageError(f"{shown}: expected {kind.__name__}")
     if not number:

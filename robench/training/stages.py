@@ -113,7 +113,9 @@ def pretraining_stage(classifier: nn.Module, how: Pretraining, device: torch.dev
         UsageError: when the classifier is not a ViT, or its size does not suit the decoder.
     """
     if not isinstance(classifier, VisionTransformer):
-        raise UsageError(f"masked pre-training needs a ViT: the card's builder gives a {type(classifier).__name__}")
+        raise UsageError(
+            f"masked pre-training needs a ViT: the card's builder gives a {type(classifier).__name__}"
+        )
     try:
         model = MaskedAutoencoder(
             classifier, how.decoder_width, how.decoder_depth, how.decoder_heads, how.mask_ratio
