@@ -78,7 +78,7 @@ def _fill(gain: Tensor, room: Tensor, target: Tensor) -> Tensor:
     return torch.empty_like(size).scatter_(1, order, size * gain.sign())
 
 
-def project_l1_box(x: Tensor, delta: Tensor, eps: float) -> Tensor:
+def project_l1_box(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
     """The point nearest to `delta` in L2 among those of L1 norm at most `eps` that keep x + delta in [0, 1].
 
     Its pixels are sign(delta) * clamp(|delta| - m, 0, room), with room the way to the box and m >= 0 the one
@@ -87,11 +87,12 @@ def project_l1_box(x: Tensor, delta: Tensor, eps: float) -> Tensor:
     Args:
         x: images, (N, ...) in [0, 1].
         delta: perturbations of the same shape.
-        eps: radius of the ball.
+        eps: radius of the ball, one for all or (N,).
 
     Returns:
         The projected perturbation, of `delta`'s shape, its L1 norm at most eps up to rounding.
     """
+    eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     size = delta.abs().flatten(1)
     sign = delta.sign().flatten(1)
     room = (0.5 + sign * (0.5 - x.flatten(1))).clamp_min_(0)

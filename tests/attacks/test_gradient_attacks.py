@@ -39,6 +39,34 @@ def test_apgd_succeeds_just_beyond_the_boundary(norm, classes, spec):
             assert float(result.x_adv.min()) >= 0 and float(result.x_adv.max()) <= 1
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "apgd-l1(restarts=2)",
+        'apgd-l1(loss="dlr")',
+        'apgd-l1(loss="margin")',
+        'apgd-l1(loss="dlr", targets=5)',
+    ],
+)
+def test_apgd_succeeds_just_beyond_the_boundary_in_l1(classes, factor, spec):
+    model, x = Linear(classes, (3, 8, 8)), images(12)
+    y = model(x).argmax(1)
+    distance = model.distances(x, y, "L1")
+    for i in range(0, 12, 3):
+        eps = factor * float(distance[i])
+        threat = threat_at("L1", eps)
+        result = attack(spec, model, x[i : i + 1], y[i : i + 1], threat=threat, batch_size=5)
+        assert not result.robust[0], (eps, i)
+        assert threat.contains(x[i : i + 1], result.x_adv)[0]
+
+
+def test_apgd_in_l1_costs_what_the_paper_says():
+    model, x = Linear(10, (3, 8, 8)), images(12)
+    result = attack("apgd-l1(restarts=5)", model, x, model(x).argmax(1), threat="L1:0.000001")
+    assert (result.forward == 5 * 103).all() and (result.backward == 5 * 103).all()
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("spec", ["apgd", "pgd(steps=50)", "fgsm", 'apgd(loss="dlr", targets=9)'])
 def test_nothing_is_found_short_of_the_boundary(norm, spec):

@@ -1,0 +1,147 @@
+"""Minimally distorted adversarial examples with a fast adaptive boundary attack.
+
+Croce & Hein 2019, arXiv 1907.02044: FAB steps to the boundary of the linearised classifier, biased towards
+the clean image, and walks back towards it whenever it stands on the wrong side (Alg. 1).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._objectives import _START, margin, objective
+from robench.attacks._projections import project_hyperplane
+from robench.registry import attacks
+from robench.threat import rownorm
+
+_DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
+
+
+@dataclass(frozen=True)
+class FABState(State):
+    """Where each lane stands.
+
+    `x` is the next point to ask for; `settled` says that its gradient is used whatever its class, because it
+    is a start or has been moved back already; `step` counts projections, and one more for the last answer.
+    """
+
+    x: Tensor
+    settled: Tensor
+    best: Tensor
+    distance: Tensor
+    target: Tensor
+    step: Tensor
+
+
+@attacks.register("fab")
+@dataclass(frozen=True)
+class FAB(Attack[FABState]):
+    """FAB in Linf, L2 and L1: a minimum-norm attack, which knows of the radius only to start at random.
+
+    One question a step: the answer that shows a point to be harmless holds the gradient of the next step.
+
+    Args:
+        steps: projections; one question each, and one more whenever a point is adversarial.
+        targets: 0 for the nearest of all linearised boundaries (K gradients a step), else how many classes
+            are aimed at, the most likely first.
+        restarts: starts (a target): the clean image first, then random ones at half the radius.
+        eot: draws of a randomised surrogate averaged for each answer.
+        alpha_max: largest weight of the projection of the clean image.
+        eta: overshooting of each projection.
+        beta: what remains of the perturbation after a step back.
+    """
+
+    steps: int = 100
+    targets: int = 0
+    restarts: int = 1
+    eot: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+
+    def init(self, problem: Problem, rows: Rows) -> FABState:
+        count = torch.zeros_like(rows.y)
+        first = rows.rank % self.restarts == 0
+        start = rows.x if self.restarts == 1 else where(first, rows.x, _half_way(problem, rows))
+        return FABState(
+            x=start,
+            settled=count == 0,
+            best=rows.x,
+            distance=torch.full_like(rows.x[:, 0, 0, 0], math.inf),
+            target=self.target(rows) if self.targets else rows.y,
+            step=count,
+        )
+
+    def ask(self, problem: Problem, rows: Rows, state: FABState) -> Ask:
+        return Ask(state.x, objective("margin", state.target) if self.targets else _differences)
+
+    def tell(self, problem: Problem, rows: Rows, state: FABState, answer: Answer) -> FABState:
+        norm = problem.threat.norm
+        delta = state.x - rows.x
+        distance = rownorm(delta, norm)
+        adversarial = margin(answer.logits, rows.y) > 0
+        nearer = adversarial & (distance < state.distance)
+        # A point on the wrong side is moved back first, and asked for again.
+        retreat = adversarial & ~state.settled & (state.step < self.steps)
+        x = where(retreat, rows.x + self.beta * delta, self._step(norm, rows.x, state.x, answer))
+        return replace(
+            state,
+            x=x,
+            settled=retreat,
+            best=where(nearer, state.x, state.best),
+            distance=torch.where(nearer, distance, state.distance),
+            step=state.step + (~retreat).long(),
+        )
+
+    def _step(self, norm: str, clean: Tensor, x: Tensor, answer: Answer) -> Tensor:
+        """Eqs. 8 to 10: the convex combination of the projections of `x` and of `clean`, clipped."""
+        n = len(x)
+        if answer.loss.dim() == 1:
+            f, w = answer.loss, answer.grad.reshape(n, -1)
+        else:
+            f, w = _nearest(norm, answer.loss, answer.grad.reshape(n, answer.loss.shape[1], -1))
+        now, start = x.flatten(1), clean.flatten(1)
+        # The plane is f + w·(z - x) = 0: what the clean image lacks follows from what x lacks.
+        gap = torch.cat([-f, -f + (w * (now - start)).sum(1)])
+        d = project_hyperplane(torch.cat([now, start]), torch.cat([w, w]), gap, norm)
+        size = rownorm(d, norm).clamp_min(1e-8)
+        alpha = (size[:n] / (size[:n] + size[n:])).clamp_max(self.alpha_max)[:, None]
+        onwards, back = torch.add(now, d[:n], alpha=self.eta), torch.add(start, d[n:], alpha=self.eta)
+        return torch.lerp(onwards, back, alpha).clamp_(0, 1).view_as(x)
+
+    def finished(self, state: FABState) -> Tensor:
+        return state.step > self.steps
+
+    def best(self, state: FABState) -> Tensor:
+        return state.best
+
+
+def _differences(logits: Tensor, rows: Rows) -> Tensor:
+    """Every logit minus the label's, (S, K)."""
+    return logits - logits.gather(1, rows.y[:, None])
+
+
+def _nearest(norm: str, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """The linearised boundary nearest to each point (eq. 7): its offset (S,) and normal (S, D).
+
+    Args:
+        f: differences of logits (S, K); the label's own, with itself, is 0 and has no gradient.
+        w: their gradients (S, K, D).
+    """
+    size = rownorm(w.flatten(0, 1), _DUAL[norm]).view_as(f)
+    distance = torch.where(size > 0, f.abs() / size, math.inf).nan_to_num(nan=math.inf, posinf=math.inf)
+    index = distance.argmin(1, keepdim=True)
+    return f.gather(1, index)[:, 0], w.gather(1, index[:, :, None].expand(-1, -1, w.shape[2]))[:, 0]
+
+
+def _half_way(problem: Problem, rows: Rows) -> Tensor:
+    """A random point at half the radius, clipped to [0, 1]."""
+    stream, threat, shape = problem.stream, problem.threat, tuple(rows.x.shape[1:])
+    if threat.norm == "Linf":
+        noise = 2 * stream.uniform(rows.sample, rows.rank, _START, shape) - 1
+    else:
+        noise = stream.normal(rows.sample, rows.rank, _START, shape)
+    size = rownorm(noise, threat.norm).clamp_min(1e-12)
+    return (rows.x + 0.5 * threat.eps * noise / spread(size, noise)).clamp(0, 1)
