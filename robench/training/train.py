@@ -1,0 +1,230 @@
+"""`robench train`: from a card's recipe to a checkpoint, resumable at any moment, decided by the seed."""
+
+import hashlib
+import io
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robench import registry, specs
+from robench.content import Card
+from robench.data import load_dataset
+from robench.defenses import Defense, find_card
+from robench.errors import UsageError
+from robench.threat import Threat, check_images
+from robench.training.adversarial import correct, pgd
+from robench.training.partial import read_partial, write_whole
+from robench.training.progress import Reporter
+from robench.training.recipe import Recipe, read_recipe
+from robench.training.stages import Stage, finetuning_stage, pretraining_stage, seed_for
+
+# How long a training goes on before what it has is written; a kill loses no more than this and an epoch.
+SAVE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    Attributes:
+        path, sha256: of the checkpoint; the digest goes into the card.
+        n: test images; `clean` of them are classified right, `robust` still are under PGD-20 at `threat`.
+        clean_accuracy, robust_accuracy: the same as parts of 1.
+        seed: what decided the weights.
+        seconds: of training and evaluation, with what was spent before interruptions.
+    """
+
+    path: Path
+    sha256: str
+    n: int
+    clean: int
+    robust: int
+    threat: str
+    seed: int
+    seconds: float
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean / self.n
+
+    @property
+    def robust_accuracy(self) -> float:
+        return self.robust / self.n
+
+
+def train(
+    card: str,
+    data_dir: str | None = None,
+    output: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    fresh: bool = False,
+) -> TrainResult:
+    """Train the defense of a card by its `[recipe]`, from nothing, and measure it on the test split.
+
+    While it runs, what it has lies in `<output>.partial`; run again, it goes on from there to the same weights,
+    bit for bit, as if it had never stopped (on the same device and number of threads).
+
+    Args:
+        card: a card's name, a family or the path of a card.
+        data_dir: where the data set's files lie.
+        output: the checkpoint, `.safetensors`; None for `<card name>.safetensors` in the current folder.
+        seed: None for the recipe's.
+        device: "auto" takes CUDA where it works.
+        progress: whether to show it, on stderr.
+        fresh: start over, whatever an interrupted training has left.
+
+    Raises:
+        UsageError: for an unknown card, one without a recipe, or a bad recipe.
+        ResourceError: when data is missing, the output not writable, or the partial file not this training's.
+    """
+    found = find_card(card)
+    if found is None or not found.recipe:
+        raise UsageError(f"{card} has no recipe to train by: give a card with a [recipe] table")
+    recipe = read_recipe(found.recipe, str(found.path))
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    path = Path(output) if output else Path(f"{found.name}.safetensors")
+    if path.suffix != ".safetensors":
+        raise UsageError(f"the output {path} must end in .safetensors")
+    images = load_dataset(found.dataset, "train", data_dir=data_dir)
+    check_images(images.x, images.y)
+    run = _Run(found, recipe, path, where, f"{images.digest} {where.type}")
+    if fresh:
+        run.partial.unlink(missing_ok=True)
+    # Training draws from torch's global generators; the caller's are left as they were.
+    cuda = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), Reporter(progress) as reporter:
+        defense = run.weights(images.x.to(where), images.y.to(where), reporter)
+        state = {key: value.cpu().contiguous() for key, value in defense.classifier.state_dict().items()}
+        content = save(state)
+        write_whole(path, content)
+        torch.manual_seed(seed_for(recipe.seed, "evaluation"))
+        test = load_dataset(found.dataset, "test", data_dir=data_dir)
+        clean, robust = measure(defense.eval(), test.x, test.y, Threat.parse(recipe.evaluation).eps)
+        run.partial.unlink(missing_ok=True)
+        result = TrainResult(
+            path=path,
+            sha256=hashlib.sha256(content).hexdigest(),
+            n=len(test),
+            clean=clean,
+            robust=robust,
+            threat=recipe.evaluation,
+            seed=recipe.seed,
+            seconds=run.seconds(),
+        )
+        reporter.say(
+            f"{path}: clean {result.clean_accuracy:.1%}, PGD-20 at {result.threat} {result.robust_accuracy:.1%} "
+            f"of {result.n} test images, {result.seconds:.0f} s, sha256 {result.sha256}"
+        )
+    return result
+
+
+def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int = 512) -> tuple[int, int]:
+    """How many images are classified right: clean, and under PGD-20 with steps of eps / 4, as MIMIR's papers'.
+
+    Args:
+        model: in evaluation mode.
+        x: (N, 3, H, W) in [0, 1].
+    """
+    device = next(model.parameters()).device
+    clean = robust = 0
+    for i in range(0, len(x), batch_size):
+        batch, labels = x[i : i + batch_size].to(device), y[i : i + batch_size].to(device)
+        clean += correct(model, batch, labels)
+        right = model(batch).argmax(1) == labels
+        x_adv = pgd(model, batch, labels, eps, eps / 4, 20)
+        robust += int((right & (model(x_adv).argmax(1) == labels)).sum())
+    return clean, robust
+
+
+class _Run:
+    """One training under way: its stages, and what of them is on disk."""
+
+    def __init__(self, card: Card, recipe: Recipe, path: Path, device: torch.device, data: str):
+        self.spec = specs.parse(card.builder)
+        self.recipe = recipe
+        self.device = device
+        self.partial = path.with_name(path.name + ".partial")
+        decides = json.dumps([str(self.spec), asdict(recipe), data], sort_keys=True)
+        self.fingerprint = hashlib.sha256(decides.encode()).hexdigest()
+        self.before = 0.0
+        self.started = self.saved = time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def weights(self, x: Tensor, y: Tensor, reporter: Reporter) -> Defense:
+        """The trained defense."""
+        state = read_partial(self.partial, self.fingerprint)
+        if state:
+            self.before = state["seconds"]
+            reporter.say(f"going on with {self.partial}")
+        encoder = {}
+        if self.recipe.pretraining and not (state and state["stage"] == "fine-tuning"):
+            pretrained = self._build("pre-training").classifier
+            stage = pretraining_stage(pretrained, self.recipe.pretraining, self.device)
+            self._train(stage, state, x, y, reporter)
+            encoder = pretrained.state_dict()
+        how = self.recipe.finetuning
+        defense = self._build("fine-tuning", how.drop_path)
+        hand_over(encoder, defense.classifier)
+        average = self._build("fine-tuning")
+        stage = finetuning_stage(defense.classifier, average.classifier, how)
+        self._train(stage, state if state and state["stage"] == "fine-tuning" else None, x, y, reporter)
+        return average if how.average else defense
+
+    def _build(self, purpose: str, drop_path: float = 0.0) -> Defense:
+        """The card's network, its start decided by the seed and the purpose."""
+        extra = {"drop_path": drop_path} if drop_path else {}
+        torch.manual_seed(seed_for(self.recipe.seed, "start", purpose))
+        spec = specs.Spec(self.spec.name, {**self.spec.arguments, **extra})
+        defense = specs.build(spec, registry.defenses.get(spec.name))
+        assert isinstance(defense, Defense)
+        return defense.to(self.device)
+
+    def _train(self, stage: Stage, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter) -> None:
+        if state:
+            stage.restore(state["progress"])
+        reporter.begin(stage.name, stage.epochs, stage.done)
+        for loss in stage.run(x, y, self.recipe):
+            reporter.epoch(stage.done, loss)
+            if time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
+                self.save(stage)
+
+    def save(self, stage: Stage) -> None:
+        """Write what there is."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "fingerprint": self.fingerprint,
+                "stage": stage.name,
+                "seconds": self.seconds(),
+                "progress": stage.state(),
+            },
+            buffer,
+        )
+        write_whole(self.partial, buffer.getvalue())
+        self.saved = time.monotonic()
+
+
+def hand_over(encoder: dict[str, Tensor], classifier: nn.Module) -> None:
+    """Start a classifier from a pre-trained encoder, as MIMIR does: the rest and the head stay new.
+
+    The final norm of the pre-training is no part of `encoder`; the head is drawn from a normal distribution of
+    deviation 0.02, truncated.
+    """
+    new = ("fc_norm.", "head.")
+    known = {key: value for key, value in encoder.items() if not key.startswith(new)}
+    missing, unexpected = classifier.load_state_dict(known, strict=False)
+    assert not unexpected and (not known or all(key.startswith(new) for key in missing))
+    head = getattr(classifier, "head", None)
+    if isinstance(head, nn.Linear):
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
