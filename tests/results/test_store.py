@@ -175,11 +175,13 @@ def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(
-            ResourceError, match=rf"pid {holder.pid}\): wait for it, or give another --results"
+        with (
+            pytest.raises(
+                ResourceError, match=rf"pid {holder.pid}\): wait for it, or give another --results"
+            ),
+            claim(tmp_path),
         ):
-            with claim(tmp_path):
-                pass
+            pass
     finally:
         holder.kill()
         holder.wait()
