@@ -147,7 +147,9 @@ def read(kind: type[Item], path: Path) -> Item:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ResourceError(f"{path}: {error.strerror or error}: give the path of a readable TOML file") from error
+        raise ResourceError(
+            f"{path}: {error.strerror or error}: give the path of a readable TOML file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     item = _make(kind, {"name": path.stem, **table}, path)

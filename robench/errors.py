@@ -7,6 +7,10 @@ import difflib
 from collections.abc import Iterable
 
 
+# What `robench list` shows.
+LISTED = ("defense", "attack", "dataset", "protocol")
+
+
 class RobenchError(Exception):
     """A mistake or a lack that the user can mend; never shown with a traceback."""
 
@@ -42,5 +46,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f": did you mean {' or '.join(near)}?" if near else "."
-    listing = f"robench list {kind.replace(' ', '')}s"
-    return UsageError(f'unknown {kind} "{name}"{hint} {listing} shows all {len(names)}')
+    listing = (
+        f"robench list {kind}s shows all {len(names)}" if kind in LISTED else f"known: {', '.join(names)}"
+    )
+    return UsageError(f'unknown {kind} "{name}"{hint} {listing}')

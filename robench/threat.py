@@ -60,7 +60,10 @@ class Threat:
         if len(parts) > 2 or not all(_NUMBER.fullmatch(part) for part in parts):
             raise UsageError(f'malformed radius "{radius.strip()}" in threat "{spec}": {help_text}')
         denominator = Fraction(parts[1]) if len(parts) == 2 else Fraction(1)
-        eps = float(Fraction(parts[0]) / denominator) if denominator else math.inf
+        try:
+            eps = float(Fraction(parts[0]) / denominator)
+        except (OverflowError, ZeroDivisionError):
+            eps = math.inf
         if not 0 < eps < math.inf:
             raise UsageError(f'radius of threat "{spec}" is {eps:g}: expected a finite number above 0')
         return cls(names[norm.strip().lower()], eps, "/".join(parts))

@@ -114,6 +114,11 @@ class Attack(Generic[S]):
         """The norms the attack is defined for."""
         return ("Linf", "L2", "L1")
 
+    @property
+    def questions(self) -> int:
+        """How many questions a row asks when it is never fooled, about: for showing progress."""
+        return getattr(self, "steps", getattr(self, "queries", 1)) + 1
+
     def ranks(self, num_classes: int) -> int:
         """Rows an image gives: targets x restarts, with at most K - 1 targets."""
         targets = min(getattr(self, "targets", 0), num_classes - 1)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from robench.errors import ResourceError
 from robench.results import files
-from robench.results.files import claim, write_whole
+from robench.files import claim, write_whole
 from robench.results.record import read_record
 from robench.results.store import record_folder, slug, supersede
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from robench.results.files import claim
+from robench.files import claim
 with claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -1,0 +1,6 @@
+"""Attacks, one paper a file; importing this package registers those that are built in."""
+
+from robench.attacks import apgd, fgsm, pgd, reference
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State
+
+__all__ = ["Answer", "Ask", "Attack", "Problem", "Rows", "State", "apgd", "fgsm", "pgd", "reference"]

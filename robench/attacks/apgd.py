@@ -1,0 +1,154 @@
+"""Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks.
+
+Croce & Hein 2020, arXiv 2003.01690: Auto-PGD, PGD with momentum whose step size halves by itself (Alg. 1).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
+from robench.attacks._objectives import ball, check_loss, into_l2_ball, normalize, objective, random_start
+from robench.registry import attacks
+
+_MOMENTUM = 0.75
+
+
+@dataclass(frozen=True)
+class APGDState(State):
+    """Where each lane stands; `x` is the next point to ask for, `since` counts steps from a checkpoint."""
+
+    x: Tensor
+    previous: Tensor
+    low: Tensor
+    high: Tensor
+    best: Tensor
+    best_grad: Tensor
+    best_loss: Tensor
+    last_loss: Tensor
+    best_at_check: Tensor
+    step_size: Tensor
+    rises: Tensor
+    since: Tensor
+    period: Tensor
+    halved: Tensor
+    step: Tensor
+    target: Tensor
+
+
+@attacks.register("apgd")
+@dataclass(frozen=True)
+class APGD(Attack[APGDState]):
+    """Auto-PGD in Linf and L2.
+
+    Args:
+        loss: "ce", "dlr" or "margin".
+        steps: iterations; one forward and one backward pass each, and one more at the start.
+        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
+        restarts: random starts (a target).
+        eot: draws of a randomised surrogate averaged for each gradient.
+        rho: share of rising steps under which a checkpoint halves the step size.
+    """
+
+    loss: str = "ce"
+    steps: int = 100
+    targets: int = 0
+    restarts: int = 1
+    eot: int = 1
+    rho: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.loss)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("Linf", "L2")
+
+    def init(self, problem: Problem, rows: Rows) -> APGDState:
+        threat, n = problem.threat, len(rows.x)
+        x = random_start(rows, problem, threat.norm)
+        low, high = ball(rows, threat.eps)
+        zero = torch.zeros(n, device=x.device)
+        count = torch.zeros(n, dtype=torch.int64, device=x.device)
+        return APGDState(
+            x=x,
+            previous=x,
+            low=low,
+            high=high,
+            best=x,
+            best_grad=torch.zeros_like(x),
+            best_loss=zero,
+            last_loss=zero,
+            best_at_check=zero,
+            step_size=zero + 2 * threat.eps,
+            rises=count,
+            since=count,
+            period=count + max(int(0.22 * self.steps), 1),
+            halved=count > -1,
+            step=count,
+            target=self.target(rows) if self.targets else rows.y,
+        )
+
+    def ask(self, problem: Problem, rows: Rows, state: APGDState) -> Ask:
+        return Ask(state.x, objective(self.loss, state.target if self.targets else None))
+
+    def tell(self, problem: Problem, rows: Rows, state: APGDState, answer: Answer) -> APGDState:
+        first = state.step == 0
+        rose = ~first & (answer.loss > state.last_loss)
+        better = first | (answer.loss > state.best_loss)
+        best = where(better, state.x, state.best)
+        best_grad = where(better, answer.grad, state.best_grad)
+        best_loss = torch.where(better, answer.loss, state.best_loss)
+        best_at_check = torch.where(first, answer.loss, state.best_at_check)
+        rises, since = state.rises + rose, state.since + (~first).long()
+
+        # A checkpoint halves the step where the loss rose too rarely, or where neither the last checkpoint
+        # halved it nor the best loss improved; such lanes go on from their best point (Conditions 1 and 2).
+        check = since == state.period
+        stalled = ~state.halved & (best_at_check >= best_loss)
+        halve = check & ((rises <= self.rho * state.period) | stalled)
+        x, grad = where(halve, best, state.x), where(halve, best_grad, answer.grad)
+        step_size = torch.where(halve, state.step_size / 2, state.step_size)
+        shorter = (state.period - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
+
+        return APGDState(
+            x=self._move(problem, rows, state, x, grad, step_size),
+            previous=x,
+            low=state.low,
+            high=state.high,
+            best=best,
+            best_grad=best_grad,
+            best_loss=best_loss,
+            last_loss=answer.loss,
+            best_at_check=torch.where(check, best_loss, best_at_check),
+            step_size=step_size,
+            rises=torch.where(check, 0, rises),
+            since=torch.where(check, 0, since),
+            period=torch.where(check, shorter, state.period),
+            halved=torch.where(check, halve, state.halved),
+            step=state.step + 1,
+            target=state.target,
+        )
+
+    def _move(
+        self, problem: Problem, rows: Rows, state: APGDState, x: Tensor, grad: Tensor, step_size: Tensor
+    ) -> Tensor:
+        """One step uphill and its momentum (Alg. 1, lines 7 and 8), each projected."""
+        threat = problem.threat
+
+        def project(z: Tensor) -> Tensor:
+            if threat.norm == "Linf":
+                return z.clamp(state.low, state.high)
+            return into_l2_ball(z, rows, threat.eps)
+
+        z = project(torch.addcmul(x, step_size.view(-1, 1, 1, 1), normalize(grad, threat.norm)))
+        share = torch.where(state.step == 0, 1.0, _MOMENTUM).view(-1, 1, 1, 1)
+        return project(x + torch.lerp(x - state.previous, z - x, share))
+
+    def finished(self, state: APGDState) -> Tensor:
+        return state.step > self.steps
+
+    def best(self, state: APGDState) -> Tensor:
+        return state.best

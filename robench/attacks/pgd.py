@@ -1,0 +1,84 @@
+"""Towards deep learning models resistant to adversarial attacks (Madry et al. 2018, arXiv 1706.06083)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
+from robench.attacks._objectives import ball, check_loss, into_l2_ball, normalize, objective, random_start
+from robench.registry import attacks
+
+
+@dataclass(frozen=True)
+class PGDState(State):
+    """The next point, the best one so far and its loss, and how many answers came."""
+
+    x: Tensor
+    best: Tensor
+    best_loss: Tensor
+    step: Tensor
+    target: Tensor
+
+
+@attacks.register("pgd")
+@dataclass(frozen=True)
+class PGD(Attack[PGDState]):
+    """Projected gradient descent in Linf and L2.
+
+    Args:
+        loss: "ce", "dlr" or "margin".
+        steps: iterations; one forward and one backward pass each, and one more at the end.
+        step_size: in [0, 1] pixels; 0 means 2.5 eps / steps.
+        random_start: start at a random point of the ball, or at the image.
+        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
+        restarts: random starts (a target).
+        eot: draws of a randomised surrogate averaged for each gradient.
+    """
+
+    loss: str = "ce"
+    steps: int = 20
+    step_size: float = 0.0
+    random_start: bool = True
+    targets: int = 0
+    restarts: int = 1
+    eot: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.loss)
+        if self.step_size < 0:
+            raise ValueError(f"step_size={self.step_size!r}: expected 0 (automatic) or more")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("Linf", "L2")
+
+    def init(self, problem: Problem, rows: Rows) -> PGDState:
+        x = random_start(rows, problem, problem.threat.norm) if self.random_start else rows.x
+        count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        target = self.target(rows) if self.targets else rows.y
+        return PGDState(x, x, torch.full_like(count, -torch.inf, dtype=x.dtype), count, target)
+
+    def ask(self, problem: Problem, rows: Rows, state: PGDState) -> Ask:
+        return Ask(state.x, objective(self.loss, state.target if self.targets else None))
+
+    def tell(self, problem: Problem, rows: Rows, state: PGDState, answer: Answer) -> PGDState:
+        threat = problem.threat
+        better = answer.loss > state.best_loss
+        size = self.step_size or 2.5 * threat.eps / self.steps
+        x = state.x + size * normalize(answer.grad, threat.norm)
+        x = x.clamp(*ball(rows, threat.eps)) if threat.norm == "Linf" else into_l2_ball(x, rows, threat.eps)
+        return PGDState(
+            x=x,
+            best=where(better, state.x, state.best),
+            best_loss=torch.where(better, answer.loss, state.best_loss),
+            step=state.step + 1,
+            target=state.target,
+        )
+
+    def finished(self, state: PGDState) -> Tensor:
+        return state.step > self.steps
+
+    def best(self, state: PGDState) -> Tensor:
+        return state.best

@@ -1,0 +1,73 @@
+"""The reference implementation of AutoAttack, as it is installed: `pyautoattack`, or `autoattack`.
+
+Croce & Hein 2020, arXiv 2003.01690. It is here to hold our engine against: same images, same checkpoint, same
+kind of record.
+"""
+
+import importlib
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from robench.attacks._foreign import ForeignAttack
+from robench.errors import ResourceError
+from robench.registry import attacks
+from robench.threat import Threat
+
+ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+_PACKAGES = ("pyautoattack", "autoattack")
+
+
+@attacks.register("reference")
+@dataclass(frozen=True)
+class Reference(ForeignAttack):
+    """One attack of the reference's standard version.
+
+    Args:
+        attack: "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t" or "square".
+    """
+
+    attack: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack not in ATTACKS:
+            raise ValueError(f"attack={self.attack!r}: expected one of {', '.join(ATTACKS)}")
+
+    def perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int
+    ) -> Tensor:
+        """See the base class.
+
+        Raises:
+            ResourceError: when no reference implementation is installed.
+        """
+        runner = adversary(model, threat, seed, str(x.device))
+        runner.attacks_to_run = [self.attack]
+        found = runner.run_standard_evaluation(x, y, **_batch(runner, batch_size))
+        return found[0] if isinstance(found, tuple) else found
+
+
+def adversary(model: nn.Module, threat: Threat, seed: int, device: str):
+    """The installed reference's AutoAttack object, version standard.
+
+    Raises:
+        ResourceError: when none is installed.
+    """
+    for package in _PACKAGES:
+        try:
+            kind = importlib.import_module(package).AutoAttack
+        except ImportError:
+            continue
+        runner = kind(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
+        runner.verbose = False
+        return runner
+    raise ResourceError(
+        "the reference implementation of AutoAttack is not installed: pip install 'robench[reference]'"
+    )
+
+
+def _batch(runner, batch_size: int) -> dict[str, int]:
+    """The two packages name their batch size differently."""
+    names = runner.run_standard_evaluation.__kwdefaults__ or {}
+    return {"batch_size" if "batch_size" in names else "bs": batch_size}

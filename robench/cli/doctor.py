@@ -1,0 +1,17 @@
+"""robench doctor: what is installed, what is missing and how to get it."""
+
+import click
+from rich.console import Console
+
+from robench.evaluate import default_results
+
+
+@click.command("doctor")
+@click.option("--data-dir", help="Where data sets with files lie.")
+@click.option("--results", help="Folder of all records.  [default: results]")
+def command(data_dir: str | None, results: str | None) -> None:
+    """Say what is installed, what is missing and how to get it."""
+    from robench.doctor import examine, report
+
+    findings = examine(results or default_results(), data_dir)
+    Console().print(report(findings), highlight=False)

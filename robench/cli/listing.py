@@ -1,0 +1,103 @@
+"""robench list: what can be named."""
+
+import json
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import robench.attacks
+import robench.data
+import robench.defenses  # noqa: F401  (importing registers what is built in)
+from robench import content, registry
+from robench.errors import unknown_name
+
+KINDS = ("defenses", "attacks", "datasets", "protocols")
+
+
+def _defenses() -> list[dict[str, str]]:
+    cards = [
+        {
+            "name": card.name,
+            "family": card.family,
+            "dataset": card.dataset,
+            "threat": card.threat or "none",
+            "description": card.description,
+        }
+        for card in content.cards().values()
+    ]
+    outside = [
+        name for name in registry.defenses if not registry.defenses.holder(name).startswith("robench.")
+    ]
+    return cards + [
+        {
+            "name": name,
+            "family": "",
+            "dataset": "",
+            "threat": "",
+            "description": registry.defenses.holder(name),
+        }
+        for name in outside
+    ]
+
+
+def _attacks() -> list[dict[str, str]]:
+    suites = [
+        {"name": suite.name, "kind": "suite", "description": suite.description}
+        for suite in content.suites().values()
+    ]
+    return suites + [
+        {"name": name, "kind": "attack", "description": _first_line(registry.attacks.get(name).__doc__)}
+        for name in registry.attacks
+    ]
+
+
+def _datasets() -> list[dict[str, str]]:
+    return [
+        {"name": name, "description": _first_line(registry.datasets.get(name).__doc__)}
+        for name in registry.datasets
+    ]
+
+
+def _protocols() -> list[dict[str, str]]:
+    return [
+        {
+            "name": protocol.name,
+            "dataset": protocol.dataset,
+            "threat": protocol.threat,
+            "samples": str(protocol.samples),
+            "description": protocol.description,
+        }
+        for protocol in content.protocols().values()
+    ]
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]
+
+
+TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "protocols": _protocols}
+
+
+@click.command("list")
+@click.argument("kind", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+def command(kind: str | None, as_json: bool) -> None:
+    """List defenses, attacks, datasets or protocols; all of them when no KIND is given."""
+    if kind is not None and kind not in KINDS:
+        raise unknown_name("kind", kind, KINDS)
+    found = {name: TABLES[name]() for name in ([kind] if kind else KINDS)}
+    if as_json:
+        json.dump(found, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    console = Console()
+    for name, rows in found.items():
+        table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for column in rows[0] if rows else ("name",):
+            table.add_column(column, no_wrap=column in ("name", "dataset", "threat", "kind"))
+        for row in rows:
+            table.add_row(*row.values())
+        console.print(table, highlight=False)
+        console.print()

@@ -1,0 +1,24 @@
+"""robench train: make a card's checkpoint by its recipe."""
+
+import click
+from rich.console import Console
+
+
+@click.command("train")
+@click.argument("card")
+@click.option("--data-dir", help="Where data sets with files lie.")
+@click.option("--output", help="The checkpoint to write.  [default: NAME.safetensors]")
+@click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--fresh", is_flag=True, help="Start over, whatever was trained before.")
+def command(
+    card: str, data_dir: str | None, output: str | None, seed: int | None, device: str, fresh: bool
+) -> None:
+    """Train the checkpoint of CARD (a name or a .toml file) by its recipe.
+
+    An interrupted training goes on where it was when the command is repeated.
+    """
+    from robench.training import train
+
+    result = train(card, data_dir=data_dir, output=output, seed=seed, device=device, fresh=fresh)
+    Console().print(str(result), highlight=False, soft_wrap=True)

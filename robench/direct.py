@@ -1,0 +1,125 @@
+"""Attack any model: what someone with their own training script reaches for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import robench.attacks  # noqa: F401  (registers the built-in attacks)
+from robench import registry
+from robench.content import Suite, read, suites
+from robench.engine.device import choose_device, choose_lanes, choose_precision
+from robench.engine.network import Model
+from robench.engine.outcome import Outcome
+from robench.engine.suite import Attacker, Progress, Run, build_attacks
+from robench.errors import UsageError, unknown_name
+from robench.specs import parse, split
+from robench.threat import Threat, check_images
+
+
+def attack(
+    attack: str,
+    model: Model,
+    x: Any,
+    y: Any,
+    *,
+    threat: str | Threat,
+    seed: int = 0,
+    batch_size: int | str = "auto",
+    device: str | None = None,
+    precision: str = "fp32",
+    stochastic: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Attack `model` on images `x` with labels `y`.
+
+    The model is put into evaluation mode and its weights are frozen while it is attacked, and both are put
+    back. The result depends on the seed and the batch size, and on nothing else.
+
+    Args:
+        attack: a suite ("autoattack"), a spec ("pgd(steps=50)"), or specs joined by "+".
+        model: any module or callable from images (N, C, H, W) in [0, 1] to logits (N, K).
+        x: images (N, C, H, W), float32 in [0, 1], a tensor on any device or a NumPy array.
+        y: labels (N,), integers.
+        threat: norm and radius, "Linf:8/255".
+        seed: decides every random number.
+        batch_size: images a network call, or "auto".
+        device: where to run; None is where the model's parameters are, or where `x` is.
+        precision: "fp32", or "bf16" (or "auto") to search in reduced precision; verdicts are always fp32.
+        stochastic: whether the model is randomised; a model found to be is treated so in any case.
+        progress: called after every question.
+
+    Returns:
+        x_adv (N, C, H, W), robust (N,), fooled_by, passes, health and more, on the CPU: see Outcome.
+
+    Raises:
+        UsageError: for unknown names, malformed specs, images or labels that cannot be used.
+    """
+    chosen = Threat.parse(threat)
+    images, labels = _images(x), _labels(y)
+    check_images(images, labels)
+    where = choose_device(device) if device else _device_of(model, images)
+    attacks = build_attacks(find_suite(attack).specs(chosen.norm), chosen)
+    run = Run(
+        model,
+        attacks,
+        images.cpu(),
+        labels.cpu(),
+        torch.arange(len(images)),
+        chosen,
+        seed,
+        device=where,
+        lanes=choose_lanes(batch_size, where, images.shape[-1], len(images)),
+        attacker=Attacker(),
+        stochastic=stochastic or bool(getattr(model, "stochastic", False)),
+        precision=choose_precision(precision, where),
+        progress=progress,
+    )
+    return run.play()
+
+
+def find_suite(text: str) -> Suite:
+    """The suite called `text`, the one in the TOML file of that path, or the specs written there.
+
+    Raises:
+        UsageError: when it is neither a suite nor attacks, with the nearest names.
+    """
+    known = suites()
+    if text in known:
+        return known[text]
+    if text.endswith(".toml"):
+        return read(Suite, Path(text))
+    pieces = split(text, "+")
+    for piece in pieces:
+        name = parse(piece).name
+        if name not in registry.attacks:
+            raise unknown_name("attack", name, {*known, *registry.attacks})
+    return Suite(name=text, attacks=pieces)
+
+
+def _images(x: Any) -> Tensor:
+    tensor = _tensor(x, "images")
+    if tensor.dtype == torch.uint8:
+        raise UsageError("images are uint8: expected float32 in [0, 1] (divide them by 255)")
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _labels(y: Any) -> Tensor:
+    tensor = _tensor(y, "labels")
+    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{what} are {type(value).__name__}: expected a tensor or a NumPy array") from error
+
+
+def _device_of(model: Model, x: Tensor) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return x.device if parameter is None else parameter.device

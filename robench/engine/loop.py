@@ -1,0 +1,422 @@
+"""The loop that plays one attack: fills lanes, asks the network, lets the judge decide, drops and refills.
+
+A sample's rows have ranks (targets x restarts). They wait in the order of their rank, so that the second
+target of an image starts when every image has had its first, or when lanes would stand idle. The row of the
+lowest rank that fools the judge wins, whichever came first on the clock: rows of a higher rank are dropped,
+rows of a lower one play on. So a sample's result depends on nothing but the sample, and costs no more than if
+its rows were played one after another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Answer, Attack, Problem, Rows, State, gather
+from robench.engine.network import Judge, Network, pad, wrong
+
+_NEVER = 1 << 40
+# Rows are started in groups of one shape, so that their start does not hang on how many start together.
+_GROUP = 8
+
+
+@dataclass
+class Table:
+    """What is known of each sample after an attack has had its turn; every tensor on the CPU.
+
+    Attributes:
+        draws: (n,) in how many of the judge's draws the best candidate fools it.
+        rank, steps: (n,) of the row that won; rank is _NEVER where none did.
+        forward, backward: (n, ranks) passes of each row.
+        found: the winning image of each sample that has one, (C, H, W).
+    """
+
+    draws: Tensor
+    rank: Tensor
+    steps: Tensor
+    forward: Tensor
+    backward: Tensor
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, n: int, ranks: int) -> "Table":
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.int64)
+
+        return cls(zeros(n), torch.full((n,), _NEVER), zeros(n), zeros(n, ranks), zeros(n, ranks))
+
+    def spent(self, full: int) -> tuple[Tensor, Tensor]:
+        """Forward and backward passes a sample, (n,) each, as if its rows had been played in turn."""
+        last = torch.where(self.draws == full, self.rank, _NEVER)[:, None]
+        counted = torch.arange(self.forward.shape[1])[None, :] <= last
+        return (self.forward * counted).sum(1), (self.backward * counted).sum(1)
+
+
+@dataclass(frozen=True)
+class Battle:
+    """Everything one attack needs that does not change while it plays.
+
+    Attributes:
+        network: the surrogate.
+        judge: the whole defense.
+        same: whether the surrogate's logits are the judge's verdict.
+        blind: whether the attacker may not ask the judge: it is asked once a row, at the end.
+        x, y, ids, clean_logits: of every sample; kept where the data set is, moved a row at a time.
+        device: where the lanes are.
+    """
+
+    attack: Attack[Any]
+    problem: Problem
+    network: Network
+    judge: Judge
+    same: bool
+    blind: bool
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    clean_logits: Tensor
+    device: torch.device
+
+
+class Loop:
+    """One attack on some samples.
+
+    Args:
+        battle: who plays.
+        samples: indices of the samples attacked, in order.
+        table: results so far; it is filled in place.
+    """
+
+    def __init__(self, battle: Battle, samples: list[int], table: Table):
+        self.battle = battle
+        self.table = table
+        self.lanes = battle.network.lanes
+        ranks = battle.attack.ranks(battle.problem.num_classes)
+        self.queue = [(rank, sample) for rank in range(ranks) for sample in samples]
+        self.next = 0
+        self.started = len(samples)
+        self.rows: Rows | None = None
+        self.state: State | None = None
+        # What each lane plays, on the CPU: sample -1 is an idle lane.
+        self.sample = torch.full((self.lanes,), -1)
+        self.rank = torch.zeros(self.lanes, dtype=torch.int64)
+        self.asked = torch.zeros((self.lanes, 2), dtype=torch.int64)
+        self.kept_draws = torch.zeros(self.lanes, dtype=torch.int64)
+        self.kept: dict[int, Tensor] = {}
+        self.calls = 0
+        self.images = 0
+        self.zero_gradients = [0, 0]
+        self._plan: tuple[Tensor, Tensor, Rows] | None = None
+
+    def play(self, between: Callable[["Loop"], None]) -> None:
+        """Play to the end, calling `between` after every question (to save, to show progress)."""
+        while self._refill():
+            self._turn()
+            between(self)
+
+    @property
+    def remaining(self) -> int:
+        """Rows not finished yet."""
+        return len(self.queue) - self.next + int((self.sample >= 0).sum())
+
+    # -- filling the lanes -------------------------------------------------------------------------------
+
+    def _dead(self, rank: int, sample: int) -> bool:
+        won = int(self.table.draws[sample]) == self.battle.judge.draws and int(self.table.rank[sample]) < rank
+        return won
+
+    def _refill(self) -> bool:
+        """Put waiting rows into idle lanes; False when nothing is left to play."""
+        idle = (self.sample < 0).nonzero()[:, 0]
+        busy = self.lanes - len(idle)
+        # Starting rows has a price of its own, so a few lanes are left to gather first.
+        if len(idle) and self.next < len(self.queue) and (len(idle) >= self.lanes // 8 or not busy):
+            lanes: list[int] = []
+            for lane in idle.tolist():
+                while self.next < len(self.queue) and self._dead(*self.queue[self.next]):
+                    self.next += 1
+                if self.next == len(self.queue):
+                    break
+                self.rank[lane], self.sample[lane] = self.queue[self.next]
+                self.next += 1
+                lanes.append(lane)
+            if lanes:
+                self._start(torch.tensor(lanes))
+                busy += len(lanes)
+        return busy > 0
+
+    def _start(self, lanes: Tensor) -> None:
+        self.asked[lanes] = 0
+        self.kept_draws[lanes] = 0
+        self._plan = None
+        for start in range(0, len(lanes), _GROUP):
+            group = lanes[start : start + _GROUP]
+            rows = self._rows(pad(group, _GROUP))
+            state = self.battle.attack.init(self.battle.problem, rows)
+            if self.state is None or self.rows is None:
+                fill = torch.zeros(self.lanes, dtype=torch.int64, device=self.battle.device)
+                self.rows, self.state = gather(rows, fill), gather(state, fill)
+            where_to = group.to(self.battle.device)
+            self.rows = _put(self.rows, where_to, rows)
+            self.state = _put(self.state, where_to, state)
+
+    def _rows(self, lanes: Tensor) -> Rows:
+        battle, samples = self.battle, self.sample[lanes]
+        return Rows(
+            battle.x[samples].to(battle.device),
+            battle.y[samples].to(battle.device),
+            battle.clean_logits[samples].to(battle.device),
+            battle.ids[samples].to(battle.device),
+            self.rank[lanes].to(battle.device),
+        )
+
+    # -- one question ------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        assert self.rows is not None and self.state is not None
+        attack, problem = self.battle.attack, self.battle.problem
+        active = self.sample >= 0
+        ahead = getattr(attack, "advance", None)
+        if ahead is not None and 2 * int(active.sum()) <= self.lanes and self.next == len(self.queue):
+            self._turn_ahead(active)
+            return
+        ask = attack.ask(problem, self.rows, self.state)
+        answer = self._ask(ask.x, ask.objective, self.rows)
+        self.state = attack.tell(problem, self.rows, self.state, answer)
+        passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
+        self.asked += active[:, None] * passes
+        self._note_gradients(active, answer)
+        draws = self._verdict(ask.x, answer.logits, self.rows, active)
+        self._settle(active, draws, ask.x, attack.finished(self.state).cpu())
+
+    def _ask(self, x: Tensor, objective: Any, rows: Rows) -> Answer:
+        eot = getattr(self.battle.attack, "eot", 1)
+        answer = self.battle.network.answer(x, objective, rows, eot, self.calls)
+        self.calls += 1
+        self.images += self.lanes * eot
+        return answer
+
+    def _turn_ahead(self, active: Tensor) -> None:
+        """A question for few rows of an attack whose next questions are known unless an answer is accepted.
+
+        Idle lanes ask a row's later questions. The first accepted one makes those behind it void: they are
+        asked again, so the row plays exactly as if it had been alone in its lane.
+        """
+        assert self.rows is not None and self.state is not None
+        attack: Any = self.battle.attack
+        problem = self.battle.problem
+        homes = active.nonzero()[:, 0]
+        if self._plan is None:
+            lane = torch.arange(self.lanes)
+            home, offset = homes[lane % len(homes)], lane // len(homes)
+            rows = gather(self.rows, home.to(self.battle.device))
+            self._plan = home.to(self.battle.device), offset.to(self.battle.device), rows
+        home, offset, rows = self._plan
+        before = attack.advance(gather(self.state, home), offset)
+        valid = ~attack.finished(before).cpu()
+        ask = attack.ask(problem, rows, before)
+        answer = self._ask(ask.x, ask.objective, rows)
+        after = attack.tell(problem, rows, before, answer)
+        draws = self._verdict(ask.x, answer.logits, rows, valid)
+        event = valid & (attack.moved(before, after).cpu() | (draws > 0))
+
+        # For each row: its first lane with an event, else its last valid lane.
+        count = len(homes)
+        lane = torch.arange(self.lanes)
+        first = _first(event, lane, count, self.lanes)
+        last = _last(valid, lane, count)
+        chosen = torch.where(first < self.lanes, first, last)
+        self.state = _put(
+            self.state,
+            homes.to(self.battle.device),
+            gather(after, chosen.to(self.battle.device)),
+        )
+        passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
+        self.asked[homes] += (chosen // count + 1)[:, None] * passes
+        at_home = torch.zeros(self.lanes, dtype=torch.int64)
+        at_home[homes] = draws[chosen]
+        points = self.rows.x.index_copy(0, homes.to(self.battle.device), ask.x[chosen.to(self.battle.device)])
+        self._settle(active, at_home, points, attack.finished(self.state).cpu())
+
+    def _note_gradients(self, active: Tensor, answer: Answer) -> None:
+        """Count rows whose first gradient is exactly zero, for the health of the run."""
+        first = active & (self.asked[:, 1] == _gradients(answer) * getattr(self.battle.attack, "eot", 1))
+        if answer.grad.numel() and bool(first.any()):
+            zero = (answer.grad.flatten(1) == 0).all(1).cpu()
+            self.zero_gradients[0] += int((zero & first).sum())
+            self.zero_gradients[1] += int(first.sum())
+
+    # -- the verdict -------------------------------------------------------------------------------------
+
+    def _verdict(self, points: Tensor, logits: Tensor, rows: Rows, active: Tensor) -> Tensor:
+        """In how many draws the judge is fooled at each lane's point, int64 (lanes,) on the CPU.
+
+        Blind attackers see their surrogate instead, as if it were a judge of one draw.
+        """
+        battle = self.battle
+        self.battle.network.nonfinite += int((~torch.isfinite(logits)).any(1).cpu()[active].sum())
+        suspect = (wrong(logits, rows.y).cpu() & active).nonzero()[:, 0]
+        draws = torch.zeros(self.lanes, dtype=torch.int64)
+        if not len(suspect):
+            return draws
+        lanes = suspect.to(battle.device)
+        inside = battle.problem.threat.contains(rows.x[lanes], points[lanes]).cpu()
+        suspect, lanes = suspect[inside], lanes[inside.to(battle.device)]
+        if len(suspect):
+            if battle.same or battle.blind:
+                draws[suspect] = 1
+            else:
+                draws[suspect] = battle.judge.fooled(points[lanes], rows.y[lanes]).cpu()
+        return draws
+
+    def _settle(self, active: Tensor, draws: Tensor, points: Tensor, finished: Tensor) -> None:
+        """Keep what fooled, end the rows that are over, and free their lanes."""
+        if not bool(draws.any()) and not bool((active & finished).any()):
+            return
+        assert self.rows is not None and self.state is not None
+        battle, full = self.battle, self.battle.judge.draws
+        for lane in (active & (draws > self.kept_draws)).nonzero()[:, 0].tolist():
+            self.kept[lane] = points[lane].clone()
+            self.kept_draws[lane] = draws[lane]
+        reached = self.kept_draws >= (1 if battle.blind else full)
+        over = active & (reached | finished)
+        if not battle.same:
+            # What the search held for its best is judged too, where it found nothing that fools.
+            hopeless = (over & (self.kept_draws == 0)).nonzero()[:, 0]
+            if len(hopeless):
+                best = battle.attack.best(self.state)
+                for lane in hopeless.tolist():
+                    self.kept[lane] = best[lane]
+        candidates = [lane for lane in over.nonzero()[:, 0].tolist() if lane in self.kept]
+        confirmed = self._confirm(candidates) if candidates else {}
+        for lane in over.nonzero()[:, 0].tolist():
+            image, count = confirmed.get(lane, (None, 0))
+            if image is None and not battle.blind and not bool(finished[lane]):
+                # The verdict hung on the last bit of a pixel: the row has not fooled anyone yet.
+                self.kept_draws[lane] = 0
+                self.kept.pop(lane)
+                continue
+            self._end(lane, image, count)
+
+    def _confirm(self, lanes: list[int]) -> dict[int, tuple[Tensor, int]]:
+        """Ask the judge once more at the images as a record holds them: clean image plus perturbation.
+
+        Returns:
+            The image and the number of draws it fools, for the lanes where it does.
+        """
+        assert self.rows is not None
+        battle = self.battle
+        index = torch.tensor(lanes, device=battle.device)
+        x, y = self.rows.x[index], self.rows.y[index]
+        points = torch.stack([self.kept[lane] for lane in lanes])
+        images = as_recorded(x, points)
+        known = battle.same and bool((images == points).all())
+        counts = torch.ones(len(lanes), dtype=torch.int64) if known else battle.judge.fooled(images, y).cpu()
+        counts = counts * battle.problem.threat.contains(x, images).cpu()
+        return {lane: (images[i].cpu(), int(counts[i])) for i, lane in enumerate(lanes) if int(counts[i]) > 0}
+
+    def _end(self, lane: int, image: Tensor | None, count: int) -> None:
+        """Write a row's result into the table, free its lane and those of the rows that it makes needless."""
+        table, full = self.table, self.battle.judge.draws
+        sample, rank = int(self.sample[lane]), int(self.rank[lane])
+        if sample < 0:
+            return
+        table.forward[sample, rank], table.backward[sample, rank] = self.asked[lane].tolist()
+        standing = (int(table.draws[sample]), -int(table.rank[sample]))
+        if image is not None and (count, -rank) > standing:
+            table.draws[sample], table.rank[sample] = count, rank
+            table.steps[sample] = self.asked[lane, 0]
+            table.found[sample] = image
+        self._free(lane)
+        if int(table.draws[sample]) == full:
+            needless = (self.sample == sample) & (self.rank > table.rank[sample])
+            for other in needless.nonzero()[:, 0].tolist():
+                self._free(other)
+
+    def _free(self, lane: int) -> None:
+        self.sample[lane] = -1
+        self.kept_draws[lane] = 0
+        self.kept.pop(lane, None)
+        self._plan = None
+
+    # -- saving and resuming -----------------------------------------------------------------------------
+
+    def dump(self) -> dict[str, Tensor]:
+        """Everything that `load` needs to go on as if nothing had happened."""
+        saved = {
+            "sample": self.sample,
+            "rank": self.rank,
+            "asked": self.asked,
+            "kept_draws": self.kept_draws,
+            "counters": torch.tensor([self.next, self.calls, self.images, *self.zero_gradients]),
+        }
+        for name in ("draws", "rank", "steps", "forward", "backward"):
+            saved[f"table.{name}"] = getattr(self.table, name)
+        for lane, image in self.kept.items():
+            saved[f"kept.{lane}"] = image
+        if self.state is not None:
+            for item in fields(self.state):
+                saved[f"state.{item.name}"] = getattr(self.state, item.name)
+        return saved
+
+    def load(self, saved: dict[str, Tensor]) -> None:
+        """Take up what `dump` saved; `table.found` is restored by who saved it."""
+        self.sample, self.rank = saved["sample"], saved["rank"]
+        self.asked, self.kept_draws = saved["asked"], saved["kept_draws"]
+        self.next, self.calls, self.images, *self.zero_gradients = saved["counters"].tolist()
+        for name in ("draws", "rank", "steps", "forward", "backward"):
+            setattr(self.table, name, saved[f"table.{name}"])
+        self.kept = {
+            int(name.removeprefix("kept.")): tensor.to(self.battle.device)
+            for name, tensor in saved.items()
+            if name.startswith("kept.")
+        }
+        if not any(name.startswith("state.") for name in saved):
+            return
+        # Idle lanes hold whatever was there: any sample serves to give their rows a shape.
+        self.rows = self._rows_of_all()
+        template = self.battle.attack.init(self.battle.problem, gather(self.rows, torch.zeros(_GROUP).long()))
+        state = {f.name: saved[f"state.{f.name}"].to(self.battle.device) for f in fields(template)}
+        self.state = replace(template, **state)
+
+    def _rows_of_all(self) -> Rows:
+        idle = self.sample < 0
+        self.sample[idle] = self.queue[0][1]
+        rows = self._rows(torch.arange(self.lanes))
+        self.sample[idle] = -1
+        return rows
+
+
+def as_recorded(x: Tensor, point: Tensor) -> Tensor:
+    """The image that a record's perturbation gives back: x + (point - x), clipped to [0, 1]."""
+    return (x + (point - x)).clamp(0, 1)
+
+
+def _put(value: Any, lanes: Tensor, new: Any) -> Any:
+    """A state (or Rows) with the first len(lanes) rows of `new` written into `lanes`."""
+    written = {
+        f.name: getattr(value, f.name).index_copy(0, lanes, getattr(new, f.name)[: len(lanes)])
+        for f in fields(value)
+    }
+    return replace(value, **written)
+
+
+def _gradients(answer: Answer) -> int:
+    """How many backward passes an answer took."""
+    if not answer.grad.numel():
+        return 0
+    return answer.loss.shape[1] if answer.loss.dim() == 2 else 1
+
+
+def _first(event: Tensor, lane: Tensor, count: int, never: int) -> Tensor:
+    """For each of `count` rows whose lanes are row, row + count, ...: the first lane with an event."""
+    marked = torch.where(event, lane, never)
+    return torch.full((count,), never).scatter_reduce(0, lane % count, marked, "amin")
+
+
+def _last(valid: Tensor, lane: Tensor, count: int) -> Tensor:
+    """For each of `count` rows: its last valid lane (lanes of a row become invalid from the end)."""
+    marked = torch.where(valid, lane, -1)
+    return torch.full((count,), -1).scatter_reduce(0, lane % count, marked, "amax")

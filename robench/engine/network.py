@@ -1,0 +1,170 @@
+"""Where a network is called: always on one batch shape, without weight gradients, counted by nobody else.
+
+A network's arithmetic depends on the shape it is called with, not on who else is in the batch. So every call
+here has exactly `lanes` rows; what is missing is padded.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks._base import Answer, Objective, Rows
+from robench.errors import UsageError
+from robench.random import Stream
+
+Model = nn.Module | Callable[[Tensor], Tensor]
+
+# How many draws of a randomised defense decide a verdict.
+DRAWS = 10
+
+
+@contextlib.contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Evaluation mode and no weight gradients, both restored afterwards."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = {module: module.training for module in model.modules()}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+class Network:
+    """A model called on a fixed number of rows.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] to logits (N, K).
+        lanes: rows a call.
+        precision: "fp32", or "bf16" to search in reduced precision.
+        stream: random numbers for a randomised model, or None for a deterministic one.
+    """
+
+    def __init__(self, model: Model, lanes: int, precision: str = "fp32", stream: Stream | None = None):
+        self.model = model
+        self.lanes = lanes
+        self.precision = precision
+        self.stream = stream
+        self.nonfinite = 0
+
+    def logits(self, x: Tensor, draw: int = 0) -> Tensor:
+        """Logits (N, K), float32, of any number of images, padded to whole batches."""
+        parts = []
+        for start in range(0, len(x), self.lanes):
+            part = x[start : start + self.lanes]
+            with torch.inference_mode():
+                parts.append(self._call(pad(part, self.lanes), draw)[: len(part)])
+        logits = torch.cat(parts)
+        # Tensors born in inference mode cannot enter a graph later: the copy can.
+        return logits.clone()
+
+    def answer(self, x: Tensor, objective: Objective | None, rows: Rows, eot: int, call: int) -> Answer:
+        """What an attack asked for at `x` (lanes, C, H, W), averaged over `eot` draws.
+
+        Args:
+            call: the number of the question in this run, from which a randomised model's noise is drawn.
+        """
+        answers = [self._answer(x, objective, rows, call * eot + draw) for draw in range(eot)]
+        if eot == 1:
+            return answers[0]
+        return Answer(
+            torch.stack([a.logits for a in answers]).mean(0),
+            torch.stack([a.loss for a in answers]).mean(0),
+            torch.stack([a.grad for a in answers]).mean(0),
+        )
+
+    def _answer(self, x: Tensor, objective: Objective | None, rows: Rows, draw: int) -> Answer:
+        if objective is None:
+            with torch.inference_mode():
+                logits = self._call(x, draw)
+            return Answer(logits.clone(), x.new_empty(0), x.new_empty(0))
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            logits = self._call(point, draw)
+            loss = objective(logits, rows)
+            columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
+            grads = [
+                _gradient(column.sum(), point, retain=i + 1 < len(columns))
+                for i, column in enumerate(columns)
+            ]
+        grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
+        return Answer(logits.detach(), loss.detach(), grad)
+
+    def _call(self, x: Tensor, draw: int) -> Tensor:
+        cast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with self._noise(draw, x.device), cast:
+            logits = self.model(x)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UsageError(
+                f"the model gave {found} for {len(x)} images: expected logits ({len(x)}, classes)"
+            )
+        return logits.float()
+
+    @contextlib.contextmanager
+    def _noise(self, draw: int, device: torch.device) -> Iterator[None]:
+        """Torch's own generators, seeded by what is being asked and put back afterwards."""
+        if self.stream is None:
+            yield
+            return
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            number = torch.tensor([draw])
+            words = self.stream.bits(number & 0xFFFFFFFF, number >> 32, 0, 2)[0]
+            torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+            yield
+
+
+def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
+    """The gradient at `point`, zero where the model's graph does not reach it; NaN counts as no direction."""
+    if not loss.requires_grad:
+        return torch.zeros_like(point)
+    (grad,) = torch.autograd.grad(loss, point, retain_graph=retain, allow_unused=True)
+    return torch.zeros_like(point) if grad is None else grad.float().contiguous()
+
+
+def pad(x: Tensor, length: int) -> Tensor:
+    """`x` with its first row repeated until it has `length` rows."""
+    missing = length - len(x)
+    return x if missing == 0 else torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+
+
+def wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Which rows are not classified as `y`, bool (N,). A NaN among the logits is a wrong answer: it must
+    not pass for class 0, which is what argmax makes of it."""
+    return (logits.argmax(1) != y) | logits.isnan().any(1)
+
+
+class Judge:
+    """The whole defense in fp32, which alone says whether an image fools it.
+
+    Args:
+        network: the defense.
+        draws: 1, or DRAWS for a randomised defense.
+    """
+
+    def __init__(self, network: Network, draws: int = 1):
+        self.network = network
+        self.draws = draws
+
+    def predictions(self, x: Tensor) -> Tensor:
+        """int64 (N,) on the first draw; -1 where a logit is NaN."""
+        logits = self.network.logits(x)
+        return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+
+    def fooled(self, x: Tensor, y: Tensor) -> Tensor:
+        """In how many draws each image is classified wrongly, int64 (N,), 0 .. draws."""
+        counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        for draw in range(self.draws):
+            counts += wrong(self.network.logits(x, draw), y)
+        return counts

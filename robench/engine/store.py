@@ -1,0 +1,111 @@
+"""What a run keeps on disk while it plays: its state, and each fooling image once.
+
+The folder holds `state.safetensors`, replaced whole at every save, and `found-NNNN.safetensors`, each written
+once. The state says how many of those belong to it, so a kill between two writes loses only what is newer.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from robench.files import write_whole
+
+_STATE = "state.safetensors"
+_BEGUN = "begun.json"
+
+# Seconds between two saves, at the least; a save may cost one part in twenty of the time it protects.
+_INTERVAL, _SHARE = 2.0, 20
+
+
+class FolderStore:
+    """A run's partial results in a folder.
+
+    Args:
+        folder: made on the first save.
+        key: what the run is; a folder of another run is not resumed from.
+    """
+
+    def __init__(self, folder: Path, key: str):
+        self.folder = folder
+        self.key = key
+        self.shards = 0
+        self._last = time.monotonic()
+        self._cost = 0.0
+
+    @property
+    def resumes(self) -> bool:
+        """Whether there is a state of this run to go on from."""
+        return self.load() is not None
+
+    def begin(self, moment: str) -> str:
+        """Note when the run began; a run that is resumed began when it first did.
+
+        Raises:
+            ResourceError: when the folder cannot be written.
+        """
+        try:
+            begun = json.loads((self.folder / _BEGUN).read_text())
+        except (OSError, ValueError):
+            begun = {}
+        if begun.get("key") != self.key:
+            self.drop()
+            begun = {"key": self.key, "started": moment}
+            write_whole(self.folder, {_BEGUN: json.dumps(begun).encode()})
+        return begun["started"]
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() - self._last >= max(_INTERVAL, _SHARE * self._cost)
+
+    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any], found: dict[int, Tensor]) -> None:
+        """Write the state, and the images found since the last save.
+
+        Raises:
+            ResourceError: when the folder cannot be written.
+        """
+        begun = time.monotonic()
+        if found:
+            ids = sorted(found)
+            images = torch.stack([found[i].cpu() for i in ids])
+            content = save({"id": torch.tensor(ids), "image": images.contiguous()})
+            write_whole(self.folder, {self._shard(self.shards): content})
+            self.shards += 1
+        metadata = {"key": self.key, "facts": json.dumps(facts), "shards": str(self.shards)}
+        # Tensors may share memory while they live; on disk each stands for itself.
+        plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        write_whole(self.folder, {_STATE: save(plain, metadata)})
+        self._last = time.monotonic()
+        self._cost = self._last - begun
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last state saved under this key with the images as `found.<sample>`, or None."""
+        try:
+            with safe_open(self.folder / _STATE, "pt") as file:
+                metadata = file.metadata()
+                if metadata.get("key") != self.key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            shards = int(metadata["shards"])
+            for number in range(shards):
+                with safe_open(self.folder / self._shard(number), "pt") as file:
+                    ids, images = file.get_tensor("id"), file.get_tensor("image")
+                tensors |= {f"found.{i}": image for i, image in zip(ids.tolist(), images, strict=True)}
+        except (OSError, SafetensorError):
+            return None
+        self.shards = shards
+        return tensors, json.loads(metadata["facts"])
+
+    def drop(self) -> None:
+        """Forget everything: the run is over, or starts anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.shards = 0
+
+    def _shard(self, number: int) -> str:
+        return f"found-{number:04d}.safetensors"

@@ -1,0 +1,437 @@
+"""A suite from start to end: the clean pass, each attack on the survivors of the last, and what they leave."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from robench import registry, specs
+from robench.attacks._base import Attack, Problem
+from robench.attacks._foreign import Counted, ForeignAttack
+from robench.engine import health
+from robench.engine.loop import Battle, Loop, Table, as_recorded
+from robench.engine.network import DRAWS, Judge, Model, Network, frozen
+from robench.engine.outcome import AttackCost, Mark, Outcome
+from robench.errors import ResourceError, UsageError
+from robench.random import Stream
+from robench.threat import Threat
+
+_CLEAN = -2
+_ROBUST = -1
+# Seconds between two calls of `progress`.
+_SHOW_EVERY = 0.1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for whoever shows it.
+
+    Attributes:
+        attack: canonical spec of the attack that plays; index, of attacks, in the suite.
+        rows, of_rows: rows finished of this attack, and all of them (an upper bound).
+        survivors, samples: robust so far, of all.
+        passes: images the network was called on so far in this process.
+        share: part of this attack that is done, 0 to 1.
+    """
+
+    attack: str
+    index: int
+    attacks: int
+    rows: int
+    of_rows: int
+    survivors: int
+    samples: int
+    passes: int
+    share: float = 0.0
+
+
+class Store(Protocol):
+    """Where a run keeps what it would be sorry to lose (see robench.engine.store)."""
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
+
+    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any], found: dict[int, Tensor]) -> None: ...
+
+    def due(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What the attacker knows: the surrogate it searches on, and whether it may ask the judge.
+
+    Attributes:
+        surrogate: images to logits; None is the defense itself.
+        blind: the judge is asked only at the end of each row.
+    """
+
+    surrogate: Model | None = None
+    blind: bool = False
+
+
+def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
+    """The attacks of a suite with their canonical specs.
+
+    Raises:
+        UsageError: for an unknown attack, a wrong argument, or one not defined in the threat's norm.
+    """
+    built = []
+    for text in texts:
+        spec = specs.parse(text)
+        builder = registry.attacks.get(spec.name)
+        attack = specs.build(spec, builder)
+        if threat.norm not in attack.norms:
+            raise UsageError(
+                f"{spec.name} is defined in {', '.join(attack.norms)}: {threat} is not among them"
+            )
+        built.append((str(specs.canonical(spec, builder)), attack))
+    return built
+
+
+class Run:
+    """One suite on one defense and some images.
+
+    Args:
+        model: the whole defense.
+        attacks: canonical spec and attack, in order.
+        x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64; ids: (N,) int64.
+        attacker: what the attacker knows.
+        stochastic: whether the defense says that it is randomised.
+        lanes: rows a network call.
+        precision: the surrogate's, "fp32" or "bf16".
+        store: where to save to and resume from, or None.
+        progress: called after every question.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        attacks: list[tuple[str, Attack]],
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        threat: Threat,
+        seed: int,
+        *,
+        device: torch.device,
+        lanes: int,
+        attacker: Attacker | None = None,
+        stochastic: bool = False,
+        precision: str = "fp32",
+        store: Store | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ):
+        self.model, self.attacks, self.threat, self.seed = model, attacks, threat, seed
+        self.x, self.y, self.ids = x, y, ids
+        self.device, self.lanes, self.precision = device, lanes, precision
+        self.attacker = attacker or Attacker()
+        self.declared = self.stochastic = stochastic
+        self.store, self.progress, self.note = store, progress, note
+        n = len(x)
+        # For each sample: which attack fooled it (or _CLEAN, _ROBUST), in how many draws, after which steps.
+        self.by = torch.full((n,), _ROBUST)
+        self.draws = torch.zeros(n, dtype=torch.int64)
+        self.steps = torch.zeros(n, dtype=torch.int64)
+        self.forward = torch.zeros(n, dtype=torch.int64)
+        self.backward = torch.zeros(n, dtype=torch.int64)
+        self.found: dict[int, Tensor] = {}
+        self.unsaved: dict[int, Tensor] = {}
+        self.costs: list[AttackCost] = []
+        self.zero: list[tuple[int, int]] = []
+        self.marks: list[Mark] = []
+        self.nonfinite = 0
+        self.images = 0
+        self.spent = 0.0
+        self.shown = 0.0
+
+    def play(self) -> Outcome:
+        """Run to the end, backing off to fewer lanes when memory runs out."""
+        surrogate = self.attacker.surrogate
+        with frozen(self.model), frozen(surrogate if surrogate is not None else self.model):
+            while True:
+                try:
+                    return self._play()
+                except RuntimeError as error:
+                    if not _out_of_memory(error):
+                        raise
+                    if self.lanes == 1:
+                        raise ResourceError(
+                            f"no memory on {self.device} for a single image: use another --device"
+                        ) from error
+                    self.lanes //= 2
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                self.note(f"out of memory on {self.device}: going on with batches of {self.lanes}")
+                self._forget()
+
+    def _play(self) -> Outcome:
+        self._networks()
+        clean = self._clean()
+        resumed = self.store.load() if self.store else None
+        saved = self._resume(*resumed) if resumed else None
+        for index in range(len(self.costs), len(self.attacks)):
+            self._attack(index, saved)
+            saved = None
+        return self._outcome(clean)
+
+    def _forget(self) -> None:
+        """Back to what was saved last, when the number of lanes changes (an attack in play starts anew)."""
+        self.unsaved = {}
+
+    # -- the parts ---------------------------------------------------------------------------------------
+
+    def _networks(self) -> None:
+        noise = Stream.of(self.seed, "judge")
+        probe = Network(self.model, self.lanes)
+        if not self.stochastic:
+            self.stochastic = health.looks_random(probe, self.x[: self.lanes].to(self.device))
+        judged = Network(self.model, self.lanes, stream=noise if self.stochastic else None)
+        self.judge = Judge(judged, DRAWS if self.stochastic else 1)
+        own = self.attacker.surrogate is None and self.precision == "fp32"
+        self.same = own and not self.stochastic
+        if self.same:
+            self.network = judged
+        else:
+            model = self.attacker.surrogate if self.attacker.surrogate is not None else self.model
+            # Any surrogate may draw noise; seeding one that does not costs nothing that matters.
+            noisy = self.stochastic or self.attacker.surrogate is not None
+            stream = Stream.of(self.seed, "surrogate") if noisy else None
+            self.network = Network(model, self.lanes, self.precision, stream)
+
+    def _clean(self) -> Tensor:
+        """Clean predictions, (N,); sets what is wrong without an attack and the surrogate's clean logits."""
+        logits = self._logits(self.judge.network)
+        if int(self.y.max()) >= logits.shape[1]:
+            raise UsageError(
+                f"labels lie in {int(self.y.min())}..{int(self.y.max())}: the defense has {logits.shape[1]} classes"
+            )
+        if logits.shape[1] < 2:
+            raise UsageError("the defense has one class: an attack needs at least two")
+        self.nonfinite = health.count_nonfinite(logits)
+        self.num_classes = logits.shape[1]
+        self.marks = health.softmax_outputs(logits)
+        prediction = torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+        self.clean_logits = logits if self.same else self._logits(self.network)
+        wrong = prediction != self.y
+        if self.judge.draws > 1:
+            counts = torch.cat(
+                [
+                    self.judge.fooled(x.to(self.device), y.to(self.device)).cpu()
+                    for x, y in zip(self.x.split(self.lanes), self.y.split(self.lanes), strict=True)
+                ]
+            )
+            wrong = 2 * counts > self.judge.draws
+            self.draws = torch.where(self.by == _ROBUST, counts, self.draws)
+        self.by = torch.where(wrong & (self.by == _ROBUST), _CLEAN, self.by)
+        return prediction
+
+    def _logits(self, network: Network) -> Tensor:
+        return torch.cat([network.logits(x.to(self.device)).cpu() for x in self.x.split(self.lanes)])
+
+    def _survivors(self) -> list[int]:
+        """A randomised defense is attacked until every draw fails; else being fooled once is enough."""
+        return ((self.by != _CLEAN) & (self.draws < self.judge.draws)).nonzero()[:, 0].tolist()
+
+    def _foreign(self, index: int, attack: ForeignAttack) -> None:
+        """An attack that calls the model by itself: its images are judged, its passes counted in sum."""
+        begun, samples = time.monotonic(), self._survivors()
+        table = Table.empty(len(self.x), 1)
+        if samples:
+            surrogate = self.attacker.surrogate
+            counted = Counted(surrogate if surrogate is not None else self.model)
+            x, y = self.x[samples].to(self.device), self.y[samples].to(self.device)
+            images = as_recorded(
+                x, attack.perturb(counted, x, y, self.threat, self.seed, self.lanes).detach()
+            )
+            draws = self.judge.fooled(images, y) * self.threat.contains(x, images)
+            for i, sample in enumerate(samples):
+                # Which sample a pass was for is not known outside: they are shared out evenly.
+                table.forward[sample, 0] = _share(counted.forward_passes, i, len(samples))
+                table.backward[sample, 0] = _share(counted.backward_passes, i, len(samples))
+                if int(draws[i]):
+                    table.draws[sample], table.rank[sample] = int(draws[i]), 0
+                    table.found[sample] = images[i].cpu()
+        self._take(index, table, samples, time.monotonic() - begun)
+        self.zero.append((0, 0))
+        if self.store:
+            self._save(index + 1, None, table.found)
+
+    def _attack(self, index: int, saved: dict[str, Tensor] | None) -> None:
+        spec, attack = self.attacks[index]
+        if isinstance(attack, ForeignAttack):
+            self._foreign(index, attack)
+            return
+        stream = Stream.of(self.seed, spec)
+        problem = Problem(self.threat, self.num_classes, stream)
+        battle = Battle(
+            attack=attack,
+            problem=problem,
+            network=self.network,
+            judge=self.judge,
+            same=self.same,
+            blind=self.attacker.blind,
+            x=self.x,
+            y=self.y,
+            ids=self.ids,
+            clean_logits=self.clean_logits,
+            device=self.device,
+        )
+        samples = self._survivors()
+        table = Table.empty(len(self.x), attack.ranks(self.num_classes))
+        loop = Loop(battle, samples, table)
+        if saved is not None:
+            loop.load(saved)
+            table.found = {
+                i: self.found[i] for i in torch.nonzero(table.draws)[:, 0].tolist() if i in self.found
+            }
+        before = {i: image for i, image in table.found.items()}
+        begun = time.monotonic() - (self.spent if saved is not None else 0.0)
+        seen = loop.images
+
+        def between(loop: Loop) -> None:
+            nonlocal seen
+            self.images += loop.images - seen
+            seen = loop.images
+            if self.progress and time.monotonic() >= self.shown + _SHOW_EVERY:
+                self.shown = time.monotonic()
+                self.progress(self._progress(index, loop))
+            if self.store and self.store.due():
+                self.spent = time.monotonic() - begun
+                new = {i: image for i, image in table.found.items() if before.get(i) is not image}
+                before.update(new)
+                self._save(index, loop, new)
+
+        try:
+            loop.play(between)
+        except KeyboardInterrupt:
+            if self.store:
+                self.spent = time.monotonic() - begun
+                self._save(index, loop, {i: m for i, m in table.found.items() if before.get(i) is not m})
+            raise
+        self._take(index, table, samples, time.monotonic() - begun)
+        self.zero.append((loop.zero_gradients[0], loop.zero_gradients[1]))
+        if self.store:
+            new = {i: image for i, image in table.found.items() if before.get(i) is not image}
+            self.spent = 0.0
+            self._save(index + 1, None, new)
+
+    def _take(self, index: int, table: Table, samples: list[int], seconds: float) -> None:
+        """Add an attack's results to the run's."""
+        forward, backward = table.spent(self.judge.draws)
+        self.forward += forward
+        self.backward += backward
+        won = table.draws > self.draws
+        self.by = torch.where(won, index, self.by)
+        self.steps = torch.where(won, table.steps, self.steps)
+        self.draws = torch.where(won, table.draws, self.draws)
+        for i in won.nonzero()[:, 0].tolist():
+            self.found[i] = table.found[i]
+        survivors = int((self.by == _ROBUST).sum())
+        self.costs.append(
+            AttackCost(
+                spec=self.attacks[index][0],
+                attacked=len(samples),
+                survivors=survivors,
+                forward=int(forward.sum()),
+                backward=int(backward.sum()),
+                seconds=seconds,
+            )
+        )
+
+    def _progress(self, index: int, loop: Loop) -> Progress:
+        held = loop.table.draws == self.judge.draws
+        playing = float(loop.asked[loop.sample >= 0, 0].sum()) / self.attacks[index][1].questions
+        done = len(loop.queue) - loop.remaining
+        return Progress(
+            attack=self.attacks[index][0],
+            index=index,
+            attacks=len(self.attacks),
+            rows=done,
+            of_rows=len(loop.queue),
+            survivors=int(((self.by == _ROBUST) & ~held).sum()),
+            samples=len(self.x),
+            passes=self.images,
+            share=min((done + playing) / max(len(loop.queue), 1), 1.0),
+        )
+
+    # -- saving and resuming -----------------------------------------------------------------------------
+
+    def _save(self, index: int, loop: Loop | None, found: dict[int, Tensor]) -> None:
+        assert self.store is not None
+        tensors = {
+            f"run.{name}": getattr(self, name) for name in ("by", "draws", "steps", "forward", "backward")
+        }
+        if loop is not None:
+            tensors |= {f"loop.{name}": tensor for name, tensor in loop.dump().items()}
+        facts = {
+            "attack": index,
+            "playing": loop is not None,
+            "lanes": self.lanes,
+            "costs": [asdict(cost) for cost in self.costs],
+            "zero": self.zero,
+            "seconds": self.spent,
+            "nonfinite": self.network.nonfinite,
+        }
+        self.store.save(tensors, json.loads(json.dumps(facts)), found)
+
+    def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Tensor] | None:
+        for name in ("by", "draws", "steps", "forward", "backward"):
+            setattr(self, name, tensors[f"run.{name}"])
+        self.costs = [AttackCost(**cost) for cost in facts["costs"]]
+        self.zero = [(zero, total) for zero, total in facts["zero"]]
+        self.network.nonfinite = facts["nonfinite"]
+        self.spent = facts["seconds"]
+        prefix = "found."
+        self.found = {int(k.removeprefix(prefix)): v for k, v in tensors.items() if k.startswith(prefix)}
+        if not facts["playing"] or facts["lanes"] != self.lanes:
+            return None
+        return {k.removeprefix("loop."): v for k, v in tensors.items() if k.startswith("loop.")}
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def _outcome(self, clean: Tensor) -> Outcome:
+        fooled = self.by >= 0
+        x_adv = self.x.clone()
+        for i in fooled.nonzero()[:, 0].tolist():
+            x_adv[i] = self.found[i]
+        prediction = torch.cat(
+            [self.judge.predictions(part.to(self.device)).cpu() for part in x_adv.split(self.lanes)]
+        )
+        names = {_CLEAN: "clean", _ROBUST: ""} | {i: spec for i, (spec, _) in enumerate(self.attacks)}
+        attacks = [attack for _, attack in self.attacks]
+        marks = [
+            *self.marks,
+            *health.nonfinite_logits(self.nonfinite + self.network.nonfinite),
+            *health.randomised(self.stochastic, self.declared, attacks),
+            *health.few_classes(self.num_classes, attacks),
+            *health.zero_gradients(self.zero),
+            *health.square_wins(self.costs, len(self.x)),
+        ]
+        return Outcome(
+            x_adv=x_adv,
+            robust=self.by == _ROBUST,
+            fooled_by=[names[int(code)] for code in self.by],
+            clean_prediction=clean,
+            prediction=prediction,
+            distance=self.threat.distance(self.x, x_adv),
+            steps=self.steps,
+            forward=self.forward,
+            backward=self.backward,
+            attacks=[replace(cost) for cost in self.costs],
+            health=marks,
+            precision=self.precision,
+            batch_size=self.lanes,
+        )
+
+
+def _share(total: int, i: int, n: int) -> int:
+    """The i-th of n whole shares of `total`, as even as they go."""
+    return total * (i + 1) // n - total * i // n
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

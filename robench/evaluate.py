@@ -1,0 +1,264 @@
+"""Run suites on defenses into records: what `robench run` does, from Python."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from robench.content import Protocol, Suite, find_protocol
+from robench.data import Images, load_dataset
+from robench.defenses import Loaded, load, load_defense
+from robench.direct import find_suite
+from robench.engine.device import choose_device, choose_lanes, choose_precision
+from robench.engine.knowledge import attacker
+from robench.engine.store import FolderStore
+from robench.engine.suite import Progress, Run, build_attacks
+from robench.errors import ResourceError, UsageError
+from robench.files import claim
+from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
+from robench.results.store import make_record, record_folder, write_record
+from robench.specs import split
+from robench.threat import Threat, check_images
+
+DEFAULT_PROTOCOL = "digits-linf"
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a job is run; none of it but seed, precision and batch size changes what is found.
+
+    Attributes:
+        results: folder of all records.
+        fresh: start over, whatever record or partial run is there.
+        progress: called after every question; note: told what a user should know.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int | str = "auto"
+    precision: str = "auto"
+    data_dir: str | None = None
+    results: str | Path = "results"
+    fresh: bool = False
+    checkpoint: str | None = None
+    command: str = ""
+    progress: Callable[[Progress], None] | None = None
+    note: Callable[[str], None] = lambda text: None
+
+
+def run(
+    defense: str | Sequence[str],
+    attack: str | Sequence[str] | None = None,
+    *,
+    protocol: str | None = None,
+    dataset: str | None = None,
+    threat: str | None = None,
+    samples: int | None = None,
+    knowledge: str | None = None,
+    **options,
+) -> Record:
+    """Run one suite on one defense and give its record; a run repeated resumes or answers from its record.
+
+    Args:
+        defense: a card, a family, a card's path or a builder's spec.
+        attack: a suite or specs; None for the protocol's.
+        protocol: by name or path; None for `dataset`, `threat` and `samples`, or the default protocol.
+        options: the fields of Options.
+
+    Raises:
+        RobenchError: for everything a user can mend.
+    """
+    records = list(
+        run_all(
+            _names(defense),
+            _names(attack) if attack else None,
+            choose_protocol(protocol, dataset, threat, samples),
+            [knowledge] if knowledge else None,
+            Options(**options),
+        )
+    )
+    if len(records) != 1:
+        raise UsageError(f"{len(records)} records came of this: robench.run takes one defense and one attack")
+    return records[0]
+
+
+def run_all(
+    defenses: list[str],
+    suites: list[str] | None,
+    protocol: Protocol,
+    knowledge: list[str] | None,
+    options: Options,
+) -> Iterator[Record]:
+    """Run every combination in turn. Names are all checked before the first network is called."""
+    threat = Threat.parse(protocol.threat)
+    chosen = [find_suite(name) for name in suites or protocol.suites]
+    for suite in chosen:
+        build_attacks(suite.specs(threat.norm), threat)
+    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
+    check_images(images.x, images.y, len(images.classes))
+    device = choose_device(options.device)
+    if options.checkpoint and len(defenses) > 1:
+        raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
+    loaded = [load(name, protocol.dataset, options.checkpoint, device) for name in defenses]
+    for each in loaded:
+        _check_fit(each, images)
+    for each in loaded:
+        for suite in chosen:
+            for level in knowledge or protocol.knowledge:
+                yield _run_one(each, suite, level, protocol, threat, images, options)
+
+
+def choose_protocol(
+    name: str | None, dataset: str | None, threat: str | None, samples: int | None
+) -> Protocol:
+    """The protocol of that name, or the one that a data set, a threat and a number of samples make up.
+
+    What is not said is taken from the default protocol; a protocol with another threat or number of samples
+    is another protocol, under a name of its own.
+    """
+    if name is not None and dataset is not None:
+        raise UsageError("--protocol names its own data set: give --protocol or --dataset, not both")
+    base = find_protocol(name or DEFAULT_PROTOCOL)
+    if dataset is not None and dataset != base.dataset and threat is None:
+        raise UsageError(
+            f"--dataset {dataset} needs a threat: add --threat Linf:8/255, say, or name a --protocol"
+        )
+    chosen = Protocol(
+        name=base.name,
+        dataset=dataset or base.dataset,
+        threat=str(Threat.parse(threat or base.threat)),
+        samples=base.samples if samples is None else samples,
+        split=base.split,
+        suites=base.suites,
+        knowledge=base.knowledge,
+        description=base.description,
+        path=base.path,
+    )
+    if chosen.samples < 1:
+        raise UsageError(f"--samples {chosen.samples}: expected at least 1")
+    same = (chosen.dataset, Threat.parse(chosen.threat), chosen.samples) == (
+        base.dataset,
+        Threat.parse(base.threat),
+        base.samples,
+    )
+    if same:
+        return chosen
+    own = f"{chosen.dataset}-{chosen.threat.replace('/', 'over').replace(':', '-')}-n{chosen.samples}"
+    return Protocol(**{**chosen.__dict__, "name": own})
+
+
+def _run_one(
+    loaded: Loaded,
+    suite: Suite,
+    knowledge: str,
+    protocol: Protocol,
+    threat: Threat,
+    images: Images,
+    options: Options,
+) -> Record:
+    device = choose_device(options.device)
+    attacks = build_attacks(suite.specs(threat.norm), threat)
+    job = Job(
+        defense=DefenseFacts(
+            name=loaded.name,
+            family=loaded.card.family if loaded.card else "",
+            card_digest=loaded.card_digest,
+            checkpoint_sha256=loaded.checkpoint_sha256,
+            parameters=sum(p.numel() for p in loaded.defense.parameters()),
+        ),
+        suite=SuiteFacts(suite.name, tuple(spec for spec, _ in attacks)),
+        dataset=DatasetFacts(images.name, images.split, images.digest),
+        protocol=protocol.name,
+        threat=str(threat),
+        n=len(images),
+        batch_size=choose_lanes(options.batch_size, device, images.x.shape[-1], len(images)),
+        knowledge=knowledge,
+        seed=options.seed,
+        precision=choose_precision(options.precision, device),
+    )
+    folder = record_folder(options.results, protocol.name, loaded.name, suite.name, knowledge, options.seed)
+    with claim(folder):
+        if not options.fresh and (known := _answer(folder, job)):
+            options.note(f"answered from {folder}; --fresh runs it again")
+            return known
+        store = FolderStore(folder / PARTIAL, job.key)
+        if options.fresh:
+            store.drop()
+        # Written before the first question, so that a folder that cannot be written is found out now.
+        started = store.begin(datetime.now(UTC).isoformat())
+        if store.resumes:
+            options.note(f"resuming from {store.folder}")
+        play = Run(
+            loaded.defense,
+            attacks,
+            images.x,
+            images.y,
+            images.ids,
+            threat,
+            options.seed,
+            device=device,
+            lanes=job.batch_size,
+            attacker=attacker(knowledge, loaded.defense, _transfer(protocol.dataset, device)),
+            stochastic=loaded.defense.stochastic,
+            precision=job.precision,
+            store=store,
+            progress=options.progress,
+            note=options.note,
+        )
+        begun = time.monotonic()
+        outcome = play.play()
+        made = make_record(
+            job,
+            outcome,
+            command=options.command or shlex.join(["robench", *sys.argv[1:]]),
+            started=datetime.fromisoformat(started),
+            finished=datetime.now(UTC),
+            seconds=max(sum(cost.seconds for cost in outcome.attacks), time.monotonic() - begun),
+            device=device,
+        )
+        record = write_record(folder, made, outcome, images)
+        store.drop()
+        return record
+
+
+def _answer(folder: Path, job: Job) -> Record | None:
+    """The record in `folder`, if it is whole and answers for this job."""
+    if not (folder / "record.json").is_file():
+        return None
+    try:
+        record = read_record(folder)
+    except ResourceError:
+        return None
+    return record if record.key == job.key else None
+
+
+def _check_fit(loaded: Loaded, images: Images) -> None:
+    """Refuse a defense made for other images or classes, before anything is computed."""
+    defense, side = loaded.defense, images.x.shape[-1]
+    if defense.image_size != side:
+        raise UsageError(
+            f"{loaded.name} takes images of {defense.image_size} px and {images.name} has {side} px: "
+            "choose a defense of that data set (robench list defenses)"
+        )
+    if defense.num_classes != len(images.classes):
+        raise UsageError(
+            f"{loaded.name} tells {defense.num_classes} classes apart and {images.name} has {len(images.classes)}"
+        )
+
+
+def _transfer(dataset: str, device):
+    return lambda name: load_defense(name, dataset, device=device)
+
+
+def _names(value: str | Sequence[str]) -> list[str]:
+    return split(value) if isinstance(value, str) else list(value)
+
+
+def default_results() -> Path:
+    """Where records go when nothing is said: `results` in the folder one is in, or ROBENCH_RESULTS."""
+    return Path(os.environ.get("ROBENCH_RESULTS", "results"))

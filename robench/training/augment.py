@@ -1,0 +1,49 @@
+"""Random crops, mirror images, rotations and scales of a batch, on its own device."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robench.training.recipe import Recipe
+
+
+def augment(x: Tensor, recipe: Recipe) -> Tensor:
+    """A random variant of every image, as `recipe` says; outside the image is black.
+
+    Args:
+        x: (N, C, H, W) in [0, 1].
+
+    Returns:
+        The same shape and range.
+    """
+    if recipe.rotation or recipe.scaling:
+        x = _turn(x, math.radians(recipe.rotation), recipe.scaling)
+    if recipe.shift:
+        x = _crop(x, recipe.shift)
+    if recipe.flip:
+        mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+        x = torch.where(mirrored, x.flip(3), x)
+    return x
+
+
+def _crop(x: Tensor, pad: int) -> Tensor:
+    n, c, h, w = x.shape
+    corner = torch.randint(0, 2 * pad + 1, (2, n, 1), device=x.device)
+    rows = corner[0] + torch.arange(h, device=x.device)
+    columns = corner[1] + torch.arange(w, device=x.device)
+    padded = F.pad(x, (pad, pad, pad, pad))
+    picked = padded.gather(2, rows[:, None, :, None].expand(n, c, h, w + 2 * pad))
+    return picked.gather(3, columns[:, None, None, :].expand(n, c, h, w))
+
+
+def _turn(x: Tensor, angle: float, scaling: float) -> Tensor:
+    draw = torch.rand(2, len(x), device=x.device) * 2 - 1
+    scale = 1 / (1 + scaling * draw[1])
+    cosine, sine = (draw[0] * angle).cos() * scale, (draw[0] * angle).sin() * scale
+    zero = torch.zeros_like(cosine)
+    maps = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(maps, list(x.shape), align_corners=False)
+    # Interpolation rounds: a pixel may land a last bit above 1.
+    return F.grid_sample(x, grid, align_corners=False).clamp(0, 1)

@@ -1,0 +1,66 @@
+"""What a training shows on stderr while it runs: stage, epoch, loss, time left."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Reporter:
+    """A bar a stage on a terminal; elsewhere a line every half minute; nothing when `shown` is false."""
+
+    def __init__(self, shown: bool):
+        self.console = Console(stderr=True, quiet=not shown)
+        live = shown and self.console.is_terminal
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs  loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not live,
+        )
+        self.plain = shown and not live
+        self.task = self.bars.add_task("", start=False, visible=False, loss="")
+        self.started = self.last = 0.0
+        self.first = self.total = 0
+        self.stage = ""
+
+    def __enter__(self) -> "Reporter":
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """A stage of `total` epochs starts, or is resumed with `done` of them behind it."""
+        self.stage, self.total, self.first = stage, total, done
+        self.started = self.last = time.monotonic()
+        self.task = self.bars.add_task(stage, total=total, completed=done, loss="")
+
+    def epoch(self, done: int, loss: float) -> None:
+        """So many epochs of the stage are done, the last with this mean loss."""
+        self.bars.update(self.task, completed=done, loss=f"{loss:.4f}")
+        now = time.monotonic()
+        if self.plain and (done == self.total or now - self.last >= 30):
+            self.last = now
+            left = (now - self.started) / (done - self.first) * (self.total - done)
+            self.say(f"{self.stage}: epoch {done}/{self.total}, loss {loss:.4f}, {left:.0f} s left")
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, highlight=False, soft_wrap=True)

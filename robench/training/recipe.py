@@ -1,0 +1,163 @@
+"""How a checkpoint is made: the `[recipe]` table of a card, every field checked."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
+
+from robench.errors import UsageError
+from robench.threat import Threat
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Masked pre-training, with MIMIR's defaults for CIFAR-10 (arXiv 2312.04960, official code).
+
+    Attributes:
+        epochs, warmup: passes over the data; the learning rate rises over the first `warmup`, then falls by a
+            cosine to 0.
+        batch_size, lr, weight_decay: of AdamW(0.9, 0.95); decay spares one-dimensional parameters.
+        eps, step_size: of the one-step inner attack in Linf; eps 0 gives plain MAE.
+        mask_ratio: the part of the patches that is hidden.
+        mi_weight: lambda, the weight of the nHSIC penalty; 0 leaves it out.
+        decoder_width, decoder_depth, decoder_heads: of the decoder.
+    """
+
+    epochs: int = 800
+    warmup: float = 40.0
+    batch_size: int = 512
+    lr: float = 3e-4
+    weight_decay: float = 0.05
+    eps: float = 8 / 255
+    step_size: float = 10 / 255
+    mask_ratio: float = 0.75
+    mi_weight: float = 1e-5
+    decoder_width: int = 128
+    decoder_depth: int = 2
+    decoder_heads: int = 16
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """Training of the whole classifier, with the defaults of MIMIR's fine-tuning on CIFAR-10.
+
+    Attributes:
+        epochs, warmup: passes over the data; the learning rate rises over the first `warmup`, then falls by a
+            cosine to `min_lr`.
+        batch_size, lr, weight_decay: of AdamW; decay spares one-dimensional parameters.
+        layer_decay: the factor on the learning rate from each layer to the one below it.
+        drop_path: rate of stochastic depth at the last block.
+        label_smoothing: of the cross entropy.
+        eps, step_size, steps: of PGD in Linf; 0 steps trains on clean images.
+        ramp: the radius and step size grow linearly from 0 over this many epochs.
+        average: decay, a step, of the running average of the weights that is kept at the end; 0 keeps the
+            last weights.
+    """
+
+    epochs: int = 50
+    warmup: float = 5.0
+    batch_size: int = 128
+    lr: float = 0.025
+    min_lr: float = 1e-6
+    weight_decay: float = 0.05
+    layer_decay: float = 0.65
+    drop_path: float = 0.1
+    label_smoothing: float = 0.1
+    eps: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
+    ramp: float = 0.0
+    average: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a checkpoint's weights, besides the network and the data set.
+
+    Attributes:
+        pretraining: None starts the classifier from nothing.
+        seed: of every random number.
+        shift: random crops after padding by so many pixels with zeros.
+        rotation, scaling: random rotations up to so many degrees, and scales within 1 -+ so much.
+        flip: random mirror images.
+        evaluation: the threat at which the finished classifier is measured.
+    """
+
+    finetuning: Finetuning = field(default_factory=Finetuning)
+    pretraining: Pretraining | None = None
+    seed: int = 0
+    shift: int = 0
+    rotation: float = 0.0
+    scaling: float = 0.0
+    flip: bool = False
+    evaluation: str = "Linf:8/255"
+
+
+_BELOW_ONE = {"mask_ratio", "drop_path", "label_smoothing", "average", "scaling"}
+_AT_LEAST_ONE = {"epochs", "batch_size", "decoder_width", "decoder_depth", "decoder_heads"}
+_ABOVE_ZERO = {"lr", "layer_decay"}
+_RADII = {"eps", "step_size"}
+
+Table = TypeVar("Table", Pretraining, Finetuning, Recipe)
+
+
+def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
+    """The recipe of a card.
+
+    Args:
+        table: the card's `[recipe]`; `eps` and `step_size` may be strings such as "8/255".
+        origin: the card's file, for messages.
+
+    Raises:
+        UsageError: for a field that is unknown, of another type or out of range.
+    """
+    table = dict(table)
+    for name, kind in (("pretraining", Pretraining), ("finetuning", Finetuning)):
+        if name in table:
+            if not isinstance(table[name], Mapping):
+                raise UsageError(
+                    f"{origin}: recipe.{name} = {table[name]!r}: expected a table [recipe.{name}]"
+                )
+            table[name] = _read(kind, table[name], f"{origin}: recipe.{name}")
+    recipe = _read(Recipe, table, f"{origin}: recipe")
+    if Threat.parse(recipe.evaluation).norm != "Linf":
+        raise UsageError(f"{origin}: recipe.evaluation = {recipe.evaluation!r}: expected a threat in Linf")
+    return recipe
+
+
+def _read(kind: type[Table], table: Mapping[str, Any], where: str) -> Table:
+    known = {f.name: f for f in fields(kind)}
+    for key, value in table.items():
+        if key not in known:
+            raise UsageError(f'{where}: unknown field "{key}": expected some of {", ".join(known)}')
+        if known[key].default_factory is MISSING and key != "pretraining":
+            _check(key, value, type(known[key].default), f"{where}.{key} = {value!r}")
+    radii = {key: _radius(table[key]) for key in _RADII & table.keys()}
+    return kind(**{**table, **radii})
+
+
+def _radius(value: str | float) -> float:
+    return Threat.parse(f"Linf:{value}").eps if isinstance(value, str) else float(value)
+
+
+def _check(key: str, value: Any, kind: type, shown: str) -> None:
+    if key in _RADII and isinstance(value, str):
+        Threat.parse(f"Linf:{value}")
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = (
+        number and (kind is float or isinstance(value, int))
+        if kind in (int, float)
+        else isinstance(value, kind)
+    )
+    if not fits:
+        raise UsageError(f"{shown}: expected {kind.__name__}")
+    if not number:
+        return
+    if key in _BELOW_ONE and not 0 <= value < 1:
+        raise UsageError(f"{shown}: expected at least 0 and below 1")
+    if key in _AT_LEAST_ONE and value < 1:
+        raise UsageError(f"{shown}: expected at least 1")
+    if key in _ABOVE_ZERO and not value > 0:
+        raise UsageError(f"{shown}: expected above 0")
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{shown}: expected a finite number, at least 0")

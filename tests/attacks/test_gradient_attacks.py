@@ -1,0 +1,75 @@
+"""Gradient attacks against linear models, where the least perturbation has a closed form."""
+
+import pytest
+import torch
+
+from robench.direct import attack
+from robench.threat import Threat
+from tests.conftest import Linear, images
+
+
+def threat_at(norm: str, eps: float) -> Threat:
+    return Threat.parse(f"{norm}:{eps:.9f}")
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "apgd",
+        'apgd(loss="dlr")',
+        'apgd(loss="margin", restarts=2)',
+        'apgd(loss="dlr", targets=9)',
+        'apgd(loss="ce", targets=2, restarts=2)',
+    ],
+)
+def test_apgd_succeeds_just_beyond_the_boundary(norm, classes, spec):
+    model, x = Linear(classes, (3, 8, 8)), images(12)
+    y = model(x).argmax(1)
+    distance = model.distances(x, y, norm)
+    for batch_size in (1, 5):
+        for i in range(0, len(x), 4):
+            eps = 1.05 * float(distance[i])
+            result = attack(
+                spec, model, x[i : i + 1], y[i : i + 1], threat=threat_at(norm, eps), batch_size=batch_size
+            )
+            assert not result.robust[0]
+            assert float(result.distance[0]) <= eps * (1 + 1e-5)
+            assert float(result.x_adv.min()) >= 0 and float(result.x_adv.max()) <= 1
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("spec", ["apgd", "pgd(steps=50)", "fgsm", 'apgd(loss="dlr", targets=9)'])
+def test_nothing_is_found_short_of_the_boundary(norm, spec):
+    model, x = Linear(10, (3, 8, 8)), images(12)
+    y = model(x).argmax(1)
+    eps = 0.95 * float(model.distances(x, y, norm).min())
+    result = attack(spec, model, x, y, threat=threat_at(norm, eps))
+    assert result.robust.all()
+    assert torch.equal(result.x_adv, x)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_one_step_is_optimal_for_two_classes(norm):
+    model, x = Linear(2, (3, 8, 8)), images(12)
+    y = model(x).argmax(1)
+    distance = model.distances(x, y, norm)
+    for i in range(12):
+        eps = 1.01 * float(distance[i])
+        result = attack('fgsm(loss="margin")', model, x[i : i + 1], y[i : i + 1], threat=threat_at(norm, eps))
+        assert not result.robust[0]
+        assert result.passes == {"forward": 2, "backward": 2}
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_pgd_succeeds_beyond_the_boundary(norm):
+    model, x = Linear(10, (3, 8, 8)), images(12)
+    y = model(x).argmax(1)
+    distance = model.distances(x, y, norm)
+    for i in range(0, 12, 3):
+        eps = 1.1 * float(distance[i])
+        spec = 'pgd(steps=50, loss="margin", targets=9)'
+        result = attack(spec, model, x[i : i + 1], y[i : i + 1], threat=threat_at(norm, eps))
+        assert not result.robust[0]
+        assert float(result.distance[0]) <= eps * (1 + 1e-5)

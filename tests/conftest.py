@@ -1,0 +1,59 @@
+"""What several rooms' tests share: models whose best perturbation is known, and small nonlinear ones."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny tensors are faster on one thread, and tests then disturb each other less."""
+    torch.set_num_threads(1)
+
+
+class Linear(nn.Module):
+    """logits = W x + b over flattened images: the distance to each class boundary has a closed form."""
+
+    def __init__(self, classes: int, shape: tuple[int, ...], seed: int = 0):
+        super().__init__()
+        size = int(torch.tensor(shape).prod())
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(30 * torch.randn(classes, size, generator=generator) / size**0.5)
+        self.bias = nn.Parameter(torch.randn(classes, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias
+
+    def distances(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
+        """Least perturbation in `norm` that reaches another class, float64 (N,), if no pixel reaches 0 or 1."""
+        weight = self.weight.detach().double()
+        logits = x.double().flatten(1) @ weight.T + self.bias.detach().double()
+        gap = logits.gather(1, y[:, None]) - logits
+        difference = weight[None] - weight[y][:, None]
+        dual = {
+            "Linf": difference.abs().sum(2),
+            "L2": difference.square().sum(2).sqrt(),
+            "L1": difference.abs().amax(2),
+        }
+        ratio = gap / dual[norm].clamp_min(1e-30)
+        return ratio.scatter(1, y[:, None], float("inf")).amin(1)
+
+
+def small_net(classes: int = 10, side: int = 8, seed: int = 0) -> nn.Module:
+    """A small random convolutional network with curved boundaries."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(8 * (side // 2) ** 2, classes),
+    )
+    return net.eval()
+
+
+def images(n: int, side: int = 8, seed: int = 0) -> Tensor:
+    """Random images around the middle of the pixel range, (n, 3, side, side)."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.3 + 0.4 * torch.rand(n, 3, side, side, generator=generator)

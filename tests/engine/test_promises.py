@@ -1,0 +1,132 @@
+"""The engine's promises: the seed decides, whatever the order, the company, the batch size or an interruption."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from robench.direct import find_suite
+from robench.engine.suite import Run, build_attacks
+from robench.threat import Threat
+from tests.conftest import images, small_net
+
+SPECS = 'apgd(steps=12)+apgd(steps=12, loss="dlr", targets=4)+pgd(steps=6, restarts=2)'
+
+
+def play(ids=None, lanes=8, specs=SPECS, seed=0, n=24, threat="Linf:0.006", **options):
+    model, x = small_net(), images(n)
+    # Labels are the model's own but for two images, so that some are wrong from the start.
+    y = model(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 10
+    ids = torch.arange(n) if ids is None else ids
+    chosen = Threat.parse(threat)
+    run = Run(
+        model,
+        build_attacks(find_suite(specs).specs(chosen.norm), chosen),
+        x[ids],
+        y[ids],
+        ids,
+        chosen,
+        seed,
+        device=torch.device("cpu"),
+        lanes=lanes,
+        **options,
+    )
+    return run.play()
+
+
+def assert_same(one, other, rows=slice(None)):
+    for field in (
+        "x_adv",
+        "robust",
+        "clean_prediction",
+        "prediction",
+        "distance",
+        "steps",
+        "forward",
+        "backward",
+    ):
+        assert torch.equal(getattr(one, field)[rows], getattr(other, field)), field
+
+
+@pytest.fixture(scope="module")
+def whole():
+    outcome = play()
+    # The test is worth something only where some survive, some fall late and some fall at once.
+    assert 0.1 < outcome.robust_accuracy < 0.9 and len(set(outcome.fooled_by)) >= 3
+    return outcome
+
+
+def test_the_same_run_twice_is_the_same(whole):
+    assert_same(whole, play())
+
+
+def test_another_seed_is_another_run(whole):
+    assert not torch.equal(whole.x_adv, play(seed=1).x_adv)
+
+
+def test_an_image_alone_gets_what_it_gets_in_company(whole):
+    for i in range(0, 24, 3):
+        assert_same(whole, play(torch.tensor([i])), rows=slice(i, i + 1))
+
+
+def test_the_order_of_work_does_not_matter(whole):
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
+    shuffled = play(order)
+    assert_same(whole, shuffled, rows=order)
+
+
+@pytest.mark.parametrize("lanes", [1, 7, 64])
+def test_another_batch_size_draws_the_same_numbers(whole, lanes):
+    other = play(lanes=lanes)
+    assert (whole.robust == other.robust).float().mean() >= 0.95
+    assert torch.allclose(whole.x_adv[~whole.robust][:1], other.x_adv[~whole.robust][:1], atol=1e-4)
+
+
+class MemoryStore:
+    """Keeps a run's state in memory, and stops the run at one question."""
+
+    def __init__(self, stop_at):
+        self.saved, self.found, self.left = None, {}, stop_at
+
+    def due(self):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return False
+
+    def save(self, tensors, facts, found):
+        self.found |= {f"found.{i}": image for i, image in found.items()}
+        self.saved = {k: v.clone() for k, v in tensors.items()}, facts
+
+    def load(self):
+        return None if self.saved is None else (self.saved[0] | self.found, self.saved[1])
+
+
+@pytest.mark.parametrize("stride", [5, 17])
+def test_interrupted_and_resumed_any_number_of_times_it_is_the_same(whole, stride):
+    store, stops, outcome = MemoryStore(stride), 0, None
+    while outcome is None:
+        try:
+            outcome = play(store=store)
+        except KeyboardInterrupt:
+            stops, store.left = stops + 1, stride
+    assert stops > 3
+    assert_same(whole, outcome)
+    assert whole.fooled_by == outcome.fooled_by
+    for ours, theirs in zip(whole.attacks, outcome.attacks, strict=True):
+        assert dataclasses.replace(ours, seconds=0) == dataclasses.replace(theirs, seconds=0)
+
+
+def test_rows_are_dropped_once_fooled_and_passes_counted():
+    easy = play(specs="apgd(steps=50)", threat="Linf:0.5")
+    assert not easy.robust.any()
+    assert easy.passes["forward"] < 10 * 22
+    assert int(easy.forward[0]) == 0 and easy.fooled_by[0] == "clean"
+
+
+def test_a_robust_row_costs_what_the_paper_says():
+    hard = play(specs='apgd(steps=100)+apgd(steps=100, loss="dlr", targets=9)', threat="Linf:0.00001")
+    alive = hard.robust
+    assert alive.sum() >= 20
+    assert (hard.forward[alive] == 101 + 9 * 101).all() and (hard.backward[alive] == 101 + 9 * 101).all()

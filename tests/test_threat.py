@@ -1,0 +1,91 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robench.errors import UsageError
+from robench.threat import Threat, check_images
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "eps"),
+    [
+        ("Linf:8/255", "Linf", 8 / 255),
+        ("linf:0.1", "Linf", 0.1),
+        ("L2:.5", "L2", 0.5),
+        (" L1 : 1e1 ", "L1", 10),
+    ],
+)
+def test_reads_norm_and_radius(text, norm, eps):
+    threat = Threat.parse(text)
+    assert (threat.norm, threat.eps) == (norm, pytest.approx(eps, rel=1e-15))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Linf:-1",
+        "L7:1",
+        "Linf",
+        "Linf:",
+        "Linf:0",
+        "Linf:1/0",
+        "Linf:nan",
+        "L2:inf",
+        "L2:1/2/3",
+        "L2:1e999",
+        ":1",
+    ],
+)
+def test_refuses_what_is_no_threat(text):
+    with pytest.raises(UsageError) as error:
+        Threat.parse(text)
+    assert "\n" not in str(error.value) and "expected" in str(error.value)
+
+
+@given(st.sampled_from(["Linf", "L2", "L1"]), st.integers(1, 255), st.integers(1, 1000))
+def test_prints_what_it_reads(norm, numerator, denominator):
+    threat = Threat.parse(f"{norm}:{numerator}/{denominator}")
+    assert Threat.parse(str(threat)) == threat
+
+
+@given(st.sampled_from(["Linf", "L2", "L1"]), st.floats(0.01, 10), st.integers(0, 2**31))
+def test_clipped_perturbations_lie_in_the_ball(norm, eps, seed):
+    threat = Threat.parse(f"{norm}:{eps:.6f}")
+    delta = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    x = torch.zeros(4, 3, 5, 5)
+    clipped = threat.clip(delta)
+    assert (threat.distance(x, x + clipped) <= threat.eps * (1 + 1e-5)).all()
+    assert torch.allclose(threat.clip(clipped), clipped, rtol=1e-5)
+
+
+def test_containment_needs_both_the_ball_and_the_box():
+    threat, x = Threat.parse("Linf:0.1"), torch.full((3, 1, 1, 1), 0.95)
+    x_adv = torch.tensor([1.0, 1.04, 0.8]).view(3, 1, 1, 1)
+    assert threat.contains(x, x_adv).tolist() == [True, False, False]
+
+
+GOOD = torch.rand(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (GOOD[0], torch.zeros(4).long(), "shape"),
+        (GOOD.double(), torch.zeros(4).long(), "float64"),
+        (GOOD[:0], torch.zeros(0).long(), "no images"),
+        (GOOD, torch.zeros(3).long(), "labels have shape"),
+        (GOOD, torch.zeros(4), "integers"),
+        (GOOD + 0.5, torch.zeros(4).long(), "pixels lie in"),
+        (
+            GOOD.clone().index_fill(0, torch.tensor([2]), float("nan")),
+            torch.zeros(4).long(),
+            "image 2 has NaN",
+        ),
+        (GOOD, torch.tensor([0, 1, 2, 10]), "0..10"),
+        (GOOD, torch.tensor([0, 1, 2, -1]), "-1..2"),
+    ],
+)
+def test_names_what_is_wrong_with_images(x, y, says):
+    with pytest.raises(UsageError, match=says):
+        check_images(x, y, num_classes=10)
