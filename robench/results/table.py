@@ -12,7 +12,7 @@ from robench.results.statistics import Accuracy
 from robench.results.wording import count, duration, interval, location, percent, plain, suite_label
 
 
-def table(records: Sequence[Record], details: bool = True) -> RenderableType:
+def run_table(records: Sequence[Record], details: bool = True) -> RenderableType:
     """One row a record; with details also its attacks, cost and health beneath.
 
     Fits 80 columns. Text from cards and records is shown as it is, never read as markup.
@@ -88,10 +88,9 @@ def cost(record: Record) -> str:
     n, passes = record.job.n, record.passes
     speed = f"{count(n / record.seconds)} images/s, " if record.seconds >= 1 else ""
     device = plain(record.device).partition(":")[0]
-    return (
-        f"{count(passes['forward'] / n)} forward and {count(passes['backward'] / n)} backward passes an image, "
-        f"{speed}{duration(record.seconds)} on {device}"
-    )
+    forward, backward = (count(passes[direction] / n) for direction in ("forward", "backward"))
+    spent = f"{speed}{duration(record.seconds)} on {device}"
+    return f"{forward} forward and {backward} backward passes an image, {spent}"
 
 
 def health(record: Record) -> list[RenderableType]:
@@ -104,7 +103,7 @@ def health(record: Record) -> list[RenderableType]:
 
 def describe(record: Record) -> RenderableType:
     """Everything a record says, for `robench show`."""
-    return Group(table([record]), Text(), provenance(record))
+    return Group(run_table([record]), Text(), provenance(record))
 
 
 def provenance(record: Record) -> Table:

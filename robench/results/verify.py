@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robench.data._base import Images
+from robench.defenses import Loaded
 from robench.errors import CheckFailed
 from robench.results import samples as samples_file
 from robench.results.certificates import Certificates, apply, is_attacked, read_certificates
@@ -44,6 +45,9 @@ class Finding:
     held: bool
     detail: str
 
+    def __str__(self) -> str:
+        return f"{'holds' if self.held else 'FAILS'}  {self.field}: {self.detail}"
+
 
 @dataclass(frozen=True)
 class _Evidence:
@@ -60,21 +64,14 @@ class _Evidence:
 
 
 def verify(
-    folder: Path | str,
-    judge: Judge,
-    images: Images,
-    *,
-    card_digest: str | None = None,
-    checkpoint_sha256: str | None = None,
-    device: torch.device | str = "cpu",
+    folder: Path | str, loaded: Loaded, images: Images, device: torch.device | str = "cpu"
 ) -> list[Finding]:
     """Re-check every figure of a record.
 
     Args:
         folder: the record's.
-        judge: the whole defense in fp32, on `device`: (N, C, H, W) in [0, 1] to logits (N, K).
+        loaded: the defense that it names, on `device`.
         images: those of the record's data set, split and n.
-        card_digest, checkpoint_sha256: of the defense that was loaded; None to leave unchecked.
 
     Returns:
         What was checked; the last one says what is proven.
@@ -83,16 +80,8 @@ def verify(
         CheckFailed: naming every field that does not hold.
         ResourceError: when a file of the record is missing or damaged.
     """
-    found = list(
-        findings(
-            folder,
-            judge,
-            images,
-            card_digest=card_digest,
-            checkpoint_sha256=checkpoint_sha256,
-            device=device,
-        )
-    )
+    digests = {"card_digest": loaded.card_digest, "checkpoint_sha256": loaded.checkpoint_sha256}
+    found = list(findings(folder, loaded.defense, images, device=device, **digests))
     broken = [f"{item.field}: {item.detail}" for item in found if not item.held]
     if broken:
         raise CheckFailed(f"{folder} does not hold. " + "; ".join(broken))
@@ -108,7 +97,12 @@ def findings(
     checkpoint_sha256: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Finding]:
-    """The checks of `verify` one after the other, those that fail included."""
+    """The checks of `verify` one after the other, those that fail included.
+
+    Args:
+        judge: (N, C, H, W) float32 in [0, 1] to logits (N, K), on `device`.
+        card_digest, checkpoint_sha256: of the defense that was loaded; None to leave unchecked.
+    """
     record = read_record(folder)
     place = record.folder or Path(folder)
     rows = read_samples(place).to_pydict()

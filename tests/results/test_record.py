@@ -6,7 +6,6 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
-from fabricate import make_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from robench.results import record
 from robench.results.certificates import apply, certificates, read_certificates
 from robench.results.record import DatasetFacts, DefenseFacts, SuiteFacts, read_record, stable, stable_digest
 from robench.results.samples import read_samples
+from tests.results.fabricate import make_run
 
 FILES = ("record.json", "samples.parquet", "adversarials.safetensors")
 LATER = {

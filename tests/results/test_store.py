@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from fabricate import make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robench import files
 from robench.errors import ResourceError
-from robench.results import files
 from robench.files import claim, write_whole
 from robench.results.record import read_record
 from robench.results.store import record_folder, slug, supersede
+from tests.results.fabricate import make_run
 
 HOLD = """
 import sys, time

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fabricate import linear
 from safetensors.torch import load_file, save_file
 
 from robench.data._base import Images
 from robench.errors import CheckFailed, ResourceError
 from robench.results.statistics import Accuracy
 from robench.results.verify import findings, verify
+from tests.results.fabricate import linear
 
 
 def edit_json(run, edit):
@@ -63,7 +63,7 @@ def first(run, name):
 
 def test_an_honest_record_holds_and_says_what_it_proves(run):
     found = run.write()
-    checked = verify(run.folder, run.judge, run.images, card_digest="a" * 64, checkpoint_sha256="b" * 64)
+    checked = verify(run.folder, run.loaded, run.images)
     assert all(item.held for item in checked)
     most = f"at most {100 * found.robust_accuracy.value:.2f} %"
     assert checked[-1].field == "robust_accuracy"
@@ -74,7 +74,7 @@ def test_an_honest_record_holds_and_says_what_it_proves(run):
 def test_other_honest_records_hold_too(runs, changes):
     run = runs(**changes)
     run.write()
-    verify(run.folder, run.judge, run.images)
+    verify(run.folder, run.loaded, run.images)
 
 
 JSON_EDITS = {
@@ -98,7 +98,7 @@ def test_a_tampered_figure_is_named(run, field):
     run.write()
     edit_json(run, JSON_EDITS[field])
     with pytest.raises(CheckFailed) as caught:
-        verify(run.folder, run.judge, run.images, card_digest="a" * 64, checkpoint_sha256="b" * 64)
+        verify(run.folder, run.loaded, run.images)
     assert f"{field}: the record says" in str(caught.value)
 
 
@@ -186,7 +186,7 @@ def test_the_judge_is_called_on_one_fixed_shape(run):
         shapes.add(tuple(x.shape))
         return run.judge(x)
 
-    verify(run.folder, judge, run.images)
+    assert all(item.held for item in findings(run.folder, judge, run.images))
     assert shapes == {(run.job.batch_size, 3, 4, 4)}
 
 
@@ -202,7 +202,8 @@ def test_an_answer_within_rounding_of_the_boundary_is_a_tie_and_not_counted(run)
             logits[i, label] = logits[i].max() + 1e-5
         return logits
 
-    last = verify(run.folder, judge, run.images)[-1]
+    *others, last = findings(run.folder, judge, run.images)
+    assert all(item.held for item in others)
     robust = Accuracy.of(run.outcome.fooled_by.count("") + 1, 30)
     assert f"at most {100 * robust.value:.2f} %" in last.detail
     assert "1 more lie on the boundary" in last.detail
@@ -212,4 +213,4 @@ def test_a_missing_file_is_a_missing_resource(run):
     run.write()
     (run.folder / "adversarials.safetensors").unlink()
     with pytest.raises(ResourceError, match="adversarials"):
-        verify(run.folder, run.judge, run.images)
+        verify(run.folder, run.loaded, run.images)
