@@ -110,14 +110,14 @@ def draw(record: Record, chosen: list[Example]) -> bytes:
 
     factor, n = amplification(chosen), len(chosen)
     width = max(_LEFT + n * (_SIDE + 0.15) + 0.2, 7.0)
-    height = 6.0
+    height = 6.6
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     _header(figure, record, width, height)
     rows = (
-        ("clean", 3.55, lambda e: e.clean),
-        ("adversarial", 1.95, lambda e: e.adversarial),
-        (f"difference\n× {factor}", 0.35, lambda e: 0.5 + factor * (e.adversarial - e.clean)),
+        ("clean", 4.1, lambda e: e.clean),
+        ("adversarial", 2.3, lambda e: e.adversarial),
+        (f"difference\n× {factor}", 0.7, lambda e: 0.5 + factor * (e.adversarial - e.clean)),
     )
     for name, bottom, image in rows:
         figure.text(
@@ -170,18 +170,15 @@ def _header(figure, record: Record, width: float, height: float) -> None:
 
 def _titles(figure, example: Example, left: float, width: float, height: float) -> None:
     middle = (left + _SIDE / 2) / width
-    for text, y, color, size in (
-        (example.label, 5.04, _INK, 11),
-        (f"→ {example.prediction}", 3.44, _WRONG, 11),
-    ):
+    for text, y, color in ((example.label, 5.6, _INK), (f"→ {example.prediction}", 3.8, _WRONG)):
         fitted = _literal(textwrap.shorten(text, 18, placeholder="…"))
-        figure.text(middle, y / height, fitted, ha="center", va="bottom" if y > 4 else "center", fontsize=size,
-                    color=color, weight="bold")  # fmt: skip
+        style = {"ha": "center", "va": "bottom", "fontsize": 11, "weight": "bold"}
+        figure.text(middle, y / height, fitted, color=color, **style)
     # Two attacks often share a name and differ in an argument, the loss above all.
     attack = textwrap.shorten(example.attack.replace("(", " (", 1), 40, placeholder="…")
-    lines = [*textwrap.wrap(attack, 22)[:2], f"distance {example.distance:.3g}"]
+    lines = [*textwrap.wrap(attack, 20)[:2], f"distance {example.distance:.3g}"]
     text = _literal("\n".join(lines))
-    figure.text(middle, 0.31 / height, text, ha="center", va="top", fontsize=6.5, color=_QUIET)
+    figure.text(middle, 0.63 / height, text, ha="center", va="top", fontsize=8, linespacing=1.3, color=_QUIET)
 
 
 def _class(images: Images, index: int) -> str:

@@ -16,7 +16,7 @@ from robench.results.store import make_record, record_folder, write_record
 from robench.threat import Threat
 
 SPECS = ('apgd(loss="ce")', "square")
-EPS = 0.25
+EPS = 0.04
 
 
 def linear(seed: int = 0, classes: int = 3, pixels: int = 3 * 4 * 4) -> nn.Module:
