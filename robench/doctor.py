@@ -133,7 +133,7 @@ def _cifar10(root: Path) -> Finding:
     if not lost:
         return Finding("cifar10", OK, f"found in {root}")
     detail = f"{folder} lacks {', '.join(lost)}" if len(lost) < len(_CIFAR_FILES) else f"not in {root}"
-    mend = "robench run --dataset cifar10 downloads it; or give its folder with --data-dir"
+    mend = "robench run --protocol cifar10-linf downloads it; or give its folder with --data-dir"
     return Finding("cifar10", WARN, detail, mend)
 
 

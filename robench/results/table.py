@@ -58,8 +58,6 @@ def _details(record: Record, named: bool) -> list[RenderableType]:
     parts += [attacks(record), Text()]
     parts.append(Text(cost(record), style="dim"))
     parts += health(record)
-    if record.folder:
-        parts.append(Text(f"record: {plain(location(record.folder))}", style="dim", overflow="fold"))
     return parts
 
 
@@ -114,6 +112,7 @@ def provenance(record: Record) -> Table:
         f"{name} {version}" for name, version in record.platform.items() if name != "system"
     )
     facts = (
+        ("record", location(record.folder)),
         ("command", record.command),
         ("protocol", job.protocol),
         ("data", f"{job.dataset.name} {job.dataset.split}, digest {job.dataset.digest[:12]}"),

@@ -35,12 +35,12 @@ def interval(accuracy: Accuracy) -> str:
 
 
 def count(number: float) -> str:
-    """A large number in three figures: 999, 12.3k, 4.56M."""
+    """A number in two or three figures: 0.5, 999, 12.3k, 4.56M."""
     for size, unit in _UNITS:
         # 999,950 would be written 1000k.
         if number >= size * 0.9995:
             return f"{number / size:.3g}{unit}" if number < 999.5 * size else f"{number / size:.0f}{unit}"
-    return f"{number:.0f}"
+    return f"{number:.0f}" if number >= 9.5 or number == int(number) else f"{number:.2g}"
 
 
 def duration(seconds: float) -> str:

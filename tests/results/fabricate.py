@@ -101,11 +101,11 @@ def _step(judge: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
 
 
 def make_run(
-    root: Path, n: int = 30, seed: int = 0, defense: str = "mimir-digits", health=(), **changes: Any
+    root: Path, n: int = 30, draw: int = 0, defense: str = "mimir-digits", health=(), **changes: Any
 ) -> Run:
-    """A run whose record goes under `root`; `changes` are fields of its job."""
-    judge = linear(seed)
-    images = make_images(n, seed, judge)
+    """A run whose record goes under `root`; `changes` are fields of its job, `draw` is of its numbers."""
+    judge = linear(draw)
+    images = make_images(n, draw, judge)
     with torch.enable_grad():
         outcome = make_outcome(images, judge, health=tuple(health))
     job = Job(

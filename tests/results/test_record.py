@@ -46,7 +46,7 @@ CHANGES = {
     extra=st.dictionaries(st.sampled_from(["mce", "average"]), st.floats(0, 1)),
 )
 def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
-    run = make_run(tmp_path / str((n, seed)), n=n, seed=seed, health=marks)
+    run = make_run(tmp_path / str((n, seed)), n=n, draw=seed, health=marks)
     written = run.write(command=command, extra=extra)
     found = read_record(run.folder)
     assert found == written

@@ -57,7 +57,7 @@ def test_long_names_with_one_beginning_stay_apart():
 
 
 def test_another_record_in_the_same_place_is_kept_aside(runs):
-    old, new = runs(seed=1), runs(seed=2)
+    old, new = runs(draw=1), runs(draw=2)
     first = old.write()
     before = {path.name: path.read_bytes() for path in old.folder.iterdir()}
     second = new.write()
@@ -90,7 +90,7 @@ def test_nothing_is_superseded_where_there_is_nothing(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_the_old_record(runs, monkeypatch, number):
-    old, new = runs(seed=1), runs(seed=2)
+    old, new = runs(draw=1), runs(draw=2)
     old.write()
     before = {path.name: path.read_bytes() for path in old.folder.iterdir()}
 
@@ -115,7 +115,7 @@ def test_a_results_folder_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize("after", range(10))
 def test_an_interruption_at_any_step_loses_neither_record(runs, monkeypatch, after):
     """Whatever rename or removal is the last one, the old record is whole in its place or aside."""
-    old, new = runs(seed=1), runs(seed=2)
+    old, new = runs(draw=1), runs(draw=2)
     first = old.write()
     steps = iter(range(after))
 
