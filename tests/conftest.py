@@ -14,11 +14,15 @@ def one_thread():
 class Linear(nn.Module):
     """logits = W x + b over flattened images: the distance to each class boundary has a closed form."""
 
-    def __init__(self, classes: int, shape: tuple[int, ...], seed: int = 0):
+    def __init__(self, classes: int, shape: tuple[int, ...], seed: int = 0, coarse: int = 1):
         super().__init__()
         size = int(torch.tensor(shape).prod())
         generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(30 * torch.randn(classes, size, generator=generator) / size**0.5)
+        # `coarse` pixels share a weight: what attacks by windows can follow.
+        grid = (classes, shape[0], shape[1] // coarse, shape[2] // coarse)
+        weight = torch.randn(grid, generator=generator)
+        weight = weight.repeat_interleave(coarse, 2).repeat_interleave(coarse, 3).flatten(1)
+        self.weight = nn.Parameter(30 * weight / size**0.5)
         self.bias = nn.Parameter(torch.randn(classes, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -73,11 +73,13 @@ class Answer:
     """What the surrogate says at the points asked for.
 
     Attributes:
+        x: the points, (S, C, H, W).
         logits: (S, K); the mean over the EOT draws where there are several.
         loss: the objective, (S,) or (S, M); empty when none was asked for.
         grad: its gradient, (S, C, H, W) or (S, M, C, H, W); empty when none was asked for.
     """
 
+    x: Tensor
     logits: Tensor
     loss: Tensor
     grad: Tensor

@@ -210,21 +210,22 @@ class Loop:
         homes = active.nonzero()[:, 0]
         if self._plan is None:
             lane = torch.arange(self.lanes)
-            home, offset = homes[lane % len(homes)], lane // len(homes)
+            home = homes[lane % len(homes)]
+            offset = (lane // len(homes)).clamp_max(attack.horizon - 1)
             rows = gather(self.rows, home.to(self.battle.device))
             self._plan = home.to(self.battle.device), offset.to(self.battle.device), rows
         home, offset, rows = self._plan
-        before = attack.advance(gather(self.state, home), offset)
-        valid = ~attack.finished(before).cpu()
+        before = attack.advance(problem, rows, gather(self.state, home), offset)
+        # Of lanes that would look past the horizon only the first at it counts.
+        lane, count = torch.arange(self.lanes), len(homes)
+        valid = ~attack.finished(before).cpu() & (lane < count * attack.horizon)
         ask = attack.ask(problem, rows, before)
         answer = self._ask(ask.x, ask.objective, rows)
         after = attack.tell(problem, rows, before, answer)
         draws = self._verdict(ask.x, answer.logits, rows, valid)
-        event = valid & (attack.moved(before, after).cpu() | (draws > 0))
+        event = valid & (attack.moved(after).cpu() | (draws > 0))
 
         # For each row: its first lane with an event, else its last valid lane.
-        count = len(homes)
-        lane = torch.arange(self.lanes)
         first = _first(event, lane, count, self.lanes)
         last = _last(valid, lane, count)
         chosen = torch.where(first < self.lanes, first, last)

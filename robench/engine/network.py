@@ -78,6 +78,7 @@ class Network:
         if eot == 1:
             return answers[0]
         return Answer(
+            x,
             torch.stack([a.logits for a in answers]).mean(0),
             torch.stack([a.loss for a in answers]).mean(0),
             torch.stack([a.grad for a in answers]).mean(0),
@@ -87,7 +88,7 @@ class Network:
         if objective is None:
             with torch.inference_mode():
                 logits = self._call(x, draw)
-            return Answer(logits.clone(), x.new_empty(0), x.new_empty(0))
+            return Answer(x, logits.clone(), x.new_empty(0), x.new_empty(0))
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             logits = self._call(point, draw)
@@ -98,7 +99,7 @@ class Network:
                 for i, column in enumerate(columns)
             ]
         grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
-        return Answer(logits.detach(), loss.detach(), grad)
+        return Answer(x, logits.detach(), loss.detach(), grad)
 
     def _call(self, x: Tensor, draw: int) -> Tensor:
         cast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
