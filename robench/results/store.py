@@ -15,8 +15,8 @@ import torch
 from robench.data._base import Images
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
-from robench.results import certificates, provenance, record, samples
 from robench.files import disk_errors, sync_folder, write_whole
+from robench.results import certificates, provenance, record, samples
 from robench.results.record import Job, Record, read_record
 from robench.results.statistics import Accuracy
 

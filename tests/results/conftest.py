@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fabricate import Run, make_run
+
+from tests.results.fabricate import Run, make_run
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
-from fabricate import make_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from robench.results import record
 from robench.results.certificates import apply, certificates, read_certificates
 from robench.results.record import DatasetFacts, DefenseFacts, SuiteFacts, read_record, stable, stable_digest
 from robench.results.samples import read_samples
+from tests.results.fabricate import make_run
 
 FILES = ("record.json", "samples.parquet", "adversarials.safetensors")
 LATER = {
@@ -46,7 +46,7 @@ CHANGES = {
     extra=st.dictionaries(st.sampled_from(["mce", "average"]), st.floats(0, 1)),
 )
 def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
-    run = make_run(tmp_path / str((n, seed)), n=n, seed=seed, health=marks)
+    run = make_run(tmp_path / str((n, seed)), n=n, draw=seed, health=marks)
     written = run.write(command=command, extra=extra)
     found = read_record(run.folder)
     assert found == written
@@ -94,7 +94,7 @@ def test_the_key_does_not_hang_on_names_for_people(run):
 
 def test_the_key_is_the_same_in_every_release(run):
     """A changed key would make every shipped record unknown to `robench run`."""
-    job = dataclasses.replace(run.job, dataset=DatasetFacts("digits", "test", "e" * 64))
+    job = dataclasses.replace(run.job, dataset=DatasetFacts("digits", "test", "e" * 64), threat="Linf:0.25")
     assert job.key == "bdb76be47022089709b2ecaa506ca50916deed911cad4210864287d0b9eabfd6"
 
 

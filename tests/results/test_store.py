@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from fabricate import make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robench import files
 from robench.errors import ResourceError
-from robench.results import files
 from robench.files import claim, write_whole
 from robench.results.record import read_record
 from robench.results.store import record_folder, slug, supersede
+from tests.results.fabricate import make_run
 
 HOLD = """
 import sys, time
@@ -57,7 +57,7 @@ def test_long_names_with_one_beginning_stay_apart():
 
 
 def test_another_record_in_the_same_place_is_kept_aside(runs):
-    old, new = runs(seed=1), runs(seed=2)
+    old, new = runs(draw=1), runs(draw=2)
     first = old.write()
     before = {path.name: path.read_bytes() for path in old.folder.iterdir()}
     second = new.write()
@@ -90,7 +90,7 @@ def test_nothing_is_superseded_where_there_is_nothing(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_the_old_record(runs, monkeypatch, number):
-    old, new = runs(seed=1), runs(seed=2)
+    old, new = runs(draw=1), runs(draw=2)
     old.write()
     before = {path.name: path.read_bytes() for path in old.folder.iterdir()}
 
@@ -115,7 +115,7 @@ def test_a_results_folder_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize("after", range(10))
 def test_an_interruption_at_any_step_loses_neither_record(runs, monkeypatch, after):
     """Whatever rename or removal is the last one, the old record is whole in its place or aside."""
-    old, new = runs(seed=1), runs(seed=2)
+    old, new = runs(draw=1), runs(draw=2)
     first = old.write()
     steps = iter(range(after))
 
@@ -175,11 +175,13 @@ def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(
-            ResourceError, match=rf"pid {holder.pid}\): wait for it, or give another --results"
+        with (
+            pytest.raises(
+                ResourceError, match=rf"pid {holder.pid}\): wait for it, or give another --results"
+            ),
+            claim(tmp_path),
         ):
-            with claim(tmp_path):
-                pass
+            pass
     finally:
         holder.kill()
         holder.wait()

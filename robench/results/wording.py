@@ -1,0 +1,81 @@
+"""How figures and names are written, the same in every table, board and picture."""
+
+import re
+from pathlib import Path
+
+from robench.errors import UsageError
+from robench.results.record import Record
+from robench.results.statistics import Accuracy
+
+# Anything that could move the cursor, recolour a terminal or turn the reading direction.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$])")
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def plain(text: str) -> str:
+    """A name from a card or a record, made safe for a terminal: one line, no control characters."""
+    return _UNPRINTABLE.sub("�", text)
+
+
+def markdown(text: str) -> str:
+    """The same, safe in a Markdown table too."""
+    return _MARKDOWN.sub(r"\\\1", plain(text))
+
+
+def percent(accuracy: Accuracy) -> str:
+    """ "71.40" """
+    return f"{100 * accuracy.value:.2f}"
+
+
+def interval(accuracy: Accuracy) -> str:
+    """ "[67.3, 75.2]" """
+    low, high = accuracy.interval
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def count(number: float) -> str:
+    """A number in two or three figures: 0.5, 999, 12.3k, 4.56M."""
+    for size, unit in _UNITS:
+        # 999,950 would be written 1000k.
+        if number >= size * 0.9995:
+            return f"{number / size:.3g}{unit}" if number < 999.5 * size else f"{number / size:.0f}{unit}"
+    return f"{number:.0f}" if number >= 9.5 or number == int(number) else f"{number:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """0.42 s, 12.3 s, 4 min 05 s, 3 h 07 min."""
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def suite_label(record: Record) -> str:
+    """The suite with what is unusual about the run: "autoattack@oblivious+seed1"."""
+    job = record.job
+    knowledge = "" if job.knowledge == "full" else f"@{job.knowledge}"
+    return job.suite.name + knowledge + (f"+seed{job.seed}" if job.seed else "")
+
+
+def location(path: Path | None) -> str:
+    """A path for people: relative to the working folder where it lies inside."""
+    if path is None:
+        return ""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
+
+
+def one_of(kind: str, asked: str, known: tuple[str, ...]) -> str:
+    """`asked`, if it is known.
+
+    Raises:
+        UsageError: naming what is.
+    """
+    if asked not in known:
+        raise UsageError(f'unknown {kind} "{asked}": expected one of {", ".join(known)}')
+    return asked
