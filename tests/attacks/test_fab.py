@@ -103,7 +103,9 @@ def test_useless_gradients_leave_the_lane_where_it_is(norm, bad):
     rows, task, fab = rows_of(model, x), problem(FAR[norm], 3), FAB()
     state = fab.init(task, rows)
     grad = torch.full((2, 3, 3, 8, 8), bad).transpose(-1, -2)
-    new = fab.tell(task, rows, state, Answer(state.x, model(x).detach(), torch.tensor([[0.0, -1, -2]] * 2), grad))
+    new = fab.tell(
+        task, rows, state, Answer(state.x, model(x).detach(), torch.tensor([[0.0, -1, -2]] * 2), grad)
+    )
     torch.testing.assert_close(new.x, x)
 
 
