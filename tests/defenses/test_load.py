@@ -1,5 +1,6 @@
 import argparse
 import hashlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +41,10 @@ def test_a_card_by_its_path(card, network):
     assert not any(p.requires_grad for p in loaded.defense.parameters())
     assert loaded.name == "small"
     assert loaded.card_digest == hashlib.sha256(card.read_bytes()).hexdigest()
-    assert loaded.checkpoint_sha256 == hashlib.sha256((card.parent / "small.safetensors").read_bytes()).hexdigest()
+    assert (
+        loaded.checkpoint_sha256
+        == hashlib.sha256((card.parent / "small.safetensors").read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize("name", ["mimir", "pgd-at", "mae-at", "standard"])
@@ -62,7 +66,9 @@ def test_tampered(card):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ResourceError, match=f"has sha256 {hashlib.sha256(data).hexdigest()}: the card small says"):
+    with pytest.raises(
+        ResourceError, match=f"has sha256 {hashlib.sha256(data).hexdigest()}: the card small says"
+    ):
         load(str(card))
 
 
@@ -107,7 +113,9 @@ def test_another_networks_weights(tmp_path, card, network, change, said):
 
 
 def test_half_precision_becomes_single(tmp_path, card, network):
-    save_file({key: value.half() for key, value in network.state_dict().items()}, tmp_path / "half.safetensors")
+    save_file(
+        {key: value.half() for key, value in network.state_dict().items()}, tmp_path / "half.safetensors"
+    )
     defense = load_defense(str(card), checkpoint=tmp_path / "half.safetensors")
     assert all(p.dtype == torch.float32 for p in defense.parameters())
     torch.testing.assert_close(defense.classifier.state_dict(), network.state_dict(), atol=1e-3, rtol=1e-3)
@@ -141,7 +149,9 @@ def test_locations_of_no_known_kind(card, location, said):
         load(str(card), checkpoint=location)
 
 
-@pytest.mark.parametrize("location", ["hf://owner/name/folder/file.safetensors", "https://host/file.safetensors"])
+@pytest.mark.parametrize(
+    "location", ["hf://owner/name/folder/file.safetensors", "https://host/file.safetensors"]
+)
 def test_far_checkpoints_are_fetched_once_and_checked(tmp_path, card, monkeypatch, location):
     from robench.defenses import _checkpoints
 
@@ -154,8 +164,7 @@ def test_far_checkpoints_are_fetched_once_and_checked(tmp_path, card, monkeypatc
 
     def download(url, path, progress):
         asked.append(url)
-        with open(path, "wb") as file:
-            file.write(source.read_bytes())
+        Path(path).write_bytes(source.read_bytes())
 
     monkeypatch.setattr(_checkpoints, "hf_hub_download", hub)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)

@@ -8,7 +8,9 @@ from robench.errors import UsageError
 
 def test_the_state_is_laid_out_as_mimirs_fine_tuned_checkpoints():
     """152 keys for 12 blocks, no `norm`: facts of the released ViT checkpoints."""
-    state = vit(image_size=32, patch_size=2, width=12, depth=12, heads=3, num_classes=10).classifier.state_dict()
+    state = vit(
+        image_size=32, patch_size=2, width=12, depth=12, heads=3, num_classes=10
+    ).classifier.state_dict()
     assert len(state) == 152
     assert state["pos_embed"].shape == (1, 257, 12)
     assert {"fc_norm.weight", "blocks.11.attn.qkv.bias", "head.weight", "cls_token"} <= set(state)
