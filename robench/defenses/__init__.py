@@ -102,8 +102,9 @@ def load(
         path = fetch(location, card.path.parent if card and not checkpoint else Path())
         digest = sha256_of(path)
         if card and not checkpoint and digest != card.sha256:
+            wanted = card.sha256 or "none"
             raise ResourceError(
-                f"checkpoint {path} has sha256 {digest}: the card {card.name} says {card.sha256 or 'none'}; get "
+                f"checkpoint {path} has sha256 {digest}: the card {card.name} says {wanted}; get "
                 "the file again, or use it as it is with --checkpoint"
             )
         load_into(defense, read_state(path), path)

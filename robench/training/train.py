@@ -123,7 +123,8 @@ def train(
         )
         reporter.say(
             f"{path}: clean {result.clean_accuracy:.1%}, PGD-20 at {result.threat} "
-            f"{result.robust_accuracy:.1%} of {result.n} test images, {result.seconds:.0f} s, sha256 {result.sha256}"
+            f"{result.robust_accuracy:.1%} of {result.n} test images, "
+            f"{result.seconds:.0f} s, sha256 {result.sha256}"
         )
     return result
 
