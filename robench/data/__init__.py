@@ -1,8 +1,7 @@
 """Data sets: images in canonical order, float32 in [0, 1]."""
 
 from robench import registry
-from robench.data import cifar10 as _cifar10  # registers "cifar10"
-from robench.data import digits as _digits  # registers "digits"
+from robench.data import cifar10, digits  # noqa: F401 - they register themselves
 from robench.data._base import Images
 from robench.errors import UsageError
 

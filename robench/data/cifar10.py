@@ -1,4 +1,4 @@
-"""`cifar10`: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images", by torchvision's loader."""
+"""`cifar10`: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"."""
 
 import contextlib
 import os
@@ -57,6 +57,6 @@ def _open(root: Path, train: bool) -> CIFAR10:
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResourceError(
-            f"cifar10 is not whole under {root} and cannot be downloaded ({reason}): put the folder {FOLDER} of "
-            f"{CIFAR10.url} there, or give the folder that holds it with --data-dir"
+            f"cifar10 is not whole under {root} and cannot be downloaded ({reason}): put the folder {FOLDER} "
+            f"of {CIFAR10.url} there, or give the folder that holds it with --data-dir"
         ) from error

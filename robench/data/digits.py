@@ -4,6 +4,8 @@ Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machi
 copy in scikit-learn is that data set's test part, 43 writers' digits reduced to 8x8 counts in 0 .. 16.
 """
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
@@ -34,7 +36,8 @@ def load(split: str = "test", data_dir: str | None = None) -> Images:
     """
     if split not in ("train", "test"):
         raise UsageError(f'digits has no split "{split}": expected train or test')
-    bunch = load_digits()
+    # The stubs know a tuple too, which only `return_X_y=True` gives.
+    bunch: Any = load_digits()
     ids = torch.arange(len(bunch.target))
     held_out = torch.isin(ids % 10, torch.tensor(TEST_RESIDUES))
     ids = ids[held_out == (split == "test")]

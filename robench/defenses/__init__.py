@@ -8,7 +8,7 @@ import torch
 
 from robench import content, registry, specs
 from robench.content import Card
-from robench.defenses import vit as _vit  # registers "vit"
+from robench.defenses import vit  # noqa: F401 - it registers itself
 from robench.defenses._base import Defense
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
 from robench.errors import ResourceError, UsageError, unknown_name
@@ -43,7 +43,7 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
     """The card that `name` means; None when it is a builder's spec.
 
     Args:
-        name: a card, a family, the path of a card (`.toml`) or a builder's spec such as `my_defense(width=3)`.
+        name: a card, a family, a card's path (`.toml`) or a builder's spec such as `my_defense(width=3)`.
         dataset: picks among a family's cards; None for "digits".
 
     Raises:
@@ -86,30 +86,33 @@ def load(
 
     Raises:
         UsageError: for an unknown name, a builder's wrong arguments, or a network without weights.
-        ResourceError: when the checkpoint is missing, damaged, not the one the card names, or another network's.
+        ResourceError: when the checkpoint is missing, damaged, another one than the card names, or of another
+            network.
     """
     card = find_card(name, dataset)
     spec = specs.parse(card.builder if card else name)
     builder = registry.defenses.get(spec.name)
     defense = specs.build(spec, builder)
     if not isinstance(defense, Defense):
-        raise UsageError(f"{spec.name} gives a {type(defense).__name__}: expected a robench.defenses.Defense")
+        found = type(defense).__name__
+        raise UsageError(f"{spec.name} gives a {found}: expected a robench.defenses.Defense")
     location = str(checkpoint or (card.checkpoint if card else ""))
     path = None
     if location:
         path = fetch(location, card.path.parent if card and not checkpoint else Path())
         digest = sha256_of(path)
         if card and not checkpoint and digest != card.sha256:
+            wanted = card.sha256 or "none"
             raise ResourceError(
-                f"checkpoint {path} has sha256 {digest}: the card {card.name} says {card.sha256 or 'none'}; get the "
-                "file again, or use it as it is with --checkpoint"
+                f"checkpoint {path} has sha256 {digest}: the card {card.name} says {wanted}; get "
+                "the file again, or use it as it is with --checkpoint"
             )
         load_into(defense, read_state(path), path)
-    elif card or registry.defenses.holder(spec.name).startswith("robench."):
-        raise UsageError(
-            f"{name} comes without trained weights: give a file with --checkpoint"
-            + (f", made by robench train {name}" if card and card.recipe else "")
-        )
+    elif card:
+        made = f", such as robench train {name} makes" if card.recipe else ""
+        raise ResourceError(f"{name} comes without trained weights: give a file{made} with --checkpoint")
+    elif registry.defenses.holder(spec.name).startswith("robench."):
+        raise UsageError(f"{name} comes without trained weights: give a file with --checkpoint")
     else:
         digest = ""
     digest_of_card = _digest(card.path.read_bytes() if card else str(specs.canonical(spec, builder)).encode())

@@ -88,8 +88,8 @@ def sha256_of(path: Path) -> str:
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU, floats of any precision as float32.
 
-    A `.safetensors` file, or what `torch.save` wrote: then only tensors and plain values are accepted, besides
-    the `argparse.Namespace` that many training scripts put beside the weights.
+    A `.safetensors` file, or what `torch.save` wrote: then nothing but tensors and plain values is accepted,
+    besides the `argparse.Namespace` that many training scripts put beside the weights.
 
     Raises:
         ResourceError: when the file is truncated, damaged, or holds anything else.
@@ -107,8 +107,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     # torch.load raises a dozen kinds of error on damaged files.
     except Exception as error:
         raise ResourceError(
-            f"checkpoint {path} is damaged, or holds more than tensors and is not unpickled: get it again, or "
-            "convert it to safetensors"
+            f"checkpoint {path} is damaged, or holds more than tensors and is not unpickled: get it again, "
+            "or convert it to safetensors"
         ) from error
     for key in _NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -144,7 +144,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     for key, tensor in state.items():
         if key not in wanted:
             raise ResourceError(
-                f"checkpoint {path} has {key}, {_shape(tensor)}, which the network lacks: is it another network's?"
+                f"checkpoint {path} has {key}, {_shape(tensor)}, which the network lacks: "
+                "is it another network's?"
             )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ResourceError(f"checkpoint {path} has NaN or infinite numbers in {key}: get it again")

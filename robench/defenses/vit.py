@@ -1,7 +1,7 @@
 """The vision transformer of MIMIR's fine-tuned checkpoints, from timm's own parts.
 
-Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversarial Robustness", arXiv 2312.04960;
-Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929.
+Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversarial Robustness", arXiv
+2312.04960; Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929.
 """
 
 from functools import partial
@@ -24,11 +24,11 @@ def vit(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """A ViT that averages its patch tokens, normalises the average and classifies it; pixels go in as they are.
+    """A ViT that averages its patch tokens, normalises the average, classifies it; pixels go in as they are.
 
     Its state has the keys of a checkpoint that MIMIR's official code writes after fine-tuning: class token,
-    biased qkv, LayerNorm eps 1e-6, `fc_norm`, no `norm`. Its features are the tokens after the last block, the
-    class token first, (N, tokens + 1, width).
+    biased qkv, LayerNorm eps 1e-6, `fc_norm`, no `norm`. Its features are the tokens after the last block,
+    the class token first, (N, tokens + 1, width).
 
     Args:
         width, depth, heads: of the encoder; the MIMIR paper's T, S, B are 192/384/768, 12, 3/6/12.

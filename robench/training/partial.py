@@ -1,6 +1,7 @@
-"""An interrupted training, beside its output: written whole or not at all, read without executing anything."""
+"""An interrupted training, beside its output: written whole or not at all, read without executing any."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from robench.errors import ResourceError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path` by a temporary file, fsync and rename, so that a kill leaves the old or the new.
+    """Put `content` at `path` by a temporary file, fsync and rename, so that a kill leaves old or new.
 
     Raises:
         ResourceError: when the folder is missing, full or not writable.
@@ -24,10 +25,22 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise ResourceError(
             f"{path} cannot be written ({error.strerror}): give another place by --output"
         ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Find out before a long training whether its outcome can be written.
+
+    Raises:
+        ResourceError: when it cannot.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    write_whole(probe, b"")
+    probe.unlink()
 
 
 def read_partial(path: Path, fingerprint: str) -> dict[str, Any] | None:

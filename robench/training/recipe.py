@@ -1,7 +1,8 @@
 """How a checkpoint is made: the `[recipe]` table of a card, every field checked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from typing import Any, TypeVar
 
 from robench.errors import UsageError
@@ -111,13 +112,17 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
         UsageError: for a field that is unknown, of another type or out of range.
     """
     table = dict(table)
-    for name, kind in (("pretraining", Pretraining), ("finetuning", Finetuning)):
+    stages: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
+        "pretraining": partial(_read, Pretraining),
+        "finetuning": partial(_read, Finetuning),
+    }
+    for name, read in stages.items():
         if name in table:
             if not isinstance(table[name], Mapping):
                 raise UsageError(
                     f"{origin}: recipe.{name} = {table[name]!r}: expected a table [recipe.{name}]"
                 )
-            table[name] = _read(kind, table[name], f"{origin}: recipe.{name}")
+            table[name] = read(table[name], f"{origin}: recipe.{name}")
     recipe = _read(Recipe, table, f"{origin}: recipe")
     if Threat.parse(recipe.evaluation).norm != "Linf":
         raise UsageError(f"{origin}: recipe.evaluation = {recipe.evaluation!r}: expected a threat in Linf")

@@ -27,7 +27,7 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """AdamW's groups: layer `l` learns at layer_decay ** (depth + 1 - l), one-dimensional parameters undecayed.
+    """AdamW's groups: layer `l` learns at layer_decay ** (depth + 1 - l), 1-D parameters undecayed.
 
     Bao et al., "BEiT: BERT Pre-Training of Image Transformers", arXiv 2106.08254, as MAE and MIMIR fine-tune.
     The factor stands under `lr_scale`.

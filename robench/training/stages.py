@@ -107,7 +107,7 @@ class Stage:
 
 
 def pretraining_stage(classifier: nn.Module, how: Pretraining, device: torch.device) -> Stage:
-    """MIMIR's pre-training of a ViT's encoder, in place (arXiv 2312.04960); plain MAE for eps 0 and mi_weight 0.
+    """MIMIR's pre-training of a ViT's encoder, in place (arXiv 2312.04960); plain MAE for eps, mi_weight 0.
 
     Raises:
         UsageError: when the classifier is not a ViT, or its size does not suit the decoder.

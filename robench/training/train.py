@@ -15,10 +15,11 @@ from robench import registry, specs
 from robench.content import Card
 from robench.data import load_dataset
 from robench.defenses import Defense, find_card
+from robench.engine.device import choose_device
 from robench.errors import UsageError
 from robench.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
-from robench.training.partial import read_partial, write_whole
+from robench.training.partial import check_writable, read_partial, write_whole
 from robench.training.progress import Reporter
 from robench.training.recipe import Recipe, read_recipe
 from robench.training.stages import Stage, finetuning_stage, pretraining_stage, seed_for
@@ -68,7 +69,7 @@ def train(
 ) -> TrainResult:
     """Train the defense of a card by its `[recipe]`, from nothing, and measure it on the test split.
 
-    While it runs, what it has lies in `<output>.partial`; run again, it goes on from there to the same weights,
+    While it runs, what it has lies in `<output>.partial`; run again, it goes on to the same weights,
     bit for bit, as if it had never stopped (on the same device and number of threads).
 
     Args:
@@ -81,7 +82,7 @@ def train(
         fresh: start over, whatever an interrupted training has left.
 
     Raises:
-        UsageError: for an unknown card, one without a recipe, or a bad recipe.
+        UsageError: for an unknown card or device, a card without a recipe, or a bad recipe.
         ResourceError: when data is missing, the output not writable, or the partial file not this training's.
     """
     found = find_card(card)
@@ -89,7 +90,7 @@ def train(
         raise UsageError(f"{card} has no recipe to train by: give a card with a [recipe] table")
     recipe = read_recipe(found.recipe, str(found.path))
     recipe = recipe if seed is None else replace(recipe, seed=seed)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = choose_device(device)
     path = Path(output) if output else Path(f"{found.name}.safetensors")
     if path.suffix != ".safetensors":
         raise UsageError(f"the output {path} must end in .safetensors")
@@ -98,6 +99,7 @@ def train(
     run = _Run(found, recipe, path, where, f"{images.digest} {where.type}")
     if fresh:
         run.partial.unlink(missing_ok=True)
+    check_writable(path)
     # Training draws from torch's global generators; the caller's are left as they were.
     cuda = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), Reporter(progress) as reporter:
@@ -120,14 +122,15 @@ def train(
             seconds=run.seconds(),
         )
         reporter.say(
-            f"{path}: clean {result.clean_accuracy:.1%}, PGD-20 at {result.threat} {result.robust_accuracy:.1%} "
-            f"of {result.n} test images, {result.seconds:.0f} s, sha256 {result.sha256}"
+            f"{path}: clean {result.clean_accuracy:.1%}, PGD-20 at {result.threat} "
+            f"{result.robust_accuracy:.1%} of {result.n} test images, "
+            f"{result.seconds:.0f} s, sha256 {result.sha256}"
         )
     return result
 
 
 def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int = 512) -> tuple[int, int]:
-    """How many images are classified right: clean, and under PGD-20 with steps of eps / 4, as MIMIR's papers'.
+    """How many images are classified right: clean, and under PGD-20 with steps of eps / 4, as MIMIR's.
 
     Args:
         model: in evaluation mode.
@@ -217,8 +220,8 @@ class _Run:
 def hand_over(encoder: dict[str, Tensor], classifier: nn.Module) -> None:
     """Start a classifier from a pre-trained encoder, as MIMIR does: the rest and the head stay new.
 
-    The final norm of the pre-training is no part of `encoder`; the head is drawn from a normal distribution of
-    deviation 0.02, truncated.
+    The final norm of the pre-training is no part of `encoder`; the head is drawn from a normal distribution
+    of deviation 0.02, truncated.
     """
     new = ("fc_norm.", "head.")
     known = {key: value for key, value in encoder.items() if not key.startswith(new)}

@@ -1,0 +1,48 @@
+import pytest
+
+from robench import content
+from robench.errors import UsageError
+from robench.training import Finetuning, Recipe, read_recipe
+
+
+def test_radii_may_be_fractions():
+    recipe = read_recipe({"finetuning": {"eps": "8/255", "step_size": "2/255"}}, "a.toml")
+    assert recipe == Recipe(finetuning=Finetuning(eps=8 / 255, step_size=2 / 255))
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"epoch": 3}, 'recipe: unknown field "epoch": expected some of'),
+        ({"finetuning": {"learning_rate": 1.0}}, r'recipe\.finetuning: unknown field "learning_rate"'),
+        ({"finetuning": 3}, r"expected a table \[recipe\.finetuning\]"),
+        ({"finetuning": {"epochs": "many"}}, "epochs = 'many': expected int"),
+        ({"finetuning": {"epochs": True}}, "epochs = True: expected int"),
+        ({"finetuning": {"epochs": 2.5}}, "epochs = 2.5: expected int"),
+        ({"finetuning": {"epochs": 0}}, "at least 1"),
+        ({"finetuning": {"lr": -0.1}}, "above 0"),
+        ({"finetuning": {"lr": float("nan")}}, "above 0"),
+        ({"finetuning": {"lr": float("inf")}}, "finite"),
+        ({"finetuning": {"eps": -0.1}}, "at least 0"),
+        ({"finetuning": {"eps": "8/0"}}, "radius of threat"),
+        ({"finetuning": {"drop_path": 1.0}}, "below 1"),
+        ({"pretraining": {"mask_ratio": 1}}, "below 1"),
+        ({"flip": "yes"}, "flip = 'yes': expected bool"),
+        ({"evaluation": "Linf:-1"}, "malformed radius"),
+        ({"evaluation": "L2:1"}, "expected a threat in Linf"),
+    ],
+)
+def test_mistakes_are_named_with_the_card(table, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        read_recipe(table, "a.toml")
+    assert "threat" in said or "radius" in said or str(caught.value).startswith("a.toml: ")
+
+
+def test_the_robust_digits_cards_differ_where_they_say():
+    recipes = {name: read_recipe(card.recipe, name) for name, card in content.cards().items() if card.recipe}
+    mimir, mae, pgd = (recipes[f"{family}-digits"] for family in ("mimir", "mae-at", "pgd-at"))
+    assert mimir.finetuning == mae.finetuning == pgd.finetuning
+    assert pgd.pretraining is None
+    assert (mimir.pretraining.mi_weight, mae.pretraining.mi_weight) == (1e-5, 0.0)
+    builders = {card.builder for card in content.cards().values() if card.dataset == "digits"}
+    assert len(builders) == 1

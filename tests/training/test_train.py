@@ -1,0 +1,182 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robench.content import cards
+from robench.defenses import load
+from robench.errors import ResourceError, UsageError
+from robench.training import train
+
+CARD = """
+builder = "vit(image_size=16, patch_size=8, width=8, depth=1, heads=2, num_classes=10)"
+dataset = "digits"
+
+[recipe]
+shift = 1
+evaluation = "Linf:0.1"
+
+[recipe.pretraining]
+epochs = 3
+warmup = 1
+batch_size = 128
+decoder_width = 8
+decoder_depth = 1
+decoder_heads = 2
+
+[recipe.finetuning]
+epochs = 3
+warmup = 1
+batch_size = 128
+lr = 3e-3
+eps = 0.1
+step_size = 0.1
+steps = 1
+ramp = 2
+average = 0.9
+"""
+
+# Trains in a process that kills itself, with no warning, right after its k-th save.
+KILLED = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from robench.training import train as module_function
+from robench.training.train import _Run
+import robench.training.train
+sys.modules["robench.training.train"].SAVE_EVERY_SECONDS = 0.0
+count, save = int(sys.argv[3]), _Run.save
+def save_and_die(self, stage):
+    global count
+    save(self, stage)
+    count -= 1
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+_Run.save = save_and_die
+module_function(sys.argv[1], output=sys.argv[2], progress=False)
+"""
+
+
+@pytest.fixture
+def card(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(CARD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted training."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.toml").write_text(CARD)
+    return train(str(folder / "tiny.toml"), output=folder / "tiny.safetensors", progress=False)
+
+
+def die_after(card: Path, output: Path, saves: int) -> int:
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(card), str(output), str(saves)]
+    return subprocess.run(command, check=False, cwd=Path(__file__).parents[2], timeout=300).returncode
+
+
+@pytest.mark.parametrize("saves", [2, 5])
+def test_killed_and_resumed_gives_the_same_bits(card, whole, saves):
+    """Killed in pre-training (2 of 3 epochs) and in fine-tuning (2 of 3)."""
+    output = card.with_suffix(".safetensors")
+    assert die_after(card, output, saves) == -signal.SIGKILL
+    assert not output.exists()
+    assert output.with_name("tiny.safetensors.partial").exists()
+    result = train(str(card), output=output, progress=False)
+    assert result.sha256 == whole.sha256
+    assert (result.clean, result.robust) == (whole.clean, whole.robust)
+    assert sorted(p.name for p in card.parent.iterdir()) == ["tiny.safetensors", "tiny.toml"]
+
+
+def test_the_checkpoint_is_what_the_loader_wants(card, whole):
+    loaded = load(str(card), checkpoint=whole.path)
+    assert loaded.checkpoint_sha256 == whole.sha256
+    assert whole.n == 539
+    assert 0 <= whole.robust <= whole.clean <= 539
+    assert whole.clean_accuracy == whole.clean / 539
+
+
+def test_another_seed_gives_other_weights(card, whole):
+    other = train(str(card), output=card.with_name("o.safetensors"), seed=1, progress=False)
+    assert other.seed == 1
+    a, b = load_file(whole.path), load_file(other.path)
+    assert all(not torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_callers_random_numbers_are_left_alone(card):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(str(card), output=card.with_suffix(".safetensors"), progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_partial_file_of_something_else(card):
+    output = card.with_suffix(".safetensors")
+    partial = output.with_name(output.name + ".partial")
+    torch.save({"fingerprint": "another"}, partial)
+    with pytest.raises(
+        ResourceError, match=r"another recipe, network, data or seed: delete .* or start over"
+    ):
+        train(str(card), output=output, progress=False)
+    partial.write_bytes(b"half a fi")
+    with pytest.raises(ResourceError, match="not an interrupted training that can be read"):
+        train(str(card), output=output, progress=False)
+    train(str(card), output=output, progress=False, fresh=True)
+    assert not partial.exists()
+
+
+def test_what_cannot_be_trained(card, tmp_path):
+    with pytest.raises(UsageError, match=r"must end in \.safetensors"):
+        train(str(card), output=tmp_path / "weights.pt")
+    with pytest.raises(UsageError, match="unknown device"):
+        train(str(card), output=tmp_path / "w.safetensors", device="abacus")
+    card.write_text(CARD.split("[recipe]")[0])
+    with pytest.raises(UsageError, match="no recipe to train by"):
+        train(str(card))
+    card.write_text(CARD.replace("decoder_heads = 2", "decoder_heads = 3"))
+    with pytest.raises(UsageError, match="the decoder cannot be built"):
+        train(str(card), output=tmp_path / "w.safetensors", progress=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_place_by_permissions(card, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ResourceError, match="cannot be written"):
+        train(str(card), output=tmp_path / "w.safetensors", progress=False)
+
+
+def test_an_unwritable_place_is_found_before_training(card, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match=r"cannot be written .*--output"):
+        train(str(card), output=tmp_path / "file" / "w.safetensors", progress=False)
+
+
+def test_progress_goes_to_stderr(card, capsys):
+    train(str(card), output=card.with_suffix(".safetensors"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "pre-training: epoch 3/3, loss" in captured.err
+    assert "PGD-20 at Linf:0.1" in captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_shipped_recipe_gives_the_shipped_accuracy(tmp_path, seed):
+    """Clean within a point of the shipped checkpoint; PGD-20 within three, its noise on 539 images."""
+    result = train("mimir-digits", output=tmp_path / "m.safetensors", seed=seed, progress=False)
+    from robench.data import load_dataset
+    from robench.training.train import measure
+
+    test = load_dataset("digits")
+    clean, robust = measure(load("mimir-digits").defense, test.x, test.y, 0.1)
+    assert cards()["mimir-digits"].threat == result.threat
+    assert abs(result.clean - clean) / 539 <= 0.01
+    assert abs(result.robust - robust) / 539 <= 0.03
