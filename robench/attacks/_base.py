@@ -62,10 +62,13 @@ class Ask:
     Attributes:
         x: (S, C, H, W) in [0, 1].
         objective: whose gradient is wanted, or None when the logits are enough.
+        waits: lanes that ask nothing this time because they want something of the other kind, bool (S,), or
+            None: their answer is not a verdict, costs them no pass and must be ignored in `tell`.
     """
 
     x: Tensor
     objective: Objective | None = None
+    waits: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from robench.attacks._projections import project_hyperplane
 from robench.registry import attacks
 from robench.threat import rownorm
 
+# A forward pass costs about a third of one with its gradient: so many lanes are worth a turn without.
+_WORTH_A_TURN = 1 / 3
+_PATIENCE = 3
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
@@ -23,12 +26,17 @@ _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 class FABState(State):
     """Where each lane stands.
 
-    `x` is the next point to ask for; `settled` says that its gradient is used whatever its class, because it
-    is a start or has been moved back already; `step` counts projections, and one more for the last answer.
+    `x` is the next point to ask for. A lane that probes asks for logits alone, because it expects the point
+    on the wrong side, as the one before it was (`expects`), where its gradient is of no use; `settled` says
+    that the gradient is used whatever the class, which is known or does not matter. `waited` counts the turns
+    that went to lanes with the other kind of question, `step` projections, and one more for the last answer.
     """
 
     x: Tensor
+    probes: Tensor
+    expects: Tensor
     settled: Tensor
+    waited: Tensor
     best: Tensor
     distance: Tensor
     target: Tensor
@@ -40,10 +48,12 @@ class FABState(State):
 class FAB(Attack[FABState]):
     """FAB in Linf, L2 and L1: a minimum-norm attack, which knows of the radius only to start at random.
 
-    One question a step: the answer that shows a point to be harmless holds the gradient of the next step.
+    One forward and one backward pass a step where the points stay harmless, for the answer that shows it
+    holds the gradient of the next step; one more forward pass where a point is on the wrong side, as is
+    expected of it when the one before it was.
 
     Args:
-        steps: projections; one question each, and one more whenever a point is adversarial.
+        steps: projections; one or two questions each.
         targets: 0 for the nearest of all linearised boundaries (K gradients a step), else how many classes
             are aimed at, the most likely first.
         restarts: starts (a target): the clean image first, then random ones at half the radius.
@@ -67,7 +77,10 @@ class FAB(Attack[FABState]):
         start = rows.x if self.restarts == 1 else where(first, rows.x, _half_way(problem, rows))
         return FABState(
             x=start,
+            probes=count > 0,
+            expects=count > 0,
             settled=count == 0,
+            waited=count,
             best=rows.x,
             distance=torch.full_like(rows.x[:, 0, 0, 0], math.inf),
             target=self.target(rows) if self.targets else rows.y,
@@ -75,24 +88,39 @@ class FAB(Attack[FABState]):
         )
 
     def ask(self, problem: Problem, rows: Rows, state: FABState) -> Ask:
-        return Ask(state.x, objective("margin", state.target) if self.targets else _differences)
+        # One kind of question a turn: probing lanes wait until they are enough to be worth one, or too long.
+        enough = state.probes.float().mean() >= _WORTH_A_TURN
+        if bool(enough | (state.probes & (state.waited >= _PATIENCE)).any()):
+            return Ask(state.x, waits=~state.probes)
+        return Ask(state.x, objective("margin", state.target) if self.targets else _differences, state.probes)
 
     def tell(self, problem: Problem, rows: Rows, state: FABState, answer: Answer) -> FABState:
-        norm = problem.threat.norm
+        norm, probing = problem.threat.norm, answer.grad.numel() == 0
+        asked = state.probes == probing
         delta = state.x - rows.x
         distance = rownorm(delta, norm)
-        adversarial = margin(answer.logits, rows.y) > 0
+        adversarial = asked & (margin(answer.logits, rows.y) > 0)
         nearer = adversarial & (distance < state.distance)
-        # A point on the wrong side is moved back first, and asked for again.
-        retreat = adversarial & ~state.settled & (state.step < self.steps)
-        x = where(retreat, rows.x + self.beta * delta, self._step(norm, rows.x, state.x, answer))
+        over = state.step >= self.steps
+        # A candidate on the wrong side is moved back, and its gradient asked for there.
+        judged = asked & ~state.settled & ~over
+        retreats = judged & adversarial
+        steps = asked & ~over & ~retreats & (not probing)
+        x = where(retreats, torch.add(rows.x, delta, alpha=self.beta), state.x)
+        if not probing:
+            x = where(steps, self._step(norm, rows.x, state.x, answer), x)
+        expects = torch.where(judged, adversarial, state.expects)
         return replace(
             state,
             x=x,
-            settled=retreat,
+            # Of the point after the last step nothing but its class is wanted.
+            probes=torch.where(asked, steps & (expects | (state.step + 1 >= self.steps)), state.probes),
+            expects=expects,
+            settled=torch.where(asked, ~steps, state.settled),
+            waited=torch.where(asked, 0, state.waited + 1),
             best=where(nearer, state.x, state.best),
             distance=torch.where(nearer, distance, state.distance),
-            step=state.step + (~retreat).long(),
+            step=state.step + (steps | (asked & over)).long(),
         )
 
     def _step(self, norm: str, clean: Tensor, x: Tensor, answer: Answer) -> Tensor:

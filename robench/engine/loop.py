@@ -179,16 +179,17 @@ class Loop:
         attack, problem = self.battle.attack, self.battle.problem
         active = self.sample >= 0
         ahead = getattr(attack, "advance", None)
-        if ahead is not None and 2 * int(active.sum()) <= self.lanes and self.next == len(self.queue):
+        if ahead is not None and self.next == len(self.queue) and not bool(active.all()):
             self._turn_ahead(active)
             return
         ask = attack.ask(problem, self.rows, self.state)
         answer = self._ask(ask.x, ask.objective, self.rows)
         self.state = attack.tell(problem, self.rows, self.state, answer)
+        asking = active if ask.waits is None else active & ~ask.waits.cpu()
         passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
-        self.asked += active[:, None] * passes
-        self._note_gradients(active, answer)
-        draws = self._verdict(ask.x, answer.logits, self.rows, active)
+        self.asked += asking[:, None] * passes
+        self._note_gradients(asking, answer)
+        draws = self._verdict(ask.x, answer.logits, self.rows, asking)
         self._settle(active, draws, ask.x, attack.finished(self.state).cpu())
 
     def _ask(self, x: Tensor, objective: Any, rows: Rows) -> Answer:

@@ -8,7 +8,7 @@ from robench.attacks._base import Answer
 from robench.attacks.fab import FAB
 from robench.direct import attack
 from robench.threat import rownorm
-from tests.attacks.driver import RowByRow, answer, check_lanes, play, problem, rows_of
+from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.conftest import Linear, images, small_net
 
 NORMS = ["Linf", "L2", "L1"]
@@ -80,20 +80,26 @@ def test_lanes_are_independent(norm, targets):
     check_lanes(model, fab, problem({"Linf": "Linf:0.1", "L2": "L2:1", "L1": "L1:5"}[norm], 4), rows, 20)
 
 
-def test_each_projection_costs_one_question_and_each_retreat_one_more():
+@pytest.mark.parametrize(("eta", "extra"), [(1.05, 1), (0.95, 0)])
+def test_a_step_costs_one_backward_and_one_forward_or_two(eta, extra):
+    # Overshooting a linear boundary ends on its wrong side at every step, and undershooting at none.
     model, x = Linear(10, (3, 8, 8)), images(4)
-    rows, task = rows_of(model, x), problem("Linf:1", 10)
-    fab = FAB(steps=5)
-    state, retreats, questions = fab.init(task, rows), torch.zeros(4), torch.zeros(4)
-    while not fab.finished(state).all():
-        going = ~fab.finished(state)
-        _, said = answer(model, fab, task, rows, state)
-        new = fab.tell(task, rows, state, said)
-        questions += going
-        retreats += going & new.settled
-        state = new
-    assert torch.equal(questions, 6 + retreats)
-    assert (retreats > 0).all()
+    y = model(x).argmax(1)
+    eps = 0.5 * float(model.distances(x, y, "Linf").min())
+    result = attack(f"fab(targets=1, steps=50, eta={eta})", model, x, y, threat=f"Linf:{eps:.9f}")
+    # The first retreat was not expected: the gradient asked for there was of no use.
+    assert (result.backward >= 50).all() and (result.backward <= 52).all()
+    assert (result.forward >= 51 + 49 * extra).all() and (result.forward <= 53 + 50 * extra).all()
+
+
+def test_lanes_with_either_question_all_get_their_turn():
+    model, x = small_net(), images(24)
+    y = model(x).argmax(1)
+    for batch_size in (1, 3, 24):
+        result = attack("fab(targets=2, steps=15)", model, x, y, threat="Linf:0.002", batch_size=batch_size)
+        alive = result.robust
+        assert alive.any()
+        assert (result.backward[alive] >= 30).all() and (result.forward[alive] <= 2 * 33).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
