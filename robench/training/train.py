@@ -60,7 +60,8 @@ class TrainResult:
     def __str__(self) -> str:
         return (
             f"{self.path}: clean {self.clean_accuracy:.1%}, PGD-20 at {self.threat} "
-            f"{self.robust_accuracy:.1%} of {self.n} test images; seed {self.seed}, {self.seconds:.0f} s, sha256 {self.sha256}"
+            f"{self.robust_accuracy:.1%} of {self.n} test images; seed {self.seed}, "
+            f"{self.seconds:.0f} s, sha256 {self.sha256}"
         )
 
 
