@@ -104,9 +104,9 @@ def train(
     images = load_dataset(found.dataset, "train", data_dir=data_dir)
     check_images(images.x, images.y)
     run = _Run(found, recipe, path, where, f"{images.digest} {where.type}")
+    check_writable(path)
     if fresh:
         run.partial.unlink(missing_ok=True)
-    check_writable(path)
     # Training draws from torch's global generators; the caller's are left as they were.
     cuda = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), Reporter(progress) as reporter:

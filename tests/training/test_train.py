@@ -167,6 +167,12 @@ def test_progress_goes_to_stderr(card, capsys):
     assert "pre-training: epoch 3/3, loss" in captured.err
 
 
+@pytest.mark.gpu
+def test_it_trains_on_a_gpu(card):
+    result = train(str(card), output=card.with_suffix(".safetensors"), device="cuda", progress=False)
+    assert load(str(card), checkpoint=result.path).checkpoint_sha256 == result.sha256
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_shipped_recipe_gives_the_shipped_accuracy(tmp_path, seed):
