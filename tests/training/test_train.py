@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from robench.content import cards
+from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import ResourceError, UsageError
 from robench.training import train
+from robench.training.train import measure
 
 CARD = """
 builder = "vit(image_size=16, patch_size=8, width=8, depth=1, heads=2, num_classes=10)"
@@ -178,8 +180,6 @@ def test_it_trains_on_a_gpu(card):
 def test_the_shipped_recipe_gives_the_shipped_accuracy(tmp_path, seed):
     """Clean within a point of the shipped checkpoint; PGD-20 within three, its noise on 539 images."""
     result = train("mimir-digits", output=tmp_path / "m.safetensors", seed=seed, progress=False)
-    from robench.data import load_dataset
-    from robench.training.train import measure
 
     test = load_dataset("digits")
     clean, robust = measure(load("mimir-digits").defense, test.x, test.y, 0.1)
