@@ -13,7 +13,7 @@ from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import ResourceError, UsageError
 from robench.training import train
-from robench.training.train import measure
+from robench.training.run import measure
 
 CARD = """
 builder = "vit(image_size=16, patch_size=8, width=8, depth=1, heads=2, num_classes=10)"
@@ -48,10 +48,9 @@ KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from robench.training import train as module_function
-from robench.training.train import _Run
-import robench.training.train
-sys.modules["robench.training.train"].SAVE_EVERY_SECONDS = 0.0
+from robench.training import run
+run.SAVE_EVERY_SECONDS = 0.0
+_Run = run._Run
 count, save = int(sys.argv[3]), _Run.save
 def save_and_die(self, stage):
     global count
@@ -60,7 +59,7 @@ def save_and_die(self, stage):
     if count == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 _Run.save = save_and_die
-module_function(sys.argv[1], output=sys.argv[2], progress=False)
+run.train(sys.argv[1], output=sys.argv[2], progress=False)
 """
 
 
@@ -180,7 +179,6 @@ def test_it_trains_on_a_gpu(card):
 def test_the_shipped_recipe_gives_the_shipped_accuracy(tmp_path, seed):
     """Clean within a point of the shipped checkpoint; PGD-20 within three, its noise on 539 images."""
     result = train("mimir-digits", output=tmp_path / "m.safetensors", seed=seed, progress=False)
-
     test = load_dataset("digits")
     clean, robust = measure(load("mimir-digits").defense, test.x, test.y, 0.1)
     assert cards()["mimir-digits"].threat == result.threat
