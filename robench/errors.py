@@ -6,7 +6,6 @@ Every message says what was asked, what was found, and the mend. The command lin
 import difflib
 from collections.abc import Iterable
 
-
 # What `robench list` shows.
 LISTED = ("defense", "attack", "dataset", "protocol")
 

@@ -1,17 +1,15 @@
 """Run suites on defenses into records: what `robench run` does, from Python."""
 
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from robench.content import Protocol, Suite, find_protocol
 from robench.data import Images, load_dataset
-from robench.defenses import Loaded, load, load_defense
+from robench.defenses import Loaded, find_card, load, load_defense
 from robench.direct import find_suite
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.knowledge import attacker
@@ -95,6 +93,8 @@ def run_all(
     options: Options,
 ) -> Iterator[Record]:
     """Run every combination in turn. Names are all checked before the first network is called."""
+    for name in defenses:
+        find_card(name, protocol.dataset)
     threat = Threat.parse(protocol.threat)
     chosen = [find_suite(name) for name in suites or protocol.suites]
     for suite in chosen:
@@ -128,16 +128,11 @@ def choose_protocol(
         raise UsageError(
             f"--dataset {dataset} needs a threat: add --threat Linf:8/255, say, or name a --protocol"
         )
-    chosen = Protocol(
-        name=base.name,
+    chosen = replace(
+        base,
         dataset=dataset or base.dataset,
         threat=str(Threat.parse(threat or base.threat)),
         samples=base.samples if samples is None else samples,
-        split=base.split,
-        suites=base.suites,
-        knowledge=base.knowledge,
-        description=base.description,
-        path=base.path,
     )
     if chosen.samples < 1:
         raise UsageError(f"--samples {chosen.samples}: expected at least 1")
@@ -149,7 +144,7 @@ def choose_protocol(
     if same:
         return chosen
     own = f"{chosen.dataset}-{chosen.threat.replace('/', 'over').replace(':', '-')}-n{chosen.samples}"
-    return Protocol(**{**chosen.__dict__, "name": own})
+    return replace(chosen, name=own)
 
 
 def _run_one(
@@ -183,7 +178,7 @@ def _run_one(
     )
     folder = record_folder(options.results, protocol.name, loaded.name, suite.name, knowledge, options.seed)
     with claim(folder):
-        if not options.fresh and (known := _answer(folder, job)):
+        if not options.fresh and (known := _answer(folder, job, options)):
             options.note(f"answered from {folder}; --fresh runs it again")
             return known
         store = FolderStore(folder / PARTIAL, job.key)
@@ -215,7 +210,7 @@ def _run_one(
         made = make_record(
             job,
             outcome,
-            command=options.command or shlex.join(["robench", *sys.argv[1:]]),
+            command=options.command or "robench.run",
             started=datetime.fromisoformat(started),
             finished=datetime.now(UTC),
             seconds=max(sum(cost.seconds for cost in outcome.attacks), time.monotonic() - begun),
@@ -226,7 +221,7 @@ def _run_one(
         return record
 
 
-def _answer(folder: Path, job: Job) -> Record | None:
+def _answer(folder: Path, job: Job, options: Options) -> Record | None:
     """The record in `folder`, if it is whole and answers for this job."""
     if not (folder / "record.json").is_file():
         return None
@@ -234,7 +229,9 @@ def _answer(folder: Path, job: Job) -> Record | None:
         record = read_record(folder)
     except ResourceError:
         return None
-    return record if record.key == job.key else None
+    # A run that ran out of memory went on with smaller batches than "auto" had chosen: it answers all the same.
+    asked = replace(job, batch_size=record.job.batch_size) if options.batch_size == "auto" else job
+    return record if record.key == asked.key else None
 
 
 def _check_fit(loaded: Loaded, images: Images) -> None:

@@ -57,7 +57,7 @@ def test_uniform_and_normal_numbers_have_their_moments():
     uniform = stream.uniform(rows, rows * 0, 0, (3, 40, 40)).double()
     normal = stream.normal(rows, rows * 0, 0, (3, 40, 40)).double()
     n = uniform.numel()
-    assert 0 <= float(uniform.min()) and float(uniform.max()) < 1
+    assert float(uniform.min()) >= 0 and float(uniform.max()) < 1
     # Five standard errors each.
     assert abs(float(uniform.mean()) - 1 / 2) < 5 * (1 / 12 / n) ** 0.5
     assert abs(float(uniform.var()) - 1 / 12) < 5 * (1 / 180 / n) ** 0.5

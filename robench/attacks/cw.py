@@ -23,15 +23,16 @@ _FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-8
 _INSIDE = 0.999999
 _NO_BOUND = 1e10
 _SHRINK = 0.9
+_FINER = 0.2
 
 
 @dataclass(frozen=True)
 class CWState(State):
     """Where each lane stands.
 
-    `w` holds the free variables, `first` and `second` Adam's moments, `inner` its steps; `c` weighs the margin
-    and is searched between `low` and `high`; `threshold` is Linf's; `found` says whether this round has met
-    an adversarial point, `step` counts questions.
+    `w` holds the free variables, `first` and `second` Adam's moments, `inner` its steps; `c` weighs the
+    margin and is searched between `low` and `high`; `threshold` is Linf's; `found` says whether this round
+    has met an adversarial point, `step` counts questions.
     """
 
     w: Tensor
@@ -60,7 +61,7 @@ class CW(Attack[CWState]):
         targets: 0 for the untargeted margin, else how many classes are aimed at, the most likely first.
         eot: draws of a randomised surrogate averaged for each gradient.
         c: first weight of the margin.
-        step_size: of Adam, in the free variables.
+        step_size: of Adam, in the free variables; in Linf at most a fifth of the threshold.
         confidence: the margin aimed at, the paper's kappa.
     """
 
@@ -132,18 +133,18 @@ class CW(Attack[CWState]):
         reached = self._reached(answer.logits, rows, state)
         success = (reached > 0) & (reached >= self.confidence)
 
-        if norm == "L2":
-            towards = 2 * delta
-        else:
-            towards = delta.sign() * (delta.abs() > spread(state.threshold, delta))
+        beyond = delta.abs() > spread(state.threshold, delta)
+        towards = 2 * delta if norm == "L2" else delta.sign() * beyond
         # The gradient in x of distance + c * f, and through the tanh.
         grad = (towards - spread(state.c, x) * answer.grad) * (1 - tanh.square()) / 2
         inner = state.inner + 1
         first = torch.lerp(grad, state.first, _FIRST)
         second = torch.lerp(grad.square(), state.second, _SECOND)
         size = (second / spread(1 - _SECOND**inner, second)).sqrt() + _TINY
+        # In Linf steps stay finer than the threshold, or they would jump over the perturbations it allows.
+        step_size = spread((_FINER * state.threshold).clamp_max(self.step_size), first)
         going = CWState(
-            w=state.w - self.step_size * first / spread(1 - _FIRST**inner, first) / size,
+            w=state.w - step_size * first / spread(1 - _FIRST**inner, first) / size,
             first=first,
             second=second,
             inner=inner,

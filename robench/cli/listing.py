@@ -94,9 +94,10 @@ def command(kind: str | None, as_json: bool) -> None:
         return
     console = Console()
     for name, rows in found.items():
-        table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        console.print(name, style="bold")
+        table = Table(box=None, pad_edge=False, header_style="dim")
         for column in rows[0] if rows else ("name",):
-            table.add_column(column, no_wrap=column in ("name", "dataset", "threat", "kind"))
+            table.add_column(column, no_wrap=column != "description")
         for row in rows:
             table.add_row(*row.values())
         console.print(table, highlight=False)

@@ -61,9 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="robench", standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.Abort:
-        code = INTERRUPTED
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _say("interrupted: the same command goes on from here")
         code = INTERRUPTED
     except click.ClickException as error:

@@ -1,6 +1,7 @@
 """robench run: attack defenses and write records."""
 
 import json
+import shlex
 import sys
 
 import click
@@ -77,6 +78,7 @@ def command(
             results=results or default_results(),
             fresh=fresh,
             checkpoint=checkpoint,
+            command=shlex.join(["robench", *sys.argv[1:]]),
             progress=bar.update,
             note=bar.note,
         )

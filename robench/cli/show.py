@@ -1,7 +1,106 @@
-"""robench show: one thing that has a name, or one record."""
+"""robench show: one thing that has a name, or one record with a picture of its fooled images."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+import robench.attacks
+import robench.data
+import robench.defenses  # noqa: F401  (importing registers what is built in)
+from robench import content, registry, specs
+from robench.content import Card, Protocol, Suite
+from robench.errors import unknown_name
 
 
 @click.command("show")
-def command(): ...
+@click.argument("name")
+@click.option("--picture", help="Where a record's picture goes.  [default: picture.png in its folder]")
+@click.option("--data-dir", help="Where data sets with files lie.")
+def command(name: str, picture: str | None, data_dir: str | None) -> None:
+    """Show a card, a suite, an attack, a data set or a protocol by NAME, or the record in a folder."""
+    console = Console()
+    if (Path(name) / "record.json").is_file() or name.endswith(".json"):
+        _record(console, Path(name), picture, data_dir)
+        return
+    for kind, names in _known().items():
+        if name in names:
+            console.print(f"{kind} {name}", style="bold")
+            console.print(names[name](), highlight=False)
+            return
+    if Path(name).is_dir():
+        from robench.results.record import read_record
+
+        read_record(name)  # says what is missing there
+    raise unknown_name("name", name, {each for names in _known().values() for each in names})
+
+
+def _record(console: Console, path: Path, picture: str | None, data_dir: str | None) -> None:
+    from robench.data import load_dataset
+    from robench.results.picture import picture as draw
+    from robench.results.record import read_record
+    from robench.results.table import describe
+
+    record = read_record(path)
+    console.print(describe(record))
+    folder = record.folder or path
+    images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
+    made = draw(folder, images, Path(picture) if picture else folder / "picture.png")
+    console.print(f"picture: {made}", soft_wrap=True, highlight=False)
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    """Kind -> name -> what shows it; the first kind that knows a name has it."""
+    families: dict[str, list[Card]] = {}
+    for card in content.cards().values():
+        families.setdefault(card.family, []).append(card)
+    return {
+        "defense": {name: lambda card=card: _fields(card) for name, card in content.cards().items()},
+        "family of defenses": {
+            name: lambda cards=cards: "\n".join(f"{c.name}  ({c.dataset})" for c in cards)
+            for name, cards in families.items()
+            if name
+        },
+        "suite": {name: lambda suite=suite: _fields(suite) for name, suite in content.suites().items()},
+        "protocol": {name: lambda p=p: _fields(p) for name, p in content.protocols().items()},
+        "attack": {name: lambda name=name: _builder(registry.attacks, name) for name in registry.attacks},
+        "builder of defenses": {
+            name: lambda name=name: _builder(registry.defenses, name) for name in registry.defenses
+        },
+        "dataset": {name: lambda name=name: _builder(registry.datasets, name) for name in registry.datasets},
+    }
+
+
+def _fields(item: Card | Suite | Protocol) -> RenderableType:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for field in dataclasses.fields(item):
+        value = getattr(item, field.name)
+        if field.name != "name" and value not in ("", [], {}):
+            table.add_row(field.name, Text(_text(value)))
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "\n".join(_text(each) for each in value)
+    if isinstance(value, dict):
+        return "\n".join(
+            f"[{key}]\n" + "\n".join(f"  {line}" for line in _text(each).split("\n"))
+            if isinstance(each, dict)
+            else f"{key} = {each}"
+            for key, each in value.items()
+        )
+    return str(value)
+
+
+def _builder(kind: registry.Registry, name: str) -> RenderableType:
+    builder = kind.get(name)
+    lines = [f"from {kind.holder(name)}", "", (builder.__doc__ or "no documentation").strip(), ""]
+    lines += [f"{key} = {default!r}" for key, default in specs.defaults(builder).items()]
+    return Text("\n".join(lines).replace("<class 'inspect._empty'>", "(needed)"))

@@ -391,8 +391,12 @@ class Loop:
 
 
 def as_recorded(x: Tensor, point: Tensor) -> Tensor:
-    """The image that a record's perturbation gives back: x + (point - x), clipped to [0, 1]."""
-    return (x + (point - x)).clamp(0, 1)
+    """The image that a record's perturbation gives back: x + (point - x), clipped to [0, 1].
+
+    Done twice, for the first time may end on a tie of rounding: then it gives back itself, bit for bit.
+    """
+    once = (x + (point - x)).clamp(0, 1)
+    return (x + (once - x)).clamp(0, 1)
 
 
 def _put(value: Any, lanes: Tensor, new: Any) -> Any:

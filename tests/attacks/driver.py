@@ -1,0 +1,82 @@
+"""What the tests of single attacks share: rows, and a loop that only asks and tells."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks._base import Answer, Attack, Problem, Rows, gather, select
+from robench.random import Stream
+from robench.threat import Threat
+
+
+class RowByRow(nn.Module):
+    """A curved classifier whose answer for an image is the same bits in whatever lane it stands."""
+
+    def __init__(self, classes: int, side: int = 8, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("weight", torch.randn(classes, 3, side, side, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weighted = (x[:, None] * self.weight).flatten(2)
+        return weighted.sum(2) + 0.3 * weighted.square().sum(2).sin()
+
+
+def problem(threat: str, classes: int) -> Problem:
+    return Problem(Threat.parse(threat), classes, Stream.of(0, "test"))
+
+
+def rows_of(model: nn.Module, x: Tensor, ranks: Sequence[int] | None = None) -> Rows:
+    """Rows of images classified rightly: the labels are the model's own."""
+    logits = model(x).detach()
+    rank = torch.zeros(len(x)) if ranks is None else torch.tensor(ranks)
+    return Rows(x, logits.argmax(1), logits, torch.arange(len(x)), rank.long())
+
+
+def answer(model: nn.Module, attack: Attack, task: Problem, rows: Rows, state) -> tuple[Tensor, Answer]:
+    """The points asked for, and the answer there."""
+    ask = attack.ask(task, rows, state)
+    if ask.objective is None:
+        return ask.x, Answer(ask.x, model(ask.x), torch.empty(0), torch.empty(0))
+    point = ask.x.detach().requires_grad_()
+    logits = model(point)
+    loss = ask.objective(logits, rows)
+    columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
+    grads = [torch.autograd.grad(column.sum(), point, retain_graph=True)[0] for column in columns]
+    grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
+    return ask.x, Answer(ask.x, logits.detach(), loss.detach(), grad)
+
+
+def play(
+    model: nn.Module,
+    attack: Attack,
+    task: Problem,
+    rows: Rows,
+    turns: int,
+    delays: Sequence[int] | None = None,
+) -> tuple[list[Tensor], object]:
+    """Ask and tell; lane i starts (again) after delays[i] turns.
+
+    Returns:
+        The points asked for in each turn, and the last state.
+    """
+    state, asked = attack.init(task, rows), []
+    for turn in range(turns):
+        if delays is not None:
+            state = select(torch.tensor(delays) == turn, attack.init(task, rows), state)
+        points, said = answer(model, attack, task, rows, state)
+        asked.append(points)
+        state = attack.tell(task, rows, state, said)
+    return asked, state
+
+
+def check_lanes(model: nn.Module, attack: Attack, task: Problem, rows: Rows, turns: int) -> None:
+    """Every row asks the same, bit for bit, among strangers at other steps and among copies of itself."""
+    lanes = len(rows.x)
+    delays = [(5 * i) % 7 for i in range(lanes)]
+    mixed, _ = play(model, attack, task, rows, turns + 7, delays)
+    for lane in range(0, lanes, 2):
+        alone, _ = play(model, attack, task, gather(rows, torch.full((lanes,), lane)), turns)
+        for turn in range(turns):
+            assert torch.equal(mixed[turn + delays[lane]][lane], alone[turn][0]), (lane, turn)

@@ -1,0 +1,118 @@
+"""FAB: closed forms on linear models, the reference on a curved one, lanes that do not know each other."""
+
+import pytest
+import torch
+from pyautoattack.fab_pt import FABAttack_PT
+
+from robench.attacks._base import Answer
+from robench.attacks.fab import FAB
+from robench.direct import attack
+from robench.threat import rownorm
+from tests.attacks.driver import RowByRow, answer, check_lanes, play, problem, rows_of
+from tests.conftest import Linear, images, small_net
+
+NORMS = ["Linf", "L2", "L1"]
+# Far beyond these images' boundaries, so that only the attack decides how near it comes.
+FAR = {"Linf": "Linf:1", "L2": "L2:10", "L1": "L1:100"}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("targets", [0, 9])
+def test_comes_near_the_least_perturbation(norm, classes, targets):
+    model, x = Linear(classes, (3, 8, 8)), images(8)
+    fab, task = FAB(targets=targets, steps=30), problem(FAR[norm], classes)
+    distance, found = model.distances(x, model(x).argmax(1), norm), []
+    for rank in range(fab.ranks(classes)):
+        rows = rows_of(model, x, [rank] * 8)
+        _, state = play(model, fab, task, rows, 70)
+        assert fab.finished(state).all()
+        best = fab.best(state)
+        assert best.min() >= 0 and best.max() <= 1
+        size = rownorm(best - x, norm)
+        assert ((model(best).argmax(1) != rows.y) | (size == 0)).all()
+        found.append(torch.where(size > 0, size, torch.inf))
+    ratio = torch.stack(found).amin(0) / distance
+    # In L1 few pixels move, and so far that the box stops some: the closed form is only a lower bound.
+    assert (ratio >= 0.9999).all() and (ratio <= (1.25 if norm == "L1" else 1.05)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "spec", ["fab(steps=30)", "fab(targets=9, steps=30)", "fab(targets=2, restarts=2, steps=30)"]
+)
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_engine_stops_inside_the_ball_and_finds_nothing_short_of_the_boundary(norm, spec, batch_size):
+    model, x = Linear(10, (3, 8, 8)), images(6)
+    y = model(x).argmax(1)
+    distance = model.distances(x, y, norm)
+    short, wide = 0.98 * float(distance.min()), 1.25 * float(distance.max())
+    result = attack(spec, model, x, y, threat=f"{norm}:{wide:.9f}", batch_size=batch_size)
+    assert not result.robust.any()
+    assert (result.distance <= wide * (1 + 1e-5)).all()
+    result = attack(spec, model, x[:1], y[:1], threat=f"{norm}:{short:.9f}", batch_size=batch_size)
+    assert result.robust.all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("targeted", [False, True])
+def test_finds_perturbations_as_small_as_the_references(norm, targeted):
+    model, x, eps = small_net(), images(48), {"Linf": 0.1, "L2": 1.0, "L1": 10.0}[norm]
+    rows = rows_of(model, x)
+    fab = FAB(targets=int(targeted), steps=40)
+    _, state = play(model, fab, problem(f"{norm}:{eps}", 10), rows, 90)
+    ours = rownorm(fab.best(state) - x, norm)
+    reference = FABAttack_PT(model, norm=norm, n_iter=40, eps=eps, device="cpu", n_target_classes=1)
+    reference.target_class = 2
+    theirs = rownorm(reference.attack_single_run(x, rows.y, is_targeted=targeted) - x, norm)
+    both = (ours > 0) & (theirs > 0)
+    assert (ours > 0).sum() >= (theirs > 0).sum() - 1
+    ratio = (ours / theirs)[both]
+    assert 0.95 <= float(ratio.median()) <= 1.01
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("targets", [0, 2])
+def test_lanes_are_independent(norm, targets):
+    model = RowByRow(4)
+    rows = rows_of(model, images(6), [0, 1, 2, 3, 0, 1] if targets else [0, 1, 0, 1, 0, 1])
+    fab = FAB(targets=targets, restarts=2, steps=12)
+    check_lanes(model, fab, problem({"Linf": "Linf:0.1", "L2": "L2:1", "L1": "L1:5"}[norm], 4), rows, 20)
+
+
+def test_each_projection_costs_one_question_and_each_retreat_one_more():
+    model, x = Linear(10, (3, 8, 8)), images(4)
+    rows, task = rows_of(model, x), problem("Linf:1", 10)
+    fab = FAB(steps=5)
+    state, retreats, questions = fab.init(task, rows), torch.zeros(4), torch.zeros(4)
+    while not fab.finished(state).all():
+        going = ~fab.finished(state)
+        _, said = answer(model, fab, task, rows, state)
+        new = fab.tell(task, rows, state, said)
+        questions += going
+        retreats += going & new.settled
+        state = new
+    assert torch.equal(questions, 6 + retreats)
+    assert (retreats > 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_useless_gradients_leave_the_lane_where_it_is(norm, bad):
+    model, x = Linear(3, (3, 8, 8)), images(2)
+    rows, task, fab = rows_of(model, x), problem(FAR[norm], 3), FAB()
+    state = fab.init(task, rows)
+    grad = torch.full((2, 3, 3, 8, 8), bad).transpose(-1, -2)
+    new = fab.tell(
+        task, rows, state, Answer(state.x, model(x).detach(), torch.tensor([[0.0, -1, -2]] * 2), grad)
+    )
+    torch.testing.assert_close(new.x, x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_starts_lie_at_half_the_radius(norm):
+    model, x, eps = Linear(3, (3, 8, 8)), images(3), 0.2
+    state = FAB(restarts=3).init(problem(f"{norm}:{eps}", 3), rows_of(model, x, [0, 1, 2]))
+    size = rownorm(state.x - x, norm)
+    assert size[0] == 0
+    torch.testing.assert_close(size[1:], torch.full((2,), eps / 2), rtol=1e-4, atol=1e-6)

@@ -1,0 +1,59 @@
+"""CONTRIBUTING's examples, run word for word."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from robench import content, registry
+from robench.direct import attack
+
+TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+EXAMPLES = {
+    name: code for name, code in re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.DOTALL)
+}
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Registries that forget what the examples add."""
+    for kind in (registry.defenses, registry.attacks, registry.datasets):
+        monkeypatch.setattr(kind, "_builders", dict(kind._builders))
+        monkeypatch.setattr(kind, "_holders", dict(kind._holders))
+
+
+def run(name):
+    exec(compile(EXAMPLES[name], name, "exec"), {"__name__": name})
+
+
+def test_a_card_is_one_file(tmp_path):
+    path = tmp_path / "my-vit-digits.toml"
+    path.write_text(EXAMPLES["card"])
+    assert content.read(content.Card, path).family == "my-vit"
+    assert "builder" in tomllib.loads(EXAMPLES["card"])
+
+
+def test_a_defense_an_attack_and_a_data_set_work_together(registered):
+    for name in ("defense", "attack", "dataset"):
+        run(name)
+    images = registry.datasets.get("stripes")()
+    model = registry.defenses.get("my-linear")(num_classes=2)
+    torch.nn.init.zeros_(model.classifier[1].bias)
+    with torch.no_grad():
+        model.classifier[1].weight.copy_((images.x[:2] - 0.5).flatten(1))
+    assert (model(images.x).argmax(1) == images.y).all()
+    result = attack("corners(steps=5)", model, images.x, images.y, threat="Linf:0.1")
+    assert result.robust.all() and (result.forward == 5).all()
+
+
+@pytest.mark.parametrize("name", ["card", "defense", "attack", "dataset"])
+def test_examples_are_short(name):
+    # An attack's twenty lines are those of its class; imports and blank lines aside.
+    lines = [
+        line
+        for line in EXAMPLES[name].splitlines()
+        if line.strip() and not line.startswith(("from", "import"))
+    ]
+    assert len(lines) <= 21
