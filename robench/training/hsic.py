@@ -14,8 +14,8 @@ RIDGE = 1e-5
 def nhsic(x: Tensor, y: Tensor, sigma: float = SIGMA, ridge: float = RIDGE) -> Tensor:
     """tr(R_x R_y) with R = K H (K H + ridge m I)^-1, K Gaussian of width sigma sqrt(d), H centring.
 
-    It couples the rows, and grows with their number. Computed in float32 at least: squared norms of
-    large images overflow half precision. Where a matrix is singular or the outcome not finite it is 0, without
+    It couples the rows, and grows with their number. Computed in float32 at least: squared norms of large
+    images overflow half precision. Where a matrix is singular or the outcome not finite it is 0, without
     gradient: MIMIR skips the penalty there.
 
     Args:

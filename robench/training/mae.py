@@ -5,6 +5,7 @@ MIMIR (arXiv 2312.04960) pre-trains.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -72,8 +73,9 @@ class MaskedAutoencoder(nn.Module):
         self.norm = norm(width)
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        make_norm: Any = norm  # timm calls it, and types it as a class
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=norm)
+            Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=make_norm)
             for _ in range(decoder_depth)
         )
         self.decoder_norm = norm(decoder_width)
@@ -81,6 +83,13 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pos_embed: Tensor
         self.register_buffer("decoder_pos_embed", sincos_positions(decoder_width, side))
         self._initialise(sincos_positions(width, side))
+
+    @property
+    def _outset(self) -> tuple[Tensor, Tensor]:
+        """The encoder's class token and positions, which timm types as optional."""
+        token, positions = self.encoder.cls_token, self.encoder.pos_embed
+        assert token is not None and positions is not None
+        return token, positions
 
     def _initialise(self, positions: Tensor) -> None:
         for module in self.modules():
@@ -91,11 +100,12 @@ class MaskedAutoencoder(nn.Module):
         # A patch embedding is a linear map of a patch's pixels, so it is initialised as one.
         projection = self.encoder.patch_embed.proj
         nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
-        nn.init.normal_(self.encoder.cls_token, std=0.02)  # pyright: ignore[reportArgumentType]
+        token, own_positions = self._outset
+        nn.init.normal_(token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         with torch.no_grad():
-            self.encoder.pos_embed.copy_(positions)  # pyright: ignore[reportOptionalMemberAccess]
-        self.encoder.pos_embed.requires_grad_(False)  # pyright: ignore[reportOptionalMemberAccess]
+            own_positions.copy_(positions)
+        own_positions.requires_grad_(False)
 
     def encode(self, x: Tensor, order: Tensor) -> Tensor:
         """Class token and visible tokens after the last LayerNorm; hidden patches are never computed.
@@ -113,10 +123,10 @@ class MaskedAutoencoder(nn.Module):
         pixels = pixels.gather(1, keep.expand(-1, -1, pixels.shape[2]))
         projection = encoder.patch_embed.proj
         tokens = F.linear(pixels, projection.weight.flatten(1), projection.bias)
-        positions: Tensor = encoder.pos_embed  # pyright: ignore[reportAssignmentType]
+        token, positions = self._outset
         places = positions[:, 1:].expand(len(x), -1, -1)
         tokens = tokens + places.gather(1, keep.expand(-1, -1, tokens.shape[2]))
-        first = (encoder.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+        first = (token + positions[:, :1]).expand(len(x), -1, -1)
         return self.norm(encoder.blocks(torch.cat([first, tokens], 1)))
 
     def decode(self, latent: Tensor, order: Tensor) -> Tensor:

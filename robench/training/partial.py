@@ -25,11 +25,12 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise ResourceError(
             f"{path} cannot be written ({error.strerror}): give another place by --output"
         ) from error
+    finally:  # renamed by now, unless something went wrong
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def check_writable(path: Path) -> None:

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from robench.content import cards
+from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import ResourceError, UsageError
 from robench.training import train
+from robench.training.run import measure
 
 CARD = """
 builder = "vit(image_size=16, patch_size=8, width=8, depth=1, heads=2, num_classes=10)"
@@ -46,10 +48,9 @@ KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from robench.training import train as module_function
-from robench.training.train import _Run
-import robench.training.train
-sys.modules["robench.training.train"].SAVE_EVERY_SECONDS = 0.0
+from robench.training import run
+run.SAVE_EVERY_SECONDS = 0.0
+_Run = run._Run
 count, save = int(sys.argv[3]), _Run.save
 def save_and_die(self, stage):
     global count
@@ -58,7 +59,7 @@ def save_and_die(self, stage):
     if count == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 _Run.save = save_and_die
-module_function(sys.argv[1], output=sys.argv[2], progress=False)
+run.train(sys.argv[1], output=sys.argv[2], progress=False)
 """
 
 
@@ -160,11 +161,17 @@ def test_an_unwritable_place_is_found_before_training(card, tmp_path):
 
 
 def test_progress_goes_to_stderr(card, capsys):
-    train(str(card), output=card.with_suffix(".safetensors"))
+    result = train(str(card), output=card.with_suffix(".safetensors"))
+    assert f"PGD-20 at Linf:0.1 {result.robust / 539:.1%} of 539 test images" in str(result)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "pre-training: epoch 3/3, loss" in captured.err
-    assert "PGD-20 at Linf:0.1" in captured.err
+
+
+@pytest.mark.gpu
+def test_it_trains_on_a_gpu(card):
+    result = train(str(card), output=card.with_suffix(".safetensors"), device="cuda", progress=False)
+    assert load(str(card), checkpoint=result.path).checkpoint_sha256 == result.sha256
 
 
 @pytest.mark.slow
@@ -172,9 +179,6 @@ def test_progress_goes_to_stderr(card, capsys):
 def test_the_shipped_recipe_gives_the_shipped_accuracy(tmp_path, seed):
     """Clean within a point of the shipped checkpoint; PGD-20 within three, its noise on 539 images."""
     result = train("mimir-digits", output=tmp_path / "m.safetensors", seed=seed, progress=False)
-    from robench.data import load_dataset
-    from robench.training.train import measure
-
     test = load_dataset("digits")
     clean, robust = measure(load("mimir-digits").defense, test.x, test.y, 0.1)
     assert cards()["mimir-digits"].threat == result.threat

@@ -57,6 +57,13 @@ class TrainResult:
     def robust_accuracy(self) -> float:
         return self.robust / self.n
 
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: clean {self.clean_accuracy:.1%}, PGD-20 at {self.threat} "
+            f"{self.robust_accuracy:.1%} of {self.n} test images; seed {self.seed}, "
+            f"{self.seconds:.0f} s, sha256 {self.sha256}"
+        )
+
 
 def train(
     card: str,
@@ -97,9 +104,9 @@ def train(
     images = load_dataset(found.dataset, "train", data_dir=data_dir)
     check_images(images.x, images.y)
     run = _Run(found, recipe, path, where, f"{images.digest} {where.type}")
+    check_writable(path)
     if fresh:
         run.partial.unlink(missing_ok=True)
-    check_writable(path)
     # Training draws from torch's global generators; the caller's are left as they were.
     cuda = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), Reporter(progress) as reporter:
@@ -111,7 +118,7 @@ def train(
         test = load_dataset(found.dataset, "test", data_dir=data_dir)
         clean, robust = measure(defense.eval(), test.x, test.y, Threat.parse(recipe.evaluation).eps)
         run.partial.unlink(missing_ok=True)
-        result = TrainResult(
+        return TrainResult(
             path=path,
             sha256=hashlib.sha256(content).hexdigest(),
             n=len(test),
@@ -121,12 +128,6 @@ def train(
             seed=recipe.seed,
             seconds=run.seconds(),
         )
-        reporter.say(
-            f"{path}: clean {result.clean_accuracy:.1%}, PGD-20 at {result.threat} "
-            f"{result.robust_accuracy:.1%} of {result.n} test images, "
-            f"{result.seconds:.0f} s, sha256 {result.sha256}"
-        )
-    return result
 
 
 def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int = 512) -> tuple[int, int]:
