@@ -81,6 +81,8 @@ class Recipe:
         rotation, scaling: random rotations up to so many degrees, and scales within 1 -+ so much.
         flip: random mirror images.
         evaluation: the threat at which the finished classifier is measured.
+        threads: of the CPU; 0 for as many as torch takes. It decides the last bits of the weights; a small
+            network is trained fastest by one.
     """
 
     finetuning: Finetuning = field(default_factory=Finetuning)
@@ -91,6 +93,7 @@ class Recipe:
     scaling: float = 0.0
     flip: bool = False
     evaluation: str = "Linf:8/255"
+    threads: int = 0
 
 
 _BELOW_ONE = {"mask_ratio", "drop_path", "label_smoothing", "average", "scaling"}

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -109,7 +111,7 @@ def train(
         run.partial.unlink(missing_ok=True)
     # Training draws from torch's global generators; the caller's are left as they were.
     cuda = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), Reporter(progress) as reporter:
+    with torch.random.fork_rng(devices=cuda), threads(recipe.threads), Reporter(progress) as reporter:
         defense = run.weights(images.x.to(where), images.y.to(where), reporter)
         state = {key: value.cpu().contiguous() for key, value in defense.classifier.state_dict().items()}
         content = save(state)
@@ -128,6 +130,17 @@ def train(
             seed=recipe.seed,
             seconds=run.seconds(),
         )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads of the CPU, until the block ends; 0 changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int = 512) -> tuple[int, int]:

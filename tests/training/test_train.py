@@ -12,7 +12,7 @@ from robench.content import cards
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import ResourceError, UsageError
-from robench.training import train
+from robench.training import run, train
 from robench.training.run import measure
 
 CARD = """
@@ -117,6 +117,15 @@ def test_the_callers_random_numbers_are_left_alone(card):
     torch.manual_seed(5)
     train(str(card), output=card.with_suffix(".safetensors"), progress=False)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_threads_are_the_recipes_and_then_the_callers_again(card, monkeypatch):
+    card.write_text(CARD.replace("shift = 1", "threads = 2"))
+    seen = []
+    monkeypatch.setattr(run, "measure", lambda *_: seen.append(torch.get_num_threads()) or (1, 1))
+    before = torch.get_num_threads()
+    train(str(card), output=card.with_suffix(".safetensors"), progress=False)
+    assert before == torch.get_num_threads() != seen[0] == 2
 
 
 def test_a_partial_file_of_something_else(card):
