@@ -10,11 +10,12 @@ is found by its name on the command line and in suites, with nothing else to do.
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from robench.errors import ResourceError, UsageError, unknown_name
 
 Builder = Callable[..., Any]
+Kind = TypeVar("Kind", bound=Builder)
 
 
 class Registry:
@@ -31,14 +32,14 @@ class Registry:
         self._holders: dict[str, str] = {}
         self._outsiders: dict[str, EntryPoint] | None = None
 
-    def register(self, name: str) -> Callable[[Builder], Builder]:
+    def register(self, name: str) -> Callable[[Kind], Kind]:
         """Decorator that gives a builder its name.
 
         Raises:
             UsageError: when the name is taken, naming the holder.
         """
 
-        def decorate(builder: Builder) -> Builder:
+        def decorate(builder: Kind) -> Kind:
             holder = f"{builder.__module__}.{builder.__qualname__}"
             taken = self._holders.get(name) or self._outside_holder(name)
             if taken:

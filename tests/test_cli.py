@@ -9,7 +9,7 @@ import torch
 import robench.evaluate
 from robench.cli import main
 
-QUICK = ["--attack", "pgd(steps=2)", "--samples", "16"]
+QUICK = ["--attack", "pgd(steps=2)", "--samples", "16", "--threat", "Linf:0.1"]
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ from robench import content, registry
 from robench.direct import attack
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-EXAMPLES = {
-    name: code for name, code in re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.DOTALL)
-}
+EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.DOTALL))
 
 
 @pytest.fixture

@@ -109,7 +109,9 @@ class APGD(Attack[APGDState]):
         check = since == state.period
         stalled = ~state.halved & (best_at_check >= best_loss)
         halve = check & ((rises <= self.rho * state.period) | stalled)
-        x, grad = where(halve, best, state.x), where(halve, best_grad, answer.grad)
+        x, grad = state.x, answer.grad
+        if bool(halve.any()):
+            x, grad = where(halve, best, x), where(halve, best_grad, grad)
         step_size = torch.where(halve, state.step_size / 2, state.step_size)
         shorter = (state.period - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
 

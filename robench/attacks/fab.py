@@ -16,8 +16,8 @@ from robench.attacks._projections import project_hyperplane
 from robench.registry import attacks
 from robench.threat import rownorm
 
-# A forward pass costs about a third of one with its gradient: so many lanes are worth a turn without.
-_WORTH_A_TURN = 1 / 3
+# A forward pass costs about a fourth of one with its gradient: so many lanes are worth a turn without.
+_WORTH_A_TURN = 1 / 4
 _PATIENCE = 3
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
@@ -106,7 +106,9 @@ class FAB(Attack[FABState]):
         judged = asked & ~state.settled & ~over
         retreats = judged & adversarial
         steps = asked & ~over & ~retreats & (not probing)
-        x = where(retreats, torch.add(rows.x, delta, alpha=self.beta), state.x)
+        x = state.x
+        if bool(retreats.any()):
+            x = where(retreats, torch.add(rows.x, delta, alpha=self.beta), x)
         if not probing:
             x = where(steps, self._step(norm, rows.x, state.x, answer), x)
         expects = torch.where(judged, adversarial, state.expects)
@@ -118,7 +120,7 @@ class FAB(Attack[FABState]):
             expects=expects,
             settled=torch.where(asked, ~steps, state.settled),
             waited=torch.where(asked, 0, state.waited + 1),
-            best=where(nearer, state.x, state.best),
+            best=where(nearer, state.x, state.best) if bool(nearer.any()) else state.best,
             distance=torch.where(nearer, distance, state.distance),
             step=state.step + (steps | (asked & over)).long(),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
 from robench.attacks._objectives import _START, margin
 from robench.attacks._projections import project_l1_box
 from robench.registry import attacks
@@ -86,7 +86,8 @@ class Square(Attack[SquareState]):
         words = state.words.gather(1, index[:, None, None].expand(-1, 1, 4))[:, 0]
         propose = _linf if problem.threat.norm == "Linf" else _other
         point = propose(rows, state.best, words, self._side(problem, rows, state.step), problem.threat)
-        return Ask(torch.where((state.step == 0).view(-1, 1, 1, 1), state.best, point))
+        first = state.step == 0
+        return Ask(where(first, state.best, point) if bool(first.any()) else point)
 
     def tell(self, problem: Problem, rows: Rows, state: SquareState, answer: Answer) -> SquareState:
         loss = -margin(answer.logits, rows.y)

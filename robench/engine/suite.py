@@ -288,7 +288,7 @@ class Run:
             table.found = {
                 i: self.found[i] for i in torch.nonzero(table.draws)[:, 0].tolist() if i in self.found
             }
-        before = {i: image for i, image in table.found.items()}
+        before = dict(table.found)
         begun = time.monotonic() - (self.spent if saved is not None else 0.0)
         seen = loop.images
 
