@@ -78,7 +78,7 @@ def test_several_defenses_and_attacks_at_once(robench_cli):
         (["run", "--defense", "pgd-at", "--attack", "fgsm", "--samples", "0"], 2, "at least 1"),
         (["run", "--defense", "pgd-at", *QUICK, "--protocol", "nope"], 2, "unknown protocol"),
         (["run", "--defense", "pgd-at", *QUICK, "--dataset", "nope", "--threat", "L2:1"], 2, "nope"),
-        (["run", "--defense", "pgd-at-digits", *QUICK, "--dataset", "cifar10"], 2, "needs a threat"),
+        (["run", "--defense", "pgd-at", "--attack", "fgsm", "--dataset", "cifar10"], 2, "needs a threat"),
         (["run", "--defense", "pgd-at", *QUICK, "--device", "tpu"], 2, "unknown device"),
         (["run", "--defense", "pgd-at", *QUICK, "--device", "cuda:99"], 2, "no device"),
         (["run", "--defense", "pgd-at", *QUICK, "--batch-size", "0"], 2, "batch size"),

@@ -36,12 +36,13 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted difference of logits ratio (eq. 6), (S,).
 
-    It needs four classes; with three the denominator is the untargeted one's, with two there is none.
+    With fewer than four classes, where it is not defined, the difference alone: with three, the ratio to what
+    is left of the denominator would be constant for the least likely class.
     """
-    top = logits.topk(min(4, logits.shape[1]), dim=1).values
-    difference = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
-    if logits.shape[1] < 3:
+    difference = margin_targeted(logits, y, target)
+    if logits.shape[1] < 4:
         return difference
+    top = logits.topk(4, dim=1).values
     return difference / (top[:, 0] - top[:, 2:].mean(1) + 1e-12)
 
 

@@ -1,0 +1,81 @@
+"""A run killed with SIGKILL goes on where it was, and ends in the same bytes as one that never was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from robench.results.record import stable
+
+ARGUMENTS = ["run", "--defense", "pgd-at", "--attack", "apgd(steps=30)+square(queries=60)", "--samples", "48"]
+ARGUMENTS += ["--threat", "Linf:0.14", "--batch-size", "16", "--json"]
+# Saves after every question, so that there is something to resume however fast the machine is.
+RUN = (
+    "import torch; torch.set_num_threads(1)\n"
+    "from robench.engine import store; store._INTERVAL, store._SHARE = 0, 0\n"
+    "from robench.cli import main; import sys; main(sys.argv[1:])\n"
+)
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, *ARGUMENTS],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[dict, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out)["records"][0], err
+
+
+def folder_of(root: Path) -> Path:
+    (path,) = root.glob("results/*/*/*/")
+    return path
+
+
+def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole, _ = finish(start(tmp_path / "whole"))
+    for kill_at in (1, 2):
+        process = start(tmp_path / "killed")
+        state = None
+        before = _saved(tmp_path / "killed")
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            state = _saved(tmp_path / "killed")
+            # Some saves after the start (or the last kill) there is work in flight to lose.
+            if state is not None and state != before:
+                time.sleep(0.05 * kill_at)
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (folder_of(tmp_path / "killed") / "record.json").exists()
+    killed, said = finish(start(tmp_path / "killed"))
+    assert "resuming from" in said
+    assert stable(killed) == stable(whole)
+    for name in ("samples.parquet", "adversarials.safetensors"):
+        one = folder_of(tmp_path / "whole") / name
+        other = folder_of(tmp_path / "killed") / name
+        assert one.read_bytes() == other.read_bytes(), name
+    assert not list(folder_of(tmp_path / "killed").glob(".partial/*"))
+
+
+def _saved(root: Path):
+    """When the state on disk was written, or None."""
+    files = list(root.glob("results/*/*/*/.partial/state.safetensors"))
+    try:
+        return files[0].stat().st_mtime_ns if files else None
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,179 @@
+"""The reference's traps, each reproduced there and none of them here."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from robench.direct import attack
+from robench.errors import ResourceError
+from tests.conftest import Linear, images, small_net
+
+
+def codes(result):
+    return [mark.code for mark in result.health]
+
+
+class Wrapped(nn.Module):
+    """A model with something done to its logits."""
+
+    def __init__(self, change, classes=10):
+        super().__init__()
+        self.model, self.change = small_net(classes), change
+
+    def forward(self, x):
+        return self.change(self.model(x))
+
+
+def test_nan_logits_never_count_as_robust():
+    # The argmax of NaN is class 0: images of that class would all survive.
+    model = Wrapped(lambda logits: logits * float("nan"))
+    result = attack("pgd(steps=2)", model, images(6), torch.zeros(6).long(), threat="Linf:0.1")
+    assert not result.robust.any() and set(result.fooled_by) == {"clean"}
+    assert (result.clean_prediction == -1).all()
+    assert "nonfinite-logits" in codes(result)
+
+
+def test_nan_on_hard_inputs_is_a_wrong_answer_and_is_marked():
+    model, x = small_net(), images(8)
+    y = model(x).argmax(1)
+
+    def fragile(point):
+        logits = model(point)
+        return torch.where((point - x[: len(point)] != 0).flatten(1).any(1)[:, None], torch.nan, logits)
+
+    result = attack("apgd(steps=3)", fragile, x, y, threat="Linf:0.001", batch_size=8)
+    assert not result.robust.any() and result.clean_accuracy == 1
+    assert "nonfinite-logits" in codes(result)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_few_classes_run_through_and_say_so(classes, norm):
+    model, x = Linear(classes, (3, 8, 8)), images(4)
+    y = model(x).argmax(1)
+    suite = (
+        "apgd-l1(steps=5)+apgd-l1(steps=5, loss='dlr', targets=9)"
+        if norm == "L1"
+        else "apgd(steps=5)+apgd(steps=5, loss='dlr', targets=9)"
+    )
+    result = attack(suite + "+fab(steps=5, targets=9)+square(queries=5)", model, x, y, threat=f"{norm}:0.001")
+    assert result.robust.all()
+    assert ("few-classes" in codes(result)) == (classes < 4)
+
+
+def test_a_gradient_that_is_not_contiguous_is_taken():
+    net = small_net()
+    result = attack(
+        "apgd(steps=3, loss='dlr')+fab(steps=3)",
+        lambda x: net(x.transpose(2, 3).flip(3).transpose(2, 3)),
+        images(4),
+        torch.zeros(4).long(),
+        threat="L2:0.01",
+    )
+    assert len(result.robust) == 4
+
+
+class Noisy(nn.Module):
+    """Logits that sway by chance: some draws are right and some are not."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        margin = 1 + self.size * torch.randn(len(x))
+        return torch.stack([margin, -margin, -margin - 1, -margin - 2], 1)
+
+
+def test_a_randomised_defense_is_not_judged_by_one_draw():
+    x, y = images(40), torch.zeros(40).long()
+    # One draw in six is wrong: a single noisy look would count one image in six as lost for no attack at all.
+    result = attack("pgd(steps=1)", Noisy(1.0), x, y, threat="Linf:0.0001", seed=3)
+    assert {"undeclared-randomness", "deterministic-attack"} <= set(codes(result))
+    again = attack("pgd(steps=1)", Noisy(1.0), x, y, threat="Linf:0.0001", seed=3)
+    assert torch.equal(result.robust, again.robust) and result.fooled_by == again.fooled_by
+    assert "clean" not in attack("pgd(steps=1)", Noisy(0.3), x, y, threat="Linf:0.0001").fooled_by
+
+
+def test_the_result_does_not_depend_on_the_clock_or_the_global_generator():
+    model, x = small_net(), images(8)
+    y = model(x).argmax(1)
+    torch.manual_seed(1)
+    one = attack("apgd(steps=5)+square(queries=20)", model, x, y, threat="Linf:0.004")
+    torch.manual_seed(2)
+    two = attack("apgd(steps=5)+square(queries=20)", model, x, y, threat="Linf:0.004")
+    assert torch.equal(one.x_adv, two.x_adv) and one.fooled_by == two.fooled_by
+
+
+def test_tracing_is_left_alone():
+    calls = []
+
+    def trace(frame, event, argument):
+        calls.append(event)
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        attack("pgd(steps=1)", small_net(), images(2), torch.zeros(2).long(), threat="Linf:0.001")
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(before)
+
+
+def test_checks_are_data_in_the_result():
+    x = images(8)
+    probabilities = Wrapped(lambda logits: logits.softmax(1))
+    y = probabilities(x).argmax(1)
+    assert "softmax-outputs" in codes(attack("pgd(steps=2)", probabilities, x, y, threat="Linf:0.001"))
+    flat = Wrapped(lambda logits: logits.detach().round())
+    y = flat(x).argmax(1)
+    assert "zero-gradients" in codes(attack("apgd(steps=2)", flat, x, y, threat="Linf:0.001"))
+    honest = small_net()
+    y = honest(x).argmax(1)
+    assert codes(attack("apgd(steps=2)+square(queries=5)", honest, x, y, threat="Linf:0.001")) == []
+
+
+def test_square_beating_the_gradient_is_marked():
+    # The gradient leads away from the boundary; random search does not ask for it.
+    model = Wrapped(lambda logits: 2 * logits.detach() - logits)
+    x = images(16)
+    y = model(x).argmax(1)
+    result = attack("apgd(steps=5)+square(queries=300)", model, x, y, threat="Linf:0.01")
+    assert "square-beats-white-box" in codes(result)
+
+
+def test_weights_and_modes_are_put_back_as_they_were():
+    model = nn.Sequential(small_net(), nn.Dropout(0.5)).train()
+    model[0][0].weight.requires_grad_(False)
+    learning = {name: p.requires_grad for name, p in model.named_parameters()}
+    attack("pgd(steps=2)", model, images(4), torch.zeros(4).long(), threat="Linf:0.001")
+    assert model.training and model[1].training
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == learning
+    assert all(p.grad is None for p in model.parameters())
+
+
+class Greedy(nn.Module):
+    """A model that runs out of memory on more than a few images."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.model, self.most = small_net(), most
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model(x)
+
+
+def test_out_of_memory_backs_off_and_loses_nothing():
+    model, x = Greedy(3), images(12)
+    y = model.model(x).argmax(1)
+    result = attack("apgd(steps=4)", model, x, y, threat="Linf:0.004", batch_size=16)
+    assert result.batch_size == 2
+    whole = attack("apgd(steps=4)", model.model, x, y, threat="Linf:0.004", batch_size=2)
+    assert torch.equal(result.robust, whole.robust)
+    with pytest.raises(ResourceError, match="no memory"):
+        attack("apgd(steps=4)", Greedy(0), x, y, threat="Linf:0.004")
