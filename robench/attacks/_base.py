@@ -31,6 +31,7 @@ class Rows:
         clean_logits: the surrogate's logits at `x`, (S, K).
         sample: index of the image in the data set's canonical order, (S,) int64.
         rank: which of the row's targets and restarts this is, (S,) int64, in 0 .. Attack.ranks - 1.
+        active: lanes whose answer counts, bool (S,): for choosing what to ask first, never for what is asked.
     """
 
     x: Tensor
@@ -38,6 +39,7 @@ class Rows:
     clean_logits: Tensor
     sample: Tensor
     rank: Tensor
+    active: Tensor
 
 
 @dataclass(frozen=True)

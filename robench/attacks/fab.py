@@ -89,8 +89,9 @@ class FAB(Attack[FABState]):
 
     def ask(self, problem: Problem, rows: Rows, state: FABState) -> Ask:
         # One kind of question a turn: probing lanes wait until they are enough to be worth one, or too long.
-        enough = state.probes.float().mean() >= _WORTH_A_TURN
-        if bool(enough | (state.probes & (state.waited >= _PATIENCE)).any()):
+        probing = state.probes & rows.active
+        enough = probing.sum() >= (_WORTH_A_TURN * rows.active.sum()).clamp_min(1)
+        if bool(enough | (probing & (state.waited >= _PATIENCE)).any()):
             return Ask(state.x, waits=~state.probes)
         return Ask(state.x, objective("margin", state.target) if self.targets else _differences, state.probes)
 

@@ -108,6 +108,7 @@ class Loop:
         self.calls = 0
         self.images = 0
         self.zero_gradients = [0, 0]
+        self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         self._plan: tuple[Tensor, Tensor, Rows] | None = None
 
     def play(self, between: Callable[["Loop"], None]) -> None:
@@ -149,6 +150,7 @@ class Loop:
 
     def _start(self, lanes: Tensor) -> None:
         self.asked[lanes] = 0
+        self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         self.kept_draws[lanes] = 0
         self._plan = None
         for start in range(0, len(lanes), _GROUP):
@@ -170,6 +172,7 @@ class Loop:
             battle.clean_logits[samples].to(battle.device),
             battle.ids[samples].to(battle.device),
             self.rank[lanes].to(battle.device),
+            torch.ones_like(lanes, dtype=torch.bool, device=battle.device),
         )
 
     # -- one question ------------------------------------------------------------------------------------
@@ -182,6 +185,9 @@ class Loop:
         if ahead is not None and self.next == len(self.queue) and not bool(active.all()):
             self._turn_ahead(active)
             return
+        if not torch.equal(active, self.playing):
+            self.playing = active
+            self.rows = replace(self.rows, active=active.to(self.battle.device))
         ask = attack.ask(problem, self.rows, self.state)
         answer = self._ask(ask.x, ask.objective, self.rows)
         self.state = attack.tell(problem, self.rows, self.state, answer)

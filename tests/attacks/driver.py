@@ -31,7 +31,7 @@ def rows_of(model: nn.Module, x: Tensor, ranks: Sequence[int] | None = None) -> 
     """Rows of images classified rightly: the labels are the model's own."""
     logits = model(x).detach()
     rank = torch.zeros(len(x)) if ranks is None else torch.tensor(ranks)
-    return Rows(x, logits.argmax(1), logits, torch.arange(len(x)), rank.long())
+    return Rows(x, logits.argmax(1), logits, torch.arange(len(x)), rank.long(), torch.ones(len(x)) > 0)
 
 
 def answer(model: nn.Module, ask: Ask, rows: Rows) -> Answer:
