@@ -1,0 +1,100 @@
+"""What the attacker knows is the choice of a surrogate; the judge is always the whole defense in fp32."""
+
+import pytest
+import torch
+from torch import nn
+
+from robench.defenses import Defense
+from robench.direct import attack
+from robench.engine.knowledge import attacker
+from robench.engine.suite import Run, build_attacks
+from robench.errors import UsageError
+from robench.threat import Threat
+from tests.conftest import images, small_net
+
+
+class Rounding(nn.Module):
+    """A purifier without a useful gradient: eight grey levels."""
+
+    def forward(self, x):
+        return (x * 7).round() / 7
+
+
+def defended(purifier=None, seed=0):
+    return Defense(small_net(seed=seed), num_classes=10, image_size=8, purifier=purifier).eval()
+
+
+def play(defense, knowledge, suite="apgd(steps=20)", eps="0.05", load=None):
+    x = images(24)
+    y = defense(x).argmax(1)
+    threat = Threat.parse(f"Linf:{eps}")
+    run = Run(
+        defense,
+        build_attacks([suite], threat),
+        x,
+        y,
+        torch.arange(24),
+        threat,
+        0,
+        device=torch.device("cpu"),
+        lanes=24,
+        attacker=attacker(knowledge, defense, load or (lambda name: defended(seed=int(name)))),
+    )
+    return run.play(), (x, y)
+
+
+def test_bpda_walks_through_a_purifier_that_hides_its_gradient():
+    defense = defended(Rounding())
+    full, _ = play(defense, "full")
+    bpda, (_, y) = play(defense, "bpda")
+    assert full.robust_accuracy > 0.8 and "zero-gradients" in [mark.code for mark in full.health]
+    assert bpda.robust_accuracy < full.robust_accuracy - 0.3
+    fooled = ~bpda.robust
+    assert (defense(bpda.x_adv[fooled]).argmax(1) != y[fooled]).all()
+
+
+def test_an_oblivious_attacker_asks_the_judge_once_a_row():
+    defense = defended(Rounding())
+    judged = []
+    forward = defense.purifier.forward
+    defense.purifier.forward = lambda x: judged.append(len(x)) or forward(x)
+    oblivious, (_, y) = play(defense, "oblivious")
+    # Clean predictions and the check for randomness; then one batch for what every row ended on, and the last
+    # predictions. Twenty steps of asking would show.
+    assert len(judged) <= 12
+    fooled = ~oblivious.robust
+    assert (defense(oblivious.x_adv[fooled]).argmax(1) != y[fooled]).all()
+    assert (oblivious.steps[fooled] <= 21).all()
+
+
+def test_transfer_searches_on_another_defense_and_the_judge_decides():
+    same, _ = play(defended(), "transfer:0", eps="0.01")
+    full, _ = play(defended(), "full", eps="0.01")
+    other, _ = play(defended(), "transfer:7", eps="0.01")
+    assert same.robust_accuracy <= full.robust_accuracy + 0.1
+    assert other.robust_accuracy > same.robust_accuracy
+
+
+@pytest.mark.parametrize("knowledge", ["bpda", "oblivious"])
+def test_without_a_purifier_there_is_nothing_to_leave_out(knowledge):
+    with pytest.raises(UsageError, match="needs a purifier"):
+        play(defended(), knowledge)
+
+
+@pytest.mark.parametrize("knowledge", ["psychic", "transfer", "full:x"])
+def test_unknown_levels_are_refused(knowledge):
+    with pytest.raises(UsageError):
+        play(defended(), knowledge)
+
+
+def test_reduced_precision_searches_and_fp32_decides():
+    model, x = small_net(), images(40)
+    y = model(x).argmax(1)
+    options = {"threat": "Linf:0.006", "batch_size": 20}
+    exact = attack("apgd(steps=30)", model, x, y, **options)
+    fast = attack("apgd(steps=30)", model, x, y, precision="bf16", **options)
+    assert fast.precision == "bf16"
+    fooled = ~fast.robust
+    assert fooled.any() and (model(fast.x_adv[fooled]).argmax(1) != y[fooled]).all()
+    assert Threat.parse("Linf:0.006").contains(x, fast.x_adv).all()
+    assert (fast.robust == exact.robust).float().mean() >= 0.85
