@@ -16,66 +16,73 @@ _LARGEST = torch.finfo(torch.float32).max
 def project_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     """The smallest step d with w·d = gap and t + d in [0, 1].
 
-    Where the box keeps the hyperplane out of reach, the corner that comes closest to it. The scale of `w` does
-    not matter; a row of `w` that is zero or not finite gives d = 0.
+    Where the box keeps the hyperplane out of reach, the corner that comes closest to it. The scale of `w`
+    does not matter; a row of `w` that is zero or not finite gives d = 0.
 
     Args:
-        t: points, (N, D) in [0, 1].
+        t: points in [0, 1], (..., N, D): several may share their normals.
         w: normals, (N, D).
-        gap: how far w·t is from the hyperplane's offset b, b - w·t, (N,).
+        gap: how far w·t is from the hyperplane's offset b, b - w·t, (..., N).
         norm: in which d is smallest: "Linf", "L2" or "L1".
 
     Returns:
-        d, (N, D).
+        d, (..., N, D).
     """
     scale = w.abs().amax(1)
     usable = (scale > 0) & scale.isfinite() & gap.isfinite()
     gap = torch.where(usable, gap, 0)
-    factor = gap.sign() / torch.where(usable, scale, 1)
-    # Towards the hyperplane: w·d grows by |gap|, that is direction·d by `target`.
-    direction = (w * factor[:, None]).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    target = (gap * factor).clamp_max(_LARGEST)
-    gain = direction.abs()
+    scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
+    w = (w / scale[:, None]).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    # Towards the hyperplane: w·d grows by |gap|, that is gain·|d| by `target`.
+    gain, target = w.abs(), (gap.abs() / scale).clamp_max(_LARGEST)
+    direction = w.sign() * gap.sign()[..., None]
     # How far each pixel may go: t downwards, 1 - t upwards.
-    room = (0.5 + direction.sign() * (0.5 - t)).clamp_min_(0)
+    room = (0.5 - t).mul_(direction).add_(0.5).clamp_min_(0)
     if norm == "L1":
-        return direction.sign() * _fill(gain, room, target)
-    if norm == "Linf":
-        return direction.sign() * torch.minimum(room, _multiplier(gain, None, room, target)[:, None])
-    rate = gain
-    return direction.sign() * torch.minimum(room, rate * _multiplier(gain, rate, room, target)[:, None])
+        return direction.mul_(_fill(gain.expand_as(room), room, target))
+    rate = None if norm == "Linf" else gain
+    m = _multiplier(gain, rate, room, target)[..., None]
+    return direction.mul_(torch.minimum(room, m if rate is None else rate * m, out=room))
 
 
 def _multiplier(gain: Tensor, rate: Tensor | None, room: Tensor, target: Tensor) -> Tensor:
-    """The least m >= 0 with sum(gain * min(m * rate, room)) = target, (N,); huge where there is none.
+    """The least m >= 0 with sum(gain * min(m * rate, room)) = target, (..., N); huge where there is none.
 
-    The sum is increasing, concave and piecewise linear in m, so Newton's steps from 0 never overshoot, and end
-    on the solution's own piece after finitely many: a handful, where sorting the breakpoints costs D log D.
+    The sum is increasing, concave and piecewise linear in m, so Newton's steps from 0 never overshoot, and
+    end on the solution's own piece after finitely many: a handful, where sorting the breakpoints costs
+    D log D.
+
+    Args:
+        gain, rate: (N, D), not negative; None for a rate of 1.
+        room: (..., N, D); target: (..., N).
     """
     slopes = gain if rate is None else gain * rate
-    unreachable = (gain * room).sum(1) <= target
-    m = torch.where(unreachable, _LARGEST, 0.0)
-    free = torch.empty_like(room)
+    unreachable = (gain * room).sum(-1) <= target
+    m, missing = torch.where(unreachable, _LARGEST, 0.0), torch.where(unreachable, 0, target)
+    free, product = torch.empty_like(room), torch.empty_like(room)
+    wanted: Tensor | float = 0.0
     while True:
-        wanted = m[:, None] if rate is None else m[:, None] * rate
-        missing = target - (gain * torch.minimum(wanted, room)).sum(1)
         torch.gt(room, wanted, out=free)
-        nearer = (m + missing / (slopes * free).sum(1).clamp_min_(1e-30)).clamp_max_(_LARGEST)
+        slope = torch.mul(free, slopes, out=product).sum(-1)
+        nearer = (m + missing / slope.clamp_min_(1e-30)).clamp_max_(_LARGEST)
         # Rounding could make a row creep for ever: what is missing must be more than it.
-        grows = (nearer > m) & (missing > 1e-7 * target)
+        grows = (nearer > m) & (missing > 1e-6 * target)
         if not grows.any():
             return m
         m = torch.where(grows, nearer, m)
+        wanted = m[..., None] if rate is None else m[..., None] * rate
+        taken = torch.minimum(room, wanted, out=product).mul_(gain)
+        missing = torch.where(unreachable, 0, target - taken.sum(-1))
 
 
 def _fill(gain: Tensor, room: Tensor, target: Tensor) -> Tensor:
-    """The step sizes, (N, D) in [0, room], of least sum with sum(gain * size) = target: best gain first."""
-    gain, order = gain.sort(dim=1, descending=True, stable=True)
-    room = room.gather(1, order)
+    """The step sizes, (..., D) in [0, room], of least sum with sum(gain * size) = target: best gain first."""
+    gain, order = gain.sort(dim=-1, descending=True, stable=True)
+    room = room.gather(-1, order)
     worth = gain * room
-    before = worth.cumsum(1) - worth
-    size = ((target[:, None] - before).clamp_min_(0) / gain.clamp_min(1e-30)).minimum(room)
-    return torch.empty_like(size).scatter_(1, order, size * gain.sign())
+    before = worth.cumsum(-1) - worth
+    size = ((target[..., None] - before).clamp_min_(0) / gain.clamp_min(1e-30)).minimum(room)
+    return torch.empty_like(size).scatter_(-1, order, size * gain.sign())
 
 
 def project_l1_box(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:

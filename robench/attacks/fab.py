@@ -135,11 +135,11 @@ class FAB(Attack[FABState]):
             f, w = _nearest(norm, answer.loss, answer.grad.reshape(n, answer.loss.shape[1], -1))
         now, start = x.flatten(1), clean.flatten(1)
         # The plane is f + w·(z - x) = 0: what the clean image lacks follows from what x lacks.
-        gap = torch.cat([-f, -f + (w * (now - start)).sum(1)])
-        d = project_hyperplane(torch.cat([now, start]), torch.cat([w, w]), gap, norm)
-        size = rownorm(d, norm).clamp_min(1e-8)
-        alpha = (size[:n] / (size[:n] + size[n:])).clamp_max(self.alpha_max)[:, None]
-        onwards, back = torch.add(now, d[:n], alpha=self.eta), torch.add(start, d[n:], alpha=self.eta)
+        gap = torch.stack([-f, (w * (now - start)).sum(1) - f])
+        d = project_hyperplane(torch.stack([now, start]), w, gap, norm)
+        size = rownorm(d.flatten(0, 1), norm).clamp_min(1e-8).view(2, n)
+        alpha = (size[0] / size.sum(0)).clamp_max(self.alpha_max)[:, None]
+        onwards, back = torch.add(now, d[0], alpha=self.eta), torch.add(start, d[1], alpha=self.eta)
         return torch.lerp(onwards, back, alpha).clamp_(0, 1).view_as(x)
 
     def finished(self, state: FABState) -> Tensor:
