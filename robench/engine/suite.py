@@ -139,7 +139,6 @@ class Run:
         self.forward = torch.zeros(n, dtype=torch.int64)
         self.backward = torch.zeros(n, dtype=torch.int64)
         self.found: dict[int, Tensor] = {}
-        self.unsaved: dict[int, Tensor] = {}
         self.costs: list[AttackCost] = []
         self.zero: list[tuple[int, int]] = []
         self.marks: list[Mark] = []
@@ -165,8 +164,8 @@ class Run:
                     self.lanes //= 2
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
+                # What is finished stays; the attack in play starts anew, or from its last save.
                 self.note(f"out of memory on {self.device}: going on with batches of {self.lanes}")
-                self._forget()
 
     def _play(self) -> Outcome:
         self._networks()
@@ -177,10 +176,6 @@ class Run:
             self._attack(index, saved)
             saved = None
         return self._outcome(clean)
-
-    def _forget(self) -> None:
-        """Back to what was saved last, when the number of lanes changes (an attack in play starts anew)."""
-        self.unsaved = {}
 
     # -- the parts ---------------------------------------------------------------------------------------
 
