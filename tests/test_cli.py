@@ -189,8 +189,11 @@ def test_two_runs_cannot_write_one_record_at_once(robench_cli, tmp_path):
 
 
 def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(robench_cli, monkeypatch):
+    from robench.engine import store
     from robench.engine.loop import Loop
 
+    monkeypatch.setattr(store, "_INTERVAL", 0)
+    monkeypatch.setattr(store, "_SHARE", 0)
     turn, left = Loop._turn, [5]
 
     def interrupted(self):

@@ -96,7 +96,6 @@ class Loop:
         ranks = battle.attack.ranks(battle.problem.num_classes)
         self.queue = [(rank, sample) for rank in range(ranks) for sample in samples]
         self.next = 0
-        self.started = len(samples)
         self.rows: Rows | None = None
         self.state: State | None = None
         # What each lane plays, on the CPU: sample -1 is an idle lane.
@@ -109,12 +108,20 @@ class Loop:
         self.images = 0
         self.zero_gradients = [0, 0]
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
+        # False while a question is under way: what is saved then would lack its verdict.
+        self.whole = True
         self._plan: tuple[Tensor, Tensor, Rows] | None = None
 
     def play(self, between: Callable[["Loop"], None]) -> None:
         """Play to the end, calling `between` after every question (to save, to show progress)."""
-        while self._refill():
-            self._turn()
+        while True:
+            self.whole = False
+            more = self._refill()
+            if more:
+                self._turn()
+            self.whole = True
+            if not more:
+                return
             between(self)
 
     @property

@@ -295,17 +295,21 @@ class Run:
                 self.shown = time.monotonic()
                 self.progress(self._progress(index, loop))
             if self.store and self.store.due():
-                self.spent = time.monotonic() - begun
-                new = {i: image for i, image in table.found.items() if before.get(i) is not image}
-                before.update(new)
-                self._save(index, loop, new)
+                keep()
+
+        def keep() -> None:
+            self.spent = time.monotonic() - begun
+            new = {i: image for i, image in table.found.items() if before.get(i) is not image}
+            self._save(index, loop, new)
+            # Only now: an interrupt in the middle of a save must not leave an image out of the next one.
+            before.update(new)
 
         try:
             loop.play(between)
         except KeyboardInterrupt:
-            if self.store:
-                self.spent = time.monotonic() - begun
-                self._save(index, loop, {i: m for i, m in table.found.items() if before.get(i) is not m})
+            # In the middle of a question there is nothing whole to save: the last save stands.
+            if self.store and loop.whole:
+                keep()
             raise
         self._take(index, table, samples, time.monotonic() - begun)
         self.zero.append((loop.zero_gradients[0], loop.zero_gradients[1]))

@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL goes on where it was, and ends in the same bytes as one that never was."""
+"""A run killed (SIGKILL) or stopped (SIGTERM) goes on where it was, and ends in the same bytes as one left alone."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole, _ = finish(start(tmp_path / "whole"))
-    for kill_at in (1, 2):
+    for number, end in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
         process = start(tmp_path / "killed")
         state = None
         before = _saved(tmp_path / "killed")
@@ -55,12 +55,12 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
             state = _saved(tmp_path / "killed")
             # Some saves after the start (or the last kill) there is work in flight to lose.
             if state is not None and state != before:
-                time.sleep(0.05 * kill_at)
-                process.send_signal(signal.SIGKILL)
+                time.sleep(0.07)
+                process.send_signal(number)
                 break
             time.sleep(0.002)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == end
         assert not (folder_of(tmp_path / "killed") / "record.json").exists()
     killed, said = finish(start(tmp_path / "killed"))
     assert "resuming from" in said

@@ -118,6 +118,27 @@ def test_interrupted_and_resumed_any_number_of_times_it_is_the_same(whole, strid
         assert dataclasses.replace(ours, seconds=0) == dataclasses.replace(theirs, seconds=0)
 
 
+@pytest.mark.parametrize("place", ["_verdict", "_ask", "_settle", "_start"])
+def test_an_interrupt_in_the_middle_of_a_question_saves_nothing_half_done(whole, monkeypatch, place):
+    from robench.engine.loop import Loop
+
+    store, real, left = MemoryStore(-1), getattr(Loop, place), [7]
+    store.due = lambda: True
+
+    def interrupted(self, *arguments):
+        answer = real(self, *arguments)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(Loop, place, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        play(store=store)
+    assert store.saved is not None
+    assert_same(whole, play(store=store))
+
+
 def test_rows_are_dropped_once_fooled_and_passes_counted():
     easy = play(specs="apgd(steps=50)", threat="Linf:0.5")
     assert not easy.robust.any()
