@@ -118,21 +118,21 @@ def test_interrupted_and_resumed_any_number_of_times_it_is_the_same(whole, strid
         assert dataclasses.replace(ours, seconds=0) == dataclasses.replace(theirs, seconds=0)
 
 
-@pytest.mark.parametrize("place", ["_verdict", "_ask", "_settle", "_start"])
-def test_an_interrupt_in_the_middle_of_a_question_saves_nothing_half_done(whole, monkeypatch, place):
+def test_an_interrupt_between_an_answer_and_its_verdict_loses_no_verdict(whole, monkeypatch):
     from robench.engine.loop import Loop
 
-    store, real, left = MemoryStore(-1), getattr(Loop, place), [7]
+    store, real, left = MemoryStore(-1), Loop._verdict, [2]
     store.due = lambda: True
 
     def interrupted(self, *arguments):
-        answer = real(self, *arguments)
-        left[0] -= 1
+        draws = real(self, *arguments)
+        left[0] -= bool(draws.any())
         if left[0] == 0:
+            left[0] = -1
             raise KeyboardInterrupt
-        return answer
+        return draws
 
-    monkeypatch.setattr(Loop, place, interrupted)
+    monkeypatch.setattr(Loop, "_verdict", interrupted)
     with pytest.raises(KeyboardInterrupt):
         play(store=store)
     assert store.saved is not None
