@@ -110,8 +110,10 @@ class FAB(Attack[FABState]):
         x = state.x
         if bool(retreats.any()):
             x = where(retreats, torch.add(rows.x, delta, alpha=self.beta), x)
-        if not probing:
-            x = where(steps, self._step(norm, rows.x, state.x, answer), x)
+        if bool(steps.any()):
+            lanes = steps.nonzero()[:, 0]
+            there = self._step(norm, rows.x[lanes], x[lanes], answer.loss[lanes], answer.grad[lanes])
+            x = x.index_copy(0, lanes, there)
         expects = torch.where(judged, adversarial, state.expects)
         return replace(
             state,
@@ -126,13 +128,13 @@ class FAB(Attack[FABState]):
             step=state.step + (steps | (asked & over)).long(),
         )
 
-    def _step(self, norm: str, clean: Tensor, x: Tensor, answer: Answer) -> Tensor:
+    def _step(self, norm: str, clean: Tensor, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         """Eqs. 8 to 10: the convex combination of the projections of `x` and of `clean`, clipped."""
         n = len(x)
-        if answer.loss.dim() == 1:
-            f, w = answer.loss, answer.grad.reshape(n, -1)
+        if loss.dim() == 1:
+            f, w = loss, grad.reshape(n, -1)
         else:
-            f, w = _nearest(norm, answer.loss, answer.grad.reshape(n, answer.loss.shape[1], -1))
+            f, w = _nearest(norm, loss, grad.reshape(n, loss.shape[1], -1))
         now, start = x.flatten(1), clean.flatten(1)
         # The plane is f + w·(z - x) = 0: what the clean image lacks follows from what x lacks.
         gap = torch.stack([-f, (w * (now - start)).sum(1) - f])
