@@ -43,6 +43,7 @@ class Pair:
     reference_seconds: float
     ratio: float
     batch_size: int
+    precision: str
     threads: int
     torch: str
     machine: str
@@ -77,10 +78,14 @@ def reference(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int)
     return predictions == y, seconds
 
 
-def compare(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch: str) -> Pair:
+def compare(
+    name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch: str, precision: str
+) -> Pair:
     """Run both, ours first, and hold the verdicts against each other."""
     begun = time.perf_counter()
-    ours = robench.attack("autoattack", model, x, y, threat=threat, seed=seed, batch_size=batch)
+    ours = robench.attack(
+        "autoattack", model, x, y, threat=threat, seed=seed, batch_size=batch, precision=precision
+    )
     seconds = time.perf_counter() - begun
     theirs, reference_seconds = reference(model, x, y, threat, seed)
     return Pair(
@@ -97,6 +102,7 @@ def compare(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, s
         reference_seconds=reference_seconds,
         ratio=seconds / reference_seconds,
         batch_size=ours.batch_size,
+        precision=ours.precision,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         machine=platform.machine(),
@@ -112,6 +118,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our search")
     parser.add_argument("--weights", type=Path, help="safetensors file of cnn-a")
     parser.add_argument("--data-dir", help="where CIFAR-10 lies")
     parser.add_argument("--output", type=Path, help="JSON lines, appended")
@@ -131,6 +138,7 @@ def main() -> None:
                 Threat.parse(threat),
                 options.seed,
                 options.batch_size,
+                options.precision,
             )
             low, high = pair.ours_interval
             print(
