@@ -252,7 +252,10 @@ class Loop:
         self.asked[homes] += (chosen // count + 1)[:, None] * passes
         at_home = torch.zeros(self.lanes, dtype=torch.int64)
         at_home[homes] = draws[chosen]
-        points = self.rows.x.index_copy(0, homes.to(self.battle.device), ask.x[chosen.to(self.battle.device)])
+        points = self.rows.x
+        if bool(at_home.any()):
+            home, chosen = homes.to(self.battle.device), chosen.to(self.battle.device)
+            points = points.index_copy(0, home, ask.x[chosen])
         self._settle(active, at_home, points, attack.finished(self.state).cpu())
 
     def _note_gradients(self, active: Tensor, answer: Answer) -> None:
