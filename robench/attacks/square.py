@@ -186,21 +186,27 @@ def _other(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Ten
     delta = best - rows.x
     into, place = _window(words[:, 0], side, height, width)
     out, _ = _window(words[:, 1], side, height, width)
+    union = torch.maximum(into, out)
 
-    def size(part: Tensor) -> Tensor:
-        """The norm of each channel, (S, C, 1, 1)."""
-        return part.abs().pow(power).sum((2, 3), keepdim=True).pow(1 / power)
+    def powers(part: Tensor) -> Tensor:
+        """The summands of the norm's power, (S, C, H, W)."""
+        return part.abs() if power == 1 else part.square()
+
+    def sums(part: Tensor) -> Tensor:
+        """Over each channel, (S, C, 1, 1)."""
+        return part.sum((2, 3), keepdim=True)
 
     turned = ((words[:, 2] >> 31) & 1).bool()
     pattern = _pattern(side, place, turned, height, width, power, int(side.max()))
     signs = _channel_signs(words[:, 2], channels)[:, :, None, None]
-    new = into * (pattern * signs + delta / (size(delta * into) + 1e-12))
-    spare = (threat.eps**power - rownorm(delta, threat.norm).pow(power)).clamp_min(0).view(-1, 1, 1, 1)
-    held = size(delta * torch.maximum(into, out)).pow(power)
+    spent, part = powers(delta), delta * into
+    # The pattern upon what the window holds, both of unit norm.
+    new = torch.addcdiv(into * pattern * signs, part, sums(powers(part)).pow(1 / power) + 1e-12)
+    spare = (threat.eps**power - sums(spent).sum(1, keepdim=True)).clamp_min(0)
+    held = sums(spent * union)
     # The L1 version gives every channel the room of all (its reference's factor): it is projected afterwards.
     budget = (spare / channels + held).pow(1 / power) * (1 if power == 2 else channels)
-    new = new / (size(new) + 1e-12) * budget
-    delta = torch.where(into > 0, new, delta * (1 - out))
+    delta = torch.addcmul(delta * (1 - union), new, budget / (sums(powers(new)).pow(1 / power) + 1e-12))
     return _inside(rows.x, delta, threat.norm, threat.eps)
 
 
