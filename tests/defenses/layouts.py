@@ -72,7 +72,9 @@ def convit(heads: int, image: int = 32, patch: int = 2, classes: int = 10) -> Sh
     return found | _norm("norm", width) | _linear("head", width, classes)
 
 
-def cait(width: int, depth: int, heads: int, image: int = 224, patch: int = 16, classes: int = 1000) -> Shapes:
+def cait(
+    width: int, depth: int, heads: int, image: int = 224, patch: int = 16, classes: int = 1000
+) -> Shapes:
     """Talking-heads blocks and two class-attention blocks, every branch scaled."""
     found: Shapes = {"cls_token": (1, 1, width), "pos_embed": (1, (image // patch) ** 2, width)}
     found |= _patches(patch, width)

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def forward(state: dict[str, Tensor], x: Tensor, depths: tuple[int, ...], heads: tuple[int, ...], window: int):
+def forward(
+    state: dict[str, Tensor], x: Tensor, depths: tuple[int, ...], heads: tuple[int, ...], window: int
+):
     """Logits (N, K) of images (N, 3, H, W)."""
     patch = state["patch_embed.proj.weight"].shape[-1]
     tokens = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=patch)
