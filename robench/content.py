@@ -135,7 +135,7 @@ def find_protocol(name: str) -> Protocol:
 @cache
 def _all(kind: type[Item], noun: str) -> dict[str, Item]:
     found: dict[str, Item] = {}
-    for path in sorted(folder(noun).glob("*.toml")):
+    for path in sorted(folder(noun).glob("*.toml"), key=lambda path: path.stem):
         item = read(kind, path)
         if item.name in found:
             raise UsageError(f'{noun} "{item.name}" of {path.name} is taken by {found[item.name].path.name}')

@@ -54,8 +54,10 @@ def choose(name: str, cards: Sequence[Card], state: Mapping[str, Tensor], digest
             return Choice(name, None, "", asked)
         spec = _short(Spec(asked.name, {**found.arguments, **asked.arguments}))
         return Choice(name if spec == _short(asked) else str(spec), None, "", spec)
-    if found is None:  # loading it into the first card's network says what is wrong with it
-        return _by_name(name, cards[:1], hints, digest, path)
+    if found is None:
+        # It may be of a kind that cannot be told; if not, loading it into a network says what is wrong with it.
+        others = [card for card, hint in zip(cards, hints, strict=True) if not _official.knows(hint.name)]
+        return _by_name(name, others or cards[:1], hints, digest, path)
     found = _short(found)
     fitting = [card for card, hint in zip(cards, hints, strict=True) if _short(hint) == found]
     if fitting:

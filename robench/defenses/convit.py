@@ -4,8 +4,10 @@ d'Ascoli et al., "ConViT: Improving Vision Transformers with Soft Convolutional 
 2103.10697; as MIMIR (arXiv 2312.04960) fine-tunes it.
 """
 
+from typing import Any
+
 import torch
-from timm.models.convit import ConVit
+from timm.models.convit import GPSA, ConVit
 from torch import Tensor
 
 from robench import registry
@@ -20,6 +22,7 @@ class ConViT(ConVit):
         tokens = self.pos_drop(self.patch_embed(x) + self.pos_embed)
         for i, block in enumerate(self.blocks):
             if i == self.local_up_to_layer:
+                assert self.cls_token is not None
                 tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
             tokens = block(tokens)
         return tokens
@@ -71,10 +74,12 @@ def convit(
         local_up_to_layer=local,
         drop_path_rate=drop_path,
     )
-    for block in network.blocks[:local]:
-        # timm fills these on the first call; filled here, they follow the network to any device, and a first
-        # call under inference mode spoils nothing.
-        grid = block.attn.get_rel_indices(network.num_patches)
-        del block.attn.rel_indices
-        block.attn.register_buffer("rel_indices", grid, persistent=False)
+    for module in network.modules():
+        if isinstance(module, GPSA):
+            # timm fills these on the first call; filled here, they follow the network to any device, and a first
+            # call under inference mode spoils nothing.
+            gated: Any = module
+            grid = gated.get_rel_indices(network.num_patches)
+            del gated.rel_indices
+            gated.register_buffer("rel_indices", grid, persistent=False)
     return Defense(network, num_classes=num_classes, image_size=image_size)
