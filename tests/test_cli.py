@@ -276,6 +276,9 @@ def test_a_checkpoint_as_released_runs_by_its_familys_name(robench_cli, tmp_path
     assert "checkpoint-49.pth is not that of the card mimir-digits: it is recorded as vit(" in err
     code, out, err = robench_cli(*asked)
     assert code == 0 and "answered from" in err
+    (folder,) = [path.parent for path in (tmp_path / "results").rglob("record.json")]
+    code, out, err = robench_cli("verify", folder, "--checkpoint", "checkpoint-49.pth")
+    assert code == 0, err
 
 
 def test_a_released_defense_without_its_file_says_where_to_get_it(robench_cli):

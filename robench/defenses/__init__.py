@@ -27,20 +27,20 @@ class Loaded:
         name: the card's name, or the builder's spec.
         defense: in evaluation mode, its parameters frozen, on its device.
         card: None for a builder without one, and for a checkpoint whose network is no card's.
-        family: the card's, or that of the cards the checkpoint was given for.
         card_digest: sha256 of the card's file; of the canonical spec where there is no card.
         checkpoint: the file that was read; None where the builder brings its own weights.
         checkpoint_sha256: of that file; empty where there is none.
+        family: the card's, or that of the cards the checkpoint was given for.
         notes: what a user should know of it, a line each.
     """
 
     name: str
     defense: Defense
     card: Card | None
-    family: str
     card_digest: str
     checkpoint: Path | None
     checkpoint_sha256: str
+    family: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -151,7 +151,7 @@ def load(
         raise UsageError(f"{name} comes without trained weights: give a file with --checkpoint")
     defense = defense.eval().requires_grad_(False).to(device)
     digest_of_card = _digest(card.path.read_bytes() if card else str(specs.canonical(spec, builder)).encode())
-    return Loaded(choice.name, defense, card, choice.family, digest_of_card, path, digest, choice.notes)
+    return Loaded(choice.name, defense, card, digest_of_card, path, digest, choice.family, choice.notes)
 
 
 def load_defense(
