@@ -16,6 +16,7 @@ from robench.errors import ResourceError, UsageError, unknown_name
 from robench.threat import Threat
 
 _PACKAGE = Path(__file__).parent
+_CLAIM = {"clean", "robust", "threat", "attack", "source"}
 FOLDERS = {"defense": "defenses", "attack": "attacks", "protocol": "benchmark", "result": "results"}
 
 
@@ -35,10 +36,13 @@ class Card:
         dataset: the data set it was trained for.
         family: the name that picks this card by data set ("mimir"); empty for none.
         checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none.
-        sha256: of the checkpoint file.
+        sha256: of the checkpoint file; empty: unknown.
+        origin: where a person gets the checkpoint, when no program can fetch it.
+        pretrained: where a person gets the pre-trained encoder of the same network and data set.
         threat: what it was trained against; empty for undefended.
         paper, license, description: for readers.
-        claims: numbers others published for it, each with its source.
+        claims: numbers others published for it: `clean` and `robust` accuracy in percent, `threat`, `attack`,
+            `source`, and `note` where one is needed.
         recipe: how `robench train` makes the checkpoint; empty when it cannot.
         path: the card's own file.
     """
@@ -49,6 +53,8 @@ class Card:
     family: str = ""
     checkpoint: str = ""
     sha256: str = ""
+    origin: str = ""
+    pretrained: str = ""
     threat: str = ""
     paper: str = ""
     license: str = ""
@@ -129,7 +135,7 @@ def find_protocol(name: str) -> Protocol:
 @cache
 def _all(kind: type[Item], noun: str) -> dict[str, Item]:
     found: dict[str, Item] = {}
-    for path in sorted(folder(noun).glob("*.toml")):
+    for path in sorted(folder(noun).glob("*.toml"), key=lambda path: path.stem):
         item = read(kind, path)
         if item.name in found:
             raise UsageError(f'{noun} "{item.name}" of {path.name} is taken by {found[item.name].path.name}')
@@ -162,7 +168,22 @@ def read(kind: type[Item], path: Path) -> Item:
             specs.parse(spec)
     else:
         specs.parse(item.builder)
+        for claim in item.claims:
+            _check_claim(claim, path)
     return item
+
+
+def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
+    missing = _CLAIM - claim.keys()
+    unknown = claim.keys() - _CLAIM - {"note"}
+    if missing or unknown:
+        found = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
+        raise UsageError(f"{path}: a claim {found}: expected {', '.join(sorted(_CLAIM))} and perhaps note")
+    for key in ("clean", "robust"):
+        value = claim[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+            raise UsageError(f"{path}: a claim has {key} = {value!r}: expected percent, 0 to 100")
+    Threat.parse(claim["threat"])
 
 
 def _make(kind: type[Item], table: Mapping[str, Any], path: Path) -> Item:

@@ -59,7 +59,7 @@ def examine(results_dir: Path | str, data_dir: Path | str | None = None) -> list
         *_devices(),
         _digits(),
         _cifar10(Path(data_dir).expanduser() if data_dir else cifar10.default_root()),
-        *(_checkpoint(card) for card in cards().values()),
+        *(_checkpoint(card) for card in cards().values() if card.checkpoint or not card.origin),
         *_disk(Path(results_dir)),
     ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from robench.content import Protocol, Suite, find_protocol
 from robench.data import Images, load_dataset
-from robench.defenses import Loaded, find_card, load, load_defense
+from robench.defenses import Loaded, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.knowledge import attacker
@@ -94,7 +94,7 @@ def run_all(
 ) -> Iterator[Record]:
     """Run every combination in turn. Names are all checked before the first network is called."""
     for name in defenses:
-        find_card(name, protocol.dataset)
+        (find_cards if options.checkpoint else find_card)(name, protocol.dataset)
     threat = Threat.parse(protocol.threat)
     chosen = [find_suite(name) for name in suites or protocol.suites]
     for suite in chosen:
@@ -107,6 +107,8 @@ def run_all(
     loaded = [load(name, protocol.dataset, options.checkpoint, device) for name in defenses]
     for each in loaded:
         _check_fit(each, images)
+        for line in each.notes:
+            options.note(line)
     for each in loaded:
         for suite in chosen:
             for level in knowledge or protocol.knowledge:
@@ -161,7 +163,7 @@ def _run_one(
     job = Job(
         defense=DefenseFacts(
             name=loaded.name,
-            family=loaded.card.family if loaded.card else "",
+            family=loaded.family,
             card_digest=loaded.card_digest,
             checkpoint_sha256=loaded.checkpoint_sha256,
             parameters=sum(p.numel() for p in loaded.defense.parameters()),

@@ -255,3 +255,62 @@ def test_arrays_are_taken_and_bytes_refused():
         )
     with pytest.raises(UsageError, match="expected a tensor"):
         robench.attack("fgsm", model, "images", images.y, threat="Linf:0.1")
+
+
+def test_a_checkpoint_as_released_runs_by_its_familys_name(robench_cli, tmp_path):
+    """A ViT that no card has: its name, in the record, is its spec; its sha256 is there too."""
+    import argparse
+    import hashlib
+
+    from tests.defenses import layouts
+
+    state = layouts.filled(layouts.vit(64, 2, 16, 4, 10))
+    torch.save({"model": state, "epoch": 49, "args": argparse.Namespace(lr=1.0)}, "checkpoint-49.pth")
+    asked = ("run", "--defense", "mimir", *QUICK, "--json", "--checkpoint", "checkpoint-49.pth")
+    code, out, err = robench_cli(*asked)
+    (record,) = json.loads(out)["records"]
+    digest = hashlib.sha256((tmp_path / "checkpoint-49.pth").read_bytes()).hexdigest()
+    assert code == 0
+    assert record["defense"]["name"].startswith("vit(depth=2, heads=4, ")
+    assert (record["defense"]["family"], record["defense"]["checkpoint_sha256"]) == ("mimir", digest)
+    assert "checkpoint-49.pth is not that of the card mimir-digits: it is recorded as vit(" in err
+    code, out, err = robench_cli(*asked)
+    assert code == 0 and "answered from" in err
+    (folder,) = [path.parent for path in (tmp_path / "results").rglob("record.json")]
+    code, out, err = robench_cli("verify", folder, "--checkpoint", "checkpoint-49.pth")
+    assert code == 0, err
+
+
+def test_a_released_defense_without_its_file_says_where_to_get_it(robench_cli):
+    code, out, err = robench_cli("run", "--defense", "mimir-swin-l-imagenet", *QUICK)
+    assert (code, out) == (3, "") and len(err.splitlines()) == 1
+    assert (
+        "https://drive.google.com/file/d/12VKW72JUVAG46qi6IH6DkgcuTgF3iznO" in err and "--checkpoint" in err
+    )
+
+
+def test_claims_are_listed_and_shown(robench_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = robench_cli("list", "defenses")
+    (row,) = [line for line in out.splitlines() if line.startswith("mimir-swin-l-imagenet ")]
+    assert code == 0 and row.split()[2:] == ["Linf:4/255", "78.62", "/", "59.68", "AutoAttack"]
+    code, out, _ = robench_cli("show", "mimir-swin-l-imagenet")
+    assert code == 0 and all(word in out for word in ("clean = 78.62", "README of", "drive.google.com"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("clean = 101", "a claim has clean = 101: expected percent"),
+        ("clean = 80.0\nauthor = 'me'", "a claim has author: expected"),
+        ("", "a claim lacks clean: expected"),
+        ("clean = 80.0\nthreat = 'Linf:x'", 'malformed radius "x"'),
+    ],
+)
+def test_a_claim_that_is_no_claim_is_refused(robench_cli, tmp_path, line, says):
+    threat = "" if "threat" in line else "threat = 'Linf:8/255'\n"
+    card = "builder = 'vit'\ndataset = 'digits'\n"
+    claim = f"[[claims]]\nrobust = 50\nattack = 'fgsm'\nsource = 'me'\n{threat}{line}\n"
+    (tmp_path / "card.toml").write_text(card + claim)
+    code, out, err = robench_cli("run", "--defense", "card.toml", *QUICK)
+    assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1

@@ -77,7 +77,43 @@ def _first_line(text: str | None) -> str:
     return (text or "").strip().split("\n")[0]
 
 
+def _brought() -> list[dict[str, str]]:
+    """The cards whose weights a user brings, with what their authors claim."""
+    rows = []
+    for card in content.cards().values():
+        if card.origin and not card.checkpoint:
+            said = [
+                f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
+            ]
+            rows.append(
+                {
+                    "name": card.name,
+                    "dataset": card.dataset,
+                    "threat": card.threat or "none",
+                    "claimed clean / robust, %": "; ".join(said),
+                }
+            )
+    return rows
+
+
 TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "protocols": _protocols}
+
+
+WRAPPED = ("description", "claimed clean / robust, %")
+BROUGHT = "released defenses: get the file where robench show NAME says, run it with --checkpoint"
+
+
+def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:
+    """`found` with the cards without weights in a table of their own."""
+    shown = {}
+    brought = _brought()
+    names = {row["name"] for row in brought}
+    for name, rows in found.items():
+        shown[name] = rows
+        if name == "defenses":
+            shown[name] = [row for row in rows if row["name"] not in names]
+            shown[BROUGHT] = brought
+    return shown
 
 
 @click.command("list")
@@ -93,11 +129,11 @@ def command(kind: str | None, as_json: bool) -> None:
         sys.stdout.write("\n")
         return
     console = Console()
-    for name, rows in found.items():
+    for name, rows in _shown(found).items():
         console.print(name, style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in rows[0] if rows else ("name",):
-            table.add_column(column, no_wrap=column != "description")
+            table.add_column(column, no_wrap=column not in WRAPPED)
         for row in rows:
             table.add_row(*row.values())
         console.print(table, highlight=False)

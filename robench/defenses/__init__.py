@@ -8,12 +8,13 @@ import torch
 
 from robench import content, registry, specs
 from robench.content import Card
-from robench.defenses import vit  # noqa: F401 - it registers itself
+from robench.defenses import _official, cait, convit, swin, vit  # noqa: F401 - they register themselves
 from robench.defenses._base import Defense
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
+from robench.defenses._choice import Choice, choose
 from robench.errors import ResourceError, UsageError, unknown_name
 
-__all__ = ["Defense", "Loaded", "find_card", "load", "load_defense"]
+__all__ = ["Defense", "Loaded", "find_card", "find_cards", "load", "load_defense"]
 
 DEFAULT_DATASET = "digits"
 
@@ -25,10 +26,12 @@ class Loaded:
     Attributes:
         name: the card's name, or the builder's spec.
         defense: in evaluation mode, its parameters frozen, on its device.
-        card: None for a builder without one.
+        card: None for a builder without one, and for a checkpoint whose network is no card's.
         card_digest: sha256 of the card's file; of the canonical spec where there is no card.
         checkpoint: the file that was read; None where the builder brings its own weights.
         checkpoint_sha256: of that file; empty where there is none.
+        family: the card's, or that of the cards the checkpoint was given for.
+        notes: what a user should know of it, a line each.
     """
 
     name: str
@@ -37,10 +40,14 @@ class Loaded:
     card_digest: str
     checkpoint: Path | None
     checkpoint_sha256: str
+    family: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def find_card(name: str, dataset: str | None = None) -> Card | None:
     """The card that `name` means; None when it is a builder's spec.
+
+    Of a family's cards for one data set, the one that comes with a checkpoint is meant.
 
     Args:
         name: a card, a family, a card's path (`.toml`) or a builder's spec such as `my_defense(width=3)`.
@@ -50,22 +57,34 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
         UsageError: when nobody has that name, or the family has no card, or several, for that data set.
         ResourceError: when the card's file cannot be read.
     """
+    found = find_cards(name, dataset)
+    ready = [card for card in found if card.checkpoint] if len(found) > 1 else found
+    if found and len(ready) != 1:
+        what = f"{len(found)} cards for {found[0].dataset}"
+        offers = ", ".join(card.name for card in ready or found)
+        raise UsageError(f"the family {name} has {what}: name one of {offers}, or give a --checkpoint")
+    return ready[0] if ready else None
+
+
+def find_cards(name: str, dataset: str | None = None) -> list[Card]:
+    """Every card that `name` may mean, one or a family's for one data set; none when it is a builder's spec.
+
+    Args, raises: as in `find_card`.
+    """
     if name.endswith(".toml"):
-        return content.read(Card, Path(name))
+        return [content.read(Card, Path(name))]
     cards = content.cards()
     if name in cards:
-        return cards[name]
+        return [cards[name]]
     family = [card for card in cards.values() if card.family == name]
     if family:
         dataset = dataset or DEFAULT_DATASET
-        fitting = [card for card in family if card.dataset == dataset]
-        if len(fitting) == 1:
-            return fitting[0]
+        if fitting := [card for card in family if card.dataset == dataset]:
+            return fitting
         offers = ", ".join(f"{card.name} ({card.dataset})" for card in family)
-        found = "no card" if not fitting else f"{len(fitting)} cards"
-        raise UsageError(f"the family {name} has {found} for {dataset}: name one of {offers}")
+        raise UsageError(f"the family {name} has no card for {dataset}: name one of {offers}")
     if specs.parse(name).name in registry.defenses:
-        return None
+        return []
     families = {card.family for card in cards.values() if card.family}
     raise unknown_name("defense", name, {*cards, *families, *registry.defenses})
 
@@ -80,44 +99,59 @@ def load(
 
     Args:
         name, dataset: see `find_card`.
-        checkpoint: weights to use in place of the card's, whose sha256 is then not asked for: a path,
-            `hf://owner/name/file` or an https URL.
+        checkpoint: weights to use in place of the card's: a path, `hf://owner/name/file` or an https URL. A
+            network of MIMIR's kinds is told from its shapes, and decides which of a family's cards is meant;
+            where it is no card's, it is built all the same, under its spec's name.
         device: where it runs.
 
     Raises:
-        UsageError: for an unknown name, a builder's wrong arguments, or a network without weights.
+        UsageError: for an unknown name, a builder's wrong arguments, a network without weights, or a checkpoint
+            whose network several cards have.
         ResourceError: when the checkpoint is missing, damaged, another one than the card names, or of another
             network.
     """
-    card = find_card(name, dataset)
-    spec = specs.parse(card.builder if card else name)
+    path, state, digest = None, {}, ""
+    if checkpoint:
+        cards = find_cards(name, dataset)
+        path = fetch(str(checkpoint), Path())
+        digest, state = sha256_of(path), read_state(path)
+        choice = choose(name, cards, state, digest, path)
+    else:
+        card = find_card(name, dataset)
+        spec = specs.parse(card.builder if card else name)
+        choice = Choice(card.name if card else name, card, card.family if card else "", spec)
+    card, spec = choice.card, choice.spec
     builder = registry.defenses.get(spec.name)
     defense = specs.build(spec, builder)
     if not isinstance(defense, Defense):
         found = type(defense).__name__
         raise UsageError(f"{spec.name} gives a {found}: expected a robench.defenses.Defense")
-    location = str(checkpoint or (card.checkpoint if card else ""))
-    path = None
-    if location:
-        path = fetch(location, card.path.parent if card and not checkpoint else Path())
+    if not path and card and card.checkpoint:
+        path = fetch(card.checkpoint, card.path.parent)
         digest = sha256_of(path)
-        if card and not checkpoint and digest != card.sha256:
+        if digest != card.sha256:
             wanted = card.sha256 or "none"
             raise ResourceError(
                 f"checkpoint {path} has sha256 {digest}: the card {card.name} says {wanted}; get "
                 "the file again, or use it as it is with --checkpoint"
             )
-        load_into(defense, read_state(path), path)
+        state = read_state(path)
+    if path:
+        if _official.knows(spec.name):
+            state = _official.fitted(_official.unwrapped(state), spec.name, defense.classifier, path)
+        load_into(defense, state, path)
+    elif card and card.origin:
+        raise ResourceError(
+            f"{card.name} comes without its weights: get them from {card.origin} and give the file with --checkpoint"
+        )
     elif card:
         made = f", such as robench train {name} makes" if card.recipe else ""
         raise ResourceError(f"{name} comes without trained weights: give a file{made} with --checkpoint")
     elif registry.defenses.holder(spec.name).startswith("robench."):
         raise UsageError(f"{name} comes without trained weights: give a file with --checkpoint")
-    else:
-        digest = ""
-    digest_of_card = _digest(card.path.read_bytes() if card else str(specs.canonical(spec, builder)).encode())
     defense = defense.eval().requires_grad_(False).to(device)
-    return Loaded(card.name if card else name, defense, card, digest_of_card, path, digest)
+    digest_of_card = _digest(card.path.read_bytes() if card else str(specs.canonical(spec, builder)).encode())
+    return Loaded(choice.name, defense, card, digest_of_card, path, digest, choice.family, choice.notes)
 
 
 def load_defense(

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from robench.errors import ResourceError, UsageError
 
 # Where common training scripts keep the weights inside a checkpoint; MIMIR's use "model".
 _NESTED = ("model", "state_dict", "model_state_dict")
+# What torch says of a class that may not be unpickled.
+_REFUSED = re.compile(r"unsupported global(?:: global)? ([\w.]+)", re.IGNORECASE)
 _PARTS = ("classifier.", "purifier.")
 
 
@@ -106,6 +109,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     # torch.load raises a dozen kinds of error on damaged files.
     except Exception as error:
+        if refused := _REFUSED.search(str(error)):
+            raise ResourceError(
+                f"checkpoint {path} holds a {refused[1]}, which is not unpickled: only tensors, plain values and "
+                "argparse.Namespace are; convert it to safetensors where you trust it"
+            ) from error
         raise ResourceError(
             f"checkpoint {path} is damaged, or holds more than tensors and is not unpickled: get it again, "
             "or convert it to safetensors"

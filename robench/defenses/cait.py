@@ -1,0 +1,76 @@
+"""CaiT, from timm's own parts.
+
+Touvron et al., "Going deeper with Image Transformers", arXiv 2103.17239; as MIMIR (arXiv 2312.04960) fine-tunes
+it.
+"""
+
+from timm.models.cait import Cait
+from torch import Tensor
+
+from robench import registry
+from robench.defenses._base import Defense
+
+
+class CaiT(Cait):
+    """timm's CaiT, whose features are the tokens before the last LayerNorm."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Tokens after the last block, the class token first, (N, tokens + 1, width)."""
+        tokens = self.blocks(self.pos_drop(self.patch_embed(x) + self.pos_embed))
+        return self.forward_cls(tokens)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits, (N, K), of what `forward_features` gives."""
+        return super().forward_head(self.norm(x), pre_logits)
+
+
+def layer_scale(depth: int) -> float:
+    """What the scales of the residual branches start from: 1e-5 up to 24 blocks, 1e-6 beyond.
+
+    CaiT's values for its 24- and 36-block networks (arXiv 2103.17239, section 2). Shallower ones take that of 24
+    blocks here: our choice.
+    """
+    return 1e-5 if depth <= 24 else 1e-6
+
+
+@registry.defenses.register("cait")
+def cait(
+    image_size: int = 224,
+    patch_size: int = 16,
+    width: int = 192,
+    depth: int = 24,
+    heads: int = 4,
+    class_depth: int = 2,
+    num_classes: int = 1000,
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+) -> Defense:
+    """A CaiT: talking-heads blocks on the patches, then class-attention blocks; pixels go in as they are.
+
+    Its state has the keys of MIMIR's fine-tuned checkpoints. Its features are the tokens after the last block,
+    before the norm, the class token first, (N, tokens + 1, width).
+
+    Args:
+        width, depth, heads: XXS24 is 192, 24, 4 and S36 is 384, 36, 8.
+        class_depth: how many class-attention blocks follow.
+        drop_path: rate of stochastic depth at every block, for training alone.
+
+    Raises:
+        ValueError: for sizes that do not divide.
+    """
+    if image_size % patch_size or width % heads:
+        raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
+    network = CaiT(
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        depth_token_only=class_depth,
+        num_classes=num_classes,
+        mlp_ratio=mlp_ratio,
+        mlp_ratio_token_only=mlp_ratio,
+        init_values=layer_scale(depth),
+        drop_path_rate=drop_path,
+    )
+    return Defense(network, num_classes=num_classes, image_size=image_size)

@@ -1,0 +1,85 @@
+"""ConViT, from timm's own parts.
+
+d'Ascoli et al., "ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases", arXiv
+2103.10697; as MIMIR (arXiv 2312.04960) fine-tunes it.
+"""
+
+from typing import Any
+
+import torch
+from timm.models.convit import GPSA, ConVit
+from torch import Tensor
+
+from robench import registry
+from robench.defenses._base import Defense
+
+
+class ConViT(ConVit):
+    """timm's ConViT, whose features are the tokens before the last LayerNorm."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Tokens after the last block, the class token first, (N, tokens + 1, width)."""
+        tokens = self.pos_drop(self.patch_embed(x) + self.pos_embed)
+        for i, block in enumerate(self.blocks):
+            if i == self.local_up_to_layer:
+                assert self.cls_token is not None
+                tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+            tokens = block(tokens)
+        return tokens
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits, (N, K), of what `forward_features` gives."""
+        return super().forward_head(self.norm(x), pre_logits)
+
+
+@registry.defenses.register("convit")
+def convit(
+    image_size: int = 224,
+    patch_size: int = 16,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 4,
+    local: int = 10,
+    num_classes: int = 1000,
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+) -> Defense:
+    """A ConViT that classifies its class token; pixels go in as they are.
+
+    Its state has the keys of MIMIR's fine-tuned checkpoints: no bias in queries, keys and values, positions for
+    the patches alone. Its features are the tokens after the last block, before the norm, the class token first,
+    (N, tokens + 1, width).
+
+    Args:
+        width, heads: the MIMIR paper's T, S, B are 48 channels a head with 4, 9, 16 heads.
+        local: how many blocks from the first are gated positional self-attention; the class token joins after
+            them.
+        drop_path: rate of stochastic depth at the last block, for training alone.
+
+    Raises:
+        ValueError: for sizes that do not divide, or no block after the local ones.
+    """
+    if image_size % patch_size or width % heads:
+        raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
+    if not 0 <= local < depth:
+        raise ValueError(f"{local=}: expected at least 0 and fewer than {depth=}")
+    network = ConViT(
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=width // heads,  # timm multiplies by the heads
+        depth=depth,
+        num_heads=heads,
+        num_classes=num_classes,
+        mlp_ratio=mlp_ratio,
+        local_up_to_layer=local,
+        drop_path_rate=drop_path,
+    )
+    for module in network.modules():
+        if isinstance(module, GPSA):
+            # timm fills these on the first call; filled here, they follow the network to any device, and a first
+            # call under inference mode spoils nothing.
+            gated: Any = module
+            grid = gated.get_rel_indices(network.num_patches)
+            del gated.rel_indices
+            gated.register_buffer("rel_indices", grid, persistent=False)
+    return Defense(network, num_classes=num_classes, image_size=image_size)

@@ -1,0 +1,113 @@
+"""The Swin transformer, from timm's own parts.
+
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030; as
+MIMIR (arXiv 2312.04960) fine-tunes it, in the layout of SimMIM (arXiv 2111.09886).
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+from robench import registry
+from robench.defenses._base import Defense
+from robench.errors import ResourceError
+
+# What SimMIM's class saves and timm's computes.
+COMPUTED = ("attn.relative_position_index", "attn_mask")
+
+
+class Swin(SwinTransformer):
+    """timm's Swin, whose features are a row of tokens before the last LayerNorm."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Tokens after the last block, (N, tokens, 8 * width for four stages); there is no class token."""
+        return self.layers(self.patch_embed(x)).flatten(1, 2)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits, (N, K), of what `forward_features` gives."""
+        # timm's head averages over two axes of a grid.
+        return self.head(self.norm(x)[:, :, None], pre_logits=pre_logits)
+
+
+@registry.defenses.register("swin")
+def swin(
+    image_size: int = 224,
+    patch_size: int = 4,
+    width: int = 128,
+    depths: tuple[int, ...] = (2, 2, 18, 2),
+    heads: tuple[int, ...] = (4, 8, 16, 32),
+    window: int = 7,
+    num_classes: int = 1000,
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+) -> Defense:
+    """A Swin that averages its last tokens; pixels go in as they are.
+
+    A stage whose grid is no larger than the window is one window, without a shift. Its features are the tokens
+    after the last block, before the norm, (N, tokens, width * 2 ** (stages - 1)).
+
+    Args:
+        width: of the first stage; each next one has twice as many channels on a grid of half the side.
+        depths, heads: one number a stage. The MIMIR paper's B is the default; its L is width 192, heads
+            (6, 12, 24, 48), window 14.
+        window: side of the attention windows, in tokens.
+        drop_path: rate of stochastic depth at the last block, for training alone.
+
+    Raises:
+        ValueError: for sizes that do not divide.
+    """
+    if len(depths) != len(heads):
+        raise ValueError(f"{depths=} and {heads=}: expected one number a stage in both")
+    if image_size % (patch_size * 2 ** (len(depths) - 1)):
+        raise ValueError(f"{image_size=} must be a multiple of {patch_size=} times 2 for every later stage")
+    for stage, count in enumerate(heads):
+        if (width * 2**stage) % count:
+            raise ValueError(
+                f"stage {stage} has {width * 2**stage} channels: expected a multiple of {count} heads"
+            )
+    network = Swin(
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=width,
+        depths=tuple(depths),
+        num_heads=tuple(heads),
+        window_size=window,
+        num_classes=num_classes,
+        mlp_ratio=mlp_ratio,
+        drop_path_rate=drop_path,
+    )
+    return Defense(network, num_classes=num_classes, image_size=image_size)
+
+
+def from_simmim(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """A state in SimMIM's layout in that of `network`; a state in timm's layout as it is.
+
+    SimMIM halves the grid at the end of a stage and timm at the start of the next, both taking the four
+    neighbours column by column; `head` is `head.fc` there. The position indices and attention masks, which timm
+    computes, are compared and left out.
+
+    Raises:
+        ResourceError: when one of them is not what `network` computes: then the weights are another network's.
+    """
+    if "head.weight" not in state:
+        return dict(state)
+    computed: dict[str, Any] = {
+        key: value for key, value in network.named_buffers() if key.endswith(COMPUTED)
+    }
+    mapped: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.endswith(COMPUTED):
+            if key not in computed or not torch.equal(value.double(), computed[key].double()):
+                raise ResourceError(
+                    f"checkpoint {path} has {key} of shape {tuple(value.shape)} unlike the network that its other "
+                    "shapes tell: it is of another network or image size"
+                )
+            continue
+        key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key)
+        mapped[re.sub(r"^head\.", "head.fc.", key)] = value
+    return mapped
