@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from robench.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
 from robench.training.partial import check_writable, read_partial, write_whole
 from robench.training.progress import Reporter
-from robench.training.recipe import Recipe, read_recipe
+from robench.training.recipe import Recipe, decisive, read_recipe
 from robench.training.stages import Stage, finetuning_stage, pretraining_stage, seed_for
 
 # How long a training goes on before what it has is written; a kill loses no more than this and an epoch.
@@ -169,8 +169,7 @@ class _Run:
         self.recipe = recipe
         self.device = device
         self.partial = path.with_name(path.name + ".partial")
-        decides = json.dumps([str(self.spec), asdict(recipe), data], sort_keys=True)
-        self.fingerprint = hashlib.sha256(decides.encode()).hexdigest()
+        self.fingerprint = fingerprint(self.spec, recipe, data)
         self.before = 0.0
         self.started = self.saved = time.monotonic()
 
@@ -229,6 +228,12 @@ class _Run:
         )
         write_whole(self.partial, buffer.getvalue())
         self.saved = time.monotonic()
+
+
+def fingerprint(builder: specs.Spec, recipe: Recipe, data: str) -> str:
+    """What an interrupted training must agree in to be gone on with: network, recipe, seed and data."""
+    decides = json.dumps([str(builder), decisive(recipe), data], sort_keys=True)
+    return hashlib.sha256(decides.encode()).hexdigest()
 
 
 def hand_over(encoder: dict[str, Tensor], classifier: nn.Module) -> None:
