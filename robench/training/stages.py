@@ -20,6 +20,7 @@ from robench.training.methods._base import tensors
 from robench.training.mimir import pretraining_loss
 from robench.training.recipe import Finetuning, Pretraining, Recipe, choose_method
 from robench.training.schedule import cosine, parameter_groups, set_lr
+from robench.training.team import ALONE, Team
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -75,35 +76,45 @@ class Stage:
         if self.average:
             self.average[0].load_state_dict(state["average"])
 
-    def run(self, x: Tensor, y: Tensor, recipe: Recipe) -> Iterator[float]:
+    def run(self, x: Tensor, y: Tensor, recipe: Recipe, team: Team = ALONE) -> Iterator[float]:
         """Train epoch by epoch, giving the mean loss of each; `done` counts the one just given.
 
         Args:
             x: (N, 3, H, W) in [0, 1], y: (N,), both on the model's device.
+            team: the processes that share each batch; their weights stay the same.
+
+        Raises:
+            UsageError: when a batch has fewer images than there are processes.
         """
         size = min(self.batch_size, len(x))
+        if size < team.size:
+            raise UsageError(f"{team.size} processes cannot share a batch of {size} images")
         steps = len(x) // size  # the rest of a shuffled epoch is left out, so that all batches weigh the same
         while self.done < self.epochs:
             torch.manual_seed(seed_for(recipe.seed, self.name, self.done))
             order = torch.randperm(len(x)).to(x.device)
+            if team.size > 1:  # the order is common, all other random numbers are each process's own
+                torch.manual_seed(seed_for(recipe.seed, self.name, self.done, team.rank))
             total = x.new_zeros(())
             for i in range(steps):
                 step = self.done * steps + i
-                rows = order[i * size : (i + 1) * size]
+                rows = team.share(order[i * size : (i + 1) * size])
                 set_lr(self.optimizer, self.lr(step, steps))
                 self.optimizer.zero_grad(set_to_none=True)
-                total += self._backward(augment(x[rows], recipe), y[rows], step / steps)
+                total += self._backward(augment(x[rows], recipe), y[rows], step / steps, size)
+                team.add_up(p.grad for p in self.model.parameters() if p.grad is not None)
                 self.optimizer.step()
                 self._follow(step, steps)
+            team.add_up([total])
             self.done += 1
             yield float(total) / steps
 
-    def _backward(self, x: Tensor, y: Tensor, epoch: float) -> Tensor:
-        """Leave the gradient of the batch's loss in the parameters; the loss, detached."""
+    def _backward(self, x: Tensor, y: Tensor, epoch: float, size: int) -> Tensor:
+        """Add the gradient of these rows' part in the mean loss of `size` rows; that part, detached."""
         total = x.new_zeros(())
         parts = min(self.accumulate, len(x))
         for part, wanted in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
-            loss = self.loss(part, wanted, epoch) * (len(part) / len(x))
+            loss = self.loss(part, wanted, epoch) * (len(part) / size)
             loss.backward()
             total += loss.detach()
         return total
