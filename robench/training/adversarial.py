@@ -78,7 +78,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, st
     """
 
     def objective(x_adv: Tensor) -> Tensor:
-        return F.cross_entropy(model(x_adv).float(), y, reduction="sum")
+        return F.cross_entropy(model(x_adv), y, reduction="sum")
 
     with attacked(model):
         return ascend(x, uniform_start(x, eps), objective, eps, step_size, steps)

@@ -118,13 +118,13 @@ def train(
         check_writable(path)
         if fresh:
             run.partial.unlink(missing_ok=True)
+    team.join(where)
     # Training draws from torch's global generators; the caller's are left as they were.
     cuda = [where] if where.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
         threads(recipe.threads),
         Reporter(progress and team.leads) as reporter,
-        team.together(where),
     ):
         defense = run.weights(images.x.to(where), images.y.to(where), reporter)
         return team.from_leader(run.finish(defense, data_dir) if team.leads else None)

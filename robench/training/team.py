@@ -5,9 +5,9 @@ DistributedDataParallel does; its hooks want one forward and one backward pass a
 adversarial training calls the network many times, partly with frozen weights, and some methods train two.
 """
 
+import atexit
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -58,15 +58,13 @@ class Team:
             return name
         return f"cuda:{self.local}" if name == "cuda" or torch.cuda.is_available() else "cpu"
 
-    @contextmanager
-    def together(self, device: torch.device) -> Iterator[None]:
-        """Connected, by NCCL between GPUs and gloo elsewhere, until the block ends.
+    def join(self, device: torch.device) -> None:
+        """Connect, by NCCL between GPUs and gloo elsewhere, until the process ends; once is enough.
 
         Raises:
             UsageError: when the others cannot be reached.
         """
-        if self.size == 1:
-            yield
+        if self.size == 1 or distributed.is_initialized():
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -76,10 +74,8 @@ class Team:
             raise UsageError(
                 f"{self.size} processes cannot find each other ({error}): use torchrun"
             ) from error
-        try:
-            yield
-        finally:
-            distributed.destroy_process_group()
+        # Not after each training: what a group leaves with torchrun would confuse the next.
+        atexit.register(distributed.destroy_process_group)
 
     def share(self, rows: Tensor) -> Tensor:
         """This process's part of a batch's rows."""

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from robench.registry import Registry
@@ -94,8 +95,9 @@ def tensors(model: nn.Module) -> list[Tensor]:
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's logits in float32, whatever precision they were computed in."""
-    return model(x).float()
+    """The model's logits, in float32 at least: a loss of half-precision numbers would lose too much."""
+    output = model(x)
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
