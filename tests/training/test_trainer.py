@@ -1,7 +1,9 @@
 """What the trainer gives every method: steps that help, resume, accumulation, bf16, logs, several processes."""
 
+import copy
 import csv
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from robench import content, registry, specs
 from robench.data import load_dataset
+from robench.defenses import load
 from robench.errors import ResourceError, UsageError
 from robench.training import Finetuning, Recipe, read_recipe, run, train
 from robench.training.adversarial import pgd
@@ -118,6 +121,7 @@ class Stopped(Exception):
 @pytest.mark.parametrize("method", list(methods))
 def test_stopped_and_resumed_gives_the_same_bits(method, tmp_path, monkeypatch):
     """Stopped after 2 of 3 epochs, from a new process's point of view: all that goes on is in the file."""
+    monkeypatch.setattr(run, "measure", lambda *_: (1, 1))  # the weights are compared, not what they reach
     card = write_card(tmp_path, method)
     whole = train(str(card), output=tmp_path / "whole.safetensors", progress=False)
     monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
@@ -134,6 +138,38 @@ def test_stopped_and_resumed_gives_the_same_bits(method, tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             train(str(card), output=output, progress=False)
     assert train(str(card), output=output, progress=False).sha256 == whole.sha256
+    assert load(str(card), checkpoint=output).checkpoint_sha256 == whole.sha256
+
+
+def test_dbat_refuses_a_network_of_plain_classes(tmp_path):
+    card = write_card(tmp_path, "dbat")
+    card.write_text(card.read_text().replace(builder("dbat"), VIT))
+    with pytest.raises(UsageError, match=r"write the builder as dbat\(base='...'\)"):
+        train(str(card), output=tmp_path / "t.safetensors", progress=False)
+
+
+@pytest.mark.parametrize("method", [name for name in methods if name != "pgd-at"])
+def test_a_baselines_card_says_how_to_make_its_weights(method):
+    with pytest.raises(ResourceError, match=f"without trained weights.* robench train {method} makes"):
+        load(method, dataset="digits")
+
+
+def test_the_benchmark_writes_cards_that_can_be_trained(tmp_path):
+    path = Path(__file__).parents[2] / "benchmarks" / "at_baselines.py"
+    spec = importlib.util.spec_from_file_location("at_baselines", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules["at_baselines"] = benchmark  # dataclasses look it up
+    spec.loader.exec_module(benchmark)
+    for name in benchmark.NETWORKS:
+        for method in methods:
+            card = content.read(content.Card, benchmark.write_card(tmp_path, name, method, epochs=10))
+            recipe = read_recipe(card.recipe, card.name)
+            how = recipe.finetuning
+            assert (how.epochs, how.warmup, how.ramp) == (10, pytest.approx(0.3), 5)
+            defense = specs.build(
+                specs.parse(card.builder), registry.defenses.get(specs.parse(card.builder).name)
+            )
+            finetuning_stage(defense.classifier, copy.deepcopy(defense.classifier), how)
 
 
 def test_generalists_average_follows_the_mix_and_is_handed_out():
@@ -207,6 +243,7 @@ def rows(path):
 def test_the_log_has_a_line_an_epoch_and_survives_an_interruption(tmp_path, monkeypatch):
     card, log = write_card(tmp_path), tmp_path / "log.csv"
     log.write_text("what was here before\n")
+    monkeypatch.setattr(run, "measure", lambda *_: (1, 1))
     monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
     save, said = run._Run.save, run.Reporter.epoch
 
