@@ -83,7 +83,7 @@ def test_pgd_at_without_steps_is_clean_training(batch):
     assert float(loss.detach()) == pytest.approx(cross_entropy(probabilities(net, x), y), rel=1e-9)
 
 
-def test_trades_equation_5(batch):
+def test_trades(batch):
     net, (x, y) = double_net(), batch
     x_adv = seeded(lambda: kl_ascent(net, x, BUDGET))
     loss = seeded(lambda: TRADES(beta=3.5).loss(net, x, y, BUDGET))
@@ -94,7 +94,7 @@ def test_trades_equation_5(batch):
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-9)
 
 
-def test_mart_equations_8_and_11(batch):
+def test_mart(batch):
     net, (x, y) = double_net(), batch
     with torch.no_grad():  # half of the labels are the model's own, the other half wrong
         y[: N // 2] = net(x[: N // 2]).argmax(1)

@@ -11,7 +11,7 @@ from robench.training.methods._base import Budget, Method, kl, logits, methods
 
 
 def boosted_cross_entropy(adversarial: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """-log p_y - log(1 - max over k != y of p_k), a mean over rows of logits (N, K) (eq. 8).
+    """-log p_y - log(1 - max over k != y of p_k), a mean over rows of logits (N, K).
 
     The second term is computed as the log of the sum of all other probabilities, which stays exact where the
     wrong class takes nearly everything.
@@ -25,7 +25,7 @@ def boosted_cross_entropy(adversarial: Tensor, y: Tensor, label_smoothing: float
 @methods.register("mart")
 @dataclass(frozen=True)
 class MART(Method):
-    """BCE(f(x'), y) + weight KL(f(x) || f(x')) (1 - f_y(x)), x' by PGD on the cross entropy (eqs. 8 to 11).
+    """BCE(f(x'), y) + weight KL(f(x) || f(x')) (1 - f_y(x)), x' by PGD on the cross entropy.
 
     The factor 1 - f_y(x) lets misclassified images count most; the gradient flows through it, and x' starts
     from a normal point of deviation 0.001, both as in the authors' code.

@@ -11,7 +11,7 @@ from robench.training.methods._base import Budget, Method, kl, logits, methods
 
 
 def kl_ascent(model: nn.Module, x: Tensor, budget: Budget) -> Tensor:
-    """Images of the ball that make the prediction differ from the clean one (Alg. 1, lines 5 to 8).
+    """Images of the ball that make the prediction differ from the clean one (the inner loop of Alg. 1).
 
     Ascends KL(f(x) || f(x')) in evaluation mode from a normal start of deviation 0.001, where the KL, which
     has no slope at x itself, has one. Detached.
@@ -29,7 +29,7 @@ def kl_ascent(model: nn.Module, x: Tensor, budget: Budget) -> Tensor:
 @methods.register("trades")
 @dataclass(frozen=True)
 class TRADES(Method):
-    """CE(f(x), y) + beta KL(f(x) || f(x')), x' as far from f(x) in KL as the ball allows (eq. 5).
+    """CE(f(x), y) + beta KL(f(x) || f(x')), x' as far from f(x) in KL as the ball allows.
 
     Args:
         beta: the paper's 1 / lambda; 6 is its choice for robustness on CIFAR-10.
