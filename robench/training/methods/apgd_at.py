@@ -1,7 +1,7 @@
 """Adversarial training whose inner maximiser is Auto-PGD.
 
 Croce & Hein 2020, arXiv 2003.01690, Alg. 1; a few steps of it train the ImageNet models of Singh et al.,
-"Revisiting Adversarial Training for ImageNet", arXiv 2303.01870, and two MIMIR's of 300 epochs.
+"Revisiting Adversarial Training for ImageNet", arXiv 2303.01870, and 2 steps those of MIMIR's 300 epochs.
 """
 
 from dataclasses import dataclass

@@ -29,8 +29,9 @@ class Generalist(Method):
 
     After every step the global learner goes towards g * robust + (1 - g) * natural by the recipe's `average`,
     the paper's alpha' (.999). From `start` on, every few epochs both learners go on from the global one, with
-    the moments that their optimiser has (Alg. 1). The shares and times are those of the authors' code, as
-    parts of its 120 epochs; that code also mixes learners which are averages themselves, the paper does not.
+    the moments that their optimiser has (Alg. 1). The shares and times are those of the code that goes
+    by the paper's name, as parts of its 120 epochs; it also mixes learners that are averages themselves, which
+    we do not.
     One AdamW trains both, which treats each weight alone. The loss shown is the sum of the two.
 
     Args:
@@ -39,7 +40,7 @@ class Generalist(Method):
         start: the part of the training after which the global learner is handed out.
         every: epochs from one handing out to the next.
         natural_lr: of the natural learner, in learning rates of the robust one. Our choice is 1, for AdamW;
-            the authors' code has 10, for SGD.
+            that code has 10, for SGD.
     """
 
     share: float = 0.4
