@@ -28,10 +28,10 @@ class MART(Method):
     """BCE(f(x'), y) + weight KL(f(x) || f(x')) (1 - f_y(x)), x' by PGD on the cross entropy.
 
     The factor 1 - f_y(x) lets misclassified images count most; the gradient flows through it, and x' starts
-    from a normal point of deviation 0.001, both as in that code.
+    from a normal point of deviation 0.001, both as in the loss that circulates as the authors' code.
 
     Args:
-        weight: the paper's lambda; 6 as in the loss that circulates as the authors' code.
+        weight: the paper's lambda; 6 as there.
     """
 
     weight: float = 6.0
