@@ -140,6 +140,8 @@ def _cifar10(root: Path) -> Finding:
 def _checkpoint(card: Card) -> Finding:
     name, where = f"card {card.name}", card.checkpoint
     if not where:
+        if card.recipe:
+            return Finding(name, OK, f"comes without weights: robench train {card.name} makes them")
         return Finding(name, OK, "brings its own weights, or needs none")
     if "://" in where:
         return Finding(name, OK, f"fetched from {where} on first use")

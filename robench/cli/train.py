@@ -10,15 +10,29 @@ from rich.console import Console
 @click.option("--output", help="The checkpoint to write.  [default: NAME.safetensors]")
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--csv", help="CSV file for the epochs: stage, epoch, loss, lr, seconds.")
 @click.option("--fresh", is_flag=True, help="Start over, whatever was trained before.")
 def command(
-    card: str, data_dir: str | None, output: str | None, seed: int | None, device: str, fresh: bool
+    card: str,
+    data_dir: str | None,
+    output: str | None,
+    seed: int | None,
+    device: str,
+    csv: str | None,
+    fresh: bool,
 ) -> None:
     """Train the checkpoint of CARD (a name or a .toml file) by its recipe.
 
     An interrupted training goes on where it was when the command is repeated.
+
+    \b
+    robench train trades-digits --csv trades.csv
+    torchrun --nproc-per-node 4 -m robench train CARD
     """
     from robench.training import train
+    from robench.training.team import Team
 
-    result = train(card, data_dir=data_dir, output=output, seed=seed, device=device, fresh=fresh)
+    result = train(card, data_dir=data_dir, output=output, seed=seed, device=device, fresh=fresh, csv=csv)
+    if not Team.here().leads:
+        return
     Console().print(str(result), highlight=False, soft_wrap=True)

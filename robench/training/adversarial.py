@@ -1,12 +1,69 @@
-"""Adversarial training's own PGD and loss.
+"""Adversarial training's inner maximisers in Linf, and how many images a model classifies right.
 
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", arXiv 1706.06083, eq. 2.1, with
 the settings of MIMIR's fine-tuning (arXiv 2312.04960). Evaluations use `robench.attacks`, not this.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and its weights without gradients, until the block ends."""
+    was_training = model.training
+    model.eval()
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:  # a gradient of the weights would cost a third of the time, for nothing
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        model.train(was_training)
+
+
+def uniform_start(x: Tensor, eps: float) -> Tensor:
+    """Each pixel of `x` moved by a uniform number in [-eps, eps); not clipped to [0, 1]."""
+    return x + torch.empty_like(x).uniform_(-eps, eps)
+
+
+def normal_start(x: Tensor, deviation: float = 0.001) -> Tensor:
+    """Each pixel of `x` moved by a normal number: where TRADES' code starts, and those that follow it."""
+    return x + deviation * torch.randn_like(x)
+
+
+def ascend(
+    x: Tensor,
+    start: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    eps: float,
+    step_size: float,
+    steps: int,
+) -> Tensor:
+    """Signed gradient ascent of `objective` from `start`, projected onto the ball and the box; the last iterate.
+
+    Args:
+        x: (N, 3, H, W) in [0, 1], the centres.
+        start: (N, 3, H, W), projected first.
+        objective: images to one number, the sum over the rows.
+        eps: radius in Linf.
+
+    Returns:
+        Images within `eps` of `x` and inside [0, 1], detached.
+    """
+    low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+    x_adv = torch.min(torch.max(start, low), high)
+    for _ in range(steps):
+        x_adv.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(objective(x_adv), x_adv)
+        x_adv = torch.min(torch.max(x_adv.detach() + step_size * gradient.sign(), low), high)
+    return x_adv
 
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int) -> Tensor:
@@ -19,22 +76,12 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, st
     Returns:
         Images within `eps` of `x` and inside [0, 1].
     """
-    was_training = model.training
-    model.eval()
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:  # a gradient of the weights would cost a third of the time, for nothing
-        parameter.requires_grad_(False)
-    low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
-    x_adv = torch.min(torch.max(x + torch.empty_like(x).uniform_(-eps, eps), low), high)
-    for _ in range(steps):
-        x_adv.requires_grad_(True)
-        loss = F.cross_entropy(model(x_adv), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, x_adv)
-        x_adv = torch.min(torch.max(x_adv.detach() + step_size * gradient.sign(), low), high)
-    for parameter in wanted:
-        parameter.requires_grad_(True)
-    model.train(was_training)
-    return x_adv
+
+    def objective(x_adv: Tensor) -> Tensor:
+        return F.cross_entropy(model(x_adv), y, reduction="sum")
+
+    with attacked(model):
+        return ascend(x, uniform_start(x, eps), objective, eps, step_size, steps)
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """How a checkpoint is made: the `[recipe]` table of a card, every field checked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 from robench.errors import UsageError
 from robench.threat import Threat
+from robench.training.methods import Method, find_method
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,29 @@ class Finetuning:
     """Training of the whole classifier, with the defaults of MIMIR's fine-tuning on CIFAR-10.
 
     Attributes:
+        method: spec of a method of adversarial training with settings of its own, such as "trades(beta=6.0)".
         epochs, warmup: passes over the data; the learning rate rises over the first `warmup`, then falls by a
             cosine to `min_lr`.
         batch_size, lr, weight_decay: of AdamW; decay spares one-dimensional parameters.
+        accumulate: parts that a batch is cut into, their gradients added up before the step: the same
+            training in less memory.
+        precision: "fp32", or "bf16" to compute the networks in it (autocast); weights stay in fp32.
         layer_decay: the factor on the learning rate from each layer to the one below it.
         drop_path: rate of stochastic depth at the last block.
-        label_smoothing: of the cross entropy.
-        eps, step_size, steps: of PGD in Linf; 0 steps trains on clean images.
+        label_smoothing: of every cross entropy in the method's loss.
+        eps, step_size, steps: of the method's inner maximiser in Linf; 0 steps trains on clean images, by
+            pgd-at. apgd-at finds its own step size.
         ramp: the radius and step size grow linearly from 0 over this many epochs.
         average: decay, a step, of the running average of the weights that is kept at the end; 0 keeps the
             last weights.
     """
 
+    method: str = "pgd-at"
     epochs: int = 50
     warmup: float = 5.0
     batch_size: int = 128
+    accumulate: int = 1
+    precision: str = "fp32"
     lr: float = 0.025
     min_lr: float = 1e-6
     weight_decay: float = 0.05
@@ -97,9 +107,10 @@ class Recipe:
 
 
 _BELOW_ONE = {"mask_ratio", "drop_path", "label_smoothing", "average", "scaling"}
-_AT_LEAST_ONE = {"epochs", "batch_size", "decoder_width", "decoder_depth", "decoder_heads"}
+_AT_LEAST_ONE = {"epochs", "batch_size", "accumulate", "decoder_width", "decoder_depth", "decoder_heads"}
 _ABOVE_ZERO = {"lr", "layer_decay"}
 _RADII = {"eps", "step_size"}
+_CHOICES = {"precision": ("fp32", "bf16")}
 
 Table = TypeVar("Table", Pretraining, Finetuning, Recipe)
 
@@ -127,9 +138,47 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
                 )
             table[name] = read(table[name], f"{origin}: recipe.{name}")
     recipe = _read(Recipe, table, f"{origin}: recipe")
+    try:
+        choose_method(recipe.finetuning)
+    except UsageError as error:
+        raise UsageError(f"{origin}: recipe.finetuning: {error}") from error
     if Threat.parse(recipe.evaluation).norm != "Linf":
         raise UsageError(f"{origin}: recipe.evaluation = {recipe.evaluation!r}: expected a threat in Linf")
     return recipe
+
+
+def choose_method(how: Finetuning) -> Method:
+    """The method of `how`, which suits its steps and average.
+
+    Raises:
+        UsageError: when there is no such method, or it cannot be trained so.
+    """
+    method = find_method(how.method)
+    if not method.fewest_steps <= how.steps <= method.most_steps:
+        limit = _between(method.fewest_steps, method.most_steps)
+        raise UsageError(f"{how.method} with steps = {how.steps}: expected {limit}")
+    if method.needs_average and not how.average:
+        raise UsageError(f"{how.method} keeps a running average: give its decay, such as average = 0.999")
+    return method
+
+
+def _between(low: int, high: float) -> str:
+    if high == inf:
+        return f"at least {low}"
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """The fields of `recipe` that decide the weights, for a fingerprint.
+
+    Fields that came later are left out at their defaults, so that what was begun before them goes on.
+    """
+    table = asdict(recipe)
+    later = Finetuning()
+    for name in ("method", "accumulate", "precision"):
+        if table["finetuning"][name] == getattr(later, name):
+            del table["finetuning"][name]
+    return table
 
 
 def _read(kind: type[Table], table: Mapping[str, Any], where: str) -> Table:
@@ -151,6 +200,8 @@ def _check(key: str, value: Any, kind: type, shown: str) -> None:
     if key in _RADII and isinstance(value, str):
         Threat.parse(f"Linf:{value}")
         return
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise UsageError(f"{shown}: expected {' or '.join(_CHOICES[key])}")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = (
         number and (kind is float or isinstance(value, int))

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,10 +21,12 @@ from robench.engine.device import choose_device
 from robench.errors import UsageError
 from robench.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
+from robench.training.log import Log
 from robench.training.partial import check_writable, read_partial, write_whole
 from robench.training.progress import Reporter
-from robench.training.recipe import Recipe, read_recipe
+from robench.training.recipe import Recipe, decisive, read_recipe
 from robench.training.stages import Stage, finetuning_stage, pretraining_stage, seed_for
+from robench.training.team import Team
 
 # How long a training goes on before what it has is written; a kill loses no more than this and an epoch.
 SAVE_EVERY_SECONDS = 10.0
@@ -75,11 +77,15 @@ def train(
     device: str = "auto",
     progress: bool = True,
     fresh: bool = False,
+    csv: str | Path | None = None,
 ) -> TrainResult:
     """Train the defense of a card by its `[recipe]`, from nothing, and measure it on the test split.
 
     While it runs, what it has lies in `<output>.partial`; run again, it goes on to the same weights,
     bit for bit, as if it had never stopped (on the same device and number of threads).
+
+    Started by `torchrun`, its processes share every batch (the recipe's batch size is the sum of theirs) and
+    the first writes; how many they are is part of what decides the weights. They need one file system.
 
     Args:
         card: a card's name, a family or the path of a card.
@@ -89,6 +95,7 @@ def train(
         device: "auto" takes CUDA where it works.
         progress: whether to show it, on stderr.
         fresh: start over, whatever an interrupted training has left.
+        csv: a file for the epochs (stage, epoch, loss, lr, seconds); None for none.
 
     Raises:
         UsageError: for an unknown card or device, a card without a recipe, or a bad recipe.
@@ -99,37 +106,28 @@ def train(
         raise UsageError(f"{card} has no recipe to train by: give a card with a [recipe] table")
     recipe = read_recipe(found.recipe, str(found.path))
     recipe = recipe if seed is None else replace(recipe, seed=seed)
-    where = choose_device(device)
+    team = Team.here()
+    where = choose_device(team.device(device))
     path = Path(output) if output else Path(f"{found.name}.safetensors")
     if path.suffix != ".safetensors":
         raise UsageError(f"the output {path} must end in .safetensors")
     images = load_dataset(found.dataset, "train", data_dir=data_dir)
     check_images(images.x, images.y)
-    run = _Run(found, recipe, path, where, f"{images.digest} {where.type}")
-    check_writable(path)
-    if fresh:
-        run.partial.unlink(missing_ok=True)
+    run = _Run(found, recipe, path, where, f"{images.digest} {where.type}", team, Path(csv) if csv else None)
+    if team.leads:
+        check_writable(path)
+        if fresh:
+            run.partial.unlink(missing_ok=True)
+    team.join(where)
     # Training draws from torch's global generators; the caller's are left as they were.
     cuda = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), threads(recipe.threads), Reporter(progress) as reporter:
+    with (
+        torch.random.fork_rng(devices=cuda),
+        threads(recipe.threads),
+        Reporter(progress and team.leads) as reporter,
+    ):
         defense = run.weights(images.x.to(where), images.y.to(where), reporter)
-        state = {key: value.cpu().contiguous() for key, value in defense.classifier.state_dict().items()}
-        content = save(state)
-        write_whole(path, content)
-        torch.manual_seed(seed_for(recipe.seed, "evaluation"))
-        test = load_dataset(found.dataset, "test", data_dir=data_dir)
-        clean, robust = measure(defense.eval(), test.x, test.y, Threat.parse(recipe.evaluation).eps)
-        run.partial.unlink(missing_ok=True)
-        return TrainResult(
-            path=path,
-            sha256=hashlib.sha256(content).hexdigest(),
-            n=len(test),
-            clean=clean,
-            robust=robust,
-            threat=recipe.evaluation,
-            seed=recipe.seed,
-            seconds=run.seconds(),
-        )
+        return team.from_leader(run.finish(defense, data_dir) if team.leads else None)
 
 
 @contextmanager
@@ -164,13 +162,26 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int 
 class _Run:
     """One training under way: its stages, and what of them is on disk."""
 
-    def __init__(self, card: Card, recipe: Recipe, path: Path, device: torch.device, data: str):
+    def __init__(
+        self,
+        card: Card,
+        recipe: Recipe,
+        path: Path,
+        device: torch.device,
+        data: str,
+        team: Team,
+        log: Path | None,
+    ):
+        self.card = card
+        self.path = path
+        self.team = team
+        self.log = Log(log if team.leads else None)
+        self.logging = False
         self.spec = specs.parse(card.builder)
         self.recipe = recipe
         self.device = device
         self.partial = path.with_name(path.name + ".partial")
-        decides = json.dumps([str(self.spec), asdict(recipe), data], sort_keys=True)
-        self.fingerprint = hashlib.sha256(decides.encode()).hexdigest()
+        self.fingerprint = fingerprint(self.spec, recipe, data + (f" x{team.size}" if team.size > 1 else ""))
         self.before = 0.0
         self.started = self.saved = time.monotonic()
 
@@ -179,7 +190,9 @@ class _Run:
 
     def weights(self, x: Tensor, y: Tensor, reporter: Reporter) -> Defense:
         """The trained defense."""
+        self.team.wait()  # for the leader to have taken away what --fresh does not want
         state = read_partial(self.partial, self.fingerprint)
+        self.team.wait()  # for all to have read before the leader writes
         if state:
             self.before = state["seconds"]
             reporter.say(f"going on with {self.partial}")
@@ -210,10 +223,35 @@ class _Run:
         if state:
             stage.restore(state["progress"])
         reporter.begin(stage.name, stage.epochs, stage.done)
-        for loss in stage.run(x, y, self.recipe):
+        if not self.logging:
+            self.log.begin(stage.name, stage.done)
+            self.logging = True
+        for loss in stage.run(x, y, self.recipe, self.team):
             reporter.epoch(stage.done, loss)
-            if time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
+            first = stage.optimizer.param_groups[0]
+            self.log.epoch(stage.name, stage.done, loss, first["lr"] / first["lr_scale"], self.seconds())
+            if self.team.leads and time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
                 self.save(stage)
+
+    def finish(self, defense: Defense, data_dir: str | None) -> TrainResult:
+        """Write the checkpoint, measure it on the test split and clear away what was interrupted."""
+        state = {key: value.cpu().contiguous() for key, value in defense.classifier.state_dict().items()}
+        content = save(state)
+        write_whole(self.path, content)
+        torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
+        test = load_dataset(self.card.dataset, "test", data_dir=data_dir)
+        clean, robust = measure(defense.eval(), test.x, test.y, Threat.parse(self.recipe.evaluation).eps)
+        self.partial.unlink(missing_ok=True)
+        return TrainResult(
+            path=self.path,
+            sha256=hashlib.sha256(content).hexdigest(),
+            n=len(test),
+            clean=clean,
+            robust=robust,
+            threat=self.recipe.evaluation,
+            seed=self.recipe.seed,
+            seconds=self.seconds(),
+        )
 
     def save(self, stage: Stage) -> None:
         """Write what there is."""
@@ -229,6 +267,12 @@ class _Run:
         )
         write_whole(self.partial, buffer.getvalue())
         self.saved = time.monotonic()
+
+
+def fingerprint(builder: specs.Spec, recipe: Recipe, data: str) -> str:
+    """What an interrupted training must agree in to be gone on with: network, recipe, seed and data."""
+    decides = json.dumps([str(builder), decisive(recipe), data], sort_keys=True)
+    return hashlib.sha256(decides.encode()).hexdigest()
 
 
 def hand_over(encoder: dict[str, Tensor], classifier: nn.Module) -> None:

@@ -6,20 +6,21 @@ goes on bit for bit as if it had never stopped.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robench.errors import UsageError
-from robench.training.adversarial import pgd
 from robench.training.augment import augment
 from robench.training.mae import MaskedAutoencoder
+from robench.training.methods import Budget, Method
+from robench.training.methods._base import tensors
 from robench.training.mimir import pretraining_loss
-from robench.training.recipe import Finetuning, Pretraining, Recipe
+from robench.training.recipe import Finetuning, Pretraining, Recipe, choose_method
 from robench.training.schedule import cosine, parameter_groups, set_lr
+from robench.training.team import ALONE, Team
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -37,10 +38,12 @@ class Stage:
     Attributes:
         name: shown, and part of every seed.
         model: what is trained.
-        loss: of a batch (x, y) at a time in epochs.
+        loss: of a batch (x, y) at a time in epochs, a mean over its rows.
         lr: the learning rate at a time given as (step, steps an epoch).
         average: a copy of the model whose weights trail behind it, and the decay; None for none.
         done: epochs behind it.
+        accumulate: parts that a batch is cut into; their gradients are added up before the step.
+        method: decides what the average follows, and what happens after a step.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Stage:
     batch_size: int
     average: tuple[nn.Module, float] | None = None
     done: int = 0
+    accumulate: int = 1
+    method: Method = field(default_factory=Method)
 
     def state(self) -> dict:
         """Everything that the rest of the stage depends on, for `restore`."""
@@ -71,39 +76,61 @@ class Stage:
         if self.average:
             self.average[0].load_state_dict(state["average"])
 
-    def run(self, x: Tensor, y: Tensor, recipe: Recipe) -> Iterator[float]:
+    def run(self, x: Tensor, y: Tensor, recipe: Recipe, team: Team = ALONE) -> Iterator[float]:
         """Train epoch by epoch, giving the mean loss of each; `done` counts the one just given.
 
         Args:
             x: (N, 3, H, W) in [0, 1], y: (N,), both on the model's device.
+            team: the processes that share each batch; their weights stay the same.
+
+        Raises:
+            UsageError: when a batch has fewer images than there are processes.
         """
         size = min(self.batch_size, len(x))
+        if size < team.size:
+            raise UsageError(f"{team.size} processes cannot share a batch of {size} images")
         steps = len(x) // size  # the rest of a shuffled epoch is left out, so that all batches weigh the same
         while self.done < self.epochs:
             torch.manual_seed(seed_for(recipe.seed, self.name, self.done))
             order = torch.randperm(len(x)).to(x.device)
+            if team.size > 1:  # the order is common, all other random numbers are each process's own
+                torch.manual_seed(seed_for(recipe.seed, self.name, self.done, team.rank))
             total = x.new_zeros(())
             for i in range(steps):
                 step = self.done * steps + i
-                rows = order[i * size : (i + 1) * size]
+                rows = team.share(order[i * size : (i + 1) * size])
                 set_lr(self.optimizer, self.lr(step, steps))
-                loss = self.loss(augment(x[rows], recipe), y[rows], step / steps)
                 self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                total += self._backward(augment(x[rows], recipe), y[rows], step / steps, size)
+                team.add_up(p.grad for p in self.model.parameters() if p.grad is not None)
                 self.optimizer.step()
-                self._follow(step)
-                total += loss.detach()
+                self._follow(step, steps)
+            team.add_up([total])
             self.done += 1
             yield float(total) / steps
 
+    def _backward(self, x: Tensor, y: Tensor, epoch: float, size: int) -> Tensor:
+        """Add the gradient of these rows' part in the mean loss of `size` rows; that part, detached."""
+        total = x.new_zeros(())
+        parts = min(self.accumulate, len(x))
+        for part, wanted in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            loss = self.loss(part, wanted, epoch) * (len(part) / size)
+            loss.backward()
+            total += loss.detach()
+        return total
+
     @torch.no_grad()
-    def _follow(self, step: int) -> None:
+    def _follow(self, step: int, steps: int) -> None:
         if not self.average:
             return
+        average, longest = self.average
         # At first the average forgets faster, or it would remember the random start.
-        decay = min(self.average[1], (1 + step) / (10 + step))
-        for slow, fast in zip(self.average[0].parameters(), self.model.parameters(), strict=True):
-            slow.lerp_(fast, 1 - decay)
+        decay = min(longest, (1 + step) / (10 + step))
+        total = self.epochs * steps
+        followed = self.method.followed(self.model, (step + 1) / total)
+        for slow, fast in zip(tensors(average), followed, strict=True):
+            slow.lerp_(fast, 1 - decay) if slow.is_floating_point() else slow.copy_(fast)
+        self.method.after(self.model, average, step + 1, steps, total)
 
 
 def pretraining_stage(classifier: nn.Module, how: Pretraining, device: torch.device) -> Stage:
@@ -136,32 +163,44 @@ def pretraining_stage(classifier: nn.Module, how: Pretraining, device: torch.dev
 
 
 def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> Stage:
-    """PGD adversarial training (arXiv 1706.06083) with a radius that may grow; clean training for 0 steps.
+    """Adversarial training by the recipe's method, with a radius that may grow.
 
     Args:
         average: a second model of the same network, overwritten.
+
+    Raises:
+        UsageError: when there is no such method, or it does not suit the network or the recipe.
     """
-    model.train()
+    method = choose_method(how)
     average.load_state_dict(model.state_dict())
+    try:
+        learners = method.learners(model)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    learners.train()
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
-        if how.steps:
-            part = min(1.0, epoch / how.ramp) if how.ramp else 1.0
-            x = pgd(model, x, y, how.eps * part, how.step_size * part, how.steps)
-        return F.cross_entropy(model(x), y, label_smoothing=how.label_smoothing)
+        part = min(1.0, epoch / how.ramp) if how.ramp else 1.0
+        budget = Budget(
+            how.eps * part, how.step_size * part, how.steps, how.label_smoothing, epoch / how.epochs
+        )
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+            return method.loss(learners, x, y, budget)
 
     def lr(step: int, steps: int) -> float:
         return cosine(step, how.epochs * steps, round(how.warmup * steps), how.lr, how.min_lr)
 
-    groups = parameter_groups(model, how.weight_decay, how.layer_decay)
+    groups = method.groups(learners, how.weight_decay, how.layer_decay)
     optimizer = torch.optim.AdamW(groups, lr=how.lr)
     return Stage(
         "fine-tuning",
-        model,
+        learners,
         optimizer,
         loss,
         lr,
         how.epochs,
         how.batch_size,
         average=(average, how.average) if how.average else None,
+        accumulate=how.accumulate,
+        method=method,
     )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from robench import content
@@ -30,6 +32,14 @@ def test_radii_may_be_fractions():
         ({"flip": "yes"}, "flip = 'yes': expected bool"),
         ({"evaluation": "Linf:-1"}, "malformed radius"),
         ({"evaluation": "L2:1"}, "expected a threat in Linf"),
+        ({"finetuning": {"accumulate": 0}}, "at least 1"),
+        ({"finetuning": {"precision": "fp16"}}, "precision = 'fp16': expected fp32 or bf16"),
+        ({"finetuning": {"method": 3}}, "method = 3: expected str"),
+        ({"finetuning": {"method": "trads"}}, r'recipe\.finetuning: unknown method "trads": did you mean'),
+        ({"finetuning": {"method": "trades(beta=-1)"}}, "beta=-1: expected a finite number, at least 0"),
+        ({"finetuning": {"method": "trades", "steps": 0}}, "trades with steps = 0: expected at least 1"),
+        ({"finetuning": {"method": "fast-at", "steps": 2}}, "fast-at with steps = 2: expected 1"),
+        ({"finetuning": {"method": "generalist"}}, "give its decay, such as average = 0.999"),
     ],
 )
 def test_mistakes_are_named_with_the_card(table, said):
@@ -44,5 +54,26 @@ def test_the_robust_digits_cards_differ_where_they_say():
     assert mimir.finetuning == mae.finetuning == pgd.finetuning
     assert pgd.pretraining is None
     assert (mimir.pretraining.mi_weight, mae.pretraining.mi_weight) == (1e-5, 0.0)
-    builders = {card.builder for card in content.cards().values() if card.dataset == "digits"}
-    assert len(builders) == 1
+    builders = {name: content.cards()[name].builder for name in recipes if name.endswith("-digits")}
+    doubled = builders.pop("dbat-digits")
+    assert len(set(builders.values())) == 1
+    assert doubled == f'dbat(base="{builders["pgd-at-digits"]}")'
+
+
+def test_the_baselines_have_the_budget_of_pgd_at():
+    """Network, epochs, batches and learning rates; what differs is named in the method's card."""
+    own = {
+        "trades": {},
+        "mart": {},
+        "apgd-at": {"step_size": 2 / 255},  # not used
+        "fast-at": {"step_size": 0.125, "steps": 1},
+        "generalist": {},
+        "dbat": {"label_smoothing": 0.5},
+    }
+    cards = content.cards()
+    pgd = read_recipe(cards["pgd-at-digits"].recipe, "pgd-at-digits")
+    for method, changes in own.items():
+        card = cards[f"{method}-digits"]
+        assert (card.checkpoint, card.threat) == ("", "Linf:0.1")
+        changed = replace(pgd.finetuning, method=method, **changes)
+        assert read_recipe(card.recipe, method) == replace(pgd, finetuning=changed)

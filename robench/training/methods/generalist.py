@@ -1,0 +1,96 @@
+"""Generalist: decoupling natural and robust generalization (Wang & Wang, CVPR 2023, arXiv 2303.13813)."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robench.training.adversarial import pgd
+from robench.training.methods._base import Budget, Method, logits, methods, tensors
+from robench.training.schedule import parameter_groups
+
+
+class Experts(nn.Module):
+    """The two base learners, started alike."""
+
+    def __init__(self, robust: nn.Module):
+        super().__init__()
+        self.robust = robust
+        self.natural = copy.deepcopy(robust)
+
+
+@methods.register("generalist")
+@dataclass(frozen=True)
+class Generalist(Method):
+    """One learner sees adversarial images and one clean ones; a third, kept, is the trailing mix of the two.
+
+    After every step the global learner goes towards g * robust + (1 - g) * natural by the recipe's `average`,
+    the paper's alpha' (.999). From `start` on, every few epochs both learners go on from the global one, with
+    the moments that their optimiser has (Alg. 1). The shares and times are those of the code that goes
+    by the paper's name, as parts of its 120 epochs; it also mixes learners that are averages themselves, which
+    we do not.
+    One AdamW trains both, which treats each weight alone. The loss shown is the sum of the two.
+
+    Args:
+        share: g at the end; it is 1 at first.
+        share_from: the part of the training after which g falls, linearly, towards `share`.
+        start: the part of the training after which the global learner is handed out.
+        every: epochs from one handing out to the next.
+        natural_lr: of the natural learner, in learning rates of the robust one. Our choice is 1, for AdamW;
+            that code has 10, for SGD.
+    """
+
+    share: float = 0.4
+    share_from: float = 2 / 3
+    start: float = 0.625
+    every: int = 5
+    natural_lr: float = 1.0
+    needs_average: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("share", "share_from", "start"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected at most 1")
+        if self.every < 1:
+            raise ValueError(f"every={self.every!r}: expected at least 1")
+
+    def robust_share(self, part: float) -> float:
+        """g when `part` of the training is over."""
+        if part <= self.share_from:
+            return 1.0
+        return 1 + (self.share - 1) * (part - self.share_from) / (1 - self.share_from)
+
+    def learners(self, model: nn.Module) -> nn.Module:
+        return Experts(model)
+
+    def loss(self, learners: nn.Module, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
+        assert isinstance(learners, Experts)
+        x_adv = pgd(learners.robust, x, y, budget.eps, budget.step_size, budget.steps)
+        smoothing = budget.label_smoothing
+        robust = F.cross_entropy(logits(learners.robust, x_adv), y, label_smoothing=smoothing)
+        return robust + F.cross_entropy(logits(learners.natural, x), y, label_smoothing=smoothing)
+
+    def groups(self, learners: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        assert isinstance(learners, Experts)
+        robust = parameter_groups(learners.robust, weight_decay, layer_decay)
+        natural = parameter_groups(learners.natural, weight_decay, layer_decay)
+        return robust + [{**group, "lr_scale": group["lr_scale"] * self.natural_lr} for group in natural]
+
+    def followed(self, learners: nn.Module, part: float) -> list[Tensor]:
+        assert isinstance(learners, Experts)
+        share = self.robust_share(part)
+        pairs = zip(tensors(learners.natural), tensors(learners.robust), strict=True)
+        return [a.lerp(b, share) if a.is_floating_point() else b for a, b in pairs]
+
+    @torch.no_grad()
+    def after(self, learners: nn.Module, average: nn.Module, done: int, steps: int, total: int) -> None:
+        assert isinstance(learners, Experts)
+        if done % (self.every * steps) or done <= self.start * total:
+            return
+        for learner in (learners.robust, learners.natural):
+            for own, shared in zip(tensors(learner), tensors(average), strict=True):
+                own.copy_(shared)

@@ -1,0 +1,347 @@
+"""What the trainer gives every method: steps that help, resume, accumulation, bf16, logs, several processes."""
+
+import copy
+import csv
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from robench import content, registry, specs
+from robench.data import load_dataset
+from robench.defenses import load
+from robench.errors import ResourceError, UsageError
+from robench.training import Finetuning, Recipe, read_recipe, run, train
+from robench.training.adversarial import pgd
+from robench.training.methods import find_method, methods
+from robench.training.run import fingerprint
+from robench.training.stages import Stage, finetuning_stage
+from robench.training.team import Team
+
+VIT = "vit(image_size=16, patch_size=8, width=16, depth=1, heads=2, num_classes=10)"
+CARD = """
+builder = '{builder}'
+dataset = "digits"
+[recipe]
+shift = {shift}
+evaluation = "Linf:0.1"
+[recipe.finetuning]
+method = "{method}"
+epochs = 3
+warmup = 1
+batch_size = 128
+drop_path = {drop_path}
+lr = 3e-3
+eps = 0.1
+step_size = 0.1
+steps = {steps}
+ramp = 2
+average = 0.9
+"""
+SHORT = {"generalist": "generalist(every=1, start=0.0)"}
+
+
+def builder(method):
+    return f'dbat(base="{VIT}")' if method == "dbat" else VIT
+
+
+def network(method="pgd-at"):
+    torch.manual_seed(0)
+    spec = specs.parse(builder(method))
+    return specs.build(spec, registry.defenses.get(spec.name)).classifier
+
+
+def write_card(folder, method="pgd-at", steps=1, shift=1, drop_path=0.1):
+    path = folder / "tiny.toml"
+    text = CARD.format(
+        builder=builder(method),
+        method=SHORT.get(method, method),
+        steps=steps,
+        shift=shift,
+        drop_path=drop_path,
+    )
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def digits():
+    found = load_dataset("digits", "train")
+    return found.x[:256], found.y[:256]
+
+
+@pytest.mark.parametrize("method", list(methods))
+def test_a_few_steps_lower_the_adversarial_loss(method, digits):
+    x, y = digits
+    how = Finetuning(
+        method=SHORT.get(method, method),
+        epochs=20,
+        warmup=1,
+        batch_size=32,
+        drop_path=0.0,
+        label_smoothing=0.0,
+        lr=8e-3,
+        layer_decay=1.0,
+        eps=0.05,
+        step_size=0.05,
+        steps=1,
+        average=0.9,
+    )
+    model, average = network(method), network(method)
+    stage = finetuning_stage(model, average, how)
+
+    def adversarial_loss():
+        torch.manual_seed(1)
+        average.eval()
+        with torch.no_grad():
+            output = average(pgd_images())
+        return float(F.cross_entropy(output, y))
+
+    def pgd_images():
+        with torch.enable_grad():
+            return pgd(average, x, y, 0.05, 0.02, 5)
+
+    before = adversarial_loss()
+    list(stage.run(x, y, Recipe(finetuning=how)))
+    assert adversarial_loss() < 0.9 * before
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", list(methods))
+def test_stopped_and_resumed_gives_the_same_bits(method, tmp_path, monkeypatch):
+    """Stopped after 2 of 3 epochs, from a new process's point of view: all that goes on is in the file."""
+    monkeypatch.setattr(run, "measure", lambda *_: (1, 1))  # the weights are compared, not what they reach
+    card = write_card(tmp_path, method)
+    whole = train(str(card), output=tmp_path / "whole.safetensors", progress=False)
+    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
+    save = run._Run.save
+
+    def save_and_stop(self, stage):
+        save(self, stage)
+        if stage.done == 2:
+            raise Stopped
+
+    output = tmp_path / "tiny.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(run._Run, "save", save_and_stop)
+        with pytest.raises(Stopped):
+            train(str(card), output=output, progress=False)
+    assert train(str(card), output=output, progress=False).sha256 == whole.sha256
+    assert load(str(card), checkpoint=output).checkpoint_sha256 == whole.sha256
+
+
+def test_dbat_refuses_a_network_of_plain_classes(tmp_path):
+    card = write_card(tmp_path, "dbat")
+    card.write_text(card.read_text().replace(builder("dbat"), VIT))
+    with pytest.raises(UsageError, match=r"write the builder as dbat\(base='...'\)"):
+        train(str(card), output=tmp_path / "t.safetensors", progress=False)
+
+
+@pytest.mark.parametrize("method", [name for name in methods if name != "pgd-at"])
+def test_a_baselines_card_says_how_to_make_its_weights(method):
+    with pytest.raises(ResourceError, match=f"without trained weights.* robench train {method} makes"):
+        load(method, dataset="digits")
+
+
+def test_the_benchmark_writes_cards_that_can_be_trained(tmp_path):
+    path = Path(__file__).parents[2] / "benchmarks" / "at_baselines.py"
+    spec = importlib.util.spec_from_file_location("at_baselines", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules["at_baselines"] = benchmark  # dataclasses look it up
+    spec.loader.exec_module(benchmark)
+    for name in benchmark.NETWORKS:
+        for method in methods:
+            card = content.read(content.Card, benchmark.write_card(tmp_path, name, method, epochs=10))
+            recipe = read_recipe(card.recipe, card.name)
+            how = recipe.finetuning
+            assert (how.epochs, how.warmup, how.ramp) == (10, pytest.approx(0.3), 5)
+            defense = specs.build(
+                specs.parse(card.builder), registry.defenses.get(specs.parse(card.builder).name)
+            )
+            finetuning_stage(defense.classifier, copy.deepcopy(defense.classifier), how)
+
+
+def test_generalists_average_follows_the_mix_and_is_handed_out():
+    """By hand: robust 3, natural 1, global 2, first step of one: share .4 at the end, decay 1 / 10."""
+    average = nn.Linear(1, 1)
+    method = find_method("generalist(every=1, start=0.0)")
+    experts = method.learners(nn.Linear(1, 1))
+    values = ((experts.robust, 3.0), (experts.natural, 1.0), (average, 2.0))
+    for model, value in values:
+        nn.init.constant_(model.weight, value)
+    optimizer = torch.optim.AdamW(experts.parameters())
+    stage = Stage(
+        "mix", experts, optimizer, lambda *_: None, lambda *_: 0.0, 1, 1, (average, 0.999), method=method
+    )
+    stage._follow(0, 1)
+    expected = 0.1 * 2.0 + 0.9 * (0.4 * 3.0 + 0.6 * 1.0)
+    for model, _ in values:
+        assert float(model.weight.detach()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", ["pgd-at", "trades", "generalist", "dbat"])
+def test_accumulated_gradients_are_the_whole_batchs(method, digits):
+    """Without an inner step's random numbers: PGD of radius 0."""
+    x, y = digits[0][:10], digits[1][:10]
+    gradients = []
+    for parts in (1, 4):  # 3, 3, 2 and 2 rows
+        how = Finetuning(method=method, accumulate=parts, eps=0.0, steps=1, drop_path=0.0, average=0.9)
+        model = network(method)
+        stage = finetuning_stage(model, network(method), how)
+        loss = stage._backward(x, y, 0.0, len(x))
+        gradients.append([loss, *(p.grad for p in stage.model.parameters())])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", list(methods))
+def test_bf16_computes_nearly_the_same_loss_and_leaves_weights_in_fp32(method, digits):
+    x, y = digits[0][:32], digits[1][:32]
+    losses = []
+    for precision in ("fp32", "bf16"):
+        how = Finetuning(method=method, precision=precision, eps=0.05, steps=1, average=0.9)
+        stage = finetuning_stage(network(method), network(method), how)
+        torch.manual_seed(3)
+        losses.append(float(stage._backward(x, y, 0.0, len(x))))
+        assert {p.dtype for p in stage.model.parameters()} == {torch.float32}
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in stage.model.parameters())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_what_was_begun_before_there_were_methods_goes_on():
+    """The fingerprints of the shipped recipes, as they were when PGD was the only method."""
+    known = {
+        "pgd-at-digits": "a64d7fe9fbdd7529530321d4f46a177b2c7559e16275ec4912693ee0574d3473",
+        "mimir-digits": "6e3ec0716699d995a932a566ec2ee139dba902aafe8ec6a47f25b80bee310bae",
+    }
+    for name, expected in known.items():
+        card = content.cards()[name]
+        recipe = read_recipe(card.recipe, name)
+        assert fingerprint(specs.parse(card.builder), recipe, "data cpu") == expected
+        changed = dataclasses.replace(recipe.finetuning, method="trades")
+        changed = dataclasses.replace(recipe, finetuning=changed)
+        assert fingerprint(specs.parse(card.builder), changed, "data cpu") != expected
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_log_has_a_line_an_epoch_and_survives_an_interruption(tmp_path, monkeypatch):
+    card, log = write_card(tmp_path), tmp_path / "log.csv"
+    log.write_text("what was here before\n")
+    monkeypatch.setattr(run, "measure", lambda *_: (1, 1))
+    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
+    save, said = run._Run.save, run.Reporter.epoch
+
+    def stop_unsaved(self, stage):
+        if stage.done == 2:
+            raise Stopped
+        save(self, stage)
+
+    output = tmp_path / "tiny.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(run._Run, "save", stop_unsaved)
+        with pytest.raises(Stopped):
+            train(str(card), output=output, progress=False, csv=log)
+    assert [row["epoch"] for row in rows(log)] == ["1", "2"]
+    shown = []
+    monkeypatch.setattr(
+        run.Reporter, "epoch", lambda self, done, loss: (shown.append(loss), said(self, done, loss))
+    )
+    train(str(card), output=output, progress=False, csv=log)
+    found = rows(log)
+    assert [(row["stage"], row["epoch"]) for row in found] == [("fine-tuning", f"{i}") for i in (1, 2, 3)]
+    assert [float(row["loss"]) for row in found[1:]] == pytest.approx(shown, rel=1e-5)
+    rates = [float(row["lr"]) for row in found]
+    assert rates[0] > rates[1] > rates[2] > 0
+    seconds = [float(row["seconds"]) for row in found]
+    assert seconds == sorted(seconds)
+
+
+def test_a_log_that_cannot_be_written(tmp_path):
+    card = write_card(tmp_path)
+    with pytest.raises(ResourceError, match="cannot be written"):
+        train(str(card), output=tmp_path / "t.safetensors", progress=False, csv=card / "log.csv")
+
+
+# What each of two processes does: the first card once, the second twice, by the command itself.
+BOTH = """
+import sys, torch
+torch.set_num_threads(1)
+from robench.cli.train import command
+for name, card in (("plain", sys.argv[1]), ("a", sys.argv[2]), ("b", sys.argv[2])):
+    command([card, "--output", name + ".safetensors", "--csv", name + ".csv"], standalone_mode=False)
+"""
+
+
+def test_two_processes_train_together(tmp_path):
+    """Without random numbers of their own they give one process's weights; with them the seed decides."""
+    for folder in ("plain", "random"):
+        (tmp_path / folder).mkdir()
+    plain = write_card(tmp_path / "plain", steps=0, shift=0, drop_path=0.0)
+    random = write_card(tmp_path / "random", "generalist")
+    (tmp_path / "both.py").write_text(BOTH)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "both.py"]
+    done = subprocess.run(
+        [*command, str(plain), str(random)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("clean") == 3  # one of them speaks
+    assert len(rows(tmp_path / "a.csv")) == 3
+    assert not list(tmp_path.glob("*.partial"))
+
+    one = train(str(plain), output=tmp_path / "one.safetensors", progress=False)
+    alone, together = load_file(one.path), load_file(tmp_path / "plain.safetensors")
+    for key in alone:
+        torch.testing.assert_close(together[key], alone[key], rtol=1e-3, atol=1e-4)
+
+    first = (tmp_path / "a.safetensors").read_bytes()
+    assert first == (tmp_path / "b.safetensors").read_bytes()
+    one = train(str(random), output=tmp_path / "one.safetensors", progress=False)
+    assert one.path.read_bytes() != first
+
+
+def test_a_team_as_torchrun_describes_it(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Team.here() == Team()
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    team = Team.here()
+    assert team == Team(5, 8, 1) and not team.leads
+    assert team.device("cuda") == "cuda:1" and team.device("cpu") == "cpu"
+    everyone = torch.cat([Team(rank, 8).share(torch.arange(20)) for rank in range(8)])
+    assert everyone.sort().values.equal(torch.arange(20))
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(UsageError, match="RANK=5, WORLD_SIZE=5, LOCAL_RANK=1: expected a rank below"):
+        Team.here()
+
+
+def test_a_batch_too_small_to_share(digits):
+    x, y = digits
+    how = Finetuning(batch_size=2, steps=0)
+    stage = finetuning_stage(network(), network(), how)
+    with pytest.raises(UsageError, match="3 processes cannot share a batch of 2 images"):
+        next(stage.run(x, y, Recipe(finetuning=how), Team(0, 3)))
