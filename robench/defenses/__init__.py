@@ -8,7 +8,7 @@ import torch
 
 from robench import content, registry, specs
 from robench.content import Card
-from robench.defenses import vit  # noqa: F401 - it registers itself
+from robench.defenses import convnext, vit  # noqa: F401 - they register themselves
 from robench.defenses._base import Defense
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
 from robench.errors import ResourceError, UsageError, unknown_name

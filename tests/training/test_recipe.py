@@ -1,8 +1,10 @@
 import pytest
+import torch
 
-from robench import content
+from robench import content, registry, specs
 from robench.errors import UsageError
 from robench.training import Finetuning, Recipe, read_recipe
+from robench.training.stages import pretraining_stage
 
 
 def test_radii_may_be_fractions():
@@ -46,3 +48,28 @@ def test_the_robust_digits_cards_differ_where_they_say():
     assert (mimir.pretraining.mi_weight, mae.pretraining.mi_weight) == (1e-5, 0.0)
     builders = {card.builder for card in content.cards().values() if card.dataset == "digits"}
     assert len(builders) == 1
+
+
+PRETRAINED = {
+    name: card
+    for name, card in content.cards().items()
+    if "pretraining" in card.recipe and not card.checkpoint
+}
+
+
+@pytest.mark.parametrize("name", sorted(PRETRAINED))
+def test_the_recipe_cards_networks_can_be_masked_as_they_say(name):
+    """Shapes alone, on no device: 12 of 49 patches at 32 pixels, 49 of 196 at 16, 64 of 256 elsewhere."""
+    card = PRETRAINED[name]
+    recipe, spec = read_recipe(card.recipe, name), specs.parse(card.builder)
+    if spec.name not in registry.defenses:
+        pytest.skip(f"no builder {spec.name} here")
+    with torch.device("meta"):
+        defense = specs.build(spec, registry.defenses.get(spec.name))
+        stage = pretraining_stage(
+            defense.classifier, recipe.pretraining, torch.device("meta"), defense.image_size
+        )
+    shown = {32: (12, 49), 16: (49, 196), 4: (64, 256), 2: (64, 256)}
+    assert (stage.model.visible, stage.model.patches) == shown[stage.model.patch]
+    assert (recipe.pretraining.epochs, recipe.pretraining.mi_weight) == (800, 1e-5)
+    assert recipe.evaluation == card.threat

@@ -152,7 +152,7 @@ def test_what_cannot_be_trained(card, tmp_path):
     with pytest.raises(UsageError, match="no recipe to train by"):
         train(str(card))
     card.write_text(CARD.replace("decoder_heads = 2", "decoder_heads = 3"))
-    with pytest.raises(UsageError, match="the decoder cannot be built"):
+    with pytest.raises(UsageError, match="the masked autoencoder cannot be built"):
         train(str(card), output=tmp_path / "w.safetensors", progress=False)
 
 
