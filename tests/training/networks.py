@@ -9,7 +9,17 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 NETWORKS = {
-    "vit": partial(VisionTransformer, 32, 8, embed_dim=32, depth=3, num_heads=2, num_classes=10),
+    "vit": partial(
+        VisionTransformer,
+        32,
+        8,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        global_pool="avg",
+        fc_norm=True,
+        num_classes=10,
+    ),
     "convit": partial(ConVit, 32, 8, embed_dim=8, depth=4, num_heads=4, local_up_to_layer=3, num_classes=10),
     "cait": partial(Cait, 32, 8, embed_dim=32, depth=3, num_heads=2, init_values=0.1, num_classes=10),
     # Windows of 4 on 16 tokens a side: shifted in every second block of the first two stages.
@@ -29,7 +39,7 @@ NETWORKS = {
         patch_size=1,
         depths=(1, 1, 2, 1),
         dims=(8, 16, 16, 32),
-        kernel_sizes=5,
+        kernel_sizes=3,
         ls_init_value=0.1,
         num_classes=10,
     ),

@@ -19,6 +19,8 @@ CPU = torch.device("cpu")
 # Each adds one number to all scores that a softmax compares, so it has no gradient, in any use of the network.
 CANCELLED = ("pos_proj.bias", "proj_l.bias", "attn.k.bias")
 
+HEADS = ("encoder.network.head.", "encoder.network.fc_norm.")
+
 
 def autoencoder(kind, mask_ratio=0.75):
     torch.manual_seed(0)
@@ -33,7 +35,7 @@ def kind(request):
 @pytest.fixture(scope="module")
 def digits():
     images = load_dataset("digits", "train")
-    return F.interpolate(images.x[:256], scale_factor=2), images.y[:256]
+    return F.interpolate(images.x[:128], scale_factor=2), images.y[:128]
 
 
 def hidden_pixels(model, order):
@@ -57,7 +59,8 @@ def test_hidden_patches_cannot_reach_the_encoder(kind):
     assert torch.equal(latent, model.encode(torch.where(hidden, torch.nan, x), order))
     assert torch.equal(latent, model.encode(torch.where(hidden, 1 - x, x), order))
     x.requires_grad_(True)
-    model.encode(x, order).square().sum().backward()
+    latent = model.encode(x, order)
+    (latent * torch.randn_like(latent)).sum().backward()
     reached = x.grad.abs().amax(1, keepdim=True) > 0
     assert torch.equal(reached, ~hidden)
 
@@ -101,10 +104,8 @@ def test_gradients_reach_every_parameter_that_is_used(kind):
         for name, p in model.named_parameters()
         if p.requires_grad and not name.endswith(CANCELLED) and (p.grad is None or not p.grad.abs().any())
     }
-    heads = ("encoder.network.head.", "encoder.network.norm.", "encoder.network.fc_norm.")
-    assert {name for name in still if not name.startswith(heads)} == set()
-    assert not any(".norm." in name for name in still) or kind == "vit"
-    assert any(name.startswith("encoder.network.head.") for name in still)
+    heads = {name for name, _ in model.named_parameters() if name.startswith(HEADS)}
+    assert still == heads != set()
 
 
 def test_the_penalty_takes_the_tokens_after_the_last_norm(kind):
@@ -123,24 +124,24 @@ def test_the_penalty_takes_the_tokens_after_the_last_norm(kind):
 def test_a_few_hundred_steps_lower_the_loss_and_the_classifier_starts_there(kind, digits):
     x, y = digits
     how = Pretraining(
-        epochs=30, warmup=3, batch_size=32, lr=3e-3, decoder_width=32, decoder_depth=1, decoder_heads=2
+        epochs=16, warmup=2, batch_size=16, lr=3e-3, decoder_width=32, decoder_depth=1, decoder_heads=2
     )
     torch.manual_seed(0)
     network = NETWORKS[kind]()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     stage = pretraining_stage(network, how, CPU, image_size=32)
     losses = list(stage.run(x, y, Recipe(pretraining=how)))
-    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] < 0.65 * losses[0]
     trained = network.state_dict()
     fresh = NETWORKS[kind]()
     hand_over(trained, fresh)
     handed = fresh.state_dict()
     for key, value in handed.items():
-        if not key.startswith(("head.", "fc_norm.", "norm." if kind == "vit" else "fc_norm.")):
+        if not key.startswith(("head.", "fc_norm.")):
             assert torch.equal(value, trained[key]), key
     moved = {key for key, value in trained.items() if not torch.equal(value, before[key])}
     assert {key for key, p in network.named_parameters() if p.requires_grad} - moved <= {
-        key for key in before if key.startswith(("head.", "fc_norm.", "norm.")) or key.endswith(CANCELLED)
+        key for key in before if key.startswith(("head.", "fc_norm.")) or key.endswith(CANCELLED)
     }
 
 
@@ -186,11 +187,11 @@ def flops(run):
 
 @pytest.mark.parametrize(
     ("kind", "share"),
-    # Nearly a quarter everywhere; the whole depthwise convolution is computed.
-    [("vit", 0.30), ("convit", 0.30), ("cait", 0.32), ("swin", 0.30), ("convnext", 0.45)],
+    # A quarter, the class token and all of the depthwise convolution, which weighs most in so narrow a network.
+    [("vit", 0.28), ("convit", 0.26), ("cait", 0.28), ("swin", 0.25), ("convnext", 0.4)],
 )
 def test_hidden_patches_are_not_paid_for(kind, share):
-    model = autoencoder(kind).eval()
+    model = autoencoder(kind).eval().requires_grad_(False)
     x = torch.rand(2, 3, 32, 32)
     order = model.draw(2, CPU)
     masked = flops(lambda: model.encode(x, order))
@@ -206,11 +207,9 @@ def test_swin_b_saves_three_quarters():
     assert (encoder.patch, encoder.side) == (32, 7)
     torch.manual_seed(0)
     keep = torch.randperm(49)[:12].expand(2, -1)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        latent = encoder(x, keep)
-    assert latent.shape == (2, 12, 1024)
-    whole = flops(lambda: network.forward_features(x))
-    assert counter.get_total_flops() / whole < 12 / 49 * 1.05
+    assert encoder(x, keep).shape == (2, 12, 1024)
+    share = flops(lambda: encoder(x, keep)) / flops(lambda: network.forward_features(x))
+    assert 12 / 49 * 0.95 < share < 12 / 49 * 1.05
 
 
 def test_a_network_that_cannot_be_masked():

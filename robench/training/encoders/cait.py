@@ -1,5 +1,7 @@
 """CaiT on visible tokens: Touvron et al., "Going Deeper with Image Transformers", arXiv 2103.17239."""
 
+from typing import Any
+
 import torch
 from timm.models.cait import Cait
 from torch import Tensor
@@ -20,7 +22,7 @@ class CaiTEncoder(Encoder):
 
     def __init__(self, network: Cait, image_size: int | None = None):
         require(isinstance(network.cls_token, Tensor), "a CaiT with its class token")
-        patches = network.patch_embed
+        patches: Any = network.patch_embed
         super().__init__(network, patches.patch_size[0], patches.grid_size[0], network.embed_dim)
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 Inductive Biases", arXiv 2103.10697."""
 
 import math
+from typing import Any
 
 import torch
 from timm.models.convit import ConVit
@@ -28,9 +29,8 @@ class ConViTEncoder(Encoder):
             isinstance(network.cls_token, Tensor) and network.local_up_to_layer < len(network.blocks),
             "a ConViT whose class token joins before the last block",
         )
-        width = network.embed_dim
-        grid = network.patch_embed.grid_size
-        super().__init__(network, network.patch_embed.patch_size[0], grid[0], width)
+        patches: Any = network.patch_embed
+        super().__init__(network, patches.patch_size[0], patches.grid_size[0], network.embed_dim)
 
     def check(self, visible: int) -> None:
         """The grid of the visible tokens must be a square."""
@@ -48,7 +48,7 @@ class ConViTEncoder(Encoder):
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; (N, 1 + visible, D)."""
-        network = self.network
+        network: Any = self.network
         keep, place = keep.sort(1)
         tokens = embed(network, x, keep, self.patch)
         if network.use_pos_embed:

@@ -23,13 +23,14 @@ class SwinEncoder(Encoder):
     network: SwinTransformer
 
     def __init__(self, network: SwinTransformer, image_size: int | None = None):
+        patches: Any = network.patch_embed
         halvings = len(network.layers) - 1
-        patch = network.patch_embed.patch_size[0] * 2**halvings
-        side = network.patch_embed.grid_size[0] // 2**halvings
+        patch = patches.patch_size[0] * 2**halvings
+        side = patches.grid_size[0] // 2**halvings
         require(
-            side >= 1 and network.patch_embed.grid_size == (side * 2**halvings,) * 2,
+            side >= 1 and patches.grid_size == (side * 2**halvings,) * 2,
             f"square images for a Swin, of a multiple of {patch} pixels: its patches form a grid of "
-            f"{network.patch_embed.grid_size}",
+            f"{patches.grid_size}",
         )
         super().__init__(network, patch, side, network.num_features)
 
