@@ -20,10 +20,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from robench import registry, specs
 from robench.defenses import Defense
@@ -124,9 +126,9 @@ def measure(
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     flops = {}
     for kind, step in steps.items():  # the first step also makes the optimiser's state
-        with FlopCounterMode(display=False) as counter:
+        with _Flops() as counter:
             step(x, y)
-        flops[kind] = counter.get_total_flops()
+        flops[kind] = counter.total
         step(x, y)
     for _ in range(rounds):
         for kind, step in steps.items():
@@ -151,6 +153,24 @@ def measure(
         threads=torch.get_num_threads(),
         torch=torch.__version__,
     )
+
+
+class _Flops(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products, convolutions and attention.
+
+    torch's FlopCounterMode also follows modules, which fails on a gradient for the images alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def _build(network: str) -> Defense:

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robench.data import load_dataset
 from robench.errors import UsageError
-from robench.training.encoders import ENCODERS, encoder_of, patchify
+from robench.training.encoders import ENCODERS, encoder_of, patchify, sincos_positions
 from robench.training.hsic import nhsic
 from robench.training.mae import MaskedAutoencoder
 from robench.training.mimir import pretraining_loss
@@ -25,6 +25,15 @@ HEADS = ("encoder.network.head.", "encoder.network.fc_norm.")
 def autoencoder(kind, mask_ratio=0.75):
     torch.manual_seed(0)
     return MaskedAutoencoder(NETWORKS[kind](), 16, 1, 2, mask_ratio, image_size=32)
+
+
+def stir(network):
+    """Weights with which every layer counts: fresh ones are so small that attention hardly moves a token."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
 
 
 @pytest.fixture(params=sorted(NETWORKS))
@@ -69,9 +78,7 @@ def test_with_nothing_hidden_it_is_the_network(kind):
     """In any order of the patches: Swin's windows and their shift, ConvNeXt's zeros, ConViT's grid."""
     model = autoencoder(kind, mask_ratio=0.0).eval()
     network, x = model.encoder.network, torch.rand(2, 3, 32, 32)
-    for name, parameter in network.named_parameters():
-        if "bias" in name or "position" in name:  # which start at or near 0
-            torch.nn.init.normal_(parameter, std=0.5)
+    stir(network)
     order = model.draw(2, CPU)
     expected = network.forward_features(x)
     if kind == "convnext":
@@ -92,6 +99,19 @@ def test_the_order_of_the_visible_patches_does_not_matter(kind):
     torch.testing.assert_close(
         model.decode(model.encode(x, order), order), model.decode(model.encode(x, shuffled), shuffled)
     )
+
+
+def test_the_decoder_knows_every_patchs_place(kind):
+    """With nothing to say but positions, what its first block gets is the grid's: no class token, no zero row."""
+    model = autoencoder(kind)
+    for parameter in (model.decoder_embed.weight, model.decoder_embed.bias, model.mask_token):
+        torch.nn.init.zeros_(parameter)
+    seen = []
+    model.decoder_blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    order = model.draw(1, CPU)
+    model.decode(model.encode(torch.rand(1, 3, 32, 32), order), order)
+    grid = sincos_positions(16, model.encoder.side)
+    assert torch.equal(seen[0], grid if model.encoder.prefix else grid[:, 1:])
 
 
 def test_gradients_reach_every_parameter_that_is_used(kind):
@@ -159,8 +179,7 @@ def test_sparse_convolution_is_the_dense_one_with_zeros_at_hidden_positions():
     """SparK's own way: every layer on the whole map, hidden positions set to zero after each."""
     model = autoencoder("convnext").eval()
     network, x = model.encoder.network, torch.rand(2, 3, 32, 32)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    stir(network)
     order = model.draw(2, CPU)
     hidden = hidden_pixels(model, order).float()
 
