@@ -177,6 +177,13 @@ def test_progress_goes_to_stderr(card, capsys):
     assert "pre-training: epoch 3/3, loss" in captured.err
 
 
+def test_another_network_than_a_vit_is_pretrained_and_tuned(card):
+    builder = "convnext(image_size=16, patch_size=1, width=4, depths=(1, 1, 1, 1), num_classes=10)"
+    card.write_text("\n".join([f'builder = "{builder}"', *CARD.splitlines()[2:]]))
+    result = train(str(card), output=card.with_suffix(".safetensors"), progress=False)
+    assert load(str(card), checkpoint=result.path).checkpoint_sha256 == result.sha256
+
+
 @pytest.mark.gpu
 def test_it_trains_on_a_gpu(card):
     result = train(str(card), output=card.with_suffix(".safetensors"), device="cuda", progress=False)
