@@ -8,7 +8,16 @@ import torch
 
 from robench import content, registry, specs
 from robench.content import Card
-from robench.defenses import _official, cait, cnn, convit, dbat, swin, vit  # noqa: F401 - they register themselves
+from robench.defenses import (  # noqa: F401 - they register themselves
+    _official,
+    cait,
+    cnn,
+    convit,
+    convnext,
+    dbat,
+    swin,
+    vit,
+)
 from robench.defenses._base import Defense
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
 from robench.defenses._choice import Choice, choose

@@ -20,6 +20,8 @@ def augment(x: Tensor, recipe: Recipe) -> Tensor:
     """
     if recipe.rotation or recipe.scaling:
         x = _turn(x, math.radians(recipe.rotation), recipe.scaling)
+    if recipe.resized_crop:
+        x = _resized_crop(x, recipe.resized_crop)
     if recipe.shift:
         x = _crop(x, recipe.shift)
     if recipe.flip:
@@ -36,6 +38,25 @@ def _crop(x: Tensor, pad: int) -> Tensor:
     padded = F.pad(x, (pad, pad, pad, pad))
     picked = padded.gather(2, rows[:, None, :, None].expand(n, c, h, w + 2 * pad))
     return picked.gather(3, columns[:, None, None, :].expand(n, c, h, w))
+
+
+def _resized_crop(x: Tensor, smallest: float) -> Tensor:
+    """A part of each image, stretched to the whole by bicubic interpolation.
+
+    The area is uniform in [smallest, 1] and the logarithm of the shape uniform, as in Szegedy et al., arXiv
+    1409.4842, section 6. Where the part would stick out of the image that side is cut to the image's, which is our
+    choice.
+    """
+    draw = torch.rand(4, len(x), device=x.device)
+    area = smallest + (1 - smallest) * draw[0]
+    shape = ((2 * draw[1] - 1) * math.log(4 / 3)).exp()
+    width, height = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)
+    zero = torch.zeros_like(area)
+    middle = [(1 - part) * (2 * where - 1) for part, where in ((width, draw[2]), (height, draw[3]))]
+    maps = torch.stack([width, zero, middle[0], zero, height, middle[1]], 1).view(-1, 2, 3)
+    grid = F.affine_grid(maps, list(x.shape), align_corners=False)
+    out = F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return out.clamp(0, 1)  # a cubic overshoots
 
 
 def _turn(x: Tensor, angle: float, scaling: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robench.training.hsic import nhsic
-from robench.training.mae import MaskedAutoencoder, random_order
+from robench.training.mae import MaskedAutoencoder
 
 
 def inner_attack(model: MaskedAutoencoder, x: Tensor, eps: float, step_size: float) -> Tensor:
@@ -27,7 +27,7 @@ def inner_attack(model: MaskedAutoencoder, x: Tensor, eps: float, step_size: flo
     for parameter in wanted:
         parameter.requires_grad_(False)
     start = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1).requires_grad_(True)
-    loss, _ = model(start, start, random_order(len(x), model.patches, x.device))
+    loss, _ = model(start, start, model.draw(len(x), x.device))
     (gradient,) = torch.autograd.grad(loss, start)
     for parameter in wanted:
         parameter.requires_grad_(True)
@@ -47,5 +47,5 @@ def pretraining_loss(
         mi_weight: the paper's lambda; 0 leaves the penalty out.
     """
     x_adv = inner_attack(model, x, eps, step_size) if eps > 0 else x
-    loss, latent = model(x_adv, x, random_order(len(x), model.patches, x.device))
+    loss, latent = model(x_adv, x, model.draw(len(x), x.device))
     return loss + mi_weight * nhsic(latent, x_adv) if mi_weight > 0 else loss

@@ -90,6 +90,8 @@ class Recipe:
         shift: random crops after padding by so many pixels with zeros.
         rotation, scaling: random rotations up to so many degrees, and scales within 1 -+ so much.
         flip: random mirror images.
+        resized_crop: random crops of at least so much of the area, at most all of it, of a shape between 3 : 4
+            and 4 : 3, resized to the whole; 0 for none.
         evaluation: the threat at which the finished classifier is measured.
         threads: of the CPU; 0 for as many as torch takes. It decides the last bits of the weights; a small
             network is trained fastest by one.
@@ -102,11 +104,12 @@ class Recipe:
     rotation: float = 0.0
     scaling: float = 0.0
     flip: bool = False
+    resized_crop: float = 0.0
     evaluation: str = "Linf:8/255"
     threads: int = 0
 
 
-_BELOW_ONE = {"mask_ratio", "drop_path", "label_smoothing", "average", "scaling"}
+_BELOW_ONE = {"mask_ratio", "drop_path", "label_smoothing", "average", "scaling", "resized_crop"}
 _AT_LEAST_ONE = {"epochs", "batch_size", "accumulate", "decoder_width", "decoder_depth", "decoder_heads"}
 _ABOVE_ZERO = {"lr", "layer_decay"}
 _RADII = {"eps", "step_size"}
@@ -178,6 +181,8 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     for name in ("method", "accumulate", "precision"):
         if table["finetuning"][name] == getattr(later, name):
             del table["finetuning"][name]
+    if table["resized_crop"] == Recipe.resized_crop:
+        del table["resized_crop"]
     return table
 
 

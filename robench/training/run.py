@@ -198,8 +198,9 @@ class _Run:
             reporter.say(f"going on with {self.partial}")
         encoder = {}
         if self.recipe.pretraining and not (state and state["stage"] == "fine-tuning"):
-            pretrained = self._build("pre-training").classifier
-            stage = pretraining_stage(pretrained, self.recipe.pretraining, self.device)
+            defense = self._build("pre-training")
+            pretrained = defense.classifier
+            stage = pretraining_stage(pretrained, self.recipe.pretraining, self.device, defense.image_size)
             self._train(stage, state, x, y, reporter)
             encoder = pretrained.state_dict()
         how = self.recipe.finetuning

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from robench.errors import UsageError
@@ -133,22 +132,25 @@ class Stage:
         self.method.after(self.model, average, step + 1, steps, total)
 
 
-def pretraining_stage(classifier: nn.Module, how: Pretraining, device: torch.device) -> Stage:
-    """MIMIR's pre-training of a ViT's encoder, in place (arXiv 2312.04960); plain MAE for eps, mi_weight 0.
+def pretraining_stage(
+    classifier: nn.Module, how: Pretraining, device: torch.device, image_size: int | None = None
+) -> Stage:
+    """MIMIR's pre-training of a classifier's encoder, in place (arXiv 2312.04960).
+
+    Plain MAE for eps and mi_weight 0.
+
+    Args:
+        image_size: side of the images, for a classifier that does not know it.
 
     Raises:
-        UsageError: when the classifier is not a ViT, or its size does not suit the decoder.
+        UsageError: when the classifier is of a kind that cannot be masked, or does not suit the recipe.
     """
-    if not isinstance(classifier, VisionTransformer):
-        raise UsageError(
-            f"masked pre-training needs a ViT: the card's builder gives a {type(classifier).__name__}"
-        )
     try:
         model = MaskedAutoencoder(
-            classifier, how.decoder_width, how.decoder_depth, how.decoder_heads, how.mask_ratio
+            classifier, how.decoder_width, how.decoder_depth, how.decoder_heads, how.mask_ratio, image_size
         ).to(device)
     except (ValueError, AssertionError) as error:
-        raise UsageError(f"the decoder cannot be built: {error}") from error
+        raise UsageError(f"the masked autoencoder cannot be built: {error}") from error
     model.train()
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:

@@ -42,10 +42,12 @@ def test_hidden_patches_cannot_reach_the_encoder(model):
 
 def test_the_encoder_is_the_classifiers(model):
     """With nothing hidden and in order, the tokens are the ViT's own, normalised."""
-    whole = MaskedAutoencoder(model.encoder, 16, 1, 2, mask_ratio=0.0)
+    whole = MaskedAutoencoder(model.encoder.network, 16, 1, 2, mask_ratio=0.0)
     x = torch.rand(2, 3, 16, 16)
     order = torch.arange(16).expand(2, -1)
-    torch.testing.assert_close(whole.encode(x, order), whole.norm(model.encoder.forward_features(x)))
+    torch.testing.assert_close(
+        whole.encode(x, order), whole.encoder.norm(model.encoder.network.forward_features(x))
+    )
 
 
 def test_decoding_puts_every_patch_in_its_place(model):
@@ -95,6 +97,6 @@ def test_positions_stay_fixed_and_everything_else_learns(model):
     loss, _ = model(x, x, random_order(4, 16, x.device))
     loss.backward()
     still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()}
-    unused = {"encoder.pos_embed", "encoder.fc_norm.weight", "encoder.fc_norm.bias", "encoder.head.weight"}
-    assert still == {*unused, "encoder.head.bias"}
-    assert torch.equal(model.encoder.pos_embed, sincos_positions(16, 4))
+    unused = {"pos_embed", "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert still == {f"encoder.network.{name}" for name in unused}
+    assert torch.equal(model.encoder.network.pos_embed, sincos_positions(16, 4))

@@ -87,7 +87,7 @@ def test_the_penalty_is_added_with_its_weight_and_reaches_the_encoder(model):
     added = float(loss(0.5).detach() - loss(0.0).detach())
     assert added == pytest.approx(0.5 * float(penalty.detach()), rel=1e-3)
     penalty.backward()
-    assert model.encoder.blocks[0].attn.qkv.weight.grad.abs().max() > 0
+    assert model.encoder.network.blocks[0].attn.qkv.weight.grad.abs().max() > 0
 
 
 def test_a_few_hundred_steps_lower_both_losses(digits):

@@ -1,10 +1,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from robench import content
+from robench import content, registry, specs
 from robench.errors import UsageError
 from robench.training import Finetuning, Recipe, read_recipe
+from robench.training.stages import pretraining_stage
 
 
 def test_radii_may_be_fractions():
@@ -77,3 +79,26 @@ def test_the_baselines_have_the_budget_of_pgd_at():
         assert (card.checkpoint, card.threat) == ("", "Linf:0.1")
         changed = replace(pgd.finetuning, method=method, **changes)
         assert read_recipe(card.recipe, method) == replace(pgd, finetuning=changed)
+
+
+PRETRAINED = {
+    name: card
+    for name, card in content.cards().items()
+    if "pretraining" in card.recipe and not card.checkpoint
+}
+
+
+@pytest.mark.parametrize("name", sorted(PRETRAINED))
+def test_the_recipe_cards_networks_can_be_masked_as_they_say(name):
+    """Shapes alone, on no device: 12 of 49 patches at 32 pixels, 49 of 196 at 16, 64 of 256 elsewhere."""
+    card = PRETRAINED[name]
+    recipe, spec = read_recipe(card.recipe, name), specs.parse(card.builder)
+    with torch.device("meta"):
+        defense = specs.build(spec, registry.defenses.get(spec.name))
+        stage = pretraining_stage(
+            defense.classifier, recipe.pretraining, torch.device("meta"), defense.image_size
+        )
+    shown = {32: (12, 49), 16: (49, 196), 4: (64, 256), 2: (64, 256)}
+    assert (stage.model.visible, stage.model.patches) == shown[stage.model.patch]
+    assert (recipe.pretraining.epochs, recipe.pretraining.mi_weight) == (800, 1e-5)
+    assert recipe.evaluation == card.threat

@@ -152,7 +152,7 @@ def test_what_cannot_be_trained(card, tmp_path):
     with pytest.raises(UsageError, match="no recipe to train by"):
         train(str(card))
     card.write_text(CARD.replace("decoder_heads = 2", "decoder_heads = 3"))
-    with pytest.raises(UsageError, match="the decoder cannot be built"):
+    with pytest.raises(UsageError, match="the masked autoencoder cannot be built"):
         train(str(card), output=tmp_path / "w.safetensors", progress=False)
 
 
@@ -175,6 +175,13 @@ def test_progress_goes_to_stderr(card, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "pre-training: epoch 3/3, loss" in captured.err
+
+
+def test_another_network_than_a_vit_is_pretrained_and_tuned(card):
+    builder = "convnext(image_size=16, patch_size=1, width=4, depths=(1, 1, 1, 1), num_classes=10)"
+    card.write_text("\n".join([f'builder = "{builder}"', *CARD.splitlines()[2:]]))
+    result = train(str(card), output=card.with_suffix(".safetensors"), progress=False)
+    assert load(str(card), checkpoint=result.path).checkpoint_sha256 == result.sha256
 
 
 @pytest.mark.gpu

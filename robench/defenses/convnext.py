@@ -1,0 +1,47 @@
+"""ConvNeXt, from timm's own parts.
+
+Liu et al., "A ConvNet for the 2020s", arXiv 2201.03545; one of the networks that MIMIR (arXiv 2312.04960)
+pre-trains.
+"""
+
+from timm.models.convnext import ConvNeXt
+
+from robench import registry
+from robench.defenses._base import Defense
+
+
+@registry.defenses.register("convnext")
+def convnext(
+    image_size: int = 224,
+    patch_size: int = 4,
+    width: int = 96,
+    depths: tuple[int, ...] = (3, 3, 9, 3),
+    num_classes: int = 1000,
+    drop_path: float = 0.0,
+) -> Defense:
+    """A ConvNeXt that averages its last map; pixels go in as they are.
+
+    Its features are the last map before the average and its norm, (N, 8 * width, side, side).
+
+    Args:
+        patch_size: of the first layer, 4 in the paper; with 1, small images keep a map of an eighth of their side.
+        width: of the first stage; each of the four has twice as many channels as the one before.
+        depths: blocks of the stages. T is the default; S is depths (3, 3, 27, 3); B that and width 128.
+        drop_path: rate of stochastic depth at the last block, for training alone.
+
+    Raises:
+        ValueError: for other than four stages, or an image that the network's stride does not divide.
+    """
+    if len(depths) != 4:
+        raise ValueError(f"{depths=}: expected four stages")
+    network = ConvNeXt(
+        num_classes=num_classes,
+        depths=tuple(depths),
+        dims=tuple(width * 2**stage for stage in range(4)),
+        patch_size=patch_size,
+        drop_path_rate=drop_path,
+    )
+    stride = int(network.feature_info[-1]["reduction"])
+    if image_size % stride:
+        raise ValueError(f"{image_size=} must be a multiple of {stride}, the network's stride")
+    return Defense(network, num_classes=num_classes, image_size=image_size)

@@ -1,0 +1,101 @@
+"""What the masked autoencoder asks of an encoder, and the pieces that several encoders share."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """A classifier's network, run on the visible patches of images alone.
+
+    A patch here is what is hidden or shown as a whole, and what the decoder guesses: a ViT's own patch, or the
+    pixels under one position of the last feature map of a hierarchical network.
+
+    Args:
+        network: trained in place; its head is not used.
+        patch: side of a patch, in pixels.
+        side: patches a side of the image.
+        width: D.
+
+    Attributes:
+        prefix: tokens that come before those of the patches, 1 with a class token.
+        one_mask: whether all images of a batch must share the visible patches.
+        redrawn: whether the network's linear maps start as MAE's do (arXiv 2111.06377), by Xavier uniform;
+            otherwise they start as timm leaves them, which is our choice.
+    """
+
+    prefix = 0
+    one_mask = False
+    redrawn = False
+
+    def __init__(self, network: nn.Module, patch: int, side: int, width: int):
+        super().__init__()
+        self.network = network
+        self.patch = patch
+        self.side = side
+        self.width = width
+
+    def start(self) -> None:
+        """Draw or set what the pre-training starts from, beside the linear maps."""
+
+    def check(self, visible: int) -> None:
+        """Raise ValueError where the encoder cannot work on so many visible patches."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        """Tokens after the last LayerNorm, computed from the visible patches alone.
+
+        Args:
+            x: (N, 3, H, W) in [0, 1].
+            keep: the visible patches of each image, (N, visible) int64, numbered row by row.
+
+        Returns:
+            (N, prefix + visible, D), the patches in the order of `keep`.
+        """
+        raise NotImplementedError
+
+
+def sincos_positions(width: int, side: int) -> Tensor:
+    """Fixed sine and cosine positions of a square grid, a row of zeros first for the class token.
+
+    Half of the width tells the column and half the row, each as in "Attention Is All You Need" (arXiv
+    1706.03762, section 3.5). Shape (1, side * side + 1, width); width a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"sine and cosine positions need a width that is a multiple of 4: got {width}")
+    wave = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * wave
+    one_axis = torch.cat([angle.sin(), angle.cos()], 1)
+    across = one_axis[None, :, :].expand(side, side, -1)
+    down = one_axis[:, None, :].expand(side, side, -1)
+    grid = torch.cat([across, down], 2).reshape(side * side, width)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), grid])[None].float()
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """The pixels of each patch, (N, C, H, W) -> (N, patches, C * patch * patch), row by row."""
+    n, c, h, w = x.shape
+    x = x.reshape(n, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // patch) * (w // patch), c * patch * patch)
+
+
+def pick(rows: Tensor, keep: Tensor) -> Tensor:
+    """Some rows of each image, (N, M, D) and (N, K) -> (N, K, D)."""
+    return rows.gather(1, keep[:, :, None].expand(-1, -1, rows.shape[2]))
+
+
+def visible_images(x: Tensor, keep: Tensor, patch: int) -> Tensor:
+    """The visible patches as images of their own, (N, C, H, W) -> (N * visible, C, patch, patch)."""
+    return pick(patchify(x, patch), keep).reshape(-1, x.shape[1], patch, patch)
+
+
+def embed(network: nn.Module, x: Tensor, keep: Tensor, patch: int) -> Tensor:
+    """The tokens of the visible patches by a ViT-like network's own patch embedding, (N, visible, D)."""
+    projection = network.get_submodule("patch_embed.proj")
+    weight, bias = projection.get_parameter("weight"), getattr(projection, "bias", None)
+    pixels = patchify(x, patch)
+    return nn.functional.linear(pick(pixels, keep), weight.flatten(1), bias)
+
+
+def require(holds: bool, what: str) -> None:
+    """Raise ValueError, saying `what` masked pre-training needs."""
+    if not holds:
+        raise ValueError(f"masked pre-training needs {what}")

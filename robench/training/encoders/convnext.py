@@ -1,0 +1,77 @@
+"""ConvNeXt by sparse convolution: Tian et al., "Designing BERT for Convolutional Networks: Sparse and
+Hierarchical Masked Modeling" (SparK), arXiv 2301.03580, on timm's ConvNeXt (Liu et al., arXiv 2201.03545)."""
+
+from typing import Any
+
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock
+from torch import Tensor, nn
+
+from robench.training.encoders._base import Encoder, require, visible_images
+
+
+class ConvNeXtEncoder(Encoder):
+    """Convolutions see zeros at hidden positions and write nothing there; all else runs on visible ones alone.
+
+    A patch is what lies under one position of the last feature map, 32 x 32 pixels of the published networks.
+    The decoder fills the hidden positions of the last map with its mask token. MIMIR (arXiv 2312.04960) names
+    this architecture, but its pre-training code was not found; our choices: the decoder is the one of all
+    other encoders and is given the last of the four maps (SparK's own is a convolutional pyramid over all of them);
+    the last LayerNorm is the pre-training's own, as the ViT's, since timm's stands in the head behind the
+    pooling; X of the nHSIC penalty is the visible positions after it; weights start as timm leaves them.
+    """
+
+    network: ConvNeXt
+
+    def __init__(self, network: ConvNeXt, image_size: int | None = None):
+        require(image_size is not None, "the side of the images for a ConvNeXt: give image_size")
+        assert image_size is not None
+        patch = int(network.feature_info[-1]["reduction"])
+        require(
+            image_size % patch == 0,
+            f"images of a multiple of {patch} pixels for this ConvNeXt: got {image_size}",
+        )
+        require(isinstance(network.norm_pre, nn.Identity), "a ConvNeXt that pools before its last LayerNorm")
+        steps = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+        require(
+            all(m.kernel_size == m.stride and m.dilation == (1, 1) for m in steps),
+            "a ConvNeXt whose down-sampling does not overlap",
+        )
+        blocks = [m for m in network.modules() if isinstance(m, ConvNeXtBlock)]
+        require(all(not hasattr(b.mlp, "grn") for b in blocks), "a ConvNeXt without global response norm")
+        super().__init__(network, patch, image_size // patch, network.num_features)
+        self.norm = nn.LayerNorm(network.num_features, eps=1e-6)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        """See `Encoder.forward`; (N, visible, D)."""
+        network: Any = self.network
+        # A visible patch is an image of its own, wherever a layer's windows do not overlap.
+        maps = network.stem(visible_images(x, keep, self.patch))
+        for stage in network.stages:
+            maps = stage.downsample(maps)
+            for block in stage.blocks:
+                maps = self._block(block, maps, keep)
+        return self.norm(maps.reshape(*keep.shape, -1))
+
+    def _block(self, block: Any, maps: Tensor, keep: Tensor) -> Tensor:
+        """timm's block, (N * visible, C, u, u): the depthwise convolution on the sparse whole, the rest as is."""
+        y = self._gather(block.conv_dw(self._scatter(maps, keep)), keep)
+        if block.use_conv_mlp:
+            y = block.mlp(block.norm(y))
+        else:
+            y = block.mlp(block.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        if block.gamma is not None:
+            y = y * block.gamma.view(1, -1, 1, 1)
+        return block.drop_path(y) + maps
+
+    def _scatter(self, maps: Tensor, keep: Tensor) -> Tensor:
+        """Visible patches put into images of zeros, (N * visible, C, u, u) -> (N, C, side u, side u)."""
+        n, side, (c, u) = len(keep), self.side, maps.shape[1:3]
+        rows = maps.reshape(*keep.shape, c * u * u)
+        whole = rows.new_zeros(n, side * side, c * u * u)
+        whole = whole.scatter(1, keep[:, :, None].expand_as(rows), rows)
+        whole = whole.view(n, side, side, c, u, u).permute(0, 3, 1, 4, 2, 5)
+        return whole.reshape(n, c, side * u, side * u)
+
+    def _gather(self, x: Tensor, keep: Tensor) -> Tensor:
+        """The visible patches of a feature map, the reverse of `_scatter`."""
+        return visible_images(x, keep, x.shape[2] // self.side)
