@@ -80,8 +80,7 @@ def _torchscript(place: Path) -> Tiny:
 
 
 def _onnx(place: Path) -> Tiny:
-    for package in ("onnx", "onnx2torch"):
-        pytest.importorskip(package, reason=f"ONNX files need {onnx.INSTALL}")
+    pytest.importorskip("onnx", reason=f"ONNX files need {onnx.INSTALL}")
     network = files.write_onnx(place / "tiny.onnx")
     name = f"onnx:{place / 'tiny.onnx'}(mean={files.MEAN}, std={files.STD})"
     return Tiny(name, files.normalised(network, files.MEAN, files.STD))

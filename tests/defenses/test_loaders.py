@@ -289,10 +289,7 @@ def test_ones_own_code(here):
 
 # onnx
 
-needs_onnx = pytest.mark.skipif(
-    not (files.installed("onnx") and files.installed("onnx2torch")),
-    reason=f"ONNX files need {onnx_loader.INSTALL}",
-)
+needs_onnx = pytest.mark.skipif(not files.installed("onnx"), reason=f"ONNX files need {onnx_loader.INSTALL}")
 
 
 @needs_onnx
@@ -326,6 +323,21 @@ def test_an_onnx_file_that_does_not_fit_is_refused(tmp_path, options, said):
     files.write_onnx(tmp_path / "net.onnx", **options)
     with pytest.raises(UsageError, match=said):
         load(f"onnx:{tmp_path / 'net.onnx'}")
+
+
+@needs_onnx
+def test_weights_in_another_file_are_refused_with_the_mend(tmp_path):
+    import onnx
+
+    files.write_onnx(tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    onnx.save(model, tmp_path / "two.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    with pytest.raises(UsageError, match=r"onnx\.save\(onnx\.load\(FILE\), NEW\)"):
+        load(f"onnx:{tmp_path / 'two.onnx'}")
+    onnx.save(onnx.load(tmp_path / "two.onnx"), tmp_path / "one.onnx")
+    x = torch.rand(2, 3, 8, 8)
+    one = load_defense(f"onnx:{tmp_path / 'one.onnx'}")
+    torch.testing.assert_close(one(x), load_defense(f"onnx:{tmp_path / 'net.onnx'}")(x))
 
 
 @needs_onnx

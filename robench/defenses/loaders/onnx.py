@@ -1,14 +1,12 @@
-"""`onnx:FILE`: an ONNX graph, converted to PyTorch by onnx2torch, so that gradients exist."""
+"""`onnx:FILE`: an ONNX graph, run in PyTorch, so that gradients exist."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from robench import registry
 from robench.defenses.loaders._base import Channels, Found, Source, needed, normalisation, one_line, wrap
+from robench.defenses.loaders._onnx_graph import Graph
 from robench.errors import ResourceError, UsageError
 
 INSTALL = 'pip install "robench[onnx]"'
@@ -32,22 +30,31 @@ def load(source: Source, image_size: int | None = None, mean: Channels = None, s
 
     Raises:
         UsageError: when the input is no free batch of square colour images, or there are no logits (N, K).
-        ResourceError: when a package or the file is missing, the file is damaged, or uses what onnx2torch does
-            not know.
+        ResourceError: when a package or the file is missing, the file is damaged, or uses an operator that is
+            not in `_onnx_ops.OPS`.
     """
     path = source.file
-    onnx, onnx2torch = needed("onnx", source, INSTALL), needed("onnx2torch", source, INSTALL)
+    onnx = needed("onnx", source, INSTALL)
     try:
-        graph = onnx.load(path)
-        onnx.checker.check_model(graph)
+        graph = onnx.load(path, load_external_data=False)
+        scattered = any(
+            onnx.external_data_helper.uses_external_data(each) for each in graph.graph.initializer
+        )
+        if not scattered:
+            onnx.checker.check_model(graph)
     # protobuf and onnx raise errors that share no base.
     except Exception as error:
         raise ResourceError(f"{path} is no whole ONNX file ({one_line(error)}): export it again") from error
+    if scattered:
+        raise UsageError(
+            f"{path} keeps its weights in another file, which its digest would not cover: write one file, "
+            "onnx.save(onnx.load(FILE), NEW)"
+        )
     said = {item.key: item.value for item in graph.metadata_props}
     # A normalisation that cannot be read is no matter where the spec gives one.
     normalised = normalisation(mean, std, _normalisation(path, said) if mean is None else (None, None))
-    network = _convert(source, onnx, onnx2torch, graph)
-    return Found(wrap(source, network, image_size or _size(source, graph), normalised), path)
+    size = image_size or _size(source, graph)
+    return Found(wrap(source, Graph(graph), size, normalised), path)
 
 
 def _size(source: Source, graph: Any) -> int:
@@ -76,13 +83,3 @@ def _normalisation(path: Path, said: dict[str, str]) -> tuple[Channels, Channels
     if known not in _RANGES:
         raise UsageError(f"{path} has {_RANGE}={known}: give mean=... and std=... for pixels in [0, 1]")
     return _RANGES[known]
-
-
-def _convert(source: Source, onnx: Any, onnx2torch: Any, graph: Any) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return onnx2torch.convert(graph)
-        # It raises NotImplementedError for an operation, and others for a version of one.
-        except Exception as error:
-            raise ResourceError(f"{source} cannot be converted ({one_line(error)})") from error
