@@ -1,5 +1,7 @@
 """What a defense is: an `nn.Module` from images in [0, 1] to logits, with what the suite must know of it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -71,8 +73,8 @@ class Defense(nn.Module):
         Raises:
             UsageError: when the classifier has no `forward_features`.
         """
-        forward_features = getattr(self.classifier, "forward_features", None)
-        if not callable(forward_features):
+        forward_features: Any = getattr(self.classifier, "forward_features", None)
+        if forward_features is None:
             raise UsageError(
                 f"this defense offers no features: its classifier, a {type(self.classifier).__name__}, has no "
                 "forward_features(x); attacks on the logits alone still work"

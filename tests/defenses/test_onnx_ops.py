@@ -137,7 +137,8 @@ def test_softmax_of_old_graphs_flattens_from_its_axis_on():
 def test_shapes_that_are_computed_follow_the_batch():
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
-        helper.make_node("Gather", ["shape", "zero"], ["n"]),
+        helper.make_node("Gather", ["shape", "first"], ["count"]),
+        helper.make_node("Unsqueeze", ["count", "zero"], ["n"]),
         helper.make_node("Concat", ["n", "minus"], ["target"], axis=0),
         helper.make_node("Reshape", ["x", "target"], ["flat"]),
         helper.make_node("Split", ["flat"], ["left", "right"], axis=1),
@@ -146,15 +147,13 @@ def test_shapes_that_are_computed_follow_the_batch():
         helper.make_node("Unsqueeze", ["zeros", "one"], ["column"]),
         helper.make_node("Add", ["difference", "column"], ["y"]),
     ]
+    constants = {"first": numpy.array(0), "zero": ints(0), "minus": ints(-1), "one": ints(1)}
     graph = helper.make_graph(
         nodes,
         "shapes",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4, 4])],
         [helper.make_empty_tensor_value_info("y")],
-        [
-            numpy_helper.from_array(a, n)
-            for n, a in (("zero", ints(0)), ("minus", ints(-1)), ("one", ints(1)))
-        ],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     run = Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
     for n in (1, 5):

@@ -1,10 +1,12 @@
 """What a loader is asked for, what it gives, and what several of them need."""
 
+import contextlib
 import functools
 import hashlib
 import importlib
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -83,7 +85,8 @@ def attempt(source: Source, get: Callable[[], Any]) -> Any:
         ResourceError: in one line, when that fails for any reason: hubs, proxies and sockets share no error.
     """
     try:
-        return get()
+        with quiet():
+            return get()
     except (ResourceError, UsageError):
         raise
     except Exception as error:
@@ -91,6 +94,18 @@ def attempt(source: Source, get: Callable[[], Any]) -> Any:
             f"the weights of {source} cannot be had ({one_line(error)}): get them by other means and give "
             "their file with --checkpoint"
         ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the hub from reporting each of its retries: what comes of them is said in one line."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def needed(module: str, source: Source, extra: str) -> ModuleType:

@@ -3,6 +3,7 @@
 Our own, since onnx2torch 1.5.15 knows the operators of opset 17 and less, and torch exports opset 20 today.
 """
 
+import importlib
 from typing import Any
 
 import torch
@@ -24,9 +25,7 @@ class Graph(nn.Module):
 
     def __init__(self, model: Any):
         super().__init__()
-        from onnx import inliner
-
-        model = inliner.inline_local_functions(model)
+        model = importlib.import_module("onnx.inliner").inline_local_functions(model)
         opsets = {each.domain: each.version for each in model.opset_import}
         opset = opsets.get("", opsets.get("ai.onnx", 1))
         self.constants: dict[str, Tensor] = {}
@@ -72,17 +71,15 @@ class Graph(nn.Module):
 
 
 def _tensor(proto: Any) -> Tensor:
-    from onnx import numpy_helper
-
-    return torch.from_numpy(numpy_helper.to_array(proto).copy())
+    return torch.from_numpy(importlib.import_module("onnx.numpy_helper").to_array(proto).copy())
 
 
 def _attribute(attribute: Any) -> Any:
-    from onnx import AttributeProto, helper
-
-    if attribute.type == AttributeProto.TENSOR:
+    onnx = importlib.import_module("onnx")
+    kinds = onnx.AttributeProto
+    if attribute.type == kinds.TENSOR:
         return _tensor(attribute.t)
-    value = helper.get_attribute_value(attribute)
+    value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode()
-    return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
+    return list(value) if attribute.type in (kinds.INTS, kinds.FLOATS) else value

@@ -266,7 +266,7 @@ def _gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
     indices = indices.to(x.device)
     indices = torch.where(indices < 0, indices + x.shape[axis], indices)
     found = x.index_select(axis, indices.reshape(-1).long())
-    return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return found.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def _pad(node: Node, x: Tensor, pads: Tensor | None = None, value: Any = None, axes: Any = None) -> Tensor:

@@ -17,6 +17,7 @@ from robench.defenses.loaders._base import (
     fill,
     normalisation,
     one_line,
+    quiet,
     wrap,
 )
 from robench.errors import ResourceError, UsageError, unknown_name
@@ -89,9 +90,10 @@ def _load(
 
 def _create(source: Source, name: str, classes: int | None, size: int | None) -> Any:
     """The network with random weights."""
-    chosen = {"num_classes": classes} if classes is not None else {}
+    chosen: dict[str, Any] = {"num_classes": classes} if classes is not None else {}
     try:
-        network = timm.create_model(name, pretrained=False, **chosen)
+        with quiet():
+            network: Any = timm.create_model(name, pretrained=False, **chosen)
         if size is not None and network.pretrained_cfg.get("fixed_input_size"):
             network = timm.create_model(name, pretrained=False, img_size=size, **chosen)
     # timm lets through whatever a network's own constructor, or the hub, raises.
@@ -115,5 +117,5 @@ def _pretrained(
             f"the published weights of {source} tell {said['num_classes']} classes apart: for {classes} give a "
             "file with --checkpoint"
         )
-    resized = {"img_size": size} if size is not None and said.get("fixed_input_size") else {}
+    resized: dict[str, Any] = {"img_size": size} if size is not None and said.get("fixed_input_size") else {}
     return attempt(source, lambda: timm.create_model(name, pretrained=True, **resized))

@@ -38,7 +38,9 @@ def load(
     if source.target not in known:
         listing = f"torchvision.models.list_models() shows all {len(known)}"
         raise unknown_name("torchvision classifier", source.target, known, listing)
-    weights: Any = torchvision.models.get_model_weights(source.target).DEFAULT
+    # Each set of weights is a class of its own, which the stubs know nothing of.
+    sets: Any = torchvision.models.get_model_weights(source.target)
+    weights = sets.DEFAULT
     told = len(weights.meta["categories"])
     transforms = weights.transforms()
     normalised = normalisation(mean, std, (transforms.mean, transforms.std))
