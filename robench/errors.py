@@ -34,18 +34,19 @@ class ResourceError(RobenchError):
     exit_code = 3
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") -> UsageError:
     """The error for a name nobody has registered, with the nearest names and how to list all.
 
     Args:
         kind: the noun, singular, such as "defense".
         name: what was asked for.
         known: every name that would have been accepted.
+        listing: how to list them; where it is not said they stand in the message.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f": did you mean {' or '.join(near)}?" if near else "."
-    listing = (
-        f"robench list {kind}s shows all {len(names)}" if kind in LISTED else f"known: {', '.join(names)}"
-    )
+    if kind in LISTED:
+        listing = f"robench list {kind}s shows all {len(names)}"
+    listing = listing or f"known: {', '.join(names)}"
     return UsageError(f'unknown {kind} "{name}"{hint} {listing}')

@@ -1,4 +1,4 @@
-"""Names -> builders, for defenses, attacks and data sets; outsiders add theirs by entry points.
+"""Names -> builders, for defenses, their loaders, attacks and data sets; outsiders add theirs by entry points.
 
 A package that declares, say,
 
@@ -22,7 +22,8 @@ class Registry:
     """One namespace of builders.
 
     Args:
-        kind: the noun, singular ("defense", "attack", "dataset"); the entry-point group is `robench.<kind>s`.
+        kind: the noun, singular ("defense", "loader", "attack", "dataset"); the entry-point group is
+            `robench.<kind>s`.
     """
 
     def __init__(self, kind: str):
@@ -106,5 +107,6 @@ def _origin(entry: EntryPoint) -> str:
 
 
 defenses = Registry("defense")
+loaders = Registry("loader")
 attacks = Registry("attack")
 datasets = Registry("dataset")

@@ -1,7 +1,8 @@
 """Spec strings such as `apgd(loss="ce", steps=100)`: read by `ast` alone, with one canonical form.
 
 A spec is a name with keyword arguments that are Python literals. Its canonical form sorts the keywords and
-leaves the defaults out, so that two ways of writing the same thing are one key in a record.
+leaves the defaults out, so that two ways of writing the same thing are one key in a record. In a name, what
+follows a colon may be a path or an address, anything but round brackets: `onnx:my models/a.onnx(mean=0.5)`.
 """
 
 import ast
@@ -14,7 +15,7 @@ from typing import Any
 
 from robench.errors import UsageError
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(:[^\s()][^()]*)?")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def parse(text: str) -> Spec:
     match = _NAME.match(text)
     if not match:
         raise UsageError(f'malformed spec "{text}": expected a name such as pgd or pgd(steps=20)')
-    name, rest = match.group(), text[match.end() :].strip()
+    name, rest = match.group().strip(), text[match.end() :].strip()
     if not rest:
         return Spec(name)
     try:
@@ -111,17 +112,20 @@ def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
 def canonical(spec: Spec, builder: Callable[..., Any]) -> Spec:
     """`spec` without the arguments that equal `builder`'s defaults.
 
+    A builder with a `**` parameter takes any argument.
+
     Raises:
         UsageError: for an argument the builder does not take, or one it needs and did not get.
     """
     known = defaults(builder)
+    kinds = {p.kind for p in inspect.signature(builder).parameters.values()}
     for key in spec.arguments:
-        if key not in known:
+        if key not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
             raise UsageError(f"{spec.name} takes no argument {key}: it takes {', '.join(known) or 'none'}")
     missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in spec.arguments]
     if missing:
         raise UsageError(f"{spec.name} needs {', '.join(missing)}: write {spec.name}({missing[0]}=...)")
-    return Spec(spec.name, {k: v for k, v in spec.arguments.items() if v != known[k]})
+    return Spec(spec.name, {k: v for k, v in spec.arguments.items() if k not in known or v != known[k]})
 
 
 def build(spec: Spec, builder: Callable[..., Any]) -> Any:
@@ -134,4 +138,4 @@ def build(spec: Spec, builder: Callable[..., Any]) -> Any:
     try:
         return builder(**spec.arguments)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{spec} cannot be built: {error}") from error
+        raise UsageError(f"{spec} cannot be built: {' '.join(str(error).split())}") from error

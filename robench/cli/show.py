@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +14,9 @@ import robench.data
 import robench.defenses  # noqa: F401  (importing registers what is built in)
 from robench import content, registry, specs
 from robench.content import Card, Protocol, Suite
-from robench.errors import unknown_name
+from robench.defenses import facts, find_card
+from robench.defenses.loaders import scheme_of
+from robench.errors import RobenchError, unknown_name
 
 
 @click.command("show")
@@ -22,7 +24,11 @@ from robench.errors import unknown_name
 @click.option("--picture", help="Where a record's picture goes.  [default: picture.png in its folder]")
 @click.option("--data-dir", help="Where data sets with files lie.")
 def command(name: str, picture: str | None, data_dir: str | None) -> None:
-    """Show a card, a suite, an attack, a data set or a protocol by NAME, or the record in a folder."""
+    """Show a defense, a suite, an attack, a data set or a protocol by NAME, or the record in a folder.
+
+    A defense is a card, its path, or a spec such as timm:resnet50: what it takes and gives is shown, and no
+    weights are fetched.
+    """
     console = Console()
     if (Path(name) / "record.json").is_file() or name.endswith(".json"):
         _record(console, Path(name), picture, data_dir)
@@ -32,6 +38,11 @@ def command(name: str, picture: str | None, data_dir: str | None) -> None:
             console.print(f"{kind} {name}", style="bold")
             console.print(names[name](), highlight=False)
             return
+    if name.endswith(".toml") or scheme_of(name) or name.partition("(")[0] in registry.defenses:
+        card = find_card(name)
+        console.print(f"defense {card.name if card else name}", style="bold")
+        console.print(_card(card) if card else _table(facts.of_spec(name)), highlight=False)
+        return
     if Path(name).is_dir():
         from robench.results.record import read_record
 
@@ -59,7 +70,7 @@ def _known() -> dict[str, dict[str, Any]]:
     for card in content.cards().values():
         families.setdefault(card.family, []).append(card)
     return {
-        "defense": {name: lambda card=card: _fields(card) for name, card in content.cards().items()},
+        "defense": {name: lambda card=card: _card(card) for name, card in content.cards().items()},
         "family of defenses": {
             name: lambda cards=cards: "\n".join(f"{c.name}  ({c.dataset})" for c in cards)
             for name, cards in families.items()
@@ -71,18 +82,33 @@ def _known() -> dict[str, dict[str, Any]]:
         "builder of defenses": {
             name: lambda name=name: _builder(registry.defenses, name) for name in registry.defenses
         },
+        "loader of defenses": {
+            name: lambda name=name: _builder(registry.loaders, name) for name in registry.loaders
+        },
         "dataset": {name: lambda name=name: _builder(registry.datasets, name) for name in registry.datasets},
     }
 
 
+def _card(card: Card) -> RenderableType:
+    """A card's fields, and what its network takes and gives, where it can be built here."""
+    try:
+        found = facts.of_card(card)
+    except RobenchError as error:
+        found = {"network": f"cannot be built here: {error}"}
+    return Group(_fields(card), _table(found))
+
+
 def _fields(item: Card | Suite | Protocol) -> RenderableType:
+    fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    return _table({k: _text(v) for k, v in fields.items() if k != "name" and v not in ("", [], {})})
+
+
+def _table(rows: dict[str, str]) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style="dim", no_wrap=True, min_width=14)
     table.add_column(overflow="fold")
-    for field in dataclasses.fields(item):
-        value = getattr(item, field.name)
-        if field.name != "name" and value not in ("", [], {}):
-            table.add_row(field.name, Text(_text(value)))
+    for name, text in rows.items():
+        table.add_row(name, Text(text))
     return table
 
 
@@ -102,5 +128,6 @@ def _text(value: Any) -> str:
 def _builder(kind: registry.Registry, name: str) -> RenderableType:
     builder = kind.get(name)
     lines = [f"from {kind.holder(name)}", "", (builder.__doc__ or "no documentation").strip(), ""]
-    lines += [f"{key} = {default!r}" for key, default in specs.defaults(builder).items()]
+    arguments = {key: default for key, default in specs.defaults(builder).items() if key != "source"}
+    lines += [f"{key} = {default!r}" for key, default in arguments.items()]
     return Text("\n".join(lines).replace("<class 'inspect._empty'>", "(needed)"))

@@ -1,4 +1,4 @@
-"""Defenses: by card, by family and data set, by a card's path, or by an outsider's builder."""
+"""Defenses: by card, by family and data set, by a card's path, by a loader's scheme, or by a builder."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     convit,
     convnext,
     dbat,
+    loaders,
     swin,
     vit,
 )
@@ -33,12 +34,12 @@ class Loaded:
     """A defense ready for use, with what a record says of where it came from.
 
     Attributes:
-        name: the card's name, or the builder's spec.
+        name: the card's name, or the spec as it was given.
         defense: in evaluation mode, its parameters frozen, on its device.
         card: None for a builder without one, and for a checkpoint whose network is no card's.
         card_digest: sha256 of the card's file; of the canonical spec where there is no card.
         checkpoint: the file that was read; None where the builder brings its own weights.
-        checkpoint_sha256: of that file; empty where there is none.
+        checkpoint_sha256: of that file; of the loaded state where there is none, see `loaders.state_digest`.
         family: the card's, or that of the cards the checkpoint was given for.
         notes: what a user should know of it, a line each.
     """
@@ -54,12 +55,13 @@ class Loaded:
 
 
 def find_card(name: str, dataset: str | None = None) -> Card | None:
-    """The card that `name` means; None when it is a builder's spec.
+    """The card that `name` means; None when it is a builder's or a loader's spec.
 
     Of a family's cards for one data set, the one that comes with a checkpoint is meant.
 
     Args:
-        name: a card, a family, a card's path (`.toml`) or a builder's spec such as `my_defense(width=3)`.
+        name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
+            `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`.
         dataset: picks among a family's cards; None for "digits".
 
     Raises:
@@ -92,8 +94,11 @@ def find_cards(name: str, dataset: str | None = None) -> list[Card]:
             return fitting
         offers = ", ".join(f"{card.name} ({card.dataset})" for card in family)
         raise UsageError(f"the family {name} has no card for {dataset}: name one of {offers}")
-    if specs.parse(name).name in registry.defenses:
+    spec = specs.parse(name)
+    if spec.name in registry.defenses or loaders.scheme_of(spec.name):
         return []
+    if ":" in spec.name:
+        raise unknown_name("scheme of a defense", spec.name.partition(":")[0], registry.loaders)
     families = {card.family for card in cards.values() if card.family}
     raise unknown_name("defense", name, {*cards, *families, *registry.defenses})
 
@@ -119,9 +124,12 @@ def load(
         ResourceError: when the checkpoint is missing, damaged, another one than the card names, or of another
             network.
     """
+    cards = find_cards(name, dataset)
+    spec = specs.parse(cards[0].builder if cards else name)
+    if loaders.scheme_of(spec.name):
+        return _load_by_scheme(name, spec, find_card(name, dataset), checkpoint, device)
     path, state, digest = None, {}, ""
     if checkpoint:
-        cards = find_cards(name, dataset)
         path = fetch(str(checkpoint), Path())
         digest, state = sha256_of(path), read_state(path)
         choice = choose(name, cards, state, digest, path)
@@ -138,12 +146,7 @@ def load(
     if not path and card and card.checkpoint:
         path = fetch(card.checkpoint, card.path.parent)
         digest = sha256_of(path)
-        if digest != card.sha256:
-            wanted = card.sha256 or "none"
-            raise ResourceError(
-                f"checkpoint {path} has sha256 {digest}: the card {card.name} says {wanted}; get "
-                "the file again, or use it as it is with --checkpoint"
-            )
+        _check_digest(card, f"checkpoint {path}", digest)
         state = read_state(path)
     if path:
         if _official.knows(spec.name):
@@ -158,6 +161,8 @@ def load(
         raise ResourceError(f"{name} comes without trained weights: give a file{made} with --checkpoint")
     elif registry.defenses.holder(spec.name).startswith("robench."):
         raise UsageError(f"{name} comes without trained weights: give a file with --checkpoint")
+    else:
+        digest = loaders.state_digest(defense)
     defense = defense.eval().requires_grad_(False).to(device)
     digest_of_card = _digest(card.path.read_bytes() if card else str(specs.canonical(spec, builder)).encode())
     return Loaded(choice.name, defense, card, digest_of_card, path, digest, choice.family, choice.notes)
@@ -174,6 +179,31 @@ def load_defense(
     >>> defense = load_defense("mimir", dataset="digits")
     """
     return load(name, dataset, checkpoint, device).defense
+
+
+def _load_by_scheme(
+    name: str, spec: specs.Spec, card: Card | None, checkpoint: str | Path | None, device: str | torch.device
+) -> Loaded:
+    location = str(checkpoint or (card.checkpoint if card else ""))
+    folder = card.path.parent if card and not checkpoint else Path()
+    found, canonical = loaders.open_spec(spec, fetch(location, folder) if location else None)
+    digest = sha256_of(found.file) if found.file else loaders.state_digest(found.defense)
+    # A card that names no file may still say the digest of the state that the loader finds.
+    if card and not checkpoint and (card.checkpoint or card.sha256):
+        what = f"checkpoint {found.file}" if found.file else f"the state of {spec.name}"
+        _check_digest(card, what, digest)
+    defense = found.defense.eval().requires_grad_(False).to(device)
+    own = _digest(card.path.read_bytes() if card else canonical.encode())
+    family = card.family if card else ""
+    return Loaded(card.name if card else name, defense, card, own, found.file, digest, family)
+
+
+def _check_digest(card: Card, what: str, digest: str) -> None:
+    if digest != card.sha256:
+        raise ResourceError(
+            f"{what} has sha256 {digest}: the card {card.name} says {card.sha256 or 'none'}; get "
+            "the file again, or use it as it is with --checkpoint"
+        )
 
 
 def _digest(data: bytes) -> str:

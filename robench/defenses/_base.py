@@ -5,6 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.errors import UsageError
+
+# What modules that normalise call their two constants.
+_MEANS, _STDS = ("mean", "mu"), ("std", "sigma")
+
 
 class Defense(nn.Module):
     """A classifier, with a purifier in front of it where the defense has one.
@@ -20,6 +25,10 @@ class Defense(nn.Module):
             normalisation.
         stochastic: whether two calls on the same images may differ.
         differentiable: whether the exact gradient exists.
+
+    Raises:
+        ValueError: for a mean without a std, or both for a classifier that seems to normalise by itself: it
+            has tensors of three numbers called mean (or mu) and std (or sigma).
     """
 
     def __init__(
@@ -37,6 +46,10 @@ class Defense(nn.Module):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError(f"{mean=} and {std=}: give both or neither")
+        if mean is not None and (own := _own_normalisation(classifier)):
+            raise ValueError(
+                f"{mean=} for a classifier that normalises by itself, with its {own}: leave it out"
+            )
         self.classifier = classifier
         self.purifier = purifier
         self.num_classes = num_classes
@@ -58,9 +71,14 @@ class Defense(nn.Module):
         """What the classifier's last block gives for `x`: (N, tokens, D) for a transformer.
 
         Raises:
-            AttributeError: when the classifier has no `forward_features`.
+            UsageError: when the classifier has no `forward_features`.
         """
-        forward_features: Any = self.classifier.forward_features
+        forward_features: Any = getattr(self.classifier, "forward_features", None)
+        if forward_features is None:
+            raise UsageError(
+                f"this defense offers no features: its classifier, a {type(self.classifier).__name__}, has no "
+                "forward_features(x); attacks on the logits alone still work"
+            )
         return forward_features(self._inner(x))
 
     def _inner(self, x: Tensor) -> Tensor:
@@ -71,3 +89,15 @@ class Defense(nn.Module):
 
 def _channels(values: tuple[float, ...] | None) -> Tensor | None:
     return None if values is None else torch.tensor(values).view(1, -1, 1, 1)
+
+
+def _own_normalisation(classifier: nn.Module) -> str:
+    """The name of the mean that a classifier seems to subtract by itself; empty when there is none."""
+    tensors = {**dict(classifier.named_buffers()), **dict(classifier.named_parameters())}
+    small = {name for name, tensor in tensors.items() if tensor.numel() == 3}
+    for name in sorted(small):
+        place, _, last = name.rpartition(".")
+        prefix = f"{place}." if place else ""
+        if last in _MEANS and any(prefix + std in small for std in _STDS):
+            return name
+    return ""

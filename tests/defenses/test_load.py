@@ -195,12 +195,17 @@ def test_an_unreachable_checkpoint(card, monkeypatch, tmp_path):
 def test_a_builder_without_a_card(monkeypatch):
     def theirs(bias: float = 0.0) -> Defense:
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        torch.nn.init.constant_(network[1].weight, 0.5)
+        torch.nn.init.constant_(network[1].bias, bias)
         return Defense(network, num_classes=2, image_size=2)
 
     monkeypatch.setattr(registry.defenses, "_builders", {**registry.defenses._builders, "theirs": theirs})
     loaded = load("theirs(bias=0.0)")
     assert loaded.card is None
-    assert loaded.checkpoint_sha256 == ""
+    assert loaded.checkpoint is None
+    # Without a file the digest is that of the weights.
+    assert loaded.checkpoint_sha256 == load("theirs").checkpoint_sha256
+    assert loaded.checkpoint_sha256 != load("theirs(bias=1.0)").checkpoint_sha256
     # The digest is of the canonical spec: a default written out changes nothing.
     assert loaded.card_digest == load("theirs").card_digest != load("theirs(bias=1.0)").card_digest
     with pytest.raises(UsageError, match="takes no argument depth"):

@@ -1,0 +1,56 @@
+"""Everybody's checkpoints as defenses, named `scheme:target`, wherever a defense is named.
+
+| scheme | target |
+|---|---|
+| `timm` | a model of timm, with its published weights or those of --checkpoint |
+| `hf-hub` | OWNER/NAME, a timm model on the Hugging Face hub |
+| `torchvision` | a classifier of torchvision |
+| `robustbench` | NAME[@dataset/threat], a model of RobustBench's zoo |
+| `onnx` | a file |
+| `torchscript` | a file |
+| `python` | module.function of one's own, which gives a Defense or a module |
+
+A scheme is a function `(source: Source, **arguments) -> Found`, registered under `robench.registry.loaders`, or
+in a package of one's own under the entry point `robench.loaders`. The arguments are those of the spec.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from robench import registry, specs
+from robench.defenses.loaders import (  # noqa: F401 - they register themselves
+    onnx,
+    python,
+    robustbench,
+    timm,
+    torchscript,
+    torchvision,
+)
+from robench.defenses.loaders._base import Found, Source, state_digest
+from robench.errors import UsageError
+
+__all__ = ["Found", "Source", "open_spec", "scheme_of", "state_digest"]
+
+
+def scheme_of(name: str) -> str | None:
+    """The scheme of a name such as `timm:resnet50`; None where it has none that is known."""
+    scheme, colon, _ = name.partition(":")
+    return scheme if colon and scheme in registry.loaders else None
+
+
+def open_spec(spec: specs.Spec, checkpoint: Path | None = None, bare: bool = False) -> tuple[Found, str]:
+    """The defense of a spec whose name has a scheme, and the spec's canonical form.
+
+    Args:
+        checkpoint, bare: see Source.
+
+    Raises:
+        UsageError: for arguments the loader does not take, or a target that it does not know.
+        ResourceError: when a file, a package or the network is missing.
+    """
+    scheme, _, target = spec.name.partition(":")
+    loader = partial(registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare))
+    found = specs.build(spec, loader)
+    if not isinstance(found, Found):
+        raise UsageError(f"loader {scheme} gives a {type(found).__name__}: expected a Found")
+    return found, str(specs.canonical(spec, loader))

@@ -1,0 +1,211 @@
+"""What a loader is asked for, what it gives, and what several of them need."""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.defenses._base import Defense
+from robench.defenses._checkpoints import load_into, read_state
+from robench.errors import ResourceError, UsageError
+
+# One number for every channel, or one a channel.
+Channels = float | Sequence[float] | None
+Numbers = tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a loader is asked for.
+
+    Attributes:
+        scheme, target: what stands before and behind the colon.
+        checkpoint: weights to take in place of the published ones, or of the file that `target` names.
+        bare: only the network is wanted, as `robench show` does: fetch no weights.
+    """
+
+    scheme: str
+    target: str
+    checkpoint: Path | None = None
+    bare: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.target}"
+
+    @property
+    def file(self) -> Path:
+        """The file that `target` names, relative to the current folder; the checkpoint where one is given.
+
+        Raises:
+            ResourceError: when it is missing.
+        """
+        path = self.checkpoint or Path(self.target).expanduser()
+        if not path.is_file():
+            raise ResourceError(f"{self}: {path} is missing: put it there or give another with --checkpoint")
+        return path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a loader gives.
+
+    Attributes:
+        defense: with its weights, unless the source is bare.
+        file: where the weights are from, whose sha256 goes into the record; None where no single file holds
+            them, and the digest of the loaded state goes there.
+    """
+
+    defense: Defense
+    file: Path | None = None
+
+
+def fill(defense: Defense, checkpoint: Path) -> Found:
+    """Give `defense` the weights in `checkpoint`, of the whole or of its network. See `load_into` for errors."""
+    state = read_state(checkpoint)
+    # Many networks have a part called classifier, as a Defense has: what agrees best is meant.
+    whole, own = (len(set(state) & set(each.state_dict())) for each in (defense, defense.classifier))
+    load_into(defense if whole > own else defense.classifier, state, checkpoint)
+    return Found(defense, checkpoint)
+
+
+def attempt(source: Source, get: Callable[[], Any]) -> Any:
+    """Call `get`, which reaches for published weights.
+
+    Raises:
+        ResourceError: in one line, when that fails for any reason: hubs, proxies and sockets share no error.
+    """
+    try:
+        with quiet():
+            return get()
+    except (ResourceError, UsageError):
+        raise
+    except Exception as error:
+        raise ResourceError(
+            f"the weights of {source} cannot be had ({one_line(error)}): get them by other means and give "
+            "their file with --checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the hub from reporting each of its retries: what comes of them is said in one line."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def needed(module: str, source: Source, extra: str) -> ModuleType:
+    """Import a package that only some loaders need.
+
+    Raises:
+        ResourceError: when it is not there or cannot be imported, saying how to install it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # What a package says of its own dependencies is no matter of the user's.
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    # A package too old for its own dependencies raises anything.
+    except Exception as error:
+        raise ResourceError(f"{source} needs {module} ({one_line(error)}): {extra}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text in one line of at most 200 characters; its kind where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def normalisation(mean: Channels, std: Channels, said: tuple[Channels, Channels]) -> tuple[Numbers, Numbers]:
+    """What the spec says; `said`, by the model or its file, where it says nothing.
+
+    Raises:
+        UsageError: for one without the other, or anything but a number or three, `std` above zero.
+    """
+    if (mean is None) != (std is None):
+        raise UsageError(f"{mean=} and {std=}: give both or neither")
+    if mean is None:
+        mean, std = said
+    return _numbers("mean", mean), _numbers("std", std)
+
+
+def _numbers(name: str, values: Channels) -> Numbers:
+    if values is None:
+        return None
+    listed = list(values) if isinstance(values, Sequence) else [values]
+    good = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in listed)
+    if len(listed) not in (1, 3) or not good or (name == "std" and min(listed) <= 0):
+        positive = "positive " if name == "std" else ""
+        raise UsageError(f"{name}={values}: expected one {positive}number, or three, one a channel")
+    return tuple(float(v) for v in listed)
+
+
+def wrap(
+    source: Source,
+    network: nn.Module,
+    image_size: int | None,
+    normalised: tuple[Numbers, Numbers] = (None, None),
+    num_classes: int | None = None,
+) -> Defense:
+    """A network that takes normalised images as a defense that takes images in [0, 1].
+
+    Args:
+        normalised: mean and std.
+        num_classes: None to find it by calling the network on two black images.
+
+    Raises:
+        UsageError: for sizes that make no sense, or a network that gives something other than logits.
+    """
+    if image_size is None:
+        raise UsageError(f"{source} does not say which images it takes: add image_size=..., in pixels")
+    if not isinstance(image_size, int) or image_size < 1:
+        raise UsageError(f"{source} with {image_size=}: expected a whole number of pixels")
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
+        raise UsageError(f"{source} with {num_classes=}: expected a whole number of at least 2")
+    mean, std = normalised
+    make = functools.partial(Defense, network.eval(), image_size=image_size, mean=mean, std=std)
+    return make(num_classes=num_classes or _count_classes(source, make(num_classes=0), image_size))
+
+
+def _count_classes(source: Source, defense: Defense, image_size: int) -> int:
+    images = torch.zeros(2, 3, image_size, image_size)
+    try:
+        with torch.no_grad():
+            logits = defense(images)
+    # TorchScript and converted graphs raise errors of their own.
+    except Exception as error:
+        raise UsageError(
+            f"{source} cannot take two images of {image_size} px ({one_line(error)}): is image_size right, "
+            "and is the batch dimension free?"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"{source} gives {found} for two images: expected logits (2, K)")
+    return logits.shape[1]
+
+
+def state_digest(defense: nn.Module) -> str:
+    """sha256 over every parameter and buffer: name, dtype, shape and bytes, in order of names.
+
+    It stands for a checkpoint where the weights come from no single file. The normalisation is in it.
+    """
+    digest = hashlib.sha256()
+    tensors = {**dict(defense.named_parameters()), **dict(defense.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""An ONNX graph as a module: its nodes called one after the other, its weights parameters.
+
+Our own, since onnx2torch 1.5.15 knows the operators of opset 17 and less, and torch exports opset 20 today.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.defenses.loaders._onnx_ops import OPS, Node
+from robench.errors import ResourceError
+
+
+class Graph(nn.Module):
+    """The function of a graph with one input and one output.
+
+    Args:
+        model: an `onnx.ModelProto`, its weights inside.
+
+    Raises:
+        ResourceError: when it uses an operator that is not in OPS.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        model = importlib.import_module("onnx.inliner").inline_local_functions(model)
+        opsets = {each.domain: each.version for each in model.opset_import}
+        opset = opsets.get("", opsets.get("ai.onnx", 1))
+        self.constants: dict[str, Tensor] = {}
+        self.weights: dict[str, str] = {}
+        for each in model.graph.initializer:
+            self._keep(each.name, _tensor(each))
+        nodes = []
+        for each in model.graph.node:
+            attributes = {a.name: _attribute(a) for a in each.attribute}
+            if each.op_type == "Constant":
+                (value,) = attributes.values()
+                self._keep(each.output[0], value if isinstance(value, Tensor) else torch.tensor(value))
+            else:
+                nodes.append(Node(each.op_type, tuple(each.input), tuple(each.output), attributes, opset))
+                if each.domain not in ("", "ai.onnx") or each.op_type not in OPS:
+                    name = f"{each.domain}.{each.op_type}" if each.domain else each.op_type
+                    raise ResourceError(
+                        f"the operator {name} is none of the {len(OPS)} that robench knows: export the "
+                        "network otherwise, or load it as torchscript: or python:"
+                    )
+        self.nodes = tuple(nodes)
+        (self.input,) = (i.name for i in model.graph.input if i.name not in {*self.weights, *self.constants})
+        self.output = model.graph.output[0].name
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        """Weights follow the module to its device; shapes and indices are needed on the CPU."""
+        if tensor.is_floating_point():
+            self.weights[name] = f"weight{len(self.weights)}"
+            self.register_parameter(self.weights[name], nn.Parameter(tensor, requires_grad=False))
+        else:
+            self.constants[name] = tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the graph gives for its input."""
+        known = {self.input: x, **self.constants}
+        known |= {name: getattr(self, attribute) for name, attribute in self.weights.items()}
+        for node in self.nodes:
+            given = [known[name] if name else None for name in node.inputs]
+            made = OPS[node.op](node, *given)
+            outputs = made if isinstance(made, tuple) else (made,)
+            known.update(zip(node.outputs, outputs, strict=False))
+        return known[self.output]
+
+
+def _tensor(proto: Any) -> Tensor:
+    return torch.from_numpy(importlib.import_module("onnx.numpy_helper").to_array(proto).copy())
+
+
+def _attribute(attribute: Any) -> Any:
+    onnx = importlib.import_module("onnx")
+    kinds = onnx.AttributeProto
+    if attribute.type == kinds.TENSOR:
+        return _tensor(attribute.t)
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    return list(value) if attribute.type in (kinds.INTS, kinds.FLOATS) else value

@@ -1,0 +1,105 @@
+"""`python:module.function`: one's own code, found in the current folder or among the installed packages."""
+
+import contextlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robench import registry, specs
+from robench.defenses._base import Defense
+from robench.defenses.loaders._base import Channels, Found, Source, fill, normalisation, one_line, wrap
+from robench.errors import ResourceError, RobenchError, UsageError, unknown_name
+
+
+@registry.loaders.register("python")
+def load(
+    source: Source,
+    image_size: int | None = None,
+    mean: Channels = None,
+    std: Channels = None,
+    **arguments: Any,
+) -> Found:
+    """What a function gives: a Defense, or a module from images to logits, with its weights.
+
+    The function is called with the arguments of the spec: `python:mine.build(width=3)`. With --checkpoint its
+    weights are replaced.
+
+    Args:
+        image_size, mean, std: of a bare module. A function that takes arguments of these names gets them, and
+            then normalises by itself.
+
+    Raises:
+        UsageError: when there is no such function, it refuses its arguments, or gives something else.
+        ResourceError: when its module cannot be imported.
+    """
+    ours = {"image_size": image_size, "mean": mean, "std": std}
+    given = {key: value for key, value in ours.items() if value is not None}
+    with _current_folder():
+        function = _find(source)
+        taken = specs.defaults(function)
+        shared = {key: value for key, value in given.items() if key in taken}
+        made = _call(specs.Spec(str(source), arguments | shared), function)
+    if isinstance(made, Defense):
+        unused = sorted(set(given) - set(shared))
+        if unused:
+            raise UsageError(f"{source} gives a whole Defense: leave {', '.join(unused)} to it")
+        defense = made
+    elif isinstance(made, nn.Module):
+        given = {key: value for key, value in given.items() if key == "image_size" or key not in shared}
+        size = given.get("image_size", taken.get("image_size"))
+        size = None if size is inspect.Parameter.empty else size
+        normalised = normalisation(given.get("mean"), given.get("std"), (None, None))
+        defense = wrap(source, made, size, normalised)
+    else:
+        raise UsageError(f"{source} gives a {type(made).__name__}: expected a Defense or an nn.Module")
+    return fill(defense, source.checkpoint) if source.checkpoint else Found(defense)
+
+
+def _find(source: Source) -> Callable[..., Any]:
+    module_name, _, function_name = source.target.rpartition(".")
+    if not all(part.isidentifier() for part in source.target.split(".")) or not module_name:
+        raise UsageError(f'malformed "{source}": expected python:module.function')
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A package that their module lacks is another matter than their module itself.
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            mend = "run robench in the folder where it lies, or install it"
+            raise ResourceError(f"{source}: there is no module {error.name}: {mend}") from error
+        raise ResourceError(f"{source} needs {error.name}, which is not installed") from error
+    # Their module may raise anything.
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise ResourceError(f"{source}: {module_name} cannot be imported ({what})") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [name for name, each in vars(module).items() if callable(each) and not name.startswith("_")]
+        raise unknown_name(f"function of {module_name}", function_name, names)
+    return function
+
+
+def _call(spec: specs.Spec, function: Callable[..., Any]) -> Any:
+    try:
+        return specs.build(spec, function)
+    except RobenchError:
+        raise
+    # Their function may raise anything.
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise UsageError(f"{spec} cannot be built: it raises {what}") from error
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    """As `python -m` does, look for modules in the current folder first."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

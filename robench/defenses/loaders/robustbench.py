@@ -1,0 +1,171 @@
+"""`robustbench:NAME[@dataset/threat]`: the model zoo of RobustBench.
+
+Croce et al., "RobustBench: a standardized adversarial robustness benchmark", arXiv 2010.09670.
+
+robustbench 1.1.1 cannot be imported as it installs. All that mends it is here, in `import_robustbench`.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import pickle
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from robench import registry
+from robench.defenses.loaders._base import Found, Source, attempt, needed, one_line, wrap
+from robench.errors import ResourceError, UsageError, unknown_name
+
+# robustbench pins an old timm, so no resolver can install it beside robench: its own line goes without.
+INSTALL = 'pip install "robench[robustbench]" && pip install --no-deps robustbench==1.1.1'
+# RobustBench's own defaults.
+_DATASET, _THREAT = "cifar10", "Linf"
+_SIZES = {"cifar10": 32, "cifar100": 32, "imagenet": 224}
+
+
+@registry.loaders.register("robustbench")
+def load(source: Source) -> Found:
+    """A model of RobustBench's zoo; without `@dataset/threat` it is `@cifar10/Linf`.
+
+    The models take images in [0, 1] and normalise by themselves. Their weights are downloaded by robustbench
+    into ~/.cache/robench/robustbench (or ROBENCH_CACHE); --checkpoint takes a file that it published.
+
+    Raises:
+        UsageError: for a name the zoo does not have.
+        ResourceError: when robustbench is not installed, or the weights are missing, or not whole.
+    """
+    name, dataset, threat = _split(source)
+    package = import_robustbench(source)
+    enums = needed("robustbench.model_zoo.enums", source, INSTALL)
+    zoo = importlib.import_module("robustbench.model_zoo").model_dicts
+    datasets = [each.value for each in enums.BenchmarkDataset]
+    if dataset not in datasets:
+        raise unknown_name("data set of RobustBench", dataset, datasets)
+    threats = [each.value for each in zoo[enums.BenchmarkDataset(dataset)]]
+    if threat not in threats:
+        raise unknown_name(f"threat of RobustBench on {dataset}", threat, threats)
+    models = zoo[enums.BenchmarkDataset(dataset)][enums.ThreatModel(threat)]
+    if name not in models:
+        raise unknown_name(f"model of RobustBench on {dataset}/{threat}", name, models)
+    file = None
+    if source.bare:
+        network = attempt(source, models[name]["model"])
+    else:
+        network, file = _with_weights(source, package, name, dataset, threat, models[name].get("gdrive_id"))
+    return Found(wrap(source, network, _SIZES[dataset]), file)
+
+
+def _split(source: Source) -> tuple[str, str, str]:
+    name, _, place = source.target.partition("@")
+    dataset, _, threat = (place or f"{_DATASET}/{_THREAT}").partition("/")
+    if not (name and dataset and threat):
+        raise UsageError(
+            f'malformed "{source}": expected robustbench:NAME or robustbench:NAME@dataset/threat'
+        )
+    return name, dataset, threat
+
+
+def _with_weights(
+    source: Source, package: Any, name: str, dataset: str, threat: str, parts: Any
+) -> tuple[nn.Module, Path | None]:
+    if source.checkpoint and not isinstance(parts, str):
+        raise UsageError(f"the weights of {source} are not one file of RobustBench's: leave --checkpoint out")
+    with contextlib.ExitStack() as stack:
+        folder = Path(os.environ.get("ROBENCH_CACHE") or Path.home() / ".cache" / "robench") / "robustbench"
+        if source.checkpoint:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            place = folder / dataset / threat / f"{name}.pt"
+            place.parent.mkdir(parents=True)
+            place.symlink_to(source.checkpoint.resolve())
+        # It prints to stdout, which `--json` keeps for itself.
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(torch.serialization.safe_globals([argparse.Namespace]))
+        stack.enter_context(_whole(source))
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+
+        def get() -> nn.Module:
+            try:
+                return package.load_model(name, model_dir=folder, dataset=dataset, threat_model=threat)
+            except pickle.UnpicklingError as error:
+                raise ResourceError(
+                    f"the checkpoint of {source} is damaged, or holds more than tensors and is not unpickled: "
+                    "write its tensors alone, by torch.save, and give that with --checkpoint"
+                ) from error
+            # load_model has no errors of its own.
+            except Exception as error:
+                if not source.checkpoint or isinstance(error, ResourceError):
+                    raise
+                raise ResourceError(
+                    f"checkpoint {source.checkpoint} does not fit {source} ({one_line(error)}): is it another "
+                    "network's?"
+                ) from error
+
+        network = attempt(source, get)
+    file = source.checkpoint or folder / dataset / threat / f"{name}.pt"
+    return network, file if file.is_file() else None
+
+
+@contextlib.contextmanager
+def _whole(source: Source) -> Iterator[None]:
+    """Refuse a checkpoint that leaves parameters as they were drawn: robustbench loads some leniently."""
+    load_state_dict = nn.Module.load_state_dict
+
+    def strict(self: nn.Module, *arguments: Any, **options: Any) -> Any:
+        found = load_state_dict(self, *arguments, **options)
+        lost = sorted(set(found.missing_keys) & {name for name, _ in self.named_parameters()})
+        if lost:
+            raise ResourceError(f"the checkpoint of {source} lacks {lost[0]}: is it another network's?")
+        return found
+
+    nn.Module.load_state_dict = strict
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = load_state_dict
+
+
+def import_robustbench(source: Source) -> ModuleType:
+    """The package, imported although two modules that it asks for are not there.
+
+    `autoattack` is on PyPI as `pyautoattack` only; `pkg_resources` left setuptools in release 82. For the
+    import they are stood in for, and then taken away again, so that nobody else finds them.
+
+    Raises:
+        ResourceError: when it is not installed.
+    """
+    if "robustbench" in sys.modules:
+        return sys.modules["robustbench"]
+    reference = needed("pyautoattack", source, INSTALL)
+    stand_ins = {
+        "autoattack": reference,
+        "autoattack.state": needed("pyautoattack.state", source, INSTALL),
+        "pkg_resources": _pkg_resources(),
+    }
+    missing = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(missing)
+    try:
+        return needed("robustbench", source, INSTALL)
+    finally:
+        for name in missing:
+            sys.modules.pop(name, None)
+
+
+def _pkg_resources() -> ModuleType:
+    module = ModuleType("pkg_resources")
+
+    def resource_filename(package: str, resource: str) -> str:
+        file = sys.modules[package].__file__
+        assert file is not None
+        return str(Path(file).parent / resource)
+
+    vars(module)["resource_filename"] = resource_filename
+    return module

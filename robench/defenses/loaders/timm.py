@@ -1,0 +1,121 @@
+"""`timm:NAME` and `hf-hub:OWNER/NAME`: timm's models, with the weights timm knows or those of --checkpoint.
+
+Wightman, "PyTorch Image Models", doi 10.5281/zenodo.4414861.
+"""
+
+from typing import Any
+
+import timm
+from torch import nn
+
+from robench import registry
+from robench.defenses.loaders._base import (
+    Channels,
+    Found,
+    Source,
+    attempt,
+    fill,
+    normalisation,
+    one_line,
+    quiet,
+    wrap,
+)
+from robench.errors import ResourceError, UsageError, unknown_name
+
+
+@registry.loaders.register("timm")
+def load(
+    source: Source,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: Channels = None,
+    std: Channels = None,
+) -> Found:
+    """A model of timm, by the name timm gives it, its tag included: `timm:resnet50.a1_in1k`.
+
+    Args:
+        num_classes, image_size, mean, std: None for what timm says of the weights of that name. Another
+            number of classes needs a checkpoint, since published weights have no head for it.
+
+    Raises:
+        UsageError: for a name timm does not know, one without a classifier, or one without weights.
+        ResourceError: when the weights cannot be downloaded.
+    """
+    if not timm.is_model(source.target):
+        known = timm.list_models()
+        raise unknown_name("timm model", source.target, known, f"timm.list_models() shows all {len(known)}")
+    return _load(source, source.target, num_classes, image_size, mean, std)
+
+
+@registry.loaders.register("hf-hub")
+def load_hub(
+    source: Source,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: Channels = None,
+    std: Channels = None,
+) -> Found:
+    """A timm model on the Hugging Face hub, `hf-hub:OWNER/NAME[@REVISION]`, from safetensors where it has them.
+
+    Its network is described on the hub: without the hub, or a copy in its cache, there is nothing to load, with
+    --checkpoint or without.
+
+    Args:
+        num_classes, image_size, mean, std: as for `timm`.
+    """
+    owner, _, name = source.target.partition("/")
+    if not owner or not name or "/" in name:
+        raise UsageError(f'malformed "{source}": expected hf-hub:OWNER/NAME')
+    return _load(source, f"hf-hub:{source.target}", num_classes, image_size, mean, std)
+
+
+def _load(
+    source: Source, name: str, classes: int | None, size: int | None, mean: Channels, std: Channels
+) -> Found:
+    with_weights = not source.checkpoint and not source.bare
+    network = _create(source, name, classes, size)
+    said: dict[str, Any] = network.pretrained_cfg
+    normalised = normalisation(mean, std, (said["mean"], said["std"]))
+    if with_weights:
+        network = _pretrained(source, name, said, classes, size)
+    found = getattr(network, "num_classes", 0)
+    if not found:
+        raise UsageError(f"{source} has no classifier: add num_classes=... and give a file with --checkpoint")
+    channels, *sides = said["input_size"]
+    if channels != 3 or len(set(sides)) != 1:
+        raise UsageError(f"{source} takes images of shape {tuple(said['input_size'])}: expected (3, S, S)")
+    defense = wrap(source, network, size or sides[0], normalised, found)
+    return fill(defense, source.checkpoint) if source.checkpoint else Found(defense)
+
+
+def _create(source: Source, name: str, classes: int | None, size: int | None) -> Any:
+    """The network with random weights."""
+    chosen: dict[str, Any] = {"num_classes": classes} if classes is not None else {}
+    try:
+        with quiet():
+            network: Any = timm.create_model(name, pretrained=False, **chosen)
+        if size is not None and network.pretrained_cfg.get("fixed_input_size"):
+            network = timm.create_model(name, pretrained=False, img_size=size, **chosen)
+    # timm lets through whatever a network's own constructor, or the hub, raises.
+    except Exception as error:
+        if name.startswith("hf-hub:"):
+            raise ResourceError(
+                f"{source} cannot be reached ({one_line(error)}): check the name and the network, or name "
+                "its architecture, timm:NAME, and give its weights with --checkpoint"
+            ) from error
+        raise UsageError(f"{source} cannot be built: {one_line(error)}") from error
+    return network
+
+
+def _pretrained(
+    source: Source, name: str, said: dict[str, Any], classes: int | None, size: int | None
+) -> nn.Module:
+    if not any(said.get(key) for key in ("hf_hub_id", "url", "file")):
+        raise UsageError(f"{source} comes without trained weights: give a file with --checkpoint")
+    if classes not in (None, said["num_classes"]):
+        raise UsageError(
+            f"the published weights of {source} tell {said['num_classes']} classes apart: for {classes} give a "
+            "file with --checkpoint"
+        )
+    resized: dict[str, Any] = {"img_size": size} if size is not None and said.get("fixed_input_size") else {}
+    return attempt(source, lambda: timm.create_model(name, pretrained=True, **resized))

@@ -1,0 +1,70 @@
+"""`torchvision:NAME`: torchvision's classifiers, with its published weights or those of --checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from robench import registry
+from robench.defenses.loaders._base import Channels, Found, Source, attempt, fill, normalisation, wrap
+from robench.errors import UsageError, unknown_name
+
+# What torchvision itself sets where these two have their published weights.
+_INCEPTION = {"transform_input": True, "aux_logits": True, "init_weights": False}
+_WITH_WEIGHTS = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
+
+
+@registry.loaders.register("torchvision")
+def load(
+    source: Source,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: Channels = None,
+    std: Channels = None,
+) -> Found:
+    """A classifier of torchvision, with its default weights, or another set: `torchvision:resnet50`.
+
+    Args:
+        num_classes, image_size, mean, std: None for what the default weights' transforms say. Another number
+            of classes needs a checkpoint, since published weights have no head for it.
+
+    Raises:
+        UsageError: for a name torchvision does not know.
+        ResourceError: when the weights cannot be downloaded.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if source.target not in known:
+        listing = f"torchvision.models.list_models() shows all {len(known)}"
+        raise unknown_name("torchvision classifier", source.target, known, listing)
+    # Each set of weights is a class of its own, which the stubs know nothing of.
+    sets: Any = torchvision.models.get_model_weights(source.target)
+    weights = sets.DEFAULT
+    told = len(weights.meta["categories"])
+    transforms = weights.transforms()
+    normalised = normalisation(mean, std, (transforms.mean, transforms.std))
+    file = None
+    if source.checkpoint or source.bare:
+        options = _WITH_WEIGHTS.get(source.target, {})
+        network = torchvision.models.get_model(
+            source.target, weights=None, num_classes=num_classes or told, **options
+        )
+    elif num_classes not in (None, told):
+        raise UsageError(
+            f"the published weights of {source} tell {told} classes apart: for {num_classes} give a file with "
+            "--checkpoint"
+        )
+    else:
+        network, file = attempt(source, lambda: _published(source.target, weights))
+    size = image_size or transforms.crop_size[0]
+    defense = wrap(source, network, size, normalised, num_classes or told)
+    return fill(defense, source.checkpoint) if source.checkpoint else Found(defense, file)
+
+
+def _published(name: str, weights: Any) -> tuple[nn.Module, Path]:
+    # torchvision unpickles freely. So the file is read here first, tensors alone allowed; torchvision then
+    # finds it in the cache.
+    torch.hub.load_state_dict_from_url(weights.url, progress=False, check_hash=True, weights_only=True)
+    network = torchvision.models.get_model(name, weights=weights, progress=False)
+    return network, Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
