@@ -59,7 +59,11 @@ def examine(results_dir: Path | str, data_dir: Path | str | None = None) -> list
         *_devices(),
         _digits(),
         _cifar10(Path(data_dir).expanduser() if data_dir else cifar10.default_root()),
-        *(_checkpoint(card) for card in cards().values() if card.checkpoint or not card.origin),
+        *(
+            _checkpoint(card)
+            for card in cards().values()
+            if card.checkpoint or not (card.origin or card.recipe)
+        ),
         *_disk(Path(results_dir)),
     ]
 
@@ -139,11 +143,7 @@ def _cifar10(root: Path) -> Finding:
 
 def _checkpoint(card: Card) -> Finding:
     name, where = f"card {card.name}", card.checkpoint
-    if not where and card.recipe:
-        return Finding(name, OK, f"no weights: robench train {card.name} makes them")
     if not where:
-        if card.recipe:
-            return Finding(name, OK, f"comes without weights: robench train {card.name} makes them")
         return Finding(name, OK, "brings its own weights, or needs none")
     if "://" in where:
         return Finding(name, OK, f"fetched from {where} on first use")

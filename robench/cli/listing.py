@@ -100,19 +100,23 @@ TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "pr
 
 
 WRAPPED = ("description", "claimed clean / robust, %")
+RECIPES = "recipes without weights: robench train NAME makes them"
 BROUGHT = "released defenses: get the file where robench show NAME says, run it with --checkpoint"
 
 
 def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:
-    """`found` with the cards without weights in a table of their own."""
+    """`found` with the cards without weights in tables of their own."""
+    cards = content.cards()
+    brought = {name for name, card in cards.items() if card.origin and not card.checkpoint}
+    trained = {name for name, card in cards.items() if card.recipe and not card.checkpoint} - brought
     shown = {}
-    brought = _brought()
-    names = {row["name"] for row in brought}
     for name, rows in found.items():
         shown[name] = rows
         if name == "defenses":
-            shown[name] = [row for row in rows if row["name"] not in names]
-            shown[BROUGHT] = brought
+            shown[name] = [row for row in rows if row["name"] not in brought | trained]
+            short = ("name", "dataset", "threat", "description")
+            shown[RECIPES] = [{key: row[key] for key in short} for row in rows if row["name"] in trained]
+            shown[BROUGHT] = _brought()
     return shown
 
 

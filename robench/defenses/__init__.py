@@ -157,7 +157,7 @@ def load(
             f"{card.name} comes without its weights: get them from {card.origin} and give the file with --checkpoint"
         )
     elif card:
-        made = f", such as robench train {name} makes" if card.recipe else ""
+        made = f" (robench train {name} makes one)" if card.recipe else ""
         raise ResourceError(f"{name} comes without trained weights: give a file{made} with --checkpoint")
     elif registry.defenses.holder(spec.name).startswith("robench."):
         raise UsageError(f"{name} comes without trained weights: give a file with --checkpoint")
