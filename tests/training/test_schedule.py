@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 
+from robench.defenses.convnext import convnext
+from robench.defenses.swin import swin
 from robench.defenses.vit import vit
-from robench.training.schedule import cosine, parameter_groups, set_lr
+from robench.training.schedule import cosine, layers_of, parameter_groups, set_lr
 
 
 def test_cosine():
@@ -44,3 +46,17 @@ def test_frozen_parameters_are_left_out():
     groups = parameter_groups(network, 0.05)
     assert all(p is not network.pos_embed for g in groups for p in g["params"])
     assert {g["lr_scale"] for g in groups} == {1.0}
+
+
+def test_blocks_count_on_from_stage_to_stage():
+    of_swin = swin(
+        image_size=16, patch_size=2, width=8, depths=(2, 1), heads=(1, 2), window=4, num_classes=10
+    )
+    of_convnext = convnext(image_size=8, patch_size=1, width=8, depths=(1, 1, 1, 1), num_classes=10)
+    first = {"patch_embed.norm.weight": 0, "layers.0.blocks.1.norm1.weight": 2, "norm.weight": 4}
+    second = {"layers.1.downsample.norm.weight": 3, "layers.1.blocks.0.norm1.weight": 3}
+    swin_layers = layers_of([name for name, _ in of_swin.classifier.named_parameters()])
+    assert {**first, **second}.items() <= swin_layers.items()
+    layers = layers_of([name for name, _ in of_convnext.classifier.named_parameters()])
+    some = ("stem.0.weight", "stages.0.blocks.0.gamma", "stages.3.downsample.1.weight", "head.fc.weight")
+    assert [layers[name] for name in some] == [0, 1, 4, 5]
