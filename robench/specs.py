@@ -8,6 +8,7 @@ follows a colon may be a path or an address, anything but round brackets: `onnx:
 import ast
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class Spec:
 
 def _literal(value: Any) -> str:
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+        # JSON's escapes are Python's, and leave no control character in the text.
+        return json.dumps(value, ensure_ascii=False)
     return repr(value)
 
 

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from robench.attacks.apgd import APGD
@@ -20,6 +20,7 @@ values = st.recursive(
 
 
 @given(names, st.dictionaries(keys, values, max_size=4))
+@example("A", {"a": "\x00\r\n\t\x1b\x7f"})
 def test_a_spec_is_read_back_from_its_text(name, arguments):
     import keyword
 
