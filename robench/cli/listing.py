@@ -101,11 +101,12 @@ TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "pr
 
 WRAPPED = ("description", "claimed clean / robust, %")
 RECIPES = "recipes without weights: robench train NAME makes them"
+SCHEMES = "anybody's, by scheme: robench run --defense timm:resnet50"
 BROUGHT = "released defenses: get the file where robench show NAME says, run it with --checkpoint"
 
 
 def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:
-    """`found` with the cards without weights in tables of their own."""
+    """`found` with the cards without weights, and the loaders, in tables of their own."""
     cards = content.cards()
     brought = {name for name, card in cards.items() if card.origin and not card.checkpoint}
     trained = {name for name, card in cards.items() if card.recipe and not card.checkpoint} - brought
@@ -117,6 +118,10 @@ def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, s
             short = ("name", "dataset", "threat", "description")
             shown[RECIPES] = [{key: row[key] for key in short} for row in rows if row["name"] in trained]
             shown[BROUGHT] = _brought()
+            shown[SCHEMES] = [
+                {"name": f"{scheme}:", "description": _first_line(registry.loaders.get(scheme).__doc__)}
+                for scheme in registry.loaders
+            ]
     return shown
 
 
