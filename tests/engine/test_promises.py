@@ -70,6 +70,15 @@ def test_an_image_alone_gets_what_it_gets_in_company(whole):
         assert_same(whole, play(torch.tensor([i])), rows=slice(i, i + 1))
 
 
+@pytest.mark.parametrize("threat", ["Linf:0.006", "L2:0.1", "L1:1"])
+def test_so_it_does_for_attacks_that_work_on_some_lanes_alone(threat):
+    specs = "fab(steps=8, targets=3)+square(queries=80)"
+    whole = play(specs=specs, threat=threat)
+    assert whole.passes["backward"] > 0
+    for i in (2, 11, 23):
+        assert_same(whole, play(torch.tensor([i]), specs=specs, threat=threat), rows=slice(i, i + 1))
+
+
 def test_the_order_of_work_does_not_matter(whole):
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
     shuffled = play(order)
