@@ -107,9 +107,10 @@ BROUGHT = "released defenses: get the file where robench show NAME says, run it 
 
 def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:
     """`found` with the cards without weights, and the loaders, in tables of their own."""
-    cards = content.cards()
-    brought = {name for name, card in cards.items() if card.origin and not card.checkpoint}
-    trained = {name for name, card in cards.items() if card.recipe and not card.checkpoint} - brought
+    released = _brought()
+    brought = {row["name"] for row in released}
+    trained = {card.name for card in content.cards().values() if card.recipe and not card.checkpoint}
+    trained -= brought
     shown = {}
     for name, rows in found.items():
         shown[name] = rows
@@ -117,7 +118,7 @@ def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, s
             shown[name] = [row for row in rows if row["name"] not in brought | trained]
             short = ("name", "dataset", "threat", "description")
             shown[RECIPES] = [{key: row[key] for key in short} for row in rows if row["name"] in trained]
-            shown[BROUGHT] = _brought()
+            shown[BROUGHT] = released
             shown[SCHEMES] = [
                 {"name": f"{scheme}:", "description": _first_line(registry.loaders.get(scheme).__doc__)}
                 for scheme in registry.loaders
