@@ -32,8 +32,9 @@ class Card:
 
     Attributes:
         name: what the command line calls it.
-        builder: spec of a builder registered under `robench.defenses`.
+        builder: spec of a builder registered under `robench.defenses` or `robench.purifiers`.
         dataset: the data set it was trained for.
+        classifier: where the builder is a purifier's, the defense whose classifier stands behind it.
         family: the name that picks this card by data set ("mimir"); empty for none.
         checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none.
         sha256: of the checkpoint file; empty: unknown.
@@ -51,6 +52,7 @@ class Card:
     builder: str
     dataset: str
     family: str = ""
+    classifier: str = ""
     checkpoint: str = ""
     sha256: str = ""
     origin: str = ""

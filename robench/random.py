@@ -7,6 +7,9 @@ no number. Integers and uniforms are exact on every device; normals are rounded 
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -78,3 +81,53 @@ class Stream:
         words = self.bits(sample, rank, step, 2 * count).double()
         radius = (-2 * ((words[:, :count] + 0.5) * 2.0**-32).log()).sqrt()
         return (radius * (2 * math.pi * 2.0**-32 * words[:, count:]).cos()).float().view(-1, *shape)
+
+
+class _Noise:
+    """Where a randomised model's numbers come from, during one call of it."""
+
+    def __init__(self, stream: Stream, sample: Tensor, rank: Tensor, step: Tensor):
+        self.stream, self.sample, self.rank, self.step = stream, sample, rank, step
+        self.uses = 0
+
+    def stream_of_next_use(self) -> Stream:
+        self.uses += 1
+        return Stream.of(*self.stream.key, self.uses)
+
+
+_noise: ContextVar[_Noise | None] = ContextVar("noise", default=None)
+
+
+@contextmanager
+def noise(stream: Stream, sample: Tensor, rank: Tensor, step: Tensor) -> Iterator[None]:
+    """Inside the block `normal_like` and `uniform_like` give each row numbers of its own.
+
+    They depend on the row's sample, rank and step, and on how many such calls came before in the block.
+
+    Args:
+        sample, rank, step: (N,) int64, of the rows of the batch that a model is called on.
+    """
+    token = _noise.set(_Noise(stream, sample, rank, step))
+    try:
+        yield
+    finally:
+        _noise.reset(token)
+
+
+def normal_like(x: Tensor) -> Tensor:
+    """Standard normal numbers of the shape and type of `x` (N, ...): decided row by row inside `noise`,
+    by torch's generator elsewhere."""
+    return _like(x, Stream.normal, torch.randn_like)
+
+
+def uniform_like(x: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1), as `normal_like`."""
+    return _like(x, Stream.uniform, torch.rand_like)
+
+
+def _like(x: Tensor, draw, elsewhere) -> Tensor:
+    source = _noise.get()
+    if source is None or len(x) != len(source.sample):
+        return elsewhere(x)
+    numbers = draw(source.stream_of_next_use(), source.sample, source.rank, source.step, x.shape[1:])
+    return numbers.to(x.device, x.dtype)

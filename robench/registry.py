@@ -1,4 +1,4 @@
-"""Names -> builders, for defenses, their loaders, attacks and data sets; outsiders add theirs by entry points.
+"""Names -> builders, for defenses, purifiers, loaders, attacks and data sets; outsiders add theirs by entry points.
 
 A package that declares, say,
 
@@ -22,7 +22,7 @@ class Registry:
     """One namespace of builders.
 
     Args:
-        kind: the noun, singular ("defense", "loader", "attack", "dataset"); the entry-point group is
+        kind: the noun, singular ("defense", "purifier", "loader", "attack", "dataset"); the entry-point group is
             `robench.<kind>s`.
     """
 
@@ -107,6 +107,7 @@ def _origin(entry: EntryPoint) -> str:
 
 
 defenses = Registry("defense")
+purifiers = Registry("purifier")
 loaders = Registry("loader")
 attacks = Registry("attack")
 datasets = Registry("dataset")

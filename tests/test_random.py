@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robench.random import Stream, philox
+from robench.random import Stream, noise, normal_like, philox
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,21 @@ def test_uniform_and_normal_numbers_have_their_moments():
     assert abs(float(normal.mean())) < 5 * (1 / n) ** 0.5
     assert abs(float(normal.var()) - 1) < 5 * (2 / n) ** 0.5
     assert abs(float((normal**4).mean()) - 3) < 5 * (96 / n) ** 0.5
+
+
+def test_inside_the_block_each_row_has_noise_of_its_own():
+    stream = Stream.of(0, "judge")
+    x = torch.zeros(6, 3, 4, 4)
+
+    def drawn(rows):
+        index = torch.tensor(rows)
+        with noise(stream, index, torch.zeros_like(index), torch.full_like(index, 2)):
+            return normal_like(x[: len(rows)]), normal_like(x[: len(rows)])
+
+    first, second = drawn([0, 1, 2, 3, 4, 5])
+    assert not torch.equal(first, second) and first.flatten(1).unique(dim=0).shape[0] == 6
+    again, _ = drawn([4, 1])
+    assert torch.equal(again, first[[4, 1]])
+    with noise(stream, torch.arange(6), torch.zeros(6).long(), torch.full((6,), 3)):
+        assert not torch.equal(normal_like(x), first)
+    assert not torch.equal(normal_like(x), first)

@@ -1,7 +1,11 @@
-"""Defenses: by card, by family and data set, by a card's path, by a loader's scheme, or by a builder."""
+"""Defenses: by card, by family and data set, by a card's path, by a loader's scheme, or by a builder.
+
+A card's settings can be changed, `de3-digits(sigma=70)`, and a purifier put in front of any defense,
+`maep-digits+standard-digits`.
+"""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,12 +23,21 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     swin,
     vit,
 )
-from robench.defenses._base import Defense
+from robench.defenses._base import Defense, Purifier, behind
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
 from robench.defenses._choice import Choice, choose
 from robench.errors import ResourceError, UsageError, unknown_name
 
-__all__ = ["Defense", "Loaded", "find_card", "find_cards", "load", "load_defense"]
+__all__ = [
+    "Defense",
+    "Loaded",
+    "Purifier",
+    "build_purifier",
+    "find_card",
+    "find_cards",
+    "load",
+    "load_defense",
+]
 
 DEFAULT_DATASET = "digits"
 
@@ -37,9 +50,10 @@ class Loaded:
         name: the card's name, or the spec as it was given.
         defense: in evaluation mode, its parameters frozen, on its device.
         card: None for a builder without one, and for a checkpoint whose network is no card's.
-        card_digest: sha256 of the card's file; of the canonical spec where there is no card.
+        card_digest: sha256 of the card's file, with what was changed; of the canonical spec without a card.
         checkpoint: the file that was read; None where the builder brings its own weights.
         checkpoint_sha256: of that file; of the loaded state where there is none, see `loaders.state_digest`.
+            For a purifier in front of a classifier: sha256 of both digests.
         family: the card's, or that of the cards the checkpoint was given for.
         notes: what a user should know of it, a line each.
     """
@@ -61,7 +75,9 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
 
     Args:
         name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
-            `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`.
+            `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`. A card or family with
+            arguments has them in place of its builder's; PURIFIER+DEFENSE stands before that defense's
+            classifier.
         dataset: picks among a family's cards; None for "digits".
 
     Raises:
@@ -82,6 +98,9 @@ def find_cards(name: str, dataset: str | None = None) -> list[Card]:
 
     Args, raises: as in `find_card`.
     """
+    pieces = [name] if loaders.scheme_of(name) else specs.split(name, "+")
+    if len(pieces) > 1:
+        return _purified_cards(pieces[0], "+".join(pieces[1:]), dataset)
     if name.endswith(".toml"):
         return [content.read(Card, Path(name))]
     cards = content.cards()
@@ -95,12 +114,32 @@ def find_cards(name: str, dataset: str | None = None) -> list[Card]:
         offers = ", ".join(f"{card.name} ({card.dataset})" for card in family)
         raise UsageError(f"the family {name} has no card for {dataset}: name one of {offers}")
     spec = specs.parse(name)
-    if spec.name in registry.defenses or loaders.scheme_of(spec.name):
+    if spec.arguments and (spec.name in cards or spec.name in {card.family for card in cards.values()}):
+        return [_changed(card, spec) for card in find_cards(spec.name, dataset)]
+    if spec.name in registry.defenses or spec.name in registry.purifiers or loaders.scheme_of(spec.name):
         return []
     if ":" in spec.name:
         raise unknown_name("scheme of a defense", spec.name.partition(":")[0], registry.loaders)
     families = {card.family for card in cards.values() if card.family}
     raise unknown_name("defense", name, {*cards, *families, *registry.defenses})
+
+
+def _changed(card: Card, spec: specs.Spec) -> Card:
+    """The card with some of its builder's arguments replaced, under a name that says so."""
+    built = specs.parse(card.builder)
+    builder = specs.Spec(built.name, {**built.arguments, **spec.arguments})
+    return replace(card, name=str(specs.Spec(card.name, spec.arguments)), builder=str(builder))
+
+
+def _purified_cards(purifier: str, defense: str, dataset: str | None) -> list[Card]:
+    """The cards of `purifier`, each in front of `defense`."""
+    cards = find_cards(purifier, dataset)
+    for builder in [card.builder for card in cards] or [purifier]:
+        if specs.parse(builder).name not in registry.purifiers:
+            raise UsageError(f"{purifier} is no purifier: only one can stand before {defense}")
+    if not cards:
+        cards = [Card(purifier, purifier, dataset or DEFAULT_DATASET)]
+    return [replace(card, name=f"{card.name}+{defense}", classifier=defense) for card in cards]
 
 
 def load(
@@ -128,6 +167,8 @@ def load(
     spec = specs.parse(cards[0].builder if cards else name)
     if loaders.scheme_of(spec.name):
         return _load_by_scheme(name, spec, find_card(name, dataset), checkpoint, device)
+    if spec.name in registry.purifiers:
+        return _load_purified(name, spec, find_card(name, dataset), dataset, checkpoint, device)
     path, state, digest = None, {}, ""
     if checkpoint:
         path = fetch(str(checkpoint), Path())
@@ -164,8 +205,8 @@ def load(
     else:
         digest = loaders.state_digest(defense)
     defense = defense.eval().requires_grad_(False).to(device)
-    digest_of_card = _digest(card.path.read_bytes() if card else str(specs.canonical(spec, builder)).encode())
-    return Loaded(choice.name, defense, card, digest_of_card, path, digest, choice.family, choice.notes)
+    own = card_digest(card) if card else _digest(str(specs.canonical(spec, builder)).encode())
+    return Loaded(choice.name, defense, card, own, path, digest, choice.family, choice.notes)
 
 
 def load_defense(
@@ -193,9 +234,70 @@ def _load_by_scheme(
         what = f"checkpoint {found.file}" if found.file else f"the state of {spec.name}"
         _check_digest(card, what, digest)
     defense = found.defense.eval().requires_grad_(False).to(device)
-    own = _digest(card.path.read_bytes() if card else canonical.encode())
+    own = card_digest(card) if card else _digest(canonical.encode())
     family = card.family if card else ""
     return Loaded(card.name if card else name, defense, card, own, found.file, digest, family)
+
+
+def _load_purified(
+    name: str,
+    spec: specs.Spec,
+    card: Card | None,
+    dataset: str | None,
+    checkpoint: str | Path | None,
+    device: str | torch.device,
+) -> Loaded:
+    """A purifier with its weights, in front of the classifier of another defense."""
+    if card is None or not card.classifier:
+        raise UsageError(
+            f"{name} is a purifier: name the defense behind it, such as {name}+timm:resnet50, or "
+            f"{name}+standard-digits"
+        )
+    purifier = build_purifier(spec)
+    inner = load(card.classifier, dataset, device=device)
+    path = None
+    if checkpoint or card.checkpoint:
+        path = fetch(str(checkpoint or card.checkpoint), Path() if checkpoint else card.path.parent)
+        digest = sha256_of(path)
+        if not checkpoint:
+            _check_digest(card, f"checkpoint {path}", digest)
+        load_into(purifier, read_state(path), path)
+    elif any(True for _ in purifier.parameters()):
+        made = f" (robench train {card.name} makes one)" if card.recipe else ""
+        where = f": get them from {card.origin} and" if card.origin else f":{made}"
+        raise ResourceError(f"{card.name} comes without its weights{where} give the file with --checkpoint")
+    else:
+        digest = loaders.state_digest(purifier)
+    try:
+        purifier.check(inner.defense.image_size)
+    except ValueError as error:
+        raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
+    defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
+    own = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
+    both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
+    return Loaded(card.name, defense, card, own, path, both, card.family, inner.notes)
+
+
+def build_purifier(spec: specs.Spec) -> Purifier:
+    """The purifier of a spec, its weights as they start.
+
+    Raises:
+        UsageError: for an unknown name, a refused argument, or a builder that gives something else.
+    """
+    purifier = specs.build(spec, registry.purifiers.get(spec.name))
+    if not isinstance(purifier, Purifier):
+        found = type(purifier).__name__
+        raise UsageError(f"{spec.name} gives a {found}: expected a robench.defenses.Purifier")
+    return purifier
+
+
+def card_digest(card: Card) -> str:
+    """sha256 of a card's file, and of what was changed in it on the way."""
+    changes = f"{card.builder}\n{card.classifier}".encode()
+    if not card.path.is_file():
+        return _digest(changes)
+    plain = card is content.cards().get(card.name) or card == content.read(Card, card.path)
+    return _digest(card.path.read_bytes() + (b"" if plain else changes))
 
 
 def _check_digest(card: Card, what: str, digest: str) -> None:

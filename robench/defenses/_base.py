@@ -1,4 +1,7 @@
-"""What a defense is: an `nn.Module` from images in [0, 1] to logits, with what the suite must know of it."""
+"""What a defense is: an `nn.Module` from images in [0, 1] to logits, with what the suite must know of it.
+
+A purifier is its first stage, where it has one: images to images, in front of any classifier.
+"""
 
 from typing import Any
 
@@ -9,6 +12,35 @@ from robench.errors import UsageError
 
 # What modules that normalise call their two constants.
 _MEANS, _STDS = ("mean", "mu"), ("std", "sigma")
+
+
+class Purifier(nn.Module):
+    """Base of every purifier: images (N, 3, H, W) in [0, 1] to images of the same shape and range.
+
+    A subclass gives `forward`. Noise comes from `robench.random.normal_like` and `uniform_like`, so that the
+    engine decides it row by row.
+
+    Attributes:
+        stochastic: whether two calls on the same images may differ.
+        differentiable: whether the exact gradient exists.
+        image_size: side of the square images it was built for; None takes every size.
+    """
+
+    stochastic: bool = False
+    differentiable: bool = True
+    image_size: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def check(self, side: int) -> None:
+        """Refuse images of a side that it cannot purify.
+
+        Raises:
+            ValueError: saying what it takes, and how it would take others.
+        """
+        if self.image_size not in (None, side):
+            raise ValueError(f"this purifier takes images of {self.image_size} px, not of {side} px")
 
 
 class Defense(nn.Module):
@@ -85,6 +117,23 @@ class Defense(nn.Module):
         if self.purifier is not None:
             x = self.purifier(x)
         return x if self.mean is None or self.std is None else (x - self.mean) / self.std
+
+
+def behind(purifier: nn.Module | None, defense: Defense) -> Defense:
+    """The same classifier behind another purifier, or none; a purifier it already has is replaced."""
+    mean, std = defense.mean, defense.std
+    parameter = next(defense.parameters(), None)
+    same = Defense(
+        defense.classifier,
+        num_classes=defense.num_classes,
+        image_size=defense.image_size,
+        purifier=purifier,
+        mean=None if mean is None else tuple(mean.flatten().tolist()),
+        std=None if std is None else tuple(std.flatten().tolist()),
+        stochastic=bool(getattr(purifier, "stochastic", purifier is not None and defense.stochastic)),
+        differentiable=bool(getattr(purifier, "differentiable", True)),
+    )
+    return same if parameter is None else same.to(parameter.device)
 
 
 def _channels(values: tuple[float, ...] | None) -> Tensor | None:

@@ -6,20 +6,31 @@ from torch import Tensor
 
 from robench import registry, specs
 from robench.content import Card
-from robench.defenses import loaders
-from robench.defenses._base import Defense
+from robench.defenses import build_purifier, find_card, loaders
+from robench.defenses._base import Defense, behind
 from robench.errors import UsageError
 
 
-def network_of(spec: specs.Spec, folder: Path = Path(), checkpoint: str = "") -> Defense:
+def network_of(
+    spec: specs.Spec, folder: Path = Path(), checkpoint: str = "", classifier: str = ""
+) -> Defense:
     """The network of a spec, with whatever weights it happens to have: not to be attacked.
 
     Args:
         folder, checkpoint: of a card, whose file some loaders need to know the network.
+        classifier: the defense behind it, where the spec is a purifier's.
 
     Raises:
         RobenchError: when it cannot be built here.
     """
+    if spec.name in registry.purifiers:
+        card = find_card(classifier or "standard-digits")
+        inner = (
+            network_of(specs.parse(card.builder), card.path.parent, card.checkpoint, card.classifier)
+            if card
+            else network_of(specs.parse(classifier))
+        )
+        return behind(build_purifier(spec), inner)
     if not loaders.scheme_of(spec.name):
         return specs.build(spec, registry.defenses.get(spec.name))
     path = folder / checkpoint
@@ -29,15 +40,20 @@ def network_of(spec: specs.Spec, folder: Path = Path(), checkpoint: str = "") ->
 
 def of_card(card: Card) -> dict[str, str]:
     """`describe` of a card's network. See `network_of` for what is raised."""
-    return describe(network_of(specs.parse(card.builder), card.path.parent, card.checkpoint))
+    return describe(network_of(specs.parse(card.builder), card.path.parent, card.checkpoint, card.classifier))
 
 
 def of_spec(text: str) -> dict[str, str]:
     """`describe` of a spec's network, with who provides it. See `network_of` for what is raised."""
     spec = specs.parse(text)
-    scheme = loaders.scheme_of(spec.name)
-    holder = registry.loaders.holder(scheme) if scheme else registry.defenses.holder(spec.name)
+    holder = _holder(spec.name)
     return {"from": holder, **describe(network_of(spec))}
+
+
+def _holder(name: str) -> str:
+    if scheme := loaders.scheme_of(name):
+        return registry.loaders.holder(scheme)
+    return registry.purifiers.holder(name) or registry.defenses.holder(name)
 
 
 def describe(defense: Defense) -> dict[str, str]:

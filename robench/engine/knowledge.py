@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robench.defenses._base import Defense
+from robench.defenses._base import Defense, Purifier, behind
 from robench.engine.suite import Attacker
 from robench.errors import UsageError, unknown_name
 
@@ -24,7 +24,7 @@ class _Straight(torch.autograd.Function):
         return grads[0], None
 
 
-class IdentityBackward(nn.Module):
+class IdentityBackward(Purifier):
     """A purifier whose backward pass is the identity.
 
     Obfuscated gradients give a false sense of security (Athalye et al. 2018, arXiv 1802.00420, section 4.1).
@@ -33,6 +33,7 @@ class IdentityBackward(nn.Module):
     def __init__(self, purifier: nn.Module):
         super().__init__()
         self.purifier = purifier
+        self.stochastic = bool(getattr(purifier, "stochastic", False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images to images, both (N, 3, H, W) in [0, 1]."""
@@ -63,20 +64,5 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
     if purifier is None:
         raise UsageError(f"knowledge {level} needs a purifier, and this defense has none: use full")
     if level == "oblivious":
-        return Attacker(_without(defense, None), blind=True)
-    return Attacker(_without(defense, IdentityBackward(purifier)))
-
-
-def _without(defense: Defense, purifier: nn.Module | None) -> Defense:
-    """The same classifier behind another purifier, or none."""
-    mean, std = defense.mean, defense.std
-    same = Defense(
-        defense.classifier,
-        num_classes=defense.num_classes,
-        image_size=defense.image_size,
-        purifier=purifier,
-        mean=None if mean is None else tuple(mean.flatten().tolist()),
-        std=None if std is None else tuple(std.flatten().tolist()),
-        stochastic=defense.stochastic if purifier is not None else False,
-    )
-    return same.to(next(defense.parameters()).device)
+        return Attacker(behind(None, defense), blind=True)
+    return Attacker(behind(IdentityBackward(purifier), defense))

@@ -104,7 +104,6 @@ class Loop:
         self.asked = torch.zeros((self.lanes, 2), dtype=torch.int64)
         self.kept_draws = torch.zeros(self.lanes, dtype=torch.int64)
         self.kept: dict[int, Tensor] = {}
-        self.calls = 0
         self.images = 0
         self.zero_gradients = [0, 0]
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
@@ -196,7 +195,7 @@ class Loop:
             self.playing = active
             self.rows = replace(self.rows, active=active.to(self.battle.device))
         ask = attack.ask(problem, self.rows, self.state)
-        answer = self._ask(ask.x, ask.objective, self.rows)
+        answer = self._ask(ask.x, ask.objective, self.rows, self.asked[:, 0])
         self.state = attack.tell(problem, self.rows, self.state, answer)
         asking = active if ask.waits is None else active & ~ask.waits.cpu()
         passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
@@ -205,10 +204,9 @@ class Loop:
         draws = self._verdict(ask.x, answer.logits, self.rows, asking)
         self._settle(active, draws, ask.x, attack.finished(self.state).cpu())
 
-    def _ask(self, x: Tensor, objective: Any, rows: Rows) -> Answer:
+    def _ask(self, x: Tensor, objective: Any, rows: Rows, asked: Tensor) -> Answer:
         eot = getattr(self.battle.attack, "eot", 1)
-        answer = self.battle.network.answer(x, objective, rows, eot, self.calls)
-        self.calls += 1
+        answer = self.battle.network.answer(x, objective, rows, eot, asked.to(self.battle.device))
         self.images += self.lanes * eot
         return answer
 
@@ -234,7 +232,8 @@ class Loop:
         lane, count = torch.arange(self.lanes), len(homes)
         valid = ~attack.finished(before).cpu() & (lane < count * attack.horizon)
         ask = attack.ask(problem, rows, before)
-        answer = self._ask(ask.x, ask.objective, rows)
+        asked = self.asked[home.cpu(), 0] + offset.cpu() * getattr(attack, "eot", 1)
+        answer = self._ask(ask.x, ask.objective, rows, asked)
         after = attack.tell(problem, rows, before, answer)
         draws = self._verdict(ask.x, answer.logits, rows, valid)
         event = valid & (attack.moved(after).cpu() | (draws > 0))
@@ -286,7 +285,7 @@ class Loop:
             if battle.same or battle.blind:
                 draws[suspect] = 1
             else:
-                draws[suspect] = battle.judge.fooled(points[lanes], rows.y[lanes]).cpu()
+                draws[suspect] = battle.judge.fooled(points[lanes], rows.y[lanes], rows.sample[lanes]).cpu()
         return draws
 
     def _settle(self, active: Tensor, draws: Tensor, points: Tensor, finished: Tensor) -> None:
@@ -331,7 +330,10 @@ class Loop:
         points = torch.stack([self.kept[lane] for lane in lanes])
         images = as_recorded(x, points)
         known = battle.same and bool((images == points).all())
-        counts = torch.ones(len(lanes), dtype=torch.int64) if known else battle.judge.fooled(images, y).cpu()
+        if known:
+            counts = torch.ones(len(lanes), dtype=torch.int64)
+        else:
+            counts = battle.judge.fooled(images, y, self.rows.sample[index]).cpu()
         counts = counts * battle.problem.threat.contains(x, images).cpu()
         return {lane: (images[i].cpu(), int(counts[i])) for i, lane in enumerate(lanes) if int(counts[i]) > 0}
 
@@ -368,7 +370,7 @@ class Loop:
             "rank": self.rank,
             "asked": self.asked,
             "kept_draws": self.kept_draws,
-            "counters": torch.tensor([self.next, self.calls, self.images, *self.zero_gradients]),
+            "counters": torch.tensor([self.next, self.images, *self.zero_gradients]),
         }
         for name in ("draws", "rank", "steps", "forward", "backward"):
             saved[f"table.{name}"] = getattr(self.table, name)
@@ -383,7 +385,7 @@ class Loop:
         """Take up what `dump` saved; `table.found` is restored by who saved it."""
         self.sample, self.rank = saved["sample"], saved["rank"]
         self.asked, self.kept_draws = saved["asked"], saved["kept_draws"]
-        self.next, self.calls, self.images, *self.zero_gradients = saved["counters"].tolist()
+        self.next, self.images, *self.zero_gradients = saved["counters"].tolist()
         for name in ("draws", "rank", "steps", "forward", "backward"):
             setattr(self.table, name, saved[f"table.{name}"])
         self.kept = {

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from robench.attacks._base import Answer, Objective, Rows
 from robench.errors import UsageError
-from robench.random import Stream
+from robench.precision import computing
+from robench.random import Stream, noise
 
 Model = nn.Module | Callable[[Tensor], Tensor]
+
+# For every row: its sample, its rank, and the number of the draw; (lanes,) int64 each.
+Who = tuple[Tensor, Tensor, Tensor]
 
 # How many draws of a randomised defense decide a verdict.
 DRAWS = 10
@@ -57,24 +61,32 @@ class Network:
         self.stream = stream
         self.nonfinite = 0
 
-    def logits(self, x: Tensor, draw: int = 0) -> Tensor:
-        """Logits (N, K), float32, of any number of images, padded to whole batches."""
+    def logits(self, x: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
+        """Logits (N, K), float32, of any number of images, padded to whole batches.
+
+        Args:
+            ids: (N,) int64, of the samples: they and `draw` decide a randomised model's noise.
+        """
         parts = []
         for start in range(0, len(x), self.lanes):
             part = x[start : start + self.lanes]
+            sample = pad(ids[start : start + self.lanes], self.lanes)
+            who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
             with torch.inference_mode():
-                parts.append(self._call(pad(part, self.lanes), draw)[: len(part)])
+                parts.append(self._call(pad(part, self.lanes), who)[: len(part)])
         logits = torch.cat(parts)
         # Tensors born in inference mode cannot enter a graph later: the copy can.
         return logits.clone()
 
-    def answer(self, x: Tensor, objective: Objective | None, rows: Rows, eot: int, call: int) -> Answer:
+    def answer(self, x: Tensor, objective: Objective | None, rows: Rows, eot: int, asked: Tensor) -> Answer:
         """What an attack asked for at `x` (lanes, C, H, W), averaged over `eot` draws.
 
         Args:
-            call: the number of the question in this run, from which a randomised model's noise is drawn.
+            asked: (lanes,) int64, passes that each row has had: they decide a randomised model's noise.
         """
-        answers = [self._answer(x, objective, rows, call * eot + draw) for draw in range(eot)]
+        answers = [
+            self._answer(x, objective, rows, (rows.sample, rows.rank, asked + draw)) for draw in range(eot)
+        ]
         if eot == 1:
             return answers[0]
         return Answer(
@@ -84,14 +96,14 @@ class Network:
             torch.stack([a.grad for a in answers]).mean(0),
         )
 
-    def _answer(self, x: Tensor, objective: Objective | None, rows: Rows, draw: int) -> Answer:
+    def _answer(self, x: Tensor, objective: Objective | None, rows: Rows, who: Who) -> Answer:
         if objective is None:
             with torch.inference_mode():
-                logits = self._call(x, draw)
+                logits = self._call(x, who)
             return Answer(x, logits.clone(), x.new_empty(0), x.new_empty(0))
         with torch.enable_grad():
             point = x.detach().requires_grad_()
-            logits = self._call(point, draw)
+            logits = self._call(point, who)
             loss = objective(logits, rows)
             columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
             grads = [
@@ -101,9 +113,8 @@ class Network:
         grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
         return Answer(x, logits.detach(), loss.detach(), grad)
 
-    def _call(self, x: Tensor, draw: int) -> Tensor:
-        cast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with self._noise(draw, x.device), cast:
+    def _call(self, x: Tensor, who: Who) -> Tensor:
+        with self._noise(who, x.device), computing(self.precision, x.device):
             logits = self.model(x)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -113,17 +124,22 @@ class Network:
         return logits.float()
 
     @contextlib.contextmanager
-    def _noise(self, draw: int, device: torch.device) -> Iterator[None]:
-        """Torch's own generators, seeded by what is being asked and put back afterwards."""
+    def _noise(self, who: Who, device: torch.device) -> Iterator[None]:
+        """Numbers for each row's own noise, by `robench.random`.
+
+        Models that draw from torch's own generators get them seeded by the first row, and put back afterwards:
+        their noise hangs on the batch.
+        """
         if self.stream is None:
             yield
             return
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            number = torch.tensor([draw])
-            words = self.stream.bits(number & 0xFFFFFFFF, number >> 32, 0, 2)[0]
+            sample, rank, step = (part[:1].cpu() for part in who)
+            words = self.stream.bits(sample, rank, step, 2)[0]
             torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-            yield
+            with noise(self.stream, *(part.to(device) for part in who)):
+                yield
 
 
 def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
@@ -158,14 +174,14 @@ class Judge:
         self.network = network
         self.draws = draws
 
-    def predictions(self, x: Tensor) -> Tensor:
+    def predictions(self, x: Tensor, ids: Tensor) -> Tensor:
         """int64 (N,) on the first draw; -1 where a logit is NaN."""
-        logits = self.network.logits(x)
+        logits = self.network.logits(x, ids)
         return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
 
-    def fooled(self, x: Tensor, y: Tensor) -> Tensor:
+    def fooled(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """In how many draws each image is classified wrongly, int64 (N,), 0 .. draws."""
         counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for draw in range(self.draws):
-            counts += wrong(self.network.logits(x, draw), y)
+            counts += wrong(self.network.logits(x, ids, draw), y)
         return counts

@@ -183,7 +183,9 @@ class Run:
         noise = Stream.of(self.seed, "judge")
         probe = Network(self.model, self.lanes)
         if not self.stochastic:
-            self.stochastic = health.looks_random(probe, self.x[: self.lanes].to(self.device))
+            self.stochastic = health.looks_random(
+                probe, self.x[: self.lanes].to(self.device), self.ids[: self.lanes].to(self.device)
+            )
         judged = Network(self.model, self.lanes, stream=noise if self.stochastic else None)
         self.judge = Judge(judged, DRAWS if self.stochastic else 1)
         own = self.attacker.surrogate is None and self.precision == "fp32"
@@ -215,8 +217,8 @@ class Run:
         if self.judge.draws > 1:
             counts = torch.cat(
                 [
-                    self.judge.fooled(x.to(self.device), y.to(self.device)).cpu()
-                    for x, y in zip(self.x.split(self.lanes), self.y.split(self.lanes), strict=True)
+                    self.judge.fooled(*(part.to(self.device) for part in parts)).cpu()
+                    for parts in zip(*(t.split(self.lanes) for t in (self.x, self.y, self.ids)), strict=True)
                 ]
             )
             wrong = 2 * counts > self.judge.draws
@@ -225,7 +227,8 @@ class Run:
         return prediction
 
     def _logits(self, network: Network) -> Tensor:
-        return torch.cat([network.logits(x.to(self.device)).cpu() for x in self.x.split(self.lanes)])
+        parts = zip(self.x.split(self.lanes), self.ids.split(self.lanes), strict=True)
+        return torch.cat([network.logits(x.to(self.device), ids.to(self.device)).cpu() for x, ids in parts])
 
     def _survivors(self) -> list[int]:
         """A randomised defense is attacked until every draw fails; else being fooled once is enough."""
@@ -242,7 +245,8 @@ class Run:
             images = as_recorded(
                 x, attack.perturb(counted, x, y, self.threat, self.seed, self.lanes).detach()
             )
-            draws = self.judge.fooled(images, y) * self.threat.contains(x, images)
+            ids = self.ids[samples].to(self.device)
+            draws = self.judge.fooled(images, y, ids) * self.threat.contains(x, images)
             for i, sample in enumerate(samples):
                 # Which sample a pass was for is not known outside: they are shared out evenly.
                 table.forward[sample, 0] = _share(counted.forward_passes, i, len(samples))
@@ -261,6 +265,8 @@ class Run:
             self._foreign(index, attack)
             return
         stream = Stream.of(self.seed, spec)
+        if not self.same and self.network.stream is not None:
+            self.network.stream = Stream.of(self.seed, "surrogate", spec)
         problem = Problem(self.threat, self.num_classes, stream)
         battle = Battle(
             attack=attack,
@@ -398,7 +404,10 @@ class Run:
         for i in fooled.nonzero()[:, 0].tolist():
             x_adv[i] = self.found[i]
         prediction = torch.cat(
-            [self.judge.predictions(part.to(self.device)).cpu() for part in x_adv.split(self.lanes)]
+            [
+                self.judge.predictions(part.to(self.device), ids.to(self.device)).cpu()
+                for part, ids in zip(x_adv.split(self.lanes), self.ids.split(self.lanes), strict=True)
+            ]
         )
         names = {_CLEAN: "clean", _ROBUST: ""} | {i: spec for i, (spec, _) in enumerate(self.attacks)}
         attacks = [attack for _, attack in self.attacks]

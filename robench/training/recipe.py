@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from robench.errors import UsageError
 from robench.threat import Threat
 from robench.training.methods import Method, find_method
+from robench.training.purifying import find_purifying
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Pretraining:
         mask_ratio: the part of the patches that is hidden.
         mi_weight: lambda, the weight of the nHSIC penalty; 0 leaves it out.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
+        precision: "fp32", or "bf16" to compute the networks in it (autocast); weights and nHSIC stay in fp32.
     """
 
     epochs: int = 800
@@ -37,6 +39,7 @@ class Pretraining:
     decoder_width: int = 128
     decoder_depth: int = 2
     decoder_heads: int = 16
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,37 @@ class Finetuning:
 
 
 @dataclass(frozen=True)
+class PurifierStage:
+    """One stage of a purifier's training, by a way of `robench.training.purifying`.
+
+    Attributes:
+        method: spec of the way, such as "nim(sigma='gamma')".
+        epochs, warmup: passes over the data; the learning rate rises over the first `warmup`, then falls by a
+            cosine to `min_lr`.
+        batch_size, lr, weight_decay, beta2: of AdamW(0.9, beta2); decay spares one-dimensional parameters.
+        accumulate, precision, average: as in Finetuning.
+    """
+
+    method: str = ""
+    epochs: int = 100
+    warmup: float = 5.0
+    batch_size: int = 128
+    accumulate: int = 1
+    precision: str = "fp32"
+    lr: float = 1e-3
+    min_lr: float = 0.0
+    weight_decay: float = 0.05
+    beta2: float = 0.95
+    average: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a checkpoint's weights, besides the network and the data set.
 
     Attributes:
-        pretraining: None starts the classifier from nothing.
+        finetuning, pretraining: of a classifier; pretraining None starts it from nothing.
+        purifying: the stages of a purifier, `[[recipe.purifying]]`, one after another; none for a classifier.
         seed: of every random number.
         shift: random crops after padding by so many pixels with zeros.
         rotation, scaling: random rotations up to so many degrees, and scales within 1 -+ so much.
@@ -93,12 +122,14 @@ class Recipe:
         resized_crop: random crops of at least so much of the area, at most all of it, of a shape between 3 : 4
             and 4 : 3, resized to the whole; 0 for none.
         evaluation: the threat at which the finished classifier is measured.
+        stored: "fp32", or "fp16" for a checkpoint of half the size; what is measured is what is stored.
         threads: of the CPU; 0 for as many as torch takes. It decides the last bits of the weights; a small
             network is trained fastest by one.
     """
 
     finetuning: Finetuning = field(default_factory=Finetuning)
     pretraining: Pretraining | None = None
+    purifying: tuple[PurifierStage, ...] = ()
     seed: int = 0
     shift: int = 0
     rotation: float = 0.0
@@ -106,16 +137,17 @@ class Recipe:
     flip: bool = False
     resized_crop: float = 0.0
     evaluation: str = "Linf:8/255"
+    stored: str = "fp32"
     threads: int = 0
 
 
-_BELOW_ONE = {"mask_ratio", "drop_path", "label_smoothing", "average", "scaling", "resized_crop"}
+_BELOW_ONE = {"mask_ratio", "drop_path", "label_smoothing", "average", "scaling", "resized_crop", "beta2"}
 _AT_LEAST_ONE = {"epochs", "batch_size", "accumulate", "decoder_width", "decoder_depth", "decoder_heads"}
 _ABOVE_ZERO = {"lr", "layer_decay"}
 _RADII = {"eps", "step_size"}
-_CHOICES = {"precision": ("fp32", "bf16")}
+_CHOICES = {"precision": ("fp32", "bf16"), "stored": ("fp32", "fp16")}
 
-Table = TypeVar("Table", Pretraining, Finetuning, Recipe)
+Table = TypeVar("Table", Pretraining, Finetuning, PurifierStage, Recipe)
 
 
 def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
@@ -140,6 +172,8 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
                     f"{origin}: recipe.{name} = {table[name]!r}: expected a table [recipe.{name}]"
                 )
             table[name] = read(table[name], f"{origin}: recipe.{name}")
+    if "purifying" in table:
+        table["purifying"] = _read_stages(table["purifying"], f"{origin}: recipe.purifying")
     recipe = _read(Recipe, table, f"{origin}: recipe")
     try:
         choose_method(recipe.finetuning)
@@ -148,6 +182,20 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
     if Threat.parse(recipe.evaluation).norm != "Linf":
         raise UsageError(f"{origin}: recipe.evaluation = {recipe.evaluation!r}: expected a threat in Linf")
     return recipe
+
+
+def _read_stages(tables: Any, where: str) -> tuple[PurifierStage, ...]:
+    if not isinstance(tables, list) or not all(isinstance(each, Mapping) for each in tables) or not tables:
+        raise UsageError(f"{where} = {tables!r}: expected tables [[recipe.purifying]]")
+    stages = tuple(_read(PurifierStage, each, f"{where}, stage {i}") for i, each in enumerate(tables, 1))
+    for i, stage in enumerate(stages, 1):
+        if not stage.method:
+            raise UsageError(f"{where}, stage {i}: the field method is missing")
+        try:
+            find_purifying(stage.method)
+        except UsageError as error:
+            raise UsageError(f"{where}, stage {i}: {error}") from error
+    return stages
 
 
 def choose_method(how: Finetuning) -> Method:
@@ -178,11 +226,16 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     """
     table = asdict(recipe)
     later = Finetuning()
+    if not table["purifying"]:
+        del table["purifying"]
     for name in ("method", "accumulate", "precision"):
         if table["finetuning"][name] == getattr(later, name):
             del table["finetuning"][name]
+    if table["pretraining"] and table["pretraining"]["precision"] == Pretraining.precision:
+        del table["pretraining"]["precision"]
     if table["resized_crop"] == Recipe.resized_crop:
         del table["resized_crop"]
+    del table["stored"]  # it rounds finished weights
     return table
 
 
@@ -191,7 +244,7 @@ def _read(kind: type[Table], table: Mapping[str, Any], where: str) -> Table:
     for key, value in table.items():
         if key not in known:
             raise UsageError(f'{where}: unknown field "{key}": expected some of {", ".join(known)}')
-        if known[key].default_factory is MISSING and key != "pretraining":
+        if known[key].default_factory is MISSING and key not in ("pretraining", "purifying"):
             _check(key, value, type(known[key].default), f"{where}.{key} = {value!r}")
     radii = {key: _radius(table[key]) for key in _RADII & table.keys()}
     return kind(**{**table, **radii})

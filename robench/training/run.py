@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +17,18 @@ from torch import Tensor, nn
 from robench import registry, specs
 from robench.content import Card
 from robench.data import load_dataset
-from robench.defenses import Defense, find_card
+from robench.defenses import Defense, Purifier, build_purifier, find_card, load
+from robench.defenses._base import behind
 from robench.engine.device import choose_device
-from robench.errors import UsageError
+from robench.errors import ResourceError, UsageError
 from robench.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
 from robench.training.log import Log
 from robench.training.partial import check_writable, read_partial, write_whole
 from robench.training.progress import Reporter
+from robench.training.purifying import find_purifying
 from robench.training.recipe import Recipe, decisive, read_recipe
-from robench.training.stages import Stage, finetuning_stage, pretraining_stage, seed_for
+from robench.training.stages import Stage, finetuning_stage, pretraining_stage, purifier_stage, seed_for
 from robench.training.team import Team
 
 # How long a training goes on before what it has is written; a kill loses no more than this and an epoch.
@@ -38,7 +41,8 @@ class TrainResult:
 
     Attributes:
         path, sha256: of the checkpoint; the digest goes into the card.
-        n: test images; `clean` of them are classified right, `robust` still are under PGD-20 at `threat`.
+        n: test images; `clean` of them are classified right, `robust` still are under PGD-20 at `threat`. 0
+            where nothing could be measured: a purifier whose classifier has no weights yet.
         clean_accuracy, robust_accuracy: the same as parts of 1.
         seed: what decided the weights.
         seconds: of training and evaluation, with what was spent before interruptions.
@@ -55,18 +59,20 @@ class TrainResult:
 
     @property
     def clean_accuracy(self) -> float:
-        return self.clean / self.n
+        return self.clean / self.n if self.n else math.nan
 
     @property
     def robust_accuracy(self) -> float:
-        return self.robust / self.n
+        return self.robust / self.n if self.n else math.nan
 
     def __str__(self) -> str:
-        return (
-            f"{self.path}: clean {self.clean_accuracy:.1%}, PGD-20 at {self.threat} "
-            f"{self.robust_accuracy:.1%} of {self.n} test images; seed {self.seed}, "
-            f"{self.seconds:.0f} s, sha256 {self.sha256}"
-        )
+        found = "not measured: the classifier behind it has no weights"
+        if self.n:
+            found = (
+                f"clean {self.clean_accuracy:.1%}, PGD-20 at {self.threat} {self.robust_accuracy:.1%} "
+                f"of {self.n} test images"
+            )
+        return f"{self.path}: {found}; seed {self.seed}, {self.seconds:.0f} s, sha256 {self.sha256}"
 
 
 def train(
@@ -126,8 +132,8 @@ def train(
         threads(recipe.threads),
         Reporter(progress and team.leads) as reporter,
     ):
-        defense = run.weights(images.x.to(where), images.y.to(where), reporter)
-        return team.from_leader(run.finish(defense, data_dir) if team.leads else None)
+        trained = run.weights(images.x.to(where), images.y.to(where), reporter)
+        return team.from_leader(run.finish(trained, data_dir, reporter) if team.leads else None)
 
 
 @contextmanager
@@ -178,6 +184,9 @@ class _Run:
         self.log = Log(log if team.leads else None)
         self.logging = False
         self.spec = specs.parse(card.builder)
+        self.purifies = self.spec.name in registry.purifiers
+        if self.purifies != bool(recipe.purifying):
+            raise UsageError(f"{card.name}: purifiers, and they alone, are trained by [[recipe.purifying]]")
         self.recipe = recipe
         self.device = device
         self.partial = path.with_name(path.name + ".partial")
@@ -188,14 +197,16 @@ class _Run:
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.started
 
-    def weights(self, x: Tensor, y: Tensor, reporter: Reporter) -> Defense:
-        """The trained defense."""
+    def weights(self, x: Tensor, y: Tensor, reporter: Reporter) -> Defense | Purifier:
+        """The trained defense, or the trained purifier."""
         self.team.wait()  # for the leader to have taken away what --fresh does not want
         state = read_partial(self.partial, self.fingerprint)
         self.team.wait()  # for all to have read before the leader writes
         if state:
             self.before = state["seconds"]
             reporter.say(f"going on with {self.partial}")
+        if self.purifies:
+            return self._purifier(state, x, y, reporter)
         encoder = {}
         if self.recipe.pretraining and not (state and state["stage"] == "fine-tuning"):
             defense = self._build("pre-training")
@@ -210,6 +221,29 @@ class _Run:
         stage = finetuning_stage(defense.classifier, average.classifier, how)
         self._train(stage, state if state and state["stage"] == "fine-tuning" else None, x, y, reporter)
         return average if how.average else defense
+
+    def _purifier(self, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter) -> Purifier:
+        """The purifier after every stage of the recipe."""
+        torch.manual_seed(seed_for(self.recipe.seed, "start", "purifier"))
+        purifier = build_purifier(self.spec).to(self.device)
+        for number, how in enumerate(self.recipe.purifying, 1):
+            way = find_purifying(how.method)
+            torch.manual_seed(seed_for(self.recipe.seed, "learner", number))
+            try:
+                learner = way.learner(purifier).to(self.device)
+            except ValueError as error:
+                raise UsageError(f"{how.method} does not suit {self.spec.name}: {error}") from error
+            stage = purifier_stage(number, learner, way, how)
+            begun = state if state and state["stage"] == stage.name else None
+            if begun or not state:
+                torch.manual_seed(seed_for(self.recipe.seed, "images", number))
+                self._train(stage, begun, way.images(learner, x, y), y, reporter)
+                state = None
+                if stage.average:
+                    learner.load_state_dict(stage.average[0].state_dict())
+            # A stage that was over before an interruption left its weights in the next one's state.
+            way.finish(learner, purifier)
+        return purifier.eval()
 
     def _build(self, purpose: str, drop_path: float = 0.0) -> Defense:
         """The card's network, its start decided by the seed and the purpose."""
@@ -234,25 +268,47 @@ class _Run:
             if self.team.leads and time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
                 self.save(stage)
 
-    def finish(self, defense: Defense, data_dir: str | None) -> TrainResult:
+    def finish(self, trained: Defense | Purifier, data_dir: str | None, reporter: Reporter) -> TrainResult:
         """Write the checkpoint, measure it on the test split and clear away what was interrupted."""
-        state = {key: value.cpu().contiguous() for key, value in defense.classifier.state_dict().items()}
+        stored = trained.classifier if isinstance(trained, Defense) else trained
+        state = {key: value.cpu().contiguous() for key, value in stored.state_dict().items()}
+        if self.recipe.stored == "fp16":
+            state = {
+                key: value.half() if value.is_floating_point() else value for key, value in state.items()
+            }
+        stored.load_state_dict(state)
         content = save(state)
         write_whole(self.path, content)
-        torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
-        test = load_dataset(self.card.dataset, "test", data_dir=data_dir)
-        clean, robust = measure(defense.eval(), test.x, test.y, Threat.parse(self.recipe.evaluation).eps)
+        n = clean = robust = 0
+        if defense := self._whole(trained, reporter):
+            torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
+            test = load_dataset(self.card.dataset, "test", data_dir=data_dir)
+            n, radius = len(test), Threat.parse(self.recipe.evaluation).eps
+            clean, robust = measure(defense.eval(), test.x, test.y, radius)
         self.partial.unlink(missing_ok=True)
         return TrainResult(
             path=self.path,
             sha256=hashlib.sha256(content).hexdigest(),
-            n=len(test),
+            n=n,
             clean=clean,
             robust=robust,
             threat=self.recipe.evaluation,
             seed=self.recipe.seed,
             seconds=self.seconds(),
         )
+
+    def _whole(self, trained: Defense | Purifier, reporter: Reporter) -> Defense | None:
+        """What can be attacked: a purifier needs the card's classifier, which may not be trained yet."""
+        if isinstance(trained, Defense):
+            return trained
+        if not self.card.classifier:
+            return None
+        try:
+            inner = load(self.card.classifier, self.card.dataset, device=self.device).defense
+        except ResourceError as error:
+            reporter.say(f"not measured: {error}")
+            return None
+        return behind(trained, inner)
 
     def save(self, stage: Stage) -> None:
         """Write what there is."""

@@ -4,6 +4,7 @@ The numbers of an epoch depend on (seed, stage, epoch) alone, so that a training
 goes on bit for bit as if it had never stopped.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from robench.errors import UsageError
+from robench.precision import computing
 from robench.training.augment import augment
 from robench.training.mae import MaskedAutoencoder
 from robench.training.methods import Budget, Method
 from robench.training.methods._base import tensors
 from robench.training.mimir import pretraining_loss
-from robench.training.recipe import Finetuning, Pretraining, Recipe, choose_method
+from robench.training.purifying import Purifying
+from robench.training.recipe import Finetuning, Pretraining, PurifierStage, Recipe, choose_method
 from robench.training.schedule import cosine, parameter_groups, set_lr
 from robench.training.team import ALONE, Team
 
@@ -154,7 +157,8 @@ def pretraining_stage(
     model.train()
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
-        return pretraining_loss(model, x, how.eps, how.step_size, how.mi_weight)
+        with computing(how.precision, x.device):
+            return pretraining_loss(model, x, how.eps, how.step_size, how.mi_weight)
 
     def lr(step: int, steps: int) -> float:
         return cosine(step, how.epochs * steps, round(how.warmup * steps), how.lr)
@@ -162,6 +166,38 @@ def pretraining_stage(
     groups = parameter_groups(model, how.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=how.lr, betas=(0.9, 0.95))
     return Stage("pre-training", model, optimizer, loss, lr, how.epochs, how.batch_size)
+
+
+def purifier_stage(number: int, learner: nn.Module, way: Purifying, how: PurifierStage) -> Stage:
+    """A stage of a purifier's training.
+
+    Args:
+        number: counts a recipe's stages, from 1.
+        learner: from `way`; only its parameters with gradient are trained.
+    """
+    learner.train()
+    average = copy.deepcopy(learner) if how.average else None
+
+    def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
+        with computing(how.precision, x.device):
+            return way.loss(learner, x, y)
+
+    def lr(step: int, steps: int) -> float:
+        return cosine(step, how.epochs * steps, round(how.warmup * steps), how.lr, how.min_lr)
+
+    groups = parameter_groups(learner, how.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=how.lr, betas=(0.9, how.beta2))
+    return Stage(
+        f"purifier stage {number}",
+        learner,
+        optimizer,
+        loss,
+        lr,
+        how.epochs,
+        how.batch_size,
+        average=(average, how.average) if average is not None else None,
+        accumulate=how.accumulate,
+    )
 
 
 def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> Stage:
@@ -186,7 +222,7 @@ def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> S
         budget = Budget(
             how.eps * part, how.step_size * part, how.steps, how.label_smoothing, epoch / how.epochs
         )
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+        with computing(how.precision, x.device):
             return method.loss(learners, x, y, budget)
 
     def lr(step: int, steps: int) -> float:
