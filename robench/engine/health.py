@@ -83,7 +83,7 @@ def zero_gradients(counts: list[tuple[int, int]]) -> list[Mark]:
 def square_wins(costs: list[AttackCost], n: int) -> list[Mark]:
     """Square, which sees no gradient, fooling what the gradient attacks before it could not."""
     for i, cost in enumerate(costs):
-        won = cost.attacked - cost.survivors
+        won = costs[i - 1].survivors - cost.survivors
         if i and cost.spec.startswith("square") and won > _SQUARE_POINTS * n and won >= _SQUARE_IMAGES:
             text = f"Square fooled {won} images that survived the white-box attacks: gradients may be masked"
             return [Mark("square-beats-white-box", text)]

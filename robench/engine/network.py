@@ -162,6 +162,16 @@ def wrong(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) != y) | logits.isnan().any(1)
 
 
+def answer(logits: Tensor) -> Tensor:
+    """The class of each row, int64 (N,); -1 where a logit is NaN."""
+    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+
+
+def vote(answers: Tensor) -> Tensor:
+    """The class that most draws give, int64 (N,) of (N, draws); the smaller one of two that tie."""
+    return answers.mode(1).values
+
+
 class Judge:
     """The whole defense in fp32, which alone says whether an image fools it.
 
@@ -174,14 +184,10 @@ class Judge:
         self.network = network
         self.draws = draws
 
-    def predictions(self, x: Tensor, ids: Tensor) -> Tensor:
-        """int64 (N,) on the first draw; -1 where a logit is NaN."""
-        logits = self.network.logits(x, ids)
-        return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+    def answers(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The class that each draw gives each image, int64 (N, draws); -1 where a logit is NaN."""
+        return torch.stack([answer(self.network.logits(x, ids, draw)) for draw in range(self.draws)], 1)
 
     def fooled(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """In how many draws each image is classified wrongly, int64 (N,), 0 .. draws."""
-        counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        for draw in range(self.draws):
-            counts += wrong(self.network.logits(x, ids, draw), y)
-        return counts
+        return (self.answers(x, ids) != y[:, None]).sum(1)

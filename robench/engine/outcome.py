@@ -44,12 +44,16 @@ class Outcome:
 
     Attributes:
         x_adv: (N, C, H, W) float32: the image that fools the defense, or the clean one.
-        robust: bool (N,): classified rightly, clean and under every attack.
+        robust: bool (N,): classified rightly, clean and under every attack, in every draw.
         fooled_by: one string a sample: "" when robust, "clean" when wrong without an attack, else the
-            canonical spec of the attack that fooled it.
+            canonical spec of the attack that fooled it. Of a randomised defense: "noise" where some draws are
+            wrong without an attack, though most are right, and no attack made it worse.
         passes: {"forward": n, "backward": n}, over all samples and attacks.
         health: marks; empty when clean.
-        clean_prediction, prediction: int64 (N,), on the clean image and on `x_adv`.
+        clean_prediction, prediction: int64 (N,), on the clean image and on `x_adv`; the majority's vote of a
+            randomised defense's draws.
+        clean_draws, draws: int64 (N,), how many of the judge's `of_draws` draws are wrong there; of_draws is 1
+            for a deterministic defense.
         distance: float64 (N,), of `x_adv` from the clean image in the threat's norm; 0 where robust.
         steps: int64 (N,), questions asked by the attack that fooled it until it did; 0 where none did.
         forward, backward: int64 (N,), passes spent on each sample.
@@ -63,6 +67,8 @@ class Outcome:
     fooled_by: list[str]
     clean_prediction: Tensor
     prediction: Tensor
+    clean_draws: Tensor
+    draws: Tensor
     distance: Tensor
     steps: Tensor
     forward: Tensor
@@ -71,6 +77,7 @@ class Outcome:
     health: list[Mark] = field(default_factory=list)
     precision: str = "fp32"
     batch_size: int = 0
+    of_draws: int = 1
 
     @property
     def passes(self) -> dict[str, int]:
@@ -83,5 +90,5 @@ class Outcome:
 
     @property
     def robust_accuracy(self) -> float:
-        """Fraction in [0, 1] classified rightly under every attack."""
+        """Fraction in [0, 1] classified rightly under every attack, in every draw."""
         return float(self.robust.double().mean())

@@ -14,7 +14,7 @@ from robench.attacks._base import Attack, Problem
 from robench.attacks._foreign import Counted, ForeignAttack
 from robench.engine import health
 from robench.engine.loop import Battle, Loop, Table, as_recorded
-from robench.engine.network import DRAWS, Judge, Model, Network, frozen
+from robench.engine.network import DRAWS, Judge, Model, Network, answer, frozen, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
 from robench.errors import ResourceError, UsageError
 from robench.random import Stream
@@ -22,6 +22,7 @@ from robench.threat import Threat
 
 _CLEAN = -2
 _ROBUST = -1
+_NOISE = -3
 # Seconds between two calls of `progress`.
 _SHOW_EVERY = 0.1
 
@@ -211,20 +212,18 @@ class Run:
         self.nonfinite = health.count_nonfinite(logits)
         self.num_classes = logits.shape[1]
         self.marks = health.softmax_outputs(logits)
-        prediction = torch.where(logits.isnan().any(1), -1, logits.argmax(1))
         self.clean_logits = logits if self.same else self._logits(self.network)
-        wrong = prediction != self.y
-        if self.judge.draws > 1:
-            counts = torch.cat(
-                [
-                    self.judge.fooled(*(part.to(self.device) for part in parts)).cpu()
-                    for parts in zip(*(t.split(self.lanes) for t in (self.x, self.y, self.ids)), strict=True)
-                ]
-            )
-            wrong = 2 * counts > self.judge.draws
-            self.draws = torch.where(self.by == _ROBUST, counts, self.draws)
-        self.by = torch.where(wrong & (self.by == _ROBUST), _CLEAN, self.by)
+        answers = answer(logits)[:, None] if self.judge.draws == 1 else self._answers(self.x)
+        self.clean_draws = (answers != self.y[:, None]).sum(1)
+        prediction = vote(answers)
+        self.draws = torch.where(self.by == _ROBUST, self.clean_draws, self.draws)
+        self.by = torch.where((prediction != self.y) & (self.by == _ROBUST), _CLEAN, self.by)
         return prediction
+
+    def _answers(self, x: Tensor) -> Tensor:
+        """What the judge says of an image for every sample, (N, draws)."""
+        parts = zip(x.split(self.lanes), self.ids.split(self.lanes), strict=True)
+        return torch.cat([self.judge.answers(x.to(self.device), i.to(self.device)).cpu() for x, i in parts])
 
     def _logits(self, network: Network) -> Tensor:
         parts = zip(self.x.split(self.lanes), self.ids.split(self.lanes), strict=True)
@@ -403,13 +402,12 @@ class Run:
         x_adv = self.x.clone()
         for i in fooled.nonzero()[:, 0].tolist():
             x_adv[i] = self.found[i]
-        prediction = torch.cat(
-            [
-                self.judge.predictions(part.to(self.device), ids.to(self.device)).cpu()
-                for part, ids in zip(x_adv.split(self.lanes), self.ids.split(self.lanes), strict=True)
-            ]
-        )
-        names = {_CLEAN: "clean", _ROBUST: ""} | {i: spec for i, (spec, _) in enumerate(self.attacks)}
+        # Right in most draws without an attack, wrong in some, and no attack made it worse.
+        noisy = (self.by == _ROBUST) & (self.draws > 0)
+        self.by = torch.where(noisy, _NOISE, self.by)
+        names = {_CLEAN: "clean", _ROBUST: "", _NOISE: "noise"} | {
+            i: spec for i, (spec, _) in enumerate(self.attacks)
+        }
         attacks = [attack for _, attack in self.attacks]
         marks = [
             *self.marks,
@@ -424,7 +422,10 @@ class Run:
             robust=self.by == _ROBUST,
             fooled_by=[names[int(code)] for code in self.by],
             clean_prediction=clean,
-            prediction=prediction,
+            prediction=vote(self._answers(x_adv)),
+            clean_draws=self.clean_draws,
+            draws=self.draws,
+            of_draws=self.judge.draws,
             distance=self.threat.distance(self.x, x_adv),
             steps=self.steps,
             forward=self.forward,

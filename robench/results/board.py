@@ -18,7 +18,7 @@ from robench.errors import ResourceError
 from robench.results import record as record_file
 from robench.results.record import Record, read_record
 from robench.results.store import SUPERSEDED
-from robench.results.wording import interval, markdown, one_of, percent, plain
+from robench.results.wording import by_draws, interval, markdown, one_of, percent, plain
 
 FORMATS = ("text", "md")
 COLUMNS = ("rank", "defense", "clean %", "robust %", "suite", "knowledge", "n", "marks")
@@ -57,12 +57,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """What is ranked together, best first, in one protocol and threat."""
+    """What is ranked together, best first, in one protocol and threat.
+
+    Attributes:
+        notes: the doubts, numbered from 1; drawn: what randomised defenses score by other counts.
+    """
 
     protocol: str
     threat: str
     groups: tuple[tuple[Row, ...], ...]
     notes: tuple[str, ...]
+    drawn: tuple[str, ...] = ()
 
 
 def collect(results: Iterable[Path | str]) -> Collection:
@@ -125,7 +130,9 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
         notes: list[str] = []
         groups = tables[protocol, threat]
         ranked = tuple(tuple(_ranked(groups[key], notes)) for key in sorted(groups))
-        yield Section(protocol, threat, ranked, tuple(notes))
+        drawn = [(r.record, by_draws(r.record)) for group in ranked for r in group]
+        said = tuple(f"{_name(record)}, {record.job.suite.name}: {text}" for record, text in drawn if text)
+        yield Section(protocol, threat, ranked, tuple(notes), said)
 
 
 def _ranked(records: list[Record], notes: list[str]) -> Iterator[Row]:
@@ -180,6 +187,8 @@ def _text(section: Section, width: int) -> str:
         console.print()
     for number, note in enumerate(section.notes, 1):
         console.print(Text(plain(f"({number}) {note}")))
+    if section.drawn:
+        console.print(Text(), *(Text(plain(line)) for line in section.drawn), sep="\n")
     assert isinstance(console.file, io.StringIO)
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
@@ -192,6 +201,8 @@ def _markdown(section: Section, width: int) -> str:
         lines += [f"| {' | '.join(_cells(row, markdown))} |" for row in group]
     if section.notes:
         lines += ["", *(f"- ({number}) {markdown(note)}" for number, note in enumerate(section.notes, 1))]
+    if section.drawn:
+        lines += ["", *(f"- {markdown(line)}" for line in section.drawn)]
     return "\n".join(lines) + "\n"
 
 

@@ -40,8 +40,8 @@ def apply(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def is_attacked(fooled_by: str) -> bool:
-    """Whether an attack, and not the clean image, fooled this sample."""
-    return fooled_by not in ("", "clean")
+    """Whether an attack, and not the clean image or its noise, fooled this sample."""
+    return fooled_by not in ("", "clean", "noise")
 
 
 def certificates(outcome: Outcome, images: Images) -> Certificates:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
 
 
-def wilson(k: int, n: int) -> tuple[float, float]:
+def wilson(k: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval for a proportion, as fractions in [0, 1].
 
     Args:
-        k: successes, 0 .. n.
+        k: successes, 0 .. n; of a mean of fractions their sum.
         n: trials, at least 1.
 
     Raises:

@@ -16,7 +16,7 @@ from robench.data._base import Images
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
 from robench.files import disk_errors, sync_folder, write_whole
-from robench.results import certificates, provenance, record, samples
+from robench.results import certificates, draws, provenance, record, samples
 from robench.results.record import Job, Record, read_record
 from robench.results.statistics import Accuracy
 
@@ -107,10 +107,22 @@ def write_record(folder: Path, found: Record, outcome: Outcome, images: Images) 
         certificates.FILE: certificates.encode(certificates.certificates(outcome, images)),
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    found = replace(found, files=digests, folder=Path(folder))
+    found = replace(
+        found, files=digests, folder=Path(folder), extra={**found.extra, **_drawn(outcome, images)}
+    )
     contents[record.FILE] = found.encode()
     write_whole(Path(folder), contents, make_way=lambda: _keep_other(Path(folder), found))
     return found
+
+
+def _drawn(outcome: Outcome, images: Images) -> dict[str, Any]:
+    """What the record of a randomised defense says besides."""
+    if outcome.of_draws == 1:
+        return {}
+    rows = {"label": images.y.tolist()}
+    for name in ("clean_prediction", "prediction", "clean_draws", "draws"):
+        rows[name] = getattr(outcome, name).tolist()
+    return {draws.FIELD: draws.figures(rows, outcome.of_draws)}
 
 
 def _keep_other(folder: Path, found: Record) -> None:

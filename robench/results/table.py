@@ -9,7 +9,7 @@ from rich.text import Text
 
 from robench.results.record import Record
 from robench.results.statistics import Accuracy
-from robench.results.wording import count, duration, interval, location, percent, plain, suite_label
+from robench.results.wording import by_draws, count, duration, interval, location, percent, plain, suite_label
 
 
 def run_table(records: Sequence[Record], details: bool = True) -> RenderableType:
@@ -56,6 +56,8 @@ def _details(record: Record, named: bool) -> list[RenderableType]:
         name = f"{record.job.defense.name} under {suite_label(record)}"
         parts.append(Text(plain(name), style="bold"))
     parts += [attacks(record), Text()]
+    if drawn := by_draws(record):
+        parts.append(Text(drawn))
     parts.append(Text(cost(record), style="dim"))
     parts += health(record)
     return parts

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from robench.data._base import Images
 from robench.defenses import Loaded
+from robench.engine.network import Judge, Network
 from robench.errors import CheckFailed
+from robench.random import Stream
+from robench.results import draws as drawn
 from robench.results import samples as samples_file
 from robench.results.certificates import Certificates, apply, is_attacked, read_certificates
 from robench.results.record import Record, read_record
@@ -24,7 +27,7 @@ from robench.results.samples import input_digests, read_samples
 from robench.results.statistics import Accuracy
 from robench.threat import Threat
 
-Judge = Callable[[Tensor], Tensor]
+Model = Callable[[Tensor], Tensor]
 
 # Other devices and batch shapes round logits elsewhere; an attack stops at the boundary, where that can turn
 # a verdict. A difference of logits below this is called a tie and said so, never counted as proven.
@@ -56,6 +59,11 @@ class _Evidence:
     certificates: Certificates
     images: Images
     folder: Path
+
+    @property
+    def draws(self) -> int:
+        """Of the judge: 1 for a deterministic defense."""
+        return self.record.extra.get(drawn.FIELD, {}).get("draws", 1)
 
     @property
     def attacked(self) -> list[int]:
@@ -90,7 +98,7 @@ def verify(
 
 def findings(
     folder: Path | str,
-    judge: Judge,
+    judge: Model,
     images: Images,
     *,
     card_digest: str | None = None,
@@ -164,6 +172,14 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
         yield _equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
     specs = tuple(cost.spec for cost in record.attacks)
     yield _equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run")
+    for direction in ("forward", "backward"):
+        total = sum(e.rows[direction])
+        yield _equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
+    if e.draws > 1:
+        # Its rows go from attack to attack until every draw fails: who was attacked says nothing here.
+        found = drawn.figures(e.rows, e.draws)
+        yield _equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
+        return
     hits = Counter(name for name in fooled_by if is_attacked(name))
     claimed = Counter()
     for cost in record.attacks:
@@ -171,9 +187,6 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
     for spec in sorted({*hits, *claimed}):
         yield _equal(f"attacks.{spec}.survivors", claimed[spec], hits[spec], "samples it fooled")
     yield from _chain(record, sum(right))
-    for direction in ("forward", "backward"):
-        total = sum(e.rows[direction])
-        yield _equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
 
 
 def _chain(record: Record, clean: int) -> Iterator[Finding]:
@@ -186,7 +199,7 @@ def _chain(record: Record, clean: int) -> Iterator[Finding]:
         left = cost.survivors
 
 
-def _replay(e: _Evidence, judge: Judge, device: torch.device) -> Iterator[Finding]:
+def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Finding]:
     threat, rows, attacked = Threat.parse(e.record.job.threat), e.rows, e.attacked
     x, labels = e.images.x, e.images.y
     x_adv = apply(x[attacked], e.certificates.delta)
@@ -199,6 +212,9 @@ def _replay(e: _Evidence, judge: Judge, device: torch.device) -> Iterator[Findin
     ]
     yield Finding("samples.distance", not far, f"distance of the perturbed image; {_rows_named(far)}")
 
+    if e.draws > 1:
+        yield from _replay_draws(e, judge, x, x_adv, device)
+        return
     clean = _logits(judge, x, e.record.job.batch_size, device)
     yield _predictions("samples.clean_prediction", clean, rows["clean_prediction"], range(len(x)))
     logits = _logits(judge, x_adv, e.record.job.batch_size, device)
@@ -221,7 +237,38 @@ def _replay(e: _Evidence, judge: Judge, device: torch.device) -> Iterator[Findin
     yield Finding("robust_accuracy", True, detail)
 
 
-def _logits(judge: Judge, x: Tensor, batch_size: int, device: torch.device) -> Tensor:
+def _replay_draws(
+    e: _Evidence, judge: Model, x: Tensor, x_adv: Tensor, device: torch.device
+) -> Iterator[Finding]:
+    """The same draws of noise again, which hang on seed, sample and draw alone."""
+    job, labels = e.record.job, e.images.y
+    stream = Stream.of(job.seed, "judge")
+    again = Judge(Network(judge, job.batch_size, stream=stream), e.draws)
+
+    def wrong(images: Tensor, rows: list[int]) -> list[int]:
+        if not rows:
+            return []
+        ids = e.images.ids[rows]
+        return again.fooled(images.to(device), labels[rows].to(device), ids.to(device)).tolist()
+
+    everywhere = list(range(len(x)))
+    counts = {"clean_draws": wrong(x, everywhere), "draws": wrong(x, everywhere)}
+    for row, count in zip(e.attacked, wrong(x_adv, e.attacked), strict=True):
+        counts["draws"][row] = count
+    for name, found in counts.items():
+        # Another device rounds logits elsewhere, which may turn a draw on the boundary.
+        broken = [i for i, (a, b) in enumerate(zip(e.rows[name], found, strict=True)) if abs(a - b) > 1]
+        detail = f"wrong ones of {e.draws} draws, one more or less for a tie; {_rows_named(broken)}"
+        yield Finding(f"samples.{name}", not broken, detail)
+    fails, most = sum(count > 0 for count in counts["draws"]), e.draws * len(x)
+    detail = (
+        f"on these {len(x)} images it is at most {100 * (len(x) - fails) / len(x):.2f} % in the worst of {e.draws} "
+        f"draws, and {100 * (most - sum(counts['draws'])) / most:.2f} % on average"
+    )
+    yield Finding("robust_accuracy", True, detail)
+
+
+def _logits(judge: Model, x: Tensor, batch_size: int, device: torch.device) -> Tensor:
     """Logits on the CPU, called on one fixed shape: what the engine did, so that the bits are the same."""
     parts = []
     with torch.inference_mode():

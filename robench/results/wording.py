@@ -34,6 +34,23 @@ def interval(accuracy: Accuracy) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def by_draws(record: Record) -> str:
+    """What a randomised defense keeps on average and by vote, beside the worst draw; empty for others."""
+    found = record.extra.get("stochastic")
+    if not found:
+        return ""
+
+    def said(name: str) -> str:
+        robust, clean = found["robust"][name], found["clean"][name]
+        low, high = (100 * end for end in robust["interval"])
+        return f"{100 * robust['value']:.2f} [{low:.1f}, {high:.1f}] (clean {100 * clean['value']:.2f})"
+
+    return (
+        f"robust %, of {found['draws']} draws: worst draw {said('worst_draw')}, average {said('average')}, "
+        f"majority {said('majority')}"
+    )
+
+
 def count(number: float) -> str:
     """A number in two or three figures: 0.5, 999, 12.3k, 4.56M."""
     for size, unit in _UNITS:

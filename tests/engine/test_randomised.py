@@ -1,0 +1,121 @@
+"""A randomised defense: judged on ten draws of each row's own noise, recorded with three figures, re-checked."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import robench
+from robench import registry
+from robench.defenses import Defense, Purifier, load
+from robench.direct import attack
+from robench.errors import CheckFailed
+from robench.random import normal_like
+from robench.results import draws as drawn
+from robench.results.record import read_record
+from robench.results.samples import read_samples
+from robench.results.verify import verify
+from tests.conftest import images, small_net
+
+
+class Noise(Purifier):
+    """Gaussian noise, and nothing else."""
+
+    stochastic = True
+
+    def __init__(self, sigma: float = 0.1):
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, x):
+        return x + self.sigma * normal_like(x)
+
+
+def defended(sigma=0.1):
+    return Defense(small_net(), num_classes=10, image_size=8, purifier=Noise(sigma), stochastic=True).eval()
+
+
+def play(x, y, **options):
+    return attack("apgd(steps=8, eot=3)", defended(), x, y, threat="Linf:0.03", batch_size=8, **options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    x = images(24)
+    y = small_net().eval()(x).argmax(1)
+    return x, y, play(x, y)
+
+
+def test_some_draws_fail_and_some_do_not(whole):
+    _, _, outcome = whole
+    assert outcome.of_draws == 10
+    assert ((outcome.draws > 0) & (outcome.draws < 10)).any() and (outcome.draws >= outcome.clean_draws).all()
+    assert torch.equal(outcome.robust, outcome.draws == 0)
+    for name, count in zip(outcome.fooled_by, outcome.draws.tolist(), strict=True):
+        assert (name == "") == (count == 0)
+
+
+def test_a_rows_noise_does_not_hang_on_its_neighbours(whole):
+    x, y, outcome = whole
+    ids = torch.tensor([3, 17, 20, 8, 11])
+    from robench.engine.device import choose_device
+    from robench.engine.suite import Run, build_attacks
+    from robench.threat import Threat
+
+    threat = Threat.parse("Linf:0.03")
+    part = Run(
+        defended(), build_attacks(["apgd(steps=8, eot=3)"], threat), x[ids], y[ids], ids, threat, 0,
+        device=choose_device("cpu"), lanes=8, stochastic=True,
+    ).play()  # fmt: skip
+    assert torch.equal(part.x_adv, outcome.x_adv[ids])
+    assert torch.equal(part.draws, outcome.draws[ids]) and torch.equal(
+        part.clean_draws, outcome.clean_draws[ids]
+    )
+
+
+def test_another_seed_is_other_noise(whole):
+    x, y, outcome = whole
+    assert not torch.equal(play(x, y, seed=1).clean_draws, outcome.clean_draws)
+
+
+@pytest.fixture
+def noisy(monkeypatch):
+    monkeypatch.setitem(registry.purifiers._builders, "noise", Noise)
+    monkeypatch.setitem(registry.purifiers._holders, "noise", "tests.Noise")
+    return "noise(sigma=0.2)+pgd-at-digits"
+
+
+@pytest.fixture
+def record(noisy, tmp_path):
+    return robench.run(
+        noisy, "pgd(steps=5, eot=2)", samples=40, threat="Linf:0.1", results=tmp_path, batch_size=16
+    )
+
+
+def test_its_record_says_average_worst_draw_and_majority(record):
+    rows = read_samples(record.folder).to_pydict()
+    found = read_record(record.folder).extra[drawn.FIELD]
+    assert found["draws"] == 10
+    robust = found["robust"]
+    assert robust["average"]["value"] == pytest.approx(1 - sum(rows["draws"]) / 400)
+    assert robust["worst_draw"]["value"] == rows["draws"].count(0) / 40 == record.robust_accuracy.value
+    assert robust["worst_draw"]["value"] < robust["average"]["value"] < found["clean"]["average"]["value"]
+    vote = sum(a == b for a, b in zip(rows["prediction"], rows["label"], strict=True)) / 40
+    assert robust["majority"]["value"] == vote
+    assert record.health == ()
+
+
+def test_it_is_verified_by_drawing_the_same_noise_again(record, noisy):
+    data = robench.data.load_dataset("digits", "test", 40)
+    found = verify(record.folder, load(noisy), data)
+    assert "in the worst of 10 draws" in found[-1].detail and len(found) > 15
+
+
+def test_forged_draws_are_refused(record, noisy):
+    data = robench.data.load_dataset("digits", "test", 40)
+    content = read_record(record.folder)
+    forged = {**content.extra[drawn.FIELD], "clean": content.extra[drawn.FIELD]["robust"]}
+    path = record.folder / "record.json"
+    path.write_bytes(dataclasses.replace(content, extra={drawn.FIELD: forged}).encode())
+    with pytest.raises(CheckFailed, match="stochastic: the record says"):
+        verify(record.folder, load(noisy), data)
