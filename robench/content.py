@@ -6,7 +6,7 @@ so that one's own card needs no installation.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from robench.errors import ResourceError, UsageError, unknown_name
 from robench.threat import Threat
 
 _PACKAGE = Path(__file__).parent
+_RUNG = {"subject": ("defense", "classifier"), "stochastic": ("all", "randomised", "deterministic")}
 _CLAIM = {"clean", "robust", "threat", "attack", "source"}
 FOLDERS = {"defense": "defenses", "attack": "attacks", "protocol": "benchmark", "result": "results"}
 
@@ -67,17 +68,43 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """One run of a suite that is a ladder.
+
+    Attributes:
+        name: the column it fills in a table.
+        attack: a suite, or specs joined by "+".
+        knowledge: the attacker's.
+        subject: "defense", or "classifier" for the classifier without its purifier.
+        stochastic: run it on "all" defenses, or only on "randomised" or "deterministic" ones.
+    """
+
+    name: str
+    attack: str
+    knowledge: str = "full"
+    subject: str = "defense"
+    stochastic: str = "all"
+    path: Path = Path()
+
+    def suits(self, stochastic: bool) -> bool:
+        """Whether it is run on a defense that is randomised, or not."""
+        return self.stochastic in ("all", "randomised" if stochastic else "deterministic")
+
+
+@dataclass(frozen=True)
 class Suite:
-    """An ordered list of attacks; survivors of one go on to the next.
+    """An ordered list of attacks, survivors of one going on to the next; or a ladder of runs.
 
     Attributes:
         attacks: specs, for every norm that has no list of its own.
         norms: specs for one norm, as {"L1": [...]}.
+        rungs: of a ladder, in place of attacks; each is a run and a record of its own.
     """
 
     name: str
-    attacks: list[str]
+    attacks: list[str] = field(default_factory=list)
     norms: dict[str, list[str]] = field(default_factory=dict)
+    rungs: list[Any] = field(default_factory=list)
     paper: str = ""
     description: str = ""
     path: Path = Path()
@@ -106,7 +133,7 @@ class Protocol:
     path: Path = Path()
 
 
-Item = TypeVar("Item", Card, Suite, Protocol)
+Item = TypeVar("Item", Card, Suite, Protocol, Rung)
 
 
 def cards() -> dict[str, Card]:
@@ -166,13 +193,28 @@ def read(kind: type[Item], path: Path) -> Item:
         if item.samples < 1:
             raise UsageError(f"{path}: samples = {item.samples}: expected at least 1")
     elif isinstance(item, Suite):
+        if bool(item.attacks) == bool(item.rungs):
+            raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")
+        item = replace(item, rungs=[_rung(each, path) for each in item.rungs])
         for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
             specs.parse(spec)
-    else:
+    elif isinstance(item, Card):
         specs.parse(item.builder)
         for claim in item.claims:
             _check_claim(claim, path)
     return item
+
+
+def _rung(table: Any, path: Path) -> Rung:
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{path}: rungs holds {table!r}: expected tables [[rungs]]")
+    rung = _make(Rung, table, path)
+    for key, allowed in _RUNG.items():
+        if getattr(rung, key) not in allowed:
+            raise UsageError(
+                f"{path}: the rung {rung.name} has {key} = {getattr(rung, key)!r}: expected {' or '.join(allowed)}"
+            )
+    return rung
 
 
 def _check_claim(claim: Mapping[str, Any], path: Path) -> None:

@@ -61,7 +61,10 @@ def attack(
     images, labels = _images(x), _labels(y)
     check_images(images, labels)
     where = choose_device(device) if device else _device_of(model, images)
-    attacks = build_attacks(find_suite(attack).specs(chosen.norm), chosen)
+    suite = find_suite(attack)
+    if suite.rungs:
+        raise UsageError(f"{suite.name} is a ladder of runs with different knowledge: robench run plays it")
+    attacks = build_attacks(suite.specs(chosen.norm), chosen)
     run = Run(
         model,
         attacks,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from robench.content import Protocol, Suite, find_protocol
 from robench.data import Images, load_dataset
 from robench.defenses import Loaded, find_card, find_cards, load, load_defense
@@ -87,7 +89,7 @@ def run(
 
 def run_all(
     defenses: list[str],
-    suites: list[str] | None,
+    suites: Sequence[str | Suite] | None,
     protocol: Protocol,
     knowledge: list[str] | None,
     options: Options,
@@ -96,9 +98,12 @@ def run_all(
     for name in defenses:
         (find_cards if options.checkpoint else find_card)(name, protocol.dataset)
     threat = Threat.parse(protocol.threat)
-    chosen = [find_suite(name) for name in suites or protocol.suites]
+    chosen = [s if isinstance(s, Suite) else find_suite(s) for s in suites or protocol.suites]
     for suite in chosen:
-        build_attacks(suite.specs(threat.norm), threat)
+        if suite.rungs and knowledge:
+            raise UsageError(f"{suite.name} says what the attacker knows: leave --knowledge out")
+        for each in [find_suite(rung.attack) for rung in suite.rungs] or [suite]:
+            build_attacks(each.specs(threat.norm), threat)
     images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
     check_images(images.x, images.y, len(images.classes))
     device = choose_device(options.device)
@@ -111,8 +116,34 @@ def run_all(
             options.note(line)
     for each in loaded:
         for suite in chosen:
-            for level in knowledge or protocol.knowledge:
-                yield _run_one(each, suite, level, protocol, threat, images, options)
+            if suite.rungs:
+                runs = list(_climb(each, suite, protocol.dataset, device, options.note))
+            else:
+                runs = [(each, suite, level) for level in knowledge or protocol.knowledge]
+            for subject, attacks, level in runs:
+                yield _run_one(subject, attacks, level, protocol, threat, images, options)
+
+
+def _climb(
+    loaded: Loaded, suite: Suite, dataset: str, device: torch.device, note: Callable[[str], None]
+) -> Iterator[tuple[Loaded, Suite, str]]:
+    """The runs of a ladder: who is attacked, by which suite, with what knowledge."""
+    if loaded.defense.purifier is None:
+        raise UsageError(
+            f"{suite.name} is for purifiers, and {loaded.name} has none: use autoattack, or PURIFIER+{loaded.name}"
+        )
+    for rung in suite.rungs:
+        level, _, source = rung.knowledge.partition(":")
+        if level == "transfer":
+            try:
+                find_card(source, dataset)
+            except UsageError as error:
+                note(f"{suite.name} leaves the rung {rung.name} out: {error}")
+                continue
+        if rung.suits(loaded.defense.stochastic):
+            behind = rung.subject == "classifier"
+            subject = load(loaded.classifier, dataset, device=device) if behind else loaded
+            yield subject, find_suite(rung.attack), rung.knowledge
 
 
 def choose_protocol(
@@ -167,6 +198,7 @@ def _run_one(
             card_digest=loaded.card_digest,
             checkpoint_sha256=loaded.checkpoint_sha256,
             parameters=sum(p.numel() for p in loaded.defense.parameters()),
+            classifier=loaded.classifier,
         ),
         suite=SuiteFacts(suite.name, tuple(spec for spec, _ in attacks)),
         dataset=DatasetFacts(images.name, images.split, images.digest),

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("robench.cli.train", "Train a card's checkpoint by its recipe."),
     "verify": ("robench.cli.verify", "Re-check records from their certificates."),
     "board": ("robench.cli.board", "Make a table from records."),
+    "table": ("robench.cli.table", "Print a paper's own table from records."),
     "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),
 }
 

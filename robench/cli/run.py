@@ -3,13 +3,17 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from robench.content import Protocol
 from robench.engine.suite import Progress as Standing
+from robench.errors import UsageError
 from robench.evaluate import Options, choose_protocol, default_results, run_all
+from robench.results.record import Record
 from robench.specs import split
 
 
@@ -28,6 +32,7 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 @click.option("--threat", help="Norm and radius, such as Linf:8/255.")
 @click.option("--samples", type=int, help="How many images, the first of the test split.")
 @click.option("--knowledge", multiple=True, callback=names, help="full, bpda, oblivious or transfer:NAME.")
+@click.option("--sweep", "swept", help="A run for each value: sigma=0:140:20, or attack.steps=10,50,200.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
 )
@@ -49,6 +54,7 @@ def command(
     threat: str | None,
     samples: int | None,
     knowledge: list[str],
+    swept: str | None,
     seed: int,
     device: str,
     batch_size: str,
@@ -83,7 +89,10 @@ def command(
             note=bar.note,
         )
         chosen = choose_protocol(protocol, dataset, threat, samples)
-        records = []
+        records: list[Record] = []
+        if swept is not None:
+            _sweep(swept, defenses, attacks, chosen, knowledge, options, bar, as_json)
+            return
         for record in run_all(defenses, attacks or None, chosen, knowledge or None, options):
             records.append(record)
             bar.done()
@@ -97,6 +106,39 @@ def command(
     console.print(run_table(records))
     for record in records:
         console.print(f"record: {record.folder}", soft_wrap=True, highlight=False)
+
+
+def _sweep(
+    text: str,
+    defenses: list[str],
+    attacks: list[str],
+    protocol: Protocol,
+    knowledge: list[str],
+    options: Options,
+    bar: "Bar",
+    as_json: bool,
+) -> None:
+    """A table and a picture of one setting."""
+    from robench import sweep
+    from robench.results.grid import render
+    from robench.results.store import slug
+
+    asked = sweep.Sweep.parse(text)
+    if len(defenses) != 1 or len(attacks) > 1:
+        raise UsageError("--sweep takes one defense and one attack")
+    found = []
+    for pair in sweep.sweep(asked, defenses[0], next(iter(attacks), None), protocol, knowledge, options):
+        found.append(pair)
+        bar.done()
+    if as_json:
+        json.dump({"records": [record.to_dict() for _, record in found]}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    sys.stdout.write(render(sweep.grid(asked, found), "text", Console().width))
+    name = f"sweep-{slug(defenses[0])}-{slug(found[0][1].job.suite.name.partition('(')[0])}-{slug(asked.name)}.png"
+    folder = Path(options.results) / slug(protocol.name)
+    made = sweep.picture(asked, found, folder / name)
+    Console().print(f"picture: {made}", soft_wrap=True, highlight=False)
 
 
 class Bar:

@@ -56,6 +56,7 @@ class Loaded:
             For a purifier in front of a classifier: sha256 of both digests.
         family: the card's, or that of the cards the checkpoint was given for.
         notes: what a user should know of it, a line each.
+        classifier: the defense whose classifier stands behind a purifier; empty for others.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Loaded:
     checkpoint_sha256: str
     family: str = ""
     notes: tuple[str, ...] = ()
+    classifier: str = ""
 
 
 def find_card(name: str, dataset: str | None = None) -> Card | None:
@@ -275,7 +277,7 @@ def _load_purified(
     defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
     own = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
     both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
-    return Loaded(card.name, defense, card, own, path, both, card.family, inner.notes)
+    return Loaded(card.name, defense, card, own, path, both, card.family, inner.notes, classifier=inner.name)
 
 
 def build_purifier(spec: specs.Spec) -> Purifier:

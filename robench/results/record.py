@@ -21,13 +21,17 @@ VOLATILE = ("command", "seconds", "started", "finished", "device", "platform", "
 
 @dataclass(frozen=True)
 class DefenseFacts:
-    """Which defense: digests are sha256, empty where there is no card or checkpoint."""
+    """Which defense: digests are sha256, empty where there is no card or checkpoint.
+
+    `classifier` is the defense whose classifier stands behind a purifier.
+    """
 
     name: str
     family: str = ""
     card_digest: str = ""
     checkpoint_sha256: str = ""
     parameters: int | None = None
+    classifier: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,15 @@ from robench.results.statistics import Accuracy
 # Anything that could move the cursor, recolour a terminal or turn the reading direction.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$])")
+_LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "–": "--",
+    "·": r"$\cdot$",
+}
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -21,6 +30,11 @@ def plain(text: str) -> str:
 def markdown(text: str) -> str:
     """The same, safe in a Markdown table too."""
     return _MARKDOWN.sub(r"\\\1", plain(text))
+
+
+def latex(text: str) -> str:
+    """The same, safe in LaTeX."""
+    return "".join(_LATEX.get(char, char) for char in plain(text))
 
 
 def percent(accuracy: Accuracy) -> str:

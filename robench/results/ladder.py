@@ -1,0 +1,159 @@
+"""The table of purifiers: what is left of each as the attacker knows more, from records alone."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from robench import content
+from robench.content import Rung, Suite
+from robench.errors import UsageError
+from robench.results.draws import FIELD
+from robench.results.grid import Grid
+from robench.results.record import Record
+from robench.results.wording import count, interval, percent
+from robench.specs import split
+from robench.threat import Threat
+
+EMPTY = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One purifier before one classifier.
+
+    Attributes:
+        purified: the record that names it.
+        found: the records of each column, by the name of its rungs.
+        missing: columns without a record, that the ladder would fill.
+    """
+
+    purified: Record
+    found: dict[str, list[Record]]
+    missing: tuple[str, ...]
+
+
+def purifiers(records: Sequence[Record], ladder: str = "purifier") -> list[Grid]:
+    """A table for each protocol: undefended, oblivious, BPDA, exact, with and without EOT.
+
+    A cell holds the lowest figure of its rungs. Of a randomised purifier it is the worst of its draws, the average
+    beneath.
+
+    Args:
+        ladder: the suite whose rungs are the columns.
+
+    Raises:
+        UsageError: when there is no such ladder.
+    """
+    suite = content.suites().get(ladder)
+    if suite is None or not suite.rungs:
+        known = ", ".join(name for name, each in content.suites().items() if each.rungs)
+        raise UsageError(f'no ladder "{ladder}": expected one of {known}')
+    return [
+        _grid(protocol, threat, list(_rows(own, suite, threat)), suite)
+        for (protocol, threat), own in _groups(records).items()
+    ]
+
+
+def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """The records of protocols that hold a purifier's, by protocol and threat."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.job.protocol, record.job.threat), []).append(record)
+    return {
+        key: own for key, own in sorted(groups.items()) if any(each.job.defense.classifier for each in own)
+    }
+
+
+def _rows(records: list[Record], suite: Suite, threat: str) -> Iterator[Row]:
+    subjects: dict[tuple[str, str, int], Record] = {}
+    for record in records:
+        job = record.job
+        if job.defense.classifier:
+            subjects.setdefault((job.defense.name, job.defense.checkpoint_sha256, job.seed), record)
+    for _, purified in sorted(subjects.items()):
+        randomised = any(
+            FIELD in each.extra for each in records if each.job.defense.name == purified.job.defense.name
+        )
+        found: dict[str, list[Record]] = {}
+        for rung in suite.rungs:
+            if rung.suits(randomised):
+                matching = [each for each in records if _fills(each, rung, purified, threat)]
+                found.setdefault(rung.name, []).extend(matching)
+        yield Row(purified, found, tuple(name for name, own in found.items() if not own))
+
+
+def _fills(record: Record, rung: Rung, purified: Record, threat: str) -> bool:
+    """Whether a record is the run of `rung` on the defense of `purified`, on the same images."""
+    job, wanted = record.job, purified.job
+    named = wanted.defense.classifier if rung.subject == "classifier" else wanted.defense.name
+    same = (named, rung.knowledge, wanted.seed, wanted.dataset.digest, wanted.n)
+    if (job.defense.name, job.knowledge, job.seed, job.dataset.digest, job.n) != same:
+        return False
+    known = content.suites()
+    return job.suite.name == rung.attack and (
+        rung.attack in known or len(job.suite.attacks) == len(split(rung.attack, "+"))
+    )
+
+
+def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
+    names = tuple(dict.fromkeys(rung.name for rung in suite.rungs))
+    columns = ("purifier", "clean %", *names, "passes/image", "images/s")
+    notes = []
+    for row in rows:
+        if row.missing:
+            job = row.purified.job
+            command = ["robench", "run", "--defense", job.defense.name, "--attack", suite.name]
+            command += ["--protocol", protocol] if protocol in content.protocols() else []
+            notes.append(f"{', '.join(row.missing)} of {job.defense.name}: {shlex.join(command)}")
+    notes += _marks(rows)
+    if any(FIELD in record.extra for row in rows for own in row.found.values() for record in own):
+        notes.append("of a randomised purifier the worst draw, any failure counts; the average beneath (avg)")
+    return Grid(
+        title=f"{protocol} · {Threat.parse(threat)} · robust accuracy in %, 95 % intervals",
+        columns=columns,
+        rows=tuple(_cells(row, names) for row in rows),
+        numbers=frozenset(columns[1:]),
+        notes=tuple(notes),
+    )
+
+
+def _cells(row: Row, names: tuple[str, ...]) -> tuple[str, ...]:
+    strongest = [record for name, own in row.found.items() if name.startswith("exact") for record in own]
+    last = min(strongest, key=_robust) if strongest else None
+    cost, speed = EMPTY, EMPTY
+    if last is not None:
+        cost = count(sum(last.passes.values()) / last.job.n)
+        speed = count(last.job.n / last.seconds) if last.seconds else EMPTY
+    clean = row.purified.clean_accuracy
+    return (
+        row.purified.job.defense.name,
+        f"{percent(clean)}\n{interval(clean)}",
+        *(_cell(row.found.get(name)) for name in names),
+        cost,
+        speed,
+    )
+
+
+def _cell(records: list[Record] | None) -> str:
+    if not records:
+        return EMPTY
+    record = min(records, key=_robust)
+    text = f"{percent(record.robust_accuracy)}{' !' if record.health else ''}\n{interval(record.robust_accuracy)}"
+    drawn = record.extra.get(FIELD)
+    return text + (f"\navg {100 * drawn['robust']['average']['value']:.2f}" if drawn else "")
+
+
+def _robust(record: Record) -> float:
+    return record.robust_accuracy.value
+
+
+def _marks(rows: list[Row]) -> list[str]:
+    """The doubts of the records that are shown."""
+    lines = []
+    for row in rows:
+        for name, own in row.found.items():
+            if own:
+                shown = min(own, key=_robust)
+                subject = f"{row.purified.job.defense.name}, {name}"
+                lines += [f"! {subject}: {mark.code}: {mark.text}" for mark in shown.health]
+    return lines
