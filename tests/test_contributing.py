@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import robench
 from robench import content, registry
 from robench.direct import attack
 
@@ -17,7 +18,7 @@ EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.D
 @pytest.fixture
 def registered(monkeypatch):
     """Registries that forget what the examples add."""
-    for kind in (registry.defenses, registry.attacks, registry.datasets):
+    for kind in (registry.defenses, registry.purifiers, registry.attacks, registry.datasets):
         monkeypatch.setattr(kind, "_builders", dict(kind._builders))
         monkeypatch.setattr(kind, "_holders", dict(kind._holders))
 
@@ -46,7 +47,15 @@ def test_a_defense_an_attack_and_a_data_set_work_together(registered):
     assert result.robust.all() and (result.forward == 5).all()
 
 
-@pytest.mark.parametrize("name", ["card", "defense", "attack", "dataset"])
+def test_a_purifier_stands_before_a_shipped_classifier(registered, tmp_path):
+    run("purifier")
+    record = robench.run(
+        "my-grey(levels=4)+pgd-at-digits", "pgd(steps=2)", samples=10, threat="Linf:0.1", results=tmp_path
+    )
+    assert record.extra["stochastic"]["draws"] == 10 and record.job.defense.classifier == "pgd-at-digits"
+
+
+@pytest.mark.parametrize("name", ["card", "defense", "purifier", "attack", "dataset"])
 def test_examples_are_short(name):
     # An attack's twenty lines are those of its class; imports and blank lines aside.
     lines = [

@@ -27,18 +27,21 @@ def _defenses() -> list[dict[str, str]]:
         }
         for card in content.cards().values()
     ]
-    outside = [
-        name for name in registry.defenses if not registry.defenses.holder(name).startswith("robench.")
-    ]
+    outside = {
+        name: kind.holder(name)
+        for kind in (registry.defenses, registry.purifiers)
+        for name in kind
+        if not kind.holder(name).startswith("robench.")
+    }
     return cards + [
         {
             "name": name,
             "family": "",
             "dataset": "",
             "threat": "",
-            "description": registry.defenses.holder(name),
+            "description": holder,
         }
-        for name in outside
+        for name, holder in outside.items()
     ]
 
 
@@ -101,6 +104,7 @@ TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "pr
 
 WRAPPED = ("description", "claimed clean / robust, %")
 RECIPES = "recipes without weights: robench train NAME makes them"
+PURIFIERS = "purifiers, before any defense: robench run --defense maep-digits+pgd-at-digits"
 SCHEMES = "anybody's, by scheme: robench run --defense timm:resnet50"
 BROUGHT = "released defenses: get the file where robench show NAME says, run it with --checkpoint"
 
@@ -119,6 +123,10 @@ def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, s
             short = ("name", "dataset", "threat", "description")
             shown[RECIPES] = [{key: row[key] for key in short} for row in rows if row["name"] in trained]
             shown[BROUGHT] = released
+            shown[PURIFIERS] = [
+                {"name": f"{name}+", "description": _first_line(registry.purifiers.get(name).__doc__)}
+                for name in registry.purifiers
+            ]
             shown[SCHEMES] = [
                 {"name": f"{scheme}:", "description": _first_line(registry.loaders.get(scheme).__doc__)}
                 for scheme in registry.loaders

@@ -38,7 +38,7 @@ def command(name: str, picture: str | None, data_dir: str | None) -> None:
             console.print(f"{kind} {name}", style="bold")
             console.print(names[name](), highlight=False)
             return
-    if name.endswith(".toml") or scheme_of(name) or name.partition("(")[0] in registry.defenses:
+    if name.endswith(".toml") or scheme_of(name) or "(" in name or "+" in name or name in registry.defenses:
         card = find_card(name)
         console.print(f"defense {card.name if card else name}", style="bold")
         console.print(_card(card) if card else _table(facts.of_spec(name)), highlight=False)
@@ -81,6 +81,9 @@ def _known() -> dict[str, dict[str, Any]]:
         "attack": {name: lambda name=name: _builder(registry.attacks, name) for name in registry.attacks},
         "builder of defenses": {
             name: lambda name=name: _builder(registry.defenses, name) for name in registry.defenses
+        },
+        "builder of purifiers": {
+            name: lambda name=name: _builder(registry.purifiers, name) for name in registry.purifiers
         },
         "loader of defenses": {
             name: lambda name=name: _builder(registry.loaders, name) for name in registry.loaders
