@@ -120,6 +120,7 @@ class Protocol:
 
     Attributes:
         samples: the first so many images of the split, in canonical order.
+        columns: of its board; all of them when there are none.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Protocol:
     split: str = "test"
     suites: list[str] = field(default_factory=lambda: ["autoattack"])
     knowledge: list[str] = field(default_factory=lambda: ["full"])
+    columns: list[str] = field(default_factory=list)
     description: str = ""
     path: Path = Path()
 

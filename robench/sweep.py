@@ -116,7 +116,8 @@ def grid(sweep: Sweep, found: list[tuple[float, Record]]) -> Grid:
     return Grid(
         title=f"{job.defense.name.partition('(')[0]} · {job.protocol} · {job.threat}",
         columns=columns,
-        rows=tuple(rows),
+        groups=(tuple(rows),),
+        names=frozenset(("knowledge",)),
         numbers=frozenset((sweep.name, "clean %", "robust %")),
         notes=(*unconverged(sweep, found), *marks),
     )

@@ -1,30 +1,36 @@
 """A board: a table made from records alone.
 
-Like is ranked with like: rows under the same suite, knowledge and images. A row with a health mark has no
-rank; what is doubted stands beneath.
+Like is ranked with like: rows under the same suite, knowledge and images. A rank says how many defenses are better
+beyond chance, by McNemar's exact test on the same images: two rows six images apart share it. A row with a health
+mark has no rank; what is doubted stands beneath.
 """
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import numpy as np
 
+from robench import content
 from robench.errors import ResourceError
 from robench.results import record as record_file
+from robench.results.grid import FORMATS, WIDTH, Grid, render
 from robench.results.record import Record, read_record
+from robench.results.samples import read_samples
+from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
 from robench.results.store import SUPERSEDED
 from robench.results.wording import by_draws, interval, markdown, one_of, percent, plain
+from robench.threat import Threat
 
-FORMATS = ("text", "md")
-COLUMNS = ("rank", "defense", "clean %", "robust %", "suite", "knowledge", "n", "marks")
+COLUMNS = (
+    "rank", "defense", "clean %", "robust %", "claimed %", "best known %", "suite", "knowledge", "n", "marks"
+)  # fmt: skip
 NO_RANK = "–"
-_NUMBERS = ("rank", "clean %", "robust %", "n")
-_WIDTH = 100
+EMPTY = "–"
+# Two defenses whose difference has at least this p-value share a rank.
+SAME = 0.05
+_NUMBERS = frozenset(("rank", "clean %", "robust %", "claimed %", "best known %", "n"))
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,20 @@ class Collection(Sequence[Record]):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a board: its rank (NO_RANK where it is marked) and the numbers of its footnotes."""
+    """One line of a board.
+
+    Attributes:
+        rank: 1 + the number of sound rows that are better beyond chance; NO_RANK where the row is marked.
+        marks: numbers of its footnotes.
+        claimed: robust accuracy that its authors claim at this threat, in percent, or None.
+        best_known: the lowest robust accuracy of all records of this checkpoint on these images at this threat.
+    """
 
     rank: str
     record: Record
     marks: tuple[int, ...]
+    claimed: float | None
+    best_known: Accuracy
 
 
 @dataclass(frozen=True)
@@ -60,14 +75,15 @@ class Section:
     """What is ranked together, best first, in one protocol and threat.
 
     Attributes:
-        notes: the doubts, numbered from 1; drawn: what randomised defenses score by other counts.
+        notes: the doubts, numbered from 1.
+        remarks: what randomised defenses score by other counts, and several seeds together.
     """
 
     protocol: str
     threat: str
     groups: tuple[tuple[Row, ...], ...]
     notes: tuple[str, ...]
-    drawn: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def collect(results: Iterable[Path | str]) -> Collection:
@@ -95,60 +111,141 @@ def collect(results: Iterable[Path | str]) -> Collection:
     return Collection(tuple(found.values()), tuple(unreadable))
 
 
-def board(records: Sequence[Record], format: str = "text", width: int = _WIDTH) -> str:
-    """A table for each protocol, ending in a newline.
+def board(
+    records: Sequence[Record],
+    format: str = "text",
+    width: int = WIDTH,
+    sort: str = "robust %",
+    intervals: bool = True,
+) -> str:
+    """A table for each protocol, ending in a newline; CSV is one table for all.
 
     Args:
         records: from `collect`, whose unreadable files are then named at the end, or any others.
-        format: "text" or "md".
+        format: "text", "md", "csv" or "latex".
         width: of the text, in characters.
+        sort: the column whose best comes first in each group.
+        intervals: whether accuracies are followed by theirs.
 
     Raises:
-        UsageError: for another format.
+        UsageError: for another format or column.
     """
-    render: Callable[[Section, int], str] = _RENDERERS[one_of("format", format, FORMATS)]
-    parts = [render(section, width) for section in sections(records)]
+    one_of("format", format, FORMATS)
+    one_of("column", sort, tuple(_ORDERS))
+    found = [_sorted(section, sort) for section in sections(records)]
+    grids = [_grid(section, intervals) for section in found]
+    if format == "csv":
+        return render(_merged(found, grids), format)
+    parts = [render(grid, format, width) for grid in grids]
     if not parts:
         parts.append("No records: robench run --defense mimir --attack autoattack makes one.\n")
     lost = records.unreadable if isinstance(records, Collection) else ()
     clean = markdown if format == "md" else plain
     if lost:
-        parts.append("Left out:\n" + "".join(f"- {clean(line)}\n" for line in lost))
+        mark = "% " if format == "latex" else ""
+        parts.append(f"{mark}Left out:\n" + "".join(f"{mark}- {clean(line)}\n" for line in lost))
     return "\n".join(parts)
 
 
 def sections(records: Iterable[Record]) -> Iterator[Section]:
     """The records by protocol and threat, then in groups of like with like, each by robust accuracy."""
     tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
+    lowest: dict[tuple, Accuracy] = {}
     for record in records:
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
         # What an attacker knew comes first, the whole defense before less: the figures mean different things.
         like = (job.knowledge != "full", job.knowledge, job.suite.name, job.suite.attacks, job.dataset.digest)
         groups.setdefault(like, []).append(record)
+        key = _subject(record)
+        lowest[key] = min(
+            lowest.get(key, record.robust_accuracy), record.robust_accuracy, key=lambda a: a.value
+        )
     for protocol, threat in sorted(tables):
         notes: list[str] = []
         groups = tables[protocol, threat]
-        ranked = tuple(tuple(_ranked(groups[key], notes)) for key in sorted(groups))
-        drawn = [(r.record, by_draws(r.record)) for group in ranked for r in group]
-        said = tuple(f"{_name(record)}, {record.job.suite.name}: {text}" for record, text in drawn if text)
-        yield Section(protocol, threat, ranked, tuple(notes), said)
+        ranked = tuple(tuple(_ranked(groups[key], notes, lowest)) for key in sorted(groups))
+        drawn = [(row.record, by_draws(row.record)) for group in ranked for row in group]
+        remarks = [f"{_name(record)}, {record.job.suite.name}: {text}" for record, text in drawn if text]
+        for key in sorted(groups):
+            remarks += _seeds(groups[key])
+        yield Section(protocol, threat, ranked, tuple(notes), tuple(remarks))
 
 
-def _ranked(records: list[Record], notes: list[str]) -> Iterator[Row]:
+def _subject(record: Record) -> tuple:
+    """What must agree for two records to bound one figure: the weights, the images, the threat."""
+    job = record.job
+    return (job.defense.name, job.defense.checkpoint_sha256, job.dataset.digest, job.n, job.threat)
+
+
+def _ranked(records: list[Record], notes: list[str], lowest: dict[tuple, Accuracy]) -> Iterator[Row]:
     order = sorted(
         records,
         key=lambda r: (-r.robust_accuracy.value, -r.clean_accuracy.value, r.job.defense.name, r.job.seed),
     )
-    sound = [record.robust_accuracy.value for record in order if not record.health]
+    ranks = _ranks([record for record in order if not record.health])
     for record in order:
-        marks = []
-        for mark in record.health:
-            notes.append(f"{_name(record)}: {mark.code}: {mark.text}")
+        marks, rank = [], ranks.get(id(record), NO_RANK)
+        doubts = [f"{mark.code}: {mark.text}" for mark in record.health]
+        if not doubts and rank == NO_RANK:
+            doubts = ["no-samples: its samples.parquet cannot be read, so it cannot be compared"]
+        for doubt in doubts:
+            notes.append(f"{_name(record)}: {doubt}")
             marks.append(len(notes))
-        # Equal figures share the better rank.
-        rank = NO_RANK if record.health else str(1 + sound.index(record.robust_accuracy.value))
-        yield Row(rank, record, tuple(marks))
+        yield Row(rank, record, tuple(marks), _claimed(record), lowest[_subject(record)])
+
+
+def _ranks(records: list[Record]) -> dict[int, str]:
+    """By the id of the record; those without samples have none."""
+    held = {id(record): own for record in records if (own := _held(record)) is not None}
+    if not held:
+        return {}
+    matrix = np.stack(list(held.values())).astype(np.int64)
+    # only[i, j]: images that i has right and j has not.
+    only = matrix @ (1 - matrix).T
+    better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
+    return {key: str(1 + int(count)) for key, count in zip(held, better.sum(0), strict=True)}
+
+
+@cache
+def _chance(b: int, c: int) -> float:
+    return mcnemar(int(b), int(c))
+
+
+def _held(record: Record) -> np.ndarray | None:
+    """Which images are still right, bool (n,) in the order of the data set; None where no samples can be read."""
+    try:
+        rows = read_samples(record.folder) if record.folder else None
+    except ResourceError:
+        rows = None
+    if rows is None or len(rows) != record.job.n:
+        return None
+    rows = rows.sort_by("id")
+    return np.asarray(rows["fooled_by"].to_pylist()) == ""
+
+
+def _claimed(record: Record) -> float | None:
+    """The lowest robust accuracy that the card's authors claim at the record's threat."""
+    card = content.cards().get(record.job.defense.name)
+    if card is None or card.dataset != record.job.dataset.name:
+        return None
+    threat = Threat.parse(record.job.threat)
+    return min((c["robust"] for c in card.claims if Threat.parse(c["threat"]) == threat), default=None)
+
+
+def _seeds(records: list[Record]) -> Iterator[str]:
+    """Several seeds of one run, taken together."""
+    same: dict[tuple, list[Record]] = {}
+    for record in records:
+        same.setdefault(_subject(record), []).append(record)
+    for own in same.values():
+        if len({record.job.seed for record in own}) > 1:
+            mean, deviation = mean_and_deviation([100 * record.robust_accuracy.value for record in own])
+            job = own[0].job
+            yield (
+                f"{job.defense.name}, {job.suite.name}: robust {mean:.2f} ± {deviation:.2f} %, mean and standard "
+                f"deviation of {len(own)} seeds"
+            )
 
 
 def _name(record: Record) -> str:
@@ -156,54 +253,72 @@ def _name(record: Record) -> str:
     return record.job.defense.name + seed
 
 
-def _cells(row: Row, clean_text: Callable[[str], str]) -> tuple[str, ...]:
-    job, clean, robust = row.record.job, row.record.clean_accuracy, row.record.robust_accuracy
-    return (
-        row.rank,
-        clean_text(_name(row.record)),
-        f"{percent(clean)} {interval(clean)}",
-        f"{percent(robust)} {interval(robust)}",
-        clean_text(job.suite.name),
-        clean_text(job.knowledge),
-        f"{job.n:,}",
-        " ".join(f"({number})" for number in row.marks),
+_ORDERS: dict[str, Callable[[Row], tuple]] = {
+    "robust %": lambda row: (-row.record.robust_accuracy.value,),
+    "clean %": lambda row: (-row.record.clean_accuracy.value,),
+    "claimed %": lambda row: (-(row.claimed if row.claimed is not None else -1.0),),
+    "best known %": lambda row: (-row.best_known.value,),
+    "defense": lambda row: (_name(row.record),),
+    "n": lambda row: (-row.record.job.n,),
+}
+SORTS = tuple(_ORDERS)
+
+
+def _sorted(section: Section, sort: str) -> Section:
+    return replace(section, groups=tuple(tuple(sorted(g, key=_ORDERS[sort])) for g in section.groups))
+
+
+def _cells(row: Row, intervals: bool) -> dict[str, str]:
+    def said(accuracy: Accuracy) -> str:
+        return percent(accuracy) + (f" {interval(accuracy)}" if intervals else "")
+
+    job = row.record.job
+    return {
+        "rank": row.rank,
+        "defense": _name(row.record),
+        "clean %": said(row.record.clean_accuracy),
+        "robust %": said(row.record.robust_accuracy),
+        "claimed %": EMPTY if row.claimed is None else f"{row.claimed:.2f}",
+        "best known %": percent(row.best_known),
+        "suite": job.suite.name,
+        "knowledge": job.knowledge,
+        "n": f"{job.n:,}",
+        "marks": " ".join(f"({number})" for number in row.marks),
+    }
+
+
+def _columns(section: Section) -> tuple[str, ...]:
+    """Those that the protocol chooses; else all, without claims where nobody claims anything."""
+    known = content.protocols().get(section.protocol)
+    if known and known.columns:
+        return tuple(known.columns)
+    claims = any(row.claimed is not None for group in section.groups for row in group)
+    return tuple(name for name in COLUMNS if claims or name != "claimed %")
+
+
+def _grid(section: Section, intervals: bool) -> Grid:
+    columns = _columns(section)
+    return Grid(
+        title=f"{section.protocol} · {section.threat}",
+        columns=columns,
+        groups=tuple(
+            tuple(tuple(_cells(row, intervals)[name] for name in columns) for row in group)
+            for group in section.groups
+        ),
+        names=frozenset(("defense", "suite", "knowledge")),
+        numbers=_NUMBERS,
+        best=frozenset(("clean %", "robust %")),
+        notes=(*(f"({i}) {note}" for i, note in enumerate(section.notes, 1)), *section.remarks),
     )
 
 
-def _text(section: Section, width: int) -> str:
-    grid = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
-    for name in COLUMNS:
-        grid.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
-    for group in section.groups:
-        for row in group:
-            grid.add_row(*map(Text, _cells(row, plain)))
-        grid.add_section()
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    console.print(Text(plain(f"{section.protocol} · {section.threat}")), Text(), sep="\n")
-    console.print(grid)
-    if section.notes:
-        console.print()
-    for number, note in enumerate(section.notes, 1):
-        console.print(Text(plain(f"({number}) {note}")))
-    if section.drawn:
-        console.print(Text(), *(Text(plain(line)) for line in section.drawn), sep="\n")
-    assert isinstance(console.file, io.StringIO)
-    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
-
-
-def _markdown(section: Section, width: int) -> str:
-    lines = [f"### {markdown(section.protocol)} · {markdown(section.threat)}", ""]
-    lines.append(f"| {' | '.join(COLUMNS)} |")
-    lines.append("|" + "|".join("---:" if name in _NUMBERS else "---" for name in COLUMNS) + "|")
-    for group in section.groups:
-        lines += [f"| {' | '.join(_cells(row, markdown))} |" for row in group]
-    if section.notes:
-        lines += ["", *(f"- ({number}) {markdown(note)}" for number, note in enumerate(section.notes, 1))]
-    if section.drawn:
-        lines += ["", *(f"- {markdown(line)}" for line in section.drawn)]
-    return "\n".join(lines) + "\n"
-
-
-_RENDERERS = {"text": _text, "md": _markdown}
+def _merged(found: list[Section], grids: list[Grid]) -> Grid:
+    """One table of all sections, for programs."""
+    columns = ("protocol", "threat", *COLUMNS)
+    rows = []
+    for section in found:
+        for group in section.groups:
+            for row in group:
+                cells = _cells(row, True)
+                rows.append((section.protocol, section.threat, *(cells[name] for name in COLUMNS)))
+    return Grid("", columns, (tuple(rows),))

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
@@ -14,6 +14,7 @@ from robench.results.wording import latex, markdown, one_of, plain
 
 FORMATS = ("text", "md", "csv", "latex")
 WIDTH = 120
+Line = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,25 @@ class Grid:
 
     Attributes:
         title: above it.
-        columns: their names; numbers: those that stand to the right.
-        rows: one text a column.
+        columns: their names.
+        groups: rows that belong together, one text a column; a text may have several lines.
+        names: columns with words of others, of which Markdown must not make markup.
+        numbers: columns that stand to the right.
+        best: columns of which LaTeX shows the largest number of a group in bold.
         notes: lines below it; CSV leaves them out.
     """
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    groups: tuple[tuple[Line, ...], ...]
+    names: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = field(default=())
+    best: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[Line]:
+        return [row for group in self.groups for row in group]
 
 
 def render(grid: Grid, format: str = "text", width: int = WIDTH) -> str:
@@ -53,21 +63,26 @@ def _text(grid: Grid, width: int) -> str:
     )
     for name in grid.columns:
         table.add_column(name, justify="right" if name in grid.numbers else "left", overflow="fold")
-    for row in grid.rows:
-        table.add_row(*(Text("\n".join(map(plain, cell.split("\n")))) for cell in row))
+    for group in grid.groups:
+        for row in group:
+            table.add_row(*(Text(_lines(cell, plain, "\n")) for cell in row))
+        table.add_section()
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     console.print(Text(plain(grid.title)), Text(), table, sep="\n")
     if grid.notes:
         console.print(Text(), *(Text(plain(note)) for note in grid.notes), sep="\n")
     assert isinstance(console.file, io.StringIO)
-    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().rstrip().splitlines())
 
 
 def _markdown(grid: Grid, width: int) -> str:
-    lines = [f"### {markdown(grid.title)}", "", f"| {' | '.join(map(markdown, grid.columns))} |"]
+    lines = [f"### {markdown(grid.title)}", "", f"| {' | '.join(grid.columns)} |"]
     lines.append("|" + "|".join("---:" if name in grid.numbers else "---" for name in grid.columns) + "|")
     for row in grid.rows:
-        cells = ("<br>".join(map(markdown, cell.split("\n"))) for cell in row)
+        cells = (
+            _lines(cell, markdown if name in grid.names else plain, "<br>")
+            for name, cell in zip(grid.columns, row, strict=True)
+        )
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {markdown(note)}" for note in grid.notes)] if grid.notes else []
     return "\n".join(lines) + "\n"
@@ -77,22 +92,52 @@ def _csv(grid: Grid, width: int) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(map(plain, grid.columns))
-    writer.writerows([plain(cell.replace("\n", " ")) for cell in row] for row in grid.rows)
+    writer.writerows([_lines(cell, _no_formula, " ") for cell in row] for row in grid.rows)
     return buffer.getvalue()
 
 
 def _latex(grid: Grid, width: int) -> str:
     shape = "".join("r" if name in grid.numbers else "l" for name in grid.columns)
     lines = [
-        r"% \usepackage{booktabs}",
+        "% needs \\usepackage{booktabs}",
         f"% {plain(grid.title)}",
         rf"\begin{{tabular}}{{{shape}}}",
         r"\toprule",
     ]
-    lines += [" & ".join(map(latex, grid.columns)) + r" \\", r"\midrule"]
-    lines += [" & ".join(latex(cell.replace("\n", " ")) for cell in row) + r" \\" for row in grid.rows]
+    lines.append(" & ".join(map(latex, grid.columns)) + r" \\")
+    for group in grid.groups:
+        lines.append(r"\midrule")
+        loud = {i: _largest(group, i) for i, name in enumerate(grid.columns) if name in grid.best}
+        for row in group:
+            cells = [_lines(cell, latex, " ") for cell in row]
+            for i, best in loud.items():
+                first, space, rest = cells[i].partition(" ")
+                if len(group) > 1 and best is not None and _number(row[i]) == best:
+                    cells[i] = rf"\textbf{{{first}}}{space}{rest}"
+            lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", *(f"% {plain(note)}" for note in grid.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _lines(cell: str, clean: Callable[[str], str], joint: str) -> str:
+    return joint.join(map(clean, cell.split("\n")))
+
+
+def _no_formula(text: str) -> str:
+    """A spreadsheet takes what starts so for a formula."""
+    text = plain(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and _number(text) is None else text
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell.split(maxsplit=1)[0])
+    except (ValueError, IndexError):
+        return None
+
+
+def _largest(group: tuple[Line, ...], column: int) -> float | None:
+    return max((value for row in group if (value := _number(row[column])) is not None), default=None)
 
 
 _RENDERERS: dict[str, Callable[[Grid, int], str]] = {

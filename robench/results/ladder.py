@@ -111,7 +111,8 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     return Grid(
         title=f"{protocol} · {Threat.parse(threat)} · robust accuracy in %, 95 % intervals",
         columns=columns,
-        rows=tuple(_cells(row, names) for row in rows),
+        groups=(tuple(_cells(row, names) for row in rows),),
+        names=frozenset(("purifier",)),
         numbers=frozenset(columns[1:]),
         notes=tuple(notes),
     )

@@ -1,6 +1,7 @@
 """Accuracies with their uncertainty."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
@@ -27,6 +28,37 @@ def wilson(k: float, n: int) -> tuple[float, float]:
     low = 0.0 if k == 0 else centre - half
     high = 1.0 if k == n else centre + half
     return low, high
+
+
+def mcnemar(b: int, c: int) -> float:
+    """The exact two-sided p-value that two classifiers, tried on the same images, are equally accurate.
+
+    Args:
+        b: images that only the first has right; c: that only the second has.
+
+    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages"; exact
+    by the binomial distribution of b among b + c with probability 1/2.
+
+    Raises:
+        ValueError: for negative numbers.
+    """
+    if b < 0 or c < 0:
+        raise ValueError(f"{b=}, {c=}: expected numbers of images")
+    n = b + c
+    log_half = n * math.log(0.5)
+    tail = math.fsum(
+        math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + log_half)
+        for k in range(min(b, c) + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1); the latter is NaN for fewer than two values."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 @dataclass(frozen=True)

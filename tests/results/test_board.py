@@ -1,26 +1,36 @@
 """Boards are made from records alone, rank like with like, and never rank a doubtful row silently."""
 
+import csv
+import dataclasses
+import io
+import json
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError, UsageError
 from robench.results.board import NO_RANK, board, collect, sections
-from robench.results.statistics import Accuracy
+from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
 from tests.results.fabricate import make_run
 
 DOUBT = Mark("zero-gradients", "7 of 30 gradients are zero")
 
 
 def with_robust(run, correct, **changes):
-    """The run's record as it would be with another robust accuracy; written as it is."""
-    import dataclasses
-    import json
-
+    """The run's record as it would be with another robust accuracy: the first `correct` images held."""
+    n = run.job.n
     record = run.write(**changes)
-    content = dataclasses.replace(record, robust_accuracy=Accuracy.of(correct, 30)).to_dict()
+    content = dataclasses.replace(record, robust_accuracy=Accuracy.of(correct, n)).to_dict()
     (run.folder / "record.json").write_text(json.dumps(content), "utf-8")
+    rows = pq.read_table(run.folder / "samples.parquet")
+    fooled = pa.array(["" if i < correct else "apgd" for i in range(n)])
+    rows = rows.set_column(rows.schema.get_field_index("fooled_by"), "fooled_by", fooled)
+    pq.write_table(rows, run.folder / "samples.parquet")
 
 
 def lines(text, word):
@@ -44,7 +54,7 @@ def test_a_doubtful_row_has_no_rank_and_its_doubt_stands_beneath(tmp_path):
         text = board(collect([tmp_path]), form)
         (doubtful, note) = lines(text, "doubtful")
         assert NO_RANK in doubtful and "(1)" in doubtful
-        assert "(1) doubtful: zero-gradients: 7 of 30" in note
+        assert "(1) doubtful: zero-gradients: 7 of 30" in note.replace("\\", "")
         (sound,) = lines(text, "sound")
         assert re.search(r"^\W*1\b", sound)
 
@@ -102,7 +112,7 @@ def test_hostile_names_break_neither_table_nor_terminal(tmp_path):
     text, md = board(collect([tmp_path])), board(collect([tmp_path]), "md")
     assert "\x1b" not in text + md
     (row,) = lines(md, "autoattack")
-    assert len(re.findall(r"(?<!\\)\|", row)) == 9
+    assert len(re.findall(r"(?<!\\)\|", row)) == 10
     assert r"\<img" in row
 
 
@@ -112,3 +122,85 @@ def test_a_board_ends_in_one_newline_and_has_no_trailing_spaces(run):
         text = board([run.record()], form)
         assert text.endswith("\n") and not text.endswith("\n\n")
         assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def ranks(root):
+    (section,) = sections(collect([root]))
+    return {row.record.job.defense.name: row.rank for group in section.groups for row in group}
+
+
+def test_rows_a_few_images_apart_share_a_rank(tmp_path):
+    for name, correct in (("first", 28), ("second", 24), ("third", 22), ("last", 3)):
+        with_robust(make_run(tmp_path, defense=name), correct)
+    # 28 against 24: four images in four, p = 0.125; 28 against 22: six in six, p = 0.031.
+    assert ranks(tmp_path) == {"first": "1", "second": "1", "third": "2", "last": "4"}
+
+
+def test_without_samples_there_is_no_rank(tmp_path):
+    run = make_run(tmp_path, defense="bare")
+    run.write()
+    (run.folder / "samples.parquet").unlink()
+    assert ranks(tmp_path) == {"bare": NO_RANK}
+    assert "no-samples" in board(collect([tmp_path]))
+
+
+@given(b=st.integers(0, 400), c=st.integers(0, 400))
+def test_mcnemar_is_the_exact_binomial_test(b, c):
+    from scipy.stats import binomtest
+
+    expected = binomtest(b, b + c).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+
+
+def test_seeds_are_taken_together(tmp_path):
+    for seed, correct in ((0, 10), (1, 14), (2, 12)):
+        with_robust(make_run(tmp_path, seed=seed), correct)
+    assert "robust 40.00 ± 6.67 %, mean and standard deviation of 3 seeds" in board(collect([tmp_path]))
+    assert mean_and_deviation([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 1.2909944487358056))
+
+
+def test_best_known_is_the_lowest_of_all_records_of_the_weights(tmp_path):
+    with_robust(make_run(tmp_path), 20)
+    with_robust(make_run(tmp_path, knowledge="oblivious"), 9)
+    rows = [row for section in sections(collect([tmp_path])) for group in section.groups for row in group]
+    assert [row.best_known.correct for row in rows] == [9, 9]
+
+
+def test_claims_stand_beside_what_was_measured(tmp_path):
+    claimed = make_run(tmp_path, defense="mimir-vit-b-cifar10", threat="Linf:8/255")
+    job = dataclasses.replace(claimed.job, dataset=dataclasses.replace(claimed.job.dataset, name="cifar10"))
+    dataclasses.replace(claimed, job=job).write()
+    (section,) = sections(collect([tmp_path]))
+    assert section.groups[0][0].claimed == 54.55
+    assert "claimed %" in board(collect([tmp_path]), "md")
+    make_run(tmp_path / "b").write()
+    assert "claimed %" not in board(collect([tmp_path / "b"]), "md")
+
+
+def test_csv_is_one_table_and_opens_no_formula(tmp_path):
+    make_run(tmp_path, defense="=cmd()", protocol="a").write()
+    make_run(tmp_path, protocol="b").write()
+    rows = list(csv.DictReader(io.StringIO(board(collect([tmp_path]), "csv"))))
+    assert [row["protocol"] for row in rows] == ["a", "b"] and rows[0]["defense"] == "'=cmd()"
+    assert float(rows[1]["robust %"].split()[0]) >= 0
+
+
+def test_latex_escapes_names_and_shows_the_best_in_bold(tmp_path):
+    with_robust(make_run(tmp_path, defense="a_b & 50%"), 20)
+    with_robust(make_run(tmp_path, defense="plain"), 10)
+    text = board(collect([tmp_path]), "latex")
+    assert r"a\_b \& 50\%" in text and text.count(r"\toprule") == 1
+    (line,) = lines(text, "a\\_b")
+    assert r"\textbf{66.67} [48.8, 80.8]" in line
+    assert r"\textbf" not in "".join(cell for cell in lines(text, "plain")[0].split("&")[3:4])
+    bare = board(collect([tmp_path]), "latex", intervals=False)
+    assert "[48.8" not in bare
+
+
+def test_another_column_can_come_first(tmp_path):
+    for name, correct in (("b", 20), ("a", 10)):
+        with_robust(make_run(tmp_path, defense=name), correct)
+    text = board(collect([tmp_path]), sort="defense")
+    assert text.index("  a ") < text.index("  b ")
+    with pytest.raises(UsageError, match='unknown column "height"'):
+        board(collect([tmp_path]), sort="height")
