@@ -11,6 +11,7 @@ from rich.console import Console
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--csv", help="CSV file for the epochs: stage, epoch, loss, lr, seconds.")
+@click.option("--pretrained", help="A pre-trained encoder, in place of the recipe's own pre-training.")
 @click.option("--fresh", is_flag=True, help="Start over, whatever was trained before.")
 def command(
     card: str,
@@ -19,6 +20,7 @@ def command(
     seed: int | None,
     device: str,
     csv: str | None,
+    pretrained: str | None,
     fresh: bool,
 ) -> None:
     """Train the checkpoint of CARD (a name or a .toml file) by its recipe.
@@ -32,7 +34,16 @@ def command(
     from robench.training import train
     from robench.training.team import Team
 
-    result = train(card, data_dir=data_dir, output=output, seed=seed, device=device, fresh=fresh, csv=csv)
+    result = train(
+        card,
+        data_dir=data_dir,
+        output=output,
+        seed=seed,
+        device=device,
+        fresh=fresh,
+        csv=csv,
+        pretrained=pretrained,
+    )
     if not Team.here().leads:
         return
     Console().print(str(result), highlight=False, soft_wrap=True)

@@ -19,12 +19,14 @@ from robench.content import Card
 from robench.data import load_dataset
 from robench.defenses import Defense, Purifier, build_purifier, find_card, load
 from robench.defenses._base import behind
+from robench.defenses._checkpoints import fetch, sha256_of
 from robench.engine.device import choose_device
 from robench.errors import ResourceError, UsageError
 from robench.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
 from robench.training.log import Log
 from robench.training.partial import check_writable, read_partial, write_whole
+from robench.training.pretrained import read_encoder
 from robench.training.progress import Reporter
 from robench.training.purifying import find_purifying
 from robench.training.recipe import Recipe, decisive, read_recipe
@@ -84,6 +86,7 @@ def train(
     progress: bool = True,
     fresh: bool = False,
     csv: str | Path | None = None,
+    pretrained: str | Path | None = None,
 ) -> TrainResult:
     """Train the defense of a card by its `[recipe]`, from nothing, and measure it on the test split.
 
@@ -102,6 +105,7 @@ def train(
         progress: whether to show it, on stderr.
         fresh: start over, whatever an interrupted training has left.
         csv: a file for the epochs (stage, epoch, loss, lr, seconds); None for none.
+        pretrained: a checkpoint of masked pre-training, in place of the recipe's own pre-training.
 
     Raises:
         UsageError: for an unknown card or device, a card without a recipe, or a bad recipe.
@@ -119,7 +123,13 @@ def train(
         raise UsageError(f"the output {path} must end in .safetensors")
     images = load_dataset(found.dataset, "train", data_dir=data_dir)
     check_images(images.x, images.y)
-    run = _Run(found, recipe, path, where, f"{images.digest} {where.type}", team, Path(csv) if csv else None)
+    encoder = None
+    data = f"{images.digest} {where.type}"
+    if pretrained:
+        encoder = fetch(str(pretrained), Path())
+        recipe = replace(recipe, pretraining=None)
+        data += f" from {sha256_of(encoder)}"
+    run = _Run(found, recipe, path, where, data, team, Path(csv) if csv else None, encoder)
     if team.leads:
         check_writable(path)
         if fresh:
@@ -177,9 +187,11 @@ class _Run:
         data: str,
         team: Team,
         log: Path | None,
+        encoder: Path | None = None,
     ):
         self.card = card
         self.path = path
+        self.encoder = encoder
         self.team = team
         self.log = Log(log if team.leads else None)
         self.logging = False
@@ -187,6 +199,10 @@ class _Run:
         self.purifies = self.spec.name in registry.purifiers
         if self.purifies != bool(recipe.purifying):
             raise UsageError(f"{card.name}: purifiers, and they alone, are trained by [[recipe.purifying]]")
+        if self.purifies and encoder:
+            raise UsageError(
+                f"{card.name} is a purifier: only a classifier starts from a pre-trained encoder"
+            )
         self.recipe = recipe
         self.device = device
         self.partial = path.with_name(path.name + ".partial")
@@ -216,6 +232,8 @@ class _Run:
             encoder = pretrained.state_dict()
         how = self.recipe.finetuning
         defense = self._build("fine-tuning", how.drop_path)
+        if self.encoder:
+            encoder = read_encoder(self.encoder, defense.classifier)
         hand_over(encoder, defense.classifier)
         average = self._build("fine-tuning")
         stage = finetuning_stage(defense.classifier, average.classifier, how)

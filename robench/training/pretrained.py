@@ -1,0 +1,32 @@
+"""An encoder that somebody has pre-trained, as the start of a fine-tuning."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from robench.defenses import _official
+from robench.defenses._checkpoints import read_state
+from robench.errors import ResourceError
+
+# What a masked autoencoder has besides its encoder, and what a classifier draws anew.
+_LEFT = ("decoder", "mask_token", "norm.", "fc_norm.", "head.")
+
+
+def read_encoder(path: Path, classifier: nn.Module) -> dict[str, Tensor]:
+    """The weights below the head of `classifier`, from a checkpoint of masked pre-training.
+
+    MIMIR's own files are read (nested or not, with a decoder, keys of official MAE), and fine-tuned ones.
+
+    Raises:
+        ResourceError: when the file is damaged, or its encoder is of another network: naming the first tensor.
+    """
+    state = _official.unwrapped(read_state(path))
+    found = {key: value for key, value in state.items() if not key.startswith(_LEFT)}
+    wanted = {key: value for key, value in classifier.state_dict().items() if not key.startswith(_LEFT)}
+    for key, value in wanted.items():
+        if key not in found:
+            raise ResourceError(f"pre-trained {path} lacks {key}: it is of another network")
+        if found[key].shape != value.shape:
+            shapes = f"{tuple(found[key].shape)}: the recipe's network has {tuple(value.shape)}"
+            raise ResourceError(f"pre-trained {path} has {key} of shape {shapes}")
+    return {key: found[key] for key in wanted}

@@ -1,0 +1,96 @@
+"""Fine-tuning from an encoder that somebody else has pre-trained."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robench import registry, specs
+from robench.errors import ResourceError, UsageError
+from robench.training import train
+from robench.training.pretrained import read_encoder
+
+CARD = """
+builder = "vit(image_size=16, patch_size=4, width=16, depth=2, heads=2, num_classes=10)"
+dataset = "digits"
+[recipe]
+threads = 1
+evaluation = "Linf:0.1"
+[recipe.pretraining]
+epochs = 400
+[recipe.finetuning]
+epochs = 1
+warmup = 0
+batch_size = 256
+lr = 1e-9
+min_lr = 1e-9
+steps = 0
+drop_path = 0.0
+"""
+
+
+def network(width=16):
+    text = f"vit(image_size=16, patch_size=4, width={width}, depth=2, heads=2, num_classes=10)"
+    spec = specs.parse(text)
+    return specs.build(spec, registry.defenses.get(spec.name)).classifier
+
+
+def autoencoder(width=16):
+    """A checkpoint as masked pre-training leaves it: the encoder's keys, its norm, mask token and decoder."""
+    state = {k: torch.randn_like(v) for k, v in network(width).state_dict().items() if "head" not in k}
+    state = {k.replace("fc_norm", "norm"): v for k, v in state.items()}
+    return state | {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, width)}
+
+
+@pytest.fixture
+def file(tmp_path):
+    torch.save({"model": autoencoder(), "epoch": 799}, tmp_path / "pre.pth")
+    (tmp_path / "own.toml").write_text(CARD)
+    return tmp_path / "pre.pth"
+
+
+def test_the_encoder_is_taken_and_the_rest_left(file):
+    state, classifier = torch.load(file, weights_only=True)["model"], network()
+    found = read_encoder(file, classifier)
+    assert set(found) == {k for k in classifier.state_dict() if not k.startswith(("head", "fc_norm"))}
+    assert all(torch.equal(found[key], state[key]) for key in found)
+
+
+def test_training_starts_from_it(file):
+    result = train(
+        str(file.with_name("own.toml")),
+        pretrained=file,
+        output=file.with_name("a.safetensors"),
+        progress=False,
+    )
+    from safetensors.torch import load_file
+
+    trained, given = load_file(result.path), read_encoder(file, network())
+    # A learning rate of 1e-9 leaves the weights where they were.
+    torch.testing.assert_close(
+        trained["blocks.1.mlp.fc1.weight"], given["blocks.1.mlp.fc1.weight"], rtol=0, atol=1e-6
+    )
+
+
+def test_another_file_is_another_training(file):
+    place = file.with_name("a.safetensors")
+    place.with_name("a.safetensors.partial").write_bytes(b"left by another")
+    with pytest.raises((ResourceError, UsageError)):
+        train(str(file.with_name("own.toml")), pretrained=file, output=place, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (autoencoder(24), r"has cls_token of shape \(1, 1, 24\)"),
+        ({"blocks.0.attn.qkv.weight": torch.zeros(1)}, "lacks cls_token"),
+    ],
+)
+def test_another_network_is_refused(tmp_path, content, said):
+    torch.save(content, tmp_path / "pre.pth")
+    with pytest.raises(ResourceError, match=said):
+        read_encoder(tmp_path / "pre.pth", network())
+
+
+def test_a_missing_file_is_said(file):
+    with pytest.raises(ResourceError, match="nowhere"):
+        train(str(file.with_name("own.toml")), pretrained="nowhere.pth", progress=False)
