@@ -62,7 +62,6 @@ def test_training_starts_from_it(file):
         output=file.with_name("a.safetensors"),
         progress=False,
     )
-    from safetensors.torch import load_file
 
     trained, given = load_file(result.path), read_encoder(file, network())
     # A learning rate of 1e-9 leaves the weights where they were.
