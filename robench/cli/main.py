@@ -17,6 +17,7 @@ COMMANDS = {
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),
     "train": ("robench.cli.train", "Train a card's checkpoint by its recipe."),
     "verify": ("robench.cli.verify", "Re-check records from their certificates."),
+    "check": ("robench.cli.check", "Say whether a checkpoint is still as robust as it was."),
     "board": ("robench.cli.board", "Make a table from records."),
     "table": ("robench.cli.table", "Print a paper's own table from records."),
     "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),

@@ -52,6 +52,8 @@ class Outcome:
         health: marks; empty when clean.
         clean_prediction, prediction: int64 (N,), on the clean image and on `x_adv`; the majority's vote of a
             randomised defense's draws.
+        clean_margin: float32 (N,), how far the best logit of the clean image lies above the second, in the first
+            draw: what tells another network from the same one.
         clean_draws, draws: int64 (N,), how many of the judge's `of_draws` draws are wrong there; of_draws is 1
             for a deterministic defense.
         distance: float64 (N,), of `x_adv` from the clean image in the threat's norm; 0 where robust.
@@ -67,6 +69,7 @@ class Outcome:
     fooled_by: list[str]
     clean_prediction: Tensor
     prediction: Tensor
+    clean_margin: Tensor
     clean_draws: Tensor
     draws: Tensor
     distance: Tensor

@@ -214,6 +214,8 @@ class Run:
         self.marks = health.softmax_outputs(logits)
         self.clean_logits = logits if self.same else self._logits(self.network)
         answers = answer(logits)[:, None] if self.judge.draws == 1 else self._answers(self.x)
+        best = logits.topk(2, 1).values
+        self.clean_margin = best[:, 0] - best[:, 1]
         self.clean_draws = (answers != self.y[:, None]).sum(1)
         prediction = vote(answers)
         self.draws = torch.where(self.by == _ROBUST, self.clean_draws, self.draws)
@@ -423,6 +425,7 @@ class Run:
             fooled_by=[names[int(code)] for code in self.by],
             clean_prediction=clean,
             prediction=vote(self._answers(x_adv)),
+            clean_margin=self.clean_margin,
             clean_draws=self.clean_draws,
             draws=self.draws,
             of_draws=self.judge.draws,

@@ -85,7 +85,8 @@ def make_outcome(images: Images, judge: nn.Module, health: tuple[Mark, ...] = ()
     distance = Threat("Linf", EPS, str(EPS)).distance(x, x_adv)
     counts = torch.arange(n)
     return Outcome(
-        x_adv, robust, fooled_by, clean, judge(x_adv).argmax(1), (clean != y).long(), (~robust).long(), distance,
+        x_adv, robust, fooled_by, clean, judge(x_adv).argmax(1), judge(x).detach().topk(2, 1).values.diff().neg()[:, 0],
+        (clean != y).long(), (~robust).long(), distance,
         counts % 5, counts + 1, counts,
         costs, list(health), "fp32", 8,
     )  # fmt: skip

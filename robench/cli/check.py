@@ -1,0 +1,85 @@
+"""robench check: is this checkpoint still as robust as it was?"""
+
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from robench.baselines import read_baselines
+
+
+@click.command("check")
+@click.argument("baselines", nargs=-1, required=True)
+@click.option("--defense", help="What is checked.  [default: the defense that the record names]")
+@click.option("--checkpoint", help="Weights in place of the card's.")
+@click.option("--margin", type=float, help="The loss of robust accuracy that must be found.  [default: 0.03]")
+@click.option("--miss", type=float, help="Probability of not finding it.  [default: 0.05]")
+@click.option("--false-alarm", type=float, help="Probability of failing a sound one.  [default: 0.05]")
+@click.option("--junit", help="Write a JUnit report there.")
+@click.option("--summary", help="Write a Markdown report there.")
+@click.option("--data-dir", help="Where data sets with files lie.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def command(
+    baselines: tuple[str, ...],
+    defense: str | None,
+    checkpoint: str | None,
+    margin: float | None,
+    miss: float | None,
+    false_alarm: float | None,
+    junit: str | None,
+    summary: str | None,
+    data_dir: str | None,
+    device: str,
+) -> None:
+    """Hold defenses against BASELINES: records, or TOML files that list them.
+
+    The record's certificates are tried on the weights of today, which costs next to nothing; then as many of the
+    images that were robust are attacked again as a sequential test needs. Exit code 1 when one is less robust.
+
+    \b
+    robench check results/digits-linf/mimir-digits/autoattack
+    robench check baseline.toml --junit report.xml
+    """
+    from robench.check import Options, Verdict, check
+    from robench.errors import CheckFailed
+    from robench.files import write_whole
+    from robench.results import checks
+
+    console, errors = Console(), Console(stderr=True)
+    given = {"margin": margin, "miss": miss, "false_alarm": false_alarm, "checkpoint": checkpoint}
+    given = {name: value for name, value in given.items() if value is not None}
+
+    def note(text: str) -> None:
+        errors.print(Text(f"robench: {text}", style="dim"), soft_wrap=True)
+
+    verdicts: list[Verdict] = []
+    seconds: list[float] = []
+    for baseline in [each for path in baselines for each in read_baselines(path)]:
+        options = replace(Options(device=device, data_dir=data_dir, note=note), **baseline.settings | given)
+        begun = time.monotonic()
+        verdict = check(baseline.folder, defense or baseline.defense, options)
+        seconds.append(time.monotonic() - begun)
+        verdicts.append(verdict)
+        console.print(Text(f"{verdict.defense} against {verdict.baseline}", style="bold"), soft_wrap=True)
+        for step in verdict.steps:
+            mark = ("holds", "green") if step.held else ("FAILS", "bold red")
+            console.print(Text.assemble("  ", mark, f"  {step.name}: {step.detail}"), soft_wrap=True)
+        console.print(Text(f"  {checks.cost(verdict)}, {seconds[-1]:.1f} s", style="dim"), soft_wrap=True)
+    if junit:
+        write_whole(Path(junit).absolute().parent, {Path(junit).name: checks.junit(verdicts, seconds)})
+    if summary:
+        content = checks.summary(verdicts).encode()
+        write_whole(Path(summary).absolute().parent, {Path(summary).name: content})
+    if os.environ.get("GITHUB_ACTIONS"):
+        sys.stdout.write(checks.annotations(verdicts))
+        if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with Path(page).open("a", encoding="utf-8") as file:
+                file.write(checks.summary(verdicts))
+    failed = [verdict.defense for verdict in verdicts if not verdict.held]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(verdicts)} checks failed: {', '.join(failed)}")
