@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robench.data._base import Images
 from robench.defenses import Loaded
+from robench.engine.knowledge import asks_judge
 from robench.errors import CheckFailed
 from robench.results import samples as samples_file
 from robench.results.certificates import Certificates, apply, is_attacked, read_certificates
@@ -178,7 +179,7 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
 
 def _chain(record: Record, clean: int) -> Iterator[Finding]:
     # Where the judge is asked only at the end, a row may leave an attack and yet go on to the next.
-    if record.job.knowledge not in ("full", "bpda"):
+    if not asks_judge(record.job.knowledge):
         return
     left = clean
     for cost in record.attacks:
