@@ -31,7 +31,12 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 @click.option("--dataset", help="A data set, when no protocol is named.")
 @click.option("--threat", help="Norm and radius, such as Linf:8/255.")
 @click.option("--samples", type=int, help="How many images, the first of the test split.")
-@click.option("--knowledge", multiple=True, callback=names, help="full, bpda, oblivious or transfer:NAME.")
+@click.option(
+    "--knowledge",
+    multiple=True,
+    callback=names,
+    help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
+)
 @click.option("--sweep", "swept", help="A run for each value: sigma=0:140:20, or attack.steps=10,50,200.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."

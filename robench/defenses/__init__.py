@@ -19,6 +19,7 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     convit,
     convnext,
     dbat,
+    diffusion,
     loaders,
     swin,
     vit,
@@ -263,7 +264,7 @@ def _load_purified(
         digest = sha256_of(path)
         if not checkpoint:
             _check_digest(card, f"checkpoint {path}", digest)
-        load_into(purifier, read_state(path), path)
+        load_into(purifier, purifier.fitted(read_state(path)), path)
     elif any(True for _ in purifier.parameters()):
         made = f" (robench train {card.name} makes one)" if card.recipe else ""
         where = f": get them from {card.origin} and" if card.origin else f":{made}"

@@ -3,6 +3,7 @@
 A purifier is its first stage, where it has one: images to images, in front of any classifier.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ class Purifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A checkpoint's tensors under this purifier's names: where others publish theirs in a layout of their own."""
+        return state
 
     def check(self, side: int) -> None:
         """Refuse images of a side that it cannot purify.

@@ -1,4 +1,4 @@
-"""What the attacker knows, as the choice of a surrogate: full, bpda, oblivious or transfer:NAME."""
+"""What the attacker knows, as the choice of a surrogate: full, bpda, oblivious, transfer:NAME or surrogate:NAME."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,9 @@ from robench.defenses._base import Defense, Purifier, behind
 from robench.engine.suite import Attacker
 from robench.errors import UsageError, unknown_name
 
-LEVELS = ("full", "bpda", "oblivious", "transfer:NAME")
+LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")
+# Where the attacker may ask the judge at every step; elsewhere once a row, at the end.
+_ASKING = {"full", "bpda", "surrogate"}
 
 
 class _Straight(torch.autograd.Function):
@@ -42,27 +44,36 @@ class IdentityBackward(Purifier):
         return _Straight.apply(x, purified)
 
 
+def asks_judge(knowledge: str) -> bool:
+    """Whether an attacker of that knowledge level learns of each verdict."""
+    return knowledge.partition(":")[0] in _ASKING
+
+
 def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module]) -> Attacker:
     """The attacker of that knowledge level.
 
+    `transfer:NAME` searches on another defense and learns of no verdict. `surrogate:NAME` does learn: white box, by
+    a stand-in whose gradient costs less, such as a diffusion purifier with fewer reverse steps.
+
     Args:
-        load: gives the defense called NAME, for `transfer:NAME`.
+        load: gives the defense called NAME.
 
     Raises:
         UsageError: for an unknown level, or one that needs a purifier where there is none.
     """
     level, _, name = knowledge.partition(":")
+    blind = not asks_judge(knowledge)
     if level == "full" and not name:
         return Attacker()
-    if level == "transfer":
+    if level in ("transfer", "surrogate"):
         if not name:
-            raise UsageError("knowledge transfer needs a defense to transfer from: write transfer:NAME")
-        return Attacker(load(name), blind=True)
+            raise UsageError(f"knowledge {level} needs a defense to search on: write {level}:NAME")
+        return Attacker(load(name), blind)
     if level not in ("bpda", "oblivious") or name:
         raise unknown_name("knowledge level", knowledge, LEVELS)
     purifier = getattr(defense, "purifier", None)
     if purifier is None:
         raise UsageError(f"knowledge {level} needs a purifier, and this defense has none: use full")
     if level == "oblivious":
-        return Attacker(behind(None, defense), blind=True)
-    return Attacker(behind(IdentityBackward(purifier), defense))
+        return Attacker(behind(None, defense), blind)
+    return Attacker(behind(IdentityBackward(purifier), defense), blind)

@@ -58,7 +58,7 @@ class Job:
     Attributes:
         protocol: its name, or any short name for an ad hoc choice of images and threat.
         threat: canonical, "Linf:8/255".
-        knowledge: "full", "bpda", "oblivious" or "transfer:NAME".
+        knowledge: "full", "bpda", "oblivious", "transfer:NAME" or "surrogate:NAME".
         precision: "fp32" or "bf16", resolved ("auto" decides nothing).
         batch_size: lanes, resolved.
         n: images.

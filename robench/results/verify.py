@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robench.data._base import Images
 from robench.defenses import Loaded
+from robench.engine.knowledge import asks_judge
 from robench.engine.network import Judge, Network
 from robench.errors import CheckFailed
 from robench.random import Stream
@@ -191,7 +192,7 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
 
 def _chain(record: Record, clean: int) -> Iterator[Finding]:
     # Where the judge is asked only at the end, a row may leave an attack and yet go on to the next.
-    if record.job.knowledge not in ("full", "bpda"):
+    if not asks_judge(record.job.knowledge):
         return
     left = clean
     for cost in record.attacks:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robench import registry, specs
-from robench.defenses import Defense, Loaded, build_purifier, load
+from robench.defenses import Defense, Loaded, build_purifier, diffusion, load
 from robench.defenses.loaders import onnx, robustbench
 from robench.errors import UsageError
 from tests.conftest import small_net
@@ -118,6 +118,13 @@ def _robustbench(place: Path) -> Tiny:
     return Tiny(f"robustbench:{files.ROBUSTBENCH}", network, place / "tiny.pt")
 
 
+def _diffpure(place: Path) -> Tiny:
+    pytest.importorskip("diffusers", reason=f"diffusion purifiers need {diffusion.INSTALL}")
+    return _purifier(
+        "diffpure(image_size=16, widths=[8, 16], layers=1, attention=[], groups=4, t=100, steps=3)"
+    )(place)
+
+
 TINY: dict[str, Callable[[Path], Tiny]] = {
     "cait": _builder("cait(image_size=8, patch_size=2, width=8, depth=2, heads=2, num_classes=10)"),
     "cnn": _builder("cnn(image_size=8, width=4, hidden=8)"),
@@ -134,6 +141,7 @@ TINY: dict[str, Callable[[Path], Tiny]] = {
         "swin(image_size=16, patch_size=2, width=8, depths=[2, 1], heads=[1, 2], window=4, num_classes=10)"
     ),
     "vit": _builder("vit(image_size=8, patch_size=4, width=8, depth=2, heads=2, num_classes=10)"),
+    "diffpure+": _diffpure,
     "hf-hub:": _hub,
     "onnx:": _onnx,
     "python:": _python,

@@ -75,13 +75,34 @@ def test_transfer_searches_on_another_defense_and_the_judge_decides():
     assert other.robust_accuracy > same.robust_accuracy
 
 
+def test_a_surrogate_searches_on_another_defense_and_hears_each_verdict():
+    """With the defense itself for surrogate nothing is hidden: the attack goes as in full knowledge."""
+    same, (_, y) = play(defended(), "surrogate:0", eps="0.01")
+    full, _ = play(defended(), "full", eps="0.01")
+    assert torch.equal(same.robust, full.robust) and torch.equal(same.steps, full.steps)
+    hearing, _ = play(defended(), "surrogate:7", eps="0.1")
+    deaf, _ = play(defended(), "transfer:7", eps="0.1")
+    # Who hears goes on until the defense is fooled; who does not stops when the other network is.
+    assert hearing.attacks[0].forward > 2 * deaf.attacks[0].forward
+    assert hearing.robust_accuracy <= deaf.robust_accuracy
+    fooled = ~hearing.robust
+    assert (defended()(hearing.x_adv[fooled]).argmax(1) != y[fooled]).all()
+
+
+def test_a_smooth_surrogate_finds_the_gradient_that_the_defense_hides():
+    hidden = defended(Rounding())
+    full, _ = play(hidden, "full")
+    smooth, _ = play(hidden, "surrogate:0")
+    assert smooth.robust_accuracy < full.robust_accuracy - 0.3
+
+
 @pytest.mark.parametrize("knowledge", ["bpda", "oblivious"])
 def test_without_a_purifier_there_is_nothing_to_leave_out(knowledge):
     with pytest.raises(UsageError, match="needs a purifier"):
         play(defended(), knowledge)
 
 
-@pytest.mark.parametrize("knowledge", ["psychic", "transfer", "full:x"])
+@pytest.mark.parametrize("knowledge", ["psychic", "transfer", "surrogate:", "full:x"])
 def test_unknown_levels_are_refused(knowledge):
     with pytest.raises(UsageError):
         play(defended(), knowledge)

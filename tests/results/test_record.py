@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from robench.engine.knowledge import LEVELS
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError
 from robench.results import record
@@ -163,6 +164,12 @@ def test_a_wrong_field_is_named(runs, place, value):
     path.write_text(json.dumps(content), "utf-8")
     with pytest.raises(ResourceError, match=f"{place} breaks record schema 1"):
         read_record(path)
+
+
+@pytest.mark.parametrize("knowledge", [level.replace("NAME", "maep(tile=8)") for level in LEVELS])
+def test_every_knowledge_level_is_written_and_read(runs, knowledge):
+    made = runs(knowledge=knowledge).write()
+    assert read_record(made.folder).job.knowledge == knowledge
 
 
 @pytest.mark.parametrize("field", record._schema()["required"])

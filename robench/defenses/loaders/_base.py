@@ -108,8 +108,8 @@ def quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def needed(module: str, source: Source, extra: str) -> ModuleType:
-    """Import a package that only some loaders need.
+def needed(module: str, source: Source | str, extra: str) -> ModuleType:
+    """Import a package that only some loaders and defenses need.
 
     Raises:
         ResourceError: when it is not there or cannot be imported, saying how to install it.
