@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from robench.training.hsic import nhsic
+from robench.hsic import nhsic
 
 
 def by_the_formula(x, y, sigma=5.0, eps=1e-5):
