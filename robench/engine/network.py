@@ -16,6 +16,7 @@ from robench.precision import computing
 from robench.random import Stream, noise
 
 Model = nn.Module | Callable[[Tensor], Tensor]
+Both = Callable[[Tensor, str], tuple[Tensor, tuple[Tensor, ...]]]
 
 # For every row: its sample, its rank, and the number of the draw; (lanes,) int64 each.
 Who = tuple[Tensor, Tensor, Tensor]
@@ -143,12 +144,12 @@ class Network:
 
     def _call_inside(self, x: Tensor, who: Who, layers: str) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits (N, K) and features (N, ...), float32: from one pass where the model can give both."""
-        both = getattr(self.model, "logits_and_features", None)
-        if callable(both):
+        both: Both | None = getattr(self.model, "logits_and_features", None)
+        if both is not None:
             with self._noise(who, x.device), computing(self.precision, x.device):
                 logits, features = both(x, layers)
         else:
-            alone = getattr(self.model, "features", None)
+            alone: Callable[[Tensor], Tensor] | None = getattr(self.model, "features", None)
             if not callable(alone):
                 raise UsageError(
                     "this model offers no features(x), which the attack looks at: wrap its network in "
