@@ -4,6 +4,13 @@ An attack never calls a model. The engine fills a fixed number of lanes S with r
 one target and one restart), asks the attack for one point a lane, evaluates the surrogate there, tells the
 attack, and replaces the rows that are done. So every tensor here has S as its leading dimension, lanes may be
 at different steps, and nothing that happens in one lane may depend on another.
+
+The exception is an attack whose objective couples rows: it has a field `group`, and its rows come in fixed
+groups. A run's samples, by rising id, make groups of `group`, and a group's rows of one rank fill so many
+consecutive lanes, always in that order, start together and go on together until each that counts is over. The
+last group is filled up with the run's first samples, and in a run of fewer samples all are one group. Rows that
+do not count (fooled before, or filling up) play on as company. So the batch size and the order of work are as
+little a part of the result as elsewhere; which images are in the run is.
 """
 
 import math
@@ -22,6 +29,26 @@ Objective = Callable[[Tensor, "Rows"], Tensor]
 
 
 @dataclass(frozen=True)
+class OnFeatures:
+    """An objective of what the network makes of the image on its way to the logits.
+
+    Attributes:
+        value: (logits (S, K), rows, x, features) -> (S,), with the points x (S, C, H, W) and the features, one
+            (S, ...) a layer, in the graph.
+        layers: "last" for the last block's features, "all" for every block's.
+    """
+
+    value: Callable[[Tensor, "Rows", Tensor, tuple[Tensor, ...]], Tensor]
+    layers: str = "last"
+
+    def __call__(self, logits: Tensor, rows: "Rows", x: Tensor, features: tuple[Tensor, ...]) -> Tensor:
+        return self.value(logits, rows, x, features)
+
+
+LAYERS = ("last", "all")
+
+
+@dataclass(frozen=True)
 class Rows:
     """What the engine knows of the row in each lane.
 
@@ -32,6 +59,8 @@ class Rows:
         sample: index of the image in the data set's canonical order, (S,) int64.
         rank: which of the row's targets and restarts this is, (S,) int64, in 0 .. Attack.ranks - 1.
         active: lanes whose answer counts, bool (S,): for choosing what to ask first, never for what is asked.
+        reference: the surrogate's features of the images that `Attack.references` names, each layer's
+            flattened, one after the other, (S, F); None where it names none.
     """
 
     x: Tensor
@@ -40,6 +69,7 @@ class Rows:
     sample: Tensor
     rank: Tensor
     active: Tensor
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +80,13 @@ class Problem:
         threat: norm and radius.
         num_classes: K.
         stream: the counter-based random numbers of this attack (see robench.random).
+        group: how many consecutive lanes are a group, 1 for an attack whose rows are independent.
     """
 
     threat: Threat
     num_classes: int
     stream: Stream
+    group: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +101,7 @@ class Ask:
     """
 
     x: Tensor
-    objective: Objective | None = None
+    objective: Objective | OnFeatures | None = None
     waits: Tensor | None = None
 
 
@@ -104,17 +136,22 @@ class Attack(Generic[S]):
 
     A subclass gives `init`, `ask`, `tell`, `finished` and `best`; they are pure. `restarts` and `targets`
     (0: untargeted) multiply into rows, which the engine runs side by side; `eot` is the number of draws of a
-    randomised surrogate averaged for every answer.
+    randomised surrogate averaged for every answer. An attack that looks at features names them in `layers`
+    ("last" or "all"), so that a defense without any is refused before the first question; `group` is how many
+    images an objective couples.
     """
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "eot"):
+        for name in ("steps", "restarts", "eot", "group"):
             value = getattr(self, name, 1)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
         targets = getattr(self, "targets", 0)
         if not isinstance(targets, int) or isinstance(targets, bool) or targets < 0:
             raise ValueError(f"targets={targets!r}: expected a whole number, 0 for untargeted")
+        layers = getattr(self, "layers", "last")
+        if layers not in LAYERS:
+            raise ValueError(f"layers={layers!r}: expected one of {', '.join(LAYERS)}")
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -137,6 +174,14 @@ class Attack(Generic[S]):
         wrong = rows.clean_logits.scatter(1, rows.y[:, None], -math.inf)
         order = wrong.argsort(dim=1, descending=True, stable=True)
         return order.gather(1, (rows.rank // getattr(self, "restarts", 1))[:, None])[:, 0]
+
+    def references(self, run: Rows, rows: Rows) -> Tensor | None:
+        """The image whose features each row is compared with, as an index into `run`, (S,); None for none.
+
+        Args:
+            run: every image of the run, one row each, of rank 0.
+        """
+        return None
 
     def init(self, problem: Problem, rows: Rows) -> S:
         """The state before the first question."""
@@ -162,13 +207,18 @@ class Attack(Generic[S]):
 def select(condition: Tensor, new: State | Any, old: State | Any) -> Any:
     """A state (or Rows) that takes `new` where `condition` (S,) holds, else `old`, field by field."""
     return replace(
-        old, **{f.name: where(condition, getattr(new, f.name), getattr(old, f.name)) for f in fields(old)}
+        old, **{name: where(condition, getattr(new, name), tensor) for name, tensor in tensors(old).items()}
     )
 
 
 def gather(value: State | Any, lanes: Tensor) -> Any:
     """A state (or Rows) with lane i taken from lane `lanes[i]`."""
-    return replace(value, **{f.name: getattr(value, f.name)[lanes] for f in fields(value)})
+    return replace(value, **{name: tensor[lanes] for name, tensor in tensors(value).items()})
+
+
+def tensors(value: State | Any) -> dict[str, Tensor]:
+    """The fields of a state (or Rows) that are there."""
+    return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) is not None}
 
 
 def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 A purifier is its first stage, where it has one: images to images, in front of any classifier.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robench.defenses._features import overheard
 from robench.errors import UsageError
 
 # What modules that normalise call their two constants.
@@ -110,13 +111,39 @@ class Defense(nn.Module):
         Raises:
             UsageError: when the classifier has no `forward_features`.
         """
+        return self._forward_features()(self._inner(x))
+
+    def all_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What each of the classifier's blocks (or stages) gives for `x`, the first block's first.
+
+        A classifier without blocks gives its `features` alone.
+
+        Raises:
+            UsageError: as `features`.
+        """
+        return self.logits_and_features(x, "all")[1]
+
+    def logits_and_features(self, x: Tensor, layers: str = "last") -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`forward(x)` with `features(x)` ("last") or `all_features(x)` ("all"), of one draw of the purifier's noise.
+
+        One pass, or two where the classifier computes its logits without calling its `forward_features`.
+
+        Raises:
+            UsageError: as `features`.
+        """
+        forward_features, inner = self._forward_features(), self._inner(x)
+        with overheard(self.classifier, layers) as heard:
+            logits = self.classifier(inner)
+        return logits, tuple(heard) or (forward_features(inner),)
+
+    def _forward_features(self) -> Callable[[Tensor], Tensor]:
         forward_features: Any = getattr(self.classifier, "forward_features", None)
         if forward_features is None:
             raise UsageError(
                 f"this defense offers no features: its classifier, a {type(self.classifier).__name__}, has no "
-                "forward_features(x); attacks on the logits alone still work"
+                "forward_features(x); give it one, or choose attacks on the logits, such as autoattack"
             )
-        return forward_features(self._inner(x))
+        return forward_features
 
     def _inner(self, x: Tensor) -> Tensor:
         if self.purifier is not None:

@@ -5,16 +5,22 @@ target of an image starts when every image has had its first, or when lanes woul
 lowest rank that fools the judge wins, whichever came first on the clock: rows of a higher rank are dropped,
 rows of a lower one play on. So a sample's result depends on nothing but the sample, and costs no more than if
 its rows were played one after another.
+
+Lanes are filled by blocks, each with a group of rows. A block is one lane, but for an attack that couples rows:
+there a group starts together and keeps its lanes until none of its rows counts any more, and a row that is over
+plays on as company.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Attack, Problem, Rows, State, gather
+from robench.attacks._base import Answer, Attack, Problem, Rows, State, gather, tensors
+from robench.engine.groups import Group, fixed_groups
 from robench.engine.network import Judge, Network, pad, wrong
 
 _NEVER = 1 << 40
@@ -93,18 +99,27 @@ class Loop:
         self.battle = battle
         self.table = table
         self.lanes = battle.network.lanes
+        self.block = battle.problem.group
+        self.attacked = set(samples)
+        groups = [
+            g
+            for g in fixed_groups(battle.ids, self.block)
+            if not self.attacked.isdisjoint(g.members[: g.own])
+        ]
         ranks = battle.attack.ranks(battle.problem.num_classes)
-        self.queue = [(rank, sample) for rank in range(ranks) for sample in samples]
+        self.queue = [(rank, group) for rank in range(ranks) for group in groups]
         self.next = 0
         self.rows: Rows | None = None
         self.state: State | None = None
-        # What each lane plays, on the CPU: sample -1 is an idle lane.
+        # What each lane plays, on the CPU: sample -1 is an idle lane, whose row (of the sample held) counts no more.
         self.sample = torch.full((self.lanes,), -1)
+        self.held = torch.zeros(self.lanes, dtype=torch.int64)
         self.rank = torch.zeros(self.lanes, dtype=torch.int64)
         self.asked = torch.zeros((self.lanes, 2), dtype=torch.int64)
         self.kept_draws = torch.zeros(self.lanes, dtype=torch.int64)
         self.kept: dict[int, Tensor] = {}
         self.images = 0
+        self.nonfinite = 0
         self.zero_gradients = [0, 0]
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         # False while a question is under way: what is saved then would lack its verdict.
@@ -124,9 +139,14 @@ class Loop:
             between(self)
 
     @property
+    def total(self) -> int:
+        """Rows there are at the most."""
+        return sum(group.own for _, group in self.queue)
+
+    @property
     def remaining(self) -> int:
         """Rows not finished yet."""
-        return len(self.queue) - self.next + int((self.sample >= 0).sum())
+        return sum(group.own for _, group in self.queue[self.next :]) + int((self.sample >= 0).sum())
 
     # -- filling the lanes -------------------------------------------------------------------------------
 
@@ -134,23 +154,32 @@ class Loop:
         won = int(self.table.draws[sample]) == self.battle.judge.draws and int(self.table.rank[sample]) < rank
         return won
 
+    def _counting(self, rank: int, group: Group) -> list[int]:
+        """The group's samples, -1 in place of those whose row of that rank does not count."""
+        own = self.attacked.intersection(group.members[: group.own])
+        return [sample if sample in own and not self._dead(rank, sample) else -1 for sample in group.members]
+
     def _refill(self) -> bool:
-        """Put waiting rows into idle lanes; False when nothing is left to play."""
-        idle = (self.sample < 0).nonzero()[:, 0]
-        busy = self.lanes - len(idle)
+        """Put waiting groups into idle blocks of lanes; False when nothing is left to play."""
+        idle = (self.sample.view(-1, self.block) < 0).all(1).nonzero()[:, 0]
+        blocks = self.lanes // self.block
+        busy = blocks - len(idle)
         # Starting rows has a price of its own, so a few lanes are left to gather first.
-        if len(idle) and self.next < len(self.queue) and (len(idle) >= self.lanes // 8 or not busy):
-            lanes: list[int] = []
-            for lane in idle.tolist():
-                while self.next < len(self.queue) and self._dead(*self.queue[self.next]):
+        if len(idle) and self.next < len(self.queue) and (len(idle) >= blocks // 8 or not busy):
+            lanes: list[Tensor] = []
+            for block in idle.tolist():
+                while self.next < len(self.queue) and max(self._counting(*self.queue[self.next])) < 0:
                     self.next += 1
                 if self.next == len(self.queue):
                     break
-                self.rank[lane], self.sample[lane] = self.queue[self.next]
+                rank, group = self.queue[self.next]
                 self.next += 1
+                lane = torch.arange(block * self.block, (block + 1) * self.block)
+                self.rank[lane], self.held[lane] = rank, torch.tensor(group.members)
+                self.sample[lane] = torch.tensor(self._counting(rank, group))
                 lanes.append(lane)
             if lanes:
-                self._start(torch.tensor(lanes))
+                self._start(torch.cat(lanes))
                 busy += len(lanes)
         return busy > 0
 
@@ -159,9 +188,11 @@ class Loop:
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         self.kept_draws[lanes] = 0
         self._plan = None
+        started = self._rows(lanes)
         for start in range(0, len(lanes), _GROUP):
             group = lanes[start : start + _GROUP]
-            rows = self._rows(pad(group, _GROUP))
+            picked = pad(torch.arange(start, start + len(group)), _GROUP)
+            rows = gather(started, picked.to(self.battle.device))
             state = self.battle.attack.init(self.battle.problem, rows)
             if self.state is None or self.rows is None:
                 fill = torch.zeros(self.lanes, dtype=torch.int64, device=self.battle.device)
@@ -171,15 +202,21 @@ class Loop:
             self.state = _put(self.state, where_to, state)
 
     def _rows(self, lanes: Tensor) -> Rows:
-        battle, samples = self.battle, self.sample[lanes]
-        return Rows(
-            battle.x[samples].to(battle.device),
-            battle.y[samples].to(battle.device),
-            battle.clean_logits[samples].to(battle.device),
-            battle.ids[samples].to(battle.device),
-            self.rank[lanes].to(battle.device),
-            torch.ones_like(lanes, dtype=torch.bool, device=battle.device),
-        )
+        battle = self.battle
+        rows = _rows_of(battle, self.held[lanes], self.rank[lanes])
+        wanted = battle.attack.references(self._run, rows)
+        rows = replace(rows, **{name: tensor.to(battle.device) for name, tensor in tensors(rows).items()})
+        if wanted is None:
+            return rows
+        layers = getattr(battle.attack, "layers", "last")
+        x, ids = battle.x[wanted].to(battle.device), battle.ids[wanted].to(battle.device)
+        return replace(rows, reference=battle.network.features(x, ids, layers))
+
+    @cached_property
+    def _run(self) -> Rows:
+        """Every image of the run, for attacks that choose among them."""
+        everyone = torch.arange(len(self.battle.x))
+        return _rows_of(self.battle, everyone, torch.zeros_like(everyone))
 
     # -- one question ------------------------------------------------------------------------------------
 
@@ -197,9 +234,11 @@ class Loop:
         ask = attack.ask(problem, self.rows, self.state)
         answer = self._ask(ask.x, ask.objective, self.rows, self.asked[:, 0])
         self.state = attack.tell(problem, self.rows, self.state, answer)
-        asking = active if ask.waits is None else active & ~ask.waits.cpu()
+        told = torch.ones_like(active) if ask.waits is None else ~ask.waits.cpu()
+        asking = active & told
         passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
-        self.asked += asking[:, None] * passes
+        # Rows that are over count on: company draws a randomised surrogate's noise as if it still counted.
+        self.asked += told[:, None] * passes
         self._note_gradients(asking, answer)
         draws = self._verdict(ask.x, answer.logits, self.rows, asking)
         self._settle(active, draws, ask.x, attack.finished(self.state).cpu())
@@ -273,7 +312,7 @@ class Loop:
         Blind attackers see their surrogate instead, as if it were a judge of one draw.
         """
         battle = self.battle
-        self.battle.network.nonfinite += int((~torch.isfinite(logits)).any(1).cpu()[active].sum())
+        self.nonfinite += int((~torch.isfinite(logits)).any(1).cpu()[active].sum())
         suspect = (wrong(logits, rows.y).cpu() & active).nonzero()[:, 0]
         draws = torch.zeros(self.lanes, dtype=torch.int64)
         if not len(suspect):
@@ -367,10 +406,11 @@ class Loop:
         """Everything that `load` needs to go on as if nothing had happened."""
         saved = {
             "sample": self.sample,
+            "held": self.held,
             "rank": self.rank,
             "asked": self.asked,
             "kept_draws": self.kept_draws,
-            "counters": torch.tensor([self.next, self.images, *self.zero_gradients]),
+            "counters": torch.tensor([self.next, self.images, self.nonfinite, *self.zero_gradients]),
         }
         for name in ("draws", "rank", "steps", "forward", "backward"):
             saved[f"table.{name}"] = getattr(self.table, name)
@@ -383,9 +423,9 @@ class Loop:
 
     def load(self, saved: dict[str, Tensor]) -> None:
         """Take up what `dump` saved; `table.found` is restored by who saved it."""
-        self.sample, self.rank = saved["sample"], saved["rank"]
+        self.sample, self.held, self.rank = saved["sample"], saved["held"], saved["rank"]
         self.asked, self.kept_draws = saved["asked"], saved["kept_draws"]
-        self.next, self.images, *self.zero_gradients = saved["counters"].tolist()
+        self.next, self.images, self.nonfinite, *self.zero_gradients = saved["counters"].tolist()
         for name in ("draws", "rank", "steps", "forward", "backward"):
             setattr(self.table, name, saved[f"table.{name}"])
         self.kept = {
@@ -395,18 +435,22 @@ class Loop:
         }
         if not any(name.startswith("state.") for name in saved):
             return
-        # Idle lanes hold whatever was there: any sample serves to give their rows a shape.
-        self.rows = self._rows_of_all()
+        self.rows = self._rows(torch.arange(self.lanes))
         template = self.battle.attack.init(self.battle.problem, gather(self.rows, torch.zeros(_GROUP).long()))
         state = {f.name: saved[f"state.{f.name}"].to(self.battle.device) for f in fields(template)}
         self.state = replace(template, **state)
 
-    def _rows_of_all(self) -> Rows:
-        idle = self.sample < 0
-        self.sample[idle] = self.queue[0][1]
-        rows = self._rows(torch.arange(self.lanes))
-        self.sample[idle] = -1
-        return rows
+
+def _rows_of(battle: Battle, samples: Tensor, ranks: Tensor) -> Rows:
+    """Rows of samples (S,) of the run, where the run's images are."""
+    return Rows(
+        battle.x[samples],
+        battle.y[samples],
+        battle.clean_logits[samples],
+        battle.ids[samples],
+        ranks,
+        torch.ones_like(samples, dtype=torch.bool),
+    )
 
 
 def as_recorded(x: Tensor, point: Tensor) -> Tensor:
@@ -421,8 +465,8 @@ def as_recorded(x: Tensor, point: Tensor) -> Tensor:
 def _put(value: Any, lanes: Tensor, new: Any) -> Any:
     """A state (or Rows) with the first len(lanes) rows of `new` written into `lanes`."""
     written = {
-        f.name: getattr(value, f.name).index_copy(0, lanes, getattr(new, f.name)[: len(lanes)])
-        for f in fields(value)
+        name: tensor.index_copy(0, lanes, getattr(new, name)[: len(lanes)])
+        for name, tensor in tensors(value).items()
     }
     return replace(value, **written)
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._base import Answer, Objective, Rows
+from robench.attacks._base import Answer, Objective, OnFeatures, Rows
 from robench.errors import UsageError
 from robench.precision import computing
 from robench.random import Stream, noise
 
 Model = nn.Module | Callable[[Tensor], Tensor]
+Both = Callable[[Tensor, str], tuple[Tensor, tuple[Tensor, ...]]]
 
 # For every row: its sample, its rank, and the number of the draw; (lanes,) int64 each.
 Who = tuple[Tensor, Tensor, Tensor]
@@ -59,7 +60,6 @@ class Network:
         self.lanes = lanes
         self.precision = precision
         self.stream = stream
-        self.nonfinite = 0
 
     def logits(self, x: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
         """Logits (N, K), float32, of any number of images, padded to whole batches.
@@ -67,18 +67,38 @@ class Network:
         Args:
             ids: (N,) int64, of the samples: they and `draw` decide a randomised model's noise.
         """
+        return self._batches(x, ids, draw, self._call)
+
+    def features(self, x: Tensor, ids: Tensor, layers: str) -> Tensor:
+        """Features of any number of images, each layer's flattened, one after the other, (N, F) float32.
+
+        Args:
+            ids: (N,) int64, of the samples, as for `logits`.
+            layers: "last" or "all".
+
+        Raises:
+            UsageError: when the model offers none.
+        """
+
+        def flat(part: Tensor, who: Who) -> Tensor:
+            return torch.cat([each.flatten(1) for each in self._call_inside(part, who, layers)[1]], 1)
+
+        return self._batches(x, ids, 0, flat)
+
+    def _batches(self, x: Tensor, ids: Tensor, draw: int, call: Callable[[Tensor, Who], Tensor]) -> Tensor:
         parts = []
         for start in range(0, len(x), self.lanes):
             part = x[start : start + self.lanes]
             sample = pad(ids[start : start + self.lanes], self.lanes)
             who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
             with torch.inference_mode():
-                parts.append(self._call(pad(part, self.lanes), who)[: len(part)])
-        logits = torch.cat(parts)
+                parts.append(call(pad(part, self.lanes), who)[: len(part)])
         # Tensors born in inference mode cannot enter a graph later: the copy can.
-        return logits.clone()
+        return torch.cat(parts).clone()
 
-    def answer(self, x: Tensor, objective: Objective | None, rows: Rows, eot: int, asked: Tensor) -> Answer:
+    def answer(
+        self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, eot: int, asked: Tensor
+    ) -> Answer:
         """What an attack asked for at `x` (lanes, C, H, W), averaged over `eot` draws.
 
         Args:
@@ -96,15 +116,19 @@ class Network:
             torch.stack([a.grad for a in answers]).mean(0),
         )
 
-    def _answer(self, x: Tensor, objective: Objective | None, rows: Rows, who: Who) -> Answer:
+    def _answer(self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, who: Who) -> Answer:
         if objective is None:
             with torch.inference_mode():
                 logits = self._call(x, who)
             return Answer(x, logits.clone(), x.new_empty(0), x.new_empty(0))
         with torch.enable_grad():
             point = x.detach().requires_grad_()
-            logits = self._call(point, who)
-            loss = objective(logits, rows)
+            if isinstance(objective, OnFeatures):
+                logits, features = self._call_inside(point, who, objective.layers)
+                loss = objective(logits, rows, point, features)
+            else:
+                logits = self._call(point, who)
+                loss = objective(logits, rows)
             columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
             grads = [
                 _gradient(column.sum(), point, retain=i + 1 < len(columns))
@@ -116,12 +140,26 @@ class Network:
     def _call(self, x: Tensor, who: Who) -> Tensor:
         with self._noise(who, x.device), computing(self.precision, x.device):
             logits = self.model(x)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UsageError(
-                f"the model gave {found} for {len(x)} images: expected logits ({len(x)}, classes)"
-            )
-        return logits.float()
+        return _checked(logits, x)
+
+    def _call_inside(self, x: Tensor, who: Who, layers: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits (N, K) and features (N, ...), float32: from one pass where the model can give both."""
+        both: Both | None = getattr(self.model, "logits_and_features", None)
+        if both is not None:
+            with self._noise(who, x.device), computing(self.precision, x.device):
+                logits, features = both(x, layers)
+        else:
+            alone: Callable[[Tensor], Tensor] | None = getattr(self.model, "features", None)
+            if not callable(alone):
+                raise UsageError(
+                    "this model offers no features(x), which the attack looks at: wrap its network in "
+                    "robench.defenses.Defense, or choose attacks on the logits, such as autoattack"
+                )
+            logits = self._call(x, who)
+            # The same noise again: features and logits of one draw.
+            with self._noise(who, x.device), computing(self.precision, x.device):
+                features = (alone(x),)
+        return _checked(logits, x), tuple(each.float() for each in features)
 
     @contextlib.contextmanager
     def _noise(self, who: Who, device: torch.device) -> Iterator[None]:
@@ -140,6 +178,14 @@ class Network:
             torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
             with noise(self.stream, *(part.to(device) for part in who)):
                 yield
+
+
+def _checked(logits: Tensor, x: Tensor) -> Tensor:
+    """Logits as float32, if they are some."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"the model gave {found} for {len(x)} images: expected logits ({len(x)}, classes)")
+    return logits.float()
 
 
 def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:

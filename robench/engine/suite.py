@@ -143,7 +143,8 @@ class Run:
         self.costs: list[AttackCost] = []
         self.zero: list[tuple[int, int]] = []
         self.marks: list[Mark] = []
-        self.nonfinite = 0
+        # NaN or infinite logits on clean images, and in what finished attacks were told.
+        self.nonfinite = self.told_nonfinite = 0
         self.images = 0
         self.spent = 0.0
         self.shown = 0.0
@@ -199,6 +200,9 @@ class Run:
             noisy = self.stochastic or self.attacker.surrogate is not None
             stream = Stream.of(self.seed, "surrogate") if noisy else None
             self.network = Network(model, self.lanes, self.precision, stream)
+        # Whoever offers no features is told now, and not when the attacks before have been played.
+        for layers in sorted({getattr(attack, "layers", "") for _, attack in self.attacks} - {""}):
+            self.network.features(self.x[:1].to(self.device), self.ids[:1].to(self.device), layers)
 
     def _clean(self) -> Tensor:
         """Clean predictions, (N,); sets what is wrong without an attack and the surrogate's clean logits."""
@@ -268,13 +272,15 @@ class Run:
         stream = Stream.of(self.seed, spec)
         if not self.same and self.network.stream is not None:
             self.network.stream = Stream.of(self.seed, "surrogate", spec)
-        problem = Problem(self.threat, self.num_classes, stream)
+        group = min(getattr(attack, "group", 1), len(self.x))
+        network = self._of_whole_groups(group)
+        problem = Problem(self.threat, self.num_classes, stream, group)
         battle = Battle(
             attack=attack,
             problem=problem,
-            network=self.network,
+            network=network,
             judge=self.judge,
-            same=self.same,
+            same=self.same and network is self.network,
             blind=self.attacker.blind,
             x=self.x,
             y=self.y,
@@ -320,10 +326,18 @@ class Run:
             raise
         self._take(index, table, samples, time.monotonic() - begun)
         self.zero.append((loop.zero_gradients[0], loop.zero_gradients[1]))
+        self.told_nonfinite += loop.nonfinite
         if self.store:
             new = {i: image for i, image in table.found.items() if before.get(i) is not image}
             self.spent = 0.0
             self._save(index + 1, None, new)
+
+    def _of_whole_groups(self, group: int) -> Network:
+        """The surrogate on as many lanes as make whole groups, one group at the least."""
+        lanes = max(self.lanes // group, 1) * group
+        if lanes == self.lanes:
+            return self.network
+        return Network(self.network.model, lanes, self.network.precision, self.network.stream)
 
     def _take(self, index: int, table: Table, samples: list[int], seconds: float) -> None:
         """Add an attack's results to the run's."""
@@ -351,17 +365,18 @@ class Run:
     def _progress(self, index: int, loop: Loop) -> Progress:
         held = loop.table.draws == self.judge.draws
         playing = float(loop.asked[loop.sample >= 0, 0].sum()) / self.attacks[index][1].questions
-        done = len(loop.queue) - loop.remaining
+        total = loop.total
+        done = total - loop.remaining
         return Progress(
             attack=self.attacks[index][0],
             index=index,
             attacks=len(self.attacks),
             rows=done,
-            of_rows=len(loop.queue),
+            of_rows=total,
             survivors=int(((self.by == _ROBUST) & ~held).sum()),
             samples=len(self.x),
             passes=self.images,
-            share=min((done + playing) / max(len(loop.queue), 1), 1.0),
+            share=min((done + playing) / max(total, 1), 1.0),
         )
 
     # -- saving and resuming -----------------------------------------------------------------------------
@@ -380,7 +395,7 @@ class Run:
             "costs": [asdict(cost) for cost in self.costs],
             "zero": self.zero,
             "seconds": self.spent,
-            "nonfinite": self.network.nonfinite,
+            "nonfinite": self.told_nonfinite,
         }
         self.store.save(tensors, json.loads(json.dumps(facts)), found)
 
@@ -389,7 +404,7 @@ class Run:
             setattr(self, name, tensors[f"run.{name}"])
         self.costs = [AttackCost(**cost) for cost in facts["costs"]]
         self.zero = [(zero, total) for zero, total in facts["zero"]]
-        self.network.nonfinite = facts["nonfinite"]
+        self.told_nonfinite = facts["nonfinite"]
         self.spent = facts["seconds"]
         prefix = "found."
         self.found = {int(k.removeprefix(prefix)): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -413,7 +428,7 @@ class Run:
         attacks = [attack for _, attack in self.attacks]
         marks = [
             *self.marks,
-            *health.nonfinite_logits(self.nonfinite + self.network.nonfinite),
+            *health.nonfinite_logits(self.nonfinite + self.told_nonfinite),
             *health.randomised(self.stochastic, self.declared, attacks),
             *health.few_classes(self.num_classes, attacks),
             *health.zero_gradients(self.zero),

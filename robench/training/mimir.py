@@ -7,7 +7,7 @@ Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversaria
 import torch
 from torch import Tensor
 
-from robench.training.hsic import nhsic
+from robench.hsic import nhsic
 from robench.training.mae import MaskedAutoencoder
 
 

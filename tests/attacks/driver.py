@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, gather, select
+from robench.attacks._base import Answer, Ask, Attack, OnFeatures, Problem, Rows, gather, select
 from robench.random import Stream
 from robench.threat import Threat
 
@@ -40,7 +40,10 @@ def answer(model: nn.Module, ask: Ask, rows: Rows) -> Answer:
         return Answer(ask.x, model(ask.x), torch.empty(0), torch.empty(0))
     point = ask.x.detach().requires_grad_()
     logits = model(point)
-    loss = ask.objective(logits, rows)
+    if isinstance(ask.objective, OnFeatures):
+        loss = ask.objective(logits, rows, point, (model.features(point),))
+    else:
+        loss = ask.objective(logits, rows)
     columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
     grads = [torch.autograd.grad(column.sum(), point, retain_graph=True)[0] for column in columns]
     grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]

@@ -260,6 +260,23 @@ def test_features_lead_back_to_the_image_or_are_refused_clearly(case):
     assert (grad.flatten(1).norm(dim=1) > 0).all()
 
 
+def test_features_come_with_the_logits_and_are_the_same(case):
+    if not callable(getattr(case.defense.classifier, "forward_features", None)):
+        pytest.skip("it offers no features")
+    defense, x = case.defense, case.images()
+    if defense.stochastic:
+        pytest.skip("two calls draw other noise")
+    for layers, features in (("last", (defense.features(x),)), ("all", defense.all_features(x))):
+        logits, heard = defense.logits_and_features(x, layers)
+        assert torch.equal(logits, defense(x))
+        assert len(heard) == len(features) and all(map(torch.equal, heard, features))
+    assert torch.equal(defense(x), logits)  # nothing is left hooked
+    point = x.clone().requires_grad_()
+    for each in defense.all_features(point):
+        (grad,) = torch.autograd.grad(each.square().sum(), point, retain_graph=True)
+        assert (grad.flatten(1).norm(dim=1) > 0).all()
+
+
 def test_logits_are_the_same_without_a_graph(case):
     x = case.images()
     with torch.enable_grad():

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robench.data import load_dataset
 from robench.errors import UsageError
+from robench.hsic import nhsic
 from robench.training.encoders import ENCODERS, encoder_of, patchify, sincos_positions
-from robench.training.hsic import nhsic
 from robench.training.mae import MaskedAutoencoder
 from robench.training.mimir import pretraining_loss
 from robench.training.recipe import Pretraining, Recipe

@@ -3,7 +3,7 @@ import torch
 
 from robench.data import load_dataset
 from robench.defenses.vit import vit
-from robench.training.hsic import nhsic
+from robench.hsic import nhsic
 from robench.training.mae import MaskedAutoencoder, random_order
 from robench.training.mimir import inner_attack, pretraining_loss
 from robench.training.recipe import Finetuning, Pretraining, Recipe

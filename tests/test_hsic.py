@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from robench.training.hsic import nhsic
+from robench.hsic import nhsic, nhsic_shares
 
 
 def by_the_formula(x, y, sigma=5.0, eps=1e-5):
@@ -60,3 +60,23 @@ def test_where_it_is_not_finite_it_is_nothing(bad):
 def test_two_rows_at_least():
     with pytest.raises(ValueError, match=r"len\(x\)=1"):
         nhsic(torch.rand(1, 3), torch.rand(1, 3))
+
+
+def test_shares_sum_to_it_group_by_group():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(3, 5, 4, 2)), rng.random((3, 5, 3, 2, 2))
+    shares = nhsic_shares(torch.from_numpy(x), torch.from_numpy(y))
+    assert shares.shape == (3, 5)
+    for group in range(3):
+        assert float(shares[group].sum()) == pytest.approx(by_the_formula(x[group], y[group]), rel=1e-8)
+
+
+def test_a_group_that_is_not_finite_leaves_the_others_their_gradient():
+    x = torch.randn(3, 4, 6, requires_grad=True)
+    y = torch.rand(3, 4, 5)
+    spoilt = x * torch.tensor([1.0, torch.nan, 1.0]).view(3, 1, 1)
+    shares = nhsic_shares(spoilt, y)
+    assert (shares[1] == 0).all()
+    (grad,) = torch.autograd.grad(shares[[0, 2]].sum(), x, retain_graph=True)
+    (alone,) = torch.autograd.grad(sum(nhsic(x[i].double(), y[i].double()) for i in (0, 2)), x)
+    torch.testing.assert_close(grad[[0, 2]], alone[[0, 2]], rtol=1e-5, atol=1e-7)

@@ -1,0 +1,64 @@
+"""PGD-MI of MIMIR's paper (arXiv 2312.04960) with the adaptive steps of APGD (Croce & Hein 2020, arXiv 2003.01690).
+
+The combination is ours: what the field would ask for before it believes that a defense survives an attacker
+who knows how it was trained.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robench.attacks._base import OnFeatures, Problem, Rows
+from robench.attacks._inside import information
+from robench.attacks._objectives import check_loss, objective
+from robench.attacks._steered import Steered
+from robench.attacks.apgd import APGD, APGDState
+from robench.registry import attacks
+
+
+@attacks.register("apgd-mi")
+@dataclass(frozen=True)
+class APGDMI(Steered[APGDState]):
+    """APGD on loss(f(x'), y) + weight * nHSIC(features(x'), x'), in Linf and L2.
+
+    Each row climbs its own loss plus the group's size times `weight` times its share of the nHSIC, so a weight
+    means what it means in `pgd-mi`; at 0 the steps are `apgd`'s.
+
+    Args:
+        loss: "ce", "dlr" or "margin".
+        weight: the paper's lambda; below 0 to make the features tell less of the image.
+        layers: "last" for the last block's features, "all" for the mean over every block's nHSIC.
+        steps: iterations; one forward and one backward pass each, and one more at the start. Company (see
+            robench.attacks._base) and the clean pass are not counted.
+        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
+        restarts: random starts (a target).
+        eot: draws of a randomised surrogate averaged for each gradient.
+        rho: share of rising steps under which a checkpoint halves the step size.
+        group: images the nHSIC is taken over.
+    """
+
+    loss: str = "ce"
+    weight: float = 0.1
+    layers: str = "last"
+    steps: int = 100
+    targets: int = 0
+    restarts: int = 1
+    eot: int = 1
+    rho: float = 0.75
+    group: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.loss)
+
+    def mover(self, eps: float) -> APGD:
+        return APGD(self.loss, self.steps, self.targets, self.restarts, self.eot, self.rho)
+
+    def uphill(self, problem: Problem, rows: Rows, state: APGDState) -> OnFeatures:
+        loss = objective(self.loss, state.target if self.targets else None)
+        weight = self.weight * problem.group
+
+        def value(logits: Tensor, rows: Rows, x: Tensor, features: tuple[Tensor, ...]) -> Tensor:
+            return loss(logits, rows) + weight * information(x, features, problem.group)
+
+        return OnFeatures(value, self.layers)

@@ -1,0 +1,49 @@
+"""MIMIR: masked image modeling for mutual information-based adversarial robustness (arXiv 2312.04960).
+
+The second of the paper's two adaptive attacks, PGD-feature: PGD that only drives the features away.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robench.attacks._base import OnFeatures, Problem, Rows
+from robench.attacks._inside import distances, themselves
+from robench.attacks._steered import Steered
+from robench.attacks.pgd import PGD, PGDState
+from robench.registry import attacks
+
+
+@attacks.register("pgd-feature")
+@dataclass(frozen=True)
+class PGDFeature(Steered[PGDState]):
+    """PGD on ||features(x') - features(x)||_2, without labels, as published; Linf.
+
+    Args:
+        steps: iterations; one forward and one backward pass each, and one more at the end, the clean pass
+            apart.
+        step_size: in [0, 1] pixels; 0 means eps / 4, the published 2/255 for 8/255.
+    """
+
+    layers: ClassVar[str] = "last"
+
+    steps: int = 100
+    step_size: float = 0.0
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("Linf",)
+
+    def mover(self, eps: float) -> PGD:
+        return PGD("ce", steps=self.steps, step_size=self.step_size or eps / 4)
+
+    def references(self, run: Rows, rows: Rows) -> Tensor:
+        return themselves(run, rows)
+
+    def uphill(self, problem: Problem, rows: Rows, state: PGDState) -> OnFeatures:
+        def value(logits: Tensor, rows: Rows, x: Tensor, features: tuple[Tensor, ...]) -> Tensor:
+            assert rows.reference is not None
+            return distances(features, rows.reference).sum(0)
+
+        return OnFeatures(value, self.layers)

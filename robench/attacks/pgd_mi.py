@@ -1,0 +1,58 @@
+"""MIMIR: masked image modeling for mutual information-based adversarial robustness (arXiv 2312.04960).
+
+The first of the paper's two adaptive attacks, PGD-MI: PGD that also climbs the quantity MIMIR trained down.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robench.attacks._base import OnFeatures, Problem, Rows
+from robench.attacks._inside import information
+from robench.attacks._objectives import cross_entropy
+from robench.attacks._steered import Steered
+from robench.attacks.pgd import PGD, PGDState
+from robench.registry import attacks
+
+
+@attacks.register("pgd-mi")
+@dataclass(frozen=True)
+class PGDMI(Steered[PGDState]):
+    """PGD on CE(f(x'), y) + weight * nHSIC(features(x'), x'), as published; Linf.
+
+    The cross-entropy is a mean over the group, as losses are by default (that the official code means it so is
+    our reading); what a row climbs is the group's size times its part of that. The gradient goes through both
+    arguments of the nHSIC. The random start is `pgd`'s, and so are the steps where `weight` is 0.
+
+    At the published weight the second term is at most 1.5e-4: this is nearly plain PGD. `apgd-mi` is stronger.
+
+    Args:
+        weight: the paper's lambda.
+        steps: iterations; one forward and one backward pass each, and one more at the end. Company (see
+            robench.attacks._base) and the clean pass are not counted.
+        step_size: in [0, 1] pixels; 0 means eps / 4, the published 2/255 for 8/255.
+        group: images the nHSIC is taken over: the published batch.
+    """
+
+    layers: ClassVar[str] = "last"
+
+    weight: float = 1e-5
+    steps: int = 100
+    step_size: float = 0.0
+    group: int = 16
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("Linf",)
+
+    def mover(self, eps: float) -> PGD:
+        return PGD("ce", steps=self.steps, step_size=self.step_size or eps / 4)
+
+    def uphill(self, problem: Problem, rows: Rows, state: PGDState) -> OnFeatures:
+        weight = self.weight * problem.group
+
+        def value(logits: Tensor, rows: Rows, x: Tensor, features: tuple[Tensor, ...]) -> Tensor:
+            return cross_entropy(logits, rows.y) + weight * information(x, features, problem.group)
+
+        return OnFeatures(value, self.layers)
