@@ -20,6 +20,7 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     convnext,
     dbat,
     loaders,
+    maep,
     swin,
     vit,
 )
