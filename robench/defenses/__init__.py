@@ -21,6 +21,7 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     dbat,
     diffusion,
     loaders,
+    maep,
     swin,
     vit,
 )

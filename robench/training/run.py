@@ -244,8 +244,10 @@ class _Run:
         """The purifier after every stage of the recipe."""
         torch.manual_seed(seed_for(self.recipe.seed, "start", "purifier"))
         purifier = build_purifier(self.spec).to(self.device)
-        for number, how in enumerate(self.recipe.purifying, 1):
-            way = find_purifying(how.method)
+        ways = [find_purifying(how.method) for how in self.recipe.purifying]
+        for way in ways:
+            way.check()
+        for number, (way, how) in enumerate(zip(ways, self.recipe.purifying, strict=True), 1):
             torch.manual_seed(seed_for(self.recipe.seed, "learner", number))
             try:
                 learner = way.learner(purifier).to(self.device)

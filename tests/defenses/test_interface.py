@@ -137,6 +137,10 @@ TINY: dict[str, Callable[[Path], Tiny]] = {
     "dbat": _builder(
         'dbat(base="vit(image_size=8, patch_size=4, width=8, depth=2, heads=2, num_classes=10)")'
     ),
+    "maep+": _purifier(
+        "maep(image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_width=8, decoder_depth=1, "
+        "decoder_heads=2)"
+    ),
     "swin": _builder(
         "swin(image_size=16, patch_size=2, width=8, depths=[2, 1], heads=[1, 2], window=4, num_classes=10)"
     ),

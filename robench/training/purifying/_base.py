@@ -31,6 +31,13 @@ class Purifying:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{item.name}={value!r}: expected a finite number, at least 0")
 
+    def check(self) -> None:
+        """Look whether everything is at hand; called before the first stage of a recipe begins.
+
+        Raises:
+            ResourceError: when a package or a file that it needs is missing.
+        """
+
     def learner(self, purifier: Purifier) -> nn.Module:
         """What is trained, around or in place of the purifier; parameters without gradient stay as they are.
 

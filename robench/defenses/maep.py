@@ -1,0 +1,177 @@
+"""MAEP: "Adversarial Masked Autoencoder Purifier" (arXiv 2501.16904), a masked ViT autoencoder before a classifier.
+
+No code of the paper is public, and its network's sizes are not known here: the defaults are our choice. So is
+that the decoder gives the pixels themselves, and not a correction that is added to the image.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robench import registry
+from robench.defenses._base import Purifier
+from robench.defenses._patches import patchify, pick, sincos_positions, unpatchify
+
+FITS = ("exact", "tile", "interpolate")
+
+
+@registry.purifiers.register("maep")
+class MAEP(Purifier):
+    """Encodes an image's patches, decodes them to a purified image: one pass, deterministic, nothing hidden.
+
+    Its state has the key names of MAE's official code (arXiv 2111.06377); positions are fixed sine and cosine
+    ones. Pixels go in as they are, and come out clipped to [0, 1], so that a pixel beyond has no gradient, in
+    truth as in autograd.
+
+    Args:
+        image_size: side of the images it is trained on.
+        width, depth, heads: of the encoder.
+        decoder_width, decoder_depth, decoder_heads: of the decoder.
+        mlp_ratio: hidden width of each block's perceptron, in widths.
+        fit: how images of another size are taken. "exact": not at all. "tile": cut into tiles of `image_size`,
+            each purified by itself, and put together again. "interpolate": as one image of more (or fewer)
+            patches, whose positions are resized bicubically from those of the training size, as MAE does.
+
+    Raises:
+        ValueError: for sizes that do not divide, or an unknown `fit`.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        patch_size: int = 4,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        decoder_width: int = 128,
+        decoder_depth: int = 4,
+        decoder_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        fit: str = "exact",
+    ):
+        super().__init__()
+        sizes = {"patch_size": patch_size, "heads": heads, "decoder_heads": decoder_heads, "depth": depth}
+        for name, value in {**sizes, "decoder_depth": decoder_depth}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if image_size < patch_size or image_size % patch_size:
+            raise ValueError(f"{image_size=} must be a multiple of {patch_size=}")
+        if width % heads or decoder_width % decoder_heads:
+            raise ValueError(
+                f"{width=} and {decoder_width=} must be multiples of {heads=} and {decoder_heads=}"
+            )
+        if fit not in FITS:
+            raise ValueError(f"{fit=}: expected one of {', '.join(FITS)}")
+        self.image_size = self.side = image_size
+        self.patch_size = patch_size
+        self.fit = fit
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, and types it as a class
+        block = partial(Block, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm)
+        side = image_size // patch_size
+        self.patch_embed = _PatchEmbed(width, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", sincos_positions(width, side))
+        self.blocks = nn.ModuleList(block(width, heads) for _ in range(depth))
+        self.norm = norm(width)
+        self.decoder_embed = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.decoder_pos_embed: Tensor
+        self.register_buffer("decoder_pos_embed", sincos_positions(decoder_width, side))
+        self.decoder_blocks = nn.ModuleList(block(decoder_width, decoder_heads) for _ in range(decoder_depth))
+        self.decoder_norm = norm(decoder_width)
+        self.decoder_pred = nn.Linear(decoder_width, 3 * patch_size**2)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Start as MAE does: linear maps, the patch embedding among them, by Xavier uniform."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The purified images, (N, 3, S, S) in [0, 1].
+
+        Raises:
+            ValueError: for a side that `check` refuses.
+        """
+        side = x.shape[-1]
+        self.check(side)
+        if self.fit != "tile" or side == self.side:
+            return unpatchify(self.pixels(x), self.patch_size).clamp(0, 1)
+        # A tile is a patch of the size that the network was trained on.
+        tiles = patchify(x, self.side)
+        rows = tiles.reshape(-1, x.shape[1], self.side, self.side)
+        clean = unpatchify(self.pixels(rows), self.patch_size).clamp(0, 1)
+        return unpatchify(clean.reshape_as(tiles), self.side)
+
+    def pixels(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Every patch's pixels, not clipped, as the decoder gives them.
+
+        Args:
+            x: (N, 3, S, S) in [0, 1].
+            keep: the patches to see, (N, visible) int64, numbered row by row; the others are guessed. None sees
+                all.
+
+        Returns:
+            (N, patches, 3 * patch_size ** 2), the numbers of a patch in the order of `patchify`.
+        """
+        side = x.shape[-1] // self.patch_size
+        positions = _resized(self.pos_embed, side)
+        tokens = self.patch_embed(x) + positions[:, 1:]
+        if keep is not None:
+            tokens = pick(tokens, keep)
+        first = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+        tokens = torch.cat([first, tokens], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.decoder_embed(self.norm(tokens))
+        if keep is not None:
+            blank = self.mask_token.to(tokens.dtype).expand(len(x), side**2, -1)
+            place = keep[:, :, None].expand(-1, -1, tokens.shape[2])
+            tokens = torch.cat([tokens[:, :1], blank.scatter(1, place, tokens[:, 1:])], 1)
+        tokens = tokens + _resized(self.decoder_pos_embed, side)
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
+
+    def check(self, side: int) -> None:
+        """See `Purifier.check`."""
+        own, patch = self.side, self.patch_size
+        if self.fit == "exact" and side != own:
+            raise ValueError(
+                f"this purifier takes images of {own} px, not of {side} px: "
+                f'fit="tile" takes multiples of {own} px, fit="interpolate" of {patch} px'
+            )
+        step = own if self.fit == "tile" else patch
+        if side < step or side % step:
+            raise ValueError(f'fit="{self.fit}" takes images of a multiple of {step} px, not of {side} px')
+
+
+class _PatchEmbed(nn.Module):
+    """A linear map of each patch's pixels, under MAE's name."""
+
+    def __init__(self, width: int, patch: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def _resized(positions: Tensor, side: int) -> Tensor:
+    """Positions, (1, 1 + patches, D), for a grid of `side` patches a side; the same ones where it is theirs."""
+    own = round((positions.shape[1] - 1) ** 0.5)
+    if own == side:
+        return positions
+    grid = positions[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
