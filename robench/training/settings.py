@@ -14,13 +14,13 @@ def check_settings(settings: Any) -> None:
         ValueError: naming the field, what it got and what it expects.
     """
     for item in fields(settings):
-        value, kind = getattr(settings, item.name), item.type
+        kind = item.type
+        value: Any = getattr(settings, item.name)
         if kind is str and not isinstance(value, str):
             raise ValueError(f"{item.name}={value!r}: expected str")
-        if kind not in (int, float):
+        if kind is not int and kind is not float:
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or (kind is int and not isinstance(value, int)):
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
             raise ValueError(f"{item.name}={value!r}: expected {'int' if kind is int else 'float'}")
         if not 0 <= value < math.inf:
             raise ValueError(f"{item.name}={value!r}: expected a finite number, at least 0")

@@ -109,7 +109,8 @@ def _fixed(way: NIM, empty: Tensor) -> Tensor:
 
 
 def _gamma(way: NIM, empty: Tensor) -> Tensor:
-    return way.scale * torch._standard_gamma(empty.fill_(way.shape))
+    law = torch.distributions.Gamma(torch.tensor(way.shape), torch.tensor(1 / way.scale))
+    return law.sample(empty.shape).to(empty.device)
 
 
 def _uniform(way: NIM, empty: Tensor) -> Tensor:
