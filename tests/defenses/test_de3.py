@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from robench import registry, specs
@@ -216,9 +217,11 @@ def test_bad_settings_end_in_one_clear_line(spec, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_card_for_another_size_is_refused_behind_it():
-    with pytest.raises(UsageError, match="takes images of 16 px, not of 32 px"):
-        load("de3-digits+python:timm.create_model(model_name='test_vit', num_classes=10, img_size=32)")
+def test_another_image_size_than_the_classifiers_is_refused(tmp_path):
+    spec = "de3(image_size=32, patch_size=16, width=12, depth=0, decoder_width=16, decoder_depth=0)"
+    save_file(build_purifier(specs.parse(spec)).state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match="takes images of 32 px, not of 16 px"):
+        load(f"{spec}+standard-digits", checkpoint=tmp_path / "a.safetensors")
 
 
 def test_a_purifier_alone_needs_no_classifier():
