@@ -231,14 +231,13 @@ def test_a_purifier_alone_needs_no_classifier():
 
 
 # De^3 leaves clean digits as legible as they were; the card's classifier alone reads 99 % of them.
-@pytest.mark.parametrize("name", ["de3-digits", "nim-mim-digits"])
-def test_the_cards_read_digits_through_their_noise(name):
-    loaded, digits = load(name), load_dataset("digits", "test")
+def test_the_card_reads_digits_through_its_noise():
+    loaded, digits = load("de3-digits"), load_dataset("digits", "test")
     assert loaded.defense.stochastic and loaded.card.classifier
     torch.manual_seed(0)
     assert (loaded.defense(digits.x[:200]).argmax(1) == digits.y[:200]).float().mean() >= 0.9
     torch.manual_seed(0)
-    plain = load(f"{name}(sigma=0)").defense
+    plain = load("de3-digits(sigma=0)").defense
     assert not plain.stochastic and torch.equal(plain(digits.x[:8]), plain(digits.x[:8]))
 
 
