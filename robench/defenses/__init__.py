@@ -19,6 +19,7 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     convit,
     convnext,
     dbat,
+    de3,
     diffusion,
     loaders,
     maep,
@@ -39,6 +40,7 @@ __all__ = [
     "find_cards",
     "load",
     "load_defense",
+    "load_purifier",
 ]
 
 DEFAULT_DATASET = "digits"
@@ -172,7 +174,7 @@ def load(
     if loaders.scheme_of(spec.name):
         return _load_by_scheme(name, spec, find_card(name, dataset), checkpoint, device)
     if spec.name in registry.purifiers:
-        return _load_purified(name, spec, find_card(name, dataset), dataset, checkpoint, device)
+        return _load_purified(name, find_card(name, dataset), dataset, checkpoint, device)
     path, state, digest = None, {}, ""
     if checkpoint:
         path = fetch(str(checkpoint), Path())
@@ -245,7 +247,6 @@ def _load_by_scheme(
 
 def _load_purified(
     name: str,
-    spec: specs.Spec,
     card: Card | None,
     dataset: str | None,
     checkpoint: str | Path | None,
@@ -257,8 +258,40 @@ def _load_purified(
             f"{name} is a purifier: name the defense behind it, such as {name}+timm:resnet50, or "
             f"{name}+standard-digits"
         )
-    purifier = build_purifier(spec)
     inner = load(card.classifier, dataset, device=device)
+    purifier, path, digest = _weighted(card, checkpoint)
+    try:
+        purifier.check(inner.defense.image_size)
+    except ValueError as error:
+        raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
+    defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
+    own = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
+    both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
+    return Loaded(card.name, defense, card, own, path, both, card.family, inner.notes, classifier=inner.name)
+
+
+def load_purifier(
+    name: str, checkpoint: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Purifier:
+    """The purifier of a card alone, its weights frozen, in evaluation mode: images to images.
+
+    The classifier that the card names need not be there yet.
+
+    Raises:
+        UsageError: for an unknown name, one that is no purifier's, or a builder's wrong arguments.
+        ResourceError: when the checkpoint is missing, damaged, or another one than the card names.
+    """
+    card = find_card(name)
+    builder = card.builder if card else name
+    if specs.parse(builder).name not in registry.purifiers:
+        raise UsageError(f"{name} is no purifier")
+    purifier = _weighted(card or Card(name, name, DEFAULT_DATASET), checkpoint)[0]
+    return purifier.eval().requires_grad_(False).to(device)
+
+
+def _weighted(card: Card, checkpoint: str | Path | None) -> tuple[Purifier, Path | None, str]:
+    """A card's purifier with its weights, the file they are from, and its digest."""
+    purifier = build_purifier(specs.parse(card.builder))
     path = None
     if checkpoint or card.checkpoint:
         path = fetch(str(checkpoint or card.checkpoint), Path() if checkpoint else card.path.parent)
@@ -272,14 +305,7 @@ def _load_purified(
         raise ResourceError(f"{card.name} comes without its weights{where} give the file with --checkpoint")
     else:
         digest = loaders.state_digest(purifier)
-    try:
-        purifier.check(inner.defense.image_size)
-    except ValueError as error:
-        raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
-    defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
-    own = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
-    both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
-    return Loaded(card.name, defense, card, own, path, both, card.family, inner.notes, classifier=inner.name)
+    return purifier, path, digest
 
 
 def build_purifier(spec: specs.Spec) -> Purifier:

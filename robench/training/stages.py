@@ -210,11 +210,11 @@ def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> S
         UsageError: when there is no such method, or it does not suit the network or the recipe.
     """
     method = choose_method(how)
-    average.load_state_dict(model.state_dict())
     try:
         learners = method.learners(model)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    average.load_state_dict(model.state_dict())  # as the method lets it start
     learners.train()
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:

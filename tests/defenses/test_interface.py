@@ -141,6 +141,10 @@ TINY: dict[str, Callable[[Path], Tiny]] = {
         "maep(image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_width=8, decoder_depth=1, "
         "decoder_heads=2)"
     ),
+    "de3+": _purifier(
+        "de3(image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, "
+        "decoder_heads=2, sigma=30)"
+    ),
     "swin": _builder(
         "swin(image_size=16, patch_size=2, width=8, depths=[2, 1], heads=[1, 2], window=4, num_classes=10)"
     ),
@@ -294,11 +298,11 @@ def test_logits_are_the_same_without_a_graph(case):
 @pytest.mark.gpu
 def test_it_works_on_a_gpu_in_bf16(case):
     defense, x = copy.deepcopy(case.defense).cuda(), case.images(8).cuda().requires_grad_()
-    exact = defense(x).detach()
+    exact = seeded(defense, x).detach()
     if not case.defense.stochastic:  # the devices draw other numbers
         torch.testing.assert_close(exact.cpu(), case.defense(x.detach().cpu()), rtol=1e-2, atol=1e-2)
     with torch.autocast("cuda", torch.bfloat16):
-        rough = defense(x).float()
+        rough = seeded(defense, x).float()
     (grad,) = torch.autograd.grad(rough.square().sum(), x)
     assert grad.isfinite().all() and (grad.flatten(1).norm(dim=1) > 0).all()
     # bf16 keeps eight bits: each of a network's layers loses a part in 256.

@@ -9,7 +9,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from robench.training.encoders._base import Encoder, patchify, sincos_positions
+from robench.defenses._patches import sincos_positions
+from robench.training.encoders._base import Encoder, patchify
 from robench.training.encoders.cait import CaiTEncoder
 from robench.training.encoders.convit import ConViTEncoder
 from robench.training.encoders.convnext import ConvNeXtEncoder

@@ -8,7 +8,8 @@ import torch
 from timm.models.convit import ConVit
 from torch import Tensor
 
-from robench.training.encoders._base import Encoder, embed, pick, require, sincos_positions
+from robench.defenses._patches import sincos_positions
+from robench.training.encoders._base import Encoder, embed, pick, require
 
 
 class ConViTEncoder(Encoder):

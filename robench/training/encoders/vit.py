@@ -6,7 +6,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from robench.training.encoders._base import Encoder, embed, pick, require, sincos_positions
+from robench.defenses._patches import sincos_positions
+from robench.training.encoders._base import Encoder, embed, pick, require
 
 
 class ViTEncoder(Encoder):

@@ -9,6 +9,7 @@ from robench import specs
 from robench.training.methods import (  # noqa: F401 - they register themselves
     apgd_at,
     dbat,
+    denoised,
     fast_at,
     generalist,
     mart,

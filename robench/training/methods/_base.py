@@ -1,7 +1,7 @@
 """What a method of adversarial training is: a loss, and where it needs more, who learns and what is kept."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robench.registry import Registry
 from robench.training.schedule import parameter_groups
+from robench.training.settings import check_settings
 
 # A package adds its own by the entry-point group `robench.methods`.
 methods = Registry("method")
@@ -48,13 +49,7 @@ class Method:
     needs_average: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value, kind = getattr(self, item.name), type(item.default)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or (kind is int and not isinstance(value, int)):
-                raise ValueError(f"{item.name}={value!r}: expected {kind.__name__}")
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{item.name}={value!r}: expected a finite number, at least 0")
+        check_settings(self)
 
     def learners(self, model: nn.Module) -> nn.Module:
         """What is trained, around or in place of the classifier; `model` itself for most.

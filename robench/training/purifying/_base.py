@@ -1,12 +1,12 @@
 """What a way to train a purifier is: who learns, from which images, by which loss."""
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from robench.defenses._base import Purifier
 from robench.registry import Registry
+from robench.training.settings import check_settings
 
 # A package adds its own by the entry-point group `robench.purifyings`.
 purifying = Registry("purifying")
@@ -21,15 +21,7 @@ class Purifying:
     """
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value, kind = getattr(self, item.name), type(item.default)
-            if kind not in (int, float):
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or (kind is int and not isinstance(value, int)):
-                raise ValueError(f"{item.name}={value!r}: expected {kind.__name__}")
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{item.name}={value!r}: expected a finite number, at least 0")
+        check_settings(self)
 
     def check(self) -> None:
         """Look whether everything is at hand; called before the first stage of a recipe begins.

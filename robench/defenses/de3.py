@@ -1,0 +1,273 @@
+"""De^3: a purifier that denoises an image to which it has added noise itself.
+
+You et al., "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", arXiv 2302.01056. The
+encoder and decoder are a masked autoencoder's (He et al., arXiv 2111.06377) that has learnt to guess clean
+patches from noisy ones, NIM, or from a part of them, MIM. Written from what is known of the official code, not
+from the paper's text.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from robench import registry
+from robench.defenses._base import Purifier
+from robench.defenses._patches import sincos_positions
+from robench.random import normal_like, uniform_like
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the encoder is shown of a batch.
+
+    Attributes:
+        x: (N, 3, H, W), images in [0, 1] with their noise, which is not clipped.
+        order: (N, patches) int64, the patches of each image, the visible ones first; None where all are.
+        visible: how many are.
+    """
+
+    x: Tensor
+    order: Tensor | None
+    visible: int
+
+
+def noisy(x: Tensor, sigma: float | Tensor, patches: int) -> Seen:
+    """Gaussian noise, every patch visible.
+
+    Args:
+        x: (N, 3, H, W) in [0, 1].
+        sigma: deviation in units of 1/255; one number, or one an image, (N,).
+    """
+    if isinstance(sigma, Tensor):
+        return Seen(x + sigma.to(x).view(-1, 1, 1, 1) / 255 * normal_like(x), None, patches)
+    return Seen(x + sigma / 255 * normal_like(x) if sigma else x, None, patches)
+
+
+def masked(x: Tensor, sigma: float | Tensor, patches: int) -> Seen:
+    """A random part of the patches is hidden.
+
+    Args:
+        sigma: 100 times that part, one number for all images; at least one patch stays.
+    """
+    ratio = float(sigma) / 100
+    if not ratio:
+        return Seen(x, None, patches)
+    order = uniform_like(x.new_empty(len(x), patches)).argsort(1)
+    return Seen(x, order, max(1, int(patches * (1 - ratio))))
+
+
+NOISES: dict[str, Callable[[Tensor, float | Tensor, int], Seen]] = {"gaussian": noisy, "mask": masked}
+STATISTICS = ("input", "noisy", "predicted")
+
+
+@registry.purifiers.register("de3")
+class DE3(Purifier):
+    """Adds noise, denoises by an autoencoder of ViTs, and puts the patches back to their brightness and contrast.
+
+    Images (N, 3, H, W) in [0, 1] to images of the same shape and range, one pass. The decoder guesses patches
+    that have mean 0 and deviation 1, so each needs its statistics back. As in the official code they are taken
+    from the image before the noise: what an attacker does to a patch's mean and deviation goes past the
+    denoiser, without noise and with an exact gradient. `statistics` closes that way. Its other two values, and
+    how a hidden patch gets its own under "noisy", are our choices.
+
+    Its state has the official MAE's keys, and its patches MAE's order of pixels (channel last);
+    `statistics_head` adds `decoder_statistics`.
+
+    Args:
+        image_size, patch_size: side of the images and of a patch, in pixels.
+        width, depth, heads, decoder_width, decoder_depth, decoder_heads: of the two ViTs; the defaults are
+            MAE's for ViT-B/16.
+        sigma: of the noise at test time: its deviation in units of 1/255, or 100 times the part of the patches
+            that is hidden; 0 for none.
+        noise: "gaussian", or "mask" for the variant that hides patches (MIM).
+        statistics: where a patch's mean and deviation come from: "input", the image before the noise; "noisy",
+            after it (a hidden patch gets the average of the visible ones); "predicted", a linear head on the
+            decoder's tokens, so that nothing goes past the denoiser.
+        statistics_head: whether the network has that head.
+        mean, std: one number a channel, subtracted and divided before the encoder.
+
+    Raises:
+        ValueError: for sizes that do not divide, a negative sigma, a mask of everything, an unknown noise or
+            statistics, or predicted statistics without the head.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        sigma: float = 70.0,
+        noise: str = "gaussian",
+        statistics: str = "input",
+        statistics_head: bool = False,
+        mean: tuple[float, ...] = _IMAGENET_MEAN,
+        std: tuple[float, ...] = _IMAGENET_STD,
+    ):
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"{image_size=}: expected a multiple of {patch_size=}")
+        for side, count in ((width, heads), (decoder_width, decoder_heads)):
+            if side % count:
+                raise ValueError(f"a width of {side} cannot be shared by {count} heads")
+        if noise not in NOISES:
+            raise ValueError(f"{noise=}: expected one of {', '.join(NOISES)}")
+        if statistics not in STATISTICS:
+            raise ValueError(f"{statistics=}: expected one of {', '.join(STATISTICS)}")
+        if statistics == "predicted" and not statistics_head:
+            raise ValueError(f"{statistics=} needs a network that was trained with statistics_head=True")
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"{sigma=}: expected a finite number, at least 0")
+        if noise == "mask" and sigma >= 100:
+            raise ValueError(f"{sigma=} hides every patch: a mask needs a sigma below 100")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"{mean=} and {std=}: expected three numbers each, every std above 0")
+        self.image_size, self.patch_size = image_size, patch_size
+        self.sigma, self.noise, self.statistics = float(sigma), noise, statistics
+        self.stochastic = sigma > 0
+        self.side = image_size // patch_size
+        self.patches = self.side**2
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, and types it as a class
+        self.patch_embed = PatchEmbed(image_size, patch_size, 3, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = _fixed(sincos_positions(width, self.side))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+        )
+        self.norm = norm(width)
+        self.decoder_embed = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.decoder_pos_embed = _fixed(sincos_positions(decoder_width, self.side))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=norm)
+            for _ in range(decoder_depth)
+        )
+        self.decoder_norm = norm(decoder_width)
+        self.decoder_pred = nn.Linear(decoder_width, patch_size**2 * 3)
+        self.decoder_statistics = nn.Linear(decoder_width, 2) if statistics_head else None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        projection = self.patch_embed.proj.weight
+        nn.init.xavier_uniform_(projection.view(len(projection), -1))
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The images with noise of the purifier's own sigma, denoised."""
+        return self.denoise(x, self.sigma)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The images with noise of another sigma, denoised: one number, or for Gaussian noise one an image."""
+        seen = self.corrupt(x, sigma)
+        tokens = self.tokens(seen)
+        mean, deviation = self._statistics(x, seen, tokens)
+        return self.images(self.decoder_pred(tokens) * deviation + mean).clamp(0, 1)
+
+    def corrupt(self, x: Tensor, sigma: float | Tensor) -> Seen:
+        """What the encoder sees of `x` at a sigma."""
+        return NOISES[self.noise](x, sigma, self.patches)
+
+    def tokens(self, seen: Seen) -> Tensor:
+        """The decoder's tokens of all patches, (N, patches, decoder_width), after its last LayerNorm."""
+        tokens = self.patch_embed((seen.x - self.mean) / self.std) + self.pos_embed[:, 1:]
+        if seen.order is not None:
+            tokens = _pick(tokens, seen.order[:, : seen.visible])
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        tokens = torch.cat([first, tokens], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.decoder_embed(self.norm(tokens))
+        if seen.order is not None:
+            blanks = self.mask_token.expand(len(tokens), self.patches - seen.visible, -1)
+            back = _pick(torch.cat([tokens[:, 1:], blanks], 1), seen.order.argsort(1))
+            tokens = torch.cat([tokens[:, :1], back], 1)
+        tokens = tokens + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_norm(tokens)[:, 1:]
+
+    def predicted(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each clean patch guessed by the head, (N, patches, 1) both, deviation above 0."""
+        assert self.decoder_statistics is not None
+        mean, raw = self.decoder_statistics(tokens).split(1, dim=2)
+        return mean, nn.functional.softplus(raw)
+
+    def _statistics(self, x: Tensor, seen: Seen, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if self.statistics == "predicted":
+            return self.predicted(tokens)
+        found = statistics_of(self.pixels(x if self.statistics == "input" else seen.x))
+        if self.statistics == "input" or seen.order is None:
+            return found
+        shown = seen.order.argsort(1)[:, :, None] < seen.visible
+        mean, deviation = (
+            torch.where(shown, each, (each * shown).sum(1, keepdim=True) / seen.visible) for each in found
+        )
+        return mean, deviation
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """The normalised pixels of each patch, (N, 3, H, W) -> (N, patches, patch * patch * 3)."""
+        x, p = (x - self.mean) / self.std, self.patch_size
+        x = x.view(len(x), 3, self.side, p, self.side, p)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(len(x), self.patches, p * p * 3)
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """The images that have these normalised pixels: the inverse of `pixels`."""
+        p, n = self.patch_size, len(pixels)
+        x = pixels.view(n, self.side, self.side, p, p, 3).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(n, 3, self.side * p, self.side * p) * self.std + self.mean
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """The encoder's weights for a classifier that takes images in [0, 1] as they are.
+
+        The normalisation is folded into the patch embedding. The last LayerNorm is left out: the classifier
+        has a new `fc_norm` in its place.
+        """
+        outside = ("decoder_", "mask_token", "norm.")
+        state = {key: value for key, value in self.state_dict().items() if not key.startswith(outside)}
+        weight = state["patch_embed.proj.weight"] / self.std
+        state["patch_embed.proj.bias"] = state["patch_embed.proj.bias"] - (weight * self.mean).sum((1, 2, 3))
+        state["patch_embed.proj.weight"] = weight
+        return state
+
+
+def statistics_of(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each patch, (N, patches, 1) both; the variance is unbiased, plus 1e-6, as MAE's."""
+    variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
+def _fixed(values: Tensor) -> nn.Parameter:
+    """Positions stand among MAE's parameters and are not trained."""
+    return nn.Parameter(values, requires_grad=False)
+
+
+def _pick(tokens: Tensor, keep: Tensor) -> Tensor:
+    """Some tokens of each image, (N, M, D) and (N, K) -> (N, K, D)."""
+    return tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))

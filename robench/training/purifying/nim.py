@@ -1,0 +1,126 @@
+"""Noisy image modelling: guess the clean patches of images from noisy ones, or from a part of them.
+
+You et al., "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", arXiv 2302.01056
+(NIM, from what is known of the official code); He et al., "Masked Autoencoders Are Scalable Vision Learners",
+arXiv 2111.06377 (MIM).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robench.defenses._base import Purifier
+from robench.defenses.de3 import DE3, Seen, statistics_of
+from robench.training.purifying._base import Purifying, purifying
+
+
+@purifying.register("nim")
+@dataclass(frozen=True)
+class NIM(Purifying):
+    """The squared error of every patch of the clean image, its pixels normalised, under Gaussian noise.
+
+    The noise has a deviation of its own for each image, in units of 1/255. A network with a statistics head
+    learns the patches' means and deviations too, by a squared error of the same weight: our addition, as are
+    the bounds of the uniform law.
+
+    Args:
+        sigma: how the deviation is drawn: "gamma", by Gamma(shape, scale), whose mean is 75 and deviation 15
+            for the paper's main model; "fixed", always `level`; "uniform", between `low` and `high`.
+        shape, scale, level, low, high: of those laws.
+    """
+
+    sigma: str = "gamma"
+    shape: float = 25.0
+    scale: float = 3.0
+    level: float = 75.0
+    low: float = 0.0
+    high: float = 150.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma not in _LAWS:
+            raise ValueError(f"sigma={self.sigma!r}: expected one of {', '.join(_LAWS)}")
+        if not (self.shape and self.scale):
+            raise ValueError(f"shape={self.shape} and scale={self.scale}: expected numbers above 0")
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} and high={self.high}: expected low to be the lower one")
+
+    def learner(self, purifier: Purifier) -> nn.Module:
+        return _of_noise("gaussian", purifier)
+
+    def draw(self, n: int, device: torch.device) -> Tensor:
+        """The noise's deviation for each of `n` images, (n,), in units of 1/255."""
+        return _LAWS[self.sigma](self, torch.empty(n, device=device))
+
+    def loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        assert isinstance(learner, DE3)
+        seen = learner.corrupt(x, self.draw(len(x), x.device))
+        return errors(learner, x, seen).mean()
+
+
+@purifying.register("mim")
+@dataclass(frozen=True)
+class MIM(Purifying):
+    """The squared error of the patches that are hidden, their pixels normalised: MAE's pre-training.
+
+    Args:
+        mask_ratio: the part of the patches that is hidden.
+    """
+
+    mask_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio}: expected above 0 and below 1")
+
+    def learner(self, purifier: Purifier) -> nn.Module:
+        return _of_noise("mask", purifier)
+
+    def loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        assert isinstance(learner, DE3)
+        seen = learner.corrupt(x, 100 * self.mask_ratio)
+        assert seen.order is not None
+        return errors(learner, x, seen).gather(1, seen.order[:, seen.visible :]).mean()
+
+
+def errors(purifier: DE3, x: Tensor, seen: Seen) -> Tensor:
+    """The squared error of each patch, (N, patches): of its normalised pixels, plus that of a statistics head.
+
+    Args:
+        x: (N, 3, H, W) in [0, 1], clean.
+        seen: what the purifier is shown of them.
+    """
+    tokens = purifier.tokens(seen)
+    pixels = purifier.pixels(x)
+    mean, deviation = statistics_of(pixels)
+    found = F.mse_loss(purifier.decoder_pred(tokens), (pixels - mean) / deviation, reduction="none").mean(2)
+    if purifier.decoder_statistics is None:
+        return found
+    guess = torch.cat(purifier.predicted(tokens), 2)
+    return found + F.mse_loss(guess, torch.cat([mean, deviation], 2), reduction="none").mean(2)
+
+
+def _fixed(way: NIM, empty: Tensor) -> Tensor:
+    return empty.fill_(way.level)
+
+
+def _gamma(way: NIM, empty: Tensor) -> Tensor:
+    law = torch.distributions.Gamma(torch.tensor(way.shape), torch.tensor(1 / way.scale))
+    return law.sample(empty.shape).to(empty.device)
+
+
+def _uniform(way: NIM, empty: Tensor) -> Tensor:
+    return empty.uniform_(way.low, way.high)
+
+
+_LAWS: dict[str, Callable[[NIM, Tensor], Tensor]] = {"gamma": _gamma, "fixed": _fixed, "uniform": _uniform}
+
+
+def _of_noise(noise: str, purifier: Purifier) -> DE3:
+    if not isinstance(purifier, DE3) or purifier.noise != noise:
+        raise ValueError(f'it needs a purifier de3(noise="{noise}", ...)')
+    return purifier

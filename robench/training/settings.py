@@ -1,0 +1,26 @@
+"""The settings of a method or of a way to train a purifier: the fields of a frozen data class, checked."""
+
+import math
+from dataclasses import fields
+from typing import Any
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse numbers that are not finite or below 0, and whatever is of another type than its field.
+
+    Fields declared int, float or str are checked; a subclass that knows better extends `__post_init__`.
+
+    Raises:
+        ValueError: naming the field, what it got and what it expects.
+    """
+    for item in fields(settings):
+        kind = item.type
+        value: Any = getattr(settings, item.name)
+        if kind is str and not isinstance(value, str):
+            raise ValueError(f"{item.name}={value!r}: expected str")
+        if kind is not int and kind is not float:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+            raise ValueError(f"{item.name}={value!r}: expected {'int' if kind is int else 'float'}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{item.name}={value!r}: expected a finite number, at least 0")
