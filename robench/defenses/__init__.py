@@ -82,7 +82,7 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
     Args:
         name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
             `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`. A card or family with
-            arguments has them in place of its builder's; PURIFIER+DEFENSE stands before that defense's
+            arguments has them in place of its builder's (a builder of that name comes first); PURIFIER+DEFENSE stands before that defense's
             classifier.
         dataset: picks among a family's cards; None for "digits".
 
@@ -120,10 +120,10 @@ def find_cards(name: str, dataset: str | None = None) -> list[Card]:
         offers = ", ".join(f"{card.name} ({card.dataset})" for card in family)
         raise UsageError(f"the family {name} has no card for {dataset}: name one of {offers}")
     spec = specs.parse(name)
-    if spec.arguments and (spec.name in cards or spec.name in {card.family for card in cards.values()}):
-        return [_changed(card, spec) for card in find_cards(spec.name, dataset)]
     if spec.name in registry.defenses or spec.name in registry.purifiers or loaders.scheme_of(spec.name):
         return []
+    if spec.arguments and (spec.name in cards or spec.name in {card.family for card in cards.values()}):
+        return [_changed(card, spec) for card in find_cards(spec.name, dataset)]
     if ":" in spec.name:
         raise unknown_name("scheme of a defense", spec.name.partition(":")[0], registry.loaders)
     families = {card.family for card in cards.values() if card.family}
