@@ -91,6 +91,21 @@ class Threat:
             inside[rows] = self.distance(x[rows], x_adv[rows]) <= self.eps + slack
         return inside
 
+    @property
+    def grain(self) -> tuple[float, torch.dtype]:
+        """The step in which perturbations are kept where that does no harm, and the integers that count it.
+
+        In Linf 127 steps reach the radius, so that a pixel is a byte; a pixel of an L2 or L1 ball is mostly a small
+        part of the radius, and takes two.
+        """
+        return (self.eps / 127, torch.int8) if self.norm == "Linf" else (self.eps / 32767, torch.int16)
+
+    def rounded(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """The images of whole grains nearest to `x_adv`, in [0, 1]; the ball of L2 and L1 may be left by a grain."""
+        step, kind = self.grain
+        most = torch.iinfo(kind).max
+        return (x + ((x_adv - x) / step).round().clamp(-most, most) * step).clamp(0, 1)
+
     def clip(self, delta: Tensor) -> Tensor:
         """Scale or clamp each row of `delta` into the ball around 0 (the box [0, 1] is not applied).
 

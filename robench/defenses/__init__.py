@@ -82,8 +82,8 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
     Args:
         name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
             `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`. A card or family with
-            arguments has them in place of its builder's (a builder of that name comes first); PURIFIER+DEFENSE stands before that defense's
-            classifier.
+            arguments has them in place of its builder's (a builder of that name comes first); PURIFIER+DEFENSE
+            stands before that defense's classifier.
         dataset: picks among a family's cards; None for "digits".
 
     Raises:

@@ -357,11 +357,27 @@ class Loop:
             self._end(lane, image, count)
 
     def _confirm(self, lanes: list[int]) -> dict[int, tuple[Tensor, int]]:
-        """Ask the judge once more at the images as a record holds them: clean image plus perturbation.
+        """Ask the judge once more at the images as a record holds them: clean image plus perturbation, in whole
+        grains where that fools as well.
 
         Returns:
             The image and the number of draws it fools, for the lanes where it does.
         """
+        assert self.rows is not None
+        battle = self.battle
+        index = torch.tensor(lanes, device=battle.device)
+        x, y = self.rows.x[index], self.rows.y[index]
+        points = torch.stack([self.kept[lane] for lane in lanes])
+        rough = battle.problem.threat.rounded(x, points)
+        fooled = battle.judge.fooled(rough, y, self.rows.sample[index]).cpu()
+        fooled = fooled * battle.problem.threat.contains(x, rough).cpu()
+        found = {lane: (rough[i].cpu(), int(fooled[i])) for i, lane in enumerate(lanes) if int(fooled[i])}
+        # What rounding would cost a draw is kept to the last bit.
+        exact = [lane for lane in lanes if found.get(lane, (None, 0))[1] < max(1, int(self.kept_draws[lane]))]
+        return found | (self._confirm_exact(exact) if exact else {})
+
+    def _confirm_exact(self, lanes: list[int]) -> dict[int, tuple[Tensor, int]]:
+        """`_confirm` of the images as they are, to the last bit."""
         assert self.rows is not None
         battle = self.battle
         index = torch.tensor(lanes, device=battle.device)

@@ -19,6 +19,7 @@ from robench.files import disk_errors, sync_folder, write_whole
 from robench.results import certificates, draws, provenance, record, samples
 from robench.results.record import Job, Record, read_record
 from robench.results.statistics import Accuracy
+from robench.threat import Threat
 
 SUPERSEDED = "superseded"
 _FILES = (samples.FILE, certificates.FILE, record.FILE)
@@ -104,7 +105,7 @@ def write_record(folder: Path, found: Record, outcome: Outcome, images: Images) 
         raise ValueError(f"n = {found.job.n}, {len(images)} images, {len(outcome.fooled_by)} outcomes")
     contents = {
         samples.FILE: samples.encode(outcome, images),
-        certificates.FILE: certificates.encode(certificates.certificates(outcome, images)),
+        certificates.FILE: certificates.encode(outcome, images, Threat.parse(found.job.threat)),
     }
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     found = replace(

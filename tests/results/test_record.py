@@ -13,9 +13,10 @@ from robench.engine.knowledge import LEVELS
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError
 from robench.results import record
-from robench.results.certificates import apply, certificates, read_certificates
+from robench.results.certificates import apply, encode, read_certificates
 from robench.results.record import DatasetFacts, DefenseFacts, SuiteFacts, read_record, stable, stable_digest
 from robench.results.samples import read_samples
+from robench.threat import Threat
 from tests.results.fabricate import make_run
 
 FILES = ("record.json", "samples.parquet", "adversarials.safetensors")
@@ -218,7 +219,7 @@ def test_an_image_that_its_perturbation_does_not_reach_is_not_certified(run):
     run.images.x[fooled] = 0.5
     x_adv[fooled] = 1e-20
     with pytest.raises(ValueError, match="1 adversarial images"):
-        certificates(dataclasses.replace(run.outcome, x_adv=x_adv), run.images)
+        encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat))
 
 
 def test_a_record_can_be_read_after_its_folder_was_moved(run, tmp_path):

@@ -10,10 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import robench
+from robench.data import load_dataset
 from robench.data._base import Images
+from robench.defenses import load
 from robench.errors import CheckFailed, ResourceError
+from robench.results import certificates
+from robench.results.certificates import is_attacked
+from robench.results.samples import read_samples
 from robench.results.statistics import Accuracy
 from robench.results.verify import findings, verify
+from robench.threat import Threat
 from tests.results.fabricate import linear
 
 
@@ -214,3 +221,25 @@ def test_a_missing_file_is_a_missing_resource(run):
     (run.folder / "adversarials.safetensors").unlink()
     with pytest.raises(ResourceError, match="adversarials"):
         verify(run.folder, run.loaded, run.images)
+
+
+@pytest.mark.parametrize(("threat", "bytes_a_pixel"), [("Linf:0.1", 1), ("L2:1.5", 2)])
+def test_certificates_take_one_or_two_bytes_a_pixel_and_still_hold(tmp_path, threat, bytes_a_pixel):
+    found = robench.run("standard-digits", "apgd(steps=20)", samples=60, threat=threat, results=tmp_path)
+    fooled = sum(map(is_attacked, read_samples(found.folder)["fooled_by"].to_pylist()))
+    size = (found.folder / "adversarials.safetensors").stat().st_size
+    assert fooled > 50 and size < fooled * 768 * bytes_a_pixel * 1.05 + 2000
+    data = load_dataset("digits", "test", 60)
+    verify(found.folder, load("standard-digits"), data)
+
+
+def test_grains_are_the_image_to_the_last_bit():
+    torch.manual_seed(0)
+    for text in ("Linf:8/255", "Linf:0.13", "L2:0.5", "L1:12"):
+        threat = Threat.parse(text)
+        x = torch.rand(50, 3, 8, 8).round(decimals=2)
+        x_adv = threat.rounded(x, (x + threat.eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1))
+        step, _ = threat.grain
+        grains = certificates._grains(x, x_adv, threat)
+        assert torch.equal(certificates.apply(x, grains * step), x_adv)
+        assert (x_adv - x).abs().max() <= threat.eps + 1e-6
