@@ -16,7 +16,7 @@ little a part of the result as elsewhere; which images are in the run is.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -138,8 +138,10 @@ class Attack(Generic[S]):
     (0: untargeted) multiply into rows, which the engine runs side by side; `eot` is the number of draws of a
     randomised surrogate averaged for every answer. An attack that looks at features names them in `layers`
     ("last" or "all"), so that a defense without any is refused before the first question; `group` is how many
-    images an objective couples.
+    images an objective couples; `ascends` says that it climbs one loss from its first question to its last.
     """
+
+    ascends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "eot", "group"):

@@ -4,6 +4,7 @@ Croce & Hein 2020, arXiv 2003.01690: Auto-PGD, PGD with momentum whose step size
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class APGD(Attack[APGDState]):
         eot: draws of a randomised surrogate averaged for each gradient.
         rho: share of rising steps under which a checkpoint halves the step size.
     """
+
+    ascends: ClassVar[bool] = True
 
     loss: str = "ce"
     steps: int = 100

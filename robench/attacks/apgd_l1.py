@@ -6,6 +6,7 @@ sparsity adapts (Alg. 1), run in three stages at 3, 2 and 1 times the radius.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ class APGDL1(Attack[APGDL1State]):
         restarts: random starts (a target).
         eot: draws of a randomised surrogate averaged for each gradient.
     """
+
+    ascends: ClassVar[bool] = True
 
     loss: str = "ce"
     steps: int = 100

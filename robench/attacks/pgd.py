@@ -1,6 +1,7 @@
 """Towards deep learning models resistant to adversarial attacks (Madry et al. 2018, arXiv 1706.06083)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class PGD(Attack[PGDState]):
         restarts: random starts (a target).
         eot: draws of a randomised surrogate averaged for each gradient.
     """
+
+    ascends: ClassVar[bool] = True
 
     loss: str = "ce"
     steps: int = 20

@@ -7,11 +7,13 @@ from robench.attacks._base import Attack
 from robench.attacks._objectives import CLASSES_NEEDED
 from robench.engine.network import Network
 from robench.engine.outcome import AttackCost, Mark
+from robench.engine.watch import Counts
 
 # More than 0.2 points (AutoAttack's own threshold), and more than one image that chance could explain.
 _SQUARE_POINTS, _SQUARE_IMAGES = 0.002, 2
-# Share of rows with a gradient of exactly zero, in the gradient attack that has fewest of them.
-_ZERO_SHARE = 0.01
+# Shares of bad rows, in the gradient attack that has fewest of them: first gradients that vanish, losses that never
+# rise, losses that fall again.
+_ZERO_SHARE, _FLAT_SHARE, _FALLEN_SHARE = 0.01, 0.05, 0.25
 
 
 def looks_random(network: Network, x: Tensor, ids: Tensor) -> bool:
@@ -71,13 +73,38 @@ def few_classes(num_classes: int, attacks: list[Attack]) -> list[Mark]:
     return [Mark("few-classes", text)]
 
 
-def zero_gradients(counts: list[tuple[int, int]]) -> list[Mark]:
-    """Rows whose first gradient is exactly zero, (zero, all) for every gradient attack."""
-    shares = [(zero / total, zero, total) for zero, total in counts if total]
-    if not shares or min(shares)[0] <= _ZERO_SHARE:
+def zero_gradients(watched: list[Counts]) -> list[Mark]:
+    """Rows whose first gradient vanishes, in the attack that has fewest of them."""
+    found = _fewest([(each.vanished, each.gradients) for each in watched], _ZERO_SHARE)
+    return [
+        Mark("zero-gradients", f"{bad} of {total} rows start with a zero gradient: it may be masked")
+        for bad, total in found
+    ]
+
+
+def losses(watched: list[Counts]) -> list[Mark]:
+    """Attacks that do not climb, or do not stay up, on the images that survive them."""
+    flat = _fewest([(each.flat, each.ended) for each in watched], _FLAT_SHARE)
+    fallen = _fewest([(each.fallen, each.ended) for each in watched], _FALLEN_SHARE)
+    return [
+        Mark(
+            "loss-not-increasing", f"in {bad} of {total} rows no step raised the loss: gradients may mislead"
+        )
+        for bad, total in flat
+    ] + [
+        Mark(
+            "final-worse-than-best", f"in {bad} of {total} rows the loss fell again: the step may be too long"
+        )
+        for bad, total in fallen
+    ]
+
+
+def _fewest(counts: list[tuple[int, int]], most: float) -> list[tuple[int, int]]:
+    """The (bad, all) of the attack with the smallest share of bad rows, if that is more than `most`."""
+    shares = [(bad / total, bad, total) for bad, total in counts if total]
+    if not shares or min(shares)[0] <= most:
         return []
-    _, zero, total = min(shares)
-    return [Mark("zero-gradients", f"{zero} of {total} rows start with a zero gradient: it may be masked")]
+    return [min(shares)[1:]]
 
 
 def square_wins(costs: list[AttackCost], n: int) -> list[Mark]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from robench.attacks._base import Answer, Attack, Problem, Rows, State, gather, tensors
 from robench.engine.groups import Group, fixed_groups
 from robench.engine.network import Judge, Network, pad, wrong
+from robench.engine.watch import Watch
 
 _NEVER = 1 << 40
 # Rows are started in groups of one shape, so that their start does not hang on how many start together.
@@ -120,7 +121,7 @@ class Loop:
         self.kept: dict[int, Tensor] = {}
         self.images = 0
         self.nonfinite = 0
-        self.zero_gradients = [0, 0]
+        self.watch = Watch(self.lanes, getattr(battle.attack, "ascends", False))
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         # False while a question is under way: what is saved then would lack its verdict.
         self.whole = True
@@ -239,7 +240,8 @@ class Loop:
         passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
         # Rows that are over count on: company draws a randomised surrogate's noise as if it still counted.
         self.asked += told[:, None] * passes
-        self._note_gradients(asking, answer)
+        first = self.asked[:, 1] == _gradients(answer) * getattr(attack, "eot", 1)
+        self.watch.note(asking, first, answer)
         draws = self._verdict(ask.x, answer.logits, self.rows, asking)
         self._settle(active, draws, ask.x, attack.finished(self.state).cpu())
 
@@ -295,14 +297,6 @@ class Loop:
             home, chosen = homes.to(self.battle.device), chosen.to(self.battle.device)
             points = points.index_copy(0, home, ask.x[chosen])
         self._settle(active, at_home, points, attack.finished(self.state).cpu())
-
-    def _note_gradients(self, active: Tensor, answer: Answer) -> None:
-        """Count rows whose first gradient is exactly zero, for the health of the run."""
-        first = active & (self.asked[:, 1] == _gradients(answer) * getattr(self.battle.attack, "eot", 1))
-        if answer.grad.numel() and bool(first.any()):
-            zero = (answer.grad.flatten(1) == 0).all(1).cpu()
-            self.zero_gradients[0] += int((zero & first).sum())
-            self.zero_gradients[1] += int(first.sum())
 
     # -- the verdict -------------------------------------------------------------------------------------
 
@@ -399,6 +393,8 @@ class Loop:
         if sample < 0:
             return
         table.forward[sample, rank], table.backward[sample, rank] = self.asked[lane].tolist()
+        if image is None:
+            self.watch.end(lane)
         standing = (int(table.draws[sample]), -int(table.rank[sample]))
         if image is not None and (count, -rank) > standing:
             table.draws[sample], table.rank[sample] = count, rank
@@ -426,7 +422,8 @@ class Loop:
             "rank": self.rank,
             "asked": self.asked,
             "kept_draws": self.kept_draws,
-            "counters": torch.tensor([self.next, self.images, self.nonfinite, *self.zero_gradients]),
+            "counters": torch.tensor([self.next, self.images, self.nonfinite]),
+            **self.watch.dump(),
         }
         for name in ("draws", "rank", "steps", "forward", "backward"):
             saved[f"table.{name}"] = getattr(self.table, name)
@@ -441,7 +438,8 @@ class Loop:
         """Take up what `dump` saved; `table.found` is restored by who saved it."""
         self.sample, self.held, self.rank = saved["sample"], saved["held"], saved["rank"]
         self.asked, self.kept_draws = saved["asked"], saved["kept_draws"]
-        self.next, self.images, self.nonfinite, *self.zero_gradients = saved["counters"].tolist()
+        self.next, self.images, self.nonfinite = saved["counters"].tolist()
+        self.watch.load(saved)
         for name in ("draws", "rank", "steps", "forward", "backward"):
             setattr(self.table, name, saved[f"table.{name}"])
         self.kept = {

@@ -16,6 +16,7 @@ from robench.engine import health
 from robench.engine.loop import Battle, Loop, Table, as_recorded
 from robench.engine.network import DRAWS, Judge, Model, Network, answer, frozen, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
+from robench.engine.watch import Counts
 from robench.errors import ResourceError, UsageError
 from robench.random import Stream
 from robench.threat import Threat
@@ -141,7 +142,7 @@ class Run:
         self.backward = torch.zeros(n, dtype=torch.int64)
         self.found: dict[int, Tensor] = {}
         self.costs: list[AttackCost] = []
-        self.zero: list[tuple[int, int]] = []
+        self.watched: list[Counts] = []
         self.marks: list[Mark] = []
         # NaN or infinite logits on clean images, and in what finished attacks were told.
         self.nonfinite = self.told_nonfinite = 0
@@ -260,7 +261,7 @@ class Run:
                     table.draws[sample], table.rank[sample] = int(draws[i]), 0
                     table.found[sample] = images[i].cpu()
         self._take(index, table, samples, time.monotonic() - begun)
-        self.zero.append((0, 0))
+        self.watched.append(Counts())
         if self.store:
             self._save(index + 1, None, table.found)
 
@@ -325,7 +326,7 @@ class Run:
                 keep()
             raise
         self._take(index, table, samples, time.monotonic() - begun)
-        self.zero.append((loop.zero_gradients[0], loop.zero_gradients[1]))
+        self.watched.append(loop.watch.counts)
         self.told_nonfinite += loop.nonfinite
         if self.store:
             new = {i: image for i, image in table.found.items() if before.get(i) is not image}
@@ -393,7 +394,7 @@ class Run:
             "playing": loop is not None,
             "lanes": self.lanes,
             "costs": [asdict(cost) for cost in self.costs],
-            "zero": self.zero,
+            "watched": [asdict(counts) for counts in self.watched],
             "seconds": self.spent,
             "nonfinite": self.told_nonfinite,
         }
@@ -403,7 +404,7 @@ class Run:
         for name in ("by", "draws", "steps", "forward", "backward"):
             setattr(self, name, tensors[f"run.{name}"])
         self.costs = [AttackCost(**cost) for cost in facts["costs"]]
-        self.zero = [(zero, total) for zero, total in facts["zero"]]
+        self.watched = [Counts(**counts) for counts in facts["watched"]]
         self.told_nonfinite = facts["nonfinite"]
         self.spent = facts["seconds"]
         prefix = "found."
@@ -431,7 +432,8 @@ class Run:
             *health.nonfinite_logits(self.nonfinite + self.told_nonfinite),
             *health.randomised(self.stochastic, self.declared, attacks),
             *health.few_classes(self.num_classes, attacks),
-            *health.zero_gradients(self.zero),
+            *health.zero_gradients(self.watched),
+            *health.losses(self.watched),
             *health.square_wins(self.costs, len(self.x)),
         ]
         return Outcome(

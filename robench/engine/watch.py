@@ -1,0 +1,80 @@
+"""What an attack's own numbers say of its health: its first gradients, and whether its loss rises and stays up."""
+
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Answer
+
+# Below this the largest entry of a gradient is as good as zero: losses of order one change by nothing.
+_VANISHED = 1e-12
+
+
+@dataclass
+class Counts:
+    """Of one attack, over its rows.
+
+    Attributes:
+        vanished, gradients: rows whose first gradient is (nearly) zero, and all with a gradient.
+        flat, fallen, ended: of rows that an ascending attack played to the end without fooling: those whose loss
+            never rose above the first, those whose last loss has lost half of what the best had won, and all.
+    """
+
+    vanished: int = 0
+    gradients: int = 0
+    flat: int = 0
+    fallen: int = 0
+    ended: int = 0
+
+
+class Watch:
+    """The losses of every lane so far.
+
+    Args:
+        lanes: rows played side by side.
+        ascends: whether the attack climbs one loss a row from its first question to its last.
+    """
+
+    def __init__(self, lanes: int, ascends: bool):
+        self.ascends = ascends
+        self.counts = Counts()
+        # First, best and last loss of each lane's row.
+        self.losses = torch.zeros(lanes, 3, dtype=torch.float64)
+
+    def note(self, asking: Tensor, first: Tensor, answer: Answer) -> None:
+        """Take an answer into account.
+
+        Args:
+            asking: bool (lanes,) on the CPU, lanes that the answer is for; first: those whose first gradient it is.
+        """
+        if not answer.grad.numel():
+            return
+        first = asking & first
+        if bool(first.any()):
+            tiny = (answer.grad.flatten(1).abs().amax(1) < _VANISHED).cpu()
+            self.counts.vanished += int((tiny & first).sum())
+            self.counts.gradients += int(first.sum())
+        if self.ascends and answer.loss.dim() == 1:
+            loss = answer.loss.double().cpu()
+            begun, best, _ = self.losses.unbind(1)
+            begun = torch.where(first, loss, begun)
+            best = torch.where(first, loss, torch.maximum(best, loss))
+            self.losses = torch.where(asking[:, None], torch.stack([begun, best, loss], 1), self.losses)
+
+    def end(self, lane: int) -> None:
+        """A row has ended without fooling anybody."""
+        if not self.ascends:
+            return
+        begun, best, last = self.losses[lane].tolist()
+        self.counts.ended += 1
+        self.counts.flat += best <= begun
+        self.counts.fallen += best > begun and last - begun < 0.5 * (best - begun)
+
+    def dump(self) -> dict[str, Tensor]:
+        """For `load`."""
+        return {"losses": self.losses, "watched": torch.tensor(astuple(self.counts))}
+
+    def load(self, saved: dict[str, Tensor]) -> None:
+        self.losses = saved["losses"]
+        self.counts = Counts(*saved["watched"].tolist())
