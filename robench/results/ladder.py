@@ -103,7 +103,10 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
         if row.missing:
             job = row.purified.job
             command = ["robench", "run", "--defense", job.defense.name, "--attack", suite.name]
-            command += ["--protocol", protocol] if protocol in content.protocols() else []
+            if protocol in content.protocols():
+                command += ["--protocol", protocol]
+            else:
+                command += ["--dataset", job.dataset.name, "--threat", threat, "--samples", str(job.n)]
             notes.append(f"{', '.join(row.missing)} of {job.defense.name}: {shlex.join(command)}")
     notes += _marks(rows)
     if any(FIELD in record.extra for row in rows for own in row.found.values() for record in own):

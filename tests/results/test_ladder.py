@@ -84,6 +84,7 @@ def test_missing_cells_say_which_command_fills_them(tmp_path):
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
     assert (
         "undefended, transfer, BPDA, exact of levels+standard-digits: robench run --defense" in table.notes[0]
+    assert table.notes[0].endswith("--attack purifier-cheap --dataset digits --threat Linf:0.1 --samples 20")
     )
     assert table.rows[0][-1] == "–"
 
