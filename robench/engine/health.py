@@ -41,14 +41,14 @@ def nonfinite_logits(count: int) -> list[Mark]:
     ]
 
 
-def randomised(stochastic: bool, declared: bool, attacks: list[Attack]) -> list[Mark]:
-    """A randomised defense under attacks that do not average over its draws."""
+def randomised(stochastic: bool, declared: bool, attacks: list[Attack], blind: bool) -> list[Mark]:
+    """A randomised defense under attacks that see its draws (unless `blind`) and do not average over them."""
     marks = []
     if stochastic and not declared:
         marks.append(
             Mark("undeclared-randomness", "two calls on the same images differ; judged on several draws")
         )
-    if stochastic and not any(getattr(attack, "eot", 1) > 1 for attack in attacks):
+    if stochastic and not blind and not any(getattr(attack, "eot", 1) > 1 for attack in attacks):
         marks.append(
             Mark(
                 "deterministic-attack",

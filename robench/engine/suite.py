@@ -430,7 +430,7 @@ class Run:
         marks = [
             *self.marks,
             *health.nonfinite_logits(self.nonfinite + self.told_nonfinite),
-            *health.randomised(self.stochastic, self.declared, attacks),
+            *health.randomised(self.stochastic, self.declared, attacks, self.attacker.blind),
             *health.few_classes(self.num_classes, attacks),
             *health.zero_gradients(self.watched),
             *health.losses(self.watched),

@@ -62,7 +62,8 @@ def _text(grid: Grid, width: int) -> str:
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
     )
     for name in grid.columns:
-        table.add_column(name, justify="right" if name in grid.numbers else "left", overflow="fold")
+        number = name in grid.numbers
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for group in grid.groups:
         for row in group:
             table.add_row(*(Text(_lines(cell, plain, "\n")) for cell in row))

@@ -10,7 +10,7 @@ from robench.errors import UsageError
 from robench.results.draws import FIELD
 from robench.results.grid import Grid
 from robench.results.record import Record
-from robench.results.wording import count, interval, percent
+from robench.results.wording import count, percent, span
 from robench.specs import split
 from robench.threat import Threat
 
@@ -97,8 +97,8 @@ def _fills(record: Record, rung: Rung, purified: Record, threat: str) -> bool:
 
 def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     names = tuple(dict.fromkeys(rung.name for rung in suite.rungs))
-    columns = ("purifier", "clean %", *names, "passes/image", "images/s")
-    notes = []
+    columns = ("purifier", "clean", *names, "passes", "images/s")
+    notes = ["passes an image and images a second: of the strongest attack with exact gradients"]
     for row in rows:
         if row.missing:
             job = row.purified.job
@@ -131,7 +131,7 @@ def _cells(row: Row, names: tuple[str, ...]) -> tuple[str, ...]:
     clean = row.purified.clean_accuracy
     return (
         row.purified.job.defense.name,
-        f"{percent(clean)}\n{interval(clean)}",
+        f"{percent(clean)}\n{span(clean)}",
         *(_cell(row.found.get(name)) for name in names),
         cost,
         speed,
@@ -142,7 +142,7 @@ def _cell(records: list[Record] | None) -> str:
     if not records:
         return EMPTY
     record = min(records, key=_robust)
-    text = f"{percent(record.robust_accuracy)}{' !' if record.health else ''}\n{interval(record.robust_accuracy)}"
+    text = f"{percent(record.robust_accuracy)}{' !' if record.health else ''}\n{span(record.robust_accuracy)}"
     drawn = record.extra.get(FIELD)
     return text + (f"\navg {100 * drawn['robust']['average']['value']:.2f}" if drawn else "")
 

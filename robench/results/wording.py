@@ -48,6 +48,12 @@ def interval(accuracy: Accuracy) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def span(accuracy: Accuracy) -> str:
+    """The interval where room is scarce: "67.3–75.2"."""
+    low, high = accuracy.interval
+    return f"{100 * low:.1f}–{100 * high:.1f}"
+
+
 def by_draws(record: Record) -> str:
     """What a randomised defense keeps on average and by vote, beside the worst draw; empty for others."""
     found = record.extra.get("stochastic")
