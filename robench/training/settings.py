@@ -8,7 +8,7 @@ from typing import Any
 def check_settings(settings: Any) -> None:
     """Refuse numbers that are not finite or below 0, and whatever is of another type than its field.
 
-    Fields declared int, float or str are checked; a subclass that knows better extends `__post_init__`.
+    Fields declared int, float or str are checked for their type, and every number for its range; a subclass that knows better extends `__post_init__`.
 
     Raises:
         ValueError: naming the field, what it got and what it expects.
@@ -18,9 +18,8 @@ def check_settings(settings: Any) -> None:
         value: Any = getattr(settings, item.name)
         if kind is str and not isinstance(value, str):
             raise ValueError(f"{item.name}={value!r}: expected str")
-        if kind is not int and kind is not float:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-            raise ValueError(f"{item.name}={value!r}: expected {'int' if kind is int else 'float'}")
-        if not 0 <= value < math.inf:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (kind is int or kind is float) and not (number and isinstance(value, (int, kind))):
+            raise ValueError(f"{item.name}={value!r}: expected {kind.__name__}")
+        if number and not 0 <= value < math.inf:
             raise ValueError(f"{item.name}={value!r}: expected a finite number, at least 0")
