@@ -20,6 +20,9 @@ from robench.files import write_whole
 _STATE = "state.safetensors"
 _BEGUN = "begun.json"
 
+# Raised whenever what is saved changes: what another layout left behind is not gone on with.
+LAYOUT = 2
+
 # Seconds between two saves, at the least; a save may cost one part in twenty of the time it protects.
 _INTERVAL, _SHARE = 2.0, 20
 
@@ -34,7 +37,7 @@ class FolderStore:
 
     def __init__(self, folder: Path, key: str):
         self.folder = folder
-        self.key = key
+        self.key = f"{key} layout {LAYOUT}"
         self.shards = 0
         self._last = time.monotonic()
         self._cost = 0.0

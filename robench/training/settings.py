@@ -19,7 +19,7 @@ def check_settings(settings: Any) -> None:
         if kind is str and not isinstance(value, str):
             raise ValueError(f"{item.name}={value!r}: expected str")
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if (kind is int or kind is float) and not (number and isinstance(value, (int, kind))):
-            raise ValueError(f"{item.name}={value!r}: expected {kind.__name__}")
-        if number and not 0 <= value < math.inf:
+        if kind in (int, float) and not (number and isinstance(value, (int, kind))):
+            raise ValueError(f"{item.name}={value!r}: expected {'int' if kind is int else 'float'}")
+        if isinstance(value, int | float) and number and not 0 <= value < math.inf:
             raise ValueError(f"{item.name}={value!r}: expected a finite number, at least 0")

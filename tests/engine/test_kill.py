@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
+from robench.engine.store import FolderStore
 from robench.results.record import stable
 
 ARGUMENTS = ["run", "--defense", "pgd-at", "--attack", "apgd(steps=30)+square(queries=60)", "--samples", "48"]
@@ -79,3 +82,11 @@ def _saved(root: Path):
         return files[0].stat().st_mtime_ns if files else None
     except FileNotFoundError:
         return None
+
+
+def test_what_another_layout_left_behind_is_not_gone_on_with(tmp_path, monkeypatch):
+    store = FolderStore(tmp_path / "a", "key")
+    store.save({"x": torch.ones(1)}, {"seconds": 0.0}, {})
+    assert FolderStore(tmp_path / "a", "key").resumes
+    monkeypatch.setattr("robench.engine.store.LAYOUT", 0)
+    assert not FolderStore(tmp_path / "a", "key").resumes
