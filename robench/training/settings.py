@@ -8,7 +8,8 @@ from typing import Any
 def check_settings(settings: Any) -> None:
     """Refuse numbers that are not finite or below 0, and whatever is of another type than its field.
 
-    Fields declared int, float or str are checked for their type, and every number for its range; a subclass that knows better extends `__post_init__`.
+    Fields declared int, float or str are checked for their type, and every number for its range; a subclass that
+    knows better extends `__post_init__`.
 
     Raises:
         ValueError: naming the field, what it got and what it expects.
