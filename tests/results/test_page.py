@@ -87,10 +87,11 @@ def main(arguments):
     return stopped.value.code
 
 
-@pytest.fixture
-def made(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A board of four records, one of them doubtful and one oblivious."""
-    results, output = tmp_path / "results", tmp_path / "board"
+    place = tmp_path_factory.mktemp("page")
+    results, output = place / "results", place / "board"
     for name, correct, changes in (
         ("high", 28, {}),
         ("low", 3, {}),
@@ -173,8 +174,8 @@ def test_texts_of_records_and_cards_stay_texts(tmp_path, monkeypatch, text):
     run.write(command=text)
     plain = make_run(tmp_path / "b", defense="plain", protocol="plain", health=[Mark("code", "text")])
     plain.write()
-    write_page(collect([tmp_path / "a"]), tmp_path / "hostile")
-    write_page(collect([tmp_path / "b"]), tmp_path / "harmless")
+    write_page(collect([tmp_path / "a"]), tmp_path / "hostile", pictures=False)
+    write_page(collect([tmp_path / "b"]), tmp_path / "harmless", pictures=False)
     (index, page), (ordinary, _) = pages(tmp_path / "hostile"), pages(tmp_path / "harmless")
     # The family of a card adds one choice and one claim a column, so elements are compared by kind.
     kinds = {tag for tag, _ in index.elements}
@@ -200,8 +201,11 @@ def test_names_that_a_disk_takes_for_one_have_pages_of_their_own(tmp_path):
     assert len(set(files)) == len(names)
 
 
-def test_the_same_records_give_the_same_bytes_and_old_pages_go(made, tmp_path):
-    results, output = made
+def test_the_same_records_give_the_same_bytes_and_old_pages_go(tmp_path):
+    results, output = tmp_path / "results", tmp_path / "board"
+    for name in ("high", "low"):
+        make_run(results, defense=name).write()
+    write_page(collect([results]), output)
     before = {path: path.read_bytes() for path in output.rglob("*.*")}
     write_page(collect([results]), output)
     assert {path: path.read_bytes() for path in output.rglob("*.*")} == before
@@ -250,7 +254,16 @@ def test_another_column_first_and_no_intervals(tmp_path):
 
 def test_a_command_of_the_page_makes_the_record_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--attack", "fgsm+random_noise", "--threat", "Linf:0.1", "--samples", "8", "--device", "cpu"]
+    arguments = [
+        "--attack",
+        "fgsm+square(queries=20)",
+        "--threat",
+        "Linf:0.1",
+        "--samples",
+        "8",
+        "--device",
+        "cpu",
+    ]
     assert main(["run", "--defense", "pgd-at-digits", "--seed", "3", *arguments]) == 0
     assert main(["board", "--format", "html"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 records: board/index.html"

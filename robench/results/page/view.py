@@ -237,8 +237,9 @@ def _line(section: Section, row: Row, band: int, anchors: dict[str, int]) -> Lin
     if anchors[anchor] > 1:
         anchor += f"-{anchors[anchor]}"
     family, architecture = kinds(record)
-    figures = map(Figure.of, (record.clean_accuracy, record.robust_accuracy, row.best_known))
-    return Line(row, name, family, architecture, anchor, band, doubts, *figures)
+    clean, robust = Figure.of(record.clean_accuracy), Figure.of(record.robust_accuracy)
+    best = Figure.of(row.best_known)
+    return Line(row, name, family, architecture, anchor, band, doubts, clean, robust, best)
 
 
 def kinds(record: Record) -> tuple[str, str]:
