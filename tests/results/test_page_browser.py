@@ -160,7 +160,7 @@ def test_without_javascript_every_row_is_there(chromium, board):
     context.close()
 
 
-def test_five_hundred_rows_are_painted_within_a_second(chromium, tmp_path, record_property):
+def test_five_hundred_rows_are_painted_within_a_second(chromium, tmp_path):
     run = make_run(tmp_path / "results", n=100)
     run.write()
     (found,) = collect([tmp_path / "results"])
@@ -182,6 +182,6 @@ def test_five_hundred_rows_are_painted_within_a_second(chromium, tmp_path, recor
     paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
     opened.wait_for_function(paint)
     milliseconds = opened.evaluate(paint)
-    record_property("first_contentful_paint_ms", milliseconds)
+    print(f"first contentful paint: {milliseconds:.0f} ms")
     context.close()
     assert milliseconds < 1000
