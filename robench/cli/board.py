@@ -1,12 +1,17 @@
 """robench board: a table made from records alone."""
 
 import sys
+from pathlib import Path
 
 import click
 
+from robench.errors import UsageError
 from robench.evaluate import default_results
 from robench.results.board import SORTS, board, collect
 from robench.results.grid import FORMATS
+from robench.results.wording import location
+
+PAGES = "html"
 
 
 @click.command("board")
@@ -14,7 +19,7 @@ from robench.results.grid import FORMATS
 @click.option(
     "--format",
     "form",
-    type=click.Choice(FORMATS),
+    type=click.Choice((*FORMATS, PAGES)),
     default="text",
     show_default=True,
     help="Of the table.",
@@ -27,7 +32,37 @@ from robench.results.grid import FORMATS
     help="The column whose best comes first.",
 )
 @click.option("--no-intervals", is_flag=True, help="Accuracies alone.")
-def command(results: tuple[str, ...], form: str, sort: str, no_intervals: bool) -> None:
-    """Make a table from the records in the RESULTS folders (default: results)."""
-    found = collect(results or (str(default_results()),))
+@click.option("--output", help="Folder of the pages.  [default: board, beside the first RESULTS]")
+@click.option("--no-pictures", is_flag=True, help="Pages without pictures of the certificates.")
+@click.option("--data-dir", help="Where data sets with files lie, to draw pictures from them.")
+def command(
+    results: tuple[str, ...],
+    form: str,
+    sort: str,
+    no_intervals: bool,
+    output: str | None,
+    no_pictures: bool,
+    data_dir: str | None,
+) -> None:
+    """Make a table from the records in the RESULTS folders (default: results).
+
+    With --format html it is a folder of pages, which open from disk and from any static host.
+    """
+    if form != PAGES and (output or no_pictures or data_dir):
+        raise UsageError("--output, --no-pictures and --data-dir are of pages: add --format html")
+    roots = results or (str(default_results()),)
+    found = collect(roots)
+    if form == PAGES:
+        from robench.results.page import write_page
+
+        made = write_page(
+            found,
+            output or Path(roots[0]).resolve().parent / "board",
+            sort=sort,
+            intervals=not no_intervals,
+            pictures=not no_pictures,
+            data_dir=data_dir,
+        )
+        click.echo(f"{len(found)} records: {location(made)}")
+        return
     sys.stdout.write(board(found, form, sort=sort, intervals=not no_intervals))

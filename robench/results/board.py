@@ -132,7 +132,7 @@ def board(
     """
     one_of("format", format, FORMATS)
     one_of("column", sort, tuple(_ORDERS))
-    found = [_sorted(section, sort) for section in sections(records)]
+    found = [sort_rows(section, sort) for section in sections(records)]
     grids = [_grid(section, intervals) for section in found]
     if format == "csv":
         return render(_merged(found, grids), format)
@@ -166,7 +166,7 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
         groups = tables[protocol, threat]
         ranked = tuple(tuple(_ranked(groups[key], notes, lowest)) for key in sorted(groups))
         drawn = [(row.record, by_draws(row.record)) for group in ranked for row in group]
-        remarks = [f"{_name(record)}, {record.job.suite.name}: {text}" for record, text in drawn if text]
+        remarks = [f"{shown_name(record)}, {record.job.suite.name}: {text}" for record, text in drawn if text]
         for key in sorted(groups):
             remarks += _seeds(groups[key])
         yield Section(protocol, threat, ranked, tuple(notes), tuple(remarks))
@@ -190,7 +190,7 @@ def _ranked(records: list[Record], notes: list[str], lowest: dict[tuple, Accurac
         if not doubts and rank == NO_RANK:
             doubts = ["no-samples: its samples.parquet cannot be read, so it cannot be compared"]
         for doubt in doubts:
-            notes.append(f"{_name(record)}: {doubt}")
+            notes.append(f"{shown_name(record)}: {doubt}")
             marks.append(len(notes))
         yield Row(rank, record, tuple(marks), _claimed(record), lowest[_subject(record)])
 
@@ -248,7 +248,8 @@ def _seeds(records: list[Record]) -> Iterator[str]:
             )
 
 
-def _name(record: Record) -> str:
+def shown_name(record: Record) -> str:
+    """The defense, with the seed where it is not 0."""
     seed = f" (seed {record.job.seed})" if record.job.seed else ""
     return record.job.defense.name + seed
 
@@ -258,13 +259,14 @@ _ORDERS: dict[str, Callable[[Row], tuple]] = {
     "clean %": lambda row: (-row.record.clean_accuracy.value,),
     "claimed %": lambda row: (-(row.claimed if row.claimed is not None else -1.0),),
     "best known %": lambda row: (-row.best_known.value,),
-    "defense": lambda row: (_name(row.record),),
+    "defense": lambda row: (shown_name(row.record),),
     "n": lambda row: (-row.record.job.n,),
 }
 SORTS = tuple(_ORDERS)
 
 
-def _sorted(section: Section, sort: str) -> Section:
+def sort_rows(section: Section, sort: str) -> Section:
+    """The section with each group ordered by a column, one of `SORTS`, the best first."""
     return replace(section, groups=tuple(tuple(sorted(g, key=_ORDERS[sort])) for g in section.groups))
 
 
@@ -275,7 +277,7 @@ def _cells(row: Row, intervals: bool) -> dict[str, str]:
     job = row.record.job
     return {
         "rank": row.rank,
-        "defense": _name(row.record),
+        "defense": shown_name(row.record),
         "clean %": said(row.record.clean_accuracy),
         "robust %": said(row.record.robust_accuracy),
         "claimed %": EMPTY if row.claimed is None else f"{row.claimed:.2f}",
@@ -287,7 +289,7 @@ def _cells(row: Row, intervals: bool) -> dict[str, str]:
     }
 
 
-def _columns(section: Section) -> tuple[str, ...]:
+def chosen_columns(section: Section) -> tuple[str, ...]:
     """Those that the protocol chooses; else all, without claims where nobody claims anything."""
     known = content.protocols().get(section.protocol)
     if known and known.columns:
@@ -297,7 +299,7 @@ def _columns(section: Section) -> tuple[str, ...]:
 
 
 def _grid(section: Section, intervals: bool) -> Grid:
-    columns = _columns(section)
+    columns = chosen_columns(section)
     return Grid(
         title=f"{section.protocol} · {section.threat}",
         columns=columns,
