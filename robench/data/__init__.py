@@ -8,6 +8,7 @@ from robench.data import (  # noqa: F401 - they register themselves
     cifar10,
     cifar100,
     cifar_variants,
+    corruptions,
     digits,
     folder,
     imagenet,

@@ -7,12 +7,17 @@ import torch
 from robench import registry
 from robench.data import _npy
 from robench.data._base import Images, check_split, find
-from robench.data._names import CIFAR10_CLASSES, CIFAR100_CLASSES, COMMON, VALIDATION, check_corruption
+from robench.data._names import (
+    CIFAR10_CLASSES,
+    CIFAR100_CLASSES,
+    COMMON,
+    SEVERITIES,
+    VALIDATION,
+    check_corruption,
+)
 from robench.errors import ResourceError, UsageError
 from robench.specs import Spec
 
-# Images of one severity, in the order of CIFAR's test split; a file has one such block a severity.
-BLOCK = 10_000
 VERSIONS = {"v4": 2021, "v6": 2000}
 
 
@@ -72,9 +77,15 @@ def _corrupted(
     name = str(Spec(kind, {"corruption": corruption, "severity": severity}))
     check_split(name, split, ("test",))
     images = find(name, data_dir, (f"{folder}/{corruption}.npy", f"{corruption}.npy"))
-    start = (severity - 1) * BLOCK
-    stop = start + min(samples or BLOCK, BLOCK)
-    return _slice(name, images, images.with_name("labels.npy"), 5 * BLOCK, slice(start, stop), classes)
+    # The published files have blocks of 10,000; `robench corrupt --samples` makes smaller ones.
+    block, rest = divmod(sum(_npy.open_array(images).shape[:1]), len(SEVERITIES))
+    if rest or not block:
+        raise ResourceError(
+            f"{images}: {5 * block + rest} images: expected as many of each of five severities"
+        )
+    start = (severity - 1) * block
+    stop = start + min(samples or block, block)
+    return _slice(name, images, images.with_name("labels.npy"), 5 * block, slice(start, stop), classes)
 
 
 @registry.datasets.register("cifar10.1")
