@@ -16,6 +16,7 @@ COMMANDS = {
     "list": ("robench.cli.listing", "List defenses, attacks, datasets or protocols."),
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),
     "train": ("robench.cli.train", "Train a card's checkpoint by its recipe."),
+    "corrupt": ("robench.cli.corrupt", "Write a data set's images corrupted, as ImageNet-C has them."),
     "verify": ("robench.cli.verify", "Re-check records from their certificates."),
     "check": ("robench.cli.check", "Say whether a checkpoint is still as robust as it was."),
     "board": ("robench.cli.board", "Make a table from records."),

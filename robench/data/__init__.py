@@ -1,11 +1,26 @@
 """Data sets: images in canonical order, float32 in [0, 1]."""
 
-from robench import registry
-from robench.data import cifar10, digits  # noqa: F401 - they register themselves
+import inspect
+
+from robench import registry, specs
+from robench.data import (  # noqa: F401 - they register themselves
+    arrays,
+    cifar10,
+    cifar100,
+    cifar_variants,
+    corruptions,
+    digits,
+    folder,
+    imagenet,
+    tiny_imagenet,
+)
 from robench.data._base import Images
 from robench.errors import UsageError
 
 __all__ = ["Images", "load_dataset"]
+
+# What a spec does not say, because `load_dataset` does.
+_OURS = ("split", "data_dir", "samples", "path")
 
 
 def load_dataset(
@@ -14,17 +29,31 @@ def load_dataset(
     """The first `samples` images of a data set's split, in canonical order; all of them for None.
 
     Args:
-        name: a registered data set; `robench list datasets` shows them.
+        name: a registered data set, perhaps with arguments: `cifar10-c(corruption="fog", severity=3)`, or with a
+            path: `folder:my images`. `robench list datasets` shows them.
         split: "train" or "test".
         data_dir: where the files lie, for a data set that has files.
 
     Raises:
-        UsageError: for an unknown name or split, or more images than there are.
+        UsageError: for an unknown name, argument or split, or more images than there are.
         ResourceError: when the files are missing, damaged or unreadable.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"{samples} images of {name} were asked for: expected at least 1")
-    images: Images = registry.datasets.get(name)(split=split, data_dir=data_dir)
+    spec = specs.parse(name)
+    base, _, path = spec.name.partition(":")
+    builder = registry.datasets.get(base)
+    known = specs.defaults(builder)
+    for key in spec.arguments:
+        if key in _OURS:
+            raise UsageError(f"{name}: {key} is no argument of a data set's name: leave it out")
+    if bool(path) != (known.get("path") is inspect.Parameter.empty):
+        raise UsageError(f"{base} needs a path: write {base}:PATH" if not path else f"{base} takes no path")
+    given = {"split": split, "data_dir": data_dir, **spec.arguments}
+    given |= {"samples": samples} if "samples" in known else {}
+    given |= {"path": path} if path else {}
+    specs.canonical(specs.Spec(base, given), builder)
+    images: Images = builder(**given)
     if samples is None:
         return images
     if samples > len(images):

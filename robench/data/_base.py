@@ -1,9 +1,49 @@
 """What a data set gives: images in canonical order, with where they came from."""
 
 import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
+
+from robench.errors import ResourceError, UsageError
+
+
+def default_root() -> Path:
+    """Where data sets are looked for and put: the variable ROBENCH_DATA, or ~/.cache/robench."""
+    return Path(os.environ.get("ROBENCH_DATA") or Path.home() / ".cache" / "robench")
+
+
+def data_root(data_dir: str | None) -> Path:
+    """The folder that `--data-dir` names, or the default one."""
+    return Path(data_dir).expanduser() if data_dir else default_root()
+
+
+def find(name: str, data_dir: str | None, places: tuple[str, ...]) -> Path:
+    """The first of `places`, files or folders below the data folder, that is there.
+
+    Raises:
+        ResourceError: when none is, saying where data set `name` was looked for.
+    """
+    root = data_root(data_dir)
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    raise ResourceError(
+        f"{name} is not under {root}: expected {' or '.join(places)} there; give the folder that holds it with "
+        "--data-dir"
+    )
+
+
+def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test")) -> None:
+    """Refuse a split that data set `name` does not have.
+
+    Raises:
+        UsageError: naming those it has.
+    """
+    if split not in known:
+        raise UsageError(f'{name} has no split "{split}": expected {" or ".join(known)}')
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
             `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`. A card or family with
             arguments has them in place of its builder's (a builder of that name comes first); PURIFIER+DEFENSE
             stands before that defense's classifier.
-        dataset: picks among a family's cards; None for "digits".
+        dataset: picks among a family's cards, its arguments do not count; None for "digits".
 
     Raises:
         UsageError: when nobody has that name, or the family has no card, or several, for that data set.
@@ -114,7 +114,8 @@ def find_cards(name: str, dataset: str | None = None) -> list[Card]:
         return [cards[name]]
     family = [card for card in cards.values() if card.family == name]
     if family:
-        dataset = dataset or DEFAULT_DATASET
+        # A defense is for a data set, however its images are prepared or corrupted.
+        dataset = specs.parse(dataset or DEFAULT_DATASET).name
         if fitting := [card for card in family if card.dataset == dataset]:
             return fitting
         offers = ", ".join(f"{card.name} ({card.dataset})" for card in family)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robench import content
+from robench import content, specs
 from robench.errors import ResourceError
 from robench.results import record as record_file
 from robench.results.grid import FORMATS, WIDTH, Grid, render
@@ -227,7 +227,7 @@ def _held(record: Record) -> np.ndarray | None:
 def _claimed(record: Record) -> float | None:
     """The lowest robust accuracy that the card's authors claim at the record's threat."""
     card = content.cards().get(record.job.defense.name)
-    if card is None or card.dataset != record.job.dataset.name:
+    if card is None or card.dataset != specs.parse(record.job.dataset.name).name:
         return None
     threat = Threat.parse(record.job.threat)
     return min((c["robust"] for c in card.claims if Threat.parse(c["threat"]) == threat), default=None)

@@ -1,4 +1,3 @@
-import os
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -9,13 +8,9 @@ from torchvision.datasets import CIFAR10
 
 from robench.data import cifar10, load_dataset
 from robench.errors import ResourceError, UsageError
+from tests.data.real import REAL, needs
 
-CHECKOUT = Path(__file__).parents[2]
-REAL = Path(os.environ.get("ROBENCH_TEST_DATA") or CHECKOUT.parent / "shared" / "data")
-needs_images = pytest.mark.skipif(
-    not (REAL / cifar10.FOLDER).is_dir(),
-    reason=f"CIFAR-10 is not in {REAL}: name the folder that holds {cifar10.FOLDER} in ROBENCH_TEST_DATA",
-)
+needs_images = needs(cifar10.FOLDER)
 
 
 @needs_images

@@ -1,0 +1,65 @@
+"""robench corrupt: write a data set's images corrupted."""
+
+import os
+
+import click
+from rich.console import Console
+
+from robench.cli.run import names
+
+
+@click.command("corrupt")
+@click.option("--dataset", required=True, help="Whose test images.")
+@click.option("--output", required=True, help="Folder to write.")
+@click.option(
+    "--corruption",
+    "corruptions",
+    multiple=True,
+    callback=names,
+    help="Names, or common, validation or all.  [default: common]",
+)
+@click.option(
+    "--severity", "severities", multiple=True, type=click.IntRange(1, 5), help="[default: all five]"
+)
+@click.option("--samples", type=click.IntRange(min=1), help="The first so many images.  [default: all]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
+)
+@click.option("--data-dir", help="Where data sets with files lie.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
+def command(
+    dataset: str,
+    output: str,
+    corruptions: list[str],
+    severities: tuple[int, ...],
+    samples: int | None,
+    seed: int,
+    data_dir: str | None,
+    workers: int | None,
+) -> None:
+    """Write the corruptions of ImageNet-C, of any data set of 32 px or more.
+
+    ImageNet's images go into folders as ImageNet-C has them, all others into .npy files as CIFAR-10-C has
+    them. An interrupted run goes on where it was when the command is repeated.
+
+    \b
+    robench corrupt --dataset cifar10 --output CIFAR-10-C
+    robench corrupt --dataset imagenet --output ImageNet-C --corruption fog,frost --severity 3
+    """
+    from robench.corrupt import GROUPS, write_corrupted
+    from robench.data.corruptions import SEVERITIES
+
+    errors = Console(stderr=True)
+    chosen = [name for given in corruptions or ["common"] for name in GROUPS.get(given, (given,))]
+    folder = write_corrupted(
+        dataset,
+        output,
+        list(dict.fromkeys(chosen)),
+        severities or SEVERITIES,
+        samples=samples,
+        seed=seed,
+        data_dir=data_dir,
+        workers=workers or os.cpu_count() or 1,
+        note=lambda text: errors.print(f"robench: {text}", soft_wrap=True, highlight=False),
+    )
+    Console().print(f"corrupted images: {folder}", soft_wrap=True, highlight=False)

@@ -1,0 +1,72 @@
+"""Names that files do not bring with them: of classes and of corruptions."""
+
+from functools import cache
+
+from timm.data.imagenet_info import ImageNetInfo
+
+from robench.errors import UsageError, unknown_name
+
+# fmt: off
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",
+    "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle",
+    "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup",
+    "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house",
+    "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man",
+    "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter",
+    "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine", "possum",
+    "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper",
+    "table", "tank", "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle",
+    "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
+)
+# fmt: on
+
+# ImageNet-C's corruptions in the paper's order: the fifteen of its benchmark, then four for validation.
+COMMON = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+VALIDATION = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def check_corruption(corruption: str, severity: int, known: tuple[str, ...]) -> None:
+    """Refuse a corruption that is not among `known`, and a severity that is not 1 .. 5.
+
+    Raises:
+        UsageError: with the nearest names.
+    """
+    if corruption not in known:
+        raise unknown_name("corruption", str(corruption), known)
+    if isinstance(severity, bool) or severity not in SEVERITIES:
+        raise UsageError(f"severity {severity!r}: expected 1, 2, 3, 4 or 5")
+
+
+@cache
+def synsets() -> tuple[str, ...]:
+    """WordNet's names of ImageNet's thousand classes ("n01440764"), in the order of the labels 0 .. 999."""
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+@cache
+def imagenet_classes() -> tuple[str, ...]:
+    """ImageNet's thousand classes in words, in the order of the labels."""
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(k) for k in range(len(synsets())))

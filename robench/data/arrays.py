@@ -1,0 +1,52 @@
+"""`npz:FILE`: anybody's images in a NumPy archive."""
+
+from pathlib import Path
+
+import torch
+
+from robench import registry
+from robench.data import _npy
+from robench.data._base import Images, check_split
+from robench.errors import ResourceError
+
+
+@registry.datasets.register("npz")
+def load(
+    path: str, split: str = "test", data_dir: str | None = None, samples: int | None = None, classes: int = 0
+) -> Images:
+    """npz:FILE: an archive with images `x`, labels `y` and perhaps the classes' names `classes`.
+
+    An id is the position in the file. The archive is the split "test", whatever it is of.
+
+    Args:
+        path: of the file; a relative one is looked for in `data_dir` where that is given.
+        samples: the first so many; None for all.
+        classes: how many; 0 for the number of names in the file or, without names, the largest label plus one.
+
+    Raises:
+        UsageError: for another split.
+        ResourceError: when the file is missing, damaged, or holds something else: `x` as (N, H, W, 3), (N, H, W)
+            or (N, 3, H, W), uint8 or floats in [0, 1], `y` as (N,) whole numbers.
+    """
+    name = f"npz:{path}" + (f"(classes={classes})" if classes else "")
+    check_split(name, split, ("test",))
+    file = Path(data_dir or "").expanduser() / Path(path).expanduser()
+    found = _npy.read_archive(file, ("x", "y"), ("classes",))
+    named = tuple(str(each) for each in found["classes"].ravel()) if "classes" in found else ()
+    if named and classes and classes != len(named):
+        raise ResourceError(f"{file} names {len(named)} classes: leave classes={classes} out")
+    y = _npy.labels(found["y"], file, len(named) or classes or None)
+    if len(y) != len(found["x"]):
+        raise ResourceError(f"{file}: {len(found['x'])} images and {len(y)} labels: expected as many")
+    if not len(y):
+        raise ResourceError(f"{file} holds no images")
+    x = _npy.pixels(found["x"][:samples], file)
+    count = classes or int(y.max()) + 1
+    return Images(
+        name,
+        split,
+        x,
+        y[:samples],
+        torch.arange(len(x)),
+        named or tuple(str(k) for k in range(count)),
+    )

@@ -1,0 +1,24 @@
+"""`cifar100`: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"."""
+
+from torchvision.datasets import CIFAR100
+
+from robench import registry
+from robench.data._base import Images
+from robench.data.cifar10 import load_whole
+
+
+@registry.datasets.register("cifar100")
+def load(split: str = "test", data_dir: str | None = None, samples: int | None = None) -> Images:
+    """32x32 images of a hundred kinds of things (the fine labels); 50,000 for training and 10,000 for testing.
+
+    Args:
+        split: "train" or "test".
+        data_dir: the folder that holds `cifar-100-python`; None for `default_root()`. When the files are not
+            there they are downloaded into it.
+        samples: the first so many; None for all.
+
+    Raises:
+        UsageError: for another split.
+        ResourceError: when the files are missing or damaged and cannot be downloaded.
+    """
+    return load_whole("cifar100", CIFAR100, split, data_dir, samples)

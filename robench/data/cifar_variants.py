@@ -1,0 +1,134 @@
+"""`cifar10-c`, `cifar100-c` and `cifar10.1`: other test images for classifiers of CIFAR, as .npy files."""
+
+from pathlib import Path
+
+import torch
+
+from robench import registry
+from robench.data import _npy
+from robench.data._base import Images, check_split, find
+from robench.data._names import (
+    CIFAR10_CLASSES,
+    CIFAR100_CLASSES,
+    COMMON,
+    SEVERITIES,
+    VALIDATION,
+    check_corruption,
+)
+from robench.errors import ResourceError, UsageError
+from robench.specs import Spec
+
+VERSIONS = {"v4": 2021, "v6": 2000}
+
+
+@registry.datasets.register("cifar10-c")
+def load_cifar10_c(
+    corruption: str,
+    severity: int,
+    split: str = "test",
+    data_dir: str | None = None,
+    samples: int | None = None,
+) -> Images:
+    """CIFAR-10's test images corrupted: `cifar10-c(corruption="fog", severity=3)`.
+
+    Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
+    Perturbations", arXiv 1903.12261. An id is the index in CIFAR-10's test split.
+
+    Args:
+        corruption: one of ImageNet-C's nineteen.
+        severity: 1 to 5.
+        data_dir: the folder that holds `CIFAR-10-C`, with a .npy file a corruption and `labels.npy`.
+        samples: the first so many; None for all.
+
+    Raises:
+        UsageError: for another split, corruption or severity.
+        ResourceError: when a file is missing, damaged or of another shape.
+    """
+    return _corrupted(
+        "cifar10-c", "CIFAR-10-C", CIFAR10_CLASSES, corruption, severity, split, data_dir, samples
+    )
+
+
+@registry.datasets.register("cifar100-c")
+def load_cifar100_c(
+    corruption: str,
+    severity: int,
+    split: str = "test",
+    data_dir: str | None = None,
+    samples: int | None = None,
+) -> Images:
+    """CIFAR-100's test images corrupted, from the folder `CIFAR-100-C`; else as `cifar10-c`."""
+    return _corrupted(
+        "cifar100-c", "CIFAR-100-C", CIFAR100_CLASSES, corruption, severity, split, data_dir, samples
+    )
+
+
+def _corrupted(
+    kind: str,
+    folder: str,
+    classes: tuple[str, ...],
+    corruption: str,
+    severity: int,
+    split: str,
+    data_dir: str | None,
+    samples: int | None,
+) -> Images:
+    check_corruption(corruption, severity, COMMON + VALIDATION)
+    name = str(Spec(kind, {"corruption": corruption, "severity": severity}))
+    check_split(name, split, ("test",))
+    images = find(name, data_dir, (f"{folder}/{corruption}.npy", f"{corruption}.npy"))
+    # The published files have blocks of 10,000; `robench corrupt --samples` makes smaller ones.
+    block, rest = divmod(sum(_npy.open_array(images).shape[:1]), len(SEVERITIES))
+    if rest or not block:
+        raise ResourceError(
+            f"{images}: {5 * block + rest} images: expected as many of each of five severities"
+        )
+    start = (severity - 1) * block
+    stop = start + min(samples or block, block)
+    return _slice(name, images, images.with_name("labels.npy"), 5 * block, slice(start, stop), classes)
+
+
+@registry.datasets.register("cifar10.1")
+def load_cifar10_1(
+    split: str = "test", data_dir: str | None = None, samples: int | None = None, version: str = "v6"
+) -> Images:
+    """A new test set for CIFAR-10: 2,000 images in version v6, 2,021 in v4.
+
+    Recht et al. 2018, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", arXiv 1806.00451.
+
+    Args:
+        data_dir: the folder that holds `cifar10.1_v6_data.npy` and `cifar10.1_v6_labels.npy`, by themselves or in
+            the authors' repository, `CIFAR-10.1/datasets`.
+        samples: the first so many; None for all.
+        version: "v6" or "v4".
+
+    Raises:
+        UsageError: for another split or version.
+        ResourceError: when a file is missing, damaged or of another shape.
+    """
+    if version not in VERSIONS:
+        raise UsageError(f'cifar10.1 has no version "{version}": expected {" or ".join(VERSIONS)}')
+    name = "cifar10.1" if version == "v6" else str(Spec("cifar10.1", {"version": version}))
+    check_split(name, split, ("test",))
+    file = f"cifar10.1_{version}_data.npy"
+    images = find(name, data_dir, (file, f"CIFAR-10.1/datasets/{file}", f"CIFAR-10.1/{file}"))
+    truths = images.with_name(f"cifar10.1_{version}_labels.npy")
+    return _slice(name, images, truths, VERSIONS[version], slice(0, samples), CIFAR10_CLASSES)
+
+
+def _slice(
+    name: str, images: Path, truths: Path, rows: int, wanted: slice, classes: tuple[str, ...]
+) -> Images:
+    x, y = _npy.open_array(images), _npy.open_array(truths)
+    for array, path, shape in ((x, images, (rows, 32, 32, 3)), (y, truths, (rows,))):
+        if array.shape != shape:
+            raise ResourceError(f"{path}: shape {array.shape}: {name} has {shape} there; get the file again")
+    pixels = _npy.pixels(x[wanted], images)
+    return Images(
+        name,
+        "test",
+        pixels,
+        _npy.labels(y[wanted], truths, len(classes)),
+        torch.arange(len(pixels)),
+        classes,
+    )
