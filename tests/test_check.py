@@ -211,7 +211,7 @@ def test_the_plugin_runs_each_check_as_a_test(baseline, tmp_path):
     (tmp_path / "test_nothing.py").write_text("")
     given = os.environ.get("PYTEST_ADDOPTS", "")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "robench.pytest_plugin", "--robench", "baseline.toml"],
+        [sys.executable, "-m", "pytest", "-q", "--robench", "baseline.toml"],
         cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTEST_ADDOPTS": given},
     )  # fmt: skip
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
