@@ -13,15 +13,16 @@ from robench.results.verify import verify
 from tests.data.test_cifar10 import REAL
 
 RESULTS = content.folder("result")
-RECORDS = sorted(path.parent for path in RESULTS.rglob("record.json"))
-MEND = "make it anew: robench board results --format md > results/BOARD.md, robench table purifiers likewise"
+SHIPPED = RESULTS / "shipped"
+RECORDS = sorted(path.parent for path in SHIPPED.rglob("record.json"))
+MEND = "make it anew: robench board results/shipped --format md > results/BOARD.md, robench table purifiers likewise"
 
 
 def test_there_are_some():
     assert len(RECORDS) >= 8
 
 
-@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: str(path.relative_to(RESULTS)))
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: str(path.relative_to(SHIPPED)))
 def test_a_shipped_record_holds(folder):
     job = read_record(folder).job
     if job.dataset.name == "cifar10" and not (REAL / "cifar-10-batches-py").is_dir():
@@ -32,7 +33,7 @@ def test_a_shipped_record_holds(folder):
 
 
 def test_the_boards_are_fresh():
-    records = collect([RESULTS])
+    records = collect([SHIPPED])
     assert (RESULTS / "BOARD.md").read_text("utf-8") == board(records, "md"), MEND
     tables = "\n".join(render(table, "md") for table in purifiers(records, "purifier-cheap"))
     assert (RESULTS / "PURIFIERS.md").read_text("utf-8") == tables, MEND
