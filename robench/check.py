@@ -13,7 +13,7 @@ from robench.engine.device import choose_device
 from robench.engine.knowledge import attacker
 from robench.engine.network import DRAWS, Judge, Network
 from robench.engine.suite import Run, build_attacks
-from robench.errors import ResourceError
+from robench.errors import ResourceError, UsageError
 from robench.random import Stream
 from robench.results.certificates import apply, is_attacked, read_certificates
 from robench.results.draws import FIELD
@@ -93,6 +93,10 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
         UsageError: for an unknown defense or impossible options.
     """
     options = options or Options()
+    try:
+        Plan(1, 0, 0, options.margin, options.tolerance, options.false_alarm, options.miss)
+    except ValueError as error:
+        raise UsageError(f"this check is impossible: {error}") from error
     record = read_record(baseline)
     images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, options.data_dir)
     check_images(images.x, images.y, len(images.classes))

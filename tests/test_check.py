@@ -147,6 +147,13 @@ def test_impossible_plans_are_refused(options):
         Plan(**{"n": 10, "held": 5, "open": 5} | options)
 
 
+def test_an_impossible_margin_is_one_line(baseline, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(baseline), "--margin", "0"])
+    assert ended.value.code == 2
+    assert "margin=0.0: expected 0 <= tolerance < margin < 1" in capsys.readouterr().err
+
+
 def test_other_images_are_refused(baseline, tmp_path):
     shutil.copytree(baseline, tmp_path / "other")
     path = tmp_path / "other" / "record.json"

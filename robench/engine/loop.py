@@ -357,32 +357,21 @@ class Loop:
         Returns:
             The image and the number of draws it fools, for the lanes where it does.
         """
-        assert self.rows is not None
-        battle = self.battle
-        index = torch.tensor(lanes, device=battle.device)
-        x, y = self.rows.x[index], self.rows.y[index]
-        points = torch.stack([self.kept[lane] for lane in lanes])
-        rough = battle.problem.threat.rounded(x, points)
-        fooled = battle.judge.fooled(rough, y, self.rows.sample[index]).cpu()
-        fooled = fooled * battle.problem.threat.contains(x, rough).cpu()
-        found = {lane: (rough[i].cpu(), int(fooled[i])) for i, lane in enumerate(lanes) if int(fooled[i])}
+        found = self._judged(lanes, self.battle.problem.threat.rounded)
         # What rounding would cost a draw is kept to the last bit.
         exact = [lane for lane in lanes if found.get(lane, (None, 0))[1] < max(1, int(self.kept_draws[lane]))]
-        return found | (self._confirm_exact(exact) if exact else {})
+        return found | (self._judged(exact, as_recorded) if exact else {})
 
-    def _confirm_exact(self, lanes: list[int]) -> dict[int, tuple[Tensor, int]]:
-        """`_confirm` of the images as they are, to the last bit."""
+    def _judged(
+        self, lanes: list[int], kept_as: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[int, tuple[Tensor, int]]:
+        """What the judge says of the lanes' kept points, as `kept_as` writes them down."""
         assert self.rows is not None
         battle = self.battle
         index = torch.tensor(lanes, device=battle.device)
         x, y = self.rows.x[index], self.rows.y[index]
-        points = torch.stack([self.kept[lane] for lane in lanes])
-        images = as_recorded(x, points)
-        known = battle.same and bool((images == points).all())
-        if known:
-            counts = torch.ones(len(lanes), dtype=torch.int64)
-        else:
-            counts = battle.judge.fooled(images, y, self.rows.sample[index]).cpu()
+        images = kept_as(x, torch.stack([self.kept[lane] for lane in lanes]))
+        counts = battle.judge.fooled(images, y, self.rows.sample[index]).cpu()
         counts = counts * battle.problem.threat.contains(x, images).cpu()
         return {lane: (images[i].cpu(), int(counts[i])) for i, lane in enumerate(lanes) if int(counts[i]) > 0}
 

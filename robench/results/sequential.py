@@ -30,9 +30,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < self.margin < 1:
-            raise ValueError(f"{self.tolerance=}, {self.margin=}: expected 0 <= tolerance < margin < 1")
+            raise ValueError(
+                f"tolerance={self.tolerance}, margin={self.margin}: expected 0 <= tolerance < margin < 1"
+            )
         if not (0 < self.false_alarm < 0.5 and 0 < self.miss < 0.5):
-            raise ValueError(f"{self.false_alarm=}, {self.miss=}: expected above 0 and below 0.5")
+            said = f"false_alarm={self.false_alarm}, miss={self.miss}"
+            raise ValueError(f"{said}: expected above 0 and below 0.5")
         if not 0 <= self.held <= self.n or not 0 <= self.open <= self.n:
             raise ValueError(f"{self.held=}, {self.open=}: expected 0 .. n = {self.n}")
 
