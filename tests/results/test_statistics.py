@@ -98,7 +98,7 @@ def test_the_bootstrap_of_many_values_is_the_normal_interval():
 
 
 def test_it_covers_the_truth_as_often_as_it_says():
-    """Of 100 samples of 60 images, about 95 % of the intervals hold the true rate; fewer than 82 would have p < 1e-4."""
+    """Of 100 samples of 60 images about 95 intervals hold the true rate; fewer than 82 would have p < 1e-4."""
     draws = np.random.default_rng(1).random((100, 60)) < 0.3
     inside = sum(
         low <= 0.3 <= high for low, high in (bootstrap(d, resamples=200, seed=i) for i, d in enumerate(draws))
