@@ -31,16 +31,24 @@ def _draw(section: Section, group: tuple[Row, ...]) -> "Figure":
     axes = figure.subplots()
     axes.plot((0, 100), (0, 100), color=style.LINE, linewidth=1, zorder=0)
     note = {"fontsize": 8, "color": style.QUIET, "ha": "right", "va": "top", "textcoords": "offset points"}
-    axes.annotate("nothing lost", (100, 100), (-6, -6), **note)
+    axes.annotate("nothing lost", (100, 100), (-26, 2), **note)
     for i, row in enumerate(group):
         _point(axes, i, row)
-    axes.set_xlim(0, 102)
+    lowest = min(100 * row.record.clean_accuracy.interval[0] for row in group)
+    axes.set_xlim(max(0, 10 * (lowest // 10 - 1)), 102)
     axes.set_ylim(-2, 102)
     record = group[0].record
     told = f"{section.protocol} · {section.threat} · {suite_label(record).partition('+seed')[0]}"
     style.frame(axes, told, "clean accuracy, %", "robust accuracy, %")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), title="bars: 95 %")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), title=_told(group))
     return figure
+
+
+def _told(group: tuple[Row, ...]) -> str:
+    hollow = "\nhollow: doubtful" if any(row.marks for row in group) else ""
+    return (
+        "bars: 95 %" + hollow + ("\ndash: claimed" if any(row.claimed is not None for row in group) else "")
+    )
 
 
 def _point(axes: "Axes", i: int, row: Row) -> None:
