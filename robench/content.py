@@ -265,7 +265,7 @@ def make(kind: type[Made], table: Any, path: Path) -> Made:
     for key, item in known.items():
         if key not in table and item.default is MISSING and item.default_factory is MISSING:
             raise UsageError(f"{path}: the field {key} is missing")
-    return kind(**table, path=path)
+    return cast(Any, kind)(**table, path=path)
 
 
 def _python_type(annotation: Any) -> type:

@@ -20,12 +20,11 @@ from robench.engine.suite import Progress, Run, build_attacks
 from robench.errors import ResourceError, UsageError
 from robench.files import claim
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
-from robench.results.store import make_record, record_folder, write_record
+from robench.results.store import PARTIAL, make_record, record_folder, write_record
 from robench.specs import split
 from robench.threat import Threat, check_images
 
 DEFAULT_PROTOCOL = "digits-linf"
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)

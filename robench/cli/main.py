@@ -22,6 +22,7 @@ COMMANDS = {
     "board": ("robench.cli.board", "Make a table from records."),
     "table": ("robench.cli.table", "Print a paper's own table from records."),
     "plot": ("robench.cli.plot", "Draw pictures from records."),
+    "results": ("robench.cli.results", "Merge, export and prune records."),
     "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),
 }
 
