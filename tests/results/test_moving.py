@@ -24,6 +24,7 @@ from robench.results.record import read_record
 from robench.results.verify import findings
 from tests.results.fabricate import make_run
 
+pytestmark = pytest.mark.usefixtures("short_autoattack")
 START = datetime(2026, 1, 2, tzinfo=UTC)
 
 
