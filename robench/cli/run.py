@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from robench.content import Protocol
 from robench.engine.suite import Progress as Standing
 from robench.errors import UsageError
 from robench.evaluate import Options, choose_protocol, default_results, run_all
+from robench.plain import plain
 from robench.results.record import Record
 from robench.specs import split
 
@@ -110,7 +112,7 @@ def command(
     console = Console()
     console.print(run_table(records))
     for record in records:
-        console.print(f"record: {record.folder}", soft_wrap=True, highlight=False)
+        console.print(Text(plain(f"record: {record.folder}")), soft_wrap=True)
 
 
 def _sweep(
@@ -143,7 +145,7 @@ def _sweep(
     name = f"sweep-{slug(defenses[0])}-{slug(found[0][1].job.suite.name.partition('(')[0])}-{slug(asked.name)}.png"
     folder = Path(options.results) / slug(protocol.name)
     made = sweep.picture(asked, found, folder / name)
-    Console().print(f"picture: {made}", soft_wrap=True, highlight=False)
+    Console().print(Text(plain(f"picture: {made}")), soft_wrap=True)
 
 
 class Bar:
@@ -152,7 +154,7 @@ class Bar:
     def __init__(self, console: Console):
         self.console = console
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[facts]}"),
@@ -174,7 +176,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """A line for the user that stays."""
-        self.console.print(f"robench: {text}", soft_wrap=True, highlight=False)
+        self.console.print(Text(plain(f"robench: {text}")), soft_wrap=True)
 
     def done(self) -> None:
         """A record is there: the next one gets a bar of its own."""

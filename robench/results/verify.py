@@ -147,8 +147,8 @@ def _identity(e: _Evidence, loaded: Loaded | None) -> Iterator[Finding]:
         }
         for name, value in actual.items():
             said = getattr(job.defense, name)
-            # Of a record that does not say how many there are nothing is claimed.
-            if said is not None:
+            # A record need not say how many there are, and a checkpoint that was brought has its family from elsewhere.
+            if said is not None and (value or name != "family"):
                 yield _equal(f"defense.{name}", said, value, "the defense that was loaded")
         randomised = loaded.defense.stochastic
         detail = f"the defense draws {'' if randomised else 'no '}noise"
