@@ -121,7 +121,9 @@ class Loop:
         self.kept: dict[int, Tensor] = {}
         self.images = 0
         self.nonfinite = 0
-        self.watch = Watch(self.lanes, getattr(battle.attack, "ascends", False))
+        self.watch = Watch(
+            self.lanes, getattr(battle.attack, "ascends", False), getattr(battle.attack, "steps", 0)
+        )
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         # False while a question is under way: what is saved then would lack its verdict.
         self.whole = True

@@ -100,7 +100,29 @@ def test_losses_are_followed_lane_by_lane():
         watch.note(off, torch.tensor([step == 0] * 3), told)
     watch.end(0)
     watch.end(1)
-    assert watch.counts == Counts(vanished=0, gradients=2, flat=1, fallen=1, ended=2)
+    assert watch.counts == Counts(vanished=0, gradients=2, flat=1, fallen=1, undone=0, ended=2)
     again = Watch(3, ascends=True)
     again.load(watch.dump())
     assert again.counts == watch.counts and torch.equal(again.losses, watch.losses)
+
+
+def test_what_still_rises_in_the_last_tenth_is_counted():
+    watch, both = Watch(2, ascends=True, steps=10), torch.tensor([True, True])
+    # One rises to the end; the other has all but a fiftieth of its rise before the last step.
+    for step in range(11):
+        losses = torch.tensor([float(step), 1.0 if step == 10 else 0.98 * min(step, 5) / 5])
+        told = Answer(torch.zeros(2), torch.zeros(2, 2), losses, torch.ones(2, 1, 1, 1))
+        watch.note(both, torch.tensor([step == 0] * 2), told)
+    watch.end(0)
+    watch.end(1)
+    assert (watch.counts.undone, watch.counts.ended) == (1, 2)
+
+
+def test_an_attack_that_creeps_is_marked():
+    data = load_dataset("digits", "test", 24)
+    model = load_defense("pgd-at-digits")
+    found = [
+        [mark.code for mark in attack(spec, model, data.x, data.y, threat="Linf:0.1", batch_size=24).health]
+        for spec in ("pgd(steps=20, step_size=0.002, random_start=False)", "pgd(steps=20)")
+    ]
+    assert found == [["more-steps-help"], []]
