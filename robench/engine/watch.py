@@ -1,4 +1,4 @@
-"""What an attack's own numbers say of its health: its first gradients; whether its loss rises, stays up, and is done."""
+"""What an attack's own numbers say of its health: first gradients; whether the loss rises, stays up, is done."""
 
 from dataclasses import astuple, dataclass
 
@@ -70,7 +70,9 @@ class Watch:
             best = torch.where(first, loss, torch.maximum(best, loss))
             self.step = torch.where(asking, torch.where(first, 0, self.step + 1), self.step)
             before = torch.where(self.step <= self.early, best, before)
-            self.losses = torch.where(asking[:, None], torch.stack([begun, best, loss, before], 1), self.losses)
+            self.losses = torch.where(
+                asking[:, None], torch.stack([begun, best, loss, before], 1), self.losses
+            )
 
     def end(self, lane: int) -> None:
         """A row has ended without fooling anybody."""
