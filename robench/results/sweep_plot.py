@@ -9,7 +9,7 @@ from robench.files import write_whole
 from robench.results.wording import plain
 
 # Okabe and Ito's colours, told apart by the colour-blind; the markers tell them apart in grey.
-_STYLES = (
+STYLES = (
     ("#000000", "o"),
     ("#0072B2", "s"),
     ("#D55E00", "^"),
@@ -49,7 +49,7 @@ def draw(curves: Sequence[Curve], axis: str, title: str, path: Path, dpi: int = 
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for i, curve in enumerate(curves):
-        colour, marker = _STYLES[i % len(_STYLES)]
+        colour, marker = STYLES[i % len(STYLES)]
         x, y = [p.x for p in curve.points], [100 * p.y for p in curve.points]
         low, high = ([100 * p.interval[end] for p in curve.points] for end in (0, 1))
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)

@@ -1,0 +1,259 @@
+"""What each layer tells of an image, its adversarial example and the perturbation, across defenses.
+
+MIMIR (arXiv 2312.04960) argues from bounds on the mutual information of an adversarial example and its latent. The
+estimators and their limits stand in `estimators`; the layers are those of `Defense.all_features`.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.content import Protocol
+from robench.data import load_dataset
+from robench.defenses import load
+from robench.diagnosis import estimators
+from robench.diagnosis._base import Case
+from robench.diagnosis.paths import follow
+from robench.engine.device import choose_device, choose_lanes
+from robench.engine.network import frozen
+from robench.errors import UsageError
+from robench.evaluate import Options, check_fit
+from robench.files import write_whole
+from robench.results import provenance
+from robench.results.grid import Grid
+from robench.results.statistics import mean_and_deviation
+from robench.results.store import slug
+from robench.results.wording import location
+from robench.threat import check_images
+
+FILE, PICTURE = "information.json", "information.png"
+# Unless another number is asked for: four groups, two for each of InfoNCE's halves.
+SAMPLES = 4 * estimators.GROUP
+ATTACK_STEPS = 20
+PAIRS = {"image": "x and z(x)", "adversarial": "x' and z(x')", "perturbation": "x' - x and z(x')"}
+# How each is called, its unit, and whether rows that are not pairs give something to subtract from it.
+ESTIMATES = {
+    "nhsic": ("nHSIC (sigma 5)", "no unit"),
+    "renyi": (f"Renyi, alpha {estimators.ALPHA}", "bits"),
+    "infonce": ("InfoNCE, lower bound", "nats"),
+}
+
+
+@dataclass(frozen=True)
+class Information:
+    """What was measured.
+
+    Attributes:
+        content: of information.json; `values[defense][layer][pair][estimate]` holds one number a seed, `independent`
+            the same of rows put together at random, for the estimates that are not 0 there.
+        folder: where it lies, with the picture.
+    """
+
+    content: dict[str, Any]
+    folder: Path
+
+
+def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], options: Options) -> Information:
+    """Estimate, for every defense, layer and seed; a seed decides attack, groups and critics.
+
+    Args:
+        names: of defenses that offer features.
+
+    Raises:
+        RobenchError: for everything a user can mend; too few images, a defense without features.
+    """
+    least = 2 * estimators.GROUP
+    if protocol.samples < least:
+        raise UsageError(
+            f"--mi with {protocol.samples} samples: it needs at least {least}, two groups of a kernel"
+        )
+    device = choose_device(options.device)
+    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
+    check_images(images.x, images.y, len(images.classes))
+    if len(images) < least:
+        raise UsageError(f"{images.name} has {len(images)} images there: --mi needs at least {least}")
+    lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
+    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
+    for loaded in found:
+        check_fit(loaded, images)
+        loaded.defense.features(images.x[:1].to(device))  # says who offers none
+    values: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
+    independent: dict[str, dict[str, list[float]]] = {}
+    for loaded in found:
+        for seed in seeds:
+            options.note(f"{loaded.name}, seed {seed}")
+            with frozen(loaded.defense):
+                case = Case.of(loaded, images, protocol, "full", seed, device, lanes, _nobody)
+                for layer, pair, estimate, value, control in _estimates(case):
+                    own = values.setdefault(loaded.name, [])
+                    while len(own) <= layer:
+                        own.append({name: {each: [] for each in ESTIMATES} for name in PAIRS})
+                    own[layer][pair][estimate].append(round(value, 5))
+                    if control is not None:
+                        independent.setdefault(pair, {}).setdefault(estimate, []).append(round(control, 5))
+    content = {
+        "robench_version": provenance.robench_version(),
+        "dataset": {"name": images.name, "split": images.split, "digest": images.digest},
+        "protocol": protocol.name,
+        "threat": protocol.threat,
+        "n": len(images),
+        "seeds": list(seeds),
+        "group": estimators.GROUP,
+        "limits": {"renyi": math.log2(estimators.GROUP), "infonce": math.log(estimators.GROUP)},
+        "defenses": {loaded.name: loaded.checkpoint_sha256 for loaded in found},
+        "values": values,
+        "independent": independent,
+    }
+    folder = Path(options.results) / slug(protocol.name) / slug(f"information-{'-'.join(values)}")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(folder, {FILE: text.encode()})
+    picture(content, folder / PICTURE)
+    return Information(content, folder)
+
+
+def _nobody(name: str):
+    raise UsageError(f"{name}: --mi looks at the whole defense")
+
+
+def _estimates(case: Case) -> Iterator[tuple[int, str, str, float, float | None]]:
+    """(layer, pair, estimate, value, value of unpaired rows) of one defense and seed."""
+    clean = case.x.cpu()
+    spec = case.spec("pgd" if case.threat.norm != "L1" else "apgd-l1", steps=ATTACK_STEPS)
+    adversarial = follow(case, spec).last
+    layers = list(zip(_layers(case, clean), _layers(case, adversarial), strict=True))
+    for layer, (z, z_adv) in enumerate(layers):
+        pairs = {
+            "image": (clean, z),
+            "adversarial": (adversarial, z_adv),
+            "perturbation": (adversarial - clean, z_adv),
+        }
+        for pair, (x, latent) in pairs.items():
+            for name, estimate in (
+                ("nhsic", estimators.plain_nhsic),
+                ("renyi", estimators.renyi_information),
+            ):
+                value = estimators.in_groups(estimate, x, latent, case.seed)
+                unpaired = estimators.in_groups(estimate, x, latent.roll(1, 0), case.seed)
+                yield layer, pair, name, value, unpaired
+            yield layer, pair, "infonce", estimators.infonce(x, latent, case.seed), None
+
+
+def _layers(case: Case, x: Tensor) -> tuple[Tensor, ...]:
+    """What each layer gives for images (N, 3, H, W), flattened, on the CPU."""
+    with torch.inference_mode():
+        widths = [each[0].numel() for each in case.loaded.defense.all_features(case.x[:1])]
+    parts = zip(x.split(case.network.lanes), case.ids.split(case.network.lanes), strict=True)
+    heard = [case.judge.network.features(part.to(case.x.device), ids, "all").cpu() for part, ids in parts]
+    return torch.cat(heard).split(widths, 1)
+
+
+def grids(found: Information) -> list[Grid]:
+    """A table for each estimate: layers down, pairs across, mean and standard deviation over the seeds."""
+    content = found.content
+    tables = []
+    for estimate, (title, unit) in ESTIMATES.items():
+        groups = [
+            tuple(
+                (name, str(layer + 1), *(_said(own[pair][estimate]) for pair in PAIRS))
+                for layer, own in enumerate(layers)
+            )
+            for name, layers in content["values"].items()
+        ]
+        controls = content["independent"]
+        if all(estimate in controls.get(pair, {}) for pair in PAIRS):
+            groups.append(
+                (("rows put together at random", "", *(_said(controls[p][estimate]) for p in PAIRS)),)
+            )
+        limit = content["limits"].get(estimate)
+        notes = [] if limit is None else [f"at most {limit:.2f} {unit}, whatever the truth"]
+        tables.append(
+            Grid(
+                title=f"{title}, {unit} · {content['threat']} · {content['n']} images, groups of {content['group']} · "
+                f"mean ± standard deviation of {len(content['seeds'])} seeds",
+                columns=("defense", "layer", *PAIRS.values()),
+                groups=tuple(groups),
+                names=frozenset(("defense",)),
+                numbers=frozenset(("layer", *PAIRS.values())),
+                notes=tuple(notes),
+            )
+        )
+    places = (f"information: {location(found.folder / FILE)}", f"picture: {location(found.folder / PICTURE)}")
+    last = tables[-1]
+    return [*tables[:-1], Grid(**{**vars(last), "notes": (*last.notes, *places)})]
+
+
+def _said(values: Sequence[float]) -> str:
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.2g}")
+
+
+def picture(content: dict[str, Any], path: Path, dpi: int = 130) -> Path:
+    """Write a PNG: an estimate a row, a pair a column, a curve a defense over its layers.
+
+    Raises:
+        ResourceError: when the file cannot be written.
+    """
+    from io import BytesIO
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from robench.results.sweep_plot import STYLES
+    from robench.results.wording import plain
+
+    figure = Figure(figsize=(9.6, 7.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(ESTIMATES), len(PAIRS), sharex=True, sharey="row")
+    for down, (estimate, (title, unit)) in enumerate(ESTIMATES.items()):
+        for across, (pair, said) in enumerate(PAIRS.items()):
+            axes = panels[down][across]
+            for i, (name, layers) in enumerate(content["values"].items()):
+                colour, marker = STYLES[i % len(STYLES)]
+                seen = [mean_and_deviation(own[pair][estimate]) for own in layers]
+                spread = [0.0 if math.isnan(deviation) else deviation for _, deviation in seen]
+                axes.errorbar(
+                    [layer + 1 + 0.05 * (i - 1) for layer in range(len(layers))], [mean for mean, _ in seen], spread,
+                    color=colour, marker=marker, markersize=5, linewidth=1.3, capsize=2, label=plain(name),
+                )  # fmt: skip
+            if estimate in content["independent"].get(pair, {}):
+                level = mean_and_deviation(content["independent"][pair][estimate])[0]
+                axes.axhline(level, color="#666666", linestyle=":", linewidth=1.2, label="rows at random")
+            elif estimate in content["limits"]:
+                axes.axhline(
+                    content["limits"][estimate], color="#666666", linestyle="--", linewidth=1.0, label="limit"
+                )
+            if down == 0:
+                axes.set_title(said, fontsize=10)
+            if across == 0:
+                axes.set_ylabel(f"{title}\n{unit}", fontsize=9)
+            if down == len(ESTIMATES) - 1:
+                axes.set_xlabel("layer", fontsize=9)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.tick_params(labelsize=8)
+            axes.grid(alpha=0.25, linewidth=0.6)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+    handles = {
+        label: handle
+        for row in panels
+        for axes in row
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=9
+    )
+    what = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
+    figure.suptitle(
+        f"What each layer z tells of its image; {plain(what)}; bars: standard deviation of {len(content['seeds'])} seeds",
+        fontsize=10, x=0.01, ha="left",
+    )  # fmt: skip
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    write_whole(path.parent, {path.name: buffer.getvalue()})
+    return path
