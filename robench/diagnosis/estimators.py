@@ -85,9 +85,10 @@ def infonce(x: Tensor, y: Tensor, seed: int, group: int = GROUP) -> float:
     """van den Oord et al. 2018, "Representation learning with contrastive predictive coding" (arXiv 1807.03748).
 
     A lower bound on I(x; y) in nats, at most log(group): log(group) minus the mean cross-entropy of telling which y of
-    `group` goes with an x. Two critics are trained, each on one half of the rows, and each judges the other half, so that
-    none is asked about what it has seen; the mean of both. The rows are first brought to their principal components, whose
-    choice sees the training half alone: a function of x tells no more of y than x does, so the bound stays one.
+    `group` goes with an x. Two critics are trained, each on one half of the rows, and each judges the other half, so
+    that none is asked about what it has seen; the mean of both. A critic that learned by heart falls below 0: read it
+    as 0. The rows are first brought to principal components, which see the training half alone: a function of x tells
+    no more of y than x does, so the bound stays one.
 
     Args:
         x, y: (N, ...), N at least 2 group; pairs.

@@ -6,7 +6,7 @@ estimators and their limits stand in `estimators`; the layers are those of `Defe
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ FILE, PICTURE = "information.json", "information.png"
 SAMPLES = 4 * estimators.GROUP
 ATTACK_STEPS = 20
 PAIRS = {"image": "x and z(x)", "adversarial": "x' and z(x')", "perturbation": "x' - x and z(x')"}
-# How each is called, its unit, and whether rows that are not pairs give something to subtract from it.
+# Of the estimates that are not 0 for rows put together at random, what they give there.
+RANDOM = " at random"
+# How each is called, and its unit.
 ESTIMATES = {
     "nhsic": ("nHSIC (sigma 5)", "no unit"),
     "renyi": (f"Renyi, alpha {estimators.ALPHA}", "bits"),
@@ -50,8 +52,7 @@ class Information:
     """What was measured.
 
     Attributes:
-        content: of information.json; `values[defense][layer][pair][estimate]` holds one number a seed, `independent`
-            the same of rows put together at random, for the estimates that are not 0 there.
+        content: of information.json; `values[defense][layer][pair][estimate]` holds one number a seed.
         folder: where it lies, with the picture.
     """
 
@@ -84,19 +85,16 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
         check_fit(loaded, images)
         loaded.defense.features(images.x[:1].to(device))  # says who offers none
     values: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
-    independent: dict[str, dict[str, list[float]]] = {}
     for loaded in found:
         for seed in seeds:
             options.note(f"{loaded.name}, seed {seed}")
             with frozen(loaded.defense):
                 case = Case.of(loaded, images, protocol, "full", seed, device, lanes, _nobody)
-                for layer, pair, estimate, value, control in _estimates(case):
-                    own = values.setdefault(loaded.name, [])
-                    while len(own) <= layer:
-                        own.append({name: {each: [] for each in ESTIMATES} for name in PAIRS})
-                    own[layer][pair][estimate].append(round(value, 5))
-                    if control is not None:
-                        independent.setdefault(pair, {}).setdefault(estimate, []).append(round(control, 5))
+                own = values.setdefault(loaded.name, [])
+                for layer, pair, estimate, value in _estimates(case):
+                    if layer == len(own):
+                        own.append({name: {} for name in PAIRS})
+                    own[layer][pair].setdefault(estimate, []).append(round(value, 5))
     content = {
         "robench_version": provenance.robench_version(),
         "dataset": {"name": images.name, "split": images.split, "digest": images.digest},
@@ -108,7 +106,6 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
         "limits": {"renyi": math.log2(estimators.GROUP), "infonce": math.log(estimators.GROUP)},
         "defenses": {loaded.name: loaded.checkpoint_sha256 for loaded in found},
         "values": values,
-        "independent": independent,
     }
     folder = Path(options.results) / slug(protocol.name) / slug(f"information-{'-'.join(values)}")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -121,8 +118,8 @@ def _nobody(name: str):
     raise UsageError(f"{name}: --mi looks at the whole defense")
 
 
-def _estimates(case: Case) -> Iterator[tuple[int, str, str, float, float | None]]:
-    """(layer, pair, estimate, value, value of unpaired rows) of one defense and seed."""
+def _estimates(case: Case) -> Iterator[tuple[int, str, str, float]]:
+    """(layer, pair, estimate, value) of one defense and seed."""
     clean = case.x.cpu()
     spec = case.spec("pgd" if case.threat.norm != "L1" else "apgd-l1", steps=ATTACK_STEPS)
     adversarial = follow(case, spec).last
@@ -138,10 +135,10 @@ def _estimates(case: Case) -> Iterator[tuple[int, str, str, float, float | None]
                 ("nhsic", estimators.plain_nhsic),
                 ("renyi", estimators.renyi_information),
             ):
-                value = estimators.in_groups(estimate, x, latent, case.seed)
-                unpaired = estimators.in_groups(estimate, x, latent.roll(1, 0), case.seed)
-                yield layer, pair, name, value, unpaired
-            yield layer, pair, "infonce", estimators.infonce(x, latent, case.seed), None
+                yield layer, pair, name, estimators.in_groups(estimate, x, latent, case.seed)
+                unpaired = latent.roll(1, 0)
+                yield layer, pair, name + RANDOM, estimators.in_groups(estimate, x, unpaired, case.seed)
+            yield layer, pair, "infonce", estimators.infonce(x, latent, case.seed, estimators.GROUP)
 
 
 def _layers(case: Case, x: Tensor) -> tuple[Tensor, ...]:
@@ -160,18 +157,17 @@ def grids(found: Information) -> list[Grid]:
     for estimate, (title, unit) in ESTIMATES.items():
         groups = [
             tuple(
-                (name, str(layer + 1), *(_said(own[pair][estimate]) for pair in PAIRS))
+                (name, str(layer + 1), *(_said(own[pair], estimate) for pair in PAIRS))
                 for layer, own in enumerate(layers)
             )
             for name, layers in content["values"].items()
         ]
-        controls = content["independent"]
-        if all(estimate in controls.get(pair, {}) for pair in PAIRS):
-            groups.append(
-                (("rows put together at random", "", *(_said(controls[p][estimate]) for p in PAIRS)),)
-            )
         limit = content["limits"].get(estimate)
         notes = [] if limit is None else [f"at most {limit:.2f} {unit}, whatever the truth"]
+        if any(
+            estimate + RANDOM in own for layers in content["values"].values() for own in layers[0].values()
+        ):
+            notes.append("in brackets: of rows put together at random, which share nothing but their kind")
         tables.append(
             Grid(
                 title=f"{title}, {unit} · {content['threat']} · {content['n']} images, groups of {content['group']} · "
@@ -188,9 +184,11 @@ def grids(found: Information) -> list[Grid]:
     return [*tables[:-1], Grid(**{**vars(last), "notes": (*last.notes, *places)})]
 
 
-def _said(values: Sequence[float]) -> str:
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.2g}")
+def _said(found: Mapping[str, Sequence[float]], estimate: str) -> str:
+    mean, deviation = mean_and_deviation(found[estimate])
+    text = f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.2g}")
+    at_random = found.get(estimate + RANDOM)
+    return text + (f" ({mean_and_deviation(at_random)[0]:.3g})" if at_random else "")
 
 
 def picture(content: dict[str, Any], path: Path, dpi: int = 130) -> Path:
@@ -217,14 +215,15 @@ def picture(content: dict[str, Any], path: Path, dpi: int = 130) -> Path:
                 colour, marker = STYLES[i % len(STYLES)]
                 seen = [mean_and_deviation(own[pair][estimate]) for own in layers]
                 spread = [0.0 if math.isnan(deviation) else deviation for _, deviation in seen]
+                places = [layer + 1 + 0.05 * (i - 1) for layer in range(len(layers))]
                 axes.errorbar(
-                    [layer + 1 + 0.05 * (i - 1) for layer in range(len(layers))], [mean for mean, _ in seen], spread,
-                    color=colour, marker=marker, markersize=5, linewidth=1.3, capsize=2, label=plain(name),
+                    places, [mean for mean, _ in seen], spread, color=colour, marker=marker, markersize=5,
+                    linewidth=1.3, capsize=2, label=plain(name),
                 )  # fmt: skip
-            if estimate in content["independent"].get(pair, {}):
-                level = mean_and_deviation(content["independent"][pair][estimate])[0]
-                axes.axhline(level, color="#666666", linestyle=":", linewidth=1.2, label="rows at random")
-            elif estimate in content["limits"]:
+                if all(estimate + RANDOM in own[pair] for own in layers):
+                    level = [mean_and_deviation(own[pair][estimate + RANDOM])[0] for own in layers]
+                    axes.plot(places, level, color=colour, linestyle=":", linewidth=1.1)
+            if estimate in content["limits"] and estimate == "infonce":
                 axes.axhline(
                     content["limits"][estimate], color="#666666", linestyle="--", linewidth=1.0, label="limit"
                 )
@@ -250,7 +249,8 @@ def picture(content: dict[str, Any], path: Path, dpi: int = 130) -> Path:
     )
     what = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
     figure.suptitle(
-        f"What each layer z tells of its image; {plain(what)}; bars: standard deviation of {len(content['seeds'])} seeds",
+        f"What each layer z tells of its image; {plain(what)}\nbars: standard deviation of {len(content['seeds'])} "
+        "seeds; dotted: rows put together at random, which share nothing but their kind",
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip
     buffer = BytesIO()

@@ -126,15 +126,11 @@ def read_diagnosis(file: Path) -> dict[str, Any]:
     mend = "repeat robench diagnose, or remove it"
     try:
         content = json.loads(file.read_bytes())
-        about = _about(content)
-        marks = [(mark["code"], mark["text"]) for mark in content["health"]]
-        whole = content["schema"] == SCHEMA and all(
-            isinstance(part, str) for part in (*about, *sum(marks, ()))
-        )
+        marks = [part for mark in content["health"] for part in (mark["code"], mark["text"])]
+        if content["schema"] == SCHEMA and all(isinstance(part, str) for part in (*_about(content), *marks)):
+            return content
     except OSError as error:
         raise ResourceError(f"{file}: {error.strerror or error}: {mend}") from error
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise ResourceError(f"{file} is damaged or no diagnosis of schema {SCHEMA}: {mend}")
-    return content
+        pass
+    raise ResourceError(f"{file} is damaged or no diagnosis of schema {SCHEMA}: {mend}")

@@ -68,5 +68,5 @@ CAUGHT = {
 
 
 def build(name: str, image_size: int = 8) -> nn.Module:
-    """One of them, for the command line: python:tests.engine.caught.build(name="rounding"); "honest" has nothing done to it."""
+    """One of them by name, for `python:tests.engine.caught.build(name="rounding")`; "honest" is the bare network."""
     return small_net() if name == "honest" else CAUGHT[name][0].eval()

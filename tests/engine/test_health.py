@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from robench.attacks._base import Answer
 from robench.data import load_dataset
 from robench.defenses import load_defense
