@@ -139,9 +139,14 @@ class Attack(Generic[S]):
     randomised surrogate averaged for every answer. An attack that looks at features names them in `layers`
     ("last" or "all"), so that a defense without any is refused before the first question; `group` is how many
     images an objective couples; `ascends` says that it climbs one loss from its first question to its last.
+
+    An attack for the least distance may have a field `minimise`: where it is set, a row that has fooled plays on
+    to its end, and the nearest image is kept. `transfers` says that images are made for another network than the
+    one asked: where the attacker hears no verdict, the row plays to its end, and its best point is judged.
     """
 
     ascends: ClassVar[bool] = False
+    transfers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "eot", "group"):
@@ -151,6 +156,8 @@ class Attack(Generic[S]):
         targets = getattr(self, "targets", 0)
         if not isinstance(targets, int) or isinstance(targets, bool) or targets < 0:
             raise ValueError(f"targets={targets!r}: expected a whole number, 0 for untargeted")
+        if not isinstance(minimise := getattr(self, "minimise", False), bool):
+            raise ValueError(f"minimise={minimise!r}: expected True or False")
         layers = getattr(self, "layers", "last")
         if layers not in LAYERS:
             raise ValueError(f"layers={layers!r}: expected one of {', '.join(LAYERS)}")

@@ -13,7 +13,8 @@ from robench import registry, specs
 from robench.attacks._base import Attack, Problem
 from robench.attacks._foreign import Counted, ForeignAttack
 from robench.engine import health
-from robench.engine.loop import Battle, Loop, Table, as_recorded
+from robench.engine.battle import Battle, Table, minimises
+from robench.engine.loop import Loop, as_recorded
 from robench.engine.network import DRAWS, Judge, Model, Network, answer, frozen, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
 from robench.engine.watch import Counts
@@ -342,7 +343,7 @@ class Run:
 
     def _take(self, index: int, table: Table, samples: list[int], seconds: float) -> None:
         """Add an attack's results to the run's."""
-        forward, backward = table.spent(self.judge.draws)
+        forward, backward = table.spent(self.judge.draws, every=minimises(self.attacks[index][1]))
         self.forward += forward
         self.backward += backward
         won = table.draws > self.draws
