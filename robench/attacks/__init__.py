@@ -8,10 +8,13 @@ from robench.attacks import (
     cw,
     fab,
     fgsm,
+    grid,
     pgd,
     pgd_feature,
     pgd_mi,
     reference,
+    sigma_zero,
+    sparse_rs,
     square,
 )
 from robench.attacks._base import Answer, Ask, Attack, OnFeatures, Problem, Rows, State
@@ -27,9 +30,12 @@ BUILT_IN = (
     cw,
     fab,
     fgsm,
+    grid,
     pgd,
     pgd_feature,
     pgd_mi,
     reference,
+    sigma_zero,
+    sparse_rs,
     square,
 )
