@@ -25,9 +25,15 @@ class Through(Attack[Any]):
     threat: Threat
 
     def __post_init__(self) -> None:
+        for field in fields(self.inner):
+            object.__setattr__(self, field.name, getattr(self.inner, field.name))
+        # What a penalised attack climbs is not the loss that the engine sees.
+        object.__setattr__(self, "ascends", self.inner.ascends and not self._change.penalised)
+
+    @property
+    def _change(self) -> Transformation:
         assert isinstance(self.threat.coordinates, Transformation)
-        for name in ("ascends", *(field.name for field in fields(self.inner))):
-            object.__setattr__(self, name, getattr(self.inner, name))
+        return self.threat.coordinates
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -86,28 +92,22 @@ class Through(Attack[Any]):
         return ((z - centre) / unit).clamp(self.threat.coordinates.low, self.threat.coordinates.high)
 
     def _image(self, rows: Rows, theta: Tensor) -> Tensor:
-        change = self.threat.coordinates
-        assert isinstance(change, Transformation)
-        return change.apply(rows.x, theta, rows.sample).clamp(0, 1)
+        return self._change.apply(rows.x, theta, rows.sample).clamp(0, 1)
 
     def _pulled(self, rows: Rows, z: Tensor, answer: Answer) -> Answer:
         """The answer with gradients with respect to `z`, less the transformation's own penalty."""
-        change, several = self.threat.coordinates, answer.grad.dim() > answer.x.dim()
-        assert isinstance(change, Transformation)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             theta = self._theta(z)
             image = self._image(rows, theta)
-            columns = answer.grad.unbind(1) if several else (answer.grad,)
-            grads = [_pull(image, z, column) for column in columns]
-            cost = None if several else change.penalty(theta)
-            if cost is None:
-                return replace(answer, grad=torch.stack(grads, 1) if several else grads[0])
-            return replace(
-                answer,
-                loss=answer.loss - cost.detach(),
-                grad=grads[0] - torch.autograd.grad(cost.sum(), z)[0],
-            )
+            if answer.loss.dim() == 2:
+                return replace(answer, grad=torch.stack([_pull(image, z, g) for g in answer.grad.unbind(1)], 1))
+            grad = _pull(image, z, answer.grad)
+            if not self._change.penalised:
+                return replace(answer, grad=grad)
+            cost = self._change.penalty(theta)
+            (rise,) = torch.autograd.grad(cost.sum(), z)
+            return replace(answer, loss=answer.loss - cost.detach(), grad=grad - rise)
 
 
 def _pull(image: Tensor, z: Tensor, grad: Tensor) -> Tensor:

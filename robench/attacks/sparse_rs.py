@@ -113,7 +113,7 @@ class SparseRS(_Search):
         pixels = rows.x.shape[2] * rows.x.shape[3]
         count = min(int(problem.threat.eps), pixels - 1)
         words = problem.stream.bits(rows.sample, rows.rank, _START, 2 * pixels)
-        place = words[:, :pixels].argsort(1, stable=True)[:, :count]
+        place = words[:, :pixels].argsort(dim=1, stable=True)[:, :count]
         chosen = torch.zeros(len(rows.x), pixels, dtype=torch.bool, device=rows.x.device).scatter(1, place, True)
         colours = _corners(words[:, pixels:], rows.x.shape[1]).transpose(1, 2)
         best = torch.where(chosen[:, None], colours, rows.x.flatten(2)).view_as(rows.x)

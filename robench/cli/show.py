@@ -11,7 +11,8 @@ from rich.text import Text
 
 import robench.attacks
 import robench.data
-import robench.defenses  # noqa: F401  (importing registers what is built in)
+import robench.defenses
+import robench.transformations  # noqa: F401  (importing registers what is built in)
 from robench import content, registry, specs
 from robench.content import Card, Protocol, Suite
 from robench.defenses import facts, find_card
@@ -24,7 +25,7 @@ from robench.errors import RobenchError, unknown_name
 @click.option("--picture", help="Where a record's picture goes.  [default: picture.png in its folder]")
 @click.option("--data-dir", help="Where data sets with files lie.")
 def command(name: str, picture: str | None, data_dir: str | None) -> None:
-    """Show a defense, a suite, an attack, a data set or a protocol by NAME, or the record in a folder.
+    """Show a defense, a suite, an attack, a transformation, a data set or a protocol by NAME, or the record in a folder.
 
     A defense is a card, its path, or a spec such as timm:resnet50: what it takes and gives is shown, and no
     weights are fetched.
@@ -87,6 +88,9 @@ def _known() -> dict[str, dict[str, Any]]:
         },
         "loader of defenses": {
             name: lambda name=name: _builder(registry.loaders, name) for name in registry.loaders
+        },
+        "transformation": {
+            name: lambda name=name: _builder(registry.transformations, name) for name in registry.transformations
         },
         "dataset": {name: lambda name=name: _builder(registry.datasets, name) for name in registry.datasets},
     }

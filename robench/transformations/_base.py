@@ -1,6 +1,7 @@
 """What a transformation is: a differentiable change of an image, by parameters that an attacker chooses."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,9 +44,14 @@ class Transformation(Coordinates):
         """
         raise NotImplementedError
 
-    def penalty(self, theta: Tensor) -> Tensor | None:
-        """What the paper's objective subtracts from the loss for each row, (N,); None for nothing."""
-        return None
+    @property
+    def penalised(self) -> bool:
+        """Whether the paper's objective is the loss less a penalty on the parameters."""
+        return False
+
+    def penalty(self, theta: Tensor) -> Tensor:
+        """What is subtracted from the loss of each row, (N,)."""
+        raise NotImplementedError
 
     def origin(self, x: Tensor) -> Tensor:
         return x.new_zeros(len(x), *self.shape(*x.shape[1:]))
@@ -58,6 +64,13 @@ class Transformation(Coordinates):
                 images = self.apply(x[own], point[own], sample[own]).clamp(0, 1)
                 made.append(images[: len(x) - start])
         return torch.cat(made)
+
+
+def roughness(differences: Iterable[Tensor]) -> Tensor:
+    """The lengths of differences between neighbours (N, C, ...), summed, (N,); every pair counts twice."""
+    # The root has no gradient at 0, where neighbours agree.
+    lengths = [(each.square().sum(1) + 1e-10).sqrt().flatten(1).sum(1) for each in differences]
+    return 2 * torch.stack(lengths).sum(0)
 
 
 def interleaved(even: Tensor, odd: Tensor, dim: int) -> Tensor:

@@ -44,7 +44,7 @@ class Gabor(Transformation):
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
         channels, height, width = x.shape[1:]
         stream, zero = Stream.of("gabor"), torch.zeros_like(sample)
-        order = stream.uniform(sample, zero, 0, (channels, height * width)).argsort(2, stable=True)
+        order = stream.uniform(sample, zero, 0, (channels, height * width)).argsort(dim=2, stable=True)
         maps = scattered(theta[:, :, 0], order[..., : theta.shape[-1]], height, width)
         angle, frequency = stream.uniform(sample, zero, 1, (2,)).unbind(1)
         kernels = self._waves(math.pi * angle, 3 + max(self.kernel / 4 - 3, 0) * frequency)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robench.errors import UsageError
 from robench.registry import transformations
-from robench.transformations._base import Transformation
+from robench.transformations._base import Transformation, roughness
 
 # sRGB's primaries in CIE XYZ and the white point of D65, to which L* = 100.
 _XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9504))
@@ -54,13 +54,13 @@ class ReColor(Transformation):
             volume, where, mode="bilinear", padding_mode="border", align_corners=True
         )[:, :, 0]
 
-    def penalty(self, theta: Tensor) -> Tensor | None:
-        """Each point's change against those of its six neighbours, so that every pair counts twice."""
-        if not self.smooth:
-            return None
+    @property
+    def penalised(self) -> bool:
+        return self.smooth > 0
+
+    def penalty(self, theta: Tensor) -> Tensor:
         volume = theta.view(len(theta), 3, *self.grid)
-        pairs = (volume.diff(dim=dim) for dim in (2, 3, 4))
-        return self.smooth * sum(2 * (d.square().sum(1) + 1e-10).sqrt().flatten(1).sum(1) for d in pairs)
+        return self.smooth * roughness(volume.diff(dim=dim) for dim in (2, 3, 4))
 
 
 def to_luv(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robench.registry import transformations
-from robench.transformations._base import Transformation, pixel_grid, sampled
+from robench.transformations._base import Transformation, pixel_grid, roughness, sampled
 
 
 @transformations.register("stadv")
@@ -28,10 +28,9 @@ class StAdv(Transformation):
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
         return sampled(x, pixel_grid(x) + theta.permute(0, 2, 3, 1))
 
-    def penalty(self, theta: Tensor) -> Tensor | None:
-        """Each pixel's flow against those of its four neighbours, so that every pair counts twice."""
-        if not self.smooth:
-            return None
-        pairs = (theta.diff(dim=2), theta.diff(dim=3))
-        # The root has no gradient at 0, where neighbours agree.
-        return self.smooth * sum(2 * (d.square().sum(1) + 1e-10).sqrt().flatten(1).sum(1) for d in pairs)
+    @property
+    def penalised(self) -> bool:
+        return self.smooth > 0
+
+    def penalty(self, theta: Tensor) -> Tensor:
+        return self.smooth * roughness((theta.diff(dim=2), theta.diff(dim=3)))
