@@ -119,7 +119,7 @@ def laid(maps: Tensor, kernels: Tensor) -> Tensor:
     k = kernels.shape[-1]
     whole = torch.nn.functional.conv2d(
         maps.reshape(1, n * layers, height, width),
-        kernels.flip(2, 3).reshape(n * layers, 1, k, k),
+        kernels.flip(2, 3).reshape(n * layers, 1, k, k).to(maps),
         padding=k // 2,
         groups=n * layers,
     )
