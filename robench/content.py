@@ -83,6 +83,7 @@ class Rung:
         knowledge: the attacker's.
         subject: "defense", or "classifier" for the classifier without its purifier.
         stochastic: run it on "all" defenses, or only on "randomised" or "deterministic" ones.
+        threats: its own in place of the protocol's, by the side of the images in pixels, {"32": "fog:0.4"}.
     """
 
     name: str
@@ -90,7 +91,23 @@ class Rung:
     knowledge: str = "full"
     subject: str = "defense"
     stochastic: str = "all"
+    threats: dict[str, str] = field(default_factory=dict)
     path: Path = Path()
+
+    def threat(self, side: int, otherwise: str) -> Threat:
+        """What the attacker may do to images of `side` pixels: as listed for the largest side that is not larger, or
+        for the smallest one; `otherwise` where it lists none."""
+        if not self.threats:
+            return Threat.parse(otherwise)
+        sides = sorted(map(int, self.threats))
+        return Threat.parse(
+            self.threats[str(max([each for each in sides if each <= side], default=sides[0]))]
+        )
+
+    @property
+    def of_purifiers(self) -> bool:
+        """Whether it says nothing of a defense without a purifier."""
+        return self.subject == "classifier" or self.knowledge in ("bpda", "oblivious")
 
     def suits(self, stochastic: bool) -> bool:
         """Whether it is run on a defense that is randomised, or not."""
@@ -229,6 +246,12 @@ def _rung(table: Any, path: Path) -> Rung:
             raise UsageError(
                 f"{path}: the rung {rung.name} has {key} = {getattr(rung, key)!r}: expected {' or '.join(allowed)}"
             )
+    for side, threat in rung.threats.items():
+        if not side.isdecimal() or not isinstance(threat, str):
+            raise UsageError(
+                f"{path}: the rung {rung.name} has threats {side} = {threat!r}: expected pixels = a threat"
+            )
+        Threat.parse(threat)
     return rung
 
 

@@ -10,6 +10,7 @@ from robench.attacks import (
     fab,
     fgsm,
     fmn,
+    grid,
     hopskipjump,
     mifgsm,
     nes,
@@ -17,6 +18,8 @@ from robench.attacks import (
     pgd_feature,
     pgd_mi,
     reference,
+    sigma_zero,
+    sparse_rs,
     spsa,
     square,
 )
@@ -35,6 +38,7 @@ BUILT_IN = (
     fab,
     fgsm,
     fmn,
+    grid,
     hopskipjump,
     mifgsm,
     nes,
@@ -42,6 +46,8 @@ BUILT_IN = (
     pgd_feature,
     pgd_mi,
     reference,
+    sigma_zero,
+    sparse_rs,
     spsa,
     square,
 )

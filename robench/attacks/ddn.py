@@ -6,6 +6,7 @@ while it fools and grows while it does not (Alg. 1).
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class DDN(Attack[DDNState]):
         gamma: by what share the norm changes a step.
         minimise: play on to the nearest image when one within the threat has been found.
     """
+
+    in_pixels: ClassVar[bool] = True
 
     loss: str = "ce"
     steps: int = 100

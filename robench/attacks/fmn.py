@@ -6,6 +6,7 @@ as long as nothing fools, then a share less where the point fools and a share mo
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class FMN(Attack[FMNState]):
         gamma: by what share the radius changes at first; it falls to 0.001 on a cosine.
         minimise: play on to the nearest image when one within the threat has been found.
     """
+
+    in_pixels: ClassVar[bool] = True
 
     steps: int = 100
     targets: int = 0

@@ -6,6 +6,7 @@ random points about it (eqs. 9 and 16), and a leap along it that is halved until
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         samples: points of the first sounding, the paper's B_0; later ones take more, by the root of their number.
         minimise: play on to the nearest image when one within the threat has been found.
     """
+
+    in_pixels: ClassVar[bool] = True
 
     queries: int = 5000
     samples: int = 100

@@ -47,6 +47,7 @@ class MIFGSM(Attack[MIFGSMState]):
         eot: draws of a randomised surrogate averaged for each gradient.
     """
 
+    in_pixels: ClassVar[bool] = True
     transfers: ClassVar[bool] = True
 
     loss: str = "ce"

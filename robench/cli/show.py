@@ -11,7 +11,8 @@ from rich.text import Text
 
 import robench.attacks
 import robench.data
-import robench.defenses  # noqa: F401  (importing registers what is built in)
+import robench.defenses
+import robench.transformations  # noqa: F401  (importing registers what is built in)
 from robench import content, registry, specs
 from robench.cli import costs
 from robench.content import Card, Protocol, Suite
@@ -29,7 +30,7 @@ from robench.errors import RobenchError, UsageError, unknown_name
     "--classes", type=click.IntRange(min=2), default=costs.CLASSES, show_default=True, help="The same."
 )
 def command(name: str, picture: str | None, data_dir: str | None, threat: str | None, classes: int) -> None:
-    """Show a defense, a suite, an attack, a data set or a protocol by NAME, or the record in a folder.
+    """Show a defense, suite, attack, transformation, data set or protocol by NAME, or the record in a folder.
 
     A defense is a card, its path, or a spec such as timm:resnet50: what it takes and gives is shown, and no
     weights are fetched. An attack, a spec of one, or a suite is shown with what it costs on an image that is never
@@ -111,6 +112,10 @@ def _known() -> dict[str, dict[str, Any]]:
         },
         "loader of defenses": {
             name: lambda name=name: _builder(registry.loaders, name) for name in registry.loaders
+        },
+        "transformation": {
+            name: lambda name=name: _builder(registry.transformations, name)
+            for name in registry.transformations
         },
         "dataset": {name: lambda name=name: _builder(registry.datasets, name) for name in registry.datasets},
     }

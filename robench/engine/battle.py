@@ -25,7 +25,7 @@ class Table:
         draws: (n,) in how many of the judge's draws the best candidate fools it.
         rank, steps: (n,) of the row that won; rank is _NEVER where none did.
         forward, backward: (n, ranks) passes of each row.
-        found: the winning image of each sample that has one, (C, H, W).
+        found: the winning point of each sample that has one; the image itself, (C, H, W), where a norm bounds it.
     """
 
     draws: Tensor

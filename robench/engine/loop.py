@@ -185,8 +185,9 @@ class Loop:
             self.rows = replace(self.rows, active=active.to(self.battle.device))
         ask = attack.ask(problem, self.rows, self.state)
         # The nearest image lies on the boundary: asked as it will be kept, rounding cannot cost its verdict.
-        points = as_recorded(self.rows.x, ask.x) if self.minimises else ask.x
-        answer = self._ask(points, ask.objective, self.rows, self.asked[:, 0])
+        asked = problem.threat.as_recorded(self.rows.x, ask.x) if self.minimises else ask.x
+        points = asked if ask.point is None else ask.point
+        answer = self._ask(asked, ask.objective, self.rows, self.asked[:, 0])
         self.state = attack.tell(problem, self.rows, self.state, answer)
         told = torch.ones_like(active) if ask.waits is None else ~ask.waits.cpu()
         asking = active & told
@@ -195,7 +196,7 @@ class Loop:
         self.asked += told[:, None] * passes
         first = self.asked[:, 1] == _gradients(answer) * getattr(attack, "eot", 1)
         self.watch.note(asking, first, answer)
-        draws = self._verdict(points, answer.logits, self.rows, asking)
+        draws = self._verdict(asked, points, answer.logits, self.rows, asking)
         self._settle(active, draws, points, attack.finished(self.state).cpu())
 
     def _ask(self, x: Tensor, objective: Any, rows: Rows, asked: Tensor) -> Answer:
@@ -229,7 +230,7 @@ class Loop:
         asked = self.asked[home.cpu(), 0] + offset.cpu() * getattr(attack, "eot", 1)
         answer = self._ask(ask.x, ask.objective, rows, asked)
         after = attack.tell(problem, rows, before, answer)
-        draws = self._verdict(ask.x, answer.logits, rows, valid)
+        draws = self._verdict(ask.x, ask.x, answer.logits, rows, valid)
         event = valid & (attack.moved(after).cpu() | (draws > 0))
 
         # For each row: its first lane with an event, else its last valid lane.
@@ -253,8 +254,9 @@ class Loop:
 
     # -- the verdict -------------------------------------------------------------------------------------
 
-    def _verdict(self, points: Tensor, logits: Tensor, rows: Rows, active: Tensor) -> Tensor:
-        """In how many draws the judge is fooled at each lane's point, int64 (lanes,) on the CPU.
+    def _verdict(self, x: Tensor, points: Tensor, logits: Tensor, rows: Rows, active: Tensor) -> Tensor:
+        """In how many draws the judge is fooled by each lane's image, int64 (lanes,) on the CPU; 0 where its point
+        is not allowed.
 
         Blind attackers see their surrogate instead, as if it were a judge of one draw. Of an attack that minimises
         only points better than the kept one count.
@@ -277,7 +279,7 @@ class Loop:
         if battle.same or battle.blind:
             found = torch.ones_like(suspect)
         else:
-            found = battle.judge.fooled(points[lanes], rows.y[lanes], rows.sample[lanes]).cpu()
+            found = battle.judge.fooled(x[lanes], rows.y[lanes], rows.sample[lanes]).cpu()
         kept = self.kept_draws[suspect]
         better = (found > kept) | ((found == kept) & nearer) if self.minimises else found > 0
         draws[suspect] = found * better
@@ -322,32 +324,33 @@ class Loop:
             self._end(lane, image, count)
 
     def _confirm(self, lanes: list[int]) -> dict[int, tuple[Tensor, int]]:
-        """Ask the judge once more at the images as a record holds them: clean image plus perturbation, in whole
+        """Ask the judge once more at the points as a record holds them: origin plus perturbation, in whole
         grains where that fools as well.
 
         Returns:
-            The image and the number of draws it fools, for the lanes where it does.
+            The point and the number of draws its image fools, for the lanes where it does.
         """
+        threat = self.battle.problem.threat
         if self.minimises:
             # A grain more would be further away.
-            return self._judged(lanes, as_recorded)
-        found = self._judged(lanes, self.battle.problem.threat.rounded)
+            return self._judged(lanes, threat.as_recorded)
+        found = self._judged(lanes, threat.rounded)
         # What rounding would cost a draw is kept to the last bit.
         exact = [lane for lane in lanes if found.get(lane, (None, 0))[1] < max(1, int(self.kept_draws[lane]))]
-        return found | (self._judged(exact, as_recorded) if exact else {})
+        return found | (self._judged(exact, threat.as_recorded) if exact else {})
 
     def _judged(
         self, lanes: list[int], kept_as: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[int, tuple[Tensor, int]]:
         """What the judge says of the lanes' kept points, as `kept_as` writes them down."""
         assert self.rows is not None
-        battle = self.battle
+        battle, threat = self.battle, self.battle.problem.threat
         index = torch.tensor(lanes, device=battle.device)
-        x, y = self.rows.x[index], self.rows.y[index]
-        images = kept_as(x, torch.stack([self.kept[lane] for lane in lanes]))
-        counts = battle.judge.fooled(images, y, self.rows.sample[index]).cpu()
-        counts = counts * battle.problem.threat.contains(x, images).cpu()
-        return {lane: (images[i].cpu(), int(counts[i])) for i, lane in enumerate(lanes) if int(counts[i]) > 0}
+        x, y, sample = self.rows.x[index], self.rows.y[index], self.rows.sample[index]
+        points = kept_as(x, torch.stack([self.kept[lane] for lane in lanes]))
+        counts = battle.judge.fooled(threat.image(x, points, sample), y, sample).cpu()
+        counts = counts * threat.contains(x, points).cpu()
+        return {lane: (points[i].cpu(), int(counts[i])) for i, lane in enumerate(lanes) if int(counts[i]) > 0}
 
     def _end(self, lane: int, image: Tensor | None, count: int) -> None:
         """Write a row's result into the table, free its lane and those of the rows that it makes needless."""
@@ -440,15 +443,6 @@ def _rows_of(battle: Battle, samples: Tensor, ranks: Tensor) -> Rows:
         ranks,
         torch.ones_like(samples, dtype=torch.bool),
     )
-
-
-def as_recorded(x: Tensor, point: Tensor) -> Tensor:
-    """The image that a record's perturbation gives back: x + (point - x), clipped to [0, 1].
-
-    Done twice, for the first time may end on a tie of rounding: then it gives back itself, bit for bit.
-    """
-    once = (x + (point - x)).clamp(0, 1)
-    return (x + (once - x)).clamp(0, 1)
 
 
 def _put(value: Any, lanes: Tensor, new: Any) -> Any:

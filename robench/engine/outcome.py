@@ -63,6 +63,8 @@ class Outcome:
         attacks: one entry an attack, in order.
         precision: "fp32" or "bf16", the surrogate's.
         batch_size: the number of lanes.
+        points: (N, ...) float32, what each `x_adv` is the image of in the threat's coordinates; None where they are
+            the pixels themselves.
     """
 
     x_adv: Tensor
@@ -82,6 +84,7 @@ class Outcome:
     precision: str = "fp32"
     batch_size: int = 0
     of_draws: int = 1
+    points: Tensor | None = None
 
     @property
     def passes(self) -> dict[str, int]:

@@ -197,14 +197,14 @@ def _ranked(records: list[Record], notes: list[str], lowest: dict[tuple, Accurac
 
 def _ranks(records: list[Record]) -> dict[int, str]:
     """By the id of the record; those without samples have none."""
-    held = {id(record): own for record in records if (own := _held(record)) is not None}
-    if not held:
+    kept = {id(record): own for record in records if (own := held(record)) is not None}
+    if not kept:
         return {}
-    matrix = np.stack(list(held.values())).astype(np.int64)
+    matrix = np.stack(list(kept.values())).astype(np.int64)
     # only[i, j]: images that i has right and j has not.
     only = matrix @ (1 - matrix).T
     better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
-    return {key: str(1 + int(count)) for key, count in zip(held, better.sum(0), strict=True)}
+    return {key: str(1 + int(count)) for key, count in zip(kept, better.sum(0), strict=True)}
 
 
 @cache
@@ -212,7 +212,7 @@ def _chance(b: int, c: int) -> float:
     return mcnemar(int(b), int(c))
 
 
-def _held(record: Record) -> np.ndarray | None:
+def held(record: Record) -> np.ndarray | None:
     """Which images are still right, bool (n,) in the order of the data set; None where no samples can be read."""
     try:
         rows = read_samples(record.folder) if record.folder else None

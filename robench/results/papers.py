@@ -4,7 +4,7 @@ A figure that a card claims is taken from the card; what nobody found stays "not
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,10 +19,16 @@ from robench.results.board import EMPTY
 from robench.results.grid import Grid, render
 from robench.results.ladder import purifiers
 from robench.results.record import Record
+from robench.results.unforeseen import unforeseen
 from robench.results.wording import interval, percent
 from robench.threat import Threat
 
 UNKNOWN = "not found"
+# Tables made from the records of a ladder: (records, the ladder's name) -> tables.
+SHAPES: dict[str, Callable[[Sequence[Record], str], list[Grid]]] = {
+    "purifiers": purifiers,
+    "unforeseen": unforeseen,
+}
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's tables, or the ladder of attacks whose records make one."""
+    """A paper's tables, or the ladder of attacks whose records make some.
+
+    Attributes:
+        ladder: a suite with rungs; shape: what its tables look like, of SHAPES; example: a defense it is made for.
+    """
 
     name: str
     title: str
     tables: list[Any] = field(default_factory=list)
     ladder: str = ""
+    shape: str = ""
+    example: str = ""
     notes: list[str] = field(default_factory=list)
     path: Path = Path()
 
@@ -107,6 +119,8 @@ def read(path: Path) -> Paper:
     paper = make(Paper, {"name": path.stem, **read_toml(path)}, path)
     if bool(paper.tables) == bool(paper.ladder):
         raise UsageError(f"{path}: expected either tables [[tables]] or a ladder")
+    if paper.ladder and paper.shape not in SHAPES:
+        raise UsageError(f"{path}: shape = {paper.shape!r}: expected one of {', '.join(SHAPES)}")
     return replace(paper, tables=[_table(table, path) for table in paper.tables])
 
 
@@ -151,7 +165,7 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
     if ladder and not paper.ladder:
         raise UsageError(f"{paper.name} has tables of its own: leave --suite out")
     if paper.ladder:
-        return purifiers(records, ladder or paper.ladder)
+        return SHAPES[paper.shape](records, ladder or paper.ladder)
     made = [_grid(table, records) for table in paper.tables]
     return [*made[:-1], replace(made[-1], notes=(*made[-1].notes, *paper.notes, f"paper: {paper.title}"))]
 
@@ -159,6 +173,9 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
 def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: str | None = None) -> str:
     """The tables in a format of `robench.results.grid`; those of unlike columns are one CSV, a line a cell."""
     found = grids(paper, records, ladder)
+    if not found:
+        command = f"robench run --defense {paper.example} --attack {ladder or paper.ladder}"
+        return f"No records for this table: {command} makes them.\n"
     if format == "csv" and paper.tables:
         cells = tuple(
             (grid.title, row[0], column, cell)

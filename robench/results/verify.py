@@ -24,7 +24,7 @@ from robench.errors import CheckFailed, RobenchError
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import samples as samples_file
-from robench.results.certificates import Certificates, apply, is_attacked, read_certificates
+from robench.results.certificates import Certificates, is_attacked, read_certificates
 from robench.results.record import Record, read_record
 from robench.results.samples import input_digests, read_samples
 from robench.results.statistics import Accuracy
@@ -70,6 +70,10 @@ class _Evidence:
     certificates: Certificates
     images: Images
     folder: Path
+
+    @property
+    def threat(self) -> Threat:
+        return Threat.parse(self.record.job.threat)
 
     @property
     def draws(self) -> int:
@@ -185,7 +189,9 @@ def _rows(e: _Evidence) -> Iterator[Finding]:
     yield _column(e, "digest", input_digests(e.images.x))
     expected = [e.rows["id"][i] for i in e.attacked]
     held = e.certificates.ids.tolist() == expected
-    held = held and (not expected or e.certificates.delta.shape[1:] == e.images.x.shape[1:])
+    held = held and (
+        not expected or e.certificates.delta.shape[1:] == e.threat.origin(e.images.x[:1]).shape[1:]
+    )
     detail = f"{len(e.certificates)} certificates for {len(expected)} samples that an attack fooled"
     yield Finding("adversarials.id", held, detail)
 
@@ -245,12 +251,14 @@ def _chain(record: Record, clean: int) -> Iterator[Finding]:
 
 
 def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Finding]:
-    threat, rows, attacked = Threat.parse(e.record.job.threat), e.rows, e.attacked
+    threat, rows, attacked = e.threat, e.rows, e.attacked
     x, labels = e.images.x, e.images.y
-    x_adv = apply(x[attacked], e.certificates.delta)
-    outside = [attacked[i] for i in (~threat.contains(x[attacked], x_adv)).nonzero().flatten().tolist()]
-    yield Finding("adversarials.delta", not outside, f"inside {threat} and [0, 1]; {_rows_named(outside)}")
-    distance = dict(zip(attacked, threat.distance(x[attacked], x_adv).tolist(), strict=True))
+    points = threat.moved(x[attacked], e.certificates.delta)
+    x_adv = threat.image(x[attacked], points, e.images.ids[attacked])
+    outside = [attacked[i] for i in (~threat.contains(x[attacked], points)).nonzero().flatten().tolist()]
+    box = "the parameters' range" if threat.name else "[0, 1]"
+    yield Finding("adversarials.delta", not outside, f"inside {threat} and {box}; {_rows_named(outside)}")
+    distance = dict(zip(attacked, threat.distance(x[attacked], points).tolist(), strict=True))
     said = rows["distance"]
     far = [
         i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
