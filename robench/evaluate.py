@@ -113,7 +113,7 @@ def run_all(
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
     loaded = [load(name, protocol.dataset, options.checkpoint, device) for name in defenses]
     for each in loaded:
-        _check_fit(each, images)
+        check_fit(each, images)
         for line in each.notes:
             options.note(line)
     for each in loaded:
@@ -286,7 +286,7 @@ def _answer(folder: Path, job: Job, options: Options) -> Record | None:
     return record if record.key == asked.key else None
 
 
-def _check_fit(loaded: Loaded, images: Images) -> None:
+def check_fit(loaded: Loaded, images: Images) -> None:
     """Refuse a defense made for other images or classes, before anything is computed."""
     defense, side = loaded.defense, images.x.shape[-1]
     if defense.image_size != side:

@@ -13,6 +13,7 @@ INTERRUPTED = 130
 # name -> "module:command", imported when asked for: --help must not wait for torch.
 COMMANDS = {
     "run": ("robench.cli.run", "Attack defenses and write records."),
+    "diagnose": ("robench.cli.diagnose", "Look for signs that an evaluation fails."),
     "list": ("robench.cli.listing", "List defenses, attacks, datasets or protocols."),
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),
     "train": ("robench.cli.train", "Train a card's checkpoint by its recipe."),

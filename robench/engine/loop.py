@@ -71,7 +71,9 @@ class Loop:
         self.unheard = battle.blind and (self.minimises or battle.attack.transfers)
         # How far the kept image of each lane is, where that matters.
         self.kept_distance = torch.full((self.lanes,), torch.inf, dtype=torch.float64)
-        self.watch = Watch(self.lanes, getattr(battle.attack, "ascends", False))
+        self.watch = Watch(
+            self.lanes, getattr(battle.attack, "ascends", False), getattr(battle.attack, "steps", 0)
+        )
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         # False while a question is under way: what is saved then would lack its verdict.
         self.whole = True
