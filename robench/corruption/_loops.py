@@ -131,7 +131,11 @@ def streak(x, downs, rights, weights):
 
 @_compiled
 def enlarge(out, x, rows, row_weights, columns, column_weights):
-    """Add `x` (h, w, C), enlarged linearly, to `out` (H, W, C): pixel and weight of the lower neighbour, -1 for none."""
+    """Add `x` (h, w, C), enlarged linearly, to the corner of `out` (H, W, C).
+
+    Args:
+        rows, columns: of each pixel of `out` the lower neighbour in `x`, -1 for none; the weights are the upper one's.
+    """
     channels = x.shape[2]
     width = columns.size
     line = np.empty((x.shape[1] + 1, channels))
@@ -181,7 +185,12 @@ def mixed(x, over, own, other):
 
 @_compiled
 def snowed(x, layer, keep):
-    """Grey levels of a whitened image under two layers of snow, one turned by half: x (H, W, 3) float32, grey beside it."""
+    """Grey levels of a whitened image under two layers of snow, one turned by half.
+
+    Args:
+        x: (H, W, 4) float32, the fourth channel the grey image.
+        layer: (H, W) uint8.
+    """
     height, width = layer.shape
     out = np.empty((height, width, 3), np.uint8)
     keep32, rest32 = np.float32(keep), np.float32(1 - keep)

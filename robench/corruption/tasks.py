@@ -111,12 +111,12 @@ def in_order(tasks: Iterable[Task], workers: int = 1, files: bool = False) -> It
 def _encode(images: Sequence[bytes | np.ndarray]) -> bytes:
     """One block: JPEG files behind each other with their lengths before them, or an array."""
     file = io.BytesIO()
-    if isinstance(images[0], bytes):
-        np.save(file, np.array([len(each) for each in images], dtype=np.int64))
-        for each in images:
-            file.write(each)
+    files = [each for each in images if isinstance(each, bytes)]
+    if files:
+        np.save(file, np.array([len(each) for each in files], dtype=np.int64))
+        file.write(b"".join(files))
     else:
-        np.save(file, np.stack(list(images)))
+        np.save(file, np.stack(images))
     return file.getvalue()
 
 

@@ -22,35 +22,15 @@ from robench.errors import CheckFailed
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import samples as samples_file
+from robench.results import verify_corruption
 from robench.results.certificates import Certificates, apply, is_attacked, read_certificates
+from robench.results.findings import TIE, Finding, equal, rows_named
 from robench.results.record import Record, read_record
 from robench.results.samples import input_digests, read_samples
 from robench.results.statistics import Accuracy
 from robench.threat import Threat
 
 Model = Callable[[Tensor], Tensor]
-
-# Other devices and batch shapes round logits elsewhere; an attack stops at the boundary, where that can turn
-# a verdict. A difference of logits below this is called a tie and said so, never counted as proven.
-TIE = 1e-3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked.
-
-    Attributes:
-        field: of the record, "robust_accuracy.value" say, or the file it lies in.
-        held: whether it is as the record says.
-        detail: one sentence with the figures.
-    """
-
-    field: str
-    held: bool
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{'holds' if self.held else 'FAILS'}  {self.field}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -114,9 +94,12 @@ def findings(
     """
     record = read_record(folder)
     place = record.folder or Path(folder)
+    if record.corrupted:
+        yield from _corrupted(record, place, judge, images, card_digest, checkpoint_sha256, device)
+        return
     rows = read_samples(place).to_pydict()
     evidence = _Evidence(record, rows, read_certificates(place), images, place)
-    yield from _identity(evidence, card_digest, checkpoint_sha256)
+    yield from _identity(record, place, images, card_digest, checkpoint_sha256)
     aligned = list(_rows(evidence))
     yield from aligned
     yield from _arithmetic(evidence)
@@ -125,27 +108,45 @@ def findings(
         yield from _replay(evidence, judge, torch.device(device))
 
 
-def _identity(e: _Evidence, card_digest: str | None, checkpoint_sha256: str | None) -> Iterator[Finding]:
-    defense = e.record.job.defense
-    yield _equal("key", e.record.key, e.record.job.key, "sha256 over what decides the outcome")
+def _corrupted(
+    record: Record,
+    place: Path,
+    judge: Model,
+    images: Images,
+    card_digest: str | None,
+    checkpoint_sha256: str | None,
+    device: torch.device | str,
+) -> Iterator[Finding]:
+    yield from _identity(record, place, images, card_digest, checkpoint_sha256)
+    stochastic = bool(getattr(judge, "stochastic", False))
+    yield from verify_corruption.findings(record, judge, images, stochastic, device)
+
+
+def _identity(
+    record: Record,
+    place: Path,
+    images: Images,
+    card_digest: str | None,
+    checkpoint_sha256: str | None,
+) -> Iterator[Finding]:
+    defense = record.job.defense
+    yield equal("key", record.key, record.job.key, "sha256 over what decides the outcome")
     for field, said, actual in (
         ("defense.card_digest", defense.card_digest, card_digest),
         ("defense.checkpoint_sha256", defense.checkpoint_sha256, checkpoint_sha256),
     ):
         if actual is not None:
-            yield _equal(field, said, actual, "the defense that was loaded")
-    yield _equal(
-        "dataset.digest", e.record.job.dataset.digest, e.images.digest, "the images that were loaded"
-    )
-    for name, said in e.record.files.items():
-        actual = hashlib.sha256((e.folder / name).read_bytes()).hexdigest()
-        yield _equal(f"files.{name}", said, actual, "the file as it is")
+            yield equal(field, said, actual, "the defense that was loaded")
+    yield equal("dataset.digest", record.job.dataset.digest, images.digest, "the images that were loaded")
+    for name, said in record.files.items():
+        actual = hashlib.sha256((place / name).read_bytes()).hexdigest()
+        yield equal(f"files.{name}", said, actual, "the file as it is")
 
 
 def _rows(e: _Evidence) -> Iterator[Finding]:
     n = e.record.job.n
-    yield _equal("n", n, len(e.images), "images that were loaded")
-    yield _equal("n", n, len(e.rows["id"]), f"rows of {samples_file.FILE}")
+    yield equal("n", n, len(e.images), "images that were loaded")
+    yield equal("n", n, len(e.rows["id"]), f"rows of {samples_file.FILE}")
     yield _column(e, "id", e.images.ids.tolist())
     yield _column(e, "label", e.images.y.tolist())
     yield _column(e, "digest", input_digests(e.images.x))
@@ -161,32 +162,32 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
     n = len(fooled_by)
     right = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
     turned = [i for i in range(n) if right[i] == (fooled_by[i] == "clean")]
-    detail = f'"clean" stands where the clean prediction is wrong; {_rows_named(turned)}'
+    detail = f'"clean" stands where the clean prediction is wrong; {rows_named(turned)}'
     yield Finding("samples.fooled_by", not turned, detail)
     for name, said, correct in (
         ("clean_accuracy", record.clean_accuracy, sum(right)),
         ("robust_accuracy", record.robust_accuracy, fooled_by.count("")),
     ):
         true = Accuracy.of(correct, n)
-        yield _equal(f"{name}.correct", said.correct, true.correct, "counted from the samples")
-        yield _equal(f"{name}.value", said.value, true.value, "correct / n")
-        yield _equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
+        yield equal(f"{name}.correct", said.correct, true.correct, "counted from the samples")
+        yield equal(f"{name}.value", said.value, true.value, "correct / n")
+        yield equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
     specs = tuple(cost.spec for cost in record.attacks)
-    yield _equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run")
+    yield equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run")
     for direction in ("forward", "backward"):
         total = sum(e.rows[direction])
-        yield _equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
+        yield equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
     if e.draws > 1:
         # Its rows go from attack to attack until every draw fails: who was attacked says nothing here.
         found = drawn.figures(e.rows, e.draws)
-        yield _equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
+        yield equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
         return
     hits = Counter(name for name in fooled_by if is_attacked(name))
     claimed = Counter()
     for cost in record.attacks:
         claimed[cost.spec] += cost.attacked - cost.survivors
     for spec in sorted({*hits, *claimed}):
-        yield _equal(f"attacks.{spec}.survivors", claimed[spec], hits[spec], "samples it fooled")
+        yield equal(f"attacks.{spec}.survivors", claimed[spec], hits[spec], "samples it fooled")
     yield from _chain(record, sum(right))
 
 
@@ -196,7 +197,7 @@ def _chain(record: Record, clean: int) -> Iterator[Finding]:
         return
     left = clean
     for cost in record.attacks:
-        yield _equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the one before")
+        yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the one before")
         left = cost.survivors
 
 
@@ -205,13 +206,13 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     x, labels = e.images.x, e.images.y
     x_adv = apply(x[attacked], e.certificates.delta)
     outside = [attacked[i] for i in (~threat.contains(x[attacked], x_adv)).nonzero().flatten().tolist()]
-    yield Finding("adversarials.delta", not outside, f"inside {threat} and [0, 1]; {_rows_named(outside)}")
+    yield Finding("adversarials.delta", not outside, f"inside {threat} and [0, 1]; {rows_named(outside)}")
     distance = dict(zip(attacked, threat.distance(x[attacked], x_adv).tolist(), strict=True))
     said = rows["distance"]
     far = [
         i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
     ]
-    yield Finding("samples.distance", not far, f"distance of the perturbed image; {_rows_named(far)}")
+    yield Finding("samples.distance", not far, f"distance of the perturbed image; {rows_named(far)}")
 
     if e.draws > 1:
         yield from _replay_draws(e, judge, x, x_adv, device)
@@ -222,12 +223,12 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     yield _predictions("samples.prediction", logits, [rows["prediction"][i] for i in attacked], attacked)
     unattacked = [i for i in range(len(x)) if i not in distance]
     kept = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
-    yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {_rows_named(kept)}")
+    yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {rows_named(kept)}")
 
     # A NaN logit fools nobody here: argmax would call it a prediction.
     wrong_margin = _wrong_margin(logits, labels[attacked])
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
-    detail = f"{len(attacked)} certificates must give a wrong answer; {_rows_named(refuted)}"
+    detail = f"{len(attacked)} certificates must give a wrong answer; {rows_named(refuted)}"
     yield Finding("adversarials.delta", not refuted, detail)
 
     wrong = int((wrong_margin > 0).sum()) + int((_wrong_margin(clean, labels) > 0)[unattacked].sum())
@@ -259,7 +260,7 @@ def _replay_draws(
     for name, found in counts.items():
         # Another device rounds logits elsewhere, which may turn a draw on the boundary.
         broken = [i for i, (a, b) in enumerate(zip(e.rows[name], found, strict=True)) if abs(a - b) > 1]
-        detail = f"wrong ones of {e.draws} draws, one more or less for a tie; {_rows_named(broken)}"
+        detail = f"wrong ones of {e.draws} draws, one more or less for a tie; {rows_named(broken)}"
         yield Finding(f"samples.{name}", not broken, detail)
     fails, most = sum(count > 0 for count in counts["draws"]), e.draws * len(x)
     detail = (
@@ -298,28 +299,11 @@ def _predictions(field: str, logits: Tensor, said: list[int], rows: Any) -> Find
     broken = [rows[i] for i in (~held).nonzero().flatten().tolist()]
     ties = 0 if classes is None else int((held & (classes != answer)).sum())
     tied = f", {ties} of them a tie here" if ties else ""
-    return Finding(field, not broken, f"{len(said)} predictions{tied}; {_rows_named(broken)}")
-
-
-def _equal(field: str, said: Any, actual: Any, what: str) -> Finding:
-    if said == actual:
-        return Finding(field, True, f"{_short(said)} ({what})")
-    return Finding(field, False, f"the record says {_short(said)}, found {_short(actual)} ({what})")
+    return Finding(field, not broken, f"{len(said)} predictions{tied}; {rows_named(broken)}")
 
 
 def _column(e: _Evidence, name: str, actual: list[Any]) -> Finding:
     said = e.rows[name]
     broken = [i for i, (a, b) in enumerate(zip(said, actual, strict=False)) if a != b]
     held = not broken and len(said) == len(actual)
-    return Finding(f"samples.{name}", held, f"of the images that were loaded; {_rows_named(broken)}")
-
-
-def _rows_named(rows: list[int]) -> str:
-    if not rows:
-        return "all do"
-    return f"row {rows[0]} does not" + (f", nor do {len(rows) - 1} more" if len(rows) > 1 else "")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:12] + "..."
+    return Finding(f"samples.{name}", held, f"of the images that were loaded; {rows_named(broken)}")
