@@ -13,7 +13,7 @@ from robench.results.wording import plain
 FILE = "heatmap.png"
 _INK, _QUIET, _NONE = "#1b1f24", "#6a737d", "#eceff2"
 # Inches: a cell, the names of the rows, the space above the first row, and between two groups.
-_WIDE, _HIGH, _LEFT, _TOP, _GAP = 0.78, 0.3, 1.85, 1.3, 0.16
+_WIDE, _HIGH, _LEFT, _TOP, _GAP = 0.78, 0.3, 1.85, 1.42, 0.16
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,19 @@ def draw(found: Map, dpi: int = 150) -> bytes:
                 _LEFT - 0.12, middle, _literal(row.name), ha="right", va="center", fontsize=9.5, color=_INK
             )
             for column, value in enumerate(row.values):
-                face = _NONE if value is None else colours(value)
+                face = colours(0.0 if value is None else value)
                 corner = (left(column) + 0.02, top + 0.015)
-                axes.add_patch(Rectangle(corner, _WIDE - 0.04, _HIGH - 0.03, facecolor=face, linewidth=0))
+                axes.add_patch(
+                    Rectangle(
+                        corner,
+                        _WIDE - 0.04,
+                        _HIGH - 0.03,
+                        linewidth=0,
+                        facecolor=_NONE if value is None else face,
+                    )
+                )
                 if value is not None:
-                    ink = "white" if value < 0.55 else _INK
+                    ink = "white" if _dark(face) else _INK
                     place = (left(column) + _WIDE / 2, middle)
                     axes.text(*place, f"{100 * value:.1f}", ha="center", va="center", fontsize=9, color=ink)
             top += _HIGH
@@ -116,6 +124,12 @@ def draw(found: Map, dpi: int = 150) -> bytes:
     # No date and no version in the file.
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _dark(colour: tuple[float, ...]) -> bool:
+    """Whether white reads better on it than ink: by its luminance (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.21
 
 
 def _literal(text: str) -> str:

@@ -40,9 +40,9 @@ def findings(
     rows = read_samples(record.folder or Path()).to_pydict()
     aligned = [
         equal("n", record.job.n, len(images), "images that were loaded"),
-        equal("samples.id", rows["id"], images.ids.tolist(), "of the images that were loaded"),
-        equal("samples.label", rows["label"], images.y.tolist(), "of the images that were loaded"),
-        equal("samples.digest", rows["digest"], input_digests(images.x), "of the images that were loaded"),
+        _column(rows, "id", images.ids.tolist()),
+        _column(rows, "label", images.y.tolist()),
+        _column(rows, "digest", input_digests(images.x)),
     ]
     yield from aligned
     asked = cells(corruptions(record.job.suite.attacks))
@@ -58,16 +58,19 @@ def findings(
 def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> Iterator[Finding]:
     held, extra, n = of_record(record), record.extra, record.job.n
     fooled_by, _ = first_wrong(held, record.job.suite.attacks)
-    yield equal("samples.fooled_by", rows["fooled_by"], fooled_by, "the first corruption that turned each")
+    yield _column(rows, "fooled_by", fooled_by, "the first corruption that turned each")
     for name, said, correct in (
         ("clean_accuracy", record.clean_accuracy, int(held.clean.sum())),
         ("robust_accuracy", record.robust_accuracy, fooled_by.count("")),
     ):
-        yield equal(name, said, Accuracy.of(correct, n), "counted from the samples, Wilson's interval")
-    said = extra["corruptions"]
-    yield equal(
-        "corruptions.accuracy", said["accuracy"], shown_accuracies(held), "counted from the samples, by cell"
-    )
+        true = Accuracy.of(correct, n)
+        yield equal(f"{name}.correct", said.correct, true.correct, "counted from the samples")
+        yield equal(f"{name}.value", said.value, true.value, "correct / n")
+        yield equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
+    said, found = extra["corruptions"]["accuracy"], shown_accuracies(held)
+    off = [name for name in found if said.get(name) != found[name]]
+    detail = f"{len(held.cells)} cells counted from the samples, with Wilson's intervals"
+    yield Finding("corruptions.accuracy", said == found, detail + (f"; {off[0]} is another" if off else ""))
     # The images decide whether AlexNet's errors mean anything for them.
     by = normaliser(record.job.dataset.name, images.x.shape[-1])
     found = figures(held, by, record.job.seed)
@@ -79,6 +82,16 @@ def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> I
         yield equal(f"attacks.{name}.survivors", cost.survivors, right, "right at all its severities")
     total = n * (len(held.cells) + 1)
     yield equal("passes.forward", record.passes["forward"], total, "each image, clean and at every cell")
+
+
+def _column(
+    rows: dict[str, list[Any]], name: str, actual: list[Any], what: str = "of the images that were loaded"
+) -> Finding:
+    said = rows[name]
+    broken = [i for i, (a, b) in enumerate(zip(said, actual, strict=False)) if a != b]
+    return Finding(
+        f"samples.{name}", not broken and len(said) == len(actual), f"{what}; {rows_named(broken)}"
+    )
 
 
 def _close(name: str, said: Any, found: Any) -> Finding:
