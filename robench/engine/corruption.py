@@ -119,8 +119,7 @@ def play(
         if store and number + 1 < total and store.due():
             store.save(state, facts, {})
         if progress:
-            name = f"{cells[answer.cell].name} {cells[answer.cell].severity}" if answer.cell >= 0 else "clean"
-            progress(_standing(state, images, answer.rows.stop, number + 1, total, calls, name))
+            progress(_standing(state, images, answer.rows.stop, number + 1, total, calls))
     return Outcome(
         state["clean"], state["margin"], state["predictions"].long(), state["pixels"], state["seconds"], lanes
     )
@@ -202,7 +201,7 @@ def _workers(images: Images, cells: Sequence[Cell], asked: int | None) -> int:
 
 
 def _standing(
-    state: dict[str, Tensor], images: Images, begun: int, done: int, total: int, calls: int, name: str
+    state: dict[str, Tensor], images: Images, begun: int, done: int, total: int, calls: int
 ) -> Progress:
     right = int((state["clean"][:begun] == images.y[:begun]).sum())
-    return Progress(name, 0, 1, done, total, right, begun, calls, done / total)
+    return Progress("corruptions", 0, 1, done, total, right, begun, calls, done / total)

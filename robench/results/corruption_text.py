@@ -46,17 +46,16 @@ def images_made(record: Record) -> str:
 def divided(record: Record) -> str:
     """Whose errors the mCE is divided by."""
     name = record.extra["mce"]["normaliser"]
-    return "not divided by anybody's errors" if name == PLAIN else f"divided by the errors of {name}"
+    plainly = "plain mean errors (AlexNet's are of ImageNet at 224 px alone)"
+    return plainly if name == PLAIN else f"divided by the errors of {name}"
 
 
 def report(record: Record) -> RenderableType:
     """Figures, then accuracy at every corruption and severity; fits 80 columns."""
     job, extra = record.job, record.extra
     parts: list[RenderableType] = [
-        Text.assemble(
-            (plain(job.defense.name), "bold"), f" under {plain(suite_label(record))}, {job.n:,} images "
-        ),
-        Text(f"of {plain(job.dataset.name)}, {images_made(record)}", style="dim"),
+        Text.assemble((plain(job.defense.name), "bold"), f" under {plain(suite_label(record))}"),
+        Text(f"{job.n:,} images of {plain(job.dataset.name)}, {images_made(record)}", style="dim"),
         Text(),
         _figures(record),
         Text(),
@@ -64,7 +63,7 @@ def report(record: Record) -> RenderableType:
         Text(),
     ]
     if "mce" in extra:
-        parts.append(Text(f"mCE and relative mCE are {divided(record)}", style="dim"))
+        parts.append(Text(f"mCE and relative mCE: {divided(record)}", style="dim"))
     speed = f"{count(record.passes['forward'] / record.seconds)} images/s, " if record.seconds >= 1 else ""
     cost = f"{count(record.passes['forward'])} images classified, {speed}{duration(record.seconds)}"
     parts.append(Text(cost, style="dim"))
