@@ -21,6 +21,7 @@ COMMANDS = {
     "check": ("robench.cli.check", "Say whether a checkpoint is still as robust as it was."),
     "board": ("robench.cli.board", "Make a table from records."),
     "table": ("robench.cli.table", "Print a paper's own table from records."),
+    "cache": ("robench.cli.cache", "Show or clear the corrupted images that are kept."),
     "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),
 }
 

@@ -61,7 +61,8 @@ def blur(x, down, across, reflect):
     for i in range(height):
         line = middle[i]
         line[:] = rows[i] * down[0]
-        for k in range(1, down.size):
+        # From the outermost inwards, as SciPy adds: on one colour the last bit decides a grey level.
+        for k in range(down.size - 1, 0, -1):
             above, below = rows[_outside(i - k, height, reflect)], rows[_outside(i + k, height, reflect)]
             for j in range(line.size):
                 line[j] += (above[j] + below[j]) * down[k]
@@ -78,7 +79,7 @@ def blur(x, down, across, reflect):
         line = out[i]
         for j in range(line.size):
             line[j] = wide[radius * channels + j] * across[0]
-        for k in range(1, across.size):
+        for k in range(across.size - 1, 0, -1):
             before, after = wide[(radius - k) * channels :], wide[(radius + k) * channels :]
             for j in range(line.size):
                 line[j] += (before[j] + after[j]) * across[k]

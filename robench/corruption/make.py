@@ -98,7 +98,13 @@ def _apply(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.n
         return quick.QUICK[corruption](image, severity)
     # This one, as glass blur, takes a seed of its own and ignores NumPy's global generator.
     given = {"seed": seed} if corruption == "impulse_noise" else {}
-    return apply(image, severity=severity, corruption_name=corruption, **given)
+    try:
+        with np.errstate(invalid="raise"):
+            return apply(image, severity=severity, corruption_name=corruption, **given)
+    except FloatingPointError:
+        # Spatter that hits nothing, as it may in a small image: the library divides by zero, and what comes of it
+        # hangs on the processor. Nothing happens to the image.
+        return image.copy()
 
 
 def to_jpeg(image: np.ndarray) -> bytes:

@@ -99,8 +99,12 @@ def _serve(asked: IO[bytes], told: IO[bytes]) -> None:
         except Exception as error:
             # Not every exception can be pickled; what it said can.
             answer = (False, RuntimeError(f"{type(error).__name__}: {error}"))
-        pickle.dump(answer, told, protocol=5)
-        told.flush()
+        try:
+            pickle.dump(answer, told, protocol=5)
+            told.flush()
+        except BrokenPipeError:
+            # Whoever asked is gone.
+            return
 
 
 def main() -> None:
@@ -108,9 +112,9 @@ def main() -> None:
     # An interrupt from the keyboard goes to all processes alike; whoever started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The library prints to stdout here and there, which is for answers alone.
-    with os.fdopen(os.dup(1), "wb") as told, os.fdopen(os.dup(0), "rb") as asked:
-        os.dup2(2, 1)
-        _serve(asked, told)
+    asked, told = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    _serve(asked, told)
 
 
 if __name__ == "__main__":
