@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from robench import specs
+from robench.corruption.suite import NO_THREAT
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.threat import Threat
 
@@ -142,6 +143,7 @@ class Protocol:
     """What is run on what: data set, images, threat, suites and knowledge levels.
 
     Attributes:
+        threat: norm and radius; "none" where no adversary is at work.
         samples: the first so many images of the split, in canonical order.
         columns: of its board; all of them when there are none.
     """
@@ -207,7 +209,8 @@ def read(kind: type[Item], path: Path) -> Item:
     """
     item = make(kind, {"name": path.stem, **read_toml(path)}, path)
     if isinstance(item, Protocol):
-        Threat.parse(item.threat)
+        if item.threat != NO_THREAT:
+            Threat.parse(item.threat)
         if item.samples < 1:
             raise UsageError(f"{path}: samples = {item.samples}: expected at least 1")
     elif isinstance(item, Suite):

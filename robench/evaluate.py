@@ -10,15 +10,20 @@ from pathlib import Path
 import torch
 
 from robench.content import Protocol, Suite, find_protocol
+from robench.corruption.cache import Cache
+from robench.corruption.make import enlargement, library
+from robench.corruption.suite import NO_THREAT, cells, corruptions
 from robench.data import Images, load_dataset
 from robench.defenses import Loaded, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
+from robench.engine import corruption as corrupting
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.knowledge import attacker
 from robench.engine.store import FolderStore
 from robench.engine.suite import Progress, Run, build_attacks
 from robench.errors import ResourceError, UsageError
 from robench.files import claim
+from robench.results import corruption_record
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
 from robench.results.store import PARTIAL, make_record, record_folder, write_record
 from robench.specs import split
@@ -32,6 +37,7 @@ class Options:
     """How a job is run; none of it but seed, precision and batch size changes what is found.
 
     Attributes:
+        workers: processes that make corrupted images; None for one a core, where there is enough to do.
         results: folder of all records.
         fresh: start over, whatever record or partial run is there.
         progress: called after every question; note: told what a user should know.
@@ -45,6 +51,7 @@ class Options:
     results: str | Path = "results"
     fresh: bool = False
     checkpoint: str | None = None
+    workers: int | None = None
     command: str = ""
     progress: Callable[[Progress], None] | None = None
     note: Callable[[str], None] = lambda text: None
@@ -76,7 +83,7 @@ def run(
         run_all(
             _names(defense),
             _names(attack) if attack else None,
-            choose_protocol(protocol, dataset, threat, samples),
+            choose_protocol(protocol, dataset, threat, samples, _names(attack) if attack else None),
             [knowledge] if knowledge else None,
             Options(**options),
         )
@@ -96,9 +103,14 @@ def run_all(
     """Run every combination in turn. Names are all checked before the first network is called."""
     for name in defenses:
         (find_cards if options.checkpoint else find_card)(name, protocol.dataset)
-    threat = Threat.parse(protocol.threat)
     chosen = [s if isinstance(s, Suite) else find_suite(s) for s in suites or protocol.suites]
-    for suite in chosen:
+    adversarial = [suite for suite in chosen if not _check_corruptions(suite, knowledge)]
+    if adversarial and protocol.threat == NO_THREAT:
+        raise UsageError(f"{adversarial[0].name} needs a threat, and {protocol.name} has none: add --threat")
+    # A suite of corruptions has no use for it.
+    threat = Threat.parse(protocol.threat) if adversarial else None
+    for suite in adversarial:
+        assert threat
         if suite.rungs and knowledge:
             raise UsageError(f"{suite.name} says what the attacker knows: leave --knowledge out")
         for rung in suite.rungs:
@@ -118,6 +130,10 @@ def run_all(
             options.note(line)
     for each in loaded:
         for suite in chosen:
+            if suite not in adversarial:
+                yield _run_corrupted(each, suite, protocol, images, options)
+                continue
+            assert threat
             if suite.rungs:
                 side = images.x.shape[-1]
                 runs = list(_climb(each, suite, protocol, side, device, options.note))
@@ -159,21 +175,45 @@ def _climb(
             yield subject, find_suite(rung.attack), rung.knowledge, own
 
 
+def _check_corruptions(suite: Suite, knowledge: list[str] | None) -> bool:
+    """Whether a suite is one of corruptions; its own mistakes are named here."""
+    if not corruptions(suite.attacks):
+        return False
+    if knowledge and knowledge != ["full"]:
+        raise UsageError(f"{suite.name} has no attacker who could know anything: leave --knowledge out")
+    library()
+    return True
+
+
 def choose_protocol(
-    name: str | None, dataset: str | None, threat: str | None, samples: int | None
+    name: str | None,
+    dataset: str | None,
+    threat: str | None,
+    samples: int | None,
+    suites: Sequence[str] | None = None,
 ) -> Protocol:
     """The protocol of that name, or the one that a data set, a threat and a number of samples make up.
 
     What is not said is taken from the default protocol; a protocol with another threat or number of samples
     is another protocol, under a name of its own.
+
+    Args:
+        suites: what is to be run; corruptions alone need no threat, and have none.
     """
     if name is not None and dataset is not None:
         raise UsageError("--protocol names its own data set: give --protocol or --dataset, not both")
     base = find_protocol(name or DEFAULT_PROTOCOL)
+    if suites and all(corruptions(find_suite(suite).attacks) for suite in suites):
+        return _without_threat(base, name, dataset, threat, samples)
     if dataset is not None and dataset != base.dataset and threat is None:
         raise UsageError(
             f"--dataset {dataset} needs a threat: add --threat Linf:8/255, say, or name a --protocol"
         )
+    if base.threat == NO_THREAT and threat is None:
+        # Its own suites may do without: those that do not are refused when they are known.
+        return _without_threat(base, name, dataset, threat, samples)
+    if base.threat == NO_THREAT:
+        base = replace(base, threat=threat or "", name=f"{base.name}-{threat}")
     chosen = replace(
         base,
         dataset=dataset or base.dataset,
@@ -198,6 +238,115 @@ def _with_own_name(chosen: Protocol, base: Protocol) -> Protocol:
     return replace(chosen, name=own)
 
 
+def _without_threat(
+    base: Protocol, name: str | None, dataset: str | None, threat: str | None, samples: int | None
+) -> Protocol:
+    if threat is not None:
+        raise UsageError("corruptions have no threat: leave --threat out, or run them apart from attacks")
+    chosen = replace(
+        base,
+        dataset=dataset or base.dataset,
+        threat=NO_THREAT,
+        samples=base.samples if samples is None else samples,
+    )
+    if chosen.samples < 1:
+        raise UsageError(f"--samples {chosen.samples}: expected at least 1")
+    if name and chosen.samples == base.samples:
+        return chosen
+    return replace(chosen, name=f"{chosen.dataset}-c-n{chosen.samples}")
+
+
+def _run_corrupted(
+    loaded: Loaded, suite: Suite, protocol: Protocol, images: Images, options: Options
+) -> Record:
+    device = choose_device(options.device)
+    found = corruptions(suite.attacks)
+    asked = cells(found)
+    job = replace(
+        _job(loaded, suite.name, tuple(map(str, found)), protocol, images, options, device),
+        threat=NO_THREAT,
+        precision="fp32",
+    )
+    folder = record_folder(options.results, protocol.name, loaded.name, suite.name, seed=options.seed)
+    with claim(folder):
+        if not options.fresh and (known := _answer(folder, job, options)):
+            options.note(f"answered from {folder}; --fresh runs it again")
+            return known
+        times = enlargement(*images.x.shape[2:])
+        if times > 1:
+            options.note(
+                f"the library takes images from 32 px on: those of {images.name} are corrupted at {times} times "
+                "their size and made small again, which weakens noise and blur"
+            )
+        store = FolderStore(folder / PARTIAL, job.key)
+        if options.fresh:
+            store.drop()
+        started = store.begin(datetime.now(UTC).isoformat())
+        if store.resumes:
+            options.note(f"resuming from {store.folder}")
+        begun = time.monotonic()
+        try:
+            outcome = corrupting.play(
+                loaded.defense,
+                images,
+                asked,
+                options.seed,
+                device=device,
+                lanes=job.batch_size,
+                stochastic=loaded.defense.stochastic,
+                workers=options.workers,
+                cache=Cache(),
+                store=store,
+                progress=options.progress,
+            )
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"no memory on {device} for {job.batch_size} images a call: repeat with a smaller --batch-size"
+            ) from error
+        record = corruption_record.write(
+            folder,
+            job,
+            images,
+            outcome,
+            command=options.command or "robench.run",
+            started=datetime.fromisoformat(started),
+            finished=datetime.now(UTC),
+            seconds=max(float(outcome.seconds.sum()), time.monotonic() - begun),
+            device=device,
+        )
+        store.drop()
+        return record
+
+
+def _job(
+    loaded: Loaded,
+    suite: str,
+    attacks: tuple[str, ...],
+    protocol: Protocol,
+    images: Images,
+    options: Options,
+    device: torch.device,
+) -> Job:
+    return Job(
+        defense=DefenseFacts(
+            name=loaded.name,
+            family=loaded.family,
+            card_digest=loaded.card_digest,
+            checkpoint_sha256=loaded.checkpoint_sha256,
+            parameters=sum(p.numel() for p in loaded.defense.parameters()),
+            classifier=loaded.classifier,
+        ),
+        suite=SuiteFacts(suite, attacks),
+        dataset=DatasetFacts(images.name, images.split, images.digest),
+        protocol=protocol.name,
+        threat=protocol.threat,
+        n=len(images),
+        batch_size=choose_lanes(options.batch_size, device, images.x.shape[-1], len(images)),
+        seed=options.seed,
+        precision=choose_precision(options.precision, device),
+    )
+
+
 def _run_one(
     loaded: Loaded,
     suite: Suite,
@@ -209,24 +358,11 @@ def _run_one(
 ) -> Record:
     device = choose_device(options.device)
     attacks = build_attacks(suite.specs(threat.norm), threat)
-    job = Job(
-        defense=DefenseFacts(
-            name=loaded.name,
-            family=loaded.family,
-            card_digest=loaded.card_digest,
-            checkpoint_sha256=loaded.checkpoint_sha256,
-            parameters=sum(p.numel() for p in loaded.defense.parameters()),
-            classifier=loaded.classifier,
-        ),
-        suite=SuiteFacts(suite.name, tuple(spec for spec, _ in attacks)),
-        dataset=DatasetFacts(images.name, images.split, images.digest),
-        protocol=protocol.name,
+    specs_ = tuple(spec for spec, _ in attacks)
+    job = replace(
+        _job(loaded, suite.name, specs_, protocol, images, options, device),
         threat=str(threat),
-        n=len(images),
-        batch_size=choose_lanes(options.batch_size, device, images.x.shape[-1], len(images)),
         knowledge=knowledge,
-        seed=options.seed,
-        precision=choose_precision(options.precision, device),
     )
     folder = record_folder(options.results, protocol.name, loaded.name, suite.name, knowledge, options.seed)
     with claim(folder):

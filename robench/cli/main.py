@@ -24,6 +24,7 @@ COMMANDS = {
     "table": ("robench.cli.table", "Print a paper's own table from records."),
     "plot": ("robench.cli.plot", "Draw pictures from records."),
     "results": ("robench.cli.results", "Merge, export and prune records."),
+    "cache": ("robench.cli.cache", "Show or clear the corrupted images that are kept."),
     "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),
 }
 

@@ -46,6 +46,9 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 @click.option(
     "--precision", default="auto", show_default=True, help="auto, fp32 or bf16; verdicts are always fp32."
 )
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes for corrupted images.  [default: one a core]"
+)
 @click.option("--checkpoint", help="Weights in place of the card's.")
 @click.option("--data-dir", help="Where data sets with files lie.")
 @click.option("--results", help="Folder of all records.  [default: results]")
@@ -64,6 +67,7 @@ def command(
     device: str,
     batch_size: str,
     precision: str,
+    workers: int | None,
     checkpoint: str | None,
     data_dir: str | None,
     results: str | None,
@@ -85,6 +89,7 @@ def command(
             device=device,
             batch_size=batch_size,
             precision=precision,
+            workers=workers,
             data_dir=data_dir,
             results=results or default_results(),
             fresh=fresh,
@@ -93,7 +98,7 @@ def command(
             progress=bar.update,
             note=bar.note,
         )
-        chosen = choose_protocol(protocol, dataset, threat, samples)
+        chosen = choose_protocol(protocol, dataset, threat, samples, attacks or None)
         records: list[Record] = []
         if swept is not None:
             _sweep(swept, defenses, attacks, chosen, knowledge, options, bar, as_json)
@@ -105,11 +110,15 @@ def command(
         json.dump({"records": [record.to_dict() for record in records]}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
+    from robench.results import heatmap
     from robench.results.table import run_table
 
     console = Console()
     console.print(run_table(records))
     for record in records:
+        if record.corrupted and record.folder:
+            made = heatmap.write(heatmap.of_record(record), record.folder / heatmap.FILE)
+            console.print(f"picture: {made}", soft_wrap=True, highlight=False)
         console.print(f"record: {record.folder}", soft_wrap=True, highlight=False)
 
 

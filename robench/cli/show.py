@@ -77,6 +77,7 @@ def _costs(console: Console, name: str, threat: str | None, classes: int) -> Non
 
 def _record(console: Console, path: Path, picture: str | None, data_dir: str | None) -> None:
     from robench.data import load_dataset
+    from robench.results import heatmap
     from robench.results.picture import picture as draw
     from robench.results.record import read_record
     from robench.results.table import describe
@@ -84,6 +85,10 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
     record = read_record(path)
     console.print(describe(record))
     folder = record.folder or path
+    if record.corrupted:
+        made = heatmap.write(heatmap.of_record(record), Path(picture) if picture else folder / heatmap.FILE)
+        console.print(f"picture: {made}", soft_wrap=True, highlight=False)
+        return
     images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
     made = draw(folder, images, Path(picture) if picture else folder / "picture.png")
     console.print(f"picture: {made}", soft_wrap=True, highlight=False)

@@ -14,6 +14,7 @@ import numpy as np
 
 from robench import content, specs
 from robench.errors import ResourceError
+from robench.results import corruption_text
 from robench.results import record as record_file
 from robench.results.doubts import DIAGNOSIS, with_doubts
 from robench.results.grid import FORMATS, WIDTH, Grid, render
@@ -126,6 +127,8 @@ def board(
 ) -> str:
     """A table for each protocol, ending in a newline; CSV is one table for all.
 
+    Records under corruptions follow in tables of their own; CSV has them where there are no others.
+
     Args:
         records: from `collect`, whose unreadable files are then named at the end, or any others.
         format: "text", "md", "csv" or "latex".
@@ -140,9 +143,10 @@ def board(
     one_of("column", sort, tuple(_ORDERS))
     found = [sort_rows(section, sort) for section in sections(records)]
     grids = [_grid(section, intervals) for section in found]
-    if format == "csv":
+    apart = list(corruption_text.grids(records))
+    if format == "csv" and (found or not apart):
         return render(_merged(found, grids), format)
-    parts = [render(grid, format, width) for grid in grids]
+    parts = [render(grid, format, width) for grid in [*grids, *apart]]
     if not parts:
         parts.append("No records: robench run --defense mimir --attack autoattack makes one.\n")
     lost = records.unreadable if isinstance(records, Collection) else ()
@@ -158,6 +162,9 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
     tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
     lowest: dict[tuple, Accuracy] = {}
     for record in records:
+        # Corruptions have a table of their own, and never rank beside attacks.
+        if record.corrupted:
+            continue
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
         # What an attacker knew comes first, the whole defense before less: the figures mean different things.

@@ -123,12 +123,22 @@ def write_record(folder: Path, found: Record, outcome: Outcome, images: Images) 
         samples.FILE: samples.encode(outcome, images),
         certificates.FILE: certificates.encode(outcome, images, Threat.parse(found.job.threat)),
     }
+    return write_files(folder, replace(found, extra={**found.extra, **_drawn(outcome, images)}), contents)
+
+
+def write_files(folder: Path, found: Record, contents: Mapping[str, bytes]) -> Record:
+    """Write a record and its files as `write_record` does, for a kind of run with files of its own.
+
+    Args:
+        contents: file name -> bytes, without record.json.
+    """
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    found = replace(
-        found, files=digests, folder=Path(folder), extra={**found.extra, **_drawn(outcome, images)}
+    found = replace(found, files=digests, folder=Path(folder))
+    write_whole(
+        Path(folder),
+        {**contents, record.FILE: found.encode()},
+        make_way=lambda: _keep_other(Path(folder), found),
     )
-    contents[record.FILE] = found.encode()
-    write_whole(Path(folder), contents, make_way=lambda: _keep_other(Path(folder), found))
     return found
 
 
