@@ -115,27 +115,45 @@ class Suite:
 
 
 @dataclass(frozen=True)
+class End:
+    """A data set of a protocol of transfer, and the classifier that is attacked there behind purifiers of others.
+
+    Attributes:
+        classifier: the defense whose classifier stands behind every purifier.
+        threat, samples: as in Protocol.
+    """
+
+    dataset: str
+    classifier: str
+    threat: str
+    samples: int
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is run on what: data set, images, threat, suites and knowledge levels.
 
     Attributes:
         samples: the first so many images of the split, in canonical order.
         columns: of its board; all of them when there are none.
+        ends: of a protocol of transfer, in place of data set, threat and samples; see `robench.transfer`.
     """
 
     name: str
-    dataset: str
-    threat: str
-    samples: int
+    dataset: str = ""
+    threat: str = ""
+    samples: int = 0
     split: str = "test"
     suites: list[str] = field(default_factory=lambda: ["autoattack"])
     knowledge: list[str] = field(default_factory=lambda: ["full"])
     columns: list[str] = field(default_factory=list)
+    ends: list[Any] = field(default_factory=list)
     description: str = ""
     path: Path = Path()
 
 
-Item = TypeVar("Item", Card, Suite, Protocol, Rung)
+Item = TypeVar("Item", Card, Suite, Protocol, Rung, End)
 
 
 def cards() -> dict[str, Card]:
@@ -191,13 +209,22 @@ def read(kind: type[Item], path: Path) -> Item:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     item = _make(kind, {"name": path.stem, **table}, path)
     if isinstance(item, Protocol):
-        Threat.parse(item.threat)
-        if item.samples < 1:
-            raise UsageError(f"{path}: samples = {item.samples}: expected at least 1")
+        item = replace(item, ends=_tables(End, "ends", item.ends, path))
+        missing = [key for key in ("dataset", "threat", "samples") if key not in table]
+        if item.ends and len(missing) < 3:
+            raise UsageError(f"{path}: expected either dataset, threat and samples or tables [[ends]]")
+        if missing and not item.ends:
+            raise UsageError(f"{path}: the field {missing[0]} is missing")
+        for each in item.ends or [item]:
+            Threat.parse(each.threat)
+            if each.samples < 1:
+                raise UsageError(f"{path}: samples = {each.samples}: expected at least 1")
     elif isinstance(item, Suite):
         if bool(item.attacks) == bool(item.rungs):
             raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")
-        item = replace(item, rungs=[_rung(each, path) for each in item.rungs])
+        item = replace(item, rungs=_tables(Rung, "rungs", item.rungs, path))
+        for each in item.rungs:
+            _check_rung(each, path)
         for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
             specs.parse(spec)
     elif isinstance(item, Card):
@@ -207,16 +234,20 @@ def read(kind: type[Item], path: Path) -> Item:
     return item
 
 
-def _rung(table: Any, path: Path) -> Rung:
-    if not isinstance(table, Mapping):
-        raise UsageError(f"{path}: rungs holds {table!r}: expected tables [[rungs]]")
-    rung = _make(Rung, table, path)
+def _tables(kind: type[Item], key: str, tables: list[Any], path: Path) -> list[Item]:
+    """The items of a list of tables `[[key]]`."""
+    for table in tables:
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{path}: {key} holds {table!r}: expected tables [[{key}]]")
+    return [_make(kind, table, path) for table in tables]
+
+
+def _check_rung(rung: Rung, path: Path) -> None:
     for key, allowed in _RUNG.items():
         if getattr(rung, key) not in allowed:
             raise UsageError(
                 f"{path}: the rung {rung.name} has {key} = {getattr(rung, key)!r}: expected {' or '.join(allowed)}"
             )
-    return rung
 
 
 def _check_claim(claim: Mapping[str, Any], path: Path) -> None:

@@ -209,7 +209,7 @@ def test_bad_settings_are_one_clear_line(settings, said):
         (
             "image_size=16",
             "image_size=8",
-            "maep: the purifier is for images of 8 px: the data set's are of 16",
+            "maep: this purifier takes images of 8 px, not of 16 px",
         ),
         ("patch_size=4", "patch_size=5", "must be a multiple of patch_size=5"),
         ("mask_ratio=0,", "mask_ratio=1,", "purifying, stage 2: .*mask_ratio=1: expected below 1"),
