@@ -17,8 +17,9 @@ from robench.errors import UsageError
 from robench.evaluate import Options, choose_protocol, run_all
 from robench.results.board import collect
 from robench.results.grid import FORMATS, render
-from robench.results.matrix_plot import Panel, draw
-from robench.results.transfer import grid, matrices, panels
+from robench.results.plots import PLOTS
+from robench.results.plots.style import encode
+from robench.results.transfer import grid, matrices, picture
 from robench.transfer import plan, play
 
 BUILDER = "cnn(image_size=32, width=4, hidden=8)"
@@ -97,26 +98,20 @@ def test_the_matrix_is_the_records(played):
     assert matrix.bare[target]["undefended"] == alone.robust_accuracy
 
 
-def test_it_is_written_in_every_format_and_drawn(played, tmp_path):
+def test_it_is_written_in_every_format_and_drawn(played):
     (matrix,) = matrices(collect([played[2]]))
     for form in FORMATS:
         text = render(grid(matrix), form)
         assert "interpolate" in text and "bpda" in text
-    made = panels(matrix)
-    assert [panel.title for panel in made] == [
-        "clean",
-        "attacker: oblivious",
-        "attacker: bpda",
-        "attacker: full",
-    ]
-    assert made[0].rows[0] == "no purifier" and len(made[0].values) == 3
-    assert draw(made, "a $title", tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_a_matrix_with_an_empty_cell_is_drawn(tmp_path):
-    panel = Panel("x", ("a", "b"), ("c",), ((None,), (0.5,)))
-    first, second = (draw([panel], "t", tmp_path / f"{i}.png").read_bytes() for i in range(2))
-    assert first == second
+    figure = picture(matrix)
+    drawn = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    wanted = ["clean", "attacker: oblivious", "attacker: bpda", "attacker: full"]
+    assert [axes.get_title(loc="left") for axes in drawn] == wanted
+    (target,) = matrix.targets
+    numbers = [text.get_text() for text in drawn[0].texts]
+    assert numbers[0] == f"{100 * matrix.bare[target]['clean'].value:.0f}" and len(numbers) == 3
+    (again,) = PLOTS["data-sets"].draw(collect([played[2]])).values()
+    assert encode(again) == encode(figure)
 
 
 def command(capsys, *arguments):
@@ -135,11 +130,8 @@ def test_the_commands_answer_from_the_records(own, played, capsys):
     assert list(results.glob("transfer-*.png"))
     code, out, _ = command(capsys, *run, "--results", str(results), "--json")
     assert {r["finished"] for r in json.loads(out)["records"]} <= {r.finished for _, r in found}
-    picture = results / "table.png"
-    code, out, err = command(
-        capsys, "table", "transfer", str(results), "--format", "md", "--picture", str(picture)
-    )
-    assert code == 0 and out.startswith("### maep") and picture.is_file() and "picture" in err
+    code, out, _ = command(capsys, "table", "transfer", str(results), "--format", "md")
+    assert code == 0 and out.startswith("### maep")
 
 
 def test_what_does_not_divide_is_left_out_with_a_reason(own):

@@ -13,7 +13,6 @@ from robench.content import find_protocol
 from robench.evaluate import Options
 from robench.results.record import Record
 from robench.results.store import slug
-from robench.results.transfer import Matrix
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,9 @@ class Asked:
 def transfer(asked: Asked, options: Options, bar: Any, as_json: bool) -> None:
     """Play every cell, then print the matrix and draw it; with --finetune the curve instead."""
     from robench import transfer as engine
-    from robench.results.transfer import matrices
+    from robench.results.grid import WIDTH, render
+    from robench.results.plots.style import save
+    from robench.results.transfer import grid, matrices, picture
 
     protocol = find_protocol(asked.protocol)
     cells = engine.plan(protocol, asked.defenses, asked.sources, asked.targets, options)
@@ -51,23 +52,10 @@ def transfer(asked: Asked, options: Options, bar: Any, as_json: bool) -> None:
         print_json(records)
         return
     ladder = (suites or protocol.suites)[0]
-    names = "-".join((*asked.defenses, "from", *asked.sources, "to", *asked.targets))
-    show(matrices(records, ladder), Path(options.results) / f"transfer-{slug(names)}.png", "text")
-
-
-def show(found: Sequence[Matrix], picture: Path | None, form: str) -> None:
-    """Print each matrix, and draw it to `picture`, the family's name before its ending where there are several."""
-    from robench.results import matrix_plot
-    from robench.results.grid import WIDTH, render
-    from robench.results.transfer import grid, panels
-
-    for i, matrix in enumerate(found):
-        sys.stdout.write(("\n" if i else "") + render(grid(matrix), form, WIDTH))
-        if picture:
-            path = picture if len(found) == 1 else picture.with_stem(f"{picture.stem}-{matrix.family}")
-            title = f"{matrix.family} across data sets: accuracy in %, no fine-tuning"
-            made = matrix_plot.draw(panels(matrix), title, path)
-            click.echo(f"picture: {made}", err=form != "text")
+    for matrix in matrices(records, ladder):
+        sys.stdout.write(render(grid(matrix), "text", WIDTH))
+        made = save(picture(matrix), Path(options.results) / f"transfer-{slug(matrix.family)}.png")
+        click.echo(f"picture: {made}")
 
 
 def print_json(records: Sequence[Record]) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from robench.content import Suite
 from robench.results.grid import Grid
 from robench.results.ladder import EMPTY, rows_of
+from robench.results.plots.curves import Curve, Point, draw
+from robench.results.plots.style import save
 from robench.results.record import Record
 from robench.results.statistics import Accuracy
-from robench.results.sweep_plot import Curve, Point, draw
 from robench.results.transfer import CLEAN, LEVELS, by_level
 from robench.results.wording import percent, span
 
@@ -45,10 +46,10 @@ def picture(title: str, found: Found, suite: Suite, path: Path) -> Path:
     levels = [(count, _levels(records, suite)[0]) for count, records in found]
     curves = []
     for name in (CLEAN, *LEVELS):
-        points = [Point(count, own[name].value, own[name].interval) for count, own in levels if name in own]
+        points = [Point.of(count, own[name]) for count, own in levels if name in own]
         if points:
             curves.append(Curve(name if name == CLEAN else f"attacker: {name}", points))
-    return draw(curves, "images that it was fine-tuned on", title, path)
+    return save(draw(curves, "images that it was fine-tuned on", title), path)
 
 
 def _levels(records: Sequence[Record], suite: Suite) -> tuple[dict[str, Accuracy], dict[str, str]]:

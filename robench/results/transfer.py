@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from robench import content, specs
 from robench.content import Rung
 from robench.results.grid import Grid
 from robench.results.ladder import EMPTY, Row, find_ladder, rows_of
-from robench.results.matrix_plot import Panel
 from robench.results.record import Record
 from robench.results.statistics import Accuracy
 from robench.results.wording import percent, span
 from robench.threat import Threat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLEAN, UNDEFENDED = "clean", "undefended"
 # What the attacker knows, in the order of tables and pictures; "full" has the exact gradients.
@@ -29,8 +32,11 @@ class Target:
     digest: str
 
     def __str__(self) -> str:
-        name = specs.parse(self.dataset).name
-        return f"{name}\n{self.classifier}\n{Threat.parse(self.threat)}, n = {self.n:,}"
+        return f"{self.short}, {self.classifier}, n = {self.n:,}"
+
+    @property
+    def short(self) -> str:
+        return f"{specs.parse(self.dataset).name}, {Threat.parse(self.threat)}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def by_level(row: Row, rungs: Mapping[str, Rung]) -> dict[str, Record]:
 
 def grid(matrix: Matrix) -> Grid:
     """The matrix as a table: a group of lines a source, a line a level of knowledge, a column a target."""
-    heads = [str(target).replace("\n", " ") for target in matrix.targets]
+    heads = [str(target) for target in matrix.targets]
     groups = [
         tuple(
             (
@@ -171,27 +177,28 @@ def grid(matrix: Matrix) -> Grid:
     )
 
 
-def panels(matrix: Matrix) -> list[Panel]:
-    """The matrix as one panel a level of knowledge, for `matrix_plot.draw`."""
-    rows = ("no purifier", *map(str, matrix.sources))
-    columns = tuple(map(str, matrix.targets))
-    found = []
+def transfer(records: Sequence[Record], ladder: str = "purifier-cheap") -> list[Grid]:
+    """The table of each family; see `matrices`."""
+    return [grid(matrix) for matrix in matrices(records, ladder)]
+
+
+def picture(matrix: Matrix) -> "Figure":
+    """A heat map a level of knowledge, side by side; "no purifier" is the classifier alone, attacked or not."""
+    from robench.results.plots.matrix import heat_maps
+
+    rows, columns = ["no purifier", *map(str, matrix.sources)], [target.short for target in matrix.targets]
+    found: dict[str, dict[tuple[str, str], float]] = {}
     for level in (CLEAN, *LEVELS):
-        alone = CLEAN if level == CLEAN else UNDEFENDED
-        first = tuple(_value(matrix.bare.get(target, {}).get(alone)) for target in matrix.targets)
-        rest = tuple(
-            tuple(_value(matrix.cells.get((source, target), {}).get(level)) for target in matrix.targets)
-            for source in matrix.sources
-        )
-        found.append(Panel(level if level == CLEAN else f"attacker: {level}", rows, columns, (first, *rest)))
-    return found
+        own = found.setdefault(level if level == CLEAN else f"attacker: {level}", {})
+        for target, levels in matrix.bare.items():
+            own["no purifier", target.short] = levels[CLEAN if level == CLEAN else UNDEFENDED].value
+        for (source, target), levels in matrix.cells.items():
+            if level in levels:
+                own[str(source), target.short] = levels[level].value
+    return heat_maps(found, rows, columns, f"{matrix.family} across data sets", "tested on", "trained on")
 
 
 def _cell(accuracy: Accuracy | None, doubted: bool = False) -> str:
     if accuracy is None:
         return EMPTY
     return f"{percent(accuracy)}{' !' if doubted else ''}\n{span(accuracy)}"
-
-
-def _value(accuracy: Accuracy | None) -> float | None:
-    return None if accuracy is None else accuracy.value
