@@ -78,9 +78,9 @@ def _protocols() -> list[dict[str, str]]:
     return [
         {
             "name": protocol.name,
-            "dataset": protocol.dataset,
-            "threat": protocol.threat,
-            "samples": str(protocol.samples),
+            "dataset": protocol.dataset or "several",
+            "threat": protocol.threat or "each its own",
+            "samples": str(protocol.samples or ""),
             "description": protocol.description,
         }
         for protocol in content.protocols().values()
@@ -95,7 +95,7 @@ def _brought() -> list[dict[str, str]]:
     """The cards whose weights a user brings, with what their authors claim."""
     rows = []
     for card in content.cards().values():
-        if card.origin and not card.checkpoint:
+        if card.origin:
             said = [
                 f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
             ]

@@ -1,6 +1,5 @@
 """robench run: attack defenses and write records."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +8,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from robench.content import Protocol
+from robench.cli.transferring import Asked, print_json, transfer
+from robench.content import Protocol, find_protocol
 from robench.engine.suite import Progress as Standing
 from robench.errors import UsageError
 from robench.evaluate import Options, choose_protocol, default_results, run_all
@@ -37,6 +37,19 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
     callback=names,
     help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
 )
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    callback=names,
+    help="Transfer: data sets that the purifiers are trained on.",
+)
+@click.option(
+    "--to", "targets", multiple=True, callback=names, help="Transfer: data sets that they are tested on."
+)
+@click.option(
+    "--finetune", help="Transfer: a purifier for each number of images of --to that it learns from: 0,10,50."
+)
 @click.option("--sweep", "swept", help="A run for each value: sigma=0:140:20, or attack.steps=10,50,200.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
@@ -62,6 +75,9 @@ def command(
     threat: str | None,
     samples: int | None,
     knowledge: list[str],
+    sources: list[str],
+    targets: list[str],
+    finetune: str | None,
     swept: str | None,
     seed: int,
     device: str,
@@ -81,6 +97,7 @@ def command(
     \b
     robench run --defense mimir --attack autoattack
     robench run --defense mimir,pgd-at --attack 'pgd(steps=50)' --threat Linf:0.05 --samples 200
+    robench run --defense maep --protocol transfer --from digits,cifar10 --to digits,cifar10
     """
     errors = Console(stderr=True)
     with Bar(errors) as bar:
@@ -98,6 +115,16 @@ def command(
             progress=bar.update,
             note=bar.note,
         )
+        if sources or targets or finetune or (protocol and find_protocol(protocol).ends):
+            if dataset or knowledge or swept or checkpoint:
+                raise UsageError(
+                    "a protocol of transfer goes without --dataset, --knowledge, --sweep and --checkpoint"
+                )
+            asked = Asked(
+                defenses, attacks, protocol or "transfer", sources, targets, threat, samples, finetune
+            )
+            transfer(asked, options, bar, as_json)
+            return
         chosen = choose_protocol(protocol, dataset, threat, samples, attacks or None)
         records: list[Record] = []
         if swept is not None:
@@ -107,8 +134,7 @@ def command(
             records.append(record)
             bar.done()
     if as_json:
-        json.dump({"records": [record.to_dict() for record in records]}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(records)
         return
     from robench.results import heatmap
     from robench.results.table import run_table
@@ -145,8 +171,7 @@ def _sweep(
         found.append(pair)
         bar.done()
     if as_json:
-        json.dump({"records": [record.to_dict() for _, record in found]}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([record for _, record in found])
         return
     sys.stdout.write(render(sweep.grid(asked, found), "text", Console().width))
     name = f"sweep-{slug(defenses[0])}-{slug(found[0][1].job.suite.name.partition('(')[0])}-{slug(asked.name)}.png"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robench import registry
-from robench.defenses._base import Purifier
+from robench.defenses._fit import Fitting
 from robench.defenses._schedule import Schedule
 from robench.defenses.loaders._base import needed
 from robench.random import normal_like
@@ -22,7 +22,7 @@ _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".pro
 
 
 @registry.purifiers.register("diffpure")
-class DiffPure(Purifier):
+class DiffPure(Fitting):
     """Noise to time `t`, then the reverse process of a diffusion model back to time 0.
 
     Nie et al. 2022, "Diffusion Models for Adversarial Purification", arXiv 2205.07460, in discrete time; the idea
@@ -47,6 +47,8 @@ class DiffPure(Purifier):
         eta: ddim's noise, 0 for none after the forward one, 1 for ddpm's; None for the sampler's own.
         clip: keep each predicted clean image in [0, 1].
         remember: keep every activation for the backward pass.
+        fit: how images of another size are taken, see `Fitting`; the network is convolutional, and its attention
+            knows no positions.
 
     Raises:
         ValueError: for a setting out of range.
@@ -72,8 +74,9 @@ class DiffPure(Purifier):
         eta: float | None = None,
         clip: bool = True,
         remember: bool = False,
+        fit: str = "exact",
     ):
-        super().__init__()
+        super().__init__(image_size, 2 ** max(0, len(widths) - 1), fit)
         self.schedule = Schedule(length, beta_start, beta_end)
         if not 1 <= t <= length:
             raise ValueError(f"t={t}: expected 1 to {length}, the length of the schedule")
@@ -89,10 +92,11 @@ class DiffPure(Purifier):
             )
         count = steps or t
         self.times = [round(t * (count - i) / count) for i in range(count + 1)]
-        self.image_size, self.clip, self.remember = image_size, clip, remember
+        self.clip, self.remember = clip, remember
         self.network = _unet(image_size, widths, layers, attention, groups, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def purify(self, x: Tensor) -> Tensor:
+        """See `Fitting.purify`."""
         t = torch.full((len(x),), self.times[0], device=x.device)
         x = 2 * x - 1
         x = self.schedule.diffuse(x, t, normal_like(x))
