@@ -75,20 +75,24 @@ class Threat:
         """How far each row of `x_adv` is from `x` in this norm, float64, shape (N,)."""
         return rownorm(x_adv.double() - x.double(), self.norm)
 
-    def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Which rows of `x_adv` an attacker may use, bool, shape (N,).
+    @property
+    def reach(self) -> float:
+        """The largest distance that counts as inside.
 
         The tolerance is 1e-6 of a pixel's range in Linf and 1e-5 of the radius in L2 and L1: what
         single-precision arithmetic needs, and far below what an 8-bit image can show.
         """
-        slack = 1e-6 if self.norm == "Linf" else 1e-5 * self.eps
+        return self.eps + (1e-6 if self.norm == "Linf" else 1e-5 * self.eps)
+
+    def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Which rows of `x_adv` an attacker may use, bool, shape (N,): within `reach`, and in [0, 1]."""
         flat = x_adv.flatten(1)
         # Most points that are outside are far outside: single precision sees that at half the price.
         near = rownorm(x_adv - x, self.norm) <= self.eps * (1 + 1e-3) + 1e-5
         inside = near & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
         rows = inside.nonzero()[:, 0]
         if len(rows):
-            inside[rows] = self.distance(x[rows], x_adv[rows]) <= self.eps + slack
+            inside[rows] = self.distance(x[rows], x_adv[rows]) <= self.reach
         return inside
 
     @property

@@ -9,10 +9,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from robench import curve, sweep
 from robench.content import Protocol
 from robench.engine.suite import Progress as Standing
 from robench.errors import UsageError
 from robench.evaluate import Options, choose_protocol, default_results, run_all
+from robench.results import security
+from robench.results.grid import Grid, render
 from robench.results.record import Record
 from robench.specs import split
 
@@ -38,6 +41,7 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
     help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
 )
 @click.option("--sweep", "swept", help="A run for each value: sigma=0:140:20, or attack.steps=10,50,200.")
+@click.option("--curve", "radii", help="Accuracy over the radius, START:STOP:COUNT: 0:16/255:9.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
 )
@@ -60,6 +64,7 @@ def command(
     samples: int | None,
     knowledge: list[str],
     swept: str | None,
+    radii: str | None,
     seed: int,
     device: str,
     batch_size: str,
@@ -77,6 +82,7 @@ def command(
     \b
     robench run --defense mimir --attack autoattack
     robench run --defense mimir,pgd-at --attack 'pgd(steps=50)' --threat Linf:0.05 --samples 200
+    robench run --defense mimir --curve 0:16/255:9
     """
     errors = Console(stderr=True)
     with Bar(errors) as bar:
@@ -93,6 +99,13 @@ def command(
             progress=bar.update,
             note=bar.note,
         )
+        if radii is not None:
+            if swept is not None:
+                raise UsageError("--curve is a sweep over the radius: give --curve or --sweep, not both")
+            asked = curve.Radii.parse(radii)
+            levels = curve.protocols(asked, protocol, dataset, threat, samples)
+            _curve(asked, levels, defenses, attacks, knowledge, options, bar, as_json)
+            return
         chosen = choose_protocol(protocol, dataset, threat, samples)
         records: list[Record] = []
         if swept is not None:
@@ -124,8 +137,6 @@ def _sweep(
     as_json: bool,
 ) -> None:
     """A table and a picture of one setting."""
-    from robench import sweep
-    from robench.results.grid import render
     from robench.results.store import slug
 
     asked = sweep.Sweep.parse(text)
@@ -139,11 +150,40 @@ def _sweep(
         json.dump({"records": [record.to_dict() for _, record in found]}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    sys.stdout.write(render(sweep.grid(asked, found), "text", Console().width))
     name = f"sweep-{slug(defenses[0])}-{slug(found[0][1].job.suite.name.partition('(')[0])}-{slug(asked.name)}.png"
     folder = Path(options.results) / slug(protocol.name)
-    made = sweep.picture(asked, found, folder / name)
-    Console().print(f"picture: {made}", soft_wrap=True, highlight=False)
+    _show(sweep.grid(asked, found), sweep.picture(asked, found, folder / name))
+
+
+def _curve(
+    radii: curve.Radii,
+    levels: list[Protocol],
+    defenses: list[str],
+    attacks: list[str],
+    knowledge: list[str],
+    options: Options,
+    bar: "Bar",
+    as_json: bool,
+) -> None:
+    """A table and a picture of accuracy over the radius."""
+    records = []
+    for record in curve.runs(defenses, attacks, levels, knowledge, options):
+        records.append(record)
+        bar.done()
+    found = security.curves(radii.texts, records)
+    made = security.picture(found, options.results)
+    if as_json:
+        content = {"records": [record.to_dict() for record in records]}
+        content |= {"curves": [each.to_dict() for each in found], "picture": str(made)}
+        json.dump(content, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    _show(security.grid(found), made)
+
+
+def _show(table: Grid, picture: Path) -> None:
+    sys.stdout.write(render(table, "text", Console().width))
+    Console().print(f"picture: {picture}", soft_wrap=True, highlight=False)
 
 
 class Bar:
