@@ -143,7 +143,9 @@ def _averaged(state: Mapping[str, Any], average: Any, path: Path) -> dict[str, A
         if waiting and getattr(tensor, "shape", None) == getattr(waiting[0], "shape", ()):
             found[key] = waiting.pop(0)
     if waiting:
-        raise ResourceError(f"checkpoint {path} has a moving average that does not fit its parameters: get it again")
+        raise ResourceError(
+            f"checkpoint {path} has a moving average that does not fit its parameters: get it again"
+        )
     return found
 
 
