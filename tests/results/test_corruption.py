@@ -207,6 +207,8 @@ def test_boards_keep_corruptions_apart(run, tmp_path, capsys):
     assert "common corruptions" in text and "rank" not in text
     assert "common %" in board(records, "csv").splitlines()[0]
     assert call(["board", str(run), "--format", "html", "--output", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "common corruptions" in page and "mimir-digits" in page and "No records yet" not in page
     assert call(["table", "purifiers", str(run)]) == 0
     assert call(["check", str(run)]) == 2
     assert "under corruptions" in capsys.readouterr().err
