@@ -101,12 +101,12 @@ def run_all(
     options: Options,
 ) -> Iterator[Record]:
     """Run every combination in turn. Names are all checked before the first network is called."""
-    for name in defenses:
-        (find_cards if options.checkpoint else find_card)(name, protocol.dataset)
     chosen = [s if isinstance(s, Suite) else find_suite(s) for s in suites or protocol.suites]
     adversarial = [suite for suite in chosen if not _check_corruptions(suite, knowledge)]
     if adversarial and protocol.threat == NO_THREAT:
         raise UsageError(f"{adversarial[0].name} needs a threat, and {protocol.name} has none: add --threat")
+    for name in defenses:
+        (find_cards if options.checkpoint else find_card)(name, protocol.dataset)
     # A suite of corruptions has no use for it.
     threat = Threat.parse(protocol.threat) if adversarial else None
     for suite in adversarial:

@@ -76,7 +76,7 @@ def corrupt(
         np.random.seed(own)  # noqa: NPY002
         # The library prints here and there, and `--json` keeps stdout for itself.
         with contextlib.redirect_stdout(sys.stderr):
-            made = _apply(large, corruption, severity, own)
+            made = apply(large, corruption, severity, own)
     finally:
         np.random.set_state(before)  # noqa: NPY002
     if times > 1:
@@ -86,9 +86,10 @@ def corrupt(
     return decode_jpeg(to_jpeg(made)) if jpeg else made
 
 
-def _apply(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.ndarray:
+def apply(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.ndarray:
+    """What `corrupt` does when NumPy's global generator is seeded: (H, W, 3) uint8 of 32 px or more, to the same."""
     # Imported late: compiled loops and OpenCV take a second, and only corruptions need them.
-    from imagecorruptions import corrupt as apply
+    from imagecorruptions import corrupt as library_corrupt
 
     from robench.corruption import quick
 
@@ -100,7 +101,7 @@ def _apply(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.n
     given = {"seed": seed} if corruption == "impulse_noise" else {}
     try:
         with np.errstate(invalid="raise"):
-            return apply(image, severity=severity, corruption_name=corruption, **given)
+            return library_corrupt(image, severity=severity, corruption_name=corruption, **given)
     except FloatingPointError:
         # Spatter that hits nothing, as it may in a small image: the library divides by zero, and what comes of it
         # hangs on the processor. Nothing happens to the image.

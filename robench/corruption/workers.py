@@ -103,8 +103,8 @@ def _serve(asked: IO[bytes], told: IO[bytes]) -> None:
             pickle.dump(answer, told, protocol=5)
             told.flush()
         except BrokenPipeError:
-            # Whoever asked is gone.
-            return
+            # Whoever asked is gone, and what is left in the buffer is for nobody.
+            os._exit(0)
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def main() -> None:
     # An interrupt from the keyboard goes to all processes alike; whoever started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The library prints to stdout here and there, which is for answers alone.
-    asked, told = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    asked, told = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _serve(asked, told)
 
