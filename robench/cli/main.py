@@ -8,6 +8,7 @@ from types import FrameType
 import click
 
 from robench.errors import RobenchError, unknown_name
+from robench.plain import plain_lines
 
 INTERRUPTED = 130
 # name -> "module:command", imported when asked for: --help must not wait for torch.
@@ -91,4 +92,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"robench: {text}", file=sys.stderr)
+    print(f"robench: {plain_lines(text)}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from robench import curve, sweep
 from robench.cli.transferring import Asked, print_json, transfer
@@ -14,6 +15,7 @@ from robench.content import Protocol, find_protocol
 from robench.engine.suite import Progress as Standing
 from robench.errors import UsageError
 from robench.evaluate import Options, choose_protocol, default_results, run_all
+from robench.plain import plain
 from robench.results import security
 from robench.results.grid import Grid, render
 from robench.results.record import Record
@@ -157,8 +159,8 @@ def command(
     for record in records:
         if record.corrupted and record.folder:
             made = heatmap.write(heatmap.of_record(record), record.folder / heatmap.FILE)
-            console.print(f"picture: {made}", soft_wrap=True, highlight=False)
-        console.print(f"record: {record.folder}", soft_wrap=True, highlight=False)
+            console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
+        console.print(Text(plain(f"record: {record.folder}")), soft_wrap=True)
 
 
 def _sweep(
@@ -207,17 +209,14 @@ def _curve(
     found = security.curves(radii.texts, records)
     made = security.picture(found, options.results)
     if as_json:
-        content = {"records": [record.to_dict() for record in records]}
-        content |= {"curves": [each.to_dict() for each in found], "picture": str(made)}
-        json.dump(content, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(records, curves=[each.to_dict() for each in found], picture=str(made))
         return
     _show(security.grid(found), made)
 
 
 def _show(table: Grid, picture: Path) -> None:
     sys.stdout.write(render(table, "text", Console().width))
-    Console().print(f"picture: {picture}", soft_wrap=True, highlight=False)
+    Console().print(Text(plain(f"picture: {picture}")), soft_wrap=True)
 
 
 class Bar:
@@ -226,7 +225,7 @@ class Bar:
     def __init__(self, console: Console):
         self.console = console
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[facts]}"),
@@ -248,7 +247,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """A line for the user that stays."""
-        self.console.print(f"robench: {text}", soft_wrap=True, highlight=False)
+        self.console.print(Text(plain(f"robench: {text}")), soft_wrap=True)
 
     def done(self) -> None:
         """A record is there: the next one gets a bar of its own."""
