@@ -191,53 +191,47 @@ def _said(found: Mapping[str, Sequence[float]], estimate: str) -> str:
     return text + (f" ({mean_and_deviation(at_random)[0]:.3g})" if at_random else "")
 
 
-def picture(content: dict[str, Any], path: Path, dpi: int = 130) -> Path:
+def picture(content: dict[str, Any], path: Path) -> Path:
     """Write a PNG: an estimate a row, a pair a column, a curve a defense over its layers.
 
     Raises:
         ResourceError: when the file cannot be written.
     """
-    from io import BytesIO
+    from robench.results.plots import style
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from robench.results.sweep_plot import STYLES
-    from robench.results.wording import plain
-
-    figure = Figure(figsize=(9.6, 7.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.figure(9.6, 7.6, layout="constrained")
     panels = figure.subplots(len(ESTIMATES), len(PAIRS), sharex=True, sharey="row")
     for down, (estimate, (title, unit)) in enumerate(ESTIMATES.items()):
         for across, (pair, said) in enumerate(PAIRS.items()):
             axes = panels[down][across]
             for i, (name, layers) in enumerate(content["values"].items()):
-                colour, marker = STYLES[i % len(STYLES)]
+                colour = style.colour(i)
                 seen = [mean_and_deviation(own[pair][estimate]) for own in layers]
                 spread = [0.0 if math.isnan(deviation) else deviation for _, deviation in seen]
                 places = [layer + 1 + 0.05 * (i - 1) for layer in range(len(layers))]
                 axes.errorbar(
-                    places, [mean for mean, _ in seen], spread, color=colour, marker=marker, markersize=5,
-                    linewidth=1.3, capsize=2, label=plain(name),
+                    places, [mean for mean, _ in seen], spread, color=colour, marker=style.marker(i), markersize=5,
+                    linewidth=1.3, capsize=2, label=style.literal(name),
                 )  # fmt: skip
                 if all(estimate + RANDOM in own[pair] for own in layers):
                     level = [mean_and_deviation(own[pair][estimate + RANDOM])[0] for own in layers]
                     axes.plot(places, level, color=colour, linestyle=":", linewidth=1.1)
             if estimate in content["limits"] and estimate == "infonce":
                 axes.axhline(
-                    content["limits"][estimate], color="#666666", linestyle="--", linewidth=1.0, label="limit"
+                    content["limits"][estimate],
+                    color=style.QUIET,
+                    linestyle="--",
+                    linewidth=1.0,
+                    label="limit",
                 )
-            if down == 0:
-                axes.set_title(said, fontsize=10)
-            if across == 0:
-                axes.set_ylabel(f"{title}\n{unit}", fontsize=9)
-            if down == len(ESTIMATES) - 1:
-                axes.set_xlabel("layer", fontsize=9)
+            style.frame(
+                axes,
+                title=said if down == 0 else "",
+                x="layer" if down == len(ESTIMATES) - 1 else "",
+                y=f"{title}\n{unit}" if across == 0 else "",
+            )
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.tick_params(labelsize=8)
-            axes.grid(alpha=0.25, linewidth=0.6)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
     handles = {
         label: handle
         for row in panels
@@ -249,11 +243,9 @@ def picture(content: dict[str, Any], path: Path, dpi: int = 130) -> Path:
     )
     what = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
     figure.suptitle(
-        f"What each layer z tells of its image; {plain(what)}\nbars: standard deviation of {len(content['seeds'])} "
-        "seeds; dotted: rows put together at random, which share nothing but their kind",
+        f"What each layer z tells of its image; {style.literal(what)}\n"
+        f"bars: standard deviation of {len(content['seeds'])} seeds; "
+        "dotted: rows put together at random, which share nothing but their kind",
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    write_whole(path.parent, {path.name: buffer.getvalue()})
-    return path
+    return style.save(figure, path)

@@ -1,7 +1,6 @@
 """Loss surfaces: the margin about a few images, along the gradient and a random direction, as a picture."""
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -10,9 +9,7 @@ from torch import Tensor
 from robench.attacks._objectives import margin, normalize
 from robench.diagnosis._base import Case
 from robench.diagnosis.gradients import gradients
-from robench.files import write_whole
 from robench.random import Stream
-from robench.results.wording import plain
 
 # Points a side, and how far in radii.
 SIDE, REACH = 25, 2.0
@@ -69,18 +66,17 @@ def _unit(direction: Tensor, norm: str, own: str) -> Tensor:
     return unit / unit.abs().sum().clamp_min(1e-12) if own == "L1" else unit
 
 
-def draw(found: list[Surface], case: Case, path: Path, dpi: int = 130) -> Path:
+def draw(found: list[Surface], case: Case, path: Path) -> Path:
     """Write the surfaces as PNG.
 
     Raises:
         ResourceError: when the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(2.9 * len(found) + 0.9, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    from robench.results.plots import style
+
+    figure = style.figure(2.9 * len(found) + 0.9, 3.5, layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     finite = torch.cat([each.values[each.values.isfinite()] for each in found] or [torch.zeros(1)])
     most = float(finite.abs().max()) if len(finite) else 1.0
@@ -98,7 +94,7 @@ def draw(found: list[Surface], case: Case, path: Path, dpi: int = 130) -> Path:
             Rectangle((-1, -1), 2, 2, fill=False, linestyle="--", linewidth=1.0, edgecolor="#444444")
         )
         axes.plot(0, 0, marker="+", color="black", markersize=7)
-        axes.set_title(f"image {each.sample}, {plain(each.label)}", fontsize=9)
+        axes.set_title(f"image {each.sample}, {style.literal(each.label)}", fontsize=9)
         axes.set_xlabel("along the gradient, radii", fontsize=8)
         axes.tick_params(labelsize=7)
     panels[0].set_ylabel("random direction, radii", fontsize=8)
@@ -109,8 +105,5 @@ def draw(found: list[Surface], case: Case, path: Path, dpi: int = 130) -> Path:
     title = (
         f"{case.loaded.name}, {case.threat}: black line where the answer changes, dashed the radius each way"
     )
-    figure.suptitle(plain(title).replace("$", r"\$"), fontsize=10, x=0.01, ha="left")
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    write_whole(path.parent, {path.name: buffer.getvalue()})
-    return path
+    figure.suptitle(style.literal(title), fontsize=10, x=0.01, ha="left")
+    return style.save(figure, path)

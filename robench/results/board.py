@@ -14,6 +14,7 @@ import numpy as np
 
 from robench import content, specs
 from robench.errors import ResourceError
+from robench.results import corruption_text
 from robench.results import record as record_file
 from robench.results.doubts import DIAGNOSIS, with_doubts
 from robench.results.grid import FORMATS, WIDTH, Grid, render
@@ -126,6 +127,8 @@ def board(
 ) -> str:
     """A table for each protocol, ending in a newline; CSV is one table for all.
 
+    Records under corruptions follow in tables of their own; CSV has them where there are no others.
+
     Args:
         records: from `collect`, whose unreadable files are then named at the end, or any others.
         format: "text", "md", "csv" or "latex".
@@ -140,9 +143,10 @@ def board(
     one_of("column", sort, tuple(_ORDERS))
     found = [sort_rows(section, sort) for section in sections(records)]
     grids = [_grid(section, intervals) for section in found]
-    if format == "csv":
+    apart = list(corruption_text.grids(records))
+    if format == "csv" and (found or not apart):
         return render(_merged(found, grids), format)
-    parts = [render(grid, format, width) for grid in grids]
+    parts = [render(grid, format, width) for grid in [*grids, *apart]]
     if not parts:
         parts.append("No records: robench run --defense mimir --attack autoattack makes one.\n")
     lost = records.unreadable if isinstance(records, Collection) else ()
@@ -158,6 +162,9 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
     tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
     lowest: dict[tuple, Accuracy] = {}
     for record in records:
+        # Corruptions have a table of their own, and never rank beside attacks.
+        if record.corrupted:
+            continue
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
         # What an attacker knew comes first, the whole defense before less: the figures mean different things.
@@ -203,14 +210,14 @@ def _ranked(records: list[Record], notes: list[str], lowest: dict[tuple, Accurac
 
 def _ranks(records: list[Record]) -> dict[int, str]:
     """By the id of the record; those without samples have none."""
-    held = {id(record): own for record in records if (own := _held(record)) is not None}
-    if not held:
+    kept = {id(record): own for record in records if (own := held(record)) is not None}
+    if not kept:
         return {}
-    matrix = np.stack(list(held.values())).astype(np.int64)
+    matrix = np.stack(list(kept.values())).astype(np.int64)
     # only[i, j]: images that i has right and j has not.
     only = matrix @ (1 - matrix).T
     better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
-    return {key: str(1 + int(count)) for key, count in zip(held, better.sum(0), strict=True)}
+    return {key: str(1 + int(count)) for key, count in zip(kept, better.sum(0), strict=True)}
 
 
 @cache
@@ -218,7 +225,7 @@ def _chance(b: int, c: int) -> float:
     return mcnemar(int(b), int(c))
 
 
-def _held(record: Record) -> np.ndarray | None:
+def held(record: Record) -> np.ndarray | None:
     """Which images are still right, bool (n,) in the order of the data set; None where no samples can be read."""
     try:
         rows = read_samples(record.folder) if record.folder else None
