@@ -8,14 +8,14 @@ from pathlib import Path
 from robench.files import write_whole
 from robench.results.wording import plain
 
-# Okabe and Ito's colours, told apart by the colour-blind; the markers tell them apart in grey.
+# Okabe and Ito's colours, told apart by the colour-blind; the markers and dashes tell them apart in grey.
 _STYLES = (
-    ("#000000", "o"),
-    ("#0072B2", "s"),
-    ("#D55E00", "^"),
-    ("#009E73", "D"),
-    ("#CC79A7", "v"),
-    ("#E69F00", "P"),
+    ("#000000", "o", "-"),
+    ("#0072B2", "s", "--"),
+    ("#D55E00", "^", "-."),
+    ("#009E73", "D", ":"),
+    ("#CC79A7", "v", "-"),
+    ("#E69F00", "P", "--"),
 )
 
 
@@ -49,11 +49,15 @@ def draw(curves: Sequence[Curve], axis: str, title: str, path: Path, dpi: int = 
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for i, curve in enumerate(curves):
-        colour, marker = _STYLES[i % len(_STYLES)]
+        colour, marker, dashes = _STYLES[i % len(_STYLES)]
         x, y = [p.x for p in curve.points], [100 * p.y for p in curve.points]
         low, high = ([100 * p.interval[end] for p in curve.points] for end in (0, 1))
-        axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.6, label=plain(curve.name))
+        axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
+        # A band's edges are dashed as its line is: where bands overlap in grey, one still sees whose is whose.
+        for edge in (low, high):
+            axes.plot(x, edge, color=colour, linestyle=dashes, linewidth=0.7, alpha=0.6)
+        line = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
+        axes.plot(x, y, marker=marker, markersize=5, label=plain(curve.name), **line)
     values = sorted({p.x for curve in curves for p in curve.points})
     if values[0] > 0 and values[-1] / values[0] >= 20:
         axes.set_xscale("log")

@@ -13,7 +13,8 @@ import torch
 from robench.engine.store import FolderStore
 from robench.results.record import stable
 
-ARGUMENTS = ["run", "--defense", "pgd-at", "--attack", "apgd(steps=30)+square(queries=60)", "--samples", "48"]
+SPECS = "apgd(steps=30)+square(queries=60)+fmn(steps=10, minimise=True)"
+ARGUMENTS = ["run", "--defense", "pgd-at", "--attack", SPECS, "--samples", "48"]
 ARGUMENTS += ["--threat", "Linf:0.14", "--batch-size", "16", "--json"]
 # Saves after every question, so that there is something to resume however fast the machine is.
 RUN = (
