@@ -79,6 +79,32 @@ def test_so_it_does_for_attacks_that_work_on_some_lanes_alone(threat):
         assert_same(whole, play(torch.tensor([i]), specs=specs, threat=threat), rows=slice(i, i + 1))
 
 
+@pytest.mark.parametrize(
+    ("specs", "threat"),
+    [
+        ("fmn(steps=10, targets=2, minimise=True)+mifgsm(diversity=0.5, translation=1)", "Linf:0.006"),
+        ("ddn(steps=10, minimise=True)+fab(steps=6, targets=2, minimise=True)", "L2:0.1"),
+        ("hopskipjump(queries=60, samples=8, minimise=True)+spsa(steps=2, samples=4)", "L2:0.1"),
+        ("nes(steps=2, samples=6)+hopskipjump(queries=40, samples=8)", "Linf:0.006"),
+    ],
+)
+def test_so_it_does_for_black_boxes_and_least_distances_and_when_resumed(specs, threat):
+    whole = play(specs=specs, threat=threat)
+    for i in (2, 11, 23):
+        assert_same(whole, play(torch.tensor([i]), specs=specs, threat=threat), rows=slice(i, i + 1))
+    other = play(lanes=5, specs=specs, threat=threat)
+    assert torch.equal(whole.robust, other.robust) and torch.equal(whole.forward, other.forward)
+    assert torch.allclose(whole.distance, other.distance, atol=1e-5)
+    store, stops, outcome = MemoryStore(23), 0, None
+    while outcome is None:
+        try:
+            outcome = play(store=store, specs=specs, threat=threat)
+        except KeyboardInterrupt:
+            stops, store.left = stops + 1, 23
+    assert stops >= 1
+    assert_same(whole, outcome)
+
+
 def test_the_order_of_work_does_not_matter(whole):
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
     shuffled = play(order)
