@@ -200,7 +200,9 @@ class _Check:
         still = right.all(1)
         if rows:
             index = torch.tensor(rows)
-            answers = self._answers(apply(self.images.x[index], certificates.delta), index)
+            threat = Threat.parse(self.record.job.threat)
+            x_adv = apply(threat, self.images.x[index], certificates.delta, self.images.ids[index])
+            answers = self._answers(x_adv, index)
             still[index] &= (answers == self.images.y[index, None]).all(1)
         return still.nonzero()[:, 0].tolist()
 

@@ -25,12 +25,11 @@ from robench.errors import ResourceError, UsageError
 from robench.files import claim
 from robench.results import corruption_record
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
-from robench.results.store import make_record, record_folder, write_record
+from robench.results.store import PARTIAL, make_record, record_folder, write_record
 from robench.specs import split
 from robench.threat import Threat, check_images
 
 DEFAULT_PROTOCOL = "digits-linf"
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,11 @@ def run_all(
         assert threat
         if suite.rungs and knowledge:
             raise UsageError(f"{suite.name} says what the attacker knows: leave --knowledge out")
-        for each in [find_suite(rung.attack) for rung in suite.rungs] or [suite]:
-            build_attacks(each.specs(threat.norm), threat)
+        for rung in suite.rungs:
+            for own in map(Threat.parse, rung.threats.values() or (protocol.threat,)):
+                build_attacks(find_suite(rung.attack).specs(own.norm), own)
+        if not suite.rungs:
+            build_attacks(suite.specs(threat.norm), threat)
     images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
     check_images(images.x, images.y, len(images.classes))
     device = choose_device(options.device)
@@ -123,7 +125,7 @@ def run_all(
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
     loaded = [load(name, protocol.dataset, options.checkpoint, device) for name in defenses]
     for each in loaded:
-        _check_fit(each, images)
+        check_fit(each, images)
         for line in each.notes:
             options.note(line)
     for each in loaded:
@@ -133,18 +135,28 @@ def run_all(
                 continue
             assert threat
             if suite.rungs:
-                runs = list(_climb(each, suite, protocol.dataset, device, options.note))
+                side = images.x.shape[-1]
+                runs = list(_climb(each, suite, protocol, side, device, options.note))
             else:
-                runs = [(each, suite, level) for level in knowledge or protocol.knowledge]
-            for subject, attacks, level in runs:
-                yield _run_one(subject, attacks, level, protocol, threat, images, options)
+                runs = [(each, suite, level, protocol) for level in knowledge or protocol.knowledge]
+            for _, _, _, own in runs:
+                # A transformation that does not fit these images says so before the first run.
+                Threat.parse(own.threat).origin(images.x[:1])
+            for subject, attacks, level, own in runs:
+                yield _run_one(subject, attacks, level, own, Threat.parse(own.threat), images, options)
 
 
 def _climb(
-    loaded: Loaded, suite: Suite, dataset: str, device: torch.device, note: Callable[[str], None]
-) -> Iterator[tuple[Loaded, Suite, str]]:
-    """The runs of a ladder: who is attacked, by which suite, with what knowledge."""
-    if loaded.defense.purifier is None:
+    loaded: Loaded,
+    suite: Suite,
+    protocol: Protocol,
+    side: int,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> Iterator[tuple[Loaded, Suite, str, Protocol]]:
+    """The runs of a ladder: who is attacked, by which suite, with what knowledge, in which protocol."""
+    dataset = protocol.dataset
+    if loaded.defense.purifier is None and any(rung.of_purifiers for rung in suite.rungs):
         raise UsageError(
             f"{suite.name} is for purifiers, and {loaded.name} has none: use autoattack, or PURIFIER+{loaded.name}"
         )
@@ -159,7 +171,8 @@ def _climb(
         if rung.suits(loaded.defense.stochastic):
             behind = rung.subject == "classifier"
             subject = load(loaded.classifier, dataset, device=device) if behind else loaded
-            yield subject, find_suite(rung.attack), rung.knowledge
+            own = _with_own_name(replace(protocol, threat=str(rung.threat(side, protocol.threat))), protocol)
+            yield subject, find_suite(rung.attack), rung.knowledge, own
 
 
 def _check_corruptions(suite: Suite, knowledge: list[str] | None) -> bool:
@@ -209,13 +222,18 @@ def choose_protocol(
     )
     if chosen.samples < 1:
         raise UsageError(f"--samples {chosen.samples}: expected at least 1")
+    return _with_own_name(chosen, base)
+
+
+def _with_own_name(chosen: Protocol, base: Protocol) -> Protocol:
+    """`chosen` under the name of `base` where it is of the same images and threat, else under one of its own."""
     same = (chosen.dataset, Threat.parse(chosen.threat), chosen.samples) == (
         base.dataset,
         Threat.parse(base.threat),
         base.samples,
     )
     if same:
-        return chosen
+        return replace(chosen, name=base.name)
     own = f"{chosen.dataset}-{chosen.threat.replace('/', 'over').replace(':', '-')}-n{chosen.samples}"
     return replace(chosen, name=own)
 
@@ -404,7 +422,7 @@ def _answer(folder: Path, job: Job, options: Options) -> Record | None:
     return record if record.key == asked.key else None
 
 
-def _check_fit(loaded: Loaded, images: Images) -> None:
+def check_fit(loaded: Loaded, images: Images) -> None:
     """Refuse a defense made for other images or classes, before anything is computed."""
     defense, side = loaded.defense, images.x.shape[-1]
     if defense.image_size != side:

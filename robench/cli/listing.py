@@ -11,6 +11,7 @@ import robench.attacks
 import robench.data
 import robench.defenses  # noqa: F401  (importing registers what is built in)
 from robench import content, registry
+from robench.cli import costs
 from robench.errors import unknown_name
 
 KINDS = ("defenses", "attacks", "datasets", "protocols")
@@ -47,11 +48,21 @@ def _defenses() -> list[dict[str, str]]:
 
 def _attacks() -> list[dict[str, str]]:
     suites = [
-        {"name": suite.name, "kind": "suite", "description": suite.description}
+        {
+            "name": suite.name,
+            "kind": "suite",
+            "passes": costs.brief(suite.name),
+            "description": suite.description,
+        }
         for suite in content.suites().values()
     ]
     return suites + [
-        {"name": name, "kind": "attack", "description": _first_line(registry.attacks.get(name).__doc__)}
+        {
+            "name": name,
+            "kind": "attack",
+            "passes": costs.brief(name),
+            "description": _first_line(registry.attacks.get(name).__doc__),
+        }
         for name in registry.attacks
     ]
 

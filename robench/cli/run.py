@@ -29,7 +29,7 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 @click.option("--attack", "attacks", multiple=True, callback=names, help="Suite, spec, or specs joined by +.")
 @click.option("--protocol", help="Data set, images, threat and suites by one name.")
 @click.option("--dataset", help="A data set, when no protocol is named.")
-@click.option("--threat", help="Norm and radius, such as Linf:8/255.")
+@click.option("--threat", help="Norm or transformation and radius: Linf:8/255, fog:0.4.")
 @click.option("--samples", type=int, help="How many images, the first of the test split.")
 @click.option(
     "--knowledge",

@@ -21,7 +21,7 @@ _STATE = "state.safetensors"
 _BEGUN = "begun.json"
 
 # Raised whenever what is saved changes: what another layout left behind is not gone on with.
-LAYOUT = 2
+LAYOUT = 3
 
 # Seconds between two saves, at the least; a save may cost one part in twenty of the time it protects.
 _INTERVAL, _SHARE = 2.0, 20

@@ -12,8 +12,10 @@ from torch import Tensor
 from robench import registry, specs
 from robench.attacks._base import Attack, Problem
 from robench.attacks._foreign import Counted, ForeignAttack
+from robench.attacks._through import Through
 from robench.engine import health
-from robench.engine.loop import Battle, Loop, Table, as_recorded
+from robench.engine.battle import Battle, Table, minimises
+from robench.engine.loop import Loop
 from robench.engine.network import DRAWS, Judge, Model, Network, answer, frozen, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
 from robench.engine.watch import Counts
@@ -86,10 +88,17 @@ def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
         builder = registry.attacks.get(spec.name)
         attack = specs.build(spec, builder)
         if threat.norm not in attack.norms:
+            inside = f"{threat}, in {threat.norm} of its parameters," if threat.name else f"{threat}"
             raise UsageError(
-                f"{spec.name} is defined in {', '.join(attack.norms)}: {threat} is not among them"
+                f"{spec.name} is defined in {', '.join(attack.norms)}: {inside} is not among them"
             )
-        built.append((str(specs.canonical(spec, builder)), attack))
+        if threat.name and attack.in_pixels:
+            raise UsageError(
+                f"{spec.name} searches among images, and {threat} among parameters: use pgd or apgd, say"
+            )
+        built.append(
+            (str(specs.canonical(spec, builder)), Through(attack, threat) if threat.name else attack)
+        )
     return built
 
 
@@ -248,7 +257,7 @@ class Run:
             surrogate = self.attacker.surrogate
             counted = Counted(surrogate if surrogate is not None else self.model)
             x, y = self.x[samples].to(self.device), self.y[samples].to(self.device)
-            images = as_recorded(
+            images = self.threat.as_recorded(
                 x, attack.perturb(counted, x, y, self.threat, self.seed, self.lanes).detach()
             )
             ids = self.ids[samples].to(self.device)
@@ -342,7 +351,7 @@ class Run:
 
     def _take(self, index: int, table: Table, samples: list[int], seconds: float) -> None:
         """Add an attack's results to the run's."""
-        forward, backward = table.spent(self.judge.draws)
+        forward, backward = table.spent(self.judge.draws, every=minimises(self.attacks[index][1]))
         self.forward += forward
         self.backward += backward
         won = table.draws > self.draws
@@ -417,9 +426,12 @@ class Run:
 
     def _outcome(self, clean: Tensor) -> Outcome:
         fooled = self.by >= 0
-        x_adv = self.x.clone()
+        points, x_adv = self.threat.origin(self.x).clone(), self.x.clone()
         for i in fooled.nonzero()[:, 0].tolist():
-            x_adv[i] = self.found[i]
+            points[i] = self.found[i]
+        for lanes in fooled.nonzero()[:, 0].split(self.lanes):
+            x, point, ids = (part[lanes].to(self.device) for part in (self.x, points, self.ids))
+            x_adv[lanes] = self.threat.image(x, point, ids).cpu()
         # Right in most draws without an attack, wrong in some, and no attack made it worse.
         noisy = (self.by == _ROBUST) & (self.draws > 0)
         self.by = torch.where(noisy, _NOISE, self.by)
@@ -438,6 +450,7 @@ class Run:
         ]
         return Outcome(
             x_adv=x_adv,
+            points=points if self.threat.name else None,
             robust=self.by == _ROBUST,
             fooled_by=[names[int(code)] for code in self.by],
             clean_prediction=clean,
@@ -446,7 +459,7 @@ class Run:
             clean_draws=self.clean_draws,
             draws=self.draws,
             of_draws=self.judge.draws,
-            distance=self.threat.distance(self.x, x_adv),
+            distance=self.threat.distance(self.x, points),
             steps=self.steps,
             forward=self.forward,
             backward=self.backward,

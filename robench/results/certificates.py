@@ -1,7 +1,8 @@
 """adversarials.safetensors: the perturbations that prove "robust accuracy is at most this".
 
-Anyone can check them by forward passes alone: the verdict holds at clamp(x + delta, 0, 1). Perturbations of whole
-grains (`Threat.grain`) are kept as one or two bytes a pixel, others as float32.
+Anyone can check them by forward passes alone: the verdict holds at clamp(x + delta, 0, 1), or, under a transformation,
+at the image that its parameters `delta` make of x. Perturbations of whole grains (`Threat.grain`) are kept as one or
+two bytes a number, others as float32.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Certificates:
 
     Attributes:
         ids: (M,) int64, in the data set's canonical order.
-        delta: (M, C, H, W) float32.
+        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation.
     """
 
     ids: Tensor
@@ -38,9 +39,9 @@ class Certificates:
         return len(self.ids)
 
 
-def apply(x: Tensor, delta: Tensor) -> Tensor:
-    """The adversarial images, clamp(x + delta, 0, 1)."""
-    return (x + delta).clamp(0, 1)
+def apply(threat: Threat, x: Tensor, delta: Tensor, ids: Tensor) -> Tensor:
+    """The adversarial images of perturbations, (M, C, H, W), for clean images and their ids."""
+    return threat.image(x, threat.moved(x, delta), ids)
 
 
 def is_attacked(fooled_by: str) -> bool:
@@ -52,20 +53,21 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> bytes:
     """The file for an outcome: the same bytes for the same images.
 
     Raises:
-        ValueError: when an adversarial image is not reached by adding its perturbation, bit for bit; the
-            engine owes that, since the verdict was given on the image and the record keeps the perturbation.
+        ValueError: when an adversarial point is not reached by adding its perturbation, bit for bit; the
+            engine owes that, since the verdict was given there and the record keeps the perturbation.
     """
     rows = [i for i, name in enumerate(outcome.fooled_by) if is_attacked(name)]
-    x, x_adv, ids = images.x[rows].cpu(), outcome.x_adv[rows].cpu(), images.ids[rows].cpu()
-    grains = _grains(x, x_adv, threat)
+    points = outcome.x_adv if outcome.points is None else outcome.points
+    x, points, ids = images.x[rows].cpu(), points[rows].cpu(), images.ids[rows].cpu()
+    grains = _grains(x, points, threat)
     step, _ = threat.grain
-    whole = _same(apply(x, grains * step), x_adv)
-    delta = (x_adv - x)[~whole]
-    missed = ~_same(apply(x[~whole], delta), x_adv[~whole])
+    whole = _same(threat.moved(x, grains * step), points)
+    delta = (points - threat.origin(x))[~whole]
+    missed = ~_same(threat.moved(x[~whole], delta), points[~whole])
     if missed.any():
         first = int(ids[~whole][missed][0])
         raise ValueError(
-            f"{int(missed.sum())} adversarial images (sample {first} first) are not clamp(x + delta, 0, 1): "
+            f"{int(missed.sum())} adversarial points (sample {first} first) are not clamp(x + delta, 0, 1): "
             "the engine must judge the image that the perturbation gives"
         )
     tensors = {"delta": delta.contiguous(), "id": ids[~whole].contiguous()}
@@ -76,11 +78,15 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> bytes:
     return save(tensors)
 
 
-def _grains(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
-    """How many grains lie between the images, integers (M, C, H, W); at a clipped pixel enough to reach the edge."""
+def _grains(x: Tensor, points: Tensor, threat: Threat) -> Tensor:
+    """How many grains lie between origins and points, integers (M, ...); where a number is clipped enough to reach
+    the box's edge."""
     step, kind = threat.grain
-    count = (x_adv - x) / step
-    count = torch.where(x_adv <= 0, count.floor(), torch.where(x_adv >= 1, count.ceil(), count.round()))
+    low, high = threat.coordinates.low, threat.coordinates.high
+    count = (points - threat.origin(x)) / step
+    count = torch.where(
+        points <= low, count.floor(), torch.where(points >= high, count.ceil(), count.round())
+    )
     most = torch.iinfo(kind).max
     return count.clamp(-most, most).to(kind)
 

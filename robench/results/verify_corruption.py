@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robench import content
 from robench.corruption.cache import Cache
 from robench.corruption.make import library
 from robench.corruption.suite import cells, corruptions
@@ -28,7 +29,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 def findings(
-    record: Record, model: Model, images: Images, stochastic: bool, device: torch.device | str = "cpu"
+    record: Record, model: Model, images: Images, device: torch.device | str = "cpu"
 ) -> Iterator[Finding]:
     """The checks that are particular to corruptions, those that fail included.
 
@@ -45,6 +46,10 @@ def findings(
         _column(rows, "digest", input_digests(images.x)),
     ]
     yield from aligned
+    suite = content.suites().get(record.job.suite.name)
+    if suite is not None:
+        meant = tuple(map(str, corruptions(suite.attacks)))
+        yield equal("suite.attacks", record.job.suite.attacks, meant, f"what {suite.name} stands for")
     asked = cells(corruptions(record.job.suite.attacks))
     uneven = [i for i, row in enumerate(rows["corrupted"]) if len(row) != len(asked)]
     yield Finding("samples.corrupted", not uneven, f"{len(asked)} predictions a row; {rows_named(uneven)}")
@@ -52,6 +57,7 @@ def findings(
         return
     yield from _arithmetic(record, rows, images)
     if all(finding.held for finding in aligned):
+        stochastic = bool(getattr(model, "stochastic", False))
         yield from _replay(record, rows, model, images, stochastic, torch.device(device))
 
 

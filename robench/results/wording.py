@@ -107,10 +107,11 @@ def suite_label(record: Record) -> str:
     return job.suite.name + knowledge + (f"+seed{job.seed}" if job.seed else "")
 
 
-def location(path: Path | None) -> str:
+def location(path: Path | str | None) -> str:
     """A path for people: relative to the working folder where it lies inside."""
     if path is None:
         return ""
+    path = Path(path)
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (ValueError, OSError):
