@@ -139,6 +139,22 @@ class Suite:
 
 
 @dataclass(frozen=True)
+class End:
+    """A data set of a protocol of transfer, and the classifier that is attacked there behind purifiers of others.
+
+    Attributes:
+        classifier: the defense whose classifier stands behind every purifier.
+        threat, samples: as in Protocol.
+    """
+
+    dataset: str
+    classifier: str
+    threat: str
+    samples: int
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is run on what: data set, images, threat, suites and knowledge levels.
 
@@ -146,16 +162,18 @@ class Protocol:
         threat: norm and radius; "none" where no adversary is at work.
         samples: the first so many images of the split, in canonical order.
         columns: of its board; all of them when there are none.
+        ends: of a protocol of transfer, in place of data set, threat and samples; see `robench.transfer`.
     """
 
     name: str
-    dataset: str
-    threat: str
-    samples: int
+    dataset: str = ""
+    threat: str = ""
+    samples: int = 0
     split: str = "test"
     suites: list[str] = field(default_factory=lambda: ["autoattack"])
     knowledge: list[str] = field(default_factory=lambda: ["full"])
     columns: list[str] = field(default_factory=list)
+    ends: list[Any] = field(default_factory=list)
     description: str = ""
     path: Path = Path()
 
@@ -207,16 +225,26 @@ def read(kind: type[Item], path: Path) -> Item:
         ResourceError: when the file cannot be read.
         UsageError: when it is not TOML, or a field is unknown, missing or of another type.
     """
-    item = make(kind, {"name": path.stem, **read_toml(path)}, path)
+    table = read_toml(path)
+    item = make(kind, {"name": path.stem, **table}, path)
     if isinstance(item, Protocol):
-        if item.threat != NO_THREAT:
-            Threat.parse(item.threat)
-        if item.samples < 1:
-            raise UsageError(f"{path}: samples = {item.samples}: expected at least 1")
+        item = replace(item, ends=_tables(End, "ends", item.ends, path))
+        missing = [key for key in ("dataset", "threat", "samples") if key not in table]
+        if item.ends and len(missing) < 3:
+            raise UsageError(f"{path}: expected either dataset, threat and samples or tables [[ends]]")
+        if missing and not item.ends:
+            raise UsageError(f"{path}: the field {missing[0]} is missing")
+        for each in item.ends or [item]:
+            if each.threat != NO_THREAT:
+                Threat.parse(each.threat)
+            if each.samples < 1:
+                raise UsageError(f"{path}: samples = {each.samples}: expected at least 1")
     elif isinstance(item, Suite):
         if bool(item.attacks) == bool(item.rungs):
             raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")
-        item = replace(item, rungs=[_rung(each, path) for each in item.rungs])
+        item = replace(item, rungs=_tables(Rung, "rungs", item.rungs, path))
+        for each in item.rungs:
+            _check_rung(each, path)
         for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
             specs.parse(spec)
     elif isinstance(item, Card):
@@ -242,8 +270,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
-def _rung(table: Any, path: Path) -> Rung:
-    rung = make(Rung, table, path)
+def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[Made]:
+    """The items of a list of tables `[[key]]`."""
+    for table in tables:
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{path}: {key} holds {table!r}: expected tables [[{key}]]")
+    return [make(kind, table, path) for table in tables]
+
+
+def _check_rung(rung: Rung, path: Path) -> None:
     for key, allowed in _RUNG.items():
         if getattr(rung, key) not in allowed:
             raise UsageError(
@@ -255,7 +290,6 @@ def _rung(table: Any, path: Path) -> Rung:
                 f"{path}: the rung {rung.name} has threats {side} = {threat!r}: expected pixels = a threat"
             )
         Threat.parse(threat)
-    return rung
 
 
 def _check_claim(claim: Mapping[str, Any], path: Path) -> None:

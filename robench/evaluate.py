@@ -14,7 +14,7 @@ from robench.corruption.cache import Cache
 from robench.corruption.make import enlargement, library
 from robench.corruption.suite import NO_THREAT, cells, corruptions
 from robench.data import Images, load_dataset
-from robench.defenses import Loaded, find_card, find_cards, load, load_defense
+from robench.defenses import Defense, Loaded, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
 from robench.engine import corruption as corrupting
 from robench.engine.device import choose_device, choose_lanes, choose_precision
@@ -164,13 +164,13 @@ def _climb(
         level, _, source = rung.knowledge.partition(":")
         if level == "transfer":
             try:
-                find_card(source, dataset)
+                _source(source, loaded.defense, dataset, device)
             except UsageError as error:
                 note(f"{suite.name} leaves the rung {rung.name} out: {error}")
                 continue
         if rung.suits(loaded.defense.stochastic):
-            behind = rung.subject == "classifier"
-            subject = load(loaded.classifier, dataset, device=device) if behind else loaded
+            behind = loaded.card.classifier if loaded.card else loaded.classifier
+            subject = load(behind, dataset, device=device) if rung.subject == "classifier" else loaded
             own = _with_own_name(replace(protocol, threat=str(rung.threat(side, protocol.threat))), protocol)
             yield subject, find_suite(rung.attack), rung.knowledge, own
 
@@ -203,6 +203,10 @@ def choose_protocol(
     if name is not None and dataset is not None:
         raise UsageError("--protocol names its own data set: give --protocol or --dataset, not both")
     base = find_protocol(name or DEFAULT_PROTOCOL)
+    if base.ends:
+        raise UsageError(
+            f"{base.name} is a protocol of transfer, of several data sets: robench run with --from and --to"
+        )
     if suites and all(corruptions(find_suite(suite).attacks) for suite in suites):
         return _without_threat(base, name, dataset, threat, samples)
     if dataset is not None and dataset != base.dataset and threat is None:
@@ -386,7 +390,11 @@ def _run_one(
             options.seed,
             device=device,
             lanes=job.batch_size,
-            attacker=attacker(knowledge, loaded.defense, _transfer(protocol.dataset, device)),
+            attacker=attacker(
+                knowledge,
+                loaded.defense,
+                lambda name: _source(name, loaded.defense, protocol.dataset, device),
+            ),
             stochastic=loaded.defense.stochastic,
             precision=job.precision,
             store=store,
@@ -436,8 +444,15 @@ def check_fit(loaded: Loaded, images: Images) -> None:
         )
 
 
-def _transfer(dataset: str, device):
-    return lambda name: load_defense(name, dataset, device=device)
+def _source(name: str, attacked: Defense, dataset: str, device: torch.device) -> Defense:
+    """The defense that is searched in place of the one attacked, for images of the same size."""
+    found = load_defense(name, dataset, device=device)
+    if found.image_size != attacked.image_size:
+        raise UsageError(
+            f"{name} takes images of {found.image_size} px and the defense attacked {attacked.image_size} px: "
+            "nothing transfers from it"
+        )
+    return found
 
 
 def _names(value: str | Sequence[str]) -> list[str]:

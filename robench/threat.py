@@ -123,20 +123,24 @@ class Threat:
         """How far each point is from the origin in this norm, float64, shape (N,)."""
         return rownorm(point.double() - self.origin(x).double(), self.norm)
 
-    def contains(self, x: Tensor, point: Tensor) -> Tensor:
-        """Which points an attacker may use, bool, shape (N,).
+    @property
+    def reach(self) -> float:
+        """The largest distance that counts as inside.
 
         The tolerance is 1e-6 of a pixel's range in Linf and 1e-5 of the radius in L2 and L1: what
         single-precision arithmetic needs, and far below what an 8-bit image can show.
         """
-        slack = 1e-6 * max(1.0, self.eps) if self.norm == "Linf" else 1e-5 * self.eps
+        return self.eps + (1e-6 * max(1.0, self.eps) if self.norm == "Linf" else 1e-5 * self.eps)
+
+    def contains(self, x: Tensor, point: Tensor) -> Tensor:
+        """Which points an attacker may use, bool, shape (N,): within `reach`, and in the box."""
         flat = point.flatten(1)
         # Most points that are outside are far outside: single precision sees that at half the price.
         near = rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
         inside = near & (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
         rows = inside.nonzero()[:, 0]
         if len(rows):
-            inside[rows] = self.distance(x[rows], point[rows]) <= self.eps + slack
+            inside[rows] = self.distance(x[rows], point[rows]) <= self.reach
         return inside
 
     @property

@@ -4,8 +4,10 @@ import os
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from robench.cli.run import names
+from robench.plain import plain
 
 
 @click.command("corrupt")
@@ -60,6 +62,6 @@ def command(
         seed=seed,
         data_dir=data_dir,
         workers=workers or os.cpu_count() or 1,
-        note=lambda text: errors.print(f"robench: {text}", soft_wrap=True, highlight=False),
+        note=lambda text: errors.print(Text(plain(f"robench: {text}")), soft_wrap=True),
     )
-    Console().print(f"corrupted images: {folder}", soft_wrap=True, highlight=False)
+    Console().print(Text(plain(f"corrupted images: {folder}")), soft_wrap=True)

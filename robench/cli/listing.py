@@ -6,6 +6,7 @@ import sys
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import robench.attacks
 import robench.data
@@ -13,6 +14,7 @@ import robench.defenses  # noqa: F401  (importing registers what is built in)
 from robench import content, registry
 from robench.cli import costs
 from robench.errors import unknown_name
+from robench.plain import plain
 
 KINDS = ("defenses", "attacks", "datasets", "protocols")
 
@@ -78,9 +80,9 @@ def _protocols() -> list[dict[str, str]]:
     return [
         {
             "name": protocol.name,
-            "dataset": protocol.dataset,
-            "threat": protocol.threat,
-            "samples": str(protocol.samples),
+            "dataset": protocol.dataset or "several",
+            "threat": protocol.threat or "each its own",
+            "samples": str(protocol.samples or ""),
             "description": protocol.description,
         }
         for protocol in content.protocols().values()
@@ -95,7 +97,7 @@ def _brought() -> list[dict[str, str]]:
     """The cards whose weights a user brings, with what their authors claim."""
     rows = []
     for card in content.cards().values():
-        if card.origin and not card.checkpoint:
+        if card.origin:
             said = [
                 f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
             ]
@@ -164,6 +166,6 @@ def command(kind: str | None, as_json: bool) -> None:
         for column in rows[0] if rows else ("name",):
             table.add_column(column, no_wrap=column not in WRAPPED)
         for row in rows:
-            table.add_row(*row.values())
-        console.print(table, highlight=False)
+            table.add_row(*(Text(plain(value)) for value in row.values()))
+        console.print(table)
         console.print()

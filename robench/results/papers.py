@@ -19,6 +19,7 @@ from robench.results.board import EMPTY
 from robench.results.grid import Grid, render
 from robench.results.ladder import purifiers
 from robench.results.record import Record
+from robench.results.transfer import transfer
 from robench.results.unforeseen import unforeseen
 from robench.results.wording import interval, percent
 from robench.threat import Threat
@@ -28,6 +29,7 @@ UNKNOWN = "not found"
 SHAPES: dict[str, Callable[[Sequence[Record], str], list[Grid]]] = {
     "purifiers": purifiers,
     "unforeseen": unforeseen,
+    "transfer": transfer,
 }
 
 
@@ -319,7 +321,8 @@ def _words(table: Table, row: Row, attacks: list[str], level: str) -> tuple[str,
     fitting = [
         protocol.name
         for protocol in content.protocols().values()
-        if specs.parse(protocol.dataset).name == table.dataset
+        if not protocol.ends
+        and specs.parse(protocol.dataset).name == table.dataset
         and Threat.parse(protocol.threat) == Threat.parse(table.threat)
     ]
     words += ["--protocol", fitting[0]] if fitting else ["--dataset", table.dataset, "--threat", table.threat]

@@ -174,7 +174,9 @@ class Record:
         """
         content = self.to_dict()
         validate(content)
-        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # A command line may hold bytes that are no UTF-8, as lone surrogates: JSON writes those as escapes.
+        return text.encode(errors="backslashreplace")
 
 
 def read_record(path: Path | str) -> Record:

@@ -24,10 +24,9 @@ from robench.errors import CheckFailed, RobenchError
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import samples as samples_file
+from robench.results import verify_corruption
 from robench.results.certificates import Certificates, is_attacked, read_certificates
-from robench.results.findings import TIE, Finding
-from robench.results.findings import equal as _equal
-from robench.results.findings import rows_named as _rows_named
+from robench.results.findings import TIE, Finding, equal, rows_named
 from robench.results.record import Record, read_record
 from robench.results.samples import input_digests, read_samples
 from robench.results.statistics import Accuracy
@@ -108,17 +107,15 @@ def findings(
     """
     record = read_record(folder)
     place = record.folder or Path(folder)
+    yield from _identity(record, place, images, loaded)
     if record.corrupted:
-        # Imported late: what makes corrupted images is an extra.
-        from robench.results import verify_corruption
-
-        yield from _subject(record, loaded)
-        yield from _inputs(record, images, place)
-        yield from verify_corruption.findings(record, judge, images, device)
+        stochastic = bool(getattr(judge, "stochastic", False))
+        yield from verify_corruption.findings(record, judge, images, stochastic, device)
         return
     rows = read_samples(place).to_pydict()
     evidence = _Evidence(record, rows, read_certificates(place), images, place)
-    yield from _identity(evidence, loaded)
+    yield from _draws(evidence, loaded)
+    yield from _suite(evidence)
     aligned = list(_rows(evidence))
     yield from aligned
     yield from _arithmetic(evidence)
@@ -127,43 +124,34 @@ def findings(
         yield from _replay(evidence, judge, torch.device(device))
 
 
-def _identity(e: _Evidence, loaded: Loaded | None) -> Iterator[Finding]:
-    yield from _subject(e.record, loaded)
+def _identity(record: Record, place: Path, images: Images, loaded: Loaded | None) -> Iterator[Finding]:
+    job = record.job
+    decisive = "sha256 over defense, attacks, dataset, n, threat, knowledge, seed, precision and batch_size"
+    yield equal("key", record.key, job.key, decisive)
+    if loaded is not None:
+        actual = {
+            "family": loaded.family,
+            "card_digest": loaded.card_digest,
+            "checkpoint_sha256": loaded.checkpoint_sha256,
+            "parameters": sum(p.numel() for p in loaded.defense.parameters()),
+            "classifier": loaded.classifier,
+        }
+        for name, value in actual.items():
+            said = getattr(job.defense, name)
+            # A record need not say how many there are, and a checkpoint that was brought has its family from elsewhere.
+            if said is not None and (value or name != "family"):
+                yield equal(f"defense.{name}", said, value, "the defense that was loaded")
+    yield equal("dataset.digest", job.dataset.digest, images.digest, "the images that were loaded")
+    for name, said in record.files.items():
+        actual = hashlib.sha256((place / name).read_bytes()).hexdigest()
+        yield equal(f"files.{name}", said, actual, "the file as it is")
+
+
+def _draws(e: _Evidence, loaded: Loaded | None) -> Iterator[Finding]:
     if loaded is not None:
         randomised = loaded.defense.stochastic
         detail = f"the defense draws {'' if randomised else 'no '}noise"
         yield Finding(drawn.FIELD, randomised == (e.draws > 1), detail)
-    yield from _suite(e)
-    yield from _inputs(e.record, e.images, e.folder)
-
-
-def _subject(record: Record, loaded: Loaded | None) -> Iterator[Finding]:
-    """The key, and the defense."""
-    job = record.job
-    decisive = "sha256 over defense, attacks, dataset, n, threat, knowledge, seed, precision and batch_size"
-    yield _equal("key", record.key, job.key, decisive)
-    if loaded is None:
-        return
-    actual = {
-        "family": loaded.family,
-        "card_digest": loaded.card_digest,
-        "checkpoint_sha256": loaded.checkpoint_sha256,
-        "parameters": sum(p.numel() for p in loaded.defense.parameters()),
-        "classifier": loaded.classifier,
-    }
-    for name, value in actual.items():
-        said = getattr(job.defense, name)
-        # Of a record that does not say how many there are nothing is claimed.
-        if said is not None:
-            yield _equal(f"defense.{name}", said, value, "the defense that was loaded")
-
-
-def _inputs(record: Record, images: Images, folder: Path) -> Iterator[Finding]:
-    """The images and the files."""
-    yield _equal("dataset.digest", record.job.dataset.digest, images.digest, "the images that were loaded")
-    for name, said in record.files.items():
-        actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        yield _equal(f"files.{name}", said, actual, "the file as it is")
 
 
 def _suite(e: _Evidence) -> Iterator[Finding]:
@@ -177,13 +165,13 @@ def _suite(e: _Evidence) -> Iterator[Finding]:
         except RobenchError as error:
             yield Finding("suite.name", False, f"{suite.name} is not for {threat}: {error}")
         else:
-            yield _equal("suite.name", suite.attacks, attacks, f"what {suite.name} stands for")
+            yield equal("suite.name", suite.attacks, attacks, f"what {suite.name} stands for")
 
 
 def _rows(e: _Evidence) -> Iterator[Finding]:
     n = e.record.job.n
-    yield _equal("n", n, len(e.images), "images that were loaded")
-    yield _equal("n", n, len(e.rows["id"]), f"rows of {samples_file.FILE}")
+    yield equal("n", n, len(e.images), "images that were loaded")
+    yield equal("n", n, len(e.rows["id"]), f"rows of {samples_file.FILE}")
     yield _column(e, "id", e.images.ids.tolist())
     yield _column(e, "label", e.images.y.tolist())
     yield _column(e, "digest", input_digests(e.images.x))
@@ -201,42 +189,42 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
     n = len(fooled_by)
     right = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
     turned = [i for i in range(n) if right[i] == (fooled_by[i] == "clean")]
-    detail = f'"clean" stands where the clean prediction is wrong; {_rows_named(turned)}'
+    detail = f'"clean" stands where the clean prediction is wrong; {rows_named(turned)}'
     yield Finding("samples.fooled_by", not turned, detail)
     for name, said, correct in (
         ("clean_accuracy", record.clean_accuracy, sum(right)),
         ("robust_accuracy", record.robust_accuracy, fooled_by.count("")),
     ):
         true = Accuracy.of(correct, n)
-        yield _equal(f"{name}.correct", said.correct, true.correct, "counted from the samples")
-        yield _equal(f"{name}.value", said.value, true.value, "correct / n")
-        yield _equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
+        yield equal(f"{name}.correct", said.correct, true.correct, "counted from the samples")
+        yield equal(f"{name}.value", said.value, true.value, "correct / n")
+        yield equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
     specs = tuple(cost.spec for cost in record.attacks)
-    yield _equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run")
+    yield equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run")
     for direction in ("forward", "backward"):
         total = sum(e.rows[direction])
-        yield _equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
+        yield equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
         total = sum(getattr(cost, direction) for cost in record.attacks)
-        yield _equal(f"attacks.{direction}", total, record.passes[direction], "summed over the attacks")
+        yield equal(f"attacks.{direction}", total, record.passes[direction], "summed over the attacks")
     negative = [i for i in range(n) if min(e.rows[name][i] for name in ("steps", "forward", "backward")) < 0]
-    yield Finding("samples.forward", not negative, f"no counts below 0; {_rows_named(negative)}")
+    yield Finding("samples.forward", not negative, f"no counts below 0; {rows_named(negative)}")
     if e.draws > 1:
         # Its rows go from attack to attack until every draw fails: who was attacked says nothing here.
         found = drawn.figures(e.rows, e.draws)
-        yield _equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
+        yield equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
         return
     for column, fooled in (
         ("clean_draws", [not each for each in right]),
         ("draws", [name != "" for name in fooled_by]),
     ):
         odd = [i for i in range(n) if e.rows[column][i] != fooled[i]]
-        yield Finding(f"samples.{column}", not odd, f"1 where it is wrong, of one draw; {_rows_named(odd)}")
+        yield Finding(f"samples.{column}", not odd, f"1 where it is wrong, of one draw; {rows_named(odd)}")
     hits = Counter(name for name in fooled_by if is_attacked(name))
     claimed = Counter()
     for cost in record.attacks:
         claimed[cost.spec] += cost.attacked - cost.survivors
     for spec in sorted({*hits, *claimed}):
-        yield _equal(f"attacks.{spec}.survivors", claimed[spec], hits[spec], "samples it fooled")
+        yield equal(f"attacks.{spec}.survivors", claimed[spec], hits[spec], "samples it fooled")
     yield from _chain(record, sum(right))
 
 
@@ -246,7 +234,7 @@ def _chain(record: Record, clean: int) -> Iterator[Finding]:
         return
     left = clean
     for cost in record.attacks:
-        yield _equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the one before")
+        yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the one before")
         left = cost.survivors
 
 
@@ -257,13 +245,13 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     x_adv = threat.image(x[attacked], points, e.images.ids[attacked])
     outside = [attacked[i] for i in (~threat.contains(x[attacked], points)).nonzero().flatten().tolist()]
     box = "the parameters' range" if threat.name else "[0, 1]"
-    yield Finding("adversarials.delta", not outside, f"inside {threat} and {box}; {_rows_named(outside)}")
+    yield Finding("adversarials.delta", not outside, f"inside {threat} and {box}; {rows_named(outside)}")
     distance = dict(zip(attacked, threat.distance(x[attacked], points).tolist(), strict=True))
     said = rows["distance"]
     far = [
         i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
     ]
-    yield Finding("samples.distance", not far, f"distance of the perturbed image; {_rows_named(far)}")
+    yield Finding("samples.distance", not far, f"distance of the perturbed image; {rows_named(far)}")
 
     if e.draws > 1:
         yield from _replay_draws(e, judge, x, x_adv, device)
@@ -273,17 +261,17 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     best = clean.topk(2, 1).values
     margins = zip((best[:, 0] - best[:, 1]).tolist(), rows["clean_margin"], strict=True)
     off = [i for i, (now, then) in enumerate(margins) if not abs(now - then) <= _MARGIN * (1 + abs(then))]
-    yield Finding("samples.clean_margin", not off, f"between the two best logits; {_rows_named(off)}")
+    yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
     logits = _logits(judge, x_adv, e.record.job.batch_size, device)
     yield _predictions("samples.prediction", logits, [rows["prediction"][i] for i in attacked], attacked)
     unattacked = [i for i in range(len(x)) if i not in distance]
     kept = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
-    yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {_rows_named(kept)}")
+    yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {rows_named(kept)}")
 
     # A NaN logit fools nobody here: argmax would call it a prediction.
     wrong_margin = _wrong_margin(logits, labels[attacked])
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
-    detail = f"{len(attacked)} certificates must give a wrong answer; {_rows_named(refuted)}"
+    detail = f"{len(attacked)} certificates must give a wrong answer; {rows_named(refuted)}"
     yield Finding("adversarials.delta", not refuted, detail)
 
     wrong = int((wrong_margin > 0).sum()) + int((_wrong_margin(clean, labels) > 0)[unattacked].sum())
@@ -315,7 +303,7 @@ def _replay_draws(
     for name, found in counts.items():
         # Another device rounds logits elsewhere, which may turn a draw on the boundary.
         broken = [i for i, (a, b) in enumerate(zip(e.rows[name], found, strict=True)) if abs(a - b) > 1]
-        detail = f"wrong ones of {e.draws} draws, one more or less for a tie; {_rows_named(broken)}"
+        detail = f"wrong ones of {e.draws} draws, one more or less for a tie; {rows_named(broken)}"
         yield Finding(f"samples.{name}", not broken, detail)
     fails, most = sum(count > 0 for count in counts["draws"]), e.draws * len(x)
     detail = (
@@ -354,11 +342,11 @@ def _predictions(field: str, logits: Tensor, said: list[int], rows: Any) -> Find
     broken = [rows[i] for i in (~held).nonzero().flatten().tolist()]
     ties = 0 if classes is None else int((held & (classes != answer)).sum())
     tied = f", {ties} of them a tie here" if ties else ""
-    return Finding(field, not broken, f"{len(said)} predictions{tied}; {_rows_named(broken)}")
+    return Finding(field, not broken, f"{len(said)} predictions{tied}; {rows_named(broken)}")
 
 
 def _column(e: _Evidence, name: str, actual: list[Any]) -> Finding:
     said = e.rows[name]
     broken = [i for i, (a, b) in enumerate(zip(said, actual, strict=False)) if a != b]
     held = not broken and len(said) == len(actual)
-    return Finding(f"samples.{name}", held, f"of the images that were loaded; {_rows_named(broken)}")
+    return Finding(f"samples.{name}", held, f"of the images that were loaded; {rows_named(broken)}")

@@ -29,7 +29,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 def findings(
-    record: Record, model: Model, images: Images, device: torch.device | str = "cpu"
+    record: Record, model: Model, images: Images, stochastic: bool, device: torch.device | str = "cpu"
 ) -> Iterator[Finding]:
     """The checks that are particular to corruptions, those that fail included.
 
@@ -47,7 +47,7 @@ def findings(
     ]
     yield from aligned
     suite = content.suites().get(record.job.suite.name)
-    if suite is not None:
+    if suite is not None and not suite.rungs:
         meant = tuple(map(str, corruptions(suite.attacks)))
         yield equal("suite.attacks", record.job.suite.attacks, meant, f"what {suite.name} stands for")
     asked = cells(corruptions(record.job.suite.attacks))
@@ -57,7 +57,6 @@ def findings(
         return
     yield from _arithmetic(record, rows, images)
     if all(finding.held for finding in aligned):
-        stochastic = bool(getattr(model, "stochastic", False))
         yield from _replay(record, rows, model, images, stochastic, torch.device(device))
 
 

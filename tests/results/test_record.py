@@ -283,3 +283,8 @@ def test_a_record_of_the_first_release_is_read(run):
     del content["defense"]["classifier"]
     content["files"] = dict.fromkeys(("samples.parquet", "adversarials.safetensors"), "0" * 64)
     assert record.decode(json.dumps(content).encode()).job.defense.classifier == ""
+
+
+def test_a_command_with_bytes_that_are_no_text_is_written_and_read(run):
+    command = b"robench run --results \xff\xfe".decode(errors="surrogateescape")
+    assert read_record(run.write(command=command).folder).command == command

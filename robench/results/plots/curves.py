@@ -51,8 +51,10 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
             label=style.literal(curve.name),
         )
     values = sorted({p.x for curve in curves for p in curve.points})
-    if values[0] > 0 and values[-1] / values[0] >= 20:
-        axes.set_xscale("log")
+    least = next((value for value in values if value > 0), 1.0)
+    if len(values) > 1 and values[0] >= 0 and values[-1] / least >= 20:
+        # Zero has no logarithm: it stands as far before the least value as that is before its e-fold.
+        axes.set_xscale(**({"value": "log"} if values[0] > 0 else {"value": "symlog", "linthresh": least}))
     if len(values) <= 12:
         axes.set_xticks(values, [f"{value:.4g}" for value in values])
         axes.minorticks_off()
