@@ -45,7 +45,7 @@ CHANGES = {
     seed=st.integers(0, 1000),
     marks=st.lists(st.builds(Mark, st.text(min_size=1), st.text()), max_size=3),
     command=st.text(),
-    extra=st.dictionaries(st.sampled_from(["mce", "average"]), st.floats(0, 1)),
+    extra=st.dictionaries(st.sampled_from(["later_field", "average"]), st.floats(0, 1)),
 )
 def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
     run = make_run(tmp_path / str((n, seed)), n=n, draw=seed, health=marks)
