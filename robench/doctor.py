@@ -62,7 +62,7 @@ def examine(results_dir: Path | str, data_dir: Path | str | None = None) -> list
         *(
             _checkpoint(card)
             for card in cards().values()
-            if card.checkpoint or not (card.origin or card.recipe)
+            if not card.origin and (card.checkpoint or not card.recipe)
         ),
         *_disk(Path(results_dir)),
     ]

@@ -84,7 +84,7 @@ def _brought() -> list[dict[str, str]]:
     """The cards whose weights a user brings, with what their authors claim."""
     rows = []
     for card in content.cards().values():
-        if card.origin and not card.checkpoint:
+        if card.origin:
             said = [
                 f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
             ]

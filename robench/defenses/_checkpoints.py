@@ -28,7 +28,8 @@ def fetch(location: str, folder: Path) -> Path:
     """The file of a checkpoint, downloaded at first use when it is far away.
 
     Args:
-        location: a path, relative to `folder` or absolute; `hf://owner/name/file`; or an https URL.
+        location: a path, relative to `folder` (or to the one that ROBENCH_CHECKPOINTS names) or absolute;
+            `hf://owner/name/file`; or an https URL.
 
     Raises:
         UsageError: for a location of another kind.
@@ -37,11 +38,12 @@ def fetch(location: str, folder: Path) -> Path:
     scheme, separator, rest = location.partition("://")
     if not separator:
         path = folder / Path(location).expanduser()
-        if not path.is_file():
+        brought = Path(os.environ.get("ROBENCH_CHECKPOINTS") or folder) / location
+        if not path.is_file() and not brought.is_file():
             raise ResourceError(
                 f"checkpoint {path} is missing: put it there or give another with --checkpoint"
             )
-        return path
+        return path if path.is_file() else brought
     if scheme == "hf":
         owner, _, name_and_file = rest.partition("/")
         name, _, file = name_and_file.partition("/")
@@ -141,7 +143,9 @@ def _averaged(state: Mapping[str, Any], average: Any, path: Path) -> dict[str, A
         if waiting and getattr(tensor, "shape", None) == getattr(waiting[0], "shape", ()):
             found[key] = waiting.pop(0)
     if waiting:
-        raise ResourceError(f"checkpoint {path} has a moving average that does not fit its parameters: get it again")
+        raise ResourceError(
+            f"checkpoint {path} has a moving average that does not fit its parameters: get it again"
+        )
     return found
 
 
