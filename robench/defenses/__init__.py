@@ -265,6 +265,8 @@ def _load_purified(
     purifier, path, digest = _weighted(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)
+        if not registry.purifiers.holder(specs.parse(card.builder).name).startswith("robench."):
+            purifier.eval().try_out(inner.defense.image_size)  # ours keep the range by how they are made
     except ValueError as error:
         raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
     defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
