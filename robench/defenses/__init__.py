@@ -28,7 +28,7 @@ from robench.defenses import (  # noqa: F401 - they register themselves
 )
 from robench.defenses._base import Defense, Purifier, behind
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
-from robench.defenses._choice import Choice, choose
+from robench.defenses._choice import Choice, choose, notes
 from robench.errors import ResourceError, UsageError, unknown_name
 
 __all__ = [
@@ -78,7 +78,7 @@ class Loaded:
 def find_card(name: str, dataset: str | None = None) -> Card | None:
     """The card that `name` means; None when it is a builder's or a loader's spec.
 
-    Of a family's cards for one data set, the one that comes with a checkpoint is meant.
+    Of a family's cards for one data set, the one that comes with its checkpoint is meant.
 
     Args:
         name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
@@ -92,7 +92,7 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
         ResourceError: when the card's file cannot be read.
     """
     found = find_cards(name, dataset)
-    ready = [card for card in found if card.checkpoint] if len(found) > 1 else found
+    ready = [card for card in found if card.checkpoint and not card.origin] if len(found) > 1 else found
     if found and len(ready) != 1:
         what = f"{len(found)} cards for {found[0].dataset}"
         offers = ", ".join(card.name for card in ready or found)
@@ -267,12 +267,17 @@ def _load_purified(
     purifier, path, digest = _weighted(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)
+        if not registry.purifiers.holder(specs.parse(card.builder).name).startswith("robench."):
+            purifier.eval().try_out(inner.defense.image_size)  # ours keep the range by how they are made
     except ValueError as error:
         raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
     defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
     own = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
     both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
-    return Loaded(card.name, defense, card, own, path, both, card.family, inner.notes, classifier=inner.name)
+    said = notes(card, digest, path) if path and card.path.is_file() else ()
+    return Loaded(
+        card.name, defense, card, own, path, both, card.family, (*said, *inner.notes), classifier=inner.name
+    )
 
 
 def load_purifier(
@@ -368,7 +373,8 @@ def _own_file(card: Card) -> Path:
 
 
 def _check_digest(card: Card, what: str, digest: str) -> None:
-    if digest != card.sha256:
+    # Of a file that somebody brings the digest may be unknown.
+    if digest != card.sha256 and (card.sha256 or not card.origin):
         raise ResourceError(
             f"{what} has sha256 {digest}: the card {card.name} says {card.sha256 or 'none'}; get "
             "the file again, or use it as it is with --checkpoint"

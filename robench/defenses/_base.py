@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robench.defenses._features import overheard
 from robench.errors import UsageError
 
+_LOOSE = 1e-3  # for the arithmetic of a purifier that normalises and scales back
 # What modules that normalise call their two constants.
 _MEANS, _STDS = ("mean", "mu"), ("std", "sigma")
 
@@ -47,6 +48,28 @@ class Purifier(nn.Module):
         """
         if self.image_size not in (None, side):
             raise ValueError(f"this purifier takes images of {self.image_size} px, not of {side} px")
+
+    def try_out(self, side: int) -> None:
+        """Refuse what does not give images in [0, 1] for such images, a black and a white one.
+
+        Raises:
+            ValueError: saying what it gives.
+        """
+        x = torch.stack([torch.zeros(3, side, side), torch.ones(3, side, side)])
+        try:
+            with torch.no_grad():
+                got = self(x)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"it does not take images of shape {tuple(x.shape)} ({reason})") from error
+        if got.shape != x.shape:
+            raise ValueError(f"it gives {tuple(got.shape)} for images of shape {tuple(x.shape)}")
+        low, high = float(got.min()), float(got.max())
+        if not (low > -_LOOSE and high < 1 + _LOOSE):
+            raise ValueError(
+                f"it gives pixels from {low:.3g} to {high:.3g}, where [0, 1] is expected: if it was trained for "
+                "another range, let it scale what it takes and what it gives"
+            )
 
 
 class Defense(nn.Module):
