@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench import registry
 from robench.content import Suite, read, suites
+from robench.data._pixels import Stack
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.network import Model
 from robench.engine.outcome import Outcome
@@ -115,6 +116,7 @@ def _labels(y: Any) -> Tensor:
 
 
 def _tensor(value: Any, what: str) -> Tensor:
+    value = value[:] if isinstance(value, Stack) else value
     if isinstance(value, Tensor):
         return value.detach()
     try:

@@ -5,13 +5,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from robench import specs
 from robench.content import Protocol, Suite, find_protocol
 from robench.data import Images, load_dataset
-from robench.defenses import Loaded, find_card, find_cards, load, load_defense
+from robench.defenses import Loaded, counting, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.knowledge import attacker
@@ -19,9 +21,11 @@ from robench.engine.store import FolderStore
 from robench.engine.suite import Progress, Run, build_attacks
 from robench.errors import ResourceError, UsageError
 from robench.files import claim
+from robench.preprocessing import OWN, USUAL
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
 from robench.results.store import make_record, record_folder, write_record
 from robench.specs import split
+from robench.subset import Subset
 from robench.threat import Threat, check_images
 
 DEFAULT_PROTOCOL = "digits-linf"
@@ -104,28 +108,68 @@ def run_all(
             raise UsageError(f"{suite.name} says what the attacker knows: leave --knowledge out")
         for each in [find_suite(rung.attack) for rung in suite.rungs] or [suite]:
             build_attacks(each.specs(threat.norm), threat)
-    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
-    check_images(images.x, images.y, len(images.classes))
+
+    @cache
+    def images_of(dataset: str) -> Images:
+        images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
+        check_images(images.x, images.y, len(images.classes))
+        return images
+
+    if not prepared_by_defense(protocol.dataset):
+        # Images that are missing are found out before weights are fetched.
+        images_of(protocol.dataset)
     device = choose_device(options.device)
     if options.checkpoint and len(defenses) > 1:
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
     loaded = [load(name, protocol.dataset, options.checkpoint, device) for name in defenses]
+    ready = []
     for each in loaded:
+        images = images_of(prepared(protocol.dataset, each))
+        each = counting(each, images.among)
         _check_fit(each, images)
         for line in each.notes:
             options.note(line)
-    for each in loaded:
+        ready.append((each, images))
+    for each, images in ready:
         for suite in chosen:
             if suite.rungs:
-                runs = list(_climb(each, suite, protocol.dataset, device, options.note))
+                runs = list(_climb(each, suite, protocol.dataset, images.among, device, options.note))
             else:
                 runs = [(each, suite, level) for level in knowledge or protocol.knowledge]
             for subject, attacks, level in runs:
                 yield _run_one(subject, attacks, level, protocol, threat, images, options)
 
 
+def prepared_by_defense(dataset: str) -> bool:
+    """Whether a data set is to have the preprocessing of whoever is run on it."""
+    return specs.parse(dataset).arguments.get("preprocessing") == OWN
+
+
+def prepared(dataset: str, loaded: Loaded) -> str:
+    """The data set's name with the defense's own preprocessing, where it asks for that.
+
+    Raises:
+        UsageError: when the defense does not say which that is.
+    """
+    if not prepared_by_defense(dataset):
+        return dataset
+    own = loaded.defense.preprocessing
+    if not own:
+        raise UsageError(
+            f"{loaded.name} does not say how pictures are prepared for it: name the preprocessing of {dataset}, one of "
+            f"{', '.join(USUAL)}, or give its card a line preprocessing = ..."
+        )
+    spec = specs.parse(dataset)
+    return str(specs.Spec(spec.name, {**spec.arguments, "preprocessing": own}))
+
+
 def _climb(
-    loaded: Loaded, suite: Suite, dataset: str, device: torch.device, note: Callable[[str], None]
+    loaded: Loaded,
+    suite: Suite,
+    dataset: str,
+    among: Subset | None,
+    device: torch.device,
+    note: Callable[[str], None],
 ) -> Iterator[tuple[Loaded, Suite, str]]:
     """The runs of a ladder: who is attacked, by which suite, with what knowledge."""
     if loaded.defense.purifier is None:
@@ -142,7 +186,7 @@ def _climb(
                 continue
         if rung.suits(loaded.defense.stochastic):
             behind = rung.subject == "classifier"
-            subject = load(loaded.classifier, dataset, device=device) if behind else loaded
+            subject = load(loaded.classifier, dataset, device=device, among=among) if behind else loaded
             yield subject, find_suite(rung.attack), rung.knowledge
 
 
@@ -232,7 +276,7 @@ def _run_one(
             options.seed,
             device=device,
             lanes=job.batch_size,
-            attacker=attacker(knowledge, loaded.defense, _transfer(protocol.dataset, device)),
+            attacker=attacker(knowledge, loaded.defense, _transfer(protocol.dataset, device, images.among)),
             stochastic=loaded.defense.stochastic,
             precision=job.precision,
             store=store,
@@ -249,6 +293,9 @@ def _run_one(
             finished=datetime.now(UTC),
             seconds=max(sum(cost.seconds for cost in outcome.attacks), time.monotonic() - begun),
             device=device,
+            extra=(
+                {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
+            ),
         )
         record = write_record(folder, made, outcome, images)
         store.drop()
@@ -282,8 +329,8 @@ def _check_fit(loaded: Loaded, images: Images) -> None:
         )
 
 
-def _transfer(dataset: str, device):
-    return lambda name: load_defense(name, dataset, device=device)
+def _transfer(dataset: str, device: torch.device, among: Subset | None):
+    return lambda name: load_defense(name, dataset, device=device, among=among)
 
 
 def _names(value: str | Sequence[str]) -> list[str]:

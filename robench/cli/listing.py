@@ -11,6 +11,7 @@ import robench.attacks
 import robench.data
 import robench.defenses  # noqa: F401  (importing registers what is built in)
 from robench import content, registry
+from robench.data._base import facts_of
 from robench.errors import unknown_name
 
 KINDS = ("defenses", "attacks", "datasets", "protocols")
@@ -58,7 +59,11 @@ def _attacks() -> list[dict[str, str]]:
 
 def _datasets() -> list[dict[str, str]]:
     return [
-        {"name": name, "description": _first_line(registry.datasets.get(name).__doc__)}
+        {
+            "name": name,
+            "description": _first_line(registry.datasets.get(name).__doc__),
+            "layout": facts_of(registry.datasets.get(name)).layout,
+        }
         for name in registry.datasets
     ]
 
@@ -102,7 +107,7 @@ def _brought() -> list[dict[str, str]]:
 TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "protocols": _protocols}
 
 
-WRAPPED = ("description", "claimed clean / robust, %")
+WRAPPED = ("description", "layout", "claimed clean / robust, %")
 RECIPES = "recipes without weights: robench train NAME makes them"
 PURIFIERS = "purifiers, before any defense: robench run --defense maep-digits+pgd-at-digits"
 SCHEMES = "anybody's, by scheme: robench run --defense timm:resnet50"
@@ -151,7 +156,7 @@ def command(kind: str | None, as_json: bool) -> None:
         console.print(name, style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in rows[0] if rows else ("name",):
-            table.add_column(column, no_wrap=column not in WRAPPED)
+            table.add_column(column, no_wrap=column not in WRAPPED, overflow="fold")
         for row in rows:
             table.add_row(*row.values())
         console.print(table, highlight=False)

@@ -1,5 +1,6 @@
 """Names that files do not bring with them: of classes and of corruptions."""
 
+import pkgutil
 from functools import cache
 
 from timm.data.imagenet_info import ImageNetInfo
@@ -47,6 +48,37 @@ VALIDATION = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
+# Kar et al. 2022, "3D Common Corruptions and Data Augmentation"; the twelve that are made for ImageNet.
+COMMON_3D = (
+    "near_focus",
+    "far_focus",
+    "fog_3d",
+    "flash",
+    "color_quant",
+    "low_light",
+    "xy_motion_blur",
+    "z_motion_blur",
+    "iso_noise",
+    "bit_error",
+    "h265_abr",
+    "h265_crf",
+)
+# Mintun et al. 2021, "On Interaction Between Augmentations and Corruptions in Natural Corruption Robustness"; the
+# fifth is spelt as theirs.
+BAR = (
+    "blue_noise_sample",
+    "brownish_noise",
+    "caustic_refraction",
+    "checkerboard_cutout",
+    "cocentric_sine_waves",
+    "inverse_sparkles",
+    "perlin_noise",
+    "plasma_noise",
+    "single_frequency_greyscale",
+    "sparkles",
+)
+
+
 def check_corruption(corruption: str, severity: int, known: tuple[str, ...]) -> None:
     """Refuse a corruption that is not among `known`, and a severity that is not 1 .. 5.
 
@@ -70,3 +102,10 @@ def imagenet_classes() -> tuple[str, ...]:
     """ImageNet's thousand classes in words, in the order of the labels."""
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(k) for k in range(len(synsets())))
+
+
+@cache
+def synsets_of(variant: str) -> tuple[str, ...]:
+    """The two hundred of ImageNet's synsets that ImageNet-A ("a") or ImageNet-R ("r") has, in their order."""
+    listed = pkgutil.get_data("timm", f"data/_info/imagenet_{variant}_synsets.txt") or b""
+    return tuple(listed.decode().split())

@@ -14,12 +14,14 @@ plays on as company.
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Attack, Problem, Rows, State, gather, tensors
+from robench.data._pixels import Stack
+from robench.engine.found import Found
 from robench.engine.groups import Group, fixed_groups
 from robench.engine.network import Judge, Network, pad, wrong
 from robench.engine.watch import Watch
@@ -37,7 +39,7 @@ class Table:
         draws: (n,) in how many of the judge's draws the best candidate fools it.
         rank, steps: (n,) of the row that won; rank is _NEVER where none did.
         forward, backward: (n, ranks) passes of each row.
-        found: the winning image of each sample that has one, (C, H, W).
+        found: the winning image of each sample that has one.
     """
 
     draws: Tensor
@@ -45,14 +47,21 @@ class Table:
     steps: Tensor
     forward: Tensor
     backward: Tensor
-    found: dict[int, Tensor] = field(default_factory=dict)
+    found: Found = field(default_factory=Found)
 
     @classmethod
-    def empty(cls, n: int, ranks: int) -> "Table":
+    def empty(cls, n: int, ranks: int, found: Found | None = None) -> "Table":
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int64)
 
-        return cls(zeros(n), torch.full((n,), _NEVER), zeros(n), zeros(n, ranks), zeros(n, ranks))
+        return cls(
+            zeros(n),
+            torch.full((n,), _NEVER),
+            zeros(n),
+            zeros(n, ranks),
+            zeros(n, ranks),
+            Found() if found is None else found,
+        )
 
     def spent(self, full: int) -> tuple[Tensor, Tensor]:
         """Forward and backward passes a sample, (n,) each, as if its rows had been played in turn."""
@@ -80,7 +89,7 @@ class Battle:
     judge: Judge
     same: bool
     blind: bool
-    x: Tensor
+    x: Tensor | Stack
     y: Tensor
     ids: Tensor
     clean_logits: Tensor
@@ -216,8 +225,10 @@ class Loop:
     @cached_property
     def _run(self) -> Rows:
         """Every image of the run, for attacks that choose among them."""
-        everyone = torch.arange(len(self.battle.x))
-        return _rows_of(self.battle, everyone, torch.zeros_like(everyone))
+        battle, none = self.battle, torch.zeros_like(self.battle.ids)
+        # Images on the disk stay there: they are indexed as a tensor is.
+        x = cast(Tensor, battle.x)
+        return Rows(x, battle.y, battle.clean_logits, battle.ids, none, torch.ones_like(none).bool())
 
     # -- one question ------------------------------------------------------------------------------------
 
