@@ -47,7 +47,8 @@ def parse(name: str) -> Preprocessing:
         return Preprocessing(lambda image: image)
     if name == OWN:
         raise UsageError(
-            f'preprocessing="{OWN}" is for robench run, where a defense says it: name one of {", ".join(USUAL)}'
+            f'preprocessing="{OWN}" is what a defense says of itself, and none is run here: name one of '
+            + ", ".join(USUAL)
         )
     match = _NAME.fullmatch(name) if isinstance(name, str) and name else None
     if match is None:

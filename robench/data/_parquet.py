@@ -72,19 +72,18 @@ class Table:
         with pq.ParquetFile(file, buffer_size=_BUFFER) as table:
             inner = _inner(table.schema_arrow.field(self.image).type, "bytes")
             column = f"{self.image}.{inner}" if inner else self.image
+            end = 0
             for group in range(table.num_row_groups):
-                size = table.metadata.row_group(group).num_rows
-                row = start
-                start += size
-                if places.keys().isdisjoint(range(row, row + size)):
+                first, end = end, end + table.metadata.row_group(group).num_rows
+                if places.keys().isdisjoint(range(start + first, start + end)):
                     continue
-                for batch in table.iter_batches(_BATCH, [group], [column]):
-                    for value in batch.column(0):
-                        if row in places:
-                            content = value.as_py()
-                            content = content["bytes"] if isinstance(content, dict) else content
-                            yield places[row], Blob(f"{file} row {row}", content)
-                        row += 1
+                batches = table.iter_batches(_BATCH, [group], [column])
+                values = (value for batch in batches for value in batch.column(0))
+                for row, value in zip(range(first, end), values, strict=True):
+                    if start + row in places:
+                        content = value.as_py()
+                        content = content["bytes"] if isinstance(content, dict) else content
+                        yield places[start + row], Blob(f"{file} row {row}", content)
 
 
 def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "") -> Table:

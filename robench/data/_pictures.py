@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from robench.data._pixels import Pixels
 from robench.errors import ResourceError, UsageError
@@ -118,7 +118,7 @@ def severity_folder(folder: Path, severity: int, name: str) -> Path:
     if len(by_number) != 5:
         there = ", ".join(sorted(each.name for each in inner)[:6]) or "none"
         raise ResourceError(
-            f"{folder} has not the folder {severity} of {name}: expected 1, 2, 3, 4 and 5, found {there}"
+            f"{folder} has no folder {severity}: {name} has 1, 2, 3, 4 and 5 there, found {there}"
         )
     return by_number[sorted(by_number)[severity - 1]]
 
@@ -197,6 +197,8 @@ def _read(source: Path | Blob, how: Preprocessing) -> np.ndarray | str:
             whole = image.convert("RGB")
     except FileNotFoundError:
         return "missing"
+    except UnidentifiedImageError:
+        return "damaged: no picture"
     # What Pillow raises at damaged files of the formats above.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"damaged: {' '.join(str(error).split())[:120]}"

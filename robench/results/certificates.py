@@ -21,7 +21,7 @@ from robench.threat import Threat
 
 FILE = "adversarials.safetensors"
 # Images in memory at a time while the file is written.
-_PART = 64
+_PART = 16
 _EXACT = {"delta": (torch.float32, 4), "id": (torch.int64, 1)}
 _ROUND = {"grain": (torch.float64, 0), "grains": (None, 4), "grains_id": (torch.int64, 1)}
 
