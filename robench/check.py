@@ -99,6 +99,8 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
     except ValueError as error:
         raise UsageError(f"this check is impossible: {error}") from error
     record = read_record(baseline)
+    if record.corrupted:
+        raise UsageError(f"{baseline} is of a run under corruptions: robench verify re-checks it")
     images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, options.data_dir)
     check_images(images.x, images.y, len(images.classes))
     if images.digest != record.job.dataset.digest:
@@ -199,7 +201,9 @@ class _Check:
         still = right.all(1)
         if rows:
             index = torch.tensor(rows)
-            answers = self._answers(apply(self.images.x[index], certificates.delta), index)
+            threat = Threat.parse(self.record.job.threat)
+            x_adv = apply(threat, self.images.x[index], certificates.delta, self.images.ids[index])
+            answers = self._answers(x_adv, index)
             still[index] &= (answers == self.images.y[index, None]).all(1)
         return still.nonzero()[:, 0].tolist()
 

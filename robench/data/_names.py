@@ -5,7 +5,18 @@ from functools import cache
 
 from timm.data.imagenet_info import ImageNetInfo
 
-from robench.errors import UsageError, unknown_name
+from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
+
+__all__ = [
+    "CIFAR10_CLASSES",
+    "CIFAR100_CLASSES",
+    "COMMON",
+    "SEVERITIES",
+    "VALIDATION",
+    "check_corruption",
+    "imagenet_classes",
+    "synsets",
+]
 
 # fmt: off
 CIFAR10_CLASSES = (
@@ -25,27 +36,6 @@ CIFAR100_CLASSES = (
     "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
 )
 # fmt: on
-
-# ImageNet-C's corruptions in the paper's order: the fifteen of its benchmark, then four for validation.
-COMMON = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-VALIDATION = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-SEVERITIES = (1, 2, 3, 4, 5)
 
 
 # Kar et al. 2022, "3D Common Corruptions and Data Augmentation"; the twelve that are made for ImageNet.
@@ -77,18 +67,6 @@ BAR = (
     "single_frequency_greyscale",
     "sparkles",
 )
-
-
-def check_corruption(corruption: str, severity: int, known: tuple[str, ...]) -> None:
-    """Refuse a corruption that is not among `known`, and a severity that is not 1 .. 5.
-
-    Raises:
-        UsageError: with the nearest names.
-    """
-    if corruption not in known:
-        raise unknown_name("corruption", str(corruption), known)
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise UsageError(f"severity {severity!r}: expected 1, 2, 3, 4 or 5")
 
 
 @cache

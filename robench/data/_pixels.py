@@ -95,13 +95,29 @@ class Pixels(Stack):
         return torch.from_numpy(np.divide(raw, np.float32(255), dtype=np.float32))
 
 
+class Mapped(Stack):
+    """What becomes of images, one by one.
+
+    Args:
+        x: the images.
+        change: images (M, 3, H, W) to what they become, (M, ...).
+    """
+
+    def __init__(self, x: Stack, change: Callable[[Tensor], Tensor]):
+        super().__init__((len(x), *change(x[:1]).shape[1:]))
+        self._x, self._change = x, change
+
+    def _read(self, rows: list[int]) -> Tensor:
+        return self._change(self._x[rows])
+
+
 class Replaced(Stack):
-    """Images of which some are others.
+    """Images, or what became of them, of which some are others.
 
     Args:
         x: the images.
         rows: of those that are replaced.
-        image: row -> the image there now, (3, H, W).
+        image: row -> what is there now.
     """
 
     def __init__(self, x: Stack, rows: list[int], image: Callable[[int], Tensor]):
@@ -109,7 +125,7 @@ class Replaced(Stack):
         self._x, self._rows, self._image = x, frozenset(rows), image
 
     def _read(self, rows: list[int]) -> Tensor:
-        x = self._x[rows]
+        x = self._x[rows].clone()
         for place, row in enumerate(rows):
             if row in self._rows:
                 x[place] = self._image(row)

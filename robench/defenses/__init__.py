@@ -37,6 +37,7 @@ __all__ = [
     "Loaded",
     "Purifier",
     "build_purifier",
+    "checkpoint_of",
     "counting",
     "find_card",
     "find_cards",
@@ -150,7 +151,9 @@ def _purified_cards(purifier: str, defense: str, dataset: str | None) -> list[Ca
             raise UsageError(f"{purifier} is no purifier: only one can stand before {defense}")
     if not cards:
         cards = [Card(purifier, purifier, dataset or DEFAULT_DATASET)]
-    return [replace(card, name=f"{card.name}+{defense}", classifier=defense) for card in cards]
+    # A record is named by cards, not by where somebody keeps them.
+    behind = content.read(Card, Path(defense)).name if defense.endswith(".toml") else defense
+    return [replace(card, name=f"{card.name}+{behind}", classifier=defense) for card in cards]
 
 
 def load(
@@ -218,7 +221,7 @@ def _load(
         found = type(defense).__name__
         raise UsageError(f"{spec.name} gives a {found}: expected a robench.defenses.Defense")
     if not path and card and card.checkpoint:
-        path = fetch(card.checkpoint, card.path.parent)
+        path = _own_file(card)
         digest = sha256_of(path)
         _check_digest(card, f"checkpoint {path}", digest)
         state = read_state(path)
@@ -259,9 +262,10 @@ def load_defense(
 def _load_by_scheme(
     name: str, spec: specs.Spec, card: Card | None, checkpoint: str | Path | None, device: str | torch.device
 ) -> Loaded:
-    location = str(checkpoint or (card.checkpoint if card else ""))
-    folder = card.path.parent if card and not checkpoint else Path()
-    found, canonical = loaders.open_spec(spec, fetch(location, folder) if location else None)
+    path = fetch(str(checkpoint), Path()) if checkpoint else None
+    if card and card.checkpoint and not checkpoint:
+        path = _own_file(card)
+    found, canonical = loaders.open_spec(spec, path)
     digest = sha256_of(found.file) if found.file else loaders.state_digest(found.defense)
     # A card that names no file may still say the digest of the state that the loader finds.
     if card and not checkpoint and (card.checkpoint or card.sha256):
@@ -322,7 +326,7 @@ def _weighted(card: Card, checkpoint: str | Path | None) -> tuple[Purifier, Path
     purifier = build_purifier(specs.parse(card.builder))
     path = None
     if checkpoint or card.checkpoint:
-        path = fetch(str(checkpoint or card.checkpoint), Path() if checkpoint else card.path.parent)
+        path = fetch(str(checkpoint), Path()) if checkpoint else _own_file(card)
         digest = sha256_of(path)
         if not checkpoint:
             _check_digest(card, f"checkpoint {path}", digest)
@@ -356,6 +360,38 @@ def card_digest(card: Card) -> str:
         return _digest(changes)
     plain = card is content.cards().get(card.name) or card == content.read(Card, card.path)
     return _digest(card.path.read_bytes() + (b"" if plain else changes))
+
+
+def checkpoint_of(name: str) -> Path:
+    """The checkpoint file of a card, its digest checked.
+
+    Raises:
+        UsageError: for an unknown name.
+        ResourceError: when the card has no checkpoint, or it is missing or another one than the card says.
+    """
+    card = find_card(name)
+    if card is None or not card.checkpoint:
+        raise ResourceError(f"{name} has no checkpoint to start from: name a card that comes with one")
+    path = _own_file(card)
+    _check_digest(card, f"checkpoint {path}", sha256_of(path))
+    return path
+
+
+def _own_file(card: Card) -> Path:
+    """The checkpoint that a card names.
+
+    Raises:
+        ResourceError: when it is missing, saying where a person gets it.
+    """
+    try:
+        return fetch(card.checkpoint, card.path.parent)
+    except ResourceError as error:
+        if not card.origin:
+            raise
+        raise ResourceError(
+            f"{card.name} comes without its weights: get them from {card.origin} and put them, as {card.checkpoint}, "
+            "into a folder that the variable ROBENCH_CHECKPOINTS names, or give the file with --checkpoint"
+        ) from error
 
 
 def _check_digest(card: Card, what: str, digest: str) -> None:

@@ -12,10 +12,12 @@ from torch import Tensor
 from robench import registry, specs
 from robench.attacks._base import Attack, Problem
 from robench.attacks._foreign import Counted, ForeignAttack
-from robench.data._pixels import Replaced, Stack
+from robench.attacks._through import Through
+from robench.data._pixels import Mapped, Replaced, Stack
 from robench.engine import health
+from robench.engine.battle import Battle, Table, minimises
 from robench.engine.found import Found, Place
-from robench.engine.loop import Battle, Loop, Table, as_recorded
+from robench.engine.loop import Loop
 from robench.engine.network import DRAWS, Judge, Model, Network, answer, frozen, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
 from robench.engine.store import Saved
@@ -92,10 +94,17 @@ def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
         builder = registry.attacks.get(spec.name)
         attack = specs.build(spec, builder)
         if threat.norm not in attack.norms:
+            inside = f"{threat}, in {threat.norm} of its parameters," if threat.name else f"{threat}"
             raise UsageError(
-                f"{spec.name} is defined in {', '.join(attack.norms)}: {threat} is not among them"
+                f"{spec.name} is defined in {', '.join(attack.norms)}: {inside} is not among them"
             )
-        built.append((str(specs.canonical(spec, builder)), attack))
+        if threat.name and attack.in_pixels:
+            raise UsageError(
+                f"{spec.name} searches among images, and {threat} among parameters: use pgd or apgd, say"
+            )
+        built.append(
+            (str(specs.canonical(spec, builder)), Through(attack, threat) if threat.name else attack)
+        )
     return built
 
 
@@ -255,7 +264,7 @@ class Run:
             surrogate = self.attacker.surrogate
             counted = Counted(surrogate if surrogate is not None else self.model)
             x, y = self.x[samples].to(self.device), self.y[samples].to(self.device)
-            images = as_recorded(
+            images = self.threat.as_recorded(
                 x, attack.perturb(counted, x, y, self.threat, self.seed, self.lanes).detach()
             )
             ids = self.ids[samples].to(self.device)
@@ -347,7 +356,7 @@ class Run:
 
     def _take(self, index: int, table: Table, samples: list[int], seconds: float) -> None:
         """Add an attack's results to the run's."""
-        forward, backward = table.spent(self.judge.draws)
+        forward, backward = table.spent(self.judge.draws, every=minimises(self.attacks[index][1]))
         self.forward += forward
         self.backward += backward
         won = table.draws > self.draws
@@ -418,6 +427,11 @@ class Run:
         self.spent = facts["seconds"]
         begun = facts["attack"] + facts["playing"]
         self.found = [Found(saved.found.get(index)) for index in range(begun)]
+        if facts["playing"]:
+            # An attempt that was given up may have left others behind.
+            known = tensors["loop.table.draws"].nonzero()[:, 0].tolist()
+            places = saved.found.get(facts["attack"], {})
+            self.found[-1] = Found({sample: places[sample] for sample in known if sample in places})
         if not facts["playing"] or facts["lanes"] != self.lanes:
             return None
         return {k.removeprefix("loop."): v for k, v in tensors.items() if k.startswith("loop.")}
@@ -425,7 +439,7 @@ class Run:
     # -- the end -----------------------------------------------------------------------------------------
 
     def _outcome(self, clean: Tensor) -> Outcome:
-        x_adv = self._adversarials()
+        points, x_adv = self._adversarials()
         # Right in most draws without an attack, wrong in some, and no attack made it worse.
         noisy = (self.by == _ROBUST) & (self.draws > 0)
         self.by = torch.where(noisy, _NOISE, self.by)
@@ -444,6 +458,7 @@ class Run:
         ]
         return Outcome(
             x_adv=x_adv,
+            points=points if self.threat.name else None,
             robust=self.by == _ROBUST,
             fooled_by=[names[int(code)] for code in self.by],
             clean_prediction=clean,
@@ -452,7 +467,7 @@ class Run:
             clean_draws=self.clean_draws,
             draws=self.draws,
             of_draws=self.judge.draws,
-            distance=self._distances(x_adv),
+            distance=self._distances(points),
             steps=self.steps,
             forward=self.forward,
             backward=self.backward,
@@ -462,22 +477,35 @@ class Run:
             batch_size=self.lanes,
         )
 
-    def _adversarials(self) -> Tensor | Stack:
-        """The images with those that fool in their places; in memory only where the images are."""
+    def _adversarials(self) -> tuple[Tensor | Stack, Tensor | Stack]:
+        """The points that fool, every other sample's being its origin, and their images; in memory only where the
+        images are."""
         by = self.by.tolist()
         rows = [i for i, index in enumerate(by) if index >= 0]
-        if isinstance(self.x, Stack):
-            return Replaced(self.x, rows, lambda i: self.found[by[i]][i])
-        x_adv = self.x.clone()
-        for i in rows:
-            x_adv[i] = self.found[by[i]][i]
-        return x_adv
 
-    def _distances(self, x_adv: Tensor | Stack) -> Tensor:
+        def point(i: int) -> Tensor:
+            return self.found[by[i]][i]
+
+        def images(lanes: list[int], points: Tensor) -> Tensor:
+            x, ids = self.x[lanes].to(self.device), self.ids[lanes].to(self.device)
+            return self.threat.image(x, points.to(self.device), ids).cpu()
+
+        if isinstance(self.x, Stack):
+            points = Replaced(Mapped(self.x, self.threat.origin), rows, point)
+            return points, Replaced(self.x, rows, lambda i: images([i], point(i)[None])[0])
+        points, x_adv = self.threat.origin(self.x).clone(), self.x.clone()
+        for i in rows:
+            points[i] = point(i)
+        for start in range(0, len(rows), self.lanes):
+            lanes = rows[start : start + self.lanes]
+            x_adv[lanes] = images(lanes, points[lanes])
+        return points, x_adv
+
+    def _distances(self, points: Tensor | Stack) -> Tensor:
         # All at once where they are in memory: a part of a single row is summed in another order.
         size = self.lanes if isinstance(self.x, Stack) else len(self.x)
-        pairs = zip(self.x.split(size), x_adv.split(size), strict=True)
-        return torch.cat([self.threat.distance(x, adv) for x, adv in pairs])
+        pairs = zip(self.x.split(size), points.split(size), strict=True)
+        return torch.cat([self.threat.distance(x, point) for x, point in pairs])
 
 
 def _share(total: int, i: int, n: int) -> int:
