@@ -50,6 +50,7 @@ class Card:
         origin: where a person gets the checkpoint, when no program can fetch it.
         pretrained: where a person gets the pre-trained encoder of the same network and data set.
         threat: what it was trained against; empty for undefended.
+        preprocessing: of pictures before it, by a name of `robench.preprocessing`; empty where nothing is said.
         paper, license, description: for readers.
         claims: numbers others published for it: `clean` and `robust` accuracy in percent, `threat`, `attack`,
             `source`, and `note` where one is needed.
@@ -67,6 +68,7 @@ class Card:
     origin: str = ""
     pretrained: str = ""
     threat: str = ""
+    preprocessing: str = ""
     paper: str = ""
     license: str = ""
     description: str = ""

@@ -92,7 +92,7 @@ def _saved(root: Path):
 
 def test_what_another_layout_left_behind_is_not_gone_on_with(tmp_path, monkeypatch):
     store = FolderStore(tmp_path / "a", "key")
-    store.save({"x": torch.ones(1)}, {"seconds": 0.0}, {})
+    store.save({"x": torch.ones(1)}, {"seconds": 0.0}, 0, {})
     assert FolderStore(tmp_path / "a", "key").resumes
     monkeypatch.setattr("robench.engine.store.LAYOUT", 0)
     assert not FolderStore(tmp_path / "a", "key").resumes

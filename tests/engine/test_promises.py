@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robench.direct import find_suite
+from robench.engine.store import Saved
 from robench.engine.suite import Run, build_attacks
 from robench.threat import Threat
 from tests.conftest import images, small_net
@@ -124,18 +125,30 @@ class MemoryStore:
     def __init__(self, stop_at):
         self.saved, self.found, self.left = None, {}, stop_at
 
-    def due(self):
+    def due(self, held=0):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
         return False
 
-    def save(self, tensors, facts, found):
-        self.found |= {f"found.{i}": image for i, image in found.items()}
+    def save(self, tensors, facts, attack, found):
+        places = {i: InMemory(image) for i, image in found.items()}
+        self.found.setdefault(attack, {}).update(places)
         self.saved = {k: v.clone() for k, v in tensors.items()}, facts
+        return places
 
     def load(self):
-        return None if self.saved is None else (self.saved[0] | self.found, self.saved[1])
+        return None if self.saved is None else Saved(*self.saved, self.found)
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """Where `MemoryStore` keeps an image."""
+
+    image: torch.Tensor
+
+    def read(self):
+        return self.image
 
 
 @pytest.mark.parametrize("stride", [5, 17])
@@ -157,7 +170,7 @@ def test_an_interrupt_between_an_answer_and_its_verdict_loses_no_verdict(whole, 
     from robench.engine.loop import Loop
 
     store, real, left = MemoryStore(-1), Loop._verdict, [2]
-    store.due = lambda: True
+    store.due = lambda held: True
 
     def interrupted(self, *arguments):
         draws = real(self, *arguments)
