@@ -29,9 +29,9 @@ def headline(record: Record) -> list[str]:
         ", ".join(means),
     ]
     if "mce" in extra:
-        lines.append(
-            f"mCE {_share(extra['mce'])} %, relative {_share(extra['relative_mce'])} %, {divided(record)}"
-        )
+        by = extra["mce"]["normaliser"]
+        whose = "plain errors" if by == PLAIN else f"over the errors of {by}"
+        lines.append(f"mCE {_share(extra['mce'])} %, relative {_share(extra['relative_mce'])} %, {whose}")
     return lines
 
 

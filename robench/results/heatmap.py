@@ -84,9 +84,9 @@ def draw(found: Map, dpi: int = 150) -> bytes:
     axes.axis("off")
     # From dark to light in one hue after another: it reads in grey as in colour, and to the colour-blind.
     colours = colormaps["cividis"]
-    axes.text(0.2, 0.32, _literal(found.title), fontsize=13, weight="bold", color=_INK, va="center")
+    axes.text(0.2, 0.32, _literal(_cut(found.title, 46)), fontsize=13, weight="bold", color=_INK, va="center")
     for i, line in enumerate(found.facts):
-        axes.text(0.2, 0.58 + 0.2 * i, _literal(line), fontsize=8.5, color=_QUIET, va="center")
+        axes.text(0.2, 0.58 + 0.2 * i, _literal(_cut(line, 98)), fontsize=8.5, color=_QUIET, va="center")
 
     def left(column: int) -> float:
         # The last column is no severity: it stands a little apart.
@@ -130,6 +130,10 @@ def _dark(colour: tuple[float, ...]) -> bool:
     """Whether white reads better on it than ink: by its luminance (WCAG 2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.21
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _literal(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robench import content
 from robench.corruption.cache import Cache
 from robench.corruption.make import library
 from robench.corruption.suite import cells, corruptions
@@ -45,6 +46,10 @@ def findings(
         _column(rows, "digest", input_digests(images.x)),
     ]
     yield from aligned
+    suite = content.suites().get(record.job.suite.name)
+    if suite is not None and not suite.rungs:
+        meant = tuple(map(str, corruptions(suite.attacks)))
+        yield equal("suite.attacks", record.job.suite.attacks, meant, f"what {suite.name} stands for")
     asked = cells(corruptions(record.job.suite.attacks))
     uneven = [i for i, row in enumerate(rows["corrupted"]) if len(row) != len(asked)]
     yield Finding("samples.corrupted", not uneven, f"{len(asked)} predictions a row; {rows_named(uneven)}")
