@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from robench import specs
+from robench.corruption.suite import NO_THREAT
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.threat import Threat
 
@@ -43,11 +44,13 @@ class Card:
         dataset: the data set it was trained for.
         classifier: where the builder is a purifier's, the defense whose classifier stands behind it.
         family: the name that picks this card by data set ("mimir"); empty for none.
-        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none.
+        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none. Of a
+            file that a person brings (`origin`) the path in the folder that ROBENCH_CHECKPOINTS names.
         sha256: of the checkpoint file; empty: unknown.
         origin: where a person gets the checkpoint, when no program can fetch it.
         pretrained: where a person gets the pre-trained encoder of the same network and data set.
         threat: what it was trained against; empty for undefended.
+        preprocessing: of pictures before it, by a name of `robench.preprocessing`; empty where nothing is said.
         paper, license, description: for readers.
         claims: numbers others published for it: `clean` and `robust` accuracy in percent, `threat`, `attack`,
             `source`, and `note` where one is needed.
@@ -65,6 +68,7 @@ class Card:
     origin: str = ""
     pretrained: str = ""
     threat: str = ""
+    preprocessing: str = ""
     paper: str = ""
     license: str = ""
     description: str = ""
@@ -83,6 +87,7 @@ class Rung:
         knowledge: the attacker's.
         subject: "defense", or "classifier" for the classifier without its purifier.
         stochastic: run it on "all" defenses, or only on "randomised" or "deterministic" ones.
+        threats: its own in place of the protocol's, by the side of the images in pixels, {"32": "fog:0.4"}.
     """
 
     name: str
@@ -90,7 +95,23 @@ class Rung:
     knowledge: str = "full"
     subject: str = "defense"
     stochastic: str = "all"
+    threats: dict[str, str] = field(default_factory=dict)
     path: Path = Path()
+
+    def threat(self, side: int, otherwise: str) -> Threat:
+        """What the attacker may do to images of `side` pixels: as listed for the largest side that is not larger, or
+        for the smallest one; `otherwise` where it lists none."""
+        if not self.threats:
+            return Threat.parse(otherwise)
+        sides = sorted(map(int, self.threats))
+        return Threat.parse(
+            self.threats[str(max([each for each in sides if each <= side], default=sides[0]))]
+        )
+
+    @property
+    def of_purifiers(self) -> bool:
+        """Whether it says nothing of a defense without a purifier."""
+        return self.subject == "classifier" or self.knowledge in ("bpda", "oblivious")
 
     def suits(self, stochastic: bool) -> bool:
         """Whether it is run on a defense that is randomised, or not."""
@@ -121,22 +142,41 @@ class Suite:
 
 
 @dataclass(frozen=True)
+class End:
+    """A data set of a protocol of transfer, and the classifier that is attacked there behind purifiers of others.
+
+    Attributes:
+        classifier: the defense whose classifier stands behind every purifier.
+        threat, samples: as in Protocol.
+    """
+
+    dataset: str
+    classifier: str
+    threat: str
+    samples: int
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is run on what: data set, images, threat, suites and knowledge levels.
 
     Attributes:
+        threat: norm and radius; "none" where no adversary is at work.
         samples: the first so many images of the split, in canonical order.
         columns: of its board; all of them when there are none.
+        ends: of a protocol of transfer, in place of data set, threat and samples; see `robench.transfer`.
     """
 
     name: str
-    dataset: str
-    threat: str
-    samples: int
+    dataset: str = ""
+    threat: str = ""
+    samples: int = 0
     split: str = "test"
     suites: list[str] = field(default_factory=lambda: ["autoattack"])
     knowledge: list[str] = field(default_factory=lambda: ["full"])
     columns: list[str] = field(default_factory=list)
+    ends: list[Any] = field(default_factory=list)
     description: str = ""
     path: Path = Path()
 
@@ -188,15 +228,26 @@ def read(kind: type[Item], path: Path) -> Item:
         ResourceError: when the file cannot be read.
         UsageError: when it is not TOML, or a field is unknown, missing or of another type.
     """
-    item = make(kind, {"name": path.stem, **read_toml(path)}, path)
+    table = read_toml(path)
+    item = make(kind, {"name": path.stem, **table}, path)
     if isinstance(item, Protocol):
-        Threat.parse(item.threat)
-        if item.samples < 1:
-            raise UsageError(f"{path}: samples = {item.samples}: expected at least 1")
+        item = replace(item, ends=_tables(End, "ends", item.ends, path))
+        missing = [key for key in ("dataset", "threat", "samples") if key not in table]
+        if item.ends and len(missing) < 3:
+            raise UsageError(f"{path}: expected either dataset, threat and samples or tables [[ends]]")
+        if missing and not item.ends:
+            raise UsageError(f"{path}: the field {missing[0]} is missing")
+        for each in item.ends or [item]:
+            if each.threat != NO_THREAT:
+                Threat.parse(each.threat)
+            if each.samples < 1:
+                raise UsageError(f"{path}: samples = {each.samples}: expected at least 1")
     elif isinstance(item, Suite):
         if bool(item.attacks) == bool(item.rungs):
             raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")
-        item = replace(item, rungs=[_rung(each, path) for each in item.rungs])
+        item = replace(item, rungs=_tables(Rung, "rungs", item.rungs, path))
+        for each in item.rungs:
+            _check_rung(each, path)
         for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
             specs.parse(spec)
     elif isinstance(item, Card):
@@ -222,14 +273,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
-def _rung(table: Any, path: Path) -> Rung:
-    rung = make(Rung, table, path)
+def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[Made]:
+    """The items of a list of tables `[[key]]`."""
+    for table in tables:
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{path}: {key} holds {table!r}: expected tables [[{key}]]")
+    return [make(kind, table, path) for table in tables]
+
+
+def _check_rung(rung: Rung, path: Path) -> None:
     for key, allowed in _RUNG.items():
         if getattr(rung, key) not in allowed:
             raise UsageError(
                 f"{path}: the rung {rung.name} has {key} = {getattr(rung, key)!r}: expected {' or '.join(allowed)}"
             )
-    return rung
+    for side, threat in rung.threats.items():
+        if not side.isdecimal() or not isinstance(threat, str):
+            raise UsageError(
+                f"{path}: the rung {rung.name} has threats {side} = {threat!r}: expected pixels = a threat"
+            )
+        Threat.parse(threat)
 
 
 def _check_claim(claim: Mapping[str, Any], path: Path) -> None:

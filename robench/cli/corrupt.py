@@ -39,7 +39,7 @@ def command(
     data_dir: str | None,
     workers: int | None,
 ) -> None:
-    """Write the corruptions of ImageNet-C, of any data set of 32 px or more.
+    """Write the corruptions of ImageNet-C, of any data set.
 
     ImageNet's images go into folders as ImageNet-C has them, all others into .npy files as CIFAR-10-C has
     them. An interrupted run goes on where it was when the command is repeated.
@@ -49,7 +49,7 @@ def command(
     robench corrupt --dataset imagenet --output ImageNet-C --corruption fog,frost --severity 3
     """
     from robench.corrupt import GROUPS, write_corrupted
-    from robench.data.corruptions import SEVERITIES
+    from robench.corruption.names import SEVERITIES
 
     errors = Console(stderr=True)
     chosen = [name for given in corruptions or ["common"] for name in GROUPS.get(given, (given,))]

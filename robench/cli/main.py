@@ -14,6 +14,7 @@ INTERRUPTED = 130
 # name -> "module:command", imported when asked for: --help must not wait for torch.
 COMMANDS = {
     "run": ("robench.cli.run", "Attack defenses and write records."),
+    "diagnose": ("robench.cli.diagnose", "Look for signs that an evaluation fails."),
     "list": ("robench.cli.listing", "List defenses, attacks, datasets or protocols."),
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),
     "train": ("robench.cli.train", "Train a card's checkpoint by its recipe."),
@@ -24,6 +25,7 @@ COMMANDS = {
     "table": ("robench.cli.table", "Print a paper's own table from records."),
     "plot": ("robench.cli.plot", "Draw pictures from records."),
     "results": ("robench.cli.results", "Merge, export and prune records."),
+    "cache": ("robench.cli.cache", "Show or clear the corrupted images that are kept."),
     "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),
 }
 

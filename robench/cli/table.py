@@ -11,13 +11,14 @@ from robench.results.grid import FORMATS
 @click.command("table")
 @click.argument("paper")
 @click.argument("results", nargs=-1)
-@click.option("--suite", help="Of purifiers: the ladder whose rungs are the columns.  [default: purifier]")
+@click.option("--suite", help="The ladder whose records a table holds, where it is one.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) -> None:
     """Print the tables of PAPER with our figures from the records in the RESULTS folders (default: results).
 
     mimir, maep and de3 are printed in their own shape, the published figures beside ours with the source of each.
     purifiers: each purifier undefended, oblivious, under BPDA and under exact gradients, with and without EOT.
+    unforeseen: what attacks of other kinds leave of each defense, and their mean.
     A TOML file of one's own, like those in papers/, will do too. Cells without a record say which command fills them.
 
     \b
@@ -28,7 +29,4 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     from robench.results.board import collect
     from robench.results.papers import find_paper, text
 
-    made = text(find_paper(paper), collect(results or (str(default_results()),)), form, suite)
-    sys.stdout.write(
-        made or "No records of purifiers: robench run --defense maep-digits --attack purifier makes them.\n"
-    )
+    sys.stdout.write(text(find_paper(paper), collect(results or (str(default_results()),)), form, suite))

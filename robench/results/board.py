@@ -16,7 +16,9 @@ import numpy as np
 
 from robench import content, specs
 from robench.errors import ResourceError
+from robench.results import corruption_text
 from robench.results import record as record_file
+from robench.results.doubts import DIAGNOSIS, with_doubts
 from robench.results.grid import FORMATS, WIDTH, Grid, render
 from robench.results.record import Record, read_record
 from robench.results.robustbench import Claim, with_claims
@@ -24,7 +26,7 @@ from robench.results.samples import read_samples
 from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
 from robench.results.store import SUPERSEDED
 from robench.results.wording import by_draws, interval, markdown, one_of, percent, plain
-from robench.threat import Threat
+from robench.threat import Threat, same_threat
 
 COLUMNS = (
     "rank", "defense", "clean %", "robust %", "claimed %", "best known %", "suite", "knowledge", "n", "marks"
@@ -92,14 +94,17 @@ class Section:
 
 
 def collect(results: Iterable[Path | str]) -> Collection:
-    """Every record under the folders, in the order of their paths; superseded and partial ones are left out.
+    """Every record under the folders, in the order of their paths, with the doubts that others cast on it.
+
+    Superseded and partial records are left out, and the runs that a diagnosis made for itself.
 
     Raises:
         ResourceError: when a folder is not there.
     """
     found: dict[Path, Record] = {}
     unreadable = []
-    for root in map(Path, results):
+    roots = [Path(root) for root in results]
+    for root in roots:
         if not root.exists():
             raise ResourceError(
                 f"{root}: no such folder: robench run writes records there, --results elsewhere"
@@ -107,13 +112,15 @@ def collect(results: Iterable[Path | str]) -> Collection:
         files = [root] if root.is_file() else sorted(root.rglob(record_file.FILE))
         for file in files:
             inside = file.relative_to(root).parts[:-1]
-            if SUPERSEDED in inside or any(part.endswith(".partial") for part in inside):
+            apart = any(part.partition("@")[0] == DIAGNOSIS for part in inside)
+            if SUPERSEDED in inside or apart or any(part.endswith(".partial") for part in inside):
                 continue
             try:
                 found.setdefault(file.resolve(), read_record(file))
             except ResourceError as error:
                 unreadable.append(str(error))
-    return Collection(tuple(found.values()), tuple(unreadable))
+    doubted, damaged = with_doubts(tuple(found.values()), roots)
+    return Collection(doubted, (*unreadable, *damaged))
 
 
 def board(
@@ -125,6 +132,8 @@ def board(
     claims: Sequence[Claim] = (),
 ) -> str:
     """A table for each protocol, ending in a newline; CSV is one table for all.
+
+    Records under corruptions follow in tables of their own; CSV has them where there are no others.
 
     Args:
         records: from `collect`, whose unreadable files are then named at the end, or any others.
@@ -141,7 +150,8 @@ def board(
     one_of("column", sort, tuple(_ORDERS))
     found = [sort_rows(section, sort) for section in sections(records)]
     grids = [_grid(section, intervals) for section in found]
-    if format == "csv":
+    apart = list(corruption_text.grids(records))
+    if format == "csv" and (found or not apart):
         return render(_merged(found, grids), format)
     if claims:
         placed = {
@@ -150,7 +160,7 @@ def board(
         grids = with_claims(
             placed, claims, ("rank", "defense", "clean %", "claimed %", "best known %", "marks")
         )
-    parts = [render(grid, format, width) for grid in grids]
+    parts = [render(grid, format, width) for grid in [*grids, *apart]]
     if not parts:
         parts.append("No records: robench run --defense mimir --attack autoattack makes one.\n")
     lost = records.unreadable if isinstance(records, Collection) else ()
@@ -166,6 +176,9 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
     tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
     lowest: dict[tuple, Accuracy] = {}
     for record in records:
+        # Corruptions have a table of their own, and never rank beside attacks.
+        if record.corrupted:
+            continue
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
         # What an attacker knew comes first, the whole defense before less: the figures mean different things.
@@ -190,7 +203,7 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
 def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
     """What the protocol wants of each defense and no record has."""
     known = content.protocols().get(protocol)
-    if known is None or Threat.parse(known.threat) != Threat.parse(threat):
+    if known is None or not same_threat(known.threat, threat):
         return
     have = {(r.job.defense.name, r.job.suite.name, r.job.knowledge) for r in records}
     for name in sorted({record.job.defense.name for record in records}):
@@ -231,14 +244,14 @@ def _ranked(records: list[Record], notes: list[str], lowest: dict[tuple, Accurac
 
 def _ranks(records: list[Record]) -> dict[int, str]:
     """By the id of the record; those without samples have none."""
-    held = {id(record): own for record in records if (own := _held(record)) is not None}
-    if not held:
+    kept = {id(record): own for record in records if (own := held(record)) is not None}
+    if not kept:
         return {}
-    matrix = np.stack(list(held.values())).astype(np.int64)
+    matrix = np.stack(list(kept.values())).astype(np.int64)
     # only[i, j]: images that i has right and j has not.
     only = matrix @ (1 - matrix).T
     better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
-    return {key: str(1 + int(count)) for key, count in zip(held, better.sum(0), strict=True)}
+    return {key: str(1 + int(count)) for key, count in zip(kept, better.sum(0), strict=True)}
 
 
 @cache
@@ -246,7 +259,7 @@ def _chance(b: int, c: int) -> float:
     return mcnemar(int(b), int(c))
 
 
-def _held(record: Record) -> np.ndarray | None:
+def held(record: Record) -> np.ndarray | None:
     """Which images are still right, bool (n,) in the order of the data set; None where no samples can be read."""
     try:
         rows = read_samples(record.folder) if record.folder else None

@@ -4,7 +4,7 @@ A figure that a card claims is taken from the card; what nobody found stays "not
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,10 +19,18 @@ from robench.results.board import EMPTY
 from robench.results.grid import Grid, render
 from robench.results.ladder import purifiers
 from robench.results.record import Record
+from robench.results.transfer import transfer
+from robench.results.unforeseen import unforeseen
 from robench.results.wording import interval, percent
-from robench.threat import Threat
+from robench.threat import Threat, same_threat
 
 UNKNOWN = "not found"
+# Tables made from the records of a ladder: (records, the ladder's name) -> tables.
+SHAPES: dict[str, Callable[[Sequence[Record], str], list[Grid]]] = {
+    "purifiers": purifiers,
+    "unforeseen": unforeseen,
+    "transfer": transfer,
+}
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's tables, or the ladder of attacks whose records make one."""
+    """A paper's tables, or the ladder of attacks whose records make some.
+
+    Attributes:
+        ladder: a suite with rungs; shape: what its tables look like, of SHAPES; example: a defense it is made for.
+    """
 
     name: str
     title: str
     tables: list[Any] = field(default_factory=list)
     ladder: str = ""
+    shape: str = ""
+    example: str = ""
     notes: list[str] = field(default_factory=list)
     path: Path = Path()
 
@@ -107,6 +121,8 @@ def read(path: Path) -> Paper:
     paper = make(Paper, {"name": path.stem, **read_toml(path)}, path)
     if bool(paper.tables) == bool(paper.ladder):
         raise UsageError(f"{path}: expected either tables [[tables]] or a ladder")
+    if paper.ladder and paper.shape not in SHAPES:
+        raise UsageError(f"{path}: shape = {paper.shape!r}: expected one of {', '.join(SHAPES)}")
     return replace(paper, tables=[_table(table, path) for table in paper.tables])
 
 
@@ -151,7 +167,7 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
     if ladder and not paper.ladder:
         raise UsageError(f"{paper.name} has tables of its own: leave --suite out")
     if paper.ladder:
-        return purifiers(records, ladder or paper.ladder)
+        return SHAPES[paper.shape](records, ladder or paper.ladder)
     made = [_grid(table, records) for table in paper.tables]
     return [*made[:-1], replace(made[-1], notes=(*made[-1].notes, *paper.notes, f"paper: {paper.title}"))]
 
@@ -159,6 +175,9 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
 def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: str | None = None) -> str:
     """The tables in a format of `robench.results.grid`; those of unlike columns are one CSV, a line a cell."""
     found = grids(paper, records, ladder)
+    if not found:
+        command = f"robench run --defense {paper.example} --attack {ladder or paper.ladder}"
+        return f"No records for this table: {command} makes them.\n"
     if format == "csv" and paper.tables:
         cells = tuple(
             (grid.title, row[0], column, cell)
@@ -201,7 +220,7 @@ def _claims(table: Table, row: Row) -> Iterator[dict[str, Any]]:
     """What the card of a row claims at the table's threat."""
     card = content.cards().get(row.defense)
     if card and not row.ours and card.dataset == table.dataset:
-        yield from (c for c in card.claims if Threat.parse(c["threat"]) == Threat.parse(table.threat))
+        yield from (c for c in card.claims if same_threat(c["threat"], table.threat))
 
 
 def _published(table: Table, row: Row, column: Column) -> str:
@@ -226,7 +245,7 @@ def _measured(table: Table, row: Row, column: Column, records: Sequence[Record])
         for record in records
         if row.defense
         and record.job.defense.name == row.defense
-        and Threat.parse(record.job.threat) == threat
+        and same_threat(record.job.threat, table.threat)
         and specs.parse(record.job.dataset.name).name == table.dataset
         and (wanted is None or (record.job.suite.attacks, record.job.knowledge) == (wanted, column.knowledge))
     ]
@@ -302,8 +321,9 @@ def _words(table: Table, row: Row, attacks: list[str], level: str) -> tuple[str,
     fitting = [
         protocol.name
         for protocol in content.protocols().values()
-        if specs.parse(protocol.dataset).name == table.dataset
-        and Threat.parse(protocol.threat) == Threat.parse(table.threat)
+        if not protocol.ends
+        and specs.parse(protocol.dataset).name == table.dataset
+        and same_threat(protocol.threat, table.threat)
     ]
     words += ["--protocol", fitting[0]] if fitting else ["--dataset", table.dataset, "--threat", table.threat]
     words += ["--knowledge", level] if level != "full" else []

@@ -15,6 +15,7 @@ from robench.results.plots.style import INK, LINE, QUIET, WRONG, literal
 from robench.results.record import Record, read_record
 from robench.results.samples import read_samples
 from robench.results.wording import interval, percent, plain, suite_label
+from robench.threat import Threat
 
 MOST = 6
 _FACTORS = (1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
@@ -78,14 +79,14 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
         label = rows[sample]["label"]
         seen[label] = seen.get(label, 0) + 1
         queue.append((seen[label], i, sample))
-    found = []
+    found, threat = [], Threat.parse(record.job.threat)
     for _, i, sample in sorted(sorted(queue)[:most], key=lambda item: item[1]):
         row, clean = rows[sample], images.x[places[sample]]
         found.append(
             Example(
                 sample,
                 clean,
-                apply(clean, kept.delta[i]),
+                apply(threat, clean[None], kept.delta[i][None], kept.ids[i][None])[0],
                 _class(images, row["label"]),
                 _class(images, row["prediction"]),
                 row["fooled_by"],

@@ -131,6 +131,11 @@ class Record:
     extra: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
 
+    @property
+    def corrupted(self) -> bool:
+        """Whether it is of a run under corruptions, which never stands beside attacks."""
+        return "corruptions" in self.extra
+
     def to_dict(self) -> dict[str, Any]:
         """The content of record.json, in its order."""
         fields = _plain(self)

@@ -92,6 +92,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def size(count: int) -> str:
+    """A number of bytes: 0 B, 12.3 KiB, 4.56 GiB."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1000:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}"
+
+
 def suite_label(record: Record) -> str:
     """The suite with what is unusual about the run: "autoattack@oblivious+seed1"."""
     job = record.job

@@ -45,7 +45,7 @@ CHANGES = {
     seed=st.integers(0, 1000),
     marks=st.lists(st.builds(Mark, st.text(min_size=1), st.text()), max_size=3),
     command=st.text(),
-    extra=st.dictionaries(st.sampled_from(["mce", "average"]), st.floats(0, 1)),
+    extra=st.dictionaries(st.sampled_from(["later_field", "average"]), st.floats(0, 1)),
 )
 def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
     run = make_run(tmp_path / str((n, seed)), n=n, draw=seed, health=marks)
@@ -58,7 +58,10 @@ def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
     rows = {int(i): row for row, i in enumerate(run.images.ids)}
     for sample, delta in zip(kept.ids.tolist(), kept.delta, strict=True):
         row = rows[sample]
-        assert apply(run.images.x[row], delta).equal(run.outcome.x_adv[row])
+        kept_image = apply(Threat.parse(run.job.threat), run.images.x[row][None], delta[None], kept.ids[:1])[
+            0
+        ]
+        assert kept_image.equal(run.outcome.x_adv[row])
 
 
 def test_two_runs_that_found_the_same_leave_the_same_bytes(tmp_path):
@@ -224,7 +227,7 @@ def test_an_image_that_its_perturbation_does_not_reach_is_not_certified(run):
     run.images.x[fooled] = 0.5
     x_adv[fooled] = 1e-20
     with pytest.raises(ValueError, match="1 adversarial images"):
-        encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat))
+        list(encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat)))
 
 
 def test_a_record_can_be_read_after_its_folder_was_moved(run, tmp_path):

@@ -54,6 +54,11 @@ PLOTS = {
         "robench.results.plots.matrix:transfer",
         "robench run --defense mimir-digits,pgd-at-digits --attack pgd --knowledge transfer:standard",
     ),
+    "data-sets": Plot(
+        "purifiers trained on one data set before classifiers of others",
+        "robench.results.plots.matrix:data_sets",
+        "robench run --defense maep --protocol transfer --from digits --to cifar10",
+    ),
     "corruptions": Plot(
         "accuracy by corruption and severity",
         "robench.results.plots.matrix:corruptions",

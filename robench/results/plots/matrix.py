@@ -8,9 +8,12 @@ from robench.errors import UsageError
 from robench.results.plots import style
 from robench.results.plots.settings import _free
 from robench.results.record import Record
+from robench.results.store import slug
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 WHITE_BOX = "itself"
 _LONGEST = 40
@@ -25,13 +28,45 @@ def heat_map(
     y: str,
 ) -> "Figure":
     """A picture of `cells`, (row, column) -> accuracy in [0, 1]; a cell that is not there stays hatched."""
-    import numpy as np
+    return heat_maps({title: cells}, rows, columns, "", x, y)
 
+
+def heat_maps(
+    panels: Mapping[str, Mapping[tuple[str, str], float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    x: str,
+    y: str,
+) -> "Figure":
+    """Several heat maps of the same rows and columns side by side, each under its name; else as `heat_map`."""
     # Names take their room beside and beneath the cells: about 0.08 inches a letter, the lower ones aslant.
     beside, beneath = (0.08 * min(max(map(len, names), default=0), _LONGEST) for names in (rows, columns))
-    width, height = 2.2 + beside + 0.6 * len(columns), 1.3 + 0.6 * beneath + 0.4 * len(rows)
-    figure = style.figure(max(width, 4.5), height, layout="constrained")
-    axes = figure.subplots()
+    each = 0.6 * len(columns) + (0.5 if len(panels) > 1 else 0)
+    width, height = 2.2 + beside + len(panels) * each, 1.3 + 0.6 * beneath + 0.4 * len(rows)
+    figure = style.figure(max(width, 4.5), height + (0.3 if title else 0), layout="constrained")
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    shown = None
+    for i, (axes, (name, cells)) in enumerate(zip(drawn, panels.items(), strict=True)):
+        shown = _fill(axes, cells, rows, columns)
+        style.frame(axes, name, x, "" if i else y)
+        axes.set_yticks(range(len(rows)), [""] * len(rows) if i else map(_short, rows))
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_visible(False)
+    if title:
+        figure.suptitle(style.literal(title), fontsize=11, x=0.01, ha="left")
+    assert shown is not None
+    figure.colorbar(shown, ax=list(drawn), label="accuracy, %", shrink=0.9).outline.set_visible(False)
+    return figure
+
+
+def _fill(
+    axes: "Axes", cells: Mapping[tuple[str, str], float], rows: Sequence[str], columns: Sequence[str]
+) -> "AxesImage":
+    import numpy as np
+
     values = np.array([[100 * cells.get((row, column), np.nan) for column in columns] for row in rows])
     axes.patch.set(hatch="////", edgecolor=style.LINE)
     shown = axes.imshow(np.ma.masked_invalid(values), cmap=style.SHADES, vmin=0, vmax=100, aspect="auto")
@@ -42,14 +77,7 @@ def heat_map(
     axes.set_xticks(
         range(len(columns)), map(style.literal, columns), rotation=35, ha="right", rotation_mode="anchor"
     )
-    axes.set_yticks(range(len(rows)), map(_short, rows))
-    style.frame(axes, title, x, y)
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
-    figure.colorbar(shown, ax=axes, label="accuracy, %", shrink=0.9).outline.set_visible(False)
-    return figure
+    return shown
 
 
 def _short(name: str) -> str:
@@ -74,6 +102,13 @@ def transfer(records: Sequence[Record]) -> "dict[str, Figure]":
             figure = heat_map(cells, rows, [WHITE_BOX, *sources], title, "attack made on", "defense")
             found[_free(found, f"{protocol}-{suite}")] = figure
     return found
+
+
+def data_sets(records: Sequence[Record]) -> "dict[str, Figure]":
+    """Purifiers before classifiers of other data sets: a picture a family, a panel a level of knowledge."""
+    from robench.results.transfer import matrices, picture
+
+    return {slug(matrix.family): picture(matrix) for matrix in matrices(records)}
 
 
 def corruptions(records: Sequence[Record]) -> "dict[str, Figure]":
