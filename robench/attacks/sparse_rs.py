@@ -206,7 +206,7 @@ class PatchRS(_Search):
         words = problem.stream.bits(rows.sample, rows.rank, _START, 2 + 4 * _SQUARES)
         room = torch.tensor([height - side + 1, width - side + 1], device=rows.x.device)
         place = (words[:, :2] * room) >> 32
-        squares = words[:, 2:].view(lanes * _SQUARES, 4)
+        squares = words[:, 2:].reshape(lanes * _SQUARES, 4)
         size = 1 + ((squares[:, 0] * max(math.ceil(math.sqrt(side)) - 1, 1)) >> 32)
         corner = (squares[:, 1:3] * (side - size + 1)[:, None]) >> 32
         # What shows is the square that came last.
