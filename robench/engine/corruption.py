@@ -95,7 +95,7 @@ def play(
     }
     facts: dict[str, Any] = {"done": 0}
     if store and (saved := store.load()):
-        state, facts = saved
+        state, facts = saved.tensors, saved.facts
     total, done = blocks * (len(cells) + 1), facts["done"]
     asked = answers(
         model, images, cells, seed,
@@ -117,7 +117,7 @@ def play(
         facts = {"done": number + 1}
         calls += len(told)
         if store and number + 1 < total and store.due():
-            store.save(state, facts, {})
+            store.save(state, facts)
         if progress:
             progress(_standing(state, images, answer.rows.stop, number + 1, total, calls))
     return Outcome(
