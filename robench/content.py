@@ -94,7 +94,9 @@ class Rung:
         if not self.threats:
             return Threat.parse(otherwise)
         sides = sorted(map(int, self.threats))
-        return Threat.parse(self.threats[str(max([each for each in sides if each <= side], default=sides[0]))])
+        return Threat.parse(
+            self.threats[str(max([each for each in sides if each <= side], default=sides[0]))]
+        )
 
     @property
     def of_purifiers(self) -> bool:

@@ -78,7 +78,9 @@ class Threat:
         if isinstance(spec, Threat):
             return spec
         name, colon, radius = (part.strip() for part in spec.rpartition(":"))
-        help_text = "expected NORM:RADIUS such as Linf:8/255, L2:0.5 or L1:12, or a transformation such as fog:0.4"
+        help_text = (
+            "expected NORM:RADIUS such as Linf:8/255, L2:0.5 or L1:12, or a transformation such as fog:0.4"
+        )
         if not colon:
             raise UsageError(f'malformed threat "{spec}": {help_text}')
         parts = [part.strip() for part in radius.split("/")]
@@ -95,7 +97,9 @@ class Threat:
         norms = {each.lower(): each for each in NORMS}
         if norm := norms.get(name.lower()):
             if norm in _COUNTED and not eps.is_integer():
-                raise UsageError(f'radius of threat "{spec}" is {eps:g}: {norm} counts, expected a whole number')
+                raise UsageError(
+                    f'radius of threat "{spec}" is {eps:g}: {norm} counts, expected a whole number'
+                )
             return cls(norm, eps, text)
         built, canonical = _transformation(name, spec, help_text)
         return cls(built.norm, eps, text, canonical, built)

@@ -101,7 +101,9 @@ class Through(Attack[Any]):
             theta = self._theta(z)
             image = self._image(rows, theta)
             if answer.loss.dim() == 2:
-                return replace(answer, grad=torch.stack([_pull(image, z, g) for g in answer.grad.unbind(1)], 1))
+                return replace(
+                    answer, grad=torch.stack([_pull(image, z, g) for g in answer.grad.unbind(1)], 1)
+                )
             grad = _pull(image, z, answer.grad)
             if not self._change.penalised:
                 return replace(answer, grad=grad)

@@ -131,5 +131,3 @@ class SigmaZero(Attack[SigmaZeroState]):
 def _reach(logits: Tensor, rows: Rows) -> Tensor:
     """The margin while the surrogate is not fooled, and then 0: (S,)."""
     return margin(logits, rows.y).clamp_max(0)
-
-

@@ -114,11 +114,17 @@ class SparseRS(_Search):
         count = min(int(problem.threat.eps), pixels - 1)
         words = problem.stream.bits(rows.sample, rows.rank, _START, 2 * pixels)
         place = words[:, :pixels].argsort(dim=1, stable=True)[:, :count]
-        chosen = torch.zeros(len(rows.x), pixels, dtype=torch.bool, device=rows.x.device).scatter(1, place, True)
+        chosen = torch.zeros(len(rows.x), pixels, dtype=torch.bool, device=rows.x.device).scatter(
+            1, place, True
+        )
         colours = _corners(words[:, pixels:], rows.x.shape[1]).transpose(1, 2)
         best = torch.where(chosen[:, None], colours, rows.x.flatten(2)).view_as(rows.x)
         return SparseState(
-            best, torch.full_like(rows.clean_logits[:, 0], math.inf), rows.y < 0, torch.zeros_like(rows.y), chosen
+            best,
+            torch.full_like(rows.clean_logits[:, 0], math.inf),
+            rows.y < 0,
+            torch.zeros_like(rows.y),
+            chosen,
         )
 
     def ask(self, problem: Problem, rows: Rows, state: SparseState) -> Ask:
@@ -141,7 +147,7 @@ class SparseRS(_Search):
 
     def _proposed(self, problem: Problem, rows: Rows, state: SparseState) -> tuple[Tensor, Tensor]:
         """The next image and its pixels: some of the chosen ones given back, as many others taken (Alg. 2)."""
-        lanes, channels, height, width = rows.x.shape
+        channels, height, width = rows.x.shape[1:]
         pixels, count = height * width, int(state.chosen[0].sum())
         share = self._shares(_L0, state.step)
         some = (share * count + 1e-6).long().clamp(1, min(count, pixels - count))
@@ -163,7 +169,9 @@ class SparseRS(_Search):
         alone = (some == 1)[:, None, None]
         drawn = torch.where(alone, _another(word, now.transpose(1, 2)), drawn).transpose(1, 2)
         from_ = back[:, None].expand(-1, channels, -1)
-        image = old.scatter(2, from_, torch.where(counts[:, None], clean.gather(2, from_), old.gather(2, from_)))
+        image = old.scatter(
+            2, from_, torch.where(counts[:, None], clean.gather(2, from_), old.gather(2, from_))
+        )
         image = image.scatter(2, at, torch.where(counts[:, None], drawn, now))
         chosen = state.chosen.scatter(1, back, ~counts).scatter(1, taken, counts)
         return image.view_as(rows.x), chosen
@@ -198,7 +206,7 @@ class PatchRS(_Search):
         words = problem.stream.bits(rows.sample, rows.rank, _START, 2 + 4 * _SQUARES)
         room = torch.tensor([height - side + 1, width - side + 1], device=rows.x.device)
         place = (words[:, :2] * room) >> 32
-        squares = words[:, 2:].view(lanes * _SQUARES, 4)
+        squares = words[:, 2:].reshape(lanes * _SQUARES, 4)
         size = 1 + ((squares[:, 0] * max(math.ceil(math.sqrt(side)) - 1, 1)) >> 32)
         corner = (squares[:, 1:3] * (side - size + 1)[:, None]) >> 32
         # What shows is the square that came last.
@@ -223,7 +231,9 @@ class PatchRS(_Search):
     def tell(self, problem: Problem, rows: Rows, state: PatchState, answer: Answer) -> PatchState:
         loss = -margin(answer.logits, rows.y)
         accepted = (loss < state.loss) | (loss < 0)
-        patch, place = self._proposed(problem, rows, state) if bool(accepted.any()) else (state.patch, state.place)
+        patch, place = (
+            self._proposed(problem, rows, state) if bool(accepted.any()) else (state.patch, state.place)
+        )
         return PatchState(
             patch=where(accepted, patch, state.patch),
             place=where(accepted, place, state.place),
@@ -274,7 +284,7 @@ def _window(corner: Tensor, size: Tensor, side: int) -> Tensor:
 
 def _pasted(x: Tensor, patch: Tensor, place: Tensor) -> Tensor:
     """The images with each patch at its place, row and column of its corner."""
-    lanes, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     side = patch.shape[-1]
     down = torch.arange(height, device=x.device) - place[:, :1]
     across = torch.arange(width, device=x.device) - place[:, 1:]

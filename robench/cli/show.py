@@ -25,7 +25,7 @@ from robench.errors import RobenchError, unknown_name
 @click.option("--picture", help="Where a record's picture goes.  [default: picture.png in its folder]")
 @click.option("--data-dir", help="Where data sets with files lie.")
 def command(name: str, picture: str | None, data_dir: str | None) -> None:
-    """Show a defense, a suite, an attack, a transformation, a data set or a protocol by NAME, or the record in a folder.
+    """Show a defense, suite, attack, transformation, data set or protocol by NAME, or the record in a folder.
 
     A defense is a card, its path, or a spec such as timm:resnet50: what it takes and gives is shown, and no
     weights are fetched.
@@ -90,7 +90,8 @@ def _known() -> dict[str, dict[str, Any]]:
             name: lambda name=name: _builder(registry.loaders, name) for name in registry.loaders
         },
         "transformation": {
-            name: lambda name=name: _builder(registry.transformations, name) for name in registry.transformations
+            name: lambda name=name: _builder(registry.transformations, name)
+            for name in registry.transformations
         },
         "dataset": {name: lambda name=name: _builder(registry.datasets, name) for name in registry.datasets},
     }

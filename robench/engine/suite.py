@@ -88,12 +88,16 @@ def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
         attack = specs.build(spec, builder)
         if threat.norm not in attack.norms:
             inside = f"{threat}, in {threat.norm} of its parameters," if threat.name else f"{threat}"
-            raise UsageError(f"{spec.name} is defined in {', '.join(attack.norms)}: {inside} is not among them")
+            raise UsageError(
+                f"{spec.name} is defined in {', '.join(attack.norms)}: {inside} is not among them"
+            )
         if threat.name and attack.in_pixels:
             raise UsageError(
                 f"{spec.name} searches among images, and {threat} among parameters: use pgd or apgd, say"
             )
-        built.append((str(specs.canonical(spec, builder)), Through(attack, threat) if threat.name else attack))
+        built.append(
+            (str(specs.canonical(spec, builder)), Through(attack, threat) if threat.name else attack)
+        )
     return built
 
 

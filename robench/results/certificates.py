@@ -84,7 +84,9 @@ def _grains(x: Tensor, points: Tensor, threat: Threat) -> Tensor:
     step, kind = threat.grain
     low, high = threat.coordinates.low, threat.coordinates.high
     count = (points - threat.origin(x)) / step
-    count = torch.where(points <= low, count.floor(), torch.where(points >= high, count.ceil(), count.round()))
+    count = torch.where(
+        points <= low, count.floor(), torch.where(points >= high, count.ceil(), count.round())
+    )
     most = torch.iinfo(kind).max
     return count.clamp(-most, most).to(kind)
 

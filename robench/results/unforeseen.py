@@ -155,6 +155,12 @@ def _command(record: Record, suite: Suite) -> str:
     """What makes the records that are missing."""
     job = record.job
     command = ["robench", "run", "--defense", job.defense.name, "--attack", suite.name]
-    fitting = [p.name for p in content.protocols().values() if (p.dataset, p.split) == (job.dataset.name, job.dataset.split)]
-    command += ["--protocol", fitting[0]] if fitting else ["--dataset", job.dataset.name, "--threat", job.threat]
+    fitting = [
+        p.name
+        for p in content.protocols().values()
+        if (p.dataset, p.split) == (job.dataset.name, job.dataset.split)
+    ]
+    command += (
+        ["--protocol", fitting[0]] if fitting else ["--dataset", job.dataset.name, "--threat", job.threat]
+    )
     return shlex.join([*command, "--samples", str(job.n)])

@@ -155,7 +155,9 @@ def _rows(e: _Evidence) -> Iterator[Finding]:
     yield _column(e, "digest", input_digests(e.images.x))
     expected = [e.rows["id"][i] for i in e.attacked]
     held = e.certificates.ids.tolist() == expected
-    held = held and (not expected or e.certificates.delta.shape[1:] == e.threat.origin(e.images.x[:1]).shape[1:])
+    held = held and (
+        not expected or e.certificates.delta.shape[1:] == e.threat.origin(e.images.x[:1]).shape[1:]
+    )
     detail = f"{len(e.certificates)} certificates for {len(expected)} samples that an attack fooled"
     yield Finding("adversarials.id", held, detail)
 

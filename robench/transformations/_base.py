@@ -95,7 +95,9 @@ def sampled(x: Tensor, where: Tensor) -> Tensor:
     """
     size = where.new_tensor([x.shape[3], x.shape[2]])
     grid = (2 * where + 1) / size - 1
-    return torch.nn.functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return torch.nn.functional.grid_sample(
+        x, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
 
 
 def smoothed(maps: Tensor, kernel: int, sigma: float) -> Tensor:

@@ -59,5 +59,7 @@ class Gabor(Transformation):
         for side in range(self.sides):
             turned = (angle + math.pi * side / self.sides)[:, None, None]
             along = across * turned.cos() + down * turned.sin()
-            waves = waves + torch.cos(2 * math.pi * frequency[:, None, None] * along) / (self.sides if side else 1)
+            waves = waves + torch.cos(2 * math.pi * frequency[:, None, None] * along) / (
+                self.sides if side else 1
+            )
         return envelope * waves

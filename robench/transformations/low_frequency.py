@@ -32,5 +32,7 @@ class LowFrequency(Transformation):
         return channels, max(round(self.ratio * height), 1), max(round(self.ratio * width), 1)
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
-        down, across = (dct_basis(size)[:kept].to(x) for size, kept in zip(x.shape[2:], theta.shape[2:], strict=True))
+        down, across = (
+            dct_basis(size)[:kept].to(x) for size, kept in zip(x.shape[2:], theta.shape[2:], strict=True)
+        )
         return x + torch.einsum("ncuv,ui,vj->ncij", theta, down, across)

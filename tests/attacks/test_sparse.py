@@ -71,8 +71,8 @@ def test_sigma_zero_counts_components_as_its_paper_does(linear):
 
 
 def test_sigma_zero_s_first_step_is_adam_s_on_a_normalised_gradient(linear):
-    model, x, y = linear
-    asked, state = play(model, built("sigma-zero", "L0:5"), problem("L0:5", 10), rows_of(model, x), 1)
+    model, x, _ = linear
+    _, state = play(model, built("sigma-zero", "L0:5"), problem("L0:5", 10), rows_of(model, x), 1)
     rows = rows_of(model, x)
     others = model(x).scatter(1, rows.y[:, None], -torch.inf).argmax(1)
     grad = (model.weight[rows.y] - model.weight[others]).view_as(x)
@@ -87,7 +87,13 @@ def test_sigma_zero_s_first_step_is_adam_s_on_a_normalised_gradient(linear):
 @pytest.mark.parametrize("pixels", [1, 4, 20])
 def test_sparse_rs_changes_exactly_so_many_pixels_to_corners(pixels):
     model, x = Linear(10, (3, 8, 8)), images(6)
-    asked, _ = play(model, built("sparse-rs(queries=60)", f"L0:{pixels}"), problem(f"L0:{pixels}", 10), rows_of(model, x), 60)
+    asked, _ = play(
+        model,
+        built("sparse-rs(queries=60)", f"L0:{pixels}"),
+        problem(f"L0:{pixels}", 10),
+        rows_of(model, x),
+        60,
+    )
     for points in asked:
         made = torch.stack(points)
         changed = (made != x).any(1)
@@ -149,7 +155,11 @@ def test_looking_ahead_gives_what_waiting_gives(spec):
 def test_more_pixels_fool_at_least_as_many():
     model, x = Linear(10, (3, 8, 8)), images(12)
     y = model(x).argmax(1)
-    for spec, norm in (("sparse-rs(queries=80)", "L0"), ("sigma-zero(steps=60)", "L0"), ("patch-rs(queries=80)", "patch")):
+    for spec, norm in (
+        ("sparse-rs(queries=80)", "L0"),
+        ("sigma-zero(steps=60)", "L0"),
+        ("patch-rs(queries=80)", "patch"),
+    ):
         left = [int(attack(spec, model, x, y, threat=f"{norm}:{size}").robust.sum()) for size in (1, 3, 6)]
         assert left == sorted(left, reverse=True)
 

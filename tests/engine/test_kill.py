@@ -16,7 +16,10 @@ from robench.results.record import stable
 
 ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "48", "--batch-size", "16", "--json"]
 # A norm, and a transformation with chances of its own.
-JOBS = [("Linf:0.14", "apgd(steps=30)+square(queries=60)"), ("snow(grid=4):2", "apgd(steps=30)+pgd(steps=30)")]
+JOBS = [
+    ("Linf:0.14", "apgd(steps=30)+square(queries=60)"),
+    ("snow(grid=4):2", "apgd(steps=30)+pgd(steps=30)"),
+]
 # Saves after every question, so that there is something to resume however fast the machine is.
 RUN = (
     "import torch; torch.set_num_threads(1)\n"

@@ -58,7 +58,9 @@ def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
     rows = {int(i): row for row, i in enumerate(run.images.ids)}
     for sample, delta in zip(kept.ids.tolist(), kept.delta, strict=True):
         row = rows[sample]
-        kept_image = apply(Threat.parse(run.job.threat), run.images.x[row][None], delta[None], kept.ids[:1])[0]
+        kept_image = apply(Threat.parse(run.job.threat), run.images.x[row][None], delta[None], kept.ids[:1])[
+            0
+        ]
         assert kept_image.equal(run.outcome.x_adv[row])
 
 

@@ -1,4 +1,4 @@
-"""Each transformation against an independent path: a codec, torchvision, SciPy, scikit-image's formulas, plain loops."""
+"""Each transformation against an independent path: a codec, torchvision, SciPy, the CIE's formulas, plain loops."""
 
 import io
 
@@ -155,7 +155,10 @@ def test_fog_is_the_diamond_square_algorithm():
                 grid[i, j] = np.mean(corners) + weight * displacements[i, j]
         for i in range(0, side, half):
             for j in range((i + half) % step, side, step):
-                near = [grid[(i + a) % side, (j + b) % side] for a, b in ((half, 0), (-half, 0), (0, half), (0, -half))]
+                near = [
+                    grid[(i + a) % side, (j + b) % side]
+                    for a, b in ((half, 0), (-half, 0), (0, half), (0, -half))
+                ]
                 grid[i, j] = np.mean(near) + weight * displacements[i, j]
         step, weight = half, weight / decay
     ours = diamond_square(displacements[None], decay)[0]
