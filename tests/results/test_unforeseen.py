@@ -1,19 +1,20 @@
 """Ladders whose rungs name their threats: records, table, mean, and everything that reads such records."""
 
-import json
 import re
+import shutil
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 import robench
 from robench import content
-from robench.cli.main import main
+from robench.cli import main
 from robench.content import Suite, read
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import CheckFailed, UsageError
+from robench.evaluate import Options, choose_protocol, run_all
 from robench.results.board import board, collect
 from robench.results.certificates import FILE, read_certificates
 from robench.results.grid import render
@@ -49,23 +50,15 @@ def ladder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, ladder):
     folder = tmp_path_factory.mktemp("results")
-    told = CliRunner().invoke(
-        main,
-        [
-            "run",
-            "--defense",
-            "pgd-at",
-            "--attack",
-            str(ladder),
-            "--samples",
-            "16",
-            "--results",
-            str(folder),
-            "--json",
-        ],
-    )
-    assert told.exit_code == 0, told.output
-    return folder, json.loads(told.stdout)["records"]
+    options = Options(results=folder)
+    found = list(run_all(["pgd-at"], [str(ladder)], choose_protocol(None, None, None, 16), None, options))
+    return folder, [record.to_dict() for record in found]
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code
 
 
 def test_a_rung_takes_the_radius_of_its_images(results):
@@ -97,19 +90,12 @@ def test_everything_that_reads_records_reads_these(results, tmp_path):
         assert "at most" in verify(record.folder, defense, images)[-1].detail
         assert picture(record.folder, images, tmp_path / "p.png").stat().st_size > 5000
     assert "fog:0.5" in board(records)
-    pages = CliRunner().invoke(
-        main, ["board", str(folder), "--format", "html", "--output", str(tmp_path / "page")]
-    )
-    assert pages.exit_code == 0, pages.output
-    held = CliRunner().invoke(main, ["check", str(records[0].folder)])
-    assert held.exit_code == 0, held.output
+    assert command("board", folder, "--format", "html", "--output", tmp_path / "page") == 0
+    assert "fog:0.5" in (tmp_path / "page" / "index.html").read_text("utf-8")
+    assert command("check", records[0].folder) == 0
 
 
 def test_a_certificate_outside_the_budget_is_refused(results, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     folder, _ = results
     record = next(r for r in collect([folder]) if r.job.threat == "fog:0.5")
     copy = tmp_path / "copy"
