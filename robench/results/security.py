@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from robench.results import sweep_plot
+from robench.results.plots import curves as plot
+from robench.results.plots.style import save
 from robench.results.grid import Grid
 from robench.results.record import Job, Record
 from robench.results.samples import read_samples
@@ -131,10 +132,10 @@ def picture(found: list[Curve], results: Path | str) -> Path:
     told = [name for name in NAMES if len(_each(found, name)) > 1]
     same = [_each(found, name)[0] for name in NAMES if name not in told]
     drawn = [
-        sweep_plot.Curve(
+        plot.Curve(
             ", ".join(getattr(curve, name) for name in told or NAMES[:1]),
             [
-                sweep_plot.Point(point.eps * scale, point.accuracy.value, point.accuracy.interval)
+                plot.Point(point.eps * scale, point.accuracy.value, point.accuracy.interval)
                 for point in curve.points
             ],
         )
@@ -144,7 +145,7 @@ def picture(found: list[Curve], results: Path | str) -> Path:
     axis = f"{norm} radius" + (f", in 1/{unit}" if unit else "")
     names = [name for kind in NAMES for name in _each(found, kind)]
     file = slug("-".join([job.dataset.name, norm, f"n{job.n}", *names, *(p.radius for p in _ends(found))]))
-    return sweep_plot.draw(drawn, axis, title, Path(results) / "curves" / f"{file}.png")
+    return save(plot.draw(drawn, axis, title), Path(results) / "curves" / f"{file}.png")
 
 
 def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
