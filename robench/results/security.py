@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from robench.results.grid import Grid
 from robench.results.plots import curves as plot
 from robench.results.plots.style import save
-from robench.results.grid import Grid
 from robench.results.record import Job, Record
 from robench.results.samples import read_samples
 from robench.results.statistics import Accuracy

@@ -34,7 +34,7 @@ class Plot:
 
 
 PLOTS = {
-    "corruptions": Plot(
+    "imagenet-c": Plot(
         "accuracy by corruption and severity, a map a record",
         "robench.results.heatmap:figures",
         "robench run --defense mimir-digits --attack imagenet-c-memory",
