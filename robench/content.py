@@ -44,11 +44,13 @@ class Card:
         dataset: the data set it was trained for.
         classifier: where the builder is a purifier's, the defense whose classifier stands behind it.
         family: the name that picks this card by data set ("mimir"); empty for none.
-        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none.
+        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none. Of a
+            file that a person brings (`origin`) the path in the folder that ROBENCH_CHECKPOINTS names.
         sha256: of the checkpoint file; empty: unknown.
         origin: where a person gets the checkpoint, when no program can fetch it.
         pretrained: where a person gets the pre-trained encoder of the same network and data set.
         threat: what it was trained against; empty for undefended.
+        preprocessing: of pictures before it, by a name of `robench.preprocessing`; empty where nothing is said.
         paper, license, description: for readers.
         claims: numbers others published for it: `clean` and `robust` accuracy in percent, `threat`, `attack`,
             `source`, and `note` where one is needed.
@@ -66,6 +68,7 @@ class Card:
     origin: str = ""
     pretrained: str = ""
     threat: str = ""
+    preprocessing: str = ""
     paper: str = ""
     license: str = ""
     description: str = ""

@@ -11,6 +11,7 @@ import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench import registry
 from robench.content import Suite, read, suites
 from robench.corruption.suite import SPEC, corruptions
+from robench.data._pixels import Stack
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.network import Model
 from robench.engine.outcome import Outcome
@@ -118,6 +119,7 @@ def _labels(y: Any) -> Tensor:
 
 
 def _tensor(value: Any, what: str) -> Tensor:
+    value = value[:] if isinstance(value, Stack) else value
     if isinstance(value, Tensor):
         return value.detach()
     try:

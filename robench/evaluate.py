@@ -5,16 +5,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from robench import specs
 from robench.content import Protocol, Suite, find_protocol
 from robench.corruption.cache import Cache
 from robench.corruption.make import enlargement, library
 from robench.corruption.suite import NO_THREAT, cells, corruptions
 from robench.data import Images, load_dataset
-from robench.defenses import Defense, Loaded, find_card, find_cards, load, load_defense
+from robench.defenses import Defense, Loaded, counting, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
 from robench.engine import corruption as corrupting
 from robench.engine.device import choose_device, choose_lanes, choose_precision
@@ -23,10 +25,12 @@ from robench.engine.store import FolderStore
 from robench.engine.suite import Progress, Run, build_attacks
 from robench.errors import ResourceError, UsageError
 from robench.files import claim
+from robench.preprocessing import OWN, USUAL
 from robench.results import corruption_record
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
 from robench.results.store import PARTIAL, make_record, record_folder, write_record
 from robench.specs import split
+from robench.subset import Subset
 from robench.threat import Threat, check_images
 
 DEFAULT_PROTOCOL = "digits-linf"
@@ -118,25 +122,36 @@ def run_all(
                 build_attacks(find_suite(rung.attack).specs(own.norm), own)
         if not suite.rungs:
             build_attacks(suite.specs(threat.norm), threat)
-    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
-    check_images(images.x, images.y, len(images.classes))
+
+    @cache
+    def images_of(dataset: str) -> Images:
+        images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
+        check_images(images.x, images.y, len(images.classes))
+        return images
+
+    if not prepared_by_defense(protocol.dataset):
+        # Images that are missing are found out before weights are fetched.
+        images_of(protocol.dataset)
     device = choose_device(options.device)
     if options.checkpoint and len(defenses) > 1:
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
     loaded = [load(name, protocol.dataset, options.checkpoint, device) for name in defenses]
+    ready = []
     for each in loaded:
+        images = images_of(prepared(protocol.dataset, each))
+        each = counting(each, images.among)
         check_fit(each, images)
         for line in each.notes:
             options.note(line)
-    for each in loaded:
+        ready.append((each, images))
+    for each, images in ready:
         for suite in chosen:
             if suite not in adversarial:
                 yield _run_corrupted(each, suite, protocol, images, options)
                 continue
             assert threat
             if suite.rungs:
-                side = images.x.shape[-1]
-                runs = list(_climb(each, suite, protocol, side, device, options.note))
+                runs = list(_climb(each, suite, protocol, images, device, options.note))
             else:
                 runs = [(each, suite, level, protocol) for level in knowledge or protocol.knowledge]
             for _, _, _, own in runs:
@@ -146,16 +161,39 @@ def run_all(
                 yield _run_one(subject, attacks, level, own, Threat.parse(own.threat), images, options)
 
 
+def prepared_by_defense(dataset: str) -> bool:
+    """Whether a data set is to have the preprocessing of whoever is run on it."""
+    return specs.parse(dataset).arguments.get("preprocessing") == OWN
+
+
+def prepared(dataset: str, loaded: Loaded) -> str:
+    """The data set's name with the defense's own preprocessing, where it asks for that.
+
+    Raises:
+        UsageError: when the defense does not say which that is.
+    """
+    if not prepared_by_defense(dataset):
+        return dataset
+    own = loaded.defense.preprocessing
+    if not own:
+        raise UsageError(
+            f"{loaded.name} does not say how pictures are prepared for it: name the preprocessing of {dataset}, one of "
+            f"{', '.join(USUAL)}, or give its card a line preprocessing = ..."
+        )
+    spec = specs.parse(dataset)
+    return str(specs.Spec(spec.name, {**spec.arguments, "preprocessing": own}))
+
+
 def _climb(
     loaded: Loaded,
     suite: Suite,
     protocol: Protocol,
-    side: int,
+    images: Images,
     device: torch.device,
     note: Callable[[str], None],
 ) -> Iterator[tuple[Loaded, Suite, str, Protocol]]:
     """The runs of a ladder: who is attacked, by which suite, with what knowledge, in which protocol."""
-    dataset = protocol.dataset
+    dataset, side = protocol.dataset, images.x.shape[-1]
     if loaded.defense.purifier is None and any(rung.of_purifiers for rung in suite.rungs):
         raise UsageError(
             f"{suite.name} is for purifiers, and {loaded.name} has none: use autoattack, or PURIFIER+{loaded.name}"
@@ -170,7 +208,11 @@ def _climb(
                 continue
         if rung.suits(loaded.defense.stochastic):
             behind = loaded.card.classifier if loaded.card else loaded.classifier
-            subject = load(behind, dataset, device=device) if rung.subject == "classifier" else loaded
+            subject = (
+                load(behind, dataset, device=device, among=images.among)
+                if rung.subject == "classifier"
+                else loaded
+            )
             own = _with_own_name(replace(protocol, threat=str(rung.threat(side, protocol.threat))), protocol)
             yield subject, find_suite(rung.attack), rung.knowledge, own
 
@@ -393,7 +435,7 @@ def _run_one(
             attacker=attacker(
                 knowledge,
                 loaded.defense,
-                lambda name: _source(name, loaded.defense, protocol.dataset, device),
+                lambda name: _source(name, loaded.defense, protocol.dataset, device, images.among),
             ),
             stochastic=loaded.defense.stochastic,
             precision=job.precision,
@@ -411,6 +453,9 @@ def _run_one(
             finished=datetime.now(UTC),
             seconds=max(sum(cost.seconds for cost in outcome.attacks), time.monotonic() - begun),
             device=device,
+            extra=(
+                {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
+            ),
         )
         record = write_record(folder, made, outcome, images)
         store.drop()
@@ -444,9 +489,11 @@ def check_fit(loaded: Loaded, images: Images) -> None:
         )
 
 
-def _source(name: str, attacked: Defense, dataset: str, device: torch.device) -> Defense:
+def _source(
+    name: str, attacked: Defense, dataset: str, device: torch.device, among: Subset | None
+) -> Defense:
     """The defense that is searched in place of the one attacked, for images of the same size."""
-    found = load_defense(name, dataset, device=device)
+    found = load_defense(name, dataset, device=device, among=among)
     if found.image_size != attacked.image_size:
         raise UsageError(
             f"{name} takes images of {found.image_size} px and the defense attacked {attacked.image_size} px: "

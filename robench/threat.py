@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -204,17 +205,18 @@ def _transformation(name: str, spec: str, help_text: str):
     return built, str(specs.canonical(parsed, builder))
 
 
-def check_images(x: Tensor, y: Tensor, num_classes: int | None = None) -> None:
+def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
     """Refuse images and labels that no attack could be run on.
 
     Args:
-        x: (N, C, H, W) float32 in [0, 1].
+        x: (N, C, H, W) float32 in [0, 1]; or what is indexed as such a tensor, whose values are then bytes / 255 and
+            are not looked at.
         y: (N,) integer labels in 0 .. num_classes - 1.
 
     Raises:
         UsageError: naming the first thing that is wrong and where.
     """
-    if x.dim() != 4:
+    if len(x.shape) != 4:
         raise UsageError(f"images have shape {tuple(x.shape)}: expected (N, C, H, W)")
     if x.dtype != torch.float32:
         raise UsageError(f"images are {x.dtype}: expected torch.float32 in [0, 1]")
@@ -224,14 +226,19 @@ def check_images(x: Tensor, y: Tensor, num_classes: int | None = None) -> None:
         raise UsageError(f"labels have shape {tuple(y.shape)}: expected ({len(x)},), one an image")
     if y.is_floating_point() or y.dtype == torch.bool:
         raise UsageError(f"labels are {y.dtype}: expected integers")
+    if isinstance(x, Tensor):
+        _check_values(x)
+    low_label, high_label = int(y.min()), int(y.max())
+    if low_label < 0 or (num_classes is not None and high_label >= num_classes):
+        raise UsageError(
+            f"labels lie in {low_label}..{high_label}: expected 0..{(num_classes or high_label + 1) - 1}"
+        )
+
+
+def _check_values(x: Tensor) -> None:
     bad = (~torch.isfinite(x.flatten(1))).any(1).nonzero()
     if len(bad):
         raise UsageError(f"image {int(bad[0])} has NaN or infinite pixels ({len(bad)} of {len(x)} images do)")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
         raise UsageError(f"pixels lie in [{low:g}, {high:g}]: expected [0, 1] (divide 8-bit images by 255)")
-    low_label, high_label = int(y.min()), int(y.max())
-    if low_label < 0 or (num_classes is not None and high_label >= num_classes):
-        raise UsageError(
-            f"labels lie in {low_label}..{high_label}: expected 0..{(num_classes or high_label + 1) - 1}"
-        )

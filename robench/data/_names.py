@@ -1,5 +1,6 @@
 """Names that files do not bring with them: of classes and of corruptions."""
 
+import pkgutil
 from functools import cache
 
 from timm.data.imagenet_info import ImageNetInfo
@@ -37,6 +38,37 @@ CIFAR100_CLASSES = (
 # fmt: on
 
 
+# Kar et al. 2022, "3D Common Corruptions and Data Augmentation"; the twelve that are made for ImageNet.
+COMMON_3D = (
+    "near_focus",
+    "far_focus",
+    "fog_3d",
+    "flash",
+    "color_quant",
+    "low_light",
+    "xy_motion_blur",
+    "z_motion_blur",
+    "iso_noise",
+    "bit_error",
+    "h265_abr",
+    "h265_crf",
+)
+# Mintun et al. 2021, "On Interaction Between Augmentations and Corruptions in Natural Corruption Robustness"; the
+# fifth is spelt as theirs.
+BAR = (
+    "blue_noise_sample",
+    "brownish_noise",
+    "caustic_refraction",
+    "checkerboard_cutout",
+    "cocentric_sine_waves",
+    "inverse_sparkles",
+    "perlin_noise",
+    "plasma_noise",
+    "single_frequency_greyscale",
+    "sparkles",
+)
+
+
 @cache
 def synsets() -> tuple[str, ...]:
     """WordNet's names of ImageNet's thousand classes ("n01440764"), in the order of the labels 0 .. 999."""
@@ -48,3 +80,10 @@ def imagenet_classes() -> tuple[str, ...]:
     """ImageNet's thousand classes in words, in the order of the labels."""
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(k) for k in range(len(synsets())))
+
+
+@cache
+def synsets_of(variant: str) -> tuple[str, ...]:
+    """The two hundred of ImageNet's synsets that ImageNet-A ("a") or ImageNet-R ("r") has, in their order."""
+    listed = pkgutil.get_data("timm", f"data/_info/imagenet_{variant}_synsets.txt") or b""
+    return tuple(listed.decode().split())

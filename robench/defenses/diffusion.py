@@ -87,6 +87,9 @@ class DiffPure(Fitting):
     ):
         super().__init__(image_size, 2 ** max(0, len(widths) - 1), fit)
         self.schedule = Schedule(length, beta_start, beta_end)
+        for name, value in {"t": t, "steps": steps}.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: expected a whole number")
         if not 1 <= t <= length:
             raise ValueError(f"t={t}: expected 1 to {length}, the length of the schedule")
         if not 0 <= steps <= t:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from robench.data._base import Images
+from robench.data._pixels import Stack
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
 
@@ -35,9 +36,10 @@ SCHEMA = pa.schema(
 CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
 
 
-def input_digests(x: Tensor) -> list[str]:
+def input_digests(x: Tensor | Stack) -> list[str]:
     """sha256 of the float32 bytes of each row of `x`, (N, C, H, W), in hexadecimal."""
-    return [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in x.float().cpu()]
+    rows = (row for part in x.split(64) for row in part.float().cpu())
+    return [hashlib.sha256(row.contiguous().numpy().data).hexdigest() for row in rows]
 
 
 def encode(outcome: Outcome, images: Images, corrupted: Tensor | None = None) -> bytes:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from robench.results.grid import Grid
-from robench.results.plots import curves as plot
+from robench.results.plots import curves as plotted
 from robench.results.plots.style import save
 from robench.results.record import Job, Record
 from robench.results.samples import read_samples
@@ -17,6 +17,9 @@ from robench.results.statistics import Accuracy
 from robench.results.store import slug
 from robench.results.wording import interval, percent
 from robench.threat import Threat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMES = ("defense", "attack", "knowledge")
 
@@ -125,6 +128,14 @@ def picture(found: list[Curve], results: Path | str) -> Path:
     """
     job = _job(found)
     norm = Threat.parse(job.threat).norm
+    names = [name for kind in NAMES for name in _each(found, kind)]
+    file = slug("-".join([job.dataset.name, norm, f"n{job.n}", *names, *(p.radius for p in _ends(found))]))
+    return save(figure(found), Path(results) / "curves" / f"{file}.png")
+
+
+def figure(found: list[Curve]) -> "Figure":
+    """The curves as a picture; what is the same in all of them stands in its title."""
+    job = _job(found)
     units = {point.radius.partition("/")[2] for point in found[0].points if point.eps}
     # Radii of one denominator are told in that unit: 8 on the axis is 8/255.
     unit = units.pop() if len(units) == 1 else ""
@@ -132,20 +143,14 @@ def picture(found: list[Curve], results: Path | str) -> Path:
     told = [name for name in NAMES if len(_each(found, name)) > 1]
     same = [_each(found, name)[0] for name in NAMES if name not in told]
     drawn = [
-        plot.Curve(
+        plotted.Curve(
             ", ".join(getattr(curve, name) for name in told or NAMES[:1]),
-            [
-                plot.Point(point.eps * scale, point.accuracy.value, point.accuracy.interval)
-                for point in curve.points
-            ],
+            [plotted.Point.of(point.eps * scale, point.accuracy) for point in curve.points],
         )
         for curve in found
     ]
-    title = " · ".join([*same, job.dataset.name, f"n = {job.n}"])
-    axis = f"{norm} radius" + (f", in 1/{unit}" if unit else "")
-    names = [name for kind in NAMES for name in _each(found, kind)]
-    file = slug("-".join([job.dataset.name, norm, f"n{job.n}", *names, *(p.radius for p in _ends(found))]))
-    return save(plot.draw(drawn, axis, title), Path(results) / "curves" / f"{file}.png")
+    axis = f"{Threat.parse(job.threat).norm} radius" + (f", in 1/{unit}" if unit else "")
+    return plotted.draw(drawn, axis, " · ".join([*same, job.dataset.name, f"n = {job.n}"]))
 
 
 def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robench import content
 from robench.data._base import Images
+from robench.data._pixels import Stack
 from robench.defenses import Loaded
 from robench.engine.knowledge import asks_judge
 from robench.engine.network import Judge, Network
@@ -283,14 +284,14 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
 
 
 def _replay_draws(
-    e: _Evidence, judge: Model, x: Tensor, x_adv: Tensor, device: torch.device
+    e: _Evidence, judge: Model, x: Tensor | Stack, x_adv: Tensor, device: torch.device
 ) -> Iterator[Finding]:
     """The same draws of noise again, which hang on seed, sample and draw alone."""
     job, labels = e.record.job, e.images.y
     stream = Stream.of(job.seed, "judge")
     again = Judge(Network(judge, job.batch_size, stream=stream), e.draws)
 
-    def wrong(images: Tensor, rows: list[int]) -> list[int]:
+    def wrong(images: Tensor | Stack, rows: list[int]) -> list[int]:
         if not rows:
             return []
         ids = e.images.ids[rows]
@@ -313,7 +314,7 @@ def _replay_draws(
     yield Finding("robust_accuracy", True, detail)
 
 
-def _logits(judge: Model, x: Tensor, batch_size: int, device: torch.device) -> Tensor:
+def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.device) -> Tensor:
     """Logits on the CPU, called on one fixed shape: what the engine did, so that the bits are the same."""
     parts = []
     with torch.inference_mode():

@@ -227,7 +227,7 @@ def test_an_image_that_its_perturbation_does_not_reach_is_not_certified(run):
     run.images.x[fooled] = 0.5
     x_adv[fooled] = 1e-20
     with pytest.raises(ValueError, match="1 adversarial images"):
-        encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat))
+        list(encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat)))
 
 
 def test_a_record_can_be_read_after_its_folder_was_moved(run, tmp_path):
