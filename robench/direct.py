@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench import registry
 from robench.content import Suite, read, suites
+from robench.corruption.suite import SPEC, corruptions
+from robench.data._pixels import Stack
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.network import Model
 from robench.engine.outcome import Outcome
@@ -43,7 +45,7 @@ def attack(
         model: any module or callable from images (N, C, H, W) in [0, 1] to logits (N, K).
         x: images (N, C, H, W), float32 in [0, 1], a tensor on any device or a NumPy array.
         y: labels (N,), integers.
-        threat: norm and radius, "Linf:8/255".
+        threat: norm and radius, "Linf:8/255", or a transformation and its radius, "fog:0.4".
         seed: decides every random number.
         batch_size: images a network call, or "auto".
         device: where to run; None is where the model's parameters are, or where `x` is.
@@ -63,7 +65,9 @@ def attack(
     where = choose_device(device) if device else _device_of(model, images)
     suite = find_suite(attack)
     if suite.rungs:
-        raise UsageError(f"{suite.name} is a ladder of runs with different knowledge: robench run plays it")
+        raise UsageError(f"{suite.name} is a ladder of several runs: robench run plays it")
+    if corruptions(suite.attacks):
+        raise UsageError(f"{suite.name} corrupts a data set's images: robench run plays it")
     attacks = build_attacks(suite.specs(chosen.norm), chosen)
     run = Run(
         model,
@@ -97,8 +101,8 @@ def find_suite(text: str) -> Suite:
     pieces = split(text, "+")
     for piece in pieces:
         name = parse(piece).name
-        if name not in registry.attacks:
-            raise unknown_name("attack", name, {*known, *registry.attacks})
+        if name not in registry.attacks and name != SPEC:
+            raise unknown_name("attack", name, {*known, *registry.attacks, SPEC})
     return Suite(name=text, attacks=pieces)
 
 
@@ -115,6 +119,7 @@ def _labels(y: Any) -> Tensor:
 
 
 def _tensor(value: Any, what: str) -> Tensor:
+    value = value[:] if isinstance(value, Stack) else value
     if isinstance(value, Tensor):
         return value.detach()
     try:

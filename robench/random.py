@@ -119,7 +119,7 @@ def noise(stream: Stream, sample: Tensor, rank: Tensor, step: Tensor) -> Iterato
 def parts(count: int) -> Iterator[None]:
     """Inside the block each row of the batch is cut into `count` rows, that stand one behind the other.
 
-    `normal_like` and `uniform_like` still give numbers that depend on the row they are cut from, and on the place in it.
+    `normal_like` and `uniform_like` then give numbers that depend on the row they are cut from, and the place in it.
     """
     source = _noise.get()
     if source is None:

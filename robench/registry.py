@@ -1,4 +1,4 @@
-"""Names -> builders, for defenses, purifiers, loaders, attacks and data sets; outsiders add theirs by entry points.
+"""Names -> builders of defenses, purifiers, loaders, attacks, transformations and data sets; entry points add more.
 
 A package that declares, say,
 
@@ -22,7 +22,7 @@ class Registry:
     """One namespace of builders.
 
     Args:
-        kind: the noun, singular ("defense", "purifier", "loader", "attack", "dataset"); the entry-point group is
+        kind: the noun, singular ("defense", "purifier", "loader", "attack", "transformation", "dataset"); the entry-point group is
             `robench.<kind>s`.
     """
 
@@ -110,4 +110,5 @@ defenses = Registry("defense")
 purifiers = Registry("purifier")
 loaders = Registry("loader")
 attacks = Registry("attack")
+transformations = Registry("transformation")
 datasets = Registry("dataset")

@@ -1,21 +1,30 @@
-"""Threat models: the set of images an attacker may choose from, written `Linf:8/255`."""
+"""Threat models: the set of images an attacker may choose from, written `Linf:8/255` or `fog:0.4`."""
 
 import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from robench.errors import UsageError
+from robench import registry, specs
+from robench.coordinates import PIXELS, Coordinates
+from robench.errors import UsageError, unknown_name
 
-NORMS = ("Linf", "L2", "L1")
+NORMS = ("Linf", "L2", "L1", "L0", "patch")
+# What is counted, not measured: their radii are whole numbers.
+_COUNTED = ("L0", "patch")
 _NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?")
 
 
 def rownorm(delta: Tensor, norm: str) -> Tensor:
-    """The norm of each row of `delta`, shape (N, ...) -> (N,), in `delta`'s dtype."""
+    """The norm of each row of `delta`, shape (N, ...) -> (N,), in `delta`'s dtype.
+
+    L0 counts the pixels (N, C, H, W) that differ in any channel; `patch` is the side of the smallest upright square
+    that holds them all.
+    """
     flat = delta.flatten(1)
     if norm == "Linf":
         return flat.abs().amax(1)
@@ -23,42 +32,61 @@ def rownorm(delta: Tensor, norm: str) -> Tensor:
         return flat.square().sum(1).sqrt()
     if norm == "L1":
         return flat.abs().sum(1)
+    if norm == "L0":
+        return delta.ne(0).any(1).flatten(1).sum(1).to(delta.dtype)
+    if norm == "patch":
+        changed = delta.ne(0).any(1)
+        return torch.maximum(_extent(changed.any(2)), _extent(changed.any(1))).to(delta.dtype)
     raise UsageError(f'unknown norm "{norm}": expected one of {", ".join(NORMS)}')
+
+
+def _extent(hit: Tensor) -> Tensor:
+    """From the first true entry of each row (N, L) to the last, counted; 0 where there is none."""
+    place = torch.arange(1, hit.shape[1] + 1, device=hit.device)
+    last = (hit * place).amax(1)
+    first = torch.where(hit, place, hit.shape[1] + 1).amin(1)
+    return (last - first + 1).clamp_min(0)
 
 
 @dataclass(frozen=True)
 class Threat:
     """All images within `eps` of the clean one in `norm`, and inside [0, 1].
 
+    Where `coordinates` are a transformation, all images that it makes of the clean one by parameters within `eps` of
+    none in `norm`, and inside its box.
+
     Attributes:
-        norm: "Linf", "L2" or "L1".
-        eps: the radius, in units of [0, 1] pixels.
+        norm: "Linf", "L2", "L1", "L0" (changed pixels) or "patch" (side of a square that holds them).
+        eps: the radius, in units of [0, 1] pixels, counted pixels, or the transformation's own.
         text: the radius as it was written, "8/255" say; it is what is printed.
+        name: the transformation's canonical spec; empty for none.
+        coordinates: what a point of the set is.
     """
 
     norm: str
     eps: float
     text: str
+    name: str = ""
+    coordinates: Coordinates = PIXELS
 
     @classmethod
     def parse(cls, spec: "str | Threat") -> "Threat":
-        """Read `NORM:RADIUS`, the radius a number or a fraction.
+        """Read `NORM:RADIUS` or `TRANSFORMATION:RADIUS`, the radius a number or a fraction.
 
         Raises:
-            UsageError: for an unknown norm, or a radius that is not a finite number above 0.
+            UsageError: for an unknown norm or transformation, or a radius that is not a finite number above 0.
         """
         if isinstance(spec, Threat):
             return spec
-        norm, colon, radius = spec.strip().partition(":")
-        help_text = "expected NORM:RADIUS such as Linf:8/255, L2:0.5 or L1:12"
+        name, colon, radius = (part.strip() for part in spec.rpartition(":"))
+        help_text = (
+            "expected NORM:RADIUS such as Linf:8/255, L2:0.5 or L1:12, or a transformation such as fog:0.4"
+        )
         if not colon:
             raise UsageError(f'malformed threat "{spec}": {help_text}')
-        names = {name.lower(): name for name in NORMS}
-        if norm.strip().lower() not in names:
-            raise UsageError(f'unknown norm "{norm.strip()}" in threat "{spec}": {help_text}')
         parts = [part.strip() for part in radius.split("/")]
         if len(parts) > 2 or not all(_NUMBER.fullmatch(part) for part in parts):
-            raise UsageError(f'malformed radius "{radius.strip()}" in threat "{spec}": {help_text}')
+            raise UsageError(f'malformed radius "{radius}" in threat "{spec}": {help_text}')
         denominator = Fraction(parts[1]) if len(parts) == 2 else Fraction(1)
         try:
             eps = float(Fraction(parts[0]) / denominator)
@@ -66,51 +94,92 @@ class Threat:
             eps = math.inf
         if not 0 < eps < math.inf:
             raise UsageError(f'radius of threat "{spec}" is {eps:g}: expected a finite number above 0')
-        return cls(names[norm.strip().lower()], eps, "/".join(parts))
+        text = "/".join(parts)
+        norms = {each.lower(): each for each in NORMS}
+        if norm := norms.get(name.lower()):
+            if norm in _COUNTED and not eps.is_integer():
+                raise UsageError(
+                    f'radius of threat "{spec}" is {eps:g}: {norm} counts, expected a whole number'
+                )
+            return cls(norm, eps, text)
+        built, canonical = _transformation(name, spec, help_text)
+        return cls(built.norm, eps, text, canonical, built)
 
     def __str__(self) -> str:
-        return f"{self.norm}:{self.text}"
+        return f"{self.name or self.norm}:{self.text}"
 
-    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """How far each row of `x_adv` is from `x` in this norm, float64, shape (N,)."""
-        return rownorm(x_adv.double() - x.double(), self.norm)
+    def origin(self, x: Tensor) -> Tensor:
+        """The point of each image (N, C, H, W) that an attack starts around: the image, or no parameters."""
+        return self.coordinates.origin(x)
 
-    def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Which rows of `x_adv` an attacker may use, bool, shape (N,).
+    def moved(self, x: Tensor, delta: Tensor) -> Tensor:
+        """The point `delta` away from the origin, clipped to the box."""
+        return (self.origin(x) + delta).clamp(self.coordinates.low, self.coordinates.high)
+
+    def image(self, x: Tensor, point: Tensor, sample: Tensor) -> Tensor:
+        """The image of each point, (N, C, H, W); `sample` (N,) are the indices of the images in their data set."""
+        return self.coordinates.image(x, point, sample)
+
+    def distance(self, x: Tensor, point: Tensor) -> Tensor:
+        """How far each point is from the origin in this norm, float64, shape (N,)."""
+        return rownorm(point.double() - self.origin(x).double(), self.norm)
+
+    @property
+    def reach(self) -> float:
+        """The largest distance that counts as inside.
 
         The tolerance is 1e-6 of a pixel's range in Linf and 1e-5 of the radius in L2 and L1: what
         single-precision arithmetic needs, and far below what an 8-bit image can show.
         """
-        slack = 1e-6 if self.norm == "Linf" else 1e-5 * self.eps
-        flat = x_adv.flatten(1)
+        return self.eps + (1e-6 * max(1.0, self.eps) if self.norm == "Linf" else 1e-5 * self.eps)
+
+    def contains(self, x: Tensor, point: Tensor) -> Tensor:
+        """Which points an attacker may use, bool, shape (N,): within `reach`, and in the box."""
+        flat = point.flatten(1)
         # Most points that are outside are far outside: single precision sees that at half the price.
-        near = rownorm(x_adv - x, self.norm) <= self.eps * (1 + 1e-3) + 1e-5
-        inside = near & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+        near = rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
+        inside = near & (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
         rows = inside.nonzero()[:, 0]
         if len(rows):
-            inside[rows] = self.distance(x[rows], x_adv[rows]) <= self.eps + slack
+            inside[rows] = self.distance(x[rows], point[rows]) <= self.reach
         return inside
 
     @property
     def grain(self) -> tuple[float, torch.dtype]:
-        """The step in which perturbations are kept where that does no harm, and the integers that count it.
+        """The step in which points are kept where that does no harm, and the integers that count it.
 
         In Linf 127 steps reach the radius, so that a pixel is a byte; a pixel of an L2 or L1 ball is mostly a small
-        part of the radius, and takes two.
+        part of the radius, and takes two. Where pixels are counted, 127 steps reach from black to white.
         """
+        if self.norm in _COUNTED:
+            return 1 / 127, torch.int8
         return (self.eps / 127, torch.int8) if self.norm == "Linf" else (self.eps / 32767, torch.int16)
 
-    def rounded(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """The images of whole grains nearest to `x_adv`, in [0, 1]; the ball of L2 and L1 may be left by a grain."""
+    def rounded(self, x: Tensor, point: Tensor) -> Tensor:
+        """The points of whole grains nearest to `point`, in the box; the ball of L2 and L1 may be left by a grain."""
         step, kind = self.grain
         most = torch.iinfo(kind).max
-        return (x + ((x_adv - x) / step).round().clamp(-most, most) * step).clamp(0, 1)
+        return self.moved(x, ((point - self.origin(x)) / step).round().clamp(-most, most) * step)
+
+    def as_recorded(self, x: Tensor, point: Tensor) -> Tensor:
+        """The point that a record gives back: the origin, and what leads from it to `point`, clipped to the box.
+
+        Done twice, for the first time may end on a tie of rounding: then it gives back itself, bit for bit.
+        """
+        origin = self.origin(x)
+        once = self.moved(x, point - origin)
+        return self.moved(x, once - origin)
 
     def clip(self, delta: Tensor) -> Tensor:
-        """Scale or clamp each row of `delta` into the ball around 0 (the box [0, 1] is not applied).
+        """Scale or clamp each row of `delta` into the ball around 0 (the box is not applied).
 
         Linf clamps, L2 scales (both are Euclidean projections); L1 scales towards 0.
+
+        Raises:
+            UsageError: in L0 and for patches, which no scaling reaches.
         """
+        if self.norm in _COUNTED:
+            raise UsageError(f"{self} cannot be clipped to: it counts pixels")
         if self.norm == "Linf":
             return delta.clamp(-self.eps, self.eps)
         size = rownorm(delta, self.norm).clamp_min(1e-12)
@@ -118,17 +187,36 @@ class Threat:
         return delta * factor.view(-1, *[1] * (delta.dim() - 1))
 
 
-def check_images(x: Tensor, y: Tensor, num_classes: int | None = None) -> None:
+def _transformation(name: str, spec: str, help_text: str):
+    """The transformation that a threat names, and its canonical spec."""
+    # Imported late, for its names in the registry: norms need none of it.
+    import robench.transformations  # noqa: F401
+
+    try:
+        parsed = specs.parse(name)
+    except UsageError as error:
+        raise UsageError(f'malformed threat "{spec}": {help_text}') from error
+    if parsed.name not in registry.transformations:
+        raise UsageError(
+            f"{unknown_name('norm or transformation', name, {*NORMS, *registry.transformations})}; {help_text}"
+        )
+    builder = registry.transformations.get(parsed.name)
+    built = specs.build(parsed, builder)
+    return built, str(specs.canonical(parsed, builder))
+
+
+def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
     """Refuse images and labels that no attack could be run on.
 
     Args:
-        x: (N, C, H, W) float32 in [0, 1].
+        x: (N, C, H, W) float32 in [0, 1]; or what is indexed as such a tensor, whose values are then bytes / 255 and
+            are not looked at.
         y: (N,) integer labels in 0 .. num_classes - 1.
 
     Raises:
         UsageError: naming the first thing that is wrong and where.
     """
-    if x.dim() != 4:
+    if len(x.shape) != 4:
         raise UsageError(f"images have shape {tuple(x.shape)}: expected (N, C, H, W)")
     if x.dtype != torch.float32:
         raise UsageError(f"images are {x.dtype}: expected torch.float32 in [0, 1]")
@@ -138,14 +226,19 @@ def check_images(x: Tensor, y: Tensor, num_classes: int | None = None) -> None:
         raise UsageError(f"labels have shape {tuple(y.shape)}: expected ({len(x)},), one an image")
     if y.is_floating_point() or y.dtype == torch.bool:
         raise UsageError(f"labels are {y.dtype}: expected integers")
+    if isinstance(x, Tensor):
+        _check_values(x)
+    low_label, high_label = int(y.min()), int(y.max())
+    if low_label < 0 or (num_classes is not None and high_label >= num_classes):
+        raise UsageError(
+            f"labels lie in {low_label}..{high_label}: expected 0..{(num_classes or high_label + 1) - 1}"
+        )
+
+
+def _check_values(x: Tensor) -> None:
     bad = (~torch.isfinite(x.flatten(1))).any(1).nonzero()
     if len(bad):
         raise UsageError(f"image {int(bad[0])} has NaN or infinite pixels ({len(bad)} of {len(x)} images do)")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
         raise UsageError(f"pixels lie in [{low:g}, {high:g}]: expected [0, 1] (divide 8-bit images by 255)")
-    low_label, high_label = int(y.min()), int(y.max())
-    if low_label < 0 or (num_classes is not None and high_label >= num_classes):
-        raise UsageError(
-            f"labels lie in {low_label}..{high_label}: expected 0..{(num_classes or high_label + 1) - 1}"
-        )

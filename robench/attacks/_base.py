@@ -98,11 +98,13 @@ class Ask:
         objective: whose gradient is wanted, or None when the logits are enough.
         waits: lanes that ask nothing this time because they want something of the other kind, bool (S,), or
             None: their answer is not a verdict, costs them no pass and must be ignored in `tell`.
+        point: what `x` is the image of, where the threat's coordinates are not the pixels; None elsewhere.
     """
 
     x: Tensor
     objective: Objective | OnFeatures | None = None
     waits: Tensor | None = None
+    point: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,17 @@ class Attack(Generic[S]):
     (0: untargeted) multiply into rows, which the engine runs side by side; `eot` is the number of draws of a
     randomised surrogate averaged for every answer. An attack that looks at features names them in `layers`
     ("last" or "all"), so that a defense without any is refused before the first question; `group` is how many
-    images an objective couples; `ascends` says that it climbs one loss from its first question to its last.
+    images an objective couples; `ascends` says that it climbs one loss from its first question to its last;
+    `in_pixels` that it searches among images only, and not among the parameters of a transformation.
+
+    An attack for the least distance may have a field `minimise`: where it is set, a row that has fooled plays on
+    to its end, and the nearest image is kept. `transfers` says that images are made for another network than the
+    one asked: where the attacker hears no verdict, the row plays to its end, and its best point is judged.
     """
 
     ascends: ClassVar[bool] = False
+    in_pixels: ClassVar[bool] = False
+    transfers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "eot", "group"):
@@ -151,6 +160,8 @@ class Attack(Generic[S]):
         targets = getattr(self, "targets", 0)
         if not isinstance(targets, int) or isinstance(targets, bool) or targets < 0:
             raise ValueError(f"targets={targets!r}: expected a whole number, 0 for untargeted")
+        if not isinstance(minimise := getattr(self, "minimise", False), bool):
+            raise ValueError(f"minimise={minimise!r}: expected True or False")
         layers = getattr(self, "layers", "last")
         if layers not in LAYERS:
             raise ValueError(f"layers={layers!r}: expected one of {', '.join(LAYERS)}")
@@ -202,7 +213,7 @@ class Attack(Generic[S]):
         raise NotImplementedError
 
     def best(self, state: S) -> Tensor:
-        """The point each lane holds for its best so far, (S, C, H, W): what is judged when nothing fooled."""
+        """The point each lane holds for its best so far, (S, ...): what is judged when nothing fooled."""
         raise NotImplementedError
 
 

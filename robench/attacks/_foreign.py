@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ class ForeignAttack(Attack[Any]):
     The engine calls it once on all survivors, counts its passes, and lets the judge decide over what it
     returns as over anything else. It can be resumed only as a whole, and nothing of it is dropped early.
     """
+
+    in_pixels: ClassVar[bool] = True
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int

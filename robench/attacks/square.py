@@ -6,6 +6,7 @@ Andriushchenko et al. 2020, arXiv 1912.00049 (Linf and L2); Croce & Hein 2021, a
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class Square(Attack[SquareState]):
         p_init: share of the pixels in the first windows.
         restarts: random starts.
     """
+
+    in_pixels: ClassVar[bool] = True
 
     queries: int = 5000
     p_init: float = 0.8

@@ -1,4 +1,4 @@
-"""robench table: a paper's own table, from records alone."""
+"""robench table: a paper's own tables, from records alone."""
 
 import sys
 
@@ -7,33 +7,26 @@ import click
 from robench.evaluate import default_results
 from robench.results.grid import FORMATS
 
-PAPERS = ("purifiers",)
-
 
 @click.command("table")
-@click.argument("paper", type=click.Choice(PAPERS))
+@click.argument("paper")
 @click.argument("results", nargs=-1)
-@click.option(
-    "--suite", default="purifier", show_default=True, help="The ladder whose rungs are the columns."
-)
+@click.option("--suite", help="The ladder whose records a table holds, where it is one.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
-def command(paper: str, results: tuple[str, ...], suite: str, form: str) -> None:
-    """Print the table of PAPER from the records in the RESULTS folders (default: results).
+def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) -> None:
+    """Print the tables of PAPER with our figures from the records in the RESULTS folders (default: results).
 
+    mimir, maep and de3 are printed in their own shape, the published figures beside ours with the source of each.
     purifiers: each purifier undefended, oblivious, under BPDA and under exact gradients, with and without EOT.
-    Cells without a record say which command fills them.
+    unforeseen: what attacks of other kinds leave of each defense, and their mean.
+    A TOML file of one's own, like those in papers/, will do too. Cells without a record say which command fills them.
 
     \b
     robench run --defense maep-digits --attack purifier
     robench table purifiers
+    robench table mimir --format latex
     """
     from robench.results.board import collect
-    from robench.results.grid import render
-    from robench.results.ladder import purifiers
+    from robench.results.papers import find_paper, text
 
-    tables = purifiers(collect(results or (str(default_results()),)), suite)
-    if not tables:
-        sys.stdout.write(
-            "No records of purifiers: robench run --defense maep-digits --attack purifier makes them.\n"
-        )
-    sys.stdout.write("\n".join(render(table, form) for table in tables))
+    sys.stdout.write(text(find_paper(paper), collect(results or (str(default_results()),)), form, suite))

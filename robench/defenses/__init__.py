@@ -26,10 +26,11 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     swin,
     vit,
 )
-from robench.defenses._base import Defense, Purifier, behind
+from robench.defenses._base import Defense, Purifier, behind, restricted
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
 from robench.defenses._choice import Choice, choose, notes
 from robench.errors import ResourceError, UsageError, unknown_name
+from robench.subset import Subset
 
 __all__ = [
     "Defense",
@@ -37,6 +38,7 @@ __all__ = [
     "Purifier",
     "build_purifier",
     "checkpoint_of",
+    "counting",
     "find_card",
     "find_cards",
     "load",
@@ -62,6 +64,7 @@ class Loaded:
         family: the card's, or that of the cards the checkpoint was given for.
         notes: what a user should know of it, a line each.
         classifier: the defense whose classifier stands behind a purifier; empty for others.
+        knows: how many classes its network tells apart, where only some of them count; else 0.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Loaded:
     family: str = ""
     notes: tuple[str, ...] = ()
     classifier: str = ""
+    knows: int = 0
 
 
 def find_card(name: str, dataset: str | None = None) -> Card | None:
@@ -147,7 +151,9 @@ def _purified_cards(purifier: str, defense: str, dataset: str | None) -> list[Ca
             raise UsageError(f"{purifier} is no purifier: only one can stand before {defense}")
     if not cards:
         cards = [Card(purifier, purifier, dataset or DEFAULT_DATASET)]
-    return [replace(card, name=f"{card.name}+{defense}", classifier=defense) for card in cards]
+    # A record is named by cards, not by where somebody keeps them.
+    behind = content.read(Card, Path(defense)).name if defense.endswith(".toml") else defense
+    return [replace(card, name=f"{card.name}+{behind}", classifier=defense) for card in cards]
 
 
 def load(
@@ -155,6 +161,7 @@ def load(
     dataset: str | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
+    among: Subset | None = None,
 ) -> Loaded:
     """Build a defense and give it its weights.
 
@@ -164,6 +171,7 @@ def load(
             network of MIMIR's kinds is told from its shapes, and decides which of a family's cards is meant;
             where it is no card's, it is built all the same, under its spec's name.
         device: where it runs.
+        among: classes that alone count of a network that knows more, as `Images.among`; None for all.
 
     Raises:
         UsageError: for an unknown name, a builder's wrong arguments, a network without weights, or a checkpoint
@@ -171,6 +179,26 @@ def load(
         ResourceError: when the checkpoint is missing, damaged, another one than the card names, or of another
             network.
     """
+    found = _load(name, dataset, checkpoint, device)
+    card, defense = found.card, found.defense
+    if card and card.preprocessing:
+        defense.preprocessing = card.preprocessing
+    return counting(found, among)
+
+
+def counting(loaded: Loaded, among: Subset | None) -> Loaded:
+    """The same, of whose classes only those count; unchanged where it was made for these alone, or all count."""
+    if among is None or loaded.defense.num_classes != among.of:
+        return loaded
+    count = len(among.indices)
+    note = f"{loaded.name} tells {among.of} classes apart: only the {count} of this data set count"
+    defense = restricted(loaded.defense, among.indices).eval()
+    return replace(loaded, defense=defense, notes=(*loaded.notes, note), knows=among.of)
+
+
+def _load(
+    name: str, dataset: str | None, checkpoint: str | Path | None, device: str | torch.device
+) -> Loaded:
     cards = find_cards(name, dataset)
     spec = specs.parse(cards[0].builder if cards else name)
     if loaders.scheme_of(spec.name):
@@ -222,12 +250,13 @@ def load_defense(
     dataset: str | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
+    among: Subset | None = None,
 ) -> Defense:
     """A defense: images (N, 3, H, W), float32 in [0, 1], to logits (N, K). See `load`.
 
     >>> defense = load_defense("mimir", dataset="digits")
     """
-    return load(name, dataset, checkpoint, device).defense
+    return load(name, dataset, checkpoint, device, among).defense
 
 
 def _load_by_scheme(

@@ -86,6 +86,9 @@ class Defense(nn.Module):
             normalisation.
         stochastic: whether two calls on the same images may differ.
         differentiable: whether the exact gradient exists.
+        among: which of the classifier's logits count, in the order of the K classes; empty for all.
+        preprocessing: what the classifier's makers do to pictures before it, by a name of
+            `robench.preprocessing`; empty where they do not say, or it has none.
 
     Raises:
         ValueError: for a mean without a std, or both for a classifier that seems to normalise by itself: it
@@ -103,6 +106,8 @@ class Defense(nn.Module):
         std: tuple[float, ...] | None = None,
         stochastic: bool = False,
         differentiable: bool = True,
+        among: tuple[int, ...] = (),
+        preprocessing: str = "",
     ):
         super().__init__()
         if (mean is None) != (std is None):
@@ -117,6 +122,8 @@ class Defense(nn.Module):
         self.image_size = image_size
         self.stochastic = stochastic
         self.differentiable = differentiable
+        self.among = among
+        self.preprocessing = preprocessing
         self.mean: Tensor | None
         self.std: Tensor | None
         self.register_buffer("mean", _channels(mean), persistent=False)
@@ -124,7 +131,7 @@ class Defense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (N, K), of images (N, 3, H, W), float32 in [0, 1]."""
-        return self.classifier(self._inner(x))
+        return self._counted(self.classifier(self._inner(x)))
 
     predict = forward
 
@@ -156,7 +163,7 @@ class Defense(nn.Module):
         """
         forward_features, inner = self._forward_features(), self._inner(x)
         with overheard(self.classifier, layers) as heard:
-            logits = self.classifier(inner)
+            logits = self._counted(self.classifier(inner))
         return logits, tuple(heard) or (forward_features(inner),)
 
     def _forward_features(self) -> Callable[[Tensor], Tensor]:
@@ -168,6 +175,9 @@ class Defense(nn.Module):
             )
         return forward_features
 
+    def _counted(self, logits: Tensor) -> Tensor:
+        return logits[:, list(self.among)] if self.among else logits
+
     def _inner(self, x: Tensor) -> Tensor:
         if self.purifier is not None:
             x = self.purifier(x)
@@ -176,19 +186,35 @@ class Defense(nn.Module):
 
 def behind(purifier: nn.Module | None, defense: Defense) -> Defense:
     """The same classifier behind another purifier, or none; a purifier it already has is replaced."""
-    mean, std = defense.mean, defense.std
-    parameter = next(defense.parameters(), None)
-    same = Defense(
-        defense.classifier,
-        num_classes=defense.num_classes,
-        image_size=defense.image_size,
+    return _like(
+        defense,
         purifier=purifier,
-        mean=None if mean is None else tuple(mean.flatten().tolist()),
-        std=None if std is None else tuple(std.flatten().tolist()),
         stochastic=bool(getattr(purifier, "stochastic", purifier is not None and defense.stochastic)),
         differentiable=bool(getattr(purifier, "differentiable", True)),
     )
-    return same if parameter is None else same.to(parameter.device)
+
+
+def restricted(defense: Defense, among: tuple[int, ...]) -> Defense:
+    """The same defense, of whose logits only those of some classes count, in the order given."""
+    return _like(defense, num_classes=len(among), among=among)
+
+
+def _like(defense: Defense, **changed: Any) -> Defense:
+    mean, std = defense.mean, defense.std
+    same = {
+        "num_classes": defense.num_classes,
+        "image_size": defense.image_size,
+        "purifier": defense.purifier,
+        "mean": None if mean is None else tuple(mean.flatten().tolist()),
+        "std": None if std is None else tuple(std.flatten().tolist()),
+        "stochastic": defense.stochastic,
+        "differentiable": defense.differentiable,
+        "among": defense.among,
+        "preprocessing": defense.preprocessing,
+    }
+    made = Defense(defense.classifier, **same | changed)
+    parameter = next(defense.parameters(), None)
+    return made if parameter is None else made.to(parameter.device)
 
 
 def _channels(values: tuple[float, ...] | None) -> Tensor | None:

@@ -26,7 +26,7 @@ class Fitting(Purifier):
         ValueError: for an unknown `fit`.
     """
 
-    image_size: int
+    image_size: int  # pyright: ignore[reportIncompatibleVariableOverride] - never None, never set again
     step: int
 
     def __init__(self, image_size: int, step: int, fit: str):
@@ -45,23 +45,23 @@ class Fitting(Purifier):
         Raises:
             ValueError: for a side that `check` refuses.
         """
+        self.check(x.shape[-1])
         if self.fit == "resize" and x.shape[-1] != self.image_size:
             return _scaled(self.purify(_scaled(x, self.image_size)), x.shape[-1])
-        side = x.shape[-1]
-        self.check(side)
-        if self.fit != "tile" or side == self.image_size:
+        rows = self.cut(x)
+        if rows is x:
             return self.purify(x)
-        rows = self.tiles(x)
-        with parts(len(rows) // len(x)):
-            return self.together(self.purify(rows), len(x))
+        count = len(rows) // len(x)
+        with parts(count):
+            clean = self.purify(rows)
+        return unpatchify(clean.reshape(len(x), count, -1), self.image_size)
 
-    def tiles(self, x: Tensor) -> Tensor:
-        """The tiles of the training size, (N, C, S, S) -> (N * tiles, C, s, s), those of an image in a row."""
-        return patchify(x, self.image_size).reshape(-1, x.shape[1], self.image_size, self.image_size)
-
-    def together(self, rows: Tensor, n: int) -> Tensor:
-        """The inverse of `tiles`, for `n` images."""
-        return unpatchify(rows.reshape(n, len(rows) // n, -1), self.image_size)
+    def cut(self, x: Tensor) -> Tensor:
+        """What `purify` is called on: `x`, (N, C, S, S), or its tiles, (N * tiles, C, s, s), image by image."""
+        own = self.image_size
+        if self.fit != "tile" or x.shape[-1] == own:
+            return x
+        return patchify(x, own).reshape(-1, x.shape[1], own, own)
 
     def check(self, side: int) -> None:
         """See `Purifier.check`."""

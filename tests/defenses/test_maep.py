@@ -13,7 +13,6 @@ from robench.defenses._checkpoints import sha256_of
 from robench.defenses._fit import resized
 from robench.defenses._patches import patchify, unpatchify
 from robench.defenses.loaders import robustbench as robustbench_loader
-
 from robench.errors import UsageError
 from tests.defenses import files
 

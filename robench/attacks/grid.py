@@ -1,0 +1,78 @@
+"""Exploring the landscape of spatial robustness (Engstrom et al. 2019, arXiv 1712.02779): the worst of a grid."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
+from robench.attacks._objectives import ball, cross_entropy
+from robench.errors import UsageError
+from robench.registry import attacks
+
+
+@dataclass(frozen=True)
+class GridState(State):
+    """The number of the next point, and the best point so far with its loss."""
+
+    step: Tensor
+    best: Tensor
+    best_loss: Tensor
+
+
+@attacks.register("grid")
+@dataclass(frozen=True)
+class Grid(Attack[GridState]):
+    """Every point of a grid over few parameters, `spatial` and its like; it sees logits only.
+
+    Args:
+        points: along each parameter, from one end to the other: the paper's 31 angles and 5 by 5 translations.
+    """
+
+    points: tuple[int, ...] = (31, 5, 5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.points or any(not isinstance(n, int) or n < 1 for n in self.points):
+            raise ValueError(f"points={self.points!r}: expected whole numbers of at least 1")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("Linf",)
+
+    @property
+    def questions(self) -> int:
+        return math.prod(self.points)
+
+    def init(self, problem: Problem, rows: Rows) -> GridState:
+        parameters = rows.x[0].numel()
+        if parameters != len(self.points):
+            raise UsageError(
+                f"grid(points={self.points}) is for {len(self.points)} parameters, and this threat has {parameters:,}: "
+                "give a number of points for each, or use pgd"
+            )
+        worst = torch.full_like(rows.clean_logits[:, 0], -math.inf)
+        return GridState(torch.zeros_like(rows.y), rows.x, worst)
+
+    def ask(self, problem: Problem, rows: Rows, state: GridState) -> Ask:
+        low, high = (end.flatten(1) for end in ball(rows, problem.threat.eps))
+        rest, shares = state.step.clamp_max(self.questions - 1), []
+        for count in reversed(self.points):
+            shares.append((rest % count) / (count - 1) if count > 1 else torch.full_like(low[:, 0], 0.5))
+            rest = rest // count
+        share = torch.stack(shares[::-1], 1)
+        return Ask((low + share * (high - low)).view_as(rows.x))
+
+    def tell(self, problem: Problem, rows: Rows, state: GridState, answer: Answer) -> GridState:
+        loss = cross_entropy(answer.logits, rows.y)
+        better = loss > state.best_loss
+        return GridState(
+            state.step + 1, where(better, answer.x, state.best), torch.where(better, loss, state.best_loss)
+        )
+
+    def finished(self, state: GridState) -> Tensor:
+        return state.step >= self.questions
+
+    def best(self, state: GridState) -> Tensor:
+        return state.best
