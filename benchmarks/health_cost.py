@@ -98,8 +98,8 @@ def main() -> None:
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(
         f"{args.defense}, {args.attack}, {args.samples} images, {torch.get_num_threads()} threads: the marks cost "
-        f"{100 * (middle - 1):+.1f} % of CPU time (median of {len(ratios)} pairs, half of them between {100 * (low - 1):+.1f} "
-        f"and {100 * (high - 1):+.1f} %)"
+        f"{100 * (middle - 1):+.1f} % of CPU time (median of {len(ratios)} pairs, half of them between "
+        f"{100 * (low - 1):+.1f} and {100 * (high - 1):+.1f} %)"
     )
 
 

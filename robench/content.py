@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from robench import specs
+from robench.corruption.suite import NO_THREAT
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.threat import Threat
 
@@ -43,11 +44,13 @@ class Card:
         dataset: the data set it was trained for.
         classifier: where the builder is a purifier's, the defense whose classifier stands behind it.
         family: the name that picks this card by data set ("mimir"); empty for none.
-        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none.
+        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none. Of a
+            file that a person brings (`origin`) the path in the folder that ROBENCH_CHECKPOINTS names.
         sha256: of the checkpoint file; empty: unknown.
         origin: where a person gets the checkpoint, when no program can fetch it.
         pretrained: where a person gets the pre-trained encoder of the same network and data set.
         threat: what it was trained against; empty for undefended.
+        preprocessing: of pictures before it, by a name of `robench.preprocessing`; empty where nothing is said.
         paper, license, description: for readers.
         claims: numbers others published for it: `clean` and `robust` accuracy in percent, `threat`, `attack`,
             `source`, and `note` where one is needed.
@@ -65,6 +68,7 @@ class Card:
     origin: str = ""
     pretrained: str = ""
     threat: str = ""
+    preprocessing: str = ""
     paper: str = ""
     license: str = ""
     description: str = ""
@@ -158,6 +162,7 @@ class Protocol:
     """What is run on what: data set, images, threat, suites and knowledge levels.
 
     Attributes:
+        threat: norm and radius; "none" where no adversary is at work.
         samples: the first so many images of the split, in canonical order.
         columns: of its board; all of them when there are none.
         ends: of a protocol of transfer, in place of data set, threat and samples; see `robench.transfer`.
@@ -233,7 +238,8 @@ def read(kind: type[Item], path: Path) -> Item:
         if missing and not item.ends:
             raise UsageError(f"{path}: the field {missing[0]} is missing")
         for each in item.ends or [item]:
-            Threat.parse(each.threat)
+            if each.threat != NO_THREAT:
+                Threat.parse(each.threat)
             if each.samples < 1:
                 raise UsageError(f"{path}: samples = {each.samples}: expected at least 1")
     elif isinstance(item, Suite):

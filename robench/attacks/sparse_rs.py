@@ -206,13 +206,16 @@ class PatchRS(_Search):
         words = problem.stream.bits(rows.sample, rows.rank, _START, 2 + 4 * _SQUARES)
         room = torch.tensor([height - side + 1, width - side + 1], device=rows.x.device)
         place = (words[:, :2] * room) >> 32
-        patch = torch.zeros(lanes, channels, side, side, device=rows.x.device)
-        largest = max(math.ceil(math.sqrt(side)) - 1, 1)
-        for square in words[:, 2:].view(lanes, _SQUARES, 4).unbind(1):
-            size = 1 + ((square[:, 0] * largest) >> 32)
-            corner = (square[:, 1:3] * (side - size + 1)[:, None]) >> 32
-            inside = _window(corner, size, side)
-            patch = torch.where(inside, _corners(square[:, 3], channels)[..., None, None], patch)
+        squares = words[:, 2:].view(lanes * _SQUARES, 4)
+        size = 1 + ((squares[:, 0] * max(math.ceil(math.sqrt(side)) - 1, 1)) >> 32)
+        corner = (squares[:, 1:3] * (side - size + 1)[:, None]) >> 32
+        # What shows is the square that came last.
+        order = torch.arange(1, _SQUARES + 1, device=words.device).view(-1, 1, 1)
+        last = (_window(corner, size, side).view(lanes, _SQUARES, side, side) * order).amax(1).flatten(1)
+        colours = _corners(squares[:, 3], channels).view(lanes, _SQUARES, channels)
+        black = torch.zeros_like(colours[:, :1])
+        shown = torch.cat([black, colours], 1).gather(1, last[..., None].expand(-1, -1, channels))
+        patch = shown.transpose(1, 2).reshape(lanes, channels, side, side)
         return PatchState(
             patch,
             place,

@@ -6,13 +6,16 @@ import sys
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import robench.attacks
 import robench.data
 import robench.defenses  # noqa: F401  (importing registers what is built in)
 from robench import content, registry
 from robench.cli import costs
+from robench.data._base import facts_of
 from robench.errors import unknown_name
+from robench.plain import plain
 
 KINDS = ("defenses", "attacks", "datasets", "protocols")
 
@@ -69,7 +72,11 @@ def _attacks() -> list[dict[str, str]]:
 
 def _datasets() -> list[dict[str, str]]:
     return [
-        {"name": name, "description": _first_line(registry.datasets.get(name).__doc__)}
+        {
+            "name": name,
+            "description": _first_line(registry.datasets.get(name).__doc__),
+            "layout": facts_of(registry.datasets.get(name)).layout,
+        }
         for name in registry.datasets
     ]
 
@@ -113,7 +120,7 @@ def _brought() -> list[dict[str, str]]:
 TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "protocols": _protocols}
 
 
-WRAPPED = ("description", "claimed clean / robust, %")
+WRAPPED = ("description", "layout", "claimed clean / robust, %")
 RECIPES = "recipes without weights: robench train NAME makes them"
 PURIFIERS = "purifiers, before any defense: robench run --defense maep-digits+pgd-at-digits"
 SCHEMES = "anybody's, by scheme: robench run --defense timm:resnet50"
@@ -162,8 +169,8 @@ def command(kind: str | None, as_json: bool) -> None:
         console.print(name, style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in rows[0] if rows else ("name",):
-            table.add_column(column, no_wrap=column not in WRAPPED)
+            table.add_column(column, no_wrap=column not in WRAPPED, overflow="fold")
         for row in rows:
-            table.add_row(*row.values())
-        console.print(table, highlight=False)
+            table.add_row(*(Text(plain(value)) for value in row.values()))
+        console.print(table)
         console.print()

@@ -8,6 +8,7 @@ from types import FrameType
 import click
 
 from robench.errors import RobenchError, unknown_name
+from robench.plain import plain_lines
 
 INTERRUPTED = 130
 # name -> "module:command", imported when asked for: --help must not wait for torch.
@@ -24,6 +25,7 @@ COMMANDS = {
     "table": ("robench.cli.table", "Print a paper's own table from records."),
     "plot": ("robench.cli.plot", "Draw pictures from records."),
     "results": ("robench.cli.results", "Merge, export and prune records."),
+    "cache": ("robench.cli.cache", "Show or clear the corrupted images that are kept."),
     "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),
 }
 
@@ -90,4 +92,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"robench: {text}", file=sys.stderr)
+    print(f"robench: {plain_lines(text)}", file=sys.stderr)

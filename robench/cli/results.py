@@ -53,8 +53,13 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
 @command.command("export")
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--output", required=True, help="A new folder, or an archive that ends in .zip.")
-def export_command(sources: tuple[str, ...], output: str) -> None:
+@click.option(
+    "--model-info", is_flag=True, help="Files as RobustBench's model_info has them, in place of records."
+)
+def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> None:
     """Write the records of SOURCES (records, or folders of them) with their certificates, to be checked elsewhere.
+
+    With --model-info a JSON file a record for RobustBench: what a record does not know is null there, to be filled in.
 
     \b
     robench results export results/digits-linf --output mine.zip
@@ -62,8 +67,16 @@ def export_command(sources: tuple[str, ...], output: str) -> None:
     """
     from robench.results.moving import export
 
-    places = export(sources, output)
     console = Console()
+    if model_info:
+        from robench.results.board import collect
+        from robench.results.robustbench import write_infos
+        from robench.results.wording import location
+
+        for made in write_infos(collect(sources), output):
+            console.print(Text(location(made)), soft_wrap=True)
+        return
+    places = export(sources, output)
     for place in places:
         console.print(Text(place), soft_wrap=True)
     console.print(Text(f"{len(places)} records: {output}"), soft_wrap=True)

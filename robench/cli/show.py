@@ -19,6 +19,7 @@ from robench.content import Card, Protocol, Suite
 from robench.defenses import facts, find_card
 from robench.defenses.loaders import scheme_of
 from robench.errors import RobenchError, UsageError, unknown_name
+from robench.plain import plain, plain_lines
 
 
 @click.command("show")
@@ -42,19 +43,20 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
         return
     for kind, names in _known().items():
         if name in names:
-            console.print(f"{kind} {name}", style="bold")
-            console.print(names[name](), highlight=False)
+            console.print(Text(plain(f"{kind} {name}"), style="bold"))
+            found = names[name]()
+            console.print(Text(plain_lines(found)) if isinstance(found, str) else found)
             if kind in ("suite", "attack"):
                 _costs(console, name, threat, classes)
             return
     if _is_attack(name):
-        console.print(f"attack {name}", style="bold")
+        console.print(Text(plain(f"attack {name}"), style="bold"))
         _costs(console, name, threat, classes)
         return
     if name.endswith(".toml") or scheme_of(name) or "(" in name or "+" in name or name in registry.defenses:
         card = find_card(name)
-        console.print(f"defense {card.name if card else name}", style="bold")
-        console.print(_card(card) if card else _table(facts.of_spec(name)), highlight=False)
+        console.print(Text(plain(f"defense {card.name if card else name}"), style="bold"))
+        console.print(_card(card) if card else _table(facts.of_spec(name)))
         return
     if Path(name).is_dir():
         from robench.results.record import read_record
@@ -77,6 +79,7 @@ def _costs(console: Console, name: str, threat: str | None, classes: int) -> Non
 
 def _record(console: Console, path: Path, picture: str | None, data_dir: str | None) -> None:
     from robench.data import load_dataset
+    from robench.results import heatmap
     from robench.results.picture import picture as draw
     from robench.results.record import read_record
     from robench.results.table import describe
@@ -84,9 +87,13 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
     record = read_record(path)
     console.print(describe(record))
     folder = record.folder or path
+    if record.corrupted:
+        made = heatmap.write(heatmap.of_record(record), Path(picture) if picture else folder / heatmap.FILE)
+        console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
+        return
     images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
     made = draw(folder, images, Path(picture) if picture else folder / "picture.png")
-    console.print(f"picture: {made}", soft_wrap=True, highlight=False)
+    console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
 
 
 def _known() -> dict[str, dict[str, Any]]:
@@ -140,7 +147,7 @@ def _table(rows: dict[str, str]) -> RenderableType:
     table.add_column(style="dim", no_wrap=True, min_width=14)
     table.add_column(overflow="fold")
     for name, text in rows.items():
-        table.add_row(name, Text(text))
+        table.add_row(Text(plain(name)), Text(plain_lines(text)))
     return table
 
 

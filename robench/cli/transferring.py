@@ -58,7 +58,7 @@ def transfer(asked: Asked, options: Options, bar: Any, as_json: bool) -> None:
         click.echo(f"picture: {made}")
 
 
-def print_json(records: Sequence[Record]) -> None:
-    """What --json promises: one object on stdout."""
-    json.dump({"records": [record.to_dict() for record in records]}, sys.stdout, indent=2)
+def print_json(records: Sequence[Record], **more: Any) -> None:
+    """What --json promises: one object on stdout, and nothing else."""
+    json.dump({"records": [record.to_dict() for record in records], **more}, sys.stdout, indent=2)
     sys.stdout.write("\n")

@@ -31,7 +31,7 @@ def command(records: tuple[str, ...], checkpoint: str | None, data_dir: str | No
     for path in records:
         record = read_record(path)
         images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
-        loaded = load(record.job.defense.name, record.job.dataset.name, checkpoint, where)
+        loaded = load(record.job.defense.name, record.job.dataset.name, checkpoint, where, images.among)
         for finding in verify(Path(path), loaded, images, device=where):
             console.print(Text(plain(str(finding))), soft_wrap=True)
         told = f"not proven: that no attack finds more; on trust: {', '.join(TRUSTED)}"

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from robench import registry
-from robench.data._base import Images
+from robench.data._base import Facts, Images, described
 from robench.errors import UsageError
 
 SIZE = 16
@@ -22,6 +22,7 @@ TEST_RESIDUES = (2, 5, 8)
 
 
 @registry.datasets.register("digits")
+@described(Facts("nothing: they come with scikit-learn"))
 def load(split: str = "test", data_dir: str | None = None, size: int = SIZE) -> Images:
     """Real digits, 16x16, three equal channels; 1,258 for training and 539 for testing: `digits(size=32)`.
 

@@ -8,7 +8,7 @@ from robench.defenses._base import Purifier
 from robench.defenses._patches import patchify, unpatchify
 from robench.random import parts
 
-FITS = ("exact", "tile", "interpolate")
+FITS = ("exact", "tile", "interpolate", "resize")
 
 
 class Fitting(Purifier):
@@ -19,7 +19,8 @@ class Fitting(Purifier):
         step: `purify` takes images whose side is a multiple of this.
         fit: how images of another size are taken. "exact": not at all. "tile": cut into tiles of `image_size`, each
             purified by itself, and put together again. "interpolate": as one image, by a network that goes on over
-            more (or fewer) places than it was trained on; a transformer's positions are resized.
+            more (or fewer) places than it was trained on; a transformer's positions are resized. "resize": scaled
+            bilinearly to `image_size`, purified, and scaled back, as DiffPure does with 224 px before a network of 256.
 
     Raises:
         ValueError: for an unknown `fit`.
@@ -45,6 +46,8 @@ class Fitting(Purifier):
             ValueError: for a side that `check` refuses.
         """
         self.check(x.shape[-1])
+        if self.fit == "resize" and x.shape[-1] != self.image_size:
+            return _scaled(self.purify(_scaled(x, self.image_size)), x.shape[-1])
         rows = self.cut(x)
         if rows is x:
             return self.purify(x)
@@ -62,15 +65,22 @@ class Fitting(Purifier):
 
     def check(self, side: int) -> None:
         """See `Purifier.check`."""
+        if self.fit == "resize":
+            return
         own, step = self.image_size, self.step
         if self.fit == "exact" and side != own:
             raise ValueError(
                 f"this purifier takes images of {own} px, not of {side} px: "
-                f'fit="tile" takes multiples of {own} px, fit="interpolate" of {step} px'
+                f'fit="tile" takes multiples of {own} px, fit="interpolate" of {step} px, '
+                'fit="resize" any'
             )
         step = own if self.fit == "tile" else step
         if side < step or side % step:
             raise ValueError(f'fit="{self.fit}" takes images of a multiple of {step} px, not of {side} px')
+
+
+def _scaled(x: Tensor, side: int) -> Tensor:
+    return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
 
 
 def resized(positions: Tensor, side: int) -> Tensor:

@@ -123,7 +123,16 @@ class DE3(Fitting):
         fit: str = "exact",
     ):
         super().__init__(image_size, patch_size, fit)
-        if image_size % patch_size:
+        sizes = {"patch_size": patch_size, "width": width, "depth": depth, "heads": heads}
+        sizes |= {
+            "decoder_width": decoder_width,
+            "decoder_depth": decoder_depth,
+            "decoder_heads": decoder_heads,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if image_size < patch_size or image_size % patch_size:
             raise ValueError(f"{image_size=}: expected a multiple of {patch_size=}")
         for side, count in ((width, heads), (decoder_width, decoder_heads)):
             if side % count:

@@ -50,7 +50,8 @@ class MAEP(Fitting):
     ):
         super().__init__(image_size, patch_size, fit)
         sizes = {"patch_size": patch_size, "heads": heads, "decoder_heads": decoder_heads, "depth": depth}
-        for name, value in {**sizes, "decoder_depth": decoder_depth}.items():
+        sizes |= {"decoder_depth": decoder_depth, "width": width, "decoder_width": decoder_width}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         if image_size < patch_size or image_size % patch_size:

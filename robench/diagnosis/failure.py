@@ -79,6 +79,8 @@ def indicators(case: Case, paths: Paths) -> list[Indicator]:
     zero = paths.vanished[right][~before[right]]
     surrogate = right & paths.wrong.any(1)
     refused = surrogate & paths.failed
+    # One image is chance, as everywhere.
+    untransferred = share(refused[surrogate]) if int(refused.sum()) > 1 else 0.0
     none = "no image survived, so there is no failed attack to look at"
     return [
         Indicator(
@@ -101,7 +103,7 @@ def indicators(case: Case, paths: Paths) -> list[Indicator]:
             f"{int(zero.sum())} of {zero.numel()} gradients before the first success vanish",
         ),
         Indicator(
-            "non-transferable", "non-transferability", int(refused.sum()) / max(int(surrogate.sum()), 1), 0.1, OWN,
+            "non-transferable", "non-transferability", untransferred, 0.1, OWN,
             f"{int(refused.sum())} of {int(surrogate.sum())} images that fool what the attacker searched on do not "
             "fool the defense" + (", which is the same here" if case.same else ""),
         ),

@@ -244,7 +244,8 @@ def picture(content: dict[str, Any], path: Path) -> Path:
     what = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
     figure.suptitle(
         f"What each layer z tells of its image; {style.literal(what)}\n"
-        f"bars: standard deviation of {len(content['seeds'])} seeds; dotted: rows put together at random, which share nothing but their kind",
+        f"bars: standard deviation of {len(content['seeds'])} seeds; "
+        "dotted: rows put together at random, which share nothing but their kind",
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip
     return style.save(figure, path)

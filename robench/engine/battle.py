@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Attack, Problem
+from robench.data._pixels import Stack
+from robench.engine.found import Found
 from robench.engine.network import Judge, Network
 
 _NEVER = 1 << 40
@@ -33,14 +35,21 @@ class Table:
     steps: Tensor
     forward: Tensor
     backward: Tensor
-    found: dict[int, Tensor] = field(default_factory=dict)
+    found: Found = field(default_factory=Found)
 
     @classmethod
-    def empty(cls, n: int, ranks: int) -> "Table":
+    def empty(cls, n: int, ranks: int, found: Found | None = None) -> "Table":
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int64)
 
-        return cls(zeros(n), torch.full((n,), _NEVER), zeros(n), zeros(n, ranks), zeros(n, ranks))
+        return cls(
+            zeros(n),
+            torch.full((n,), _NEVER),
+            zeros(n),
+            zeros(n, ranks),
+            zeros(n, ranks),
+            Found() if found is None else found,
+        )
 
     def spent(self, full: int, every: bool = False) -> tuple[Tensor, Tensor]:
         """Forward and backward passes a sample, (n,) each, as if its rows had been played in turn.
@@ -75,7 +84,7 @@ class Battle:
     judge: Judge
     same: bool
     blind: bool
-    x: Tensor
+    x: Tensor | Stack
     y: Tensor
     ids: Tensor
     clean_logits: Tensor

@@ -18,7 +18,7 @@ may not ask the judge, for the surrogate's verdict is not what it works for; its
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -169,8 +169,10 @@ class Loop:
     @cached_property
     def _run(self) -> Rows:
         """Every image of the run, for attacks that choose among them."""
-        everyone = torch.arange(len(self.battle.x))
-        return _rows_of(self.battle, everyone, torch.zeros_like(everyone))
+        battle, none = self.battle, torch.zeros_like(self.battle.ids)
+        # Images on the disk stay there: they are indexed as a tensor is.
+        x = cast(Tensor, battle.x)
+        return Rows(x, battle.y, battle.clean_logits, battle.ids, none, torch.ones_like(none).bool())
 
     # -- one question ------------------------------------------------------------------------------------
 

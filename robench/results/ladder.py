@@ -74,6 +74,8 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     """The records of protocols that hold a purifier's, by protocol and threat."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
+        if record.corrupted:
+            continue
         groups.setdefault((record.job.protocol, record.job.threat), []).append(record)
     return {
         key: own for key, own in sorted(groups.items()) if any(each.job.defense.classifier for each in own)

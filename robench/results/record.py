@@ -131,6 +131,11 @@ class Record:
     extra: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
 
+    @property
+    def corrupted(self) -> bool:
+        """Whether it is of a run under corruptions, which never stands beside attacks."""
+        return "corruptions" in self.extra
+
     def to_dict(self) -> dict[str, Any]:
         """The content of record.json, in its order."""
         fields = _plain(self)
@@ -169,7 +174,9 @@ class Record:
         """
         content = self.to_dict()
         validate(content)
-        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # A command line may hold bytes that are no UTF-8, as lone surrogates: JSON writes those as escapes.
+        return text.encode(errors="backslashreplace")
 
 
 def read_record(path: Path | str) -> Record:

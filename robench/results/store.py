@@ -15,7 +15,7 @@ import torch
 from robench.data._base import Images
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
-from robench.files import disk_errors, sync_folder, write_whole
+from robench.files import Content, disk_errors, sync_folder, write_whole
 from robench.results import certificates, draws, provenance, record, samples
 from robench.results.record import Job, Record, read_record
 from robench.results.statistics import Accuracy
@@ -119,16 +119,31 @@ def write_record(folder: Path, found: Record, outcome: Outcome, images: Images) 
     """
     if not found.job.n == len(images) == len(outcome.fooled_by):
         raise ValueError(f"n = {found.job.n}, {len(images)} images, {len(outcome.fooled_by)} outcomes")
-    contents = {
+    contents: dict[str, Content] = {
         samples.FILE: samples.encode(outcome, images),
         certificates.FILE: certificates.encode(outcome, images, Threat.parse(found.job.threat)),
     }
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    found = replace(
-        found, files=digests, folder=Path(folder), extra={**found.extra, **_drawn(outcome, images)}
+    return write_files(folder, replace(found, extra={**found.extra, **_drawn(outcome, images)}), contents)
+
+
+def write_files(folder: Path, found: Record, contents: Mapping[str, Content]) -> Record:
+    """Write a record and its files as `write_record` does, for a kind of run with files of its own.
+
+    Args:
+        contents: file name -> content, without record.json.
+    """
+    found = replace(found, folder=Path(folder))
+
+    def last(digests: Mapping[str, str]) -> bytes:
+        nonlocal found
+        found = replace(found, files=dict(digests))
+        return found.encode()
+
+    write_whole(
+        Path(folder),
+        {**contents, record.FILE: last},
+        make_way=lambda: _keep_other(Path(folder), found),
     )
-    contents[record.FILE] = found.encode()
-    write_whole(Path(folder), contents, make_way=lambda: _keep_other(Path(folder), found))
     return found
 
 

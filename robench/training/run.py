@@ -307,7 +307,7 @@ class _Run:
             torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
             test = load_dataset(self.card.dataset, "test", self.recipe.measured or None, data_dir)
             n, radius = len(test), Threat.parse(self.recipe.evaluation).eps
-            clean, robust = measure(defense.eval(), test.x, test.y, radius)
+            clean, robust = measure(defense.eval(), test.x[:], test.y, radius)
         self.partial.unlink(missing_ok=True)
         return TrainResult(
             path=self.path,

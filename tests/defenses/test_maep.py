@@ -137,6 +137,7 @@ def test_the_gradient_is_exact(fit):
         ("patch_size=16", "image_size=8 must be a multiple of patch_size=16"),
         ("heads=3", "must be multiples of heads=3"),
         ("patch_size=0", "patch_size=0: expected at least 1"),
+        ("width=0", "width=0: expected at least 1"),
         ('fit="crop"', "expected one of exact, tile, interpolate"),
         ("width=6, heads=1", "multiple of 4"),
     ],

@@ -8,13 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from robench.engine.store import FolderStore
 from robench.results.record import stable
 
-ARGUMENTS = ["run", "--defense", "pgd-at", "--attack", "apgd(steps=30)+square(queries=60)", "--samples", "48"]
-ARGUMENTS += ["--threat", "Linf:0.14", "--batch-size", "16", "--json"]
+ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "48", "--batch-size", "16", "--json"]
+# A norm, and a transformation with chances of its own.
+JOBS = [
+    ("Linf:0.14", "apgd(steps=30)+square(queries=60)+fmn(steps=10, minimise=True)"),
+    ("snow(grid=4):2", "apgd(steps=30)+pgd(steps=30)"),
+]
 # Saves after every question, so that there is something to resume however fast the machine is.
 RUN = (
     "import torch; torch.set_num_threads(1)\n"
@@ -23,9 +28,9 @@ RUN = (
 )
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path, threat: str, attack: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, *ARGUMENTS],
+        [sys.executable, "-c", RUN, *ARGUMENTS, "--threat", threat, "--attack", attack],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -45,12 +50,13 @@ def folder_of(root: Path) -> Path:
     return path
 
 
-def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(("threat", "attack"), JOBS)
+def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path, threat, attack):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    whole, _ = finish(start(tmp_path / "whole"))
+    whole, _ = finish(start(tmp_path / "whole", threat, attack))
     for number, end in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
-        process = start(tmp_path / "killed")
+        process = start(tmp_path / "killed", threat, attack)
         state = None
         before = _saved(tmp_path / "killed")
         deadline = time.monotonic() + 120
@@ -65,7 +71,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
         process.communicate()
         assert process.returncode == end
         assert not (folder_of(tmp_path / "killed") / "record.json").exists()
-    killed, said = finish(start(tmp_path / "killed"))
+    killed, said = finish(start(tmp_path / "killed", threat, attack))
     assert "resuming from" in said
     assert stable(killed) == stable(whole)
     for name in ("samples.parquet", "adversarials.safetensors"):
@@ -86,7 +92,7 @@ def _saved(root: Path):
 
 def test_what_another_layout_left_behind_is_not_gone_on_with(tmp_path, monkeypatch):
     store = FolderStore(tmp_path / "a", "key")
-    store.save({"x": torch.ones(1)}, {"seconds": 0.0}, {})
+    store.save({"x": torch.ones(1)}, {"seconds": 0.0}, 0, {})
     assert FolderStore(tmp_path / "a", "key").resumes
     monkeypatch.setattr("robench.engine.store.LAYOUT", 0)
     assert not FolderStore(tmp_path / "a", "key").resumes

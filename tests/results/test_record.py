@@ -45,7 +45,7 @@ CHANGES = {
     seed=st.integers(0, 1000),
     marks=st.lists(st.builds(Mark, st.text(min_size=1), st.text()), max_size=3),
     command=st.text(),
-    extra=st.dictionaries(st.sampled_from(["mce", "average"]), st.floats(0, 1)),
+    extra=st.dictionaries(st.sampled_from(["later_field", "average"]), st.floats(0, 1)),
 )
 def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
     run = make_run(tmp_path / str((n, seed)), n=n, draw=seed, health=marks)
@@ -227,7 +227,7 @@ def test_an_image_that_its_perturbation_does_not_reach_is_not_certified(run):
     run.images.x[fooled] = 0.5
     x_adv[fooled] = 1e-20
     with pytest.raises(ValueError, match="1 adversarial images"):
-        encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat))
+        list(encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat)))
 
 
 def test_a_record_can_be_read_after_its_folder_was_moved(run, tmp_path):
@@ -283,3 +283,8 @@ def test_a_record_of_the_first_release_is_read(run):
     del content["defense"]["classifier"]
     content["files"] = dict.fromkeys(("samples.parquet", "adversarials.safetensors"), "0" * 64)
     assert record.decode(json.dumps(content).encode()).job.defense.classifier == ""
+
+
+def test_a_command_with_bytes_that_are_no_text_is_written_and_read(run):
+    command = b"robench run --results \xff\xfe".decode(errors="surrogateescape")
+    assert read_record(run.write(command=command).folder).command == command

@@ -32,7 +32,7 @@ def one(spec, x, theta):
     return threat.image(x, theta.expand_as(threat.origin(x)), torch.arange(len(x)))
 
 
-@pytest.mark.parametrize("quality", [30, 75, 95])
+@pytest.mark.parametrize("quality", [30, 60, 80])
 def test_jpeg_reaches_what_a_codec_makes_of_the_image(quality):
     """The rounding errors of a file's coefficients, taken as parameters, give the picture that the file holds."""
     # Far from black and white: a decoder clips colours before it turns them into red, green and blue.
@@ -57,7 +57,7 @@ def test_jpeg_reaches_what_a_codec_makes_of_the_image(quality):
         exact, table = coefficients(colours), np.stack(tables)
         stored = np.round(coefficients(held) / table)
         # It rounds what we have, but where integer arithmetic ends on the other side of a half.
-        assert (stored == np.round(exact / table)).mean() > (0.95 if quality > 90 else 0.99)
+        assert (stored == np.round(exact / table)).mean() > 0.99
         errors = stored * table - exact
         theta = torch.from_numpy(errors.transpose(0, 1, 3, 2, 4).reshape(3, 32, 32) / 255).float()
         off = 255 * (one("jpeg:1", row[None], theta)[0] - decoded).abs()

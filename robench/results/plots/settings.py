@@ -1,10 +1,12 @@
 """Curves over what differs between records alone: the radius, or a setting of the defense."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from robench import content, specs
 from robench.errors import UsageError
+from robench.results import security as over_radius
 from robench.results.plots.curves import Curve, Point, draw
 from robench.results.record import Record
 from robench.results.store import slug
@@ -18,27 +20,35 @@ _LEAST = 2
 
 
 def security(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Robust accuracy over the radius, from 0 (clean), a curve a defense with two or more, a picture an attack."""
+    """Robust accuracy over the radius, from 0 (clean), a curve a defense with two or more, a picture an attack.
+
+    Certificates count at every radius that holds them, so no curve rises.
+    """
     tables: dict[tuple, dict[tuple, dict[float, Record]]] = {}
     for record in records:
-        job, threat = record.job, Threat.parse(record.job.threat)
-        place = (job.dataset.name, threat.norm, job.suite.name, job.knowledge, job.dataset.digest)
+        job = record.job
+        if record.corrupted or record.folder is None:
+            continue
+        threat = Threat.parse(job.threat)
+        place = (
+            job.dataset.name,
+            threat.name or threat.norm,
+            job.suite.name,
+            job.knowledge,
+            job.dataset.digest,
+        )
         subject = (job.defense.name, job.defense.checkpoint_sha256, job.seed)
         tables.setdefault(place, {}).setdefault(subject, {})[threat.eps] = record
     found = {}
-    for place, subjects in sorted(tables.items()):
+    for (dataset, norm, suite, knowledge, _), subjects in sorted(tables.items()):
         curves = []
         for (name, _, seed), own in sorted(subjects.items()):
             if len(own) >= _LEAST:
-                points = [Point.of(eps, record.robust_accuracy) for eps, record in sorted(own.items())]
-                clean = Point.of(0.0, next(iter(own.values())).clean_accuracy)
-                curves.append(Curve(name + (f" (seed {seed})" if seed else ""), [clean, *points]))
+                radii = ["0", *(Threat.parse(own[eps].job.threat).text for eps in sorted(own))]
+                (curve,) = over_radius.curves(radii, list(own.values()))
+                curves.append(replace(curve, defense=name + (f" (seed {seed})" if seed else "")))
         if curves:
-            dataset, norm, suite, knowledge, _ = place
-            title = f"{dataset} · {suite}" + (f" · {knowledge}" if knowledge != "full" else "")
-            found[_free(found, f"{dataset}-{norm}-{suite}-{knowledge}")] = draw(
-                curves, f"radius, {norm}", title
-            )
+            found[_free(found, f"{dataset}-{norm}-{suite}-{knowledge}")] = over_radius.figure(curves)
     return found
 
 
