@@ -63,7 +63,11 @@ class Store(Protocol):
     def load(self) -> Saved | None: ...
 
     def save(
-        self, tensors: dict[str, Tensor], facts: dict[str, Any], attack: int, found: Mapping[int, Tensor]
+        self,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        attack: int = 0,
+        found: Mapping[int, Tensor] | None = None,
     ) -> dict[int, Place]: ...
 
     def due(self, held: int = 0) -> bool: ...

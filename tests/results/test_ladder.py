@@ -90,6 +90,12 @@ def test_missing_cells_say_which_command_fills_them(tmp_path):
     assert table.rows[0][-1] == "–"
 
 
+def test_a_purifier_that_was_on_no_rung_has_no_row(tmp_path):
+    protocol = choose_protocol(None, None, "Linf:0.1", 5)
+    list(run_all(["levels+standard-digits"], ["pgd(steps=2)"], protocol, None, Options(results=tmp_path)))
+    assert purifiers(collect([tmp_path]), "purifier-cheap") == []
+
+
 def test_a_ladder_wants_a_purifier_and_says_itself_what_is_known(tmp_path):
     with pytest.raises(UsageError, match="is for purifiers, and mimir-digits has none"):
         climb(tmp_path, "mimir-digits")
