@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from robench import content, registry
+from robench.choice import choose_protocol
 from robench.cli.main import main
 from robench.defenses import Purifier
 from robench.errors import ResourceError, UsageError
-from robench.evaluate import Options, choose_protocol, run_all
+from robench.evaluate import Options, run_all
 from robench.random import normal_like
 from robench.results.board import collect
 from robench.results.grid import FORMATS, render
