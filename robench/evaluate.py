@@ -202,7 +202,7 @@ def _climb(
         level, _, source = rung.knowledge.partition(":")
         if level == "transfer":
             try:
-                _source(source, loaded.defense, dataset, device)
+                _source(source, loaded.defense, dataset, device, images.among)
             except UsageError as error:
                 note(f"{suite.name} leaves the rung {rung.name} out: {error}")
                 continue

@@ -26,7 +26,7 @@ class Fitting(Purifier):
         ValueError: for an unknown `fit`.
     """
 
-    image_size: int  # pyright: ignore[reportIncompatibleVariableOverride] - never None, never set again
+    image_size: int  # pyright: ignore[reportIncompatibleVariableOverride] - set once, and never None
     step: int
 
     def __init__(self, image_size: int, step: int, fit: str):
