@@ -22,8 +22,8 @@ class Registry:
     """One namespace of builders.
 
     Args:
-        kind: the noun, singular ("defense", "purifier", "loader", "attack", "transformation", "dataset"); the entry-point group is
-            `robench.<kind>s`.
+        kind: the noun, singular ("defense", "purifier", "loader", "attack", "transformation",
+            "dataset"); the entry-point group is `robench.<kind>s`.
     """
 
     def __init__(self, kind: str):

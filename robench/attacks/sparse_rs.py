@@ -6,7 +6,7 @@ Croce et al. 2022, arXiv 2006.12834: random search for few pixels (L0-RS) and fo
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,20 @@ _SQUARES, _MOVES = 1000, 4
 
 
 @dataclass(frozen=True)
-class _Search(Attack[State]):
+class _SearchState(State):
+    """The best image so far, its loss, whether the last one was accepted, and how many were asked for."""
+
+    best: Tensor
+    loss: Tensor
+    accepted: Tensor
+    step: Tensor
+
+
+S = TypeVar("S", bound=_SearchState)
+
+
+@dataclass(frozen=True)
+class _Search(Attack[S]):
     """What both have in common: a best point that a better one replaces.
 
     Args:
@@ -50,16 +63,19 @@ class _Search(Attack[State]):
         """How many queries of a row can be known ahead: all, their random numbers hang on their count."""
         return 64
 
-    def advance(self, problem: Problem, rows: Rows, state, offset: Tensor):
+    def advance(self, problem: Problem, rows: Rows, state: S, offset: Tensor) -> S:
         """The state as if the next `offset` (S,) queries had been rejected."""
         return replace(state, step=state.step + offset)
 
-    def moved(self, state) -> Tensor:
+    def moved(self, state: S) -> Tensor:
         """Whether the last answer was accepted, bool (S,)."""
         return state.accepted
 
-    def finished(self, state) -> Tensor:
+    def finished(self, state: S) -> Tensor:
         return state.step > self.queries
+
+    def best(self, state: S) -> Tensor:
+        return state.best
 
     def _shares(self, schedule: tuple[tuple[int, ...], tuple[int, ...]], step: Tensor) -> Tensor:
         return _shares(self.queries, self.alpha_init, schedule, step.device)[step.clamp_max(self.queries)]
@@ -90,19 +106,15 @@ def _another(bits: Tensor, old: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SparseState(State):
-    """The best image so far, its loss, and which pixels it has changed, (S, H * W)."""
+class SparseState(_SearchState):
+    """Besides: which pixels are changed, (S, H * W)."""
 
-    best: Tensor
-    loss: Tensor
-    accepted: Tensor
-    step: Tensor
     chosen: Tensor
 
 
 @attacks.register("sparse-rs")
 @dataclass(frozen=True)
-class SparseRS(_Search):
+class SparseRS(_Search[SparseState]):
     """Random search for `eps` pixels, each in a colour of zeros and ones; it sees logits only."""
 
     @property
@@ -142,12 +154,9 @@ class SparseRS(_Search):
             chosen=where(accepted, chosen, state.chosen),
         )
 
-    def best(self, state: SparseState) -> Tensor:
-        return state.best
-
     def _proposed(self, problem: Problem, rows: Rows, state: SparseState) -> tuple[Tensor, Tensor]:
         """The next image and its pixels: some of the chosen ones given back, as many others taken (Alg. 2)."""
-        lanes, channels, height, width = rows.x.shape
+        channels, height, width = rows.x.shape[1:]
         pixels, count = height * width, int(state.chosen[0].sum())
         share = self._shares(_L0, state.step)
         some = (share * count + 1e-6).long().clamp(1, min(count, pixels - count))
@@ -178,20 +187,16 @@ class SparseRS(_Search):
 
 
 @dataclass(frozen=True)
-class PatchState(State):
-    """The best patch (S, C, s, s), where it lies (S, 2), the loss there, and the image it stands in."""
+class PatchState(_SearchState):
+    """Besides: the best patch, (S, C, s, s), and row and column of its corner, (S, 2)."""
 
     patch: Tensor
     place: Tensor
-    best: Tensor
-    loss: Tensor
-    accepted: Tensor
-    step: Tensor
 
 
 @attacks.register("patch-rs")
 @dataclass(frozen=True)
-class PatchRS(_Search):
+class PatchRS(_Search[PatchState]):
     """Random search for the colours and the place of a square patch; it sees logits only."""
 
     alpha_init: float = 0.4
@@ -206,7 +211,7 @@ class PatchRS(_Search):
         words = problem.stream.bits(rows.sample, rows.rank, _START, 2 + 4 * _SQUARES)
         room = torch.tensor([height - side + 1, width - side + 1], device=rows.x.device)
         place = (words[:, :2] * room) >> 32
-        squares = words[:, 2:].view(lanes * _SQUARES, 4)
+        squares = words[:, 2:].reshape(lanes * _SQUARES, 4)
         size = 1 + ((squares[:, 0] * max(math.ceil(math.sqrt(side)) - 1, 1)) >> 32)
         corner = (squares[:, 1:3] * (side - size + 1)[:, None]) >> 32
         # What shows is the square that came last.
@@ -217,12 +222,12 @@ class PatchRS(_Search):
         shown = torch.cat([black, colours], 1).gather(1, last[..., None].expand(-1, -1, channels))
         patch = shown.transpose(1, 2).reshape(lanes, channels, side, side)
         return PatchState(
-            patch,
-            place,
             _pasted(rows.x, patch, place),
             torch.full_like(rows.clean_logits[:, 0], math.inf),
             rows.y < 0,
             torch.zeros_like(rows.y),
+            patch,
+            place,
         )
 
     def ask(self, problem: Problem, rows: Rows, state: PatchState) -> Ask:
@@ -242,9 +247,6 @@ class PatchRS(_Search):
             accepted=accepted,
             step=state.step + 1,
         )
-
-    def best(self, state: PatchState) -> Tensor:
-        return state.best
 
     def _proposed(self, problem: Problem, rows: Rows, state: PatchState) -> tuple[Tensor, Tensor]:
         """The next patch and its place: repainted in a window, or moved (Alg. 3)."""
@@ -284,7 +286,7 @@ def _window(corner: Tensor, size: Tensor, side: int) -> Tensor:
 
 def _pasted(x: Tensor, patch: Tensor, place: Tensor) -> Tensor:
     """The images with each patch at its place, row and column of its corner."""
-    lanes, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     side = patch.shape[-1]
     down = torch.arange(height, device=x.device) - place[:, :1]
     across = torch.arange(width, device=x.device) - place[:, 1:]

@@ -340,7 +340,7 @@ def chosen_columns(section: Section) -> tuple[str, ...]:
     """Those that the protocol chooses; else all, without claims where nobody claims anything."""
     known = content.protocols().get(section.protocol)
     if known and known.columns:
-        return tuple(one_of(f"column of {known.path.name}", name, COLUMNS) for name in known.columns)
+        return tuple(one_of(f"column of the protocol {known.name}:", name, COLUMNS) for name in known.columns)
     claims = any(row.claimed is not None for group in section.groups for row in group)
     return tuple(name for name in COLUMNS if claims or name != "claimed %")
 

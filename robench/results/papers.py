@@ -13,7 +13,7 @@ from typing import Any
 from robench import content, specs
 from robench.content import make, read_toml
 from robench.direct import find_suite
-from robench.engine.suite import build_attacks
+from robench.engine.attackers import build_attacks
 from robench.errors import UsageError, unknown_name
 from robench.results.board import EMPTY
 from robench.results.grid import Grid, render

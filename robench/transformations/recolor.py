@@ -12,6 +12,8 @@ from robench.transformations._base import Transformation, roughness
 # sRGB's primaries in CIE XYZ and the white point of D65, to which L* = 100.
 _XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9504))
 _U_WHITE, _V_WHITE = 0.1978, 0.4683
+# Of its primaries, a little wider: green, red; blue, green.
+_U_RANGE, _V_RANGE = (0.124, 0.452), (0.157, 0.564)
 _TINY = 1e-8
 
 
@@ -87,8 +89,9 @@ def to_rgb(luv: Tensor) -> Tensor:
     """The inverse of `to_luv`; colours that sRGB has not are clipped, (N, 3, H, W) in [0, 1]."""
     light = luv[:, 0] * 100
     safe = light.clamp_min(1e-4)
-    u = (luv[:, 1] * 200 - 100) / (13 * safe) + _U_WHITE
-    v = ((luv[:, 2] * 200 - 100) / (13 * safe) + _V_WHITE).clamp_min(1e-3)
+    # In the dark a small step of u* and v* leads to chromaticities that no colour of sRGB has: they stay in its box.
+    u = ((luv[:, 1] * 200 - 100) / (13 * safe) + _U_WHITE).clamp(*_U_RANGE)
+    v = ((luv[:, 2] * 200 - 100) / (13 * safe) + _V_WHITE).clamp(*_V_RANGE)
     big_y = torch.where(light <= 8, light * (3 / 29) ** 3, ((light.clamp_min(8) + 16) / 116) ** 3)
     big_x = big_y * 9 * u / (4 * v)
     big_z = big_y * (12 - 3 * u - 20 * v) / (4 * v)

@@ -1,4 +1,4 @@
-"""Exploring the landscape of spatial robustness (Engstrom et al. 2019, arXiv 1712.02779): rotations and translations."""
+"""Exploring the landscape of spatial robustness (Engstrom et al. 2019, arXiv 1712.02779): rotations, translations."""
 
 import math
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robench.direct import attack
-from robench.engine.suite import build_attacks
+from robench.engine.attackers import build_attacks
 from robench.errors import UsageError
 from robench.threat import Threat, rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
@@ -71,8 +71,8 @@ def test_sigma_zero_counts_components_as_its_paper_does(linear):
 
 
 def test_sigma_zero_s_first_step_is_adam_s_on_a_normalised_gradient(linear):
-    model, x, y = linear
-    asked, state = play(model, built("sigma-zero", "L0:5"), problem("L0:5", 10), rows_of(model, x), 1)
+    model, x, _ = linear
+    _, state = play(model, built("sigma-zero", "L0:5"), problem("L0:5", 10), rows_of(model, x), 1)
     rows = rows_of(model, x)
     others = model(x).scatter(1, rows.y[:, None], -torch.inf).argmax(1)
     grad = (model.weight[rows.y] - model.weight[others]).view_as(x)

@@ -9,7 +9,7 @@ import torch
 import robench
 from robench.data import load_dataset
 from robench.direct import attack
-from robench.engine.suite import build_attacks
+from robench.engine.attackers import build_attacks
 from robench.errors import UsageError
 from robench.threat import Threat
 from robench.transformations.jpeg import dct_basis
@@ -93,7 +93,7 @@ def test_rows_do_not_know_of_each_other(threat):
     check_lanes(model, built("apgd(steps=8)", threat), problem(threat, 4), rows_of(model, x), 8)
 
 
-THREATS = ["fog:0.04", "gabor(kernel=5, density=0.3):0.002", "L0:1"]
+THREATS = ["fog:0.1", "gabor(kernel=5, density=0.3):0.002", "L0:1"]
 
 
 @pytest.mark.parametrize("threat", THREATS)

@@ -1,4 +1,4 @@
-"""Each transformation against an independent path: a codec, torchvision, SciPy, scikit-image's formulas, plain loops."""
+"""Each transformation against an independent path: a codec, torchvision, SciPy, the CIE's formulas, plain loops."""
 
 import io
 
