@@ -33,7 +33,9 @@ class Fitting(Purifier):
         super().__init__()
         if fit not in FITS:
             raise ValueError(f"{fit=}: expected one of {', '.join(FITS)}")
-        self.image_size, self.step, self.fit = image_size, step, fit
+        # Never None, and never set again.
+        self.image_size = image_size  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.step, self.fit = step, fit
 
     def purify(self, x: Tensor) -> Tensor:
         """The purified images of a batch whose side `step` divides, (N, 3, S, S) in [0, 1]."""
