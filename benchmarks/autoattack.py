@@ -133,7 +133,7 @@ def main() -> None:
             pair = compare(
                 subject,
                 model.requires_grad_(True),
-                images.x,
+                images.x[:],
                 images.y,
                 Threat.parse(threat),
                 options.seed,

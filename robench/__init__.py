@@ -6,8 +6,30 @@
 >>> record = robench.run(defense="mimir", attack="autoattack", dataset="digits", samples=100)
 """
 
-from robench.defenses import Defense, load_defense
-from robench.direct import attack
-from robench.evaluate import run
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robench.defenses import Defense, load_defense
+    from robench.direct import attack
+    from robench.evaluate import run
 
 __all__ = ["Defense", "attack", "load_defense", "run"]
+
+_HOMES = {
+    "Defense": "robench.defenses",
+    "attack": "robench.direct",
+    "load_defense": "robench.defenses",
+    "run": "robench.evaluate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `robench --help` and the processes that corrupt images must not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

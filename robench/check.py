@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robench.data import Images, load_dataset
+from robench.data._pixels import Stack
 from robench.defenses import Loaded, load, load_defense
 from robench.engine.device import choose_device
 from robench.engine.knowledge import attacker
@@ -98,6 +99,8 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
     except ValueError as error:
         raise UsageError(f"this check is impossible: {error}") from error
     record = read_record(baseline)
+    if record.corrupted:
+        raise UsageError(f"{baseline} is of a run under corruptions: robench verify re-checks it")
     images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, options.data_dir)
     check_images(images.x, images.y, len(images.classes))
     if images.digest != record.job.dataset.digest:
@@ -107,7 +110,7 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
         )
     device = choose_device(options.device)
     name = defense or record.job.defense.name
-    loaded = load(name, record.job.dataset.name, options.checkpoint, device)
+    loaded = load(name, record.job.dataset.name, options.checkpoint, device, images.among)
     return _Check(record, loaded, images, device, options).run()
 
 
@@ -145,7 +148,7 @@ class _Check:
             baseline_passes=sum(self.record.passes.values()),
         )
 
-    def _answers(self, x: Tensor, rows: Tensor) -> Tensor:
+    def _answers(self, x: Tensor | Stack, rows: Tensor) -> Tensor:
         """What the judge says of one image for each of `rows`, (N, draws)."""
         lanes, parts = self.judge.network.lanes, []
         for part, ids in zip(x.split(lanes), self.images.ids[rows].split(lanes), strict=True):
@@ -253,7 +256,11 @@ class _Check:
             device=self.device,
             lanes=job.batch_size,
             attacker=attacker(
-                job.knowledge, defense, lambda name: load_defense(name, job.dataset.name, device=self.device)
+                job.knowledge,
+                defense,
+                lambda name: load_defense(
+                    name, job.dataset.name, device=self.device, among=self.images.among
+                ),
             ),
             stochastic=defense.stochastic,
             precision=job.precision,

@@ -1,4 +1,4 @@
-"""The content folders beside the instrument: defense cards, suites, protocols and shipped results.
+"""The content folders beside the instrument: defense cards, suites, protocols, papers' tables and shipped results.
 
 They lie beside `robench/` in a checkout and inside the package in a wheel. A file given by path is read too,
 so that one's own card needs no installation.
@@ -9,20 +9,27 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from robench import specs
+from robench.corruption.suite import NO_THREAT
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.threat import Threat
 
 _PACKAGE = Path(__file__).parent
 _RUNG = {"subject": ("defense", "classifier"), "stochastic": ("all", "randomised", "deterministic")}
 _CLAIM = {"clean", "robust", "threat", "attack", "source"}
-FOLDERS = {"defense": "defenses", "attack": "attacks", "protocol": "benchmark", "result": "results"}
+FOLDERS = {
+    "defense": "defenses",
+    "attack": "attacks",
+    "protocol": "benchmark",
+    "paper": "papers",
+    "result": "results",
+}
 
 
 def folder(kind: str) -> Path:
-    """Where the content of a kind ("defense", "attack", "protocol", "result") lies."""
+    """Where the content of a kind ("defense", "attack", "protocol", "paper", "result") lies."""
     installed = _PACKAGE / "_content"
     return (installed if installed.is_dir() else _PACKAGE.parent) / FOLDERS[kind]
 
@@ -37,11 +44,13 @@ class Card:
         dataset: the data set it was trained for.
         classifier: where the builder is a purifier's, the defense whose classifier stands behind it.
         family: the name that picks this card by data set ("mimir"); empty for none.
-        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none.
+        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none. Of a
+            file that a person brings (`origin`) the path in the folder that ROBENCH_CHECKPOINTS names.
         sha256: of the checkpoint file; empty: unknown.
         origin: where a person gets the checkpoint, when no program can fetch it.
         pretrained: where a person gets the pre-trained encoder of the same network and data set.
         threat: what it was trained against; empty for undefended.
+        preprocessing: of pictures before it, by a name of `robench.preprocessing`; empty where nothing is said.
         paper, license, description: for readers.
         claims: numbers others published for it: `clean` and `robust` accuracy in percent, `threat`, `attack`,
             `source`, and `note` where one is needed.
@@ -59,6 +68,7 @@ class Card:
     origin: str = ""
     pretrained: str = ""
     threat: str = ""
+    preprocessing: str = ""
     paper: str = ""
     license: str = ""
     description: str = ""
@@ -132,27 +142,47 @@ class Suite:
 
 
 @dataclass(frozen=True)
+class End:
+    """A data set of a protocol of transfer, and the classifier that is attacked there behind purifiers of others.
+
+    Attributes:
+        classifier: the defense whose classifier stands behind every purifier.
+        threat, samples: as in Protocol.
+    """
+
+    dataset: str
+    classifier: str
+    threat: str
+    samples: int
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is run on what: data set, images, threat, suites and knowledge levels.
 
     Attributes:
+        threat: norm and radius; "none" where no adversary is at work.
         samples: the first so many images of the split, in canonical order.
         columns: of its board; all of them when there are none.
+        ends: of a protocol of transfer, in place of data set, threat and samples; see `robench.transfer`.
     """
 
     name: str
-    dataset: str
-    threat: str
-    samples: int
+    dataset: str = ""
+    threat: str = ""
+    samples: int = 0
     split: str = "test"
     suites: list[str] = field(default_factory=lambda: ["autoattack"])
     knowledge: list[str] = field(default_factory=lambda: ["full"])
     columns: list[str] = field(default_factory=list)
+    ends: list[Any] = field(default_factory=list)
     description: str = ""
     path: Path = Path()
 
 
-Item = TypeVar("Item", Card, Suite, Protocol, Rung)
+Item = TypeVar("Item", Card, Suite, Protocol)
+Made = TypeVar("Made")
 
 
 def cards() -> dict[str, Card]:
@@ -198,23 +228,26 @@ def read(kind: type[Item], path: Path) -> Item:
         ResourceError: when the file cannot be read.
         UsageError: when it is not TOML, or a field is unknown, missing or of another type.
     """
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ResourceError(
-            f"{path}: {error.strerror or error}: give the path of a readable TOML file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
-    item = _make(kind, {"name": path.stem, **table}, path)
+    table = read_toml(path)
+    item = make(kind, {"name": path.stem, **table}, path)
     if isinstance(item, Protocol):
-        Threat.parse(item.threat)
-        if item.samples < 1:
-            raise UsageError(f"{path}: samples = {item.samples}: expected at least 1")
+        item = replace(item, ends=_tables(End, "ends", item.ends, path))
+        missing = [key for key in ("dataset", "threat", "samples") if key not in table]
+        if item.ends and len(missing) < 3:
+            raise UsageError(f"{path}: expected either dataset, threat and samples or tables [[ends]]")
+        if missing and not item.ends:
+            raise UsageError(f"{path}: the field {missing[0]} is missing")
+        for each in item.ends or [item]:
+            if each.threat != NO_THREAT:
+                Threat.parse(each.threat)
+            if each.samples < 1:
+                raise UsageError(f"{path}: samples = {each.samples}: expected at least 1")
     elif isinstance(item, Suite):
         if bool(item.attacks) == bool(item.rungs):
             raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")
-        item = replace(item, rungs=[_rung(each, path) for each in item.rungs])
+        item = replace(item, rungs=_tables(Rung, "rungs", item.rungs, path))
+        for each in item.rungs:
+            _check_rung(each, path)
         for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
             specs.parse(spec)
     elif isinstance(item, Card):
@@ -224,10 +257,31 @@ def read(kind: type[Item], path: Path) -> Item:
     return item
 
 
-def _rung(table: Any, path: Path) -> Rung:
-    if not isinstance(table, Mapping):
-        raise UsageError(f"{path}: rungs holds {table!r}: expected tables [[rungs]]")
-    rung = _make(Rung, table, path)
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        ResourceError: when it cannot be read; UsageError: when it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: {error.strerror or error}: give the path of a readable TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[Made]:
+    """The items of a list of tables `[[key]]`."""
+    for table in tables:
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{path}: {key} holds {table!r}: expected tables [[{key}]]")
+    return [make(kind, table, path) for table in tables]
+
+
+def _check_rung(rung: Rung, path: Path) -> None:
     for key, allowed in _RUNG.items():
         if getattr(rung, key) not in allowed:
             raise UsageError(
@@ -239,7 +293,6 @@ def _rung(table: Any, path: Path) -> Rung:
                 f"{path}: the rung {rung.name} has threats {side} = {threat!r}: expected pixels = a threat"
             )
         Threat.parse(threat)
-    return rung
 
 
 def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
@@ -255,20 +308,27 @@ def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
     Threat.parse(claim["threat"])
 
 
-def _make(kind: type[Item], table: Mapping[str, Any], path: Path) -> Item:
-    known = {f.name: f for f in fields(kind) if f.name != "path"}
+def make(kind: type[Made], table: Any, path: Path) -> Made:
+    """A data class from a table of a TOML file; its field `path` is that of the file.
+
+    Raises:
+        UsageError: when a field is unknown, missing or of another type.
+    """
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{path}: {table!r} stands where a {kind.__name__.lower()} should: expected a table")
+    known = {f.name: f for f in fields(cast(Any, kind)) if f.name != "path"}
     for key, value in table.items():
         if key not in known:
             raise UsageError(f'{path}: unknown field "{key}": expected some of {", ".join(known)}')
         expected = _python_type(known[key].type)
-        if not isinstance(value, expected) or isinstance(value, bool):
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise UsageError(
                 f"{path}: {key} = {value!r} is {type(value).__name__}: expected {expected.__name__}"
             )
     for key, item in known.items():
         if key not in table and item.default is MISSING and item.default_factory is MISSING:
             raise UsageError(f"{path}: the field {key} is missing")
-    return kind(**table, path=path)
+    return cast(Any, kind)(**table, path=path)
 
 
 def _python_type(annotation: Any) -> type:

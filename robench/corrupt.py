@@ -2,18 +2,23 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from robench.corruption.make import JPEG, SMALLEST, enlargement, library
+from robench.corruption.names import COMMON, SEVERITIES, VALIDATION
+from robench.corruption.tasks import Task, in_order
 from robench.data import Images, load_dataset
 from robench.data._names import synsets
-from robench.data.corruptions import COMMON, JPEG, SEVERITIES, VALIDATION, corrupt_all, library, to_jpeg
+from robench.data.corruptions import bytes8, chunks
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.files import claim, write_whole
 from robench.specs import parse
 
+# Where RobustBench's reader of .npy files looks for the next severity, whatever the file holds.
+_ROBUSTBENCH = 10_000
 FACTS = "robench-corrupt.json"
 GROUPS = {"common": COMMON, "validation": VALIDATION, "all": COMMON + VALIDATION}
 
@@ -66,18 +71,22 @@ def write_corrupted(
         "seed": seed,
         "library": library(),
         "jpeg": dict(JPEG) if folders else None,
+        "enlarged": enlargement(*images.x.shape[2:]),
     }
+    if facts["enlarged"] > 1:
+        note(
+            f"the library takes images from {SMALLEST} px on: these are corrupted at {facts['enlarged']} times their "
+            "size and made small again"
+        )
+    if not folders and len(images) != _ROBUSTBENCH:
+        note(f"{len(images)} images: RobustBench reads CIFAR's files with {_ROBUSTBENCH:,} a severity alone")
     output = Path(output)
     with claim(output):
         _agree(output, facts)
-        for name in corruptions:
-            if folders:
-                for severity in severities:
-                    _write_folder(images, output, name, severity, seed, workers)
-                    note(f"{name} {severity} is in {output / name / str(severity)}")
-            else:
-                _write_array(images, output, name, seed, workers)
-                note(f"{name} is in {output / name}.npy")
+        if folders:
+            _write_folders(images, output, corruptions, severities, seed, workers, note)
+        else:
+            _write_arrays(images, output, corruptions, seed, workers, note)
     return output
 
 
@@ -101,34 +110,76 @@ def _agree(output: Path, facts: dict) -> None:
         raise ResourceError(f"{output} holds another set, its {other} differs: give an empty folder")
 
 
-def _write_folder(
-    images: Images, output: Path, corruption: str, severity: int, seed: int, workers: int
+def _write_folders(
+    images: Images,
+    output: Path,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    seed: int,
+    workers: int,
+    note: Callable[[str], None],
 ) -> None:
-    place = output / corruption / str(severity)
-    paths = [
-        place / synsets()[label] / f"ILSVRC2012_val_{number + 1:08d}.JPEG"
+    names = [
+        (synsets()[label], f"ILSVRC2012_val_{number + 1:08d}.JPEG")
         for number, label in zip(images.ids.tolist(), images.y.tolist(), strict=True)
     ]
-    lacking = [i for i, path in enumerate(paths) if not path.is_file()]
-    rest = Images(
-        images.name, images.split, images.x[lacking], images.y[lacking], images.ids[lacking], images.classes
-    )
-    for i, made in zip(lacking, corrupt_all(rest, corruption, severity, seed, workers=workers), strict=True):
-        write_whole(paths[i].parent, {paths[i].name: to_jpeg(made)})
+    cells = [(name, severity) for name in corruptions for severity in severities]
+    places = [output / name / str(severity) for name, severity in cells]
+    work = [
+        (
+            number,
+            [row for row in range(rows.start, rows.stop) if not (place / "/".join(names[row])).is_file()],
+        )
+        for number, place in enumerate(places)
+        for rows, _, _ in chunks(images)
+    ]
+
+    def tasks() -> Iterator[Task]:
+        for number, rows in work:
+            if rows:
+                yield _task(images, rows, *cells[number], seed, jpeg=True)
+
+    made = in_order(tasks(), workers, files=True)
+    for i, (number, rows) in enumerate(work):
+        for row, file in zip(rows, next(made) if rows else (), strict=True):
+            synset, name = names[row]
+            write_whole(places[number] / synset, {name: file})
+        if i + 1 == len(work) or work[i + 1][0] != number:
+            note(f"{' '.join(map(str, cells[number]))} is in {places[number]}")
 
 
-def _write_array(images: Images, output: Path, corruption: str, seed: int, workers: int) -> None:
+def _write_arrays(
+    images: Images,
+    output: Path,
+    corruptions: Sequence[str],
+    seed: int,
+    workers: int,
+    note: Callable[[str], None],
+) -> None:
     truths = output / "labels.npy"
     if not truths.is_file():
         write_whole(output, {truths.name: _npy(np.tile(images.y.numpy(), len(SEVERITIES)))})
-    if (output / f"{corruption}.npy").is_file():
-        return
-    made = [
-        image
-        for severity in SEVERITIES
-        for image in corrupt_all(images, corruption, severity, seed, workers=workers)
-    ]
-    write_whole(output, {f"{corruption}.npy": _npy(np.stack(made))})
+    lacking = [name for name in corruptions if not (output / f"{name}.npy").is_file()]
+    parts = [range(rows.start, rows.stop) for rows, _, _ in chunks(images)]
+    made = in_order(
+        (
+            _task(images, rows, name, severity, seed, jpeg=False)
+            for name in lacking
+            for severity in SEVERITIES
+            for rows in parts
+        ),
+        workers,
+    )
+    for name in corruptions:
+        if name in lacking:
+            whole = np.concatenate([next(made).pixels for _ in SEVERITIES for _ in parts])
+            write_whole(output, {f"{name}.npy": _npy(whole)})
+        note(f"{name} is in {output / name}.npy")
+
+
+def _task(images: Images, rows: Sequence[int], name: str, severity: int, seed: int, jpeg: bool) -> Task:
+    chosen = list(rows)
+    return Task(bytes8(images.x[chosen]), tuple(images.ids[chosen].tolist()), name, severity, seed, jpeg)
 
 
 def _npy(array: np.ndarray) -> bytes:

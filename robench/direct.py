@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench import registry
 from robench.content import Suite, read, suites
+from robench.corruption.suite import SPEC, corruptions
+from robench.data._pixels import Stack
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.network import Model
 from robench.engine.outcome import Outcome
@@ -64,6 +66,8 @@ def attack(
     suite = find_suite(attack)
     if suite.rungs:
         raise UsageError(f"{suite.name} is a ladder of several runs: robench run plays it")
+    if corruptions(suite.attacks):
+        raise UsageError(f"{suite.name} corrupts a data set's images: robench run plays it")
     attacks = build_attacks(suite.specs(chosen.norm), chosen)
     run = Run(
         model,
@@ -97,8 +101,8 @@ def find_suite(text: str) -> Suite:
     pieces = split(text, "+")
     for piece in pieces:
         name = parse(piece).name
-        if name not in registry.attacks:
-            raise unknown_name("attack", name, {*known, *registry.attacks})
+        if name not in registry.attacks and name != SPEC:
+            raise unknown_name("attack", name, {*known, *registry.attacks, SPEC})
     return Suite(name=text, attacks=pieces)
 
 
@@ -115,6 +119,7 @@ def _labels(y: Any) -> Tensor:
 
 
 def _tensor(value: Any, what: str) -> Tensor:
+    value = value[:] if isinstance(value, Stack) else value
     if isinstance(value, Tensor):
         return value.detach()
     try:

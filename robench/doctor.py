@@ -17,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.content import Card, cards
+from robench.corruption.cache import Cache
+from robench.corruption.make import library
 from robench.data import cifar10, load_dataset
 from robench.defenses._checkpoints import sha256_of
 from robench.errors import RobenchError
 from robench.results.provenance import device_name, git_state, installed_version, robench_version
-from robench.results.wording import plain
+from robench.results.wording import plain, size
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 _PYTHON = "3.11"
@@ -62,8 +64,9 @@ def examine(results_dir: Path | str, data_dir: Path | str | None = None) -> list
         *(
             _checkpoint(card)
             for card in cards().values()
-            if card.checkpoint or not (card.origin or card.recipe)
+            if not card.origin and (card.checkpoint or not card.recipe)
         ),
+        _corruptions(),
         *_disk(Path(results_dir)),
     ]
 
@@ -139,6 +142,22 @@ def _cifar10(root: Path) -> Finding:
     detail = f"{folder} lacks {', '.join(lost)}" if len(lost) < len(_CIFAR_FILES) else f"not in {root}"
     mend = "robench run --protocol cifar10-linf downloads it; or give its folder with --data-dir"
     return Finding("cifar10", WARN, detail, mend)
+
+
+def _corruptions() -> Finding:
+    """The library that makes corrupted images, and the room that those kept take."""
+    try:
+        made_by = library()
+    except RobenchError as error:
+        return Finding(
+            "corruptions", WARN, "not installed: only corruptions need it", str(error).partition(": ")[2]
+        )
+    try:
+        cache = Cache()
+    except RobenchError as error:
+        return Finding("corruptions", WARN, str(error), "set it anew, or unset it")
+    held = f"{size(cache.usage()[1])} of at most {size(cache.limit)} kept in {cache.folder}"
+    return Finding("corruptions", OK, f"{made_by}, {held}; robench cache --clear removes them")
 
 
 def _checkpoint(card: Card) -> Finding:

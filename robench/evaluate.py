@@ -5,27 +5,35 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from robench import specs
 from robench.content import Protocol, Suite, find_protocol
+from robench.corruption.cache import Cache
+from robench.corruption.make import enlargement, library
+from robench.corruption.suite import NO_THREAT, cells, corruptions
 from robench.data import Images, load_dataset
-from robench.defenses import Loaded, find_card, find_cards, load, load_defense
+from robench.defenses import Defense, Loaded, counting, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
+from robench.engine import corruption as corrupting
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.knowledge import attacker
 from robench.engine.store import FolderStore
 from robench.engine.suite import Progress, Run, build_attacks
 from robench.errors import ResourceError, UsageError
 from robench.files import claim
+from robench.preprocessing import OWN, USUAL
+from robench.results import corruption_record
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
-from robench.results.store import make_record, record_folder, write_record
+from robench.results.store import PARTIAL, make_record, record_folder, write_record
 from robench.specs import split
+from robench.subset import Subset
 from robench.threat import Threat, check_images
 
 DEFAULT_PROTOCOL = "digits-linf"
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Options:
     """How a job is run; none of it but seed, precision and batch size changes what is found.
 
     Attributes:
+        workers: processes that make corrupted images; None for one a core, where there is enough to do.
         results: folder of all records.
         fresh: start over, whatever record or partial run is there.
         progress: called after every question; note: told what a user should know.
@@ -46,6 +55,7 @@ class Options:
     results: str | Path = "results"
     fresh: bool = False
     checkpoint: str | None = None
+    workers: int | None = None
     command: str = ""
     progress: Callable[[Progress], None] | None = None
     note: Callable[[str], None] = lambda text: None
@@ -77,7 +87,7 @@ def run(
         run_all(
             _names(defense),
             _names(attack) if attack else None,
-            choose_protocol(protocol, dataset, threat, samples),
+            choose_protocol(protocol, dataset, threat, samples, _names(attack) if attack else None),
             [knowledge] if knowledge else None,
             Options(**options),
         )
@@ -95,11 +105,16 @@ def run_all(
     options: Options,
 ) -> Iterator[Record]:
     """Run every combination in turn. Names are all checked before the first network is called."""
+    chosen = [s if isinstance(s, Suite) else find_suite(s) for s in suites or protocol.suites]
+    adversarial = [suite for suite in chosen if not _check_corruptions(suite, knowledge)]
+    if adversarial and protocol.threat == NO_THREAT:
+        raise UsageError(f"{adversarial[0].name} needs a threat, and {protocol.name} has none: add --threat")
     for name in defenses:
         (find_cards if options.checkpoint else find_card)(name, protocol.dataset)
-    threat = Threat.parse(protocol.threat)
-    chosen = [s if isinstance(s, Suite) else find_suite(s) for s in suites or protocol.suites]
-    for suite in chosen:
+    # A suite of corruptions has no use for it.
+    threat = Threat.parse(protocol.threat) if adversarial else None
+    for suite in adversarial:
+        assert threat
         if suite.rungs and knowledge:
             raise UsageError(f"{suite.name} says what the attacker knows: leave --knowledge out")
         for rung in suite.rungs:
@@ -107,21 +122,36 @@ def run_all(
                 build_attacks(find_suite(rung.attack).specs(own.norm), own)
         if not suite.rungs:
             build_attacks(suite.specs(threat.norm), threat)
-    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
-    check_images(images.x, images.y, len(images.classes))
+
+    @cache
+    def images_of(dataset: str) -> Images:
+        images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
+        check_images(images.x, images.y, len(images.classes))
+        return images
+
+    if not prepared_by_defense(protocol.dataset):
+        # Images that are missing are found out before weights are fetched.
+        images_of(protocol.dataset)
     device = choose_device(options.device)
     if options.checkpoint and len(defenses) > 1:
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
     loaded = [load(name, protocol.dataset, options.checkpoint, device) for name in defenses]
+    ready = []
     for each in loaded:
-        _check_fit(each, images)
+        images = images_of(prepared(protocol.dataset, each))
+        each = counting(each, images.among)
+        check_fit(each, images)
         for line in each.notes:
             options.note(line)
-    for each in loaded:
+        ready.append((each, images))
+    for each, images in ready:
         for suite in chosen:
+            if suite not in adversarial:
+                yield _run_corrupted(each, suite, protocol, images, options)
+                continue
+            assert threat
             if suite.rungs:
-                side = images.x.shape[-1]
-                runs = list(_climb(each, suite, protocol, side, device, options.note))
+                runs = list(_climb(each, suite, protocol, images, device, options.note))
             else:
                 runs = [(each, suite, level, protocol) for level in knowledge or protocol.knowledge]
             for _, _, _, own in runs:
@@ -131,16 +161,39 @@ def run_all(
                 yield _run_one(subject, attacks, level, own, Threat.parse(own.threat), images, options)
 
 
+def prepared_by_defense(dataset: str) -> bool:
+    """Whether a data set is to have the preprocessing of whoever is run on it."""
+    return specs.parse(dataset).arguments.get("preprocessing") == OWN
+
+
+def prepared(dataset: str, loaded: Loaded) -> str:
+    """The data set's name with the defense's own preprocessing, where it asks for that.
+
+    Raises:
+        UsageError: when the defense does not say which that is.
+    """
+    if not prepared_by_defense(dataset):
+        return dataset
+    own = loaded.defense.preprocessing
+    if not own:
+        raise UsageError(
+            f"{loaded.name} does not say how pictures are prepared for it: name the preprocessing of {dataset}, one of "
+            f"{', '.join(USUAL)}, or give its card a line preprocessing = ..."
+        )
+    spec = specs.parse(dataset)
+    return str(specs.Spec(spec.name, {**spec.arguments, "preprocessing": own}))
+
+
 def _climb(
     loaded: Loaded,
     suite: Suite,
     protocol: Protocol,
-    side: int,
+    images: Images,
     device: torch.device,
     note: Callable[[str], None],
 ) -> Iterator[tuple[Loaded, Suite, str, Protocol]]:
     """The runs of a ladder: who is attacked, by which suite, with what knowledge, in which protocol."""
-    dataset = protocol.dataset
+    dataset, side = protocol.dataset, images.x.shape[-1]
     if loaded.defense.purifier is None and any(rung.of_purifiers for rung in suite.rungs):
         raise UsageError(
             f"{suite.name} is for purifiers, and {loaded.name} has none: use autoattack, or PURIFIER+{loaded.name}"
@@ -149,32 +202,64 @@ def _climb(
         level, _, source = rung.knowledge.partition(":")
         if level == "transfer":
             try:
-                find_card(source, dataset)
+                _source(source, loaded.defense, dataset, device)
             except UsageError as error:
                 note(f"{suite.name} leaves the rung {rung.name} out: {error}")
                 continue
         if rung.suits(loaded.defense.stochastic):
-            behind = rung.subject == "classifier"
-            subject = load(loaded.classifier, dataset, device=device) if behind else loaded
+            behind = loaded.card.classifier if loaded.card else loaded.classifier
+            subject = (
+                load(behind, dataset, device=device, among=images.among)
+                if rung.subject == "classifier"
+                else loaded
+            )
             own = _with_own_name(replace(protocol, threat=str(rung.threat(side, protocol.threat))), protocol)
             yield subject, find_suite(rung.attack), rung.knowledge, own
 
 
+def _check_corruptions(suite: Suite, knowledge: list[str] | None) -> bool:
+    """Whether a suite is one of corruptions; its own mistakes are named here."""
+    if not corruptions(suite.attacks):
+        return False
+    if knowledge and knowledge != ["full"]:
+        raise UsageError(f"{suite.name} has no attacker who could know anything: leave --knowledge out")
+    library()
+    return True
+
+
 def choose_protocol(
-    name: str | None, dataset: str | None, threat: str | None, samples: int | None
+    name: str | None,
+    dataset: str | None,
+    threat: str | None,
+    samples: int | None,
+    suites: Sequence[str] | None = None,
 ) -> Protocol:
     """The protocol of that name, or the one that a data set, a threat and a number of samples make up.
 
     What is not said is taken from the default protocol; a protocol with another threat or number of samples
     is another protocol, under a name of its own.
+
+    Args:
+        suites: what is to be run; corruptions alone need no threat, and have none.
     """
     if name is not None and dataset is not None:
         raise UsageError("--protocol names its own data set: give --protocol or --dataset, not both")
     base = find_protocol(name or DEFAULT_PROTOCOL)
+    if base.ends:
+        raise UsageError(
+            f"{base.name} is a protocol of transfer, of several data sets: robench run with --from and --to"
+        )
+    if suites and all(corruptions(find_suite(suite).attacks) for suite in suites):
+        return _without_threat(base, name, dataset, threat, samples)
     if dataset is not None and dataset != base.dataset and threat is None:
         raise UsageError(
             f"--dataset {dataset} needs a threat: add --threat Linf:8/255, say, or name a --protocol"
         )
+    if base.threat == NO_THREAT and threat is None:
+        # Its own suites may do without: those that do not are refused when they are known.
+        return _without_threat(base, name, dataset, threat, samples)
+    if base.threat == NO_THREAT:
+        base = replace(base, threat=threat or "", name=f"{base.name}-{threat}")
     chosen = replace(
         base,
         dataset=dataset or base.dataset,
@@ -199,6 +284,115 @@ def _with_own_name(chosen: Protocol, base: Protocol) -> Protocol:
     return replace(chosen, name=own)
 
 
+def _without_threat(
+    base: Protocol, name: str | None, dataset: str | None, threat: str | None, samples: int | None
+) -> Protocol:
+    if threat is not None:
+        raise UsageError("corruptions have no threat: leave --threat out, or run them apart from attacks")
+    chosen = replace(
+        base,
+        dataset=dataset or base.dataset,
+        threat=NO_THREAT,
+        samples=base.samples if samples is None else samples,
+    )
+    if chosen.samples < 1:
+        raise UsageError(f"--samples {chosen.samples}: expected at least 1")
+    if name and chosen.samples == base.samples:
+        return chosen
+    return replace(chosen, name=f"{chosen.dataset}-c-n{chosen.samples}")
+
+
+def _run_corrupted(
+    loaded: Loaded, suite: Suite, protocol: Protocol, images: Images, options: Options
+) -> Record:
+    device = choose_device(options.device)
+    found = corruptions(suite.attacks)
+    asked = cells(found)
+    job = replace(
+        _job(loaded, suite.name, tuple(map(str, found)), protocol, images, options, device),
+        threat=NO_THREAT,
+        precision="fp32",
+    )
+    folder = record_folder(options.results, protocol.name, loaded.name, suite.name, seed=options.seed)
+    with claim(folder):
+        if not options.fresh and (known := _answer(folder, job, options)):
+            options.note(f"answered from {folder}; --fresh runs it again")
+            return known
+        times = enlargement(*images.x.shape[2:])
+        if times > 1:
+            options.note(
+                f"the library takes images from 32 px on: those of {images.name} are corrupted at {times} times "
+                "their size and made small again, which weakens noise and blur"
+            )
+        store = FolderStore(folder / PARTIAL, job.key)
+        if options.fresh:
+            store.drop()
+        started = store.begin(datetime.now(UTC).isoformat())
+        if store.resumes:
+            options.note(f"resuming from {store.folder}")
+        begun = time.monotonic()
+        try:
+            outcome = corrupting.play(
+                loaded.defense,
+                images,
+                asked,
+                options.seed,
+                device=device,
+                lanes=job.batch_size,
+                stochastic=loaded.defense.stochastic,
+                workers=options.workers,
+                cache=Cache(),
+                store=store,
+                progress=options.progress,
+            )
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"no memory on {device} for {job.batch_size} images a call: repeat with a smaller --batch-size"
+            ) from error
+        record = corruption_record.write(
+            folder,
+            job,
+            images,
+            outcome,
+            command=options.command or "robench.run",
+            started=datetime.fromisoformat(started),
+            finished=datetime.now(UTC),
+            seconds=max(float(outcome.seconds.sum()), time.monotonic() - begun),
+            device=device,
+        )
+        store.drop()
+        return record
+
+
+def _job(
+    loaded: Loaded,
+    suite: str,
+    attacks: tuple[str, ...],
+    protocol: Protocol,
+    images: Images,
+    options: Options,
+    device: torch.device,
+) -> Job:
+    return Job(
+        defense=DefenseFacts(
+            name=loaded.name,
+            family=loaded.family,
+            card_digest=loaded.card_digest,
+            checkpoint_sha256=loaded.checkpoint_sha256,
+            parameters=sum(p.numel() for p in loaded.defense.parameters()),
+            classifier=loaded.classifier,
+        ),
+        suite=SuiteFacts(suite, attacks),
+        dataset=DatasetFacts(images.name, images.split, images.digest),
+        protocol=protocol.name,
+        threat=protocol.threat,
+        n=len(images),
+        batch_size=choose_lanes(options.batch_size, device, images.x.shape[-1], len(images)),
+        seed=options.seed,
+        precision=choose_precision(options.precision, device),
+    )
+
+
 def _run_one(
     loaded: Loaded,
     suite: Suite,
@@ -210,24 +404,11 @@ def _run_one(
 ) -> Record:
     device = choose_device(options.device)
     attacks = build_attacks(suite.specs(threat.norm), threat)
-    job = Job(
-        defense=DefenseFacts(
-            name=loaded.name,
-            family=loaded.family,
-            card_digest=loaded.card_digest,
-            checkpoint_sha256=loaded.checkpoint_sha256,
-            parameters=sum(p.numel() for p in loaded.defense.parameters()),
-            classifier=loaded.classifier,
-        ),
-        suite=SuiteFacts(suite.name, tuple(spec for spec, _ in attacks)),
-        dataset=DatasetFacts(images.name, images.split, images.digest),
-        protocol=protocol.name,
+    specs_ = tuple(spec for spec, _ in attacks)
+    job = replace(
+        _job(loaded, suite.name, specs_, protocol, images, options, device),
         threat=str(threat),
-        n=len(images),
-        batch_size=choose_lanes(options.batch_size, device, images.x.shape[-1], len(images)),
         knowledge=knowledge,
-        seed=options.seed,
-        precision=choose_precision(options.precision, device),
     )
     folder = record_folder(options.results, protocol.name, loaded.name, suite.name, knowledge, options.seed)
     with claim(folder):
@@ -251,7 +432,11 @@ def _run_one(
             options.seed,
             device=device,
             lanes=job.batch_size,
-            attacker=attacker(knowledge, loaded.defense, _transfer(protocol.dataset, device)),
+            attacker=attacker(
+                knowledge,
+                loaded.defense,
+                lambda name: _source(name, loaded.defense, protocol.dataset, device, images.among),
+            ),
             stochastic=loaded.defense.stochastic,
             precision=job.precision,
             store=store,
@@ -268,6 +453,9 @@ def _run_one(
             finished=datetime.now(UTC),
             seconds=max(sum(cost.seconds for cost in outcome.attacks), time.monotonic() - begun),
             device=device,
+            extra=(
+                {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
+            ),
         )
         record = write_record(folder, made, outcome, images)
         store.drop()
@@ -287,7 +475,7 @@ def _answer(folder: Path, job: Job, options: Options) -> Record | None:
     return record if record.key == asked.key else None
 
 
-def _check_fit(loaded: Loaded, images: Images) -> None:
+def check_fit(loaded: Loaded, images: Images) -> None:
     """Refuse a defense made for other images or classes, before anything is computed."""
     defense, side = loaded.defense, images.x.shape[-1]
     if defense.image_size != side:
@@ -301,8 +489,17 @@ def _check_fit(loaded: Loaded, images: Images) -> None:
         )
 
 
-def _transfer(dataset: str, device):
-    return lambda name: load_defense(name, dataset, device=device)
+def _source(
+    name: str, attacked: Defense, dataset: str, device: torch.device, among: Subset | None
+) -> Defense:
+    """The defense that is searched in place of the one attacked, for images of the same size."""
+    found = load_defense(name, dataset, device=device, among=among)
+    if found.image_size != attacked.image_size:
+        raise UsageError(
+            f"{name} takes images of {found.image_size} px and the defense attacked {attacked.image_size} px: "
+            "nothing transfers from it"
+        )
+    return found
 
 
 def _names(value: str | Sequence[str]) -> list[str]:

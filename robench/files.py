@@ -2,9 +2,10 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,8 +35,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+# What a file is to hold: all of it, a piece at a time, or what the sha256 of the files before it decide.
+Content = bytes | Iterable[bytes] | Callable[[Mapping[str, str]], bytes]
+
+
 def write_whole(
-    folder: Path, contents: Mapping[str, bytes], make_way: Callable[[], object] = lambda: None
+    folder: Path, contents: Mapping[str, Content], make_way: Callable[[], object] = lambda: None
 ) -> None:
     """Write files so that each is either the old one or the new one, whatever happens.
 
@@ -44,13 +49,14 @@ def write_whole(
 
     Args:
         folder: made if need be.
-        contents: file name -> bytes.
+        contents: file name -> content.
         make_way: called when all is on the disk and nothing is renamed yet.
 
     Raises:
         ResourceError: when the disk is full or the folder cannot be written.
     """
     waiting: dict[str, str] = {}
+    digests: dict[str, str] = {}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -59,7 +65,11 @@ def write_whole(
                 with os.fdopen(descriptor, "wb") as file:
                     # mkstemp makes files for their owner alone; records are there to be read.
                     os.fchmod(descriptor, 0o644)
-                    file.write(content)
+                    digest = hashlib.sha256()
+                    for piece in _pieces(content, digests):
+                        file.write(piece)
+                        digest.update(piece)
+                    digests[name] = digest.hexdigest()
                     file.flush()
                     os.fsync(descriptor)
             make_way()
@@ -71,6 +81,12 @@ def write_whole(
             for temporary in waiting.values():
                 with suppress(OSError):
                     Path(temporary).unlink()
+
+
+def _pieces(content: Content, digests: Mapping[str, str]) -> Iterable[bytes]:
+    if callable(content):
+        content = content(digests)
+    return [content] if isinstance(content, bytes) else content
 
 
 def sync_folder(folder: Path) -> None:

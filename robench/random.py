@@ -89,6 +89,7 @@ class _Noise:
     def __init__(self, stream: Stream, sample: Tensor, rank: Tensor, step: Tensor):
         self.stream, self.sample, self.rank, self.step = stream, sample, rank, step
         self.uses = 0
+        self.parts = 1
 
     def stream_of_next_use(self) -> Stream:
         self.uses += 1
@@ -114,6 +115,23 @@ def noise(stream: Stream, sample: Tensor, rank: Tensor, step: Tensor) -> Iterato
         _noise.reset(token)
 
 
+@contextmanager
+def parts(count: int) -> Iterator[None]:
+    """Inside the block each row of the batch is cut into `count` rows, that stand one behind the other.
+
+    `normal_like` and `uniform_like` then give numbers that depend on the row they are cut from, and the place in it.
+    """
+    source = _noise.get()
+    if source is None:
+        yield
+        return
+    before, source.parts = source.parts, source.parts * count
+    try:
+        yield
+    finally:
+        source.parts = before
+
+
 def normal_like(x: Tensor) -> Tensor:
     """Standard normal numbers of the shape and type of `x` (N, ...): decided row by row inside `noise`,
     by torch's generator elsewhere."""
@@ -127,7 +145,8 @@ def uniform_like(x: Tensor) -> Tensor:
 
 def _like(x: Tensor, draw, elsewhere) -> Tensor:
     source = _noise.get()
-    if source is None or len(x) != len(source.sample):
+    if source is None or len(x) != len(source.sample) * source.parts:
         return elsewhere(x)
-    numbers = draw(source.stream_of_next_use(), source.sample, source.rank, source.step, x.shape[1:])
-    return numbers.to(x.device, x.dtype)
+    shape = (source.parts * x.shape[1], *x.shape[2:])
+    numbers = draw(source.stream_of_next_use(), source.sample, source.rank, source.step, shape)
+    return numbers.to(x.device, x.dtype).reshape(x.shape)

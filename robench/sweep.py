@@ -15,9 +15,9 @@ from robench.direct import find_suite
 from robench.errors import UsageError
 from robench.evaluate import Options, run_all
 from robench.results.grid import Grid
+from robench.results.plots.curves import Curve, Point, draw
+from robench.results.plots.style import save
 from robench.results.record import Record
-from robench.results.statistics import Accuracy
-from robench.results.sweep_plot import Curve, Point, draw
 from robench.results.wording import interval, percent
 
 ATTACK = "attack."
@@ -144,16 +144,12 @@ def picture(sweep: Sweep, found: list[tuple[float, Record]], path: Path) -> Path
     """Write the curves as PNG: clean accuracy once, robust accuracy for each level of knowledge."""
     levels = list(dict.fromkeys(record.job.knowledge for _, record in found))
     own = {level: [(v, record) for v, record in found if record.job.knowledge == level] for level in levels}
-    curves = [Curve("clean", [_point(v, record.clean_accuracy) for v, record in own[levels[0]]])]
+    curves = [Curve("clean", [Point.of(v, record.clean_accuracy) for v, record in own[levels[0]]])]
     for level in levels:
-        curves.append(Curve(f"robust, {level}", [_point(v, r.robust_accuracy) for v, r in own[level]]))
+        curves.append(Curve(f"robust, {level}", [Point.of(v, r.robust_accuracy) for v, r in own[level]]))
     job = found[0][1].job
     title = f"{job.defense.name.partition('(')[0]} under {job.suite.name.partition('(')[0]}, {job.threat}"
-    return draw(curves, sweep.name.removeprefix(ATTACK), title, path)
-
-
-def _point(value: float, accuracy: Accuracy) -> Point:
-    return Point(value, accuracy.value, accuracy.interval)
+    return save(draw(curves, sweep.name.removeprefix(ATTACK), title), path)
 
 
 def _number(text: str) -> float:

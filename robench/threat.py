@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,20 +124,24 @@ class Threat:
         """How far each point is from the origin in this norm, float64, shape (N,)."""
         return rownorm(point.double() - self.origin(x).double(), self.norm)
 
-    def contains(self, x: Tensor, point: Tensor) -> Tensor:
-        """Which points an attacker may use, bool, shape (N,).
+    @property
+    def reach(self) -> float:
+        """The largest distance that counts as inside.
 
         The tolerance is 1e-6 of a pixel's range in Linf and 1e-5 of the radius in L2 and L1: what
         single-precision arithmetic needs, and far below what an 8-bit image can show.
         """
-        slack = 1e-6 * max(1.0, self.eps) if self.norm == "Linf" else 1e-5 * self.eps
+        return self.eps + (1e-6 * max(1.0, self.eps) if self.norm == "Linf" else 1e-5 * self.eps)
+
+    def contains(self, x: Tensor, point: Tensor) -> Tensor:
+        """Which points an attacker may use, bool, shape (N,): within `reach`, and in the box."""
         flat = point.flatten(1)
         # Most points that are outside are far outside: single precision sees that at half the price.
         near = rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
         inside = near & (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
         rows = inside.nonzero()[:, 0]
         if len(rows):
-            inside[rows] = self.distance(x[rows], point[rows]) <= self.eps + slack
+            inside[rows] = self.distance(x[rows], point[rows]) <= self.reach
         return inside
 
     @property
@@ -200,17 +205,18 @@ def _transformation(name: str, spec: str, help_text: str):
     return built, str(specs.canonical(parsed, builder))
 
 
-def check_images(x: Tensor, y: Tensor, num_classes: int | None = None) -> None:
+def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
     """Refuse images and labels that no attack could be run on.
 
     Args:
-        x: (N, C, H, W) float32 in [0, 1].
+        x: (N, C, H, W) float32 in [0, 1]; or what is indexed as such a tensor, whose values are then bytes / 255 and
+            are not looked at.
         y: (N,) integer labels in 0 .. num_classes - 1.
 
     Raises:
         UsageError: naming the first thing that is wrong and where.
     """
-    if x.dim() != 4:
+    if len(x.shape) != 4:
         raise UsageError(f"images have shape {tuple(x.shape)}: expected (N, C, H, W)")
     if x.dtype != torch.float32:
         raise UsageError(f"images are {x.dtype}: expected torch.float32 in [0, 1]")
@@ -220,14 +226,19 @@ def check_images(x: Tensor, y: Tensor, num_classes: int | None = None) -> None:
         raise UsageError(f"labels have shape {tuple(y.shape)}: expected ({len(x)},), one an image")
     if y.is_floating_point() or y.dtype == torch.bool:
         raise UsageError(f"labels are {y.dtype}: expected integers")
+    if isinstance(x, Tensor):
+        _check_values(x)
+    low_label, high_label = int(y.min()), int(y.max())
+    if low_label < 0 or (num_classes is not None and high_label >= num_classes):
+        raise UsageError(
+            f"labels lie in {low_label}..{high_label}: expected 0..{(num_classes or high_label + 1) - 1}"
+        )
+
+
+def _check_values(x: Tensor) -> None:
     bad = (~torch.isfinite(x.flatten(1))).any(1).nonzero()
     if len(bad):
         raise UsageError(f"image {int(bad[0])} has NaN or infinite pixels ({len(bad)} of {len(x)} images do)")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
         raise UsageError(f"pixels lie in [{low:g}, {high:g}]: expected [0, 1] (divide 8-bit images by 255)")
-    low_label, high_label = int(y.min()), int(y.max())
-    if low_label < 0 or (num_classes is not None and high_label >= num_classes):
-        raise UsageError(
-            f"labels lie in {low_label}..{high_label}: expected 0..{(num_classes or high_label + 1) - 1}"
-        )

@@ -142,10 +142,15 @@ class Attack(Generic[S]):
     ("last" or "all"), so that a defense without any is refused before the first question; `group` is how many
     images an objective couples; `ascends` says that it climbs one loss from its first question to its last;
     `in_pixels` that it searches among images only, and not among the parameters of a transformation.
+
+    An attack for the least distance may have a field `minimise`: where it is set, a row that has fooled plays on
+    to its end, and the nearest image is kept. `transfers` says that images are made for another network than the
+    one asked: where the attacker hears no verdict, the row plays to its end, and its best point is judged.
     """
 
     ascends: ClassVar[bool] = False
     in_pixels: ClassVar[bool] = False
+    transfers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "eot", "group"):
@@ -155,6 +160,8 @@ class Attack(Generic[S]):
         targets = getattr(self, "targets", 0)
         if not isinstance(targets, int) or isinstance(targets, bool) or targets < 0:
             raise ValueError(f"targets={targets!r}: expected a whole number, 0 for untargeted")
+        if not isinstance(minimise := getattr(self, "minimise", False), bool):
+            raise ValueError(f"minimise={minimise!r}: expected True or False")
         layers = getattr(self, "layers", "last")
         if layers not in LAYERS:
             raise ValueError(f"layers={layers!r}: expected one of {', '.join(LAYERS)}")

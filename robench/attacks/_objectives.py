@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from robench.attacks._base import Objective, Rows
 from robench.errors import UsageError
+from robench.threat import Threat
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -113,3 +114,10 @@ def into_l2_ball(x: Tensor, rows: Rows, eps: float) -> Tensor:
     size = delta.flatten(1).square().sum(1).sqrt()
     factor = torch.clamp(eps / (size + 1e-12), max=1.0)
     return (rows.x + delta * factor.view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def into_ball(x: Tensor, rows: Rows, threat: Threat) -> Tensor:
+    """Project onto the Linf or L2 ball inside [0, 1]."""
+    if threat.norm == "Linf":
+        return x.clamp(*ball(rows, threat.eps))
+    return into_l2_ball(x, rows, threat.eps)

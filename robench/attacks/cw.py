@@ -63,6 +63,7 @@ class CW(Attack[CWState]):
         c: first weight of the margin.
         step_size: of Adam, in the free variables; in Linf at most a fifth of the threshold.
         confidence: the margin aimed at, the paper's kappa.
+        minimise: play on to the nearest image when one within the threat has been found.
     """
 
     steps: int = 100
@@ -72,6 +73,7 @@ class CW(Attack[CWState]):
     c: float = 1e-2
     step_size: float = 0.01
     confidence: float = 0.0
+    minimise: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,6 +61,7 @@ class FAB(Attack[FABState]):
         alpha_max: largest weight of the projection of the clean image.
         eta: overshooting of each projection.
         beta: what remains of the perturbation after a step back.
+        minimise: play on to the nearest image when one within the threat has been found.
     """
 
     steps: int = 100
@@ -70,6 +71,7 @@ class FAB(Attack[FABState]):
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    minimise: bool = False
 
     def init(self, problem: Problem, rows: Rows) -> FABState:
         count = torch.zeros_like(rows.y)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
-from robench.attacks._objectives import ball, check_loss, into_l2_ball, normalize, objective, random_start
+from robench.attacks._objectives import check_loss, into_ball, normalize, objective, random_start
 from robench.registry import attacks
 
 
@@ -70,8 +70,7 @@ class PGD(Attack[PGDState]):
         threat = problem.threat
         better = answer.loss > state.best_loss
         size = self.step_size or 2.5 * threat.eps / self.steps
-        x = state.x + size * normalize(answer.grad, threat.norm)
-        x = x.clamp(*ball(rows, threat.eps)) if threat.norm == "Linf" else into_l2_ball(x, rows, threat.eps)
+        x = into_ball(state.x + size * normalize(answer.grad, threat.norm), rows, threat)
         return PGDState(
             x=x,
             best=where(better, state.x, state.best),

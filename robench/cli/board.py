@@ -8,7 +8,7 @@ import click
 from robench.errors import UsageError
 from robench.evaluate import default_results
 from robench.results.board import SORTS, board, collect
-from robench.results.grid import FORMATS
+from robench.results.grid import FORMATS, WIDTH
 from robench.results.wording import location
 
 PAGES = "html"
@@ -32,6 +32,9 @@ PAGES = "html"
     help="The column whose best comes first.",
 )
 @click.option("--no-intervals", is_flag=True, help="Accuracies alone.")
+@click.option(
+    "--claims", multiple=True, help="Files or folders of RobustBench's model_info: shown apart, as claimed."
+)
 @click.option("--output", help="Folder of the pages.  [default: board, beside the first RESULTS]")
 @click.option("--no-pictures", is_flag=True, help="Pages without pictures of the certificates.")
 @click.option("--data-dir", help="Where data sets with files lie, to draw pictures from them.")
@@ -40,6 +43,7 @@ def command(
     form: str,
     sort: str,
     no_intervals: bool,
+    claims: tuple[str, ...],
     output: str | None,
     no_pictures: bool,
     data_dir: str | None,
@@ -50,6 +54,8 @@ def command(
     """
     if form != PAGES and (output or no_pictures or data_dir):
         raise UsageError("--output, --no-pictures and --data-dir are of pages: add --format html")
+    if claims and form in (PAGES, "csv"):
+        raise UsageError(f"--claims are shown in text, md and latex: {form} is of records alone")
     roots = results or (str(default_results()),)
     found = collect(roots)
     if form == PAGES:
@@ -65,4 +71,11 @@ def command(
         )
         click.echo(f"{len(found)} records: {location(made)}")
         return
-    sys.stdout.write(board(found, form, sort=sort, intervals=not no_intervals))
+    from robench.results.robustbench import read_claims
+
+    theirs = read_claims(claims)
+    sys.stdout.write(
+        board(
+            found, form, width=WIDTH + 40 * bool(theirs), sort=sort, intervals=not no_intervals, claims=theirs
+        )
+    )

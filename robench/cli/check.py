@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from robench.baselines import read_baselines
+from robench.plain import plain
 
 
 @click.command("check")
@@ -55,7 +56,7 @@ def command(
     given = {name: value for name, value in given.items() if value is not None}
 
     def note(text: str) -> None:
-        errors.print(Text(f"robench: {text}", style="dim"), soft_wrap=True)
+        errors.print(Text(plain(f"robench: {text}"), style="dim"), soft_wrap=True)
 
     verdicts: list[Verdict] = []
     seconds: list[float] = []
@@ -65,10 +66,12 @@ def command(
         verdict = check(baseline.folder, defense or baseline.defense, options)
         seconds.append(time.monotonic() - begun)
         verdicts.append(verdict)
-        console.print(Text(f"{verdict.defense} against {verdict.baseline}", style="bold"), soft_wrap=True)
+        console.print(
+            Text(plain(f"{verdict.defense} against {verdict.baseline}"), style="bold"), soft_wrap=True
+        )
         for step in verdict.steps:
             mark = ("holds", "green") if step.held else ("FAILS", "bold red")
-            console.print(Text.assemble("  ", mark, f"  {step.name}: {step.detail}"), soft_wrap=True)
+            console.print(Text.assemble("  ", mark, plain(f"  {step.name}: {step.detail}")), soft_wrap=True)
         console.print(Text(f"  {checks.cost(verdict)}, {seconds[-1]:.1f} s", style="dim"), soft_wrap=True)
     if junit:
         write_whole(Path(junit).absolute().parent, {Path(junit).name: checks.junit(verdicts, seconds)})

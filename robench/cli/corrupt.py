@@ -4,8 +4,10 @@ import os
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from robench.cli.run import names
+from robench.plain import plain
 
 
 @click.command("corrupt")
@@ -37,7 +39,7 @@ def command(
     data_dir: str | None,
     workers: int | None,
 ) -> None:
-    """Write the corruptions of ImageNet-C, of any data set of 32 px or more.
+    """Write the corruptions of ImageNet-C, of any data set.
 
     ImageNet's images go into folders as ImageNet-C has them, all others into .npy files as CIFAR-10-C has
     them. An interrupted run goes on where it was when the command is repeated.
@@ -47,7 +49,7 @@ def command(
     robench corrupt --dataset imagenet --output ImageNet-C --corruption fog,frost --severity 3
     """
     from robench.corrupt import GROUPS, write_corrupted
-    from robench.data.corruptions import SEVERITIES
+    from robench.corruption.names import SEVERITIES
 
     errors = Console(stderr=True)
     chosen = [name for given in corruptions or ["common"] for name in GROUPS.get(given, (given,))]
@@ -60,6 +62,6 @@ def command(
         seed=seed,
         data_dir=data_dir,
         workers=workers or os.cpu_count() or 1,
-        note=lambda text: errors.print(f"robench: {text}", soft_wrap=True, highlight=False),
+        note=lambda text: errors.print(Text(plain(f"robench: {text}")), soft_wrap=True),
     )
-    Console().print(f"corrupted images: {folder}", soft_wrap=True, highlight=False)
+    Console().print(Text(plain(f"corrupted images: {folder}")), soft_wrap=True)

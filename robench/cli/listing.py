@@ -6,12 +6,16 @@ import sys
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import robench.attacks
 import robench.data
 import robench.defenses  # noqa: F401  (importing registers what is built in)
 from robench import content, registry
+from robench.cli import costs
+from robench.data._base import facts_of
 from robench.errors import unknown_name
+from robench.plain import plain
 
 KINDS = ("defenses", "attacks", "datasets", "protocols")
 
@@ -47,18 +51,32 @@ def _defenses() -> list[dict[str, str]]:
 
 def _attacks() -> list[dict[str, str]]:
     suites = [
-        {"name": suite.name, "kind": "suite", "description": suite.description}
+        {
+            "name": suite.name,
+            "kind": "suite",
+            "passes": costs.brief(suite.name),
+            "description": suite.description,
+        }
         for suite in content.suites().values()
     ]
     return suites + [
-        {"name": name, "kind": "attack", "description": _first_line(registry.attacks.get(name).__doc__)}
+        {
+            "name": name,
+            "kind": "attack",
+            "passes": costs.brief(name),
+            "description": _first_line(registry.attacks.get(name).__doc__),
+        }
         for name in registry.attacks
     ]
 
 
 def _datasets() -> list[dict[str, str]]:
     return [
-        {"name": name, "description": _first_line(registry.datasets.get(name).__doc__)}
+        {
+            "name": name,
+            "description": _first_line(registry.datasets.get(name).__doc__),
+            "layout": facts_of(registry.datasets.get(name)).layout,
+        }
         for name in registry.datasets
     ]
 
@@ -67,9 +85,9 @@ def _protocols() -> list[dict[str, str]]:
     return [
         {
             "name": protocol.name,
-            "dataset": protocol.dataset,
-            "threat": protocol.threat,
-            "samples": str(protocol.samples),
+            "dataset": protocol.dataset or "several",
+            "threat": protocol.threat or "each its own",
+            "samples": str(protocol.samples or ""),
             "description": protocol.description,
         }
         for protocol in content.protocols().values()
@@ -84,7 +102,7 @@ def _brought() -> list[dict[str, str]]:
     """The cards whose weights a user brings, with what their authors claim."""
     rows = []
     for card in content.cards().values():
-        if card.origin and not card.checkpoint:
+        if card.origin:
             said = [
                 f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
             ]
@@ -102,7 +120,7 @@ def _brought() -> list[dict[str, str]]:
 TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "protocols": _protocols}
 
 
-WRAPPED = ("description", "claimed clean / robust, %")
+WRAPPED = ("description", "layout", "claimed clean / robust, %")
 RECIPES = "recipes without weights: robench train NAME makes them"
 PURIFIERS = "purifiers, before any defense: robench run --defense maep-digits+pgd-at-digits"
 SCHEMES = "anybody's, by scheme: robench run --defense timm:resnet50"
@@ -151,8 +169,8 @@ def command(kind: str | None, as_json: bool) -> None:
         console.print(name, style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in rows[0] if rows else ("name",):
-            table.add_column(column, no_wrap=column not in WRAPPED)
+            table.add_column(column, no_wrap=column not in WRAPPED, overflow="fold")
         for row in rows:
-            table.add_row(*row.values())
-        console.print(table, highlight=False)
+            table.add_row(*(Text(plain(value)) for value in row.values()))
+        console.print(table)
         console.print()

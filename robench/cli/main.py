@@ -8,11 +8,13 @@ from types import FrameType
 import click
 
 from robench.errors import RobenchError, unknown_name
+from robench.plain import plain_lines
 
 INTERRUPTED = 130
 # name -> "module:command", imported when asked for: --help must not wait for torch.
 COMMANDS = {
     "run": ("robench.cli.run", "Attack defenses and write records."),
+    "diagnose": ("robench.cli.diagnose", "Look for signs that an evaluation fails."),
     "list": ("robench.cli.listing", "List defenses, attacks, datasets or protocols."),
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),
     "train": ("robench.cli.train", "Train a card's checkpoint by its recipe."),
@@ -21,6 +23,9 @@ COMMANDS = {
     "check": ("robench.cli.check", "Say whether a checkpoint is still as robust as it was."),
     "board": ("robench.cli.board", "Make a table from records."),
     "table": ("robench.cli.table", "Print a paper's own table from records."),
+    "plot": ("robench.cli.plot", "Draw pictures from records."),
+    "results": ("robench.cli.results", "Merge, export and prune records."),
+    "cache": ("robench.cli.cache", "Show or clear the corrupted images that are kept."),
     "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),
 }
 
@@ -87,4 +92,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"robench: {text}", file=sys.stderr)
+    print(f"robench: {plain_lines(text)}", file=sys.stderr)

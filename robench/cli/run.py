@@ -1,6 +1,5 @@
 """robench run: attack defenses and write records."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -8,11 +7,17 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from robench.content import Protocol
+from robench import curve, sweep
+from robench.cli.transferring import Asked, print_json, transfer
+from robench.content import Protocol, find_protocol
 from robench.engine.suite import Progress as Standing
 from robench.errors import UsageError
 from robench.evaluate import Options, choose_protocol, default_results, run_all
+from robench.plain import plain
+from robench.results import security
+from robench.results.grid import Grid, render
 from robench.results.record import Record
 from robench.specs import split
 
@@ -37,7 +42,21 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
     callback=names,
     help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
 )
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    callback=names,
+    help="Transfer: data sets that the purifiers are trained on.",
+)
+@click.option(
+    "--to", "targets", multiple=True, callback=names, help="Transfer: data sets that they are tested on."
+)
+@click.option(
+    "--finetune", help="Transfer: a purifier for each number of images of --to that it learns from: 0,10,50."
+)
 @click.option("--sweep", "swept", help="A run for each value: sigma=0:140:20, or attack.steps=10,50,200.")
+@click.option("--curve", "radii", help="Accuracy over the radius, START:STOP:COUNT: 0:16/255:9.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
 )
@@ -45,6 +64,9 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 @click.option("--batch-size", default="auto", show_default=True, help="Images a network call.")
 @click.option(
     "--precision", default="auto", show_default=True, help="auto, fp32 or bf16; verdicts are always fp32."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes for corrupted images.  [default: one a core]"
 )
 @click.option("--checkpoint", help="Weights in place of the card's.")
 @click.option("--data-dir", help="Where data sets with files lie.")
@@ -59,11 +81,16 @@ def command(
     threat: str | None,
     samples: int | None,
     knowledge: list[str],
+    sources: list[str],
+    targets: list[str],
+    finetune: str | None,
     swept: str | None,
+    radii: str | None,
     seed: int,
     device: str,
     batch_size: str,
     precision: str,
+    workers: int | None,
     checkpoint: str | None,
     data_dir: str | None,
     results: str | None,
@@ -77,6 +104,8 @@ def command(
     \b
     robench run --defense mimir --attack autoattack
     robench run --defense mimir,pgd-at --attack 'pgd(steps=50)' --threat Linf:0.05 --samples 200
+    robench run --defense maep --protocol transfer --from digits,cifar10 --to digits,cifar10
+    robench run --defense mimir --curve 0:16/255:9
     """
     errors = Console(stderr=True)
     with Bar(errors) as bar:
@@ -85,6 +114,7 @@ def command(
             device=device,
             batch_size=batch_size,
             precision=precision,
+            workers=workers,
             data_dir=data_dir,
             results=results or default_results(),
             fresh=fresh,
@@ -93,7 +123,24 @@ def command(
             progress=bar.update,
             note=bar.note,
         )
-        chosen = choose_protocol(protocol, dataset, threat, samples)
+        if sources or targets or finetune or (protocol and find_protocol(protocol).ends):
+            if dataset or knowledge or swept or radii or checkpoint:
+                raise UsageError(
+                    "a protocol of transfer goes without --dataset, --knowledge, --sweep, --curve and --checkpoint"
+                )
+            asked = Asked(
+                defenses, attacks, protocol or "transfer", sources, targets, threat, samples, finetune
+            )
+            transfer(asked, options, bar, as_json)
+            return
+        if radii is not None:
+            if swept is not None:
+                raise UsageError("--curve is a sweep over the radius: give --curve or --sweep, not both")
+            over = curve.Radii.parse(radii)
+            levels = curve.protocols(over, protocol, dataset, threat, samples)
+            _curve(over, levels, defenses, attacks, knowledge, options, bar, as_json)
+            return
+        chosen = choose_protocol(protocol, dataset, threat, samples, attacks or None)
         records: list[Record] = []
         if swept is not None:
             _sweep(swept, defenses, attacks, chosen, knowledge, options, bar, as_json)
@@ -102,15 +149,18 @@ def command(
             records.append(record)
             bar.done()
     if as_json:
-        json.dump({"records": [record.to_dict() for record in records]}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(records)
         return
+    from robench.results import heatmap
     from robench.results.table import run_table
 
     console = Console()
     console.print(run_table(records))
     for record in records:
-        console.print(f"record: {record.folder}", soft_wrap=True, highlight=False)
+        if record.corrupted and record.folder:
+            made = heatmap.write(heatmap.of_record(record), record.folder / heatmap.FILE)
+            console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
+        console.print(Text(plain(f"record: {record.folder}")), soft_wrap=True)
 
 
 def _sweep(
@@ -124,8 +174,6 @@ def _sweep(
     as_json: bool,
 ) -> None:
     """A table and a picture of one setting."""
-    from robench import sweep
-    from robench.results.grid import render
     from robench.results.store import slug
 
     asked = sweep.Sweep.parse(text)
@@ -136,14 +184,39 @@ def _sweep(
         found.append(pair)
         bar.done()
     if as_json:
-        json.dump({"records": [record.to_dict() for _, record in found]}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([record for _, record in found])
         return
-    sys.stdout.write(render(sweep.grid(asked, found), "text", Console().width))
     name = f"sweep-{slug(defenses[0])}-{slug(found[0][1].job.suite.name.partition('(')[0])}-{slug(asked.name)}.png"
     folder = Path(options.results) / slug(protocol.name)
-    made = sweep.picture(asked, found, folder / name)
-    Console().print(f"picture: {made}", soft_wrap=True, highlight=False)
+    _show(sweep.grid(asked, found), sweep.picture(asked, found, folder / name))
+
+
+def _curve(
+    radii: curve.Radii,
+    levels: list[Protocol],
+    defenses: list[str],
+    attacks: list[str],
+    knowledge: list[str],
+    options: Options,
+    bar: "Bar",
+    as_json: bool,
+) -> None:
+    """A table and a picture of accuracy over the radius."""
+    records = []
+    for record in curve.runs(defenses, attacks, levels, knowledge, options):
+        records.append(record)
+        bar.done()
+    found = security.curves(radii.texts, records)
+    made = security.picture(found, options.results)
+    if as_json:
+        print_json(records, curves=[each.to_dict() for each in found], picture=str(made))
+        return
+    _show(security.grid(found), made)
+
+
+def _show(table: Grid, picture: Path) -> None:
+    sys.stdout.write(render(table, "text", Console().width))
+    Console().print(Text(plain(f"picture: {picture}")), soft_wrap=True)
 
 
 class Bar:
@@ -152,7 +225,7 @@ class Bar:
     def __init__(self, console: Console):
         self.console = console
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[facts]}"),
@@ -174,7 +247,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """A line for the user that stays."""
-        self.console.print(f"robench: {text}", soft_wrap=True, highlight=False)
+        self.console.print(Text(plain(f"robench: {text}")), soft_wrap=True)
 
     def done(self) -> None:
         """A record is there: the next one gets a bar of its own."""

@@ -14,21 +14,28 @@ import robench.data
 import robench.defenses
 import robench.transformations  # noqa: F401  (importing registers what is built in)
 from robench import content, registry, specs
+from robench.cli import costs
 from robench.content import Card, Protocol, Suite
 from robench.defenses import facts, find_card
 from robench.defenses.loaders import scheme_of
-from robench.errors import RobenchError, unknown_name
+from robench.errors import RobenchError, UsageError, unknown_name
+from robench.plain import plain, plain_lines
 
 
 @click.command("show")
 @click.argument("name")
 @click.option("--picture", help="Where a record's picture goes.  [default: picture.png in its folder]")
 @click.option("--data-dir", help="Where data sets with files lie.")
-def command(name: str, picture: str | None, data_dir: str | None) -> None:
+@click.option("--threat", help="In which an attack's passes are counted, such as L2:0.5.")
+@click.option(
+    "--classes", type=click.IntRange(min=2), default=costs.CLASSES, show_default=True, help="The same."
+)
+def command(name: str, picture: str | None, data_dir: str | None, threat: str | None, classes: int) -> None:
     """Show a defense, suite, attack, transformation, data set or protocol by NAME, or the record in a folder.
 
     A defense is a card, its path, or a spec such as timm:resnet50: what it takes and gives is shown, and no
-    weights are fetched.
+    weights are fetched. An attack, a spec of one, or a suite is shown with what it costs on an image that is never
+    fooled: its passes are counted by playing it.
     """
     console = Console()
     if (Path(name) / "record.json").is_file() or name.endswith(".json"):
@@ -36,13 +43,20 @@ def command(name: str, picture: str | None, data_dir: str | None) -> None:
         return
     for kind, names in _known().items():
         if name in names:
-            console.print(f"{kind} {name}", style="bold")
-            console.print(names[name](), highlight=False)
+            console.print(Text(plain(f"{kind} {name}"), style="bold"))
+            found = names[name]()
+            console.print(Text(plain_lines(found)) if isinstance(found, str) else found)
+            if kind in ("suite", "attack"):
+                _costs(console, name, threat, classes)
             return
+    if _is_attack(name):
+        console.print(Text(plain(f"attack {name}"), style="bold"))
+        _costs(console, name, threat, classes)
+        return
     if name.endswith(".toml") or scheme_of(name) or "(" in name or "+" in name or name in registry.defenses:
         card = find_card(name)
-        console.print(f"defense {card.name if card else name}", style="bold")
-        console.print(_card(card) if card else _table(facts.of_spec(name)), highlight=False)
+        console.print(Text(plain(f"defense {card.name if card else name}"), style="bold"))
+        console.print(_card(card) if card else _table(facts.of_spec(name)))
         return
     if Path(name).is_dir():
         from robench.results.record import read_record
@@ -51,8 +65,21 @@ def command(name: str, picture: str | None, data_dir: str | None) -> None:
     raise unknown_name("name", name, {each for names in _known().values() for each in names})
 
 
+def _is_attack(text: str) -> bool:
+    try:
+        return all(specs.parse(piece).name in registry.attacks for piece in specs.split(text, "+"))
+    except UsageError:
+        return False
+
+
+def _costs(console: Console, name: str, threat: str | None, classes: int) -> None:
+    for line in costs.lines(name, threat, classes):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def _record(console: Console, path: Path, picture: str | None, data_dir: str | None) -> None:
     from robench.data import load_dataset
+    from robench.results import heatmap
     from robench.results.picture import picture as draw
     from robench.results.record import read_record
     from robench.results.table import describe
@@ -60,9 +87,13 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
     record = read_record(path)
     console.print(describe(record))
     folder = record.folder or path
+    if record.corrupted:
+        made = heatmap.write(heatmap.of_record(record), Path(picture) if picture else folder / heatmap.FILE)
+        console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
+        return
     images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
     made = draw(folder, images, Path(picture) if picture else folder / "picture.png")
-    console.print(f"picture: {made}", soft_wrap=True, highlight=False)
+    console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
 
 
 def _known() -> dict[str, dict[str, Any]]:
@@ -116,7 +147,7 @@ def _table(rows: dict[str, str]) -> RenderableType:
     table.add_column(style="dim", no_wrap=True, min_width=14)
     table.add_column(overflow="fold")
     for name, text in rows.items():
-        table.add_row(name, Text(text))
+        table.add_row(Text(plain(name)), Text(plain_lines(text)))
     return table
 
 

@@ -1,4 +1,4 @@
-"""robench table: a paper's own table, from records alone."""
+"""robench table: a paper's own tables, from records alone."""
 
 import sys
 
@@ -7,36 +7,26 @@ import click
 from robench.evaluate import default_results
 from robench.results.grid import FORMATS
 
-# The ladder whose records each table holds, when nothing is said.
-PAPERS = {"purifiers": "purifier", "unforeseen": "unforeseen"}
-_EXAMPLE = {"purifiers": "maep-digits", "unforeseen": "mimir"}
-
 
 @click.command("table")
-@click.argument("paper", type=click.Choice(tuple(PAPERS)))
+@click.argument("paper")
 @click.argument("results", nargs=-1)
-@click.option("--suite", help="The ladder whose rungs it shows.  [default: purifier or unforeseen]")
+@click.option("--suite", help="The ladder whose records a table holds, where it is one.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) -> None:
-    """Print the table of PAPER from the records in the RESULTS folders (default: results).
+    """Print the tables of PAPER with our figures from the records in the RESULTS folders (default: results).
 
+    mimir, maep and de3 are printed in their own shape, the published figures beside ours with the source of each.
     purifiers: each purifier undefended, oblivious, under BPDA and under exact gradients, with and without EOT.
     unforeseen: what attacks of other kinds leave of each defense, and their mean.
-    Cells without a record say which command fills them.
+    A TOML file of one's own, like those in papers/, will do too. Cells without a record say which command fills them.
 
     \b
     robench run --defense maep-digits --attack purifier
     robench table purifiers
+    robench table mimir --format latex
     """
     from robench.results.board import collect
-    from robench.results.grid import render
-    from robench.results.ladder import purifiers
-    from robench.results.unforeseen import unforeseen
+    from robench.results.papers import find_paper, text
 
-    makers = {"purifiers": purifiers, "unforeseen": unforeseen}
-    ladder = suite or PAPERS[paper]
-    tables = makers[paper](collect(results or (str(default_results()),)), ladder)
-    if not tables:
-        made = f"robench run --defense {_EXAMPLE[paper]} --attack {ladder}"
-        sys.stdout.write(f"No records for this table: {made} makes them.\n")
-    sys.stdout.write("\n".join(render(table, form) for table in tables))
+    sys.stdout.write(text(find_paper(paper), collect(results or (str(default_results()),)), form, suite))

@@ -2,6 +2,9 @@
 
 import click
 from rich.console import Console
+from rich.text import Text
+
+from robench.plain import plain_lines
 
 
 @click.command("train")
@@ -46,4 +49,4 @@ def command(
     )
     if not Team.here().leads:
         return
-    Console().print(str(result), highlight=False, soft_wrap=True)
+    Console().print(Text(plain_lines(str(result))), soft_wrap=True)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.results.record import read_record
-from robench.results.verify import verify
+from robench.results.verify import TRUSTED, verify
+from robench.results.wording import plain
 
 
 @click.command("verify")
@@ -17,13 +19,20 @@ from robench.results.verify import verify
 @click.option("--data-dir", help="Where data sets with files lie.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def command(records: tuple[str, ...], checkpoint: str | None, data_dir: str | None, device: str) -> None:
-    """Re-check RECORDS (folders) from their certificates."""
+    """Re-check RECORDS (folders) from their certificates, by forward passes alone.
+
+    Proven is that this checkpoint gives wrong answers on so many allowed images, so that its robust accuracy on these
+    images is at most the figure. Not proven is that no stronger attack exists, nor what a record says of machine, time,
+    cost and doubts.
+    """
     from robench.engine.device import choose_device
 
     where, console = choose_device(device), Console()
     for path in records:
         record = read_record(path)
         images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
-        loaded = load(record.job.defense.name, record.job.dataset.name, checkpoint, where)
+        loaded = load(record.job.defense.name, record.job.dataset.name, checkpoint, where, images.among)
         for finding in verify(Path(path), loaded, images, device=where):
-            console.print(str(finding), highlight=False, soft_wrap=True)
+            console.print(Text(plain(str(finding))), soft_wrap=True)
+        told = f"not proven: that no attack finds more; on trust: {', '.join(TRUSTED)}"
+        console.print(Text(told, style="dim"), soft_wrap=True)

@@ -12,6 +12,9 @@ from robench.data import (  # noqa: F401 - they register themselves
     digits,
     folder,
     imagenet,
+    imagenet_corrupted,
+    imagenet_variants,
+    parquet,
     tiny_imagenet,
 )
 from robench.data._base import Images

@@ -2,12 +2,22 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from robench.data._pixels import Pixels, Stack
 from robench.errors import ResourceError, UsageError
+from robench.subset import Subset
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+# Images read at a time where all of them are gone through.
+_PART = 64
 
 
 def default_root() -> Path:
@@ -20,20 +30,66 @@ def data_root(data_dir: str | None) -> Path:
     return Path(data_dir).expanduser() if data_dir else default_root()
 
 
-def find(name: str, data_dir: str | None, places: tuple[str, ...]) -> Path:
+@dataclass(frozen=True)
+class Facts:
+    """What can be said of a data set without its files.
+
+    Attributes:
+        layout: of its files below the data folder, or where they are from; `<...>` stands for what varies.
+        source: where a person gets them.
+    """
+
+    layout: str
+    source: str = ""
+
+    def of(self, **values: object) -> "Facts":
+        """The same where something varies no more: `of(corruption="fog")` for `<corruption>`."""
+        layout = self.layout
+        for name, value in values.items():
+            layout = layout.replace(f"<{name}>", str(value))
+        return replace(self, layout=layout)
+
+
+def described(facts: Facts) -> Callable[[Builder], Builder]:
+    """Decorator that says a builder's facts, for `robench list datasets`."""
+
+    def decorate(builder: Builder) -> Builder:
+        builder.__dict__["facts"] = facts
+        return builder
+
+    return decorate
+
+
+def facts_of(builder: Any) -> Facts:
+    """What `described` has said of a builder; empty where it has not."""
+    return getattr(builder, "facts", Facts(""))
+
+
+def find(name: str, data_dir: str | None, places: tuple[str, ...], facts: Facts) -> Path:
     """The first of `places`, files or folders below the data folder, that is there.
 
     Raises:
-        ResourceError: when none is, saying where data set `name` was looked for.
+        ResourceError: when none is, saying where data set `name` was looked for, and what is there.
     """
     root = data_root(data_dir)
     for place in places:
         if (root / place).exists():
             return root / place
+    source = f"get it from {facts.source}, or " if facts.source else ""
     raise ResourceError(
-        f"{name} is not under {root}: expected {' or '.join(places)} there; give the folder that holds it with "
-        "--data-dir"
+        f"{name} is not under {root}: expected {facts.layout} there, found {_content(root)}; {source}give the folder "
+        "that holds it with --data-dir"
     )
+
+
+def _content(folder: Path) -> str:
+    """The first few names in a folder, for messages."""
+    try:
+        names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+    except OSError as error:
+        return f"nothing ({(error.strerror or str(error)).lower()})"
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return (", ".join(names[:4]) + more) or "an empty folder"
 
 
 def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test")) -> None:
@@ -52,30 +108,35 @@ class Images:
 
     Attributes:
         name, split: where they come from.
-        x: (N, 3, H, W) float32 in [0, 1].
+        x: (N, 3, H, W) float32 in [0, 1]; of data sets of picture files a `Stack`, which is indexed as a tensor
+            and reads what is asked for: `x[:]` is all of it.
         y: (N,) int64.
         ids: index of each in the data set's canonical order, (N,) int64.
         classes: the names of the classes, K of them.
+        among: which classes of a network that knows more than these K they are; None where a network has just
+            these classes.
     """
 
     name: str
     split: str
-    x: Tensor
+    x: Tensor | Stack
     y: Tensor
     ids: Tensor
     classes: tuple[str, ...]
+    among: Subset | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over the pixels, labels and ids used."""
         digest = hashlib.sha256()
-        for tensor in (self.x, self.y, self.ids):
-            digest.update(tensor.contiguous().numpy().tobytes())
+        for tensor in chain(self.x.split(_PART), (self.y, self.ids)):
+            digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def first(self, n: int) -> "Images":
         """The first `n` of them."""
-        return Images(self.name, self.split, self.x[:n], self.y[:n], self.ids[:n], self.classes)
+        x = self.x.first(n) if isinstance(self.x, Pixels) else self.x[:n]
+        return replace(self, x=x, y=self.y[:n], ids=self.ids[:n])

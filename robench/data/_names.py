@@ -1,10 +1,22 @@
 """Names that files do not bring with them: of classes and of corruptions."""
 
+import pkgutil
 from functools import cache
 
 from timm.data.imagenet_info import ImageNetInfo
 
-from robench.errors import UsageError, unknown_name
+from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
+
+__all__ = [
+    "CIFAR10_CLASSES",
+    "CIFAR100_CLASSES",
+    "COMMON",
+    "SEVERITIES",
+    "VALIDATION",
+    "check_corruption",
+    "imagenet_classes",
+    "synsets",
+]
 
 # fmt: off
 CIFAR10_CLASSES = (
@@ -25,38 +37,36 @@ CIFAR100_CLASSES = (
 )
 # fmt: on
 
-# ImageNet-C's corruptions in the paper's order: the fifteen of its benchmark, then four for validation.
-COMMON = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
+
+# Kar et al. 2022, "3D Common Corruptions and Data Augmentation"; the twelve that are made for ImageNet.
+COMMON_3D = (
+    "near_focus",
+    "far_focus",
+    "fog_3d",
+    "flash",
+    "color_quant",
+    "low_light",
+    "xy_motion_blur",
+    "z_motion_blur",
+    "iso_noise",
+    "bit_error",
+    "h265_abr",
+    "h265_crf",
 )
-VALIDATION = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-SEVERITIES = (1, 2, 3, 4, 5)
-
-
-def check_corruption(corruption: str, severity: int, known: tuple[str, ...]) -> None:
-    """Refuse a corruption that is not among `known`, and a severity that is not 1 .. 5.
-
-    Raises:
-        UsageError: with the nearest names.
-    """
-    if corruption not in known:
-        raise unknown_name("corruption", str(corruption), known)
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise UsageError(f"severity {severity!r}: expected 1, 2, 3, 4 or 5")
+# Mintun et al. 2021, "On Interaction Between Augmentations and Corruptions in Natural Corruption Robustness"; the
+# fifth is spelt as theirs.
+BAR = (
+    "blue_noise_sample",
+    "brownish_noise",
+    "caustic_refraction",
+    "checkerboard_cutout",
+    "cocentric_sine_waves",
+    "inverse_sparkles",
+    "perlin_noise",
+    "plasma_noise",
+    "single_frequency_greyscale",
+    "sparkles",
+)
 
 
 @cache
@@ -70,3 +80,10 @@ def imagenet_classes() -> tuple[str, ...]:
     """ImageNet's thousand classes in words, in the order of the labels."""
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(k) for k in range(len(synsets())))
+
+
+@cache
+def synsets_of(variant: str) -> tuple[str, ...]:
+    """The two hundred of ImageNet's synsets that ImageNet-A ("a") or ImageNet-R ("r") has, in their order."""
+    listed = pkgutil.get_data("timm", f"data/_info/imagenet_{variant}_synsets.txt") or b""
+    return tuple(listed.decode().split())

@@ -1,42 +1,27 @@
 """Picture files: which there are, and decoding them exactly as said."""
 
+import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from PIL import Image, UnidentifiedImageError
 
-from robench.errors import ResourceError, UsageError, unknown_name
+from robench.data._pixels import Pixels
+from robench.errors import ResourceError, UsageError
+from robench.preprocessing import USUAL, Preprocessing, parse
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp")
 CHUNK = 256
+_THREADS = 16
 _NAMED = 3
-
-# The names are RobustBench's; all work on 8-bit pixels, as Pillow does it.
-PREPROCESSINGS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "none": lambda image: image,
-    "Res224": Resize(224),
-    "Res256Crop224": Compose([Resize(256), CenterCrop(224)]),
-    "BicubicRes256Crop224": Compose([Resize(256, interpolation=InterpolationMode.BICUBIC), CenterCrop(224)]),
-    "Crop288": CenterCrop(288),
-}
-# What an image must have at least: torchvision would crop a smaller one by adding a black frame.
-_SMALLEST = {"Crop288": 288}
-
-
-def check_preprocessing(preprocessing: str) -> None:
-    """Refuse a preprocessing that nobody has.
-
-    Raises:
-        UsageError: with the known ones.
-    """
-    if preprocessing not in PREPROCESSINGS:
-        raise unknown_name("preprocessing", str(preprocessing), PREPROCESSINGS)
+Item = TypeVar("Item")
+_NOBODY: Any = object()
 
 
 def list_classes(folder: Path, name: str) -> dict[str, list[Path]]:
@@ -68,13 +53,85 @@ def list_classes(folder: Path, name: str) -> dict[str, list[Path]]:
     return found
 
 
-def decode(paths: Sequence[Path], preprocessing: str, name: str) -> Tensor:
-    """Read pictures: three channels, preprocessed, (N, 3, H, W) float32 in [0, 1].
+@dataclass(frozen=True)
+class Blob:
+    """A picture file's content that lies in another file.
 
-    Several threads decode; what comes out does not depend on how many.
+    Attributes:
+        name: where, for messages.
+        content: None when there is none.
+    """
+
+    name: str
+    content: bytes | None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def check_complete(
+    found: dict[str, list[Path]], classes: Sequence[str], images: int, folder: Path, name: str, partial: bool
+) -> None:
+    """Refuse a folder with strange classes, or fewer classes or pictures than a data set has.
 
     Args:
-        preprocessing: a key of PREPROCESSINGS.
+        found: see `list_classes`.
+        classes, images: what the data set has.
+        partial: pass over what is missing.
+
+    Raises:
+        ResourceError: with the number, and the names where they are known.
+    """
+    if strangers := [folder / each for each in found if each not in classes]:
+        raise ResourceError(
+            f"{len(strangers)} of {len(found)} folders of {name} are none of its {len(classes)} classes: "
+            + named(strangers)
+        )
+    lost = [folder / each for each in classes if each not in found]
+    count = sum(map(len, found.values()))
+    if (lost or count < images) and not partial:
+        which = f"; {len(lost)} classes are missing: {named(lost)}" if lost else ""
+        raise ResourceError(
+            f"{images - count} of the {images} images of {name} are missing{which}; restore them, or write "
+            "partial=True for those that are there"
+        )
+
+
+def severity_folder(folder: Path, severity: int, name: str) -> Path:
+    """The folder of a severity, 1 to 5, in a corruption's: the k-th of five that are named by numbers.
+
+    ImageNet-C's are 1 .. 5, and those that ImageNet-C-bar's code writes are like 2.35.
+
+    Raises:
+        ResourceError: when there are not just five.
+    """
+    inner: list[Path] = []
+    try:
+        inner = [each for each in _visible(folder) if each.is_dir()]
+        by_number = {float(each.name): each for each in inner}
+    except OSError as error:
+        raise ResourceError(f"{folder}: {error.strerror}: {name} needs a readable folder") from error
+    except ValueError:
+        by_number = {}
+    if (folder / str(severity)).is_dir() and by_number.keys() <= {1, 2, 3, 4, 5}:
+        return folder / str(severity)
+    if len(by_number) != 5:
+        there = ", ".join(sorted(each.name for each in inner)[:6]) or "none"
+        raise ResourceError(
+            f"{folder} has no folder {severity}: {name} has 1, 2, 3, 4 and 5 there, found {there}"
+        )
+    return by_number[sorted(by_number)[severity - 1]]
+
+
+def decode(pictures: Iterable[tuple[int, Path | Blob]], n: int, preprocessing: str, name: str) -> Pixels:
+    """Read pictures: three channels, preprocessed.
+
+    Several threads decode ahead (Pillow lets other threads work meanwhile); what comes out does not depend on how
+    many, nor does the memory that it takes depend on `n`.
+
+    Args:
+        pictures: row and source of each of `n` pictures, in whatever order they are best read.
+        preprocessing: see `robench.preprocessing`.
         name: of the data set, for messages.
 
     Raises:
@@ -82,61 +139,72 @@ def decode(paths: Sequence[Path], preprocessing: str, name: str) -> Tensor:
             the first names.
         UsageError: when they come out in several sizes.
     """
-    check_preprocessing(preprocessing)
-
-    def one(path: Path) -> np.ndarray | str:
-        return _read(path, preprocessing)
-
-    x = torch.empty(0)
-    bad: list[tuple[Path, str]] = []
-    size: tuple[int, ...] = ()
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        for start in range(0, len(paths), CHUNK):
-            chunk = paths[start : start + CHUNK]
-            for i, (path, found) in enumerate(zip(chunk, pool.map(one, chunk), strict=True), start):
+    how = parse(preprocessing)
+    x: Pixels | None = None
+    bad: list[tuple[Path | Blob, str]] = []
+    waiting = iter(pictures)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
+        while chunk := list(islice(waiting, CHUNK)):
+            read = pool.map(lambda each: _read(each[1], how), chunk)
+            for (row, source), found in zip(chunk, read, strict=True):
                 if isinstance(found, str):
-                    bad.append((path, found))
+                    bad.append((source, found))
                     continue
-                if not size:
-                    size = found.shape
-                    x = torch.empty(len(paths), 3, *size[:2])
-                if found.shape != size:
+                size = found.shape[:2]
+                if x is None:
+                    x = Pixels((n, 3, *size))
+                if size != x.shape[2:]:
                     raise UsageError(
-                        f"the images of {name} come in several sizes, {_px(size)} and {_px(found.shape)} "
-                        f"({path.name}): choose a preprocessing that makes them equal, of "
-                        + ", ".join(PREPROCESSINGS)
+                        f"the images of {name} come in several sizes, {_px(x.shape[2:])} and {_px(size)} "
+                        f"({Path(str(source)).name}): choose a preprocessing that makes them equal, such as "
+                        + ", ".join(USUAL)
                     )
                 # A bad picture has been seen: the others are only looked at.
                 if not bad:
-                    x[i] = torch.from_numpy(found).permute(2, 0, 1)
-    if bad:
+                    x.write(row, found)
+    if bad or x is None:
         raise ResourceError(
-            f"{len(bad)} of {len(paths)} images of {name} cannot be used: {named([p for p, _ in bad])} "
+            f"{len(bad)} of {n} images of {name} cannot be used: {named([p for p, _ in bad])} "
             f"({bad[0][1]}); restore them"
         )
-    return x.div_(255)
+    return x
 
 
-def named(paths: Sequence[Path]) -> str:
+def in_turn(groups: Iterable[Iterable[Item]]) -> list[Item]:
+    """The first of every group, then every second one, and so on: so the first few are of all groups."""
+    rounds = zip_longest(*groups, fillvalue=_NOBODY)
+    return [each for one in rounds for each in one if each is not _NOBODY]
+
+
+def labelled(found: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> list[tuple[int, Path]]:
+    """Label and path of each picture, the classes in turn; a label is the place in `classes`."""
+    labels = {each: k for k, each in enumerate(classes)}
+    return in_turn([(labels[each], file) for file in files] for each, files in found.items())
+
+
+def named(paths: Sequence[object]) -> str:
     """The first few, and how many more."""
     more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
     return ", ".join(map(str, paths[:_NAMED])) + more
 
 
-def _read(path: Path, preprocessing: str) -> np.ndarray | str:
+def _read(source: Path | Blob, how: Preprocessing) -> np.ndarray | str:
     """Pixels (H, W, 3) uint8, or what is wrong."""
+    if isinstance(source, Blob) and source.content is None:
+        return "missing"
     try:
-        with Image.open(path) as image:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content or b"")) as image:
             whole = image.convert("RGB")
     except FileNotFoundError:
         return "missing"
+    except UnidentifiedImageError:
+        return "damaged: no picture"
     # What Pillow raises at damaged files of the formats above.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"damaged: {' '.join(str(error).split())[:120]}"
-    if min(whole.size) < _SMALLEST.get(preprocessing, 1):
-        return f"too small for {preprocessing}: {_px(whole.size[::-1])}"
-    # A copy, because torch wants an array it may write to.
-    return np.array(PREPROCESSINGS[preprocessing](whole))
+    if min(whole.size) < how.smallest:
+        return f"too small for a crop of {how.smallest} px: {_px(whole.size[::-1])}"
+    return np.asarray(how.change(whole))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -6,11 +6,12 @@ import torch
 
 from robench import registry
 from robench.data import _npy
-from robench.data._base import Images, check_split
+from robench.data._base import Facts, Images, check_split, described
 from robench.errors import ResourceError
 
 
 @registry.datasets.register("npz")
+@described(Facts("arrays x, y and perhaps classes in the archive that the name says"))
 def load(
     path: str, split: str = "test", data_dir: str | None = None, samples: int | None = None, classes: int = 0
 ) -> Images:

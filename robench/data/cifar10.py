@@ -8,7 +8,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from robench import registry
-from robench.data._base import Images, check_split, data_root, default_root
+from robench.data._base import Facts, Images, check_split, data_root, default_root, described
 from robench.errors import ResourceError
 
 __all__ = ["FOLDER", "default_root", "load", "load_whole"]
@@ -17,6 +17,7 @@ FOLDER = CIFAR10.base_folder
 
 
 @registry.datasets.register("cifar10")
+@described(Facts(f"{FOLDER}/<batches>, downloaded where it is missing", CIFAR10.url))
 def load(split: str = "test", data_dir: str | None = None, samples: int | None = None) -> Images:
     """32x32 images of ten kinds of things; 50,000 for training and 10,000 for testing.
 

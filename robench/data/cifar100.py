@@ -3,11 +3,12 @@
 from torchvision.datasets import CIFAR100
 
 from robench import registry
-from robench.data._base import Images
+from robench.data._base import Facts, Images, described
 from robench.data.cifar10 import load_whole
 
 
 @registry.datasets.register("cifar100")
+@described(Facts(f"{CIFAR100.base_folder}/<files>, downloaded where it is missing", CIFAR100.url))
 def load(split: str = "test", data_dir: str | None = None, samples: int | None = None) -> Images:
     """32x32 images of a hundred kinds of things (the fine labels); 50,000 for training and 10,000 for testing.
 

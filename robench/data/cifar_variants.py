@@ -6,7 +6,7 @@ import torch
 
 from robench import registry
 from robench.data import _npy
-from robench.data._base import Images, check_split, find
+from robench.data._base import Facts, Images, check_split, described, find
 from robench.data._names import (
     CIFAR10_CLASSES,
     CIFAR100_CLASSES,
@@ -18,10 +18,17 @@ from robench.data._names import (
 from robench.errors import ResourceError, UsageError
 from robench.specs import Spec
 
+C10 = Facts("CIFAR-10-C/<corruption>.npy and labels.npy", "https://zenodo.org/records/2535967")
+C100 = Facts("CIFAR-100-C/<corruption>.npy and labels.npy", "https://zenodo.org/records/3555552")
+NEW = Facts(
+    "cifar10.1_<version>_data.npy and cifar10.1_<version>_labels.npy, or CIFAR-10.1/datasets with both",
+    "https://github.com/modestyachts/CIFAR-10.1",
+)
 VERSIONS = {"v4": 2021, "v6": 2000}
 
 
 @registry.datasets.register("cifar10-c")
+@described(C10)
 def load_cifar10_c(
     corruption: str,
     severity: int,
@@ -45,11 +52,12 @@ def load_cifar10_c(
         ResourceError: when a file is missing, damaged or of another shape.
     """
     return _corrupted(
-        "cifar10-c", "CIFAR-10-C", CIFAR10_CLASSES, corruption, severity, split, data_dir, samples
+        "cifar10-c", "CIFAR-10-C", C10, CIFAR10_CLASSES, corruption, severity, split, data_dir, samples
     )
 
 
 @registry.datasets.register("cifar100-c")
+@described(C100)
 def load_cifar100_c(
     corruption: str,
     severity: int,
@@ -59,13 +67,14 @@ def load_cifar100_c(
 ) -> Images:
     """CIFAR-100's test images corrupted, from the folder `CIFAR-100-C`; else as `cifar10-c`."""
     return _corrupted(
-        "cifar100-c", "CIFAR-100-C", CIFAR100_CLASSES, corruption, severity, split, data_dir, samples
+        "cifar100-c", "CIFAR-100-C", C100, CIFAR100_CLASSES, corruption, severity, split, data_dir, samples
     )
 
 
 def _corrupted(
     kind: str,
     folder: str,
+    facts: Facts,
     classes: tuple[str, ...],
     corruption: str,
     severity: int,
@@ -76,7 +85,9 @@ def _corrupted(
     check_corruption(corruption, severity, COMMON + VALIDATION)
     name = str(Spec(kind, {"corruption": corruption, "severity": severity}))
     check_split(name, split, ("test",))
-    images = find(name, data_dir, (f"{folder}/{corruption}.npy", f"{corruption}.npy"))
+    images = find(
+        name, data_dir, (f"{folder}/{corruption}.npy", f"{corruption}.npy"), facts.of(corruption=corruption)
+    )
     # The published files have blocks of 10,000; `robench corrupt --samples` makes smaller ones.
     block, rest = divmod(sum(_npy.open_array(images).shape[:1]), len(SEVERITIES))
     if rest or not block:
@@ -89,6 +100,7 @@ def _corrupted(
 
 
 @registry.datasets.register("cifar10.1")
+@described(NEW)
 def load_cifar10_1(
     split: str = "test", data_dir: str | None = None, samples: int | None = None, version: str = "v6"
 ) -> Images:
@@ -111,7 +123,9 @@ def load_cifar10_1(
     name = "cifar10.1" if version == "v6" else str(Spec("cifar10.1", {"version": version}))
     check_split(name, split, ("test",))
     file = f"cifar10.1_{version}_data.npy"
-    images = find(name, data_dir, (file, f"CIFAR-10.1/datasets/{file}", f"CIFAR-10.1/{file}"))
+    images = find(
+        name, data_dir, (file, f"CIFAR-10.1/datasets/{file}", f"CIFAR-10.1/{file}"), NEW.of(version=version)
+    )
     truths = images.with_name(f"cifar10.1_{version}_labels.npy")
     return _slice(name, images, truths, VERSIONS[version], slice(0, samples), CIFAR10_CLASSES)
 

@@ -11,29 +11,35 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from robench import registry
-from robench.data._base import Images
+from robench.data._base import Facts, Images, described
 from robench.errors import UsageError
 
 SIZE = 16
+# Larger ones by powers of two, whose bilinear weights are exact.
+SIZES = (8, 16, 32, 64, 128, 256)
 # Three residues out of ten, spread out because neighbouring images come from one writer.
 TEST_RESIDUES = (2, 5, 8)
 
 
 @registry.datasets.register("digits")
-def load(split: str = "test", data_dir: str | None = None) -> Images:
-    """Real digits, 16x16, three equal channels; 1,258 for training and 539 for testing.
+@described(Facts("nothing: they come with scikit-learn"))
+def load(split: str = "test", data_dir: str | None = None, size: int = SIZE) -> Images:
+    """Real digits, 16x16, three equal channels; 1,258 for training and 539 for testing: `digits(size=32)`.
 
-    Counts divided by 16, doubled in size bilinearly. Both steps are exact in float32, so the pixels are the
+    Counts divided by 16, made larger bilinearly. Both steps are exact in float32, so the pixels are the
     same bits on every machine. An id is the index in scikit-learn's order; id % 10 in (2, 5, 8) is the test
     split.
 
     Args:
         split: "train" or "test".
         data_dir: not used, the images lie in scikit-learn.
+        size: side in pixels, a power of two of at least 8.
 
     Raises:
-        UsageError: for another split.
+        UsageError: for another split or size.
     """
+    if size not in SIZES:
+        raise UsageError(f"digits(size={size!r}): expected one of {', '.join(map(str, SIZES))}")
     if split not in ("train", "test"):
         raise UsageError(f'digits has no split "{split}": expected train or test')
     # The stubs know a tuple too, which only `return_X_y=True` gives.
@@ -42,6 +48,7 @@ def load(split: str = "test", data_dir: str | None = None) -> Images:
     held_out = torch.isin(ids % 10, torch.tensor(TEST_RESIDUES))
     ids = ids[held_out == (split == "test")]
     x = torch.from_numpy(bunch.images)[ids, None].float() / 16
-    x = F.interpolate(x, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
     y = torch.from_numpy(bunch.target)[ids].long()
-    return Images("digits", split, x.repeat(1, 3, 1, 1), y, ids, tuple(str(k) for k in range(10)))
+    name = "digits" if size == SIZE else f"digits({size=})"
+    return Images(name, split, x.repeat(1, 3, 1, 1), y, ids, tuple(str(k) for k in range(10)))

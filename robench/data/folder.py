@@ -1,13 +1,13 @@
 """`folder:DIR`: anybody's pictures, one folder a class."""
 
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
+from robench import preprocessing as preprocessings
 from robench import registry
 from robench.data import _pictures
-from robench.data._base import Images, check_split
+from robench.data._base import Facts, Images, check_split, described
 from robench.data._names import imagenet_classes, synsets
 from robench.errors import ResourceError, UsageError
 from robench.specs import Spec
@@ -16,6 +16,7 @@ CLASSES = ("folders", "imagenet")
 
 
 @registry.datasets.register("folder")
+@described(Facts("<class>/<picture> in the folder that the name says"))
 def load(
     path: str,
     split: str = "test",
@@ -33,8 +34,7 @@ def load(
     Args:
         path: of the folder; a relative one is looked for in `data_dir` where that is given.
         samples: the first so many; None for all.
-        preprocessing: "none" for pictures of one size, "Res256Crop224", "BicubicRes256Crop224", "Res224" or
-            "Crop288".
+        preprocessing: "none" for pictures of one size; else see `robench.preprocessing`.
         classes: "folders" for a class a folder, in the order of their names; "imagenet" where the folders are
             named by some of ImageNet's synsets (ImageNet-A, -R, -Sketch), with the labels that these have among
             the thousand.
@@ -45,7 +45,7 @@ def load(
     """
     if classes not in CLASSES:
         raise UsageError(f'classes="{classes}": expected {" or ".join(CLASSES)}')
-    _pictures.check_preprocessing(preprocessing)
+    preprocessings.parse(preprocessing)
     told = {} if preprocessing == "none" else {"preprocessing": preprocessing}
     name = str(Spec(f"folder:{path}", told | ({} if classes == "folders" else {"classes": classes})))
     check_split(name, split, ("test",))
@@ -54,15 +54,13 @@ def load(
         raise ResourceError(f"{folder} is no folder: {name} needs one with a folder of pictures a class")
     found = _pictures.list_classes(folder, name)
     known = synsets() if classes == "imagenet" else tuple(found)
-    labels = {each: k for k, each in enumerate(known)}
-    if strangers := [folder / each for each in found if each not in labels]:
+    if strangers := [folder / each for each in found if each not in known]:
         raise ResourceError(
             f"{len(strangers)} of {len(found)} folders of {name} are no synset of ImageNet's thousand: "
             + _pictures.named(strangers)
         )
-    rounds = zip_longest(*([(labels[each], file) for file in files] for each, files in found.items()))
-    rows = [row for one in rounds for row in one if row is not None][:samples]
-    x = _pictures.decode([file for _, file in rows], preprocessing, name)
+    rows = _pictures.labelled(found, known)[:samples]
+    x = _pictures.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     names = imagenet_classes() if classes == "imagenet" else known
     return Images(name, split, x, y, torch.arange(len(x)), names)

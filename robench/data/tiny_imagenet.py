@@ -1,4 +1,6 @@
-"""`tiny-imagenet`: Le and Yang 2015, "Tiny ImageNet Visual Recognition Challenge" (Stanford CS 231N)."""
+"""`tiny-imagenet` and `tiny-imagenet-c`: Le and Yang 2015, "Tiny ImageNet Visual Recognition Challenge" (Stanford
+CS 231N), and its images corrupted.
+"""
 
 import re
 from pathlib import Path
@@ -7,13 +9,19 @@ import torch
 
 from robench import registry
 from robench.data import _pictures
-from robench.data._base import Images, check_split, find
+from robench.data._base import Facts, Images, check_split, data_root, described, find
+from robench.data._names import COMMON, VALIDATION, check_corruption
 from robench.errors import ResourceError
+from robench.specs import Spec
 
+WHOLE = Facts("tiny-imagenet-200, as the archive unpacks", "http://cs231n.stanford.edu/tiny-imagenet-200.zip")
+C = Facts("Tiny-ImageNet-C/<corruption>/<severity>/<synset>/<picture>", "https://zenodo.org/records/2536630")
+CLASSES, IMAGES = 200, 10_000
 _NUMBER = re.compile(r"(?:val|n\d{8})_(\d+)\.JPEG")
 
 
 @registry.datasets.register("tiny-imagenet")
+@described(WHOLE)
 def load(split: str = "test", data_dir: str | None = None, samples: int | None = None) -> Images:
     """64x64 images of two hundred of ImageNet's classes; 100,000 for training and 10,000 for testing.
 
@@ -32,13 +40,64 @@ def load(split: str = "test", data_dir: str | None = None, samples: int | None =
         ResourceError: when files are missing, damaged or not Tiny-ImageNet's.
     """
     check_split("tiny-imagenet", split)
-    folder = find("tiny-imagenet", data_dir, ("tiny-imagenet-200",))
+    folder = find("tiny-imagenet", data_dir, ("tiny-imagenet-200",), WHOLE)
     wnids = sorted(_lines(folder / "wnids.txt"))
     labels = {wnid: k for k, wnid in enumerate(wnids)}
     rows = (_train if split == "train" else _test)(folder, labels)[:samples]
-    x = _pictures.decode([path for _, _, path in rows], "none", "tiny-imagenet")
+    x = _pictures.decode(enumerate(path for _, _, path in rows), len(rows), "none", "tiny-imagenet")
     ids, y = (torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in (0, 1))
     return Images("tiny-imagenet", split, x, y, ids, _words(folder, wnids))
+
+
+@registry.datasets.register("tiny-imagenet-c")
+@described(C)
+def load_corrupted(
+    corruption: str,
+    severity: int,
+    split: str = "test",
+    data_dir: str | None = None,
+    samples: int | None = None,
+    partial: bool = False,
+) -> Images:
+    """Tiny-ImageNet's 10,000 validation images corrupted: `tiny-imagenet-c(corruption="fog", severity=3)`.
+
+    Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
+    Perturbations", arXiv 1903.12261. Labels as in `tiny-imagenet`. The first picture of every class comes first, then
+    every second one, and so on; an id is the position.
+
+    Args:
+        corruption: one of ImageNet-C's nineteen.
+        severity: 1 to 5.
+        data_dir: the folder that holds `Tiny-ImageNet-C`, with a folder a corruption, therein one a severity and one a
+            class; the classes get their names from `tiny-imagenet-200/words.txt` where that is there too.
+        samples: the first so many; None for all.
+        partial: take what is there, though pictures are missing.
+
+    Raises:
+        UsageError: for another split, corruption or severity.
+        ResourceError: when pictures or classes are missing or damaged, with their number.
+    """
+    check_corruption(corruption, severity, COMMON + VALIDATION)
+    told = {"corruption": corruption, "severity": severity} | ({"partial": True} if partial else {})
+    name = str(Spec("tiny-imagenet-c", told))
+    check_split(name, split, ("test",))
+    facts = C.of(corruption=corruption, severity=severity)
+    folder = find(name, data_dir, (f"Tiny-ImageNet-C/{corruption}", f"tiny-imagenet-c/{corruption}"), facts)
+    folder = _pictures.severity_folder(folder, severity, name)
+    found = _pictures.list_classes(folder, name)
+    whole = data_root(data_dir) / "tiny-imagenet-200"
+    wnids = sorted(_lines(whole / "wnids.txt")) if whole.is_dir() else list(found)
+    if len(wnids) != CLASSES:
+        raise ResourceError(
+            f"{folder} has folders of {len(wnids)} classes: {name} has {CLASSES}, and labels count them; restore "
+            "them, or put tiny-imagenet-200 beside Tiny-ImageNet-C, which names all"
+        )
+    _pictures.check_complete(found, wnids, IMAGES, folder, name, partial)
+    rows = _pictures.labelled(found, wnids)[:samples]
+    x = _pictures.decode(enumerate(file for _, file in rows), len(rows), "none", name)
+    y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    words = _words(whole, wnids) if whole.is_dir() else tuple(wnids)
+    return Images(name, split, x, y, torch.arange(len(x)), words)
 
 
 def _test(folder: Path, labels: dict[str, int]) -> list[tuple[int, int, Path]]:

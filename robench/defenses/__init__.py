@@ -26,16 +26,19 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     swin,
     vit,
 )
-from robench.defenses._base import Defense, Purifier, behind
+from robench.defenses._base import Defense, Purifier, behind, restricted
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
-from robench.defenses._choice import Choice, choose
+from robench.defenses._choice import Choice, choose, notes
 from robench.errors import ResourceError, UsageError, unknown_name
+from robench.subset import Subset
 
 __all__ = [
     "Defense",
     "Loaded",
     "Purifier",
     "build_purifier",
+    "checkpoint_of",
+    "counting",
     "find_card",
     "find_cards",
     "load",
@@ -61,6 +64,7 @@ class Loaded:
         family: the card's, or that of the cards the checkpoint was given for.
         notes: what a user should know of it, a line each.
         classifier: the defense whose classifier stands behind a purifier; empty for others.
+        knows: how many classes its network tells apart, where only some of them count; else 0.
     """
 
     name: str
@@ -72,12 +76,13 @@ class Loaded:
     family: str = ""
     notes: tuple[str, ...] = ()
     classifier: str = ""
+    knows: int = 0
 
 
 def find_card(name: str, dataset: str | None = None) -> Card | None:
     """The card that `name` means; None when it is a builder's or a loader's spec.
 
-    Of a family's cards for one data set, the one that comes with a checkpoint is meant.
+    Of a family's cards for one data set, the one that comes with its checkpoint is meant.
 
     Args:
         name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
@@ -91,7 +96,7 @@ def find_card(name: str, dataset: str | None = None) -> Card | None:
         ResourceError: when the card's file cannot be read.
     """
     found = find_cards(name, dataset)
-    ready = [card for card in found if card.checkpoint] if len(found) > 1 else found
+    ready = [card for card in found if card.checkpoint and not card.origin] if len(found) > 1 else found
     if found and len(ready) != 1:
         what = f"{len(found)} cards for {found[0].dataset}"
         offers = ", ".join(card.name for card in ready or found)
@@ -146,7 +151,9 @@ def _purified_cards(purifier: str, defense: str, dataset: str | None) -> list[Ca
             raise UsageError(f"{purifier} is no purifier: only one can stand before {defense}")
     if not cards:
         cards = [Card(purifier, purifier, dataset or DEFAULT_DATASET)]
-    return [replace(card, name=f"{card.name}+{defense}", classifier=defense) for card in cards]
+    # A record is named by cards, not by where somebody keeps them.
+    behind = content.read(Card, Path(defense)).name if defense.endswith(".toml") else defense
+    return [replace(card, name=f"{card.name}+{behind}", classifier=defense) for card in cards]
 
 
 def load(
@@ -154,6 +161,7 @@ def load(
     dataset: str | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
+    among: Subset | None = None,
 ) -> Loaded:
     """Build a defense and give it its weights.
 
@@ -163,6 +171,7 @@ def load(
             network of MIMIR's kinds is told from its shapes, and decides which of a family's cards is meant;
             where it is no card's, it is built all the same, under its spec's name.
         device: where it runs.
+        among: classes that alone count of a network that knows more, as `Images.among`; None for all.
 
     Raises:
         UsageError: for an unknown name, a builder's wrong arguments, a network without weights, or a checkpoint
@@ -170,6 +179,26 @@ def load(
         ResourceError: when the checkpoint is missing, damaged, another one than the card names, or of another
             network.
     """
+    found = _load(name, dataset, checkpoint, device)
+    card, defense = found.card, found.defense
+    if card and card.preprocessing:
+        defense.preprocessing = card.preprocessing
+    return counting(found, among)
+
+
+def counting(loaded: Loaded, among: Subset | None) -> Loaded:
+    """The same, of whose classes only those count; unchanged where it was made for these alone, or all count."""
+    if among is None or loaded.defense.num_classes != among.of:
+        return loaded
+    count = len(among.indices)
+    note = f"{loaded.name} tells {among.of} classes apart: only the {count} of this data set count"
+    defense = restricted(loaded.defense, among.indices).eval()
+    return replace(loaded, defense=defense, notes=(*loaded.notes, note), knows=among.of)
+
+
+def _load(
+    name: str, dataset: str | None, checkpoint: str | Path | None, device: str | torch.device
+) -> Loaded:
     cards = find_cards(name, dataset)
     spec = specs.parse(cards[0].builder if cards else name)
     if loaders.scheme_of(spec.name):
@@ -192,7 +221,7 @@ def load(
         found = type(defense).__name__
         raise UsageError(f"{spec.name} gives a {found}: expected a robench.defenses.Defense")
     if not path and card and card.checkpoint:
-        path = fetch(card.checkpoint, card.path.parent)
+        path = _own_file(card)
         digest = sha256_of(path)
         _check_digest(card, f"checkpoint {path}", digest)
         state = read_state(path)
@@ -221,20 +250,22 @@ def load_defense(
     dataset: str | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
+    among: Subset | None = None,
 ) -> Defense:
     """A defense: images (N, 3, H, W), float32 in [0, 1], to logits (N, K). See `load`.
 
     >>> defense = load_defense("mimir", dataset="digits")
     """
-    return load(name, dataset, checkpoint, device).defense
+    return load(name, dataset, checkpoint, device, among).defense
 
 
 def _load_by_scheme(
     name: str, spec: specs.Spec, card: Card | None, checkpoint: str | Path | None, device: str | torch.device
 ) -> Loaded:
-    location = str(checkpoint or (card.checkpoint if card else ""))
-    folder = card.path.parent if card and not checkpoint else Path()
-    found, canonical = loaders.open_spec(spec, fetch(location, folder) if location else None)
+    path = fetch(str(checkpoint), Path()) if checkpoint else None
+    if card and card.checkpoint and not checkpoint:
+        path = _own_file(card)
+    found, canonical = loaders.open_spec(spec, path)
     digest = sha256_of(found.file) if found.file else loaders.state_digest(found.defense)
     # A card that names no file may still say the digest of the state that the loader finds.
     if card and not checkpoint and (card.checkpoint or card.sha256):
@@ -263,12 +294,17 @@ def _load_purified(
     purifier, path, digest = _weighted(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)
+        if not registry.purifiers.holder(specs.parse(card.builder).name).startswith("robench."):
+            purifier.eval().try_out(inner.defense.image_size)  # ours keep the range by how they are made
     except ValueError as error:
         raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
     defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
     own = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
     both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
-    return Loaded(card.name, defense, card, own, path, both, card.family, inner.notes, classifier=inner.name)
+    said = notes(card, digest, path) if path and card.path.is_file() else ()
+    return Loaded(
+        card.name, defense, card, own, path, both, card.family, (*said, *inner.notes), classifier=inner.name
+    )
 
 
 def load_purifier(
@@ -295,7 +331,7 @@ def _weighted(card: Card, checkpoint: str | Path | None) -> tuple[Purifier, Path
     purifier = build_purifier(specs.parse(card.builder))
     path = None
     if checkpoint or card.checkpoint:
-        path = fetch(str(checkpoint or card.checkpoint), Path() if checkpoint else card.path.parent)
+        path = fetch(str(checkpoint), Path()) if checkpoint else _own_file(card)
         digest = sha256_of(path)
         if not checkpoint:
             _check_digest(card, f"checkpoint {path}", digest)
@@ -331,8 +367,41 @@ def card_digest(card: Card) -> str:
     return _digest(card.path.read_bytes() + (b"" if plain else changes))
 
 
+def checkpoint_of(name: str) -> Path:
+    """The checkpoint file of a card, its digest checked.
+
+    Raises:
+        UsageError: for an unknown name.
+        ResourceError: when the card has no checkpoint, or it is missing or another one than the card says.
+    """
+    card = find_card(name)
+    if card is None or not card.checkpoint:
+        raise ResourceError(f"{name} has no checkpoint to start from: name a card that comes with one")
+    path = _own_file(card)
+    _check_digest(card, f"checkpoint {path}", sha256_of(path))
+    return path
+
+
+def _own_file(card: Card) -> Path:
+    """The checkpoint that a card names.
+
+    Raises:
+        ResourceError: when it is missing, saying where a person gets it.
+    """
+    try:
+        return fetch(card.checkpoint, card.path.parent)
+    except ResourceError as error:
+        if not card.origin:
+            raise
+        raise ResourceError(
+            f"{card.name} comes without its weights: get them from {card.origin} and put them, as {card.checkpoint}, "
+            "into a folder that the variable ROBENCH_CHECKPOINTS names, or give the file with --checkpoint"
+        ) from error
+
+
 def _check_digest(card: Card, what: str, digest: str) -> None:
-    if digest != card.sha256:
+    # Of a file that somebody brings the digest may be unknown.
+    if digest != card.sha256 and (card.sha256 or not card.origin):
         raise ResourceError(
             f"{what} has sha256 {digest}: the card {card.name} says {card.sha256 or 'none'}; get "
             "the file again, or use it as it is with --checkpoint"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robench.defenses._features import overheard
 from robench.errors import UsageError
 
+_LOOSE = 1e-3  # for the arithmetic of a purifier that normalises and scales back
 # What modules that normalise call their two constants.
 _MEANS, _STDS = ("mean", "mu"), ("std", "sigma")
 
@@ -48,6 +49,28 @@ class Purifier(nn.Module):
         if self.image_size not in (None, side):
             raise ValueError(f"this purifier takes images of {self.image_size} px, not of {side} px")
 
+    def try_out(self, side: int) -> None:
+        """Refuse what does not give images in [0, 1] for such images, a black and a white one.
+
+        Raises:
+            ValueError: saying what it gives.
+        """
+        x = torch.stack([torch.zeros(3, side, side), torch.ones(3, side, side)])
+        try:
+            with torch.no_grad():
+                got = self(x)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"it does not take images of shape {tuple(x.shape)} ({reason})") from error
+        if got.shape != x.shape:
+            raise ValueError(f"it gives {tuple(got.shape)} for images of shape {tuple(x.shape)}")
+        low, high = float(got.min()), float(got.max())
+        if not (low > -_LOOSE and high < 1 + _LOOSE):
+            raise ValueError(
+                f"it gives pixels from {low:.3g} to {high:.3g}, where [0, 1] is expected: if it was trained for "
+                "another range, let it scale what it takes and what it gives"
+            )
+
 
 class Defense(nn.Module):
     """A classifier, with a purifier in front of it where the defense has one.
@@ -63,6 +86,9 @@ class Defense(nn.Module):
             normalisation.
         stochastic: whether two calls on the same images may differ.
         differentiable: whether the exact gradient exists.
+        among: which of the classifier's logits count, in the order of the K classes; empty for all.
+        preprocessing: what the classifier's makers do to pictures before it, by a name of
+            `robench.preprocessing`; empty where they do not say, or it has none.
 
     Raises:
         ValueError: for a mean without a std, or both for a classifier that seems to normalise by itself: it
@@ -80,6 +106,8 @@ class Defense(nn.Module):
         std: tuple[float, ...] | None = None,
         stochastic: bool = False,
         differentiable: bool = True,
+        among: tuple[int, ...] = (),
+        preprocessing: str = "",
     ):
         super().__init__()
         if (mean is None) != (std is None):
@@ -94,6 +122,8 @@ class Defense(nn.Module):
         self.image_size = image_size
         self.stochastic = stochastic
         self.differentiable = differentiable
+        self.among = among
+        self.preprocessing = preprocessing
         self.mean: Tensor | None
         self.std: Tensor | None
         self.register_buffer("mean", _channels(mean), persistent=False)
@@ -101,7 +131,7 @@ class Defense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (N, K), of images (N, 3, H, W), float32 in [0, 1]."""
-        return self.classifier(self._inner(x))
+        return self._counted(self.classifier(self._inner(x)))
 
     predict = forward
 
@@ -133,7 +163,7 @@ class Defense(nn.Module):
         """
         forward_features, inner = self._forward_features(), self._inner(x)
         with overheard(self.classifier, layers) as heard:
-            logits = self.classifier(inner)
+            logits = self._counted(self.classifier(inner))
         return logits, tuple(heard) or (forward_features(inner),)
 
     def _forward_features(self) -> Callable[[Tensor], Tensor]:
@@ -145,6 +175,9 @@ class Defense(nn.Module):
             )
         return forward_features
 
+    def _counted(self, logits: Tensor) -> Tensor:
+        return logits[:, list(self.among)] if self.among else logits
+
     def _inner(self, x: Tensor) -> Tensor:
         if self.purifier is not None:
             x = self.purifier(x)
@@ -153,19 +186,35 @@ class Defense(nn.Module):
 
 def behind(purifier: nn.Module | None, defense: Defense) -> Defense:
     """The same classifier behind another purifier, or none; a purifier it already has is replaced."""
-    mean, std = defense.mean, defense.std
-    parameter = next(defense.parameters(), None)
-    same = Defense(
-        defense.classifier,
-        num_classes=defense.num_classes,
-        image_size=defense.image_size,
+    return _like(
+        defense,
         purifier=purifier,
-        mean=None if mean is None else tuple(mean.flatten().tolist()),
-        std=None if std is None else tuple(std.flatten().tolist()),
         stochastic=bool(getattr(purifier, "stochastic", purifier is not None and defense.stochastic)),
         differentiable=bool(getattr(purifier, "differentiable", True)),
     )
-    return same if parameter is None else same.to(parameter.device)
+
+
+def restricted(defense: Defense, among: tuple[int, ...]) -> Defense:
+    """The same defense, of whose logits only those of some classes count, in the order given."""
+    return _like(defense, num_classes=len(among), among=among)
+
+
+def _like(defense: Defense, **changed: Any) -> Defense:
+    mean, std = defense.mean, defense.std
+    same = {
+        "num_classes": defense.num_classes,
+        "image_size": defense.image_size,
+        "purifier": defense.purifier,
+        "mean": None if mean is None else tuple(mean.flatten().tolist()),
+        "std": None if std is None else tuple(std.flatten().tolist()),
+        "stochastic": defense.stochastic,
+        "differentiable": defense.differentiable,
+        "among": defense.among,
+        "preprocessing": defense.preprocessing,
+    }
+    made = Defense(defense.classifier, **same | changed)
+    parameter = next(defense.parameters(), None)
+    return made if parameter is None else made.to(parameter.device)
 
 
 def _channels(values: tuple[float, ...] | None) -> Tensor | None:

@@ -28,7 +28,8 @@ def fetch(location: str, folder: Path) -> Path:
     """The file of a checkpoint, downloaded at first use when it is far away.
 
     Args:
-        location: a path, relative to `folder` or absolute; `hf://owner/name/file`; or an https URL.
+        location: a path, relative to `folder` (or to the one that ROBENCH_CHECKPOINTS names) or absolute;
+            `hf://owner/name/file`; or an https URL.
 
     Raises:
         UsageError: for a location of another kind.
@@ -37,11 +38,12 @@ def fetch(location: str, folder: Path) -> Path:
     scheme, separator, rest = location.partition("://")
     if not separator:
         path = folder / Path(location).expanduser()
-        if not path.is_file():
+        brought = Path(os.environ.get("ROBENCH_CHECKPOINTS") or folder) / location
+        if not path.is_file() and not brought.is_file():
             raise ResourceError(
                 f"checkpoint {path} is missing: put it there or give another with --checkpoint"
             )
-        return path
+        return path if path.is_file() else brought
     if scheme == "hf":
         owner, _, name_and_file = rest.partition("/")
         name, _, file = name_and_file.partition("/")
@@ -120,11 +122,31 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     for key in _NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            average = found.get("ema")
             found = found[key]
+            if isinstance(average, Mapping) and "shadow_params" in average:
+                found = _averaged(found, average["shadow_params"], path)
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise ResourceError(f"checkpoint {path} holds no table of tensors: expected a state dict")
     return {str(k): v.float() if v.is_floating_point() else v for k, v in found.items()}
+
+
+def _averaged(state: Mapping[str, Any], average: Any, path: Path) -> dict[str, Any]:
+    """The state with the moving average of its parameters in their place, which is kept as a list in their order.
+
+    Buffers stand between the parameters and have no average: they are told by their shape.
+    """
+    found = dict(state)
+    waiting = list(average) if isinstance(average, list) else [average]
+    for key, tensor in state.items():
+        if waiting and getattr(tensor, "shape", None) == getattr(waiting[0], "shape", ()):
+            found[key] = waiting.pop(0)
+    if waiting:
+        raise ResourceError(
+            f"checkpoint {path} has a moving average that does not fit its parameters: get it again"
+        )
+    return found
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

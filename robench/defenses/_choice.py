@@ -85,7 +85,7 @@ def _by_name(name: str, cards: Sequence[Card], hints: Sequence[Spec], digest: st
             f"checkpoint {path} has sha256 {digest}: the card {card.name} says {card.sha256}; get the file from "
             f"{card.origin} again, or name the network itself, --defense '{_short(hints[0])}'"
         )
-    return Choice(card.name, card, card.family, specs.parse(card.builder), _notes(card, digest, path))
+    return Choice(card.name, card, card.family, specs.parse(card.builder), notes(card, digest, path))
 
 
 def _another(card: Card, digest: str) -> bool:
@@ -93,7 +93,8 @@ def _another(card: Card, digest: str) -> bool:
     return bool(card.sha256) and not card.checkpoint and card.sha256 != digest
 
 
-def _notes(card: Card, digest: str, path: Path) -> tuple[str, ...]:
+def notes(card: Card, digest: str, path: Path) -> tuple[str, ...]:
+    """What a user should know of the file that gives a card its weights, a line each."""
     if not card.sha256:
         return (f"the card {card.name} knows no sha256 yet: {path} is taken on trust, {digest}",)
     if card.sha256 != digest:

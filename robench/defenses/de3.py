@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from robench import registry
-from robench.defenses._base import Purifier
+from robench.defenses._fit import Fitting, resized
 from robench.defenses._patches import sincos_positions
 from robench.random import normal_like, uniform_like
 
@@ -70,7 +70,7 @@ STATISTICS = ("input", "noisy", "predicted")
 
 
 @registry.purifiers.register("de3")
-class DE3(Purifier):
+class DE3(Fitting):
     """Adds noise, denoises by an autoencoder of ViTs, and puts the patches back to their brightness and contrast.
 
     Images (N, 3, H, W) in [0, 1] to images of the same shape and range, one pass. The decoder guesses patches
@@ -94,6 +94,7 @@ class DE3(Purifier):
             decoder's tokens, so that nothing goes past the denoiser.
         statistics_head: whether the network has that head.
         mean, std: one number a channel, subtracted and divided before the encoder.
+        fit: how images of another size are taken, see `Fitting`.
 
     Raises:
         ValueError: for sizes that do not divide, a negative sigma, a mask of everything, an unknown noise or
@@ -119,9 +120,19 @@ class DE3(Purifier):
         statistics_head: bool = False,
         mean: tuple[float, ...] = _IMAGENET_MEAN,
         std: tuple[float, ...] = _IMAGENET_STD,
+        fit: str = "exact",
     ):
-        super().__init__()
-        if image_size % patch_size:
+        super().__init__(image_size, patch_size, fit)
+        sizes = {"patch_size": patch_size, "width": width, "depth": depth, "heads": heads}
+        sizes |= {
+            "decoder_width": decoder_width,
+            "decoder_depth": decoder_depth,
+            "decoder_heads": decoder_heads,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if image_size < patch_size or image_size % patch_size:
             raise ValueError(f"{image_size=}: expected a multiple of {patch_size=}")
         for side, count in ((width, heads), (decoder_width, decoder_heads)):
             if side % count:
@@ -138,27 +149,26 @@ class DE3(Purifier):
             raise ValueError(f"{sigma=} hides every patch: a mask needs a sigma below 100")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"{mean=} and {std=}: expected three numbers each, every std above 0")
-        self.image_size, self.patch_size = image_size, patch_size
+        self.patch_size = patch_size
         self.sigma, self.noise, self.statistics = float(sigma), noise, statistics
         self.stochastic = sigma > 0
-        self.side = image_size // patch_size
-        self.patches = self.side**2
+        side = image_size // patch_size
         self.register_buffer(
             "mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
         )
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
         norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, and types it as a class
-        self.patch_embed = PatchEmbed(image_size, patch_size, 3, width)
+        self.patch_embed = PatchEmbed(image_size, patch_size, 3, width, strict_img_size=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = _fixed(sincos_positions(width, self.side))
+        self.pos_embed = _fixed(sincos_positions(width, side))
         self.blocks = nn.ModuleList(
             Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth)
         )
         self.norm = norm(width)
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.decoder_pos_embed = _fixed(sincos_positions(decoder_width, self.side))
+        self.decoder_pos_embed = _fixed(sincos_positions(decoder_width, side))
         self.decoder_blocks = nn.ModuleList(
             Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=norm)
             for _ in range(decoder_depth)
@@ -179,7 +189,7 @@ class DE3(Purifier):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def purify(self, x: Tensor) -> Tensor:
         """The images with noise of the purifier's own sigma, denoised."""
         return self.denoise(x, self.sigma)
 
@@ -192,23 +202,25 @@ class DE3(Purifier):
 
     def corrupt(self, x: Tensor, sigma: float | Tensor) -> Seen:
         """What the encoder sees of `x` at a sigma."""
-        return NOISES[self.noise](x, sigma, self.patches)
+        return NOISES[self.noise](x, sigma, (x.shape[-1] // self.patch_size) ** 2)
 
     def tokens(self, seen: Seen) -> Tensor:
         """The decoder's tokens of all patches, (N, patches, decoder_width), after its last LayerNorm."""
-        tokens = self.patch_embed((seen.x - self.mean) / self.std) + self.pos_embed[:, 1:]
+        side = seen.x.shape[-1] // self.patch_size
+        positions = resized(self.pos_embed, side)
+        tokens = self.patch_embed((seen.x - self.mean) / self.std) + positions[:, 1:]
         if seen.order is not None:
             tokens = _pick(tokens, seen.order[:, : seen.visible])
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        first = (self.cls_token + positions[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], 1)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.decoder_embed(self.norm(tokens))
         if seen.order is not None:
-            blanks = self.mask_token.expand(len(tokens), self.patches - seen.visible, -1)
+            blanks = self.mask_token.expand(len(tokens), side**2 - seen.visible, -1)
             back = _pick(torch.cat([tokens[:, 1:], blanks], 1), seen.order.argsort(1))
             tokens = torch.cat([tokens[:, :1], back], 1)
-        tokens = tokens + self.decoder_pos_embed
+        tokens = tokens + resized(self.decoder_pos_embed, side)
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return self.decoder_norm(tokens)[:, 1:]
@@ -234,14 +246,16 @@ class DE3(Purifier):
     def pixels(self, x: Tensor) -> Tensor:
         """The normalised pixels of each patch, (N, 3, H, W) -> (N, patches, patch * patch * 3)."""
         x, p = (x - self.mean) / self.std, self.patch_size
-        x = x.view(len(x), 3, self.side, p, self.side, p)
-        return x.permute(0, 2, 4, 3, 5, 1).reshape(len(x), self.patches, p * p * 3)
+        side = x.shape[-1] // p
+        x = x.view(len(x), 3, side, p, side, p)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(len(x), side**2, p * p * 3)
 
     def images(self, pixels: Tensor) -> Tensor:
         """The images that have these normalised pixels: the inverse of `pixels`."""
         p, n = self.patch_size, len(pixels)
-        x = pixels.view(n, self.side, self.side, p, p, 3).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(n, 3, self.side * p, self.side * p) * self.std + self.mean
+        side = math.isqrt(pixels.shape[1])
+        x = pixels.view(n, side, side, p, p, 3).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(n, 3, side * p, side * p) * self.std + self.mean
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The encoder's weights for a classifier that takes images in [0, 1] as they are.

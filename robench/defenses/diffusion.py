@@ -2,42 +2,49 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from robench import registry
-from robench.defenses._base import Purifier
+from robench.defenses._fit import Fitting
 from robench.defenses._schedule import Schedule
-from robench.defenses.loaders._base import needed
+from robench.defenses._unets import INSTALL, KINDS, Sizes
 from robench.random import normal_like
 
-INSTALL = 'pip install "robench[diffusion]"'
+__all__ = ["INSTALL", "DiffPure"]
+
 # What eta each sampler has unless it is given, and which it takes.
 _ETAS = {"ddpm": (1.0, (1.0, 1.0)), "ddim": (0.0, (0.0, 1.0))}
-# How the attention's tensors are called in files from before diffusers 0.17.
-_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 @registry.purifiers.register("diffpure")
-class DiffPure(Purifier):
+class DiffPure(Fitting):
     """Noise to time `t`, then the reverse process of a diffusion model back to time 0.
 
     Nie et al. 2022, "Diffusion Models for Adversarial Purification", arXiv 2205.07460, in discrete time; the idea
-    for editing images is SDEdit's, Meng et al. 2021, arXiv 2108.01073. The network is `UNet2DModel` of `diffusers`
-    in the layout of Ho et al. 2020, arXiv 2006.11239, predicting the noise.
+    for editing images is SDEdit's, Meng et al. 2021, arXiv 2108.01073.
+
+    What differs from DiffPure's published code: it integrates the reverse SDE of the continuous process by
+    Euler-Maruyama steps of 1e-3, whose noise has the variance beta and whose clean images are not clipped, and it
+    leaves the purified image unclipped. Here each step is the ancestral one of the discretised process, with the
+    variance beta tilde, or DDIM's. The variance that an "adm" network has learnt is not used, there or here.
 
     The gradient is exact. With `remember=False` each reverse step is computed again on the way back, so that the
     memory does not grow with the steps but for the images between them.
 
     Args:
+        network: whose, which decides what published files can be loaded. "ddpm": Ho et al. 2020, arXiv 2006.11239;
+            "adm": Dhariwal and Nichol 2021, arXiv 2105.05233; "ddpm++": Song et al. 2021, arXiv 2011.13456, asked
+            at the continuous time of the same noise. All predict the noise; the first two are `UNet2DModel` of
+            `diffusers`.
         image_size: side of the images.
         widths: channels of each resolution, from the whole image on; each has half the side of the one before.
         layers: residual blocks a resolution on the way down; one more on the way up.
         attention: sides, in pixels, of the resolutions that have self-attention; the smallest always has it, once
             in the middle.
+        head_width: channels of an attention's head; 0 for one head.
         groups: of the group normalisation.
         dropout: in training.
         length, beta_start, beta_end: of the schedule.
@@ -47,6 +54,8 @@ class DiffPure(Purifier):
         eta: ddim's noise, 0 for none after the forward one, 1 for ddpm's; None for the sampler's own.
         clip: keep each predicted clean image in [0, 1].
         remember: keep every activation for the backward pass.
+        fit: how images of another size are taken, see `Fitting`; the network is convolutional, and its attention
+            knows no positions.
 
     Raises:
         ValueError: for a setting out of range.
@@ -57,10 +66,12 @@ class DiffPure(Purifier):
 
     def __init__(
         self,
+        network: str = "ddpm",
         image_size: int = 32,
         widths: Sequence[int] = (128, 256, 256, 256),
         layers: int = 2,
         attention: Sequence[int] = (16,),
+        head_width: int = 0,
         groups: int = 32,
         dropout: float = 0.0,
         length: int = 1000,
@@ -72,9 +83,13 @@ class DiffPure(Purifier):
         eta: float | None = None,
         clip: bool = True,
         remember: bool = False,
+        fit: str = "exact",
     ):
-        super().__init__()
+        super().__init__(image_size, 2 ** max(0, len(widths) - 1), fit)
         self.schedule = Schedule(length, beta_start, beta_end)
+        for name, value in {"t": t, "steps": steps}.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: expected a whole number")
         if not 1 <= t <= length:
             raise ValueError(f"t={t}: expected 1 to {length}, the length of the schedule")
         if not 0 <= steps <= t:
@@ -89,10 +104,17 @@ class DiffPure(Purifier):
             )
         count = steps or t
         self.times = [round(t * (count - i) / count) for i in range(count + 1)]
-        self.image_size, self.clip, self.remember = image_size, clip, remember
-        self.network = _unet(image_size, widths, layers, attention, groups, dropout)
+        self.clip, self.remember = clip, remember
+        if network not in KINDS:
+            raise ValueError(f"{network=}: expected one of {', '.join(KINDS)}")
+        self.kind = KINDS[network]
+        self.told = self.kind.told(self.schedule)
+        self.network = self.kind.build(
+            Sizes(image_size, widths, layers, attention, groups, head_width, dropout)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def purify(self, x: Tensor) -> Tensor:
+        """See `Fitting.purify`."""
         t = torch.full((len(x),), self.times[0], device=x.device)
         x = 2 * x - 1
         x = self.schedule.diffuse(x, t, normal_like(x))
@@ -113,68 +135,15 @@ class DiffPure(Purifier):
             x: (N, 3, H, W), images in [-1, 1] at time t.
             t: (N,) int64, 1 .. length.
         """
-        return self.network(x, t - 1).sample  # diffusers counts from 0
+        return self.kind.noise(self.network, x, self.told.to(t.device)[t - 1])
 
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A `UNet2DModel`'s own file, of any age, is taken as well."""
-        if "conv_in.weight" not in state:
+        """The network's own file, as its authors published it, is taken as well."""
+        if any(key.startswith("network.") for key in state):
             return state
-        return {f"network.{_new_name(key)}": tensor for key, tensor in state.items()}
+        own = self.kind.renamed(state, self.network)
+        return {f"network.{key}": tensor for key, tensor in own.items()}
 
     def _step(self, x: Tensor, t: int, before: int, noise: Tensor | None) -> Tensor:
         predicted = self.predict_noise(x, torch.full((len(x),), t, device=x.device))
         return self.schedule.reverse(x, predicted, t, before, self.eta, noise, self.clip)
-
-
-def _unet(
-    image_size: int,
-    widths: Sequence[int],
-    layers: int,
-    attention: Sequence[int],
-    groups: int,
-    dropout: float,
-) -> nn.Module:
-    if not widths or any(width < 1 or width % groups for width in widths):
-        raise ValueError(f"widths={list(widths)}: expected one or more multiples of groups={groups}")
-    if layers < 1:
-        raise ValueError(f"{layers=}: expected at least 1")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{dropout=}: expected at least 0 and below 1")
-    factor = 2 ** (len(widths) - 1)
-    if image_size < factor or image_size % factor:
-        raise ValueError(f"image_size={image_size}: expected a multiple of {factor} for {len(widths)} widths")
-    sides = [image_size >> i for i in range(len(widths))]
-    if strangers := set(attention) - set(sides):
-        raise ValueError(
-            f"attention={list(attention)}: no resolution has side {min(strangers)}, only {sides}"
-        )
-    down = tuple("AttnDownBlock2D" if side in attention else "DownBlock2D" for side in sides)
-    up = tuple("AttnUpBlock2D" if side in attention else "UpBlock2D" for side in reversed(sides))
-    unet_2d: Any = needed("diffusers.models.unets.unet_2d", "diffpure", INSTALL)
-    attending: Any = needed("diffusers.models.attention_processor", "diffpure", INSTALL)
-    network = unet_2d.UNet2DModel(
-        sample_size=image_size,
-        block_out_channels=tuple(widths),
-        layers_per_block=layers,
-        down_block_types=down,
-        up_block_types=up,
-        norm_num_groups=groups,
-        dropout=dropout,
-        # One head, and the constants of Ho's network.
-        attention_head_dim=None,
-        norm_eps=1e-6,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-    )
-    for module in network.modules():
-        if isinstance(module, attending.Attention):
-            # Torch's fused attention has several kernels, and a step computed again might get another one.
-            module.set_processor(attending.AttnProcessor())
-    return network
-
-
-def _new_name(key: str) -> str:
-    for old, new in _OLD_NAMES.items():
-        key = key.replace(old, new)
-    return key

@@ -70,6 +70,7 @@ def describe(defense: Defense) -> dict[str, str]:
         "images": f"(N, 3, {side}, {side}), float32 in [0, 1]",
         "mean": _numbers(defense.mean),
         "std": _numbers(defense.std),
+        "preprocessing": defense.preprocessing or "not said",
         "classes": str(defense.num_classes),
         "parameters": f"{sum(p.numel() for p in defense.parameters()):,}",
         "purifier": type(defense.purifier).__name__ if defense.purifier is not None else "none",

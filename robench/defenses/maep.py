@@ -10,17 +10,14 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robench import registry
-from robench.defenses._base import Purifier
-from robench.defenses._patches import patchify, pick, sincos_positions, unpatchify
-
-FITS = ("exact", "tile", "interpolate")
+from robench.defenses._fit import Fitting, resized
+from robench.defenses._patches import pick, sincos_positions, unpatchify
 
 
 @registry.purifiers.register("maep")
-class MAEP(Purifier):
+class MAEP(Fitting):
     """Encodes an image's patches, decodes them to a purified image: one pass, deterministic, nothing hidden.
 
     Its state has the key names of MAE's official code (arXiv 2111.06377); positions are fixed sine and cosine
@@ -32,9 +29,7 @@ class MAEP(Purifier):
         width, depth, heads: of the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         mlp_ratio: hidden width of each block's perceptron, in widths.
-        fit: how images of another size are taken. "exact": not at all. "tile": cut into tiles of `image_size`,
-            each purified by itself, and put together again. "interpolate": as one image of more (or fewer)
-            patches, whose positions are resized bicubically from those of the training size, as MAE does.
+        fit: how images of another size are taken, see `Fitting`.
 
     Raises:
         ValueError: for sizes that do not divide, or an unknown `fit`.
@@ -53,9 +48,10 @@ class MAEP(Purifier):
         mlp_ratio: float = 4.0,
         fit: str = "exact",
     ):
-        super().__init__()
+        super().__init__(image_size, patch_size, fit)
         sizes = {"patch_size": patch_size, "heads": heads, "decoder_heads": decoder_heads, "depth": depth}
-        for name, value in {**sizes, "decoder_depth": decoder_depth}.items():
+        sizes |= {"decoder_depth": decoder_depth, "width": width, "decoder_width": decoder_width}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         if image_size < patch_size or image_size % patch_size:
@@ -64,11 +60,7 @@ class MAEP(Purifier):
             raise ValueError(
                 f"{width=} and {decoder_width=} must be multiples of {heads=} and {decoder_heads=}"
             )
-        if fit not in FITS:
-            raise ValueError(f"{fit=}: expected one of {', '.join(FITS)}")
-        self.image_size = self.side = image_size
         self.patch_size = patch_size
-        self.fit = fit
         norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, and types it as a class
         block = partial(Block, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm)
         side = image_size // patch_size
@@ -97,21 +89,9 @@ class MAEP(Purifier):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The purified images, (N, 3, S, S) in [0, 1].
-
-        Raises:
-            ValueError: for a side that `check` refuses.
-        """
-        side = x.shape[-1]
-        self.check(side)
-        if self.fit != "tile" or side == self.side:
-            return unpatchify(self.pixels(x), self.patch_size).clamp(0, 1)
-        # A tile is a patch of the size that the network was trained on.
-        tiles = patchify(x, self.side)
-        rows = tiles.reshape(-1, x.shape[1], self.side, self.side)
-        clean = unpatchify(self.pixels(rows), self.patch_size).clamp(0, 1)
-        return unpatchify(clean.reshape_as(tiles), self.side)
+    def purify(self, x: Tensor) -> Tensor:
+        """See `Fitting.purify`."""
+        return unpatchify(self.pixels(x), self.patch_size).clamp(0, 1)
 
     def pixels(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Every patch's pixels, not clipped, as the decoder gives them.
@@ -125,7 +105,7 @@ class MAEP(Purifier):
             (N, patches, 3 * patch_size ** 2), the numbers of a patch in the order of `patchify`.
         """
         side = x.shape[-1] // self.patch_size
-        positions = _resized(self.pos_embed, side)
+        positions = resized(self.pos_embed, side)
         tokens = self.patch_embed(x) + positions[:, 1:]
         if keep is not None:
             tokens = pick(tokens, keep)
@@ -138,22 +118,10 @@ class MAEP(Purifier):
             blank = self.mask_token.to(tokens.dtype).expand(len(x), side**2, -1)
             place = keep[:, :, None].expand(-1, -1, tokens.shape[2])
             tokens = torch.cat([tokens[:, :1], blank.scatter(1, place, tokens[:, 1:])], 1)
-        tokens = tokens + _resized(self.decoder_pos_embed, side)
+        tokens = tokens + resized(self.decoder_pos_embed, side)
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
-
-    def check(self, side: int) -> None:
-        """See `Purifier.check`."""
-        own, patch = self.side, self.patch_size
-        if self.fit == "exact" and side != own:
-            raise ValueError(
-                f"this purifier takes images of {own} px, not of {side} px: "
-                f'fit="tile" takes multiples of {own} px, fit="interpolate" of {patch} px'
-            )
-        step = own if self.fit == "tile" else patch
-        if side < step or side % step:
-            raise ValueError(f'fit="{self.fit}" takes images of a multiple of {step} px, not of {side} px')
 
 
 class _PatchEmbed(nn.Module):
@@ -165,13 +133,3 @@ class _PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
-
-
-def _resized(positions: Tensor, side: int) -> Tensor:
-    """Positions, (1, 1 + patches, D), for a grid of `side` patches a side; the same ones where it is theirs."""
-    own = round((positions.shape[1] - 1) ** 0.5)
-    if own == side:
-        return positions
-    grid = positions[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)

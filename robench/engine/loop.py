@@ -9,82 +9,28 @@ its rows were played one after another.
 Lanes are filled by blocks, each with a group of rows. A block is one lane, but for an attack that couples rows:
 there a group starts together and keeps its lanes until none of its rows counts any more, and a row that is over
 plays on as company.
+
+An attack that minimises (`Attack.minimise`) is not over when it fools: every row plays to its end, and the nearest
+image that fools is kept, of all ranks. One that transfers (`Attack.transfers`) plays to its end where the attacker
+may not ask the judge, for the surrogate's verdict is not what it works for; its best point is judged then.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Attack, Problem, Rows, State, gather, tensors
+from robench.attacks._base import Answer, Rows, State, gather, tensors
+from robench.engine.battle import Battle, Table, minimises
 from robench.engine.groups import Group, fixed_groups
-from robench.engine.network import Judge, Network, pad, wrong
+from robench.engine.network import pad, wrong
 from robench.engine.watch import Watch
 
-_NEVER = 1 << 40
 # Rows are started in groups of one shape, so that their start does not hang on how many start together.
 _GROUP = 8
-
-
-@dataclass
-class Table:
-    """What is known of each sample after an attack has had its turn; every tensor on the CPU.
-
-    Attributes:
-        draws: (n,) in how many of the judge's draws the best candidate fools it.
-        rank, steps: (n,) of the row that won; rank is _NEVER where none did.
-        forward, backward: (n, ranks) passes of each row.
-        found: the winning point of each sample that has one; the image itself, (C, H, W), where a norm bounds it.
-    """
-
-    draws: Tensor
-    rank: Tensor
-    steps: Tensor
-    forward: Tensor
-    backward: Tensor
-    found: dict[int, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def empty(cls, n: int, ranks: int) -> "Table":
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.int64)
-
-        return cls(zeros(n), torch.full((n,), _NEVER), zeros(n), zeros(n, ranks), zeros(n, ranks))
-
-    def spent(self, full: int) -> tuple[Tensor, Tensor]:
-        """Forward and backward passes a sample, (n,) each, as if its rows had been played in turn."""
-        last = torch.where(self.draws == full, self.rank, _NEVER)[:, None]
-        counted = torch.arange(self.forward.shape[1])[None, :] <= last
-        return (self.forward * counted).sum(1), (self.backward * counted).sum(1)
-
-
-@dataclass(frozen=True)
-class Battle:
-    """Everything one attack needs that does not change while it plays.
-
-    Attributes:
-        network: the surrogate.
-        judge: the whole defense.
-        same: whether the surrogate's logits are the judge's verdict.
-        blind: whether the attacker may not ask the judge: it is asked once a row, at the end.
-        x, y, ids, clean_logits: of every sample; kept where the data set is, moved a row at a time.
-        device: where the lanes are.
-    """
-
-    attack: Attack[Any]
-    problem: Problem
-    network: Network
-    judge: Judge
-    same: bool
-    blind: bool
-    x: Tensor
-    y: Tensor
-    ids: Tensor
-    clean_logits: Tensor
-    device: torch.device
 
 
 class Loop:
@@ -121,7 +67,13 @@ class Loop:
         self.kept: dict[int, Tensor] = {}
         self.images = 0
         self.nonfinite = 0
-        self.watch = Watch(self.lanes, getattr(battle.attack, "ascends", False))
+        self.minimises = minimises(battle.attack)
+        self.unheard = battle.blind and (self.minimises or battle.attack.transfers)
+        # How far the kept image of each lane is, where that matters.
+        self.kept_distance = torch.full((self.lanes,), torch.inf, dtype=torch.float64)
+        self.watch = Watch(
+            self.lanes, getattr(battle.attack, "ascends", False), getattr(battle.attack, "steps", 0)
+        )
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         # False while a question is under way: what is saved then would lack its verdict.
         self.whole = True
@@ -153,7 +105,7 @@ class Loop:
 
     def _dead(self, rank: int, sample: int) -> bool:
         won = int(self.table.draws[sample]) == self.battle.judge.draws and int(self.table.rank[sample]) < rank
-        return won
+        return won and not self.minimises
 
     def _counting(self, rank: int, group: Group) -> list[int]:
         """The group's samples, -1 in place of those whose row of that rank does not count."""
@@ -188,6 +140,7 @@ class Loop:
         self.asked[lanes] = 0
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         self.kept_draws[lanes] = 0
+        self.kept_distance[lanes] = torch.inf
         self._plan = None
         started = self._rows(lanes)
         for start in range(0, len(lanes), _GROUP):
@@ -216,8 +169,10 @@ class Loop:
     @cached_property
     def _run(self) -> Rows:
         """Every image of the run, for attacks that choose among them."""
-        everyone = torch.arange(len(self.battle.x))
-        return _rows_of(self.battle, everyone, torch.zeros_like(everyone))
+        battle, none = self.battle, torch.zeros_like(self.battle.ids)
+        # Images on the disk stay there: they are indexed as a tensor is.
+        x = cast(Tensor, battle.x)
+        return Rows(x, battle.y, battle.clean_logits, battle.ids, none, torch.ones_like(none).bool())
 
     # -- one question ------------------------------------------------------------------------------------
 
@@ -233,7 +188,10 @@ class Loop:
             self.playing = active
             self.rows = replace(self.rows, active=active.to(self.battle.device))
         ask = attack.ask(problem, self.rows, self.state)
-        answer = self._ask(ask.x, ask.objective, self.rows, self.asked[:, 0])
+        # The nearest image lies on the boundary: asked as it will be kept, rounding cannot cost its verdict.
+        asked = problem.threat.as_recorded(self.rows.x, ask.x) if self.minimises else ask.x
+        points = asked if ask.point is None else ask.point
+        answer = self._ask(asked, ask.objective, self.rows, self.asked[:, 0])
         self.state = attack.tell(problem, self.rows, self.state, answer)
         told = torch.ones_like(active) if ask.waits is None else ~ask.waits.cpu()
         asking = active & told
@@ -242,8 +200,7 @@ class Loop:
         self.asked += told[:, None] * passes
         first = self.asked[:, 1] == _gradients(answer) * getattr(attack, "eot", 1)
         self.watch.note(asking, first, answer)
-        points = ask.x if ask.point is None else ask.point
-        draws = self._verdict(ask.x, points, answer.logits, self.rows, asking)
+        draws = self._verdict(asked, points, answer.logits, self.rows, asking)
         self._settle(active, draws, points, attack.finished(self.state).cpu())
 
     def _ask(self, x: Tensor, objective: Any, rows: Rows, asked: Tensor) -> Answer:
@@ -305,23 +262,36 @@ class Loop:
         """In how many draws the judge is fooled by each lane's image, int64 (lanes,) on the CPU; 0 where its point
         is not allowed.
 
-        Blind attackers see their surrogate instead, as if it were a judge of one draw.
+        Blind attackers see their surrogate instead, as if it were a judge of one draw. Of an attack that minimises
+        only points better than the kept one count.
         """
         battle = self.battle
         self.nonfinite += int((~torch.isfinite(logits)).any(1).cpu()[active].sum())
         suspect = (wrong(logits, rows.y).cpu() & active).nonzero()[:, 0]
         draws = torch.zeros(self.lanes, dtype=torch.int64)
-        if not len(suspect):
+        if self.unheard or not len(suspect):
             return draws
         lanes = suspect.to(battle.device)
         inside = battle.problem.threat.contains(rows.x[lanes], points[lanes]).cpu()
-        suspect, lanes = suspect[inside], lanes[inside.to(battle.device)]
-        if len(suspect):
-            if battle.same or battle.blind:
-                draws[suspect] = 1
-            else:
-                draws[suspect] = battle.judge.fooled(x[lanes], rows.y[lanes], rows.sample[lanes]).cpu()
+        nearer = inside
+        if self.minimises:
+            nearer = self._distance(rows.x[lanes], points[lanes]) < self.kept_distance[suspect]
+            inside &= nearer | (self.kept_draws[suspect] < battle.judge.draws)
+        suspect, lanes, nearer = suspect[inside], lanes[inside.to(battle.device)], nearer[inside]
+        if not len(suspect):
+            return draws
+        if battle.same or battle.blind:
+            found = torch.ones_like(suspect)
+        else:
+            found = battle.judge.fooled(x[lanes], rows.y[lanes], rows.sample[lanes]).cpu()
+        kept = self.kept_draws[suspect]
+        better = (found > kept) | ((found == kept) & nearer) if self.minimises else found > 0
+        draws[suspect] = found * better
         return draws
+
+    def _distance(self, x: Tensor, points: Tensor) -> Tensor:
+        """How far points are from their images, float64 (N,) on the CPU."""
+        return self.battle.problem.threat.distance(x, points).cpu()
 
     def _settle(self, active: Tensor, draws: Tensor, points: Tensor, finished: Tensor) -> None:
         """Keep what fooled, end the rows that are over, and free their lanes."""
@@ -329,11 +299,16 @@ class Loop:
             return
         assert self.rows is not None and self.state is not None
         battle, full = self.battle, self.battle.judge.draws
-        for lane in (active & (draws > self.kept_draws)).nonzero()[:, 0].tolist():
+        better = active & (draws > 0 if self.minimises else draws > self.kept_draws)
+        for lane in better.nonzero()[:, 0].tolist():
             self.kept[lane] = points[lane].clone()
             self.kept_draws[lane] = draws[lane]
+            if self.minimises:
+                self.kept_distance[lane] = self._distance(
+                    self.rows.x[lane : lane + 1], points[lane : lane + 1]
+                )
         reached = self.kept_draws >= (1 if battle.blind else full)
-        over = active & (reached | finished)
+        over = active & (finished if self.minimises else reached | finished)
         if not battle.same:
             # What the search held for its best is judged too, where it found nothing that fools.
             hopeless = (over & (self.kept_draws == 0)).nonzero()[:, 0]
@@ -360,6 +335,9 @@ class Loop:
             The point and the number of draws its image fools, for the lanes where it does.
         """
         threat = self.battle.problem.threat
+        if self.minimises:
+            # A grain more would be further away.
+            return self._judged(lanes, threat.as_recorded)
         found = self._judged(lanes, threat.rounded)
         # What rounding would cost a draw is kept to the last bit.
         exact = [lane for lane in lanes if found.get(lane, (None, 0))[1] < max(1, int(self.kept_draws[lane]))]
@@ -387,20 +365,30 @@ class Loop:
         table.forward[sample, rank], table.backward[sample, rank] = self.asked[lane].tolist()
         if image is None:
             self.watch.end(lane)
-        standing = (int(table.draws[sample]), -int(table.rank[sample]))
-        if image is not None and (count, -rank) > standing:
+        standing = self._standing(
+            sample, int(table.rank[sample]), int(table.draws[sample]), table.found.get(sample)
+        )
+        if image is not None and self._standing(sample, rank, count, image) > standing:
             table.draws[sample], table.rank[sample] = count, rank
             table.steps[sample] = self.asked[lane, 0]
             table.found[sample] = image
         self._free(lane)
-        if int(table.draws[sample]) == full:
+        if int(table.draws[sample]) == full and not self.minimises:
             needless = (self.sample == sample) & (self.rank > table.rank[sample])
             for other in needless.nonzero()[:, 0].tolist():
                 self._free(other)
 
+    def _standing(self, sample: int, rank: int, draws: int, image: Tensor | None) -> tuple[int, float, int]:
+        """What makes one row's image better than another's: draws, nearness where it counts, a low rank."""
+        far = 0.0
+        if self.minimises and image is not None:
+            far = float(self._distance(self.battle.x[sample][None], image[None]))
+        return draws, -far, -rank
+
     def _free(self, lane: int) -> None:
         self.sample[lane] = -1
         self.kept_draws[lane] = 0
+        self.kept_distance[lane] = torch.inf
         self.kept.pop(lane, None)
         self._plan = None
 
@@ -414,6 +402,7 @@ class Loop:
             "rank": self.rank,
             "asked": self.asked,
             "kept_draws": self.kept_draws,
+            "kept_distance": self.kept_distance,
             "counters": torch.tensor([self.next, self.images, self.nonfinite]),
             **self.watch.dump(),
         }
@@ -430,6 +419,7 @@ class Loop:
         """Take up what `dump` saved; `table.found` is restored by who saved it."""
         self.sample, self.held, self.rank = saved["sample"], saved["held"], saved["rank"]
         self.asked, self.kept_draws = saved["asked"], saved["kept_draws"]
+        self.kept_distance = saved["kept_distance"]
         self.next, self.images, self.nonfinite = saved["counters"].tolist()
         self.watch.load(saved)
         for name in ("draws", "rank", "steps", "forward", "backward"):

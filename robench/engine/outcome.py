@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from robench.data._pixels import Stack
+
 
 @dataclass(frozen=True)
 class AttackCost:
@@ -43,7 +45,8 @@ class Outcome:
     """What an attack or suite found, sample by sample.
 
     Attributes:
-        x_adv: (N, C, H, W) float32: the image that fools the defense, or the clean one.
+        x_adv: (N, C, H, W) float32: the image that fools the defense, or the clean one; a `Stack` where the
+            images were one.
         robust: bool (N,): classified rightly, clean and under every attack, in every draw.
         fooled_by: one string a sample: "" when robust, "clean" when wrong without an attack, else the
             canonical spec of the attack that fooled it. Of a randomised defense: "noise" where some draws are
@@ -57,7 +60,8 @@ class Outcome:
         clean_draws, draws: int64 (N,), how many of the judge's `of_draws` draws are wrong there; of_draws is 1
             for a deterministic defense.
         distance: float64 (N,), of `x_adv` from the clean image in the threat's norm; 0 where robust.
-        steps: int64 (N,), questions asked by the attack that fooled it until it did; 0 where none did.
+        steps: int64 (N,), questions asked by the attack that fooled it until it did, or to its end where it
+            minimises; 0 where none did.
         forward, backward: int64 (N,), passes spent on each sample.
         attacks: one entry an attack, in order.
         precision: "fp32" or "bf16", the surrogate's.
@@ -66,7 +70,7 @@ class Outcome:
             the pixels themselves.
     """
 
-    x_adv: Tensor
+    x_adv: Tensor | Stack
     robust: Tensor
     fooled_by: list[str]
     clean_prediction: Tensor

@@ -7,6 +7,8 @@ once. The state says how many of those belong to it, so a kill between two write
 import json
 import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from robench.engine.found import Place
 from robench.files import write_whole
 
 _STATE = "state.safetensors"
 _BEGUN = "begun.json"
 
 # Raised whenever what is saved changes: what another layout left behind is not gone on with.
-LAYOUT = 2
+LAYOUT = 3
 
 # Seconds between two saves, at the least; a save may cost one part in twenty of the time it protects.
 _INTERVAL, _SHARE = 2.0, 20
+# Bytes of images found that are held until then, at the most.
+_MOST = 1 << 24
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run goes on from.
+
+    Attributes:
+        tensors, facts: as they were saved.
+        found: attack -> sample -> where the image is.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    found: dict[int, dict[int, Place]]
 
 
 class FolderStore:
@@ -63,22 +82,31 @@ class FolderStore:
             write_whole(self.folder, {_BEGUN: json.dumps(begun).encode()})
         return begun["started"]
 
-    def due(self) -> bool:
-        """Whether it is time to save again."""
-        return time.monotonic() - self._last >= max(_INTERVAL, _SHARE * self._cost)
+    def due(self, held: int = 0) -> bool:
+        """Whether it is time to save again, when `held` bytes of images wait for it."""
+        return held >= _MOST or time.monotonic() - self._last >= max(_INTERVAL, _SHARE * self._cost)
 
-    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any], found: dict[int, Tensor]) -> None:
-        """Write the state, and the images found since the last save.
+    def save(
+        self, tensors: dict[str, Tensor], facts: dict[str, Any], attack: int, found: Mapping[int, Tensor]
+    ) -> dict[int, Place]:
+        """Write the state, and the images that an attack found since the last save.
+
+        Returns:
+            Where each image is.
 
         Raises:
             ResourceError: when the folder cannot be written.
         """
-        begun = time.monotonic()
+        begun, places = time.monotonic(), {}
         if found:
             ids = sorted(found)
             images = torch.stack([found[i].cpu() for i in ids])
-            content = save({"id": torch.tensor(ids), "image": images.contiguous()})
-            write_whole(self.folder, {self._shard(self.shards): content})
+            content = save(
+                {"id": torch.tensor(ids), "image": images.contiguous(), "attack": torch.tensor(attack)}
+            )
+            name = self._shard(self.shards)
+            write_whole(self.folder, {name: content})
+            places = {sample: Place(self.folder / name, row) for row, sample in enumerate(ids)}
             self.shards += 1
         metadata = {"key": self.key, "facts": json.dumps(facts), "shards": str(self.shards)}
         # Tensors may share memory while they live; on disk each stands for itself.
@@ -86,9 +114,11 @@ class FolderStore:
         write_whole(self.folder, {_STATE: save(plain, metadata)})
         self._last = time.monotonic()
         self._cost = self._last - begun
+        return places
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last state saved under this key with the images as `found.<sample>`, or None."""
+    def load(self) -> Saved | None:
+        """The last state saved under this key, or None."""
+        found: dict[int, dict[int, Place]] = {}
         try:
             with safe_open(self.folder / _STATE, "pt") as file:
                 metadata = file.metadata()
@@ -97,13 +127,15 @@ class FolderStore:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             shards = int(metadata["shards"])
             for number in range(shards):
-                with safe_open(self.folder / self._shard(number), "pt") as file:
-                    ids, images = file.get_tensor("id"), file.get_tensor("image")
-                tensors |= {f"found.{i}": image for i, image in zip(ids.tolist(), images, strict=True)}
+                path = self.folder / self._shard(number)
+                with safe_open(path, "pt") as file:
+                    ids, attack = file.get_tensor("id"), int(file.get_tensor("attack"))
+                places = {sample: Place(path, row) for row, sample in enumerate(ids.tolist())}
+                found.setdefault(attack, {}).update(places)
         except (OSError, SafetensorError):
             return None
         self.shards = shards
-        return tensors, json.loads(metadata["facts"])
+        return Saved(tensors, json.loads(metadata["facts"]), found)
 
     def drop(self) -> None:
         """Forget everything: the run is over, or starts anew."""

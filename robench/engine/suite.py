@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -13,12 +13,17 @@ from robench import registry, specs
 from robench.attacks._base import Attack, Problem
 from robench.attacks._foreign import Counted, ForeignAttack
 from robench.attacks._through import Through
+from robench.data._pixels import Mapped, Replaced, Stack
 from robench.engine import health
-from robench.engine.loop import Battle, Loop, Table
+from robench.engine.battle import Battle, Table, minimises
+from robench.engine.found import Found, Place
+from robench.engine.loop import Loop
 from robench.engine.network import DRAWS, Judge, Model, Network, answer, frozen, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
+from robench.engine.store import Saved
 from robench.engine.watch import Counts
 from robench.errors import ResourceError, UsageError
+from robench.memory import give_back
 from robench.random import Stream
 from robench.threat import Threat
 
@@ -55,11 +60,13 @@ class Progress:
 class Store(Protocol):
     """Where a run keeps what it would be sorry to lose (see robench.engine.store)."""
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
+    def load(self) -> Saved | None: ...
 
-    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any], found: dict[int, Tensor]) -> None: ...
+    def save(
+        self, tensors: dict[str, Tensor], facts: dict[str, Any], attack: int, found: Mapping[int, Tensor]
+    ) -> dict[int, Place]: ...
 
-    def due(self) -> bool: ...
+    def due(self, held: int = 0) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class Run:
         self,
         model: Model,
         attacks: list[tuple[str, Attack]],
-        x: Tensor,
+        x: Tensor | Stack,
         y: Tensor,
         ids: Tensor,
         threat: Threat,
@@ -148,7 +155,8 @@ class Run:
         self.steps = torch.zeros(n, dtype=torch.int64)
         self.forward = torch.zeros(n, dtype=torch.int64)
         self.backward = torch.zeros(n, dtype=torch.int64)
-        self.found: dict[int, Tensor] = {}
+        # One an attack, of those that have begun.
+        self.found: list[Found] = []
         self.costs: list[AttackCost] = []
         self.watched: list[Counts] = []
         self.marks: list[Mark] = []
@@ -182,7 +190,7 @@ class Run:
         self._networks()
         clean = self._clean()
         resumed = self.store.load() if self.store else None
-        saved = self._resume(*resumed) if resumed else None
+        saved = self._resume(resumed) if resumed else None
         for index in range(len(self.costs), len(self.attacks)):
             self._attack(index, saved)
             saved = None
@@ -235,7 +243,7 @@ class Run:
         self.by = torch.where((prediction != self.y) & (self.by == _ROBUST), _CLEAN, self.by)
         return prediction
 
-    def _answers(self, x: Tensor) -> Tensor:
+    def _answers(self, x: Tensor | Stack) -> Tensor:
         """What the judge says of an image for every sample, (N, draws)."""
         parts = zip(x.split(self.lanes), self.ids.split(self.lanes), strict=True)
         return torch.cat([self.judge.answers(x.to(self.device), i.to(self.device)).cpu() for x, i in parts])
@@ -251,7 +259,7 @@ class Run:
     def _foreign(self, index: int, attack: ForeignAttack) -> None:
         """An attack that calls the model by itself: its images are judged, its passes counted in sum."""
         begun, samples = time.monotonic(), self._survivors()
-        table = Table.empty(len(self.x), 1)
+        table = Table.empty(len(self.x), 1, self._found_by(index))
         if samples:
             surrogate = self.attacker.surrogate
             counted = Counted(surrogate if surrogate is not None else self.model)
@@ -270,8 +278,13 @@ class Run:
                     table.found[sample] = images[i].cpu()
         self._take(index, table, samples, time.monotonic() - begun)
         self.watched.append(Counts())
-        if self.store:
-            self._save(index + 1, None, table.found)
+        self._save(index + 1, None, table.found)
+
+    def _found_by(self, index: int) -> Found:
+        """Where the images go that an attack finds, or has found before it was interrupted."""
+        if index == len(self.found):
+            self.found.append(Found())
+        return self.found[index]
 
     def _attack(self, index: int, saved: dict[str, Tensor] | None) -> None:
         spec, attack = self.attacks[index]
@@ -298,14 +311,12 @@ class Run:
             device=self.device,
         )
         samples = self._survivors()
-        table = Table.empty(len(self.x), attack.ranks(self.num_classes))
+        if saved is None:
+            self.found[index:] = []
+        table = Table.empty(len(self.x), attack.ranks(self.num_classes), self._found_by(index))
         loop = Loop(battle, samples, table)
         if saved is not None:
             loop.load(saved)
-            table.found = {
-                i: self.found[i] for i in torch.nonzero(table.draws)[:, 0].tolist() if i in self.found
-            }
-        before = dict(table.found)
         begun = time.monotonic() - (self.spent if saved is not None else 0.0)
         seen = loop.images
 
@@ -316,15 +327,12 @@ class Run:
             if self.progress and time.monotonic() >= self.shown + _SHOW_EVERY:
                 self.shown = time.monotonic()
                 self.progress(self._progress(index, loop))
-            if self.store and self.store.due():
+            if self.store and self.store.due(table.found.held):
                 keep()
 
         def keep() -> None:
             self.spent = time.monotonic() - begun
-            new = {i: image for i, image in table.found.items() if before.get(i) is not image}
-            self._save(index, loop, new)
-            # Only now: an interrupt in the middle of a save must not leave an image out of the next one.
-            before.update(new)
+            self._save(index, loop, table.found)
 
         try:
             loop.play(between)
@@ -336,10 +344,8 @@ class Run:
         self._take(index, table, samples, time.monotonic() - begun)
         self.watched.append(loop.watch.counts)
         self.told_nonfinite += loop.nonfinite
-        if self.store:
-            new = {i: image for i, image in table.found.items() if before.get(i) is not image}
-            self.spent = 0.0
-            self._save(index + 1, None, new)
+        self.spent = 0.0
+        self._save(index + 1, None, table.found)
 
     def _of_whole_groups(self, group: int) -> Network:
         """The surrogate on as many lanes as make whole groups, one group at the least."""
@@ -350,15 +356,13 @@ class Run:
 
     def _take(self, index: int, table: Table, samples: list[int], seconds: float) -> None:
         """Add an attack's results to the run's."""
-        forward, backward = table.spent(self.judge.draws)
+        forward, backward = table.spent(self.judge.draws, every=minimises(self.attacks[index][1]))
         self.forward += forward
         self.backward += backward
         won = table.draws > self.draws
         self.by = torch.where(won, index, self.by)
         self.steps = torch.where(won, table.steps, self.steps)
         self.draws = torch.where(won, table.draws, self.draws)
-        for i in won.nonzero()[:, 0].tolist():
-            self.found[i] = table.found[i]
         survivors = int((self.by == _ROBUST).sum())
         self.costs.append(
             AttackCost(
@@ -390,8 +394,10 @@ class Run:
 
     # -- saving and resuming -----------------------------------------------------------------------------
 
-    def _save(self, index: int, loop: Loop | None, found: dict[int, Tensor]) -> None:
-        assert self.store is not None
+    def _save(self, index: int, loop: Loop | None, found: Found) -> None:
+        """Save the state, `index` attacks being over, and what the last one that has begun found."""
+        if self.store is None:
+            return
         tensors = {
             f"run.{name}": getattr(self, name) for name in ("by", "draws", "steps", "forward", "backward")
         }
@@ -406,17 +412,26 @@ class Run:
             "seconds": self.spent,
             "nonfinite": self.told_nonfinite,
         }
-        self.store.save(tensors, json.loads(json.dumps(facts)), found)
+        places = self.store.save(tensors, json.loads(json.dumps(facts)), len(self.found) - 1, found.fresh)
+        # Only now: an interrupt in the middle of a save must not leave an image out of the next one.
+        found.let_go(places)
+        give_back()
 
-    def _resume(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Tensor] | None:
+    def _resume(self, saved: Saved) -> dict[str, Tensor] | None:
+        tensors, facts = saved.tensors, saved.facts
         for name in ("by", "draws", "steps", "forward", "backward"):
             setattr(self, name, tensors[f"run.{name}"])
         self.costs = [AttackCost(**cost) for cost in facts["costs"]]
         self.watched = [Counts(**counts) for counts in facts["watched"]]
         self.told_nonfinite = facts["nonfinite"]
         self.spent = facts["seconds"]
-        prefix = "found."
-        self.found = {int(k.removeprefix(prefix)): v for k, v in tensors.items() if k.startswith(prefix)}
+        begun = facts["attack"] + facts["playing"]
+        self.found = [Found(saved.found.get(index)) for index in range(begun)]
+        if facts["playing"]:
+            # An attempt that was given up may have left others behind.
+            known = tensors["loop.table.draws"].nonzero()[:, 0].tolist()
+            places = saved.found.get(facts["attack"], {})
+            self.found[-1] = Found({sample: places[sample] for sample in known if sample in places})
         if not facts["playing"] or facts["lanes"] != self.lanes:
             return None
         return {k.removeprefix("loop."): v for k, v in tensors.items() if k.startswith("loop.")}
@@ -424,13 +439,7 @@ class Run:
     # -- the end -----------------------------------------------------------------------------------------
 
     def _outcome(self, clean: Tensor) -> Outcome:
-        fooled = self.by >= 0
-        points, x_adv = self.threat.origin(self.x).clone(), self.x.clone()
-        for i in fooled.nonzero()[:, 0].tolist():
-            points[i] = self.found[i]
-        for lanes in fooled.nonzero()[:, 0].split(self.lanes):
-            x, point, ids = (part[lanes].to(self.device) for part in (self.x, points, self.ids))
-            x_adv[lanes] = self.threat.image(x, point, ids).cpu()
+        points, x_adv = self._adversarials()
         # Right in most draws without an attack, wrong in some, and no attack made it worse.
         noisy = (self.by == _ROBUST) & (self.draws > 0)
         self.by = torch.where(noisy, _NOISE, self.by)
@@ -458,7 +467,7 @@ class Run:
             clean_draws=self.clean_draws,
             draws=self.draws,
             of_draws=self.judge.draws,
-            distance=self.threat.distance(self.x, points),
+            distance=self._distances(points),
             steps=self.steps,
             forward=self.forward,
             backward=self.backward,
@@ -467,6 +476,36 @@ class Run:
             precision=self.precision,
             batch_size=self.lanes,
         )
+
+    def _adversarials(self) -> tuple[Tensor | Stack, Tensor | Stack]:
+        """The points that fool, every other sample's being its origin, and their images; in memory only where the
+        images are."""
+        by = self.by.tolist()
+        rows = [i for i, index in enumerate(by) if index >= 0]
+
+        def point(i: int) -> Tensor:
+            return self.found[by[i]][i]
+
+        def images(lanes: list[int], points: Tensor) -> Tensor:
+            x, ids = self.x[lanes].to(self.device), self.ids[lanes].to(self.device)
+            return self.threat.image(x, points.to(self.device), ids).cpu()
+
+        if isinstance(self.x, Stack):
+            points = Replaced(Mapped(self.x, self.threat.origin), rows, point)
+            return points, Replaced(self.x, rows, lambda i: images([i], point(i)[None])[0])
+        points, x_adv = self.threat.origin(self.x).clone(), self.x.clone()
+        for i in rows:
+            points[i] = point(i)
+        for start in range(0, len(rows), self.lanes):
+            lanes = rows[start : start + self.lanes]
+            x_adv[lanes] = images(lanes, points[lanes])
+        return points, x_adv
+
+    def _distances(self, points: Tensor | Stack) -> Tensor:
+        # All at once where they are in memory: a part of a single row is summed in another order.
+        size = self.lanes if isinstance(self.x, Stack) else len(self.x)
+        pairs = zip(self.x.split(size), points.split(size), strict=True)
+        return torch.cat([self.threat.distance(x, point) for x, point in pairs])
 
 
 def _share(total: int, i: int, n: int) -> int:

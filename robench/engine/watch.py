@@ -1,4 +1,4 @@
-"""What an attack's own numbers say of its health: its first gradients, and whether its loss rises and stays up."""
+"""What an attack's own numbers say of its health: first gradients; whether the loss rises, stays up, is done."""
 
 from dataclasses import astuple, dataclass
 
@@ -8,7 +8,10 @@ from torch import Tensor
 from robench.attacks._base import Answer
 
 # Below this the largest entry of a gradient is as good as zero: losses of order one change by nothing.
-_VANISHED = 1e-12
+VANISHED = 1e-12
+# A loss that wins more than this share of its rise in the last tenth of the steps is not done: "incomplete
+# optimization" of Pintor et al. 2022 (arXiv 2106.09947) has the same 5 %, of the last ten steps.
+UNDONE = 0.05
 
 
 @dataclass
@@ -17,14 +20,16 @@ class Counts:
 
     Attributes:
         vanished, gradients: rows whose first gradient is (nearly) zero, and all with a gradient.
-        flat, fallen, ended: of rows that an ascending attack played to the end without fooling: those whose loss
-            never rose above the first, those whose last loss has lost half of what the best had won, and all.
+        flat, fallen, undone, ended: of rows that an ascending attack played to the end without fooling: those whose
+            loss never rose above the first, those whose last loss has lost half of what the best had won, those whose
+            best still rose in the last tenth of the steps, and all.
     """
 
     vanished: int = 0
     gradients: int = 0
     flat: int = 0
     fallen: int = 0
+    undone: int = 0
     ended: int = 0
 
 
@@ -34,13 +39,16 @@ class Watch:
     Args:
         lanes: rows played side by side.
         ascends: whether the attack climbs one loss a row from its first question to its last.
+        steps: how many steps a row has; of fewer than ten none is a tenth, and `undone` stays 0.
     """
 
-    def __init__(self, lanes: int, ascends: bool):
+    def __init__(self, lanes: int, ascends: bool, steps: int = 0):
         self.ascends = ascends
+        self.early = steps - steps // 10 if steps >= 10 else -1
         self.counts = Counts()
-        # First, best and last loss of each lane's row.
-        self.losses = torch.zeros(lanes, 3, dtype=torch.float64)
+        # First, best and last loss of each lane's row, and its best before the last tenth of the steps.
+        self.losses = torch.zeros(lanes, 4, dtype=torch.float64)
+        self.step = torch.zeros(lanes, dtype=torch.int64)
 
     def note(self, asking: Tensor, first: Tensor, answer: Answer) -> None:
         """Take an answer into account.
@@ -52,29 +60,34 @@ class Watch:
             return
         first = asking & first
         if bool(first.any()):
-            tiny = (answer.grad.flatten(1).abs().amax(1) < _VANISHED).cpu()
+            tiny = (answer.grad.flatten(1).abs().amax(1) < VANISHED).cpu()
             self.counts.vanished += int((tiny & first).sum())
             self.counts.gradients += int(first.sum())
         if self.ascends and answer.loss.dim() == 1:
             loss = answer.loss.double().cpu()
-            begun, best, _ = self.losses.unbind(1)
+            begun, best, _, before = self.losses.unbind(1)
             begun = torch.where(first, loss, begun)
             best = torch.where(first, loss, torch.maximum(best, loss))
-            self.losses = torch.where(asking[:, None], torch.stack([begun, best, loss], 1), self.losses)
+            self.step = torch.where(asking, torch.where(first, 0, self.step + 1), self.step)
+            before = torch.where(self.step <= self.early, best, before)
+            self.losses = torch.where(
+                asking[:, None], torch.stack([begun, best, loss, before], 1), self.losses
+            )
 
     def end(self, lane: int) -> None:
         """A row has ended without fooling anybody."""
         if not self.ascends:
             return
-        begun, best, last = self.losses[lane].tolist()
+        begun, best, last, before = self.losses[lane].tolist()
         self.counts.ended += 1
         self.counts.flat += best <= begun
         self.counts.fallen += best > begun and last - begun < 0.5 * (best - begun)
+        self.counts.undone += self.early >= 0 and best - before > UNDONE * (best - begun)
 
     def dump(self) -> dict[str, Tensor]:
         """For `load`."""
-        return {"losses": self.losses, "watched": torch.tensor(astuple(self.counts))}
+        return {"losses": self.losses, "step": self.step, "watched": torch.tensor(astuple(self.counts))}
 
     def load(self, saved: dict[str, Tensor]) -> None:
-        self.losses = saved["losses"]
+        self.losses, self.step = saved["losses"], saved["step"]
         self.counts = Counts(*saved["watched"].tolist())

@@ -5,6 +5,8 @@ beyond chance, by McNemar's exact test on the same images: two rows six images a
 mark has no rank; what is doubted stands beneath.
 """
 
+import itertools
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,9 +16,12 @@ import numpy as np
 
 from robench import content, specs
 from robench.errors import ResourceError
+from robench.results import corruption_text
 from robench.results import record as record_file
+from robench.results.doubts import DIAGNOSIS, with_doubts
 from robench.results.grid import FORMATS, WIDTH, Grid, render
 from robench.results.record import Record, read_record
+from robench.results.robustbench import Claim, with_claims
 from robench.results.samples import read_samples
 from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
 from robench.results.store import SUPERSEDED
@@ -77,6 +82,7 @@ class Section:
     Attributes:
         notes: the doubts, numbered from 1.
         remarks: what randomised defenses score by other counts, and several seeds together.
+        missing: for each defense that lacks a run of its protocol the command that makes it.
     """
 
     protocol: str
@@ -84,17 +90,21 @@ class Section:
     groups: tuple[tuple[Row, ...], ...]
     notes: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 def collect(results: Iterable[Path | str]) -> Collection:
-    """Every record under the folders, in the order of their paths; superseded and partial ones are left out.
+    """Every record under the folders, in the order of their paths, with the doubts that others cast on it.
+
+    Superseded and partial records are left out, and the runs that a diagnosis made for itself.
 
     Raises:
         ResourceError: when a folder is not there.
     """
     found: dict[Path, Record] = {}
     unreadable = []
-    for root in map(Path, results):
+    roots = [Path(root) for root in results]
+    for root in roots:
         if not root.exists():
             raise ResourceError(
                 f"{root}: no such folder: robench run writes records there, --results elsewhere"
@@ -102,13 +112,15 @@ def collect(results: Iterable[Path | str]) -> Collection:
         files = [root] if root.is_file() else sorted(root.rglob(record_file.FILE))
         for file in files:
             inside = file.relative_to(root).parts[:-1]
-            if SUPERSEDED in inside or any(part.endswith(".partial") for part in inside):
+            apart = any(part.partition("@")[0] == DIAGNOSIS for part in inside)
+            if SUPERSEDED in inside or apart or any(part.endswith(".partial") for part in inside):
                 continue
             try:
                 found.setdefault(file.resolve(), read_record(file))
             except ResourceError as error:
                 unreadable.append(str(error))
-    return Collection(tuple(found.values()), tuple(unreadable))
+    doubted, damaged = with_doubts(tuple(found.values()), roots)
+    return Collection(doubted, (*unreadable, *damaged))
 
 
 def board(
@@ -117,8 +129,11 @@ def board(
     width: int = WIDTH,
     sort: str = "robust %",
     intervals: bool = True,
+    claims: Sequence[Claim] = (),
 ) -> str:
     """A table for each protocol, ending in a newline; CSV is one table for all.
+
+    Records under corruptions follow in tables of their own; CSV has them where there are no others.
 
     Args:
         records: from `collect`, whose unreadable files are then named at the end, or any others.
@@ -126,6 +141,7 @@ def board(
         width: of the text, in characters.
         sort: the column whose best comes first in each group.
         intervals: whether accuracies are followed by theirs.
+        claims: of others, in groups of their own beneath; CSV is of records alone.
 
     Raises:
         UsageError: for another format or column.
@@ -134,9 +150,17 @@ def board(
     one_of("column", sort, tuple(_ORDERS))
     found = [sort_rows(section, sort) for section in sections(records)]
     grids = [_grid(section, intervals) for section in found]
-    if format == "csv":
+    apart = list(corruption_text.grids(records))
+    if format == "csv" and (found or not apart):
         return render(_merged(found, grids), format)
-    parts = [render(grid, format, width) for grid in grids]
+    if claims:
+        placed = {
+            (*_place(section), i): grid for i, (section, grid) in enumerate(zip(found, grids, strict=True))
+        }
+        grids = with_claims(
+            placed, claims, ("rank", "defense", "clean %", "claimed %", "best known %", "marks")
+        )
+    parts = [render(grid, format, width) for grid in [*grids, *apart]]
     if not parts:
         parts.append("No records: robench run --defense mimir --attack autoattack makes one.\n")
     lost = records.unreadable if isinstance(records, Collection) else ()
@@ -152,6 +176,9 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
     tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
     lowest: dict[tuple, Accuracy] = {}
     for record in records:
+        # Corruptions have a table of their own, and never rank beside attacks.
+        if record.corrupted:
+            continue
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
         # What an attacker knew comes first, the whole defense before less: the figures mean different things.
@@ -169,7 +196,27 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
         remarks = [f"{shown_name(record)}, {record.job.suite.name}: {text}" for record, text in drawn if text]
         for key in sorted(groups):
             remarks += _seeds(groups[key])
-        yield Section(protocol, threat, ranked, tuple(notes), tuple(remarks))
+        missing = tuple(_missing(protocol, threat, [row.record for group in ranked for row in group]))
+        yield Section(protocol, threat, ranked, tuple(notes), tuple(remarks), missing)
+
+
+def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
+    """What the protocol wants of each defense and no record has."""
+    known = content.protocols().get(protocol)
+    if known is None or Threat.parse(known.threat) != Threat.parse(threat):
+        return
+    have = {(r.job.defense.name, r.job.suite.name, r.job.knowledge) for r in records}
+    for name in sorted({record.job.defense.name for record in records}):
+        for suite, level in itertools.product(known.suites, known.knowledge):
+            if (name, suite, level) not in have:
+                words = ["robench", "run", "--defense", name, "--attack", suite, "--protocol", protocol]
+                words += ["--knowledge", level] if level != "full" else []
+                yield f"{name} lacks {suite}{'' if level == 'full' else f'@{level}'}: {shlex.join(words)}"
+
+
+def _place(section: Section) -> tuple[str, str]:
+    """The data set of a section, as it is called everywhere, and its threat."""
+    return specs.parse(section.groups[0][0].record.job.dataset.name).name, section.threat
 
 
 def _subject(record: Record) -> tuple:
@@ -293,7 +340,7 @@ def chosen_columns(section: Section) -> tuple[str, ...]:
     """Those that the protocol chooses; else all, without claims where nobody claims anything."""
     known = content.protocols().get(section.protocol)
     if known and known.columns:
-        return tuple(known.columns)
+        return tuple(one_of(f"column of {known.path.name}", name, COLUMNS) for name in known.columns)
     claims = any(row.claimed is not None for group in section.groups for row in group)
     return tuple(name for name in COLUMNS if claims or name != "claimed %")
 
@@ -310,7 +357,11 @@ def _grid(section: Section, intervals: bool) -> Grid:
         names=frozenset(("defense", "suite", "knowledge")),
         numbers=_NUMBERS,
         best=frozenset(("clean %", "robust %")),
-        notes=(*(f"({i}) {note}" for i, note in enumerate(section.notes, 1)), *section.remarks),
+        notes=(
+            *(f"({i}) {note}" for i, note in enumerate(section.notes, 1)),
+            *section.remarks,
+            *section.missing,
+        ),
     )
 
 

@@ -5,20 +5,24 @@ at the image that its parameters `delta` make of x. Perturbations of whole grain
 two bytes a number, others as float32.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from robench.data._base import Images
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
+from robench.results import _tensors
 from robench.threat import Threat
 
 FILE = "adversarials.safetensors"
+# Images in memory at a time while the file is written.
+_PART = 16
 _EXACT = {"delta": (torch.float32, 4), "id": (torch.int64, 1)}
 _ROUND = {"grain": (torch.float64, 0), "grains": (None, 4), "grains_id": (torch.int64, 1)}
 
@@ -49,8 +53,8 @@ def is_attacked(fooled_by: str) -> bool:
     return fooled_by not in ("", "clean", "noise")
 
 
-def encode(outcome: Outcome, images: Images, threat: Threat) -> bytes:
-    """The file for an outcome: the same bytes for the same images.
+def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
+    """The file for an outcome, piece by piece: the same bytes for the same images.
 
     Raises:
         ValueError: when an adversarial point is not reached by adding its perturbation, bit for bit; the
@@ -58,24 +62,47 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> bytes:
     """
     rows = [i for i, name in enumerate(outcome.fooled_by) if is_attacked(name)]
     points = outcome.x_adv if outcome.points is None else outcome.points
-    x, points, ids = images.x[rows].cpu(), points[rows].cpu(), images.ids[rows].cpu()
-    grains = _grains(x, points, threat)
-    step, _ = threat.grain
-    whole = _same(threat.moved(x, grains * step), points)
-    delta = (points - threat.origin(x))[~whole]
-    missed = ~_same(threat.moved(x[~whole], delta), points[~whole])
-    if missed.any():
-        first = int(ids[~whole][missed][0])
+
+    def pairs(chosen: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(chosen), _PART):
+            part = chosen[start : start + _PART]
+            yield images.x[part].cpu(), points[part].cpu()
+
+    step, kind = threat.grain
+    whole, missed = [], []
+    for x, point in pairs(rows):
+        fits = _same(threat.moved(x, _grains(x, point, threat) * step), point)
+        whole += fits.tolist()
+        missed += (~fits & ~_same(threat.moved(x, point - threat.origin(x)), point)).tolist()
+    if any(missed):
+        first = int(images.ids[rows[missed.index(True)]])
         raise ValueError(
-            f"{int(missed.sum())} adversarial points (sample {first} first) are not clamp(x + delta, 0, 1): "
+            f"{sum(missed)} adversarial points (sample {first} first) are not clamp(x + delta, 0, 1): "
             "the engine must judge the image that the perturbation gives"
         )
-    tensors = {"delta": delta.contiguous(), "id": ids[~whole].contiguous()}
-    if whole.any():
-        tensors["grain"] = torch.tensor(step, dtype=torch.float64)
-        tensors["grains"] = grains[whole].contiguous()
-        tensors["grains_id"] = ids[whole].contiguous()
-    return save(tensors)
+    exact, round_ = ([i for i, fits in zip(rows, whole, strict=True) if fits == how] for how in (False, True))
+    shape = tuple(points.shape[1:])
+
+    def ids(chosen: list[int]) -> _tensors.Entry:
+        return _tensors.Entry(torch.int64, (len(chosen),), lambda: iter([images.ids[chosen].cpu()]))
+
+    entries = {
+        "delta": _tensors.Entry(
+            torch.float32,
+            (len(exact), *shape),
+            lambda: (point - threat.origin(x) for x, point in pairs(exact)),
+        ),
+        "id": ids(exact),
+    }
+    if round_:
+        entries["grain"] = _tensors.Entry(
+            torch.float64, (), lambda: iter([torch.tensor(step, dtype=torch.float64)])
+        )
+        entries["grains"] = _tensors.Entry(
+            kind, (len(round_), *shape), lambda: (_grains(x, point, threat) for x, point in pairs(round_))
+        )
+        entries["grains_id"] = ids(round_)
+    yield from _tensors.encode(entries)
 
 
 def _grains(x: Tensor, points: Tensor, threat: Threat) -> Tensor:

@@ -63,7 +63,9 @@ def _text(grid: Grid, width: int) -> str:
     )
     for name in grid.columns:
         number = name in grid.numbers
-        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(
+            Text(plain(name)), justify="right" if number else "left", overflow="fold", no_wrap=number
+        )
     for group in grid.groups:
         for row in group:
             table.add_row(*(Text(_lines(cell, plain, "\n")) for cell in row))
@@ -77,7 +79,7 @@ def _text(grid: Grid, width: int) -> str:
 
 
 def _markdown(grid: Grid, width: int) -> str:
-    lines = [f"### {markdown(grid.title)}", "", f"| {' | '.join(grid.columns)} |"]
+    lines = [f"### {markdown(grid.title)}", "", f"| {' | '.join(map(markdown, grid.columns))} |"]
     lines.append("|" + "|".join("---:" if name in grid.numbers else "---" for name in grid.columns) + "|")
     for row in grid.rows:
         cells = (
@@ -115,7 +117,9 @@ def _latex(grid: Grid, width: int) -> str:
                 first, space, rest = cells[i].partition(" ")
                 if len(group) > 1 and best is not None and _number(row[i]) == best:
                     cells[i] = rf"\textbf{{{first}}}{space}{rest}"
-            lines.append(" & ".join(cells) + r" \\")
+            # After the end of a line these would be read as its argument.
+            guard = "{}" if cells[0][:1] in ("[", "*") else ""
+            lines.append(guard + " & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", *(f"% {plain(note)}" for note in grid.notes)]
     return "\n".join(lines) + "\n"
 

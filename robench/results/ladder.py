@@ -44,20 +44,38 @@ def purifiers(records: Sequence[Record], ladder: str = "purifier") -> list[Grid]
     Raises:
         UsageError: when there is no such ladder.
     """
-    suite = content.suites().get(ladder)
-    if suite is None or not suite.rungs:
-        known = ", ".join(name for name, each in content.suites().items() if each.rungs)
-        raise UsageError(f'no ladder "{ladder}": expected one of {known}')
+    suite = find_ladder(ladder)
     return [
         _grid(protocol, threat, list(_rows(own, suite, threat)), suite)
         for (protocol, threat), own in _groups(records).items()
     ]
 
 
+def find_ladder(name: str) -> Suite:
+    """The suite of that name.
+
+    Raises:
+        UsageError: when there is none, or it has no rungs.
+    """
+    suite = content.suites().get(name)
+    if suite is None or not suite.rungs:
+        known = ", ".join(name for name, each in content.suites().items() if each.rungs)
+        raise UsageError(f'no ladder "{name}": expected one of {known}')
+    return suite
+
+
+def rows_of(records: Sequence[Record], suite: Suite) -> Iterator[Row]:
+    """Every purifier before a classifier, with the records that fill the rungs of `suite`."""
+    for (_, threat), own in _groups(records).items():
+        yield from _rows(own, suite, threat)
+
+
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     """The records of protocols that hold a purifier's, by protocol and threat."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
+        if record.corrupted:
+            continue
         groups.setdefault((record.job.protocol, record.job.threat), []).append(record)
     return {
         key: own for key, own in sorted(groups.items()) if any(each.job.defense.classifier for each in own)

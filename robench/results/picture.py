@@ -2,7 +2,6 @@
 
 import textwrap
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +10,8 @@ from robench.data._base import Images
 from robench.errors import ResourceError
 from robench.files import write_whole
 from robench.results.certificates import apply, read_certificates
+from robench.results.plots import style
+from robench.results.plots.style import INK, LINE, QUIET, WRONG, literal
 from robench.results.record import Record, read_record
 from robench.results.samples import read_samples
 from robench.results.wording import interval, percent, plain, suite_label
@@ -18,7 +19,6 @@ from robench.threat import Threat
 
 MOST = 6
 _FACTORS = (1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
-_INK, _QUIET, _WRONG = "#1b1f24", "#6a737d", "#b3261e"
 _SIDE, _LEFT = 1.45, 1.25  # inches: one image, and the names of the rows
 
 
@@ -105,15 +105,10 @@ def amplification(chosen: list[Example]) -> int:
 
 def draw(record: Record, chosen: list[Example]) -> bytes:
     """The PNG: a column a sample, under one line that says what was run and what came out."""
-    # Figure without pyplot: nothing global is touched and no display is asked for.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     factor, n = amplification(chosen), len(chosen)
     width = max(_LEFT + n * (_SIDE + 0.15) + 0.2, 7.0)
     height = 6.6
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = style.figure(width, height)
     _header(figure, record, width, height)
     rows = (
         ("clean", 4.1, lambda e: e.clean),
@@ -128,7 +123,7 @@ def draw(record: Record, chosen: list[Example]) -> bytes:
             ha="right",
             va="center",
             fontsize=10,
-            color=_QUIET,
+            color=QUIET,
         )
         for column, example in enumerate(chosen):
             left = _LEFT + column * (_SIDE + 0.15)
@@ -137,13 +132,10 @@ def draw(record: Record, chosen: list[Example]) -> bytes:
             axes.set_xticks([])
             axes.set_yticks([])
             for spine in axes.spines.values():
-                spine.set(color="#d0d7de", linewidth=0.8)
+                spine.set(color=LINE, linewidth=0.8)
     for column, example in enumerate(chosen):
         _titles(figure, example, _LEFT + column * (_SIDE + 0.15), width, height)
-    buffer = BytesIO()
-    # No date and no version in the file: the same record gives the same picture.
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+    return style.encode(figure)
 
 
 def _header(figure, record: Record, width: float, height: float) -> None:
@@ -151,11 +143,11 @@ def _header(figure, record: Record, width: float, height: float) -> None:
     figure.text(
         0.2 / width,
         1 - 0.2 / height,
-        _literal(job.defense.name),
+        literal(job.defense.name),
         va="top",
         fontsize=14,
         weight="bold",
-        color=_INK,
+        color=INK,
     )
     facts = (
         f"{suite_label(record)} · {job.threat} · robust accuracy {percent(robust)} % {interval(robust)} "
@@ -165,28 +157,22 @@ def _header(figure, record: Record, width: float, height: float) -> None:
     lines = textwrap.wrap(plain(facts), room)[:2]
     if record.health:
         lines = [*lines[:1], f"doubtful: {', '.join(mark.code for mark in record.health)}"]
-    text = _literal("\n".join(line[:room] for line in lines))
-    figure.text(0.2 / width, 1 - 0.5 / height, text, va="top", fontsize=9.5, color=_QUIET, linespacing=1.4)
+    text = literal("\n".join(line[:room] for line in lines))
+    figure.text(0.2 / width, 1 - 0.5 / height, text, va="top", fontsize=9.5, color=QUIET, linespacing=1.4)
 
 
 def _titles(figure, example: Example, left: float, width: float, height: float) -> None:
     middle = (left + _SIDE / 2) / width
-    for text, y, color in ((example.label, 5.6, _INK), (f"→ {example.prediction}", 3.8, _WRONG)):
-        fitted = _literal(textwrap.shorten(text, 18, placeholder="…"))
+    for text, y, color in ((example.label, 5.6, INK), (f"→ {example.prediction}", 3.8, WRONG)):
+        fitted = literal(textwrap.shorten(text, 18, placeholder="…"))
         style = {"ha": "center", "va": "bottom", "fontsize": 11, "weight": "bold"}
         figure.text(middle, y / height, fitted, color=color, **style)
     # Two attacks often share a name and differ in an argument, the loss above all.
     attack = textwrap.shorten(example.attack.replace("(", " (", 1), 40, placeholder="…")
     lines = [*textwrap.wrap(attack, 20)[:2], f"distance {example.distance:.3g}"]
-    text = _literal("\n".join(lines))
-    figure.text(middle, 0.63 / height, text, ha="center", va="top", fontsize=8, linespacing=1.3, color=_QUIET)
+    text = literal("\n".join(lines))
+    figure.text(middle, 0.63 / height, text, ha="center", va="top", fontsize=8, linespacing=1.3, color=QUIET)
 
 
 def _class(images: Images, index: int) -> str:
     return images.classes[index] if 0 <= index < len(images.classes) else str(index)
-
-
-def _literal(text: str) -> str:
-    """Text that matplotlib shows as it is: a dollar sign would open mathematics."""
-    cleaned = "\n".join(plain(line) for line in text.split("\n"))
-    return cleaned.replace("$", r"\$")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,10 @@ from robench.errors import ResourceError
 from robench.results.statistics import Accuracy
 
 SCHEMA = 1
+# What a key is made of; another layout of the file alone does not raise it, so that old records answer still.
+_KEY = 1
+# schema -> what makes a record.json of the next one out of one of that schema.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 FILE = "record.json"
 # What may differ between two runs with one outcome; all else in record.json is the same, byte for byte.
 VOLATILE = ("command", "seconds", "started", "finished", "device", "platform", "git")
@@ -79,7 +83,7 @@ class Job:
     def key(self) -> str:
         """sha256 over what decides the outcome; names of suite and protocol, say, do not."""
         decisive = {
-            "schema": SCHEMA,
+            "schema": _KEY,
             "defense": [self.defense.name, self.defense.card_digest, self.defense.checkpoint_sha256],
             "attacks": list(self.suite.attacks),
             "dataset": [self.dataset.name, self.dataset.split, self.dataset.digest],
@@ -127,6 +131,11 @@ class Record:
     extra: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
 
+    @property
+    def corrupted(self) -> bool:
+        """Whether it is of a run under corruptions, which never stands beside attacks."""
+        return "corruptions" in self.extra
+
     def to_dict(self) -> dict[str, Any]:
         """The content of record.json, in its order."""
         fields = _plain(self)
@@ -165,7 +174,9 @@ class Record:
         """
         content = self.to_dict()
         validate(content)
-        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # A command line may hold bytes that are no UTF-8, as lone surrogates: JSON writes those as escapes.
+        return text.encode(errors="backslashreplace")
 
 
 def read_record(path: Path | str) -> Record:
@@ -176,21 +187,49 @@ def read_record(path: Path | str) -> Record:
     """
     path = Path(path)
     file = path if path.is_file() else path / FILE
-    mend = "repeat the run with --fresh"
     try:
-        content = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        encoded = file.read_bytes()
     except OSError as error:
         raise ResourceError(
             f"{file}: {error.strerror or error}: give a folder that robench run has written"
         ) from error
-    except ValueError as error:
-        raise ResourceError(f"{file} is truncated or not JSON ({error}): {mend}") from error
-    except RecursionError:
-        raise ResourceError(f"{file} is nested too deeply to be a record: {mend}") from None
     try:
-        return Record.from_dict(content, file.parent)
+        return decode(encoded, file.parent)
     except ResourceError as error:
         raise ResourceError(f"{file}: {error}") from None
+
+
+def decode(encoded: bytes, folder: Path | None = None) -> Record:
+    """The record in the bytes of a record.json, of this schema or an older one.
+
+    Raises:
+        ResourceError: when it is truncated, not JSON, of a newer schema or breaks it, naming the field.
+    """
+    mend = "repeat the run with --fresh"
+    try:
+        content = json.loads(encoded, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise ResourceError(f"truncated or not JSON ({error}): {mend}") from error
+    except RecursionError:
+        raise ResourceError(f"nested too deeply to be a record: {mend}") from None
+    return Record.from_dict(migrate(content), folder)
+
+
+def migrate(content: Any) -> Any:
+    """The content of a record.json in the schema of today.
+
+    Raises:
+        ResourceError: when its schema is newer.
+    """
+    version = content.get("schema") if isinstance(content, Mapping) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise ResourceError(
+            f"record schema {version} is newer than this robench reads ({SCHEMA}): pip install --upgrade robench"
+        )
+    while version in MIGRATIONS and version != SCHEMA:
+        content = {**MIGRATIONS[version](dict(content)), "schema": version + 1}
+        version += 1
+    return content
 
 
 def validate(content: Any) -> None:

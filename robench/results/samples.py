@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from robench.data._base import Images
+from robench.data._pixels import Stack
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
 
@@ -31,14 +32,22 @@ SCHEMA = pa.schema(
     ]
 )
 
+# Of a run under corruptions: what was predicted at every corruption and severity, in the record's order.
+CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
 
-def input_digests(x: Tensor) -> list[str]:
+
+def input_digests(x: Tensor | Stack) -> list[str]:
     """sha256 of the float32 bytes of each row of `x`, (N, C, H, W), in hexadecimal."""
-    return [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in x.float().cpu()]
+    rows = (row for part in x.split(64) for row in part.float().cpu())
+    return [hashlib.sha256(row.contiguous().numpy().data).hexdigest() for row in rows]
 
 
-def encode(outcome: Outcome, images: Images) -> bytes:
-    """The file for an outcome: the same bytes for the same outcome, with one release of pyarrow."""
+def encode(outcome: Outcome, images: Images, corrupted: Tensor | None = None) -> bytes:
+    """The file for an outcome: the same bytes for the same outcome, with one release of pyarrow.
+
+    Args:
+        corrupted: (N, cells) int64, predictions under corruptions.
+    """
     columns = {
         "id": images.ids,
         "label": images.y,
@@ -55,13 +64,15 @@ def encode(outcome: Outcome, images: Images) -> bytes:
     rows = {name: column.cpu().numpy() for name, column in columns.items()}
     rows |= {"fooled_by": outcome.fooled_by, "digest": input_digests(images.x)}
     table = pa.table([pa.array(rows[name], field.type) for name, field in _fields()], schema=SCHEMA)
+    if corrupted is not None:
+        table = table.append_column(CORRUPTED, pa.array(corrupted.tolist(), CORRUPTED.type))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def read_samples(folder: Path) -> pa.Table:
-    """The rows of a record's folder, with the columns of `SCHEMA`.
+    """The rows of a record's folder, with the columns of `SCHEMA`, and `CORRUPTED` after a run under corruptions.
 
     Raises:
         ResourceError: when the file is missing, damaged or has other columns.
@@ -76,7 +87,7 @@ def read_samples(folder: Path) -> pa.Table:
         raise ResourceError(f"{path}: {found}: {mend}") from error
     except pa.ArrowException as error:
         raise ResourceError(f"{path}: damaged or truncated: {mend}") from error
-    if not table.schema.equals(SCHEMA):
+    if not any(table.schema.equals(known) for known in (SCHEMA, SCHEMA.append(CORRUPTED))):
         wrong = [name for name, field in _fields() if name not in table.schema.names or
                  table.schema.field(name).type != field.type]  # fmt: skip
         named = f"column {wrong[0]} is missing or of another type" if wrong else "unexpected columns"

@@ -1,12 +1,17 @@
 """Accuracies with their uncertainty."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from robench.random import Stream
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
+_DRAWS = 1 << 18  # images drawn at a time by the bootstrap, which bounds its memory
 
 
 def wilson(k: float, n: int) -> tuple[float, float]:
@@ -63,16 +68,46 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def bootstrap_mean(values: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """A 95 % interval for the mean of independent `values` (n,): percentiles of the means of resamples.
+def bootstrap(
+    values: ArrayLike,
+    statistic: Callable[[NDArray], ArrayLike] = lambda means: means,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """A 95 % interval, by the percentile bootstrap, of a figure that is a function of means over images.
 
-    The same for the same values: the generator's seed is fixed.
+    The mean corruption error, say: one column an image and corruption, so that images are drawn whole and what their
+    corruptions have in common is kept.
+
+    Args:
+        values: one row an image, (n,) or (n, ...); numbers or booleans.
+        statistic: from the means over the images of every resample, (resamples, ...), to figures (resamples,).
+        seed: decides every draw, by the counter-based stream.
+
+    Raises:
+        ValueError: when there are no images, no resamples, a value is not finite, or the statistic gives another shape.
 
     Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
-    generator = np.random.default_rng(0)
-    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=draws)
-    low, high = np.percentile(counts @ values / len(values), (2.5, 97.5))
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim < 1 or len(table) < 1 or resamples < 1 or not np.isfinite(table).all():
+        raise ValueError(
+            f"values of shape {table.shape}, {resamples=}: expected finite rows, at least one of each"
+        )
+    n, flat = len(table), table.reshape(len(table), -1)
+    stream, means = Stream.of(seed, "bootstrap"), []
+    for part in torch.arange(resamples).split(max(1, _DRAWS // n)):
+        # 32 random bits times n, the high word: each image as likely as the next, to one part in 2**32 / n.
+        drawn = (stream.bits(part, torch.zeros_like(part), 0, n) * n) >> 32
+        places = drawn + n * torch.arange(len(part))[:, None]
+        counts = np.bincount(places.flatten().numpy(), minlength=n * len(part)).reshape(len(part), n)
+        means.append(counts @ flat / n)
+    means = np.concatenate(means)
+    figures = np.asarray(statistic(means.reshape(resamples, *table.shape[1:])), dtype=np.float64)
+    if figures.shape != (resamples,):
+        raise ValueError(f"the statistic gave shape {figures.shape}: expected ({resamples},)")
+    low, high = np.quantile(figures, (0.025, 0.975))
     return float(low), float(high)
 
 

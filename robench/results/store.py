@@ -15,14 +15,15 @@ import torch
 from robench.data._base import Images
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
-from robench.files import disk_errors, sync_folder, write_whole
+from robench.files import Content, disk_errors, sync_folder, write_whole
 from robench.results import certificates, draws, provenance, record, samples
 from robench.results.record import Job, Record, read_record
 from robench.results.statistics import Accuracy
 from robench.threat import Threat
 
 SUPERSEDED = "superseded"
-_FILES = (samples.FILE, certificates.FILE, record.FILE)
+# A run under way, in the folder of its record.
+PARTIAL = ".partial"
 _LONGEST = 100
 
 
@@ -42,6 +43,21 @@ def record_folder(
     last += f"@{slug(knowledge)}" if knowledge != "full" else ""
     last += f"+seed{seed}" if seed != 0 else ""
     return Path(results) / slug(protocol) / slug(defense) / last
+
+
+def place_of(results: Path | str, found: Record) -> Path:
+    """Where a record belongs."""
+    job = found.job
+    return record_folder(results, job.protocol, job.defense.name, job.suite.name, job.knowledge, job.seed)
+
+
+def shelf_place(folder: Path, name: str) -> Path:
+    """A free place under the folder's `superseded/`."""
+    place, count = folder / SUPERSEDED / name, 1
+    while place.exists():
+        count += 1
+        place = folder / SUPERSEDED / f"{name}-{count}"
+    return place
 
 
 def make_record(
@@ -103,16 +119,31 @@ def write_record(folder: Path, found: Record, outcome: Outcome, images: Images) 
     """
     if not found.job.n == len(images) == len(outcome.fooled_by):
         raise ValueError(f"n = {found.job.n}, {len(images)} images, {len(outcome.fooled_by)} outcomes")
-    contents = {
+    contents: dict[str, Content] = {
         samples.FILE: samples.encode(outcome, images),
         certificates.FILE: certificates.encode(outcome, images, Threat.parse(found.job.threat)),
     }
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    found = replace(
-        found, files=digests, folder=Path(folder), extra={**found.extra, **_drawn(outcome, images)}
+    return write_files(folder, replace(found, extra={**found.extra, **_drawn(outcome, images)}), contents)
+
+
+def write_files(folder: Path, found: Record, contents: Mapping[str, Content]) -> Record:
+    """Write a record and its files as `write_record` does, for a kind of run with files of its own.
+
+    Args:
+        contents: file name -> content, without record.json.
+    """
+    found = replace(found, folder=Path(folder))
+
+    def last(digests: Mapping[str, str]) -> bytes:
+        nonlocal found
+        found = replace(found, files=dict(digests))
+        return found.encode()
+
+    write_whole(
+        Path(folder),
+        {**contents, record.FILE: last},
+        make_way=lambda: _keep_other(Path(folder), found),
     )
-    contents[record.FILE] = found.encode()
-    write_whole(Path(folder), contents, make_way=lambda: _keep_other(Path(folder), found))
     return found
 
 
@@ -156,20 +187,18 @@ def supersede(folder: Path) -> Path | None:
     if not (folder / record.FILE).is_file():
         return None
     try:
-        name = read_record(folder).key[:8]
+        old = read_record(folder)
+        name, files = old.key[:8], (*old.files, record.FILE)
     except ResourceError:
-        name = "unreadable"
+        name, files = "unreadable", (samples.FILE, certificates.FILE, record.FILE)
     with disk_errors(folder):
         shelf = folder / SUPERSEDED
         shelf.mkdir(exist_ok=True)
-        place, count = shelf / name, 1
-        while place.exists():
-            count += 1
-            place = shelf / f"{name}-{count}"
-        copy = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=shelf))
+        place = shelf_place(folder, name)
+        copy = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=shelf))
         copy.chmod(0o755)
         try:
-            present = [file for file in _FILES if (folder / file).is_file()]
+            present = [file for file in files if slug(file) == file and (folder / file).is_file()]
             for file in present:
                 shutil.copy2(folder / file, copy / file)
             sync_folder(copy)

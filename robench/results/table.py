@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from robench.results import corruption_text
 from robench.results.record import Record
 from robench.results.statistics import Accuracy
 from robench.results.wording import by_draws, count, duration, interval, location, percent, plain, suite_label
@@ -17,9 +18,13 @@ def run_table(records: Sequence[Record], details: bool = True) -> RenderableType
 
     Fits 80 columns. Text from cards and records is shown as it is, never read as markup.
     """
-    parts: list[RenderableType] = [_figures(records)]
+    attacked = [record for record in records if not record.corrupted]
+    parts: list[RenderableType] = [_figures(attacked)] if attacked else []
+    for record in records:
+        if record.corrupted:
+            parts += [Text(), corruption_text.report(record)] if parts else [corruption_text.report(record)]
     if details:
-        for record in records:
+        for record in attacked:
             parts += [Text(), *_details(record, named=len(records) > 1)]
     return Group(*parts)
 

@@ -12,7 +12,7 @@ from robench.errors import UsageError
 from robench.results.board import held
 from robench.results.grid import Grid
 from robench.results.record import Record
-from robench.results.statistics import Accuracy, bootstrap_mean
+from robench.results.statistics import Accuracy, bootstrap
 from robench.results.wording import percent, span
 
 EMPTY = "–"
@@ -146,7 +146,7 @@ def _together(column: Column) -> tuple[str, str]:
     if robust is None:
         return EMPTY, EMPTY
     each = robust.mean(0)
-    low, high = bootstrap_mean(each)
+    low, high = bootstrap(each)
     mean = f"{100 * each.mean():.2f}\n{100 * low:.1f}–{100 * high:.1f}"
     return mean, _accuracy(Accuracy.of(int(robust.all(0).sum()), robust.shape[1]))
 

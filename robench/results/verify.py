@@ -1,7 +1,7 @@
 """Re-check a record from its certificates, by forward passes alone.
 
 What it proves: this checkpoint gives wrong answers on so many allowed images, so its robust accuracy is at
-most the figure. What it cannot prove: that no stronger attack would lower it, or what the run cost.
+most the figure. What it cannot prove: that no stronger attack would lower it, and the fields named in `TRUSTED`.
 """
 
 import hashlib
@@ -14,15 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robench import content
 from robench.data._base import Images
+from robench.data._pixels import Stack
 from robench.defenses import Loaded
 from robench.engine.knowledge import asks_judge
 from robench.engine.network import Judge, Network
-from robench.errors import CheckFailed
+from robench.engine.suite import build_attacks
+from robench.errors import CheckFailed, RobenchError
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import samples as samples_file
+from robench.results import verify_corruption
 from robench.results.certificates import Certificates, is_attacked, read_certificates
+from robench.results.findings import TIE, Finding, equal, rows_named
 from robench.results.record import Record, read_record
 from robench.results.samples import input_digests, read_samples
 from robench.results.statistics import Accuracy
@@ -30,27 +35,14 @@ from robench.threat import Threat
 
 Model = Callable[[Tensor], Tensor]
 
-# Other devices and batch shapes round logits elsewhere; an attack stops at the boundary, where that can turn
-# a verdict. A difference of logits below this is called a tie and said so, never counted as proven.
-TIE = 1e-3
+# What rests on the word of whoever made the record: the machine and the moment, the cost, and the doubts.
+TRUSTED = (
+    "robench_version", "git", "command", "device", "platform", "started", "finished", "seconds", "attacks.seconds",
+    "protocol", "health", "samples.steps",
+)  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked.
-
-    Attributes:
-        field: of the record, "robust_accuracy.value" say, or the file it lies in.
-        held: whether it is as the record says.
-        detail: one sentence with the figures.
-    """
-
-    field: str
-    held: bool
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{'holds' if self.held else 'FAILS'}  {self.field}: {self.detail}"
+# Of a margin between logits: other devices round it by less, other weights move it by more.
+_MARGIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -93,8 +85,7 @@ def verify(
         CheckFailed: naming every field that does not hold.
         ResourceError: when a file of the record is missing or damaged.
     """
-    digests = {"card_digest": loaded.card_digest, "checkpoint_sha256": loaded.checkpoint_sha256}
-    found = list(findings(folder, loaded.defense, images, device=device, **digests))
+    found = list(findings(folder, loaded.defense, images, loaded=loaded, device=device))
     broken = [f"{item.field}: {item.detail}" for item in found if not item.held]
     if broken:
         raise CheckFailed(f"{folder} does not hold. " + "; ".join(broken))
@@ -106,21 +97,26 @@ def findings(
     judge: Model,
     images: Images,
     *,
-    card_digest: str | None = None,
-    checkpoint_sha256: str | None = None,
+    loaded: Loaded | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Finding]:
     """The checks of `verify` one after the other, those that fail included.
 
     Args:
         judge: (N, C, H, W) float32 in [0, 1] to logits (N, K), on `device`.
-        card_digest, checkpoint_sha256: of the defense that was loaded; None to leave unchecked.
+        loaded: what is known of the defense; None to leave that unchecked.
     """
     record = read_record(folder)
     place = record.folder or Path(folder)
+    yield from _identity(record, place, images, loaded)
+    if record.corrupted:
+        stochastic = bool(getattr(judge, "stochastic", False))
+        yield from verify_corruption.findings(record, judge, images, stochastic, device)
+        return
     rows = read_samples(place).to_pydict()
     evidence = _Evidence(record, rows, read_certificates(place), images, place)
-    yield from _identity(evidence, card_digest, checkpoint_sha256)
+    yield from _draws(evidence, loaded)
+    yield from _suite(evidence)
     aligned = list(_rows(evidence))
     yield from aligned
     yield from _arithmetic(evidence)
@@ -129,27 +125,54 @@ def findings(
         yield from _replay(evidence, judge, torch.device(device))
 
 
-def _identity(e: _Evidence, card_digest: str | None, checkpoint_sha256: str | None) -> Iterator[Finding]:
-    defense = e.record.job.defense
-    yield _equal("key", e.record.key, e.record.job.key, "sha256 over what decides the outcome")
-    for field, said, actual in (
-        ("defense.card_digest", defense.card_digest, card_digest),
-        ("defense.checkpoint_sha256", defense.checkpoint_sha256, checkpoint_sha256),
-    ):
-        if actual is not None:
-            yield _equal(field, said, actual, "the defense that was loaded")
-    yield _equal(
-        "dataset.digest", e.record.job.dataset.digest, e.images.digest, "the images that were loaded"
-    )
-    for name, said in e.record.files.items():
-        actual = hashlib.sha256((e.folder / name).read_bytes()).hexdigest()
-        yield _equal(f"files.{name}", said, actual, "the file as it is")
+def _identity(record: Record, place: Path, images: Images, loaded: Loaded | None) -> Iterator[Finding]:
+    job = record.job
+    decisive = "sha256 over defense, attacks, dataset, n, threat, knowledge, seed, precision and batch_size"
+    yield equal("key", record.key, job.key, decisive)
+    if loaded is not None:
+        actual = {
+            "family": loaded.family,
+            "card_digest": loaded.card_digest,
+            "checkpoint_sha256": loaded.checkpoint_sha256,
+            "parameters": sum(p.numel() for p in loaded.defense.parameters()),
+            "classifier": loaded.classifier,
+        }
+        for name, value in actual.items():
+            said = getattr(job.defense, name)
+            # A record need not say how many there are, and a checkpoint that was brought has its family from elsewhere.
+            if said is not None and (value or name != "family"):
+                yield equal(f"defense.{name}", said, value, "the defense that was loaded")
+    yield equal("dataset.digest", job.dataset.digest, images.digest, "the images that were loaded")
+    for name, said in record.files.items():
+        actual = hashlib.sha256((place / name).read_bytes()).hexdigest()
+        yield equal(f"files.{name}", said, actual, "the file as it is")
+
+
+def _draws(e: _Evidence, loaded: Loaded | None) -> Iterator[Finding]:
+    if loaded is not None:
+        randomised = loaded.defense.stochastic
+        detail = f"the defense draws {'' if randomised else 'no '}noise"
+        yield Finding(drawn.FIELD, randomised == (e.draws > 1), detail)
+
+
+def _suite(e: _Evidence) -> Iterator[Finding]:
+    """A suite that is known by its name must be the attacks that it stands for."""
+    suite = e.record.job.suite
+    known = content.suites().get(suite.name)
+    if known is not None and not known.rungs:
+        threat = Threat.parse(e.record.job.threat)
+        try:
+            attacks = tuple(spec for spec, _ in build_attacks(known.specs(threat.norm), threat))
+        except RobenchError as error:
+            yield Finding("suite.name", False, f"{suite.name} is not for {threat}: {error}")
+        else:
+            yield equal("suite.name", suite.attacks, attacks, f"what {suite.name} stands for")
 
 
 def _rows(e: _Evidence) -> Iterator[Finding]:
     n = e.record.job.n
-    yield _equal("n", n, len(e.images), "images that were loaded")
-    yield _equal("n", n, len(e.rows["id"]), f"rows of {samples_file.FILE}")
+    yield equal("n", n, len(e.images), "images that were loaded")
+    yield equal("n", n, len(e.rows["id"]), f"rows of {samples_file.FILE}")
     yield _column(e, "id", e.images.ids.tolist())
     yield _column(e, "label", e.images.y.tolist())
     yield _column(e, "digest", input_digests(e.images.x))
@@ -167,32 +190,42 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
     n = len(fooled_by)
     right = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
     turned = [i for i in range(n) if right[i] == (fooled_by[i] == "clean")]
-    detail = f'"clean" stands where the clean prediction is wrong; {_rows_named(turned)}'
+    detail = f'"clean" stands where the clean prediction is wrong; {rows_named(turned)}'
     yield Finding("samples.fooled_by", not turned, detail)
     for name, said, correct in (
         ("clean_accuracy", record.clean_accuracy, sum(right)),
         ("robust_accuracy", record.robust_accuracy, fooled_by.count("")),
     ):
         true = Accuracy.of(correct, n)
-        yield _equal(f"{name}.correct", said.correct, true.correct, "counted from the samples")
-        yield _equal(f"{name}.value", said.value, true.value, "correct / n")
-        yield _equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
+        yield equal(f"{name}.correct", said.correct, true.correct, "counted from the samples")
+        yield equal(f"{name}.value", said.value, true.value, "correct / n")
+        yield equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
     specs = tuple(cost.spec for cost in record.attacks)
-    yield _equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run")
+    yield equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run")
     for direction in ("forward", "backward"):
         total = sum(e.rows[direction])
-        yield _equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
+        yield equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
+        total = sum(getattr(cost, direction) for cost in record.attacks)
+        yield equal(f"attacks.{direction}", total, record.passes[direction], "summed over the attacks")
+    negative = [i for i in range(n) if min(e.rows[name][i] for name in ("steps", "forward", "backward")) < 0]
+    yield Finding("samples.forward", not negative, f"no counts below 0; {rows_named(negative)}")
     if e.draws > 1:
         # Its rows go from attack to attack until every draw fails: who was attacked says nothing here.
         found = drawn.figures(e.rows, e.draws)
-        yield _equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
+        yield equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
         return
+    for column, fooled in (
+        ("clean_draws", [not each for each in right]),
+        ("draws", [name != "" for name in fooled_by]),
+    ):
+        odd = [i for i in range(n) if e.rows[column][i] != fooled[i]]
+        yield Finding(f"samples.{column}", not odd, f"1 where it is wrong, of one draw; {rows_named(odd)}")
     hits = Counter(name for name in fooled_by if is_attacked(name))
     claimed = Counter()
     for cost in record.attacks:
         claimed[cost.spec] += cost.attacked - cost.survivors
     for spec in sorted({*hits, *claimed}):
-        yield _equal(f"attacks.{spec}.survivors", claimed[spec], hits[spec], "samples it fooled")
+        yield equal(f"attacks.{spec}.survivors", claimed[spec], hits[spec], "samples it fooled")
     yield from _chain(record, sum(right))
 
 
@@ -202,7 +235,7 @@ def _chain(record: Record, clean: int) -> Iterator[Finding]:
         return
     left = clean
     for cost in record.attacks:
-        yield _equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the one before")
+        yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the one before")
         left = cost.survivors
 
 
@@ -213,29 +246,33 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     x_adv = threat.image(x[attacked], points, e.images.ids[attacked])
     outside = [attacked[i] for i in (~threat.contains(x[attacked], points)).nonzero().flatten().tolist()]
     box = "the parameters' range" if threat.name else "[0, 1]"
-    yield Finding("adversarials.delta", not outside, f"inside {threat} and {box}; {_rows_named(outside)}")
+    yield Finding("adversarials.delta", not outside, f"inside {threat} and {box}; {rows_named(outside)}")
     distance = dict(zip(attacked, threat.distance(x[attacked], points).tolist(), strict=True))
     said = rows["distance"]
     far = [
         i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
     ]
-    yield Finding("samples.distance", not far, f"distance of the perturbed image; {_rows_named(far)}")
+    yield Finding("samples.distance", not far, f"distance of the perturbed image; {rows_named(far)}")
 
     if e.draws > 1:
         yield from _replay_draws(e, judge, x, x_adv, device)
         return
     clean = _logits(judge, x, e.record.job.batch_size, device)
     yield _predictions("samples.clean_prediction", clean, rows["clean_prediction"], range(len(x)))
+    best = clean.topk(2, 1).values
+    margins = zip((best[:, 0] - best[:, 1]).tolist(), rows["clean_margin"], strict=True)
+    off = [i for i, (now, then) in enumerate(margins) if not abs(now - then) <= _MARGIN * (1 + abs(then))]
+    yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
     logits = _logits(judge, x_adv, e.record.job.batch_size, device)
     yield _predictions("samples.prediction", logits, [rows["prediction"][i] for i in attacked], attacked)
     unattacked = [i for i in range(len(x)) if i not in distance]
     kept = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
-    yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {_rows_named(kept)}")
+    yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {rows_named(kept)}")
 
     # A NaN logit fools nobody here: argmax would call it a prediction.
     wrong_margin = _wrong_margin(logits, labels[attacked])
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
-    detail = f"{len(attacked)} certificates must give a wrong answer; {_rows_named(refuted)}"
+    detail = f"{len(attacked)} certificates must give a wrong answer; {rows_named(refuted)}"
     yield Finding("adversarials.delta", not refuted, detail)
 
     wrong = int((wrong_margin > 0).sum()) + int((_wrong_margin(clean, labels) > 0)[unattacked].sum())
@@ -247,14 +284,14 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
 
 
 def _replay_draws(
-    e: _Evidence, judge: Model, x: Tensor, x_adv: Tensor, device: torch.device
+    e: _Evidence, judge: Model, x: Tensor | Stack, x_adv: Tensor, device: torch.device
 ) -> Iterator[Finding]:
     """The same draws of noise again, which hang on seed, sample and draw alone."""
     job, labels = e.record.job, e.images.y
     stream = Stream.of(job.seed, "judge")
     again = Judge(Network(judge, job.batch_size, stream=stream), e.draws)
 
-    def wrong(images: Tensor, rows: list[int]) -> list[int]:
+    def wrong(images: Tensor | Stack, rows: list[int]) -> list[int]:
         if not rows:
             return []
         ids = e.images.ids[rows]
@@ -267,7 +304,7 @@ def _replay_draws(
     for name, found in counts.items():
         # Another device rounds logits elsewhere, which may turn a draw on the boundary.
         broken = [i for i, (a, b) in enumerate(zip(e.rows[name], found, strict=True)) if abs(a - b) > 1]
-        detail = f"wrong ones of {e.draws} draws, one more or less for a tie; {_rows_named(broken)}"
+        detail = f"wrong ones of {e.draws} draws, one more or less for a tie; {rows_named(broken)}"
         yield Finding(f"samples.{name}", not broken, detail)
     fails, most = sum(count > 0 for count in counts["draws"]), e.draws * len(x)
     detail = (
@@ -277,7 +314,7 @@ def _replay_draws(
     yield Finding("robust_accuracy", True, detail)
 
 
-def _logits(judge: Model, x: Tensor, batch_size: int, device: torch.device) -> Tensor:
+def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.device) -> Tensor:
     """Logits on the CPU, called on one fixed shape: what the engine did, so that the bits are the same."""
     parts = []
     with torch.inference_mode():
@@ -306,28 +343,11 @@ def _predictions(field: str, logits: Tensor, said: list[int], rows: Any) -> Find
     broken = [rows[i] for i in (~held).nonzero().flatten().tolist()]
     ties = 0 if classes is None else int((held & (classes != answer)).sum())
     tied = f", {ties} of them a tie here" if ties else ""
-    return Finding(field, not broken, f"{len(said)} predictions{tied}; {_rows_named(broken)}")
-
-
-def _equal(field: str, said: Any, actual: Any, what: str) -> Finding:
-    if said == actual:
-        return Finding(field, True, f"{_short(said)} ({what})")
-    return Finding(field, False, f"the record says {_short(said)}, found {_short(actual)} ({what})")
+    return Finding(field, not broken, f"{len(said)} predictions{tied}; {rows_named(broken)}")
 
 
 def _column(e: _Evidence, name: str, actual: list[Any]) -> Finding:
     said = e.rows[name]
     broken = [i for i, (a, b) in enumerate(zip(said, actual, strict=False)) if a != b]
     held = not broken and len(said) == len(actual)
-    return Finding(f"samples.{name}", held, f"of the images that were loaded; {_rows_named(broken)}")
-
-
-def _rows_named(rows: list[int]) -> str:
-    if not rows:
-        return "all do"
-    return f"row {rows[0]} does not" + (f", nor do {len(rows) - 1} more" if len(rows) > 1 else "")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:12] + "..."
+    return Finding(f"samples.{name}", held, f"of the images that were loaded; {rows_named(broken)}")

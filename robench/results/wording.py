@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 from robench.errors import UsageError
+from robench.plain import plain
 from robench.results.record import Record
 from robench.results.statistics import Accuracy
 
-# Anything that could move the cursor, recolour a terminal or turn the reading direction.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$])")
 _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -17,24 +16,27 @@ _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "–": "--",
+    "—": "---",
     "·": r"$\cdot$",
+    "×": r"$\times$",
+    "÷": r"$\div$",
+    "±": r"$\pm$",
+    "…": r"\ldots{}",
+    "σ": r"$\sigma$",
 }
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def plain(text: str) -> str:
-    """A name from a card or a record, made safe for a terminal: one line, no control characters."""
-    return _UNPRINTABLE.sub("�", text)
-
-
 def markdown(text: str) -> str:
-    """The same, safe in a Markdown table too."""
+    """A name made safe for a Markdown table: one line, no markup."""
     return _MARKDOWN.sub(r"\\\1", plain(text))
 
 
 def latex(text: str) -> str:
-    """The same, safe in LaTeX."""
-    return "".join(_LATEX.get(char, char) for char in plain(text))
+    """A name made safe for LaTeX; letters that its standard fonts lack become question marks."""
+    return "".join(
+        _LATEX.get(char, char if char.isascii() or "À" <= char <= "ÿ" else "?") for char in plain(text)
+    )
 
 
 def percent(accuracy: Accuracy) -> str:
@@ -90,6 +92,16 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def size(count: int) -> str:
+    """A number of bytes: 0 B, 12.3 KiB, 4.56 GiB."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1000:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}"
+
+
 def suite_label(record: Record) -> str:
     """The suite with what is unusual about the run: "autoattack@oblivious+seed1"."""
     job = record.job
@@ -97,10 +109,11 @@ def suite_label(record: Record) -> str:
     return job.suite.name + knowledge + (f"+seed{job.seed}" if job.seed else "")
 
 
-def location(path: Path | None) -> str:
+def location(path: Path | str | None) -> str:
     """A path for people: relative to the working folder where it lies inside."""
     if path is None:
         return ""
+    path = Path(path)
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (ValueError, OSError):

@@ -12,6 +12,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from robench.plain import plain_lines
 
 
 class Reporter:
@@ -63,4 +66,4 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(Text(plain_lines(text)), soft_wrap=True)

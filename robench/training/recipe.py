@@ -62,6 +62,8 @@ class Finetuning:
         ramp: the radius and step size grow linearly from 0 over this many epochs.
         average: decay, a step, of the running average of the weights that is kept at the end; 0 keeps the
             last weights.
+        probe: train the head alone, on the features of the encoder that training starts from: a linear probe,
+            where the head is linear.
     """
 
     method: str = "pgd-at"
@@ -81,6 +83,7 @@ class Finetuning:
     steps: int = 10
     ramp: float = 0.0
     average: float = 0.0
+    probe: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,10 @@ class Recipe:
     Attributes:
         finetuning, pretraining: of a classifier; pretraining None starts it from nothing.
         purifying: the stages of a purifier, `[[recipe.purifying]]`, one after another; none for a classifier.
+        start: the card whose checkpoint training starts from, in place of random weights and of a pre-training: all
+            of it for a purifier, what lies below the head for a classifier.
+        samples: train on the first so many images of the train split; 0 for all.
+        measured: how many test images the finished defense is measured on, the first ones; 0 for all.
         seed: of every random number.
         shift: random crops after padding by so many pixels with zeros.
         rotation, scaling: random rotations up to so many degrees, and scales within 1 -+ so much.
@@ -130,6 +137,9 @@ class Recipe:
     finetuning: Finetuning = field(default_factory=Finetuning)
     pretraining: Pretraining | None = None
     purifying: tuple[PurifierStage, ...] = ()
+    start: str = ""
+    samples: int = 0
+    measured: int = 0
     seed: int = 0
     shift: int = 0
     rotation: float = 0.0
@@ -175,6 +185,10 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
     if "purifying" in table:
         table["purifying"] = _read_stages(table["purifying"], f"{origin}: recipe.purifying")
     recipe = _read(Recipe, table, f"{origin}: recipe")
+    if recipe.start and recipe.pretraining:
+        raise UsageError(f"{origin}: recipe.start = {recipe.start!r} and [recipe.pretraining]: give one")
+    if recipe.finetuning.probe and recipe.pretraining:
+        raise UsageError(f"{origin}: recipe.finetuning.probe needs recipe.start, or --pretrained FILE")
     try:
         choose_method(recipe.finetuning)
     except UsageError as error:
@@ -228,14 +242,20 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     later = Finetuning()
     if not table["purifying"]:
         del table["purifying"]
-    for name in ("method", "accumulate", "precision"):
+    for name in ("method", "accumulate", "precision", "probe"):
         if table["finetuning"][name] == getattr(later, name):
             del table["finetuning"][name]
     if table["pretraining"] and table["pretraining"]["precision"] == Pretraining.precision:
         del table["pretraining"]["precision"]
-    if table["resized_crop"] == Recipe.resized_crop:
-        del table["resized_crop"]
-    del table["stored"]  # it rounds finished weights
+    for name in ("resized_crop", "samples"):
+        if table[name] == getattr(Recipe, name):
+            del table[name]
+    for name in (
+        "stored",
+        "start",
+        "measured",
+    ):  # finished weights are rounded and measured; a start has a digest
+        del table[name]
     return table
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from robench import registry, specs
 from robench.content import Card
 from robench.data import load_dataset
-from robench.defenses import Defense, Purifier, build_purifier, find_card, load
+from robench.defenses import Defense, Purifier, build_purifier, checkpoint_of, find_card, load
 from robench.defenses._base import behind
-from robench.defenses._checkpoints import fetch, sha256_of
+from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
 from robench.engine.device import choose_device
 from robench.errors import ResourceError, UsageError
 from robench.threat import Threat, check_images
@@ -30,7 +30,7 @@ from robench.training.pretrained import read_encoder
 from robench.training.progress import Reporter
 from robench.training.purifying import find_purifying
 from robench.training.recipe import Recipe, decisive, read_recipe
-from robench.training.stages import Stage, finetuning_stage, pretraining_stage, purifier_stage, seed_for
+from robench.training.stages import HEAD, Stage, finetuning_stage, pretraining_stage, purifier_stage, seed_for
 from robench.training.team import Team
 
 # How long a training goes on before what it has is written; a kill loses no more than this and an epoch.
@@ -105,7 +105,8 @@ def train(
         progress: whether to show it, on stderr.
         fresh: start over, whatever an interrupted training has left.
         csv: a file for the epochs (stage, epoch, loss, lr, seconds); None for none.
-        pretrained: a checkpoint of masked pre-training, in place of the recipe's own pre-training.
+        pretrained: a checkpoint to start from, in place of the recipe's own start or pre-training: of masked
+            pre-training or a classifier's, or a purifier's.
 
     Raises:
         UsageError: for an unknown card or device, a card without a recipe, or a bad recipe.
@@ -121,12 +122,12 @@ def train(
     path = Path(output) if output else Path(f"{found.name}.safetensors")
     if path.suffix != ".safetensors":
         raise UsageError(f"the output {path} must end in .safetensors")
-    images = load_dataset(found.dataset, "train", data_dir=data_dir)
+    images = load_dataset(found.dataset, "train", recipe.samples or None, data_dir)
     check_images(images.x, images.y)
     encoder = None
     data = f"{images.digest} {where.type}"
-    if pretrained:
-        encoder = fetch(str(pretrained), Path())
+    if pretrained or recipe.start:
+        encoder = fetch(str(pretrained), Path()) if pretrained else checkpoint_of(recipe.start)
         recipe = replace(recipe, pretraining=None)
         data += f" from {sha256_of(encoder)}"
     run = _Run(found, recipe, path, where, data, team, Path(csv) if csv else None, encoder)
@@ -199,9 +200,9 @@ class _Run:
         self.purifies = self.spec.name in registry.purifiers
         if self.purifies != bool(recipe.purifying):
             raise UsageError(f"{card.name}: purifiers, and they alone, are trained by [[recipe.purifying]]")
-        if self.purifies and encoder:
+        if recipe.finetuning.probe and not encoder:
             raise UsageError(
-                f"{card.name} is a purifier: only a classifier starts from a pre-trained encoder"
+                f"{card.name}: a probe needs an encoder: give recipe.start, or a file with --pretrained"
             )
         self.recipe = recipe
         self.device = device
@@ -244,6 +245,8 @@ class _Run:
         """The purifier after every stage of the recipe."""
         torch.manual_seed(seed_for(self.recipe.seed, "start", "purifier"))
         purifier = build_purifier(self.spec).to(self.device)
+        if self.encoder:
+            load_into(purifier, purifier.fitted(read_state(self.encoder)), self.encoder)
         ways = [find_purifying(how.method) for how in self.recipe.purifying]
         for way in ways:
             way.check()
@@ -302,9 +305,9 @@ class _Run:
         n = clean = robust = 0
         if defense := self._whole(trained, reporter):
             torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
-            test = load_dataset(self.card.dataset, "test", data_dir=data_dir)
+            test = load_dataset(self.card.dataset, "test", self.recipe.measured or None, data_dir)
             n, radius = len(test), Threat.parse(self.recipe.evaluation).eps
-            clean, robust = measure(defense.eval(), test.x, test.y, radius)
+            clean, robust = measure(defense.eval(), test.x[:], test.y, radius)
         self.partial.unlink(missing_ok=True)
         return TrainResult(
             path=self.path,
@@ -358,10 +361,9 @@ def hand_over(encoder: dict[str, Tensor], classifier: nn.Module) -> None:
     The final norm of the pre-training is no part of `encoder`; the head is drawn from a normal distribution
     of deviation 0.02, truncated.
     """
-    new = ("fc_norm.", "head.")
-    known = {key: value for key, value in encoder.items() if not key.startswith(new)}
+    known = {key: value for key, value in encoder.items() if not key.startswith(HEAD)}
     missing, unexpected = classifier.load_state_dict(known, strict=False)
-    assert not unexpected and (not known or all(key.startswith(new) for key in missing))
+    assert not unexpected and (not known or all(key.startswith(HEAD) for key in missing))
     head = getattr(classifier, "head", None)
     if isinstance(head, nn.Linear):
         nn.init.trunc_normal_(head.weight, std=0.02)

@@ -24,6 +24,8 @@ from robench.training.recipe import Finetuning, Pretraining, PurifierStage, Reci
 from robench.training.schedule import cosine, parameter_groups, set_lr
 from robench.training.team import ALONE, Team
 
+# What a classifier draws anew when it starts from an encoder.
+HEAD = ("fc_norm.", "head.")
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
@@ -210,6 +212,8 @@ def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> S
         UsageError: when there is no such method, or it does not suit the network or the recipe.
     """
     method = choose_method(how)
+    if how.probe:
+        _freeze_encoder(model)
     try:
         learners = method.learners(model)
     except ValueError as error:
@@ -242,3 +246,13 @@ def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> S
         accumulate=how.accumulate,
         method=method,
     )
+
+
+def _freeze_encoder(model: nn.Module) -> None:
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
+        parameter.requires_grad_(name.startswith(HEAD))
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise UsageError(
+            f"probe trains the head alone: a {type(model).__name__} has none by the name {HEAD[-1]}"
+        )

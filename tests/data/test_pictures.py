@@ -88,8 +88,11 @@ def test_bad_pictures_are_counted_and_named(imagenet):
 
 def test_mistakes_in_imagenet_are_named(imagenet):
     said = {
-        'imagenet(preprocessing="Res25")': (UsageError, "did you mean"),
-        'imagenet(preprocessing="Crop288")': (ResourceError, r"6 of 6 .*too small for Crop288: 30x40 px"),
+        'imagenet(preprocessing="Rse224")': (UsageError, "did you mean Res224"),
+        'imagenet(preprocessing="Crop288")': (
+            ResourceError,
+            r"6 of 6 .*too small for a crop of 288 px: 30x40 px",
+        ),
         "imagenet(size=3)": (UsageError, "takes no argument size"),
         'imagenet(split="train")': (UsageError, "leave it out"),
         "imagenet:here": (UsageError, "takes no path"),

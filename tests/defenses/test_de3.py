@@ -206,6 +206,8 @@ def test_a_classifier_gets_the_encoder_with_the_normalisation_folded_in():
         ('de3(statistics="none")', "expected one of input, noisy, predicted"),
         ('de3(statistics="predicted")', "trained with statistics_head=True"),
         ("de3(image_size=30)", "image_size=30: expected a multiple of patch_size=16"),
+        ("de3(patch_size=0)", "patch_size=0: expected at least 1"),
+        ("de3(heads=0)", "heads=0: expected at least 1"),
         ("de3(width=100)", "a width of 100 cannot be shared by 12 heads"),
         ("de3(std=(1, 0, 1))", "every std above 0"),
         ("de3(radius=3)", "de3 takes no argument radius"),

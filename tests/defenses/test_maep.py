@@ -10,9 +10,9 @@ from robench import specs
 from robench.data import load_dataset
 from robench.defenses import build_purifier, load
 from robench.defenses._checkpoints import sha256_of
+from robench.defenses._fit import resized
 from robench.defenses._patches import patchify, unpatchify
 from robench.defenses.loaders import robustbench as robustbench_loader
-from robench.defenses.maep import _resized
 from robench.errors import UsageError
 from tests.defenses import files
 
@@ -58,7 +58,7 @@ def test_positions_are_resized_as_a_grid():
     """
     column = torch.arange(8.0).expand(8, 8)
     ramps = torch.stack([column, column.T, torch.ones(8, 8)], 2).reshape(1, 64, 3)
-    larger = _resized(torch.cat([torch.full((1, 1, 3), 9.0), ramps], 1), 16)
+    larger = resized(torch.cat([torch.full((1, 1, 3), 9.0), ramps], 1), 16)
     assert torch.equal(larger[0, 0], torch.full((3,), 9.0))
     across, down, ones = larger[0, 1:].T.reshape(3, 16, 16)
     wanted = (torch.arange(16.0) + 0.5) / 2 - 0.5
@@ -137,6 +137,7 @@ def test_the_gradient_is_exact(fit):
         ("patch_size=16", "image_size=8 must be a multiple of patch_size=16"),
         ("heads=3", "must be multiples of heads=3"),
         ("patch_size=0", "patch_size=0: expected at least 1"),
+        ("width=0", "width=0: expected at least 1"),
         ('fit="crop"', "expected one of exact, tile, interpolate"),
         ("width=6, heads=1", "multiple of 4"),
     ],

@@ -18,7 +18,7 @@ from robench.errors import ResourceError
 from robench.specs import Spec
 from tests.defenses import layouts, simmim
 
-CARDS = {name: card for name, card in content.cards().items() if card.origin and not card.classifier}
+CARDS = {name: card for name, card in content.cards().items() if card.origin and card.family == "mimir"}
 # What a card's spec says, in the words of `layouts`.
 SHAPES = {
     "vit": lambda a: layouts.vit(a["width"], a["depth"], a["image_size"], a["patch_size"], a["num_classes"]),

@@ -1,14 +1,19 @@
 """A purifier in front of any classifier: how it is named, loaded, noted and refused."""
 
 import pytest
+import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
 from robench import registry
 from robench.defenses import Defense, Purifier, find_card, load
+from robench.defenses._checkpoints import sha256_of
+from robench.defenses.loaders import onnx
 from robench.errors import ResourceError, UsageError
 from robench.random import normal_like
+from tests.defenses import files
 
 
 class Blur(Purifier):
@@ -93,6 +98,87 @@ def test_what_does_not_fit_is_refused_in_one_line(name, said, tmp_path, card):
     with pytest.raises(UsageError, match=said) as caught:
         load(name, checkpoint=tmp_path / "blur.safetensors")
     assert "\n" not in str(caught.value)
+
+
+class Scaled(Purifier):
+    """A purifier of somebody else's that was made for other images: of another range, or of one channel."""
+
+    def __init__(self, low: float = -1.0, high: float = 1.0, channels: int = 3, side: int = 16):
+        super().__init__()
+        self.low, self.high, self.side = low, high, side
+        self.mix = nn.Conv2d(channels, 3, 1)
+
+    def forward(self, x):
+        return self.low + (self.high - self.low) * self.mix(x).sigmoid()[..., : self.side]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            "",
+            r"gives pixels from -0.987 to 0.987, where \[0, 1\] is expected: if it was trained for another range",
+        ),
+        ("(low=0, high=255)", r"gives pixels from 1.71 to 253, where"),
+        ("(low=0, high=1, channels=1)", r"does not take images of shape \(2, 3, 16, 16\)"),
+        ("(low=0, high=1, side=8)", r"gives \(2, 3, 16, 8\) for images of shape \(2, 3, 16, 16\)"),
+    ],
+)
+def test_one_made_for_other_images_is_refused_in_one_line(settings, said, tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.purifiers._builders, "scaled", Scaled)
+    monkeypatch.setitem(registry.purifiers._holders, "scaled", "tests.Scaled")
+    torch.manual_seed(0)
+    channels = 1 if "channels" in settings else 3
+    network = Scaled(channels=channels)
+    # From black to white over the whole range.
+    nn.init.constant_(network.mix.weight, 10 / channels)
+    nn.init.constant_(network.mix.bias, -5.0)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match=said) as caught:
+        load(f"scaled{settings}+standard-digits", checkpoint=tmp_path / "w.safetensors")
+    assert "\n" not in str(caught.value) and "does not suit standard-digits" in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["python", "torchscript", "timm", "torchvision", "onnx"])
+def test_a_shipped_one_stands_before_everybodys(scheme, tmp_path, monkeypatch):
+    """By the name that the command line takes; the weights of `timm` and `torchvision` are a file of the user's."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    if scheme == "python":
+        files.write_module(tmp_path)
+        name = "python:tiny_module.build(width=4, image_size=16)"
+    elif scheme == "torchscript":
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        files.write_torchscript(network.eval(), tmp_path / "a.pt", image_size=16)
+        name = "torchscript:a.pt"
+    elif scheme == "onnx":
+        pytest.importorskip("onnx", reason=f"ONNX files need {onnx.INSTALL}")
+        files.write_onnx(tmp_path / "a.onnx")
+        name = "onnx:a.onnx(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))"
+    else:
+        builder, network = {
+            "timm": (
+                "timm:test_vit(num_classes=10, image_size=16)",
+                lambda: timm.create_model("test_vit", num_classes=10, img_size=16),
+            ),
+            "torchvision": (
+                "torchvision:squeezenet1_1(num_classes=10, image_size=32)",
+                lambda: torchvision.models.squeezenet1_1(num_classes=10),
+            ),
+        }[scheme]
+        save_file(network().state_dict(), tmp_path / "net.safetensors")
+        digest = sha256_of(tmp_path / "net.safetensors")
+        (tmp_path / "inner.toml").write_text(
+            f"builder = '{builder}'\ndataset = 'digits'\ncheckpoint = 'net.safetensors'\nsha256 = '{digest}'\n"
+        )
+        name = "inner.toml"
+    inner = load(name).defense
+    side = inner.image_size
+    purified = load(f'maep-digits(fit="interpolate")+{name}').defense
+    x = torch.rand(2, 3, side, side).requires_grad_()
+    torch.testing.assert_close(purified(x), inner(purified.purifier(x)), rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(purified(x).square().sum(), x)
+    assert purified.image_size == side and gradient.isfinite().all() and gradient.any()
 
 
 def test_weights_are_asked_for(card):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from robench.attacks._base import Answer
 from robench.data import load_dataset
@@ -10,67 +9,7 @@ from robench.defenses import load_defense
 from robench.direct import attack
 from robench.engine.watch import Counts, Watch
 from tests.conftest import images, small_net
-
-
-class Wrapped(nn.Module):
-    """A network with something done to its input and its logits."""
-
-    def __init__(self, before=None, after=None):
-        super().__init__()
-        self.network, self.before, self.after = small_net(), before, after
-
-    def forward(self, x):
-        x = self.before(x) if self.before else x
-        logits = self.network(x)
-        return self.after(x, logits) if self.after else logits
-
-
-class Reversed(torch.autograd.Function):
-    """The identity, with the gradient of its opposite."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return -grads[0]
-
-
-def nan_where_hard(x, logits):
-    gap = logits.topk(2, 1).values.diff().abs()
-    return torch.where(gap < 0.2, torch.nan, logits)
-
-
-def thermometer(x):
-    """Sixteen levels as bits (Buckman et al. 2018), summed up again: nothing passes a gradient."""
-    levels = torch.arange(16, device=x.device).view(-1, 1, 1, 1, 1) / 16
-    return (x > levels).float().mean(0)
-
-
-class WinnersTakeAll(nn.Module):
-    """k-WTA (Xiao et al. 2020): of the hidden units only the largest stay, on a coarse grid of values."""
-
-    def forward(self, x):
-        flat = x.flatten(1)
-        kept = flat >= flat.kthvalue(flat.shape[1] - flat.shape[1] // 8, 1, keepdim=True).values
-        return (kept * (flat * 4).round() / 4).view_as(x)
-
-
-CAUGHT = {
-    "rounding": (Wrapped(before=lambda x: (x * 7).round() / 7), "zero-gradients"),
-    "thermometer": (Wrapped(before=thermometer), "zero-gradients"),
-    "k-WTA": (Wrapped(before=WinnersTakeAll()), "zero-gradients"),
-    "huge logits": (Wrapped(after=lambda x, logits: 1e4 * logits), "zero-gradients"),
-    "a detector's constant": (
-        Wrapped(after=lambda x, logits: torch.where(logits.amax(1, keepdim=True) > 1e9, logits, logits.detach())),
-        "zero-gradients",
-    ),
-    "noise": (Wrapped(before=lambda x: x + 0.1 * torch.randn_like(x)), "undeclared-randomness"),
-    "NaN where it is hard": (Wrapped(after=nan_where_hard), "nonfinite-logits"),
-    "probabilities": (Wrapped(after=lambda x, logits: logits.softmax(1)), "softmax-outputs"),
-    "a gradient that misleads": (Wrapped(before=Reversed.apply), "loss-not-increasing"),
-}  # fmt: skip
+from tests.engine.caught import CAUGHT
 
 
 @pytest.mark.parametrize("name", CAUGHT)
@@ -100,7 +39,29 @@ def test_losses_are_followed_lane_by_lane():
         watch.note(off, torch.tensor([step == 0] * 3), told)
     watch.end(0)
     watch.end(1)
-    assert watch.counts == Counts(vanished=0, gradients=2, flat=1, fallen=1, ended=2)
+    assert watch.counts == Counts(vanished=0, gradients=2, flat=1, fallen=1, undone=0, ended=2)
     again = Watch(3, ascends=True)
     again.load(watch.dump())
     assert again.counts == watch.counts and torch.equal(again.losses, watch.losses)
+
+
+def test_what_still_rises_in_the_last_tenth_is_counted():
+    watch, both = Watch(2, ascends=True, steps=10), torch.tensor([True, True])
+    # One rises to the end; the other has all but a fiftieth of its rise before the last step.
+    for step in range(11):
+        losses = torch.tensor([float(step), 1.0 if step == 10 else 0.98 * min(step, 5) / 5])
+        told = Answer(torch.zeros(2), torch.zeros(2, 2), losses, torch.ones(2, 1, 1, 1))
+        watch.note(both, torch.tensor([step == 0] * 2), told)
+    watch.end(0)
+    watch.end(1)
+    assert (watch.counts.undone, watch.counts.ended) == (1, 2)
+
+
+def test_an_attack_that_creeps_is_marked():
+    data = load_dataset("digits", "test", 24)
+    model = load_defense("pgd-at-digits")
+    found = [
+        [mark.code for mark in attack(spec, model, data.x, data.y, threat="Linf:0.1", batch_size=24).health]
+        for spec in ("pgd(steps=20, step_size=0.002, random_start=False)", "pgd(steps=20)")
+    ]
+    assert found == [["more-steps-help"], []]

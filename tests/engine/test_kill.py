@@ -17,7 +17,7 @@ from robench.results.record import stable
 ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "48", "--batch-size", "16", "--json"]
 # A norm, and a transformation with chances of its own.
 JOBS = [
-    ("Linf:0.14", "apgd(steps=30)+square(queries=60)"),
+    ("Linf:0.14", "apgd(steps=30)+square(queries=60)+fmn(steps=10, minimise=True)"),
     ("snow(grid=4):2", "apgd(steps=30)+pgd(steps=30)"),
 ]
 # Saves after every question, so that there is something to resume however fast the machine is.
@@ -92,7 +92,7 @@ def _saved(root: Path):
 
 def test_what_another_layout_left_behind_is_not_gone_on_with(tmp_path, monkeypatch):
     store = FolderStore(tmp_path / "a", "key")
-    store.save({"x": torch.ones(1)}, {"seconds": 0.0}, {})
+    store.save({"x": torch.ones(1)}, {"seconds": 0.0}, 0, {})
     assert FolderStore(tmp_path / "a", "key").resumes
     monkeypatch.setattr("robench.engine.store.LAYOUT", 0)
     assert not FolderStore(tmp_path / "a", "key").resumes

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robench.direct import find_suite
+from robench.engine.store import Saved
 from robench.engine.suite import Run, build_attacks
 from robench.threat import Threat
 from tests.conftest import images, small_net
@@ -79,6 +80,32 @@ def test_so_it_does_for_attacks_that_work_on_some_lanes_alone(threat):
         assert_same(whole, play(torch.tensor([i]), specs=specs, threat=threat), rows=slice(i, i + 1))
 
 
+@pytest.mark.parametrize(
+    ("specs", "threat"),
+    [
+        ("fmn(steps=10, targets=2, minimise=True)+mifgsm(diversity=0.5, translation=1)", "Linf:0.006"),
+        ("ddn(steps=10, minimise=True)+fab(steps=6, targets=2, minimise=True)", "L2:0.1"),
+        ("hopskipjump(queries=60, samples=8, minimise=True)+spsa(steps=2, samples=4)", "L2:0.1"),
+        ("nes(steps=2, samples=6)+hopskipjump(queries=40, samples=8)", "Linf:0.006"),
+    ],
+)
+def test_so_it_does_for_black_boxes_and_least_distances_and_when_resumed(specs, threat):
+    whole = play(specs=specs, threat=threat)
+    for i in (2, 11, 23):
+        assert_same(whole, play(torch.tensor([i]), specs=specs, threat=threat), rows=slice(i, i + 1))
+    other = play(lanes=5, specs=specs, threat=threat)
+    assert torch.equal(whole.robust, other.robust) and torch.equal(whole.forward, other.forward)
+    assert torch.allclose(whole.distance, other.distance, atol=1e-5)
+    store, stops, outcome = MemoryStore(23), 0, None
+    while outcome is None:
+        try:
+            outcome = play(store=store, specs=specs, threat=threat)
+        except KeyboardInterrupt:
+            stops, store.left = stops + 1, 23
+    assert stops >= 1
+    assert_same(whole, outcome)
+
+
 def test_the_order_of_work_does_not_matter(whole):
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
     shuffled = play(order)
@@ -98,18 +125,30 @@ class MemoryStore:
     def __init__(self, stop_at):
         self.saved, self.found, self.left = None, {}, stop_at
 
-    def due(self):
+    def due(self, held=0):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
         return False
 
-    def save(self, tensors, facts, found):
-        self.found |= {f"found.{i}": image for i, image in found.items()}
+    def save(self, tensors, facts, attack, found):
+        places = {i: InMemory(image) for i, image in found.items()}
+        self.found.setdefault(attack, {}).update(places)
         self.saved = {k: v.clone() for k, v in tensors.items()}, facts
+        return places
 
     def load(self):
-        return None if self.saved is None else (self.saved[0] | self.found, self.saved[1])
+        return None if self.saved is None else Saved(*self.saved, self.found)
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """Where `MemoryStore` keeps an image."""
+
+    image: torch.Tensor
+
+    def read(self):
+        return self.image
 
 
 @pytest.mark.parametrize("stride", [5, 17])
@@ -131,7 +170,7 @@ def test_an_interrupt_between_an_answer_and_its_verdict_loses_no_verdict(whole, 
     from robench.engine.loop import Loop
 
     store, real, left = MemoryStore(-1), Loop._verdict, [2]
-    store.due = lambda: True
+    store.due = lambda held: True
 
     def interrupted(self, *arguments):
         draws = real(self, *arguments)

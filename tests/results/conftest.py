@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.results.fabricate import Run, make_run
+from robench import content
+from robench.content import Suite
+from tests.results.fabricate import SPECS, Run, make_run
 
 
 @pytest.fixture
@@ -16,3 +18,9 @@ def run(tmp_path: Path) -> Run:
 @pytest.fixture
 def runs(tmp_path: Path) -> Callable[..., Run]:
     return lambda **changes: make_run(tmp_path, **changes)
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch):
+    """What is fabricated under the name autoattack stands for itself."""
+    monkeypatch.setitem(content.suites(), "autoattack", Suite("autoattack", list(SPECS)))

@@ -15,8 +15,9 @@ from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, Suit
 from robench.results.store import make_record, record_folder, write_record
 from robench.threat import Threat
 
-SPECS = ('apgd(loss="ce")', "square")
+SPECS = ("apgd", "square")
 EPS = 0.04
+PARAMETERS = 147  # of the linear judge
 
 
 def linear(seed: int = 0, classes: int = 3, pixels: int = 3 * 4 * 4) -> nn.Module:
@@ -26,7 +27,9 @@ def linear(seed: int = 0, classes: int = 3, pixels: int = 3 * 4 * 4) -> nn.Modul
     with torch.no_grad():
         layer.weight.copy_(torch.randn(classes, pixels, generator=generator))
         layer.bias.copy_(-0.5 * layer.weight.sum(1))
-    return nn.Sequential(nn.Flatten(), layer).eval()
+    judge = nn.Sequential(nn.Flatten(), layer).eval()
+    judge.stochastic = False  # pyright: ignore[reportArgumentType]
+    return judge
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Run:
 
     @property
     def loaded(self) -> Loaded:
-        return Loaded("mimir-digits", cast(Any, self.judge), None, "a" * 64, None, "b" * 64)
+        return Loaded("mimir-digits", cast(Any, self.judge), None, "a" * 64, None, "b" * 64, "mimir")
 
     def record(self, **changes) -> Record:
         facts = {
@@ -71,9 +74,12 @@ def make_outcome(images: Images, judge: nn.Module, health: tuple[Mark, ...] = ()
     clean = judge(x).argmax(1)
     x_adv, fooled_by = x.clone(), ["" if right else "clean" for right in (clean == y)]
     candidates = [_step(judge, x, y, EPS), _step(judge, x, y, EPS / 2)]
+    forward, backward = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
     costs = []
     for spec, candidate in zip(SPECS, candidates, strict=True):
         attacked = [i for i in range(n) if fooled_by[i] == ""]
+        forward[attacked] += 3
+        backward[attacked] += 1
         wrong = judge(candidate).argmax(1) != y
         hits = [i for i in attacked if bool(wrong[i]) and i % 2 == SPECS.index(spec)]
         for i in hits:
@@ -87,7 +93,7 @@ def make_outcome(images: Images, judge: nn.Module, health: tuple[Mark, ...] = ()
     return Outcome(
         x_adv, robust, fooled_by, clean, judge(x_adv).argmax(1), judge(x).detach().topk(2, 1).values.diff().neg()[:, 0],
         (clean != y).long(), (~robust).long(), distance,
-        counts % 5, counts + 1, counts,
+        counts % 5, forward, backward,
         costs, list(health), "fp32", 8,
     )  # fmt: skip
 
@@ -112,7 +118,7 @@ def make_run(
         outcome = make_outcome(images, judge, health=tuple(health))
     job = Job(
         **{
-            "defense": DefenseFacts(defense, "mimir", "a" * 64, "b" * 64, 455_000),
+            "defense": DefenseFacts(defense, "mimir", "a" * 64, "b" * 64, PARAMETERS),
             "suite": SuiteFacts("autoattack", SPECS),
             "dataset": DatasetFacts("digits", "test", images.digest),
             "protocol": "digits-linf",

@@ -91,7 +91,7 @@ def test_an_unreadable_record_is_named_and_the_others_are_shown(tmp_path):
     text = board(collect([tmp_path]))
     assert lines(text, "good")
     assert "Left out:" in text
-    assert "bad/autoattack/record.json is truncated or not JSON" in text
+    assert "bad/autoattack/record.json: truncated or not JSON" in text
 
 
 def test_a_record_is_counted_once_however_it_was_named(tmp_path, run):

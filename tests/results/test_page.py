@@ -225,7 +225,7 @@ def test_unreadable_records_are_named(tmp_path):
     run.write()
     (run.folder / "record.json").write_text('{"schema": 1')
     index = write_page(collect([tmp_path / "results"]), tmp_path / "board")
-    assert "record.json is truncated or not JSON" in index.read_text("utf-8")
+    assert "record.json: truncated or not JSON" in index.read_text("utf-8")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, run):

@@ -45,7 +45,7 @@ CHANGES = {
     seed=st.integers(0, 1000),
     marks=st.lists(st.builds(Mark, st.text(min_size=1), st.text()), max_size=3),
     command=st.text(),
-    extra=st.dictionaries(st.sampled_from(["mce", "average"]), st.floats(0, 1)),
+    extra=st.dictionaries(st.sampled_from(["later_field", "average"]), st.floats(0, 1)),
 )
 def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
     run = make_run(tmp_path / str((n, seed)), n=n, draw=seed, health=marks)
@@ -99,7 +99,12 @@ def test_the_key_does_not_hang_on_names_for_people(run):
 
 def test_the_key_is_the_same_in_every_release(run):
     """A changed key would make every shipped record unknown to `robench run`."""
-    job = dataclasses.replace(run.job, dataset=DatasetFacts("digits", "test", "e" * 64), threat="Linf:0.25")
+    job = dataclasses.replace(
+        run.job,
+        suite=SuiteFacts("autoattack", ('apgd(loss="ce")', "square")),
+        dataset=DatasetFacts("digits", "test", "e" * 64),
+        threat="Linf:0.25",
+    )
     assert job.key == "bdb76be47022089709b2ecaa506ca50916deed911cad4210864287d0b9eabfd6"
 
 
@@ -151,7 +156,7 @@ def test_what_is_not_a_record_is_refused(tmp_path, content):
         ("attacks.0.survivors", "12"),
         ("threat", "L7:1"),
         ("knowledge", "total"),
-        ("schema", 2),
+        ("schema", 0),
         ("started", "yesterday"),
         ("health.0", {"code": "x"}),
         ("files", {}),
@@ -222,7 +227,7 @@ def test_an_image_that_its_perturbation_does_not_reach_is_not_certified(run):
     run.images.x[fooled] = 0.5
     x_adv[fooled] = 1e-20
     with pytest.raises(ValueError, match="1 adversarial images"):
-        encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat))
+        list(encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat)))
 
 
 def test_a_record_can_be_read_after_its_folder_was_moved(run, tmp_path):
@@ -230,3 +235,56 @@ def test_a_record_can_be_read_after_its_folder_was_moved(run, tmp_path):
     moved = shutil.move(run.folder, tmp_path / "elsewhere")
     assert read_record(moved) == written
     assert read_record(moved).folder == tmp_path / "elsewhere"
+
+
+def test_a_record_of_a_newer_robench_is_refused_in_one_line(run):
+    run.write()
+    content = json.loads((run.folder / "record.json").read_text())
+    (run.folder / "record.json").write_text(json.dumps({**content, "schema": 2, "colour": "blue"}))
+    with pytest.raises(ResourceError) as caught:
+        read_record(run.folder)
+    assert str(caught.value) == (
+        f"{run.folder}/record.json: record schema 2 is newer than this robench reads (1): pip install --upgrade robench"
+    )
+
+
+@pytest.mark.parametrize("schema", [0, -1, "1", None, 1.5])
+def test_a_schema_that_never_was_is_named(run, schema):
+    content = {**run.write().to_dict(), "schema": schema}
+    with pytest.raises(ResourceError, match="schema breaks record schema 1"):
+        record.decode(json.dumps(content).encode())
+
+
+def test_older_records_are_migrated_step_by_step_and_keep_their_key(run, monkeypatch):
+    """Two steps that never were: schema -1 wrote the defense's name alone, schema 0 called images `samples`."""
+
+    def from_minus_one(content):
+        facts = {"family": "", "card_digest": "", "checkpoint_sha256": "b" * 64, "parameters": None}
+        return {**content, "defense": {"name": content["defense"], **facts}}
+
+    def from_zero(content):
+        return {
+            **{name: value for name, value in content.items() if name != "samples"},
+            "n": content["samples"],
+        }
+
+    monkeypatch.setattr(record, "MIGRATIONS", {-1: from_minus_one, 0: from_zero})
+    today = run.write().to_dict()
+    old = {name: value for name, value in today.items() if name != "n"}
+    old |= {"schema": -1, "samples": today["n"], "defense": today["defense"]["name"]}
+    found = record.decode(json.dumps(old).encode())
+    assert found.job.n == run.job.n and found.job.defense.name == "mimir-digits"
+    assert found.key == today["key"] and found.to_dict()["schema"] == 1
+
+
+def test_a_record_of_the_first_release_is_read(run):
+    """Before a purifier's classifier was written, and before randomised defenses were judged on several draws."""
+    content = run.record().to_dict()
+    del content["defense"]["classifier"]
+    content["files"] = dict.fromkeys(("samples.parquet", "adversarials.safetensors"), "0" * 64)
+    assert record.decode(json.dumps(content).encode()).job.defense.classifier == ""
+
+
+def test_a_command_with_bytes_that_are_no_text_is_written_and_read(run):
+    command = b"robench run --results \xff\xfe".decode(errors="surrogateescape")
+    assert read_record(run.write(command=command).folder).command == command

@@ -159,12 +159,14 @@ def wrap(
     image_size: int | None,
     normalised: tuple[Numbers, Numbers] = (None, None),
     num_classes: int | None = None,
+    preprocessing: str = "",
 ) -> Defense:
     """A network that takes normalised images as a defense that takes images in [0, 1].
 
     Args:
         normalised: mean and std.
         num_classes: None to find it by calling the network on two black images.
+        preprocessing: of pictures before it, see `Defense`.
 
     Raises:
         UsageError: for sizes that make no sense, or a network that gives something other than logits.
@@ -176,7 +178,9 @@ def wrap(
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
         raise UsageError(f"{source} with {num_classes=}: expected a whole number of at least 2")
     mean, std = normalised
-    make = functools.partial(Defense, network.eval(), image_size=image_size, mean=mean, std=std)
+    make = functools.partial(
+        Defense, network.eval(), image_size=image_size, mean=mean, std=std, preprocessing=preprocessing
+    )
     return make(num_classes=num_classes or _count_classes(source, make(num_classes=0), image_size))
 
 

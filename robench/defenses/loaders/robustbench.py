@@ -24,6 +24,7 @@ from torch import nn
 from robench import registry
 from robench.defenses.loaders._base import Found, Source, attempt, needed, one_line, wrap
 from robench.errors import ResourceError, UsageError, unknown_name
+from robench.preprocessing import side
 
 # robustbench pins an old timm, so no resolver can install it beside robench: its own line goes without.
 INSTALL = 'pip install "robench[robustbench]" && pip install --no-deps robustbench==1.1.1'
@@ -61,7 +62,10 @@ def load(source: Source) -> Found:
         network = attempt(source, models[name]["model"])
     else:
         network, file = _with_weights(source, package, name, dataset, threat, models[name].get("gdrive_id"))
-    return Found(wrap(source, network, _SIZES[dataset]), file)
+    # The name of one, or a function of timm's, which has no name.
+    said = models[name].get("preprocessing")
+    own = said if isinstance(said, str) else ""
+    return Found(wrap(source, network, side(own) or _SIZES[dataset], preprocessing=own), file)
 
 
 def _split(source: Source) -> tuple[str, str, str]:

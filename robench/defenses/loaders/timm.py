@@ -6,6 +6,7 @@ Wightman, "PyTorch Image Models", doi 10.5281/zenodo.4414861.
 from typing import Any
 
 import timm
+from timm.data.config import resolve_data_config
 from torch import nn
 
 from robench import registry
@@ -21,6 +22,7 @@ from robench.defenses.loaders._base import (
     wrap,
 )
 from robench.errors import ResourceError, UsageError, unknown_name
+from robench.preprocessing import of_evaluation
 
 
 @registry.loaders.register("timm")
@@ -84,7 +86,12 @@ def _load(
     channels, *sides = said["input_size"]
     if channels != 3 or len(set(sides)) != 1:
         raise UsageError(f"{source} takes images of shape {tuple(said['input_size'])}: expected (3, S, S)")
-    defense = wrap(source, network, size or sides[0], normalised, found)
+    side = size or sides[0]
+    told = resolve_data_config(pretrained_cfg=said)
+    own = of_evaluation(
+        side, told["crop_pct"], told["interpolation"], told["crop_mode"], told.get("crop_border_pixels")
+    )
+    defense = wrap(source, network, side, normalised, found, own)
     return fill(defense, source.checkpoint) if source.checkpoint else Found(defense)
 
 

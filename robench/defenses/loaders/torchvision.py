@@ -10,6 +10,7 @@ from torch import nn
 from robench import registry
 from robench.defenses.loaders._base import Channels, Found, Source, attempt, fill, normalisation, wrap
 from robench.errors import UsageError, unknown_name
+from robench.preprocessing import of_sizes
 
 # What torchvision itself sets where these two have their published weights.
 _INCEPTION = {"transform_input": True, "aux_logits": True, "init_weights": False}
@@ -58,7 +59,10 @@ def load(
     else:
         network, file = attempt(source, lambda: _published(source.target, weights))
     size = image_size or transforms.crop_size[0]
-    defense = wrap(source, network, size, normalised, num_classes or told)
+    # Said of its own size; of another one nothing is.
+    own = of_sizes(transforms.resize_size, transforms.crop_size, transforms.interpolation.value)
+    own = own if size == transforms.crop_size[0] else ""
+    defense = wrap(source, network, size, normalised, num_classes or told, own)
     return fill(defense, source.checkpoint) if source.checkpoint else Found(defense, file)
 
 

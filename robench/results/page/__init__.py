@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from robench.errors import ResourceError
 from robench.files import write_whole
+from robench.results import corruption_text
 from robench.results.board import Collection, board
 from robench.results.page import view
 from robench.results.page.pictures import Gallery, Picture
@@ -73,6 +74,7 @@ def write_page(
     }
     index = environment.get_template(INDEX).render(
         parts=found,
+        corrupted=list(corruption_text.grids(records)),
         sort=sort,
         root="",
         unreadable=records.unreadable if isinstance(records, Collection) else (),

@@ -104,13 +104,18 @@ class TrainMAEP(Purifying):
         """`x`, or with `offline` the pairs, (N, 6, S, S): the clean image, then the adversarial one.
 
         Raises:
-            UsageError: when the purifier, or the source, is for images of another size, or the source for fewer
-                classes.
+            UsageError: when the purifier does not fit the images, the source is for images of another size, or for
+                fewer classes.
         """
-        side, own = x.shape[-1], _network(learner).image_size
-        for what, taken in (("the purifier", own), (f"its source {self.source}", self._source.image_size)):
-            if taken != side:
-                raise UsageError(f"maep: {what} is for images of {taken} px: the data set's are of {side} px")
+        side, taken = x.shape[-1], self._source.image_size
+        try:
+            _network(learner).check(side)
+        except ValueError as error:
+            raise UsageError(f"maep: {error}") from error
+        if taken != side:
+            raise UsageError(
+                f"maep: its source {self.source} is for images of {taken} px: the data set's are of {side} px"
+            )
         if y.max() >= self._source.num_classes:
             raise UsageError(
                 f"maep: its source {self.source} knows {self._source.num_classes} classes: the data set has more"
@@ -129,6 +134,7 @@ class TrainMAEP(Purifying):
         """See the class; x: (N, 6, S, S) with `offline`, else (N, 3, S, S)."""
         clean, x_a = x.split(3, 1) if self.offline else (x, self.attacked(x, y))
         network = _network(learner)
+        clean, x_a = network.cut(clean), network.cut(x_a)
         wanted = patchify(clean, network.patch_size)
         n, patches, _ = wanted.shape
         if not self.mask_ratio:

@@ -1,0 +1,123 @@
+"""Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and defenses.
+
+Rony et al. 2018, arXiv 1811.09600: a step along the gradient, then the perturbation is set to a norm that shrinks
+while it fools and grows while it does not (Alg. 1).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._objectives import check_loss, margin, normalize, objective
+from robench.registry import attacks
+from robench.threat import rownorm
+
+# The step falls to this share of its first length, on a cosine.
+_LAST = 0.01
+
+
+@dataclass(frozen=True)
+class DDNState(State):
+    """The next point, the norm of its perturbation as it was set, and the nearest point that fools."""
+
+    x: Tensor
+    radius: Tensor
+    best: Tensor
+    distance: Tensor
+    target: Tensor
+    step: Tensor
+
+
+@attacks.register("ddn")
+@dataclass(frozen=True)
+class DDN(Attack[DDNState]):
+    """DDN in L2: a minimum-norm attack, which does not know of the radius.
+
+    Args:
+        loss: "ce", "dlr" or "margin".
+        steps: iterations; one forward and one backward pass each.
+        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
+        eot: draws of a randomised surrogate averaged for each gradient.
+        step_size: of the first step, in L2.
+        radius: of the first perturbation.
+        gamma: by what share the norm changes a step.
+        minimise: play on to the nearest image when one within the threat has been found.
+    """
+
+    in_pixels: ClassVar[bool] = True
+
+    loss: str = "ce"
+    steps: int = 100
+    targets: int = 0
+    eot: int = 1
+    step_size: float = 1.0
+    radius: float = 1.0
+    gamma: float = 0.05
+    minimise: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.loss)
+        if not self.step_size > 0 or not self.radius > 0 or not 0 < self.gamma < 1:
+            raise ValueError(
+                f"step_size={self.step_size!r}, radius={self.radius!r}, gamma={self.gamma!r}: expected numbers "
+                "above 0, and gamma below 1"
+            )
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("L2",)
+
+    @property
+    def questions(self) -> int:
+        return self.steps
+
+    def init(self, problem: Problem, rows: Rows) -> DDNState:
+        zero = torch.zeros_like(rows.x[:, 0, 0, 0])
+        return DDNState(
+            x=rows.x,
+            radius=zero + self.radius,
+            best=rows.x,
+            distance=zero + math.inf,
+            target=self.target(rows) if self.targets else rows.y,
+            step=torch.zeros_like(rows.y),
+        )
+
+    def ask(self, problem: Problem, rows: Rows, state: DDNState) -> Ask:
+        return Ask(state.x, objective(self.loss, state.target if self.targets else None))
+
+    def tell(self, problem: Problem, rows: Rows, state: DDNState, answer: Answer) -> DDNState:
+        fools = margin(answer.logits, rows.y) > 0
+        distance = rownorm(answer.x - rows.x, "L2")
+        nearer = fools & (distance < state.distance)
+        radius = state.radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
+        # The first perturbation has the first radius: the norm changes from then on.
+        radius = torch.where(state.step == 0, state.radius, radius)
+        size = self.step_size * cosine(state.step, self.steps, 1.0, _LAST)
+        moved = answer.x - rows.x + spread(size, answer.grad) * normalize(answer.grad, "L2")
+        # Clipping to the box only shortens what was set.
+        x = (rows.x + spread(radius, moved) * normalize(moved, "L2")).clamp(0, 1)
+        return DDNState(
+            x=x,
+            radius=radius,
+            best=where(nearer, answer.x, state.best),
+            distance=torch.where(nearer, distance, state.distance),
+            target=state.target,
+            step=state.step + 1,
+        )
+
+    def finished(self, state: DDNState) -> Tensor:
+        return state.step >= self.steps
+
+    def best(self, state: DDNState) -> Tensor:
+        return state.best
+
+
+def cosine(step: Tensor, steps: int, first: float, last: float) -> Tensor:
+    """From `first` at step 0 to `last` at `steps`, on half a cosine: float32 (S,)."""
+    share = (step.clamp_max(steps) / steps).float()
+    return last + (first - last) * (1 + (math.pi * share).cos()) / 2

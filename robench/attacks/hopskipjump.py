@@ -1,0 +1,273 @@
+"""HopSkipJumpAttack: a query-efficient decision-based attack (Chen et al. 2019, arXiv 1904.02144).
+
+It is told nothing but whether an image fools (Alg. 2): a binary search to the boundary, the boundary's normal from
+random points about it (eqs. 9 and 16), and a leap along it that is halved until it lands on the far side.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._objectives import margin, normalize
+from robench.registry import attacks
+from robench.threat import rownorm
+
+# What a lane does next: look for any image that fools, close in on the boundary, sound it, leap.
+_SEEK, _CLOSE, _SOUND, _LEAP = range(4)
+# Tiles of these many pixels a side are of one colour in the random images that the search starts with, in turn.
+_TILES = (1, 2, 4, 8)
+# Of the first sounding, in which nothing is known of the distance; and the most points of any.
+_FIRST_REACH, _MOST = 0.1, 10_000
+# A leap halved so often goes nowhere.
+_HALVINGS = 30
+
+
+@dataclass(frozen=True)
+class HopSkipJumpState(State):
+    """Where each lane stands.
+
+    `far` fools, and the boundary is sought between `low` (does not fool) and `high` (fools) of the way to it;
+    `edge` is the point at the boundary, `told` counts the answers of a phase, of whose sounding `fooling` is the
+    sum of signs, `away` of the steps and `signed` of the steps times their signs; `leap` is the step tried along
+    `normal`. `round` counts the soundings, `step` the queries.
+    """
+
+    phase: Tensor
+    far: Tensor
+    low: Tensor
+    high: Tensor
+    edge: Tensor
+    fooling: Tensor
+    away: Tensor
+    signed: Tensor
+    normal: Tensor
+    leap: Tensor
+    told: Tensor
+    round: Tensor
+    best: Tensor
+    distance: Tensor
+    step: Tensor
+
+
+@attacks.register("hopskipjump")
+@dataclass(frozen=True)
+class HopSkipJump(Attack[HopSkipJumpState]):
+    """HopSkipJump in Linf and L2: a minimum-norm attack that sees decisions only.
+
+    It starts from random images, of single pixels and of coarser tiles in turn, until one fools; the paper takes
+    single pixels only.
+
+    Args:
+        queries: forward passes, never more.
+        samples: points of the first sounding, the paper's B_0; later ones take more, by the root of their number.
+        minimise: play on to the nearest image when one within the threat has been found.
+    """
+
+    in_pixels: ClassVar[bool] = True
+
+    queries: int = 5000
+    samples: int = 100
+    minimise: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("queries", "samples"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("Linf", "L2")
+
+    @property
+    def questions(self) -> int:
+        return self.queries
+
+    def init(self, problem: Problem, rows: Rows) -> HopSkipJumpState:
+        count, zero = torch.zeros_like(rows.y), torch.zeros_like(rows.x[:, 0, 0, 0])
+        image = torch.zeros_like(rows.x)
+        return HopSkipJumpState(
+            phase=count + _SEEK,
+            far=rows.x,
+            low=zero,
+            high=zero,
+            edge=rows.x,
+            fooling=zero,
+            away=image,
+            signed=image,
+            normal=image,
+            leap=zero,
+            told=count,
+            round=count,
+            best=rows.x,
+            distance=zero + math.inf,
+            step=count,
+        )
+
+    def ask(self, problem: Problem, rows: Rows, state: HopSkipJumpState) -> Ask:
+        norm = problem.threat.norm
+        x = _between(rows.x, state.far, (state.low + state.high) / 2, norm)
+        leaps = torch.addcmul(state.edge, spread(state.leap, x), state.normal)
+        x = where(state.phase == _LEAP, leaps, x)
+        for phase, drawn in ((_SEEK, self._anything), (_SOUND, self._about)):
+            lanes = (state.phase == phase).nonzero()[:, 0]
+            if len(lanes):
+                x = x.index_copy(0, lanes, drawn(problem, rows, state, lanes))
+        return Ask(x.clamp(0, 1))
+
+    def _anything(self, problem: Problem, rows: Rows, state: HopSkipJumpState, lanes: Tensor) -> Tensor:
+        """A random image for each of the lanes."""
+        shape = rows.x.shape[1:]
+        noise = problem.stream.uniform(rows.sample[lanes], rows.rank[lanes], state.step[lanes], tuple(shape))
+        tile = torch.tensor(_TILES, device=lanes.device)[state.step[lanes] % len(_TILES)][:, None]
+        row, column = (torch.arange(side, device=lanes.device) // tile * tile for side in shape[1:])
+        noise = noise.gather(2, row[:, None, :, None].expand_as(noise))
+        return noise.gather(3, column[:, None, None, :].expand_as(noise))
+
+    def _about(self, problem: Problem, rows: Rows, state: HopSkipJumpState, lanes: Tensor) -> Tensor:
+        """A random point about the edge of each of the lanes."""
+        stream, norm = problem.stream, problem.threat.norm
+        key = (rows.sample[lanes], rows.rank[lanes], state.step[lanes], tuple(rows.x.shape[1:]))
+        noise = 2 * stream.uniform(*key) - 1 if norm == "Linf" else stream.normal(*key)
+        reach = _reach(rows.x, state, norm)[lanes]
+        return state.edge[lanes] + spread(reach, noise) * normalize(noise, "L2")
+
+    def tell(self, problem: Problem, rows: Rows, state: HopSkipJumpState, answer: Answer) -> HopSkipJumpState:
+        norm = problem.threat.norm
+        fools = margin(answer.logits, rows.y) > 0
+        distance = rownorm(answer.x - rows.x, norm)
+        nearer = fools & (distance < state.distance)
+        state = replace(
+            state,
+            best=where(nearer, answer.x, state.best),
+            distance=torch.where(nearer, distance, state.distance),
+            told=state.told + 1,
+            step=state.step + 1,
+        )
+        # Each lane is in one phase, and what it enters is for its next question.
+        before = state.phase
+        for phase, told in ((_SEEK, _sought), (_CLOSE, _closed), (_SOUND, self._sounded), (_LEAP, _leapt)):
+            lanes = before == phase
+            if bool(lanes.any()):
+                state = told(rows, state, answer.x, fools, lanes, norm)
+        return state
+
+    def _sounded(
+        self, rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
+    ) -> HopSkipJumpState:
+        """One more point about the edge; after the last one the normal (eq. 16), and the first leap along it."""
+        reach = _reach(rows.x, state, norm).clamp_min(1e-12)
+        step = (x - state.edge) / spread(reach, x)
+        sign = torch.where(fools, 1.0, -1.0)
+        fooling = torch.where(lanes, state.fooling + sign, state.fooling)
+        away = where(lanes, state.away + step, state.away)
+        signed = where(lanes, state.signed + spread(sign, x) * step, state.signed)
+        wanted = (self.samples * state.round.float().sqrt()).long().clamp_max(_MOST)
+        over = lanes & (state.told >= wanted)
+        mean = fooling / state.told.clamp_min(1)
+        # Where all points agree the mean says nothing but its sign.
+        baseline = torch.where(mean.abs() < 1, mean, 0)
+        normal = normalize(signed - spread(baseline, x) * away, norm)
+        leap = rownorm(state.edge - rows.x, norm) / state.round.clamp_min(1).float().sqrt()
+        return replace(
+            state,
+            phase=torch.where(over, _LEAP, state.phase),
+            fooling=torch.where(over, 0, fooling),
+            away=where(over, torch.zeros_like(away), away),
+            signed=where(over, torch.zeros_like(signed), signed),
+            normal=where(over, normal, state.normal),
+            leap=torch.where(over, leap, state.leap),
+            told=torch.where(over, 0, state.told),
+        )
+
+    def finished(self, state: HopSkipJumpState) -> Tensor:
+        return state.step >= self.queries
+
+    def best(self, state: HopSkipJumpState) -> Tensor:
+        return state.best
+
+
+def _sought(
+    rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
+) -> HopSkipJumpState:
+    """The first image that fools is where the search begins."""
+    return _to_boundary(rows, state, x, lanes & fools, norm)
+
+
+def _closed(
+    rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
+) -> HopSkipJumpState:
+    """Half the way to the boundary, until what is left is below the paper's threshold; then it is sounded."""
+    middle = (state.low + state.high) / 2
+    high = torch.where(lanes & fools, middle, state.high)
+    low = torch.where(lanes & ~fools, middle, state.low)
+    # In Linf the way is a distance, in L2 a share of one.
+    unit = high.clamp_max(1.0) if norm == "Linf" else torch.ones_like(high)
+    between = (low + high) / 2
+    over = lanes & ((high - low <= unit * _threshold(rows.x, norm)) | (between <= low) | (between >= high))
+    edge = _between(rows.x, state.far, high, norm)
+    return replace(
+        state,
+        low=low,
+        high=high,
+        edge=where(over, edge, state.edge),
+        phase=torch.where(over, _SOUND, state.phase),
+        told=torch.where(over, 0, state.told),
+        round=state.round + over,
+    )
+
+
+def _leapt(
+    rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
+) -> HopSkipJumpState:
+    """Where the leap fools, the boundary is sought from there; elsewhere it is halved, and given up in the end."""
+    landed = lanes & fools
+    halved = replace(state, leap=torch.where(lanes & ~fools, state.leap / 2, state.leap))
+    stuck = lanes & ~fools & (state.told >= _HALVINGS)
+    # From an edge that no leap leaves, the next sounding takes more points.
+    halved = replace(
+        halved,
+        phase=torch.where(stuck, _SOUND, halved.phase),
+        told=torch.where(stuck, 0, halved.told),
+        round=halved.round + stuck,
+    )
+    return _to_boundary(rows, halved, x, landed, norm)
+
+
+def _to_boundary(
+    rows: Rows, state: HopSkipJumpState, far: Tensor, lanes: Tensor, norm: str
+) -> HopSkipJumpState:
+    """The lanes at the start of a binary search between their image and `far`."""
+    whole = rownorm(far - rows.x, "Linf") if norm == "Linf" else torch.ones_like(state.high)
+    return replace(
+        state,
+        far=where(lanes, far, state.far),
+        low=torch.where(lanes, 0, state.low),
+        high=torch.where(lanes, whole, state.high),
+        phase=torch.where(lanes, _CLOSE, state.phase),
+        told=torch.where(lanes, 0, state.told),
+    )
+
+
+def _between(x: Tensor, far: Tensor, way: Tensor, norm: str) -> Tensor:
+    """`far` brought to within `way` (S,) of the image in Linf, or to that share of the way to it in L2."""
+    delta = far - x
+    most = spread(way, delta)
+    return x + (delta.clamp(-most, most) if norm == "Linf" else most * delta)
+
+
+def _threshold(x: Tensor, norm: str) -> float:
+    """How near the boundary must be found: d^-2 in Linf, d^-3/2 in L2, for d pixels (section IV.C)."""
+    size = math.prod(x.shape[1:])
+    return float(size) ** (-2 if norm == "Linf" else -1.5)
+
+
+def _reach(x: Tensor, state: HopSkipJumpState, norm: str) -> Tensor:
+    """How far from the edge it is sounded, (S,): the distance over d, as the threshold sets it."""
+    size = math.prod(x.shape[1:])
+    return torch.where(state.round <= 1, _FIRST_REACH, rownorm(state.edge - x, norm) / size)

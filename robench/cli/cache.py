@@ -1,0 +1,25 @@
+"""robench cache: where corrupted images are kept, how much room they take, and how to have it back."""
+
+import click
+from rich.console import Console
+
+from robench.corruption.cache import Cache
+from robench.results.wording import size
+
+
+@click.command("cache")
+@click.option("--clear", is_flag=True, help="Remove everything in it.")
+def command(clear: bool) -> None:
+    """Show the corrupted images that are kept for the next defense, or remove them.
+
+    ROBENCH_CACHE names another folder; ROBENCH_CACHE_LIMIT another limit, such as 500M or 20G, or 0 for none.
+    """
+    cache = Cache()
+    files, held = cache.clear() if clear else cache.usage()
+    said = f"{files:,} chunks of corrupted images, {size(held)}"
+    text = (
+        f"removed {said} from {cache.folder}"
+        if clear
+        else f"{said} of at most {size(cache.limit)}: {cache.folder}"
+    )
+    Console().print(text, soft_wrap=True, highlight=False)

@@ -1,0 +1,55 @@
+"""robench plot: pictures made from records alone."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from robench.cli.run import names
+from robench.evaluate import default_results
+from robench.results.plots import PLOTS
+from robench.results.plots.style import FORMATS
+
+ALL = "all"
+_KINDS = "\n".join(f"{name:<12} {plot.shows}" for name, plot in PLOTS.items())
+
+
+@click.command(
+    "plot",
+    help=f"""Draw pictures of a KIND from the records in the RESULTS folders (default: results).
+
+\b
+{_KINDS}
+all          every one that there are records for
+
+\b
+robench plot scatter
+robench plot all results/shipped --format svg,pdf --output pictures""",
+)
+@click.argument("kind")
+@click.argument("results", nargs=-1)
+@click.option(
+    "--format", "formats", multiple=True, callback=names, help=f"Of {', '.join(FORMATS)}.  [default: png]"
+)
+@click.option("--output", default="plots", show_default=True, help="Folder of the pictures.")
+def command(kind: str, results: tuple[str, ...], formats: list[str], output: str) -> None:
+    from robench.results.board import collect
+    from robench.results.plots import find_plot
+    from robench.results.plots.style import save
+    from robench.results.wording import location, one_of
+
+    chosen = PLOTS if kind == ALL else {kind: find_plot(kind)}
+    for form in formats or ["png"]:
+        one_of("format", form, FORMATS)
+    console = Console()
+    found = collect(results or (str(default_results()),))
+    for name, plot in chosen.items():
+        figures = plot.draw(found)
+        if not figures:
+            told = f"No records for {name} ({plot.shows}): {plot.needs}"
+            console.print(Text(told, style="dim"), soft_wrap=True)
+        for stem, figure in figures.items():
+            for form in formats or ["png"]:
+                made = save(figure, Path(output) / f"{name}-{stem}.{form}")
+                console.print(Text(location(made)), soft_wrap=True)

@@ -1,0 +1,119 @@
+"""robench results: records merged from several machines, exported with their certificates, old ones pruned."""
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from robench.cli.run import names
+from robench.evaluate import default_results
+
+_UNITS = ("B", "kB", "MB", "GB")
+
+
+@click.group("results")
+def command() -> None:
+    """Merge, export and prune records."""
+
+
+@command.command("merge")
+@click.argument("sources", nargs=-1, required=True)
+@click.option("--into", help="Folder of all records.  [default: results]")
+def merge_command(sources: tuple[str, ...], into: str | None) -> None:
+    """Bring the records of SOURCES (folders, or archives of robench results export) into one folder.
+
+    Each goes to the place that its content says. Of two for one place the later stands, the other is kept under
+    superseded/, and the conflict is named. Damaged ones are named and left out.
+    """
+    from robench.errors import ResourceError
+    from robench.results.moving import merge
+    from robench.results.wording import location, plain
+
+    console = Console()
+    done = []
+    for each in merge(sources, into or default_results()):
+        done.append(each)
+        if each.what == "damaged":
+            console.print(Text(f"damaged  {plain(each.source)}: {plain(each.detail)}"), soft_wrap=True)
+        elif each.what != "same":
+            told = {"newer": " (what stood there is superseded)", "older": " (kept as superseded)"}.get(
+                each.what, ""
+            )
+            detail = f": {plain(each.detail)}" if each.detail else ""
+            console.print(Text(f"{each.what:<7}  {location(each.place)}{told}{detail}"), soft_wrap=True)
+    counts = {
+        what: sum(each.what == what for each in done) for what in ("new", "newer", "older", "same", "damaged")
+    }
+    console.print(
+        Text(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no records")
+    )
+    if counts["damaged"]:
+        raise ResourceError(f"{counts['damaged']} of {len(done)} records are damaged and were left out")
+
+
+@command.command("export")
+@click.argument("sources", nargs=-1, required=True)
+@click.option("--output", required=True, help="A new folder, or an archive that ends in .zip.")
+@click.option(
+    "--model-info", is_flag=True, help="Files as RobustBench's model_info has them, in place of records."
+)
+def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> None:
+    """Write the records of SOURCES (records, or folders of them) with their certificates, to be checked elsewhere.
+
+    With --model-info a JSON file a record for RobustBench: what a record does not know is null there, to be filled in.
+
+    \b
+    robench results export results/digits-linf --output mine.zip
+    robench results merge mine.zip              # on another machine
+    """
+    from robench.results.moving import export
+
+    console = Console()
+    if model_info:
+        from robench.results.board import collect
+        from robench.results.robustbench import write_infos
+        from robench.results.wording import location
+
+        for made in write_infos(collect(sources), output):
+            console.print(Text(location(made)), soft_wrap=True)
+        return
+    places = export(sources, output)
+    for place in places:
+        console.print(Text(place), soft_wrap=True)
+    console.print(Text(f"{len(places)} records: {output}"), soft_wrap=True)
+
+
+@command.command("prune")
+@click.argument("results", nargs=-1)
+@click.option(
+    "--only", multiple=True, callback=names, help="Of partial, superseded, temporary.  [default: all three]"
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> None:
+    """Remove interrupted runs, superseded records and what a kill left behind from the RESULTS folders.
+
+    What a run is writing at this moment stays.
+    """
+    from robench.results.pruning import KINDS, prune, waste
+    from robench.results.wording import location, one_of
+
+    for kind in only:
+        one_of("kind", kind, KINDS)
+    console = Console()
+    total = count = 0
+    for root in results or (str(default_results()),):
+        for each in list(waste(root, only or KINDS)):
+            if not dry_run:
+                prune([each])
+            total, count = total + each.size, count + 1
+            console.print(
+                Text(f"{each.kind:<10}  {_bytes(each.size):>8}  {location(each.path)}"), soft_wrap=True
+            )
+    verb = "would be removed" if dry_run else "removed"
+    console.print(Text(f"{count} {verb}, {_bytes(total)}" if count else "nothing to remove"))
+
+
+def _bytes(size: float) -> str:
+    unit = 0
+    while size >= 999.5 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.0f} {_UNITS[unit]}" if unit == 0 else f"{size:.3g} {_UNITS[unit]}"

@@ -1,0 +1,156 @@
+"""What a diagnosis looks at, and what it says: one indicator a line, with its threshold and where that comes from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.content import Protocol
+from robench.data import Images
+from robench.defenses import Loaded
+from robench.engine.health import looks_random
+from robench.engine.knowledge import attacker
+from robench.engine.network import DRAWS, Judge, Network
+from robench.engine.outcome import Mark
+from robench.errors import UsageError
+from robench.random import Stream
+from robench.threat import Threat
+
+# Draws of a randomised defense that every gradient is averaged over.
+EOT = 5
+# The attack whose path is looked at, by norm; PGD's fixed step leaves a straight line on sound networks too, where
+# the steps are as many as it takes to cross the ball.
+ATTACKS = {"Linf": "apgd", "L2": "apgd", "L1": "apgd-l1"}
+STEPS = 50
+PINTOR = "Pintor 2022"
+OWN = "own choice"
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """One sign.
+
+    Attributes:
+        code: of its mark, short and fixed.
+        name: for people.
+        value: what was found; None where it has no meaning here, which `text` then says.
+        threshold: doubtful beyond it: above, or below for one that `falls`.
+        source: of the threshold.
+        text: one sentence with the figures.
+    """
+
+    code: str
+    name: str
+    value: float | None
+    threshold: float
+    source: str
+    text: str
+    falls: bool = False
+
+    @property
+    def doubt(self) -> bool:
+        if self.value is None:
+            return False
+        return self.value < self.threshold if self.falls else not self.value <= self.threshold
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self.code, f"robench diagnose: {self.text}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A defense with its images and attacker, ready to be asked.
+
+    Attributes:
+        network: what the attacker searches on; judge: the whole defense.
+        same: whether the surrogate's logits are the judge's verdict.
+        eot: draws a gradient, 1 for a deterministic defense.
+        x, y, ids: of the images, (N, 3, H, W), (N,), (N,), on the device.
+        right: bool (N,), classified rightly in every draw without an attack.
+    """
+
+    loaded: Loaded
+    images: Images
+    protocol: Protocol
+    threat: Threat
+    knowledge: str
+    seed: int
+    network: Network
+    judge: Judge
+    same: bool
+    eot: int
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        loaded: Loaded,
+        images: Images,
+        protocol: Protocol,
+        knowledge: str,
+        seed: int,
+        device: torch.device,
+        lanes: int,
+        load: Callable[[str], torch.nn.Module],
+    ) -> "Case":
+        """Asks the defense twice, to learn whether it is randomised, and its judge once.
+
+        Raises:
+            UsageError: for a knowledge level that does not suit, or a norm without an attack here.
+        """
+        threat = Threat.parse(protocol.threat)
+        if threat.norm not in ATTACKS:
+            raise UsageError(
+                f"robench diagnose follows attacks in {', '.join(ATTACKS)}: {threat} is not among them"
+            )
+        chosen = attacker(knowledge, loaded.defense, load)
+        x, y, ids = (part.to(device) for part in (images.x, images.y, images.ids))
+        stochastic = loaded.defense.stochastic or looks_random(
+            Network(loaded.defense, lanes), x[:lanes], ids[:lanes]
+        )
+        noise = Stream.of(seed, "judge") if stochastic else None
+        judged = Network(loaded.defense, lanes, stream=noise)
+        judge = Judge(judged, DRAWS if stochastic else 1)
+        same = chosen.surrogate is None and not stochastic
+        noisy = stochastic or chosen.surrogate is not None
+        network = judged
+        if not same:
+            model = loaded.defense if chosen.surrogate is None else chosen.surrogate
+            network = Network(model, lanes, stream=Stream.of(seed, "surrogate") if noisy else None)
+        return cls(
+            loaded=loaded,
+            images=images,
+            protocol=protocol,
+            threat=threat,
+            knowledge=knowledge,
+            seed=seed,
+            network=network,
+            judge=judge,
+            same=same,
+            eot=EOT if stochastic else 1,
+            x=x,
+            y=y,
+            ids=ids,
+            right=judge.fooled(x, y, ids) == 0,
+        )
+
+    def spec(self, attack: str, **arguments: object) -> str:
+        """The spec of an attack that averages over draws, where there are any."""
+        if self.eot > 1:
+            arguments["eot"] = self.eot
+        return f"{attack}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
+    @property
+    def followed(self) -> str:
+        """The spec of the attack whose path is looked at."""
+        return self.spec(ATTACKS[self.threat.norm], steps=STEPS)
+
+
+def share(part: Tensor) -> float:
+    """The fraction of a bool tensor that holds; 0 of none."""
+    return float(part.double().mean()) if part.numel() else 0.0

@@ -1,0 +1,140 @@
+"""What `robench diagnose` does: runs first, for they are records and resume; then what is quickly done again."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from robench.content import Protocol
+from robench.data import load_dataset
+from robench.defenses import load, load_defense
+from robench.diagnosis import failure, gradients, runs, surface
+from robench.diagnosis._base import Case, Indicator
+from robench.diagnosis.paths import follow
+from robench.engine.device import choose_device, choose_lanes
+from robench.engine.network import frozen
+from robench.evaluate import Options, check_fit
+from robench.files import write_whole
+from robench.results import provenance
+from robench.results.doubts import DIAGNOSIS, FILE, SCHEMA
+from robench.results.grid import Grid
+from robench.results.store import record_folder
+from robench.results.wording import location
+from robench.threat import check_images
+
+PICTURE = "surfaces.png"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found of one defense.
+
+    Attributes:
+        content: of diagnosis.json.
+        indicators: the same, to show.
+        folder: where it lies, with the picture.
+    """
+
+    content: dict[str, Any]
+    indicators: tuple[Indicator, ...]
+    folder: Path
+
+
+def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Options) -> Iterator[Diagnosis]:
+    """Diagnose defenses, one after another; doubts are data, not errors.
+
+    Args:
+        knowledge: the attacker's, as for a run.
+
+    Raises:
+        RobenchError: for everything a user can mend.
+    """
+    device = choose_device(options.device)
+    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
+    check_images(images.x, images.y, len(images.classes))
+    protocol = replace(protocol, samples=len(images))
+    lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
+    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
+    for loaded in found:
+        check_fit(loaded, images)
+    for name, loaded in zip(names, found, strict=True):
+
+        def other(name: str):
+            return load_defense(name, protocol.dataset, device=device)
+
+        with frozen(loaded.defense):
+            case = Case.of(loaded, images, protocol, knowledge, options.seed, device, lanes, other)
+            with frozen(case.network.model):
+                yield _diagnose(case, name, options)
+
+
+def _diagnose(case: Case, name: str, options: Options) -> Diagnosis:
+    job = (case.protocol.name, case.loaded.name, DIAGNOSIS, case.knowledge, case.seed)
+    folder = record_folder(options.results, *job)
+    played = runs.play(case, name, folder, options)
+    paths = follow(case, case.followed)
+    signs = (*failure.indicators(case, paths), *runs.indicators(played), gradients.indicator(case))
+    drawn = surface.surfaces(case)
+    if drawn:
+        surface.draw(drawn, case, folder / PICTURE)
+    content = _content(case, signs, PICTURE if drawn else "")
+    write_whole(
+        folder, {FILE: (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()}
+    )
+    return Diagnosis(content, signs, folder)
+
+
+def _content(case: Case, signs: tuple[Indicator, ...], picture: str) -> dict[str, Any]:
+    loaded, images = case.loaded, case.images
+    return {
+        "schema": SCHEMA,
+        "robench_version": provenance.robench_version(),
+        "defense": {"name": loaded.name, "checkpoint_sha256": loaded.checkpoint_sha256},
+        "dataset": {"name": images.name, "split": images.split, "digest": images.digest},
+        "protocol": case.protocol.name,
+        "threat": str(case.threat),
+        "knowledge": case.knowledge,
+        "seed": case.seed,
+        "n": len(images),
+        "attack": case.followed,
+        "indicators": [
+            {
+                "code": sign.code,
+                "name": sign.name,
+                "value": None if sign.value is None else round(sign.value, 6),
+                "threshold": sign.threshold,
+                "doubtful": "below" if sign.falls else "above",
+                "source": sign.source,
+                "doubt": sign.doubt,
+                "text": sign.text,
+            }
+            for sign in signs
+        ],
+        "health": [{"code": s.mark.code, "text": s.mark.text} for s in signs if s.doubt],
+        "picture": picture,
+    }
+
+
+def grid(found: Diagnosis) -> Grid:
+    """The table: indicator, value, threshold, verdict; what was found stands beneath."""
+    content = found.content
+    rows, said = [], []
+    for sign in found.indicators:
+        value = "–" if sign.value is None else f"{sign.value:.3g}"
+        bound = f"{'<' if sign.falls else '>'} {sign.threshold:g}"
+        rows.append((sign.name, value, bound, sign.source, "DOUBT" if sign.doubt else "fine"))
+        said.append(f"{'!' if sign.doubt else '·'} {sign.name}: {sign.text}")
+    places = [f"diagnosis: {location(found.folder / FILE)}"]
+    if content["picture"]:
+        places.append(f"picture: {location(found.folder / PICTURE)}")
+    return Grid(
+        title=(
+            f"{content['defense']['name']} · {content['threat']} · {content['n']} images · "
+            f"knowledge {content['knowledge']} · path of {content['attack']}"
+        ),
+        columns=("indicator", "value", "doubt if", "threshold from", "verdict"),
+        groups=(tuple(rows),),
+        numbers=frozenset(("value", "doubt if")),
+        notes=(*said, *places),
+    )

@@ -1,0 +1,251 @@
+"""What each layer tells of an image, its adversarial example and the perturbation, across defenses.
+
+MIMIR (arXiv 2312.04960) argues from bounds on the mutual information of an adversarial example and its latent. The
+estimators and their limits stand in `estimators`; the layers are those of `Defense.all_features`.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.content import Protocol
+from robench.data import load_dataset
+from robench.defenses import load
+from robench.diagnosis import estimators
+from robench.diagnosis._base import Case
+from robench.diagnosis.paths import follow
+from robench.engine.device import choose_device, choose_lanes
+from robench.engine.network import frozen
+from robench.errors import UsageError
+from robench.evaluate import Options, check_fit
+from robench.files import write_whole
+from robench.results import provenance
+from robench.results.grid import Grid
+from robench.results.statistics import mean_and_deviation
+from robench.results.store import slug
+from robench.results.wording import location
+from robench.threat import check_images
+
+FILE, PICTURE = "information.json", "information.png"
+# Unless another number is asked for: four groups, two for each of InfoNCE's halves.
+SAMPLES = 4 * estimators.GROUP
+ATTACK_STEPS = 20
+PAIRS = {"image": "x and z(x)", "adversarial": "x' and z(x')", "perturbation": "x' - x and z(x')"}
+# Of the estimates that are not 0 for rows put together at random, what they give there.
+RANDOM = " at random"
+# How each is called, and its unit.
+ESTIMATES = {
+    "nhsic": ("nHSIC (sigma 5)", "no unit"),
+    "renyi": (f"Renyi, alpha {estimators.ALPHA}", "bits"),
+    "infonce": ("InfoNCE, lower bound", "nats"),
+}
+
+
+@dataclass(frozen=True)
+class Information:
+    """What was measured.
+
+    Attributes:
+        content: of information.json; `values[defense][layer][pair][estimate]` holds one number a seed.
+        folder: where it lies, with the picture.
+    """
+
+    content: dict[str, Any]
+    folder: Path
+
+
+def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], options: Options) -> Information:
+    """Estimate, for every defense, layer and seed; a seed decides attack, groups and critics.
+
+    Args:
+        names: of defenses that offer features.
+
+    Raises:
+        RobenchError: for everything a user can mend; too few images, a defense without features.
+    """
+    least = 2 * estimators.GROUP
+    if protocol.samples < least:
+        raise UsageError(
+            f"--mi with {protocol.samples} samples: it needs at least {least}, two groups of a kernel"
+        )
+    device = choose_device(options.device)
+    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
+    check_images(images.x, images.y, len(images.classes))
+    if len(images) < least:
+        raise UsageError(f"{images.name} has {len(images)} images there: --mi needs at least {least}")
+    lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
+    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
+    for loaded in found:
+        check_fit(loaded, images)
+        loaded.defense.features(images.x[:1].to(device))  # says who offers none
+    values: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
+    for loaded in found:
+        for seed in seeds:
+            options.note(f"{loaded.name}, seed {seed}")
+            with frozen(loaded.defense):
+                case = Case.of(loaded, images, protocol, "full", seed, device, lanes, _nobody)
+                own = values.setdefault(loaded.name, [])
+                for layer, pair, estimate, value in _estimates(case):
+                    if layer == len(own):
+                        own.append({name: {} for name in PAIRS})
+                    own[layer][pair].setdefault(estimate, []).append(round(value, 5))
+    content = {
+        "robench_version": provenance.robench_version(),
+        "dataset": {"name": images.name, "split": images.split, "digest": images.digest},
+        "protocol": protocol.name,
+        "threat": protocol.threat,
+        "n": len(images),
+        "seeds": list(seeds),
+        "group": estimators.GROUP,
+        "limits": {"renyi": math.log2(estimators.GROUP), "infonce": math.log(estimators.GROUP)},
+        "defenses": {loaded.name: loaded.checkpoint_sha256 for loaded in found},
+        "values": values,
+    }
+    folder = Path(options.results) / slug(protocol.name) / slug(f"information-{'-'.join(values)}")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(folder, {FILE: text.encode()})
+    picture(content, folder / PICTURE)
+    return Information(content, folder)
+
+
+def _nobody(name: str):
+    raise UsageError(f"{name}: --mi looks at the whole defense")
+
+
+def _estimates(case: Case) -> Iterator[tuple[int, str, str, float]]:
+    """(layer, pair, estimate, value) of one defense and seed."""
+    clean = case.x.cpu()
+    spec = case.spec("pgd" if case.threat.norm != "L1" else "apgd-l1", steps=ATTACK_STEPS)
+    adversarial = follow(case, spec).last
+    layers = list(zip(_layers(case, clean), _layers(case, adversarial), strict=True))
+    for layer, (z, z_adv) in enumerate(layers):
+        pairs = {
+            "image": (clean, z),
+            "adversarial": (adversarial, z_adv),
+            "perturbation": (adversarial - clean, z_adv),
+        }
+        for pair, (x, latent) in pairs.items():
+            for name, estimate in (
+                ("nhsic", estimators.plain_nhsic),
+                ("renyi", estimators.renyi_information),
+            ):
+                yield layer, pair, name, estimators.in_groups(estimate, x, latent, case.seed)
+                unpaired = latent.roll(1, 0)
+                yield layer, pair, name + RANDOM, estimators.in_groups(estimate, x, unpaired, case.seed)
+            yield layer, pair, "infonce", estimators.infonce(x, latent, case.seed, estimators.GROUP)
+
+
+def _layers(case: Case, x: Tensor) -> tuple[Tensor, ...]:
+    """What each layer gives for images (N, 3, H, W), flattened, on the CPU."""
+    with torch.inference_mode():
+        widths = [each[0].numel() for each in case.loaded.defense.all_features(case.x[:1])]
+    parts = zip(x.split(case.network.lanes), case.ids.split(case.network.lanes), strict=True)
+    heard = [case.judge.network.features(part.to(case.x.device), ids, "all").cpu() for part, ids in parts]
+    return torch.cat(heard).split(widths, 1)
+
+
+def grids(found: Information) -> list[Grid]:
+    """A table for each estimate: layers down, pairs across, mean and standard deviation over the seeds."""
+    content = found.content
+    tables = []
+    for estimate, (title, unit) in ESTIMATES.items():
+        groups = [
+            tuple(
+                (name, str(layer + 1), *(_said(own[pair], estimate) for pair in PAIRS))
+                for layer, own in enumerate(layers)
+            )
+            for name, layers in content["values"].items()
+        ]
+        limit = content["limits"].get(estimate)
+        notes = [] if limit is None else [f"at most {limit:.2f} {unit}, whatever the truth"]
+        if any(
+            estimate + RANDOM in own for layers in content["values"].values() for own in layers[0].values()
+        ):
+            notes.append("in brackets: of rows put together at random, which share nothing but their kind")
+        tables.append(
+            Grid(
+                title=f"{title}, {unit} · {content['threat']} · {content['n']} images, groups of {content['group']} · "
+                f"mean ± standard deviation of {len(content['seeds'])} seeds",
+                columns=("defense", "layer", *PAIRS.values()),
+                groups=tuple(groups),
+                names=frozenset(("defense",)),
+                numbers=frozenset(("layer", *PAIRS.values())),
+                notes=tuple(notes),
+            )
+        )
+    places = (f"information: {location(found.folder / FILE)}", f"picture: {location(found.folder / PICTURE)}")
+    last = tables[-1]
+    return [*tables[:-1], Grid(**{**vars(last), "notes": (*last.notes, *places)})]
+
+
+def _said(found: Mapping[str, Sequence[float]], estimate: str) -> str:
+    mean, deviation = mean_and_deviation(found[estimate])
+    text = f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.2g}")
+    at_random = found.get(estimate + RANDOM)
+    return text + (f" ({mean_and_deviation(at_random)[0]:.3g})" if at_random else "")
+
+
+def picture(content: dict[str, Any], path: Path) -> Path:
+    """Write a PNG: an estimate a row, a pair a column, a curve a defense over its layers.
+
+    Raises:
+        ResourceError: when the file cannot be written.
+    """
+    from robench.results.plots import style
+
+    figure = style.figure(9.6, 7.6, layout="constrained")
+    panels = figure.subplots(len(ESTIMATES), len(PAIRS), sharex=True, sharey="row")
+    for down, (estimate, (title, unit)) in enumerate(ESTIMATES.items()):
+        for across, (pair, said) in enumerate(PAIRS.items()):
+            axes = panels[down][across]
+            for i, (name, layers) in enumerate(content["values"].items()):
+                colour = style.colour(i)
+                seen = [mean_and_deviation(own[pair][estimate]) for own in layers]
+                spread = [0.0 if math.isnan(deviation) else deviation for _, deviation in seen]
+                places = [layer + 1 + 0.05 * (i - 1) for layer in range(len(layers))]
+                axes.errorbar(
+                    places, [mean for mean, _ in seen], spread, color=colour, marker=style.marker(i), markersize=5,
+                    linewidth=1.3, capsize=2, label=style.literal(name),
+                )  # fmt: skip
+                if all(estimate + RANDOM in own[pair] for own in layers):
+                    level = [mean_and_deviation(own[pair][estimate + RANDOM])[0] for own in layers]
+                    axes.plot(places, level, color=colour, linestyle=":", linewidth=1.1)
+            if estimate in content["limits"] and estimate == "infonce":
+                axes.axhline(
+                    content["limits"][estimate],
+                    color=style.QUIET,
+                    linestyle="--",
+                    linewidth=1.0,
+                    label="limit",
+                )
+            style.frame(
+                axes,
+                title=said if down == 0 else "",
+                x="layer" if down == len(ESTIMATES) - 1 else "",
+                y=f"{title}\n{unit}" if across == 0 else "",
+            )
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.tick_params(labelsize=8)
+    handles = {
+        label: handle
+        for row in panels
+        for axes in row
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=9
+    )
+    what = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
+    figure.suptitle(
+        f"What each layer z tells of its image; {style.literal(what)}\n"
+        f"bars: standard deviation of {len(content['seeds'])} seeds; "
+        "dotted: rows put together at random, which share nothing but their kind",
+        fontsize=10, x=0.01, ha="left",
+    )  # fmt: skip
+    return style.save(figure, path)

@@ -1,0 +1,77 @@
+"""The path of an attack, point by point: unlike in a run, a row goes on when it has fooled somebody."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import Problem, Rows
+from robench.diagnosis._base import Case
+from robench.engine.network import pad, wrong
+from robench.engine.suite import build_attacks
+from robench.engine.watch import VANISHED
+from robench.random import Stream
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Of N images over T points, on the CPU.
+
+    Attributes:
+        loss: (N, T) float64, what the attack climbs.
+        vanished: bool (N, T), gradients that are as good as zero.
+        wrong: bool (N, T), the surrogate is fooled there; fooled: bool (N, T), the judge is, in some draw.
+        last: (N, C, H, W), the image with the highest loss; fooled_last: bool (N,), the judge by it.
+    """
+
+    loss: Tensor
+    vanished: Tensor
+    wrong: Tensor
+    fooled: Tensor
+    last: Tensor
+    fooled_last: Tensor
+
+    @property
+    def failed(self) -> Tensor:
+        """Images that no point of their path fooled the judge with, bool (N,)."""
+        return ~self.fooled.any(1)
+
+
+def follow(case: Case, spec: str) -> Paths:
+    """Play `spec` on every image of `case` to its end.
+
+    A sample's path hangs on seed, spec and sample alone.
+    """
+    ((name, attack),) = build_attacks([spec], case.threat)
+    parts = []
+    for start in range(0, len(case.x), case.network.lanes):
+        piece = slice(start, start + case.network.lanes)
+        parts.append(_follow(case, name, attack, case.x[piece], case.y[piece], case.ids[piece]))
+    return Paths(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _follow(case: Case, name: str, attack: Any, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+    network, judge, n = case.network, case.judge, len(x)
+    logits = network.logits(x, ids)
+    x, y, ids, clean = (pad(part, network.lanes) for part in (x, y, ids, logits))
+    rows = Rows(x, y, clean, ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
+    problem = Problem(case.threat, clean.shape[1], Stream.of(case.seed, name))
+    state = attack.init(problem, rows)
+    asked = torch.zeros_like(ids)
+    said: list[tuple[Tensor, ...]] = []
+    while not bool(attack.finished(state).all()):
+        ask = attack.ask(problem, rows, state)
+        answer = network.answer(ask.x, ask.objective, rows, case.eot, asked)
+        state = attack.tell(problem, rows, state, answer)
+        asked += case.eot
+        surrogate = wrong(answer.logits, y)
+        judged = surrogate if case.same else judge.fooled(ask.x, y, ids) > 0
+        tiny = answer.grad.flatten(1).abs().amax(1) < VANISHED
+        said.append((answer.loss.double(), tiny, surrogate, judged))
+    loss, vanished, fooled_network, fooled = (
+        torch.stack(each, 1)[:n].cpu() for each in zip(*said, strict=True)
+    )
+    last = attack.best(state)
+    fooled_last = judge.fooled(last, y, ids)[:n].cpu() > 0
+    return loss, vanished, fooled_network, fooled, last[:n].cpu(), fooled_last

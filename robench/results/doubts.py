@@ -1,0 +1,136 @@
+"""Doubts that no single run can know: what other records on the same images, and diagnoses, say against it.
+
+They are marks like those of a run, and stand beside them wherever a record is shown; no file is changed.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robench.engine.outcome import Mark
+from robench.errors import ResourceError
+from robench.results.record import Record
+from robench.results.samples import read_samples
+
+DIAGNOSIS = "diagnosis"
+FILE = "diagnosis.json"
+SCHEMA = 1
+# As for Square: more than 0.2 points, and more than one image that chance could explain.
+_POINTS, _IMAGES = 0.002, 2
+# Attackers who know the defense, and those who know less and ask it nothing.
+_WHITE = ("full", "bpda", "surrogate")
+
+
+def with_doubts(
+    records: Sequence[Record], roots: Iterable[Path | str]
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """The records, each with the marks that others and the diagnoses under `roots` put on it.
+
+    Returns:
+        The records, and a line for each diagnosis that cannot be read.
+    """
+    transfer = _transfer(records)
+    diagnosed: dict[tuple, dict[Mark, None]] = {}
+    found, unreadable = _diagnoses(roots)
+    for each in found:
+        marks = diagnosed.setdefault(_about(each), {})
+        marks.update({Mark(mark["code"], mark["text"]): None for mark in each["health"]})
+    made = []
+    for record in records:
+        extra = [*transfer.get(_subject(record), []), *diagnosed.get(_about(record.to_dict()), {})]
+        if not _knows(record):
+            extra = []
+        known = {mark.code for mark in record.health}
+        extra = [mark for mark in extra if mark.code not in known]
+        made.append(replace(record, health=(*record.health, *extra)) if extra else record)
+    return tuple(made), unreadable
+
+
+def _knows(record: Record) -> bool:
+    return record.job.knowledge.partition(":")[0] in _WHITE
+
+
+def _subject(record: Record) -> tuple:
+    job = record.job
+    return (job.defense.name, job.defense.checkpoint_sha256, job.dataset.digest, job.n, job.threat)
+
+
+def _about(content: dict[str, Any]) -> tuple:
+    """What a diagnosis and the records that it speaks of share: weights, data set, threat and knowledge."""
+    defense, dataset = content["defense"], content["dataset"]
+    named = (defense["name"], defense["checkpoint_sha256"], dataset["name"], dataset["split"])
+    return (*named, content["threat"], content["knowledge"])
+
+
+def _transfer(records: Sequence[Record]) -> dict[tuple, list[Mark]]:
+    """Images that fell to an attacker who does not know the defense, and to none who does."""
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_subject(record), []).append(record)
+    marks: dict[tuple, list[Mark]] = {}
+    for subject, own in groups.items():
+        white = [record for record in own if _knows(record)]
+        black = [record for record in own if not _knows(record)]
+        if not white or not black:
+            continue
+        fallen = [_fallen(record) for record in white]
+        if any(each is None for each in fallen):
+            continue
+        held = ~np.logical_or.reduce([each for each in fallen if each is not None])
+        for record in black:
+            found = _fallen(record)
+            won = int((held & found).sum()) if found is not None else 0
+            if won >= _IMAGES and won > _POINTS * record.job.n:
+                text = (
+                    f"{record.job.suite.name} with knowledge {record.job.knowledge} fooled {won} images that survived "
+                    "every white-box attack: gradients may be masked"
+                )
+                marks.setdefault(subject, []).append(Mark("transfer-beats-white-box", text))
+                break
+    return marks
+
+
+def _fallen(record: Record) -> np.ndarray | None:
+    """Images that are not robust, bool (n,) by rising id; None where no samples can be read."""
+    try:
+        rows = read_samples(record.folder) if record.folder else None
+    except ResourceError:
+        rows = None
+    if rows is None or len(rows) != record.job.n:
+        return None
+    names = np.asarray(rows.sort_by("id")["fooled_by"].to_pylist())
+    return names != ""
+
+
+def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    files = {file.resolve(): file for root in map(Path, roots) for file in sorted(root.rglob(FILE))}
+    found, unreadable = [], []
+    for file in files.values():
+        try:
+            found.append(read_diagnosis(file))
+        except ResourceError as error:
+            unreadable.append(str(error))
+    return found, tuple(unreadable)
+
+
+def read_diagnosis(file: Path) -> dict[str, Any]:
+    """The content of a diagnosis.json.
+
+    Raises:
+        ResourceError: when it is missing, damaged or of another kind.
+    """
+    mend = "repeat robench diagnose, or remove it"
+    try:
+        content = json.loads(file.read_bytes())
+        marks = [part for mark in content["health"] for part in (mark["code"], mark["text"])]
+        if content["schema"] == SCHEMA and all(isinstance(part, str) for part in (*_about(content), *marks)):
+            return content
+    except OSError as error:
+        raise ResourceError(f"{file}: {error.strerror or error}: {mend}") from error
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ResourceError(f"{file} is damaged or no diagnosis of schema {SCHEMA}: {mend}")

@@ -1,0 +1,253 @@
+"""Records on the move: merged from several machines, exported with their certificates.
+
+A record's place is made of what it is, never of where it lay, so that folders and archives of others may be merged. Of
+two records for one place the later stands and the other is kept under `superseded/`, whatever the order of merging.
+"""
+
+import hashlib
+import io
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robench.errors import ResourceError, UsageError
+from robench.files import claim, disk_errors, sync_folder, write_whole
+from robench.results import record
+from robench.results.record import Record, decode, read_record
+from robench.results.store import PARTIAL, SUPERSEDED, place_of, shelf_place, slug, supersede
+
+ARCHIVE = ".zip"
+# Of every file in an archive, so that the same records give the same bytes.
+_MOMENT = (2000, 1, 1, 0, 0, 0)
+_NOTE = """Records of robench with their certificates. Check them, on any machine with robench and the checkpoints:
+
+    robench verify PROTOCOL/DEFENSE/SUITE
+    robench results merge THIS_FOLDER_OR_ARCHIVE --into results
+"""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A record with the bytes of its files, by name, whole and as its digests say."""
+
+    record: Record
+    contents: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What became of one record: "new", "same", "newer" or "older" than what stood there, or "damaged".
+
+    Attributes:
+        source: where it came from; place: where it belongs; detail: of a conflict, what differs.
+    """
+
+    what: str
+    source: str
+    place: str
+    detail: str = ""
+
+
+def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
+    """Every record in a folder or an archive with its files; in place of a damaged one, a line that says why.
+
+    Superseded and partial ones are left out.
+
+    Raises:
+        ResourceError: when the source is not there, or is no archive.
+    """
+    source = Path(source)
+    if source.is_dir():
+        for file in sorted(source.rglob(record.FILE)):
+            inside = file.relative_to(source).parts[:-1]
+            if not _hidden(inside):
+                yield str(file.parent), _bundle(file.parent.joinpath)
+        return
+    try:
+        archive = zipfile.ZipFile(source)
+    except OSError as error:
+        raise ResourceError(
+            f"{source}: {error.strerror or error}: give a folder of records or an archive"
+        ) from error
+    except zipfile.BadZipFile as error:
+        raise ResourceError(
+            f"{source} is no archive of records ({error}): robench results export makes one"
+        ) from error
+    with archive:
+        for name in sorted(archive.namelist()):
+            folder, _, last = name.rpartition("/")
+            if last == record.FILE and not _hidden(folder.split("/")):
+                # Read one by one and by name; nothing is unpacked to where the archive says.
+                inside = zipfile.Path(archive, f"{folder}/" if folder else "")
+                yield f"{source}:{folder}", _bundle(inside.joinpath)
+
+
+def merge(sources: Iterable[Path | str], into: Path | str) -> Iterator[Merged]:
+    """Bring every record of the sources under `into`; the same sources in any order leave the same records standing.
+
+    A kill at any moment leaves whole records; the same command goes on.
+
+    Raises:
+        ResourceError: when a source is not there, a folder cannot be written or another run is writing it.
+    """
+    for source in sources:
+        for name, found in bundles(source):
+            if isinstance(found, str):
+                yield Merged("damaged", name, "", found)
+                continue
+            folder = place_of(into, found.record)
+            with claim(folder):
+                what, detail = _place(folder, found)
+            yield Merged(what, name, str(folder), detail)
+
+
+def _place(folder: Path, found: Bundle) -> tuple[str, str]:
+    if not (folder / record.FILE).is_file():
+        write_whole(folder, found.contents)
+        return "new", ""
+    try:
+        standing = read_record(folder)
+    except ResourceError as error:
+        write_whole(folder, found.contents, make_way=lambda: supersede(folder))
+        return "newer", f"what stood there cannot be read: {error}"
+    if (folder / record.FILE).read_bytes() == found.contents[record.FILE]:
+        # A killed merge may have left the other files of a record that stands: they are put right.
+        if any(_sha256(folder / name) != digest for name, digest in found.record.files.items()):
+            write_whole(folder, found.contents)
+        return "same", ""
+    detail = _difference(standing, found.record)
+    if _order(found.record, found.contents[record.FILE]) > _order(
+        standing, (folder / record.FILE).read_bytes()
+    ):
+        write_whole(folder, found.contents, make_way=lambda: supersede(folder))
+        return "newer", detail
+    if _shelved(folder, found):
+        return "same", ""
+    place = shelf_place(folder, found.record.key[:8])
+    _write_folder(place, found.contents)
+    return "older", detail
+
+
+def _order(found: Record, encoded: bytes) -> tuple[str, str]:
+    """The later one stands; of two at one moment it is the same one everywhere."""
+    return found.finished.replace("+00:00", "Z"), hashlib.sha256(encoded).hexdigest()
+
+
+def _difference(standing: Record, found: Record) -> str:
+    if standing.key != found.key:
+        ours, theirs = standing.job, found.job
+        fields = (
+            "defense",
+            "suite",
+            "dataset",
+            "n",
+            "threat",
+            "seed",
+            "precision",
+            "batch_size",
+            "knowledge",
+        )
+        names = [name for name in fields if getattr(ours, name) != getattr(theirs, name)]
+        return f"another {', '.join(names) or 'job'}"
+    robust = [f"{100 * each.robust_accuracy.value:.2f} %" for each in (standing, found)]
+    return "the same job" + (
+        f", robust {robust[0]} stood, {robust[1]} came" if robust[0] != robust[1] else ""
+    )
+
+
+def _shelved(folder: Path, found: Bundle) -> bool:
+    kept = (folder / SUPERSEDED).glob(f"*/{record.FILE}")
+    return any(file.read_bytes() == found.contents[record.FILE] for file in kept)
+
+
+def export(sources: Iterable[Path | str], output: Path | str) -> list[str]:
+    """Write the records, whole and each in its place, into a new folder, or into an archive where its name ends so.
+
+    Returns:
+        The places, in order.
+
+    Raises:
+        UsageError: when two records have one place.
+        ResourceError: when a record is damaged, there is none, or the output is taken or cannot be written.
+    """
+    output = Path(output)
+    found: dict[str, Bundle] = {}
+    for source in sources:
+        for name, each in bundles(source):
+            if isinstance(each, str):
+                raise ResourceError(f"{name}: {each}: export the others, or restore it")
+            place = place_of("", each.record).as_posix()
+            if place in found and found[place].contents != each.contents:
+                raise UsageError(f"two records belong at {place}: merge them first, or export one")
+            found[place] = each
+    if not found:
+        raise ResourceError(f"no records in {', '.join(map(str, sources))}: robench run makes some")
+    if output.exists():
+        raise ResourceError(f"{output} is there already: give another --output")
+    contents = {
+        f"{place}/{name}": data for place in sorted(found) for name, data in found[place].contents.items()
+    }
+    contents["README.txt"] = _NOTE.encode()
+    if output.suffix == ARCHIVE:
+        write_whole(output.absolute().parent, {output.name: _archive(contents)})
+    else:
+        _write_folder(output.absolute(), contents)
+    return sorted(found)
+
+
+def _archive(contents: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(contents.items()):
+            entry = zipfile.ZipInfo(name, _MOMENT)
+            entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+            archive.writestr(entry, data)
+    return buffer.getvalue()
+
+
+def _write_folder(place: Path, contents: Mapping[str, bytes]) -> None:
+    """A folder that is there whole or not at all."""
+    with disk_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        copy = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=place.parent))
+        try:
+            copy.chmod(0o755)
+            for name, data in contents.items():
+                write_whole((copy / name).parent, {Path(name).name: data})
+            copy.rename(place)
+        except OSError:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+        sync_folder(place.parent)
+
+
+def _bundle(opened: Callable[[str], Path | zipfile.Path]) -> Bundle | str:
+    """The record whose files `opened(name)` gives, record.json last, or why it is damaged."""
+    try:
+        encoded = opened(record.FILE).read_bytes()
+        found = decode(encoded)
+        for name in found.files:
+            if slug(name) != name:
+                return f"files.{name} is no name of a file beside it"
+        contents = {name: opened(name).read_bytes() for name in sorted(found.files)}
+    except (ResourceError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        return " ".join(str(error).split())
+    for name, digest in found.files.items():
+        if (actual := hashlib.sha256(contents[name]).hexdigest()) != digest:
+            return f"files.{name}: the record says {digest[:12]}..., found {actual[:12]}..."
+    return Bundle(found, {**contents, record.FILE: encoded})
+
+
+def _hidden(inside: Sequence[str]) -> bool:
+    return SUPERSEDED in inside or any(part.endswith(PARTIAL) for part in inside)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""

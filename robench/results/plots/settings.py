@@ -1,0 +1,121 @@
+"""Curves over what differs between records alone: the radius, or a setting of the defense."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from robench import content, specs
+from robench.errors import UsageError
+from robench.results import security as over_radius
+from robench.results.plots.curves import Curve, Point, draw
+from robench.results.record import Record
+from robench.results.store import slug
+from robench.threat import Threat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A setting is drawn from this many values on.
+_LEAST = 2
+
+
+def security(records: Sequence[Record]) -> "dict[str, Figure]":
+    """Robust accuracy over the radius, from 0 (clean), a curve a defense with two or more, a picture an attack.
+
+    Certificates count at every radius that holds them, so no curve rises.
+    """
+    tables: dict[tuple, dict[tuple, dict[float, Record]]] = {}
+    for record in records:
+        job = record.job
+        if record.corrupted or record.folder is None:
+            continue
+        threat = Threat.parse(job.threat)
+        place = (
+            job.dataset.name,
+            threat.name or threat.norm,
+            job.suite.name,
+            job.knowledge,
+            job.dataset.digest,
+        )
+        subject = (job.defense.name, job.defense.checkpoint_sha256, job.seed)
+        tables.setdefault(place, {}).setdefault(subject, {})[threat.eps] = record
+    found = {}
+    for (dataset, norm, suite, knowledge, _), subjects in sorted(tables.items()):
+        curves = []
+        for (name, _, seed), own in sorted(subjects.items()):
+            if len(own) >= _LEAST:
+                radii = ["0", *(Threat.parse(own[eps].job.threat).text for eps in sorted(own))]
+                (curve,) = over_radius.curves(radii, list(own.values()))
+                curves.append(replace(curve, defense=name + (f" (seed {seed})" if seed else "")))
+        if curves:
+            found[_free(found, f"{dataset}-{norm}-{suite}-{knowledge}")] = over_radius.figure(curves)
+    return found
+
+
+def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
+    """Clean and robust accuracy over each setting that a defense was run with at two values or more."""
+    tables: dict[tuple, dict[str, dict[float, Record]]] = {}
+    for record in records:
+        job = record.job
+        for base, setting, value in _settings(job.defense.name):
+            place = (
+                base,
+                setting,
+                job.dataset.name,
+                job.threat,
+                job.suite.name,
+                job.dataset.digest,
+                job.seed,
+            )
+            tables.setdefault(place, {}).setdefault(job.knowledge, {})[value] = record
+    found = {}
+    for place, levels in sorted(tables.items()):
+        levels = {level: own for level, own in sorted(levels.items()) if len(own) >= _LEAST}
+        if levels:
+            base, setting, _, threat, suite, *_ = place
+            title = f"{base} under {suite}, {threat}"
+            found[_free(found, f"{base}-{setting}-{suite}-{threat}")] = draw(_curves(levels), setting, title)
+    return found
+
+
+def _curves(levels: dict[str, dict[float, Record]]) -> list[Curve]:
+    """Clean accuracy once, over all values; robust accuracy for each level of knowledge."""
+    every = {value: record for own in levels.values() for value, record in own.items()}
+    clean = Curve(
+        "clean", [Point.of(value, record.clean_accuracy) for value, record in sorted(every.items())]
+    )
+    return [
+        clean,
+        *(
+            Curve(
+                f"robust, {level}", [Point.of(value, r.robust_accuracy) for value, r in sorted(own.items())]
+            )
+            for level, own in levels.items()
+        ),
+    ]
+
+
+def _settings(defense: str) -> Iterator[tuple[str, str, float]]:
+    """Each numeric setting of a defense: its name without the setting, the setting, the value.
+
+    What the name does not say is taken from the card, so that "de3-digits" stands among "de3-digits(sigma=140)".
+    """
+    try:
+        first, *rest = specs.split(defense, "+")
+        spec = specs.parse(first)
+        card = content.cards().get(spec.name)
+        said = {**(specs.parse(card.builder).arguments if card else {}), **spec.arguments}
+    except UsageError:
+        return
+    for name, value in said.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            others = {key: each for key, each in spec.arguments.items() if key != name}
+            yield "+".join([str(specs.Spec(spec.name, others)), *rest]), name, float(value)
+
+
+def _free(taken: "dict[str, Figure]", name: str) -> str:
+    """The name as a file's; with a number where other images made the same one."""
+    stem, count = slug(name), 1
+    while (f"{stem}-{count}" if count > 1 else stem) in taken:
+        count += 1
+    return f"{stem}-{count}" if count > 1 else stem

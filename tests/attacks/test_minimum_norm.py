@@ -1,0 +1,129 @@
+"""DDN, FMN and HopSkipJump: closed forms on linear models, the box, lanes, and the engine's least distances."""
+
+import pytest
+import torch
+
+from robench.attacks.ddn import DDN
+from robench.attacks.fmn import FMN
+from robench.attacks.hopskipjump import HopSkipJump
+from robench.direct import attack
+from robench.errors import UsageError
+from robench.threat import rownorm
+from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
+from tests.conftest import Linear, images, small_net
+
+
+@pytest.mark.parametrize(
+    ("minimal", "norm"), [(DDN(), "L2"), (FMN(), "Linf"), (FMN(), "L2"), (FMN(), "L1")], ids=str
+)
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_comes_near_the_least_perturbation(minimal, norm, classes):
+    model, x = Linear(classes, (3, 8, 8)), images(8)
+    rows = rows_of(model, x)
+    _, state = play(model, minimal, problem(f"{norm}:1", classes), rows, minimal.questions)
+    assert minimal.finished(state).all()
+    best = minimal.best(state)
+    assert (model(best).argmax(1) != rows.y).all()
+    assert best.min() >= 0 and best.max() <= 1
+    ratio = rownorm(best - x, norm) / model.distances(x, rows.y, norm)
+    assert (ratio >= 0.9999).all() and (ratio <= 1.02).all()
+
+
+# Decisions alone: with more classes it may end at another class's boundary than the nearest.
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_decisions_alone_come_near_it_too(norm):
+    model, x = Linear(2, (3, 4, 4)), images(6, side=4)
+    rows, hops = rows_of(model, x), HopSkipJump(queries=1000, samples=30)
+    asked, state = play(model, hops, problem(f"{norm}:1", 2), rows, hops.questions)
+    assert hops.finished(state).all()
+    best = hops.best(state)
+    assert (model(best).argmax(1) != rows.y).all()
+    ratio = rownorm(best - x, norm) / model.distances(x, rows.y, norm)
+    assert (ratio >= 0.9999).all() and (ratio <= 1.25).all()
+    points = torch.stack([torch.stack(turn) for turn in asked])
+    assert points.min() >= 0 and points.max() <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("spec", "norm"), [("hopskipjump(queries=200)", "Linf"), ("fmn", "L1"), ("fmn", "Linf"), ("ddn", "L2")]
+)
+def test_images_on_the_border_of_the_box_stay_in_it(value, spec, norm):
+    model, x = Linear(3, (3, 8, 8)), torch.full((2, 3, 8, 8), value)
+    result = attack(spec, model, x, model(x).argmax(1), threat=f"{norm}:100")
+    assert result.x_adv.min() >= 0 and result.x_adv.max() <= 1 and result.x_adv.isfinite().all()
+
+
+@pytest.mark.parametrize("queries", [1, 37, 250])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_budget_of_queries_is_kept_to_the_last(queries, norm):
+    model, x = small_net(), images(5)
+    y = model(x).argmax(1)
+    result = attack(f"hopskipjump(queries={queries})", model, x, y, threat=f"{norm}:1e-6")
+    assert (result.forward == queries).all() and (result.backward == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("minimal", "norm", "turns"),
+    [
+        (DDN(targets=2, steps=15), "L2", 15),
+        (FMN(targets=2, steps=15), "Linf", 15),
+        (FMN(steps=15), "L1", 15),
+        (HopSkipJump(queries=120, samples=10), "L2", 120),
+        (HopSkipJump(queries=120, samples=10), "Linf", 120),
+    ],
+    ids=str,
+)
+def test_lanes_are_independent(minimal, norm, turns):
+    model = RowByRow(4)
+    rows = rows_of(model, images(6), [0, 1, 0, 1, 0, 1])
+    check_lanes(model, minimal, problem(f"{norm}:0.1", 4), rows, turns)
+
+
+SPECS = [
+    ("fmn", "Linf", 1.01),
+    ("fmn", "L1", 1.02),
+    ("ddn", "L2", 1.01),
+    ("fab(targets=2", "L2", 1.01),
+    ("cw(steps=60, rounds=9", "L2", 1.2),
+]
+
+
+@pytest.mark.parametrize(("spec", "norm", "most"), SPECS)
+def test_only_who_minimises_goes_on_inside_the_ball(spec, norm, most):
+    model, x = Linear(3, (3, 8, 8)), images(4)
+    y = model(x).argmax(1)
+    least = model.distances(x, y, norm)
+    threat = f"{norm}:{3 * float(least.max()):.6f}"
+    opened = spec if "(" in spec else f"{spec}("
+    spare = attack(f"{opened})".replace("()", ""), model, x, y, threat=threat)
+    close = attack(f"{opened}, minimise=True)".replace("(,", "("), model, x, y, threat=threat)
+    assert not spare.robust.any() and not close.robust.any()
+    assert (close.distance / least <= most).all() and (close.distance / least >= 0.9999).all()
+    assert (close.distance <= spare.distance * (1 + 1e-5)).all()
+    assert (close.forward > spare.forward).all()
+    # What is kept fools as it is kept.
+    assert (model(x + (close.x_adv - x)).argmax(1) != y).all()
+
+
+def test_the_nearest_of_all_targets_is_kept():
+    model, x = Linear(6, (3, 8, 8)), images(4)
+    y = model(x).argmax(1)
+    result = attack("fmn(targets=5, minimise=True)", model, x, y, threat="L2:100")
+    assert (result.distance / model.distances(x, y, "L2") <= 1.01).all()
+    assert (result.forward == 500).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("ddn(gamma=1.5)", "gamma below 1"),
+        ("fmn(step_size=0)", "above 0"),
+        ("fmn(minimise=1)", "expected True or False"),
+        ("hopskipjump(queries=0)", "whole number"),
+    ],
+)
+def test_wrong_settings_end_in_one_line(spec, said):
+    model, x = Linear(3, (3, 8, 8)), images(2)
+    with pytest.raises(UsageError, match=said):
+        attack(spec, model, x, model(x).argmax(1), threat="L2:1")

@@ -1,0 +1,130 @@
+"""The cache: what it gives is what was put in, or nothing; and it keeps to its room."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from robench.corruption.cache import Cache, default_limit
+from robench.errors import UsageError
+
+
+def keys(n):
+    return [f"{i:02x}{'0' * 62}" for i in range(n)]
+
+
+def test_what_is_put_in_is_found(tmp_path):
+    cache = Cache(tmp_path, 10_000)
+    a, b = keys(2)
+    assert cache.get(a) is None
+    assert cache.put(a, b"pixels") and cache.get(a) == b"pixels"
+    assert cache.get(b) is None
+    assert Cache(tmp_path, 10_000).get(a) == b"pixels"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-1], lambda c: c[:20] + b"?" + c[21:], lambda c: c + b"x", lambda c: b""]
+)
+def test_a_damaged_file_is_no_answer_and_goes(tmp_path, damage):
+    cache = Cache(tmp_path, 10_000)
+    (key,) = keys(1)
+    cache.put(key, b"pixels" * 10)
+    (path,) = tmp_path.glob("*/*.chunk")
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.get(key) is None and not path.exists()
+    assert cache.put(key, b"again") and cache.get(key) == b"again"
+
+
+def test_the_oldest_go_when_the_room_is_used(tmp_path):
+    made = keys(5)
+    early = Cache(tmp_path, 1000, since=0)
+    for number, key in enumerate(made[:4]):
+        assert early.put(key, b"x" * 200)
+        os.utime(next(tmp_path.glob(f"{key[:2]}/*.chunk")), (number + 1, number + 1))
+    # Reading is use: the first is now the youngest.
+    assert early.get(made[0])
+    later = Cache(tmp_path, 1000, since=time.time() + 60)
+    assert later.put(made[4], b"x" * 200)
+    held = [key for key in made if later.get(key)]
+    assert held == [made[0], made[2], made[3], made[4]]
+    assert later.usage() == (4, 4 * 232)
+
+
+def test_a_run_does_not_push_out_its_own(tmp_path):
+    cache = Cache(tmp_path, 1000, since=time.time() - 60)
+    kept = [cache.put(key, b"x" * 300) for key in keys(5)]
+    assert kept == [True, True, True, False, False]
+    assert cache.get(keys(5)[0])
+
+
+def test_a_limit_of_nothing_keeps_nothing(tmp_path):
+    assert not Cache(tmp_path, 0).put(keys(1)[0], b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_is_no_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    cache = Cache(tmp_path / "file" / "cache", 1000)
+    assert not cache.put(keys(1)[0], b"x") and cache.get(keys(1)[0]) is None
+    assert cache.usage() == (0, 0) == cache.clear()
+
+
+def test_clearing_leaves_nothing(tmp_path):
+    cache = Cache(tmp_path, 1000)
+    for key in keys(3):
+        cache.put(key, b"x" * 10)
+    assert cache.clear() == (3, 3 * 42)
+    assert cache.usage() == (0, 0) and cache.put(keys(1)[0], b"x" * 900)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from robench.corruption.cache import Cache
+cache = Cache(Path(sys.argv[1]), 3_000_000, since=0)
+i = 0
+while True:
+    cache.put(f"{i % 256:02x}{i:062x}", bytes([i % 256]) * 100_000)
+    i += 1
+    if i == 5: print("going", flush=True)
+"""
+
+
+def test_killed_writers_leave_whole_files_and_the_limit_holds(tmp_path):
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for writer in writers:
+        assert writer.stdout and writer.stdout.readline() == b"going\n"
+    time.sleep(0.2)
+    for writer in writers:
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+    cache = Cache(tmp_path, 3_000_000)
+    files, held = cache.usage()
+    assert files >= 5 and held <= 3_000_000
+    for path in tmp_path.glob("*/*.chunk"):
+        content = cache.get(path.stem)
+        assert content is not None and len(content) == 100_000 and len(set(content)) == 1
+    assert cache.put("ff" + "1" * 62, b"x")
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [("0", 0), ("500M", 500 * 2**20), ("1.5G", 3 * 2**29), ("20 GiB", 20 * 2**30), ("7", 7), ("", 2**33)],
+)
+def test_a_limit_is_read(monkeypatch, said, found):
+    monkeypatch.setenv("ROBENCH_CACHE_LIMIT", said)
+    assert default_limit() == found
+
+
+@pytest.mark.parametrize("said", ["much", "-1G", "1X", "1e3"])
+def test_a_limit_that_is_none_is_refused(monkeypatch, said):
+    monkeypatch.setenv("ROBENCH_CACHE_LIMIT", said)
+    with pytest.raises(UsageError, match="such as 500M"):
+        default_limit()

@@ -1,0 +1,123 @@
+"""Work shared between processes, and found again in the cache: it changes no pixel."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from robench.corruption.cache import Cache
+from robench.corruption.make import corrupt, decode_jpeg, to_jpeg
+from robench.corruption.tasks import Task, digest_of, in_order
+from robench.corruption.workers import Workers
+from robench.errors import ResourceError, UsageError
+from tests.corruption.scenes import scene
+
+PIXELS = np.stack([scene(i) for i in range(3)])
+IDS = (4, 9, 2)
+TASKS = [
+    Task(PIXELS, IDS, name, severity, 1, jpeg)
+    for name in ("impulse_noise", "glass_blur", "frost")
+    for severity in (2, 5)
+    for jpeg in (False, True)
+]
+
+
+def test_two_processes_make_what_one_makes():
+    alone = [made.pixels for made in in_order(TASKS)]
+    shared = [made.pixels for made in in_order(TASKS, workers=2)]
+    assert all(np.array_equal(a, b) for a, b in zip(alone, shared, strict=True))
+    assert np.array_equal(alone[0][1], corrupt(PIXELS[1], "impulse_noise", 2, 9, 1))
+    assert np.array_equal(alone[1][1], corrupt(PIXELS[1], "impulse_noise", 2, 9, 1, jpeg=True))
+
+
+def test_files_are_those_that_a_round_trip_reads():
+    (files,) = in_order([TASKS[1]], files=True)
+    assert files[2] == to_jpeg(corrupt(PIXELS[2], "impulse_noise", 2, 2, 1))
+    assert np.array_equal(decode_jpeg(files[2]), TASKS[1].run().pixels[2])
+
+
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_the_cache_gives_the_same_pixels_without_the_work(tmp_path, monkeypatch, jpeg):
+    cache = Cache(tmp_path, 10**7)
+    task = replace(TASKS[0], jpeg=jpeg, cache=cache, digest=digest_of(PIXELS, IDS))
+    first = task.run()
+    assert np.array_equal(first.pixels, replace(task, cache=None).run().pixels)
+    monkeypatch.setattr("robench.corruption.tasks.corrupt", lambda *a: pytest.fail("made again"))
+    again = task.run()
+    assert np.array_equal(first.pixels, again.pixels) and first.digest == again.digest
+    for other in (
+        replace(task, severity=3),
+        replace(task, corruption="fog"),
+        replace(task, seed=2),
+        replace(task, jpeg=not jpeg),
+        replace(task, digest=digest_of(PIXELS, (4, 9, 3))),
+        replace(task, digest=digest_of(PIXELS ^ 1, IDS)),
+    ):
+        with pytest.raises(pytest.fail.Exception, match="made again"):
+            other.run()
+
+
+def test_another_release_of_the_library_is_another_key(tmp_path, monkeypatch):
+    task = replace(TASKS[0], cache=Cache(tmp_path, 10**7), digest=digest_of(PIXELS, IDS))
+    task.run()
+    monkeypatch.setattr("robench.corruption.tasks.library", lambda: "imagecorruptions-imaug 9")
+    monkeypatch.setattr("robench.corruption.tasks.corrupt", lambda *a: pytest.fail("made again"))
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        task.run()
+
+
+def test_a_mistake_in_a_process_is_told_here():
+    with pytest.raises(UsageError, match="did you mean fog"):
+        list(in_order([replace(TASKS[0], corruption="fogg")], workers=2))
+
+
+class Killer:
+    """A task whose process dies of it, as for want of memory."""
+
+    def run(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_is_one_line():
+    with Workers(1) as crew, pytest.raises(ResourceError, match=r"exit code -9.*fewer --workers"):
+        crew.submit(Killer(), "run").result()
+
+
+SCRIPT = """
+import os, signal, sys
+from tests.corruption.test_tasks import TASKS
+from robench.corruption.tasks import in_order
+found = in_order(TASKS * 50, workers=2)
+next(found)
+children = [open(f"/proc/self/task/{each}/children").read() for each in os.listdir("/proc/self/task")]
+print(*children, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc")  # noqa: PTH110
+def test_processes_end_when_this_one_is_killed_and_need_no_guarded_script():
+    # The script has no `if __name__ == "__main__"`, and comes from no file.
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    children = [int(word) for word in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and children, done.stderr
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(_lives(child) for child in children):
+        time.sleep(0.05)
+    assert not any(_lives(child) for child in children)
+
+
+def _lives(number):
+    try:
+        with open(f"/proc/{number}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,170 @@
+"""robench diagnose: what was built to be caught is, what is sound is not, and doubts reach the board."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from robench.cli import main
+from robench.results.board import collect, sections
+from tests.conftest import images, small_net
+from tests.engine.caught import CAUGHT, build
+
+# What a diagnosis must say at the least; the marks of its runs are the last resort.
+EXPECTED = {
+    "rounding": {"zero-gradients", "large-radius", "shattered-gradients", "not-converged"},
+    "thermometer": {"zero-gradients", "large-radius", "shattered-gradients"},
+    "k-WTA": {"zero-gradients", "large-radius", "shattered-gradients"},
+    "huge logits": {"zero-gradients", "large-radius", "unconstrained-failure"},
+    "a detector's constant": {"zero-gradients", "large-radius", "shattered-gradients"},
+    "a gradient that misleads": {"unconstrained-failure", "marks-of-runs"},
+    "noise": {"marks-of-runs"},
+    "NaN where it is hard": {"marks-of-runs"},
+    "honest": set(),
+}
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch):
+    """Call the command line in an empty folder, with images that a small network has right."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *arguments, threat="Linf:0.02"):
+        x = images(16)
+        with torch.no_grad():
+            y = (small_net() if name in ("noise", "honest") else build(name))(x).nan_to_num(-1).argmax(1)
+        np.savez(tmp_path / "own.npz", x=x.numpy(), y=y.numpy())
+        said = [
+            "diagnose",
+            "--defense",
+            f'python:tests.engine.caught.build(name="{name}")',
+            "--threat",
+            threat,
+        ]
+        with pytest.raises(SystemExit) as end:
+            main([*said, "--dataset", "npz:own.npz(classes=10)", "--samples", "16", *arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return end.value.code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_was_built_to_be_caught_is_doubted(cli, name, tmp_path):
+    code, out, err = cli(name, "--json")
+    assert code == 0, err
+    (found,) = json.loads(out)["diagnoses"]
+    doubts = {mark["code"] for mark in found["health"]}
+    assert doubts >= EXPECTED[name]
+    assert bool(doubts) == (name != "honest")
+    if name in CAUGHT and "marks-of-runs" in EXPECTED[name]:
+        (mark,) = [mark for mark in found["health"] if mark["code"] == "marks-of-runs"]
+        assert CAUGHT[name][1] in mark["text"]
+    (file,) = tmp_path.glob("results/*/*/diagnosis/diagnosis.json")
+    assert json.loads(file.read_text()) == found
+    # Where no image is right without an attack there is nothing to draw.
+    assert bool(found["picture"]) == (name != "NaN where it is hard")
+    if found["picture"]:
+        assert (file.parent / found["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_doubt_is_a_mark_on_the_board_and_takes_the_rank(cli, tmp_path, capsys):
+    name = "huge logits"
+    assert cli(name)[0] == 0
+    said = ["--defense", f'python:tests.engine.caught.build(name="{name}")', "--threat", "Linf:0.02"]
+    for attack, threat in (("fgsm", "Linf:0.02"), ("square(queries=2)", "Linf:0.01")):
+        with pytest.raises(SystemExit) as end:
+            main(
+                [
+                    "run",
+                    *said[:-1],
+                    threat,
+                    "--attack",
+                    attack,
+                    "--dataset",
+                    "npz:own.npz(classes=10)",
+                    "--samples",
+                    "16",
+                ]
+            )
+        assert end.value.code == 0
+    capsys.readouterr()
+    found = {record.job.threat: record for record in collect([tmp_path / "results"])}
+    assert set(found) == {"Linf:0.02", "Linf:0.01"}, "the runs of the diagnosis are no rows"
+    # The diagnosis is of one threat.
+    assert "large-radius" in [mark.code for mark in found["Linf:0.02"].health]
+    assert "large-radius" not in [mark.code for mark in found["Linf:0.01"].health]
+    (section,) = [s for s in sections(collect([tmp_path / "results"])) if s.threat == "Linf:0.02"]
+    assert section.groups[0][0].rank == "–"
+    with pytest.raises(SystemExit):
+        main(["board"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"large-radius: robench diagnose: \d+ of 16 images survive at Linf:0.5", said)
+
+
+def test_a_damaged_diagnosis_is_named_and_spoils_no_board(cli, tmp_path, capsys):
+    folder = tmp_path / "results" / "x" / "y" / "diagnosis"
+    folder.mkdir(parents=True)
+    for content in ("{", "[]", '{"schema": 1}', '{"schema": 2}'):
+        (folder / "diagnosis.json").write_text(content)
+        found = collect([tmp_path / "results"])
+        assert len(found) == 0 and "repeat robench diagnose" in found.unreadable[0]
+
+
+def test_the_same_again_answers_from_its_runs(cli, tmp_path):
+    _, first, _ = cli("honest", "--json")
+    (file,) = tmp_path.glob("results/*/*/diagnosis/diagnosis.json")
+    times = {path: path.stat().st_mtime_ns for path in file.parent.rglob("record.json")}
+    assert len(times) == 5
+    file.unlink()
+    _, again, err = cli("honest", "--json")
+    assert again == first and err.count("answered from") == 5
+    assert times == {path: path.stat().st_mtime_ns for path in file.parent.rglob("record.json")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--knowledge", "bpda"), 2, "needs a purifier"),
+        (("--samples", "0"), 2, "expected at least 1"),
+        (("--seeds", "0"), 2, "is not in the range"),
+        (("--defense", "nobody"), 2, 'unknown defense "nobody"'),
+        (("--mi", "--samples", "16"), 2, "needs"),
+    ],
+)
+def test_mistakes_end_in_one_line(cli, arguments, code, said):
+    found, out, err = cli("honest", *arguments)
+    assert found == code and said in err and out == ""
+
+
+def test_killed_it_goes_on_with_the_runs_that_are_not_done(tmp_path):
+    command = ["diagnose", "--defense", "pgd-at", "--samples", "16", "--threat", "Linf:0.1"]
+    start = [sys.executable, "-c", "import sys; from robench.cli import main; main(sys.argv[1:])", *command]
+    process = subprocess.Popen(
+        start, cwd=tmp_path, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list(tmp_path.rglob("record.json"))) >= 2:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
+    assert 2 <= len(done) < 5 and not list(tmp_path.rglob("diagnosis.json"))
+    again, whole = (
+        subprocess.run([*start, "--json", *more], cwd=tmp_path, capture_output=True, text=True, check=True)
+        for more in ((), ("--results", "elsewhere"))
+    )
+    assert again.stderr.count("answered from") == len(done)
+    assert all(path.stat().st_mtime_ns == moment for path, moment in done.items())
+    assert json.loads(again.stdout) == json.loads(whole.stdout)
