@@ -59,7 +59,10 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
     least = next((value for value in values if value > 0), 1.0)
     if len(values) > 1 and values[0] >= 0 and values[-1] / least >= 20:
         # Zero has no logarithm: it stands as far before the least value as that is before its e-fold.
-        axes.set_xscale(**({"value": "log"} if values[0] > 0 else {"value": "symlog", "linthresh": least}))
+        if values[0] > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=least)
     if len(values) <= 12:
         axes.set_xticks(values, [f"{value:.4g}" for value in values])
         axes.minorticks_off()
