@@ -9,6 +9,7 @@ from robench.results.board import board, collect
 from robench.results.grid import render
 from robench.results.ladder import purifiers
 from robench.results.record import read_record
+from robench.results.unforeseen import unforeseen
 from robench.results.verify import verify
 from tests.data.test_cifar10 import REAL
 
@@ -37,3 +38,5 @@ def test_the_boards_are_fresh():
     assert (RESULTS / "BOARD.md").read_text("utf-8") == board(records, "md"), MEND
     tables = "\n".join(render(table, "md") for table in purifiers(records, "purifier-cheap"))
     assert (RESULTS / "PURIFIERS.md").read_text("utf-8") == tables, MEND
+    tables = "\n".join(render(table, "md") for table in unforeseen(records))
+    assert (RESULTS / "UNFORESEEN.md").read_text("utf-8") == tables, MEND
