@@ -10,10 +10,11 @@ from torch import Tensor
 from robench.data import Images, load_dataset
 from robench.data._pixels import Stack
 from robench.defenses import Loaded, load, load_defense
+from robench.engine.attackers import build_attacks
 from robench.engine.device import choose_device
 from robench.engine.knowledge import attacker
 from robench.engine.network import DRAWS, Judge, Network
-from robench.engine.suite import Run, build_attacks
+from robench.engine.suite import Run
 from robench.errors import ResourceError, UsageError
 from robench.random import Stream
 from robench.results.certificates import apply, is_attacked, read_certificates

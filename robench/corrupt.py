@@ -12,7 +12,7 @@ from robench.corruption.names import COMMON, SEVERITIES, VALIDATION
 from robench.corruption.tasks import Task, in_order
 from robench.data import Images, load_dataset
 from robench.data._names import synsets
-from robench.data.corruptions import bytes8, chunks
+from robench.data.corruptions import bytes8, spans
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.files import claim, write_whole
 from robench.specs import parse
@@ -131,7 +131,7 @@ def _write_folders(
             [row for row in range(rows.start, rows.stop) if not (place / "/".join(names[row])).is_file()],
         )
         for number, place in enumerate(places)
-        for rows, _, _ in chunks(images)
+        for rows in spans(images)
     ]
 
     def tasks() -> Iterator[Task]:
@@ -160,7 +160,7 @@ def _write_arrays(
     if not truths.is_file():
         write_whole(output, {truths.name: _npy(np.tile(images.y.numpy(), len(SEVERITIES)))})
     lacking = [name for name in corruptions if not (output / f"{name}.npy").is_file()]
-    parts = [range(rows.start, rows.stop) for rows, _, _ in chunks(images)]
+    parts = [range(rows.start, rows.stop) for rows in spans(images)]
     made = in_order(
         (
             _task(images, rows, name, severity, seed, jpeg=False)

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from robench import registry, specs
+from robench.choice import choose_protocol
 from robench.content import Protocol, Suite
 from robench.direct import find_suite
 from robench.errors import UsageError
-from robench.evaluate import Options, choose_protocol, run_all
+from robench.evaluate import Options, run_all
 from robench.results.record import Record
 from robench.threat import Threat
 

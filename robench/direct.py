@@ -12,10 +12,11 @@ from robench import registry
 from robench.content import Suite, read, suites
 from robench.corruption.suite import SPEC, corruptions
 from robench.data._pixels import Stack
+from robench.engine.attackers import Attacker, build_attacks
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.network import Model
 from robench.engine.outcome import Outcome
-from robench.engine.suite import Attacker, Progress, Run, build_attacks
+from robench.engine.suite import Progress, Run
 from robench.errors import UsageError, unknown_name
 from robench.specs import parse, split
 from robench.threat import Threat, check_images

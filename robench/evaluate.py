@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from robench import specs
-from robench.content import Protocol, Suite, find_protocol
+from robench.choice import choose_protocol, with_own_name
+from robench.content import Protocol, Suite
 from robench.corruption.cache import Cache
 from robench.corruption.make import enlargement, library
 from robench.corruption.suite import NO_THREAT, cells, corruptions
@@ -19,10 +20,11 @@ from robench.data import Images, load_dataset
 from robench.defenses import Defense, Loaded, counting, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
 from robench.engine import corruption as corrupting
+from robench.engine.attackers import build_attacks
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.knowledge import attacker
 from robench.engine.store import FolderStore
-from robench.engine.suite import Progress, Run, build_attacks
+from robench.engine.suite import Progress, Run
 from robench.errors import ResourceError, UsageError
 from robench.files import claim
 from robench.preprocessing import OWN, USUAL
@@ -32,8 +34,6 @@ from robench.results.store import PARTIAL, make_record, record_folder, write_rec
 from robench.specs import split
 from robench.subset import Subset
 from robench.threat import Threat, check_images
-
-DEFAULT_PROTOCOL = "digits-linf"
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _climb(
         level, _, source = rung.knowledge.partition(":")
         if level == "transfer":
             try:
-                _source(source, loaded.defense, dataset, device)
+                _source(source, loaded.defense, dataset, device, images.among)
             except UsageError as error:
                 note(f"{suite.name} leaves the rung {rung.name} out: {error}")
                 continue
@@ -213,7 +213,7 @@ def _climb(
                 if rung.subject == "classifier"
                 else loaded
             )
-            own = _with_own_name(replace(protocol, threat=str(rung.threat(side, protocol.threat))), protocol)
+            own = with_own_name(replace(protocol, threat=str(rung.threat(side, protocol.threat))), protocol)
             yield subject, find_suite(rung.attack), rung.knowledge, own
 
 
@@ -225,81 +225,6 @@ def _check_corruptions(suite: Suite, knowledge: list[str] | None) -> bool:
         raise UsageError(f"{suite.name} has no attacker who could know anything: leave --knowledge out")
     library()
     return True
-
-
-def choose_protocol(
-    name: str | None,
-    dataset: str | None,
-    threat: str | None,
-    samples: int | None,
-    suites: Sequence[str] | None = None,
-) -> Protocol:
-    """The protocol of that name, or the one that a data set, a threat and a number of samples make up.
-
-    What is not said is taken from the default protocol; a protocol with another threat or number of samples
-    is another protocol, under a name of its own.
-
-    Args:
-        suites: what is to be run; corruptions alone need no threat, and have none.
-    """
-    if name is not None and dataset is not None:
-        raise UsageError("--protocol names its own data set: give --protocol or --dataset, not both")
-    base = find_protocol(name or DEFAULT_PROTOCOL)
-    if base.ends:
-        raise UsageError(
-            f"{base.name} is a protocol of transfer, of several data sets: robench run with --from and --to"
-        )
-    if suites and all(corruptions(find_suite(suite).attacks) for suite in suites):
-        return _without_threat(base, name, dataset, threat, samples)
-    if dataset is not None and dataset != base.dataset and threat is None:
-        raise UsageError(
-            f"--dataset {dataset} needs a threat: add --threat Linf:8/255, say, or name a --protocol"
-        )
-    if base.threat == NO_THREAT and threat is None:
-        # Its own suites may do without: those that do not are refused when they are known.
-        return _without_threat(base, name, dataset, threat, samples)
-    if base.threat == NO_THREAT:
-        base = replace(base, threat=threat or "", name=f"{base.name}-{threat}")
-    chosen = replace(
-        base,
-        dataset=dataset or base.dataset,
-        threat=str(Threat.parse(threat or base.threat)),
-        samples=base.samples if samples is None else samples,
-    )
-    if chosen.samples < 1:
-        raise UsageError(f"--samples {chosen.samples}: expected at least 1")
-    return _with_own_name(chosen, base)
-
-
-def _with_own_name(chosen: Protocol, base: Protocol) -> Protocol:
-    """`chosen` under the name of `base` where it is of the same images and threat, else under one of its own."""
-    same = (chosen.dataset, Threat.parse(chosen.threat), chosen.samples) == (
-        base.dataset,
-        Threat.parse(base.threat),
-        base.samples,
-    )
-    if same:
-        return replace(chosen, name=base.name)
-    own = f"{chosen.dataset}-{chosen.threat.replace('/', 'over').replace(':', '-')}-n{chosen.samples}"
-    return replace(chosen, name=own)
-
-
-def _without_threat(
-    base: Protocol, name: str | None, dataset: str | None, threat: str | None, samples: int | None
-) -> Protocol:
-    if threat is not None:
-        raise UsageError("corruptions have no threat: leave --threat out, or run them apart from attacks")
-    chosen = replace(
-        base,
-        dataset=dataset or base.dataset,
-        threat=NO_THREAT,
-        samples=base.samples if samples is None else samples,
-    )
-    if chosen.samples < 1:
-        raise UsageError(f"--samples {chosen.samples}: expected at least 1")
-    if name and chosen.samples == base.samples:
-        return chosen
-    return replace(chosen, name=f"{chosen.dataset}-c-n{chosen.samples}")
 
 
 def _run_corrupted(

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from robench import registry, specs
+from robench.choice import choose_protocol
 from robench.content import Card, End, Protocol
 from robench.data import load_dataset
 from robench.defenses import build_purifier, find_card, load, load_purifier
 from robench.defenses._fit import FITS
 from robench.direct import find_suite
 from robench.errors import UsageError
-from robench.evaluate import Options, choose_protocol, run_all
+from robench.evaluate import Options, run_all
 from robench.results.record import Record
 
 EXACT, *OTHERS = FITS

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robench.choice import choose_protocol
 from robench.cli.main import main
 from robench.errors import UsageError
-from robench.evaluate import Options, choose_protocol
+from robench.evaluate import Options
 from robench.results.record import Accuracy
 from robench.sweep import Sweep, grid, picture, sweep, unconverged
 

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import save, save_file
 
 from robench import specs
+from robench.choice import choose_protocol
 from robench.cli.main import main
 from robench.content import Protocol, read
 from robench.data import load_dataset
 from robench.defenses import registry
 from robench.defenses._checkpoints import sha256_of
 from robench.errors import UsageError
-from robench.evaluate import Options, choose_protocol, run_all
+from robench.evaluate import Options, run_all
 from robench.results.board import collect
 from robench.results.grid import FORMATS, render
 from robench.results.plots import PLOTS

@@ -22,7 +22,8 @@ _RADII = {"Linf": "8/255", "L2": "0.5", "L1": "12"}
 
 
 def costs(name: str, threat: str | None = None, classes: int = CLASSES) -> tuple[str, tuple[Passes, ...]]:
-    """The norm, and what each attack of a suite (or spec) costs in it; in the first that suits them if none is said.
+    """The norm (or transformation), and what each attack of a suite (or spec) costs in it; the first that suits them
+    if none is said.
 
     Raises:
         UsageError: as `passes`; also for a ladder of runs, and an attack that needs an argument.
@@ -32,16 +33,18 @@ def costs(name: str, threat: str | None = None, classes: int = CLASSES) -> tuple
         raise UsageError(f"{suite.name} is a ladder of runs: each has attacks of its own")
     if threat is not None:
         chosen = Threat.parse(threat)
-        return chosen.norm, passes(tuple(suite.specs(chosen.norm)), chosen, classes)
+        return chosen.name or chosen.norm, passes(tuple(suite.specs(chosen.norm)), chosen, classes)
     spec = specs.parse(suite.attacks[0])
     refused: UsageError | None = None
-    for norm in specs.build(spec, registry.attacks.get(spec.name)).norms:
+    norms = specs.build(spec, registry.attacks.get(spec.name)).norms
+    # Some search over few parameters, which only a transformation has.
+    for name in (*norms, *registry.transformations):
         try:
-            chosen = Threat.parse(f"{norm}:{_RADII.get(norm, '1')}")
-            return norm, passes(tuple(suite.specs(norm)), chosen, classes)
+            chosen = Threat.parse(f"{name}:{_RADII.get(name, '1')}")
+            return name, passes(tuple(suite.specs(chosen.norm)), chosen, classes)
         except UsageError as error:
             refused = refused or error
-    raise refused or UsageError(f"{name} is defined in no norm")
+    raise refused or UsageError(f"{suite.name} is defined in no norm")
 
 
 def brief(name: str) -> str:

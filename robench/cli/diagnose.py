@@ -69,9 +69,10 @@ def command(
     robench diagnose --defense pgd-at
     robench diagnose --mi --defense mimir,mae-at,pgd-at,standard --samples 500
     """
+    from robench.choice import choose_protocol
     from robench.diagnosis.diagnose import diagnose, grid
     from robench.errors import UsageError
-    from robench.evaluate import Options, choose_protocol, default_results
+    from robench.evaluate import Options, default_results
     from robench.results.grid import render
 
     if checkpoint and len(defenses) > 1:

@@ -10,11 +10,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from robench import curve, sweep
+from robench.choice import choose_protocol
 from robench.cli.transferring import Asked, print_json, transfer
 from robench.content import Protocol, find_protocol
 from robench.engine.suite import Progress as Standing
 from robench.errors import UsageError
-from robench.evaluate import Options, choose_protocol, default_results, run_all
+from robench.evaluate import Options, default_results, run_all
 from robench.plain import plain
 from robench.results import security
 from robench.results.grid import Grid, render

@@ -18,7 +18,17 @@ from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data._base import Images
 from robench.specs import Spec
 
-__all__ = ["COMMON", "SEVERITIES", "VALIDATION", "bytes8", "chunks", "corrupt_all", "corrupted", "tensor"]
+__all__ = [
+    "COMMON",
+    "SEVERITIES",
+    "VALIDATION",
+    "bytes8",
+    "chunks",
+    "corrupt_all",
+    "corrupted",
+    "spans",
+    "tensor",
+]
 
 # Images a task: fixed, since the cache knows chunks; smaller for larger images, so that memory stays bounded.
 _CHUNK, _LARGE_CHUNK, _LARGE = 128, 32, 64
@@ -52,10 +62,14 @@ def corrupt_all(
 
 def chunks(images: Images) -> Iterator[tuple[slice, np.ndarray, tuple[int, ...]]]:
     """The images in fixed chunks: which rows, their pixels (N, H, W, 3) uint8, their ids."""
-    size = _LARGE_CHUNK if images.x.shape[-1] > _LARGE else _CHUNK
-    for start in range(0, len(images), size):
-        rows = slice(start, min(start + size, len(images)))
+    for rows in spans(images):
         yield rows, bytes8(images.x[rows]), tuple(images.ids[rows].tolist())
+
+
+def spans(images: Images) -> list[slice]:
+    """The rows of each chunk; no pixel is read."""
+    size = _LARGE_CHUNK if images.x.shape[-1] > _LARGE else _CHUNK
+    return [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
 
 def bytes8(x: Tensor) -> np.ndarray:

@@ -328,21 +328,22 @@ def load_purifier(
 
 def _weighted(card: Card, checkpoint: str | Path | None) -> tuple[Purifier, Path | None, str]:
     """A card's purifier with its weights, the file they are from, and its digest."""
-    purifier = build_purifier(specs.parse(card.builder))
-    path = None
+    spec = specs.parse(card.builder)
     if checkpoint or card.checkpoint:
         path = fetch(str(checkpoint), Path()) if checkpoint else _own_file(card)
         digest = sha256_of(path)
         if not checkpoint:
             _check_digest(card, f"checkpoint {path}", digest)
-        load_into(purifier, purifier.fitted(read_state(path)), path)
-    elif any(True for _ in purifier.parameters()):
+        state = read_state(path)  # before the network, which may take its time to build
+        purifier = build_purifier(spec)
+        load_into(purifier, purifier.fitted(state), path)
+        return purifier, path, digest
+    purifier = build_purifier(spec)
+    if any(True for _ in purifier.parameters()):
         made = f" (robench train {card.name} makes one)" if card.recipe else ""
         where = f": get them from {card.origin} and" if card.origin else f":{made}"
         raise ResourceError(f"{card.name} comes without its weights{where} give the file with --checkpoint")
-    else:
-        digest = loaders.state_digest(purifier)
-    return purifier, path, digest
+    return purifier, None, loaders.state_digest(purifier)
 
 
 def build_purifier(spec: specs.Spec) -> Purifier:

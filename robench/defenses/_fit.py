@@ -26,14 +26,16 @@ class Fitting(Purifier):
         ValueError: for an unknown `fit`.
     """
 
-    image_size: int  # pyright: ignore[reportIncompatibleVariableOverride] - never None, never set again
+    image_size: int  # pyright: ignore[reportIncompatibleVariableOverride] - set once, and never None
     step: int
 
     def __init__(self, image_size: int, step: int, fit: str):
         super().__init__()
         if fit not in FITS:
             raise ValueError(f"{fit=}: expected one of {', '.join(FITS)}")
-        self.image_size, self.step, self.fit = image_size, step, fit
+        # Never None, and never set again.
+        self.image_size = image_size  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.step, self.fit = step, fit
 
     def purify(self, x: Tensor) -> Tensor:
         """The purified images of a batch whose side `step` divides, (N, 3, S, S) in [0, 1]."""

@@ -123,12 +123,8 @@ class DE3(Fitting):
         fit: str = "exact",
     ):
         super().__init__(image_size, patch_size, fit)
-        sizes = {"patch_size": patch_size, "width": width, "depth": depth, "heads": heads}
-        sizes |= {
-            "decoder_width": decoder_width,
-            "decoder_depth": decoder_depth,
-            "decoder_heads": decoder_heads,
-        }
+        sizes = {"patch_size": patch_size, "width": width, "heads": heads}
+        sizes |= {"decoder_width": decoder_width, "decoder_heads": decoder_heads}
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")

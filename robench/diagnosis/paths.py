@@ -8,8 +8,8 @@ from torch import Tensor
 
 from robench.attacks._base import Problem, Rows
 from robench.diagnosis._base import Case
+from robench.engine.attackers import build_attacks
 from robench.engine.network import pad, wrong
-from robench.engine.suite import build_attacks
 from robench.engine.watch import VANISHED
 from robench.random import Stream
 

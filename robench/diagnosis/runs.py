@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from robench.choice import choose_protocol
 from robench.diagnosis._base import ATTACKS, OWN, PINTOR, Case, Indicator
 from robench.errors import ResourceError
-from robench.evaluate import Options, choose_protocol, run_all
+from robench.evaluate import Options, run_all
 from robench.results.record import Record
 from robench.results.samples import read_samples
 from robench.results.statistics import mcnemar

@@ -17,7 +17,7 @@ from robench.corruption.cache import Cache
 from robench.corruption.suite import Cell
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data import Images
-from robench.data.corruptions import chunks, tensor
+from robench.data.corruptions import chunks, spans, tensor
 from robench.engine.network import Model, Network, frozen
 from robench.engine.suite import Progress, Store
 from robench.random import Stream
@@ -85,7 +85,7 @@ def play(
         store: where to save to and resume from.
         progress: called after every chunk at every cell.
     """
-    n, blocks = len(images), sum(1 for _ in chunks(images))
+    n, blocks = len(images), len(spans(images))
     state = {
         "clean": torch.zeros(n, dtype=torch.int64),
         "margin": torch.zeros(n),
@@ -95,7 +95,7 @@ def play(
     }
     facts: dict[str, Any] = {"done": 0}
     if store and (saved := store.load()):
-        state, facts = saved
+        state, facts = saved.tensors, saved.facts
     total, done = blocks * (len(cells) + 1), facts["done"]
     asked = answers(
         model, images, cells, seed,
@@ -117,7 +117,7 @@ def play(
         facts = {"done": number + 1}
         calls += len(told)
         if store and number + 1 < total and store.due():
-            store.save(state, facts, {})
+            store.save(state, facts)
         if progress:
             progress(_standing(state, images, answer.rows.stop, number + 1, total, calls))
     return Outcome(
@@ -168,7 +168,7 @@ def answers(
 
 
 def _questions(images: Images, cells: Sequence[Cell], skip: int) -> Iterator[tuple[slice, int]]:
-    questions = ((rows, cell) for rows, _, _ in chunks(images) for cell in range(-1, len(cells)))
+    questions = ((rows, cell) for rows in spans(images) for cell in range(-1, len(cells)))
     for number, question in enumerate(questions):
         if number >= skip:
             yield question

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.defenses._base import Defense, Purifier, behind
-from robench.engine.suite import Attacker
+from robench.engine.attackers import Attacker
 from robench.errors import UsageError, unknown_name
 
 LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from robench.attacks._base import Attack, Problem
 from robench.attacks._foreign import ForeignAttack
+from robench.engine.attackers import build_attacks
 from robench.engine.battle import Battle, Table
 from robench.engine.loop import Loop
 from robench.engine.network import Judge, Network
-from robench.engine.suite import build_attacks
 from robench.random import Stream
 from robench.threat import Threat
 

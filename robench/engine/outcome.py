@@ -87,7 +87,7 @@ class Outcome:
     precision: str = "fp32"
     batch_size: int = 0
     of_draws: int = 1
-    points: Tensor | None = None
+    points: Tensor | Stack | None = None
 
     @property
     def passes(self) -> dict[str, int]:

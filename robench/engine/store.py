@@ -87,7 +87,11 @@ class FolderStore:
         return held >= _MOST or time.monotonic() - self._last >= max(_INTERVAL, _SHARE * self._cost)
 
     def save(
-        self, tensors: dict[str, Tensor], facts: dict[str, Any], attack: int, found: Mapping[int, Tensor]
+        self,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        attack: int = 0,
+        found: Mapping[int, Tensor] | None = None,
     ) -> dict[int, Place]:
         """Write the state, and the images that an attack found since the last save.
 

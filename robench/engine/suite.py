@@ -9,12 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from robench import registry, specs
 from robench.attacks._base import Attack, Problem
 from robench.attacks._foreign import Counted, ForeignAttack
-from robench.attacks._through import Through
 from robench.data._pixels import Mapped, Replaced, Stack
 from robench.engine import health
+from robench.engine.attackers import Attacker
 from robench.engine.battle import Battle, Table, minimises
 from robench.engine.found import Found, Place
 from robench.engine.loop import Loop
@@ -63,49 +62,14 @@ class Store(Protocol):
     def load(self) -> Saved | None: ...
 
     def save(
-        self, tensors: dict[str, Tensor], facts: dict[str, Any], attack: int, found: Mapping[int, Tensor]
+        self,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        attack: int = 0,
+        found: Mapping[int, Tensor] | None = None,
     ) -> dict[int, Place]: ...
 
     def due(self, held: int = 0) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Attacker:
-    """What the attacker knows: the surrogate it searches on, and whether it may ask the judge.
-
-    Attributes:
-        surrogate: images to logits; None is the defense itself.
-        blind: the judge is asked only at the end of each row.
-    """
-
-    surrogate: Model | None = None
-    blind: bool = False
-
-
-def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
-    """The attacks of a suite with their canonical specs.
-
-    Raises:
-        UsageError: for an unknown attack, a wrong argument, or one not defined in the threat's norm.
-    """
-    built = []
-    for text in texts:
-        spec = specs.parse(text)
-        builder = registry.attacks.get(spec.name)
-        attack = specs.build(spec, builder)
-        if threat.norm not in attack.norms:
-            inside = f"{threat}, in {threat.norm} of its parameters," if threat.name else f"{threat}"
-            raise UsageError(
-                f"{spec.name} is defined in {', '.join(attack.norms)}: {inside} is not among them"
-            )
-        if threat.name and attack.in_pixels:
-            raise UsageError(
-                f"{spec.name} searches among images, and {threat} among parameters: use pgd or apgd, say"
-            )
-        built.append(
-            (str(specs.canonical(spec, builder)), Through(attack, threat) if threat.name else attack)
-        )
-    return built
 
 
 class Run:

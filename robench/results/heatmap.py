@@ -4,11 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robench.corruption.names import COMMON, SEVERITIES
 from robench.files import write_whole
 from robench.results.record import Record
-from robench.results.wording import plain
+from robench.results.store import slug
+from robench.results.wording import plain, suite_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILE = "heatmap.png"
 _INK, _QUIET, _NONE = "#1b1f24", "#6a737d", "#eceff2"
@@ -66,8 +71,27 @@ def write(found: Map, path: Path) -> Path:
     return path
 
 
+def figures(records: Sequence[Record]) -> "dict[str, Figure]":
+    """A figure a record under corruptions, by a name for its file; others have none."""
+    return {
+        "-".join(map(slug, (record.job.protocol, record.job.defense.name, suite_label(record)))): figure_of(
+            of_record(record)
+        )
+        for record in records
+        if record.corrupted
+    }
+
+
 def draw(found: Map, dpi: int = 150) -> bytes:
     """The PNG; the same map gives the same bytes."""
+    buffer = BytesIO()
+    # No date and no version in the file.
+    figure_of(found).savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def figure_of(found: Map) -> "Figure":
+    """The map as a figure."""
     # Figure without pyplot: nothing global is touched and no display is asked for.
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -120,10 +144,7 @@ def draw(found: Map, dpi: int = 150) -> bytes:
                     axes.text(*place, f"{100 * value:.1f}", ha="center", va="center", fontsize=9, color=ink)
             top += _HIGH
         top += _GAP
-    buffer = BytesIO()
-    # No date and no version in the file.
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _dark(colour: tuple[float, ...]) -> bool:

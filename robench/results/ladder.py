@@ -45,10 +45,8 @@ def purifiers(records: Sequence[Record], ladder: str = "purifier") -> list[Grid]
         UsageError: when there is no such ladder.
     """
     suite = find_ladder(ladder)
-    return [
-        _grid(protocol, threat, list(_rows(own, suite, threat)), suite)
-        for (protocol, threat), own in _groups(records).items()
-    ]
+    found = ((place, list(_rows(own, suite, place[1]))) for place, own in _groups(records).items())
+    return [_grid(protocol, threat, rows, suite) for (protocol, threat), rows in found if rows]
 
 
 def find_ladder(name: str) -> Suite:
@@ -97,7 +95,10 @@ def _rows(records: list[Record], suite: Suite, threat: str) -> Iterator[Row]:
             if rung.suits(randomised):
                 matching = [each for each in records if _fills(each, rung, purified, threat)]
                 found.setdefault(rung.name, []).extend(matching)
-        yield Row(purified, found, tuple(name for name, own in found.items() if not own))
+        # Runs that are no rungs, a sweep's say, are no reason for a row.
+        name = purified.job.defense.name
+        if any(each.job.defense.name == name for own in found.values() for each in own):
+            yield Row(purified, found, tuple(name for name, own in found.items() if not own))
 
 
 def _fills(record: Record, rung: Rung, purified: Record, threat: str) -> bool:

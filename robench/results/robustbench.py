@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from robench import content, specs
-from robench.engine.suite import build_attacks
+from robench.engine.attackers import build_attacks
 from robench.errors import ResourceError, RobenchError, UsageError
 from robench.files import write_whole
 from robench.results.grid import Grid

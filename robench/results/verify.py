@@ -18,9 +18,9 @@ from robench import content
 from robench.data._base import Images
 from robench.data._pixels import Stack
 from robench.defenses import Loaded
+from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import asks_judge
 from robench.engine.network import Judge, Network
-from robench.engine.suite import build_attacks
 from robench.errors import CheckFailed, RobenchError
 from robench.random import Stream
 from robench.results import draws as drawn

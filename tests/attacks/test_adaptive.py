@@ -16,7 +16,7 @@ from robench.attacks.pgd import PGD
 from robench.attacks.pgd_feature import PGDFeature
 from robench.attacks.pgd_mi import PGDMI
 from robench.direct import attack, find_suite
-from robench.engine.suite import build_attacks
+from robench.engine.attackers import build_attacks
 from robench.errors import UsageError
 from robench.threat import Threat
 from tests.attacks.driver import answer, play, problem, rows_of

@@ -12,7 +12,8 @@ from robench.attacks.mifgsm import MIFGSM
 from robench.attacks.nes import NES
 from robench.attacks.spsa import SPSA
 from robench.direct import attack
-from robench.engine.suite import Attacker, Run, build_attacks
+from robench.engine.attackers import Attacker, build_attacks
+from robench.engine.suite import Run
 from robench.errors import UsageError
 from robench.random import Stream
 from robench.threat import Threat

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robench.direct import attack
-from robench.engine.suite import build_attacks
+from robench.engine.attackers import build_attacks
 from robench.errors import UsageError
 from robench.threat import Threat, rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of

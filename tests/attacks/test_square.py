@@ -70,7 +70,8 @@ def test_queries_ahead_change_nothing():
 
 
 def attack_one(model, x, y, i, eps):
-    from robench.engine.suite import Run, build_attacks
+    from robench.engine.attackers import build_attacks
+    from robench.engine.suite import Run
 
     threat = Threat.parse(f"Linf:{eps:.9f}")
     built = build_attacks(["square(queries=200)"], threat)

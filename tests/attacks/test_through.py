@@ -9,7 +9,7 @@ import torch
 import robench
 from robench.data import load_dataset
 from robench.direct import attack
-from robench.engine.suite import build_attacks
+from robench.engine.attackers import build_attacks
 from robench.errors import UsageError
 from robench.threat import Threat
 from robench.transformations.jpeg import dct_basis

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from robench.data._base import Images
 from robench.data._pixels import Pixels, Replaced
 from robench.direct import attack
+from robench.engine.attackers import build_attacks
 from robench.engine.store import FolderStore
-from robench.engine.suite import Run, build_attacks
+from robench.engine.suite import Run
 from robench.errors import ResourceError
 from robench.results import certificates, samples
 from robench.threat import Threat
@@ -174,7 +175,8 @@ from pathlib import Path
 from robench.data._pixels import Pixels
 from robench.data._base import Images
 from robench.engine.store import FolderStore
-from robench.engine.suite import Run, build_attacks
+from robench.engine.attackers import build_attacks
+from robench.engine.suite import Run
 from robench.results import certificates, samples
 from robench.threat import Threat
 

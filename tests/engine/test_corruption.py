@@ -11,6 +11,7 @@ from robench.corruption.make import corrupt
 from robench.corruption.suite import Cell, Corruption, cells, corruptions
 from robench.data.corruptions import bytes8, tensor
 from robench.engine.corruption import play
+from robench.engine.store import Saved
 from robench.errors import UsageError
 from robench.random import normal_like
 from tests.conftest import small_net
@@ -36,11 +37,11 @@ class Memory:
     def due(self):
         return True
 
-    def save(self, tensors, facts, found):
+    def save(self, tensors, facts, attack, found):
         self.count += 1
         if self.count > self.last:
             raise Interrupted
-        self.saved = ({name: each.clone() for name, each in tensors.items()}, dict(facts))
+        self.saved = Saved({name: each.clone() for name, each in tensors.items()}, dict(facts), {})
 
 
 def played(lanes=7, n=150, **options):

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from robench.defenses import Defense
 from robench.direct import find_suite
+from robench.engine.attackers import build_attacks
 from robench.engine.groups import fixed_groups
-from robench.engine.suite import Run, build_attacks
+from robench.engine.suite import Run
 from robench.threat import Threat
 from tests.conftest import images, small_net
 from tests.engine.test_promises import MemoryStore, assert_same

@@ -6,8 +6,9 @@ from torch import nn
 
 from robench.defenses import Defense
 from robench.direct import attack
+from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import attacker
-from robench.engine.suite import Run, build_attacks
+from robench.engine.suite import Run
 from robench.errors import UsageError
 from robench.threat import Threat
 from tests.conftest import images, small_net

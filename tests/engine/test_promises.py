@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from robench.direct import find_suite
+from robench.engine.attackers import build_attacks
 from robench.engine.store import Saved
-from robench.engine.suite import Run, build_attacks
+from robench.engine.suite import Run
 from robench.threat import Threat
 from tests.conftest import images, small_net
 

@@ -58,8 +58,9 @@ def test_some_draws_fail_and_some_do_not(whole):
 def test_a_rows_noise_does_not_hang_on_its_neighbours(whole):
     x, y, outcome = whole
     ids = torch.tensor([3, 17, 20, 8, 11])
+    from robench.engine.attackers import build_attacks
     from robench.engine.device import choose_device
-    from robench.engine.suite import Run, build_attacks
+    from robench.engine.suite import Run
     from robench.threat import Threat
 
     threat = Threat.parse("Linf:0.03")

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from robench import content, registry
+from robench.choice import choose_protocol
 from robench.cli.main import main
 from robench.defenses import Purifier
 from robench.errors import ResourceError, UsageError
-from robench.evaluate import Options, choose_protocol, run_all
+from robench.evaluate import Options, run_all
 from robench.random import normal_like
 from robench.results.board import collect
 from robench.results.grid import FORMATS, render
@@ -88,6 +89,12 @@ def test_missing_cells_say_which_command_fills_them(tmp_path):
         "--attack purifier-cheap --dataset digits --threat Linf:0.1 --samples 20"
     )
     assert table.rows[0][-1] == "–"
+
+
+def test_a_purifier_that_was_on_no_rung_has_no_row(tmp_path):
+    protocol = choose_protocol(None, None, "Linf:0.1", 5)
+    list(run_all(["levels+standard-digits"], ["pgd(steps=2)"], protocol, None, Options(results=tmp_path)))
+    assert purifiers(collect([tmp_path]), "purifier-cheap") == []
 
 
 def test_a_ladder_wants_a_purifier_and_says_itself_what_is_known(tmp_path):

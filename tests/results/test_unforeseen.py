@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 
 import robench
 from robench import content
+from robench.choice import choose_protocol
 from robench.cli import main
 from robench.content import Suite, read
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import CheckFailed, UsageError
-from robench.evaluate import Options, choose_protocol, run_all
+from robench.evaluate import Options, run_all
 from robench.results.board import board, collect
 from robench.results.certificates import FILE, read_certificates
 from robench.results.grid import render

@@ -34,6 +34,11 @@ class Plot:
 
 
 PLOTS = {
+    "imagenet-c": Plot(
+        "accuracy by corruption and severity, a map a record",
+        "robench.results.heatmap:figures",
+        "robench run --defense mimir-digits --attack imagenet-c-memory",
+    ),
     "scatter": Plot(
         "clean against robust accuracy, a point a defense",
         "robench.results.plots.scatter:draw",

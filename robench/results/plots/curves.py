@@ -39,18 +39,30 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
     for i, curve in enumerate(curves):
         x, y = [p.x for p in curve.points], [100 * p.y for p in curve.points]
         low, high = ([100 * p.interval[end] for p in curve.points] for end in (0, 1))
-        line = {"color": style.colour(i), "linestyle": style.dash(i)}
-        axes.fill_between(x, low, high, color=style.colour(i), alpha=0.1, linewidth=0)
+        colour, dash = style.colour(i), style.dash(i)
+        axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
         # A band's edges are dashed as its line is: where bands overlap in grey, one still sees whose is whose.
         for edge in (low, high):
-            axes.plot(x, edge, linewidth=0.7, alpha=0.6, **line)
+            axes.plot(x, edge, color=colour, linestyle=dash, linewidth=0.7, alpha=0.6)
         label = style.literal(curve.name)
-        axes.plot(x, y, marker=style.marker(i), markersize=5, linewidth=1.6, label=label, **line)
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            linestyle=dash,
+            marker=style.marker(i),
+            markersize=5,
+            linewidth=1.6,
+            label=label,
+        )
     values = sorted({p.x for curve in curves for p in curve.points})
     least = next((value for value in values if value > 0), 1.0)
     if len(values) > 1 and values[0] >= 0 and values[-1] / least >= 20:
         # Zero has no logarithm: it stands as far before the least value as that is before its e-fold.
-        axes.set_xscale(**({"value": "log"} if values[0] > 0 else {"value": "symlog", "linthresh": least}))
+        if values[0] > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=least)
     if len(values) <= 12:
         axes.set_xticks(values, [f"{value:.4g}" for value in values])
         axes.minorticks_off()

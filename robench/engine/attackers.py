@@ -1,0 +1,49 @@
+"""Who attacks: the attacks of a suite, and what their attacker knows."""
+
+from dataclasses import dataclass
+
+from robench import registry, specs
+from robench.attacks._base import Attack
+from robench.attacks._through import Through
+from robench.engine.network import Model
+from robench.errors import UsageError
+from robench.threat import Threat
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What the attacker knows: the surrogate it searches on, and whether it may ask the judge.
+
+    Attributes:
+        surrogate: images to logits; None is the defense itself.
+        blind: the judge is asked only at the end of each row.
+    """
+
+    surrogate: Model | None = None
+    blind: bool = False
+
+
+def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
+    """The attacks of a suite with their canonical specs.
+
+    Raises:
+        UsageError: for an unknown attack, a wrong argument, or one not defined in the threat's norm.
+    """
+    built = []
+    for text in texts:
+        spec = specs.parse(text)
+        builder = registry.attacks.get(spec.name)
+        attack = specs.build(spec, builder)
+        if threat.norm not in attack.norms:
+            inside = f"{threat}, in {threat.norm} of its parameters," if threat.name else f"{threat}"
+            raise UsageError(
+                f"{spec.name} is defined in {', '.join(attack.norms)}: {inside} is not among them"
+            )
+        if threat.name and attack.in_pixels:
+            raise UsageError(
+                f"{spec.name} searches among images, and {threat} among parameters: use pgd or apgd, say"
+            )
+        built.append(
+            (str(specs.canonical(spec, builder)), Through(attack, threat) if threat.name else attack)
+        )
+    return built
