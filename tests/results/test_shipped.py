@@ -37,7 +37,7 @@ MADE = {
     "PURIFIERS.md": lambda records: text(find_paper("purifiers"), records, "md", "purifier-cheap"),
     **{
         f"{name.upper()}.md": lambda records, name=name: text(find_paper(name), records, "md")
-        for name in ("mimir", "maep", "de3")
+        for name in ("mimir", "maep", "de3", "unforeseen")
     },
 }
 
