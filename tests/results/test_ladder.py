@@ -118,7 +118,7 @@ def test_a_ladder_wants_a_purifier_and_says_itself_what_is_known(tmp_path):
         ("", "either attacks"),
         ('[[rungs]]\nname = "a"\n', "the field attack is missing"),
         ('[[rungs]]\nname = "a"\nattack = "pgd"\nsubject = "me"\n', "expected defense or classifier"),
-        ("rungs = [1]\n", "expected a table"),
+        ("rungs = [1]\n", "expected tables"),
     ],
 )
 def test_a_ladder_that_is_none_is_refused(tmp_path, text, said):
