@@ -13,13 +13,13 @@ from robench.choice import choose_protocol
 from robench.content import Card, End, Protocol
 from robench.data import load_dataset
 from robench.defenses import build_purifier, find_card, load, load_purifier
-from robench.defenses._fit import FITS
 from robench.direct import find_suite
 from robench.errors import UsageError
 from robench.evaluate import Options, run_all
 from robench.results.record import Record
 
-EXACT, *OTHERS = FITS
+# How a purifier meets images of another size; "resize" is run where it is asked for.
+FITS = ("tile", "interpolate")
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,18 @@ def _end(protocol: Protocol, target: str) -> End:
 
 def _trained_on(name: str, source: str) -> tuple[str, Card]:
     """The purifier's name for a command line, and its card."""
+    if not name.endswith(".toml"):
+        # A family has the name of its builder, which would come first where arguments are given.
+        spec = specs.parse(name)
+        found = find_card(spec.name, source)
+        name = str(specs.Spec(found.name if found else spec.name, spec.arguments))
     card = find_card(name, source)
     if card is None or specs.parse(card.builder).name not in registry.purifiers:
         raise UsageError(f"{name} is no purifier's card or family: --from and --to are for purifiers")
     if card.dataset != specs.parse(source).name:
         raise UsageError(f"{card.name} is trained on {card.dataset}, not on {source}")
-    load_purifier(name if name.endswith(".toml") else card.name)  # are the weights at hand?
-    return (name if name.endswith(".toml") else card.name), card
+    load_purifier(name)  # are the weights at hand?
+    return name, card
 
 
 def _fitting(name: str, card: Card, side: int, leave: Callable[[str], None]) -> Iterator[str]:
@@ -131,7 +136,7 @@ def _fitting(name: str, card: Card, side: int, leave: Callable[[str], None]) -> 
     built = specs.parse(card.builder)
     free = "fit" in specs.defaults(registry.purifiers.get(built.name)) and "fit" not in built.arguments
     free = free and not name.endswith(".toml") and build_purifier(built).image_size != side
-    for fit in OTHERS if free else [""]:
+    for fit in FITS if free else [""]:
         own = specs.parse(name) if fit else specs.Spec(name)
         changed = {"fit": fit} if fit else {}
         try:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from robench import finetune
 from robench.cli.main import main
 from robench.content import Card, End, read
-from robench.defenses import load
+from robench.defenses import load_purifier
 from robench.errors import UsageError
 from robench.evaluate import Options
 from robench.training import train
@@ -47,8 +47,8 @@ def test_it_leaves_a_card_that_makes_it_again(tmp_path, monkeypatch):
     card = read(Card, tmp_path / "finetuned" / "maep-digits-fit-tile-digits-6.toml")
     assert tuned.purifier == tuned.subject == str(card.path)
     assert (card.family, card.classifier, card.recipe["samples"]) == ("maep", "standard-digits", 6)
-    before = load("maep-digits").defense.purifier.state_dict()
-    after = load(tuned.subject).defense.purifier.state_dict()
+    before = load_purifier("maep-digits").state_dict()
+    after = load_purifier(tuned.purifier).state_dict()
     changed = {key.split(".")[0] for key in after if not after[key].equal(before[key].half().float())}
     assert changed == {"decoder_embed", "decoder_blocks", "decoder_pred"}
     again = train(str(card.path), output=tmp_path / "again.safetensors", progress=False)

@@ -51,7 +51,9 @@ def own(tmp_path_factory):
     lines = f'name = "wide"\nbuilder = "{BUILDER}"\ndataset = "digits"\ncheckpoint = "net.safetensors"\n'
     (place / "wide.toml").write_text(lines + f'sha256 = "{sha256_of(place / "net.safetensors")}"\n')
     images = load_dataset("digits(size=32)").first(10)
-    np.savez(place / "wide.npz", x=images.x.numpy(), y=images.y.numpy(), classes=[str(k) for k in range(10)])
+    np.savez(
+        place / "wide.npz", x=images.x[:].numpy(), y=images.y.numpy(), classes=[str(k) for k in range(10)]
+    )
     (place / "small.toml").write_text(ENDS.format(card=place / "wide.toml"))
     return place / "small.toml"
 
@@ -174,7 +176,7 @@ def test_mistakes_end_in_one_line(arguments, said, capsys, tmp_path):
 
 def test_only_purifiers_travel(capsys, tmp_path):
     for name, said in (
-        ("mimir", "mimir is no purifier's card or family"),
+        ("mimir", "mimir-digits is no purifier's card or family"),
         ("maep-digits", "is trained on digits"),
     ):
         source = "digits" if name == "mimir" else "cifar10"

@@ -26,7 +26,7 @@ class Fitting(Purifier):
         ValueError: for an unknown `fit`.
     """
 
-    image_size: int  # pyright: ignore[reportIncompatibleVariableOverride] - set once, and never None
+    image_size: int
     step: int
 
     def __init__(self, image_size: int, step: int, fit: str):
@@ -48,21 +48,23 @@ class Fitting(Purifier):
             ValueError: for a side that `check` refuses.
         """
         self.check(x.shape[-1])
-        if self.fit == "resize" and x.shape[-1] != self.image_size:
-            return _scaled(self.purify(_scaled(x, self.image_size)), x.shape[-1])
         rows = self.cut(x)
         if rows is x:
             return self.purify(x)
         count = len(rows) // len(x)
         with parts(count):
             clean = self.purify(rows)
+        if self.fit == "resize":
+            return _scaled(clean, x.shape[-1])
         return unpatchify(clean.reshape(len(x), count, -1), self.image_size)
 
     def cut(self, x: Tensor) -> Tensor:
-        """What `purify` is called on: `x`, (N, C, S, S), or its tiles, (N * tiles, C, s, s), image by image."""
+        """What `purify` is called on: `x`, (N, C, S, S), its tiles, (N * tiles, C, s, s), or it scaled."""
         own = self.image_size
-        if self.fit != "tile" or x.shape[-1] == own:
+        if x.shape[-1] == own or self.fit not in ("tile", "resize"):
             return x
+        if self.fit == "resize":
+            return _scaled(x, own)
         return patchify(x, own).reshape(-1, x.shape[1], own, own)
 
     def check(self, side: int) -> None:

@@ -1,6 +1,5 @@
 """Pictures from records: what they show, that they are the same again, and that their colours are told apart."""
 
-import dataclasses
 import itertools
 import re
 import xml.etree.ElementTree as ElementTree
@@ -141,17 +140,6 @@ def test_a_transfer_matrix_has_a_row_a_target_and_a_column_a_source(tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["itself", "other", "standard"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "three", "two"]
     assert len([text for text in axes.texts if text.get_text()]) == 5
-
-
-def test_corruptions_are_read_from_the_names_of_data_sets(tmp_path):
-    for i, (corruption, severity) in enumerate((("fog", 1), ("fog", 5), ("frost", 3))):
-        run = make_run(tmp_path, protocol=f"p{i}")
-        name = f'corrupted(corruption="{corruption}", dataset="digits", severity={severity})'
-        job = dataclasses.replace(run.job, dataset=dataclasses.replace(run.job.dataset, name=name))
-        dataclasses.replace(run, job=job).write()
-    (figure,) = PLOTS["corruptions"].draw(collect([tmp_path])).values()
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["fog", "frost"]
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "3", "5"]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 15), (15, 2)])
