@@ -21,7 +21,18 @@ def test_there_are_some():
     assert len(RECORDS) >= 8
 
 
-@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: str(path.relative_to(SHIPPED)))
+# Ten draws through a chain of networks take the better part of a minute.
+SLOW = [
+    pytest.param(
+        folder,
+        marks=pytest.mark.slow if "diffpure" in folder.parent.name else (),
+        id=str(folder.relative_to(SHIPPED)),
+    )
+    for folder in RECORDS
+]
+
+
+@pytest.mark.parametrize("folder", SLOW)
 def test_a_shipped_record_holds(folder):
     job = read_record(folder).job
     if job.dataset.name == "cifar10" and not (REAL / "cifar-10-batches-py").is_dir():
