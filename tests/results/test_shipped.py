@@ -21,18 +21,14 @@ def test_there_are_some():
     assert len(RECORDS) >= 8
 
 
-# Ten draws through a chain of networks take the better part of a minute.
-SLOW = [
-    pytest.param(
-        folder,
-        marks=pytest.mark.slow if "diffpure" in folder.parent.name else (),
-        id=str(folder.relative_to(SHIPPED)),
-    )
-    for folder in RECORDS
-]
+def _marks(folder):
+    """Ten draws through a chain of networks take the better part of a minute."""
+    return pytest.mark.slow if "diffpure" in folder.parent.name else ()
 
 
-@pytest.mark.parametrize("folder", SLOW)
+@pytest.mark.parametrize(
+    "folder", [pytest.param(each, marks=_marks(each), id=str(each.relative_to(SHIPPED))) for each in RECORDS]
+)
 def test_a_shipped_record_holds(folder):
     job = read_record(folder).job
     if job.dataset.name == "cifar10" and not (REAL / "cifar-10-batches-py").is_dir():
