@@ -126,9 +126,28 @@ def _matrix(family: str, found: list[tuple[Source, Target, Row]], rungs: dict[st
         for name in (n for n, rung in rungs.items() if rung.subject == "classifier"):
             for record in row.found.get(name, []):
                 bare[target] = {CLEAN: record.clean_accuracy, UNDEFENDED: record.robust_accuracy}
-    sources = tuple(dict.fromkeys(source for source, _, _ in found))
+    sources = _filled(list(dict.fromkeys(source for source, _, _ in found)), cells, doubtful)
     targets = tuple(dict.fromkeys(target for _, target, _ in found))
     return Matrix(family, sources, targets, cells, bare, frozenset(doubtful), tuple(dict.fromkeys(doubts)))
+
+
+def _filled(
+    sources: list[Source],
+    cells: dict[tuple[Source, Target], dict[str, Accuracy]],
+    doubtful: set[tuple[Source, Target, str]],
+) -> tuple[Source, ...]:
+    """The rows: what a purifier does with images of its own size stands in the row of each fit."""
+    rows = []
+    for source in sources:
+        others = [each for each in sources if each.dataset == source.dataset and each.fit]
+        if source.fit or not others:
+            rows.append(source)
+            continue
+        for _, target in [key for key in cells if key[0] == source]:
+            for other in others:
+                cells[other, target] = cells[source, target]
+                doubtful |= {(other, target, level) for s, t, level in doubtful if (s, t) == (source, target)}
+    return tuple(sorted(rows, key=str))
 
 
 def by_level(row: Row, rungs: Mapping[str, Rung]) -> dict[str, Record]:

@@ -2,9 +2,11 @@
 
 import pytest
 
-from robench import content
+from robench import content, specs
 from robench.data import load_dataset
 from robench.defenses import load
+from robench.defenses._checkpoints import sha256_of
+from robench.results import certificates, samples
 from robench.results.board import board, collect
 from robench.results.papers import find_paper, text
 from robench.results.record import read_record
@@ -13,7 +15,14 @@ from tests.data.test_cifar10 import REAL
 
 RESULTS = content.folder("result")
 SHIPPED = RESULTS / "shipped"
-RECORDS = sorted(path.parent for path in SHIPPED.rglob("record.json"))
+EVERY = sorted(path.parent for path in SHIPPED.rglob("record.json"))
+# Certificates of 224 px weigh too much to be shipped: such a record says their digest, and its command makes them.
+LARGE = [
+    folder
+    for folder in EVERY
+    if certificates.FILE in read_record(folder).files and not (folder / certificates.FILE).is_file()
+]
+RECORDS = [folder for folder in EVERY if folder not in LARGE]
 MEND = "stale: results/README.md says which command makes it anew"
 
 
@@ -38,13 +47,22 @@ def test_a_shipped_record_holds(folder):
     assert verify(folder, load(job.defense.name, job.dataset.name), images)
 
 
+@pytest.mark.parametrize("folder", LARGE, ids=lambda path: str(path.relative_to(SHIPPED)))
+def test_a_large_record_is_whole_but_for_its_certificates(folder):
+    record = read_record(folder)
+    assert specs.parse(record.job.dataset.name).name == "imagenet"
+    assert sha256_of(folder / samples.FILE) == record.files[samples.FILE]
+    robust = [row["fooled_by"] for row in samples.read_samples(folder).to_pylist()].count("")
+    assert robust == record.robust_accuracy.correct
+
+
 # Each is made from the shipped records; who adds one to results/ adds it here.
 MADE = {
     "BOARD.md": lambda records: board(records, "md"),
     "PURIFIERS.md": lambda records: text(find_paper("purifiers"), records, "md", "purifier-cheap"),
     **{
         f"{name.upper()}.md": lambda records, name=name: text(find_paper(name), records, "md")
-        for name in ("mimir", "maep", "de3", "unforeseen")
+        for name in ("mimir", "maep", "de3", "unforeseen", "transfer")
     },
 }
 
