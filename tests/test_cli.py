@@ -314,3 +314,10 @@ def test_a_claim_that_is_no_claim_is_refused(robench_cli, tmp_path, line, says):
     (tmp_path / "card.toml").write_text(card + claim)
     code, out, err = robench_cli("run", "--defense", "card.toml", *QUICK)
     assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1
+
+
+def test_a_ladder_is_shown_a_line_a_run(robench_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = robench_cli("show", "purifier")
+    assert code == 0 and "undefended: autoattack on the classifier alone" in out and "Rung(" not in out
+    assert "BPDA+EOT: pgd(steps=20, eot=20) @bpda (randomised defenses)" in out

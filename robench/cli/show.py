@@ -15,7 +15,7 @@ import robench.defenses
 import robench.transformations  # noqa: F401  (importing registers what is built in)
 from robench import content, registry, specs
 from robench.cli import costs
-from robench.content import Card, Protocol, Suite
+from robench.content import Card, Protocol, Rung, Suite
 from robench.defenses import facts, find_card
 from robench.defenses.loaders import scheme_of
 from robench.errors import RobenchError, UsageError, unknown_name
@@ -152,6 +152,8 @@ def _table(rows: dict[str, str]) -> RenderableType:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Rung):
+        return _rung(value)
     if isinstance(value, list):
         return "\n".join(_text(each) for each in value)
     if isinstance(value, dict):
@@ -162,6 +164,15 @@ def _text(value: Any) -> str:
             for key, each in value.items()
         )
     return str(value)
+
+
+def _rung(rung: Rung) -> str:
+    """One line for the run, and one for its threats by the side of the images."""
+    told = rung.attack if rung.knowledge == "full" else f"{rung.attack} @{rung.knowledge}"
+    told += " on the classifier alone" if rung.subject == "classifier" else ""
+    told += f" ({rung.stochastic} defenses)" if rung.stochastic != "all" else ""
+    threats = ", ".join(f"{threat} at {side} px" for side, threat in rung.threats.items())
+    return f"{rung.name}: {told}" + (f"\n  {threats}" if threats else "")
 
 
 def _builder(kind: registry.Registry, name: str) -> RenderableType:
