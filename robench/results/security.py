@@ -104,7 +104,7 @@ def grid(found: list[Curve]) -> Grid:
         for curve in found
     )
     marks = [
-        f"! {mark.code}: {mark.text}"
+        f"! {', '.join([*(getattr(curve, name) for name in told), point.radius])}: {mark.code}: {mark.text}"
         for curve in found
         for point in curve.points
         for mark in (point.record.health if point.record else ())
