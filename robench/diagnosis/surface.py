@@ -94,7 +94,7 @@ def draw(found: list[Surface], case: Case, path: Path) -> Path:
             Rectangle((-1, -1), 2, 2, fill=False, linestyle="--", linewidth=1.0, edgecolor="#444444")
         )
         axes.plot(0, 0, marker="+", color="black", markersize=7)
-        axes.set_title(f"image {each.sample}, {style.literal(each.label)}", fontsize=9)
+        axes.set_title(f"image {each.sample}, class {style.literal(each.label)}", fontsize=9)
         axes.set_xlabel("along the gradient, radii", fontsize=8)
         axes.tick_params(labelsize=7)
     panels[0].set_ylabel("random direction, radii", fontsize=8)
