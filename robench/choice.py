@@ -34,6 +34,9 @@ def choose_protocol(
         raise UsageError(
             f"{base.name} is a protocol of transfer, of several data sets: robench run with --from and --to"
         )
+    own = [suite for suite in suites or () if any(rung.threats for rung in find_suite(suite).rungs)]
+    if own and threat is not None:
+        raise UsageError(f"{own[0]} names a threat for each of its attacks: leave --threat out")
     if suites and all(corruptions(find_suite(suite).attacks) for suite in suites):
         return _without_threat(base, name, dataset, threat, samples)
     if dataset is not None and dataset != base.dataset and threat is None:

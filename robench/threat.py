@@ -242,3 +242,11 @@ def _check_values(x: Tensor) -> None:
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
         raise UsageError(f"pixels lie in [{low:g}, {high:g}]: expected [0, 1] (divide 8-bit images by 255)")
+
+
+def same_threat(one: str, other: str) -> bool:
+    """Whether two texts mean one threat; "none", where no adversary is at work, means itself alone."""
+    try:
+        return one == other or Threat.parse(one) == Threat.parse(other)
+    except UsageError:
+        return False

@@ -33,7 +33,8 @@ class Fitting(Purifier):
         super().__init__()
         if fit not in FITS:
             raise ValueError(f"{fit=}: expected one of {', '.join(FITS)}")
-        self.image_size = image_size  # pyright: ignore[reportIncompatibleVariableOverride] - never None
+        # Never None, and never set again.
+        self.image_size = image_size  # pyright: ignore[reportIncompatibleVariableOverride]
         self.step, self.fit = step, fit
 
     def purify(self, x: Tensor) -> Tensor:

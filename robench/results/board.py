@@ -26,7 +26,7 @@ from robench.results.samples import read_samples
 from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
 from robench.results.store import SUPERSEDED
 from robench.results.wording import by_draws, interval, markdown, one_of, percent, plain
-from robench.threat import Threat
+from robench.threat import Threat, same_threat
 
 COLUMNS = (
     "rank", "defense", "clean %", "robust %", "claimed %", "best known %", "suite", "knowledge", "n", "marks"
@@ -203,7 +203,7 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
 def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
     """What the protocol wants of each defense and no record has."""
     known = content.protocols().get(protocol)
-    if known is None or Threat.parse(known.threat) != Threat.parse(threat):
+    if known is None or not same_threat(known.threat, threat):
         return
     have = {(r.job.defense.name, r.job.suite.name, r.job.knowledge) for r in records}
     for name in sorted({record.job.defense.name for record in records}):

@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robench.corruption.names import COMMON, SEVERITIES
-from robench.files import write_whole
+from robench.results.plots import style
 from robench.results.record import Record
 from robench.results.store import slug
-from robench.results.wording import plain, suite_label
+from robench.results.wording import suite_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "heatmap.png"
-_INK, _QUIET, _NONE = "#1b1f24", "#6a737d", "#eceff2"
 # Inches: a cell, the names of the rows, the space above the first row, and between two groups.
 _WIDE, _HIGH, _LEFT, _TOP, _GAP = 0.78, 0.3, 1.85, 1.42, 0.16
 
@@ -62,19 +60,18 @@ def of_record(record: Record) -> Map:
 
 
 def write(found: Map, path: Path) -> Path:
-    """Write the map as a PNG.
+    """Write the map, in the format that the name ends in.
 
     Raises:
         ResourceError: when the file cannot be written.
     """
-    write_whole(path.parent, {path.name: draw(found)})
-    return path
+    return style.save(draw(found), path)
 
 
 def figures(records: Sequence[Record]) -> "dict[str, Figure]":
     """A figure a record under corruptions, by a name for its file; others have none."""
     return {
-        "-".join(map(slug, (record.job.protocol, record.job.defense.name, suite_label(record)))): figure_of(
+        "-".join(map(slug, (record.job.protocol, record.job.defense.name, suite_label(record)))): draw(
             of_record(record)
         )
         for record in records
@@ -82,35 +79,32 @@ def figures(records: Sequence[Record]) -> "dict[str, Figure]":
     }
 
 
-def draw(found: Map, dpi: int = 150) -> bytes:
-    """The PNG; the same map gives the same bytes."""
-    buffer = BytesIO()
-    # No date and no version in the file.
-    figure_of(found).savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def figure_of(found: Map) -> "Figure":
+def draw(found: Map) -> "Figure":
     """The map as a figure."""
-    # Figure without pyplot: nothing global is touched and no display is asked for.
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     rows = sum(len(group) for group in found.groups)
     width = _LEFT + _WIDE * len(found.columns) + _GAP + 0.25
     height = _TOP + _HIGH * rows + _GAP * (len(found.groups) - 1) + 0.2
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = style.figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    # From dark to light in one hue after another: it reads in grey as in colour, and to the colour-blind.
-    colours = colormaps["cividis"]
-    axes.text(0.2, 0.32, _literal(_cut(found.title, 46)), fontsize=13, weight="bold", color=_INK, va="center")
+    colours = colormaps[style.SHADES]
+    axes.text(
+        0.2,
+        0.32,
+        style.literal(_cut(found.title, 46)),
+        fontsize=13,
+        weight="bold",
+        color=style.INK,
+        va="center",
+    )
     for i, line in enumerate(found.facts):
-        axes.text(0.2, 0.58 + 0.2 * i, _literal(_cut(line, 98)), fontsize=8.5, color=_QUIET, va="center")
+        axes.text(
+            0.2, 0.58 + 0.2 * i, style.literal(_cut(line, 98)), fontsize=8.5, color=style.QUIET, va="center"
+        )
 
     def left(column: int) -> float:
         # The last column is no severity: it stands a little apart.
@@ -118,13 +112,19 @@ def figure_of(found: Map) -> "Figure":
 
     for column, name in enumerate(found.columns):
         place = (left(column) + _WIDE / 2, _TOP - 0.12)
-        axes.text(*place, name, ha="center", va="center", fontsize=8.5, color=_QUIET)
+        axes.text(*place, name, ha="center", va="center", fontsize=8.5, color=style.QUIET)
     top = _TOP
     for group in found.groups:
         for row in group:
             middle = top + _HIGH / 2
             axes.text(
-                _LEFT - 0.12, middle, _literal(row.name), ha="right", va="center", fontsize=9.5, color=_INK
+                _LEFT - 0.12,
+                middle,
+                style.literal(row.name),
+                ha="right",
+                va="center",
+                fontsize=9.5,
+                color=style.INK,
             )
             for column, value in enumerate(row.values):
                 face = colours(0.0 if value is None else value)
@@ -135,11 +135,11 @@ def figure_of(found: Map) -> "Figure":
                         _WIDE - 0.04,
                         _HIGH - 0.03,
                         linewidth=0,
-                        facecolor=_NONE if value is None else face,
+                        facecolor=style.LINE if value is None else face,
                     )
                 )
                 if value is not None:
-                    ink = "white" if _dark(face) else _INK
+                    ink = "white" if _dark(face) else style.INK
                     place = (left(column) + _WIDE / 2, middle)
                     axes.text(*place, f"{100 * value:.1f}", ha="center", va="center", fontsize=9, color=ink)
             top += _HIGH
@@ -155,8 +155,3 @@ def _dark(colour: tuple[float, ...]) -> bool:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _literal(text: str) -> str:
-    """Text that matplotlib shows as it is: a dollar sign would open mathematics."""
-    return plain(text).replace("$", r"\$")

@@ -22,7 +22,7 @@ from robench.results.record import Record
 from robench.results.transfer import transfer
 from robench.results.unforeseen import unforeseen
 from robench.results.wording import interval, percent
-from robench.threat import Threat
+from robench.threat import Threat, same_threat
 
 UNKNOWN = "not found"
 # Tables made from the records of a ladder: (records, the ladder's name) -> tables.
@@ -220,7 +220,7 @@ def _claims(table: Table, row: Row) -> Iterator[dict[str, Any]]:
     """What the card of a row claims at the table's threat."""
     card = content.cards().get(row.defense)
     if card and not row.ours and card.dataset == table.dataset:
-        yield from (c for c in card.claims if Threat.parse(c["threat"]) == Threat.parse(table.threat))
+        yield from (c for c in card.claims if same_threat(c["threat"], table.threat))
 
 
 def _published(table: Table, row: Row, column: Column) -> str:
@@ -245,7 +245,7 @@ def _measured(table: Table, row: Row, column: Column, records: Sequence[Record])
         for record in records
         if row.defense
         and record.job.defense.name == row.defense
-        and Threat.parse(record.job.threat) == threat
+        and same_threat(record.job.threat, table.threat)
         and specs.parse(record.job.dataset.name).name == table.dataset
         and (wanted is None or (record.job.suite.attacks, record.job.knowledge) == (wanted, column.knowledge))
     ]
@@ -323,7 +323,7 @@ def _words(table: Table, row: Row, attacks: list[str], level: str) -> tuple[str,
         for protocol in content.protocols().values()
         if not protocol.ends
         and specs.parse(protocol.dataset).name == table.dataset
-        and Threat.parse(protocol.threat) == Threat.parse(table.threat)
+        and same_threat(protocol.threat, table.threat)
     ]
     words += ["--protocol", fitting[0]] if fitting else ["--dataset", table.dataset, "--threat", table.threat]
     words += ["--knowledge", level] if level != "full" else []

@@ -21,7 +21,7 @@ from robench.defenses import Loaded
 from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import asks_judge
 from robench.engine.network import Judge, Network
-from robench.errors import CheckFailed, RobenchError
+from robench.errors import CheckFailed, ResourceError, RobenchError
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import samples as samples_file
@@ -144,7 +144,11 @@ def _identity(record: Record, place: Path, images: Images, loaded: Loaded | None
                 yield equal(f"defense.{name}", said, value, "the defense that was loaded")
     yield equal("dataset.digest", job.dataset.digest, images.digest, "the images that were loaded")
     for name, said in record.files.items():
-        actual = hashlib.sha256((place / name).read_bytes()).hexdigest()
+        try:
+            actual = hashlib.sha256((place / name).read_bytes()).hexdigest()
+        except OSError as error:
+            mend = "repeat the run with --fresh, or restore the file"
+            raise ResourceError(f"{place / name}: {error.strerror or error}: {mend}") from error
         yield equal(f"files.{name}", said, actual, "the file as it is")
 
 

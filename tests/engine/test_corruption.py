@@ -37,7 +37,7 @@ class Memory:
     def due(self):
         return True
 
-    def save(self, tensors, facts, attack, found):
+    def save(self, tensors, facts, attack=0, found=None):
         self.count += 1
         if self.count > self.last:
             raise Interrupted

@@ -28,7 +28,7 @@ class Noise(Purifier):
         self.sigma = sigma
 
     def forward(self, x):
-        return x + self.sigma * normal_like(x)
+        return (x + self.sigma * normal_like(x)).clamp(0, 1)
 
 
 def defended(sigma=0.1):

@@ -31,6 +31,7 @@ from robench.results.corruption import (
     normaliser,
     per_image,
 )
+from robench.results.plots.style import encode
 from robench.results.record import read_record, stable
 from robench.results.verify import verify
 
@@ -218,7 +219,7 @@ def test_the_picture_is_the_same_each_time(run, tmp_path):
     drawn = heatmap.of_record(read_record(run))
     assert [len(group) for group in drawn.groups] == [2, 1]
     assert drawn.groups[0][1].values[1:4] == [None, None, None]
-    assert heatmap.draw(drawn) == heatmap.draw(drawn)
+    assert encode(heatmap.draw(drawn)) == encode(heatmap.draw(drawn))
     assert call(["show", str(run), "--picture", str(tmp_path / "map.png")]) == 0
     assert (tmp_path / "map.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -105,7 +105,7 @@ def test_a_ladder_wants_a_purifier_and_says_itself_what_is_known(tmp_path):
         list(run_all(["levels+mimir-digits"], ["purifier"], protocol, ["bpda"], Options(results=tmp_path)))
     import robench
 
-    with pytest.raises(UsageError, match="ladder of runs"):
+    with pytest.raises(UsageError, match="ladder of several runs"):
         robench.attack(
             "purifier", torch.nn.Flatten(), torch.zeros(1, 3, 2, 2), torch.tensor([0]), threat="Linf:0.1"
         )
@@ -118,7 +118,7 @@ def test_a_ladder_wants_a_purifier_and_says_itself_what_is_known(tmp_path):
         ("", "either attacks"),
         ('[[rungs]]\nname = "a"\n', "the field attack is missing"),
         ('[[rungs]]\nname = "a"\nattack = "pgd"\nsubject = "me"\n', "expected defense or classifier"),
-        ("rungs = [1]\n", "expected a table"),
+        ("rungs = [1]\n", "expected tables"),
     ],
 )
 def test_a_ladder_that_is_none_is_refused(tmp_path, text, said):

@@ -226,7 +226,7 @@ def test_an_image_that_its_perturbation_does_not_reach_is_not_certified(run):
     x_adv = run.outcome.x_adv.clone()
     run.images.x[fooled] = 0.5
     x_adv[fooled] = 1e-20
-    with pytest.raises(ValueError, match="1 adversarial images"):
+    with pytest.raises(ValueError, match="1 adversarial points"):
         list(encode(dataclasses.replace(run.outcome, x_adv=x_adv), run.images, Threat.parse(run.job.threat)))
 
 

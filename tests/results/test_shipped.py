@@ -30,7 +30,14 @@ def test_there_are_some():
     assert len(RECORDS) >= 8
 
 
-@pytest.mark.parametrize("folder", RECORDS, ids=lambda path: str(path.relative_to(SHIPPED)))
+def _marks(folder):
+    """Ten draws through a chain of networks take the better part of a minute."""
+    return pytest.mark.slow if "diffpure" in folder.parent.name else ()
+
+
+@pytest.mark.parametrize(
+    "folder", [pytest.param(each, marks=_marks(each), id=str(each.relative_to(SHIPPED))) for each in RECORDS]
+)
 def test_a_shipped_record_holds(folder):
     job = read_record(folder).job
     if job.dataset.name == "cifar10" and not (REAL / "cifar-10-batches-py").is_dir():
@@ -55,7 +62,7 @@ MADE = {
     "PURIFIERS.md": lambda records: text(find_paper("purifiers"), records, "md", "purifier-cheap"),
     **{
         f"{name.upper()}.md": lambda records, name=name: text(find_paper(name), records, "md")
-        for name in ("mimir", "maep", "de3", "transfer")
+        for name in ("mimir", "maep", "de3", "unforeseen", "transfer")
     },
 }
 

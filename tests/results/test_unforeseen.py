@@ -20,7 +20,6 @@ from robench.results.board import board, collect
 from robench.results.certificates import FILE, read_certificates
 from robench.results.grid import render
 from robench.results.picture import picture
-from robench.results.statistics import bootstrap_mean
 from robench.results.unforeseen import unforeseen
 from robench.results.verify import verify
 
@@ -133,14 +132,6 @@ def test_a_missing_record_leaves_the_mean_open_and_says_how_to_fill_it(results, 
         "fog of pgd-at-digits: robench run --defense pgd-at-digits --attack few" in note
         for note in grid.notes
     )
-
-
-def test_the_bootstrap_is_about_what_the_normal_says():
-    values = (np.arange(400) % 5 == 0).astype(float)
-    low, high = bootstrap_mean(values)
-    half = 1.96 * values.std() / 20
-    assert (low, high) == (pytest.approx(0.2 - half, abs=0.004), pytest.approx(0.2 + half, abs=0.004))
-    assert bootstrap_mean(values) == (low, high) and bootstrap_mean(np.ones(7)) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["unforeseen-low", "unforeseen", "unforeseen-high"])

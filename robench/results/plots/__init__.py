@@ -34,11 +34,6 @@ class Plot:
 
 
 PLOTS = {
-    "imagenet-c": Plot(
-        "accuracy by corruption and severity, a map a record",
-        "robench.results.heatmap:figures",
-        "robench run --defense mimir-digits --attack imagenet-c-memory",
-    ),
     "scatter": Plot(
         "clean against robust accuracy, a point a defense",
         "robench.results.plots.scatter:draw",
@@ -47,7 +42,7 @@ PLOTS = {
     "security": Plot(
         "accuracy over the radius, a curve a defense",
         "robench.results.plots.settings:security",
-        "robench run --defense mimir-digits --attack pgd --threat Linf:0.1, and at other radii",
+        "robench run --defense mimir-digits --attack autoattack --curve 0:0.2:5",
     ),
     "trade-off": Plot(
         "clean and robust accuracy over a defense's setting",
@@ -65,10 +60,9 @@ PLOTS = {
         "robench run --defense maep --protocol transfer --from digits --to cifar10",
     ),
     "corruptions": Plot(
-        "accuracy by corruption and severity",
-        "robench.results.plots.matrix:corruptions",
-        "robench run --defense mimir-digits --attack pgd --threat Linf:0.1 "
-        "--dataset 'corrupted(dataset=\"digits\", corruption=\"fog\", severity=3)', and others",
+        "accuracy by corruption and severity, a map a record",
+        "robench.results.heatmap:figures",
+        "robench run --defense mimir-digits --attack imagenet-c-memory",
     ),
 }  # fmt: skip
 

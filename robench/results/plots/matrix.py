@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from robench import specs
-from robench.errors import UsageError
 from robench.results.plots import style
 from robench.results.plots.settings import _free
 from robench.results.record import Record
@@ -109,26 +107,3 @@ def data_sets(records: Sequence[Record]) -> "dict[str, Figure]":
     from robench.results.transfer import matrices, picture
 
     return {slug(matrix.family): picture(matrix) for matrix in matrices(records)}
-
-
-def corruptions(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Clean accuracy of runs on corrupted images, a picture a defense: rows are corruptions, columns severities."""
-    tables: dict[tuple, dict[tuple[str, str], float]] = {}
-    for record in records:
-        try:
-            spec = specs.parse(record.job.dataset.name)
-        except UsageError:
-            continue
-        corruption, severity = (spec.arguments.get(name) for name in ("corruption", "severity"))
-        if isinstance(corruption, str) and isinstance(severity, int):
-            rest = {k: v for k, v in spec.arguments.items() if k not in ("corruption", "severity")}
-            place = (record.job.defense.name, str(specs.Spec(spec.name, rest)), record.job.n)
-            tables.setdefault(place, {})[corruption, str(severity)] = record.clean_accuracy.value
-    found = {}
-    for (defense, dataset, n), cells in sorted(tables.items()):
-        rows, columns = sorted({row for row, _ in cells}), sorted({column for _, column in cells})
-        title = f"{defense} on {dataset}, {n:,} images"
-        found[_free(found, f"{defense}-{dataset}")] = heat_map(
-            cells, rows, columns, title, "severity", "corruption"
-        )
-    return found
