@@ -22,7 +22,7 @@ from robench.results.doubts import DIAGNOSIS, with_doubts
 from robench.results.grid import FORMATS, WIDTH, Grid, render
 from robench.results.record import Record, read_record
 from robench.results.robustbench import Claim, with_claims
-from robench.results.samples import read_samples
+from robench.results.samples import held
 from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
 from robench.results.store import SUPERSEDED
 from robench.results.wording import by_draws, interval, markdown, one_of, percent, plain
@@ -257,18 +257,6 @@ def _ranks(records: list[Record]) -> dict[int, str]:
 @cache
 def _chance(b: int, c: int) -> float:
     return mcnemar(int(b), int(c))
-
-
-def held(record: Record) -> np.ndarray | None:
-    """Which images are still right, bool (n,) in the order of the data set; None where no samples can be read."""
-    try:
-        rows = read_samples(record.folder) if record.folder else None
-    except ResourceError:
-        rows = None
-    if rows is None or len(rows) != record.job.n:
-        return None
-    rows = rows.sort_by("id")
-    return np.asarray(rows["fooled_by"].to_pylist()) == ""
 
 
 def _claimed(record: Record) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError
 from robench.results.record import Record
-from robench.results.samples import read_samples
+from robench.results.samples import held
 
 DIAGNOSIS = "diagnosis"
 FILE = "diagnosis.json"
@@ -77,13 +77,13 @@ def _transfer(records: Sequence[Record]) -> dict[tuple, list[Mark]]:
         black = [record for record in own if not _knows(record)]
         if not white or not black:
             continue
-        fallen = [_fallen(record) for record in white]
-        if any(each is None for each in fallen):
+        standing = [held(record) for record in white]
+        if any(each is None for each in standing):
             continue
-        held = ~np.logical_or.reduce([each for each in fallen if each is not None])
+        left = np.logical_and.reduce([each for each in standing if each is not None])
         for record in black:
-            found = _fallen(record)
-            won = int((held & found).sum()) if found is not None else 0
+            found = held(record)
+            won = int((left & ~found).sum()) if found is not None else 0
             if won >= _IMAGES and won > _POINTS * record.job.n:
                 text = (
                     f"{record.job.suite.name} with knowledge {record.job.knowledge} fooled {won} images that survived "
@@ -92,18 +92,6 @@ def _transfer(records: Sequence[Record]) -> dict[tuple, list[Mark]]:
                 marks.setdefault(subject, []).append(Mark("transfer-beats-white-box", text))
                 break
     return marks
-
-
-def _fallen(record: Record) -> np.ndarray | None:
-    """Images that are not robust, bool (n,) by rising id; None where no samples can be read."""
-    try:
-        rows = read_samples(record.folder) if record.folder else None
-    except ResourceError:
-        rows = None
-    if rows is None or len(rows) != record.job.n:
-        return None
-    names = np.asarray(rows.sort_by("id")["fooled_by"].to_pylist())
-    return names != ""
 
 
 def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:

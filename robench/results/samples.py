@@ -4,6 +4,7 @@ import hashlib
 import io
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
@@ -12,6 +13,7 @@ from robench.data._base import Images
 from robench.data._pixels import Stack
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
+from robench.results.record import Record
 
 FILE = "samples.parquet"
 SCHEMA = pa.schema(
@@ -97,3 +99,15 @@ def read_samples(folder: Path) -> pa.Table:
 
 def _fields() -> list[tuple[str, pa.Field]]:
     return [(name, SCHEMA.field(name)) for name in SCHEMA.names]
+
+
+def held(record: Record) -> np.ndarray | None:
+    """Which images are still right, bool (n,) in the order of the data set; None where no samples can be read."""
+    try:
+        rows = read_samples(record.folder) if record.folder else None
+    except ResourceError:
+        rows = None
+    if rows is None or len(rows) != record.job.n:
+        return None
+    rows = rows.sort_by("id")
+    return np.asarray(rows["fooled_by"].to_pylist()) == ""

@@ -9,9 +9,9 @@ import numpy as np
 from robench import content
 from robench.content import Rung, Suite
 from robench.errors import UsageError
-from robench.results.board import held
 from robench.results.grid import Grid
 from robench.results.record import Record
+from robench.results.samples import held
 from robench.results.statistics import Accuracy, bootstrap
 from robench.results.wording import percent, span
 
