@@ -22,6 +22,7 @@ import robench
 from robench.attacks.reference import adversary
 from robench.data import load_dataset
 from robench.defenses import Defense
+from robench.engine.team import choose_workers
 from robench.results.statistics import wilson
 from robench.threat import Threat
 
@@ -44,6 +45,7 @@ class Pair:
     ratio: float
     batch_size: int
     precision: str
+    workers: int
     threads: int
     torch: str
     machine: str
@@ -79,12 +81,28 @@ def reference(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int)
 
 
 def compare(
-    name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch: str, precision: str
+    name: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    seed: int,
+    batch: str,
+    precision: str,
+    workers: int | None,
 ) -> Pair:
     """Run both, ours first, and hold the verdicts against each other."""
     begun = time.perf_counter()
     ours = robench.attack(
-        "autoattack", model, x, y, threat=threat, seed=seed, batch_size=batch, precision=precision
+        "autoattack",
+        model,
+        x,
+        y,
+        threat=threat,
+        seed=seed,
+        batch_size=batch,
+        precision=precision,
+        workers=workers,
     )
     seconds = time.perf_counter() - begun
     theirs, reference_seconds = reference(model, x, y, threat, seed)
@@ -103,6 +121,7 @@ def compare(
         ratio=seconds / reference_seconds,
         batch_size=ours.batch_size,
         precision=ours.precision,
+        workers=choose_workers(workers, torch.device("cpu"), len(x)),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         machine=platform.machine(),
@@ -119,6 +138,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our search")
+    parser.add_argument("--workers", type=int, help="processes of ours; one a core when not given")
     parser.add_argument("--weights", type=Path, help="safetensors file of cnn-a")
     parser.add_argument("--data-dir", help="where CIFAR-10 lies")
     parser.add_argument("--output", type=Path, help="JSON lines, appended")
@@ -139,6 +159,7 @@ def main() -> None:
                 options.seed,
                 options.batch_size,
                 options.precision,
+                options.workers,
             )
             low, high = pair.ours_interval
             print(

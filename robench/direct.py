@@ -16,7 +16,9 @@ from robench.engine.attackers import Attacker, build_attacks
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.network import Model
 from robench.engine.outcome import Outcome
-from robench.engine.suite import Progress, Run
+from robench.engine.progress import Progress
+from robench.engine.suite import Run
+from robench.engine.team import choose_workers
 from robench.errors import UsageError, unknown_name
 from robench.specs import parse, split
 from robench.threat import Threat, check_images
@@ -34,6 +36,7 @@ def attack(
     device: str | None = None,
     precision: str = "fp32",
     stochastic: bool = False,
+    workers: int | None = 1,
     progress: Callable[[Progress], None] | None = None,
 ) -> Outcome:
     """Attack `model` on images `x` with labels `y`.
@@ -52,6 +55,8 @@ def attack(
         device: where to run; None is where the model's parameters are, or where `x` is.
         precision: "fp32", or "bf16" (or "auto") to search in reduced precision; verdicts are always fp32.
         stochastic: whether the model is randomised; a model found to be is treated so in any case.
+        workers: processes that share the images, on a CPU under Linux; None for one a core. They are forked: what the
+            model notes down while it is called stays in them.
         progress: called after every question.
 
     Returns:
@@ -83,6 +88,7 @@ def attack(
         attacker=Attacker(),
         stochastic=stochastic or bool(getattr(model, "stochastic", False)),
         precision=choose_precision(precision, where),
+        workers=choose_workers(workers, where, len(images)),
         progress=progress,
     )
     return run.play()

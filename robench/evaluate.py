@@ -23,8 +23,10 @@ from robench.engine import corruption as corrupting
 from robench.engine.attackers import build_attacks
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.knowledge import attacker
+from robench.engine.progress import Progress
 from robench.engine.store import FolderStore
-from robench.engine.suite import Progress, Run
+from robench.engine.suite import Run
+from robench.engine.team import choose_workers
 from robench.errors import ResourceError, UsageError
 from robench.files import claim
 from robench.preprocessing import OWN, USUAL
@@ -41,7 +43,8 @@ class Options:
     """How a job is run; none of it but seed, precision and batch size changes what is found.
 
     Attributes:
-        workers: processes that make corrupted images; None for one a core, where there is enough to do.
+        workers: processes that share the samples of an attack on a CPU, or make corrupted images; None for one a core,
+            where there is enough to do.
         results: folder of all records.
         fresh: start over, whatever record or partial run is there.
         progress: called after every question; note: told what a user should know.
@@ -364,6 +367,7 @@ def _run_one(
             ),
             stochastic=loaded.defense.stochastic,
             precision=job.precision,
+            workers=choose_workers(options.workers, device, len(images)),
             store=store,
             progress=options.progress,
             note=options.note,

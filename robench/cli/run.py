@@ -13,7 +13,7 @@ from robench import curve, sweep
 from robench.choice import choose_protocol
 from robench.cli.transferring import Asked, print_json, transfer
 from robench.content import Protocol, find_protocol
-from robench.engine.suite import Progress as Standing
+from robench.engine.progress import Progress as Standing
 from robench.errors import UsageError
 from robench.evaluate import Options, default_results, run_all
 from robench.plain import plain
@@ -66,9 +66,7 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 @click.option(
     "--precision", default="auto", show_default=True, help="auto, fp32 or bf16; verdicts are always fp32."
 )
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes for corrupted images.  [default: one a core]"
-)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes, on a CPU.  [default: one a core]")
 @click.option("--checkpoint", help="Weights in place of the card's.")
 @click.option("--data-dir", help="Where data sets with files lie.")
 @click.option("--results", help="Folder of all records.  [default: results]")

@@ -19,7 +19,8 @@ from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data import Images
 from robench.data.corruptions import chunks, spans, tensor
 from robench.engine.network import Model, Network, frozen
-from robench.engine.suite import Progress, Store
+from robench.engine.progress import Progress
+from robench.engine.store import Store
 from robench.random import Stream
 
 # Pixels of all images and cells from which on other processes are worth their start.

@@ -5,7 +5,7 @@ import torch
 from robench.errors import UsageError
 
 # Rows a network call by the side of the image: large enough to fill the device, small enough for its caches.
-_LANES = {"cpu": ((64, 128), (128, 32)), "cuda": ((64, 1024), (128, 512))}
+_LANES = {"cpu": ((64, 64), (128, 32)), "cuda": ((64, 1024), (128, 512))}
 _LARGE = {"cpu": 16, "cuda": 128}
 PRECISIONS = ("auto", "fp32", "bf16")
 

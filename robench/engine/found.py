@@ -1,6 +1,6 @@
 """The images that an attack found: held until they are saved, then on the disk alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,15 @@ class Found(Mapping[int, Tensor]):
     def __init__(self, saved: Mapping[int, Place] | None = None):
         self.fresh: dict[int, Tensor] = {}
         self._saved = dict(saved or {})
+
+    @classmethod
+    def together(cls, parts: Iterable["Found"]) -> "Found":
+        """What processes found that share the samples."""
+        both = cls()
+        for part in parts:
+            both.fresh |= part.fresh
+            both._saved |= part._saved
+        return both
 
     def __setitem__(self, sample: int, image: Tensor) -> None:
         self.fresh[sample] = image

@@ -1,5 +1,6 @@
 """What a run of a suite leaves in memory: one entry a sample, one an attack, and the doubts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -25,6 +26,18 @@ class AttackCost:
     forward: int
     backward: int
     seconds: float
+
+    @classmethod
+    def together(cls, parts: Sequence["AttackCost"]) -> "AttackCost":
+        """Of processes that share the samples and play side by side."""
+        return cls(
+            parts[0].spec,
+            attacked=sum(part.attacked for part in parts),
+            survivors=sum(part.survivors for part in parts),
+            forward=sum(part.forward for part in parts),
+            backward=sum(part.backward for part in parts),
+            seconds=sum(part.seconds for part in parts) / len(parts),
+        )
 
 
 @dataclass(frozen=True)

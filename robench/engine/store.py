@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,6 +46,26 @@ class Saved:
     found: dict[int, dict[int, Place]]
 
 
+class Store(Protocol):
+    """Where a run keeps what it would be sorry to lose."""
+
+    def load(self) -> Saved | None: ...
+
+    def save(
+        self,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        attack: int = 0,
+        found: Mapping[int, Tensor] | None = None,
+    ) -> dict[int, Place]: ...
+
+    def due(self, held: int = 0) -> bool: ...
+
+    def shares(self) -> int: ...
+
+    def share(self, index: int, of: int) -> "Store": ...
+
+
 class FolderStore:
     """A run's partial results in a folder.
 
@@ -56,6 +76,7 @@ class FolderStore:
 
     def __init__(self, folder: Path, key: str):
         self.folder = folder
+        self._of = key
         self.key = f"{key} layout {LAYOUT}"
         self.shards = 0
         self._last = time.monotonic()
@@ -64,7 +85,22 @@ class FolderStore:
     @property
     def resumes(self) -> bool:
         """Whether there is a state of this run to go on from."""
-        return self.load() is not None
+        return self.shares() > 0
+
+    def shares(self) -> int:
+        """How many processes shared the run that left a state here; 0 where there is none."""
+        if self.load() is not None:
+            return 1
+        numbers = [folder.name.split("-of-") for folder in self.folder.glob("share-*-of-*")]
+        found = [int(of) for share, of in numbers if self._share(share, of).load() is not None]
+        return max(found, default=0)
+
+    def share(self, index: int, of: int) -> "FolderStore":
+        """Where one of the processes that share a run keeps its own."""
+        return self._share(f"share-{index}", str(of))
+
+    def _share(self, share: str, of: str) -> "FolderStore":
+        return FolderStore(self.folder / f"{share}-of-{of}", self._of)
 
     def begin(self, moment: str) -> str:
         """Note when the run began; a run that is resumed began when it first did.

@@ -2,24 +2,28 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from math import lcm
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from robench.attacks._base import Attack, Problem
 from robench.attacks._foreign import Counted, ForeignAttack
-from robench.data._pixels import Mapped, Replaced, Stack
-from robench.engine import health
+from robench.data._pixels import Stack
+from robench.engine import health, team
+from robench.engine.adversarials import adversarials, distances
 from robench.engine.attackers import Attacker
 from robench.engine.battle import Battle, Table, minimises
-from robench.engine.found import Found, Place
+from robench.engine.found import Found
 from robench.engine.loop import Loop
 from robench.engine.network import DRAWS, Judge, Model, Network, answer, frozen, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
-from robench.engine.store import Saved
+from robench.engine.progress import Progress
+from robench.engine.store import Saved, Store
+from robench.engine.team import Part
 from robench.engine.watch import Counts
 from robench.errors import ResourceError, UsageError
 from robench.memory import give_back
@@ -29,47 +33,12 @@ from robench.threat import Threat
 _CLEAN = -2
 _ROBUST = -1
 _NOISE = -3
+# What is known of each sample.
+_STATE = ("by", "draws", "steps", "forward", "backward")
 # Seconds between two calls of `progress`.
 _SHOW_EVERY = 0.1
 
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, for whoever shows it.
-
-    Attributes:
-        attack: canonical spec of the attack that plays; index, of attacks, in the suite.
-        rows, of_rows: rows finished of this attack, and all of them (an upper bound).
-        survivors, samples: robust so far, of all.
-        passes: images the network was called on so far in this process.
-        share: part of this attack that is done, 0 to 1.
-    """
-
-    attack: str
-    index: int
-    attacks: int
-    rows: int
-    of_rows: int
-    survivors: int
-    samples: int
-    passes: int
-    share: float = 0.0
-
-
-class Store(Protocol):
-    """Where a run keeps what it would be sorry to lose (see robench.engine.store)."""
-
-    def load(self) -> Saved | None: ...
-
-    def save(
-        self,
-        tensors: dict[str, Tensor],
-        facts: dict[str, Any],
-        attack: int = 0,
-        found: Mapping[int, Tensor] | None = None,
-    ) -> dict[int, Place]: ...
-
-    def due(self, held: int = 0) -> bool: ...
+T = TypeVar("T")
 
 
 class Run:
@@ -83,8 +52,13 @@ class Run:
         stochastic: whether the defense says that it is randomised.
         lanes: rows a network call.
         precision: the surrogate's, "fp32" or "bf16".
+        workers: processes that share the samples, on a CPU (see robench.engine.team); a run that is resumed keeps
+            the number it began with.
         store: where to save to and resume from, or None.
         progress: called after every question.
+
+    Attributes:
+        mine: bool (n,), the samples that this process attacks.
     """
 
     def __init__(
@@ -102,6 +76,7 @@ class Run:
         attacker: Attacker | None = None,
         stochastic: bool = False,
         precision: str = "fp32",
+        workers: int = 1,
         store: Store | None = None,
         progress: Callable[[Progress], None] | None = None,
         note: Callable[[str], None] = lambda text: None,
@@ -111,8 +86,9 @@ class Run:
         self.device, self.lanes, self.precision = device, lanes, precision
         self.attacker = attacker or Attacker()
         self.declared = self.stochastic = stochastic
-        self.store, self.progress, self.note = store, progress, note
+        self.workers, self.store, self.progress, self.note = workers, store, progress, note
         n = len(x)
+        self.mine = torch.ones(n, dtype=torch.bool)
         # For each sample: which attack fooled it (or _CLEAN, _ROBUST), in how many draws, after which steps.
         self.by = torch.full((n,), _ROBUST)
         self.draws = torch.zeros(n, dtype=torch.int64)
@@ -134,33 +110,61 @@ class Run:
         """Run to the end, backing off to fewer lanes when memory runs out."""
         surrogate = self.attacker.surrogate
         with frozen(self.model), frozen(surrogate if surrogate is not None else self.model):
-            while True:
-                try:
-                    return self._play()
-                except RuntimeError as error:
-                    if not _out_of_memory(error):
-                        raise
-                    if self.lanes == 1:
-                        raise ResourceError(
-                            f"no memory on {self.device} for a single image: use another --device"
-                        ) from error
-                    self.lanes //= 2
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                # What is finished stays; the attack in play starts anew, or from its last save.
-                self.note(f"out of memory on {self.device}: going on with batches of {self.lanes}")
+            self._backing_off(self._prepare)
+            shares = self._shares()
+            if len(shares) > 1:
+                team.play(self, shares)
+            else:
+                self.attack()
+            return self._backing_off(self._outcome)
 
-    def _play(self) -> Outcome:
-        self._networks()
-        clean = self._clean()
+    def attack(self) -> None:
+        """Play every attack on what is this process's share, or what is left of them."""
+        self._backing_off(self._attacks)
+
+    def _backing_off(self, step: Callable[[], T]) -> T:
+        while True:
+            try:
+                return step()
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if self.lanes == 1:
+                    raise ResourceError(
+                        f"no memory on {self.device} for a single image: use another --device"
+                    ) from error
+                self.lanes //= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            # What is finished stays; the attack in play starts anew, or from its last save.
+            self.note(f"out of memory on {self.device}: going on with batches of {self.lanes}")
+
+    def _attacks(self) -> None:
+        if self.judge.network.lanes != self.lanes:
+            self._prepare()
         resumed = self.store.load() if self.store else None
         saved = self._resume(resumed) if resumed else None
         for index in range(len(self.costs), len(self.attacks)):
             self._attack(index, saved)
             saved = None
-        return self._outcome(clean)
+
+    def _shares(self) -> list[Tensor]:
+        """Which samples each process attacks, bool (n,) each. What is played together stays together."""
+        n = len(self.x)
+        if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
+            return [self.mine]
+        count = (self.store.shares() if self.store else 0) or self.workers
+        size = lcm(*(min(getattr(attack, "group", 1), n) for _, attack in self.attacks))
+        place = torch.empty(n, dtype=torch.int64)
+        place[self.ids.argsort(stable=True)] = torch.arange(n)
+        turn = place // size % count
+        return [turn == i for i in range(min(count, -(-n // size)))]
 
     # -- the parts ---------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self._networks()
+        self.clean = self._clean()
 
     def _networks(self) -> None:
         noise = Stream.of(self.seed, "judge")
@@ -218,7 +222,8 @@ class Run:
 
     def _survivors(self) -> list[int]:
         """A randomised defense is attacked until every draw fails; else being fooled once is enough."""
-        return ((self.by != _CLEAN) & (self.draws < self.judge.draws)).nonzero()[:, 0].tolist()
+        standing = (self.by != _CLEAN) & (self.draws < self.judge.draws)
+        return (standing & self.mine).nonzero()[:, 0].tolist()
 
     def _foreign(self, index: int, attack: ForeignAttack) -> None:
         """An attack that calls the model by itself: its images are judged, its passes counted in sum."""
@@ -327,7 +332,7 @@ class Run:
         self.by = torch.where(won, index, self.by)
         self.steps = torch.where(won, table.steps, self.steps)
         self.draws = torch.where(won, table.draws, self.draws)
-        survivors = int((self.by == _ROBUST).sum())
+        survivors = int(((self.by == _ROBUST) & self.mine).sum())
         self.costs.append(
             AttackCost(
                 spec=self.attacks[index][0],
@@ -350,8 +355,8 @@ class Run:
             attacks=len(self.attacks),
             rows=done,
             of_rows=total,
-            survivors=int(((self.by == _ROBUST) & ~held).sum()),
-            samples=len(self.x),
+            survivors=int(((self.by == _ROBUST) & self.mine & ~held).sum()),
+            samples=int(self.mine.sum()),
             passes=self.images,
             share=min((done + playing) / max(total, 1), 1.0),
         )
@@ -362,9 +367,7 @@ class Run:
         """Save the state, `index` attacks being over, and what the last one that has begun found."""
         if self.store is None:
             return
-        tensors = {
-            f"run.{name}": getattr(self, name) for name in ("by", "draws", "steps", "forward", "backward")
-        }
+        tensors = {f"run.{name}": getattr(self, name) for name in _STATE}
         if loop is not None:
             tensors |= {f"loop.{name}": tensor for name, tensor in loop.dump().items()}
         facts = {
@@ -383,7 +386,7 @@ class Run:
 
     def _resume(self, saved: Saved) -> dict[str, Tensor] | None:
         tensors, facts = saved.tensors, saved.facts
-        for name in ("by", "draws", "steps", "forward", "backward"):
+        for name in _STATE:
             setattr(self, name, tensors[f"run.{name}"])
         self.costs = [AttackCost(**cost) for cost in facts["costs"]]
         self.watched = [Counts(**counts) for counts in facts["watched"]]
@@ -400,10 +403,48 @@ class Run:
             return None
         return {k.removeprefix("loop."): v for k, v in tensors.items() if k.startswith("loop.")}
 
+    # -- sharing -----------------------------------------------------------------------------------------
+
+    def part(self) -> Part:
+        """What this process knows of its share."""
+        state = {name: getattr(self, name) for name in _STATE}
+        return Part(
+            self.mine,
+            state,
+            self.found,
+            self.costs,
+            self.watched,
+            self.told_nonfinite,
+            self.images,
+            self.lanes,
+        )
+
+    def absorb(self, parts: list[Part]) -> None:
+        """Take what the processes found, each of its share."""
+        for part in parts:
+            for name, values in part.state.items():
+                getattr(self, name)[part.mine] = values[part.mine]
+        self.found = [Found.together(each) for each in zip(*(part.found for part in parts), strict=True)]
+        self.costs = [AttackCost.together(each) for each in zip(*(part.costs for part in parts), strict=True)]
+        self.watched = [Counts.together(each) for each in zip(*(part.watched for part in parts), strict=True)]
+        self.told_nonfinite = sum(part.nonfinite for part in parts)
+        self.images = sum(part.images for part in parts)
+        self.lanes = min(part.lanes for part in parts)
+
     # -- the end -----------------------------------------------------------------------------------------
 
-    def _outcome(self, clean: Tensor) -> Outcome:
-        points, x_adv = self._adversarials()
+    def _outcome(self) -> Outcome:
+        by = self.by.tolist()
+        rows = [i for i, index in enumerate(by) if index >= 0]
+        points, x_adv = adversarials(
+            self.threat,
+            self.x,
+            self.ids,
+            rows,
+            lambda i: self.found[by[i]][i],
+            device=self.device,
+            lanes=self.lanes,
+        )
         # Right in most draws without an attack, wrong in some, and no attack made it worse.
         noisy = (self.by == _ROBUST) & (self.draws > 0)
         self.by = torch.where(noisy, _NOISE, self.by)
@@ -425,13 +466,13 @@ class Run:
             points=points if self.threat.name else None,
             robust=self.by == _ROBUST,
             fooled_by=[names[int(code)] for code in self.by],
-            clean_prediction=clean,
+            clean_prediction=self.clean,
             prediction=vote(self._answers(x_adv)),
             clean_margin=self.clean_margin,
             clean_draws=self.clean_draws,
             draws=self.draws,
             of_draws=self.judge.draws,
-            distance=self._distances(points),
+            distance=distances(self.threat, self.x, points, self.lanes),
             steps=self.steps,
             forward=self.forward,
             backward=self.backward,
@@ -440,36 +481,6 @@ class Run:
             precision=self.precision,
             batch_size=self.lanes,
         )
-
-    def _adversarials(self) -> tuple[Tensor | Stack, Tensor | Stack]:
-        """The points that fool, every other sample's being its origin, and their images; in memory only where the
-        images are."""
-        by = self.by.tolist()
-        rows = [i for i, index in enumerate(by) if index >= 0]
-
-        def point(i: int) -> Tensor:
-            return self.found[by[i]][i]
-
-        def images(lanes: list[int], points: Tensor) -> Tensor:
-            x, ids = self.x[lanes].to(self.device), self.ids[lanes].to(self.device)
-            return self.threat.image(x, points.to(self.device), ids).cpu()
-
-        if isinstance(self.x, Stack):
-            points = Replaced(Mapped(self.x, self.threat.origin), rows, point)
-            return points, Replaced(self.x, rows, lambda i: images([i], point(i)[None])[0])
-        points, x_adv = self.threat.origin(self.x).clone(), self.x.clone()
-        for i in rows:
-            points[i] = point(i)
-        for start in range(0, len(rows), self.lanes):
-            lanes = rows[start : start + self.lanes]
-            x_adv[lanes] = images(lanes, points[lanes])
-        return points, x_adv
-
-    def _distances(self, points: Tensor | Stack) -> Tensor:
-        # All at once where they are in memory: a part of a single row is summed in another order.
-        size = self.lanes if isinstance(self.x, Stack) else len(self.x)
-        pairs = zip(self.x.split(size), points.split(size), strict=True)
-        return torch.cat([self.threat.distance(x, point) for x, point in pairs])
 
 
 def _share(total: int, i: int, n: int) -> int:

@@ -1,5 +1,6 @@
 """What an attack's own numbers say of its health: first gradients; whether the loss rises, stays up, is done."""
 
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
 import torch
@@ -31,6 +32,11 @@ class Counts:
     fallen: int = 0
     undone: int = 0
     ended: int = 0
+
+    @classmethod
+    def together(cls, parts: Iterable["Counts"]) -> "Counts":
+        """Of processes that share the rows."""
+        return cls(*map(sum, zip(*(astuple(part) for part in parts), strict=True)))
 
 
 class Watch:

@@ -15,10 +15,11 @@ from robench.engine.store import FolderStore
 from robench.results.record import stable
 
 ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "48", "--batch-size", "16", "--json"]
-# A norm, and a transformation with chances of its own.
+# A norm, and a transformation with chances of its own; played by one process, and shared by two.
 JOBS = [
-    ("Linf:0.14", "apgd(steps=30)+square(queries=60)+fmn(steps=10, minimise=True)"),
-    ("snow(grid=4):2", "apgd(steps=30)+pgd(steps=30)"),
+    ("Linf:0.14", "apgd(steps=30)+square(queries=60)+fmn(steps=10, minimise=True)", "1"),
+    ("Linf:0.14", "apgd(steps=30)+square(queries=60)+pgd-mi(steps=10)", "2"),
+    ("snow(grid=4):2", "apgd(steps=30)+pgd(steps=30)", "1"),
 ]
 # Saves after every question, so that there is something to resume however fast the machine is.
 RUN = (
@@ -28,9 +29,9 @@ RUN = (
 )
 
 
-def start(folder: Path, threat: str, attack: str) -> subprocess.Popen:
+def start(folder: Path, threat: str, attack: str, workers: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, *ARGUMENTS, "--threat", threat, "--attack", attack],
+        [sys.executable, "-c", RUN, *ARGUMENTS, "--threat", threat, "--attack", attack, "--workers", workers],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -50,13 +51,13 @@ def folder_of(root: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("threat", "attack"), JOBS)
-def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path, threat, attack):
+@pytest.mark.parametrize(("threat", "attack", "workers"), JOBS)
+def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path, threat, attack, workers):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    whole, _ = finish(start(tmp_path / "whole", threat, attack))
+    whole, _ = finish(start(tmp_path / "whole", threat, attack, "1"))
     for number, end in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
-        process = start(tmp_path / "killed", threat, attack)
+        process = start(tmp_path / "killed", threat, attack, workers)
         state = None
         before = _saved(tmp_path / "killed")
         deadline = time.monotonic() + 120
@@ -71,7 +72,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path, threat, attack):
         process.communicate()
         assert process.returncode == end
         assert not (folder_of(tmp_path / "killed") / "record.json").exists()
-    killed, said = finish(start(tmp_path / "killed", threat, attack))
+    killed, said = finish(start(tmp_path / "killed", threat, attack, workers))
     assert "resuming from" in said
     assert stable(killed) == stable(whole)
     for name in ("samples.parquet", "adversarials.safetensors"):
@@ -82,10 +83,10 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path, threat, attack):
 
 
 def _saved(root: Path):
-    """When the state on disk was written, or None."""
-    files = list(root.glob("results/*/*/*/.partial/state.safetensors"))
+    """When each state on disk was written, or None where there is none."""
+    files = sorted(root.glob("results/*/*/*/.partial/**/state.safetensors"))
     try:
-        return files[0].stat().st_mtime_ns if files else None
+        return [file.stat().st_mtime_ns for file in files] or None
     except FileNotFoundError:
         return None
 

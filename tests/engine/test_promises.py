@@ -141,6 +141,9 @@ class MemoryStore:
     def load(self):
         return None if self.saved is None else Saved(*self.saved, self.found)
 
+    def shares(self):
+        return 0 if self.saved is None else 1
+
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
