@@ -54,10 +54,12 @@ def command(
     """
     if form != PAGES and (output or no_pictures or data_dir):
         raise UsageError("--output, --no-pictures and --data-dir are of pages: add --format html")
-    if claims and form in (PAGES, "csv"):
-        raise UsageError(f"--claims are shown in text, md and latex: {form} is of records alone")
+    if claims and form == "csv":
+        raise UsageError("--claims are shown in text, md, latex and html: csv is of records alone")
     roots = results or (str(default_results()),)
     found = collect(roots)
+    from robench.results.robustbench import read_claims
+
     if form == PAGES:
         from robench.results.page import write_page
 
@@ -68,11 +70,10 @@ def command(
             intervals=not no_intervals,
             pictures=not no_pictures,
             data_dir=data_dir,
+            claims=read_claims(claims),
         )
         click.echo(f"{len(found)} records: {location(made)}")
         return
-    from robench.results.robustbench import read_claims
-
     theirs = read_claims(claims)
     sys.stdout.write(
         board(

@@ -157,9 +157,7 @@ def board(
         placed = {
             (*_place(section), i): grid for i, (section, grid) in enumerate(zip(found, grids, strict=True))
         }
-        grids = with_claims(
-            placed, claims, ("rank", "defense", "clean %", "claimed %", "best known %", "marks")
-        )
+        grids = with_claims(placed, claims)
     parts = [render(grid, format, width) for grid in [*grids, *apart]]
     if not parts:
         parts.append("No records: robench run --defense mimir --attack autoattack makes one.\n")

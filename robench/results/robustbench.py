@@ -22,6 +22,8 @@ from robench.results.wording import interval, percent
 from robench.threat import NORMS, Threat
 
 FOLDER = "model_info"
+# Columns of a table that holds nothing but claims.
+_ALONE = ("defense", "clean %", "claimed %", "best known %", "marks")
 _ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 
 
@@ -152,14 +154,11 @@ def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
     return list(made)
 
 
-def with_claims(
-    grids: dict[tuple[str, str, int], Grid], claims: Sequence[Claim], columns: Sequence[str]
-) -> list[Grid]:
+def with_claims(grids: dict[tuple[str, str, int], Grid], claims: Sequence[Claim]) -> list[Grid]:
     """The grids with the claims of their data set and threat in a group of their own; others in grids of their own.
 
     Args:
         grids: by data set, threat and a number that tells them apart.
-        columns: of a grid of claims alone.
     """
     tables: dict[tuple[str, str], list[Claim]] = {}
     for claim in claims:
@@ -171,7 +170,7 @@ def with_claims(
         made.append(_with(grid, own) if own else grid)
     for (dataset, threat), own in sorted(tables.items()):
         if (dataset, threat) not in used:
-            made.append(_with(Grid(f"{dataset} · {threat} · claims alone", tuple(columns), ()), own))
+            made.append(_with(Grid(f"{dataset} · {threat} · claims alone", _ALONE, ()), own))
     return made
 
 

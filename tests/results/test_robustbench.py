@@ -141,7 +141,8 @@ def test_the_commands_take_and_give_them(tmp_path, capsys, monkeypatch):
     for arguments, code, said in (
         (["board", "--claims", "model_info"], 0, "Theirs2024"),
         (["board", "--claims", "nowhere"], 3, "nowhere: no such file"),
-        (["board", "--claims", "model_info", "--format", "html"], 2, "html is of records alone"),
+        (["board", "--claims", "model_info", "--format", "csv"], 2, "csv is of records alone"),
+        (["board", "--claims", "model_info", "--format", "html"], 0, "1 records"),
         (
             ["results", "export", "results", "--model-info", "--output", "out"],
             0,
@@ -152,6 +153,11 @@ def test_the_commands_take_and_give_them(tmp_path, capsys, monkeypatch):
             main(arguments)
         told = capsys.readouterr()
         assert ended.value.code == code and said in told.out + told.err
+    page = (tmp_path / "board" / "index.html").read_text()
+    claimed = page[page.index("digits · Linf:8/255 · claims alone") :]
+    assert "Theirs2024" in claimed and "62.12" in claimed and "ranked with nothing here" in claimed
+    # Footnotes are words of others.
+    assert "<b>APGD</b>" not in page and "by &lt;b&gt;APGD&lt;/b&gt;" in claimed
 
 
 def test_a_board_says_what_its_protocol_wants_and_refuses_columns_it_has_not(tmp_path, monkeypatch):

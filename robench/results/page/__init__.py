@@ -19,6 +19,7 @@ from robench.results.board import Collection, board
 from robench.results.page import view
 from robench.results.page.pictures import Gallery, Picture
 from robench.results.record import Record
+from robench.results.robustbench import Claim, with_claims
 from robench.results.table import cost
 from robench.results.wording import count, duration, plain
 
@@ -37,6 +38,7 @@ def write_page(
     intervals: bool = True,
     pictures: bool = True,
     data_dir: str | None = None,
+    claims: Sequence[Claim] = (),
 ) -> Path:
     """Write the board of `records` into the folder `output`, and give the path of its first page.
 
@@ -48,6 +50,7 @@ def write_page(
         intervals: whether accuracies are followed by theirs.
         pictures: whether certificates are drawn.
         data_dir: where data sets with files lie; None draws only records of data sets that need none.
+        claims: of others, in tables of their own beneath.
 
     Raises:
         UsageError: for another column.
@@ -74,7 +77,7 @@ def write_page(
     }
     index = environment.get_template(INDEX).render(
         parts=found,
-        corrupted=list(corruption_text.grids(records)),
+        apart=[*corruption_text.grids(records), *with_claims({}, claims)],
         sort=sort,
         root="",
         unreadable=records.unreadable if isinstance(records, Collection) else (),
