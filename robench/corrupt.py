@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from robench.data import Images, load_dataset
 from robench.data._names import synsets
 from robench.data.corruptions import bytes8, spans
 from robench.errors import ResourceError, UsageError, unknown_name
-from robench.files import claim, write_whole
+from robench.files import claim, disk_errors, write_quickly, write_whole
 from robench.specs import parse
 
 # Where RobustBench's reader of .npy files looks for the next severity, whatever the file holds.
 _ROBUSTBENCH = 10_000
 FACTS = "robench-corrupt.json"
+# What every JPEG file ends with.
+_END = b"\xff\xd9"
 GROUPS = {"common": COMMON, "validation": VALIDATION, "all": COMMON + VALIDATION}
 
 
@@ -128,7 +131,7 @@ def _write_folders(
     work = [
         (
             number,
-            [row for row in range(rows.start, rows.stop) if not (place / "/".join(names[row])).is_file()],
+            [row for row in range(rows.start, rows.stop) if not _whole(place.joinpath(*names[row]))],
         )
         for number, place in enumerate(places)
         for rows in spans(images)
@@ -141,11 +144,23 @@ def _write_folders(
 
     made = in_order(tasks(), workers, files=True)
     for i, (number, rows) in enumerate(work):
+        for synset in {names[row][0] for row in rows}:
+            with disk_errors(output):
+                (places[number] / synset).mkdir(parents=True, exist_ok=True)
         for row, file in zip(rows, next(made) if rows else (), strict=True):
-            synset, name = names[row]
-            write_whole(places[number] / synset, {name: file})
+            write_quickly(places[number].joinpath(*names[row]), file)
         if i + 1 == len(work) or work[i + 1][0] != number:
             note(f"{' '.join(map(str, cells[number]))} is in {places[number]}")
+
+
+def _whole(file: Path) -> bool:
+    """Whether a JPEG file is there to its last bytes, which a power cut may have cost it."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(-len(_END), os.SEEK_END)
+            return opened.read() == _END
+    except OSError:
+        return False
 
 
 def _write_arrays(

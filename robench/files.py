@@ -83,6 +83,24 @@ def write_whole(
                     Path(temporary).unlink()
 
 
+def write_quickly(path: Path, content: bytes) -> None:
+    """Write a file that can be made again: whole or not there when the process is killed, but not flushed, so that a
+    power cut may leave it empty. Its folder must exist.
+
+    Raises:
+        ResourceError: when the disk is full or the folder cannot be written.
+    """
+    # Of the folder's owner, who holds the claim: no other process writes the same name.
+    waiting = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            waiting.write_bytes(content)
+            waiting.replace(path)
+        except OSError:
+            waiting.unlink(missing_ok=True)
+            raise
+
+
 def _pieces(content: Content, digests: Mapping[str, str]) -> Iterable[bytes]:
     if callable(content):
         content = content(digests)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -26,6 +27,7 @@ SMALLEST = 32
 JPEG = {"quality": 85, "optimize": True}
 
 
+@cache
 def library() -> str:
     """Name and version of what makes the corruptions, such as "imagecorruptions-imaug 1.1.5".
 

@@ -74,7 +74,7 @@ def spans(images: Images) -> list[slice]:
 
 def bytes8(x: Tensor) -> np.ndarray:
     """(N, 3, H, W) floats in [0, 1] as (N, H, W, 3) uint8."""
-    return (x * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return (x * 255).round_().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def tensor(pixels: np.ndarray) -> Tensor:

@@ -167,14 +167,14 @@ def test_folders_as_imagenet_c_has_them_and_an_interruption(tmp_path, capsys, mo
     with monkeypatch.context() as patch:
         import robench.corrupt as module
 
-        real = module.write_whole
+        real = module.write_quickly
 
-        def killed(folder, contents):
-            if "ILSVRC2012_val_00000003.JPEG" in contents:
+        def killed(path, content):
+            if path.name == "ILSVRC2012_val_00000003.JPEG":
                 raise KeyboardInterrupt
-            real(folder, contents)
+            real(path, content)
 
-        patch.setattr(module, "write_whole", killed)
+        patch.setattr(module, "write_quickly", killed)
         assert call()[0] == 130
     written = sorted(output.rglob("*.JPEG"))
     assert [each.name[-7:-5] for each in written] == ["02", "01"]
@@ -186,3 +186,9 @@ def test_folders_as_imagenet_c_has_them_and_an_interruption(tmp_path, capsys, mo
     assert (found.ids.tolist(), found.y.tolist()) == ([0, 1, 2], [7, 0, 0])
     expected = decode_jpeg(to_jpeg(corrupt(scene(1), "snow", 5, 0)))
     assert torch.equal((found.x[0] * 255).round().byte(), torch.from_numpy(expected).permute(2, 0, 1))
+    # What a power cut may leave of a file is not taken for it.
+    whole = [each.read_bytes() for each in written]
+    written[0].write_bytes(b"")
+    written[1].write_bytes(whole[1][:-100] + bytes(100))
+    assert call()[0] == 0
+    assert [each.read_bytes() for each in written] == whole
