@@ -26,8 +26,10 @@ SMALLEST = 32
 # What ImageNet-C's own images were written with (make_imagenet_c.py of hendrycks/robustness).
 JPEG = {"quality": 85, "optimize": True}
 
+# Asked for every image; found by reading files.
+_version = cache(version)
 
-@cache
+
 def library() -> str:
     """Name and version of what makes the corruptions, such as "imagecorruptions-imaug 1.1.5".
 
@@ -35,7 +37,7 @@ def library() -> str:
         ResourceError: when it is not installed.
     """
     try:
-        return f"{PACKAGE} {version(PACKAGE)}"
+        return f"{PACKAGE} {_version(PACKAGE)}"
     except PackageNotFoundError as error:
         raise ResourceError(f"corruptions need {PACKAGE}: pip install 'robench[corruptions]'") from error
 
