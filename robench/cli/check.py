@@ -11,20 +11,21 @@ from rich.console import Console
 from rich.text import Text
 
 from robench.baselines import read_baselines
+from robench.cli import common
 from robench.plain import plain
 
 
 @click.command("check")
 @click.argument("baselines", nargs=-1, required=True)
 @click.option("--defense", help="What is checked.  [default: the defense that the record names]")
-@click.option("--checkpoint", help="Weights in place of the card's.")
+@common.checkpoint
 @click.option("--margin", type=float, help="The loss of robust accuracy that must be found.  [default: 0.03]")
 @click.option("--miss", type=float, help="Probability of not finding it.  [default: 0.05]")
 @click.option("--false-alarm", type=float, help="Probability of failing a sound one.  [default: 0.05]")
 @click.option("--junit", help="Write a JUnit report there.")
 @click.option("--summary", help="Write a Markdown report there.")
-@click.option("--data-dir", help="Where data sets with files lie.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@common.data_dir
+@common.device
 def command(
     baselines: tuple[str, ...],
     defense: str | None,

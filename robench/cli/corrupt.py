@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from robench.cli import common
 from robench.cli.run import names
 from robench.plain import plain
 
@@ -24,10 +25,8 @@ from robench.plain import plain
     "--severity", "severities", multiple=True, type=click.IntRange(1, 5), help="[default: all five]"
 )
 @click.option("--samples", type=click.IntRange(min=1), help="The first so many images.  [default: all]")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
-)
-@click.option("--data-dir", help="Where data sets with files lie.")
+@common.seed
+@common.data_dir
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
 def command(
     dataset: str,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import click
 from rich.console import Console
 
+from robench.cli import common
 from robench.cli.run import Bar, names
 
 
@@ -26,9 +27,7 @@ from robench.cli.run import Bar, names
     show_default=True,
     help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
-)
+@common.seed
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -36,13 +35,13 @@ from robench.cli.run import Bar, names
     show_default=True,
     help="Of --mi: how many, from --seed.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch-size", default="auto", show_default=True, help="Images a network call.")
-@click.option("--checkpoint", help="Weights in place of the card's.")
-@click.option("--data-dir", help="Where data sets with files lie.")
-@click.option("--results", help="Folder of all records.  [default: results]")
+@common.device
+@common.batch_size
+@common.checkpoint
+@common.data_dir
+@common.results
 @click.option("--fresh", is_flag=True, help="Make its runs again.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+@common.as_json
 def command(
     defenses: list[str],
     mi: bool,

@@ -3,12 +3,13 @@
 import click
 from rich.console import Console
 
+from robench.cli import common
 from robench.evaluate import default_results
 
 
 @click.command("doctor")
-@click.option("--data-dir", help="Where data sets with files lie.")
-@click.option("--results", help="Folder of all records.  [default: results]")
+@common.data_dir
+@common.results
 def command(data_dir: str | None, results: str | None) -> None:
     """Say what is installed, what is missing and how to get it."""
     from robench.doctor import examine, report

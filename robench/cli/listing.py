@@ -12,7 +12,7 @@ import robench.attacks
 import robench.data
 import robench.defenses  # noqa: F401  (importing registers what is built in)
 from robench import content, registry
-from robench.cli import costs
+from robench.cli import common, costs
 from robench.data._base import facts_of
 from robench.errors import unknown_name
 from robench.plain import plain
@@ -154,7 +154,7 @@ def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, s
 
 @click.command("list")
 @click.argument("kind", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+@common.as_json
 def command(kind: str | None, as_json: bool) -> None:
     """List defenses, attacks, datasets or protocols; all of them when no KIND is given."""
     if kind is not None and kind not in KINDS:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from robench import curve, sweep
 from robench.choice import choose_protocol
+from robench.cli import common
 from robench.cli.transferring import Asked, print_json, transfer
 from robench.content import Protocol, find_protocol
 from robench.engine.progress import Progress as Standing
@@ -58,20 +59,18 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 )
 @click.option("--sweep", "swept", help="A run for each value: sigma=0:140:20, or attack.steps=10,50,200.")
 @click.option("--curve", "radii", help="Accuracy over the radius, START:STOP:COUNT: 0:16/255:9.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch-size", default="auto", show_default=True, help="Images a network call.")
+@common.seed
+@common.device
+@common.batch_size
 @click.option(
     "--precision", default="auto", show_default=True, help="auto, fp32 or bf16; verdicts are always fp32."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes, on a CPU.  [default: one a core]")
-@click.option("--checkpoint", help="Weights in place of the card's.")
-@click.option("--data-dir", help="Where data sets with files lie.")
-@click.option("--results", help="Folder of all records.  [default: results]")
+@common.checkpoint
+@common.data_dir
+@common.results
 @click.option("--fresh", is_flag=True, help="Start over, whatever record is there.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+@common.as_json
 def command(
     defenses: list[str],
     attacks: list[str],

@@ -14,7 +14,7 @@ import robench.data
 import robench.defenses
 import robench.transformations  # noqa: F401  (importing registers what is built in)
 from robench import content, registry, specs
-from robench.cli import costs
+from robench.cli import common, costs
 from robench.content import Card, Protocol, Rung, Suite
 from robench.defenses import facts, find_card
 from robench.defenses.loaders import scheme_of
@@ -25,7 +25,7 @@ from robench.plain import plain, plain_lines
 @click.command("show")
 @click.argument("name")
 @click.option("--picture", help="Where a record's picture goes.  [default: picture.png in its folder]")
-@click.option("--data-dir", help="Where data sets with files lie.")
+@common.data_dir
 @click.option("--threat", help="In which an attack's passes are counted, such as L2:0.5.")
 @click.option(
     "--classes", type=click.IntRange(min=2), default=costs.CLASSES, show_default=True, help="The same."

@@ -4,15 +4,16 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from robench.cli import common
 from robench.plain import plain_lines
 
 
 @click.command("train")
 @click.argument("card")
-@click.option("--data-dir", help="Where data sets with files lie.")
+@common.data_dir
 @click.option("--output", help="The checkpoint to write.  [default: NAME.safetensors]")
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@common.device
 @click.option("--csv", help="CSV file for the epochs: stage, epoch, loss, lr, seconds.")
 @click.option("--pretrained", help="A pre-trained encoder, in place of the recipe's own pre-training.")
 @click.option("--fresh", is_flag=True, help="Start over, whatever was trained before.")

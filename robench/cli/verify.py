@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from robench.cli import common
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.results.record import read_record
@@ -15,9 +16,9 @@ from robench.results.wording import plain
 
 @click.command("verify")
 @click.argument("records", nargs=-1, required=True)
-@click.option("--checkpoint", help="Weights in place of the card's.")
-@click.option("--data-dir", help="Where data sets with files lie.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@common.checkpoint
+@common.data_dir
+@common.device
 def command(records: tuple[str, ...], checkpoint: str | None, data_dir: str | None, device: str) -> None:
     """Re-check RECORDS (folders) from their certificates, by forward passes alone.
 
