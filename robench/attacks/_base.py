@@ -16,7 +16,7 @@ little a part of the result as elsewhere; which images are in the run is.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -136,12 +136,13 @@ S = TypeVar("S", bound=State)
 class Attack(Generic[S]):
     """Base of every attack: a frozen dataclass whose fields are its parameters, the spec's keywords.
 
-    A subclass gives `init`, `ask`, `tell`, `finished` and `best`; they are pure. `restarts` and `targets`
-    (0: untargeted) multiply into rows, which the engine runs side by side; `eot` is the number of draws of a
-    randomised surrogate averaged for every answer. An attack that looks at features names them in `layers`
-    ("last" or "all"), so that a defense without any is refused before the first question; `group` is how many
-    images an objective couples; `ascends` says that it climbs one loss from its first question to its last;
-    `in_pixels` that it searches among images only, and not among the parameters of a transformation.
+    A subclass gives `init`, `ask`, `tell` and `finished`, and `best` where its state has none; they are pure.
+    `restarts` and `targets` (0: untargeted) multiply into rows, which the engine runs side by side; `eot` is
+    the number of draws of a randomised surrogate averaged for every answer. An attack that looks at features
+    names them in `layers` ("last" or "all"), so that a defense without any is refused before the first
+    question; `group` is how many images an objective couples; `ascends` says that it climbs one loss from its
+    first question to its last; `in_pixels` that it searches among images only, and not among the parameters
+    of a transformation.
 
     An attack for the least distance may have a field `minimise`: where it is set, a row that has fooled plays on
     to its end, and the nearest image is kept. `transfers` says that images are made for another network than the
@@ -213,8 +214,9 @@ class Attack(Generic[S]):
         raise NotImplementedError
 
     def best(self, state: S) -> Tensor:
-        """The point each lane holds for its best so far, (S, ...): what is judged when nothing fooled."""
-        raise NotImplementedError
+        """The point each lane holds for its best so far, (S, ...): what is judged when nothing fooled. It is the
+        state's own `best`, where an attack says nothing else."""
+        return cast(Any, state).best
 
 
 def select(condition: Tensor, new: State | Any, old: State | Any) -> Any:

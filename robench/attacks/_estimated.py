@@ -120,6 +120,3 @@ class Estimated(Attack[EstimatedState]):
 
     def finished(self, state: EstimatedState) -> Tensor:
         return (state.step >= self.steps) & (state.told > 0)
-
-    def best(self, state: EstimatedState) -> Tensor:
-        return state.best

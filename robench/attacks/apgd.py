@@ -154,6 +154,3 @@ class APGD(Attack[APGDState]):
 
     def finished(self, state: APGDState) -> Tensor:
         return state.step > self.steps
-
-    def best(self, state: APGDState) -> Tensor:
-        return state.best

@@ -153,9 +153,6 @@ class APGDL1(Attack[APGDL1State]):
     def finished(self, state: APGDL1State) -> Tensor:
         return state.stage == len(_RADII)
 
-    def best(self, state: APGDL1State) -> Tensor:
-        return state.best
-
 
 def _nonzero(delta: Tensor) -> Tensor:
     """How many coordinates of each row differ from 0, float32 (S,)."""

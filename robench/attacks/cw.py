@@ -168,9 +168,6 @@ class CW(Attack[CWState]):
     def finished(self, state: CWState) -> Tensor:
         return state.step >= self.steps * self.rounds
 
-    def best(self, state: CWState) -> Tensor:
-        return state.best
-
 
 def _next_c(over: Tensor, state: CWState, rows: Rows) -> CWState:
     """Where a round is over, start again from the clean image: c bisected, or tenfold while none sufficed."""

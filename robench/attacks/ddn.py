@@ -113,9 +113,6 @@ class DDN(Attack[DDNState]):
     def finished(self, state: DDNState) -> Tensor:
         return state.step >= self.steps
 
-    def best(self, state: DDNState) -> Tensor:
-        return state.best
-
 
 def cosine(step: Tensor, steps: int, first: float, last: float) -> Tensor:
     """From `first` at step 0 to `last` at `steps`, on half a cosine: float32 (S,)."""

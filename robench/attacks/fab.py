@@ -149,9 +149,6 @@ class FAB(Attack[FABState]):
     def finished(self, state: FABState) -> Tensor:
         return state.step > self.steps
 
-    def best(self, state: FABState) -> Tensor:
-        return state.best
-
 
 def _differences(logits: Tensor, rows: Rows) -> Tensor:
     """Every logit minus the label's, (S, K)."""

@@ -42,6 +42,3 @@ class FGSM(Attack[PGDState]):
 
     def finished(self, state: PGDState) -> Tensor:
         return state.step > 1
-
-    def best(self, state: PGDState) -> Tensor:
-        return state.best

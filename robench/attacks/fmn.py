@@ -113,9 +113,6 @@ class FMN(Attack[FMNState]):
     def finished(self, state: FMNState) -> Tensor:
         return state.step >= self.steps
 
-    def best(self, state: FMNState) -> Tensor:
-        return state.best
-
 
 def _into(x: Tensor, delta: Tensor, radius: Tensor, norm: str) -> Tensor:
     """x plus the perturbation projected onto the ball of its own radius (S,), in [0, 1]."""

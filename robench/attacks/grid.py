@@ -73,6 +73,3 @@ class Grid(Attack[GridState]):
 
     def finished(self, state: GridState) -> Tensor:
         return state.step >= self.questions
-
-    def best(self, state: GridState) -> Tensor:
-        return state.best

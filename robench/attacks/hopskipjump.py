@@ -188,9 +188,6 @@ class HopSkipJump(Attack[HopSkipJumpState]):
     def finished(self, state: HopSkipJumpState) -> Tensor:
         return state.step >= self.queries
 
-    def best(self, state: HopSkipJumpState) -> Tensor:
-        return state.best
-
 
 def _sought(
     rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str

@@ -81,6 +81,3 @@ class PGD(Attack[PGDState]):
 
     def finished(self, state: PGDState) -> Tensor:
         return state.step > self.steps
-
-    def best(self, state: PGDState) -> Tensor:
-        return state.best

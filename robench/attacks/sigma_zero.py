@@ -105,9 +105,6 @@ class SigmaZero(Attack[SigmaZeroState]):
     def finished(self, state: SigmaZeroState) -> Tensor:
         return state.step >= self.steps
 
-    def best(self, state: SigmaZeroState) -> Tensor:
-        return state.best
-
     @property
     def questions(self) -> int:
         return self.steps

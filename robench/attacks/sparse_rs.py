@@ -74,9 +74,6 @@ class _Search(Attack[S]):
     def finished(self, state: S) -> Tensor:
         return state.step > self.queries
 
-    def best(self, state: S) -> Tensor:
-        return state.best
-
     def _shares(self, schedule: tuple[tuple[int, ...], tuple[int, ...]], step: Tensor) -> Tensor:
         return _shares(self.queries, self.alpha_init, schedule, step.device)[step.clamp_max(self.queries)]
 

@@ -109,9 +109,6 @@ class Square(Attack[SquareState]):
     def finished(self, state: SquareState) -> Tensor:
         return state.step > self.queries
 
-    def best(self, state: SquareState) -> Tensor:
-        return state.best
-
     def advance(self, problem: Problem, rows: Rows, state: SquareState, offset: Tensor) -> SquareState:
         """The state as if the next `offset` (S,) queries, fewer than `horizon`, had been rejected."""
         step = state.step + offset
