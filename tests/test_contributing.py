@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import robench
+import robench.data
+import robench.defenses  # all are registered before `registered` looks
 from robench import content, registry
 from robench.direct import attack
 
