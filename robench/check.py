@@ -15,6 +15,7 @@ from robench.engine.device import choose_device
 from robench.engine.knowledge import attacker
 from robench.engine.network import DRAWS, Judge, Network
 from robench.engine.suite import Run
+from robench.engine.team import choose_workers
 from robench.errors import ResourceError, UsageError
 from robench.random import Stream
 from robench.results.certificates import apply, is_attacked, read_certificates
@@ -265,6 +266,7 @@ class _Check:
             ),
             stochastic=defense.stochastic,
             precision=job.precision,
+            workers=choose_workers(None, self.device, len(rows)),
         ).play()
         self.passes += sum(outcome.passes.values())
         return int(outcome.robust.sum())
