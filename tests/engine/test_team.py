@@ -162,9 +162,11 @@ def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp
     with pytest.raises(KeyboardInterrupt):
         test_promises.play(specs=specs, workers=3, store=store, progress=interrupt)
     assert store.shares() == 3 and store.resumes
-    for share in range(3):
-        saved = FolderStore(tmp_path, "key").share(share, 3).load()
-        assert saved and saved.facts["attack"] == 1 and len(saved.facts["costs"]) == 1
+    saved = [FolderStore(tmp_path, "key").share(share, 3).load() for share in range(3)]
+    # One may be ahead of the others, or even done.
+    begun = [each.facts["attack"] for each in saved if each]
+    assert len(begun) == 3 and set(begun) <= {1, 2} and 1 in begun
+    assert [len(each.facts["costs"]) for each in saved if each] == begun
     same(whole, test_promises.play(specs=specs, workers=1, store=FolderStore(tmp_path, "key")))
 
 
