@@ -17,6 +17,7 @@ from robench.engine.network import DRAWS, Judge, Network
 from robench.engine.suite import Run
 from robench.engine.team import choose_workers
 from robench.errors import ResourceError, UsageError
+from robench.evaluate import check_fit
 from robench.random import Stream
 from robench.results.certificates import apply, is_attacked, read_certificates
 from robench.results.draws import FIELD
@@ -113,6 +114,7 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
     device = choose_device(options.device)
     name = defense or record.job.defense.name
     loaded = load(name, record.job.dataset.name, options.checkpoint, device, images.among)
+    check_fit(loaded, images)
     return _Check(record, loaded, images, device, options).run()
 
 

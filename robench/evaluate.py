@@ -116,6 +116,8 @@ def run_all(
         (find_cards if options.checkpoint else find_card)(name, protocol.dataset)
     # A suite of corruptions has no use for it.
     threat = Threat.parse(protocol.threat) if adversarial else None
+    if threat and not threat.name and threat.norm == "Linf" and threat.eps > 1:
+        options.note(f"pixels lie in [0, 1], so {threat} holds every image: Linf:8/255 is 8 grey levels")
     for suite in adversarial:
         assert threat
         if suite.rungs and knowledge:

@@ -53,6 +53,12 @@ def test_an_unchanged_checkpoint_passes_for_a_part_of_the_cost(baseline):
     assert 0 < verdict.attacked < verdict.open and verdict.passes < verdict.baseline_passes
 
 
+def test_a_defense_for_other_images_is_a_mistake_and_no_loss_of_robustness(baseline, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(baseline), "--defense", "mimir-cifar10"])
+    assert ended.value.code == 2 and "takes images of 32 px" in capsys.readouterr().err
+
+
 def test_an_undefended_network_is_caught_by_certificates_or_attacks(baseline):
     verdict = check(baseline, "standard-digits")
     assert not verdict.held and said(verdict)["clean"]

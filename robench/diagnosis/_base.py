@@ -104,7 +104,7 @@ class Case:
             UsageError: for a knowledge level that does not suit, or a norm without an attack here.
         """
         threat = Threat.parse(protocol.threat)
-        if threat.norm not in ATTACKS:
+        if threat.norm not in ATTACKS or threat.name:
             raise UsageError(
                 f"robench diagnose follows attacks in {', '.join(ATTACKS)}: {threat} is not among them"
             )

@@ -59,9 +59,11 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 def cost(verdict: Verdict) -> str:
     """What the check cost, beside the baseline's run."""
+    saved = verdict.saving
+    ratio = f"{saved:.1f} times fewer" if saved >= 1 else f"{1 / saved:.1f} times more"
     return (
         f"{verdict.attacked} of {verdict.open} open images attacked, {count(verdict.passes)} passes where the "
-        f"baseline took {count(verdict.baseline_passes)} ({verdict.saving:.1f} times fewer)"
+        f"baseline took {count(verdict.baseline_passes)} ({ratio})"
     )
 
 

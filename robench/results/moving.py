@@ -17,6 +17,7 @@ from pathlib import Path
 from robench.errors import ResourceError, UsageError
 from robench.files import claim, disk_errors, sync_folder, write_whole
 from robench.results import record
+from robench.results.doubts import DIAGNOSIS
 from robench.results.record import Record, decode, read_record
 from robench.results.store import PARTIAL, SUPERSEDED, place_of, shelf_place, slug, supersede
 
@@ -55,7 +56,7 @@ class Merged:
 def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
     """Every record in a folder or an archive with its files; in place of a damaged one, a line that says why.
 
-    Superseded and partial ones are left out.
+    Superseded and partial ones, and the runs of a diagnosis, are left out.
 
     Raises:
         ResourceError: when the source is not there, or is no archive.
@@ -243,7 +244,10 @@ def _bundle(opened: Callable[[str], Path | zipfile.Path]) -> Bundle | str:
 
 
 def _hidden(inside: Sequence[str]) -> bool:
-    return SUPERSEDED in inside or any(part.endswith(PARTIAL) for part in inside)
+    """Whether what lies there is no record of its own: replaced, not finished, or a diagnosis' own run."""
+    return SUPERSEDED in inside or any(
+        part.endswith(PARTIAL) or part.partition("@")[0] == DIAGNOSIS for part in inside
+    )
 
 
 def _sha256(path: Path) -> str:

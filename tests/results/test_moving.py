@@ -93,6 +93,15 @@ def test_a_conflict_is_named_and_both_records_are_kept(tmp_path):
     assert len(list((tmp_path / "old").rglob("superseded/*/record.json"))) == 2
 
 
+def test_the_runs_of_a_diagnosis_stay_with_it(tmp_path):
+    run = write(tmp_path / "a")
+    for threat in ("one", "other"):
+        own = tmp_path / "a" / "digits-linf" / "mimir-digits" / "diagnosis" / "runs" / threat
+        shutil.copytree(run.folder, own)
+    assert merged([tmp_path / "a"], tmp_path / "all") == ["new"]
+    assert len(list(bundles(tmp_path / "a"))) == 1
+
+
 def damage(run, file="samples.parquet"):
     with (run.folder / file).open("ab") as opened:
         opened.write(b"x")
