@@ -119,8 +119,6 @@ def _brought() -> list[dict[str, str]]:
 
 TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "protocols": _protocols}
 
-
-WRAPPED = ("description", "layout", "claimed clean / robust, %")
 RECIPES = "recipes without weights: robench train NAME makes them"
 PURIFIERS = "purifiers, before any defense: robench run --defense maep-digits+pgd-at-digits"
 SCHEMES = "anybody's, by scheme: robench run --defense timm:resnet50"
@@ -169,7 +167,8 @@ def command(kind: str | None, as_json: bool) -> None:
         console.print(name, style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for column in rows[0] if rows else ("name",):
-            table.add_column(column, no_wrap=column not in WRAPPED, overflow="fold")
+            # A name is there to be copied: what else there is gives way.
+            table.add_column(column, no_wrap=column == "name", overflow="fold")
         for row in rows:
             table.add_row(*(Text(plain(value)) for value in row.values()))
         console.print(table)

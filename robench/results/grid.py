@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import wrap
 
 from rich import box
 from rich.console import Console
@@ -14,6 +15,8 @@ from robench.results.wording import latex, markdown, one_of, plain
 
 FORMATS = ("text", "md", "csv", "latex")
 WIDTH = 120
+# Characters of a heading above numbers before it goes on in the next line.
+_HEAD = 16
 Line = tuple[str, ...]
 
 
@@ -63,9 +66,9 @@ def _text(grid: Grid, width: int) -> str:
     )
     for name in grid.columns:
         number = name in grid.numbers
-        table.add_column(
-            Text(plain(name)), justify="right" if number else "left", overflow="fold", no_wrap=number
-        )
+        # Numbers stay in one piece, so the words above them give way.
+        head = "\n".join(wrap(plain(name), _HEAD, break_long_words=False)) if number else plain(name)
+        table.add_column(Text(head), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for group in grid.groups:
         for row in group:
             table.add_row(*(Text(_lines(cell, plain, "\n")) for cell in row))
