@@ -155,8 +155,12 @@ def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp
     main = threading.main_thread().ident
     assert main is not None
 
+    sent: list[Progress] = []
+
     def interrupt(standing: Progress):
-        if standing.index == 1 and standing.share > 0.05:
+        # All have begun, whatever the machine does beside. A second one would not wait for them to save.
+        if not sent:
+            sent.append(standing)
             signal.pthread_kill(main, signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
@@ -165,7 +169,7 @@ def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp
     saved = [FolderStore(tmp_path, "key").share(share, 3).load() for share in range(3)]
     # One may be ahead of the others, or even done.
     begun = [each.facts["attack"] for each in saved if each]
-    assert len(begun) == 3 and set(begun) <= {1, 2} and 1 in begun
+    assert len(begun) == 3 and set(begun) <= {0, 1, 2}
     assert [len(each.facts["costs"]) for each in saved if each] == begun
     same(whole, test_promises.play(specs=specs, workers=1, store=FolderStore(tmp_path, "key")))
 
