@@ -321,3 +321,10 @@ def test_a_ladder_is_shown_a_line_a_run(robench_cli, monkeypatch):
     code, out, _ = robench_cli("show", "purifier")
     assert code == 0 and "undefended: autoattack on the classifier alone" in out and "Rung(" not in out
     assert "BPDA+EOT: pgd(steps=20, eot=20) @bpda (randomised defenses)" in out
+
+
+def test_a_radius_that_holds_every_image_is_pointed_out(robench_cli):
+    code, out, err = robench_cli(
+        "run", "--defense", "standard", "--attack", "fgsm", "--threat", "Linf:8", "--samples", "4", "--json"
+    )
+    assert code == 0 and "Linf:8/255 is 8 grey levels" in err and json.loads(out)["records"]

@@ -53,7 +53,7 @@ class Run:
         lanes: rows a network call.
         precision: the surrogate's, "fp32" or "bf16".
         workers: processes that share the samples, on a CPU (see robench.engine.team); a run that is resumed keeps
-            the number it began with.
+            the number it began with, or starts anew where processes cannot be forked.
         store: where to save to and resume from, or None.
         progress: called after every question.
 
@@ -150,15 +150,11 @@ class Run:
 
     def _shares(self) -> list[Tensor]:
         """Which samples each process attacks, bool (n,) each. What is played together stays together."""
-        n = len(self.x)
         if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
             return [self.mine]
-        count = (self.store.shares() if self.store else 0) or self.workers
-        size = lcm(*(min(getattr(attack, "group", 1), n) for _, attack in self.attacks))
-        place = torch.empty(n, dtype=torch.int64)
-        place[self.ids.argsort(stable=True)] = torch.arange(n)
-        turn = place // size % count
-        return [turn == i for i in range(min(count, -(-n // size)))]
+        begun = self.store.shares() if self.store and team.forks(self.device) else 0
+        group = lcm(*(min(getattr(attack, "group", 1), len(self.x)) for _, attack in self.attacks))
+        return team.shares(self.ids, begun or self.workers, group)
 
     # -- the parts ---------------------------------------------------------------------------------------
 

@@ -72,6 +72,12 @@ class Player(Protocol):
     def absorb(self, parts: list[Part]) -> None: ...
 
 
+def forks(device: torch.device) -> bool:
+    """Whether a run on this device may be shared: not on or beside a GPU, outside Linux, or inside a pool's process."""
+    here = sys.platform == "linux" and not multiprocessing.current_process().daemon
+    return here and device.type == "cpu" and not torch.cuda.is_available()
+
+
 def choose_workers(workers: int | None, device: torch.device, samples: int) -> int:
     """Processes that share a run of so many samples.
 
@@ -79,14 +85,22 @@ def choose_workers(workers: int | None, device: torch.device, samples: int) -> i
         workers: at the most; None for one a thread that torch would use, each with samples enough.
 
     Returns:
-        1 where a process cannot be forked: beside a GPU, outside Linux, or inside a process of a pool.
+        1 where a process cannot be forked.
     """
-    forks = sys.platform == "linux" and not torch.cuda.is_available()
-    if device.type != "cpu" or not forks or multiprocessing.current_process().daemon:
+    if not forks(device):
         return 1
     if workers is None:
         return max(1, min(torch.get_num_threads(), samples // _SHARE))
     return min(workers, samples)
+
+
+def shares(ids: Tensor, count: int, group: int) -> list[Tensor]:
+    """Which samples each process attacks, bool (n,) each: by turns in the order of their ids, `group` together."""
+    n = len(ids)
+    place = torch.empty(n, dtype=torch.int64)
+    place[ids.argsort(stable=True)] = torch.arange(n)
+    turn = place // group % count
+    return [turn == i for i in range(min(count, -(-n // group)))]
 
 
 def play(run: Player, shares: list[Tensor]) -> None:

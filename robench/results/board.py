@@ -18,13 +18,13 @@ from robench import content, specs
 from robench.errors import ResourceError
 from robench.results import corruption_text
 from robench.results import record as record_file
-from robench.results.doubts import DIAGNOSIS, with_doubts
+from robench.results.doubts import with_doubts
 from robench.results.grid import FORMATS, WIDTH, Grid, render
 from robench.results.record import Record, read_record
 from robench.results.robustbench import Claim, with_claims
 from robench.results.samples import held
 from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
-from robench.results.store import SUPERSEDED
+from robench.results.store import aside
 from robench.results.wording import by_draws, interval, markdown, one_of, percent, plain
 from robench.threat import Threat, same_threat
 
@@ -111,9 +111,7 @@ def collect(results: Iterable[Path | str]) -> Collection:
             )
         files = [root] if root.is_file() else sorted(root.rglob(record_file.FILE))
         for file in files:
-            inside = file.relative_to(root).parts[:-1]
-            apart = any(part.partition("@")[0] == DIAGNOSIS for part in inside)
-            if SUPERSEDED in inside or apart or any(part.endswith(".partial") for part in inside):
+            if aside(file.relative_to(root).parts[:-1]):
                 continue
             try:
                 found.setdefault(file.resolve(), read_record(file))

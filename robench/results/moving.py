@@ -10,16 +10,15 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import ResourceError, UsageError
 from robench.files import claim, disk_errors, sync_folder, write_whole
 from robench.results import record
-from robench.results.doubts import DIAGNOSIS
 from robench.results.record import Record, decode, read_record
-from robench.results.store import PARTIAL, SUPERSEDED, place_of, shelf_place, slug, supersede
+from robench.results.store import PARTIAL, SUPERSEDED, aside, place_of, shelf_place, slug, supersede
 
 ARCHIVE = ".zip"
 # Of every file in an archive, so that the same records give the same bytes.
@@ -65,7 +64,7 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
     if source.is_dir():
         for file in sorted(source.rglob(record.FILE)):
             inside = file.relative_to(source).parts[:-1]
-            if not _hidden(inside):
+            if not aside(inside):
                 yield str(file.parent), _bundle(file.parent.joinpath)
         return
     try:
@@ -81,7 +80,7 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
     with archive:
         for name in sorted(archive.namelist()):
             folder, _, last = name.rpartition("/")
-            if last == record.FILE and not _hidden(folder.split("/")):
+            if last == record.FILE and not aside(folder.split("/")):
                 # Read one by one and by name; nothing is unpacked to where the archive says.
                 inside = zipfile.Path(archive, f"{folder}/" if folder else "")
                 yield f"{source}:{folder}", _bundle(inside.joinpath)
@@ -241,13 +240,6 @@ def _bundle(opened: Callable[[str], Path | zipfile.Path]) -> Bundle | str:
         if (actual := hashlib.sha256(contents[name]).hexdigest()) != digest:
             return f"files.{name}: the record says {digest[:12]}..., found {actual[:12]}..."
     return Bundle(found, {**contents, record.FILE: encoded})
-
-
-def _hidden(inside: Sequence[str]) -> bool:
-    """Whether what lies there is no record of its own: replaced, not finished, or a diagnosis' own run."""
-    return SUPERSEDED in inside or any(
-        part.endswith(PARTIAL) or part.partition("@")[0] == DIAGNOSIS for part in inside
-    )
 
 
 def _sha256(path: Path) -> str:

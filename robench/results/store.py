@@ -4,7 +4,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
 from robench.files import Content, disk_errors, sync_folder, write_whole
 from robench.results import certificates, draws, provenance, record, samples
+from robench.results.doubts import DIAGNOSIS
 from robench.results.record import Job, Record, read_record
 from robench.results.statistics import Accuracy
 from robench.threat import Threat
@@ -25,6 +26,13 @@ SUPERSEDED = "superseded"
 # A run under way, in the folder of its record.
 PARTIAL = ".partial"
 _LONGEST = 100
+
+
+def aside(inside: Sequence[str]) -> bool:
+    """Whether what lies in these folders is no record of its own: replaced, not finished, or a diagnosis' run."""
+    return SUPERSEDED in inside or any(
+        part.endswith(PARTIAL) or part.partition("@")[0] == DIAGNOSIS for part in inside
+    )
 
 
 def slug(name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import robench
+from robench.engine import team
 from robench.engine.progress import Progress
 from robench.engine.store import FolderStore
 from robench.engine.team import choose_workers
@@ -209,6 +210,18 @@ def test_so_many_as_there_are_threads_and_samples_enough(monkeypatch):
     assert [choose_workers(None, CPU, n) for n in (1, 31, 32, 50, 1000)] == [1, 1, 2, 3, 4]
     assert choose_workers(9, CPU, 1000) == 9 and choose_workers(9, CPU, 3) == 3
     assert choose_workers(9, torch.device("cuda"), 1000) == 1
+
+
+def test_a_shared_run_goes_on_anew_where_nothing_can_be_forked(tmp_path, monkeypatch):
+    def interrupt(standing: Progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        test_promises.play(workers=2, store=FolderStore(tmp_path, "key"), progress=interrupt)
+    assert (tmp_path / "share-0-of-2").is_dir()
+    monkeypatch.setattr(team, "forks", lambda device: False)
+    monkeypatch.setattr(team, "play", lambda *args: pytest.fail("forked"))
+    same(test_promises.play(), test_promises.play(store=FolderStore(tmp_path, "key")))
 
 
 def test_none_are_forked_inside_a_pool(monkeypatch):
