@@ -29,6 +29,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def interruptible():
+    """An interrupt as a terminal's: whoever starts the tests in the background has Python ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
 def nobody_stays():
     yield
@@ -149,7 +157,7 @@ def test_memory_that_runs_out_in_a_process_makes_its_batches_smaller():
     assert torch.equal(outcome.robust, attack(small_net(), batch_size=4).robust)
 
 
-def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp_path):
+def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp_path, interruptible):
     store = FolderStore(tmp_path, "key")
     specs = "pgd(steps=40)+pgd(steps=400, loss='dlr')"
     whole = test_promises.play(specs=specs)
