@@ -43,15 +43,15 @@ def choose_protocol(
         raise UsageError(
             f"--dataset {dataset} needs a threat: add --threat Linf:8/255, say, or name a --protocol"
         )
-    if base.threat == NO_THREAT and threat is None:
-        # Its own suites may do without: those that do not are refused when they are known.
-        return _without_threat(base, name, dataset, threat, samples)
     if base.threat == NO_THREAT:
-        base = replace(base, threat=threat or "", name=f"{base.name}-{threat}")
+        if threat is None:
+            # Its own suites may do without: those that do not are refused when they are known.
+            return _without_threat(base, name, dataset, threat, samples)
+        base = replace(base, threat=threat, name=f"{base.name}-{threat}")
     chosen = replace(
         base,
         dataset=dataset or base.dataset,
-        threat=str(Threat.parse(threat or base.threat)),
+        threat=str(Threat.parse(base.threat if threat is None else threat)),
         samples=base.samples if samples is None else samples,
     )
     if chosen.samples < 1:

@@ -28,6 +28,14 @@ from robench.results.wording import plain, size
 OK, WARN, MISSING = "ok", "warn", "missing"
 _PYTHON = "3.11"
 _FREE = 1.0  # GiB: records and certificates of many runs, with a partial run beside them
+# What is installed on demand: extra -> its package and what it is for.
+_EXTRAS = {
+    "reference": ("pyautoattack", "runs of the suite autoattack-reference"),
+    "diffusion": ("diffusers", "diffusion purifiers"),
+    "lora": ("peft", "trainings of MAEP's second stage"),
+    "onnx": ("onnx", "defenses from ONNX files"),
+    "robustbench": ("torchdiffeq", "some of RobustBench's models"),
+}
 _STYLES = {OK: "green", WARN: "yellow", MISSING: "red"}
 _CIFAR_FILES = ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6)))
 
@@ -101,10 +109,10 @@ def _software() -> Iterator[Finding]:
         if need.marker is None:
             found = installed_version(need.name)
             yield _bound(need.name, found, str(need.specifier), f'pip install "{need}"')
-    found = installed_version("pyautoattack")
-    mend = 'pip install "robench[reference]" for the suite autoattack-reference'
-    detail = found or "not installed: only the reference implementation needs it"
-    yield Finding("pyautoattack", OK, detail, "" if found else mend)
+    for extra, (package, purpose) in _EXTRAS.items():
+        found = installed_version(package)
+        mend = "" if found else f'pip install "robench[{extra}]"'
+        yield Finding(package, OK, found or f"not installed: only {purpose} need it", mend)
 
 
 def _bound(name: str, found: str | None, bound: str, mend: str) -> Finding:

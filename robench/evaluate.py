@@ -20,7 +20,7 @@ from robench.data import Images, load_dataset
 from robench.defenses import Defense, Loaded, counting, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
 from robench.engine import corruption as corrupting
-from robench.engine.attackers import build_attacks
+from robench.engine.attackers import Attacker, build_attacks
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.knowledge import attacker
 from robench.engine.progress import Progress
@@ -159,11 +159,16 @@ def run_all(
                 runs = list(_climb(each, suite, protocol, images, device, options.note))
             else:
                 runs = [(each, suite, level, protocol) for level in knowledge or protocol.knowledge]
-            for _, _, _, own in runs:
-                # A transformation that does not fit these images says so before the first run.
+            attackers = []
+            # A transformation that does not fit these images, or an attacker that cannot be, says so before the
+            # first run.
+            for subject, _, level, own in runs:
                 Threat.parse(own.threat).origin(images.x[:1])
-            for subject, attacks, level, own in runs:
-                yield _run_one(subject, attacks, level, own, Threat.parse(own.threat), images, options)
+                attackers.append(_attacker(level, subject.defense, protocol.dataset, device, images.among))
+            for (subject, attacks, level, own), searching in zip(runs, attackers, strict=True):
+                yield _run_one(
+                    subject, attacks, level, searching, own, Threat.parse(own.threat), images, options
+                )
 
 
 def prepared_by_defense(dataset: str) -> bool:
@@ -327,6 +332,7 @@ def _run_one(
     loaded: Loaded,
     suite: Suite,
     knowledge: str,
+    searching: Attacker,
     protocol: Protocol,
     threat: Threat,
     images: Images,
@@ -362,11 +368,7 @@ def _run_one(
             options.seed,
             device=device,
             lanes=job.batch_size,
-            attacker=attacker(
-                knowledge,
-                loaded.defense,
-                lambda name: _source(name, loaded.defense, protocol.dataset, device, images.among),
-            ),
+            attacker=searching,
             stochastic=loaded.defense.stochastic,
             precision=job.precision,
             workers=choose_workers(options.workers, device, len(images)),
@@ -418,6 +420,12 @@ def check_fit(loaded: Loaded, images: Images) -> None:
         raise UsageError(
             f"{loaded.name} tells {defense.num_classes} classes apart and {images.name} has {len(images.classes)}"
         )
+
+
+def _attacker(
+    knowledge: str, attacked: Defense, dataset: str, device: torch.device, among: Subset | None
+) -> Attacker:
+    return attacker(knowledge, attacked, lambda name: _source(name, attacked, dataset, device, among))
 
 
 def _source(

@@ -27,11 +27,11 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise ResourceError(
-                f"no space left on the disk for {path}: free some or give another --results, "
+                f"no space left on the disk for {path}: free some or give another by --results or --output, "
                 "then repeat the command; what was saved before is intact"
             ) from error
         raise ResourceError(
-            f"cannot write {path} ({error.strerror or error}): give a folder you may write with --results"
+            f"cannot write {path} ({error.strerror or error}): give one that you may write by --results or --output"
         ) from error
 
 
@@ -152,7 +152,7 @@ def _lock(path: Path, folder: Path) -> int:
             holder = os.read(descriptor, 20).decode("ascii", "replace") or "unknown"
             os.close(descriptor)
             raise ResourceError(
-                f"another run is writing {folder} (pid {holder}): wait for it, or give another --results"
+                f"another run is writing {folder} (pid {holder}): wait for it, or give another by --results or --output"
             ) from None
         except OSError:
             os.close(descriptor)

@@ -157,7 +157,7 @@ def test_an_impossible_margin_is_one_line(baseline, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check", str(baseline), "--margin", "0"])
     assert ended.value.code == 2
-    assert "margin=0.0: expected 0 <= tolerance < margin < 1" in capsys.readouterr().err
+    assert "margin=0.0: expected above 0.005 and below 1" in capsys.readouterr().err
 
 
 def test_other_images_are_refused(baseline, tmp_path):

@@ -323,6 +323,38 @@ def test_a_ladder_is_shown_a_line_a_run(robench_cli, monkeypatch):
     assert "BPDA+EOT: pgd(steps=20, eot=20) @bpda (randomised defenses)" in out
 
 
+def test_a_protocol_of_transfer_is_shown_a_line_a_data_set(robench_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = robench_cli("show", "transfer")
+    assert code == 0 and "digits: standard-digits, Linf:0.1, 100 images" in out and "End(" not in out
+
+
+def test_documentation_is_wrapped_once_at_the_width_of_the_terminal(robench_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    code, out, _ = robench_cli("show", "pgd")
+    assert code == 0
+    told = out.partition("Args:\n")[2].partition("\n\n")[0].splitlines()
+    assert all(len(line) <= 60 for line in told)
+    assert told[1].startswith("    steps: iterations;") and told[2].startswith("        each, and")
+
+
+def test_a_threat_without_an_attack_to_count_is_refused(robench_cli):
+    code, out, err = robench_cli("show", "pgd-at-digits", "--threat", "L2:1")
+    assert (code, out) == (2, "") and "--threat goes with an attack or a suite" in err
+
+
+@pytest.mark.parametrize("knowledge", ["transfer:nobody", "half"])
+def test_an_attacker_that_cannot_be_leaves_no_folder(robench_cli, tmp_path, knowledge):
+    code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK, "--knowledge", knowledge)
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_empty_threat_is_not_the_default_one(robench_cli):
+    code, out, err = robench_cli("run", "--defense", "pgd-at", "--attack", "fgsm", "--threat", "")
+    assert (code, out) == (2, "") and "threat" in err and len(err.splitlines()) <= 2
+
+
 def test_a_radius_that_holds_every_image_is_pointed_out(robench_cli):
     code, out, err = robench_cli(
         "run", "--defense", "standard", "--attack", "fgsm", "--threat", "Linf:8", "--samples", "4", "--json"

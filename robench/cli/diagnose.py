@@ -31,9 +31,7 @@ from robench.cli.run import Bar, names
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Of --mi: how many, from --seed.",
+    help="Of --mi: how many, from --seed.  [default: 3]",
 )
 @common.device
 @common.batch_size
@@ -51,7 +49,7 @@ def command(
     samples: int | None,
     knowledge: str,
     seed: int,
-    seeds: int,
+    seeds: int | None,
     device: str,
     batch_size: str,
     checkpoint: str | None,
@@ -74,6 +72,8 @@ def command(
     from robench.evaluate import Options, default_results
     from robench.results.grid import render
 
+    if seeds is not None and not mi:
+        raise UsageError("--seeds says how often --mi measures: add --mi, or leave it out")
     if checkpoint and len(defenses) > 1:
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
     chosen = choose_protocol(protocol, dataset, threat, samples)
@@ -97,7 +97,9 @@ def command(
 
             if samples is None:
                 chosen = replace(chosen, samples=information.SAMPLES)
-            found = information.measure(defenses, chosen, list(range(seed, seed + seeds)), options)
+            found = information.measure(
+                defenses, chosen, list(range(seed, seed + (seeds or information.SEEDS))), options
+            )
             made = [found.content]
             text = "".join(render(table, "text", console.width) + "\n" for table in information.grids(found))
         else:

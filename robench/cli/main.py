@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         _say(error.format_message())
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            _say(f"robench {error.ctx.info_name or ''} --help explains".replace("robench robench", "robench"))
+            _say(f"{error.ctx.command_path} --help explains")
         code = error.exit_code
     except RobenchError as error:
         _say(str(error))

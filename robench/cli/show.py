@@ -1,6 +1,8 @@
 """robench show: one thing that has a name, or one record with a picture of its fooled images."""
 
 import dataclasses
+import inspect
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import robench.defenses
 import robench.transformations  # noqa: F401  (importing registers what is built in)
 from robench import content, registry, specs
 from robench.cli import common, costs
-from robench.content import Card, Protocol, Rung, Suite
+from robench.content import Card, End, Protocol, Rung, Suite
 from robench.defenses import facts, find_card
 from robench.defenses.loaders import scheme_of
 from robench.errors import RobenchError, UsageError, unknown_name
@@ -38,6 +40,8 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
     fooled: its passes are counted by playing it.
     """
     console = Console()
+    if threat is not None and not (name in content.suites() or _is_attack(name)):
+        raise UsageError(f"--threat goes with an attack or a suite, and {name} is none")
     if (Path(name) / "record.json").is_file() or name.endswith(".json"):
         _record(console, Path(name), picture, data_dir)
         return
@@ -139,7 +143,7 @@ def _card(card: Card) -> RenderableType:
 
 def _fields(item: Card | Suite | Protocol) -> RenderableType:
     fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-    return _table({k: _text(v) for k, v in fields.items() if k != "name" and v not in ("", [], {})})
+    return _table({k: _text(v) for k, v in fields.items() if k != "name" and v not in ("", [], {}, 0)})
 
 
 def _table(rows: dict[str, str]) -> RenderableType:
@@ -154,13 +158,15 @@ def _table(rows: dict[str, str]) -> RenderableType:
 def _text(value: Any) -> str:
     if isinstance(value, Rung):
         return _rung(value)
+    if isinstance(value, End):
+        return f"{value.dataset}: {value.classifier}, {value.threat}, {value.samples} images"
     if isinstance(value, list):
         return "\n".join(_text(each) for each in value)
     if isinstance(value, dict):
         return "\n".join(
             f"[{key}]\n" + "\n".join(f"  {line}" for line in _text(each).split("\n"))
             if isinstance(each, dict)
-            else f"{key} = {each}"
+            else f"{key} = {', '.join(map(str, each)) if isinstance(each, list) else each}"
             for key, each in value.items()
         )
     return str(value)
@@ -177,7 +183,30 @@ def _rung(rung: Rung) -> str:
 
 def _builder(kind: registry.Registry, name: str) -> RenderableType:
     builder = kind.get(name)
-    lines = [f"from {kind.holder(name)}", "", (builder.__doc__ or "no documentation").strip(), ""]
+    told = _reflowed(inspect.getdoc(builder) or "no documentation", Console().width)
+    lines = [f"from {kind.holder(name)}", "", *told, ""]
     arguments = {key: default for key, default in specs.defaults(builder).items() if key != "source"}
     lines += [f"{key} = {default!r}" for key, default in arguments.items()]
     return Text("\n".join(lines).replace("<class 'inspect._empty'>", "(needed)"))
+
+
+def _reflowed(docstring: str, width: int) -> list[str]:
+    """A docstring's lines for a terminal of so many columns: what was wrapped at ours is wrapped at its own."""
+    joined: list[str] = []
+    for line in docstring.splitlines():
+        indent = len(line) - len(line.lstrip())
+        above = joined[-1] if joined else ""
+        deeper = indent >= 8
+        goes_on = deeper or (indent == 0 and not above.startswith(" ") and not above.endswith(":"))
+        if line.strip() and above.strip() and goes_on:
+            joined[-1] += f" {line.strip()}"
+        else:
+            joined.append(line.rstrip())
+    lines: list[str] = []
+    for line in joined:
+        indent = line[: len(line) - len(line.lstrip())]
+        wrapped = textwrap.wrap(
+            line, width, subsequent_indent=indent * 2, break_long_words=False, break_on_hyphens=False
+        )
+        lines += wrapped or [""]
+    return lines

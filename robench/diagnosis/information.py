@@ -35,6 +35,7 @@ from robench.threat import check_images
 FILE, PICTURE = "information.json", "information.png"
 # Unless another number is asked for: four groups, two for each of InfoNCE's halves.
 SAMPLES = 4 * estimators.GROUP
+SEEDS = 3
 ATTACK_STEPS = 20
 PAIRS = {"image": "x and z(x)", "adversarial": "x' and z(x')", "perturbation": "x' - x and z(x')"}
 # Of the estimates that are not 0 for rows put together at random, what they give there.

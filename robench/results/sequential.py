@@ -29,10 +29,10 @@ class Plan:
     miss: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < self.margin < 1:
-            raise ValueError(
-                f"tolerance={self.tolerance}, margin={self.margin}: expected 0 <= tolerance < margin < 1"
-            )
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance={self.tolerance}: expected at least 0 and below 1")
+        if not self.tolerance < self.margin < 1:
+            raise ValueError(f"margin={self.margin}: expected above {self.tolerance} and below 1")
         if not (0 < self.false_alarm < 0.5 and 0 < self.miss < 0.5):
             said = f"false_alarm={self.false_alarm}, miss={self.miss}"
             raise ValueError(f"{said}: expected above 0 and below 0.5")

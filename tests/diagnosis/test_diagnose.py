@@ -137,6 +137,7 @@ def test_the_same_again_answers_from_its_runs(cli, tmp_path):
         (("--threat", "fog:0.4"), 2, "fog:0.4 is not among them"),
         (("--samples", "0"), 2, "expected at least 1"),
         (("--seeds", "0"), 2, "is not in the range"),
+        (("--seeds", "2"), 2, "add --mi"),
         (("--defense", "nobody"), 2, 'unknown defense "nobody"'),
         (("--mi", "--samples", "16"), 2, "needs"),
     ],

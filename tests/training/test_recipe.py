@@ -1,4 +1,7 @@
-from dataclasses import replace
+import re
+from dataclasses import MISSING, fields, replace
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ import torch
 from robench import content, registry, specs
 from robench.errors import UsageError
 from robench.training import Finetuning, Recipe, read_recipe
+from robench.training.recipe import Pretraining, PurifierStage
 from robench.training.stages import pretraining_stage
 
 
@@ -103,3 +107,32 @@ def test_the_recipe_cards_networks_can_be_masked_as_they_say(name):
     assert (stage.model.visible, stage.model.patches) == shown[stage.model.patch]
     assert (recipe.pretraining.epochs, recipe.pretraining.mi_weight) == (800, 1e-5)
     assert recipe.evaluation == card.threat
+
+
+@pytest.mark.parametrize(
+    ("heading", "table"),
+    [
+        ("[recipe]", Recipe),
+        ("[recipe.pretraining]", Pretraining),
+        ("[recipe.finetuning]", Finetuning),
+        ("[[recipe.purifying]]", PurifierStage),
+    ],
+)
+def test_the_documentation_has_every_field_with_its_default(heading, table):
+    document = Path(__file__).parents[2].joinpath("docs", "training.md").read_text()
+    part = document.partition(f"| `{heading}` |")[2].partition("\n\n")[0]
+    found = {}
+    for names, defaults in re.findall(r"^\| (`.+?) \| (.+?) \|", part, re.M):
+        found |= dict(zip(re.findall(r"`(\w+)`", names), defaults.split(", "), strict=True))
+    own = {f.name: f.default for f in fields(table) if f.default is not MISSING}
+    tables = {"pretraining", "purifying"} if table is Recipe else set()
+    assert found.keys() == own.keys() - tables
+    for name, default in found.items():
+        assert _read(default) == own[name], name
+
+
+def _read(text):
+    quoted = re.fullmatch(r'`"(.*)"`', text)
+    if quoted or text == "needed":
+        return quoted[1] if quoted else ""
+    return {"true": True, "false": False}[text] if text in ("true", "false") else float(Fraction(text))
