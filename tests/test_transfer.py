@@ -91,7 +91,11 @@ def test_the_matrix_is_the_records(played):
         "digits, interpolate",
         "digits, tile",
     ]
-    (target,) = matrix.targets  # of digits themselves nothing has been transferred
+    home, target = matrix.targets
+    assert (home.dataset, target.dataset) == ("digits", "npz:wide.npz")
+    # Images of the purifier's own size stand in the row of each fit.
+    kept = [matrix.cells[source, home]["full"] for source in matrix.sources]
+    assert kept[0] == kept[1]
     for source in matrix.sources:
         mine = [r for cell, r in found if cell.purifier == source.purifier]
         for level in ("oblivious", "bpda", "full"):
@@ -99,6 +103,13 @@ def test_the_matrix_is_the_records(played):
             assert matrix.cells[source, target][level].value == min(r.robust_accuracy.value for r in lowest)
     alone = next(r for _, r in found if not r.job.defense.classifier and r.job.n == 4)
     assert matrix.bare[target]["undefended"] == alone.robust_accuracy
+
+
+def test_who_goes_nowhere_has_a_matrix_where_it_is_asked_for(played):
+    at_home = [record for record in collect([played[2]]) if record.job.dataset.name == "digits"]
+    assert matrices(at_home) == []
+    (matrix,) = matrices(at_home, whole=True)
+    assert [target.dataset for target in matrix.targets] == ["digits"]
 
 
 def test_it_is_written_in_every_format_and_drawn(played):
@@ -110,9 +121,9 @@ def test_it_is_written_in_every_format_and_drawn(played):
     drawn = [axes for axes in figure.axes if axes.get_title(loc="left")]
     wanted = ["clean", "attacker: oblivious", "attacker: bpda", "attacker: full"]
     assert [axes.get_title(loc="left") for axes in drawn] == wanted
-    (target,) = matrix.targets
+    target = matrix.targets[0]
     numbers = [text.get_text() for text in drawn[0].texts]
-    assert numbers[0] == f"{100 * matrix.bare[target]['clean'].value:.0f}" and len(numbers) == 3
+    assert numbers[0] == f"{100 * matrix.bare[target]['clean'].value:.0f}" and len(numbers) == 6
     (again,) = PLOTS["data-sets"].draw(collect([played[2]])).values()
     assert encode(again) == encode(figure)
 

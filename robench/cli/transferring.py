@@ -52,7 +52,7 @@ def transfer(asked: Asked, options: Options, bar: Any, as_json: bool) -> None:
         print_json(records)
         return
     ladder = (suites or protocol.suites)[0]
-    for matrix in matrices(records, ladder):
+    for matrix in matrices(records, ladder, whole=True):
         sys.stdout.write(render(grid(matrix), "text", WIDTH))
         made = save(picture(matrix), Path(options.results) / f"transfer-{slug(matrix.family)}.png")
         click.echo(f"picture: {made}")

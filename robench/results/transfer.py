@@ -71,16 +71,21 @@ class Matrix:
     doubts: tuple[str, ...] = ()
 
 
-def matrices(records: Sequence[Record], ladder: str = "purifier-cheap") -> list[Matrix]:
-    """A matrix for each family of purifiers, its columns the classifiers that one of another data set stands before.
+def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: bool = False) -> list[Matrix]:
+    """A matrix for each family of purifiers that stands before classifiers of other data sets.
 
-    A cell holds, for each level of knowledge, the lowest accuracy of the ladder's rungs; of a randomised purifier the
-    worst of its draws.
+    Its columns are those classifiers, and the ends of protocols of transfer that are at home. A cell holds, for each
+    level of knowledge, the lowest accuracy of the ladder's rungs; of a randomised purifier the worst of its draws.
+
+    Args:
+        whole: every column that the records have, for every family.
 
     Raises:
         UsageError: when there is no such ladder.
     """
     suite = find_ladder(ladder)
+    ends = [end for protocol in content.protocols().values() for end in protocol.ends]
+    home = {(str(specs.parse(end.dataset)), end.classifier) for end in ends}
     families: dict[str, list[tuple[Source, Target, Row]]] = {}
     for row in rows_of(records, suite):
         job = row.purified.job
@@ -92,7 +97,9 @@ def matrices(records: Sequence[Record], ladder: str = "purifier-cheap") -> list[
         strange = {
             target for source, target, _ in found if source.dataset != specs.parse(target.dataset).name
         }
-        shown = [each for each in found if each[1] in strange]
+        at_home = {t for _, t, _ in found if (str(specs.parse(t.dataset)), t.classifier) in home}
+        columns = strange and strange | at_home
+        shown = [each for each in found if whole or each[1] in columns]
         if shown:
             made.append(_matrix(family, shown, {rung.name: rung for rung in suite.rungs}))
     return made
