@@ -114,7 +114,8 @@ class FAB(Attack[FABState]):
             x = where(retreats, torch.add(rows.x, delta, alpha=self.beta), x)
         if bool(steps.any()):
             lanes = steps.nonzero()[:, 0]
-            there = self._step(norm, rows.x[lanes], x[lanes], answer.loss[lanes], answer.grad[lanes])
+            taken = (each.index_select(0, lanes) for each in (rows.x, x, answer.loss, answer.grad))
+            there = self._step(norm, *taken)
             x = x.index_copy(0, lanes, there)
         expects = torch.where(judged, adversarial, state.expects)
         return replace(

@@ -97,7 +97,9 @@ class Square(Attack[SquareState]):
         accepted = (loss < state.loss) | (loss <= 0)
         lanes = accepted.nonzero()[:, 0]
         after = SquareState(
-            best=state.best.index_copy(0, lanes, answer.x[lanes]) if len(lanes) else state.best,
+            best=state.best.index_copy(0, lanes, answer.x.index_select(0, lanes))
+            if len(lanes)
+            else state.best,
             loss=torch.where(accepted, loss, state.loss),
             accepted=accepted,
             step=state.step + 1,

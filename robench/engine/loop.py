@@ -217,16 +217,17 @@ class Loop:
         """
         assert self.rows is not None and self.state is not None
         attack: Any = self.battle.attack
-        problem = self.battle.problem
+        battle, problem = self.battle, self.battle.problem
         homes = active.nonzero()[:, 0]
         if self._plan is None:
             lane = torch.arange(self.lanes)
             home = homes[lane % len(homes)]
             offset = (lane // len(homes)).clamp_max(attack.horizon - 1)
-            rows = gather(self.rows, home.to(self.battle.device))
-            self._plan = home.to(self.battle.device), offset.to(self.battle.device), rows
+            rows = gather(self.rows, home.to(battle.device))
+            self._plan = home.to(battle.device), offset.to(battle.device), rows
         home, offset, rows = self._plan
-        before = attack.advance(problem, rows, gather(self.state, home), offset)
+        begun = gather(self.state, home)
+        before = attack.advance(problem, rows, begun, offset)
         # Of lanes that would look past the horizon only the first at it counts.
         lane, count = torch.arange(self.lanes), len(homes)
         valid = ~attack.finished(before).cpu() & (lane < count * attack.horizon)
@@ -241,19 +242,15 @@ class Loop:
         first = _first(event, lane, count, self.lanes)
         last = _last(valid, lane, count)
         chosen = torch.where(first < self.lanes, first, last)
-        self.state = _put(
-            self.state,
-            homes.to(self.battle.device),
-            gather(after, chosen.to(self.battle.device)),
-        )
+        self.state = _bring(self.state, homes.to(battle.device), begun, after, chosen.to(battle.device))
         passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
         self.asked[homes] += (chosen // count + 1)[:, None] * passes
         at_home = torch.zeros(self.lanes, dtype=torch.int64)
         at_home[homes] = draws[chosen]
         points = self.rows.x
         if bool(at_home.any()):
-            home, chosen = homes.to(self.battle.device), chosen.to(self.battle.device)
-            points = points.index_copy(0, home, ask.x[chosen])
+            home, chosen = homes.to(battle.device), chosen.to(battle.device)
+            points = points.index_copy(0, home, ask.x.index_select(0, chosen))
         self._settle(active, at_home, points, attack.finished(self.state).cpu())
 
     # -- the verdict -------------------------------------------------------------------------------------
@@ -272,10 +269,11 @@ class Loop:
         if self.unheard or not len(suspect):
             return draws
         lanes = suspect.to(battle.device)
-        inside = battle.problem.threat.contains(rows.x[lanes], points[lanes]).cpu()
+        origins, points = rows.x.index_select(0, lanes), points.index_select(0, lanes)
+        inside = battle.problem.threat.contains(origins, points).cpu()
         nearer = inside
         if self.minimises:
-            nearer = self._distance(rows.x[lanes], points[lanes]) < self.kept_distance[suspect]
+            nearer = self._distance(origins, points) < self.kept_distance[suspect]
             inside &= nearer | (self.kept_draws[suspect] < battle.judge.draws)
         suspect, lanes, nearer = suspect[inside], lanes[inside.to(battle.device)], nearer[inside]
         if not len(suspect):
@@ -456,6 +454,18 @@ def _put(value: Any, lanes: Tensor, new: Any) -> Any:
         for name, tensor in tensors(value).items()
     }
     return replace(value, **written)
+
+
+def _bring(state: Any, homes: Tensor, begun: Any, after: Any, chosen: Tensor) -> Any:
+    """A state with the rows `chosen` of `after` written into `homes`; what is still that of `begun`, which was
+    gathered from there, stays."""
+    old = tensors(begun)
+    written = {
+        name: getattr(state, name).index_copy(0, homes, tensor.index_select(0, chosen))
+        for name, tensor in tensors(after).items()
+        if tensor is not old[name]
+    }
+    return replace(state, **written)
 
 
 def _gradients(answer: Answer) -> int:
