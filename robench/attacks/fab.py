@@ -126,7 +126,7 @@ class FAB(Attack[FABState]):
             expects=expects,
             settled=torch.where(asked, ~steps, state.settled),
             waited=torch.where(asked, 0, state.waited + 1),
-            best=where(nearer, state.x, state.best) if bool(nearer.any()) else state.best,
+            best=where(nearer, state.x, state.best),
             distance=torch.where(nearer, distance, state.distance),
             step=state.step + (steps | (asked & over)).long(),
         )
