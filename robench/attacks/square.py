@@ -199,7 +199,7 @@ def _other(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Ten
         return part.sum((2, 3), keepdim=True)
 
     turned = ((words[:, 2] >> 31) & 1).bool()
-    pattern = _pattern(side, place, turned, height, width, power, int(side.max()))
+    pattern = _pattern(side, place, turned, power, int(side.max()))
     signs = _channel_signs(words[:, 2], channels)[:, :, None, None]
     spent, part = powers(delta), delta * into
     # The pattern upon what the window holds, both of unit norm.
@@ -231,9 +231,7 @@ def _window(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor
     return within[:, None].float(), (down, across)
 
 
-def _pattern(
-    side: Tensor, place: tuple[Tensor, Tensor], turned: Tensor, height: int, width: int, power: int, most: int
-) -> Tensor:
+def _pattern(side: Tensor, place: tuple[Tensor, Tensor], turned: Tensor, power: int, most: int) -> Tensor:
     """Each lane's window filled with its pattern, (S, 1, H, W); outside the window anything."""
     down, across = place
     table = _patterns(most, power, side.device)

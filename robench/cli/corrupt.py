@@ -22,7 +22,11 @@ from robench.plain import plain
     help="Names, or common, validation or all.  [default: common]",
 )
 @click.option(
-    "--severity", "severities", multiple=True, type=click.IntRange(1, 5), help="[default: all five]"
+    "--severity",
+    "severities",
+    multiple=True,
+    type=click.IntRange(1, 5),
+    help="Of ImageNet alone.  [default: all five]",
 )
 @click.option("--samples", type=click.IntRange(min=1), help="The first so many images.  [default: all]")
 @common.seed

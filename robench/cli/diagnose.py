@@ -20,7 +20,9 @@ from robench.cli.run import Bar, names
 @click.option("--protocol", help="Data set, images and threat by one name.")
 @click.option("--dataset", help="A data set, when no protocol is named.")
 @click.option("--threat", help="Norm and radius, such as Linf:8/255.")
-@click.option("--samples", type=int, help="How many images, the first of the test split.")
+@click.option(
+    "--samples", type=int, help="How many images, the first of the test split; 256 or more for --mi."
+)
 @click.option(
     "--knowledge",
     default="full",

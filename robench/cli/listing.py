@@ -10,14 +10,15 @@ from rich.text import Text
 
 import robench.attacks
 import robench.data
-import robench.defenses  # noqa: F401  (importing registers what is built in)
+import robench.defenses
+import robench.transformations  # noqa: F401  (importing registers what is built in)
 from robench import content, registry
 from robench.cli import common, costs
 from robench.data._base import facts_of
 from robench.errors import unknown_name
 from robench.plain import plain
 
-KINDS = ("defenses", "attacks", "datasets", "protocols")
+KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations")
 
 
 def _defenses() -> list[dict[str, str]]:
@@ -94,6 +95,16 @@ def _protocols() -> list[dict[str, str]]:
     ]
 
 
+def _transformations() -> list[dict[str, str]]:
+    return [
+        {
+            "name": name,
+            "description": _first_line(registry.transformations.get(name).__doc__),
+        }
+        for name in registry.transformations
+    ]
+
+
 def _first_line(text: str | None) -> str:
     return (text or "").strip().split("\n")[0]
 
@@ -117,7 +128,13 @@ def _brought() -> list[dict[str, str]]:
     return rows
 
 
-TABLES = {"defenses": _defenses, "attacks": _attacks, "datasets": _datasets, "protocols": _protocols}
+TABLES = {
+    "defenses": _defenses,
+    "attacks": _attacks,
+    "datasets": _datasets,
+    "protocols": _protocols,
+    "transformations": _transformations,
+}
 
 RECIPES = "recipes without weights: robench train NAME makes them"
 PURIFIERS = "purifiers, before any defense: robench run --defense maep-digits+pgd-at-digits"
@@ -154,7 +171,7 @@ def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, s
 @click.argument("kind", required=False)
 @common.as_json
 def command(kind: str | None, as_json: bool) -> None:
-    """List defenses, attacks, datasets or protocols; all of them when no KIND is given."""
+    """List defenses, attacks, datasets, protocols or transformations; all of them when no KIND is given."""
     if kind is not None and kind not in KINDS:
         raise unknown_name("kind", kind, KINDS)
     found = {name: TABLES[name]() for name in ([kind] if kind else KINDS)}

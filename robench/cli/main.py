@@ -15,7 +15,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "run": ("robench.cli.run", "Attack defenses and write records."),
     "diagnose": ("robench.cli.diagnose", "Look for signs that an evaluation fails."),
-    "list": ("robench.cli.listing", "List defenses, attacks, datasets or protocols."),
+    "list": ("robench.cli.listing", "List defenses, attacks, datasets, protocols or transformations."),
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),
     "train": ("robench.cli.train", "Train a card's checkpoint by its recipe."),
     "corrupt": ("robench.cli.corrupt", "Write a data set's images corrupted, as ImageNet-C has them."),

@@ -33,7 +33,13 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 @click.option(
     "--defense", "defenses", multiple=True, required=True, callback=names, help="Card, family, .toml or spec."
 )
-@click.option("--attack", "attacks", multiple=True, callback=names, help="Suite, spec, or specs joined by +.")
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    callback=names,
+    help="Suite, spec, or specs joined by +; several by commas.",
+)
 @click.option("--protocol", help="Data set, images, threat and suites by one name.")
 @click.option("--dataset", help="A data set, when no protocol is named.")
 @click.option("--threat", help="Norm or transformation and radius: Linf:8/255, fog:0.4.")
@@ -42,7 +48,7 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
     "--knowledge",
     multiple=True,
     callback=names,
-    help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
+    help="full, bpda, oblivious, transfer:NAME or surrogate:NAME; several by commas.",
 )
 @click.option(
     "--from",

@@ -13,7 +13,7 @@ from robench.engine.watch import Counts
 _SQUARE_POINTS, _SQUARE_IMAGES = 0.002, 2
 # Shares of bad rows, in the gradient attack that has fewest of them: first gradients that vanish, losses that never
 # rise, losses that fall again, losses that still rise at the end (PGD's fixed step sways around its best: on sound
-# networks up to a third of the rows find a better point that late).
+# networks many rows find a better point that late, APGD's few).
 ZERO_SHARE, _FLAT_SHARE, _FALLEN_SHARE, _UNDONE_SHARE = 0.01, 0.05, 0.25, 0.5
 
 

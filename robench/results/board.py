@@ -150,7 +150,7 @@ def board(
     grids = [_grid(section, intervals) for section in found]
     apart = list(corruption_text.grids(records))
     if format == "csv" and (found or not apart):
-        return render(_merged(found, grids), format)
+        return render(_merged(found), format)
     if claims:
         placed = {
             (*_place(section), i): grid for i, (section, grid) in enumerate(zip(found, grids, strict=True))
@@ -189,11 +189,16 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
         groups = tables[protocol, threat]
         ranked = tuple(tuple(_ranked(groups[key], notes, lowest)) for key in sorted(groups))
         drawn = [(row.record, by_draws(row.record)) for group in ranked for row in group]
-        remarks = [f"{shown_name(record)}, {record.job.suite.name}: {text}" for record, text in drawn if text]
+        remarks = [f"{shown_name(record)}, {_attacked_by(record)}: {text}" for record, text in drawn if text]
         for key in sorted(groups):
             remarks += _seeds(groups[key])
         missing = tuple(_missing(protocol, threat, [row.record for group in ranked for row in group]))
         yield Section(protocol, threat, ranked, tuple(notes), tuple(remarks), missing)
+
+
+def _attacked_by(record: Record) -> str:
+    job = record.job
+    return job.suite.name if job.knowledge == "full" else f"{job.suite.name} @{job.knowledge}"
 
 
 def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
@@ -349,7 +354,7 @@ def _grid(section: Section, intervals: bool) -> Grid:
     )
 
 
-def _merged(found: list[Section], grids: list[Grid]) -> Grid:
+def _merged(found: list[Section]) -> Grid:
     """One table of all sections, for programs."""
     columns = ("protocol", "threat", *COLUMNS)
     rows = []

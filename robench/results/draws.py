@@ -5,9 +5,12 @@ Adversarial examples of a randomised defense must be submitted more than once: D
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robench.results.statistics import Accuracy, wilson
+
+if TYPE_CHECKING:
+    from robench.results.record import Record
 
 FIELD = "stochastic"
 
@@ -57,6 +60,14 @@ def figures(rows: dict[str, list[Any]], draws: int) -> dict[str, Any]:
         right = sum(a == b for a, b in zip(rows[prediction], rows["label"], strict=True))
         said[name] = asdict(Figures.of(rows[wrong], right, draws))
     return plain({"draws": draws, **said})
+
+
+def unattacked(record: "Record") -> Accuracy:
+    """Clean accuracy by the measure of a record's robust accuracy: where noise is drawn, of the worst draw."""
+    drawn = record.extra.get(FIELD)
+    if not drawn:
+        return record.clean_accuracy
+    return Accuracy.of(round(drawn["clean"]["worst_draw"]["value"] * record.job.n), record.job.n)
 
 
 def plain(value: Any) -> Any:

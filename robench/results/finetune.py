@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robench.content import Suite
+from robench.results.draws import unattacked
 from robench.results.grid import Grid
 from robench.results.ladder import EMPTY, rows_of
 from robench.results.plots.curves import Curve, Point, draw
@@ -58,7 +59,7 @@ def _levels(records: Sequence[Record], suite: Suite) -> tuple[dict[str, Accuracy
     found: dict[str, Accuracy] = {}
     marked: dict[str, str] = {}
     for row in rows_of(records, suite):
-        found[CLEAN] = row.purified.clean_accuracy
+        found[CLEAN] = unattacked(row.purified)
         for level, record in by_level(row, rungs).items():
             found[level] = record.robust_accuracy
             if record.health:

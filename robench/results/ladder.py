@@ -3,11 +3,12 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from robench import content
+from robench import content, specs
 from robench.content import Rung, Suite
 from robench.errors import UsageError
-from robench.results.draws import FIELD
+from robench.results.draws import FIELD, unattacked
 from robench.results.grid import Grid
 from robench.results.record import Record
 from robench.results.wording import count, percent, span
@@ -45,7 +46,7 @@ def purifiers(records: Sequence[Record], ladder: str = "purifier") -> list[Grid]
         UsageError: when there is no such ladder.
     """
     suite = find_ladder(ladder)
-    found = ((place, list(_rows(own, suite, place[1]))) for place, own in _groups(records).items())
+    found = ((place, list(_rows(own, suite))) for place, own in _groups(records).items())
     return [_grid(protocol, threat, rows, suite) for (protocol, threat), rows in found if rows]
 
 
@@ -64,8 +65,8 @@ def find_ladder(name: str) -> Suite:
 
 def rows_of(records: Sequence[Record], suite: Suite) -> Iterator[Row]:
     """Every purifier before a classifier, with the records that fill the rungs of `suite`."""
-    for (_, threat), own in _groups(records).items():
-        yield from _rows(own, suite, threat)
+    for own in _groups(records).values():
+        yield from _rows(own, suite)
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -80,7 +81,7 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     }
 
 
-def _rows(records: list[Record], suite: Suite, threat: str) -> Iterator[Row]:
+def _rows(records: list[Record], suite: Suite) -> Iterator[Row]:
     subjects: dict[tuple[str, str, int], Record] = {}
     for record in records:
         job = record.job
@@ -93,7 +94,7 @@ def _rows(records: list[Record], suite: Suite, threat: str) -> Iterator[Row]:
         found: dict[str, list[Record]] = {}
         for rung in suite.rungs:
             if rung.suits(randomised):
-                matching = [each for each in records if _fills(each, rung, purified, threat)]
+                matching = [each for each in records if _fills(each, rung, purified)]
                 found.setdefault(rung.name, []).extend(matching)
         # Runs that are no rungs, a sweep's say, are no reason for a row.
         name = purified.job.defense.name
@@ -101,7 +102,7 @@ def _rows(records: list[Record], suite: Suite, threat: str) -> Iterator[Row]:
             yield Row(purified, found, tuple(name for name, own in found.items() if not own))
 
 
-def _fills(record: Record, rung: Rung, purified: Record, threat: str) -> bool:
+def _fills(record: Record, rung: Rung, purified: Record) -> bool:
     """Whether a record is the run of `rung` on the defense of `purified`, on the same images."""
     job, wanted = record.job, purified.job
     named = wanted.defense.classifier if rung.subject == "classifier" else wanted.defense.name
@@ -119,17 +120,21 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     columns = ("purifier", "clean", *names, "passes", "images/s")
     notes = ["passes an image and images a second: of the strongest attack with exact gradients"]
     for row in rows:
-        if row.missing:
+        missing = [name for name in row.missing if _playable(name, row.purified, suite)]
+        if missing:
             job = row.purified.job
             command = ["robench", "run", "--defense", job.defense.name, "--attack", suite.name]
             if protocol in content.protocols():
                 command += ["--protocol", protocol]
             else:
                 command += ["--dataset", job.dataset.name, "--threat", threat, "--samples", str(job.n)]
-            notes.append(f"{', '.join(row.missing)} of {job.defense.name}: {shlex.join(command)}")
+            command += ["--data-dir", "DIR"] if job.dataset.name != "digits" else []
+            notes.append(f"{', '.join(missing)} of {job.defense.name}: {shlex.join(command)}")
     notes += _marks(rows)
     if any(FIELD in record.extra for row in rows for own in row.found.values() for record in own):
-        notes.append("of a randomised purifier the worst draw, any failure counts; the average beneath (avg)")
+        notes.append(
+            "of a randomised purifier the worst draw, clean too: any failure counts; the average beneath"
+        )
     return Grid(
         title=f"{protocol} · {Threat.parse(threat)} · robust accuracy in %, 95 % intervals",
         columns=columns,
@@ -140,6 +145,14 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     )
 
 
+def _playable(name: str, purified: Record, suite: Suite) -> bool:
+    """Whether a rung can be played: the family that its attacker searches on may have no card for the data set."""
+    dataset = specs.parse(purified.job.dataset.name).name
+    known = {(card.family, card.dataset) for card in content.cards().values()}
+    sources = [rung.knowledge.partition(":")[2] for rung in suite.rungs if rung.name == name]
+    return any(not source or (source, dataset) in known for source in sources)
+
+
 def _cells(row: Row, names: tuple[str, ...]) -> tuple[str, ...]:
     strongest = [record for name, own in row.found.items() if name.startswith("exact") for record in own]
     last = min(strongest, key=_robust) if strongest else None
@@ -147,10 +160,10 @@ def _cells(row: Row, names: tuple[str, ...]) -> tuple[str, ...]:
     if last is not None:
         cost = count(sum(last.passes.values()) / last.job.n)
         speed = count(last.job.n / last.seconds) if last.seconds else EMPTY
-    clean = row.purified.clean_accuracy
+    clean, drawn = unattacked(row.purified), row.purified.extra.get(FIELD)
     return (
         row.purified.job.defense.name,
-        f"{percent(clean)}\n{span(clean)}",
+        f"{percent(clean)}\n{span(clean)}" + _average(drawn, "clean"),
         *(_cell(row.found.get(name)) for name in names),
         cost,
         speed,
@@ -162,8 +175,11 @@ def _cell(records: list[Record] | None) -> str:
         return EMPTY
     record = min(records, key=_robust)
     text = f"{percent(record.robust_accuracy)}{' !' if record.health else ''}\n{span(record.robust_accuracy)}"
-    drawn = record.extra.get(FIELD)
-    return text + (f"\navg {100 * drawn['robust']['average']['value']:.2f}" if drawn else "")
+    return text + _average(record.extra.get(FIELD), "robust")
+
+
+def _average(drawn: dict[str, Any] | None, which: str) -> str:
+    return f"\navg {100 * drawn[which]['average']['value']:.2f}" if drawn else ""
 
 
 def _robust(record: Record) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from robench import content, specs
 from robench.content import Rung
+from robench.results.draws import unattacked
 from robench.results.grid import Grid
 from robench.results.ladder import EMPTY, Row, find_ladder, rows_of
 from robench.results.record import Record
@@ -123,7 +124,7 @@ def _matrix(family: str, found: list[tuple[Source, Target, Row]], rungs: dict[st
     bare: dict[Target, dict[str, Accuracy]] = {}
     doubtful, doubts = set(), []
     for source, target, row in found:
-        own = cells.setdefault((source, target), {CLEAN: row.purified.clean_accuracy})
+        own = cells.setdefault((source, target), {CLEAN: unattacked(row.purified)})
         for level, record in by_level(row, rungs).items():
             own[level] = record.robust_accuracy
             if record.health:
@@ -199,7 +200,11 @@ def grid(matrix: Matrix) -> Grid:
         groups=tuple(groups),
         names=frozenset(("trained on", "attacker")),
         numbers=frozenset(heads),
-        notes=("undefended: the classifier alone; full: exact gradients", *matrix.doubts),
+        notes=(
+            "undefended: the classifier alone; full: exact gradients",
+            "of a randomised purifier the worst draw, clean too: any failure counts",
+            *matrix.doubts,
+        ),
     )
 
 
