@@ -158,14 +158,21 @@ def run_all(
             if suite.rungs:
                 runs = list(_climb(each, suite, protocol, images, device, options.note))
             else:
-                runs = [(each, suite, level, protocol) for level in knowledge or protocol.knowledge]
-            attackers = []
-            # A transformation that does not fit these images, or an attacker that cannot be, says so before the
-            # first run.
-            for subject, _, level, own in runs:
+                # An attacker that cannot be says so before the first run.
+                runs = [
+                    (
+                        each,
+                        suite,
+                        level,
+                        _attacker(level, each.defense, protocol.dataset, device, images.among),
+                        protocol,
+                    )
+                    for level in knowledge or protocol.knowledge
+                ]
+            for *_, own in runs:
+                # And so does a transformation that does not fit these images.
                 Threat.parse(own.threat).origin(images.x[:1])
-                attackers.append(_attacker(level, subject.defense, protocol.dataset, device, images.among))
-            for (subject, attacks, level, own), searching in zip(runs, attackers, strict=True):
+            for subject, attacks, level, searching, own in runs:
                 yield _run_one(
                     subject, attacks, level, searching, own, Threat.parse(own.threat), images, options
                 )
@@ -201,30 +208,31 @@ def _climb(
     images: Images,
     device: torch.device,
     note: Callable[[str], None],
-) -> Iterator[tuple[Loaded, Suite, str, Protocol]]:
-    """The runs of a ladder: who is attacked, by which suite, with what knowledge, in which protocol."""
+) -> Iterator[tuple[Loaded, Suite, str, Attacker, Protocol]]:
+    """The runs of a ladder: who is attacked, by which suite, with what knowledge, by whom, in which protocol."""
     dataset, side = protocol.dataset, images.x.shape[-1]
     if loaded.defense.purifier is None and any(rung.of_purifiers for rung in suite.rungs):
         raise UsageError(
             f"{suite.name} is for purifiers, and {loaded.name} has none: use autoattack, or PURIFIER+{loaded.name}"
         )
     for rung in suite.rungs:
-        level, _, source = rung.knowledge.partition(":")
-        if level == "transfer":
-            try:
-                _source(source, loaded.defense, dataset, device, images.among)
-            except UsageError as error:
-                note(f"{suite.name} leaves the rung {rung.name} out: {error}")
-                continue
-        if rung.suits(loaded.defense.stochastic):
-            behind = loaded.card.classifier if loaded.card else loaded.classifier
-            subject = (
-                load(behind, dataset, device=device, among=images.among)
-                if rung.subject == "classifier"
-                else loaded
-            )
-            own = with_own_name(replace(protocol, threat=str(rung.threat(side, protocol.threat))), protocol)
-            yield subject, find_suite(rung.attack), rung.knowledge, own
+        if not rung.suits(loaded.defense.stochastic):
+            continue
+        behind = loaded.card.classifier if loaded.card else loaded.classifier
+        subject = (
+            load(behind, dataset, device=device, among=images.among)
+            if rung.subject == "classifier"
+            else loaded
+        )
+        try:
+            searching = _attacker(rung.knowledge, subject.defense, dataset, device, images.among)
+        except UsageError as error:
+            if not rung.knowledge.startswith("transfer:"):
+                raise
+            note(f"{suite.name} leaves the rung {rung.name} out: {error}")
+            continue
+        own = with_own_name(replace(protocol, threat=str(rung.threat(side, protocol.threat))), protocol)
+        yield subject, find_suite(rung.attack), rung.knowledge, searching, own
 
 
 def _check_corruptions(suite: Suite, knowledge: list[str] | None) -> bool:

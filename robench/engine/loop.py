@@ -152,8 +152,9 @@ class Loop:
                 fill = torch.zeros(self.lanes, dtype=torch.int64, device=self.battle.device)
                 self.rows, self.state = gather(rows, fill), gather(state, fill)
             where_to = group.to(self.battle.device)
-            self.rows = _put(self.rows, where_to, rows)
-            self.state = _put(self.state, where_to, state)
+            first = torch.arange(len(group), device=self.battle.device)
+            self.rows = _put(self.rows, where_to, rows, first)
+            self.state = _put(self.state, where_to, state, first)
 
     def _rows(self, lanes: Tensor) -> Rows:
         battle = self.battle
@@ -242,7 +243,7 @@ class Loop:
         first = _first(event, lane, count, self.lanes)
         last = _last(valid, lane, count)
         chosen = torch.where(first < self.lanes, first, last)
-        self.state = _bring(self.state, homes.to(battle.device), begun, after, chosen.to(battle.device))
+        self.state = _put(self.state, homes.to(battle.device), after, chosen.to(battle.device), begun)
         passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
         self.asked[homes] += (chosen // count + 1)[:, None] * passes
         at_home = torch.zeros(self.lanes, dtype=torch.int64)
@@ -447,25 +448,16 @@ def _rows_of(battle: Battle, samples: Tensor, ranks: Tensor) -> Rows:
     )
 
 
-def _put(value: Any, lanes: Tensor, new: Any) -> Any:
-    """A state (or Rows) with the first len(lanes) rows of `new` written into `lanes`."""
+def _put(value: Any, lanes: Tensor, new: Any, rows: Tensor, begun: Any = None) -> Any:
+    """A state (or Rows) with the `rows` of `new` written into `lanes`; a field that is still that of `begun`, which
+    was gathered from there, stays."""
+    old = tensors(begun) if begun is not None else {}
     written = {
-        name: tensor.index_copy(0, lanes, getattr(new, name)[: len(lanes)])
-        for name, tensor in tensors(value).items()
+        name: getattr(value, name).index_copy(0, lanes, tensor.index_select(0, rows))
+        for name, tensor in tensors(new).items()
+        if tensor is not old.get(name)
     }
     return replace(value, **written)
-
-
-def _bring(state: Any, homes: Tensor, begun: Any, after: Any, chosen: Tensor) -> Any:
-    """A state with the rows `chosen` of `after` written into `homes`; what is still that of `begun`, which was
-    gathered from there, stays."""
-    old = tensors(begun)
-    written = {
-        name: getattr(state, name).index_copy(0, homes, tensor.index_select(0, chosen))
-        for name, tensor in tensors(after).items()
-        if tensor is not old[name]
-    }
-    return replace(state, **written)
 
 
 def _gradients(answer: Answer) -> int:
