@@ -148,7 +148,7 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
 def _playable(name: str, purified: Record, suite: Suite) -> bool:
     """Whether a rung can be played: the family that its attacker searches on may have no card for the data set."""
     dataset = specs.parse(purified.job.dataset.name).name
-    known = {(card.family, card.dataset) for card in content.cards().values()}
+    known = {(name, card.dataset) for card in content.cards().values() for name in (card.family, card.name)}
     sources = [rung.knowledge.partition(":")[2] for rung in suite.rungs if rung.name == name]
     return any(not source or (source, dataset) in known for source in sources)
 

@@ -69,6 +69,11 @@ def test_a_randomised_purifier_has_more_rungs_and_an_average(tmp_path):
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert not records[1].health and not records[2].health  # who sees no noise cannot average over it
     assert "avg" in cells["exact+EOT"] and "avg" not in cells["undefended"]
+    # Clean accuracy is held against robust accuracy by the same measure, not by the vote.
+    clean = records[1].extra["stochastic"]["clean"]
+    assert cells["clean"].startswith(f"{100 * clean['worst_draw']['value']:.2f}\n")
+    assert cells["clean"].endswith(f"avg {100 * clean['average']['value']:.2f}")
+    assert clean["worst_draw"]["value"] < clean["majority"]["value"] == records[1].clean_accuracy.value
     for form in FORMATS:
         text = render(table, form)
         assert "levels" in text and text.endswith("\n")
@@ -89,6 +94,16 @@ def test_missing_cells_say_which_command_fills_them(tmp_path):
         "--attack purifier-cheap --dataset digits --threat Linf:0.1 --samples 20"
     )
     assert table.rows[0][-1] == "–"
+
+
+def test_a_rung_that_cannot_be_played_is_not_asked_for(tmp_path, monkeypatch):
+    protocol = choose_protocol(None, None, "Linf:0.1", 5)
+    options = Options(results=tmp_path)
+    list(run_all(["levels+standard-digits"], ["pgd(steps=20)"], protocol, ["oblivious"], options))
+    others = {name: card for name, card in content.cards().items() if card.family != "standard"}
+    monkeypatch.setattr(content, "cards", lambda: others)
+    (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
+    assert table.notes[1].startswith("undefended, BPDA, exact of levels+standard-digits: ")
 
 
 def test_a_purifier_that_was_on_no_rung_has_no_row(tmp_path):
