@@ -27,7 +27,7 @@ PAGES = "html"
 @click.option(
     "--sort",
     type=click.Choice(SORTS),
-    default="robust %",
+    default="robust",
     show_default=True,
     help="The column whose best comes first.",
 )

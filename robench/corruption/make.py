@@ -12,9 +12,11 @@ import hashlib
 import io
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 import numpy as np
+from packaging.requirements import Requirement
 from PIL import Image
 
 from robench.corruption.names import COMMON, VALIDATION, check_corruption
@@ -40,6 +42,22 @@ def library() -> str:
         return f"{PACKAGE} {_version(PACKAGE)}"
     except PackageNotFoundError as error:
         raise ResourceError(f"corruptions need {PACKAGE}: pip install 'robench[corruptions]'") from error
+
+
+def maker(code: Path = Path(__file__).parent) -> str:
+    """What decides a corrupted image beside image, corruption, severity and seed: the text of this package (in the
+    folder `code`), the library, and the packages that the library computes with.
+
+    Raises:
+        ResourceError: when the library is not installed.
+    """
+    said = [library()]
+    for needed in sorted(Requirement(each).name for each in requires(PACKAGE) or ()):
+        # One of them may be here by another name, as OpenCV's are.
+        with contextlib.suppress(PackageNotFoundError):
+            said.append(f"{needed} {version(needed)}")
+    texts = b"".join(path.read_bytes() for path in sorted(code.glob("*.py")))
+    return "\x1f".join((*said, hashlib.sha256(texts).hexdigest()))
 
 
 def enlargement(height: int, width: int) -> int:

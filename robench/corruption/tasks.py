@@ -5,15 +5,16 @@ import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from robench.corruption.cache import Cache
-from robench.corruption.make import JPEG, corrupt, decode_jpeg, library, to_jpeg
+from robench.corruption.make import JPEG, corrupt, decode_jpeg, library, maker, to_jpeg
 from robench.corruption.workers import Workers
 
-# Raised whenever the same key would stand for other pixels.
-_LAYOUT = 1
+# Asked for every chunk; found by reading files.
+_maker = cache(maker)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Task:
         return made
 
     def _key(self) -> str:
-        decisive = (_LAYOUT, library(), self.digest, self.corruption, self.severity, self.seed)
+        decisive = (_maker(), self.digest, self.corruption, self.severity, self.seed)
         return _hash("\x1f".join(map(str, (*decisive, sorted(JPEG.items()) if self.jpeg else ""))).encode())
 
 

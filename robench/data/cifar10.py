@@ -53,11 +53,15 @@ def _open(name: str, kind: type[CIFAR10], root: Path, train: bool) -> CIFAR10:
     # torchvision answers missing and damaged files alike, by RuntimeError.
     with contextlib.suppress(RuntimeError):
         return kind(str(root), train=train, download=False)
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         # Some torchvision releases print to stdout, which `--json` keeps for itself.
         with contextlib.redirect_stdout(sys.stderr):
             return kind(str(root), train=train, download=True)
     except (RuntimeError, OSError) as error:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResourceError(
             f"{name} is not whole under {root} and cannot be downloaded ({reason}): put the folder "

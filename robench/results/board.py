@@ -125,7 +125,7 @@ def board(
     records: Sequence[Record],
     format: str = "text",
     width: int = WIDTH,
-    sort: str = "robust %",
+    sort: str = "robust",
     intervals: bool = True,
     claims: Sequence[Claim] = (),
 ) -> str:
@@ -137,7 +137,7 @@ def board(
         records: from `collect`, whose unreadable files are then named at the end, or any others.
         format: "text", "md", "csv" or "latex".
         width: of the text, in characters.
-        sort: the column whose best comes first in each group.
+        sort: the column whose best comes first in each group, one of `SORTS`.
         intervals: whether accuracies are followed by theirs.
         claims: of others, in groups of their own beneath; CSV is of records alone.
 
@@ -291,10 +291,10 @@ def shown_name(record: Record) -> str:
 
 
 _ORDERS: dict[str, Callable[[Row], tuple]] = {
-    "robust %": lambda row: (-row.record.robust_accuracy.value,),
-    "clean %": lambda row: (-row.record.clean_accuracy.value,),
-    "claimed %": lambda row: (-(row.claimed if row.claimed is not None else -1.0),),
-    "best known %": lambda row: (-row.best_known.value,),
+    "robust": lambda row: (-row.record.robust_accuracy.value,),
+    "clean": lambda row: (-row.record.clean_accuracy.value,),
+    "claimed": lambda row: (-(row.claimed if row.claimed is not None else -1.0),),
+    "best-known": lambda row: (-row.best_known.value,),
     "defense": lambda row: (shown_name(row.record),),
     "n": lambda row: (-row.record.job.n,),
 }

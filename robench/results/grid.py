@@ -84,12 +84,15 @@ def _text(grid: Grid, width: int) -> str:
 def _markdown(grid: Grid, width: int) -> str:
     lines = [f"### {markdown(grid.title)}", "", f"| {' | '.join(map(markdown, grid.columns))} |"]
     lines.append("|" + "|".join("---:" if name in grid.numbers else "---" for name in grid.columns) + "|")
-    for row in grid.rows:
-        cells = (
-            _lines(cell, markdown if name in grid.names else plain, "<br>")
-            for name, cell in zip(grid.columns, row, strict=True)
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+    for number, group in enumerate(grid.groups):
+        # Markdown has no rule within a table.
+        lines += [f"|{' |' * len(grid.columns)}"] if number else []
+        for row in group:
+            cells = (
+                _lines(cell, markdown if name in grid.names else plain, "<br>")
+                for name, cell in zip(grid.columns, row, strict=True)
+            )
+            lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {markdown(note)}" for note in grid.notes)] if grid.notes else []
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from robench import content
-from robench.corruption.cache import Cache
 from robench.corruption.make import library
 from robench.corruption.suite import cells, corruptions
 from robench.data._base import Images
@@ -142,7 +141,6 @@ def _replay(
         device=device,
         lanes=job.batch_size,
         stochastic=stochastic,
-        cache=Cache(),
     ):
         wrong, tied = _differing(answer, told[answer.cell])
         ties += tied

@@ -1,17 +1,20 @@
 """Work shared between processes, and found again in the cache: it changes no pixel."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from robench import corruption
 from robench.corruption.cache import Cache
-from robench.corruption.make import corrupt, decode_jpeg, to_jpeg
+from robench.corruption.make import corrupt, decode_jpeg, library, maker, to_jpeg
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.corruption.workers import Workers
 from robench.errors import ResourceError, UsageError
@@ -62,13 +65,26 @@ def test_the_cache_gives_the_same_pixels_without_the_work(tmp_path, monkeypatch,
             other.run()
 
 
-def test_another_release_of_the_library_is_another_key(tmp_path, monkeypatch):
+def test_another_maker_is_another_key(tmp_path, monkeypatch):
     task = replace(TASKS[0], cache=Cache(tmp_path, 10**7), digest=digest_of(PIXELS, IDS))
     task.run()
-    monkeypatch.setattr("robench.corruption.tasks.library", lambda: "imagecorruptions-imaug 9")
+    monkeypatch.setattr("robench.corruption.tasks._maker", lambda: "another")
     monkeypatch.setattr("robench.corruption.tasks.corrupt", lambda *a: pytest.fail("made again"))
     with pytest.raises(pytest.fail.Exception, match="made again"):
         task.run()
+
+
+def test_the_maker_is_this_code_the_library_and_what_it_computes_with(tmp_path, monkeypatch):
+    said = maker()
+    assert library() in said and f"numpy {np.__version__}" in said and "scipy" in said
+    for name in ("make.py", "quick.py"):
+        shutil.copy(Path(corruption.__file__).parent / name, tmp_path)
+    before = maker(tmp_path)
+    assert maker(tmp_path) == before != said
+    (tmp_path / "quick.py").write_text("# something else")
+    assert maker(tmp_path) != before
+    monkeypatch.setattr("robench.corruption.make.version", lambda name: "99")
+    assert maker(tmp_path).count(" 99") > 3
 
 
 def test_a_mistake_in_a_process_is_told_here():

@@ -52,6 +52,17 @@ def test_missing_or_damaged_without_a_network(tmp_path, monkeypatch, damage):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_no_empty_folder_is_left_by_a_failed_download(tmp_path, monkeypatch):
+    def half_way(self):
+        Path(self.root).mkdir(parents=True)
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(CIFAR10, "download", half_way)
+    with pytest.raises(ResourceError, match="no route to host"):
+        load_dataset("cifar10", data_dir=str(tmp_path / "mistyped" / "folder"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_folder_can_come_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("ROBENCH_DATA", str(tmp_path))
     assert cifar10.default_root() == tmp_path

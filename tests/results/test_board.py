@@ -65,6 +65,8 @@ def test_oblivious_and_adaptive_figures_are_never_ranked_together(tmp_path):
     (section,) = sections(collect([tmp_path]))
     assert [[row.rank for row in group] for group in section.groups] == [["1"], ["1"]]
     assert [group[0].record.job.defense.name for group in section.groups] == ["hard", "easy"]
+    rows = board(collect([tmp_path]), "md").splitlines()[4:]
+    assert ["hard" in rows[0], set(rows[1]), "easy" in rows[2]] == [True, {"|", " "}, True]
 
 
 def test_each_protocol_and_threat_has_its_own_table(tmp_path):

@@ -149,5 +149,9 @@ def test_the_command_prints_it(tmp_path, capsys):
         main(["table", "purifiers", str(tmp_path), "--suite", "purifier-cheap", "--format", "md"])
     assert ended.value.code == 0 and "| levels\\+standard-digits |" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
+        main(["table", "purifiers", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and said.startswith("No records") and "--suite purifier-cheap" in said
+    with pytest.raises(SystemExit) as ended:
         main(["table", "purifiers", str(tmp_path), "--suite", "autoattack"])
     assert ended.value.code == 2 and 'no ladder "autoattack"' in capsys.readouterr().err

@@ -13,7 +13,7 @@ from robench.cli.main import main as command_line
 from robench.content import Card
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError, UsageError
-from robench.results.board import NO_RANK, collect
+from robench.results.board import NO_RANK, SORTS, collect
 from robench.results.page import view, write_page
 from robench.results.record import read_record, stable
 from tests.results.fabricate import make_run
@@ -250,6 +250,15 @@ def test_another_column_first_and_no_intervals(tmp_path):
     assert lines[0][2] == "33.33"
     heads = [attrs for tag, attrs in Seen(tmp_path / "board" / "index.html").elements if "aria-sort" in attrs]
     assert [(attrs["aria-sort"], attrs["data-kind"]) for attrs in heads] == [("ascending", "text")]
+
+
+# No card of these claims anything, and the number of images stands above each table.
+@pytest.mark.parametrize("column", sorted({*SORTS} - {"claimed", "n"}))
+def test_the_page_marks_the_column_that_comes_first(tmp_path, column):
+    make_run(tmp_path / "r", defense="a").write()
+    write_page(collect([tmp_path / "r"]), tmp_path / "board", sort=column)
+    heads = [attrs for tag, attrs in Seen(tmp_path / "board" / "index.html").elements if "aria-sort" in attrs]
+    assert len(heads) == 1
 
 
 def test_a_command_of_the_page_makes_the_record_again(tmp_path, monkeypatch, capsys):

@@ -34,7 +34,7 @@ def write_page(
     records: Sequence[Record],
     output: Path | str,
     *,
-    sort: str = "robust %",
+    sort: str = "robust",
     intervals: bool = True,
     pictures: bool = True,
     data_dir: str | None = None,

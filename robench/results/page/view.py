@@ -122,7 +122,7 @@ class Page:
     levels: tuple[tuple[str, tuple[Entry, ...]], ...]
 
 
-def parts(records: Iterable[Record], sort: str = "robust %") -> list[Part]:
+def parts(records: Iterable[Record], sort: str = "robust") -> list[Part]:
     """The sections of the board, as tables.
 
     Raises:
