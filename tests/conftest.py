@@ -11,6 +11,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What an earlier build has kept at home must not be believed here, nor anything be left there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 class Linear(nn.Module):
     """logits = W x + b over flattened images: the distance to each class boundary has a closed form."""
 
