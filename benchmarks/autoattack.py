@@ -4,7 +4,8 @@
     python benchmarks/autoattack.py --subject cnn-a --weights FILE --data-dir DIR --threat Linf:2/255 --samples 500
 
 For every subject and norm it runs both on the same images, one after the other, and prints robust accuracy,
-the share of images with the same verdict, and wall times. A line a pair goes to --output as JSON.
+the share of images with the same verdict, and wall times. --repeats runs the pair so many times, by turns, and gives
+the medians and the least and largest ratio: machines that are shared need it. A line a pair goes to --output as JSON.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +24,7 @@ import robench
 from robench.attacks.reference import adversary
 from robench.data import load_dataset
 from robench.defenses import Defense
+from robench.engine.outcome import Outcome
 from robench.engine.team import choose_workers
 from robench.results.statistics import wilson
 from robench.threat import Threat
@@ -29,7 +32,7 @@ from robench.threat import Threat
 
 @dataclass(frozen=True)
 class Pair:
-    """What one comparison measured; accuracies are fractions, times seconds."""
+    """What one comparison measured; accuracies are fractions, times seconds, medians of `repeats`."""
 
     subject: str
     threat: str
@@ -43,6 +46,8 @@ class Pair:
     seconds: float
     reference_seconds: float
     ratio: float
+    ratio_range: tuple[float, float]
+    repeats: int
     batch_size: int
     precision: str
     workers: int
@@ -90,22 +95,29 @@ def compare(
     batch: str,
     precision: str,
     workers: int | None,
+    repeats: int,
 ) -> Pair:
-    """Run both, ours first, and hold the verdicts against each other."""
-    begun = time.perf_counter()
-    ours = robench.attack(
-        "autoattack",
-        model,
-        x,
-        y,
-        threat=threat,
-        seed=seed,
-        batch_size=batch,
-        precision=precision,
-        workers=workers,
-    )
-    seconds = time.perf_counter() - begun
-    theirs, reference_seconds = reference(model, x, y, threat, seed)
+    """Run both, ours first, `repeats` times, and hold the verdicts against each other."""
+
+    def both() -> tuple[Outcome, Tensor, float, float]:
+        begun = time.perf_counter()
+        ours = robench.attack(
+            "autoattack",
+            model,
+            x,
+            y,
+            threat=threat,
+            seed=seed,
+            batch_size=batch,
+            precision=precision,
+            workers=workers,
+        )
+        seconds = time.perf_counter() - begun
+        return ours, *reference(model, x, y, threat, seed), seconds
+
+    rounds = [both() for _ in range(repeats)]
+    ours, theirs, *_ = rounds[0]
+    ratios = [seconds / reference_seconds for _, _, reference_seconds, seconds in rounds]
     return Pair(
         subject=name,
         threat=str(threat),
@@ -116,9 +128,11 @@ def compare(
         ours_interval=wilson(int(ours.robust.sum()), len(x)),
         reference=float(theirs.double().mean()),
         same_verdicts=float((theirs == ours.robust).double().mean()),
-        seconds=seconds,
-        reference_seconds=reference_seconds,
-        ratio=seconds / reference_seconds,
+        seconds=median(seconds for *_, seconds in rounds),
+        reference_seconds=median(seconds for _, _, seconds, _ in rounds),
+        ratio=median(ratios),
+        ratio_range=(min(ratios), max(ratios)),
+        repeats=repeats,
         batch_size=ours.batch_size,
         precision=ours.precision,
         workers=choose_workers(workers, torch.device("cpu"), len(x)),
@@ -139,6 +153,7 @@ def main() -> None:
     parser.add_argument("--batch-size", default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our search")
     parser.add_argument("--workers", type=int, help="processes of ours; one a core when not given")
+    parser.add_argument("--repeats", type=int, default=1, help="pairs by turns, whose medians count")
     parser.add_argument("--weights", type=Path, help="safetensors file of cnn-a")
     parser.add_argument("--data-dir", help="where CIFAR-10 lies")
     parser.add_argument("--output", type=Path, help="JSON lines, appended")
@@ -160,12 +175,14 @@ def main() -> None:
                 options.batch_size,
                 options.precision,
                 options.workers,
+                options.repeats,
             )
             low, high = pair.ours_interval
             print(
                 f"| {subject} | {threat} | {pair.samples} | {pair.clean:.1%} | {pair.ours:.1%} "
                 f"[{low:.1%}, {high:.1%}] | {pair.reference:.1%} | {pair.same_verdicts:.1%} | "
-                f"{pair.seconds:.1f} | {pair.reference_seconds:.1f} | {pair.ratio:.2f} |",
+                f"{pair.seconds:.1f} | {pair.reference_seconds:.1f} | {pair.ratio:.2f} "
+                f"[{pair.ratio_range[0]:.2f}, {pair.ratio_range[1]:.2f}] |",
                 flush=True,
             )
             if options.output:
