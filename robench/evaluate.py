@@ -31,6 +31,7 @@ from robench.errors import ResourceError, UsageError
 from robench.files import claim
 from robench.preprocessing import OWN, USUAL
 from robench.results import corruption_record
+from robench.results.provenance import robench_version
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
 from robench.results.store import PARTIAL, make_record, record_folder, write_record
 from robench.specs import split
@@ -259,7 +260,6 @@ def _run_corrupted(
     folder = record_folder(options.results, protocol.name, loaded.name, suite.name, seed=options.seed)
     with claim(folder):
         if not options.fresh and (known := _answer(folder, job, options)):
-            options.note(f"answered from {folder}; --fresh runs it again")
             return known
         times = enlargement(*images.x.shape[2:])
         if times > 1:
@@ -357,7 +357,6 @@ def _run_one(
     folder = record_folder(options.results, protocol.name, loaded.name, suite.name, knowledge, options.seed)
     with claim(folder):
         if not options.fresh and (known := _answer(folder, job, options)):
-            options.note(f"answered from {folder}; --fresh runs it again")
             return known
         store = FolderStore(folder / PARTIAL, job.key)
         if options.fresh:
@@ -404,7 +403,7 @@ def _run_one(
 
 
 def _answer(folder: Path, job: Job, options: Options) -> Record | None:
-    """The record in `folder`, if it is whole and answers for this job."""
+    """The record in `folder`, if it is whole and answers for this job: that is said."""
     if not (folder / "record.json").is_file():
         return None
     try:
@@ -413,7 +412,13 @@ def _answer(folder: Path, job: Job, options: Options) -> Record | None:
         return None
     # A run that ran out of memory went on with smaller batches than "auto" had chosen: it answers all the same.
     asked = replace(job, batch_size=record.job.batch_size) if options.batch_size == "auto" else job
-    return record if record.key == asked.key else None
+    if record.key != asked.key:
+        return None
+    # Another release may know more attacks' mistakes, and more doubts.
+    made, here = record.robench_version, robench_version()
+    by = "" if made == here else f", made by robench {made} (this is {here})"
+    options.note(f"answered from {folder}{by}; --fresh runs it again")
+    return record
 
 
 def check_fit(loaded: Loaded, images: Images) -> None:

@@ -27,7 +27,7 @@ def robench_cli(capsys, tmp_path, monkeypatch):
     return call
 
 
-def test_run_writes_a_record_and_answers_from_it(robench_cli, tmp_path):
+def test_run_writes_a_record_and_answers_from_it(robench_cli, tmp_path, monkeypatch):
     code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK, "--json")
     assert code == 0, err
     (record,) = json.loads(out)["records"]
@@ -37,8 +37,12 @@ def test_run_writes_a_record_and_answers_from_it(robench_cli, tmp_path):
     assert record["n"] == 16 and record["defense"]["name"] == "pgd-at-digits"
     before = path.stat().st_mtime_ns
     code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK)
-    assert code == 0 and "answered from" in err and "pgd-at-digits" in out
+    assert code == 0 and "answered from" in err and "made by" not in err and "pgd-at-digits" in out
     assert path.stat().st_mtime_ns == before
+    with monkeypatch.context() as patch:
+        patch.setattr("robench.evaluate.robench_version", lambda: "99.0")
+        code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK)
+    assert code == 0 and f"made by robench {record['robench_version']} (this is 99.0)" in err
     code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK, "--fresh")
     assert code == 0 and path.stat().st_mtime_ns > before
     code, out, err = robench_cli("verify", path.parent)
