@@ -414,7 +414,7 @@ def _answer(folder: Path, job: Job, options: Options) -> Record | None:
     asked = replace(job, batch_size=record.job.batch_size) if options.batch_size == "auto" else job
     if record.key != asked.key:
         return None
-    # Another release may know more attacks' mistakes, and more doubts.
+    # Another release may raise doubts that this record does not hold.
     made, here = record.robench_version, robench_version()
     by = "" if made == here else f", made by robench {made} (this is {here})"
     options.note(f"answered from {folder}{by}; --fresh runs it again")

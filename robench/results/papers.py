@@ -177,10 +177,14 @@ def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: 
     found = grids(paper, records, ladder)
     if not found:
         command = f"robench run --defense {paper.example} --attack {ladder or paper.ladder}"
-        kin = [name for name in content.suites() if paper.ladder and name.startswith(paper.ladder)]
-        others = [f"--suite {name}" for name in kin if name != ladder and grids(paper, records, name)]
-        shorter = f" There are some for {', '.join(others)}." if others else ""
-        return f"No records for this table: {command} makes them.{shorter}\n"
+        kin = [
+            name
+            for name, suite in content.suites().items()
+            if suite.rungs and name != ladder and name.startswith(paper.ladder)
+        ]
+        others = [f"--suite {name}" for name in kin if grids(paper, records, name)]
+        known = f" There are some for {', '.join(others)}." if others else ""
+        return f"No records for this table: {command} makes them.{known}\n"
     if format == "csv" and paper.tables:
         cells = tuple(
             (grid.title, row[0], column, cell)
