@@ -180,15 +180,18 @@ def test_export_refuses_what_others_could_not_check(tmp_path):
 
 
 KILLED = """
+import shutil
 import sys
 from pathlib import Path
 from robench.results.moving import merge
+first, second, into, gone = map(Path, sys.argv[1:])
 print("begun", flush=True)
 while True:
-    for each in merge([Path(sys.argv[1]), Path(sys.argv[2])], Path(sys.argv[3])):
+    for each in merge([first, second], into):
         pass
-    import shutil
-    shutil.rmtree(sys.argv[3])
+    # Out of sight at once: a kill inside rmtree would leave a record with half of its files, and no merge made it.
+    into.rename(gone)
+    shutil.rmtree(gone)
 """
 
 
@@ -199,7 +202,7 @@ def test_a_killed_merge_leaves_whole_records_and_goes_on(tmp_path):
     into = tmp_path / "all"
     merged([tmp_path / "a", tmp_path / "b"], tmp_path / "expected")
     worker = subprocess.Popen(
-        [sys.executable, "-c", KILLED, *(str(tmp_path / name) for name in ("a", "b", "all"))],
+        [sys.executable, "-c", KILLED, *(str(tmp_path / name) for name in ("a", "b", "all", "gone"))],
         stdout=subprocess.PIPE,
     )
     assert worker.stdout is not None and worker.stdout.readline() == b"begun\n"
