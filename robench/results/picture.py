@@ -107,7 +107,7 @@ def draw(record: Record, chosen: list[Example]) -> bytes:
     """The PNG: a column a sample, under one line that says what was run and what came out."""
     factor, n = amplification(chosen), len(chosen)
     width = max(_LEFT + n * (_SIDE + 0.15) + 0.2, 7.0)
-    height = 6.6
+    height = 6.85
     figure = style.figure(width, height)
     _header(figure, record, width, height)
     rows = (
