@@ -27,7 +27,8 @@ from robench.engine.watch import Counts, Watch
 
 # What makes the marks, with what says nothing in its place.
 _SIGNS = (
-    "softmax_outputs", "nonfinite_logits", "randomised", "few_classes", "zero_gradients", "losses", "square_wins",
+    "softmax_outputs", "nonfinite_logits", "randomised", "few_classes", "nonfinite_gradients", "zero_gradients",
+    "losses", "square_wins",
 )  # fmt: skip
 
 

@@ -66,13 +66,13 @@ def protocols(
     """The protocol of each radius above 0, as `choose_protocol` names it.
 
     Args:
-        threat: its norm counts; a norm alone will do.
+        threat: its radius does not count; a norm or a transformation alone will do.
     """
     if threat is not None and ":" not in threat:
         threat = f"{threat}:{radii.texts[-1]}"
-    norm = Threat.parse(choose_protocol(protocol, dataset, threat, samples).threat).norm
+    kind = Threat.parse(choose_protocol(protocol, dataset, threat, samples).threat).kind
     pairs = zip(radii.values, radii.texts, strict=True)
-    return [choose_protocol(protocol, dataset, f"{norm}:{text}", samples) for value, text in pairs if value]
+    return [choose_protocol(protocol, dataset, f"{kind}:{text}", samples) for value, text in pairs if value]
 
 
 def runs(

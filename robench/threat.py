@@ -105,8 +105,13 @@ class Threat:
         built, canonical = _transformation(name, spec, help_text)
         return cls(built.norm, eps, text, canonical, built)
 
+    @property
+    def kind(self) -> str:
+        """What it is without its radius: the norm, or the transformation."""
+        return self.name or self.norm
+
     def __str__(self) -> str:
-        return f"{self.name or self.norm}:{self.text}"
+        return f"{self.kind}:{self.text}"
 
     def origin(self, x: Tensor) -> Tensor:
         """The point of each image (N, C, H, W) that an attack starts around: the image, or no parameters."""

@@ -114,6 +114,15 @@ def test_each_radius_leaves_the_record_of_a_run_of_its_own(tmp_path, capsys):
     assert ended.value.code == 0
 
 
+def test_the_curve_of_a_transformation_is_over_its_own_radius(tmp_path, capsys):
+    options = ["--defense", "pgd-at", "--attack", "apgd(steps=4)", "--threat", "fog:1", "--curve", "0:0.6:3"]
+    found = json.loads(run(tmp_path, *options, "--json", capsys=capsys).out)
+    assert [record["threat"] for record in found["records"]] == ["fog:0.3", "fog:0.6"]
+    correct = [point["accuracy"]["correct"] for point in found["curves"][0]["points"]]
+    assert correct == sorted(correct, reverse=True) and correct[0] > correct[-1]
+    assert "fog" in Path(found["picture"]).name and " fog " in run(tmp_path, *options, capsys=capsys).out
+
+
 def test_certificates_carry_over_both_ways(tmp_path, capsys, monkeypatch):
     """Records in which a small radius fools what larger ones do not, and a large one finds what is near."""
     from robench.results import security

@@ -115,13 +115,15 @@ class Answer:
         x: the points, (S, C, H, W).
         logits: (S, K); the mean over the EOT draws where there are several.
         loss: the objective, (S,) or (S, M); empty when none was asked for.
-        grad: its gradient, (S, C, H, W) or (S, M, C, H, W); empty when none was asked for.
+        grad: its gradient, (S, C, H, W) or (S, M, C, H, W), finite; empty when none was asked for.
+        broken: rows whose gradient had NaN or infinite entries, which are 0 here, bool (S,); None where nobody looked.
     """
 
     x: Tensor
     logits: Tensor
     loss: Tensor
     grad: Tensor
+    broken: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,10 @@ class Attack(Generic[S]):
         """The state after the answer. Told about lanes that are finished too: what it does there is ignored."""
         raise NotImplementedError
 
+    def heard(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> Answer:
+        """The answer with its gradients in what is searched, where that is not the image: `tell` is told this."""
+        return answer
+
     def finished(self, state: S) -> Tensor:
         """Which lanes have nothing more to ask, bool (S,)."""
         raise NotImplementedError
@@ -248,6 +254,11 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     if len(lanes) in (0, len(a)):
         return a if len(lanes) else b
     return b.index_copy(0, lanes, a.index_select(0, lanes))
+
+
+def finite(grad: Tensor) -> Tensor:
+    """A gradient whose NaN and infinite entries give no direction: they are 0."""
+    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, finite
 from robench.threat import Threat
 from robench.transformations import Transformation
 
@@ -58,12 +58,14 @@ class Through(Attack[Any]):
             theta = self._theta(asked.x)
             return replace(asked, x=self._image(rows, theta), point=theta)
 
-    def tell(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> State:
-        scaled = self._scaled(problem, rows)
-        z = self.inner.ask(*scaled, state).x
+    def heard(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> Answer:
+        z = self.inner.ask(*self._scaled(problem, rows), state).x
         if answer.grad.numel():
             answer = self._pulled(rows, z, answer)
-        return self.inner.tell(*scaled, state, replace(answer, x=z))
+        return replace(answer, x=z)
+
+    def tell(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> State:
+        return self.inner.tell(*self._scaled(problem, rows), state, answer)
 
     def finished(self, state: State) -> Tensor:
         return self.inner.finished(state)
@@ -114,4 +116,4 @@ class Through(Attack[Any]):
 
 def _pull(image: Tensor, z: Tensor, grad: Tensor) -> Tensor:
     (pulled,) = torch.autograd.grad(image, z, grad.to(image.dtype), retain_graph=True)
-    return pulled
+    return finite(pulled)

@@ -18,6 +18,8 @@ from robench.threat import rownorm
 
 # The step falls to this share of its first length, on a cosine.
 _LAST = 0.01
+# Gradients shorter than this have no direction.
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,13 @@ class DDN(Attack[DDNState]):
         # The first perturbation has the first radius: the norm changes from then on.
         radius = torch.where(state.step == 0, state.radius, radius)
         size = self.step_size * cosine(state.step, self.steps, 1.0, _LAST)
-        moved = answer.x - rows.x + spread(size, answer.grad) * normalize(answer.grad, "L2")
+        grad = answer.grad
+        still = rownorm(grad, "L2") < _NOTHING
+        if bool(still.any()):
+            # No gradient, no direction: one by chance, as in the authors' code.
+            chance = problem.stream.normal(rows.sample, rows.rank, state.step, tuple(grad.shape[1:]))
+            grad = where(still, chance, grad)
+        moved = answer.x - rows.x + spread(size, grad) * normalize(grad, "L2")
         # Clipping to the box only shortens what was set.
         x = (rows.x + spread(radius, moved) * normalize(moved, "L2")).clamp(0, 1)
         return DDNState(

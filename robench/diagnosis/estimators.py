@@ -146,6 +146,17 @@ def in_groups(estimate: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor,
     return sum(estimate(x[part], y[part]) for part in parts) / len(parts)
 
 
+def unpaired(y: Tensor, seed: int) -> Tensor:
+    """The rows of `y` (N, ...) where other rows were, at random and none where it was.
+
+    Not simply the next row's: neighbours in a data set's order may share a class, or be alike otherwise.
+    """
+    order = _order(len(y), seed, "unpaired")
+    others = torch.empty_like(y)
+    others[order] = y[order.roll(1)]
+    return others
+
+
 def _order(n: int, seed: int, what: str) -> Tensor:
     places = torch.arange(n)
     return (

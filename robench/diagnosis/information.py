@@ -137,8 +137,8 @@ def _estimates(case: Case) -> Iterator[tuple[int, str, str, float]]:
                 ("renyi", estimators.renyi_information),
             ):
                 yield layer, pair, name, estimators.in_groups(estimate, x, latent, case.seed)
-                unpaired = latent.roll(1, 0)
-                yield layer, pair, name + RANDOM, estimators.in_groups(estimate, x, unpaired, case.seed)
+                others = estimators.unpaired(latent, case.seed)
+                yield layer, pair, name + RANDOM, estimators.in_groups(estimate, x, others, case.seed)
             yield layer, pair, "infonce", estimators.infonce(x, latent, case.seed, estimators.GROUP)
 
 

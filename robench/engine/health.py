@@ -74,6 +74,14 @@ def few_classes(num_classes: int, attacks: list[Attack]) -> list[Mark]:
     return [Mark("few-classes", text)]
 
 
+def nonfinite_gradients(watched: list[Counts]) -> list[Mark]:
+    """NaN or infinite gradients in any attack: it does not see where they are."""
+    count = sum(each.broken for each in watched)
+    if not count:
+        return []
+    return [Mark("nonfinite-gradients", f"NaN or infinite gradients in {count} answers; they count as zero")]
+
+
 def zero_gradients(watched: list[Counts]) -> list[Mark]:
     """Rows whose first gradient vanishes, in the attack that has fewest of them."""
     found = _fewest([(each.vanished, each.gradients) for each in watched], ZERO_SHARE)

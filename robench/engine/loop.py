@@ -189,10 +189,13 @@ class Loop:
             self.playing = active
             self.rows = replace(self.rows, active=active.to(self.battle.device))
         ask = attack.ask(problem, self.rows, self.state)
-        # The nearest image lies on the boundary: asked as it will be kept, rounding cannot cost its verdict.
-        asked = problem.threat.as_recorded(self.rows.x, ask.x) if self.minimises else ask.x
-        points = asked if ask.point is None else ask.point
+        asked, points = ask.x, ask.x if ask.point is None else ask.point
+        if self.minimises:
+            # The nearest image lies on the boundary: asked as it will be kept, rounding cannot cost its verdict.
+            points = problem.threat.as_recorded(self.rows.x, points)
+            asked = problem.threat.image(self.rows.x, points, self.rows.sample)
         answer = self._ask(asked, ask.objective, self.rows, self.asked[:, 0])
+        answer = attack.heard(problem, self.rows, self.state, answer)
         self.state = attack.tell(problem, self.rows, self.state, answer)
         told = torch.ones_like(active) if ask.waits is None else ~ask.waits.cpu()
         asking = active & told

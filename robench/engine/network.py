@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._base import Answer, Objective, OnFeatures, Rows
+from robench.attacks._base import Answer, Objective, OnFeatures, Rows, finite
 from robench.errors import UsageError
 from robench.precision import computing
 from robench.random import Stream, noise
@@ -109,11 +109,13 @@ class Network:
         ]
         if eot == 1:
             return answers[0]
+        broken = [a.broken for a in answers if a.broken is not None]
         return Answer(
             x,
             torch.stack([a.logits for a in answers]).mean(0),
             torch.stack([a.loss for a in answers]).mean(0),
             torch.stack([a.grad for a in answers]).mean(0),
+            torch.stack(broken).any(0) if broken else None,
         )
 
     def _answer(self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, who: Who) -> Answer:
@@ -135,7 +137,8 @@ class Network:
                 for i, column in enumerate(columns)
             ]
         grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
-        return Answer(x, logits.detach(), loss.detach(), grad)
+        broken = ~torch.isfinite(grad.flatten(1)).all(1)
+        return Answer(x, logits.detach(), loss.detach(), finite(grad), broken)
 
     def _call(self, x: Tensor, who: Who) -> Tensor:
         with self._noise(who, x.device), computing(self.precision, x.device):
@@ -189,7 +192,7 @@ def _checked(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
-    """The gradient at `point`, zero where the model's graph does not reach it; NaN counts as no direction."""
+    """The gradient at `point`, zero where the model's graph does not reach it."""
     if not loss.requires_grad:
         return torch.zeros_like(point)
     (grad,) = torch.autograd.grad(loss, point, retain_graph=retain, allow_unused=True)

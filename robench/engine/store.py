@@ -24,7 +24,7 @@ _STATE = "state.safetensors"
 _BEGUN = "begun.json"
 
 # Raised whenever what is saved changes: what another layout left behind is not gone on with.
-LAYOUT = 3
+LAYOUT = 4
 
 # Seconds between two saves, at the least; a save may cost one part in twenty of the time it protects.
 _INTERVAL, _SHARE = 2.0, 20

@@ -453,6 +453,7 @@ class Run:
             *health.nonfinite_logits(self.nonfinite + self.told_nonfinite),
             *health.randomised(self.stochastic, self.declared, attacks, self.attacker.blind),
             *health.few_classes(self.num_classes, attacks),
+            *health.nonfinite_gradients(self.watched),
             *health.zero_gradients(self.watched),
             *health.losses(self.watched),
             *health.square_wins(self.costs, len(self.x)),

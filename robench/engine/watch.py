@@ -21,6 +21,7 @@ class Counts:
 
     Attributes:
         vanished, gradients: rows whose first gradient is (nearly) zero, and all with a gradient.
+        broken: gradients with NaN or infinite entries, of all steps.
         flat, fallen, undone, ended: of rows that an ascending attack played to the end without fooling: those whose
             loss never rose above the first, those whose last loss has lost half of what the best had won, those whose
             best still rose in the last tenth of the steps, and all.
@@ -32,6 +33,7 @@ class Counts:
     fallen: int = 0
     undone: int = 0
     ended: int = 0
+    broken: int = 0
 
     @classmethod
     def together(cls, parts: Iterable["Counts"]) -> "Counts":
@@ -61,6 +63,7 @@ class Watch:
 
         Args:
             asking: bool (lanes,) on the CPU, lanes that the answer is for; first: those whose first gradient it is.
+            answer: as the attack hears it, with gradients in what it searches.
         """
         if not answer.grad.numel():
             return
@@ -69,6 +72,8 @@ class Watch:
             tiny = (answer.grad.flatten(1).abs().amax(1) < VANISHED).cpu()
             self.counts.vanished += int((tiny & first).sum())
             self.counts.gradients += int(first.sum())
+        if answer.broken is not None:
+            self.counts.broken += int((answer.broken.cpu() & asking).sum())
         if self.ascends and answer.loss.dim() == 1:
             loss = answer.loss.double().cpu()
             begun, best, _, before = self.losses.unbind(1)

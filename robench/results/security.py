@@ -111,7 +111,7 @@ def grid(found: list[Curve]) -> Grid:
     ]
     says = "carried: images that fall by the certificate of another radius alone"
     return Grid(
-        title=" · ".join([*same, job.dataset.name, Threat.parse(job.threat).norm, f"n = {job.n}"]),
+        title=" · ".join([*same, job.dataset.name, Threat.parse(job.threat).kind, f"n = {job.n}"]),
         columns=(*told, "radius", "accuracy %", *(["carried"] if carries else []), "marks"),
         groups=groups,
         names=frozenset(told),
@@ -127,9 +127,9 @@ def picture(found: list[Curve], results: Path | str) -> Path:
         ResourceError: when the file cannot be written.
     """
     job = _job(found)
-    norm = Threat.parse(job.threat).norm
+    kind = Threat.parse(job.threat).kind
     names = [name for kind in NAMES for name in _each(found, kind)]
-    file = slug("-".join([job.dataset.name, norm, f"n{job.n}", *names, *(p.radius for p in _ends(found))]))
+    file = slug("-".join([job.dataset.name, kind, f"n{job.n}", *names, *(p.radius for p in _ends(found))]))
     return save(figure(found), Path(results) / "curves" / f"{file}.png")
 
 
@@ -149,13 +149,13 @@ def figure(found: list[Curve]) -> "Figure":
         )
         for curve in found
     ]
-    axis = f"{Threat.parse(job.threat).norm} radius" + (f", in 1/{unit}" if unit else "")
+    axis = f"{Threat.parse(job.threat).kind} radius" + (f", in 1/{unit}" if unit else "")
     return plotted.draw(drawn, axis, " · ".join([*same, job.dataset.name, f"n = {job.n}"]))
 
 
 def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
     """The curve of one series of records."""
-    norm = Threat.parse(records[0].job.threat).norm
+    kind = Threat.parse(records[0].job.threat).kind
     # (records, n): how far each run's image that fools is, infinite where it found none.
     distances = torch.tensor([_distances(record) for record in records], dtype=torch.float64)
     least = distances.amin(0)
@@ -165,7 +165,7 @@ def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
         if text == "0":
             points.append(Point(text, 0.0, records[0].clean_accuracy))
             continue
-        threat = Threat.parse(f"{norm}:{text}")
+        threat = Threat.parse(f"{kind}:{text}")
         correct = int((least > threat.reach).sum())
         record = own.get(threat.eps)
         carried = record.robust_accuracy.correct - correct if record and len(records) > 1 else None

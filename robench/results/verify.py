@@ -264,22 +264,27 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     clean = _logits(judge, x, e.record.job.batch_size, device)
     yield _predictions("samples.clean_prediction", clean, rows["clean_prediction"], range(len(x)))
     best = clean.topk(2, 1).values
-    margins = zip((best[:, 0] - best[:, 1]).tolist(), rows["clean_margin"], strict=True)
-    off = [i for i, (now, then) in enumerate(margins) if not abs(now - then) <= _MARGIN * (1 + abs(then))]
+    now, then = best[:, 0] - best[:, 1], torch.tensor(rows["clean_margin"])
+    same = ((now - then).abs() <= _MARGIN * (1 + then.abs())) | (now.isnan() & then.isnan())
+    off = (~same).nonzero().flatten().tolist()
     yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
     logits = _logits(judge, x_adv, e.record.job.batch_size, device)
-    yield _predictions("samples.prediction", logits, [rows["prediction"][i] for i in attacked], attacked)
+    predictions = [rows["prediction"][i] for i in attacked]
+    yield _predictions("samples.prediction", logits, predictions, attacked)
     unattacked = [i for i in range(len(x)) if i not in distance]
     kept = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
     yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {rows_named(kept)}")
 
-    # A NaN logit fools nobody here: argmax would call it a prediction.
-    wrong_margin = _wrong_margin(logits, labels[attacked])
+    # NaN is a wrong answer where the record says so too, and proves nothing elsewhere.
+    wrong_margin = _wrong_margin(logits, labels[attacked], predictions)
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
-    detail = f"{len(attacked)} certificates must give a wrong answer; {rows_named(refuted)}"
+    infinite = int(wrong_margin.isinf().sum())
+    by_nan = f", {infinite} of them by NaN" if infinite else ""
+    detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}; {rows_named(refuted)}"
     yield Finding("adversarials.delta", not refuted, detail)
 
-    wrong = int((wrong_margin > 0).sum()) + int((_wrong_margin(clean, labels) > 0)[unattacked].sum())
+    without = _wrong_margin(clean, labels, rows["clean_prediction"])
+    wrong = int((wrong_margin > 0).sum()) + int((without > 0)[unattacked].sum())
     ties = int(((wrong_margin > -TIE) & (wrong_margin <= 0)).sum())
     tied = f" ({ties} more lie on the boundary here)" if ties else ""
     most = 100 * (len(x) - wrong) / len(x)
@@ -329,13 +334,21 @@ def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.devi
     return torch.cat(parts) if parts else torch.zeros(0, 2)
 
 
-def _wrong_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """How far the best wrong logit lies above the right one, (M,)."""
+def _answerless(logits: Tensor) -> Tensor:
+    """Rows with a NaN among their logits, bool (M,): recorded as -1."""
+    return logits.isnan().any(1)
+
+
+def _wrong_margin(logits: Tensor, labels: Tensor, said: list[int]) -> Tensor:
+    """How far the best wrong logit lies above the right one, (M,); infinitely where one is NaN and the record `said`
+    -1, NaN where it said something else."""
     if not len(logits):
         return torch.zeros(0)
     right = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf)
-    return (others.amax(1, keepdim=True) - right).squeeze(1)
+    margins = (others.amax(1, keepdim=True) - right).squeeze(1)
+    margins = torch.where(_answerless(logits), torch.nan, margins)
+    return torch.where(_answerless(logits) & (torch.tensor(said) == -1), torch.inf, margins)
 
 
 def _predictions(field: str, logits: Tensor, said: list[int], rows: Any) -> Finding:
@@ -343,9 +356,9 @@ def _predictions(field: str, logits: Tensor, said: list[int], rows: Any) -> Find
     answer = torch.tensor(said, dtype=torch.int64)
     known = (answer >= 0) & (answer < logits.shape[1])
     chosen = logits.gather(1, answer.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
-    held = known & (best - chosen < TIE)
+    held = torch.where(_answerless(logits), answer == -1, known & (best - chosen < TIE))
     broken = [rows[i] for i in (~held).nonzero().flatten().tolist()]
-    ties = 0 if classes is None else int((held & (classes != answer)).sum())
+    ties = 0 if classes is None else int((held & known & (classes != answer)).sum())
     tied = f", {ties} of them a tie here" if ties else ""
     return Finding(field, not broken, f"{len(said)} predictions{tied}; {rows_named(broken)}")
 

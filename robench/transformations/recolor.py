@@ -24,11 +24,12 @@ class ReColor(Transformation):
 
     Args:
         grid: points of the map along L*, u* and v*, between which it is trilinear.
-        smooth: weight of the penalty on unlike changes of neighbouring colours (the paper's code: 0.05).
+        smooth: weight of the penalty on unlike changes of neighbouring colours (the paper's code: 0.05); no part of
+            the set.
     """
 
     grid: tuple[int, int, int] = (16, 32, 32)
-    smooth: float = 0.05
+    smooth: float = 0.0
 
     def __post_init__(self) -> None:
         fits = len(self.grid) == 3 and all(isinstance(n, int) and n >= 2 for n in self.grid)

@@ -29,6 +29,18 @@ def test_comes_near_the_least_perturbation(minimal, norm, classes):
     assert (ratio >= 0.9999).all() and (ratio <= 1.02).all()
 
 
+def test_ddn_strolls_where_its_loss_has_no_gradient():
+    """Logits a thousand times as large: the cross-entropy's gradient is 0 to the last bit until a point fools."""
+    model, x = Linear(3, (3, 8, 8)), images(8)
+    y = model(x).argmax(1)
+    result = attack("ddn(minimise=True)", lambda x: 1000 * model(x), x, y, threat="L2:100")
+    assert "zero-gradients" in [mark.code for mark in result.health]
+    fooled = ~result.robust
+    assert fooled.sum() >= 4
+    ratio = result.distance[fooled] / model.distances(x, y, "L2")[fooled]
+    assert (ratio >= 0.9999).all() and (ratio <= 1.1).all()
+
+
 # Decisions alone: with more classes it may end at another class's boundary than the nearest.
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_decisions_alone_come_near_it_too(norm):

@@ -70,7 +70,7 @@ def test_penalised_attacks_climb_the_loss_less_the_penalty():
     pgd = built("pgd", str(threat))
     state = pgd.init(task, rows)
     ask = pgd.ask(task, rows, state)
-    told = pgd.tell(task, rows, state, answer(model, ask, rows))
+    told = pgd.tell(task, rows, state, pgd.heard(task, rows, state, answer(model, ask, rows)))
     theta = ask.point.double().requires_grad_()
     image = threat.coordinates.apply(x.double(), theta, rows.sample)
     loss = torch.nn.functional.cross_entropy(model.double()(image), rows.y, reduction="none")
@@ -83,6 +83,44 @@ def test_penalised_attacks_climb_the_loss_less_the_penalty():
     free = (ask.point.abs() < 0.8) & (grad.abs() > 1e-3)
     moved = pgd._theta(told.x) - ask.point
     assert torch.allclose(moved[free], (0.125 * grad.sign().float())[free], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["stadv", "recolor(grid=(4, 8, 8))"])
+def test_no_penalty_is_part_of_a_threat(name, digits):
+    assert built("pgd", f"{name}:0.1").ascends
+    defense, data = digits
+    penalised = f"{name[:-1]}, smooth=0.05)" if "(" in name else f"{name}(smooth=0.05)"
+    alone, with_penalty = (
+        attack("pgd(steps=10, random_start=False)", defense, data.x, data.y, threat=f"{each}:0.5")
+        for each in (name, penalised)
+    )
+    assert alone.robust_accuracy <= with_penalty.robust_accuracy
+    if name == "stadv":
+        # The cross-entropy saturates, the penalty does not: its sign is all that the step has left.
+        assert alone.robust_accuracy < with_penalty.robust_accuracy - 0.3
+
+
+def test_parameters_without_a_gradient_are_marked_where_the_image_has_one(digits):
+    """Fog turns on with the square of its parameters: at none of it there is no direction."""
+    defense, data = digits
+    codes = [
+        [mark.code for mark in attack(spec, defense, data.x, data.y, threat="fog:0.4").health]
+        for spec in ("fgsm", "pgd(steps=10, random_start=False)", "pgd(steps=10)")
+    ]
+    assert "zero-gradients" in codes[0] and "zero-gradients" in codes[1] and codes[2] == []
+
+
+@pytest.mark.parametrize(
+    "threat", ["elastic:0.5", "pixel:4", "stadv:1", "low-frequency(ratio=0.25):1.5", "fog:0.4"]
+)
+def test_an_attack_for_the_least_distance_finds_it_in_parameters(threat, digits):
+    defense, data = digits
+    far, near = (
+        attack(spec, defense, data.x[:6], data.y[:6], threat=threat)
+        for spec in ("cw(steps=10, rounds=3)", "cw(steps=10, rounds=3, minimise=True)")
+    )
+    assert torch.equal(far.robust, near.robust) or near.robust_accuracy < far.robust_accuracy
+    assert (near.distance <= far.distance + 1e-6)[~far.robust].all()
 
 
 @pytest.mark.parametrize(

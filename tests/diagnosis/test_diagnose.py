@@ -27,6 +27,7 @@ EXPECTED = {
     "a gradient that misleads": {"unconstrained-failure", "marks-of-runs"},
     "noise": {"marks-of-runs"},
     "NaN where it is hard": {"marks-of-runs"},
+    "a gradient with NaN": {"marks-of-runs"},
     "honest": set(),
 }
 

@@ -42,6 +42,21 @@ def test_the_kernel_estimates_rise_with_the_information():
         assert found == sorted(found) and found[-1] > 1.5 * found[0]
 
 
+def test_unpaired_rows_are_anothers_and_forget_the_order():
+    y = torch.arange(300)[:, None]
+    others = estimators.unpaired(y, 0)
+    assert sorted(others[:, 0].tolist()) == list(range(300)) and (others != y).all()
+    assert not torch.equal(others, estimators.unpaired(y, 1))
+    # Sorted by class: the next row tells the class as well as one's own does, another at random does not.
+    labels = torch.arange(384) // 39
+    x = torch.nn.functional.one_hot(labels).double()
+    x += 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    paired, rolled, unpaired = (
+        in_groups(renyi_information, x, each, 0) for each in (x, x.roll(1, 0), estimators.unpaired(x, 0))
+    )
+    assert unpaired < 0.4 * rolled and rolled > 0.5 * paired
+
+
 def test_renyi_entropy_of_known_spectra():
     assert float(renyi_entropy(torch.eye(8).double() / 8)) == pytest.approx(3)
     assert float(renyi_entropy(torch.full((8, 8), 1 / 8).double())) == pytest.approx(0, abs=1e-6)

@@ -31,6 +31,20 @@ class Reversed(torch.autograd.Function):
         return -grads[0]
 
 
+class Shattered(torch.autograd.Function):
+    """The identity, with a gradient that is NaN in the left column of pixels, as of a root at 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad = grads[0].clone()
+        grad[..., 0] = torch.nan
+        return grad
+
+
 def nan_where_hard(x, logits):
     gap = logits.topk(2, 1).values.diff().abs()
     return torch.where(gap < 0.2, torch.nan, logits)
@@ -63,6 +77,7 @@ CAUGHT = {
     "noise": (Wrapped(before=lambda x: x + 0.1 * torch.randn_like(x)), "undeclared-randomness"),
     "NaN where it is hard": (Wrapped(after=nan_where_hard), "nonfinite-logits"),
     "probabilities": (Wrapped(after=lambda x, logits: logits.softmax(1)), "softmax-outputs"),
+    "a gradient with NaN": (Wrapped(before=Shattered.apply), "nonfinite-gradients"),
     "a gradient that misleads": (Wrapped(before=Reversed.apply), "loss-not-increasing"),
 }  # fmt: skip
 

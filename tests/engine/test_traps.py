@@ -9,6 +9,7 @@ from torch import nn
 from robench.direct import attack
 from robench.errors import ResourceError
 from tests.conftest import Linear, images, small_net
+from tests.engine.caught import Shattered
 
 
 def codes(result):
@@ -46,6 +47,34 @@ def test_nan_on_hard_inputs_is_a_wrong_answer_and_is_marked():
     result = attack("apgd(steps=3)", fragile, x, y, threat="Linf:0.001", batch_size=8)
     assert not result.robust.any() and result.clean_accuracy == 1
     assert "nonfinite-logits" in codes(result)
+
+
+@pytest.mark.parametrize(
+    ("spec", "norm"),
+    [
+        ("pgd(steps=40)", "Linf"),
+        ("mifgsm(steps=40)", "Linf"),
+        ("apgd", "L2"),
+        ("pgd(steps=40)", "L2"),
+        ("ddn", "L2"),
+        ("fmn", "L2"),
+        ("cw(steps=20)", "L2"),
+        ("fab", "L2"),
+        ("apgd-l1", "L1"),
+        ("fmn", "L1"),
+    ],
+)
+def test_a_gradient_with_nan_leaves_the_other_pixels_to_be_attacked(spec, norm):
+    model, x = Linear(3, (3, 8, 8)), images(6)
+    y = model(x).argmax(1)
+    # Without the left column, whose gradient is NaN, it is the same linear model with no weights there.
+    rest = Linear(3, (3, 8, 8))
+    with torch.no_grad():
+        rest.weight.view(3, 3, 8, 8)[..., 0] = 0
+    eps = float(1.5 * rest.distances(x, y, norm).max())
+    result = attack(spec, lambda x: model(Shattered.apply(x)), x, y, threat=f"{norm}:{eps}")
+    assert not result.robust.any() and "nonfinite-gradients" in codes(result)
+    assert "nonfinite-logits" not in codes(result)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])

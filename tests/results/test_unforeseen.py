@@ -36,7 +36,7 @@ threats = {8 = "L0:9", 24 = "L0:1"}
 [[rungs]]
 name = "flow"
 attack = "pgd(steps=6)"
-threats = {16 = "stadv(smooth=0.0):2"}
+threats = {16 = "stadv(smooth=0.05):2"}
 """
 
 
@@ -63,7 +63,7 @@ def command(*arguments: object) -> int:
 
 def test_a_rung_takes_the_radius_of_its_images(results):
     _, records = results
-    assert [record["threat"] for record in records] == ["fog:0.5", "L0:9", "stadv(smooth=0.0):2"]
+    assert [record["threat"] for record in records] == ["fog:0.5", "L0:9", "stadv(smooth=0.05):2"]
     assert all(record["health"] == [] or record["robust_accuracy"]["value"] < 1 for record in records)
     assert len({record["protocol"] for record in records}) == 3
 

@@ -282,6 +282,37 @@ def test_a_judge_that_answers_nan_proves_nothing(run):
     assert "adversarials.delta" in failing(silent)
 
 
+class Unsure(torch.nn.Module):
+    """A network that answers NaN where its two best logits are close."""
+
+    def __init__(self):
+        super().__init__()
+        self.sound = load("pgd-at-digits").defense
+
+    def forward(self, x):
+        logits = self.sound(x)
+        unsure = logits.topk(2, 1).values.diff().abs() < 1.5
+        return torch.where(unsure, torch.nan, logits)
+
+
+def unsure(image_size: int):
+    return Unsure().eval()
+
+
+def test_answers_of_nan_are_wrong_in_a_record_too(tmp_path):
+    spec = "python:tests.results.test_verify.unsure(image_size=16)"
+    found = robench.run(
+        spec, "pgd(steps=4)", dataset="digits", samples=100, threat="Linf:0.1", results=tmp_path
+    )
+    rows = read_samples(found.folder).to_pydict()
+    pairs = zip(rows["prediction"], rows["fooled_by"], strict=True)
+    by_nan = sum(prediction == -1 and is_attacked(by) for prediction, by in pairs)
+    assert by_nan > 2 and -1 in rows["clean_prediction"]
+    checked = list(verify(found.folder, load(spec), load_dataset("digits", "test", 100)))
+    assert [item for item in checked if not item.held] == []
+    assert any(f"{by_nan} of them by NaN" in item.detail for item in checked)
+
+
 def test_other_images_are_refused(run):
     run.write()
     i = run.images
