@@ -174,6 +174,9 @@ def run_all(
                 # And so does a transformation that does not fit these images.
                 Threat.parse(own.threat).origin(images.x[:1])
             for subject, attacks, level, searching, own in runs:
+                if suite.rungs:
+                    knowing = "" if level == "full" else f" @{level}"
+                    options.note(f"{subject.name} under {attacks.name}{knowing}, {own.threat}")
                 yield _run_one(
                     subject, attacks, level, searching, own, Threat.parse(own.threat), images, options
                 )

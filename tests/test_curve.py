@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from robench.cli.main import main
 from robench.curve import Radii
 from robench.errors import UsageError
+from robench.results.board import collect
+from robench.results.plots import PLOTS
 from robench.results.record import Accuracy, read_record, stable
 from robench.results.samples import read_samples
 
@@ -161,6 +163,11 @@ def test_an_attack_for_the_least_distance_answers_in_one_run(tmp_path, capsys):
         pairs = zip(rows["fooled_by"], rows["distance"], strict=True)
         near = [bool(by) and far <= point["eps"] + 1e-6 for by, far in pairs]
         assert point["accuracy"]["correct"] == 24 - sum(near) and point["carried"] is None
+    # Drawn from the record alone, it has points up to its radius.
+    ((figure),) = PLOTS["security"].draw(collect([tmp_path])).values()
+    drawn = next(line for line in figure.axes[0].lines if not line.get_label().startswith("_"))
+    assert list(drawn.get_xdata()) == pytest.approx([0.025 * i for i in range(9)])
+    assert drawn.get_ydata()[4] == pytest.approx(100 * curve["points"][2]["accuracy"]["value"])
     # Asked not to minimise, it is an attack like others.
     plain = [
         "--defense",

@@ -53,6 +53,8 @@ class APGDFeature(Steered[APGDState]):
         super().__post_init__()
         if self.loss:
             check_loss(self.loss)
+        elif self.weight != 1.0:
+            raise ValueError(f"weight={self.weight!r}: weighs the distance beside a loss: give a loss too")
 
     def mover(self, eps: float) -> APGD:
         return APGD(self.loss or "ce", self.steps, self.targets, self.restarts, self.eot, self.rho)

@@ -14,6 +14,7 @@ from robench.choice import choose_protocol
 from robench.cli import common
 from robench.cli.transferring import Asked, print_json, transfer
 from robench.content import Protocol, find_protocol
+from robench.direct import find_suite
 from robench.engine.progress import Progress as Standing
 from robench.errors import UsageError
 from robench.evaluate import Options, default_results, run_all
@@ -157,9 +158,15 @@ def command(
         return
     from robench.results import heatmap
     from robench.results.table import run_table
+    from robench.results.unforeseen import unforeseen
 
     console = Console()
     console.print(run_table(records))
+    for suite in map(find_suite, attacks):
+        # What a ladder of threats is for is their mean.
+        if any(rung.threats for rung in suite.rungs):
+            for table in unforeseen(records, suite):
+                sys.stdout.write("\n" + render(table, "text", console.width))
     for record in records:
         if record.corrupted and record.folder:
             made = heatmap.write(heatmap.of_record(record), record.folder / heatmap.FILE)
@@ -270,7 +277,7 @@ class Bar:
             self.task = self.bar.add_task(label, total=1.0, facts="")
             self.passes = (standing.passes, self.bar.get_time())
             if not self.console.is_terminal:
-                self.note(f"{label}: {standing.survivors} of {standing.samples} survive so far")
+                self.note(f"{label}: {standing.survivors} of {standing.samples} are left to it")
         assert self.task is not None
         seconds = self.bar.get_time() - self.passes[1]
         speed = (standing.passes - self.passes[0]) / seconds if seconds > 0 else 0.0

@@ -30,6 +30,8 @@ def command(records: tuple[str, ...], checkpoint: str | None, data_dir: str | No
 
     where, console = choose_device(device), Console()
     for path in records:
+        if len(records) > 1:
+            console.print(Text(plain(path), style="bold"), soft_wrap=True)
         record = read_record(path)
         images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
         loaded = load(record.job.defense.name, record.job.dataset.name, checkpoint, where, images.among)

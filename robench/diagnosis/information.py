@@ -172,7 +172,7 @@ def grids(found: Information) -> list[Grid]:
         tables.append(
             Grid(
                 title=f"{title}, {unit} · {content['threat']} · {content['n']} images, groups of {content['group']} · "
-                f"mean ± standard deviation of {len(content['seeds'])} seeds",
+                f"{_seeds(content, 'mean ± standard deviation of')}",
                 columns=("defense", "layer", *PAIRS.values()),
                 groups=tuple(groups),
                 names=frozenset(("defense",)),
@@ -185,11 +185,16 @@ def grids(found: Information) -> list[Grid]:
     return [*tables[:-1], Grid(**{**vars(last), "notes": (*last.notes, *places)})]
 
 
+def _seeds(content: Mapping[str, Any], what: str) -> str:
+    count = len(content["seeds"])
+    return f"{what} {count} seeds" if count > 1 else "one seed"
+
+
 def _said(found: Mapping[str, Sequence[float]], estimate: str) -> str:
     mean, deviation = mean_and_deviation(found[estimate])
-    text = f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.2g}")
+    text = f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.1g}")
     at_random = found.get(estimate + RANDOM)
-    return text + (f" ({mean_and_deviation(at_random)[0]:.3g})" if at_random else "")
+    return text + (f"\n({mean_and_deviation(at_random)[0]:.3g})" if at_random else "")
 
 
 def picture(content: dict[str, Any], path: Path) -> Path:
@@ -245,7 +250,7 @@ def picture(content: dict[str, Any], path: Path) -> Path:
     what = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
     figure.suptitle(
         f"What each layer z tells of its image; {style.literal(what)}\n"
-        f"bars: standard deviation of {len(content['seeds'])} seeds; "
+        f"{_seeds(content, 'bars: standard deviation of')}; "
         "dotted: rows put together at random, which share nothing but their kind",
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip

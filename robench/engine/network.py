@@ -162,6 +162,10 @@ class Network:
             # The same noise again: features and logits of one draw.
             with self._noise(who, x.device), computing(self.precision, x.device):
                 features = (alone(x),)
+        if not all(isinstance(each, Tensor) and len(each) == len(x) for each in features):
+            raise UsageError(
+                f"features(x) of this model are no tensors ({len(x)}, ...): one row an image is expected"
+            )
         return _checked(logits, x), tuple(each.float() for each in features)
 
     @contextlib.contextmanager

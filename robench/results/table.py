@@ -58,7 +58,7 @@ def _accuracy(accuracy: Accuracy, style: str = "bold") -> Text:
 def _details(record: Record, named: bool) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if named:
-        name = f"{record.job.defense.name} under {suite_label(record)}"
+        name = f"{record.job.defense.name} under {suite_label(record)}, {record.job.threat}"
         parts.append(Text(plain(name), style="bold"))
     parts += [attacks(record), Text()]
     if drawn := by_draws(record):

@@ -44,7 +44,7 @@ class Column:
         return np.stack([row for row in rows if row is not None])
 
 
-def unforeseen(records: Sequence[Record], ladder: str = "unforeseen") -> list[Grid]:
+def unforeseen(records: Sequence[Record], ladder: str | Suite = "unforeseen") -> list[Grid]:
     """A table for each set of images: a column a defense, a row an attack, their mean (mUA) and all at once.
 
     The mean's interval is a bootstrap over images, which all attacks share.
@@ -55,7 +55,7 @@ def unforeseen(records: Sequence[Record], ladder: str = "unforeseen") -> list[Gr
     Raises:
         UsageError: when there is no such ladder.
     """
-    suite = content.suites().get(ladder)
+    suite = ladder if isinstance(ladder, Suite) else content.suites().get(ladder)
     if suite is None or not any(rung.threats for rung in suite.rungs):
         known = ", ".join(name for name, s in content.suites().items() if any(r.threats for r in s.rungs))
         raise UsageError(f'no ladder of threats "{ladder}": expected one of {known}')

@@ -225,11 +225,13 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
         odd = [i for i in range(n) if e.rows[column][i] != fooled[i]]
         yield Finding(f"samples.{column}", not odd, f"1 where it is wrong, of one draw; {rows_named(odd)}")
     hits = Counter(name for name in fooled_by if is_attacked(name))
-    claimed = Counter()
+    tried, survived = Counter(), Counter()
     for cost in record.attacks:
-        claimed[cost.spec] += cost.attacked - cost.survivors
-    for spec in sorted({*hits, *claimed}):
-        yield equal(f"attacks.{spec}.survivors", claimed[spec], hits[spec], "samples it fooled")
+        tried[cost.spec] += cost.attacked
+        survived[cost.spec] += cost.survivors
+    for spec in sorted({*hits, *tried}):
+        left = tried[spec] - hits[spec]
+        yield equal(f"attacks.{spec}.survivors", survived[spec], left, "attacked, less the samples it fooled")
     yield from _chain(record, sum(right))
 
 

@@ -239,6 +239,16 @@ def test_one_class_alone_has_nobody_to_be_mistaken_for():
         attack("apgd-feature(targets=3)", model, x, model(x).argmax(1), threat="Linf:0.1")
 
 
+def test_features_of_another_shape_are_named():
+    class Odd(Linear):
+        def features(self, x):
+            return [x.flatten(1)]
+
+    model, x = Odd(4, (3, SIDE, SIDE)), images(4, SIDE)
+    with pytest.raises(UsageError, match=r"features\(x\) of this model are no tensors"):
+        attack("pgd-mi", model, x, model(x).argmax(1), threat="Linf:0.01")
+
+
 @pytest.mark.parametrize("spec", ["apgd+pgd-mi", "apgd+apgd-feature", 'square+apgd-mi(layers="all")'])
 def test_without_features_one_is_told_before_the_first_question(spec):
     model, calls = Linear(4, (3, SIDE, SIDE)), []
@@ -254,6 +264,7 @@ def test_without_features_one_is_told_before_the_first_question(spec):
         ('apgd-mi(layers="first")', "expected one of last, all"),
         ("apgd-mi(group=0)", "at least 1"),
         ('apgd-feature(loss="hinge")', "unknown loss"),
+        ("apgd-feature(weight=5.0)", "beside a loss: give a loss too"),
     ],
 )
 def test_wrong_arguments_are_refused(spec, message):

@@ -95,6 +95,28 @@ def test_everything_that_reads_records_reads_these(results, tmp_path):
     assert command("check", records[0].folder) == 0
 
 
+def test_a_run_of_a_ladder_says_each_threat_and_the_mean(results, ladder, capsys):
+    folder, records = results
+    said = ["run", "--defense", "pgd-at", "--attack", ladder, "--samples", "16", "--results", folder]
+    assert command(*said) == 0
+    out, err = capsys.readouterr()
+    mean = 100 * np.mean([record["robust_accuracy"]["value"] for record in records])
+    assert f"{mean:.2f}" in next(line for line in out.splitlines() if line.startswith("mean (mUA)"))
+    for threat in ("fog:0.5", "L0:9", "stadv(smooth=0.05):2"):
+        assert f", {threat}" in out and f", {threat}" in err
+
+
+def test_of_several_records_verify_says_which_it_speaks_of(results, capsys):
+    folders = [str(record.folder) for record in collect([results[0]])]
+    assert command("verify", *folders) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line in folders] == folders
+    for record in collect([results[0]]):
+        (cost,) = record.attacks
+        said = f"holds  attacks.{cost.spec}.survivors: {cost.survivors} "
+        assert any(line.startswith(said) for line in lines)
+
+
 def test_a_certificate_outside_the_budget_is_refused(results, tmp_path):
     folder, _ = results
     record = next(r for r in collect([folder]) if r.job.threat == "fog:0.5")

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 # A setting is drawn from this many values on.
 _LEAST = 2
+# One record of least distances answers for every radius up to its own: so many steps are drawn.
+_BETWEEN = 8
 
 
 def security(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Robust accuracy over the radius, from 0 (clean), a curve a defense with two or more, a picture an attack.
+    """Robust accuracy over the radius, from 0 (clean), a picture an attack.
+
+    A curve a defense with two radii or more, or with one record of least distances.
 
     Certificates count at every radius that holds them, so no curve rises.
     """
@@ -32,7 +36,7 @@ def security(records: Sequence[Record]) -> "dict[str, Figure]":
         threat = Threat.parse(job.threat)
         place = (
             job.dataset.name,
-            threat.name or threat.norm,
+            threat.kind,
             job.suite.name,
             job.knowledge,
             job.dataset.digest,
@@ -43,13 +47,23 @@ def security(records: Sequence[Record]) -> "dict[str, Figure]":
     for (dataset, norm, suite, knowledge, _), subjects in sorted(tables.items()):
         curves = []
         for (name, _, seed), own in sorted(subjects.items()):
-            if len(own) >= _LEAST:
-                radii = ["0", *(Threat.parse(own[eps].job.threat).text for eps in sorted(own))]
+            if radii := _radii(own):
                 (curve,) = over_radius.curves(radii, list(own.values()))
                 curves.append(replace(curve, defense=name + (f" (seed {seed})" if seed else "")))
         if curves:
             found[_free(found, f"{dataset}-{norm}-{suite}-{knowledge}")] = over_radius.figure(curves)
     return found
+
+
+def _radii(own: dict[float, Record]) -> list[str]:
+    """Where a curve has points: clean, at each record's radius, and between where one record answers for all."""
+    texts = [Threat.parse(own[eps].job.threat).text for eps in sorted(own)]
+    if len(own) >= _LEAST:
+        return ["0", *texts]
+    ((eps, record),) = own.items()
+    if all(specs.parse(spec).arguments.get("minimise") is True for spec in record.job.suite.attacks):
+        return ["0", *(f"{eps * i / _BETWEEN:.6g}" for i in range(1, _BETWEEN)), *texts]
+    return []
 
 
 def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
