@@ -117,8 +117,6 @@ def run_all(
         (find_cards if options.checkpoint else find_card)(name, protocol.dataset)
     # A suite of corruptions has no use for it.
     threat = Threat.parse(protocol.threat) if adversarial else None
-    if threat and not threat.name and threat.norm == "Linf" and threat.eps > 1:
-        options.note(f"pixels lie in [0, 1], so {threat} holds every image: Linf:8/255 is 8 grey levels")
     for suite in adversarial:
         assert threat
         if suite.rungs and knowledge:
@@ -150,6 +148,8 @@ def run_all(
         for line in each.notes:
             options.note(line)
         ready.append((each, images))
+    if threat and threat.eps >= threat.whole(*ready[0][1].x.shape[1:]):
+        options.note(f"{threat} holds every image there is: Linf:8/255 is 8 grey levels, L0:24 is 24 pixels")
     for each, images in ready:
         for suite in chosen:
             if suite not in adversarial:

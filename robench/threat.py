@@ -110,6 +110,12 @@ class Threat:
         """What it is without its radius: the norm, or the transformation."""
         return self.name or self.norm
 
+    def whole(self, channels: int, height: int, width: int) -> float:
+        """The radius from which on every image of that shape is within; infinite for a transformation."""
+        values = channels * height * width
+        most = {"Linf": 1, "L2": values**0.5, "L1": values, "L0": height * width, "patch": max(height, width)}
+        return math.inf if self.name else most[self.norm]
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.text}"
 

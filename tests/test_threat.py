@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robench.errors import UsageError
-from robench.threat import Threat, check_images
+from robench.threat import Threat, check_images, rownorm
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,14 @@ def test_clipped_perturbations_lie_in_the_ball(norm, eps, seed):
     clipped = threat.clip(delta)
     assert (threat.distance(x, x + clipped) <= threat.eps * (1 + 1e-5)).all()
     assert torch.allclose(threat.clip(clipped), clipped, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0", "patch"])
+def test_the_whole_of_a_norm_reaches_from_black_to_white_and_not_less(norm):
+    black, white = torch.zeros(1, 3, 4, 6), torch.ones(1, 3, 4, 6)
+    whole = Threat.parse(f"{norm}:1").whole(3, 4, 6)
+    assert rownorm(white - black, norm).item() == pytest.approx(whole)
+    assert not Threat.parse("fog:9").whole(3, 4, 6) < float("inf")
 
 
 def test_containment_needs_both_the_ball_and_the_box():
