@@ -15,7 +15,7 @@ from robench.errors import UsageError, unknown_name
 
 NORMS = ("Linf", "L2", "L1", "L0", "patch")
 # What is counted, not measured: their radii are whole numbers.
-_COUNTED = ("L0", "patch")
+COUNTED = ("L0", "patch")
 _NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?")
 
 
@@ -97,7 +97,7 @@ class Threat:
         text = "/".join(parts)
         norms = {each.lower(): each for each in NORMS}
         if norm := norms.get(name.lower()):
-            if norm in _COUNTED and not eps.is_integer():
+            if norm in COUNTED and not eps.is_integer():
                 raise UsageError(
                     f'radius of threat "{spec}" is {eps:g}: {norm} counts, expected a whole number'
                 )
@@ -162,7 +162,7 @@ class Threat:
         In Linf 127 steps reach the radius, so that a pixel is a byte; a pixel of an L2 or L1 ball is mostly a small
         part of the radius, and takes two. Where pixels are counted, 127 steps reach from black to white.
         """
-        if self.norm in _COUNTED:
+        if self.norm in COUNTED:
             return 1 / 127, torch.int8
         return (self.eps / 127, torch.int8) if self.norm == "Linf" else (self.eps / 32767, torch.int16)
 
@@ -189,7 +189,7 @@ class Threat:
         Raises:
             UsageError: in L0 and for patches, which no scaling reaches.
         """
-        if self.norm in _COUNTED:
+        if self.norm in COUNTED:
             raise UsageError(f"{self} cannot be clipped to: it counts pixels")
         if self.norm == "Linf":
             return delta.clamp(-self.eps, self.eps)

@@ -256,9 +256,11 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return b.index_copy(0, lanes, a.index_select(0, lanes))
 
 
-def finite(grad: Tensor) -> Tensor:
-    """A gradient whose NaN and infinite entries give no direction: they are 0."""
-    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+def finite(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """A gradient (S, ...) whose NaN and infinite entries give no direction, they are 0; and which rows have some."""
+    # A sum is finite where all its terms are, at a fraction of the price of looking at each.
+    broken = ~torch.isfinite(grad.flatten(1).sum(1))
+    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if bool(broken.any()) else grad, broken
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:

@@ -103,17 +103,20 @@ class Through(Attack[Any]):
             theta = self._theta(z)
             image = self._image(rows, theta)
             if answer.loss.dim() == 2:
-                return replace(
-                    answer, grad=torch.stack([_pull(image, z, g) for g in answer.grad.unbind(1)], 1)
-                )
-            grad = _pull(image, z, answer.grad)
-            if not self._change.penalised:
-                return replace(answer, grad=grad)
-            cost = self._change.penalty(theta)
-            (rise,) = torch.autograd.grad(cost.sum(), z)
-            return replace(answer, loss=answer.loss - cost.detach(), grad=grad - rise)
+                grad = torch.stack([_pull(image, z, g) for g in answer.grad.unbind(1)], 1)
+            else:
+                grad = _pull(image, z, answer.grad)
+            loss = answer.loss
+            if self._change.penalised and loss.dim() == 1:
+                cost = self._change.penalty(theta)
+                (rise,) = torch.autograd.grad(cost.sum(), z)
+                loss, grad = loss - cost.detach(), grad - rise
+        grad, broken = finite(grad)
+        if answer.broken is not None:
+            broken |= answer.broken
+        return replace(answer, loss=loss, grad=grad, broken=broken)
 
 
 def _pull(image: Tensor, z: Tensor, grad: Tensor) -> Tensor:
     (pulled,) = torch.autograd.grad(image, z, grad.to(image.dtype), retain_graph=True)
-    return finite(pulled)
+    return pulled

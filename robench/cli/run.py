@@ -162,9 +162,9 @@ def command(
 
     console = Console()
     console.print(run_table(records))
-    for suite in map(find_suite, attacks):
+    for suite in map(find_suite, dict.fromkeys(attacks or chosen.suites)):
         # What a ladder of threats is for is their mean.
-        if any(rung.threats for rung in suite.rungs):
+        if suite.rungs and all(rung.threats for rung in suite.rungs):
             for table in unforeseen(records, suite):
                 sys.stdout.write("\n" + render(table, "text", console.width))
     for record in records:

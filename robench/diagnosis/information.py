@@ -192,7 +192,9 @@ def _seeds(content: Mapping[str, Any], what: str) -> str:
 
 def _said(found: Mapping[str, Sequence[float]], estimate: str) -> str:
     mean, deviation = mean_and_deviation(found[estimate])
-    text = f"{mean:.3g}" + ("" if math.isnan(deviation) else f" ± {deviation:.1g}")
+    text = f"{mean:.3g}" + (
+        "" if math.isnan(deviation) else f" ± {deviation:.{1 if deviation < 9.5 else 2}g}"
+    )
     at_random = found.get(estimate + RANDOM)
     return text + (f"\n({mean_and_deviation(at_random)[0]:.3g})" if at_random else "")
 

@@ -137,8 +137,7 @@ class Network:
                 for i, column in enumerate(columns)
             ]
         grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
-        broken = ~torch.isfinite(grad.flatten(1)).all(1)
-        return Answer(x, logits.detach(), loss.detach(), finite(grad), broken)
+        return Answer(x, logits.detach(), loss.detach(), *finite(grad))
 
     def _call(self, x: Tensor, who: Who) -> Tensor:
         with self._noise(who, x.device), computing(self.precision, x.device):

@@ -280,8 +280,8 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     # NaN is a wrong answer where the record says so too, and proves nothing elsewhere.
     wrong_margin = _wrong_margin(logits, labels[attacked], predictions)
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
-    infinite = int(wrong_margin.isinf().sum())
-    by_nan = f", {infinite} of them by NaN" if infinite else ""
+    answerless = int((_answerless(logits) & (torch.tensor(predictions, dtype=torch.int64) == -1)).sum())
+    by_nan = f", {answerless} of them by NaN" if answerless else ""
     detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}; {rows_named(refuted)}"
     yield Finding("adversarials.delta", not refuted, detail)
 

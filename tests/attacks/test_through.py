@@ -12,6 +12,7 @@ from robench.direct import attack
 from robench.engine.attackers import build_attacks
 from robench.errors import UsageError
 from robench.threat import Threat
+from robench.transformations import Transformation
 from robench.transformations.jpeg import dct_basis
 from tests.attacks.driver import RowByRow, answer, check_lanes, problem, rows_of
 from tests.conftest import Linear, images
@@ -229,3 +230,19 @@ def test_the_name_is_canonical():
     assert str(Threat.parse("snow( power=4, grid=4 ):2")) == "snow(grid=4):2"
     assert Threat.parse("snow(grid=4):2") == Threat.parse(str(Threat.parse("snow(power=4, grid=4):2")))
     assert Threat.parse("fog:0.4") != Threat.parse("fog(decay=2.0):0.4")
+
+
+def test_a_transformation_whose_gradient_is_nan_is_told_of():
+    """A root at 0: the image is as sound as ever, its gradient in the parameter is not."""
+
+    class Root(Transformation):
+        def shape(self, channels, height, width):
+            return 1, 1, 1
+
+        def apply(self, x, theta, sample):
+            return x + theta + 0 * (theta - theta.detach()).sqrt()
+
+    model, x = Linear(3, (3, 8, 8)), images(3)
+    threat = Threat("Linf", 0.5, "0.5", "root", Root())
+    found = attack("pgd(steps=3)", model, x, model(x).argmax(1), threat=threat)
+    assert {"nonfinite-gradients", "zero-gradients"} <= {mark.code for mark in found.health}

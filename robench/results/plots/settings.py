@@ -10,7 +10,7 @@ from robench.results import security as over_radius
 from robench.results.plots.curves import Curve, Point, draw
 from robench.results.record import Record
 from robench.results.store import slug
-from robench.threat import Threat
+from robench.threat import COUNTED, Threat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,9 +61,10 @@ def _radii(own: dict[float, Record]) -> list[str]:
     if len(own) >= _LEAST:
         return ["0", *texts]
     ((eps, record),) = own.items()
-    if all(specs.parse(spec).arguments.get("minimise") is True for spec in record.job.suite.attacks):
-        return ["0", *(f"{eps * i / _BETWEEN:.6g}" for i in range(1, _BETWEEN)), *texts]
-    return []
+    least = all(specs.parse(spec).arguments.get("minimise") is True for spec in record.job.suite.attacks)
+    if not least or Threat.parse(record.job.threat).norm in COUNTED:
+        return []
+    return ["0", *(f"{eps * i / _BETWEEN:.6g}" for i in range(1, _BETWEEN)), *texts]
 
 
 def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
