@@ -36,7 +36,7 @@ from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, Suit
 from robench.results.store import PARTIAL, make_record, record_folder, write_record
 from robench.specs import split
 from robench.subset import Subset
-from robench.threat import Threat, check_images
+from robench.threat import Threat, check_images, whole
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ def run_all(
         for line in each.notes:
             options.note(line)
         ready.append((each, images))
-    if threat and threat.eps >= threat.whole(*ready[0][1].x.shape[1:]):
+    # At that distance itself it may be meant.
+    if threat and not threat.name and threat.eps > whole(threat.norm, *ready[0][1].x.shape[1:]):
         options.note(f"{threat} holds every image there is: Linf:8/255 is 8 grey levels, L0:24 is 24 pixels")
     for each, images in ready:
         for suite in chosen:

@@ -48,6 +48,19 @@ def _extent(hit: Tensor) -> Tensor:
     return (last - first + 1).clamp_min(0)
 
 
+def whole(norm: str, channels: int, height: int, width: int) -> float:
+    """How far the two images of that shape that differ most are: from black to white."""
+    values = channels * height * width
+    most = {
+        "Linf": 1,
+        "L2": math.sqrt(values),
+        "L1": values,
+        "L0": height * width,
+        "patch": max(height, width),
+    }
+    return most[norm]
+
+
 @dataclass(frozen=True)
 class Threat:
     """All images within `eps` of the clean one in `norm`, and inside [0, 1].
@@ -109,12 +122,6 @@ class Threat:
     def kind(self) -> str:
         """What it is without its radius: the norm, or the transformation."""
         return self.name or self.norm
-
-    def whole(self, channels: int, height: int, width: int) -> float:
-        """The radius from which on every image of that shape is within; infinite for a transformation."""
-        values = channels * height * width
-        most = {"Linf": 1, "L2": values**0.5, "L1": values, "L0": height * width, "patch": max(height, width)}
-        return math.inf if self.name else most[self.norm]
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.text}"

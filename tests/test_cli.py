@@ -359,7 +359,7 @@ def test_an_empty_threat_is_not_the_default_one(robench_cli):
     assert (code, out) == (2, "") and "threat" in err and len(err.splitlines()) <= 2
 
 
-@pytest.mark.parametrize(("attack", "threat"), [("fgsm", "Linf:8"), ("patch-rs(queries=9)", "patch:16")])
+@pytest.mark.parametrize(("attack", "threat"), [("fgsm", "Linf:8"), ("patch-rs(queries=9)", "patch:17")])
 def test_a_radius_that_holds_every_image_is_pointed_out(robench_cli, attack, threat):
     code, out, err = robench_cli(
         "run", "--defense", "standard", "--attack", attack, "--threat", threat, "--samples", "4", "--json"

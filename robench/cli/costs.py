@@ -33,7 +33,7 @@ def costs(name: str, threat: str | None = None, classes: int = CLASSES) -> tuple
         raise UsageError(f"{suite.name} is a ladder of runs: each has attacks of its own")
     if threat is not None:
         chosen = Threat.parse(threat)
-        return chosen.name or chosen.norm, passes(tuple(suite.specs(chosen.norm)), chosen, classes)
+        return chosen.kind, passes(tuple(suite.specs(chosen.norm)), chosen, classes)
     spec = specs.parse(suite.attacks[0])
     refused: UsageError | None = None
     norms = specs.build(spec, registry.attacks.get(spec.name)).norms

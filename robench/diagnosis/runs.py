@@ -1,7 +1,6 @@
 """What a diagnosis learns from runs, each a record: a radius that must reach 0, and more steps."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from robench.evaluate import Options, run_all
 from robench.results.record import Record
 from robench.results.samples import read_samples
 from robench.results.statistics import mcnemar
+from robench.threat import whole
 
 RUNS = "runs"
 STEPS = (20, 40, 80)
@@ -43,10 +43,9 @@ class Played:
         return (*self.steps, self.grey, self.everywhere)
 
 
-def radius(norm: str, pixels: int, share: float) -> str:
-    """The threat in which each of so many values of an image may change by `share`."""
-    size = {"Linf": share, "L2": share * math.sqrt(pixels), "L1": share * pixels}[norm]
-    return f"{norm}:{size:.6g}"
+def radius(norm: str, shape: Sequence[int], share: float) -> str:
+    """The threat in which each value of an image (C, H, W) may change by `share`."""
+    return f"{norm}:{share * whole(norm, *shape):.6g}"
 
 
 def play(case: Case, name: str, folder: Path, options: Options) -> Played:
@@ -67,13 +66,13 @@ def play(case: Case, name: str, folder: Path, options: Options) -> Played:
         return record
 
     strong = case.spec(ATTACKS[case.threat.norm], steps=FAR)
-    pixels = case.x[0].numel()
+    shape = case.x.shape[1:]
     return Played(
         steps=tuple(
             run(case.protocol.threat, case.spec(plain[0], steps=steps, **plain[1])) for steps in STEPS
         ),
-        grey=run(radius(case.threat.norm, pixels, 0.5), strong),
-        everywhere=run(radius(case.threat.norm, pixels, 1.0), strong),
+        grey=run(radius(case.threat.norm, shape, 0.5), strong),
+        everywhere=run(radius(case.threat.norm, shape, 1.0), strong),
     )
 
 

@@ -18,7 +18,7 @@ from robench.corruption.suite import Cell
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data import Images
 from robench.data.corruptions import chunks, spans, tensor
-from robench.engine.network import Model, Network, frozen
+from robench.engine.network import Model, Network, frozen, undefined
 from robench.engine.progress import Progress
 from robench.engine.store import Store
 from robench.random import Stream
@@ -106,7 +106,7 @@ def play(
     for number, answer in enumerate(asked, done):
         best = answer.logits.topk(min(2, answer.logits.shape[1]), 1)
         # A NaN among the logits is a wrong answer: argmax would make it a class.
-        told = torch.where(answer.logits.isnan().any(1), -1, best.indices[:, 0])
+        told = torch.where(undefined(answer.logits), -1, best.indices[:, 0])
         if answer.cell < 0:
             state["clean"][answer.rows] = told
             state["margin"][answer.rows] = best.values[:, 0] - best.values[:, -1]

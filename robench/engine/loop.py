@@ -189,7 +189,8 @@ class Loop:
             self.playing = active
             self.rows = replace(self.rows, active=active.to(self.battle.device))
         ask = attack.ask(problem, self.rows, self.state)
-        asked, points = ask.x, ask.x if ask.point is None else ask.point
+        asked = ask.x
+        points = asked if ask.point is None else ask.point
         if self.minimises:
             # The nearest image lies on the boundary: asked as it will be kept, rounding cannot cost its verdict.
             points = problem.threat.as_recorded(self.rows.x, points)

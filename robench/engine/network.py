@@ -208,15 +208,20 @@ def pad(x: Tensor, length: int) -> Tensor:
     return x if missing == 0 else torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
 
+def undefined(logits: Tensor) -> Tensor:
+    """Rows with a NaN among their logits, which answer nothing, bool (N,)."""
+    return logits.isnan().any(1)
+
+
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
     """Which rows are not classified as `y`, bool (N,). A NaN among the logits is a wrong answer: it must
     not pass for class 0, which is what argmax makes of it."""
-    return (logits.argmax(1) != y) | logits.isnan().any(1)
+    return (logits.argmax(1) != y) | undefined(logits)
 
 
 def answer(logits: Tensor) -> Tensor:
     """The class of each row, int64 (N,); -1 where a logit is NaN."""
-    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+    return torch.where(undefined(logits), -1, logits.argmax(1))
 
 
 def vote(answers: Tensor) -> Tensor:

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from robench.engine.network import undefined
+
 # Other devices and batch shapes round logits elsewhere; an attack stops at the boundary, where that can turn
 # a verdict. A difference of logits below this is called a tie and said so, never counted as proven.
 TIE = 1e-3
@@ -31,6 +36,18 @@ def equal(field: str, said: Any, actual: Any, what: str) -> Finding:
     if said == actual:
         return Finding(field, True, f"{_short(said)} ({what})")
     return Finding(field, False, f"the record says {_short(said)}, found {_short(actual)} ({what})")
+
+
+def disagreeing(logits: Tensor, said: list[int]) -> tuple[list[int], int]:
+    """Rows whose recorded prediction (-1 for NaN) is none of these logits (M, K), and how many of the others lie on a
+    boundary, where rounding decides."""
+    recorded = torch.tensor(said, dtype=torch.int64)
+    best, found = logits.nan_to_num(-torch.inf).max(1)
+    known = (recorded >= 0) & (recorded < logits.shape[1])
+    chosen = logits.gather(1, recorded.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+    held = torch.where(undefined(logits), recorded == -1, known & (best - chosen < TIE))
+    ties = int((held & known & (found != recorded)).sum())
+    return (~held).nonzero().flatten().tolist(), ties
 
 
 def rows_named(rows: list[int]) -> str:

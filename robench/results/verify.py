@@ -6,7 +6,7 @@ most the figure. What it cannot prove: that no stronger attack would lower it, a
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from robench.data._pixels import Stack
 from robench.defenses import Loaded
 from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import asks_judge
-from robench.engine.network import Judge, Network
+from robench.engine.network import Judge, Network, undefined
 from robench.errors import CheckFailed, ResourceError, RobenchError
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import samples as samples_file
 from robench.results import verify_corruption
 from robench.results.certificates import Certificates, is_attacked, read_certificates
-from robench.results.findings import TIE, Finding, equal, rows_named
+from robench.results.findings import TIE, Finding, disagreeing, equal, rows_named
 from robench.results.record import Record, read_record
 from robench.results.samples import input_digests, read_samples
 from robench.results.statistics import Accuracy
@@ -280,8 +280,8 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     # NaN is a wrong answer where the record says so too, and proves nothing elsewhere.
     wrong_margin = _wrong_margin(logits, labels[attacked], predictions)
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
-    answerless = int((_answerless(logits) & (torch.tensor(predictions, dtype=torch.int64) == -1)).sum())
-    by_nan = f", {answerless} of them by NaN" if answerless else ""
+    nothing = int(_by_nan(logits, predictions).sum())
+    by_nan = f", {nothing} of them by NaN" if nothing else ""
     detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}; {rows_named(refuted)}"
     yield Finding("adversarials.delta", not refuted, detail)
 
@@ -336,33 +336,28 @@ def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.devi
     return torch.cat(parts) if parts else torch.zeros(0, 2)
 
 
-def _answerless(logits: Tensor) -> Tensor:
-    """Rows with a NaN among their logits, bool (M,): recorded as -1."""
-    return logits.isnan().any(1)
-
-
 def _wrong_margin(logits: Tensor, labels: Tensor, said: list[int]) -> Tensor:
-    """How far the best wrong logit lies above the right one, (M,); infinitely where one is NaN and the record `said`
-    -1, NaN where it said something else."""
-    if not len(logits):
-        return torch.zeros(0)
+    """How far the best wrong logit lies above the right one, (M,).
+
+    NaN is a wrong answer, infinitely far, where the record `said` -1 of it; elsewhere it proves nothing and stays NaN.
+    """
     right = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf)
     margins = (others.amax(1, keepdim=True) - right).squeeze(1)
-    margins = torch.where(_answerless(logits), torch.nan, margins)
-    return torch.where(_answerless(logits) & (torch.tensor(said) == -1), torch.inf, margins)
+    return margins.masked_fill(_by_nan(logits, said), torch.inf)
 
 
-def _predictions(field: str, logits: Tensor, said: list[int], rows: Any) -> Finding:
-    best, classes = logits.max(1) if len(logits) else (torch.zeros(0), None)
-    answer = torch.tensor(said, dtype=torch.int64)
-    known = (answer >= 0) & (answer < logits.shape[1])
-    chosen = logits.gather(1, answer.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
-    held = torch.where(_answerless(logits), answer == -1, known & (best - chosen < TIE))
-    broken = [rows[i] for i in (~held).nonzero().flatten().tolist()]
-    ties = 0 if classes is None else int((held & known & (classes != answer)).sum())
+def _by_nan(logits: Tensor, said: list[int]) -> Tensor:
+    """Rows that are NaN and that the record says so of, bool (M,)."""
+    return undefined(logits) & (torch.tensor(said, dtype=torch.int64) == -1)
+
+
+def _predictions(field: str, logits: Tensor, said: list[int], rows: Sequence[int]) -> Finding:
+    broken, ties = disagreeing(logits, said)
     tied = f", {ties} of them a tie here" if ties else ""
-    return Finding(field, not broken, f"{len(said)} predictions{tied}; {rows_named(broken)}")
+    return Finding(
+        field, not broken, f"{len(said)} predictions{tied}; {rows_named([rows[i] for i in broken])}"
+    )
 
 
 def _column(e: _Evidence, name: str, actual: list[Any]) -> Finding:

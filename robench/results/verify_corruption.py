@@ -16,10 +16,10 @@ from robench import content
 from robench.corruption.make import library
 from robench.corruption.suite import cells, corruptions
 from robench.data._base import Images
-from robench.engine.corruption import Answers, answers
+from robench.engine.corruption import answers
 from robench.results.corruption import figures, first_wrong, normaliser
 from robench.results.corruption_record import of_record, shown_accuracies
-from robench.results.findings import TIE, Finding, equal, rows_named
+from robench.results.findings import Finding, disagreeing, equal, rows_named
 from robench.results.record import Record
 from robench.results.samples import input_digests, read_samples
 from robench.results.statistics import Accuracy
@@ -142,10 +142,10 @@ def _replay(
         lanes=job.batch_size,
         stochastic=stochastic,
     ):
-        wrong, tied = _differing(answer, told[answer.cell])
+        wrong, tied = disagreeing(answer.logits, told[answer.cell][answer.rows])
         ties += tied
         if wrong:
-            broken.setdefault(answer.cell, []).extend(wrong)
+            broken.setdefault(answer.cell, []).extend(answer.rows.start + row for row in wrong)
         if answer.cell >= 0:
             digests[answer.cell].update(bytes.fromhex(answer.digest))
     same = [
@@ -166,16 +166,3 @@ def _replay(
         first = min(broken)
         detail += f"; {asked[first].name} {asked[first].severity}: {rows_named(broken[first])}"
     yield Finding("samples.corrupted", not broken, detail)
-
-
-def _differing(answer: Answers, said: list[int]) -> tuple[list[int], int]:
-    """Rows whose prediction is another one, and how many are on a boundary, where rounding decides."""
-    logits = answer.logits
-    recorded = torch.tensor(said[answer.rows], dtype=torch.int64)
-    undefined = logits.isnan().any(1)
-    best, found = logits.nan_to_num(-torch.inf).max(1)
-    known = (recorded >= 0) & (recorded < logits.shape[1])
-    chosen = logits.gather(1, recorded.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
-    held = torch.where(undefined, recorded == -1, known & (best - chosen < TIE))
-    ties = int((held & ~undefined & (found != recorded)).sum())
-    return [answer.rows.start + i for i in (~held).nonzero().flatten().tolist()], ties

@@ -132,7 +132,7 @@ def test_gradients_of_a_linear_classifier_agree_and_those_of_noise_do_not():
 
 @pytest.mark.parametrize(("norm", "grey"), [("Linf", "0.5"), ("L2", "6.9282"), ("L1", "96")])
 def test_the_grey_radius_reaches_grey_from_every_image(norm, grey):
-    threat = runs.radius(norm, 192, 0.5)
+    threat = runs.radius(norm, (3, 8, 8), 0.5)
     assert threat == f"{norm}:{grey}"
     from robench.threat import Threat
 
