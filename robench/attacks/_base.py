@@ -148,7 +148,8 @@ class Attack(Generic[S]):
 
     An attack for the least distance may have a field `minimise`: where it is set, a row that has fooled plays on
     to its end, and the nearest image is kept. `transfers` says that images are made for another network than the
-    one asked: where the attacker hears no verdict, the row plays to its end, and its best point is judged.
+    one asked: where the attacker hears no verdict, the row plays to its end, and its best point is judged. Under
+    `judged_at_end` that is so for every attacker.
     """
 
     ascends: ClassVar[bool] = False
@@ -173,6 +174,11 @@ class Attack(Generic[S]):
     def norms(self) -> tuple[str, ...]:
         """The norms the attack is defined for."""
         return ("Linf", "L2", "L1")
+
+    @property
+    def judged_at_end(self) -> bool:
+        """Whether `best` alone is judged, once a row has played to its end, and no point on the way."""
+        return False
 
     @property
     def questions(self) -> int:

@@ -1,5 +1,6 @@
 """Towards deep learning models resistant to adversarial attacks (Madry et al. 2018, arXiv 1706.06083)."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,12 +30,15 @@ class PGD(Attack[PGDState]):
 
     Args:
         loss: "ce", "dlr" or "margin".
-        steps: iterations; one forward and one backward pass each, and one more at the end.
+        steps: iterations; one forward and one backward pass each, and one more at the end unless `last`.
         step_size: in [0, 1] pixels; 0 means 2.5 eps / steps.
+        rel_step_size: the step size as a fraction of eps, in place of `step_size`; 0 means that it is not given.
         random_start: start at a random point of the ball, or at the image.
         targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
         restarts: random starts (a target).
         eot: draws of a randomised surrogate averaged for each gradient.
+        last: judge the last iterate only, as many papers' own code does. By default every iterate is judged, which
+            is at least as strong.
     """
 
     ascends: ClassVar[bool] = True
@@ -42,16 +46,27 @@ class PGD(Attack[PGDState]):
     loss: str = "ce"
     steps: int = 20
     step_size: float = 0.0
+    rel_step_size: float = 0.0
     random_start: bool = True
     targets: int = 0
     restarts: int = 1
     eot: int = 1
+    last: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_loss(self.loss)
-        if self.step_size < 0:
-            raise ValueError(f"step_size={self.step_size!r}: expected 0 (automatic) or more")
+        for name in ("step_size", "rel_step_size"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected 0 (automatic) or more")
+        if self.step_size and self.rel_step_size:
+            raise ValueError("step_size and rel_step_size: expected one of them")
+        if not isinstance(self.last, bool):
+            raise ValueError(f"last={self.last!r}: expected True or False")
+
+    @property
+    def judged_at_end(self) -> bool:
+        return self.last
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -69,15 +84,15 @@ class PGD(Attack[PGDState]):
     def tell(self, problem: Problem, rows: Rows, state: PGDState, answer: Answer) -> PGDState:
         threat = problem.threat
         better = answer.loss > state.best_loss
-        size = self.step_size or 2.5 * threat.eps / self.steps
+        size = self.step_size or self.rel_step_size * threat.eps or 2.5 * threat.eps / self.steps
         x = into_ball(state.x + size * normalize(answer.grad, threat.norm), rows, threat)
         return PGDState(
             x=x,
-            best=where(better, state.x, state.best),
+            best=x if self.last else where(better, state.x, state.best),
             best_loss=torch.where(better, answer.loss, state.best_loss),
             step=state.step + 1,
             target=state.target,
         )
 
     def finished(self, state: PGDState) -> Tensor:
-        return state.step > self.steps
+        return state.step >= self.steps if self.last else state.step > self.steps

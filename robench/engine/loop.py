@@ -12,7 +12,8 @@ plays on as company.
 
 An attack that minimises (`Attack.minimise`) is not over when it fools: every row plays to its end, and the nearest
 image that fools is kept, of all ranks. One that transfers (`Attack.transfers`) plays to its end where the attacker
-may not ask the judge, for the surrogate's verdict is not what it works for; its best point is judged then.
+may not ask the judge, for the surrogate's verdict is not what it works for; its best point is judged then. One whose
+last iterate alone counts (`Attack.judged_at_end`) plays to its end against every defense.
 """
 
 from collections.abc import Callable
@@ -68,7 +69,9 @@ class Loop:
         self.images = 0
         self.nonfinite = 0
         self.minimises = minimises(battle.attack)
-        self.unheard = battle.blind and (self.minimises or battle.attack.transfers)
+        self.unheard = battle.attack.judged_at_end or (
+            battle.blind and (self.minimises or battle.attack.transfers)
+        )
         # How far the kept image of each lane is, where that matters.
         self.kept_distance = torch.full((self.lanes,), torch.inf, dtype=torch.float64)
         self.watch = Watch(
@@ -312,7 +315,7 @@ class Loop:
                 )
         reached = self.kept_draws >= (1 if battle.blind else full)
         over = active & (finished if self.minimises else reached | finished)
-        if not battle.same:
+        if not battle.same or battle.attack.judged_at_end:
             # What the search held for its best is judged too, where it found nothing that fools.
             hopeless = (over & (self.kept_draws == 0)).nonzero()[:, 0]
             if len(hopeless):
