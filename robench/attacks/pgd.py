@@ -38,7 +38,7 @@ class PGD(Attack[PGDState]):
         restarts: random starts (a target).
         eot: draws of a randomised surrogate averaged for each gradient.
         last: judge the last iterate only, as many papers' own code does. By default every iterate is judged, which
-            is at least as strong.
+            is at least as strong on a deterministic defense.
     """
 
     ascends: ClassVar[bool] = True

@@ -64,13 +64,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: a data set, a threat, rows and columns."""
+    """One table: a data set, a threat, rows and columns; `notes` say how its figures were measured."""
 
     title: str
     dataset: str
     threat: str
     columns: list[Any]
     rows: list[Any]
+    notes: list[str] = field(default_factory=list)
     path: Path = Path()
 
 
@@ -215,7 +216,7 @@ def _grid(table: Table, records: Sequence[Record]) -> Grid:
         groups=(tuple(lines),),
         names=frozenset(("",)),
         numbers=frozenset(columns),
-        notes=(*_sources(table), *_images(table, records), *_commands(table, empty)),
+        notes=(*table.notes, *_sources(table), *_images(table, records), *_commands(table, empty)),
     )
 
 
@@ -247,6 +248,7 @@ def _measured(table: Table, row: Row, column: Column, records: Sequence[Record])
     """Our record of a cell: of most images, and among those the one that leaves least."""
     threat = Threat.parse(table.threat)
     wanted = _specs(column, threat) if column.attack else None
+    level = _level(row, column)
     fitting = [
         record
         for record in records
@@ -254,9 +256,15 @@ def _measured(table: Table, row: Row, column: Column, records: Sequence[Record])
         and record.job.defense.name == row.defense
         and same_threat(record.job.threat, table.threat)
         and specs.parse(record.job.dataset.name).name == table.dataset
-        and (wanted is None or (record.job.suite.attacks, record.job.knowledge) == (wanted, column.knowledge))
+        and (wanted is None or (record.job.suite.attacks, record.job.knowledge) == (wanted, level))
     ]
     return min(fitting, key=lambda r: (-r.job.n, r.robust_accuracy.value), default=None)
+
+
+def _level(row: Row, column: Column) -> str:
+    """What the attacker of a cell knows: everything, of a defense without a purifier to be ignorant of."""
+    card = content.cards().get(row.defense)
+    return "full" if card and not card.classifier else column.knowledge
 
 
 def _specs(column: Column, threat: Threat) -> tuple[str, ...]:
@@ -311,7 +319,8 @@ def _commands(table: Table, empty: list[tuple[Row, list[Column]]]) -> Iterator[s
     for row, columns in empty:
         levels: dict[str, list[str]] = {}
         for column in columns:
-            levels.setdefault(column.knowledge, []).append(column.attack)
+            attacks = levels.setdefault(_level(row, column), [])
+            attacks += [column.attack] if column.attack not in attacks else []
         for level, attacks in levels.items():
             # Clean accuracy comes with any attack's record.
             named = [name for name in attacks if name]

@@ -7,12 +7,16 @@ import io
 import pytest
 
 from robench import content
+from robench.attacks.pgd import PGD
 from robench.cli.main import main
+from robench.direct import find_suite
+from robench.engine.attackers import build_attacks
 from robench.errors import UsageError
 from robench.results.grid import FORMATS
 from robench.results.papers import find_paper, grids, papers, read, text
 from robench.results.record import SuiteFacts
 from robench.results.wording import interval, percent
+from robench.threat import Threat
 from tests.results.fabricate import make_run
 
 AUTOATTACK = ("apgd", 'apgd(loss="dlr", targets=9)', "fab(targets=9)", "square")
@@ -45,15 +49,67 @@ def test_what_was_not_found_is_no_number():
         v for (table, _, column), v in found.items() if "Tiny" in table and column in ("natural", "PGD-20")
     } == {"not found"}
     maep = cells(find_paper("maep"))
-    assert [
-        maep[table, "MAEP", "AutoAttack"] for table, row, c in maep if (row, c) == ("MAEP", "AutoAttack")
-    ] == [
-        "87.29",
-        "about 74",
-        "–",
-    ]
+    assert [maep[key] for key in maep if key[1:] == ("MAEP", "oblivious")] == ["87.29", "about 74", "–"]
     de3 = cells(find_paper("de3"))
     assert not any(value[0].isdigit() for value in de3.values())
+
+
+def test_a_column_of_maep_holds_one_kind_of_attacker():
+    """MAEP's own figures are oblivious ones; those of other purifiers that it cites are adaptive ones."""
+    found = cells(find_paper("maep"))
+    numbers = {key[1:]: cell for key, cell in found.items() if cell[:1].isdigit() or "about" in cell}
+    assert {column for row, column in numbers if row == "MAEP"} == {"oblivious"}
+    assert {column for row, column in numbers if row != "MAEP"} == {"adaptive"}
+    (cifar, imagenet, _) = find_paper("maep").tables
+    assert found[cifar.title, "DiffPure", "adaptive"] == "70.64"
+    assert found[imagenet.title, "DiffPure", "adaptive"] == "68.60"
+    assert found[imagenet.title, "ScoreOpt", "adaptive"] == "68.05"
+
+
+# Linf radius and data set of a table -> the step of its PGD, in pixels, as the authors' code has it.
+PUBLISHED_STEPS = {
+    ("mimir", "cifar10", "Linf:8/255"): 2 / 255,
+    ("mimir", "imagenet", "Linf:2/255"): 1 / 255,
+    ("mimir", "imagenet", "Linf:4/255"): 1 / 255,
+    ("de3", "imagenet", "Linf:4/255"): 2 / 255,
+}
+
+
+@pytest.mark.parametrize("place", PUBLISHED_STEPS, ids="-".join)
+def test_pgd_takes_the_published_step_and_judges_the_last_iterate(place):
+    name, dataset, threat = place
+    tables = [t for t in find_paper(name).tables if (t.dataset, t.threat) == (dataset, threat)]
+    texts = {
+        c.attack for table in tables for c in table.columns if c.name in ("PGD-20", "gray box", "white box")
+    }
+    assert texts
+    radius = Threat.parse(threat)
+    for spec in texts:
+        ((_, pgd),) = build_attacks(find_suite(spec).specs("Linf"), radius)
+        assert isinstance(pgd, PGD) and pgd.last
+        assert pgd.rel_step_size * radius.eps == pytest.approx(PUBLISHED_STEPS[place])
+    notes = " ".join(table.notes[0] if table.notes else "" for table in tables) + " ".join(
+        find_paper(name).notes
+    )
+    assert "the last iterate alone counts" in notes
+
+
+def test_without_a_purifier_gray_box_and_white_box_are_one_record(tmp_path):
+    white = make_run(
+        tmp_path,
+        suite=SuiteFacts("de3-pgd-10", ("pgd(last=True, rel_step_size=0.5, steps=10)",)),
+        threat="Linf:0.1",
+        defense="de3-classifier-digits",
+    ).record()
+    table = grids(find_paper("de3"), [white])[-1]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row[""] == "De^3, sigma off"
+    assert row["gray box, ours"] == row["white box, ours"] != "–"
+    assert not any("de3-classifier-digits" in note for note in table.notes if note.startswith("–"))
+    # A purifier's white box says nothing of its gray box.
+    assert dict(zip(table.columns, table.rows[2], strict=True))["gray box, ours"] == "–"
+    commands = [note for note in grids(find_paper("de3"), [])[-1].notes if note.startswith("–")]
+    assert not any("classifier" in note and "oblivious" in note for note in commands)
 
 
 @pytest.mark.parametrize("name", ["mimir", "maep", "de3"])
@@ -80,7 +136,7 @@ def test_ours_stand_beside_with_intervals_and_missing_ones_say_the_command(tmp_p
     assert row["natural, ours"].startswith(percent(record.clean_accuracy))
     assert row["PGD-20, ours"] == row["AutoAttack"] == "–"
     assert "ours, on 30 images, 95 % intervals: MIMIR" in table.notes
-    assert "–: robench run --defense mimir-digits --attack pgd-20 --protocol digits-linf" in table.notes
+    assert "–: robench run --defense mimir-digits --attack mimir-pgd-20 --protocol digits-linf" in table.notes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""PGD's step size, absolute and relative, and the choice between every iterate and the last one."""
+
+import pytest
+import torch
+from torch import nn
+
+from robench import attack, load_defense
+from robench.data import load_dataset
+from robench.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_dataset("digits", "test", 40)
+    return data.x[:], data.y
+
+
+class Window(nn.Module):
+    """Fooled only while the mean of the image lies in a window: a walk upward passes through it and leaves it."""
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        inside = ((mean > 0.52) & (mean < 0.56)).float()
+        return torch.stack([5 - 9 * inside - mean, mean], 1)
+
+
+@pytest.fixture
+def passed_through():
+    """Images whose third to fifth iterate lies in the window, whose last lies beyond it."""
+    return torch.full((4, 3, 4, 4), 0.5), torch.zeros(4, dtype=torch.int64)
+
+
+def test_by_default_every_iterate_counts_and_with_last_only_the_last(passed_through):
+    x, y = passed_through
+    walk = "steps=10, rel_step_size=0.1, random_start=False"
+    every = attack(f"pgd({walk})", Window(), x, y, threat="Linf:0.1")
+    assert not every.robust.any()
+    last = attack(f"pgd({walk}, last=True)", Window(), x, y, threat="Linf:0.1")
+    assert last.robust.all()
+    short = attack(
+        "pgd(steps=4, step_size=0.01, random_start=False, last=True)", Window(), x, y, threat="Linf:0.1"
+    )
+    assert not short.robust.any()
+
+
+@pytest.mark.parametrize("threat", ["Linf:0.1", "L2:1"])
+def test_with_last_the_image_returned_is_the_last_iterate(digits, threat):
+    """Against plain PGD, written out."""
+    x, y = digits
+    model = load_defense("pgd-at-digits")
+    result = attack(
+        "pgd(steps=5, rel_step_size=0.5, random_start=False, last=True)", model, x, y, threat=threat
+    )
+    norm, eps = threat.split(":")[0], float(threat.split(":")[1])
+    point = x.clone()
+    for _ in range(5):
+        point.requires_grad_()
+        loss = nn.functional.cross_entropy(model(point), y, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, point)
+        with torch.no_grad():
+            if norm == "Linf":
+                point = (point + eps / 2 * grad.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+            else:
+                step = grad / (grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1e-12)
+                delta = point + eps / 2 * step - x
+                size = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                point = (x + delta * (eps / (size + 1e-12)).clamp(max=1)).clamp(0, 1)
+    with torch.no_grad():
+        fooled = model(point).argmax(1) != y
+    assert 0 < int(fooled.sum()) < len(y)
+    assert (~result.robust == fooled).float().mean() >= 0.95
+    # A record keeps perturbations in whole grains.
+    attacked = ~result.robust & (model(x).argmax(1) == y)
+    assert (result.x_adv[attacked] - point[attacked]).abs().max() < eps / 100
+
+
+def test_with_last_a_row_costs_its_steps_and_no_more(digits):
+    x, y = digits
+    model = load_defense("standard-digits")
+    right = int((model(x).argmax(1) == y).sum())
+    result = attack("pgd(steps=7, last=True)", model, x, y, threat="Linf:0.1")
+    assert result.attacks[0].forward == result.attacks[0].backward == 7 * right
+
+
+@pytest.mark.parametrize("knowledge", ["same", "other"])
+def test_last_is_heard_by_no_attacker_on_the_way(digits, knowledge):
+    """The batch size and the judge's patience change nothing, be the judge the surrogate or not."""
+    x, y = digits
+    model = load_defense("mimir-digits")
+    precision = {"same": "fp32", "other": "bf16"}[knowledge]
+    one, two = (
+        attack(
+            "pgd(steps=6, last=True)", model, x, y, threat="Linf:0.13", batch_size=size, precision=precision
+        )
+        for size in (8, 40)
+    )
+    if precision == "fp32":
+        assert torch.equal(one.robust, two.robust)
+    assert one.attacks[0].forward % 6 == two.attacks[0].forward % 6 == 0
+
+
+def test_a_relative_step_is_the_absolute_one_times_the_radius(digits):
+    x, y = digits
+    model = load_defense("pgd-at-digits")
+    specs = (
+        "pgd(steps=5, step_size=0.03, random_start=False)",
+        "pgd(rel_step_size=0.3, steps=5, random_start=False)",
+    )
+    one, two = (attack(spec, model, x, y, threat="Linf:0.1") for spec in specs)
+    assert torch.equal(one.robust, two.robust) and torch.allclose(one.x_adv, two.x_adv, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("rel_step_size=-0.1", "rel_step_size=-0.1: expected 0"),
+        ("step_size=1e999", "step_size=inf: expected 0"),
+        ("step_size=0.1, rel_step_size=0.1", "expected one of them"),
+        ("last=1", "last=1: expected True or False"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(digits, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        attack(f"pgd({arguments})", load_defense("standard-digits"), *digits, threat="Linf:0.1")
