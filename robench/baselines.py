@@ -1,11 +1,11 @@
 """Which checks to make: a record's folder, or a TOML file that lists several."""
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robench.errors import ResourceError, UsageError
+from robench.content import read_toml
+from robench.errors import UsageError
 
 # Fields of a [[check]] with their types; numbers may be whole.
 _FIELDS: dict[str, type] = {
@@ -42,12 +42,7 @@ def read_baselines(path: Path | str) -> list[Baseline]:
     path = Path(path)
     if path.suffix != ".toml":
         return [Baseline(path, None, {})]
-    try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ResourceError(f"{path}: {error.strerror}: give a record's folder or a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    content = read_toml(path)
     tables = content.pop("check", None)
     if content or not isinstance(tables, list) or not tables:
         raise UsageError(f"{path}: expected tables [[check]] and nothing else")

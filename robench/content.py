@@ -18,6 +18,8 @@ from robench.threat import Threat
 
 _PACKAGE = Path(__file__).parent
 _RUNG = {"subject": ("defense", "classifier"), "stochastic": ("all", "randomised", "deterministic")}
+# No text of a card, suite or protocol is longer, in characters.
+_LONGEST = 10_000
 _CLAIM = {"clean", "robust", "threat", "attack", "source"}
 FOLDERS = {
     "defense": "defenses",
@@ -237,6 +239,11 @@ def read(kind: type[Item], path: Path) -> Item:
             raise UsageError(f"{path}: expected either dataset, threat and samples or tables [[ends]]")
         if missing and not item.ends:
             raise UsageError(f"{path}: the field {missing[0]} is missing")
+        for key in ("suites", "knowledge"):
+            if not getattr(item, key) or not all(map(str.strip, getattr(item, key))):
+                raise UsageError(
+                    f"{path}: {key} = {getattr(item, key)}: expected at least one name, none of them empty"
+                )
         for each in item.ends or [item]:
             if each.threat != NO_THREAT:
                 Threat.parse(each.threat)
@@ -248,6 +255,8 @@ def read(kind: type[Item], path: Path) -> Item:
         item = replace(item, rungs=_tables(Rung, "rungs", item.rungs, path))
         for each in item.rungs:
             _check_rung(each, path)
+        if empty := [norm for norm, listed in item.norms.items() if not listed]:
+            raise UsageError(f"{path}: norms.{empty[0]} = []: expected at least one attack")
         for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
             specs.parse(spec)
     elif isinstance(item, Card):
@@ -264,12 +273,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         ResourceError: when it cannot be read; UsageError: when it is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ResourceError(
-            f"{path}: {error.strerror or error}: give the path of a readable TOML file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResourceError(f"{path}: {reason}: give the path of a readable TOML file") from error
+    try:
+        return tomllib.loads(text.decode())
+    # Not only its own error: a number may have too many digits, an array too many brackets.
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -320,16 +331,28 @@ def make(kind: type[Made], table: Any, path: Path) -> Made:
     for key, value in table.items():
         if key not in known:
             raise UsageError(f'{path}: unknown field "{key}": expected some of {", ".join(known)}')
-        expected = _python_type(known[key].type)
-        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise UsageError(
-                f"{path}: {key} = {value!r} is {type(value).__name__}: expected {expected.__name__}"
-            )
+        _check_type(f"{path}: {key}", value, known[key].type)
     for key, item in known.items():
         if key not in table and item.default is MISSING and item.default_factory is MISSING:
             raise UsageError(f"{path}: the field {key} is missing")
     return cast(Any, kind)(**table, path=path)
 
 
-def _python_type(annotation: Any) -> type:
-    return getattr(annotation, "__origin__", annotation)
+def _check_type(where: str, value: Any, annotation: Any) -> None:
+    """Refuse a value of a TOML file that is not of the annotated type, the items of lists and tables included."""
+    if annotation is Any:
+        return
+    expected, inner = getattr(annotation, "__origin__", annotation), getattr(annotation, "__args__", ())
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        shown = f"{value!r:.100}"
+        raise UsageError(f"{where} = {shown} is {type(value).__name__}: expected {expected.__name__}")
+    if isinstance(value, str) and len(value) > _LONGEST:
+        raise UsageError(f"{where} has {len(value)} characters: expected at most {_LONGEST}")
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"{where} = {value!r:.100} holds a null byte: expected text")
+    if expected is list:
+        for number, each in enumerate(value, 1):
+            _check_type(f"{where}, item {number},", each, inner[0])
+    if expected is dict:
+        for key, each in value.items():
+            _check_type(f"{where}.{key}", each, inner[1])
