@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 # What `robench list` shows.
 LISTED = ("defense", "attack", "dataset", "protocol")
+# A message shows no more names than this, and no more characters of a name.
+_MOST, _LONGEST = 20, 80
 
 
 class RobenchError(Exception):
@@ -41,12 +43,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") 
         kind: the noun, singular, such as "defense".
         name: what was asked for.
         known: every name that would have been accepted.
-        listing: how to list them; where it is not said they stand in the message.
+        listing: how to list them; without it a message shows all names where they are few.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:_LONGEST], names, n=3, cutoff=0.5)
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     if kind in LISTED:
         listing = f"robench list {kind}s shows all {len(names)}"
-    listing = listing or f"known: {', '.join(names)}"
-    return UsageError(f'unknown {kind} "{name}"{hint} {listing}')
+    few = len(names) <= _MOST
+    listing = listing or (f"known: {', '.join(names)}" if few else f"{len(names)} names are known")
+    shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
+    return UsageError(f'unknown {kind} "{shown}"{hint} {listing}')

@@ -36,10 +36,38 @@ def many():
 # -- texts that look like specs ---------------------------------------------------------------------------
 
 WORDS = st.sampled_from(
-    ["pgd", "apgd", "autoattack", "Linf", "L2", "fog", "mimir", "pgd-at-digits", "steps", "eps", "e9", "nan", "inf",
-     "None", "True", "8/255", "1/0", "0", "-1", "1e-400", "10**9", "0x7f", "9" * 400, "\0", "\n", "é", "\ud800", "a" * 300]
-)  # fmt: skip
-MARKS = st.sampled_from(list("()[]{}=:,+-*/.'\"\\ @#%~") + ["://", "..", "=="])
+    [
+        "pgd",
+        "apgd",
+        "autoattack",
+        "Linf",
+        "L2",
+        "fog",
+        "mimir",
+        "pgd-at-digits",
+        "steps",
+        "eps",
+        "e9",
+        "nan",
+        "inf",
+        "None",
+        "True",
+        "8/255",
+        "1/0",
+        "0",
+        "-1",
+        "1e-400",
+        "10**9",
+        "0x7f",
+        "9" * 400,
+        "\0",
+        "\n",
+        "é",
+        "\ud800",
+        "a" * 300,
+    ]
+)
+MARKS = st.sampled_from([*"()[]{}=:,+-*/.'\"\\ @#%~", "://", "..", "=="])
 TEXTS = st.lists(WORDS | MARKS | st.text(max_size=3), max_size=12).map("".join)
 
 
@@ -65,7 +93,10 @@ def test_any_text_is_parsed_or_refused_at_length(text):
 # -- TOML files -------------------------------------------------------------------------------------------
 
 FILES = {
-    "suite": (content.Suite, {"name": "s", "attacks": ["fgsm"], "norms": {"L1": ["apgd-l1"]}, "description": "d"}),
+    "suite": (
+        content.Suite,
+        {"name": "s", "attacks": ["fgsm"], "norms": {"L1": ["apgd-l1"]}, "description": "d"},
+    ),
     "ladder": (content.Suite, {"rungs": [{"name": "r", "attack": "fgsm", "threats": {"16": "fog:0.2"}}]}),
     "protocol": (
         content.Protocol,
@@ -79,7 +110,7 @@ FILES = {
         content.Card,
         {"name": "c", "builder": "vit(image_size=16)", "dataset": "digits", "recipe": {"epochs": 1}},
     ),
-}  # fmt: skip
+}
 ODD = st.recursive(
     st.none()  # the field is left out
     | st.booleans()
@@ -87,9 +118,12 @@ ODD = st.recursive(
     | st.floats()
     | st.text(st.characters(codec="utf-8"), max_size=8)
     | st.sampled_from(["", " ", "\0", "x" * 20_000, "Linf:1e999", "python:os.getcwd"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(string.ascii_lowercase, max_size=4), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(string.ascii_lowercase, max_size=4), inner, max_size=2)
+    ),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 def toml(value) -> str:
@@ -195,16 +229,80 @@ def test_a_protocol_that_would_run_nothing_is_an_error(tmp_path, name, field):
 # -- command lines ----------------------------------------------------------------------------------------
 
 VALUES = st.sampled_from(
-    ["fgsm", "pgd(steps=1)", "pgd(steps=True)", "pgd(steps=1e9)", "autoattack+", "+", ",", "digits", "cifar10", "npz:none.npz",
-     "folder:.", "folder:/dev/null", "Linf:0.1", "L2:nan", "fog:0.2", "L0:1.5", "0", "-1", "1e3", "999999999999999999999",
-     "full", "bpda", "transfer:", "transfer:standard", "surrogate:\n", "standard", "standard-digits", "maep-digits",
-     "python:json.dumps", "timm:none", "none.toml", ".", "/dev/null", "", " ", "é" * 200, "x" * 5000, "\udce9"]
-)  # fmt: skip
+    [
+        "fgsm",
+        "pgd(steps=1)",
+        "pgd(steps=True)",
+        "pgd(steps=1e9)",
+        "autoattack+",
+        "+",
+        ",",
+        "digits",
+        "cifar10",
+        "npz:none.npz",
+        "folder:.",
+        "folder:/dev/null",
+        "Linf:0.1",
+        "L2:nan",
+        "fog:0.2",
+        "L0:1.5",
+        "0",
+        "-1",
+        "1e3",
+        "999999999999999999999",
+        "full",
+        "bpda",
+        "transfer:",
+        "transfer:standard",
+        "surrogate:\n",
+        "standard",
+        "standard-digits",
+        "maep-digits",
+        "python:json.dumps",
+        "timm:none",
+        "none.toml",
+        ".",
+        "/dev/null",
+        "",
+        " ",
+        "é" * 200,
+        "x" * 5000,
+        "\udce9",
+    ]
+)
 OPTIONS = st.sampled_from(
-    ["--defense", "--attack", "--protocol", "--dataset", "--threat", "--samples", "--knowledge", "--seed", "--device",
-     "--batch-size", "--precision", "--workers", "--data-dir", "--results", "--output", "--checkpoint", "--format", "--sort",
-     "--sweep", "--curve", "--from", "--to", "--json", "--fresh", "--claims", "--suite", "--help", "--x", "--"]
-)  # fmt: skip
+    [
+        "--defense",
+        "--attack",
+        "--protocol",
+        "--dataset",
+        "--threat",
+        "--samples",
+        "--knowledge",
+        "--seed",
+        "--device",
+        "--batch-size",
+        "--precision",
+        "--workers",
+        "--data-dir",
+        "--results",
+        "--output",
+        "--checkpoint",
+        "--format",
+        "--sort",
+        "--sweep",
+        "--curve",
+        "--from",
+        "--to",
+        "--json",
+        "--fresh",
+        "--claims",
+        "--suite",
+        "--help",
+        "--x",
+        "--",
+    ]
+)
 # These do work in the background or write where they are: they have tests of their own.
 SAFE = [name for name in COMMANDS if name not in ("train", "corrupt", "cache", "doctor", "list")]
 LINES = st.tuples(

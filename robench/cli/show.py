@@ -66,7 +66,8 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
         from robench.results.record import read_record
 
         read_record(name)  # says what is missing there
-    raise unknown_name("name", name, {each for names in _known().values() for each in names})
+    known = {each for names in _known().values() for each in names}
+    raise unknown_name("name", name, known, "robench list shows all")
 
 
 def _is_attack(text: str) -> bool:
