@@ -342,7 +342,8 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
     """Refuse a value of a TOML file that is not of the annotated type, the items of lists and tables included."""
     if annotation is Any:
         return
-    expected, inner = getattr(annotation, "__origin__", annotation), getattr(annotation, "__args__", ())
+    expected: type = getattr(annotation, "__origin__", annotation)
+    inner: tuple[Any, ...] = getattr(annotation, "__args__", ())
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         shown = f"{value!r:.100}"
         raise UsageError(f"{where} = {shown} is {type(value).__name__}: expected {expected.__name__}")
@@ -351,8 +352,8 @@ def _check_type(where: str, value: Any, annotation: Any) -> None:
     if isinstance(value, str) and "\0" in value:
         raise UsageError(f"{where} = {value!r:.100} holds a null byte: expected text")
     if expected is list:
-        for number, each in enumerate(value, 1):
+        for number, each in enumerate(cast(list[Any], value), 1):
             _check_type(f"{where}, item {number},", each, inner[0])
     if expected is dict:
-        for key, each in value.items():
+        for key, each in cast(dict[str, Any], value).items():
             _check_type(f"{where}.{key}", each, inner[1])
