@@ -328,6 +328,7 @@ def _job(
             checkpoint_sha256=loaded.checkpoint_sha256,
             parameters=sum(p.numel() for p in loaded.defense.parameters()),
             classifier=loaded.classifier,
+            state_sha256=loaded.state_sha256,
         ),
         suite=SuiteFacts(suite, attacks),
         dataset=DatasetFacts(images.name, images.split, images.digest),

@@ -6,6 +6,7 @@ A card's settings can be changed, `de3-digits(sigma=70)`, and a purifier put in 
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from robench.defenses import (  # noqa: F401 - they register themselves
 from robench.defenses._base import Defense, Purifier, behind, restricted
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
 from robench.defenses._choice import Choice, choose, notes
+from robench.defenses._state import state_digest, state_sha256
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.subset import Subset
 
@@ -59,7 +61,7 @@ class Loaded:
         card: None for a builder without one, and for a checkpoint whose network is no card's.
         card_digest: sha256 of the card's file, with what was changed; of the canonical spec without a card.
         checkpoint: the file that was read; None where the builder brings its own weights.
-        checkpoint_sha256: of that file; of the loaded state where there is none, see `loaders.state_digest`.
+        checkpoint_sha256: of that file; of the loaded state where there is none, see `state_digest`.
             For a purifier in front of a classifier: sha256 of both digests.
         family: the card's, or that of the cards the checkpoint was given for.
         notes: what a user should know of it, a line each.
@@ -77,6 +79,14 @@ class Loaded:
     notes: tuple[str, ...] = ()
     classifier: str = ""
     knows: int = 0
+
+    @cached_property
+    def state_sha256(self) -> str:
+        """sha256 of the weights as they are loaded: the same for one set of weights however it is named and kept."""
+        builder = specs.parse(self.card.builder) if self.card else None
+        if builder is None or builder.name not in registry.purifiers:
+            return state_sha256(self.defense)
+        return state_sha256(self.defense, str(specs.canonical(builder, registry.purifiers.get(builder.name))))
 
 
 def find_card(name: str, dataset: str | None = None) -> Card | None:
@@ -239,7 +249,7 @@ def _load(
     elif registry.defenses.holder(spec.name).startswith("robench."):
         raise UsageError(f"{name} comes without trained weights: give a file with --checkpoint")
     else:
-        digest = loaders.state_digest(defense)
+        digest = state_digest(defense)
     defense = defense.eval().requires_grad_(False).to(device)
     own = card_digest(card) if card else _digest(str(specs.canonical(spec, builder)).encode())
     return Loaded(choice.name, defense, card, own, path, digest, choice.family, choice.notes)
@@ -266,7 +276,7 @@ def _load_by_scheme(
     if card and card.checkpoint and not checkpoint:
         path = _own_file(card)
     found, canonical = loaders.open_spec(spec, path)
-    digest = sha256_of(found.file) if found.file else loaders.state_digest(found.defense)
+    digest = sha256_of(found.file) if found.file else state_digest(found.defense)
     # A card that names no file may still say the digest of the state that the loader finds.
     if card and not checkpoint and (card.checkpoint or card.sha256):
         what = f"checkpoint {found.file}" if found.file else f"the state of {spec.name}"
@@ -343,7 +353,7 @@ def _weighted(card: Card, checkpoint: str | Path | None) -> tuple[Purifier, Path
         made = f" (robench train {card.name} makes one)" if card.recipe else ""
         where = f": get them from {card.origin} and" if card.origin else f":{made}"
         raise ResourceError(f"{card.name} comes without its weights{where} give the file with --checkpoint")
-    return purifier, None, loaders.state_digest(purifier)
+    return purifier, None, state_digest(purifier)
 
 
 def build_purifier(spec: specs.Spec) -> Purifier:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from robench.defenses._features import overheard
+from robench.defenses._normalisation import own_normalisations
 from robench.errors import UsageError
 
 _LOOSE = 1e-3  # for the arithmetic of a purifier that normalises and scales back
-# What modules that normalise call their two constants.
-_MEANS, _STDS = ("mean", "mu"), ("std", "sigma")
 
 
 class Purifier(nn.Module):
@@ -92,7 +91,7 @@ class Defense(nn.Module):
 
     Raises:
         ValueError: for a mean without a std, or both for a classifier that seems to normalise by itself: it
-            has tensors of three numbers called mean (or mu) and std (or sigma).
+            has a number for each channel called mean (or mu) and std (or sigma).
     """
 
     def __init__(
@@ -112,9 +111,9 @@ class Defense(nn.Module):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError(f"{mean=} and {std=}: give both or neither")
-        if mean is not None and (own := _own_normalisation(classifier)):
+        if mean is not None and (own := own_normalisations(classifier)):
             raise ValueError(
-                f"{mean=} for a classifier that normalises by itself, with its {own}: leave it out"
+                f"{mean=} for a classifier that normalises by itself, with its {own[0].names[0]}: leave it out"
             )
         self.classifier = classifier
         self.purifier = purifier
@@ -219,15 +218,3 @@ def _like(defense: Defense, **changed: Any) -> Defense:
 
 def _channels(values: tuple[float, ...] | None) -> Tensor | None:
     return None if values is None else torch.tensor(values).view(1, -1, 1, 1)
-
-
-def _own_normalisation(classifier: nn.Module) -> str:
-    """The name of the mean that a classifier seems to subtract by itself; empty when there is none."""
-    tensors = {**dict(classifier.named_buffers()), **dict(classifier.named_parameters())}
-    small = {name for name, tensor in tensors.items() if tensor.numel() == 3}
-    for name in sorted(small):
-        place, _, last = name.rpartition(".")
-        prefix = f"{place}." if place else ""
-        if last in _MEANS and any(prefix + std in small for std in _STDS):
-            return name
-    return ""

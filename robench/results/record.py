@@ -27,7 +27,8 @@ VOLATILE = ("command", "seconds", "started", "finished", "device", "platform", "
 class DefenseFacts:
     """Which defense: digests are sha256, empty where there is no card or checkpoint.
 
-    `classifier` is the defense whose classifier stands behind a purifier.
+    `classifier` is the defense whose classifier stands behind a purifier. `state_sha256` is that of the loaded weights,
+    the same however they are named and kept; empty in records older than it, which leave it out of the file.
     """
 
     name: str
@@ -36,6 +37,7 @@ class DefenseFacts:
     checkpoint_sha256: str = ""
     parameters: int | None = None
     classifier: str = ""
+    state_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class Record:
         job = fields.pop("job")
         extra = fields.pop("extra")
         del fields["folder"]
+        if not self.job.defense.state_sha256:
+            del job["defense"]["state_sha256"]
         merged = {"schema": SCHEMA, **fields, **job, **extra}
         known = _schema()["required"]
         return {name: merged[name] for name in [*known, *sorted(set(merged) - set(known))]}

@@ -136,6 +136,7 @@ def _identity(record: Record, place: Path, images: Images, loaded: Loaded | None
             "checkpoint_sha256": loaded.checkpoint_sha256,
             "parameters": sum(p.numel() for p in loaded.defense.parameters()),
             "classifier": loaded.classifier,
+            **({"state_sha256": loaded.state_sha256} if job.defense.state_sha256 else {}),
         }
         for name, value in actual.items():
             said = getattr(job.defense, name)

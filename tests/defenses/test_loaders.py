@@ -19,7 +19,8 @@ from torch import nn
 from robench import registry, specs
 from robench.cli.show import command as show
 from robench.defenses import Defense, find_card, load, load_defense
-from robench.defenses.loaders import Found, Source, state_digest
+from robench.defenses._state import state_digest
+from robench.defenses.loaders import Found, Source
 from robench.errors import ResourceError, UsageError
 from tests.conftest import small_net
 from tests.defenses import files

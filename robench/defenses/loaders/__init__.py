@@ -26,10 +26,10 @@ from robench.defenses.loaders import (  # noqa: F401 - they register themselves
     torchscript,
     torchvision,
 )
-from robench.defenses.loaders._base import Found, Source, state_digest
+from robench.defenses.loaders._base import Found, Source
 from robench.errors import UsageError
 
-__all__ = ["Found", "Source", "open_spec", "scheme_of", "state_digest"]
+__all__ = ["Found", "Source", "open_spec", "scheme_of"]
 
 
 def scheme_of(name: str) -> str | None:

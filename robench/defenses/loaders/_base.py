@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import importlib
 import logging
 import warnings
@@ -199,17 +198,3 @@ def _count_classes(source: Source, defense: Defense, image_size: int) -> int:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UsageError(f"{source} gives {found} for two images: expected logits (2, K)")
     return logits.shape[1]
-
-
-def state_digest(defense: nn.Module) -> str:
-    """sha256 over every parameter and buffer: name, dtype, shape and bytes, in order of names.
-
-    It stands for a checkpoint where the weights come from no single file. The normalisation is in it.
-    """
-    digest = hashlib.sha256()
-    tensors = {**dict(defense.named_parameters()), **dict(defense.named_buffers())}
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
