@@ -20,7 +20,7 @@ from robench.content import Card, cards
 from robench.corruption.cache import Cache
 from robench.corruption.make import library
 from robench.data import cifar10, load_dataset
-from robench.defenses._checkpoints import sha256_of
+from robench.defenses._checkpoints import sha256_of, split_location
 from robench.errors import RobenchError
 from robench.results.provenance import device_name, git_state, installed_version, robench_version
 from robench.results.wording import plain, size
@@ -174,7 +174,7 @@ def _checkpoint(card: Card) -> Finding:
         return Finding(name, OK, "brings its own weights, or needs none")
     if "://" in where:
         return Finding(name, OK, f"fetched from {where} on first use")
-    path = card.path.parent / where
+    path = card.path.parent / split_location(where, card.path.parent)[0]
     mend = f"robench train {card.name} makes it again" if card.recipe else "restore the file"
     if not path.is_file():
         return Finding(name, MISSING, f"{path} is not there", mend)

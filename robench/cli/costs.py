@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import robench
 from robench import registry, specs
+from robench.cache import cache_folder
 from robench.content import suites
 from robench.direct import find_suite
 from robench.engine.meter import Passes, passes
@@ -53,7 +53,7 @@ def brief(name: str) -> str:
     Counting all attacks takes seconds, so what is told here is kept, for as long as no source of the package changes.
     """
     holders = [registry.attacks.holder(specs.parse(each).name) for each in find_suite(name).attacks]
-    folder = Path(os.environ.get("ROBENCH_CACHE") or Path.home() / ".cache" / "robench") / "passes"
+    folder = cache_folder("passes")
     file = folder / f"{hashlib.sha256(f'{_sources()} {name}'.encode()).hexdigest()[:16]}.json"
     own = all(holder.startswith("robench.") for holder in holders)
     if own:

@@ -16,9 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from robench.cache import cache_folder
 from robench.errors import UsageError
 
-FOLDER, LIMIT = "ROBENCH_CACHE", "ROBENCH_CACHE_LIMIT"
+LIMIT = "ROBENCH_CACHE_LIMIT"
 _DEFAULT = "8G"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SUFFIX, _SIZE, _LOCK = ".chunk", ".size", ".lock"
@@ -28,8 +29,8 @@ _SPARE, _STALE = 2**30, 3600.0
 
 
 def default_folder() -> Path:
-    """Where corrupted images are kept: the variable ROBENCH_CACHE, or ~/.cache/robench/corruptions."""
-    return Path(os.environ.get(FOLDER) or Path.home() / ".cache" / "robench" / "corruptions")
+    """Where corrupted images are kept: the folder "corruptions" of the cache."""
+    return cache_folder("corruptions")
 
 
 def default_limit() -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from robench.cache import home_cache
 from robench.data._pixels import Pixels, Stack
 from robench.errors import ResourceError, UsageError
 from robench.subset import Subset
@@ -22,7 +23,7 @@ _PART = 64
 
 def default_root() -> Path:
     """Where data sets are looked for and put: the variable ROBENCH_DATA, or ~/.cache/robench."""
-    return Path(os.environ.get("ROBENCH_DATA") or Path.home() / ".cache" / "robench")
+    return Path(os.environ.get("ROBENCH_DATA") or home_cache())
 
 
 def data_root(data_dir: str | None) -> Path:

@@ -28,7 +28,7 @@ from robench.defenses import (  # noqa: F401 - they register themselves
     vit,
 )
 from robench.defenses._base import Defense, Purifier, behind, restricted
-from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
+from robench.defenses._checkpoints import Fetched, fetch, load_into, read_weights, sha256_of
 from robench.defenses._choice import Choice, choose, notes
 from robench.defenses._state import state_digest, state_sha256
 from robench.errors import ResourceError, UsageError, unknown_name
@@ -61,7 +61,8 @@ class Loaded:
         card: None for a builder without one, and for a checkpoint whose network is no card's.
         card_digest: sha256 of the card's file, with what was changed; of the canonical spec without a card.
         checkpoint: the file that was read; None where the builder brings its own weights.
-        checkpoint_sha256: of that file; of the loaded state where there is none, see `state_digest`.
+        checkpoint_sha256: of that file, and of the name of a set of weights in it that had to be named; of the loaded
+            state where there is no file, see `state_digest`.
             For a purifier in front of a classifier: sha256 of both digests.
         family: the card's, or that of the cards the checkpoint was given for.
         notes: what a user should know of it, a line each.
@@ -177,9 +178,10 @@ def load(
 
     Args:
         name, dataset: see `find_card`.
-        checkpoint: weights to use in place of the card's: a path, `hf://owner/name/file` or an https URL. A
-            network of MIMIR's kinds is told from its shapes, and decides which of a family's cards is meant;
-            where it is no card's, it is built all the same, under its spec's name.
+        checkpoint: weights to use in place of the card's: a path, `hf://owner/name/file` or an https URL, with
+            `#NAME` behind it for one of several sets of weights; see `fetch`. A network of MIMIR's kinds is told from
+            its shapes, and decides which of a family's cards is meant; where it is no card's, it is built all the
+            same, under its spec's name.
         device: where it runs.
         among: classes that alone count of a network that knows more, as `Images.among`; None for all.
 
@@ -215,10 +217,11 @@ def _load(
         return _load_by_scheme(name, spec, find_card(name, dataset), checkpoint, device)
     if spec.name in registry.purifiers:
         return _load_purified(name, find_card(name, dataset), dataset, checkpoint, device)
-    path, state, digest = None, {}, ""
+    path, state, digest, told = None, {}, "", ()
     if checkpoint:
-        path = fetch(str(checkpoint), Path())
-        digest, state = sha256_of(path), read_state(path)
+        file = fetch(str(checkpoint), Path())
+        path, weights = file.path, read_weights(file.path, file.weights)
+        digest, state, told = weights.digest(sha256_of(path)), weights.state, (*file.notes, *weights.notes)
         choice = choose(name, cards, state, digest, path)
     else:
         card = find_card(name, dataset)
@@ -231,10 +234,11 @@ def _load(
         found = type(defense).__name__
         raise UsageError(f"{spec.name} gives a {found}: expected a robench.defenses.Defense")
     if not path and card and card.checkpoint:
-        path = _own_file(card)
-        digest = sha256_of(path)
+        file = _own_file(card)
+        path, digest = file.path, sha256_of(file.path)
         _check_digest(card, f"checkpoint {path}", digest)
-        state = read_state(path)
+        weights = read_weights(path, file.weights)
+        digest, state, told = weights.digest(digest), weights.state, (*file.notes, *weights.notes)
     if path:
         if _official.knows(spec.name):
             state = _official.fitted(_official.unwrapped(state), spec.name, defense.classifier, path)
@@ -252,7 +256,7 @@ def _load(
         digest = state_digest(defense)
     defense = defense.eval().requires_grad_(False).to(device)
     own = card_digest(card) if card else _digest(str(specs.canonical(spec, builder)).encode())
-    return Loaded(choice.name, defense, card, own, path, digest, choice.family, choice.notes)
+    return Loaded(choice.name, defense, card, own, path, digest, choice.family, (*choice.notes, *told))
 
 
 def load_defense(
@@ -272,10 +276,12 @@ def load_defense(
 def _load_by_scheme(
     name: str, spec: specs.Spec, card: Card | None, checkpoint: str | Path | None, device: str | torch.device
 ) -> Loaded:
-    path = fetch(str(checkpoint), Path()) if checkpoint else None
+    file = fetch(str(checkpoint), Path()) if checkpoint else None
     if card and card.checkpoint and not checkpoint:
-        path = _own_file(card)
-    found, canonical = loaders.open_spec(spec, path)
+        file = _own_file(card)
+    found, canonical = loaders.open_spec(
+        spec, file.path if file else None, weights=file.weights if file else ""
+    )
     digest = sha256_of(found.file) if found.file else state_digest(found.defense)
     # A card that names no file may still say the digest of the state that the loader finds.
     if card and not checkpoint and (card.checkpoint or card.sha256):
@@ -284,7 +290,9 @@ def _load_by_scheme(
     defense = found.defense.eval().requires_grad_(False).to(device)
     own = card_digest(card) if card else _digest(canonical.encode())
     family = card.family if card else ""
-    return Loaded(card.name if card else name, defense, card, own, found.file, digest, family)
+    digest = found.weights.digest(digest) if found.weights else digest
+    told = (*(file.notes if file else ()), *(found.weights.notes if found.weights else ()))
+    return Loaded(card.name if card else name, defense, card, own, found.file, digest, family, told)
 
 
 def _load_purified(
@@ -301,7 +309,7 @@ def _load_purified(
             f"{name}+standard-digits"
         )
     inner = load(card.classifier, dataset, device=device)
-    purifier, path, digest = _weighted(card, checkpoint)
+    purifier, path, digest, told = _weighted(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)
         if not registry.purifiers.holder(specs.parse(card.builder).name).startswith("robench."):
@@ -311,10 +319,9 @@ def _load_purified(
     defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
     own = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
     both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
-    said = notes(card, digest, path) if path and card.path.is_file() else ()
-    return Loaded(
-        card.name, defense, card, own, path, both, card.family, (*said, *inner.notes), classifier=inner.name
-    )
+    known = notes(card, digest, path) if path and card.path.is_file() else ()
+    lines = (*known, *told, *inner.notes)
+    return Loaded(card.name, defense, card, own, path, both, card.family, lines, classifier=inner.name)
 
 
 def load_purifier(
@@ -336,24 +343,28 @@ def load_purifier(
     return purifier.eval().requires_grad_(False).to(device)
 
 
-def _weighted(card: Card, checkpoint: str | Path | None) -> tuple[Purifier, Path | None, str]:
-    """A card's purifier with its weights, the file they are from, and its digest."""
+def _weighted(
+    card: Card, checkpoint: str | Path | None
+) -> tuple[Purifier, Path | None, str, tuple[str, ...]]:
+    """A card's purifier with its weights, the file they are from, its digest, and what a user should know of it."""
     spec = specs.parse(card.builder)
     if checkpoint or card.checkpoint:
-        path = fetch(str(checkpoint), Path()) if checkpoint else _own_file(card)
-        digest = sha256_of(path)
+        file = fetch(str(checkpoint), Path()) if checkpoint else _own_file(card)
+        digest = sha256_of(file.path)
         if not checkpoint:
-            _check_digest(card, f"checkpoint {path}", digest)
-        state = read_state(path)  # before the network, which may take its time to build
+            _check_digest(card, f"checkpoint {file.path}", digest)
+        weights = read_weights(
+            file.path, file.weights
+        )  # before the network, which may take its time to build
         purifier = build_purifier(spec)
-        load_into(purifier, purifier.fitted(state), path)
-        return purifier, path, digest
+        load_into(purifier, purifier.fitted(weights.state), file.path)
+        return purifier, file.path, weights.digest(digest), (*file.notes, *weights.notes)
     purifier = build_purifier(spec)
     if any(True for _ in purifier.parameters()):
         made = f" (robench train {card.name} makes one)" if card.recipe else ""
         where = f": get them from {card.origin} and" if card.origin else f":{made}"
         raise ResourceError(f"{card.name} comes without its weights{where} give the file with --checkpoint")
-    return purifier, None, state_digest(purifier)
+    return purifier, None, state_digest(purifier), ()
 
 
 def build_purifier(spec: specs.Spec) -> Purifier:
@@ -388,19 +399,19 @@ def checkpoint_of(name: str) -> Path:
     card = find_card(name)
     if card is None or not card.checkpoint:
         raise ResourceError(f"{name} has no checkpoint to start from: name a card that comes with one")
-    path = _own_file(card)
+    path = _own_file(card).path
     _check_digest(card, f"checkpoint {path}", sha256_of(path))
     return path
 
 
-def _own_file(card: Card) -> Path:
+def _own_file(card: Card) -> Fetched:
     """The checkpoint that a card names.
 
     Raises:
         ResourceError: when it is missing, saying where a person gets it.
     """
     try:
-        return fetch(card.checkpoint, card.path.parent)
+        return fetch(card.checkpoint, card.path.parent, card.sha256)
     except ResourceError as error:
         if not card.origin:
             raise

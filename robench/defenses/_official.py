@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robench.defenses import swin
+from robench.defenses._keys import plain_names
 from robench.errors import ResourceError
 from robench.specs import Spec
 
@@ -33,7 +34,7 @@ def knows(name: str) -> bool:
 
 def unwrapped(state: State) -> dict[str, Tensor]:
     """`state` without the prefixes that wrappers put before its keys; as it is where two would become one."""
-    found = dict(state)
+    found = plain_names(state)
     for prefix in _PREFIXES:
         bare = {key.removeprefix(prefix): value for key, value in found.items()}
         if len(bare) == len(found):

@@ -8,6 +8,7 @@ from robench import registry, specs
 from robench.content import Card
 from robench.defenses import build_purifier, find_card, loaders
 from robench.defenses._base import Defense, behind
+from robench.defenses._checkpoints import split_location
 from robench.errors import UsageError
 
 
@@ -33,9 +34,10 @@ def network_of(
         return behind(build_purifier(spec), inner)
     if not loaders.scheme_of(spec.name):
         return specs.build(spec, registry.defenses.get(spec.name))
-    path = folder / checkpoint
+    place, weights, _ = split_location(checkpoint, folder)
+    path = folder / place
     given = path if checkpoint and "://" not in checkpoint and path.is_file() else None
-    return loaders.open_spec(spec, given, bare=True)[0].defense
+    return loaders.open_spec(spec, given, bare=True, weights=weights if given else "")[0].defense
 
 
 def of_card(card: Card) -> dict[str, str]:

@@ -127,7 +127,7 @@ def train(
     encoder = None
     data = f"{images.digest} {where.type}"
     if pretrained or recipe.start:
-        encoder = fetch(str(pretrained), Path()) if pretrained else checkpoint_of(recipe.start)
+        encoder = _encoder(str(pretrained)) if pretrained else checkpoint_of(recipe.start)
         recipe = replace(recipe, pretraining=None)
         data += f" from {sha256_of(encoder)}"
     run = _Run(found, recipe, path, where, data, team, Path(csv) if csv else None, encoder)
@@ -145,6 +145,13 @@ def train(
     ):
         trained = run.weights(images.x.to(where), images.y.to(where), reporter)
         return team.from_leader(run.finish(trained, data_dir, reporter) if team.leads else None)
+
+
+def _encoder(location: str) -> Path:
+    file = fetch(location, Path())
+    if file.weights:
+        raise UsageError(f"--pretrained takes a file whole: leave #{file.weights} out")
+    return file.path
 
 
 @contextmanager

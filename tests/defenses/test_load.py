@@ -1,6 +1,5 @@
 import argparse
 import hashlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -147,49 +146,6 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, card, capsys):
 def test_locations_of_no_known_kind(card, location, said):
     with pytest.raises(UsageError, match=said):
         load(str(card), checkpoint=location)
-
-
-@pytest.mark.parametrize(
-    "location", ["hf://owner/name/folder/file.safetensors", "https://host/file.safetensors"]
-)
-def test_far_checkpoints_are_fetched_once_and_checked(tmp_path, card, monkeypatch, location):
-    from robench.defenses import _checkpoints
-
-    source = card.parent / "small.safetensors"
-    asked = []
-
-    def hub(repo, file):
-        asked.append((repo, file))
-        return str(source)
-
-    def download(url, path, progress):
-        asked.append(url)
-        Path(path).write_bytes(source.read_bytes())
-
-    monkeypatch.setattr(_checkpoints, "hf_hub_download", hub)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path / "cache"))
-    text = card.read_text().replace("'small.safetensors'", f"'{location}'")
-    card.write_text(text)
-    load(str(card))
-    load(str(card))
-    if location.startswith("hf"):
-        assert asked[0] == ("owner/name", "folder/file.safetensors")
-    else:
-        assert asked == [location]
-    card.write_text(text.replace("sha256 = '", "sha256 = '0"))
-    with pytest.raises(ResourceError, match="has sha256"):
-        load(str(card))
-
-
-def test_an_unreachable_checkpoint(card, monkeypatch, tmp_path):
-    def download(url, path, progress):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ResourceError, match=r"cannot be downloaded \(no route to host\).*--checkpoint"):
-        load(str(card), checkpoint="https://host/file.safetensors")
 
 
 def test_a_builder_without_a_card(monkeypatch):

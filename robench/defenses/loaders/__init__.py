@@ -38,18 +38,20 @@ def scheme_of(name: str) -> str | None:
     return scheme if colon and scheme in registry.loaders else None
 
 
-def open_spec(spec: specs.Spec, checkpoint: Path | None = None, bare: bool = False) -> tuple[Found, str]:
+def open_spec(
+    spec: specs.Spec, checkpoint: Path | None = None, bare: bool = False, weights: str = ""
+) -> tuple[Found, str]:
     """The defense of a spec whose name has a scheme, and the spec's canonical form.
 
     Args:
-        checkpoint, bare: see Source.
+        checkpoint, bare, weights: see Source.
 
     Raises:
         UsageError: for arguments the loader does not take, or a target that it does not know.
         ResourceError: when a file, a package or the network is missing.
     """
     scheme, _, target = spec.name.partition(":")
-    loader = partial(registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare))
+    loader = partial(registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare, weights))
     found = specs.build(spec, loader)
     if not isinstance(found, Found):
         raise UsageError(f"loader {scheme} gives a {type(found).__name__}: expected a Found")

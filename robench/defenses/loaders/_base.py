@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from robench.defenses._base import Defense
-from robench.defenses._checkpoints import load_into, read_state
+from robench.defenses._checkpoints import Weights, load_into, read_weights
+from robench.defenses._file_kinds import refuse_strays
 from robench.errors import ResourceError, UsageError
 
 # One number for every channel, or one a channel.
@@ -31,12 +32,14 @@ class Source:
         scheme, target: what stands before and behind the colon.
         checkpoint: weights to take in place of the published ones, or of the file that `target` names.
         bare: only the network is wanted, as `robench show` does: fetch no weights.
+        weights: of several sets in the checkpoint the one that is meant; empty for the usual one.
     """
 
     scheme: str
     target: str
     checkpoint: Path | None = None
     bare: bool = False
+    weights: str = ""
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.target}"
@@ -46,11 +49,15 @@ class Source:
         """The file that `target` names, relative to the current folder; the checkpoint where one is given.
 
         Raises:
-            ResourceError: when it is missing.
+            ResourceError: when it is missing, empty, or a page or pointer in its place.
+            UsageError: when a set of weights in it is named: it is one network.
         """
         path = self.checkpoint or Path(self.target).expanduser()
         if not path.is_file():
             raise ResourceError(f"{self}: {path} is missing: put it there or give another with --checkpoint")
+        if self.weights:
+            raise UsageError(f"{self} is one network: leave #{self.weights} out")
+        refuse_strays(path)
         return path
 
 
@@ -62,19 +69,26 @@ class Found:
         defense: with its weights, unless the source is bare.
         file: where the weights are from, whose sha256 goes into the record; None where no single file holds
             them, and the digest of the loaded state goes there.
+        weights: those in the file, where there may be several sets of them.
     """
 
     defense: Defense
     file: Path | None = None
+    weights: Weights | None = None
 
 
-def fill(defense: Defense, checkpoint: Path) -> Found:
-    """Give `defense` the weights in `checkpoint`, of the whole or of its network. See `load_into` for errors."""
-    state = read_state(checkpoint)
-    # Many networks have a part called classifier, as a Defense has: what agrees best is meant.
-    whole, own = (len(set(state) & set(each.state_dict())) for each in (defense, defense.classifier))
-    load_into(defense if whole > own else defense.classifier, state, checkpoint)
-    return Found(defense, checkpoint)
+def fill(defense: Defense, checkpoint: Path, name: str = "") -> Found:
+    """Give `defense` the weights in `checkpoint`, of the whole or of its network.
+
+    Args:
+        name: of the set of weights that is meant, see `read_weights`.
+
+    Raises:
+        ResourceError: as `read_weights` and `load_into`.
+    """
+    weights = read_weights(checkpoint, name)
+    load_into(defense, weights.state, checkpoint)
+    return Found(defense, checkpoint, weights)
 
 
 def attempt(source: Source, get: Callable[[], Any]) -> Any:

@@ -57,7 +57,7 @@ def load(
         defense = wrap(source, made, size, normalised)
     else:
         raise UsageError(f"{source} gives a {type(made).__name__}: expected a Defense or an nn.Module")
-    return fill(defense, source.checkpoint) if source.checkpoint else Found(defense)
+    return fill(defense, source.checkpoint, source.weights) if source.checkpoint else Found(defense)
 
 
 def _find(source: Source) -> Callable[..., Any]:

@@ -8,7 +8,6 @@ robustbench 1.1.1 cannot be imported as it installs. All that mends it is here, 
 import argparse
 import contextlib
 import importlib
-import os
 import pickle
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 
 from robench import registry
+from robench.cache import cache_folder
 from robench.defenses.loaders._base import Found, Source, attempt, needed, one_line, wrap
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.preprocessing import side
@@ -84,12 +84,12 @@ def _with_weights(
     if source.checkpoint and not isinstance(parts, str):
         raise UsageError(f"the weights of {source} are not one file of RobustBench's: leave --checkpoint out")
     with contextlib.ExitStack() as stack:
-        folder = Path(os.environ.get("ROBENCH_CACHE") or Path.home() / ".cache" / "robench") / "robustbench"
+        folder = cache_folder("robustbench")
         if source.checkpoint:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             place = folder / dataset / threat / f"{name}.pt"
             place.parent.mkdir(parents=True)
-            place.symlink_to(source.checkpoint.resolve())
+            place.symlink_to(source.file.resolve())
         # It prints to stdout, which `--json` keeps for itself.
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(torch.serialization.safe_globals([argparse.Namespace]))

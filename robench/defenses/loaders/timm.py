@@ -92,7 +92,7 @@ def _load(
         side, told["crop_pct"], told["interpolation"], told["crop_mode"], told.get("crop_border_pixels")
     )
     defense = wrap(source, network, side, normalised, found, own)
-    return fill(defense, source.checkpoint) if source.checkpoint else Found(defense)
+    return fill(defense, source.checkpoint, source.weights) if source.checkpoint else Found(defense)
 
 
 def _create(source: Source, name: str, classes: int | None, size: int | None) -> Any:

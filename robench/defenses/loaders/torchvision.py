@@ -63,7 +63,7 @@ def load(
     own = of_sizes(transforms.resize_size, transforms.crop_size, transforms.interpolation.value)
     own = own if size == transforms.crop_size[0] else ""
     defense = wrap(source, network, size, normalised, num_classes or told, own)
-    return fill(defense, source.checkpoint) if source.checkpoint else Found(defense, file)
+    return fill(defense, source.checkpoint, source.weights) if source.checkpoint else Found(defense, file)
 
 
 def _published(name: str, weights: Any) -> tuple[nn.Module, Path]:

@@ -1,0 +1,157 @@
+"""What a file of weights holds, read as plain data: nothing in it is executed."""
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from robench.defenses._file_kinds import INDEX, SAFETENSORS, TORCH, kind_of
+from robench.errors import ResourceError
+
+# What torch says of a class that may not be unpickled.
+_REFUSED = re.compile(r"unsupported global(?:: global)? ([\w.]+)", re.IGNORECASE)
+
+
+class _Plain:
+    """Stands for a plain value beside the weights: it takes what the value is made of, and keeps none of it."""
+
+    def __new__(cls, *parts: Any, **more: Any) -> "_Plain":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _table(*parts: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _row(*parts: Any) -> list[Any]:
+    return []
+
+
+# No class of these names is ever called. A real NumPy array, say, could not be allowed: the flags of its dtype come
+# from the file, and decide whether its bytes are taken for pointers.
+_VALUES = (
+    *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in (
+        "multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer"
+    )),
+    *(f"numpy.{name}" for name in ("dtype", "ndarray", "bool_", "bool", "str_", "bytes_")),
+    *(f"numpy.{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)),
+    *(f"{place}.{name}" for place in ("builtins", "__builtin__") for name in (
+        "list", "dict", "int", "float", "str", "bool", "tuple", "frozenset", "slice", "range", "bytes", "long"
+    )),
+    *(f"pathlib{place}.{pure}{system}Path" for place in ("", "._local") for pure in ("", "Pure")
+      for system in ("", "Posix", "Windows")),
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    "argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
+    "zoneinfo.ZoneInfo._unpickle", "time.struct_time",
+)  # fmt: skip
+_STAND_INS: list[Any] = [
+    *((_Plain, name) for name in _VALUES),
+    *((_table, name) for name in ("collections.defaultdict", "collections.ChainMap")),
+    (_row, "collections.deque"),
+]
+
+
+def read_content(path: Path) -> Any:
+    """What the file at `path` holds, its tensors on the CPU; its kind is told by its content.
+
+    Of safetensors, or an index of shards, a mapping of tensors. Of `torch.save` what was saved: tensors, containers
+    and plain values; values such as dates and NumPy arrays are replaced by stand-ins without content.
+
+    Raises:
+        ResourceError: when it is of another kind, damaged, or holds a class that is no plain value.
+    """
+    kind = kind_of(path)
+    if kind == SAFETENSORS:
+        return _safetensors(path)
+    if kind == TORCH:
+        return _unpickled(path)
+    if kind == INDEX:
+        return _shards(path)
+    raise ResourceError(f"checkpoint {path} is {kind.words}: {kind.mend}")
+
+
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index of shards names, beside it and in order.
+
+    Raises:
+        ResourceError: when it names a file elsewhere.
+    """
+    content = json.loads(index.read_bytes())["weight_map"]
+    names = (
+        sorted(set(content.values()), key=str) if all(isinstance(v, str) for v in content.values()) else [""]
+    )
+    for name in names:
+        if not name or name in (".", "..") or any(c in name for c in "/\\\0:") or name == index.name:
+            raise ResourceError(
+                f"checkpoint {index} names a shard {json.dumps(name)}: expected files beside it, by their names alone"
+            )
+    if not names:
+        raise ResourceError(f"checkpoint {index} names no shard: get it again")
+    return [index.parent / name for name in names]
+
+
+def _safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ResourceError(
+            f"checkpoint {path} is not a whole safetensors file ({error}): get it again"
+        ) from error
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        # By its path torch would judge the kind of file by its name.
+        with (
+            torch.serialization.safe_globals(_STAND_INS),
+            warnings.catch_warnings(action="ignore"),
+            path.open("rb") as file,
+        ):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    # torch.load raises a dozen kinds of error on damaged files.
+    except Exception as error:
+        if refused := _REFUSED.search(str(error)):
+            raise ResourceError(
+                f"checkpoint {path} holds a {refused[1]}, which is not unpickled: only tensors and plain values are; "
+                "save the state_dict() of the network, or convert it to safetensors where you trust it"
+            ) from error
+        raise ResourceError(
+            f"checkpoint {path} is damaged, or holds more than tensors and is not unpickled: get it again, "
+            "or convert it to safetensors"
+        ) from error
+
+
+def _shards(index: Path) -> dict[str, Any]:
+    content = json.loads(index.read_bytes())["weight_map"]
+    parts = {}
+    for path in shards_of(index):
+        if not path.is_file():
+            raise ResourceError(
+                f"checkpoint {index} needs {path.name} beside it, which is missing: put it there"
+            )
+        if kind_of(path) == INDEX:
+            raise ResourceError(
+                f"checkpoint {index} names another index, {path.name}: expected files of weights"
+            )
+        parts[path.name] = read_content(path)
+        if not isinstance(parts[path.name], Mapping):
+            raise ResourceError(f"checkpoint {path} holds no table of tensors: get it again")
+    for key, name in content.items():
+        if key not in parts[name]:
+            raise ResourceError(
+                f"checkpoint {index} says that {name} holds {key}, which it does not: get both again"
+            )
+    merged = dict(chain.from_iterable(part.items() for part in parts.values()))
+    if len(merged) != sum(map(len, parts.values())):
+        raise ResourceError(f"checkpoint {index} has shards that hold the same tensor twice: get them again")
+    return merged

@@ -1,0 +1,247 @@
+"""Which weights in a checkpoint are meant: files keep them under many names, and often two sets of them."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, float32
+
+from robench.defenses._keys import plain_names
+from robench.defenses._reading import read_content
+from robench.defenses._state import is_counter
+from robench.errors import ResourceError
+
+Tables = dict[str, Mapping[str, Tensor]]
+
+# Where common training scripts keep the weights inside a checkpoint, the first of them first; MIMIR's use "model".
+_KNOWN = (
+    "model", "state_dict", "model_state_dict", "model_state", "net", "net_state_dict", "network", "network_state_dict",
+    "weights", "params", "module", "state",
+)  # fmt: skip
+_AVERAGES = frozenset(("ema", "swa", "average", "averaged", "avg", "shadow", "polyak"))
+# What stands beside the weights to go on with the training.
+_TRAINING = (
+    "optim",
+    "sched",
+    "lr",
+    "scaler",
+    "amp",
+    "rng",
+    "random",
+    "criterion",
+    "loss",
+    "callback",
+    "loop",
+    "hyper",
+)
+_DEPTH = 4
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights in a file.
+
+    Attributes:
+        state: tensors by name, on the CPU, floats of any precision as float32.
+        name: where it is in the file, such as "model_ema"; empty for the whole file.
+        chosen: whether it is another set than the one that is taken where none is named.
+        notes: what a user should know, a line each.
+    """
+
+    state: dict[str, Tensor]
+    name: str = ""
+    chosen: bool = False
+    notes: tuple[str, ...] = ()
+
+    def digest(self, of_file: str) -> str:
+        """What a record keeps: the file's sha256, and for a set that had to be named that of both."""
+        return hashlib.sha256(f"{of_file}#{self.name}".encode()).hexdigest() if self.chosen else of_file
+
+
+def read_weights(path: Path, name: str = "") -> Weights:
+    """The weights in a checkpoint.
+
+    Args:
+        path: a safetensors file, what `torch.save` wrote, or an index of shards.
+        name: of the set that is meant, its place in the file such as "model_ema" or "ema.module", or a prefix of
+            the names of its tensors; empty for the usual one.
+
+    Raises:
+        ResourceError: when the file is damaged, holds no weights, no such set, or several sets of which none is usual.
+    """
+    content = read_content(path)
+    tables = _tables(content, path)
+    if not tables:
+        raise ResourceError(
+            f"checkpoint {path} holds no table of tensors{_contents(content)}: expected a state dict"
+        )
+    usual = _usual(tables)
+    if not name and usual is None:
+        raise ResourceError(
+            f"checkpoint {path} holds {len(tables)} sets of weights, {_listed(tables)}: name one of them, "
+            f"--checkpoint '{path}#{next(iter(tables))}'"
+        )
+    if not name:
+        assert usual is not None
+        return _made(tables, usual, False, path)
+    if name in tables:
+        return _made(tables, name, name != usual, path)
+    if len(inside := [each for each in tables if each.startswith(f"{name}.")]) == 1:
+        return _made(tables, inside[0], inside[0] != usual, path)
+    prefix = f"{name}."
+    for place, table in tables.items():
+        if part := {
+            key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)
+        }:
+            return _made({name: part}, name, len(part) < len(table) or place != usual, path)
+    raise ResourceError(f"checkpoint {path} holds no weights {name}: it holds {_listed(tables)}")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of the usual set of weights in a checkpoint, see `read_weights`."""
+    return read_weights(path).state
+
+
+def _made(tables: Tables, name: str, chosen: bool, path: Path) -> Weights:
+    notes = []
+    if len(tables) > 1:
+        others = [other for other in tables if other != name]
+        notes.append(
+            f"{path} holds {len(tables)} sets of weights, {_listed(tables)}: {name} is judged, "
+            f"--checkpoint '{path}#{others[0]}' judges {others[0]}"
+        )
+    state = {}
+    for key, value in tables[name].items():
+        if value.is_quantized or value.is_complex() or value.is_meta:
+            kind = "quantised" if value.is_quantized else "complex" if value.is_complex() else "without data"
+            raise ResourceError(f"checkpoint {path} has {key}, which is {kind}: give one of ordinary numbers")
+        dense = value.detach().to_dense() if value.is_sparse else value.detach()
+        state[key] = dense.float() if dense.is_floating_point() else dense
+    stored = {
+        value.dtype
+        for key, value in tables[name].items()
+        if value.is_floating_point() and not is_counter(key)
+    }
+    if others := sorted(str(kind).removeprefix("torch.") for kind in stored - {float32}):
+        notes.append(f"{path} keeps its weights in {' and '.join(others)}: they are judged as float32")
+    return Weights(state, name, chosen, tuple(notes))
+
+
+def _usual(tables: Tables) -> str | None:
+    """The set that is meant where none is named; None where that cannot be said."""
+    if lists := [name for name in tables if name.endswith("shadow_params")]:
+        return lists[0]
+    names = [name for name in tables if not _is_average(name)] or list(tables)
+    if len(names) == 1:
+        return names[0]
+    known = [name for name in names if name.partition(".")[0] in _KNOWN]
+    first = min((_KNOWN.index(name.partition(".")[0]) for name in known), default=-1)
+    best = [name for name in known if _KNOWN.index(name.partition(".")[0]) == first]
+    return best[0] if len(best) == 1 else None
+
+
+def _tables(content: Any, path: Path) -> Tables:
+    """Every table of tensors in a file by its place, without those of an optimiser."""
+    found = dict(_walk(content, "", 0))
+    lists = dict(_averages(content, "", 0))
+    if len(found) == 1 and not lists:
+        ((place, table),) = found.items()
+        return _apart(place, table)
+    if (base := _usual(found) if found else None) is not None:
+        for place, average in lists.items():
+            found[place] = _averaged(found[base], average, path)
+    return found
+
+
+def _walk(content: Any, place: str, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return
+    inside = False
+    for key, value in content.items():
+        if isinstance(key, str) and not _of_training(key):
+            for found in _walk(value, f"{place}.{key}" if place else key, depth + 1):
+                inside = True
+                yield found
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    # A tensor beside a table of them is a figure, such as the best accuracy.
+    if tensors and not inside and all(isinstance(key, str) for key in tensors):
+        yield place, tensors
+
+
+def _averages(content: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Moving averages that are kept as a list, in the order of the parameters, by their place."""
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return
+    for key, value in content.items():
+        here = f"{place}.{key}" if place else str(key)
+        if key == "shadow_params":
+            yield here, value
+        else:
+            yield from _averages(value, here, depth + 1)
+
+
+def _apart(place: str, table: Mapping[str, Tensor]) -> Tables:
+    """A table as it is; as two where it holds one network twice, an average beside the network itself."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in table.items():
+        first, _, rest = key.partition(".")
+        if rest:
+            parts.setdefault(first, {})[rest] = value
+        elif not is_counter(key):
+            return {place: table}
+    averages = [first for first in parts if _is_average(first)]
+    plain = [first for first in parts if not _is_average(first)]
+    if len(averages) == len(plain) == 1:
+        own, average = (
+            {key: value.shape for key, value in plain_names(parts[first]).items() if not is_counter(key)}
+            for first in (plain[0], averages[0])
+        )
+        if own == average:
+            return {f"{place}.{first}" if place else first: parts[first] for first in (plain[0], averages[0])}
+    return {place: table}
+
+
+def _averaged(state: Mapping[str, Tensor], average: Any, path: Path) -> dict[str, Tensor]:
+    """The state with the moving average of its parameters in their place, which is kept as a list in their order.
+
+    Buffers stand between the parameters and have no average: they are told by their shape.
+    """
+    averaged = dict(state)
+    waiting = list(average) if isinstance(average, Sequence) else [average]
+    for key, tensor in state.items():
+        if waiting and tensor.shape == getattr(waiting[0], "shape", ()):
+            averaged[key] = waiting.pop(0)
+    if waiting:
+        raise ResourceError(
+            f"checkpoint {path} has a moving average that does not fit its parameters: get it again"
+        )
+    return averaged
+
+
+def _is_average(name: str) -> bool:
+    words = re.split(r"[^a-z]+", name.lower())
+    return any(word in _AVERAGES or word.endswith("ema") for word in words)
+
+
+def _of_training(key: str) -> bool:
+    return key.lower().startswith(_TRAINING)
+
+
+def _listed(tables: Tables) -> str:
+    names = [name or "the tensors beside them" for name in tables]
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _contents(content: Any) -> str:
+    """What a file holds in place of weights, for messages."""
+    if not isinstance(content, Mapping):
+        return f", but a {type(content).__name__.lstrip('_').lower()}"
+    if not content:
+        return ", it is empty"
+    names = [
+        f"{key} ({type(value).__name__.lstrip('_').lower()})" for key, value in list(content.items())[:8]
+    ]
+    return f", it holds {', '.join(names)}" + (f" and {len(content) - 8} more" if len(content) > 8 else "")
