@@ -9,7 +9,9 @@ import ast
 import dataclasses
 import inspect
 import json
+import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,8 @@ from typing import Any
 from robench.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(:[^\s()][^()]*)?")
+# Characters of a spec, and of it in an error message; whole numbers fit eight bytes.
+_LONGEST, _SHOWN, _WHOLE = 10_000, 200, 2**63
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,24 @@ def parse(text: str) -> Spec:
     """Read one spec.
 
     Raises:
-        UsageError: if it is not a name, or a name with keyword arguments that are literals.
+        UsageError: if it is not a name, or a name with keyword arguments that are literals; and for more than 10,000
+            characters, whole numbers of more than eight bytes, and numbers that are not finite.
     """
+    if len(text) > _LONGEST:
+        raise UsageError(f"a spec has {len(text)} characters: expected at most {_LONGEST}")
     text = text.strip()
-    match = _NAME.match(text)
+    whole, text = text, text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    match = _NAME.match(whole)
     if not match:
         raise UsageError(f'malformed spec "{text}": expected a name such as pgd or pgd(steps=20)')
-    name, rest = match.group().strip(), text[match.end() :].strip()
+    name, rest = match.group().strip(), whole[match.end() :].strip()
     if not rest:
         return Spec(name)
     try:
-        call = ast.parse(f"f{rest}", mode="eval").body
+        with warnings.catch_warnings():
+            # Of odd literals, which are refused below.
+            warnings.simplefilter("ignore")
+            call = ast.parse(f"f{rest}", mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         call = None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or not rest.endswith(")"):
@@ -67,12 +78,30 @@ def parse(text: str) -> Spec:
         if keyword.arg in arguments:
             raise UsageError(f'malformed spec "{text}": {keyword.arg} is given twice')
         try:
-            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+            arguments[keyword.arg] = _bounded(ast.literal_eval(keyword.value))
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise UsageError(
-                f'malformed spec "{text}": {keyword.arg} must be a number, string, list or the like'
+                f'malformed spec "{text}": {keyword.arg} must be a finite number, string, list or the like'
             ) from None
     return Spec(name, arguments)
+
+
+def _bounded(value: Any) -> Any:
+    """The value, if every number in it can be computed with.
+
+    Raises:
+        ValueError: for a whole number of more than eight bytes, or one that is not finite.
+    """
+    if isinstance(value, dict):
+        _bounded([*value, *value.values()])
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            _bounded(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not finite")
+    elif isinstance(value, int) and not -_WHOLE <= value < _WHOLE:
+        raise ValueError("more than eight bytes")
+    return value
 
 
 def split(text: str, separator: str = ",") -> list[str]:

@@ -16,7 +16,9 @@ from robench.errors import UsageError, unknown_name
 NORMS = ("Linf", "L2", "L1", "L0", "patch")
 # What is counted, not measured: their radii are whole numbers.
 COUNTED = ("L0", "patch")
-_NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# Characters of a threat, and of a number in it; digits of an exponent, for exact arithmetic writes out all its zeros.
+_LONGEST, _LONGEST_NUMBER, _EXPONENT = 1000, 64, 3
 
 
 def rownorm(delta: Tensor, norm: str) -> Tensor:
@@ -87,10 +89,13 @@ class Threat:
         """Read `NORM:RADIUS` or `TRANSFORMATION:RADIUS`, the radius a number or a fraction.
 
         Raises:
-            UsageError: for an unknown norm or transformation, or a radius that is not a finite number above 0.
+            UsageError: for an unknown norm or transformation, or a radius that is not a finite number above 0; and
+                for a text of more than 1000 characters, or a number of more than 64 or with a longer exponent than 999.
         """
         if isinstance(spec, Threat):
             return spec
+        if len(spec) > _LONGEST:
+            raise UsageError(f"a threat has {len(spec)} characters: expected at most {_LONGEST}")
         name, colon, radius = (part.strip() for part in spec.rpartition(":"))
         help_text = (
             "expected NORM:RADIUS such as Linf:8/255, L2:0.5 or L1:12, or a transformation such as fog:0.4"
@@ -100,6 +105,11 @@ class Threat:
         parts = [part.strip() for part in radius.split("/")]
         if len(parts) > 2 or not all(_NUMBER.fullmatch(part) for part in parts):
             raise UsageError(f'malformed radius "{radius}" in threat "{spec}": {help_text}')
+        if not all(_is_short(part) for part in parts):
+            raise UsageError(
+                f"a number in the radius of a threat has more than {_LONGEST_NUMBER} characters, or an exponent of "
+                f"more than {_EXPONENT} digits: {help_text}"
+            )
         denominator = Fraction(parts[1]) if len(parts) == 2 else Fraction(1)
         try:
             eps = float(Fraction(parts[0]) / denominator)
@@ -203,6 +213,11 @@ class Threat:
         size = rownorm(delta, self.norm).clamp_min(1e-12)
         factor = (self.eps / size).clamp_max(1.0)
         return delta * factor.view(-1, *[1] * (delta.dim() - 1))
+
+
+def _is_short(number: str) -> bool:
+    exponent = number.lower().partition("e")[2].lstrip("+-0")
+    return len(number) <= _LONGEST_NUMBER and len(exponent) <= _EXPONENT
 
 
 def _transformation(name: str, spec: str, help_text: str):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from robench.cli.main import main
 from robench.curve import Radii
 from robench.errors import UsageError
-from robench.results.board import collect
+from robench.results.collection import collect
 from robench.results.plots import PLOTS
 from robench.results.record import Accuracy, read_record, stable
 from robench.results.samples import read_samples

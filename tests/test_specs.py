@@ -11,7 +11,7 @@ keys = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True).filter(lambda key: key
 values = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner),
@@ -51,6 +51,22 @@ def test_any_text_is_read_or_refused_in_one_line(text):
 def test_refuses_what_is_no_spec(text):
     with pytest.raises(UsageError):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e999", "-1e999", "{1: [1e999]}", str(2**63), str(-(2**63) - 1), "9" * 5000, "-" * 9000 + "1"]
+)
+def test_refuses_numbers_that_cannot_be_computed_with(value):
+    with pytest.raises(UsageError, match=r"expected at most|finite|malformed") as refused:
+        parse(f"apgd(steps={value})")
+    assert len(str(refused.value)) < 400
+
+
+def test_refuses_texts_of_any_length_in_a_short_line():
+    for text in ("a" * 20_000, "a(" + "[" * 9_000, "a(b='" + "c" * 20_000 + "')"):
+        with pytest.raises(UsageError) as refused:
+            parse(text)
+        assert len(str(refused.value)) < 400
 
 
 def test_the_canonical_form_sorts_and_leaves_defaults_out():

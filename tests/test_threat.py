@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from hypothesis import given
@@ -95,3 +97,37 @@ GOOD = torch.rand(4, 3, 8, 8)
 def test_names_what_is_wrong_with_images(x, y, says):
     with pytest.raises(UsageError, match=says):
         check_images(x, y, num_classes=10)
+
+
+@given(
+    st.sampled_from(["Linf", "L2", "L1", "L0", "fog", "nonsense", ""]),
+    st.lists(
+        st.tuples(
+            st.integers(0, 10**70).map(str) | st.floats(0, 1e300).map(str) | st.text(max_size=5),
+            st.sampled_from(["", "e", "E-", "e+"]),
+            st.integers(0, 10**12).map(str) | st.just("9" * 70),
+        ).map("".join),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_any_radius_is_read_or_refused_at_once(kind, parts):
+    spec = f"{kind}:{'/'.join(parts)}"
+    begun = time.perf_counter()
+    try:
+        threat = Threat.parse(spec)
+    except UsageError as error:
+        assert "expected" in str(error) or "unknown norm" in str(error)
+    else:
+        assert Threat.parse(str(threat)) == threat
+    assert time.perf_counter() - begun < 1
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["Linf:1e-99999999/1e-9", "L2:1/1e99999999", "Linf:" + "1" * 65, "Linf:0." + "0" * 10**6, "a" * 10**6],
+)
+def test_a_number_that_would_take_long_is_refused_in_a_short_line(spec):
+    with pytest.raises(UsageError, match="expected") as refused:
+        Threat.parse(spec)
+    assert len(str(refused.value)) < 400

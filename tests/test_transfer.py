@@ -16,7 +16,7 @@ from robench.defenses import registry
 from robench.defenses._checkpoints import sha256_of
 from robench.errors import UsageError
 from robench.evaluate import Options, run_all
-from robench.results.board import collect
+from robench.results.collection import collect
 from robench.results.grid import FORMATS, render
 from robench.results.plots import PLOTS
 from robench.results.plots.style import encode

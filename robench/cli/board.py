@@ -5,9 +5,11 @@ from pathlib import Path
 
 import click
 
+from robench.cli import common
 from robench.errors import UsageError
 from robench.evaluate import default_results
-from robench.results.board import SORTS, board, collect
+from robench.results.board import SORTS, board
+from robench.results.collection import collect
 from robench.results.grid import FORMATS, WIDTH
 from robench.results.wording import location
 
@@ -73,6 +75,7 @@ def command(
             claims=read_claims(claims),
         )
         click.echo(f"{len(found)} records: {location(made)}")
+        common.report(found.left_out, len(found))
         return
     theirs = read_claims(claims)
     sys.stdout.write(
@@ -80,3 +83,4 @@ def command(
             found, form, width=WIDTH + 40 * bool(theirs), sort=sort, intervals=not no_intervals, claims=theirs
         )
     )
+    common.report(found.left_out, len(found), named=form != "csv")

@@ -1,6 +1,15 @@
 """Options that several commands take, worded once."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
+
+from robench.errors import CheckFailed
+from robench.plain import plain
+
+if TYPE_CHECKING:
+    from robench.results.reading import LeftOut
 
 seed = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
@@ -11,3 +20,20 @@ checkpoint = click.option("--checkpoint", help="Weights in place of the card's."
 data_dir = click.option("--data-dir", help="Where data sets with files lie.")
 results = click.option("--results", help="Folder of all records.  [default: results]")
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+
+
+def report(left_out: "Sequence[LeftOut]", used: int, what: str = "left out", named: bool = False) -> None:
+    """End with exit code 1 when something could not be used: each by name, and why.
+
+    Args:
+        used: how many could be.
+        named: whether the output names them already, so that their number is enough.
+
+    Raises:
+        CheckFailed: when there is any.
+    """
+    if not left_out:
+        return
+    count = f"{len(left_out)} of {used + len(left_out)} {what}"
+    lines = [] if named else [f"- {plain(str(each))}" for each in left_out]
+    raise CheckFailed("\n".join([count + (":" if lines else ""), *lines]))

@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from robench.cli import common
 from robench.cli.run import names
 from robench.evaluate import default_results
 from robench.results.plots import PLOTS
@@ -34,7 +35,7 @@ robench plot all results/shipped --format svg,pdf --output pictures""",
 )
 @click.option("--output", default="plots", show_default=True, help="Folder of the pictures.")
 def command(kind: str, results: tuple[str, ...], formats: list[str], output: str) -> None:
-    from robench.results.board import collect
+    from robench.results.collection import collect
     from robench.results.plots import find_plot
     from robench.results.plots.style import save
     from robench.results.wording import location, one_of
@@ -53,3 +54,4 @@ def command(kind: str, results: tuple[str, ...], formats: list[str], output: str
             for form in formats or ["png"]:
                 made = save(figure, Path(output) / f"{name}-{stem}.{form}")
                 console.print(Text(location(made)), soft_wrap=True)
+    common.report(found.left_out, len(found))

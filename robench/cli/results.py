@@ -4,6 +4,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from robench.cli import common
 from robench.cli.run import names
 from robench.evaluate import default_results
 
@@ -24,7 +25,7 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     Each goes to the place that its content says. Of two for one place the later stands, the other is kept under
     superseded/, and the conflict is named. Damaged ones are named and left out.
     """
-    from robench.errors import ResourceError
+    from robench.errors import CheckFailed
     from robench.results.moving import merge
     from robench.results.wording import location, plain
 
@@ -47,7 +48,7 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
         Text(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no records")
     )
     if counts["damaged"]:
-        raise ResourceError(f"{counts['damaged']} of {len(done)} records are damaged and were left out")
+        raise CheckFailed(f"{counts['damaged']} of {len(done)} records are damaged and were left out")
 
 
 @command.command("export")
@@ -69,17 +70,20 @@ def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> N
 
     console = Console()
     if model_info:
-        from robench.results.board import collect
+        from robench.results.collection import collect
         from robench.results.robustbench import write_infos
         from robench.results.wording import location
 
-        for made in write_infos(collect(sources), output):
+        found = collect(sources)
+        for made in write_infos(found, output):
             console.print(Text(location(made)), soft_wrap=True)
+        common.report(found.left_out, len(found))
         return
-    places = export(sources, output)
+    places, left_out = export(sources, output)
     for place in places:
         console.print(Text(place), soft_wrap=True)
     console.print(Text(f"{len(places)} records: {output}"), soft_wrap=True)
+    common.report(left_out, len(places))
 
 
 @command.command("prune")
@@ -93,23 +97,31 @@ def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> N
 
     What a run is writing at this moment stays.
     """
+    from robench.errors import ResourceError
     from robench.results.pruning import KINDS, prune, waste
+    from robench.results.reading import LeftOut
     from robench.results.wording import location, one_of
 
     for kind in only:
         one_of("kind", kind, KINDS)
     console = Console()
     total = count = 0
+    left_out = []
     for root in results or (str(default_results()),):
         for each in list(waste(root, only or KINDS)):
             if not dry_run:
-                prune([each])
+                try:
+                    prune([each])
+                except ResourceError as error:
+                    left_out.append(LeftOut.of(each.path, error))
+                    continue
             total, count = total + each.size, count + 1
             console.print(
                 Text(f"{each.kind:<10}  {_bytes(each.size):>8}  {location(each.path)}"), soft_wrap=True
             )
     verb = "would be removed" if dry_run else "removed"
     console.print(Text(f"{count} {verb}, {_bytes(total)}" if count else "nothing to remove"))
+    common.report(left_out, count, "could not be removed")
 
 
 def _bytes(size: float) -> str:

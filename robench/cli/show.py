@@ -84,12 +84,16 @@ def _costs(console: Console, name: str, threat: str | None, classes: int) -> Non
 
 def _record(console: Console, path: Path, picture: str | None, data_dir: str | None) -> None:
     from robench.data import load_dataset
+    from robench.errors import ResourceError
     from robench.results import heatmap
+    from robench.results.collection import usable
     from robench.results.picture import picture as draw
-    from robench.results.record import read_record
+    from robench.results.record import Record
     from robench.results.table import describe
 
-    record = read_record(path)
+    record = usable(path)
+    if not isinstance(record, Record):
+        raise ResourceError(str(record))
     console.print(describe(record))
     folder = record.folder or path
     if record.corrupted:

@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from robench.cli import common
 from robench.evaluate import default_results
 from robench.results.grid import FORMATS
 
@@ -26,7 +27,9 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     robench table purifiers
     robench table mimir --format latex
     """
-    from robench.results.board import collect
+    from robench.results.collection import collect
     from robench.results.papers import find_paper, text
 
-    sys.stdout.write(text(find_paper(paper), collect(results or (str(default_results()),)), form, suite))
+    found = collect(results or (str(default_results()),))
+    sys.stdout.write(text(find_paper(paper), found, form, suite))
+    common.report(found.left_out, len(found))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # In safetensors' own order, from the last to the first.
-_TYPES = {
+TYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
@@ -39,13 +39,13 @@ class Entry:
 
 def encode(entries: Mapping[str, Entry]) -> Iterator[bytes]:
     """The file's bytes, a part of a tensor at a time."""
-    order = sorted(entries, key=lambda name: (list(_TYPES).index(entries[name].dtype), name))
+    order = sorted(entries, key=lambda name: (list(TYPES).index(entries[name].dtype), name))
     header, at = {}, 0
     for name in order:
         entry = entries[name]
         size = int(np.prod(entry.shape)) * entry.dtype.itemsize
         header[name] = {
-            "dtype": _TYPES[entry.dtype],
+            "dtype": TYPES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": [at, at + size],
         }

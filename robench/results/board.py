@@ -10,21 +10,17 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from robench import content, specs
-from robench.errors import ResourceError
 from robench.results import corruption_text
-from robench.results import record as record_file
-from robench.results.doubts import with_doubts
+from robench.results.collection import Collection
 from robench.results.grid import FORMATS, WIDTH, Grid, render
-from robench.results.record import Record, read_record
+from robench.results.record import Record
 from robench.results.robustbench import Claim, with_claims
 from robench.results.samples import held
 from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
-from robench.results.store import aside
 from robench.results.wording import by_draws, interval, markdown, one_of, percent, plain
 from robench.threat import Threat, same_threat
 
@@ -36,25 +32,6 @@ EMPTY = "–"
 # Two defenses whose difference has at least this p-value share a rank.
 SAME = 0.05
 _NUMBERS = frozenset(("rank", "clean %", "robust %", "claimed %", "best known %", "n"))
-
-
-@dataclass(frozen=True)
-class Collection(Sequence[Record]):
-    """The records found under some folders.
-
-    Attributes:
-        records: those that could be read.
-        unreadable: one line for each that could not.
-    """
-
-    records: tuple[Record, ...]
-    unreadable: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
 
 
 @dataclass(frozen=True)
@@ -93,34 +70,6 @@ class Section:
     missing: tuple[str, ...] = ()
 
 
-def collect(results: Iterable[Path | str]) -> Collection:
-    """Every record under the folders, in the order of their paths, with the doubts that others cast on it.
-
-    Superseded and partial records are left out, and the runs that a diagnosis made for itself.
-
-    Raises:
-        ResourceError: when a folder is not there.
-    """
-    found: dict[Path, Record] = {}
-    unreadable = []
-    roots = [Path(root) for root in results]
-    for root in roots:
-        if not root.exists():
-            raise ResourceError(
-                f"{root}: no such folder: robench run writes records there, --results elsewhere"
-            )
-        files = [root] if root.is_file() else sorted(root.rglob(record_file.FILE))
-        for file in files:
-            if aside(file.relative_to(root).parts[:-1]):
-                continue
-            try:
-                found.setdefault(file.resolve(), read_record(file))
-            except ResourceError as error:
-                unreadable.append(str(error))
-    doubted, damaged = with_doubts(tuple(found.values()), roots)
-    return Collection(doubted, (*unreadable, *damaged))
-
-
 def board(
     records: Sequence[Record],
     format: str = "text",
@@ -134,7 +83,7 @@ def board(
     Records under corruptions follow in tables of their own; CSV has them where there are no others.
 
     Args:
-        records: from `collect`, whose unreadable files are then named at the end, or any others.
+        records: from `collect`, whose files that were left out are then named at the end, or any others.
         format: "text", "md", "csv" or "latex".
         width: of the text, in characters.
         sort: the column whose best comes first in each group, one of `SORTS`.
@@ -159,11 +108,11 @@ def board(
     parts = [render(grid, format, width) for grid in [*grids, *apart]]
     if not parts:
         parts.append("No records: robench run --defense mimir --attack autoattack makes one.\n")
-    lost = records.unreadable if isinstance(records, Collection) else ()
+    lost = records.left_out if isinstance(records, Collection) else ()
     clean = markdown if format == "md" else plain
     if lost:
         mark = "% " if format == "latex" else ""
-        parts.append(f"{mark}Left out:\n" + "".join(f"{mark}- {clean(line)}\n" for line in lost))
+        parts.append(f"{mark}Left out:\n" + "".join(f"{mark}- {clean(str(each))}\n" for each in lost))
     return "\n".join(parts)
 
 
@@ -178,7 +127,14 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
         # What an attacker knew comes first, the whole defense before less: the figures mean different things.
-        like = (job.knowledge != "full", job.knowledge, job.suite.name, job.suite.attacks, job.dataset.digest)
+        like = (
+            job.knowledge != "full",
+            job.knowledge,
+            job.suite.name,
+            job.suite.attacks,
+            job.dataset.digest,
+            job.n,
+        )
         groups.setdefault(like, []).append(record)
         key = _subject(record)
         lowest[key] = min(

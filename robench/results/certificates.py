@@ -5,9 +5,11 @@ at the image that its parameters `delta` make of x. Perturbations of whole grain
 two bytes a number, others as float32.
 """
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -17,14 +19,31 @@ from torch import Tensor
 from robench.data._base import Images
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
-from robench.results import _tensors
+from robench.results import _tensors, strict_json
 from robench.threat import Threat
 
 FILE = "adversarials.safetensors"
 # Images in memory at a time while the file is written.
 _PART = 16
+_TYPES = {name: kind for kind, name in _tensors.TYPES.items()}
 _EXACT = {"delta": (torch.float32, 4), "id": (torch.int64, 1)}
 _ROUND = {"grain": (torch.float64, 0), "grains": (None, 4), "grains_id": (torch.int64, 1)}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is said of a tensor before it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> "Header":
+        """Of an entry of the file's own header; KeyError and the like where it is none, or of an unknown type."""
+        return cls(_TYPES[entry["dtype"]], tuple(map(int, entry["shape"])))
 
 
 @dataclass(frozen=True)
@@ -136,16 +155,10 @@ def read_certificates(folder: Path) -> Certificates:
         raise ResourceError(f"{path}: {error.strerror or error}: {mend}") from error
     except SafetensorError as error:
         raise ResourceError(f"{path}: damaged or truncated: {mend}") from error
-    expected = _EXACT | (_ROUND if "grains" in tensors else {})
-    fits = set(tensors) == set(expected) and all(
-        tensors[name].dim() == dim and tensors[name].dtype == (kind or tensors[name].dtype)
-        for name, (kind, dim) in expected.items()
-    )
-    if not fits or not _counts_fit(tensors):
-        raise ResourceError(
-            f"{path}: expected delta (M, C, H, W) float32 and id (M,) int64, perhaps grains of one or two bytes, "
-            f"found { {k: (tuple(v.shape), str(v.dtype)) for k, v in sorted(tensors.items())} }: {mend}"
-        )
+    try:
+        _check({name: Header(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
+    except ValueError as error:
+        raise ResourceError(f"{path}: {error}: {mend}") from None
     ids, delta = tensors["id"], tensors["delta"]
     if "grains" in tensors:
         rounded = tensors["grains"] * float(tensors["grain"])
@@ -156,7 +169,49 @@ def read_certificates(folder: Path) -> Certificates:
     return Certificates(ids, delta)
 
 
-def _counts_fit(tensors: dict[str, Tensor]) -> bool:
+def check_header(file: BinaryIO) -> None:
+    """Hold the tensors that a file names against those of certificates; what is in them is not read.
+
+    Raises:
+        ValueError: in one line, when it is truncated, damaged or holds other tensors.
+        OSError: when it cannot be read.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, strict_json.LONGEST):
+        raise ValueError("damaged or truncated")
+    header = strict_json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("damaged or truncated")
+    header.pop("__metadata__", None)
+    try:
+        found = {name: Header.of(entry) for name, entry in header.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError("damaged or of other types of tensors") from None
+    _check(found)
+    if 8 + length + end != size:
+        raise ValueError("damaged or truncated")
+
+
+def _check(tensors: Mapping[str, Header]) -> None:
+    """Refuse tensors that are not those of certificates, or of which one counts more samples than another."""
+    expected = _EXACT | (_ROUND if "grains" in tensors else {})
+    fits = set(tensors) == set(expected) and all(
+        len(tensors[name].shape) == dim and tensors[name].dtype == (kind or tensors[name].dtype)
+        for name, (kind, dim) in expected.items()
+    )
+    if not fits or not _counts_fit(tensors):
+        shown = {name: (each.shape, str(each.dtype)) for name, each in sorted(tensors.items())[:8]}
+        raise ValueError(
+            "expected delta (M, C, H, W) float32 and id (M,) int64, perhaps grains of one or two bytes, "
+            f"found {str(shown)[:400]}"
+        )
+
+
+def _counts_fit(tensors: Mapping[str, Header]) -> bool:
     if len(tensors["delta"]) != len(tensors["id"]):
         return False
     if "grains" not in tensors:

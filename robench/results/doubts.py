@@ -3,7 +3,6 @@
 They are marks like those of a run, and stand beside them wherever a record is shown; no file is changed.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError
+from robench.results import strict_json
+from robench.results.reading import LeftOut, files_named
 from robench.results.record import Record
 from robench.results.samples import held
 
@@ -27,15 +28,15 @@ _WHITE = ("full", "bpda", "surrogate")
 
 def with_doubts(
     records: Sequence[Record], roots: Iterable[Path | str]
-) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+) -> tuple[tuple[Record, ...], tuple[LeftOut, ...]]:
     """The records, each with the marks that others and the diagnoses under `roots` put on it.
 
     Returns:
-        The records, and a line for each diagnosis that cannot be read.
+        The records, and what cannot be read of the diagnoses.
     """
     transfer = _transfer(records)
     diagnosed: dict[tuple, dict[Mark, None]] = {}
-    found, unreadable = _diagnoses(roots)
+    found, left_out = _diagnoses(roots)
     for each in found:
         marks = diagnosed.setdefault(_about(each), {})
         marks.update({Mark(mark["code"], mark["text"]): None for mark in each["health"]})
@@ -47,7 +48,7 @@ def with_doubts(
         known = {mark.code for mark in record.health}
         extra = [mark for mark in extra if mark.code not in known]
         made.append(replace(record, health=(*record.health, *extra)) if extra else record)
-    return tuple(made), unreadable
+    return tuple(made), left_out
 
 
 def _knows(record: Record) -> bool:
@@ -94,15 +95,21 @@ def _transfer(records: Sequence[Record]) -> dict[tuple, list[Mark]]:
     return marks
 
 
-def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    files = {file.resolve(): file for root in map(Path, roots) for file in sorted(root.rglob(FILE))}
-    found, unreadable = [], []
-    for file in files.values():
-        try:
-            found.append(read_diagnosis(file))
-        except ResourceError as error:
-            unreadable.append(str(error))
-    return found, tuple(unreadable)
+def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple[LeftOut, ...]]:
+    found: dict[Path, dict[str, Any]] = {}
+    left_out = []
+    for root in roots:
+        if Path(root).is_file():
+            continue
+        for file in files_named(FILE, root):
+            if isinstance(file, LeftOut):
+                left_out.append(file)
+            elif (place := file.resolve()) not in found:
+                try:
+                    found[place] = read_diagnosis(file)
+                except ResourceError as error:
+                    left_out.append(LeftOut.of(file, error))
+    return list(found.values()), tuple(left_out)
 
 
 def read_diagnosis(file: Path) -> dict[str, Any]:
@@ -113,7 +120,8 @@ def read_diagnosis(file: Path) -> dict[str, Any]:
     """
     mend = "repeat robench diagnose, or remove it"
     try:
-        content = json.loads(file.read_bytes())
+        with file.open("rb") as opened:
+            content = strict_json.loads(opened.read(strict_json.LONGEST + 1))
         marks = [part for mark in content["health"] for part in (mark["code"], mark["text"])]
         if content["schema"] == SCHEMA and all(isinstance(part, str) for part in (*_about(content), *marks)):
             return content
@@ -121,4 +129,4 @@ def read_diagnosis(file: Path) -> dict[str, Any]:
         raise ResourceError(f"{file}: {error.strerror or error}: {mend}") from error
     except (ValueError, KeyError, TypeError):
         pass
-    raise ResourceError(f"{file} is damaged or no diagnosis of schema {SCHEMA}: {mend}")
+    raise ResourceError(f"{file}: damaged or no diagnosis of schema {SCHEMA}: {mend}")

@@ -9,20 +9,25 @@ import io
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import ResourceError, UsageError
 from robench.files import claim, disk_errors, sync_folder, write_whole
-from robench.results import record
+from robench.results import record, strict_json
+from robench.results.collection import check, in_memory
+from robench.results.reading import LeftOut, files_named
 from robench.results.record import Record, decode, read_record
 from robench.results.store import PARTIAL, SUPERSEDED, aside, place_of, shelf_place, slug, supersede
+from robench.results.wording import size
 
 ARCHIVE = ".zip"
 # Of every file in an archive, so that the same records give the same bytes.
 _MOMENT = (2000, 1, 1, 0, 0, 0)
+# A file in an archive with more bytes than this must not be packed more tightly than so many times, so that a small
+# archive cannot fill the memory. Certificates are packed 2 to 40 times.
+_LARGE, _RATIO = 1 << 26, 100
 _NOTE = """Records of robench with their certificates. Check them, on any machine with robench and the checkpoints:
 
     robench verify PROTOCOL/DEFENSE/SUITE
@@ -53,37 +58,64 @@ class Merged:
 
 
 def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
-    """Every record in a folder or an archive with its files; in place of a damaged one, a line that says why.
+    """Every record in a folder or an archive with its files; in place of one that cannot be used, the reason.
 
-    Superseded and partial ones, and the runs of a diagnosis, are left out.
+    Superseded and partial ones, and the runs of a diagnosis, are ignored.
 
     Raises:
-        ResourceError: when the source is not there, or is no archive.
+        ResourceError: when the source is not there.
     """
     source = Path(source)
     if source.is_dir():
-        for file in sorted(source.rglob(record.FILE)):
-            inside = file.relative_to(source).parts[:-1]
-            if not aside(inside):
-                yield str(file.parent), _bundle(file.parent.joinpath)
+        for file in files_named(record.FILE, source):
+            if isinstance(file, LeftOut):
+                yield str(file.file), file.reason
+            elif not aside(file.relative_to(source).parts[:-1]):
+                yield str(file.parent), _bundle(lambda name, folder=file.parent: _from_folder(folder, name))
         return
     try:
-        archive = zipfile.ZipFile(source)
+        opened = source.open("rb")
     except OSError as error:
         raise ResourceError(
             f"{source}: {error.strerror or error}: give a folder of records or an archive"
         ) from error
-    except zipfile.BadZipFile as error:
-        raise ResourceError(
-            f"{source} is no archive of records ({error}): robench results export makes one"
-        ) from error
-    with archive:
-        for name in sorted(archive.namelist()):
+    with opened:
+        try:
+            archive = zipfile.ZipFile(opened)
+            names = sorted(archive.namelist())
+        # A damaged list of contents ends in errors of many kinds.
+        except Exception as error:
+            yield str(source), f"no archive of records ({_text(error)}): robench results export makes one"
+            return
+        for name in names:
             folder, _, last = name.rpartition("/")
             if last == record.FILE and not aside(folder.split("/")):
                 # Read one by one and by name; nothing is unpacked to where the archive says.
-                inside = zipfile.Path(archive, f"{folder}/" if folder else "")
-                yield f"{source}:{folder}", _bundle(inside.joinpath)
+                inside = f"{folder}/" if folder else ""
+                yield (
+                    f"{source}:{folder}",
+                    _bundle(lambda name, inside=inside: _from_archive(archive, inside + name)),
+                )
+
+
+def _from_folder(folder: Path, name: str) -> bytes:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{name} is missing or no regular file")
+    with (folder / name).open("rb") as file:
+        return file.read(strict_json.LONGEST + 1 if name == record.FILE else -1)
+
+
+def _from_archive(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        entry = archive.getinfo(name)
+    except KeyError:
+        raise FileNotFoundError(f"{name} is missing") from None
+    if entry.file_size > _LARGE and entry.file_size > _RATIO * entry.compress_size:
+        raise ResourceError(
+            f"{name} would be {size(entry.file_size)} out of {size(entry.compress_size)}: if that is meant, unpack the "
+            "archive and give the folder"
+        )
+    return archive.read(entry)
 
 
 def merge(sources: Iterable[Path | str], into: Path | str) -> Iterator[Merged]:
@@ -164,26 +196,30 @@ def _shelved(folder: Path, found: Bundle) -> bool:
     return any(file.read_bytes() == found.contents[record.FILE] for file in kept)
 
 
-def export(sources: Iterable[Path | str], output: Path | str) -> list[str]:
+def export(sources: Iterable[Path | str], output: Path | str) -> tuple[list[str], list[LeftOut]]:
     """Write the records, whole and each in its place, into a new folder, or into an archive where its name ends so.
 
     Returns:
-        The places, in order.
+        The places, in order; and the records that cannot be used, which are left out.
 
     Raises:
         UsageError: when two records have one place.
-        ResourceError: when a record is damaged, there is none, or the output is taken or cannot be written.
+        ResourceError: when no record is left, or the output is taken or cannot be written.
     """
     output = Path(output)
     found: dict[str, Bundle] = {}
+    left_out: list[LeftOut] = []
     for source in sources:
         for name, each in bundles(source):
             if isinstance(each, str):
-                raise ResourceError(f"{name}: {each}: export the others, or restore it")
+                left_out.append(LeftOut(Path(name), each))
+                continue
             place = place_of("", each.record).as_posix()
             if place in found and found[place].contents != each.contents:
                 raise UsageError(f"two records belong at {place}: merge them first, or export one")
             found[place] = each
+    if not found and left_out:
+        raise ResourceError(f"no record can be exported: {left_out[0]}")
     if not found:
         raise ResourceError(f"no records in {', '.join(map(str, sources))}: robench run makes some")
     if output.exists():
@@ -196,7 +232,7 @@ def export(sources: Iterable[Path | str], output: Path | str) -> list[str]:
         write_whole(output.absolute().parent, {output.name: _archive(contents)})
     else:
         _write_folder(output.absolute(), contents)
-    return sorted(found)
+    return sorted(found), left_out
 
 
 def _archive(contents: Mapping[str, bytes]) -> bytes:
@@ -225,21 +261,26 @@ def _write_folder(place: Path, contents: Mapping[str, bytes]) -> None:
         sync_folder(place.parent)
 
 
-def _bundle(opened: Callable[[str], Path | zipfile.Path]) -> Bundle | str:
-    """The record whose files `opened(name)` gives, record.json last, or why it is damaged."""
+def _bundle(read: Callable[[str], bytes]) -> Bundle | str:
+    """The record whose files `read(name)` gives, or why it cannot be used."""
     try:
-        encoded = opened(record.FILE).read_bytes()
+        encoded = read(record.FILE)
         found = decode(encoded)
-        for name in found.files:
-            if slug(name) != name:
-                return f"files.{name} is no name of a file beside it"
-        contents = {name: opened(name).read_bytes() for name in sorted(found.files)}
-    except (ResourceError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        return " ".join(str(error).split())
-    for name, digest in found.files.items():
-        if (actual := hashlib.sha256(contents[name]).hexdigest()) != digest:
-            return f"files.{name}: the record says {digest[:12]}..., found {actual[:12]}..."
+        if strange := [name for name in found.files if slug(name) != name]:
+            return f"files.{strange[0]} is no name of a file beside it"
+        contents = {name: read(name) for name in sorted(found.files)}
+        for name, digest in found.files.items():
+            if (actual := hashlib.sha256(contents[name]).hexdigest()) != digest:
+                return f"files.{name}: the record says {digest[:12]}..., found {actual[:12]}..."
+        check(found, in_memory(contents))
+    # Encrypted, of an unknown compression, damaged: a file from elsewhere ends in errors of many kinds.
+    except Exception as error:
+        return _text(error)
     return Bundle(found, {**contents, record.FILE: encoded})
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _sha256(path: Path) -> str:

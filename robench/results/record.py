@@ -11,6 +11,7 @@ from typing import Any
 
 from robench.engine.outcome import AttackCost, Mark
 from robench.errors import ResourceError
+from robench.results import strict_json
 from robench.results.statistics import Accuracy
 
 SCHEMA = 1
@@ -192,7 +193,8 @@ def read_record(path: Path | str) -> Record:
     path = Path(path)
     file = path if path.is_file() else path / FILE
     try:
-        encoded = file.read_bytes()
+        with file.open("rb") as opened:
+            encoded = opened.read(strict_json.LONGEST + 1)
     except OSError as error:
         raise ResourceError(
             f"{file}: {error.strerror or error}: give a folder that robench run has written"
@@ -209,13 +211,10 @@ def decode(encoded: bytes, folder: Path | None = None) -> Record:
     Raises:
         ResourceError: when it is truncated, not JSON, of a newer schema or breaks it, naming the field.
     """
-    mend = "repeat the run with --fresh"
     try:
-        content = json.loads(encoded, parse_constant=_refuse_constant)
+        content = strict_json.loads(encoded)
     except ValueError as error:
-        raise ResourceError(f"truncated or not JSON ({error}): {mend}") from error
-    except RecursionError:
-        raise ResourceError(f"nested too deeply to be a record: {mend}") from None
+        raise ResourceError(f"truncated or not JSON ({error}): repeat the run with --fresh") from error
     return Record.from_dict(migrate(content), folder)
 
 
@@ -245,7 +244,7 @@ def validate(content: Any) -> None:
     errors = sorted(_validator().iter_errors(content), key=lambda e: [str(p) for p in e.absolute_path])
     if not errors:
         return
-    place = ".".join(str(part) for part in errors[0].absolute_path) or "the record"
+    place = ".".join(str(part)[:40] for part in errors[0].absolute_path) or "the record"
     message = errors[0].message if len(errors[0].message) <= 160 else errors[0].message[:157] + "..."
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     raise ResourceError(f"{place} breaks record schema {SCHEMA}: {message}{more}")
@@ -276,10 +275,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
-
-
 @cache
 def _schema() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("record.schema.json").read_bytes())
@@ -289,5 +284,10 @@ def _schema() -> dict[str, Any]:
 def _validator() -> Any:
     # Imported here: only reading and writing a record need it, and it takes a tenth of a second.
     from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
 
-    return Draft202012Validator(_schema())
+    # JSON Schema takes 30.0 for an integer; what counts images here is an int.
+    types = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    return extend(Draft202012Validator, type_checker=types)(_schema())

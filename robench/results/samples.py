@@ -37,6 +37,10 @@ SCHEMA = pa.schema(
 # Of a run under corruptions: what was predicted at every corruption and severity, in the record's order.
 CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
 
+# Rows, cells of a row under corruptions, and characters: what a file may ask memory for.
+_MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
+_TEXTS = [name for name, field in zip(SCHEMA.names, SCHEMA, strict=True) if field.type == pa.string()]
+
 
 def input_digests(x: Tensor | Stack) -> list[str]:
     """sha256 of the float32 bytes of each row of `x`, (N, C, H, W), in hexadecimal."""
@@ -82,19 +86,70 @@ def read_samples(folder: Path) -> pa.Table:
     path = Path(folder) / FILE
     mend = "repeat the run with --fresh, or restore the file"
     try:
-        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        return decode(path.read_bytes())
     except OSError as error:
-        # pyarrow reports damage inside a file as an OSError without a number.
-        found = error.strerror if error.errno else "damaged or truncated"
-        raise ResourceError(f"{path}: {found}: {mend}") from error
-    except pa.ArrowException as error:
-        raise ResourceError(f"{path}: damaged or truncated: {mend}") from error
-    if not any(table.schema.equals(known) for known in (SCHEMA, SCHEMA.append(CORRUPTED))):
-        wrong = [name for name, field in _fields() if name not in table.schema.names or
-                 table.schema.field(name).type != field.type]  # fmt: skip
-        named = f"column {wrong[0]} is missing or of another type" if wrong else "unexpected columns"
-        raise ResourceError(f"{path}: {named}: {mend}")
+        raise ResourceError(f"{path}: {error.strerror or error}: {mend}") from error
+    except ValueError as error:
+        raise ResourceError(f"{path}: {error}: {mend}") from error
+
+
+def decode(encoded: bytes) -> pa.Table:
+    """The rows in the bytes of a samples.parquet.
+
+    Raises:
+        ValueError: in one line, when it is damaged, has other columns, an empty cell, a text of more than 4096
+            characters, or more rows than a record counts.
+    """
+    try:
+        metadata = pq.read_metadata(io.BytesIO(encoded))
+        _check_schema(metadata.schema.to_arrow_schema())
+        # A file of some bytes can stand for any number of rows, and for a long text in each.
+        if metadata.num_rows > _MOST or _values(metadata) > _MOST * _CELLS:
+            raise ValueError("more rows than a record counts")
+        table = pq.read_table(io.BytesIO(encoded), read_dictionary=_TEXTS)
+        _check_texts(table)
+        table = table.cast(pa.schema([_without_dictionary(field) for field in table.schema]))
+        table.validate(full=True)
+    # pyarrow reports damage inside a file as an OSError, and what it does not know as other errors.
+    except (OSError, OverflowError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ValueError("damaged or truncated") from error
+    empty = [name for name in table.schema.names if table[name].null_count]
+    if CORRUPTED.name in table.schema.names and any(
+        chunk.flatten().null_count for chunk in table[CORRUPTED.name].chunks
+    ):
+        empty.append(CORRUPTED.name)
+    if empty:
+        raise ValueError(f"column {empty[0]} has empty cells")
     return table
+
+
+def _check_schema(schema: pa.Schema) -> None:
+    if not any(schema.equals(known) for known in (SCHEMA, SCHEMA.append(CORRUPTED))):
+        wrong = [name for name, field in _fields() if name not in schema.names or
+                 schema.field(name).type != field.type]  # fmt: skip
+        raise ValueError(
+            f"column {wrong[0]} is missing or of another type" if wrong else "unexpected columns"
+        )
+
+
+def _values(metadata: pq.FileMetaData) -> int:
+    """The most values in any column: a list in a row has several."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = range(metadata.num_columns)
+    return sum(max((group.column(i).num_values for i in columns), default=0) for group in groups)
+
+
+def _check_texts(table: pa.Table) -> None:
+    """Refuse long texts while each stands in its column's dictionary once, before rows are made of them."""
+    for name in _TEXTS:
+        for chunk in table[name].chunks:
+            if any(len(text or "") > _LONGEST for text in chunk.dictionary.to_pylist()):
+                raise ValueError(f"column {name} has a text of more than {_LONGEST} characters")
+
+
+def _without_dictionary(field: pa.Field) -> pa.Field:
+    kind = field.type
+    return field.with_type(kind.value_type) if pa.types.is_dictionary(kind) else field
 
 
 def _fields() -> list[tuple[str, pa.Field]]:

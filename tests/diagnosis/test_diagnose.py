@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from robench.cli import main
-from robench.results.board import collect, sections
+from robench.results.board import sections
+from robench.results.collection import collect
 from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT, build
 
@@ -117,7 +118,7 @@ def test_a_damaged_diagnosis_is_named_and_spoils_no_board(cli, tmp_path, capsys)
     for content in ("{", "[]", '{"schema": 1}', '{"schema": 2}'):
         (folder / "diagnosis.json").write_text(content)
         found = collect([tmp_path / "results"])
-        assert len(found) == 0 and "repeat robench diagnose" in found.unreadable[0]
+        assert len(found) == 0 and "repeat robench diagnose" in str(found.left_out[0])
 
 
 def test_the_same_again_answers_from_its_runs(cli, tmp_path):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError, UsageError
-from robench.results.board import NO_RANK, board, collect, sections
+from robench.results.board import NO_RANK, board, sections
+from robench.results.collection import collect
 from robench.results.statistics import Accuracy, mcnemar, mean_and_deviation
 from tests.results.fabricate import make_run
 
@@ -138,12 +139,11 @@ def test_rows_a_few_images_apart_share_a_rank(tmp_path):
     assert ranks(tmp_path) == {"first": "1", "second": "1", "third": "2", "last": "4"}
 
 
-def test_without_samples_there_is_no_rank(tmp_path):
-    run = make_run(tmp_path, defense="bare")
-    run.write()
-    (run.folder / "samples.parquet").unlink()
-    assert ranks(tmp_path) == {"bare": NO_RANK}
-    assert "no-samples" in board(collect([tmp_path]))
+def test_without_samples_there_is_no_rank(run):
+    record = run.record()
+    (section,) = sections([record])
+    assert section.groups[0][0].rank == NO_RANK
+    assert "no-samples" in board([record])
 
 
 @given(b=st.integers(0, 400), c=st.integers(0, 400))

@@ -20,7 +20,8 @@ from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import CheckFailed
 from robench.results import heatmap
-from robench.results.board import board, collect
+from robench.results.board import board
+from robench.results.collection import collect
 from robench.results.corruption import (
     ALEXNET,
     ALEXNET_CLEAN,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from robench.results.board import collect
+from robench.results.collection import collect
 from tests.results.fabricate import make_run
 
 

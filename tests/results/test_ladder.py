@@ -10,7 +10,7 @@ from robench.defenses import Purifier
 from robench.errors import ResourceError, UsageError
 from robench.evaluate import Options, run_all
 from robench.random import normal_like
-from robench.results.board import collect
+from robench.results.collection import collect
 from robench.results.grid import FORMATS, render
 from robench.results.ladder import purifiers
 

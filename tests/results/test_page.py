@@ -13,7 +13,8 @@ from robench.cli.main import main as command_line
 from robench.content import Card
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError, UsageError
-from robench.results.board import NO_RANK, SORTS, collect
+from robench.results.board import NO_RANK, SORTS
+from robench.results.collection import collect
 from robench.results.page import view, write_page
 from robench.results.record import read_record, stable
 from tests.results.fabricate import make_run

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from robench.results.board import collect
+from robench.results.collection import collect
 from robench.results.page import write_page
 from robench.results.statistics import Accuracy
 from tests.results.fabricate import make_run

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from robench.cli.main import main
 from robench.engine.outcome import Mark
 from robench.errors import UsageError
-from robench.results.board import collect
+from robench.results.collection import collect
 from robench.results.plots import PLOTS, find_plot, style
 from robench.results.plots.curves import Curve, Point, draw
 from robench.results.plots.matrix import heat_map

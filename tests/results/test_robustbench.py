@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from robench import content
 from robench.cli.main import main
 from robench.errors import ResourceError, UsageError
-from robench.results.board import board, collect
+from robench.results.board import board
+from robench.results.collection import collect
 from robench.results.record import SuiteFacts
 from robench.results.robustbench import model_info, read_claims, write_infos
 from tests.results.fabricate import make_run

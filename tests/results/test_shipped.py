@@ -9,7 +9,8 @@ from robench.defenses import load
 from robench.defenses._checkpoints import sha256_of
 from robench.evaluate import Options, run_all
 from robench.results import certificates, samples
-from robench.results.board import board, collect
+from robench.results.board import board
+from robench.results.collection import collect
 from robench.results.papers import find_paper, text
 from robench.results.record import read_record
 from robench.results.verify import verify

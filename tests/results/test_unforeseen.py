@@ -16,8 +16,9 @@ from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import CheckFailed, UsageError
 from robench.evaluate import Options, run_all
-from robench.results.board import board, collect
+from robench.results.board import board
 from robench.results.certificates import FILE, read_certificates
+from robench.results.collection import collect
 from robench.results.grid import render
 from robench.results.picture import picture
 from robench.results.unforeseen import unforeseen

@@ -15,7 +15,8 @@ from markupsafe import Markup
 from robench.errors import ResourceError
 from robench.files import write_whole
 from robench.results import corruption_text
-from robench.results.board import Collection, board
+from robench.results.board import board
+from robench.results.collection import Collection
 from robench.results.page import view
 from robench.results.page.pictures import Gallery, Picture
 from robench.results.record import Record
@@ -45,7 +46,7 @@ def write_page(
     The same records give the same files, byte for byte. What an earlier board left there is replaced.
 
     Args:
-        records: from `robench.results.board.collect`, or any others.
+        records: from `robench.results.collection.collect`, or any others.
         sort: the column whose best comes first.
         intervals: whether accuracies are followed by theirs.
         pictures: whether certificates are drawn.
@@ -80,7 +81,7 @@ def write_page(
         apart=[*corruption_text.grids(records), *with_claims({}, claims)],
         sort=sort,
         root="",
-        unreadable=records.unreadable if isinstance(records, Collection) else (),
+        left_out=records.left_out if isinstance(records, Collection) else (),
         **shared,
     )
     images = {picture.file: picture.png for picture in drawn.values() if picture.file}
