@@ -15,6 +15,7 @@ from robench import specs
 from robench.corruption.suite import NO_THREAT
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.threat import Threat
+from robench.trust import admit, written
 
 _PACKAGE = Path(__file__).parent
 _RUNG = {"subject": ("defense", "classifier"), "stochastic": ("all", "randomised", "deterministic")}
@@ -205,7 +206,7 @@ def protocols() -> dict[str, Protocol]:
 def find_protocol(name: str) -> Protocol:
     """The protocol called `name`, or the one in the TOML file of that path."""
     if name.endswith(".toml"):
-        return read(Protocol, Path(name))
+        return read_named(Protocol, name)
     known = protocols()
     if name not in known:
         raise unknown_name("protocol", name, known)
@@ -221,6 +222,16 @@ def _all(kind: type[Item], noun: str) -> dict[str, Item]:
             raise UsageError(f'{noun} "{item.name}" of {path.name} is taken by {found[item.name].path.name}')
         found[item.name] = item
     return found
+
+
+def read_named(kind: type[Item], name: str) -> Item:
+    """What the TOML file of that path holds, see `read`.
+
+    Raises:
+        Untrusted: when the path was read from another file.
+    """
+    admit(name, "is another file")
+    return read(kind, Path(name))
 
 
 def read(kind: type[Item], path: Path) -> Item:
@@ -267,7 +278,7 @@ def read(kind: type[Item], path: Path) -> Item:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file.
+    """The content of a TOML file; its strings are `Written`, unless it is one of the content folders' own.
 
     Raises:
         ResourceError: when it cannot be read; UsageError: when it is not TOML.
@@ -278,10 +289,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise ResourceError(f"{path}: {reason}: give the path of a readable TOML file") from error
     try:
-        return tomllib.loads(text.decode())
+        table = tomllib.loads(text.decode())
+        return table if _is_shipped(path) else written(table, str(path))
     # Not only its own error: a number may have too many digits, an array too many brackets.
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.resolve().parent in {folder(kind).resolve() for kind in FOLDERS}
 
 
 def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[Made]:

@@ -1,7 +1,6 @@
 """Attack any model: what someone with their own training script reaches for."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench import registry
-from robench.content import Suite, read, suites
+from robench.content import Suite, read_named, suites
 from robench.corruption.suite import SPEC, corruptions
 from robench.data._pixels import Stack
 from robench.engine.attackers import Attacker, build_attacks
@@ -104,7 +103,7 @@ def find_suite(text: str) -> Suite:
     if text in known:
         return known[text]
     if text.endswith(".toml"):
-        return read(Suite, Path(text))
+        return read_named(Suite, text)
     pieces = split(text, "+")
     for piece in pieces:
         name = parse(piece).name

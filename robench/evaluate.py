@@ -37,6 +37,7 @@ from robench.results.store import PARTIAL, make_record, record_folder, write_rec
 from robench.specs import split
 from robench.subset import Subset
 from robench.threat import Threat, check_images, whole
+from robench.trust import Untrusted
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,8 @@ def _climb(
         )
         try:
             searching = _attacker(rung.knowledge, subject.defense, dataset, device, images.among)
+        except Untrusted:
+            raise
         except UsageError as error:
             if not rung.knowledge.startswith("transfer:"):
                 raise

@@ -3,6 +3,8 @@
 It is loaded by every pytest where robench is installed, so it imports nothing heavy until a check runs.
 """
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="BASELINE",
         help="a record of robench, or a TOML file that lists several: check defenses against them",
+    )
+    group.addoption(
+        "--robench-trust",
+        action="store_true",
+        help="load code, models and paths that robench's baselines name",
     )
     group.addoption("--robench-data-dir", metavar="DIR", help="where robench finds data sets with files")
 
@@ -50,14 +57,22 @@ class Check(pytest.Item):
 
     def runtest(self) -> None:
         from robench.check import Options, check
+        from robench.trust import trusting
 
         data_dir = self.config.getoption("--robench-data-dir")
         options = Options(data_dir=data_dir, **self.baseline.settings)
-        verdict = check(self.baseline.folder, self.baseline.defense, options)
+        trust = trusting(self._say) if self.config.getoption("--robench-trust") else nullcontext()
+        with trust:
+            verdict = check(self.baseline.folder, self.baseline.defense, options)
         for step in verdict.steps:
             self.add_report_section("call", "robench", f"{step.name}: {step.detail}")
         if not verdict.held:
             raise Failed("; ".join(step.detail for step in verdict.steps if not step.held))
+
+    def _say(self, line: str) -> None:
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            print(f"\nrobench: {line}", file=sys.stderr)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
         from robench.errors import RobenchError

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robench.errors import UsageError
+from robench.trust import like
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(:[^\s()][^()]*)?")
 # Characters of a spec, and of it in an error message; whole numbers fit eight bytes.
@@ -34,7 +35,7 @@ class Spec:
         if not self.arguments:
             return self.name
         inside = ", ".join(f"{key}={_literal(self.arguments[key])}" for key in sorted(self.arguments))
-        return f"{self.name}({inside})"
+        return like(self.name, f"{self.name}({inside})")
 
 
 def _literal(value: Any) -> str:
@@ -53,14 +54,14 @@ def parse(text: str) -> Spec:
     """
     if len(text) > _LONGEST:
         raise UsageError(f"a spec has {len(text)} characters: expected at most {_LONGEST}")
-    text = text.strip()
+    source, text = text, text.strip()
     whole, text = text, text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     match = _NAME.match(whole)
     if not match:
         raise UsageError(f'malformed spec "{text}": expected a name such as pgd or pgd(steps=20)')
     name, rest = match.group().strip(), whole[match.end() :].strip()
     if not rest:
-        return Spec(name)
+        return Spec(like(source, name))
     try:
         with warnings.catch_warnings():
             # Of odd literals, which are refused below.
@@ -83,7 +84,7 @@ def parse(text: str) -> Spec:
             raise UsageError(
                 f'malformed spec "{text}": {keyword.arg} must be a finite number, string, list or the like'
             ) from None
-    return Spec(name, arguments)
+    return Spec(like(source, name), like(source, arguments))
 
 
 def _bounded(value: Any) -> Any:
@@ -123,7 +124,7 @@ def split(text: str, separator: str = ",") -> list[str]:
     pieces = [piece.strip() for piece in [*pieces, text[start:]]]
     if not all(pieces):
         raise UsageError(f'malformed list "{text}": a name is missing between two "{separator}"')
-    return pieces
+    return like(text, pieces)
 
 
 def defaults(builder: Callable[..., Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ table.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from robench import registry, specs
 from robench.choice import choose_protocol
@@ -106,7 +106,9 @@ def play(
 
 def _end(protocol: Protocol, target: str) -> End:
     for end in protocol.ends:
-        if target in (end.dataset, specs.parse(end.dataset).name):
+        if target == end.dataset:
+            return replace(end, dataset=target)  # the name as it was typed
+        if target == specs.parse(end.dataset).name:
             return end
     known = ", ".join(specs.parse(end.dataset).name for end in protocol.ends)
     raise UsageError(

@@ -22,6 +22,7 @@ from robench.results.plots import PLOTS
 from robench.results.plots.style import encode
 from robench.results.transfer import grid, matrices, picture
 from robench.transfer import plan, play
+from robench.trust import trusting
 
 BUILDER = "cnn(image_size=32, width=4, hidden=8)"
 ENDS = """
@@ -56,6 +57,13 @@ def own(tmp_path_factory):
     )
     (place / "small.toml").write_text(ENDS.format(card=place / "wide.toml"))
     return place / "small.toml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trusted():
+    """The protocol names files of ours."""
+    with trusting():
+        yield
 
 
 @pytest.fixture(scope="module")

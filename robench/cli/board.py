@@ -40,6 +40,7 @@ PAGES = "html"
 @click.option("--output", help="Folder of the pages.  [default: board, beside the first RESULTS]")
 @click.option("--no-pictures", is_flag=True, help="Pages without pictures of the certificates.")
 @click.option("--data-dir", help="Where data sets with files lie, to draw pictures from them.")
+@common.trust
 def command(
     results: tuple[str, ...],
     form: str,

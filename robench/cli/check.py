@@ -26,6 +26,7 @@ from robench.plain import plain
 @click.option("--summary", help="Write a Markdown report there.")
 @common.data_dir
 @common.device
+@common.trust
 def command(
     baselines: tuple[str, ...],
     defense: str | None,

@@ -7,9 +7,16 @@ import click
 
 from robench.errors import CheckFailed
 from robench.plain import plain
+from robench.trust import trusting
 
 if TYPE_CHECKING:
     from robench.results.reading import LeftOut
+
+
+def _trust(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        context.with_resource(trusting(lambda line: click.echo(plain(f"robench: {line}"), err=True)))
+
 
 seed = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides every random number."
@@ -20,6 +27,13 @@ checkpoint = click.option("--checkpoint", help="Weights in place of the card's."
 data_dir = click.option("--data-dir", help="Where data sets with files lie.")
 results = click.option("--results", help="Folder of all records.  [default: results]")
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+trust = click.option(
+    "--trust",
+    is_flag=True,
+    expose_value=False,
+    callback=_trust,
+    help="Load code, models and paths that records, cards and other files name, and say which.",
+)
 
 
 def report(left_out: "Sequence[LeftOut]", used: int, what: str = "left out", named: bool = False) -> None:

@@ -42,6 +42,7 @@ from robench.cli.run import Bar, names
 @common.results
 @click.option("--fresh", is_flag=True, help="Make its runs again.")
 @common.as_json
+@common.trust
 def command(
     defenses: list[str],
     mi: bool,

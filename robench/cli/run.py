@@ -78,6 +78,7 @@ def names(context: click.Context, option: click.Parameter, values: tuple[str, ..
 @common.results
 @click.option("--fresh", is_flag=True, help="Start over, whatever record is there.")
 @common.as_json
+@common.trust
 def command(
     defenses: list[str],
     attacks: list[str],

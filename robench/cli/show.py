@@ -32,6 +32,7 @@ from robench.plain import plain, plain_lines
 @click.option(
     "--classes", type=click.IntRange(min=2), default=costs.CLASSES, show_default=True, help="The same."
 )
+@common.trust
 def command(name: str, picture: str | None, data_dir: str | None, threat: str | None, classes: int) -> None:
     """Show a defense, suite, attack, transformation, data set or protocol by NAME, or the record in a folder.
 

@@ -14,6 +14,7 @@ from robench.results.grid import FORMATS
 @click.argument("results", nargs=-1)
 @click.option("--suite", help="The ladder whose records a table holds, where it is one.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
+@common.trust
 def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) -> None:
     """Print the tables of PAPER with our figures from the records in the RESULTS folders (default: results).
 

@@ -17,6 +17,7 @@ from robench.plain import plain_lines
 @click.option("--csv", help="CSV file for the epochs: stage, epoch, loss, lr, seconds.")
 @click.option("--pretrained", help="A pre-trained encoder, in place of the recipe's own pre-training.")
 @click.option("--fresh", is_flag=True, help="Start over, whatever was trained before.")
+@common.trust
 def command(
     card: str,
     data_dir: str | None,

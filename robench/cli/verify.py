@@ -16,10 +16,20 @@ from robench.results.wording import plain
 
 @click.command("verify")
 @click.argument("records", nargs=-1, required=True)
+@click.option(
+    "--defense", help="What is verified, by its name here.  [default: the defense that the record names]"
+)
 @common.checkpoint
 @common.data_dir
 @common.device
-def command(records: tuple[str, ...], checkpoint: str | None, data_dir: str | None, device: str) -> None:
+@common.trust
+def command(
+    records: tuple[str, ...],
+    defense: str | None,
+    checkpoint: str | None,
+    data_dir: str | None,
+    device: str,
+) -> None:
     """Re-check RECORDS (folders) from their certificates, by forward passes alone.
 
     Proven is that this checkpoint gives wrong answers on so many allowed images, so that its robust accuracy on these
@@ -34,7 +44,9 @@ def command(records: tuple[str, ...], checkpoint: str | None, data_dir: str | No
             console.print(Text(plain(path), style="bold"), soft_wrap=True)
         record = read_record(path)
         images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
-        loaded = load(record.job.defense.name, record.job.dataset.name, checkpoint, where, images.among)
+        loaded = load(
+            defense or record.job.defense.name, record.job.dataset.name, checkpoint, where, images.among
+        )
         for finding in verify(Path(path), loaded, images, device=where):
             console.print(Text(plain(str(finding))), soft_wrap=True)
         told = f"not proven: that no attack finds more; on trust: {', '.join(TRUSTED)}"

@@ -19,6 +19,7 @@ from robench.data import (  # noqa: F401 - they register themselves
 )
 from robench.data._base import Images
 from robench.errors import UsageError
+from robench.trust import admit
 
 __all__ = ["Images", "load_dataset"]
 
@@ -39,11 +40,14 @@ def load_dataset(
 
     Raises:
         UsageError: for an unknown name, argument or split, or more images than there are.
+        Untrusted: for a path that was read from a file.
         ResourceError: when the files are missing, damaged or unreadable.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"{samples} images of {name} were asked for: expected at least 1")
     spec = specs.parse(name)
+    if ":" in spec.name:
+        admit(spec.name, "is a path of files here")
     base, _, path = spec.name.partition(":")
     builder = registry.datasets.get(base)
     known = specs.defaults(builder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import ResourceError
+from robench.trust import admit
 
 ROBUSTBENCH = "robustbench"
 # In the package of that name; the digest is that of release 1.1.1.
@@ -41,6 +42,8 @@ def read_list(ids: str, name: str) -> list[Listed]:
     Raises:
         ResourceError: when there is no such list, or it is another, or a line is no image, or one comes twice.
     """
+    if ids != ROBUSTBENCH:
+        admit(ids, "is a file here")
     file = _of_robustbench(name) if ids == ROBUSTBENCH else Path(ids).expanduser()
     try:
         content = file.read_bytes()

@@ -33,6 +33,7 @@ from robench.defenses._choice import Choice, choose, notes
 from robench.defenses._state import state_digest, state_sha256
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.subset import Subset
+from robench.trust import like
 
 __all__ = [
     "Defense",
@@ -122,9 +123,9 @@ def find_cards(name: str, dataset: str | None = None) -> list[Card]:
     """
     pieces = [name] if loaders.scheme_of(name) else specs.split(name, "+")
     if len(pieces) > 1:
-        return _purified_cards(pieces[0], "+".join(pieces[1:]), dataset)
+        return _purified_cards(pieces[0], like(name, "+".join(pieces[1:])), dataset)
     if name.endswith(".toml"):
-        return [content.read(Card, Path(name))]
+        return [content.read_named(Card, name)]
     cards = content.cards()
     if name in cards:
         return [cards[name]]
@@ -163,7 +164,7 @@ def _purified_cards(purifier: str, defense: str, dataset: str | None) -> list[Ca
     if not cards:
         cards = [Card(purifier, purifier, dataset or DEFAULT_DATASET)]
     # A record is named by cards, not by where somebody keeps them.
-    behind = content.read(Card, Path(defense)).name if defense.endswith(".toml") else defense
+    behind = content.read_named(Card, defense).name if defense.endswith(".toml") else defense
     return [replace(card, name=f"{card.name}+{behind}", classifier=defense) for card in cards]
 
 
@@ -219,7 +220,7 @@ def _load(
         return _load_purified(name, find_card(name, dataset), dataset, checkpoint, device)
     path, state, digest, told = None, {}, "", ()
     if checkpoint:
-        file = fetch(str(checkpoint), Path())
+        file = fetch(checkpoint, Path())
         path, weights = file.path, read_weights(file.path, file.weights)
         digest, state, told = weights.digest(sha256_of(path)), weights.state, (*file.notes, *weights.notes)
         choice = choose(name, cards, state, digest, path)
@@ -276,7 +277,7 @@ def load_defense(
 def _load_by_scheme(
     name: str, spec: specs.Spec, card: Card | None, checkpoint: str | Path | None, device: str | torch.device
 ) -> Loaded:
-    file = fetch(str(checkpoint), Path()) if checkpoint else None
+    file = fetch(checkpoint, Path()) if checkpoint else None
     if card and card.checkpoint and not checkpoint:
         file = _own_file(card)
     found, canonical = loaders.open_spec(
@@ -349,7 +350,7 @@ def _weighted(
     """A card's purifier with its weights, the file they are from, its digest, and what a user should know of it."""
     spec = specs.parse(card.builder)
     if checkpoint or card.checkpoint:
-        file = fetch(str(checkpoint), Path()) if checkpoint else _own_file(card)
+        file = fetch(checkpoint, Path()) if checkpoint else _own_file(card)
         digest = sha256_of(file.path)
         if not checkpoint:
             _check_digest(card, f"checkpoint {file.path}", digest)

@@ -17,6 +17,7 @@ from robench.cache import cache_folder
 from robench.defenses._file_kinds import INDEX, kind_of
 from robench.defenses._reading import shards_of
 from robench.errors import ResourceError, UsageError
+from robench.trust import admit
 
 _PIECE = 2**20
 _TIMEOUT = 60
@@ -38,7 +39,7 @@ class Fetched:
     notes: tuple[str, ...] = ()
 
 
-def fetch(location: str, folder: Path, sha256: str = "") -> Fetched:
+def fetch(location: str | Path, folder: Path, sha256: str = "") -> Fetched:
     """The file of a checkpoint, downloaded at first use when it is far away.
 
     Args:
@@ -49,9 +50,14 @@ def fetch(location: str, folder: Path, sha256: str = "") -> Fetched:
 
     Raises:
         UsageError: for a location of another kind.
+        Untrusted: for one that was read from a file, unless it is a path that stays below `folder`.
         ResourceError: when the file is missing, cannot be downloaded, or is another than its digest says.
     """
-    place, weights, asked = split_location(location, folder)
+    if "://" in str(location):
+        admit(location, "is downloaded")
+    elif Path(location).is_absolute() or ".." in Path(location).parts or str(location).startswith("~"):
+        admit(location, "is a file in another folder")
+    place, weights, asked = split_location(str(location), folder)
     scheme, separator, rest = place.partition("://")
     if not separator:
         path = _here(place, folder)

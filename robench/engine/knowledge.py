@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robench.defenses._base import Defense, Purifier, behind
 from robench.engine.attackers import Attacker
 from robench.errors import UsageError, unknown_name
+from robench.trust import like
 
 LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")
 # Where the attacker may ask the judge at every step; elsewhere once a row, at the end.
@@ -61,7 +62,7 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
     Raises:
         UsageError: for an unknown level, or one that needs a purifier where there is none.
     """
-    level, _, name = knowledge.partition(":")
+    level, _, name = like(knowledge, knowledge.partition(":"))
     blind = not asks_judge(knowledge)
     if level == "full" and not name:
         return Attacker()

@@ -23,6 +23,7 @@ from robench.results.transfer import transfer
 from robench.results.unforeseen import unforeseen
 from robench.results.wording import interval, percent
 from robench.threat import Threat, same_threat
+from robench.trust import admit
 
 UNKNOWN = "not found"
 # Tables made from the records of a ladder: (records, the ladder's name) -> tables.
@@ -106,6 +107,7 @@ def find_paper(name: str) -> Paper:
         UsageError: for an unknown one, naming what is known.
     """
     if name.endswith(".toml"):
+        admit(name, "is another file")
         return read(Path(name))
     if name not in papers():
         raise unknown_name("paper", name, papers())

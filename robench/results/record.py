@@ -13,6 +13,7 @@ from robench.engine.outcome import AttackCost, Mark
 from robench.errors import ResourceError
 from robench.results import strict_json
 from robench.results.statistics import Accuracy
+from robench.trust import written
 
 SCHEMA = 1
 # What a key is made of; another layout of the file alone does not raise it, so that old records answer still.
@@ -206,13 +207,14 @@ def read_record(path: Path | str) -> Record:
 
 
 def decode(encoded: bytes, folder: Path | None = None) -> Record:
-    """The record in the bytes of a record.json, of this schema or an older one.
+    """The record in the bytes of a record.json, of this schema or an older one; its strings are `Written`.
 
     Raises:
         ResourceError: when it is truncated, not JSON, of a newer schema or breaks it, naming the field.
     """
     try:
         content = strict_json.loads(encoded)
+        content = written(content, f"{folder / FILE}" if folder else FILE)
     except ValueError as error:
         raise ResourceError(f"truncated or not JSON ({error}): repeat the run with --fresh") from error
     return Record.from_dict(migrate(content), folder)

@@ -127,7 +127,7 @@ def train(
     encoder = None
     data = f"{images.digest} {where.type}"
     if pretrained or recipe.start:
-        encoder = _encoder(str(pretrained)) if pretrained else checkpoint_of(recipe.start)
+        encoder = _encoder(pretrained) if pretrained else checkpoint_of(recipe.start)
         recipe = replace(recipe, pretraining=None)
         data += f" from {sha256_of(encoder)}"
     run = _Run(found, recipe, path, where, data, team, Path(csv) if csv else None, encoder)
@@ -147,7 +147,7 @@ def train(
         return team.from_leader(run.finish(trained, data_dir, reporter) if team.leads else None)
 
 
-def _encoder(location: str) -> Path:
+def _encoder(location: str | Path) -> Path:
     file = fetch(location, Path())
     if file.weights:
         raise UsageError(f"--pretrained takes a file whole: leave #{file.weights} out")

@@ -16,6 +16,7 @@ from robench.defenses import _fetch, load
 from robench.defenses._checkpoints import fetch, split_location
 from robench.defenses.vit import vit
 from robench.errors import ResourceError, UsageError
+from robench.trust import trusting
 
 URL = "https://host/file.safetensors"
 HUB = "hf://owner/name/folder/file.safetensors"
@@ -131,11 +132,12 @@ def test_a_cards_checkpoint_is_fetched_once_and_checked(tmp_path, server, digest
     card = tmp_path / "far.toml"
     text = f"builder = '{builder}'\ndataset = 'digits'\ncheckpoint = '{location}'\nsha256 = '{digest}'\n"
     card.write_text(text)
-    assert load(str(card)).checkpoint_sha256 == load(str(card)).checkpoint_sha256 == digest
+    with trusting():
+        assert load(str(card)).checkpoint_sha256 == load(str(card)).checkpoint_sha256 == digest
     assert asked[:1] == ([("owner/name", "folder/file.safetensors")] if location == HUB else [])
     assert server.asked == (1 if location == URL else 0)
     card.write_text(text.replace("sha256 = '", "sha256 = '0"))
-    with pytest.raises(ResourceError, match="has sha256"):
+    with trusting(), pytest.raises(ResourceError, match="has sha256"):
         load(str(card))
 
 

@@ -22,6 +22,7 @@ from robench.defenses import Defense, find_card, load, load_defense
 from robench.defenses._state import state_digest
 from robench.defenses.loaders import Found, Source
 from robench.errors import ResourceError, UsageError
+from robench.trust import Untrusted, trusting
 from tests.conftest import small_net
 from tests.defenses import files
 
@@ -78,12 +79,15 @@ def test_a_card_may_name_a_loader(tmp_path, script):
     card.write_text(
         f'builder = "torchscript:net.pt"\ndataset = "digits"\ncheckpoint = "net.pt"\nsha256 = "{sha256(path)}"\n'
     )
-    loaded = load(str(card))
+    with pytest.raises(Untrusted, match="--trust"):
+        load(str(card))
+    with trusting():
+        loaded = load(str(card))
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(loaded.defense(x), network(x))
     assert loaded.checkpoint_sha256 == sha256(path) and loaded.name == "mine"
     card.write_text(card.read_text().replace('sha256 = "', 'sha256 = "0'))
-    with pytest.raises(ResourceError, match="the card mine says 0"):
+    with trusting(), pytest.raises(ResourceError, match="the card mine says 0"):
         load(str(card))
 
 
@@ -336,13 +340,15 @@ def test_a_record_of_a_loader_is_written_answered_and_verified(tmp_path, monkeyp
     code, _, err = robench("run", "--defense", name, *options)
     assert code == 0 and "answered from" in err
     folder = next((tmp_path / "results").glob("*/torchscript*/fgsm"))
-    assert robench("verify", folder)[0] == 0
+    code, _, err = robench("verify", folder)
+    assert code == 2 and "--trust" in err
+    assert robench("verify", folder, "--trust")[0] == 0
     (tmp_path / "standard.pt").rename(tmp_path / "moved.pt")
-    code, _, err = robench("verify", folder)
+    code, _, err = robench("verify", folder, "--defense", name)
     assert code == 3 and "--checkpoint" in err
-    assert robench("verify", folder, "--checkpoint", "moved.pt")[0] == 0
+    assert robench("verify", folder, "--trust", "--checkpoint", "moved.pt")[0] == 0
     files.write_torchscript(small_net(side=16, seed=3), tmp_path / "standard.pt", image_size=16)
-    code, _, err = robench("verify", folder)
+    code, _, err = robench("verify", folder, "--defense", name)
     assert code == 1 and "defense.checkpoint_sha256" in err
     # As a transfer surrogate a loader's name is taken too.
     code, out, err = robench(

@@ -13,6 +13,7 @@ from robench.defenses._checkpoints import sha256_of
 from robench.defenses.loaders import onnx
 from robench.errors import ResourceError, UsageError
 from robench.random import normal_like
+from robench.trust import trusting
 from tests.defenses import files
 
 
@@ -172,9 +173,10 @@ def test_a_shipped_one_stands_before_everybodys(scheme, tmp_path, monkeypatch):
             f"builder = '{builder}'\ndataset = 'digits'\ncheckpoint = 'net.safetensors'\nsha256 = '{digest}'\n"
         )
         name = "inner.toml"
-    inner = load(name).defense
-    side = inner.image_size
-    purified = load(f'maep-digits(fit="interpolate")+{name}').defense
+    with trusting():
+        inner = load(name).defense
+        side = inner.image_size
+        purified = load(f'maep-digits(fit="interpolate")+{name}').defense
     x = torch.rand(2, 3, side, side).requires_grad_()
     torch.testing.assert_close(purified(x), inner(purified.purifier(x)), rtol=1e-5, atol=1e-5)
     (gradient,) = torch.autograd.grad(purified(x).square().sum(), x)

@@ -28,6 +28,7 @@ from robench.defenses.loaders import (  # noqa: F401 - they register themselves
 )
 from robench.defenses.loaders._base import Found, Source
 from robench.errors import UsageError
+from robench.trust import admit
 
 __all__ = ["Found", "Source", "open_spec", "scheme_of"]
 
@@ -48,9 +49,11 @@ def open_spec(
 
     Raises:
         UsageError: for arguments the loader does not take, or a target that it does not know.
+        Untrusted: for a name that was read from a file: every loader runs code, fetches a model or opens a file.
         ResourceError: when a file, a package or the network is missing.
     """
     scheme, _, target = spec.name.partition(":")
+    admit(spec.name, "runs code, fetches a model or opens a file")
     loader = partial(registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare, weights))
     found = specs.build(spec, loader)
     if not isinstance(found, Found):
