@@ -84,7 +84,8 @@ def write_corrupted(
     if not folders and len(images) != _ROBUSTBENCH:
         note(f"{len(images)} images: RobustBench reads CIFAR's files with {_ROBUSTBENCH:,} a severity alone")
     output = Path(output)
-    with claim(output):
+    # A person may well keep the images elsewhere, by a link.
+    with claim(output.resolve()):
         _agree(output, facts)
         if folders:
             _write_folders(images, output, corruptions, severities, seed, workers, note)

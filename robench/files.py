@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ from pathlib import Path
 from robench.errors import ResourceError
 
 _LOCK = ".lock"
+# Bytes of a process's number.
+_PID = 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -90,15 +93,42 @@ def write_quickly(path: Path, content: bytes) -> None:
     Raises:
         ResourceError: when the disk is full or the folder cannot be written.
     """
-    # Of the folder's owner, who holds the claim: no other process writes the same name.
-    waiting = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
+        descriptor, waiting = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
         try:
-            waiting.write_bytes(content)
-            waiting.replace(path)
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, 0o644)
+                file.write(content)
+            Path(waiting).replace(path)
         except OSError:
-            waiting.unlink(missing_ok=True)
+            Path(waiting).unlink(missing_ok=True)
             raise
+
+
+def refuse_link(folder: Path) -> None:
+    """Refuse a folder of robench's own making that is a symbolic link: what is written there would land elsewhere.
+
+    Raises:
+        ResourceError: when it is one.
+    """
+    if folder.is_symlink():
+        raise ResourceError(f"{folder} is a symbolic link, which is not written through: remove it")
+
+
+def read_ordinary(path: Path, most: int = -1) -> bytes:
+    """The bytes of a file, which a named pipe or a device, that may never end, is not.
+
+    Args:
+        most: how many to read at most; -1 for all.
+
+    Raises:
+        OSError: when it cannot be read, or is no ordinary file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no ordinary file")
+        return file.read(most)
 
 
 def _pieces(content: Content, digests: Mapping[str, str]) -> Iterable[bytes]:
@@ -123,15 +153,16 @@ def claim(folder: Path) -> Iterator[None]:
     The lock belongs to the open file, so the system frees it when the holder dies, however it dies.
 
     Raises:
-        ResourceError: when another run holds it, or the folder cannot be written.
+        ResourceError: when another run holds it, or the folder cannot be written or is a symbolic link.
     """
+    refuse_link(folder)
     path = folder / _LOCK
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(path, folder)
         try:
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         except OSError:
             os.close(descriptor)
             raise
@@ -143,13 +174,50 @@ def claim(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether a run holds `folder`. Nothing is written."""
+    try:
+        descriptor = open_lock(folder / _LOCK, create=False)
+    # Whatever lies there instead of a lock, no run holds the folder by it.
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def open_lock(path: Path, create: bool = True) -> int:
+    """A descriptor of a lock file, which a symbolic link, a pipe, a device or a file of somebody else's is not.
+
+    Args:
+        create: make it if need be, and open it for writing; else only look.
+
+    Raises:
+        OSError: when it cannot be opened, or is no lock file.
+    """
+    # Not waiting: a pipe would let us wait for its other end.
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY)
+    descriptor = os.open(path, flags, 0o644)
+    facts = os.fstat(descriptor)
+    if stat.S_ISREG(facts.st_mode) and facts.st_nlink <= 1 and facts.st_size <= _PID:
+        holder = os.pread(descriptor, _PID, 0)
+        if not holder or holder.isdigit():
+            return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EEXIST, f"{path.name} is no lock file of robench: remove it")
+
+
 def _lock(path: Path, folder: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 20).decode("ascii", "replace") or "unknown"
+            holder = os.pread(descriptor, _PID, 0).decode("ascii", "replace") or "unknown"
             os.close(descriptor)
             raise ResourceError(
                 f"another run is writing {folder} (pid {holder}): wait for it, or give another by --results or --output"
@@ -159,6 +227,6 @@ def _lock(path: Path, folder: Path) -> int:
             raise
         # The holder before us removes its file: a lock on a file that is gone holds nothing.
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
                 return descriptor
         os.close(descriptor)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from robench.cache import cache_folder
 from robench.errors import UsageError
+from robench.files import open_lock, write_quickly
 
 LIMIT = "ROBENCH_CACHE_LIMIT"
 _DEFAULT = "8G"
@@ -133,7 +134,7 @@ class Cache:
             return self._shrink(self.limit)
 
     def _note(self, total: int) -> None:
-        (self.folder / _SIZE).write_text(str(total))
+        write_quickly(self.folder / _SIZE, str(total).encode())
 
     def _shrink(self, wanted: int) -> int:
         """Remove the oldest until `wanted` bytes are left, and what was never finished; the bytes that are left."""
@@ -154,7 +155,7 @@ class Cache:
     def _locked(self) -> Iterator[None]:
         """Held by one process at a time, and freed by the system when its holder dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_lock(self.folder / _LOCK)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

@@ -15,7 +15,7 @@ from robench.diagnosis.paths import follow
 from robench.engine.device import choose_device, choose_lanes
 from robench.engine.network import frozen
 from robench.evaluate import Options, check_fit
-from robench.files import write_whole
+from robench.files import refuse_link, write_whole
 from robench.results import provenance
 from robench.results.doubts import DIAGNOSIS, FILE, SCHEMA
 from robench.results.grid import Grid
@@ -72,6 +72,7 @@ def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Opti
 def _diagnose(case: Case, name: str, options: Options) -> Diagnosis:
     job = (case.protocol.name, case.loaded.name, DIAGNOSIS, case.knowledge, case.seed)
     folder = record_folder(options.results, *job)
+    refuse_link(folder)
     played = runs.play(case, name, folder, options)
     paths = follow(case, case.followed)
     signs = (*failure.indicators(case, paths), *runs.indicators(played), gradients.indicator(case))

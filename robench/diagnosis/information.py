@@ -24,7 +24,7 @@ from robench.engine.device import choose_device, choose_lanes
 from robench.engine.network import frozen
 from robench.errors import UsageError
 from robench.evaluate import Options, check_fit
-from robench.files import write_whole
+from robench.files import refuse_link, write_whole
 from robench.results import provenance
 from robench.results.grid import Grid
 from robench.results.statistics import mean_and_deviation
@@ -110,6 +110,7 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
     }
     folder = Path(options.results) / slug(protocol.name) / slug(f"information-{'-'.join(values)}")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    refuse_link(folder)
     write_whole(folder, {FILE: text.encode()})
     picture(content, folder / PICTURE)
     return Information(content, folder)

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from robench.engine.found import Place
-from robench.files import write_whole
+from robench.files import refuse_link, write_whole
 
 _STATE = "state.safetensors"
 _BEGUN = "begun.json"
@@ -108,6 +108,7 @@ class FolderStore:
         Raises:
             ResourceError: when the folder cannot be written.
         """
+        refuse_link(self.folder)
         try:
             begun = json.loads((self.folder / _BEGUN).read_text())
         except (OSError, ValueError):

@@ -19,6 +19,7 @@ from torch import Tensor
 from robench.data._base import Images
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
+from robench.files import read_ordinary
 from robench.results import _tensors, strict_json
 from robench.threat import Threat
 
@@ -150,7 +151,7 @@ def read_certificates(folder: Path) -> Certificates:
     path = Path(folder) / FILE
     mend = "repeat the run with --fresh, or restore the file"
     try:
-        tensors = load(path.read_bytes())
+        tensors = load(read_ordinary(path))
     except OSError as error:
         raise ResourceError(f"{path}: {error.strerror or error}: {mend}") from error
     except SafetensorError as error:

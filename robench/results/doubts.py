@@ -12,6 +12,7 @@ import numpy as np
 
 from robench.engine.outcome import Mark
 from robench.errors import ResourceError
+from robench.files import read_ordinary
 from robench.results import strict_json
 from robench.results.reading import LeftOut, files_named
 from robench.results.record import Record
@@ -120,8 +121,7 @@ def read_diagnosis(file: Path) -> dict[str, Any]:
     """
     mend = "repeat robench diagnose, or remove it"
     try:
-        with file.open("rb") as opened:
-            content = strict_json.loads(opened.read(strict_json.LONGEST + 1))
+        content = strict_json.loads(read_ordinary(file, strict_json.LONGEST + 1))
         marks = [part for mark in content["health"] for part in (mark["code"], mark["text"])]
         if content["schema"] == SCHEMA and all(isinstance(part, str) for part in (*_about(content), *marks)):
             return content

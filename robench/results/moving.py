@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import ResourceError, UsageError
-from robench.files import claim, disk_errors, sync_folder, write_whole
+from robench.files import claim, disk_errors, read_ordinary, sync_folder, write_whole
 from robench.results import record, strict_json
 from robench.results.collection import check, in_memory
 from robench.results.reading import LeftOut, files_named
@@ -193,7 +193,7 @@ def _difference(standing: Record, found: Record) -> str:
 
 def _shelved(folder: Path, found: Bundle) -> bool:
     kept = (folder / SUPERSEDED).glob(f"*/{record.FILE}")
-    return any(file.read_bytes() == found.contents[record.FILE] for file in kept)
+    return any(read_ordinary(file) == found.contents[record.FILE] for file in kept)
 
 
 def export(sources: Iterable[Path | str], output: Path | str) -> tuple[list[str], list[LeftOut]]:
@@ -285,6 +285,6 @@ def _text(error: Exception) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_ordinary(path)).hexdigest()
     except OSError:
         return ""

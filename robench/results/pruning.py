@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import ResourceError
-from robench.files import claim, disk_errors
+from robench.files import disk_errors, is_claimed
 from robench.results import record
 from robench.results.store import PARTIAL, SUPERSEDED
 
@@ -64,12 +64,7 @@ def _is_temporary(name: str) -> bool:
 
 
 def _in_use(folder: Path) -> bool:
-    holder = folder.parent if folder.name == SUPERSEDED else folder
-    try:
-        with claim(holder):
-            return False
-    except ResourceError:
-        return True
+    return is_claimed(folder.parent if folder.name == SUPERSEDED else folder)
 
 
 def prune(found: Iterable[Waste]) -> None:

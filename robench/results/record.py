@@ -11,6 +11,7 @@ from typing import Any
 
 from robench.engine.outcome import AttackCost, Mark
 from robench.errors import ResourceError
+from robench.files import read_ordinary
 from robench.results import strict_json
 from robench.results.statistics import Accuracy
 from robench.trust import written
@@ -194,8 +195,7 @@ def read_record(path: Path | str) -> Record:
     path = Path(path)
     file = path if path.is_file() else path / FILE
     try:
-        with file.open("rb") as opened:
-            encoded = opened.read(strict_json.LONGEST + 1)
+        encoded = read_ordinary(file, strict_json.LONGEST + 1)
     except OSError as error:
         raise ResourceError(
             f"{file}: {error.strerror or error}: give a folder that robench run has written"

@@ -13,6 +13,7 @@ from robench.data._base import Images
 from robench.data._pixels import Stack
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
+from robench.files import read_ordinary
 from robench.results.record import Record
 
 FILE = "samples.parquet"
@@ -86,7 +87,7 @@ def read_samples(folder: Path) -> pa.Table:
     path = Path(folder) / FILE
     mend = "repeat the run with --fresh, or restore the file"
     try:
-        return decode(path.read_bytes())
+        return decode(read_ordinary(path))
     except OSError as error:
         raise ResourceError(f"{path}: {error.strerror or error}: {mend}") from error
     except ValueError as error:

@@ -15,7 +15,7 @@ import torch
 from robench.data._base import Images
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
-from robench.files import Content, disk_errors, sync_folder, write_whole
+from robench.files import Content, disk_errors, refuse_link, sync_folder, write_whole
 from robench.results import certificates, draws, provenance, record, samples
 from robench.results.doubts import DIAGNOSIS
 from robench.results.record import Job, Record, read_record
@@ -201,6 +201,7 @@ def supersede(folder: Path) -> Path | None:
         name, files = "unreadable", (samples.FILE, certificates.FILE, record.FILE)
     with disk_errors(folder):
         shelf = folder / SUPERSEDED
+        refuse_link(shelf)
         shelf.mkdir(exist_ok=True)
         place = shelf_place(folder, name)
         copy = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=shelf))
@@ -208,7 +209,7 @@ def supersede(folder: Path) -> Path | None:
         try:
             present = [file for file in files if slug(file) == file and (folder / file).is_file()]
             for file in present:
-                shutil.copy2(folder / file, copy / file)
+                shutil.copy2(folder / file, copy / file, follow_symlinks=False)
             sync_folder(copy)
             copy.rename(place)
         except OSError:

@@ -1,12 +1,12 @@
 """An interrupted training, beside its output: written whole or not at all, read without executing any."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from robench import files
 from robench.errors import ResourceError
 
 
@@ -16,21 +16,11 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         ResourceError: when the folder is missing, full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ResourceError(
-            f"{path} cannot be written ({error.strerror}): give another place by --output"
-        ) from error
-    finally:  # renamed by now, unless something went wrong
-        with suppress(OSError):
-            temporary.unlink()
+        files.write_whole(path.absolute().parent, {path.name: content})
+    except ResourceError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise ResourceError(f"{path} cannot be written ({reason}): give another place by --output") from error
 
 
 def check_writable(path: Path) -> None:

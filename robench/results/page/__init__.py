@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robench.errors import ResourceError
-from robench.files import write_whole
+from robench.files import refuse_link, write_whole
 from robench.results import corruption_text
 from robench.results.board import board
 from robench.results.collection import Collection
@@ -85,6 +85,8 @@ def write_page(
         **shared,
     )
     images = {picture.file: picture.png for picture in drawn.values() if picture.file}
+    for name in ("pictures", "defense"):
+        refuse_link(output / name)
     write_whole(output / "pictures", {name: png for name, png in images.items() if png})
     write_whole(output / "defense", defenses)
     assets = {name: (_TEMPLATES / name).read_bytes() for name in _ASSETS}
