@@ -31,9 +31,10 @@ from robench.errors import ResourceError, UsageError
 from robench.files import claim
 from robench.preprocessing import OWN, USUAL
 from robench.results import corruption_record
+from robench.results.answering import contradiction
 from robench.results.provenance import robench_version
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
-from robench.results.store import PARTIAL, make_record, record_folder, write_record
+from robench.results.store import PARTIAL, make_record, record_folder, supersede, write_record
 from robench.specs import split
 from robench.subset import Subset
 from robench.threat import Threat, check_images, whole
@@ -266,7 +267,7 @@ def _run_corrupted(
     )
     folder = record_folder(options.results, protocol.name, loaded.name, suite.name, seed=options.seed)
     with claim(folder):
-        if not options.fresh and (known := _answer(folder, job, options)):
+        if not options.fresh and (known := _answer(folder, job, loaded, images, options)):
             return known
         times = enlargement(*images.x.shape[2:])
         if times > 1:
@@ -364,7 +365,7 @@ def _run_one(
     )
     folder = record_folder(options.results, protocol.name, loaded.name, suite.name, knowledge, options.seed)
     with claim(folder):
-        if not options.fresh and (known := _answer(folder, job, options)):
+        if not options.fresh and (known := _answer(folder, job, loaded, images, options)):
             return known
         store = FolderStore(folder / PARTIAL, job.key)
         if options.fresh:
@@ -410,8 +411,11 @@ def _run_one(
         return record
 
 
-def _answer(folder: Path, job: Job, options: Options) -> Record | None:
-    """The record in `folder`, if it is whole and answers for this job: that is said."""
+def _answer(folder: Path, job: Job, loaded: Loaded, images: Images, options: Options) -> Record | None:
+    """The record in `folder`, if it is whole and answers for this job: that is said.
+
+    One whose defense answers some images differently now, because its code has changed say, is superseded.
+    """
     if not (folder / "record.json").is_file():
         return None
     try:
@@ -421,6 +425,12 @@ def _answer(folder: Path, job: Job, options: Options) -> Record | None:
     # A run that ran out of memory went on with smaller batches than "auto" had chosen: it answers all the same.
     asked = replace(job, batch_size=record.job.batch_size) if options.batch_size == "auto" else job
     if record.key != asked.key:
+        return None
+    if reason := contradiction(record, loaded.defense, images, choose_device(options.device)):
+        kept = supersede(folder)
+        options.note(
+            f"the record in {folder} is not of {loaded.name} as it is now: {reason}; it is kept in {kept}"
+        )
         return None
     # Another release may raise doubts that this record does not hold.
     made, here = record.robench_version, robench_version()

@@ -17,6 +17,7 @@ from robench import content, specs
 from robench.results import corruption_text
 from robench.results.collection import Collection
 from robench.results.grid import FORMATS, WIDTH, Grid, render
+from robench.results.identity import by_subject, subjects
 from robench.results.record import Record
 from robench.results.robustbench import Claim, with_claims
 from robench.results.samples import held
@@ -42,7 +43,8 @@ class Row:
         rank: 1 + the number of sound rows that are better beyond chance; NO_RANK where the row is marked.
         marks: numbers of its footnotes.
         claimed: robust accuracy that its authors claim at this threat, in percent, or None.
-        best_known: the lowest robust accuracy of all records of this checkpoint on these images at this threat.
+        best_known: the lowest robust accuracy of all records of this defense, under any name, on these images at this
+            threat or a smaller radius of it.
     """
 
     rank: str
@@ -119,11 +121,11 @@ def board(
 def sections(records: Iterable[Record]) -> Iterator[Section]:
     """The records by protocol and threat, then in groups of like with like, each by robust accuracy."""
     tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
-    lowest: dict[tuple, Accuracy] = {}
+    # Corruptions have a table of their own, and never rank beside attacks.
+    records = [record for record in records if not record.corrupted]
+    subject = subjects(records)
+    lowest = _best_known(records, subject)
     for record in records:
-        # Corruptions have a table of their own, and never rank beside attacks.
-        if record.corrupted:
-            continue
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
         # What an attacker knew comes first, the whole defense before less: the figures mean different things.
@@ -136,10 +138,6 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
             job.n,
         )
         groups.setdefault(like, []).append(record)
-        key = _subject(record)
-        lowest[key] = min(
-            lowest.get(key, record.robust_accuracy), record.robust_accuracy, key=lambda a: a.value
-        )
     for protocol, threat in sorted(tables):
         notes: list[str] = []
         groups = tables[protocol, threat]
@@ -147,7 +145,7 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
         drawn = [(row.record, by_draws(row.record)) for group in ranked for row in group]
         remarks = [f"{shown_name(record)}, {_attacked_by(record)}: {text}" for record, text in drawn if text]
         for key in sorted(groups):
-            remarks += _seeds(groups[key])
+            remarks += _seeds(groups[key], subject)
         missing = tuple(_missing(protocol, threat, [row.record for group in ranked for row in group]))
         yield Section(protocol, threat, ranked, tuple(notes), tuple(remarks), missing)
 
@@ -176,13 +174,27 @@ def _place(section: Section) -> tuple[str, str]:
     return specs.parse(section.groups[0][0].record.job.dataset.name).name, section.threat
 
 
-def _subject(record: Record) -> tuple:
-    """What must agree for two records to bound one figure: the weights, the images, the threat."""
-    job = record.job
-    return (job.defense.name, job.defense.checkpoint_sha256, job.dataset.digest, job.n, job.threat)
+def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int, Accuracy]:
+    """By the id of a record the lowest robust accuracy of its defense on its images, by whatever name.
+
+    What fools it within a smaller radius does so within a larger one.
+    """
+    threats = {id(record): Threat.parse(record.job.threat) for record in records}
+    found = {}
+    for own in by_subject(records, subject).values():
+        for record in own:
+            threat = threats[id(record)]
+            bounds = [
+                other.robust_accuracy
+                for other in own
+                if threats[id(other)].kind == threat.kind
+                and threats[id(other)].eps <= threat.eps * (1 + 1e-9)
+            ]
+            found[id(record)] = min(bounds, key=lambda accuracy: accuracy.value)
+    return found
 
 
-def _ranked(records: list[Record], notes: list[str], lowest: dict[tuple, Accuracy]) -> Iterator[Row]:
+def _ranked(records: list[Record], notes: list[str], lowest: dict[int, Accuracy]) -> Iterator[Row]:
     order = sorted(
         records,
         key=lambda r: (-r.robust_accuracy.value, -r.clean_accuracy.value, r.job.defense.name, r.job.seed),
@@ -196,7 +208,7 @@ def _ranked(records: list[Record], notes: list[str], lowest: dict[tuple, Accurac
         for doubt in doubts:
             notes.append(f"{shown_name(record)}: {doubt}")
             marks.append(len(notes))
-        yield Row(rank, record, tuple(marks), _claimed(record), lowest[_subject(record)])
+        yield Row(rank, record, tuple(marks), _claimed(record), lowest[id(record)])
 
 
 def _ranks(records: list[Record]) -> dict[int, str]:
@@ -225,11 +237,11 @@ def _claimed(record: Record) -> float | None:
     return min((c["robust"] for c in card.claims if Threat.parse(c["threat"]) == threat), default=None)
 
 
-def _seeds(records: list[Record]) -> Iterator[str]:
+def _seeds(records: list[Record], subject: dict[int, int]) -> Iterator[str]:
     """Several seeds of one run, taken together."""
     same: dict[tuple, list[Record]] = {}
     for record in records:
-        same.setdefault(_subject(record), []).append(record)
+        same.setdefault((subject[id(record)], record.job.defense.name), []).append(record)
     for own in same.values():
         if len({record.job.seed for record in own}) > 1:
             mean, deviation = mean_and_deviation([100 * record.robust_accuracy.value for record in own])

@@ -3,7 +3,7 @@
 They are marks like those of a run, and stand beside them wherever a record is shown; no file is changed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from robench.engine.outcome import Mark
 from robench.errors import ResourceError
 from robench.files import read_ordinary
 from robench.results import strict_json
+from robench.results.identity import subjects
 from robench.results.reading import LeftOut, files_named
 from robench.results.record import Record
 from robench.results.samples import held
+from robench.threat import Threat
 
 DIAGNOSIS = "diagnosis"
 FILE = "diagnosis.json"
@@ -35,15 +37,30 @@ def with_doubts(
     Returns:
         The records, and what cannot be read of the diagnoses.
     """
-    transfer = _transfer(records)
+    number = subjects(records)
+
+    def subject(record: Record) -> tuple:
+        """The defense under any name, the images and the threat."""
+        threat = record.job.threat
+        if record.corrupted:
+            return (number[id(record)], threat)
+        parsed = Threat.parse(threat)
+        return (number[id(record)], parsed.kind, parsed.eps)
+
+    transfer = _transfer(records, subject)
     diagnosed: dict[tuple, dict[Mark, None]] = {}
     found, left_out = _diagnoses(roots)
     for each in found:
         marks = diagnosed.setdefault(_about(each), {})
         marks.update({Mark(mark["code"], mark["text"]): None for mark in each["health"]})
+    # What is diagnosed of a defense holds for it under its other names.
+    spread: dict[tuple, dict[Mark, None]] = {}
+    for record in records:
+        marks = diagnosed.get(_about(record.to_dict()), {})
+        spread.setdefault((*subject(record), record.job.knowledge), {}).update(marks)
     made = []
     for record in records:
-        extra = [*transfer.get(_subject(record), []), *diagnosed.get(_about(record.to_dict()), {})]
+        extra = [*transfer.get(subject(record), []), *spread[(*subject(record), record.job.knowledge)]]
         if not _knows(record):
             extra = []
         known = {mark.code for mark in record.health}
@@ -56,11 +73,6 @@ def _knows(record: Record) -> bool:
     return record.job.knowledge.partition(":")[0] in _WHITE
 
 
-def _subject(record: Record) -> tuple:
-    job = record.job
-    return (job.defense.name, job.defense.checkpoint_sha256, job.dataset.digest, job.n, job.threat)
-
-
 def _about(content: dict[str, Any]) -> tuple:
     """What a diagnosis and the records that it speaks of share: weights, data set, threat and knowledge."""
     defense, dataset = content["defense"], content["dataset"]
@@ -68,13 +80,13 @@ def _about(content: dict[str, Any]) -> tuple:
     return (*named, content["threat"], content["knowledge"])
 
 
-def _transfer(records: Sequence[Record]) -> dict[tuple, list[Mark]]:
+def _transfer(records: Sequence[Record], subject: Callable[[Record], tuple]) -> dict[tuple, list[Mark]]:
     """Images that fell to an attacker who does not know the defense, and to none who does."""
     groups: dict[tuple, list[Record]] = {}
     for record in records:
-        groups.setdefault(_subject(record), []).append(record)
+        groups.setdefault(subject(record), []).append(record)
     marks: dict[tuple, list[Mark]] = {}
-    for subject, own in groups.items():
+    for about, own in groups.items():
         white = [record for record in own if _knows(record)]
         black = [record for record in own if not _knows(record)]
         if not white or not black:
@@ -91,7 +103,7 @@ def _transfer(records: Sequence[Record]) -> dict[tuple, list[Mark]]:
                     f"{record.job.suite.name} with knowledge {record.job.knowledge} fooled {won} images that survived "
                     "every white-box attack: gradients may be masked"
                 )
-                marks.setdefault(subject, []).append(Mark("transfer-beats-white-box", text))
+                marks.setdefault(about, []).append(Mark("transfer-beats-white-box", text))
                 break
     return marks
 

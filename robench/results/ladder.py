@@ -88,18 +88,21 @@ def _rows(records: list[Record], suite: Suite) -> Iterator[Row]:
         if job.defense.classifier:
             subjects.setdefault((job.defense.name, job.defense.checkpoint_sha256, job.seed), record)
     for _, purified in sorted(subjects.items()):
-        randomised = any(
-            FIELD in each.extra for each in records if each.job.defense.name == purified.job.defense.name
-        )
+        randomised = any(FIELD in each.extra for each in records if _of_one(each, purified))
         found: dict[str, list[Record]] = {}
         for rung in suite.rungs:
             if rung.suits(randomised):
                 matching = [each for each in records if _fills(each, rung, purified)]
                 found.setdefault(rung.name, []).extend(matching)
         # Runs that are no rungs, a sweep's say, are no reason for a row.
-        name = purified.job.defense.name
-        if any(each.job.defense.name == name for own in found.values() for each in own):
+        if any(_of_one(each, purified) for own in found.values() for each in own):
             yield Row(purified, found, tuple(name for name, own in found.items() if not own))
+
+
+def _of_one(record: Record, purified: Record) -> bool:
+    """Whether two records are of one name and one checkpoint."""
+    one, other = record.job.defense, purified.job.defense
+    return (one.name, one.checkpoint_sha256) == (other.name, other.checkpoint_sha256)
 
 
 def _fills(record: Record, rung: Rung, purified: Record) -> bool:
@@ -108,6 +111,8 @@ def _fills(record: Record, rung: Rung, purified: Record) -> bool:
     named = wanted.defense.classifier if rung.subject == "classifier" else wanted.defense.name
     same = (named, rung.knowledge, wanted.seed, wanted.dataset.digest, wanted.n)
     if (job.defense.name, job.knowledge, job.seed, job.dataset.digest, job.n) != same:
+        return False
+    if rung.subject != "classifier" and not _of_one(record, purified):
         return False
     known = content.suites()
     return job.suite.name == rung.attack and (
