@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from robench import specs
+from robench import registry, specs
 from robench.choice import choose_protocol, with_own_name
 from robench.content import Protocol, Suite
 from robench.corruption.cache import Cache
 from robench.corruption.make import enlargement, library
 from robench.corruption.suite import NO_THREAT, cells, corruptions
 from robench.data import Images, load_dataset
+from robench.data.corruptions import check_colours
 from robench.defenses import Defense, Loaded, counting, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
 from robench.engine import corruption as corrupting
@@ -153,6 +154,9 @@ def run_all(
     # At that distance itself it may be meant.
     if threat and not threat.name and threat.eps > whole(threat.norm, *ready[0][1].x.shape[1:]):
         options.note(f"{threat} holds every image there is: Linf:8/255 is 8 grey levels, L0:24 is 24 pixels")
+    if len(adversarial) < len(chosen):
+        for _, images in ready:
+            check_colours(images)
     for each, images in ready:
         for suite in chosen:
             if suite not in adversarial:
@@ -191,11 +195,14 @@ def prepared_by_defense(dataset: str) -> bool:
 
 
 def prepared(dataset: str, loaded: Loaded) -> str:
-    """The data set's name with the defense's own preprocessing, where it asks for that.
+    """The data set's name with the defense's own preprocessing, where it asks for that, and with one channel where the
+    defense takes grey images and the data set can give them.
 
     Raises:
         UsageError: when the defense does not say which that is.
     """
+    if loaded.defense.channels == 1:
+        dataset = _grey(dataset)
     if not prepared_by_defense(dataset):
         return dataset
     own = loaded.defense.preprocessing
@@ -206,6 +213,14 @@ def prepared(dataset: str, loaded: Loaded) -> str:
         )
     spec = specs.parse(dataset)
     return str(specs.Spec(spec.name, {**spec.arguments, "preprocessing": own}))
+
+
+def _grey(dataset: str) -> str:
+    spec = specs.parse(dataset)
+    builder = registry.datasets.get(spec.name.partition(":")[0])
+    if "channels" in spec.arguments or "channels" not in specs.defaults(builder):
+        return dataset
+    return str(specs.Spec(spec.name, {**spec.arguments, "channels": 1}))
 
 
 def _climb(
@@ -447,6 +462,11 @@ def check_fit(loaded: Loaded, images: Images) -> None:
             f"{loaded.name} takes images of {defense.image_size} px and {images.name} has {side} px: "
             "choose a defense of that data set (robench list defenses)"
         )
+    if defense.channels != images.x.shape[1]:
+        raise UsageError(
+            f"{loaded.name} takes images of {defense.channels} channels and {images.name} has {images.x.shape[1]}: 3 "
+            "are colours, 1 is grey"
+        )
     if defense.num_classes != len(images.classes):
         raise UsageError(
             f"{loaded.name} tells {defense.num_classes} classes apart and {images.name} has {len(images.classes)}"
@@ -464,6 +484,11 @@ def _source(
 ) -> Defense:
     """The defense that is searched in place of the one attacked, for images of the same size."""
     found = load_defense(name, dataset, device=device, among=among)
+    if found.channels != attacked.channels:
+        raise UsageError(
+            f"{name} takes images of {found.channels} channels and the defense attacked {attacked.channels}: "
+            "nothing transfers from it"
+        )
     if found.image_size != attacked.image_size:
         raise UsageError(
             f"{name} takes images of {found.image_size} px and the defense attacked {attacked.image_size} px: "

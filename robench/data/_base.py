@@ -103,13 +103,23 @@ def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test"
         raise UsageError(f'{name} has no split "{split}": expected {" or ".join(known)}')
 
 
+def check_channels(channels: int) -> None:
+    """Refuse a number of channels that images do not have.
+
+    Raises:
+        UsageError: for anything but 3 and 1.
+    """
+    if channels not in (3, 1) or isinstance(channels, bool):
+        raise UsageError(f"channels={channels}: expected 3, or 1 for grey images")
+
+
 @dataclass(frozen=True)
 class Images:
     """Some images of a data set.
 
     Attributes:
         name, split: where they come from.
-        x: (N, 3, H, W) float32 in [0, 1]; of data sets of picture files a `Stack`, which is indexed as a tensor
+        x: (N, C, H, W) float32 in [0, 1]; of data sets of picture files a `Stack`, which is indexed as a tensor
             and reads what is asked for: `x[:]` is all of it.
         y: (N,) int64.
         ids: index of each in the data set's canonical order, (N,) int64.

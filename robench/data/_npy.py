@@ -45,21 +45,29 @@ def read_archive(path: Path, needed: tuple[str, ...], wanted: tuple[str, ...]) -
         raise ResourceError(f"{path}: {_reason(error)}: {_MEND}") from error
 
 
-def pixels(array: np.ndarray, path: Path) -> Tensor:
-    """Images as (N, 3, H, W) float32 in [0, 1].
+def pixels(array: np.ndarray, path: Path, channels: int = 3) -> Tensor:
+    """Images as (N, `channels`, H, W) float32 in [0, 1].
 
     Args:
-        array: (N, H, W, 3), (N, H, W) or (N, 3, H, W); uint8 in 0 .. 255 or floats in [0, 1].
+        array: (N, H, W, 3) or (N, 3, H, W); of grey images (N, H, W), (N, H, W, 1) or (N, 1, H, W). uint8 in
+            0 .. 255 or floats in [0, 1].
+        channels: 3, which repeats grey images, or 1, for grey images alone.
 
     Raises:
         ResourceError: for another shape, type or range.
     """
-    if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
-        array = np.moveaxis(array, 1, -1)
+    found = array.shape
     if array.ndim == 3:
-        array = np.repeat(array[..., None], 3, axis=-1)
-    if array.ndim != 4 or array.shape[-1] != 3:
-        raise ResourceError(f"{path}: images of shape {array.shape}: expected (N, H, W, 3) or (N, 3, H, W)")
+        array = array[..., None]
+    if array.ndim == 4 and array.shape[-1] not in (1, 3) and array.shape[1] in (1, 3):
+        array = np.moveaxis(array, 1, -1)
+    if array.ndim != 4 or array.shape[-1] not in (1, 3):
+        raise ResourceError(
+            f"{path}: images of shape {found}: expected (N, H, W, 3), (N, 3, H, W), or grey ones (N, H, W)"
+        )
+    if channels < array.shape[-1]:
+        raise ResourceError(f"{path}: images of shape {found} are of 3 channels: leave channels=1 out")
+    array = np.repeat(array, channels // array.shape[-1], axis=-1)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ResourceError(f"{path}: images of type {array.dtype}: expected uint8, or floats in [0, 1]")
     x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1)).astype(np.float32))

@@ -123,8 +123,10 @@ def severity_folder(folder: Path, severity: int, name: str) -> Path:
     return by_number[sorted(by_number)[severity - 1]]
 
 
-def decode(pictures: Iterable[tuple[int, Path | Blob]], n: int, preprocessing: str, name: str) -> Pixels:
-    """Read pictures: three channels, preprocessed.
+def decode(
+    pictures: Iterable[tuple[int, Path | Blob]], n: int, preprocessing: str, name: str, channels: int = 3
+) -> Pixels:
+    """Read pictures: three channels, or one of grey, preprocessed.
 
     Several threads decode ahead (Pillow lets other threads work meanwhile); what comes out does not depend on how
     many, nor does the memory that it takes depend on `n`.
@@ -145,14 +147,14 @@ def decode(pictures: Iterable[tuple[int, Path | Blob]], n: int, preprocessing: s
     waiting = iter(pictures)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
         while chunk := list(islice(waiting, CHUNK)):
-            read = pool.map(lambda each: _read(each[1], how), chunk)
+            read = pool.map(lambda each: _read(each[1], how, channels), chunk)
             for (row, source), found in zip(chunk, read, strict=True):
                 if isinstance(found, str):
                     bad.append((source, found))
                     continue
                 size = found.shape[:2]
                 if x is None:
-                    x = Pixels((n, 3, *size))
+                    x = Pixels((n, channels, *size))
                 if size != x.shape[2:]:
                     raise UsageError(
                         f"the images of {name} come in several sizes, {_px(x.shape[2:])} and {_px(size)} "
@@ -188,13 +190,13 @@ def named(paths: Sequence[object]) -> str:
     return ", ".join(map(str, paths[:_NAMED])) + more
 
 
-def _read(source: Path | Blob, how: Preprocessing) -> np.ndarray | str:
-    """Pixels (H, W, 3) uint8, or what is wrong."""
+def _read(source: Path | Blob, how: Preprocessing, channels: int) -> np.ndarray | str:
+    """Pixels (H, W, C) uint8, or what is wrong."""
     if isinstance(source, Blob) and source.content is None:
         return "missing"
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content or b"")) as image:
-            whole = image.convert("RGB")
+            whole = image.convert("RGB" if channels == 3 else "L")
     except FileNotFoundError:
         return "missing"
     except UnidentifiedImageError:
@@ -204,7 +206,7 @@ def _read(source: Path | Blob, how: Preprocessing) -> np.ndarray | str:
         return f"damaged: {' '.join(str(error).split())[:120]}"
     if min(whole.size) < how.smallest:
         return f"too small for a crop of {how.smallest} px: {_px(whole.size[::-1])}"
-    return np.asarray(how.change(whole))
+    return np.atleast_3d(np.asarray(how.change(whole)))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -21,12 +21,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Stack:
-    """Images (N, 3, H, W), float32 in [0, 1], read when they are asked for and indexed as a tensor is.
+    """Images (N, C, H, W), float32 in [0, 1], read when they are asked for and indexed as a tensor is.
 
     A subclass gives `_read`.
 
     Args:
-        shape: (N, 3, H, W).
+        shape: (N, C, H, W).
     """
 
     dtype = torch.float32
@@ -64,7 +64,7 @@ class Pixels(Stack):
     """8-bit pixels in a file without a name, which is gone when nobody needs it, however the process ends.
 
     Args:
-        shape: (N, 3, H, W).
+        shape: (N, C, H, W).
 
     Raises:
         ResourceError: when the disk of temporary files has not so much room.
@@ -75,7 +75,7 @@ class Pixels(Stack):
         self._file = _Scratch(int(np.prod(shape)))
 
     def write(self, row: int, image: np.ndarray) -> None:
-        """Set one image, (H, W, 3) uint8."""
+        """Set one image, (H, W, C) uint8."""
         content = np.ascontiguousarray(np.moveaxis(image, -1, 0))
         self._file.write(content, row * content.nbytes)
 

@@ -6,14 +6,20 @@ import torch
 
 from robench import registry
 from robench.data import _npy
-from robench.data._base import Facts, Images, check_split, described
+from robench.data._base import Facts, Images, check_channels, check_split, described
 from robench.errors import ResourceError
+from robench.specs import Spec
 
 
 @registry.datasets.register("npz")
 @described(Facts("arrays x, y and perhaps classes in the archive that the name says"))
 def load(
-    path: str, split: str = "test", data_dir: str | None = None, samples: int | None = None, classes: int = 0
+    path: str,
+    split: str = "test",
+    data_dir: str | None = None,
+    samples: int | None = None,
+    classes: int = 0,
+    channels: int = 3,
 ) -> Images:
     """npz:FILE: an archive with images `x`, labels `y` and perhaps the classes' names `classes`.
 
@@ -23,13 +29,16 @@ def load(
         path: of the file; a relative one is looked for in `data_dir` where that is given.
         samples: the first so many; None for all.
         classes: how many; 0 for the number of names in the file or, without names, the largest label plus one.
+        channels: 3, which repeats grey images, or 1, for grey images alone. A defense of grey images gets 1.
 
     Raises:
-        UsageError: for another split.
-        ResourceError: when the file is missing, damaged, or holds something else: `x` as (N, H, W, 3), (N, H, W)
-            or (N, 3, H, W), uint8 or floats in [0, 1], `y` as (N,) whole numbers.
+        UsageError: for another split or number of channels.
+        ResourceError: when the file is missing, damaged, or holds something else: `x` as (N, H, W, 3),
+            (N, 3, H, W), or grey as (N, H, W), uint8 or floats in [0, 1], `y` as (N,) whole numbers.
     """
-    name = f"npz:{path}" + (f"(classes={classes})" if classes else "")
+    check_channels(channels)
+    told = ({"classes": classes} if classes else {}) | ({"channels": channels} if channels != 3 else {})
+    name = str(Spec(f"npz:{path}", told))
     check_split(name, split, ("test",))
     file = Path(data_dir or "").expanduser() / Path(path).expanduser()
     found = _npy.read_archive(file, ("x", "y"), ("classes",))
@@ -41,7 +50,7 @@ def load(
         raise ResourceError(f"{file}: {len(found['x'])} images and {len(y)} labels: expected as many")
     if not len(y):
         raise ResourceError(f"{file} holds no images")
-    x = _npy.pixels(found["x"][:samples], file)
+    x = _npy.pixels(found["x"][:samples], file, channels)
     count = classes or int(y.max()) + 1
     return Images(
         name,

@@ -16,6 +16,7 @@ from robench.corruption.make import library
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data._base import Images
+from robench.errors import UsageError
 from robench.specs import Spec
 
 __all__ = [
@@ -60,6 +61,19 @@ def corrupt_all(
         yield from made.pixels
 
 
+def check_colours(images: Images) -> None:
+    """Refuse grey images, which the library of corruptions does not take.
+
+    Raises:
+        UsageError: for images that have not three channels.
+    """
+    if images.x.shape[1] != 3:
+        raise UsageError(
+            f"corruptions are of images with 3 channels: {images.name} has {images.x.shape[1]}; attack it instead, or "
+            "leave channels=1 out"
+        )
+
+
 def chunks(images: Images) -> Iterator[tuple[slice, np.ndarray, tuple[int, ...]]]:
     """The images in fixed chunks: which rows, their pixels (N, H, W, 3) uint8, their ids."""
     for rows in spans(images):
@@ -67,7 +81,12 @@ def chunks(images: Images) -> Iterator[tuple[slice, np.ndarray, tuple[int, ...]]
 
 
 def spans(images: Images) -> list[slice]:
-    """The rows of each chunk; no pixel is read."""
+    """The rows of each chunk; no pixel is read.
+
+    Raises:
+        UsageError: as `check_colours`.
+    """
+    check_colours(images)
     size = _LARGE_CHUNK if images.x.shape[-1] > _LARGE else _CHUNK
     return [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 

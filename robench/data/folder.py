@@ -7,7 +7,7 @@ import torch
 from robench import preprocessing as preprocessings
 from robench import registry
 from robench.data import _pictures
-from robench.data._base import Facts, Images, check_split, described
+from robench.data._base import Facts, Images, check_channels, check_split, described
 from robench.data._names import imagenet_classes, synsets
 from robench.errors import ResourceError, UsageError
 from robench.specs import Spec
@@ -24,6 +24,7 @@ def load(
     samples: int | None = None,
     preprocessing: str = "none",
     classes: str = "folders",
+    channels: int = 3,
 ) -> Images:
     """folder:DIR: a folder of pictures with a folder a class, as torchvision's ImageFolder reads.
 
@@ -38,16 +39,22 @@ def load(
         classes: "folders" for a class a folder, in the order of their names; "imagenet" where the folders are
             named by some of ImageNet's synsets (ImageNet-A, -R, -Sketch), with the labels that these have among
             the thousand.
+        channels: 3, or 1 for the luminance alone. A defense of grey images gets 1.
 
     Raises:
-        UsageError: for another split, preprocessing or kind of classes, or pictures of several sizes.
+        UsageError: for another split, preprocessing, kind of classes or number of channels, or pictures of several
+            sizes.
         ResourceError: when pictures are missing or damaged, with their number, or folders are no synsets.
     """
     if classes not in CLASSES:
         raise UsageError(f'classes="{classes}": expected {" or ".join(CLASSES)}')
     preprocessings.parse(preprocessing)
+    check_channels(channels)
     told = {} if preprocessing == "none" else {"preprocessing": preprocessing}
-    name = str(Spec(f"folder:{path}", told | ({} if classes == "folders" else {"classes": classes})))
+    told |= ({} if classes == "folders" else {"classes": classes}) | (
+        {} if channels == 3 else {"channels": channels}
+    )
+    name = str(Spec(f"folder:{path}", told))
     check_split(name, split, ("test",))
     folder = Path(data_dir or "").expanduser() / Path(path).expanduser()
     if not folder.is_dir():
@@ -60,7 +67,7 @@ def load(
             + _pictures.named(strangers)
         )
     rows = _pictures.labelled(found, known)[:samples]
-    x = _pictures.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name)
+    x = _pictures.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name, channels)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     names = imagenet_classes() if classes == "imagenet" else known
     return Images(name, split, x, y, torch.arange(len(x)), names)

@@ -313,8 +313,11 @@ def _load_purified(
     purifier, path, digest, told = _weighted(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)
-        if not registry.purifiers.holder(specs.parse(card.builder).name).startswith("robench."):
-            purifier.eval().try_out(inner.defense.image_size)  # ours keep the range by how they are made
+        ours = registry.purifiers.holder(specs.parse(card.builder).name).startswith("robench.")
+        if ours and inner.defense.channels != 3:
+            raise ValueError(f"it purifies images of 3 channels, not of {inner.defense.channels}")
+        if not ours:  # ours keep the range by how they are made
+            purifier.eval().try_out(inner.defense.image_size, inner.defense.channels)
     except ValueError as error:
         raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
     defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)

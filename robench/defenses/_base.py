@@ -48,13 +48,13 @@ class Purifier(nn.Module):
         if self.image_size not in (None, side):
             raise ValueError(f"this purifier takes images of {self.image_size} px, not of {side} px")
 
-    def try_out(self, side: int) -> None:
+    def try_out(self, side: int, channels: int = 3) -> None:
         """Refuse what does not give images in [0, 1] for such images, a black and a white one.
 
         Raises:
             ValueError: saying what it gives.
         """
-        x = torch.stack([torch.zeros(3, side, side), torch.ones(3, side, side)])
+        x = torch.stack([torch.zeros(channels, side, side), torch.ones(channels, side, side)])
         try:
             with torch.no_grad():
                 got = self(x)
@@ -80,6 +80,7 @@ class Defense(nn.Module):
         classifier: images to logits; a `forward_features` method makes `features` available.
         num_classes: K.
         image_size: side of the square images, in pixels.
+        channels: C of the images: 3, or 1 for grey ones.
         purifier: images to images, both in [0, 1], or None.
         mean, std: one number a channel, subtracted and divided before the classifier; None for no
             normalisation.
@@ -107,6 +108,7 @@ class Defense(nn.Module):
         differentiable: bool = True,
         among: tuple[int, ...] = (),
         preprocessing: str = "",
+        channels: int = 3,
     ):
         super().__init__()
         if (mean is None) != (std is None):
@@ -119,6 +121,7 @@ class Defense(nn.Module):
         self.purifier = purifier
         self.num_classes = num_classes
         self.image_size = image_size
+        self.channels = channels
         self.stochastic = stochastic
         self.differentiable = differentiable
         self.among = among
@@ -129,7 +132,7 @@ class Defense(nn.Module):
         self.register_buffer("std", _channels(std), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, (N, K), of images (N, 3, H, W), float32 in [0, 1]."""
+        """Logits, (N, K), of images (N, C, H, W), float32 in [0, 1]."""
         return self._counted(self.classifier(self._inner(x)))
 
     predict = forward
@@ -210,6 +213,7 @@ def _like(defense: Defense, **changed: Any) -> Defense:
         "differentiable": defense.differentiable,
         "among": defense.among,
         "preprocessing": defense.preprocessing,
+        "channels": defense.channels,
     }
     made = Defense(defense.classifier, **same | changed)
     parameter = next(defense.parameters(), None)

@@ -69,7 +69,7 @@ def describe(defense: Defense) -> dict[str, str]:
     side = defense.image_size
     yes = {True: "yes", False: "no"}
     return {
-        "images": f"(N, 3, {side}, {side}), float32 in [0, 1]",
+        "images": f"(N, {defense.channels}, {side}, {side}), float32 in [0, 1]",
         "mean": _numbers(defense.mean),
         "std": _numbers(defense.std),
         "preprocessing": defense.preprocessing or "not said",

@@ -14,7 +14,7 @@ from robench.diagnosis._base import Case, Indicator
 from robench.diagnosis.paths import follow
 from robench.engine.device import choose_device, choose_lanes
 from robench.engine.network import frozen
-from robench.evaluate import Options, check_fit
+from robench.evaluate import Options, check_fit, prepared
 from robench.files import refuse_link, write_whole
 from robench.results import provenance
 from robench.results.doubts import DIAGNOSIS, FILE, SCHEMA
@@ -51,11 +51,12 @@ def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Opti
         RobenchError: for everything a user can mend.
     """
     device = choose_device(options.device)
-    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
+    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
+    dataset = prepared(protocol.dataset, found[0]) if found else protocol.dataset
+    images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
     check_images(images.x, images.y, len(images.classes))
     protocol = replace(protocol, samples=len(images))
     lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
-    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
     for loaded in found:
         check_fit(loaded, images)
     for name, loaded in zip(names, found, strict=True):

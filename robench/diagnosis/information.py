@@ -23,7 +23,7 @@ from robench.diagnosis.paths import follow
 from robench.engine.device import choose_device, choose_lanes
 from robench.engine.network import frozen
 from robench.errors import UsageError
-from robench.evaluate import Options, check_fit
+from robench.evaluate import Options, check_fit, prepared
 from robench.files import refuse_link, write_whole
 from robench.results import provenance
 from robench.results.grid import Grid
@@ -76,12 +76,13 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
             f"--mi with {protocol.samples} samples: it needs at least {least}, two groups of a kernel"
         )
     device = choose_device(options.device)
-    images = load_dataset(protocol.dataset, protocol.split, protocol.samples, options.data_dir)
+    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
+    dataset = prepared(protocol.dataset, found[0]) if found else protocol.dataset
+    images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
     check_images(images.x, images.y, len(images.classes))
     if len(images) < least:
         raise UsageError(f"{images.name} has {len(images)} images there: --mi needs at least {least}")
     lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
-    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
     for loaded in found:
         check_fit(loaded, images)
         loaded.defense.features(images.x[:1].to(device))  # says who offers none

@@ -128,7 +128,7 @@ def _check_names(record: Record) -> None:
         raise ResourceError(f'threat is "{job.threat}": {NO_THREAT} is of runs under corruptions alone')
     if not record.corrupted:
         Threat.parse(job.threat)
-    registry.datasets.get(specs.parse(job.dataset.name).name)
+    registry.datasets.get(specs.parse(job.dataset.name).name.partition(":")[0])
     for spec in job.suite.attacks:
         specs.parse(spec)
     if record.corrupted:

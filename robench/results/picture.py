@@ -128,7 +128,9 @@ def draw(record: Record, chosen: list[Example]) -> bytes:
         for column, example in enumerate(chosen):
             left = _LEFT + column * (_SIDE + 0.15)
             axes = figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height))
-            axes.imshow(image(example).clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+            pixels = image(example).clamp(0, 1)
+            pixels = pixels if len(pixels) == 3 else pixels.mean(0).expand(3, -1, -1)
+            axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             for spine in axes.spines.values():

@@ -22,6 +22,8 @@ from robench.errors import ResourceError, UsageError
 # One number for every channel, or one a channel.
 Channels = float | Sequence[float] | None
 Numbers = tuple[float, ...] | None
+# Of images: colour, which is tried first, and grey.
+_CHANNELS = (3, 1)
 
 
 @dataclass(frozen=True)
@@ -173,12 +175,14 @@ def wrap(
     normalised: tuple[Numbers, Numbers] = (None, None),
     num_classes: int | None = None,
     preprocessing: str = "",
+    channels: int | None = None,
 ) -> Defense:
     """A network that takes normalised images as a defense that takes images in [0, 1].
 
     Args:
         normalised: mean and std.
         num_classes: None to find it by calling the network on two black images.
+        channels: of the images, 3 or 1; None to find it by that call too, and for 3 where there is none.
         preprocessing: of pictures before it, see `Defense`.
 
     Raises:
@@ -190,25 +194,44 @@ def wrap(
         raise UsageError(f"{source} with {image_size=}: expected a whole number of pixels")
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
         raise UsageError(f"{source} with {num_classes=}: expected a whole number of at least 2")
+    if channels not in (None, *_CHANNELS) or isinstance(channels, bool):
+        raise UsageError(f"{source} with {channels=}: expected 3, or 1 for grey images")
     mean, std = normalised
     make = functools.partial(
         Defense, network.eval(), image_size=image_size, mean=mean, std=std, preprocessing=preprocessing
     )
-    return make(num_classes=num_classes or _count_classes(source, make(num_classes=0), image_size))
+    if num_classes is not None:
+        return make(num_classes=num_classes, channels=channels or 3)
+    # Three numbers of a normalisation are of three channels.
+    wanted = [channels] if channels else [3] if mean and len(mean) == 3 else list(_CHANNELS)
+    refused: UsageError | None = None
+    for each in wanted:
+        try:
+            return make(num_classes=_count_classes(source, make(num_classes=0, channels=each)), channels=each)
+        except UsageError as error:
+            refused = refused or error
+    assert refused
+    raise refused
 
 
-def _count_classes(source: Source, defense: Defense, image_size: int) -> int:
-    images = torch.zeros(2, 3, image_size, image_size)
+def _count_classes(source: Source, defense: Defense) -> int:
+    image_size = defense.image_size
+    images = torch.zeros(2, defense.channels, image_size, image_size)
     try:
         with torch.no_grad():
             logits = defense(images)
     # TorchScript and converted graphs raise errors of their own.
     except Exception as error:
         raise UsageError(
-            f"{source} cannot take two images of {image_size} px ({one_line(error)}): is image_size right, "
+            f"{source} cannot take two images of {image_size} px and {_channels(defense.channels)} "
+            f"({one_line(error)}): is image_size right, "
             "and is the batch dimension free?"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UsageError(f"{source} gives {found} for two images: expected logits (2, K)")
     return logits.shape[1]
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"

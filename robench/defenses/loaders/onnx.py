@@ -24,6 +24,8 @@ _FORMAT = "Image.BitmapPixelFormat"
 def load(source: Source, image_size: int | None = None, mean: Channels = None, std: Channels = None) -> Found:
     """An ONNX classifier from images (N, 3, S, S), normalised by `mean` and `std` if given, to logits.
 
+    Grey images, (N, 1, S, S), are taken too.
+
     The size is that of the graph's input. The normalisation is what the file's metadata says: `mean` and `std`,
     JSON lists (our choice), or ONNX's own `Image.NominalPixelRange`. What the spec says comes first.
     --checkpoint puts another file in the place of FILE.
@@ -53,27 +55,28 @@ def load(source: Source, image_size: int | None = None, mean: Channels = None, s
     said = {item.key: item.value for item in graph.metadata_props}
     # A normalisation that cannot be read is no matter where the spec gives one.
     normalised = normalisation(mean, std, _normalisation(path, said) if mean is None else (None, None))
-    size = image_size or _size(source, graph)
-    return Found(wrap(source, Graph(graph), size, normalised), path)
+    size, channels = _size(source, graph, image_size)
+    return Found(wrap(source, Graph(graph), size, normalised, channels=channels), path)
 
 
-def _size(source: Source, graph: Any) -> int:
+def _size(source: Source, graph: Any, asked: int | None) -> tuple[int, int | None]:
+    """Side and channels of the images, None for channels that the graph leaves open."""
     weights = {each.name for each in graph.graph.initializer}
     inputs = [each for each in graph.graph.input if each.name not in weights]
     if len(inputs) != 1:
         raise UsageError(f"{source} has {len(inputs)} inputs: expected one, images (N, 3, S, S)")
     sides = [d.dim_value or (d.dim_param or "?") for d in inputs[0].type.tensor_type.shape.dim]
-    if len(sides) != 4 or sides[1] not in (3, "?") or sides[2] != sides[3] or isinstance(sides[0], int):
+    if len(sides) != 4 or sides[1] not in (3, 1, "?") or sides[2] != sides[3] or isinstance(sides[0], int):
         shape = ", ".join(map(str, sides))
         raise UsageError(f"{source} takes ({shape}): expected (N, 3, S, S), the batch dimension free")
-    if not isinstance(sides[2], int):
+    if not isinstance(sides[2], int) and asked is None:
         raise UsageError(f"{source} takes images of any size: add image_size=..., in pixels")
-    return sides[2]
+    return asked or sides[2], sides[1] if isinstance(sides[1], int) else None
 
 
 def _normalisation(path: Path, said: dict[str, str]) -> tuple[Channels, Channels]:
-    if said.get(_FORMAT, "Rgb8") != "Rgb8":
-        raise UsageError(f"{path} takes {said[_FORMAT]} images: expected Rgb8")
+    if said.get(_FORMAT, "Rgb8") not in ("Rgb8", "Gray8"):
+        raise UsageError(f"{path} takes {said[_FORMAT]} images: expected Rgb8 or Gray8")
     if "mean" in said or "std" in said:
         try:
             return json.loads(said.get("mean", "null")), json.loads(said.get("std", "null"))

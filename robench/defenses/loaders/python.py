@@ -22,6 +22,7 @@ def load(
     image_size: int | None = None,
     mean: Channels = None,
     std: Channels = None,
+    channels: int | None = None,
     **arguments: Any,
 ) -> Found:
     """What a function gives: a Defense, or a module from images to logits, with its weights.
@@ -30,14 +31,14 @@ def load(
     weights are replaced.
 
     Args:
-        image_size, mean, std: of a bare module. A function that takes arguments of these names gets them, and
-            then normalises by itself.
+        image_size, mean, std, channels: of a bare module. A function that takes arguments of these names gets them,
+            and then normalises by itself. Without channels, 1 for grey images, both kinds of images are tried.
 
     Raises:
         UsageError: when there is no such function, it refuses its arguments, or gives something else.
         ResourceError: when its module cannot be imported.
     """
-    ours = {"image_size": image_size, "mean": mean, "std": std}
+    ours = {"image_size": image_size, "mean": mean, "std": std, "channels": channels}
     given = {key: value for key, value in ours.items() if value is not None}
     with _current_folder():
         function = _find(source)
@@ -50,11 +51,12 @@ def load(
             raise UsageError(f"{source} gives a whole Defense: leave {', '.join(unused)} to it")
         defense = made
     elif isinstance(made, nn.Module):
-        given = {key: value for key, value in given.items() if key == "image_size" or key not in shared}
+        theirs = ("mean", "std")
+        given = {key: value for key, value in given.items() if key not in theirs or key not in shared}
         size = given.get("image_size", taken.get("image_size"))
         size = None if size is inspect.Parameter.empty else size
         normalised = normalisation(given.get("mean"), given.get("std"), (None, None))
-        defense = wrap(source, made, size, normalised)
+        defense = wrap(source, made, size, normalised, channels=channels)
     else:
         raise UsageError(f"{source} gives a {type(made).__name__}: expected a Defense or an nn.Module")
     return fill(defense, source.checkpoint, source.weights) if source.checkpoint else Found(defense)
