@@ -1,3 +1,14 @@
-from robench.cli import main
+"""`python -m robench`, and the command `robench`."""
 
-main()
+from robench.interrupts import end_at_once
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    with end_at_once():
+        from robench.cli import main as command_line
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,16 @@
 """The group of commands, and how every one of them ends: an exit code, and no traceback for a user's mistake."""
 
-import os
 import signal
 import sys
 from types import FrameType
 
 import click
 
-from robench.errors import RobenchError, unknown_name
+from robench.cli.output import Output, open_standard_streams
+from robench.errors import ResourceError, RobenchError, unknown_name
+from robench.interrupts import INTERRUPTED, end_at_once
 from robench.plain import plain_lines
 
-INTERRUPTED = 130
 # name -> "module:command", imported when asked for: --help must not wait for torch.
 COMMANDS = {
     "run": ("robench.cli.run", "Attack defenses and write records."),
@@ -41,7 +41,8 @@ class Commands(click.Group):
             return None
         import importlib
 
-        return importlib.import_module(COMMANDS[cmd_name][0]).command
+        with end_at_once():
+            return importlib.import_module(COMMANDS[cmd_name][0]).command
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         if args and args[0] not in COMMANDS:
@@ -65,30 +66,58 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    open_standard_streams()
+    before = sys.stdout, sys.stderr
+    output, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    sys.stdout = output
+    try:
+        code = _run(arguments)
+        output.flush()
+        if output.failure is not None:
+            _say(f"cannot write to stdout ({output.failure.strerror}): what was printed is lost")
+            code = code or ResourceError.exit_code
+    finally:
+        sys.stdout, sys.stderr = before
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """The exit code of a command; what a user can mend has been said."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = cli.main(args=arguments, prog_name="robench", standalone_mode=False)
-        sys.stdout.flush()
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _say("interrupted: the same command goes on from here")
-        code = INTERRUPTED
+        return _interrupted()
     except click.ClickException as error:
         _say(error.format_message())
         if isinstance(error, click.UsageError) and error.ctx is not None:
             _say(f"{error.ctx.command_path} --help explains")
-        code = error.exit_code
+        return error.exit_code
     except RobenchError as error:
         _say(str(error))
-        code = error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to be said to them.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+        return error.exit_code
+    except Exception:
+        # Whoever was interrupted may have made another error of it.
+        if interrupts:
+            return _interrupted()
+        raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    return code if isinstance(code, int) else 0
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _interrupted() -> int:
+    _say("interrupted: the same command goes on from here")
+    return INTERRUPTED
 
 
 def _say(text: str) -> None:
