@@ -60,36 +60,64 @@ class Stack:
         raise NotImplementedError
 
 
+class Held(Stack):
+    """Images that are held in memory, for whatever comes of them not to be.
+
+    Args:
+        x: (N, C, H, W) float32.
+    """
+
+    def __init__(self, x: Tensor):
+        super().__init__(tuple(x.shape))
+        self._x = x
+
+    def _read(self, rows: list[int]) -> Tensor:
+        return self._x[rows]
+
+
+def lazily(x: "Tensor | Stack") -> Stack:
+    """The images as a `Stack`, wherever they are."""
+    return x if isinstance(x, Stack) else Held(x)
+
+
 class Pixels(Stack):
-    """8-bit pixels in a file without a name, which is gone when nobody needs it, however the process ends.
+    """Pixels in a file without a name, which the system removes when the last user ends, however it ends.
 
     Args:
         shape: (N, C, H, W).
+        kind: uint8, bytes / 255; or float32, as they are.
 
     Raises:
-        ResourceError: when the disk of temporary files has not so much room.
+        ResourceError: when there is not enough room on the disk of temporary files.
     """
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...], kind: Any = np.uint8):
         super().__init__(shape)
-        self._file = _Scratch(int(np.prod(shape)))
+        self._kind = np.dtype(kind)
+        self._file = _Scratch(int(np.prod(shape)) * self._kind.itemsize)
 
     def write(self, row: int, image: np.ndarray) -> None:
-        """Set one image, (H, W, C) uint8."""
-        content = np.ascontiguousarray(np.moveaxis(image, -1, 0))
-        self._file.write(content, row * content.nbytes)
+        """Set one image, (H, W, C), or several from `row` on, (N, H, W, C), of the kind that this holds."""
+        content = np.ascontiguousarray(np.moveaxis(image, -1, -3))
+        size = int(np.prod(self.shape[1:])) * self._kind.itemsize
+        self._file.write(content, row * size)
 
     def first(self, n: int) -> "Pixels":
         """The first `n`, of the same file."""
         part = object.__new__(Pixels)
         Stack.__init__(part, (n, *self.shape[1:]))
-        part._file = self._file
+        part._file, part._kind = self._file, self._kind
         return part
 
     def _read(self, rows: list[int]) -> Tensor:
-        raw = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for image, row in zip(raw, rows, strict=True):
-            self._file.read(image, row * image.nbytes)
+        raw = np.empty((len(rows), *self.shape[1:]), self._kind)
+        if rows and rows == list(range(rows[0], rows[0] + len(rows))):
+            self._file.read(raw, rows[0] * raw[0].nbytes)
+        else:
+            for image, row in zip(raw, rows, strict=True):
+                self._file.read(image, row * image.nbytes)
+        if self._kind != np.uint8:
+            return torch.from_numpy(raw)
         # NumPy's memory and not torch's: torch's is aligned, and glibc does not find an aligned block again when it
         # is free, so that the process would grow with every image read.
         return torch.from_numpy(np.divide(raw, np.float32(255), dtype=np.float32))
@@ -117,18 +145,17 @@ class Replaced(Stack):
     Args:
         x: the images.
         rows: of those that are replaced.
-        image: row -> what is there now.
+        image: rows to what is there now, (M, ...).
     """
 
-    def __init__(self, x: Stack, rows: list[int], image: Callable[[int], Tensor]):
+    def __init__(self, x: Stack, rows: list[int], image: Callable[[list[int]], Tensor]):
         super().__init__(x.shape)
         self._x, self._rows, self._image = x, frozenset(rows), image
 
     def _read(self, rows: list[int]) -> Tensor:
         x = self._x[rows].clone()
-        for place, row in enumerate(rows):
-            if row in self._rows:
-                x[place] = self._image(row)
+        if places := [place for place, row in enumerate(rows) if row in self._rows]:
+            x[places] = self._image([rows[place] for place in places])
         return x
 
 
@@ -151,7 +178,11 @@ class _Scratch:
 
     def write(self, content: np.ndarray, at: int) -> None:
         try:
-            os.pwrite(self._descriptor, content.data, at)
+            # The system writes at most 2 GB at a time.
+            left = memoryview(content).cast("B")
+            while left:
+                written = os.pwrite(self._descriptor, left, at)
+                left, at = left[written:], at + written
         except OSError as error:
             raise self._failed(error) from error
 

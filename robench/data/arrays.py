@@ -41,16 +41,17 @@ def load(
     name = str(Spec(f"npz:{path}", told))
     check_split(name, split, ("test",))
     file = Path(data_dir or "").expanduser() / Path(path).expanduser()
-    found = _npy.read_archive(file, ("x", "y"), ("classes",))
+    found = _npy.read_archive(file, ("y",), ("classes",), also=("x",))
     named = tuple(str(each) for each in found["classes"].ravel()) if "classes" in found else ()
     if named and classes and classes != len(named):
         raise ResourceError(f"{file} names {len(named)} classes: leave classes={classes} out")
     y = _npy.labels(found["y"], file, len(named) or classes or None)
-    if len(y) != len(found["x"]):
-        raise ResourceError(f"{file}: {len(found['x'])} images and {len(y)} labels: expected as many")
+    count = _npy.rows(file, "x")
+    if len(y) != count:
+        raise ResourceError(f"{file}: {count} images and {len(y)} labels: expected as many")
     if not len(y):
         raise ResourceError(f"{file} holds no images")
-    x = _npy.pixels(found["x"][:samples], file, channels)
+    x = _npy.member_pixels(file, "x", samples, channels)
     count = classes or int(y.max()) + 1
     return Images(
         name,

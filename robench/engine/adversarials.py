@@ -29,15 +29,24 @@ def adversarials(
         lanes: images made at a time.
     """
 
-    def images(lanes: list[int], points: Tensor) -> Tensor:
-        return threat.image(x[lanes].to(device), points.to(device), ids[lanes].to(device)).cpu()
+    def points_of(chosen: list[int]) -> Tensor:
+        return torch.stack([point(i) for i in chosen])
+
+    def images(chosen: list[int], points: Tensor) -> Tensor:
+        return threat.image(x[chosen].to(device), points.to(device), ids[chosen].to(device)).cpu()
 
     if isinstance(x, Stack):
-        points = Replaced(Mapped(x, threat.origin), rows, point)
-        return points, Replaced(x, rows, lambda i: images([i], point(i)[None])[0])
-    points, x_adv = threat.origin(x).clone(), x.clone()
+        points = Replaced(Mapped(x, threat.origin), rows, points_of)
+        if not threat.name:
+            return points, points
+        return points, Replaced(x, rows, lambda chosen: images(chosen, points_of(chosen)))
+    points = threat.origin(x).clone()
     for i in rows:
         points[i] = point(i)
+    if not threat.name:
+        # The point is the image.
+        return points, points
+    x_adv = x.clone()
     for start in range(0, len(rows), lanes):
         some = rows[start : start + lanes]
         x_adv[some] = images(some, points[some])
@@ -46,7 +55,10 @@ def adversarials(
 
 def distances(threat: Threat, x: Tensor | Stack, points: Tensor | Stack, lanes: int) -> Tensor:
     """How far each point is from its image, float64 (N,)."""
-    # All at once where they are in memory: a part of a single row is summed in another order.
-    size = lanes if isinstance(x, Stack) else len(x)
-    pairs = zip(x.split(size), points.split(size), strict=True)
-    return torch.cat([threat.distance(x, point) for x, point in pairs])
+    parts = []
+    for one, other in zip(x.split(lanes), points.split(lanes), strict=True):
+        # A single row is summed in another order than a row among others.
+        twice = len(one) == 1 < len(x)
+        one, other = (torch.cat([each, each]) if twice else each for each in (one, other))
+        parts.append(threat.distance(one, other)[: 1 if twice else None])
+    return torch.cat(parts)

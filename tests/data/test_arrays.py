@@ -97,7 +97,7 @@ def test_any_archive(tmp_path, layout):
     }[layout]
     np.savez(tmp_path / "mine.npz", x=stored, y=np.array([2, 0, 1, 1]))
     found = load_dataset(f"npz:{tmp_path}/mine.npz", samples=3)
-    assert torch.equal((found.x * 255).round().byte(), torch.from_numpy(raw[:3]).permute(0, 3, 1, 2))
+    assert torch.equal((found.x[:] * 255).round().byte(), torch.from_numpy(raw[:3]).permute(0, 3, 1, 2))
     assert found.y.tolist() == [2, 0, 1] and found.classes == ("0", "1", "2")
     wider = load_dataset("npz:mine.npz(classes=5)", data_dir=str(tmp_path))
     assert len(wider.classes) == 5 and len(wider) == 4

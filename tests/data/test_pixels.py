@@ -67,7 +67,9 @@ def test_it_splits_as_a_tensor_does(size):
 
 def test_some_are_replaced():
     tensor, x = held()
-    changed = Replaced(x, [2, 5], lambda row: torch.full((3, 8, 8), float(row)))
+    changed = Replaced(
+        x, [2, 5], lambda rows: torch.tensor(rows).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).float()
+    )
     assert torch.equal(
         changed[[5, 0, 2]], torch.stack([torch.full((3, 8, 8), 5.0), tensor[0], 0 * tensor[0] + 2])
     )
