@@ -17,6 +17,7 @@ from robench.corruption.cache import Cache
 from robench.corruption.make import enlargement, library
 from robench.corruption.suite import NO_THREAT, cells, corruptions
 from robench.data import Images, load_dataset
+from robench.data._pixels import lazily
 from robench.data.corruptions import check_colours
 from robench.defenses import Defense, Loaded, counting, find_card, find_cards, load, load_defense
 from robench.direct import find_suite
@@ -33,7 +34,7 @@ from robench.files import claim
 from robench.preprocessing import OWN, USUAL
 from robench.results import corruption_record
 from robench.results.answering import contradiction
-from robench.results.provenance import robench_version
+from robench.results.provenance import conditions, robench_version
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
 from robench.results.store import PARTIAL, make_record, record_folder, supersede, write_record
 from robench.specs import split
@@ -290,7 +291,7 @@ def _run_corrupted(
                 f"the library takes images from 32 px on: those of {images.name} are corrupted at {times} times "
                 "their size and made small again, which weakens noise and blur"
             )
-        store = FolderStore(folder / PARTIAL, job.key)
+        store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
         if options.fresh:
             store.drop()
         started = store.begin(datetime.now(UTC).isoformat())
@@ -382,7 +383,7 @@ def _run_one(
     with claim(folder):
         if not options.fresh and (known := _answer(folder, job, loaded, images, options)):
             return known
-        store = FolderStore(folder / PARTIAL, job.key)
+        store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
         if options.fresh:
             store.drop()
         # Written before the first question, so that a folder that cannot be written is found out now.
@@ -392,7 +393,7 @@ def _run_one(
         play = Run(
             loaded.defense,
             attacks,
-            images.x,
+            lazily(images.x),
             images.y,
             images.ids,
             threat,

@@ -131,6 +131,44 @@ def read_ordinary(path: Path, most: int = -1) -> bytes:
         return file.read(most)
 
 
+class Damaged(Exception):
+    """A sealed file is missing, cut off, or not what was written; the message names the file and the reason."""
+
+
+_SEAL = hashlib.sha256().digest_size
+
+
+def seal(content: bytes, purpose: str = "") -> bytes:
+    """`content` behind the sha256 of itself and its purpose: what `read_sealed` checks.
+
+    Args:
+        purpose: what the content is for; the file is no answer for another purpose.
+    """
+    return _digest(content, purpose) + content
+
+
+def read_sealed(path: Path, purpose: str = "") -> bytes:
+    """The content of a file that `seal` made.
+
+    Raises:
+        Damaged: when it is missing, unreadable, changed in any byte, or sealed for another purpose.
+    """
+    try:
+        data = read_ordinary(path)
+    except OSError as error:
+        raise Damaged(f"{path.name}: {error.strerror or error}") from error
+    content = data[_SEAL:]
+    if len(data) < _SEAL or data[:_SEAL] != _digest(content, purpose):
+        raise Damaged(f"{path.name} is damaged: its sha256 is not the one that was noted")
+    return content
+
+
+def _digest(content: bytes, purpose: str) -> bytes:
+    digest = hashlib.sha256(f"{len(purpose)} {purpose}".encode() if purpose else b"")
+    digest.update(content)
+    return digest.digest()
+
+
 def _pieces(content: Content, digests: Mapping[str, str]) -> Iterable[bytes]:
     if callable(content):
         content = content(digests)

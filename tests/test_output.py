@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +76,9 @@ def ended(tmp_path, monkeypatch):
         errors, folder = io.StringIO(), tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         monkeypatch.chdir(folder)
-        told = [str(RECORD) if each == "RECORD" else each for each in arguments]
+        # Pictures are drawn beside a record.
+        shutil.copytree(RECORD, folder / "record")
+        told = ["record" if each == "RECORD" else each for each in arguments]
         with monkeypatch.context() as patch, contextlib.redirect_stderr(errors):
             patch.setattr(sys, "stdout", out)
             with pytest.raises(SystemExit) as end:

@@ -1,11 +1,11 @@
 """Corrupted images kept on disk, for the next defense: a file a chunk of images, checked when it is read.
 
-A file is found by what decides its pixels and begins with the sha256 of its content, so that one that was cut off,
-damaged or written by another version is made anew and never believed. The oldest go when the limit is reached.
+A file is found by what decides its pixels and begins with the sha256 of its content and of that key, so that one that
+was cut off, damaged, exchanged with another or written by another version is made again and never believed. The oldest
+go when the limit is reached.
 """
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -18,13 +18,12 @@ from pathlib import Path
 
 from robench.cache import cache_folder
 from robench.errors import UsageError
-from robench.files import open_lock, write_quickly
+from robench.files import Damaged, open_lock, read_sealed, seal, write_quickly
 
 LIMIT = "ROBENCH_CACHE_LIMIT"
 _DEFAULT = "8G"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SUFFIX, _SIZE, _LOCK = ".chunk", ".size", ".lock"
-_DIGEST = hashlib.sha256().digest_size
 # The disk is left so many bytes whatever the limit says, and a file that nobody finished is swept after an hour.
 _SPARE, _STALE = 2**30, 3600.0
 
@@ -66,19 +65,20 @@ class Cache:
         """What was kept under `key`, or None; a damaged file is removed."""
         path = self._path(key)
         try:
-            content = path.read_bytes()
+            content = read_sealed(path, key)
             os.utime(path)
+        except Damaged:
+            with suppress(OSError):
+                path.unlink()
+            return None
         except OSError:
             return None
-        if hashlib.sha256(content[_DIGEST:]).digest() == content[:_DIGEST]:
-            return content[_DIGEST:]
-        with suppress(OSError):
-            path.unlink()
-        return None
+        return content
 
     def put(self, key: str, content: bytes) -> bool:
         """Keep `content`, pushing out the oldest; False where there is no room for it, or the disk refuses."""
-        path, size = self._path(key), _DIGEST + len(content)
+        path, content = self._path(key), seal(content, key)
+        size = len(content)
         if size > self.limit:
             return False
         try:
@@ -92,7 +92,7 @@ class Cache:
                 path.parent.mkdir(exist_ok=True)
                 descriptor, waiting = tempfile.mkstemp(suffix=".tmp", dir=self.folder)
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(hashlib.sha256(content).digest() + content)
+                    file.write(content)
                 before = path.stat().st_size if path.exists() else 0
                 Path(waiting).replace(path)
                 self._note(total + size - before)

@@ -6,7 +6,8 @@ network is busy with these. Nothing that comes out depends on how many there are
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from robench.data import Images
 from robench.data.corruptions import chunks, spans, tensor
 from robench.engine.network import Model, Network, frozen, undefined
 from robench.engine.progress import Progress
-from robench.engine.store import Store
+from robench.engine.store import Saved, Store
 from robench.random import Stream
 
 # Pixels of all images and cells from which on other processes are worth their start.
@@ -96,7 +97,10 @@ def play(
     }
     facts: dict[str, Any] = {"done": 0}
     if store and (saved := store.load()):
-        state, facts = saved.tensors, saved.facts
+        if _answers_as(saved, model, images, seed, device, lanes, stochastic):
+            state, facts = saved.tensors, saved.facts
+        else:
+            store.forget("the defense gives other logits here than when the run was interrupted")
     total, done = blocks * (len(cells) + 1), facts["done"]
     asked = answers(
         model, images, cells, seed,
@@ -104,12 +108,11 @@ def play(
     )  # fmt: skip
     calls = 0
     for number, answer in enumerate(asked, done):
-        best = answer.logits.topk(min(2, answer.logits.shape[1]), 1)
         # A NaN among the logits is a wrong answer: argmax would make it a class.
-        told = torch.where(undefined(answer.logits), -1, best.indices[:, 0])
+        told = torch.where(undefined(answer.logits), -1, answer.logits.topk(1, 1).indices[:, 0])
         if answer.cell < 0:
             state["clean"][answer.rows] = told
-            state["margin"][answer.rows] = best.values[:, 0] - best.values[:, -1]
+            state["margin"][answer.rows] = _margin(answer.logits)
         else:
             state["predictions"][answer.rows, answer.cell] = told.int()
             digest = torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)
@@ -126,6 +129,24 @@ def play(
     )
 
 
+def _answers_as(
+    saved: Saved, model: Model, images: Images, seed: int, device: torch.device, lanes: int, stochastic: bool
+) -> bool:
+    """Whether the first images' clean margins are those of the run that was interrupted: on a CPU bit for bit."""
+    asked = answers(model, images, (), seed, device=device, lanes=lanes, stochastic=stochastic, workers=1)
+    with closing(asked):
+        first = next(asked)
+    then, now = saved.tensors["margin"][first.rows], _margin(first.logits)
+    slack = 0.0 if device.type == "cpu" else 0.01
+    return torch.allclose(then, now, rtol=slack, atol=slack, equal_nan=True)
+
+
+def _margin(logits: Tensor) -> Tensor:
+    """How far the best logit of each row lies above the second, (N,)."""
+    best = logits.topk(min(2, logits.shape[1]), 1).values
+    return best[:, 0] - best[:, -1]
+
+
 def answers(
     model: Model,
     images: Images,
@@ -138,7 +159,7 @@ def answers(
     workers: int | None = None,
     cache: Cache | None = None,
     skip: int = 0,
-) -> Iterator[Answers]:
+) -> Generator[Answers]:
     """The network's answers, chunk by chunk, for each first the images as they are and then every cell.
 
     Args:

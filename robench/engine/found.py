@@ -1,20 +1,63 @@
 """The images that an attack found: held until they are saved, then on the disk alone."""
 
+import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
+import torch
 from torch import Tensor
 
 from robench.errors import ResourceError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A file of images.
+
+    Attributes:
+        begin: where the first begins, in bytes.
+        shape: of each, (C, H, W); float32.
+    """
+
+    file: Path
+    begin: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, file: Path, header: bytes) -> "Shard":
+        """The tensor `image` of a safetensors file.
+
+        Args:
+            header: the file's content, or as much of it as says where the tensors are.
+        """
+        length = int.from_bytes(header[:8], "little")
+        entry = json.loads(header[8 : 8 + length])["image"]
+        return cls(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"][1:]))
+
+    def read(self, row: int) -> Tensor:
+        """One image.
+
+        Raises:
+            ResourceError: when the file is gone or damaged.
+        """
+        count = math.prod(self.shape)
+        try:
+            image = np.fromfile(self.file, np.float32, count, offset=self.begin + 4 * count * row)
+        except OSError:
+            image = np.empty(0, np.float32)
+        if len(image) != count:
+            raise ResourceError(f"{self.file} is gone or damaged: repeat the run with --fresh")
+        return torch.from_numpy(image).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where an image was saved: a row of a file."""
 
-    file: Path
+    shard: Shard
     row: int
 
     def read(self) -> Tensor:
@@ -23,11 +66,7 @@ class Place:
         Raises:
             ResourceError: when the file is gone or damaged.
         """
-        try:
-            with safe_open(self.file, "pt") as file:
-                return file.get_slice("image")[self.row]
-        except (OSError, SafetensorError) as error:
-            raise ResourceError(f"{self.file} is gone or damaged: repeat the run with --fresh") from error
+        return self.shard.read(self.row)
 
 
 class Found(Mapping[int, Tensor]):

@@ -37,6 +37,8 @@ _NOISE = -3
 _STATE = ("by", "draws", "steps", "forward", "backward")
 # Seconds between two calls of `progress`.
 _SHOW_EVERY = 0.1
+# Of a margin between logits: other batch shapes and devices round it by less, other weights move it by more.
+_MARGIN = 0.01
 
 T = TypeVar("T")
 
@@ -152,9 +154,37 @@ class Run:
         """Which samples each process attacks, bool (n,) each. What is played together stays together."""
         if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
             return [self.mine]
-        begun = self.store.shares() if self.store and team.forks(self.device) else 0
+        begun = self._begun_with()
         group = lcm(*(min(getattr(attack, "group", 1), len(self.x)) for _, attack in self.attacks))
         return team.shares(self.ids, begun or self.workers, group)
+
+    def _begun_with(self) -> int:
+        """How many processes shared the run that is gone on with; 0 for a run that starts."""
+        if self.store is None or not (begun := self.store.shares()):
+            return 0
+        if begun > 1 and not team.forks(self.device):
+            self.store.forget(f"{begun} processes shared the run, and here none can be forked")
+            return 0
+        stores = [self.store.share(i, begun) for i in range(begun)] if begun > 1 else [self.store]
+        saved = [each for store in stores if (each := store.load())]
+        if not all(self._answers_as(each) for each in saved):
+            for store in stores:
+                store.forget("the defense gives other logits here than when the run was interrupted")
+            return 0
+        if begun != self.workers:
+            self.note(f"resuming with {begun} processes, as the interrupted run began")
+        return begun
+
+    def _answers_as(self, saved: Saved) -> bool:
+        """Whether the clean images' margins are those of the run that was interrupted.
+
+        On a CPU with the same batch shape they are the same bits, or the run would end in other bytes than an
+        uninterrupted one; a GPU may round otherwise each time.
+        """
+        then, now = saved.tensors["run.clean_margin"], self.clean_margin
+        if self.device.type == "cpu" and saved.facts["lanes"] == self.lanes:
+            return torch.allclose(then, now, rtol=0, atol=0, equal_nan=True)
+        return torch.allclose(then, now, rtol=_MARGIN, atol=_MARGIN, equal_nan=True)
 
     # -- the parts ---------------------------------------------------------------------------------------
 
@@ -363,7 +393,7 @@ class Run:
         """Save the state, `index` attacks being over, and what the last one that has begun found."""
         if self.store is None:
             return
-        tensors = {f"run.{name}": getattr(self, name) for name in _STATE}
+        tensors = {f"run.{name}": getattr(self, name) for name in (*_STATE, "clean_margin")}
         if loop is not None:
             tensors |= {f"loop.{name}": tensor for name, tensor in loop.dump().items()}
         facts = {

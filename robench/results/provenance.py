@@ -1,8 +1,10 @@
 """Where a number was made: robench's version and commit, the machine, the libraries."""
 
+import hashlib
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +19,22 @@ _DECISIVE = ("robench", "attacks", "defenses", "benchmark", "pyproject.toml")
 def robench_version() -> str:
     """The installed version; "0" in a checkout that was never installed."""
     return installed_version("robench") or "0"
+
+
+@cache
+def release() -> str:
+    """The version and a digest of the package's sources, so that a checkout that was edited is another release."""
+    root = _CHECKOUT / "robench"
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return f"{robench_version()} ({digest.hexdigest()[:8]})"
+
+
+def conditions(device: torch.device) -> dict[str, str]:
+    """What must be the same for an interrupted run to be gone on with: it decides bits, or what is saved."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"robench": release(), "torch": str(torch.__version__), "device": where}
 
 
 def installed_version(package: str) -> str | None:

@@ -1,6 +1,10 @@
 """An interrupted training, beside its output: written whole or not at all, read without executing any."""
 
+import io
 import os
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,8 @@ import torch
 
 from robench import files
 from robench.errors import ResourceError
+from robench.files import Damaged, read_sealed, seal
+from robench.results.provenance import release
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -34,25 +40,55 @@ def check_writable(path: Path) -> None:
     probe.unlink()
 
 
-def read_partial(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The state of an interrupted training, on the CPU; None when there is none.
+def write_partial(path: Path, state: Mapping[str, Any], fingerprint: str) -> None:
+    """Keep the state of a training under way, with what it belongs to.
+
+    Raises:
+        ResourceError: when the folder is missing, full or not writable.
+    """
+    buffer = io.BytesIO()
+    made_by = {"robench": release(), "torch": str(torch.__version__)}
+    torch.save({**state, "fingerprint": fingerprint, "made_by": made_by}, buffer)
+    write_whole(path, seal(buffer.getvalue()))
+
+
+def read_partial(path: Path, fingerprint: str, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state of an interrupted training, on the CPU; None when there is none, or when it is damaged.
 
     Args:
         fingerprint: of the recipe, network, data and seed that are to be resumed.
+        note: called with one line about a damaged file.
 
     Raises:
-        ResourceError: when the file is damaged, or belongs to another recipe or seed.
+        ResourceError: when the file belongs to another recipe or seed, or to another release of robench or torch,
+            with which the training could be finished.
     """
     if not path.exists():
         return None
     mend = f"delete {path} or start over with --fresh"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        belongs = state["fingerprint"] == fingerprint
-    except Exception as error:
-        raise ResourceError(f"{path} is not an interrupted training that can be read: {mend}") from error
-    if not belongs:
+        content = read_sealed(path)
+    except Damaged as error:
+        if _opened_as_archive(path):
+            raise ResourceError(f"{path} is an interrupted training by another release: {mend}") from error
+        note(f"{path.parent}: {error}; the training starts again")
+        return None
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if state["fingerprint"] != fingerprint:
         raise ResourceError(
             f"{path} is an interrupted training by another recipe, network, data or seed: {mend}"
         )
+    for name, now in {"robench": release(), "torch": str(torch.__version__)}.items():
+        if (then := state["made_by"][name]) != now:
+            raise ResourceError(
+                f"{path} is an interrupted training by {name} {then}, and this is {now}: finish it with that one, or "
+                f"{mend}"
+            )
     return state
+
+
+def _opened_as_archive(path: Path) -> bool:
+    """Whether it is what `torch.save` writes, as releases kept it that did not seal it."""
+    with suppress(OSError):
+        return zipfile.is_zipfile(path) and path.read_bytes()[:2] == b"PK"
+    return False

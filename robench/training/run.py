@@ -1,7 +1,6 @@
 """`robench train`: from a card's recipe to a checkpoint, resumable at any moment, decided by the seed."""
 
 import hashlib
-import io
 import json
 import math
 import time
@@ -25,7 +24,7 @@ from robench.errors import ResourceError, UsageError
 from robench.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
 from robench.training.log import Log
-from robench.training.partial import check_writable, read_partial, write_whole
+from robench.training.partial import check_writable, read_partial, write_partial, write_whole
 from robench.training.pretrained import read_encoder
 from robench.training.progress import Reporter
 from robench.training.purifying import find_purifying
@@ -224,7 +223,7 @@ class _Run:
     def weights(self, x: Tensor, y: Tensor, reporter: Reporter) -> Defense | Purifier:
         """The trained defense, or the trained purifier."""
         self.team.wait()  # for the leader to have taken away what --fresh does not want
-        state = read_partial(self.partial, self.fingerprint)
+        state = read_partial(self.partial, self.fingerprint, reporter.say)
         self.team.wait()  # for all to have read before the leader writes
         if state:
             self.before = state["seconds"]
@@ -342,17 +341,8 @@ class _Run:
 
     def save(self, stage: Stage) -> None:
         """Write what there is."""
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "fingerprint": self.fingerprint,
-                "stage": stage.name,
-                "seconds": self.seconds(),
-                "progress": stage.state(),
-            },
-            buffer,
-        )
-        write_whole(self.partial, buffer.getvalue())
+        state = {"stage": stage.name, "seconds": self.seconds(), "progress": stage.state()}
+        write_partial(self.partial, state, self.fingerprint)
         self.saved = time.monotonic()
 
 

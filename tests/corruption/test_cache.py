@@ -38,6 +38,15 @@ def test_a_damaged_file_is_no_answer_and_goes(tmp_path, damage):
     assert cache.put(key, b"again") and cache.get(key) == b"again"
 
 
+def test_a_file_of_other_images_is_no_answer(tmp_path):
+    cache = Cache(tmp_path, 10_000)
+    one, other = keys(2)
+    cache.put(one, b"one")
+    cache.put(other, b"other")
+    cache._path(other).rename(cache._path(one))
+    assert cache.get(one) is None and not cache._path(one).exists()
+
+
 def test_the_oldest_go_when_the_room_is_used(tmp_path):
     made = keys(5)
     early = Cache(tmp_path, 1000, since=0)

@@ -271,7 +271,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         # A state without a record: there is work that would be lost.
-        if list(killed.glob("results/*/*/*/.partial/state.safetensors")):
+        if list(killed.glob("results/*/*/*/.partial/state")):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)

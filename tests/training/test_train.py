@@ -13,6 +13,7 @@ from robench.data import load_dataset
 from robench.defenses import load
 from robench.errors import ResourceError, UsageError
 from robench.training import run, train
+from robench.training.partial import write_partial
 from robench.training.run import measure
 
 CARD = """
@@ -131,16 +132,62 @@ def test_the_threads_are_the_recipes_and_then_the_callers_again(card, monkeypatc
 def test_a_partial_file_of_something_else(card):
     output = card.with_suffix(".safetensors")
     partial = output.with_name(output.name + ".partial")
-    torch.save({"fingerprint": "another"}, partial)
+    write_partial(partial, {"seconds": 0.0}, "another")
     with pytest.raises(
         ResourceError, match=r"another recipe, network, data or seed: delete .* or start over"
     ):
         train(str(card), output=output, progress=False)
-    partial.write_bytes(b"half a fi")
-    with pytest.raises(ResourceError, match="not an interrupted training that can be read"):
+    # As releases wrote it that kept no checksum.
+    torch.save({"fingerprint": "another"}, partial)
+    with pytest.raises(ResourceError, match="by another release: delete"):
         train(str(card), output=output, progress=False)
     train(str(card), output=output, progress=False, fresh=True)
     assert not partial.exists()
+
+
+def interrupted(card, monkeypatch):
+    """The partial file of a training that was stopped after its first save."""
+    output = card.with_suffix(".safetensors")
+    save = run._Run.save
+
+    def once(self, stage):
+        save(self, stage)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "SAVE_EVERY_SECONDS", 0)
+        patch.setattr(run._Run, "save", once)
+        with pytest.raises(KeyboardInterrupt):
+            train(str(card), output=output, progress=False)
+    return output.with_name(output.name + ".partial")
+
+
+@pytest.mark.parametrize("place", [0, 0.5, "cut"])
+def test_a_damaged_partial_file_is_said_and_the_training_starts_again(card, monkeypatch, capsys, place):
+    whole = train(str(card), output=card.with_name("whole.safetensors"), progress=False)
+    partial = interrupted(card, monkeypatch)
+    data = bytearray(partial.read_bytes())
+    if place == "cut":
+        data = data[: len(data) // 2]
+    else:
+        data[int(place * len(data)) if isinstance(place, float) else place] ^= 4
+    partial.write_bytes(data)
+    again = train(str(card), output=card.with_suffix(".safetensors"), progress=True)
+    assert f"{partial.name} is damaged" in capsys.readouterr().err
+    assert again.sha256 == whole.sha256
+
+
+@pytest.mark.parametrize("changed", ["robench", "torch"])
+def test_a_training_is_not_gone_on_with_by_another_release(card, monkeypatch, changed):
+    partial = interrupted(card, monkeypatch)
+    if changed == "robench":
+        monkeypatch.setattr("robench.training.partial.release", lambda: "9.9 (0123abcd)")
+    else:
+        monkeypatch.setattr(torch, "__version__", "9.9")
+    before = partial.read_bytes()
+    with pytest.raises(ResourceError, match=rf"by {changed} .*this is 9\.9.*--fresh"):
+        train(str(card), output=card.with_suffix(".safetensors"), progress=False)
+    assert partial.read_bytes() == before
 
 
 def test_what_cannot_be_trained(card, tmp_path):
