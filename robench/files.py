@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from robench.errors import ResourceError
 
@@ -115,19 +116,22 @@ def refuse_link(folder: Path) -> None:
         raise ResourceError(f"{folder} is a symbolic link, which is not written through: remove it")
 
 
-def read_ordinary(path: Path, most: int = -1) -> bytes:
-    """The bytes of a file, which a named pipe or a device, that may never end, is not.
-
-    Args:
-        most: how many to read at most; -1 for all.
+def open_ordinary(path: Path) -> BinaryIO:
+    """A file opened for reading, which a named pipe or a device, that may never end, is not.
 
     Raises:
-        OSError: when it cannot be read, or is no ordinary file.
+        OSError: when it cannot be opened, or is no ordinary file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no ordinary file")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no ordinary file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_ordinary(path: Path, most: int = -1) -> bytes:
+    """The bytes of a file, at most so many; -1 for all. See `open_ordinary`."""
+    with open_ordinary(path) as file:
         return file.read(most)
 
 

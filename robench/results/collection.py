@@ -10,6 +10,7 @@ import robench.data  # noqa: F401 - data sets register themselves
 from robench import registry, specs
 from robench.corruption.suite import NO_THREAT, cells, corruptions
 from robench.errors import ResourceError, RobenchError
+from robench.files import open_ordinary
 from robench.results import certificates, samples
 from robench.results import record as record_file
 from robench.results.doubts import with_doubts
@@ -74,7 +75,7 @@ def usable(path: Path | str) -> Record | LeftOut:
     try:
         record = read_record(path)
         folder = record.folder or path
-        check(record, lambda name: (folder / name).open("rb"))
+        check(record, lambda name: open_ordinary(folder / name))
     # Of a file from elsewhere anything may come; it is no reason not to show the others.
     except Exception as error:
         return LeftOut.of(path, error)

@@ -22,6 +22,7 @@ from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import asks_judge
 from robench.engine.network import Judge, Network, undefined
 from robench.errors import CheckFailed, ResourceError, RobenchError
+from robench.files import read_ordinary
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import samples as samples_file
@@ -146,7 +147,7 @@ def _identity(record: Record, place: Path, images: Images, loaded: Loaded | None
     yield equal("dataset.digest", job.dataset.digest, images.digest, "the images that were loaded")
     for name, said in record.files.items():
         try:
-            actual = hashlib.sha256((place / name).read_bytes()).hexdigest()
+            actual = hashlib.sha256(read_ordinary(place / name)).hexdigest()
         except OSError as error:
             mend = "repeat the run with --fresh, or restore the file"
             raise ResourceError(f"{place / name}: {error.strerror or error}: {mend}") from error
