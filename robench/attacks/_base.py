@@ -149,9 +149,12 @@ class Attack(Generic[S]):
     An attack for the least distance may have a field `minimise`: where it is set, a row that has fooled plays on
     to its end, and the nearest image is kept. `transfers` says that images are made for another network than the
     one asked: where the attacker hears no verdict, the row plays to its end, and its best point is judged. Under
-    `judged_at_end` that is so for every attacker.
+    `judged_at_end` that is so for every attacker. `cost_varies` is 1 where every row that is never fooled costs the
+    same number of passes, whatever the network; else how many times what `robench.engine.meter` counts one may cost
+    at most.
     """
 
+    cost_varies: ClassVar[int] = 1
     ascends: ClassVar[bool] = False
     in_pixels: ClassVar[bool] = False
     transfers: ClassVar[bool] = False

@@ -27,6 +27,7 @@ class Through(Attack[Any]):
     def __post_init__(self) -> None:
         for field in fields(self.inner):
             object.__setattr__(self, field.name, getattr(self.inner, field.name))
+        object.__setattr__(self, "cost_varies", self.inner.cost_varies)
         # What a penalised attack climbs is not the loss that the engine sees.
         object.__setattr__(self, "ascends", self.inner.ascends and not self._change.penalised)
 

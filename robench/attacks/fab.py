@@ -6,6 +6,7 @@ the clean image, and walks back towards it whenever it stands on the wrong side 
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +64,9 @@ class FAB(Attack[FABState]):
         beta: what remains of the perturbation after a step back.
         minimise: play on to the nearest image when one within the threat has been found.
     """
+
+    # A step is one question or two.
+    cost_varies: ClassVar[int] = 2
 
     steps: int = 100
     targets: int = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
@@ -54,10 +54,12 @@ class Certificates:
     Attributes:
         ids: (M,) int64, in the data set's canonical order.
         delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation.
+        grain: the step of those that are kept as whole numbers; None where none are.
     """
 
     ids: Tensor
     delta: Tensor
+    grain: float | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -160,14 +162,24 @@ def read_certificates(folder: Path) -> Certificates:
         _check({name: Header(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
     except ValueError as error:
         raise ResourceError(f"{path}: {error}: {mend}") from None
-    ids, delta = tensors["id"], tensors["delta"]
+    ids, delta, grain = tensors["id"], tensors["delta"], None
     if "grains" in tensors:
-        rounded = tensors["grains"] * float(tensors["grain"])
+        grain = float(tensors["grain"])
+        rounded = tensors["grains"] * grain
         delta = torch.cat([delta.reshape(-1, *rounded.shape[1:]), rounded])
         ids = torch.cat([ids, tensors["grains_id"]])
         ids, order = ids.sort()
         delta = delta[order]
-    return Certificates(ids, delta)
+    return Certificates(ids, delta, grain)
+
+
+def tensor_names(folder: Path) -> tuple[str, ...]:
+    """The names of the tensors in a record's folder; none where the file cannot be read."""
+    try:
+        with safe_open(Path(folder) / FILE, "pt") as file:
+            return tuple(sorted(file.keys()))
+    except (OSError, SafetensorError):
+        return ()
 
 
 def check_header(file: BinaryIO) -> None:

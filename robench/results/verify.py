@@ -1,72 +1,68 @@
 """Re-check a record from its certificates, by forward passes alone.
 
 What it proves: this checkpoint gives wrong answers on so many allowed images, so its robust accuracy is at
-most the figure. What it cannot prove: that no stronger attack would lower it, and the fields named in `TRUSTED`.
+most the figure. What it cannot prove: that no stronger attack would lower it, and the fields on trust, which
+`robench.verification.fields` lists. Rows that are attacked again (`robench.verification.replay`) say more of those.
 """
 
-import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from robench import content
 from robench.data._base import Images
 from robench.data._pixels import Stack
 from robench.defenses import Loaded
-from robench.engine.attackers import build_attacks
-from robench.engine.knowledge import asks_judge
 from robench.engine.network import Judge, Network, undefined
+<<<<<<< HEAD
 from robench.errors import CheckFailed, ResourceError, RobenchError
 from robench.files import read_ordinary
+=======
+from robench.errors import CheckFailed
+>>>>>>> 0442d0e (Verify names what rests on trust, holds what attacks cost, and attacks rows again)
 from robench.random import Stream
 from robench.results import draws as drawn
-from robench.results import samples as samples_file
 from robench.results import verify_corruption
-from robench.results.certificates import Certificates, is_attacked, read_certificates
-from robench.results.findings import TIE, Finding, disagreeing, equal, rows_named
+from robench.results.certificates import read_certificates, tensor_names
+from robench.results.findings import TIE, Finding, disagreeing, other_margins, rows_named
 from robench.results.record import Record, read_record
-from robench.results.samples import input_digests, read_samples
-from robench.results.statistics import Accuracy
-from robench.threat import Threat
+from robench.results.samples import read_samples
+from robench.verification import costs, counts, fields, identity, marks, replay
+from robench.verification.evidence import Evidence
+from robench.verification.replay import Sample
 
 Model = Callable[[Tensor], Tensor]
 
-# What rests on the word of whoever made the record: the machine and the moment, the cost, and the doubts.
-TRUSTED = (
-    "robench_version", "git", "command", "device", "platform", "started", "finished", "seconds", "attacks.seconds",
-    "protocol", "health", "samples.steps",
-)  # fmt: skip
-
-# Of a margin between logits: other devices round it by less, other weights move it by more.
-_MARGIN = 0.01
-
 
 @dataclass(frozen=True)
-class _Evidence:
-    record: Record
-    rows: dict[str, list[Any]]
-    certificates: Certificates
-    images: Images
-    folder: Path
+class Report:
+    """What verifying a record has shown.
+
+    Attributes:
+        findings: everything that was checked, in order.
+        held, failed: fields, by their names in the table.
+        trusted: field -> why it rests on trust.
+        proven: of the defense, in a few words; empty when a check failed before that.
+    """
+
+    findings: tuple[Finding, ...]
+    held: tuple[str, ...]
+    failed: tuple[str, ...]
+    trusted: dict[str, str]
+    proven: str
 
     @property
-    def threat(self) -> Threat:
-        return Threat.parse(self.record.job.threat)
+    def broken(self) -> list[Finding]:
+        return [finding for finding in self.findings if not finding.held]
 
-    @property
-    def draws(self) -> int:
-        """Of the judge: 1 for a deterministic defense."""
-        return self.record.extra.get(drawn.FIELD, {}).get("draws", 1)
-
-    @property
-    def attacked(self) -> list[int]:
-        """Which rows carry a certificate."""
-        return [i for i, name in enumerate(self.rows["fooled_by"]) if is_attacked(name)]
+    def __str__(self) -> str:
+        total = len(self.held) + len(self.failed)
+        trust = f"on trust: {', '.join(self.trusted)}"
+        if self.broken:
+            return f"FAILED: {len(self.held)} of {total} fields hold; {trust}"
+        return f"VERIFIED {len(self.held)} of {total} fields; {self.proven}; {trust}"
 
 
 def verify(
@@ -86,11 +82,70 @@ def verify(
         CheckFailed: naming every field that does not hold.
         ResourceError: when a file of the record is missing or damaged.
     """
-    found = list(findings(folder, loaded.defense, images, loaded=loaded, device=device))
-    broken = [f"{item.field}: {item.detail}" for item in found if not item.held]
+    made = report(folder, loaded, images, device)
+    broken = [f"{item.field}: {item.detail}" for item in made.broken]
     if broken:
         raise CheckFailed(f"{folder} does not hold. " + "; ".join(broken))
-    return found
+    return list(made.findings)
+
+
+def report(
+    folder: Path | str,
+    loaded: Loaded,
+    images: Images,
+    device: torch.device | str = "cpu",
+    sample: Sample | None = None,
+) -> Report:
+    """Re-check a record, and sort its fields into those that hold, those that fail and those on trust.
+
+    Args:
+        sample: rows that are attacked again; None for none. A run under corruptions is made again in any case.
+
+    Raises:
+        ResourceError: when a file of the record is missing or damaged.
+        UsageError: when its rows cannot be attacked again.
+    """
+    record = read_record(folder)
+    place = record.folder or Path(folder)
+    checked = list(findings(folder, loaded.defense, images, loaded=loaded, device=device, sample=sample))
+    kind, present, unknown = _present(record, place)
+    held, failed, trusted = [], [], {}
+    for line in present:
+        about = [item for item in checked if line.name in _covered(item, kind)]
+        if about and (not line.trust or any(line.name in item.covers for item in about)):
+            (held if all(item.held for item in about) else failed).append(line.name)
+        else:
+            trusted[line.name] = line.trust or "cannot be checked here"
+    trusted |= dict.fromkeys(unknown, "a field that this release does not know")
+    proven = checked[-1].proven if checked else ""
+    return Report(tuple(checked), tuple(held), tuple(failed), trusted, proven)
+
+
+def _covered(finding: Finding, kind: str) -> list[str]:
+    """Which lines of the table a finding speaks of."""
+    lines = [fields.decision(name, kind) for name in finding.covers or (finding.field,)]
+    return [line.name for line in lines if line]
+
+
+def _kind(record: Record) -> str:
+    if record.corrupted:
+        return fields.CORRUPTED
+    return fields.RANDOMIZED if drawn.FIELD in record.extra else fields.PLAIN
+
+
+def _present(record: Record, folder: Path) -> tuple[str, list[fields.Field], list[str]]:
+    """The record's kind, the lines of the table that its fields are in, and fields that this release does not know."""
+    kind = _kind(record)
+    present, _, unknown = fields.split(_names(record, folder), kind)
+    return kind, present, unknown
+
+
+def _names(record: Record, folder: Path) -> Iterator[str]:
+    """Every field of a record, column of its samples and tensor of its certificates."""
+    yield from fields.leaves(record.to_dict())
+    yield from (f"samples.{name}" for name in read_samples(folder).schema.names)
+    if not record.corrupted:
+        yield from (f"adversarials.{name}" for name in tensor_names(folder))
 
 
 def findings(
@@ -100,28 +155,37 @@ def findings(
     *,
     loaded: Loaded | None = None,
     device: torch.device | str = "cpu",
+    sample: Sample | None = None,
 ) -> Iterator[Finding]:
     """The checks of `verify` one after the other, those that fail included.
 
     Args:
         judge: (N, C, H, W) float32 in [0, 1] to logits (N, K), on `device`.
         loaded: what is known of the defense; None to leave that unchecked.
+        sample: rows that are attacked again; needs `loaded`.
     """
     record = read_record(folder)
-    place = record.folder or Path(folder)
-    yield from _identity(record, place, images, loaded)
+    place, where = record.folder or Path(folder), torch.device(device)
+    yield from identity.findings(record, place, images, loaded)
+    _, misplaced, _ = fields.split(_names(record, place), _kind(record))
+    for name in misplaced:
+        yield Finding(name, False, "a field of another kind of record")
+    declared = bool(getattr(judge, "stochastic", False))
     if record.corrupted:
-        stochastic = bool(getattr(judge, "stochastic", False))
-        yield from verify_corruption.findings(record, judge, images, stochastic, device)
+        yield from verify_corruption.findings(record, judge, images, declared, device)
         return
     rows = read_samples(place).to_pydict()
-    evidence = _Evidence(record, rows, read_certificates(place), images, place)
-    yield from _draws(evidence, loaded)
-    yield from _suite(evidence)
-    aligned = list(_rows(evidence))
+    e = Evidence(record, rows, read_certificates(place), images)
+    if loaded is not None:
+        random = declared or marks.looks_random(judge, images.x, images.ids, record.job.batch_size, where)
+        detail = f"the defense draws {'' if random else 'no '}noise"
+        yield Finding(drawn.FIELD, random == (e.draws > 1), detail, (f"{drawn.FIELD}.draws",))
+    aligned = [*counts.aligned(record.job.n, rows, images), *counts.certificates(e)]
     yield from aligned
-    yield from _arithmetic(evidence)
+    yield from counts.arithmetic(e)
+    yield from costs.findings(e)
     # Without the same images, row by row, a forward pass would compare unlike things.
+<<<<<<< HEAD
     if all(finding.held for finding in aligned):
         yield from _replay(evidence, judge, torch.device(device))
 
@@ -219,42 +283,28 @@ def _arithmetic(e: _Evidence) -> Iterator[Finding]:
         # Its rows go from attack to attack until every draw fails: who was attacked says nothing here.
         found = drawn.figures(e.rows, e.draws)
         yield equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
+=======
+    if not all(finding.held for finding in aligned):
+>>>>>>> 0442d0e (Verify names what rests on trust, holds what attacks cost, and attacks rows again)
         return
-    for column, fooled in (
-        ("clean_draws", [not each for each in right]),
-        ("draws", [name != "" for name in fooled_by]),
-    ):
-        odd = [i for i in range(n) if e.rows[column][i] != fooled[i]]
-        yield Finding(f"samples.{column}", not odd, f"1 where it is wrong, of one draw; {rows_named(odd)}")
-    hits = Counter(name for name in fooled_by if is_attacked(name))
-    tried, survived = Counter(), Counter()
-    for cost in record.attacks:
-        tried[cost.spec] += cost.attacked
-        survived[cost.spec] += cost.survivors
-    for spec in sorted({*hits, *tried}):
-        left = tried[spec] - hits[spec]
-        yield equal(f"attacks.{spec}.survivors", survived[spec], left, "attacked, less the samples it fooled")
-    yield from _chain(record, sum(right))
+    *checked, proven = _forward(e, judge, where, declared)
+    yield from checked
+    if sample is not None and loaded is not None:
+        yield from replay.findings(e, loaded, where, sample)
+    yield proven
 
 
-def _chain(record: Record, clean: int) -> Iterator[Finding]:
-    # Where the judge is asked only at the end, a row may leave an attack and yet go on to the next.
-    if not asks_judge(record.job.knowledge):
-        return
-    left = clean
-    for cost in record.attacks:
-        yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the one before")
-        left = cost.survivors
-
-
-def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Finding]:
+def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) -> Iterator[Finding]:
+    """Ask the defense again, at clean images and at certificates; the last finding says what that proves."""
     threat, rows, attacked = e.threat, e.rows, e.attacked
     x, labels = e.images.x, e.images.y
     points = threat.moved(x[attacked], e.certificates.delta)
     x_adv = threat.image(x[attacked], points, e.images.ids[attacked])
     outside = [attacked[i] for i in (~threat.contains(x[attacked], points)).nonzero().flatten().tolist()]
     box = "the parameters' range" if threat.name else "[0, 1]"
-    yield Finding("adversarials.delta", not outside, f"inside {threat} and {box}; {rows_named(outside)}")
+    covers = ("adversarials.delta", "adversarials.grains")
+    detail = f"inside {threat} and {box}; {rows_named(outside)}"
+    yield Finding("adversarials.delta", not outside, detail, covers)
     distance = dict(zip(attacked, threat.distance(x[attacked], points).tolist(), strict=True))
     said = rows["distance"]
     far = [
@@ -262,16 +312,16 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     ]
     yield Finding("samples.distance", not far, f"distance of the perturbed image; {rows_named(far)}")
 
+    clean = (
+        _first_draw(e, judge, device) if e.draws > 1 else _logits(judge, x, e.record.job.batch_size, device)
+    )
+    off = other_margins(clean, rows["clean_margin"])
+    yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
+    yield from marks.findings(e, clean, declared)
     if e.draws > 1:
         yield from _replay_draws(e, judge, x, x_adv, device)
         return
-    clean = _logits(judge, x, e.record.job.batch_size, device)
     yield _predictions("samples.clean_prediction", clean, rows["clean_prediction"], range(len(x)))
-    best = clean.topk(2, 1).values
-    now, then = best[:, 0] - best[:, 1], torch.tensor(rows["clean_margin"])
-    same = ((now - then).abs() <= _MARGIN * (1 + then.abs())) | (now.isnan() & then.isnan())
-    off = (~same).nonzero().flatten().tolist()
-    yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
     logits = _logits(judge, x_adv, e.record.job.batch_size, device)
     predictions = [rows["prediction"][i] for i in attacked]
     yield _predictions("samples.prediction", logits, predictions, attacked)
@@ -285,19 +335,20 @@ def _replay(e: _Evidence, judge: Model, device: torch.device) -> Iterator[Findin
     nothing = int(_by_nan(logits, predictions).sum())
     by_nan = f", {nothing} of them by NaN" if nothing else ""
     detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}; {rows_named(refuted)}"
-    yield Finding("adversarials.delta", not refuted, detail)
+    yield Finding("adversarials.delta", not refuted, detail, covers)
 
     without = _wrong_margin(clean, labels, rows["clean_prediction"])
     wrong = int((wrong_margin > 0).sum()) + int((without > 0)[unattacked].sum())
     ties = int(((wrong_margin > -TIE) & (wrong_margin <= 0)).sum())
     tied = f" ({ties} more lie on the boundary here)" if ties else ""
-    most = 100 * (len(x) - wrong) / len(x)
-    detail = f"on these {len(x)} images it is at most {most:.2f} %: {wrong} answers are wrong here{tied}"
-    yield Finding("robust_accuracy", True, detail)
+    most = f"{100 * (len(x) - wrong) / len(x):.2f} %"
+    detail = f"on these {len(x)} images it is at most {most}: {wrong} answers are wrong here{tied}"
+    proven = f"robust accuracy is at most {most} on these {len(x)} images"
+    yield Finding("robust_accuracy", True, detail, proven=proven)
 
 
 def _replay_draws(
-    e: _Evidence, judge: Model, x: Tensor | Stack, x_adv: Tensor, device: torch.device
+    e: Evidence, judge: Model, x: Tensor | Stack, x_adv: Tensor, device: torch.device
 ) -> Iterator[Finding]:
     """The same draws of noise again, which hang on seed, sample and draw alone."""
     job, labels = e.record.job, e.images.y
@@ -321,10 +372,19 @@ def _replay_draws(
         yield Finding(f"samples.{name}", not broken, detail)
     fails, most = sum(count > 0 for count in counts["draws"]), e.draws * len(x)
     detail = (
-        f"on these {len(x)} images it is at most {100 * (len(x) - fails) / len(x):.2f} % in the worst of {e.draws} "
-        f"draws, and {100 * (most - sum(counts['draws'])) / most:.2f} % on average"
+        f"at most {100 * (len(x) - fails) / len(x):.2f} % in the worst of {e.draws} draws, and "
+        f"{100 * (most - sum(counts['draws'])) / most:.2f} % on average"
     )
-    yield Finding("robust_accuracy", True, detail)
+    proven = f"robust accuracy is {detail}, on these {len(x)} images"
+    yield Finding("robust_accuracy", True, f"on these {len(x)} images it is {detail}", proven=proven)
+
+
+def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
+    """Logits of the clean images of a randomised defense, on the CPU, in the first draw that its attacks saw."""
+    job = e.record.job
+    network = Network(judge, job.batch_size, stream=Stream.of(job.seed, "judge"))
+    parts = zip(e.images.x.split(job.batch_size), e.images.ids.split(job.batch_size), strict=True)
+    return torch.cat([network.logits(x.to(device), ids.to(device)).cpu() for x, ids in parts])
 
 
 def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.device) -> Tensor:
@@ -360,10 +420,3 @@ def _predictions(field: str, logits: Tensor, said: list[int], rows: Sequence[int
     return Finding(
         field, not broken, f"{len(said)} predictions{tied}; {rows_named([rows[i] for i in broken])}"
     )
-
-
-def _column(e: _Evidence, name: str, actual: list[Any]) -> Finding:
-    said = e.rows[name]
-    broken = [i for i, (a, b) in enumerate(zip(said, actual, strict=False)) if a != b]
-    held = not broken and len(said) == len(actual)
-    return Finding(f"samples.{name}", held, f"of the images that were loaded; {rows_named(broken)}")

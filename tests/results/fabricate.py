@@ -16,6 +16,8 @@ from robench.results.store import make_record, record_folder, write_record
 from robench.threat import Threat
 
 SPECS = ("apgd", "square")
+# Forward and backward passes of each on an image that it does not fool.
+COSTS = ((101, 101), (5001, 0))
 EPS = 0.04
 PARAMETERS = 147  # of the linear judge
 
@@ -75,25 +77,30 @@ def make_outcome(images: Images, judge: nn.Module, health: tuple[Mark, ...] = ()
     x_adv, fooled_by = x.clone(), ["" if right else "clean" for right in (clean == y)]
     candidates = [_step(judge, x, y, EPS), _step(judge, x, y, EPS / 2)]
     forward, backward = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+    steps = torch.zeros(n, dtype=torch.int64)
     costs = []
-    for spec, candidate in zip(SPECS, candidates, strict=True):
+    for spec, candidate, cost in zip(SPECS, candidates, COSTS, strict=True):
         attacked = [i for i in range(n) if fooled_by[i] == ""]
-        forward[attacked] += 3
-        backward[attacked] += 1
         wrong = judge(candidate).argmax(1) != y
         hits = [i for i in attacked if bool(wrong[i]) and i % 2 == SPECS.index(spec)]
+        # More would be a sign of masked gradients.
+        hits = hits if cost[1] else hits[:1]
+        spent = [0, 0]
+        for i in attacked:
+            took = i % 5 + 1 if i in hits else cost[0]
+            own = took, took if cost[1] else 0
+            forward[i] += own[0]
+            backward[i] += own[1]
+            spent = [a + b for a, b in zip(spent, own, strict=True)]
         for i in hits:
-            x_adv[i], fooled_by[i] = candidate[i], spec
-        costs.append(
-            AttackCost(spec, len(attacked), len(attacked) - len(hits), 3 * len(attacked), len(attacked), 1.5)
-        )
+            x_adv[i], fooled_by[i], steps[i] = candidate[i], spec, i % 5 + 1
+        costs.append(AttackCost(spec, len(attacked), len(attacked) - len(hits), spent[0], spent[1], 1.5))
     robust = torch.tensor([name == "" for name in fooled_by])
     distance = Threat("Linf", EPS, str(EPS)).distance(x, x_adv)
-    counts = torch.arange(n)
     return Outcome(
         x_adv, robust, fooled_by, clean, judge(x_adv).argmax(1), judge(x).detach().topk(2, 1).values.diff().neg()[:, 0],
         (clean != y).long(), (~robust).long(), distance,
-        counts % 5, forward, backward,
+        steps, forward, backward,
         costs, list(health), "fp32", 8,
     )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Is this record true, and is this checkpoint still as robust?"""

@@ -1,0 +1,65 @@
+"""A record with all that it is held against."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from robench.attacks._base import Attack
+from robench.data._base import Images
+from robench.engine.attackers import build_attacks
+from robench.engine.knowledge import asks_judge
+from robench.errors import RobenchError
+from robench.results import draws
+from robench.results.certificates import Certificates, is_attacked
+from robench.results.record import Record
+from robench.threat import Threat
+from robench.verification import fields
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A record of attacks, its files, and the images of its data set.
+
+    Attributes:
+        rows: columns of samples.parquet.
+    """
+
+    record: Record
+    rows: dict[str, list[Any]]
+    certificates: Certificates
+    images: Images
+
+    @cached_property
+    def threat(self) -> Threat:
+        return Threat.parse(self.record.job.threat)
+
+    @property
+    def draws(self) -> int:
+        """Of the judge: 1 for a deterministic defense."""
+        return self.record.extra.get(draws.FIELD, {}).get("draws", 1)
+
+    @property
+    def kind(self) -> str:
+        return fields.RANDOMIZED if self.draws > 1 else fields.PLAIN
+
+    @property
+    def asks(self) -> bool:
+        """Whether the attacker learned of each verdict."""
+        return asks_judge(self.record.job.knowledge)
+
+    @cached_property
+    def attacked(self) -> list[int]:
+        """Which rows carry a certificate."""
+        return [i for i, name in enumerate(self.rows["fooled_by"]) if is_attacked(name)]
+
+    @cached_property
+    def attacks(self) -> list[Attack[Any] | None]:
+        """The attacks of the record's specs; None for one that cannot be built here."""
+        return [_built(spec, self.threat) for spec in self.record.job.suite.attacks]
+
+
+def _built(spec: str, threat: Threat) -> Attack[Any] | None:
+    try:
+        return build_attacks([spec], threat)[0][1]
+    except RobenchError:
+        return None

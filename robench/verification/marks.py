@@ -1,0 +1,45 @@
+"""The warnings of a record that need no gradient: they are looked for again, and must be there."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from robench.data._pixels import Stack
+from robench.engine import health
+from robench.engine.network import Network
+from robench.results.findings import Finding
+from robench.verification.evidence import Evidence
+
+
+def findings(e: Evidence, clean: Tensor, declared: bool) -> Iterator[Finding]:
+    """Whether the record carries every warning that its own data raise.
+
+    Args:
+        clean: logits of the clean images (N, K), in the first draw of a randomised defense.
+        declared: whether the defense says that it is randomised.
+    """
+    attacks = [attack for attack in e.attacks if attack is not None]
+    raised = [
+        *health.softmax_outputs(clean),
+        *health.nonfinite_logits(health.count_nonfinite(clean)),
+        *health.square_wins(list(e.record.attacks), e.record.job.n),
+    ]
+    # What an attack that cannot be built here does is not known.
+    if len(attacks) == len(e.attacks):
+        raised += health.few_classes(clean.shape[1], attacks)
+        raised += health.randomised(e.draws > 1, declared, attacks, not e.asks)
+    carried = {mark.code for mark in e.record.health}
+    missing = [mark for mark in raised if mark.code not in carried]
+    detail = f"{len(raised)} warnings by logits, classes and survivors" + "".join(
+        f"; {mark.code} is missing: {mark.text}" for mark in missing
+    )
+    yield Finding("health", not missing, detail)
+
+
+def looks_random(
+    model: Callable[[Tensor], Tensor], x: Tensor | Stack, ids: Tensor, lanes: int, device: torch.device
+) -> bool:
+    """Whether a model that does not say so answers the same images in two ways."""
+    with torch.inference_mode():
+        return health.looks_random(Network(model, lanes), x[:lanes].to(device), ids[:lanes].to(device))
