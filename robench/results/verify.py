@@ -16,12 +16,7 @@ from robench.data._base import Images
 from robench.data._pixels import Stack
 from robench.defenses import Loaded
 from robench.engine.network import Judge, Network, undefined
-<<<<<<< HEAD
-from robench.errors import CheckFailed, ResourceError, RobenchError
-from robench.files import read_ordinary
-=======
 from robench.errors import CheckFailed
->>>>>>> 0442d0e (Verify names what rests on trust, holds what attacks cost, and attacks rows again)
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import verify_corruption
@@ -185,107 +180,7 @@ def findings(
     yield from counts.arithmetic(e)
     yield from costs.findings(e)
     # Without the same images, row by row, a forward pass would compare unlike things.
-<<<<<<< HEAD
-    if all(finding.held for finding in aligned):
-        yield from _replay(evidence, judge, torch.device(device))
-
-
-def _identity(record: Record, place: Path, images: Images, loaded: Loaded | None) -> Iterator[Finding]:
-    job = record.job
-    decisive = "sha256 over defense, attacks, dataset, n, threat, knowledge, seed, precision and batch_size"
-    yield equal("key", record.key, job.key, decisive)
-    if loaded is not None:
-        actual = {
-            "family": loaded.family,
-            "card_digest": loaded.card_digest,
-            "checkpoint_sha256": loaded.checkpoint_sha256,
-            "parameters": sum(p.numel() for p in loaded.defense.parameters()),
-            "classifier": loaded.classifier,
-            **({"state_sha256": loaded.state_sha256} if job.defense.state_sha256 else {}),
-        }
-        for name, value in actual.items():
-            said = getattr(job.defense, name)
-            # A record need not say how many there are, and a checkpoint that was brought has its family from elsewhere.
-            if said is not None and (value or name != "family"):
-                yield equal(f"defense.{name}", said, value, "the defense that was loaded")
-    yield equal("dataset.digest", job.dataset.digest, images.digest, "the images that were loaded")
-    for name, said in record.files.items():
-        try:
-            actual = hashlib.sha256(read_ordinary(place / name)).hexdigest()
-        except OSError as error:
-            mend = "repeat the run with --fresh, or restore the file"
-            raise ResourceError(f"{place / name}: {error.strerror or error}: {mend}") from error
-        yield equal(f"files.{name}", said, actual, "the file as it is")
-
-
-def _draws(e: _Evidence, loaded: Loaded | None) -> Iterator[Finding]:
-    if loaded is not None:
-        randomised = loaded.defense.stochastic
-        detail = f"the defense draws {'' if randomised else 'no '}noise"
-        yield Finding(drawn.FIELD, randomised == (e.draws > 1), detail)
-
-
-def _suite(e: _Evidence) -> Iterator[Finding]:
-    """A suite that is known by its name must be the attacks that it stands for."""
-    suite = e.record.job.suite
-    known = content.suites().get(suite.name)
-    if known is not None and not known.rungs:
-        threat = Threat.parse(e.record.job.threat)
-        try:
-            attacks = tuple(spec for spec, _ in build_attacks(known.specs(threat.norm), threat))
-        except RobenchError as error:
-            yield Finding("suite.name", False, f"{suite.name} is not for {threat}: {error}")
-        else:
-            yield equal("suite.name", suite.attacks, attacks, f"what {suite.name} stands for")
-
-
-def _rows(e: _Evidence) -> Iterator[Finding]:
-    n = e.record.job.n
-    yield equal("n", n, len(e.images), "images that were loaded")
-    yield equal("n", n, len(e.rows["id"]), f"rows of {samples_file.FILE}")
-    yield _column(e, "id", e.images.ids.tolist())
-    yield _column(e, "label", e.images.y.tolist())
-    yield _column(e, "digest", input_digests(e.images.x))
-    expected = [e.rows["id"][i] for i in e.attacked]
-    held = e.certificates.ids.tolist() == expected
-    held = held and (
-        not expected or e.certificates.delta.shape[1:] == e.threat.origin(e.images.x[:1]).shape[1:]
-    )
-    detail = f"{len(e.certificates)} certificates for {len(expected)} samples that an attack fooled"
-    yield Finding("adversarials.id", held, detail)
-
-
-def _arithmetic(e: _Evidence) -> Iterator[Finding]:
-    record, fooled_by = e.record, e.rows["fooled_by"]
-    n = len(fooled_by)
-    right = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
-    turned = [i for i in range(n) if right[i] == (fooled_by[i] == "clean")]
-    detail = f'"clean" stands where the clean prediction is wrong; {rows_named(turned)}'
-    yield Finding("samples.fooled_by", not turned, detail)
-    for name, said, correct in (
-        ("clean_accuracy", record.clean_accuracy, sum(right)),
-        ("robust_accuracy", record.robust_accuracy, fooled_by.count("")),
-    ):
-        true = Accuracy.of(correct, n)
-        yield equal(f"{name}.correct", said.correct, true.correct, "counted from the samples")
-        yield equal(f"{name}.value", said.value, true.value, "correct / n")
-        yield equal(f"{name}.interval", said.interval, true.interval, "Wilson's, 95 %")
-    specs = tuple(cost.spec for cost in record.attacks)
-    yield equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run")
-    for direction in ("forward", "backward"):
-        total = sum(e.rows[direction])
-        yield equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
-        total = sum(getattr(cost, direction) for cost in record.attacks)
-        yield equal(f"attacks.{direction}", total, record.passes[direction], "summed over the attacks")
-    negative = [i for i in range(n) if min(e.rows[name][i] for name in ("steps", "forward", "backward")) < 0]
-    yield Finding("samples.forward", not negative, f"no counts below 0; {rows_named(negative)}")
-    if e.draws > 1:
-        # Its rows go from attack to attack until every draw fails: who was attacked says nothing here.
-        found = drawn.figures(e.rows, e.draws)
-        yield equal(drawn.FIELD, record.extra[drawn.FIELD], found, "counted from the samples")
-=======
     if not all(finding.held for finding in aligned):
->>>>>>> 0442d0e (Verify names what rests on trust, holds what attacks cost, and attacks rows again)
         return
     *checked, proven = _forward(e, judge, where, declared)
     yield from checked

@@ -11,6 +11,7 @@ from robench.data._base import Images
 from robench.defenses import Loaded
 from robench.engine.attackers import build_attacks
 from robench.errors import ResourceError, RobenchError
+from robench.files import read_ordinary
 from robench.results import certificates, samples
 from robench.results.findings import Finding, equal
 from robench.results.record import SCHEMA, Record
@@ -92,7 +93,7 @@ def _files(record: Record, folder: Path) -> Iterator[Finding]:
         if name not in record.files:
             continue
         try:
-            actual: Any = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            actual: Any = hashlib.sha256(read_ordinary(folder / name)).hexdigest()
         except OSError as error:
             mend = "repeat the run with --fresh, or restore the file"
             raise ResourceError(f"{folder / name}: {error.strerror or error}: {mend}") from error
