@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from robench.canonical import dataset_name
 from robench.content import Protocol, find_protocol
 from robench.corruption.suite import NO_THREAT, corruptions
 from robench.direct import find_suite
@@ -29,7 +30,9 @@ def choose_protocol(
     """
     if name is not None and dataset is not None:
         raise UsageError("--protocol names its own data set: give --protocol or --dataset, not both")
+    dataset = dataset_name(dataset) if dataset is not None else None
     base = find_protocol(name or DEFAULT_PROTOCOL)
+    base = replace(base, dataset=dataset_name(base.dataset))
     if base.ends:
         raise UsageError(
             f"{base.name} is a protocol of transfer, of several data sets: robench run with --from and --to"
@@ -68,8 +71,12 @@ def with_own_name(chosen: Protocol, base: Protocol) -> Protocol:
     )
     if same:
         return replace(chosen, name=base.name)
-    own = f"{chosen.dataset}-{chosen.threat.replace('/', 'over').replace(':', '-')}-n{chosen.samples}"
-    return replace(chosen, name=own)
+    return replace(chosen, name=own_name(chosen.dataset, chosen.threat, chosen.samples))
+
+
+def own_name(dataset: str, threat: str, samples: int) -> str:
+    """The name of a protocol that a data set, a threat and a number of images make up."""
+    return f"{dataset}-{threat.replace('/', 'over').replace(':', '-')}-n{samples}"
 
 
 def _without_threat(

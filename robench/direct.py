@@ -11,7 +11,7 @@ from robench import registry
 from robench.content import Suite, read_named, suites
 from robench.corruption.suite import SPEC, corruptions
 from robench.data._pixels import Stack
-from robench.engine.attackers import Attacker, build_attacks
+from robench.engine.attackers import Attacker, build_attacks, canonical
 from robench.engine.device import choose_device, choose_lanes, choose_precision
 from robench.engine.network import Model
 from robench.engine.outcome import Outcome
@@ -21,6 +21,7 @@ from robench.engine.team import choose_workers
 from robench.errors import UsageError, unknown_name
 from robench.specs import parse, split
 from robench.threat import Threat, check_images
+from robench.trust import like
 
 
 def attack(
@@ -96,10 +97,12 @@ def attack(
 def find_suite(text: str) -> Suite:
     """The suite called `text`, the one in the TOML file of that path, or the specs written there.
 
+    Specs are a suite under their canonical names, so that however they are written they are one suite.
+
     Raises:
-        UsageError: when it is neither a suite nor attacks, with the nearest names.
+        UsageError: when it is neither a suite nor attacks, with the nearest names, or an argument is wrong.
     """
-    known = suites()
+    known, text = suites(), like(text, text.strip())
     if text in known:
         return known[text]
     if text.endswith(".toml"):
@@ -109,7 +112,8 @@ def find_suite(text: str) -> Suite:
         name = parse(piece).name
         if name not in registry.attacks and name != SPEC:
             raise unknown_name("attack", name, {*known, *registry.attacks, SPEC})
-    return Suite(name=text, attacks=pieces)
+    found = list(map(str, corruptions(pieces))) or list(map(canonical, pieces))
+    return Suite(name=like(text, "+".join(found)), attacks=like(text, found))
 
 
 def _images(x: Any) -> Tensor:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from robench import registry, specs
+from robench.canonical import defense_name, knowledge_name
 from robench.choice import choose_protocol, with_own_name
 from robench.content import Protocol, Suite
 from robench.corruption.cache import Cache
@@ -32,7 +34,7 @@ from robench.engine.team import choose_workers
 from robench.errors import ResourceError, UsageError
 from robench.files import claim
 from robench.preprocessing import OWN, USUAL
-from robench.results import corruption_record
+from robench.results import corruption_record, jobs
 from robench.results.answering import contradiction
 from robench.results.provenance import conditions, robench_version
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
@@ -114,6 +116,13 @@ def run_all(
 ) -> Iterator[Record]:
     """Run every combination in turn. Names are all checked before the first network is called."""
     chosen = [s if isinstance(s, Suite) else find_suite(s) for s in suites or protocol.suites]
+    protocol = replace(
+        protocol, knowledge=[knowledge_name(level, protocol.dataset) for level in protocol.knowledge]
+    )
+    knowledge = [knowledge_name(level, protocol.dataset) for level in knowledge or ()] or None
+    if not options.checkpoint:
+        # The network in a file decides which of a family's cards is meant.
+        defenses = [defense_name(name, protocol.dataset) for name in defenses]
     adversarial = [suite for suite in chosen if not _check_corruptions(suite, knowledge)]
     if adversarial and protocol.threat == NO_THREAT:
         raise UsageError(f"{adversarial[0].name} needs a threat, and {protocol.name} has none: add --threat")
@@ -327,6 +336,7 @@ def _run_corrupted(
             seconds=max(float(outcome.seconds.sum()), time.monotonic() - begun),
             device=device,
         )
+        _retire(folder, job, options)
         store.drop()
         return record
 
@@ -423,25 +433,39 @@ def _run_one(
             ),
         )
         record = write_record(folder, made, outcome, images)
+        _retire(folder, job, options)
         store.drop()
         return record
 
 
+def _same(record: Record, job: Job, options: Options) -> bool:
+    """Whether a record is of this job."""
+    # A run that ran out of memory went on with smaller batches than "auto" had chosen: it answers all the same.
+    asked = replace(job, batch_size=record.job.batch_size) if options.batch_size == "auto" else job
+    return asked.key in (record.key, jobs.canonical(record.job).key)
+
+
+def _retire(folder: Path, job: Job, options: Options) -> None:
+    """Keep records of this job that lie elsewhere under `superseded/`: one that is new takes their place."""
+    for record in jobs.others(folder, job):
+        if _same(record, job, options) and record.folder:
+            supersede(record.folder)
+
+
 def _answer(folder: Path, job: Job, loaded: Loaded, images: Images, options: Options) -> Record | None:
-    """The record in `folder`, if it is whole and answers for this job: that is said.
+    """The record in `folder`, if it is whole and answers for this job, or one that lies elsewhere: that is said.
 
     One whose defense answers some images differently now, because its code has changed say, is superseded.
     """
-    if not (folder / "record.json").is_file():
+    record = None
+    if (folder / "record.json").is_file():
+        with suppress(ResourceError):
+            record = read_record(folder)
+    if record is None or not _same(record, job, options):
+        record = next((each for each in jobs.others(folder, job) if _same(each, job, options)), None)
+    if record is None:
         return None
-    try:
-        record = read_record(folder)
-    except ResourceError:
-        return None
-    # A run that ran out of memory went on with smaller batches than "auto" had chosen: it answers all the same.
-    asked = replace(job, batch_size=record.job.batch_size) if options.batch_size == "auto" else job
-    if record.key != asked.key:
-        return None
+    folder = record.folder or folder
     if reason := contradiction(record, loaded.defense, images, choose_device(options.device)):
         kept = supersede(folder)
         options.note(

@@ -12,6 +12,7 @@ from robench import registry, specs
 from robench.content import Protocol, Suite
 from robench.defenses import find_card
 from robench.direct import find_suite
+from robench.engine.attackers import canonical
 from robench.errors import UsageError
 from robench.evaluate import Options, run_all
 from robench.results.grid import Grid
@@ -184,7 +185,7 @@ def _with_attack(suite: Suite, name: str, value: float) -> Suite:
         spec = specs.parse(text)
         if name in specs.defaults(registry.attacks.get(spec.name)):
             spec, hit = specs.Spec(spec.name, {**spec.arguments, name: value}), True
-        changed.append(str(spec))
+        changed.append(canonical(str(spec)))
     if not hit:
         raise UsageError(f"no attack of {suite.name} has the setting {name}")
     return replace(suite, name="+".join(changed), attacks=changed, norms={})

@@ -63,6 +63,26 @@ def whole(norm: str, channels: int, height: int, width: int) -> float:
     return most[norm]
 
 
+def radius_text(eps: float) -> str:
+    """One text for each radius: a whole number, grey levels ("8/255"), a simple fraction, or a decimal number.
+
+    `float` of the text (or of its fraction) is `eps` again, to the last bit.
+    """
+    if eps.is_integer() and eps < 1e15:
+        return str(int(eps))
+    simple = Fraction(eps).limit_denominator(1000)
+    if simple and float(simple) == eps:
+        decimal = simple.denominator
+        for prime in (2, 5):
+            while decimal % prime == 0:
+                decimal //= prime
+        if decimal % 17 == 0 and 255 % simple.denominator == 0:
+            return f"{simple.numerator * 255 // simple.denominator}/255"
+        if decimal > 1:
+            return f"{simple.numerator}/{simple.denominator}"
+    return re.sub(r"e([+-])0*", r"e\1", repr(eps))
+
+
 @dataclass(frozen=True)
 class Threat:
     """All images within `eps` of the clean one in `norm`, and inside [0, 1].
@@ -73,7 +93,7 @@ class Threat:
     Attributes:
         norm: "Linf", "L2", "L1", "L0" (changed pixels) or "patch" (side of a square that holds them).
         eps: the radius, in units of [0, 1] pixels, counted pixels, or the transformation's own.
-        text: the radius as it was written, "8/255" say; it is what is printed.
+        text: the radius as it is printed, "8/255" say: one text for one number, however it was written.
         name: the transformation's canonical spec; empty for none.
         coordinates: what a point of the set is.
     """
@@ -117,7 +137,7 @@ class Threat:
             eps = math.inf
         if not 0 < eps < math.inf:
             raise UsageError(f'radius of threat "{spec}" is {eps:g}: expected a finite number above 0')
-        text = "/".join(parts)
+        text = radius_text(eps)
         norms = {each.lower(): each for each in NORMS}
         if norm := norms.get(name.lower()):
             if norm in COUNTED and not eps.is_integer():

@@ -1,19 +1,16 @@
 """What attacks cost, in the words of `robench show` and `robench list`."""
 
-import hashlib
-import json
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
-from pathlib import Path
 
-import robench
 from robench import registry, specs
-from robench.cache import cache_folder
-from robench.content import suites
+from robench.content import Suite, suites
+from robench.corruption.suite import corruptions
 from robench.direct import find_suite
-from robench.engine.meter import Passes, passes
-from robench.errors import RobenchError, UsageError
-from robench.files import write_whole
+from robench.engine.attackers import build_attacks
+from robench.engine.counts import cost, shipped
+from robench.engine.meter import Passes
+from robench.errors import UsageError
 from robench.threat import Threat
 
 CLASSES = 10
@@ -33,49 +30,73 @@ def costs(name: str, threat: str | None = None, classes: int = CLASSES) -> tuple
         raise UsageError(f"{suite.name} is a ladder of runs: each has attacks of its own")
     if threat is not None:
         chosen = Threat.parse(threat)
-        return chosen.kind, passes(tuple(suite.specs(chosen.norm)), chosen, classes)
-    spec = specs.parse(suite.attacks[0])
+        return chosen.kind, cost(tuple(suite.specs(chosen.norm)), chosen, classes)
     refused: UsageError | None = None
-    norms = specs.build(spec, registry.attacks.get(spec.name)).norms
-    # Some search over few parameters, which only a transformation has.
-    for name in (*norms, *registry.transformations):
-        try:
-            chosen = Threat.parse(f"{name}:{_RADII.get(name, '1')}")
-            return name, passes(tuple(suite.specs(chosen.norm)), chosen, classes)
-        except UsageError as error:
-            refused = refused or error
+    for get in (shipped, cost):
+        for chosen in _threats(suite):
+            try:
+                found = get(tuple(suite.specs(chosen.norm)), chosen, classes)
+            except UsageError as error:
+                refused = refused or error
+                continue
+            if found is not None:
+                return chosen.kind, found
     raise refused or UsageError(f"{suite.name} is defined in no norm")
 
 
-def brief(name: str) -> str:
-    """Forward + backward passes in one cell; empty where they cannot be counted.
+def brief(suite: Suite) -> str:
+    """Forward + backward passes in one cell, from the counts that are shipped; empty where there are none.
 
-    Counting all attacks takes seconds, so what is told here is kept, for as long as no source of the package changes.
+    Counting takes minutes for some attacks, so nothing is counted here: `lines` does that.
     """
-    holders = [registry.attacks.holder(specs.parse(each).name) for each in find_suite(name).attacks]
-    folder = cache_folder("passes")
-    file = folder / f"{hashlib.sha256(f'{_sources()} {name}'.encode()).hexdigest()[:16]}.json"
-    own = all(holder.startswith("robench.") for holder in holders)
-    if own:
-        with suppress(OSError, ValueError):
-            return str(json.loads(file.read_text()))
     try:
-        _, found = costs(name)
+        for threat in _threats(suite):
+            if found := shipped(tuple(suite.specs(threat.norm)), threat, CLASSES):
+                return _sum(found)
     except UsageError:
-        return ""
-    told = _sum(found) if found else ""
-    if own:
-        with suppress(RobenchError):
-            write_whole(folder, {file.name: json.dumps(told).encode()})
-    return told
+        pass
+    return ""
 
 
-@cache
-def _sources() -> str:
-    """A digest of the package's sources and suites."""
-    root = Path(robench.__file__).parent
-    files = [*sorted(root.rglob("*.py")), *(suite.path for suite in suites().values())]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def countable() -> Iterator[tuple[tuple[str, ...], list[Threat]]]:
+    """Specs whose passes are shipped, with the threats of which the first suits that they can be counted in.
+
+    Every suite's, in each norm it is written for, and every built-in attack's.
+    """
+    own = [
+        Suite(name, [name])
+        for name in registry.attacks
+        if registry.attacks.holder(name).startswith("robench.")
+    ]
+    for suite in [*suites().values(), *own]:
+        if not suite.rungs and not corruptions(suite.attacks):
+            try:
+                threats = list(_threats(suite))
+            except UsageError:
+                # It needs an argument.
+                continue
+            first = suite.specs(threats[0].norm)
+            yield tuple(first), [threat for threat in threats if suite.specs(threat.norm) == first]
+            for norm in suite.norms:
+                yield tuple(suite.norms[norm]), [Threat.parse(f"{norm}:{_RADII[norm]}")]
+
+
+def _threats(suite: Suite) -> Iterator[Threat]:
+    """The norms, and then the transformations, that all attacks of a suite are defined in.
+
+    Raises:
+        UsageError: when its first attack cannot be built, or there is none, as in a ladder of runs.
+    """
+    if not suite.attacks:
+        raise UsageError(f"{suite.name} is a ladder of runs: each has attacks of its own")
+    spec = specs.parse(suite.attacks[0])
+    norms = specs.build(spec, registry.attacks.get(spec.name)).norms
+    # Some search over few parameters, which only a transformation has.
+    for name in (*norms, *registry.transformations):
+        with suppress(UsageError):
+            threat = Threat.parse(f"{name}:{_RADII.get(name, '1')}")
+            build_attacks(suite.specs(threat.norm), threat)
+            yield threat
 
 
 def lines(name: str, threat: str | None, classes: int) -> list[str]:

@@ -14,6 +14,7 @@ import robench.defenses
 import robench.transformations  # noqa: F401  (importing registers what is built in)
 from robench import content, registry
 from robench.cli import common, costs
+from robench.content import Suite
 from robench.data._base import facts_of
 from robench.errors import unknown_name
 from robench.plain import plain
@@ -55,7 +56,7 @@ def _attacks() -> list[dict[str, str]]:
         {
             "name": suite.name,
             "kind": "suite",
-            "passes": costs.brief(suite.name),
+            "passes": costs.brief(suite),
             "description": suite.description,
         }
         for suite in content.suites().values()
@@ -64,7 +65,7 @@ def _attacks() -> list[dict[str, str]]:
         {
             "name": name,
             "kind": "attack",
-            "passes": costs.brief(name),
+            "passes": costs.brief(Suite(name, [name])),
             "description": _first_line(registry.attacks.get(name).__doc__),
         }
         for name in registry.attacks

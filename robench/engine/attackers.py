@@ -23,6 +23,18 @@ class Attacker:
     blind: bool = False
 
 
+def canonical(text: str) -> str:
+    """The canonical spec of one attack.
+
+    Raises:
+        UsageError: for an unknown attack, or a wrong argument.
+    """
+    spec = specs.parse(text)
+    builder = registry.attacks.get(spec.name)
+    specs.build(spec, builder)
+    return str(specs.canonical(spec, builder))
+
+
 def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
     """The attacks of a suite with their canonical specs.
 

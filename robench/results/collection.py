@@ -15,6 +15,7 @@ from robench.results import certificates, samples
 from robench.results import record as record_file
 from robench.results.doubts import with_doubts
 from robench.results.draws import FIELD
+from robench.results.jobs import once
 from robench.results.reading import LeftOut, files_named
 from robench.results.record import Record, read_record
 from robench.results.store import aside, slug
@@ -47,7 +48,7 @@ def collect(results: Iterable[Path | str]) -> Collection:
     """Every record under the folders, in the order of their paths, with the warnings that others give about it.
 
     Superseded and partial records are ignored, and the runs that a diagnosis made for itself. A record that cannot be
-    used is left out, and never an error.
+    used is left out, and never an error. Names are canonical, and of several records of one job there is one.
 
     Raises:
         ResourceError: when a folder is not there.
@@ -65,7 +66,7 @@ def collect(results: Iterable[Path | str]) -> Collection:
                     left_out.append(record)
                 else:
                     found[place] = record
-    warned, damaged = with_doubts(tuple(found.values()), roots)
+    warned, damaged = with_doubts(tuple(once(found.values())), roots)
     return Collection(warned, (*left_out, *damaged))
 
 

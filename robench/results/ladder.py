@@ -7,12 +7,12 @@ from typing import Any
 
 from robench import content, specs
 from robench.content import Rung, Suite
+from robench.direct import find_suite
 from robench.errors import UsageError
 from robench.results.draws import FIELD, unattacked
 from robench.results.grid import Grid
 from robench.results.record import Record
 from robench.results.wording import count, percent, span
-from robench.specs import split
 from robench.threat import Threat
 
 EMPTY = "–"
@@ -114,10 +114,7 @@ def _fills(record: Record, rung: Rung, purified: Record) -> bool:
         return False
     if rung.subject != "classifier" and not _of_one(record, purified):
         return False
-    known = content.suites()
-    return job.suite.name == rung.attack and (
-        rung.attack in known or len(job.suite.attacks) == len(split(rung.attack, "+"))
-    )
+    return job.suite.name == find_suite(rung.attack).name
 
 
 def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:

@@ -3,18 +3,22 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import robench.attacks  # noqa: F401  (registers the built-in attacks)
+from robench import registry, specs
+from robench.corruption.suite import SPEC as CORRUPTION
+from robench.corruption.suite import Corruption
 from robench.engine.outcome import AttackCost, Mark
-from robench.errors import ResourceError
+from robench.errors import ResourceError, UsageError
 from robench.files import read_ordinary
 from robench.results import strict_json
 from robench.results.statistics import Accuracy
-from robench.trust import written
+from robench.trust import like, written
 
 SCHEMA = 1
 # What a key is made of; another layout of the file alone does not raise it, so that old records answer still.
@@ -164,7 +168,8 @@ class Record:
         rest = {name: value for name, value in content.items() if name != "schema"}
         job = {f.name: rest.pop(f.name) for f in dataclasses.fields(Job)}
         job["defense"] = DefenseFacts(**job["defense"])
-        job["suite"] = SuiteFacts(job["suite"]["name"], tuple(job["suite"]["attacks"]))
+        attacks = tuple(job["suite"]["attacks"])
+        job["suite"] = SuiteFacts(suite_name(job["suite"]["name"], attacks), attacks)
         job["dataset"] = DatasetFacts(**job["dataset"])
         own = {f.name: rest.pop(f.name) for f in dataclasses.fields(cls) if f.name in rest}
         for name in ("clean_accuracy", "robust_accuracy"):
@@ -184,6 +189,34 @@ class Record:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         # A command line may hold bytes that are no UTF-8, as lone surrogates: JSON writes those as escapes.
         return text.encode(errors="backslashreplace")
+
+
+def suite_name(name: str, attacks: Sequence[str]) -> str:
+    """The canonical name of a record's suite: of one that was written as specs, its canonical specs.
+
+    Records of older releases hold the specs as they were typed. A name that says something else than `attacks`
+    stays as it is.
+    """
+    canonical = "+".join(attacks)
+    if name == canonical or len(name) > 100 * len(canonical) + 1000:
+        return name
+    try:
+        pieces = specs.split(name, "+")
+        same = len(pieces) == len(attacks) and all(map(_means, pieces, attacks))
+    except UsageError:
+        return name
+    return like(name, canonical) if same else name
+
+
+def _means(written: str, canonical: str) -> bool:
+    """Whether a spec as it was written is `canonical`. The defaults of attacks of other packages are not looked up:
+    that would load them."""
+    spec = specs.parse(written)
+    if spec.name == CORRUPTION:
+        return str(specs.build(spec, Corruption)) == canonical
+    if not registry.attacks.holder(spec.name).startswith("robench."):
+        return str(spec) == canonical
+    return str(specs.canonical(spec, registry.attacks.get(spec.name))) == canonical
 
 
 def read_record(path: Path | str) -> Record:

@@ -36,11 +36,15 @@ def aside(inside: Sequence[str]) -> bool:
 
 
 def slug(name: str) -> str:
-    """`name` as one safe part of a path: letters, digits, dots, dashes and underscores."""
-    safe = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "unnamed"
-    if len(safe) <= _LONGEST:
+    """`name` as one safe part of a path: letters, digits, dots, dashes and underscores, at most 100 of them.
+
+    A name that is too long, or of letters that are left out, has a digest of all of it at its end.
+    """
+    signed = re.sub(r"(?<=[=(\[, ])-(?=[.\d])", "minus", name)
+    safe = re.sub(r"[^A-Za-z0-9._]+", "-", signed).strip("-.") or "unnamed"
+    if len(safe) <= _LONGEST and name.isascii():
         return safe
-    return f"{safe[: _LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{safe[: _LONGEST - 9]}-{hashlib.sha256(name.encode(errors='backslashreplace')).hexdigest()[:8]}"
 
 
 def record_folder(

@@ -8,6 +8,7 @@ import numpy as np
 
 from robench import content
 from robench.content import Rung, Suite
+from robench.direct import find_suite
 from robench.errors import UsageError
 from robench.results.grid import Grid
 from robench.results.record import Record
@@ -97,11 +98,8 @@ def _threats(suite: Suite, side: int) -> tuple[str, ...]:
 
 
 def _filling(records: list[Record], rung: Rung, threat: str) -> Record | None:
-    fitting = [
-        r
-        for r in records
-        if (r.job.threat, r.job.suite.name, r.job.knowledge) == (threat, rung.attack, rung.knowledge)
-    ]
+    wanted = (threat, find_suite(rung.attack).name, rung.knowledge)
+    fitting = [r for r in records if (r.job.threat, r.job.suite.name, r.job.knowledge) == wanted]
     return min(fitting, key=lambda record: record.robust_accuracy.value, default=None)
 
 

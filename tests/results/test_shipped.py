@@ -1,5 +1,7 @@
 """The records that are shipped hold, and the boards beside them are made from them."""
 
+import json
+
 import pytest
 
 from robench import content, specs
@@ -7,12 +9,15 @@ from robench.choice import choose_protocol
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.defenses._checkpoints import sha256_of
+from robench.direct import find_suite
 from robench.evaluate import Options, run_all
 from robench.results import certificates, samples
 from robench.results.board import board
 from robench.results.collection import collect
+from robench.results.jobs import canonical
 from robench.results.papers import find_paper, text
 from robench.results.record import read_record
+from robench.results.store import place_of
 from robench.results.verify import verify
 from tests.data.test_cifar10 import REAL
 
@@ -62,8 +67,8 @@ def test_a_large_record_is_whole_but_for_its_certificates(folder):
 AGAIN = (
     "digits-linf/standard-digits/autoattack",
     "digits-linf/mimir-digits/mimir-pgd-20",
-    "digits-Linf-0.1-n100/maep-digits/pgd-steps-20",
-    "digits-Linf-0.1-n100/maep-digits/pgd-steps-20@bpda",
+    "digits-Linf-0.1-n100/maep-digits/pgd",
+    "digits-Linf-0.1-n100/maep-digits/pgd@bpda",
 )
 
 
@@ -111,3 +116,18 @@ def test_every_board_is_held_to_the_records():
 def test_the_readme_says_how_each_is_made():
     said = (RESULTS / "README.md").read_text("utf-8")
     assert all(f"`{name}`" in said and f"> results/{name}" in said for name in MADE)
+
+
+def test_no_two_shipped_records_are_of_one_job():
+    keys = [read_record(folder).key for folder in EVERY]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("folder", EVERY, ids=lambda path: str(path.relative_to(SHIPPED)))
+def test_a_shipped_record_bears_canonical_names_and_lies_in_its_place(folder):
+    record = read_record(folder)
+    job = record.job
+    raw = json.loads((folder / "record.json").read_text("utf-8"))
+    assert find_suite(raw["suite"]["name"]).name == raw["suite"]["name"]
+    assert canonical(job) == job and job.key == record.key
+    assert place_of(SHIPPED, record) == folder

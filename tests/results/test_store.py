@@ -36,7 +36,7 @@ with claim(Path(sys.argv[1])):
         (("p", "d", "s", "transfer:maep"), "p/d/s@transfer-maep"),
         (("p", "d", "s", "oblivious", 3), "p/d/s@oblivious+seed3"),
         (("p", "../..", 'pgd(steps=2, loss="ce")'), "p/unnamed/pgd-steps-2-loss-ce"),
-        (("/etc", "a b", "é"), "etc/a-b/unnamed"),
+        (("/etc", "a b", "é"), "etc/a-b/unnamed-4a99557e"),
     ],
 )
 def test_a_record_has_its_place(arguments, expected):

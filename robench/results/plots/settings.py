@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from robench import content, specs
+from robench.canonical import builder_defaults
 from robench.errors import UsageError
 from robench.results import security as over_radius
 from robench.results.plots.curves import Curve, Point, draw
@@ -113,13 +114,15 @@ def _curves(levels: dict[str, dict[float, Record]]) -> list[Curve]:
 def _settings(defense: str) -> Iterator[tuple[str, str, float]]:
     """Each numeric setting of a defense: its name without the setting, the setting, the value.
 
-    What the name does not say is taken from the card, so that "de3-digits" stands among "de3-digits(sigma=140)".
+    What the name does not say is taken from the card and its builder, so that "de3-digits" stands among
+    "de3-digits(sigma=140)".
     """
     try:
         first, *rest = specs.split(defense, "+")
         spec = specs.parse(first)
         card = content.cards().get(spec.name)
-        said = {**(specs.parse(card.builder).arguments if card else {}), **spec.arguments}
+        built = specs.parse(card.builder) if card else specs.Spec(spec.name)
+        said = {**builder_defaults(built.name), **built.arguments, **spec.arguments}
     except UsageError:
         return
     for name, value in said.items():

@@ -1,0 +1,179 @@
+"""However a thing is written, it has one name; and what is no name of anything stays as it is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robench.canonical import dataset_name, defense_name, knowledge_name
+from robench.direct import find_suite
+from robench.errors import UsageError
+from robench.results.record import suite_name
+from robench.threat import Threat, radius_text, same_threat
+from robench.trust import Untrusted, Written
+
+SUITES = [
+    ("pgd-mi", ["pgd-mi(steps=100)", " pgd-mi ", "pgd-mi()", "pgd-mi(weight=1e-5)"]),
+    ("pgd(eot=5)", ["pgd(steps=20, eot=5)", "pgd(eot=5,steps=20)", "pgd( eot = 5 )"]),
+    ('apgd(loss="dlr")', ["apgd(loss='dlr')", "apgd(steps=100, loss='dlr', eot=1)"]),
+    ("apgd(steps=50)+square", ["apgd(steps=50) + square", "apgd( steps=50 )+square(queries=5000)"]),
+    ("autoattack", [" autoattack", "autoattack "]),
+    (
+        'corruption(name="fog", severities=[1, 3])',
+        ["corruption(severities=[3, 1], name='fog')", "corruption(name='fog',severities=(1,3,3),jpeg=False)"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "written"), SUITES)
+def test_a_suite_has_one_name(name, written):
+    suites = [find_suite(text) for text in (name, *written)]
+    assert {suite.name for suite in suites} == {name}
+    assert len({tuple(suite.attacks) for suite in suites}) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["pgd(stepz=3)", "pgd(steps=True)", "pgd(steps=0)", "pgd+nothing", "pgd(20)"]
+)
+def test_a_wrong_argument_is_refused_before_it_is_a_name(text):
+    with pytest.raises(UsageError):
+        find_suite(text)
+
+
+@pytest.mark.parametrize(("name", "written"), SUITES)
+def test_a_records_suite_is_read_under_that_name(name, written):
+    attacks = tuple(find_suite(name).attacks)
+    own = name == "autoattack"
+    for text in written:
+        assert suite_name(text, attacks) == (text if own else name)
+
+
+@pytest.mark.parametrize("text", ["pgd(steps=10)", "apgd", "pgd+pgd", "mine", "", "+", "pgd(", "x" * 10**6])
+def test_a_name_that_says_something_else_than_the_attacks_stays(text):
+    assert suite_name(text, ("pgd",)) == text
+
+
+def test_a_strangers_attack_is_put_in_order_and_not_looked_up():
+    assert suite_name("theirs(b=1, a='x')", ('theirs(a="x", b=1)',)) == 'theirs(a="x", b=1)'
+
+
+DEFENSES = [
+    ("de3-digits", "digits", ["de3-digits(sigma=70)", "de3", "de3(sigma=70.0)", " de3-digits "]),
+    (
+        "de3-digits(sigma=0)",
+        "digits",
+        ["de3-digits(sigma=0.0)", "de3( sigma = 0 )", "de3-digits(sigma=0, width=64)"],
+    ),
+    ("mimir-digits", "digits", ["mimir"]),
+    ("mimir-cifar10", "cifar10", ["mimir"]),
+    ("maep-digits+standard-digits", "digits", ["maep+standard", "maep-digits + standard"]),
+    ("maep-digits+de3-digits(sigma=0)", "digits", ["maep+de3(sigma=0.)"]),
+    ("timm:resnet50(mean=[0.5])", "imagenet", ["timm:resnet50( mean=[.5] )"]),
+    ("maep-digits+timm:resnet50(a=1, b=2)", "digits", ["maep-digits+timm:resnet50(b=2, a=1)"]),
+]
+
+
+@pytest.mark.parametrize(("name", "dataset", "written"), DEFENSES)
+def test_a_defense_has_one_name(name, dataset, written):
+    assert {defense_name(text, dataset) for text in (name, *written)} == {name}
+
+
+@pytest.mark.parametrize(
+    "text", ["nothing", "own/card.toml", "python:os.system(x=1)", "a(b", "mimir-digits(", "+"]
+)
+def test_what_names_nothing_that_is_shipped_stays(text):
+    assert defense_name(text, "digits") == text
+
+
+def test_an_ambiguous_family_stays():
+    assert defense_name("mimir", "imagenet") == "mimir"
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "written"),
+    [
+        (
+            "transfer:standard",
+            "digits",
+            ["transfer:standard-digits", "transfer: standard", " transfer:standard"],
+        ),
+        ("transfer:standard-digits", "cifar10", []),
+        ("surrogate:de3-digits(sigma=0)", "digits", ["surrogate:de3( sigma=0.0 )"]),
+        ("full", "digits", [" full"]),
+        ("oblivious", "digits", ["oblivious "]),
+    ],
+)
+def test_knowledge_has_one_name(name, dataset, written):
+    assert {knowledge_name(text, dataset) for text in (name, *written)} == {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("digits", ["digits(size=16)", " digits "]),
+        ("digits(size=32)", ["digits( size = 32 )", "digits(size=32.0)"]),
+        ('imagenet(preprocessing="Res256Crop224")', ["imagenet", "imagenet(preprocessing='Res256Crop224')"]),
+        ('cifar10-c(corruption="fog", severity=3)', ["cifar10-c(severity=3,corruption='fog')"]),
+        ("npz:my images/a.npz", [" npz:my images/a.npz"]),
+        ("nothing(b=1)", ["nothing( b=1 )"]),
+    ],
+)
+def test_a_data_set_has_one_name(name, written):
+    assert {dataset_name(text) for text in (name, *written)} == {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        (
+            "Linf:8/255",
+            ["linf:8/255", "Linf: 8 / 255", "Linf:8.0/255", "Linf:16/510", "Linf:0.03137254901960784"],
+        ),
+        ("Linf:0.1", ["Linf:0.10", "Linf:1/10", "Linf:1e-1", "Linf:.1"]),
+        ("L2:160/255", ["L2:32/51"]),
+        ("L1:300", ["L1:76500/255", "L1:300.0", "L1:3e2"]),
+        ("L0:24", ["L0:24.0", "L0:48/2"]),
+        ("snow(grid=4):2", ["snow( grid=4 ):2.0"]),
+    ],
+)
+def test_a_threat_has_one_name(name, written):
+    assert {str(Threat.parse(text)) for text in (name, *written)} == {name}
+    assert all(same_threat(name, text) for text in written)
+
+
+def test_radii_that_differ_are_not_one():
+    assert str(Threat.parse("Linf:0.03137")) == "Linf:0.03137"
+    assert not same_threat("Linf:0.03137", "Linf:8/255") and not same_threat("L2:0.5", "Linf:0.5")
+
+
+@given(
+    st.floats(min_value=5e-324, max_value=1e308, allow_nan=False)
+    | st.integers(1, 10**6).map(lambda n: n / 255)
+)
+def test_a_radius_is_its_text_again_to_the_last_bit(eps):
+    above, _, below = radius_text(eps).partition("/")
+    assert float(above) / float(below or 1) == eps
+    assert str(Threat.parse(f"L2:{radius_text(eps)}")) == f"L2:{radius_text(eps)}"
+    assert Threat.parse(f"L2:{radius_text(eps)}").eps == eps
+
+
+@given(st.text(max_size=40))
+def test_any_text_has_a_name_and_naming_twice_is_naming_once(text):
+    for name in (dataset_name, defense_name, knowledge_name):
+        assert name(name(text)) == name(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["de3(sigma=70)", " mimir ", "python:os.f(a='x')", "maep+standard", "own.toml", "("]
+)
+def test_a_name_that_was_read_from_a_file_stays_one(text):
+    assert isinstance(defense_name(Written(text, "a.toml")), Written)
+    assert isinstance(knowledge_name(Written(f"transfer:{text}", "a.toml")), Written)
+    assert isinstance(dataset_name(Written(text, "a.toml")), Written)
+
+
+def test_a_suite_that_was_read_from_a_file_stays_one():
+    suite = find_suite(Written("pgd(steps=20)+square", "a.toml"))
+    assert all(isinstance(each, Written) for each in (suite.name, *suite.attacks))
+    with pytest.raises(Untrusted):
+        find_suite(Written(" other.toml", "a.toml"))
+    assert isinstance(suite_name(Written("pgd(steps=20)", "r"), (Written("pgd", "r"),)), Written)
