@@ -243,11 +243,11 @@ def test_a_suite_or_a_protocol_names_no_other_file(room, call):
     )
     refused(*call("run", "--defense", "standard-digits", "--protocol", "protocol.toml"))
     (room / "paper.toml").write_text(
-        'title = "t"\n[[tables]]\ntitle = "t"\ndataset = "digits"\nthreat = "Linf:0.1"\nsamples = 4\n'
+        'title = "t"\n[[tables]]\ntitle = "t"\ndataset = "digits"\nthreat = "Linf:0.1"\n'
         'columns = [{ name = "a", attack = "other.toml" }]\nrows = [{ name = "b", defense = "payload.toml" }]\n'
     )
-    code, _, _ = call("table", "paper.toml")
-    assert code in (0, 2)
+    (room / "results").mkdir()
+    refused(*call("table", "paper.toml"))
 
 
 @pytest.mark.parametrize("name", [name for name in FEW if not name.endswith(".toml")])
