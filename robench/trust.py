@@ -4,8 +4,8 @@ A record, card, suite, protocol or baseline may come from a stranger, so a name 
 registered card, attack or data set and nothing else. Anything that runs code, fetches a model or opens another file
 counts only when a person typed it, or passes `--trust`.
 
-The strings of such a file are `Written`: they know their file, and keep it when specs take them apart. Whoever is about
-to load something that a name stands for calls `admit` first. A plain string is a name that a person typed.
+The strings of such a file are `Written`: they know their file, and so do the pieces that are cut out of them. Whoever
+is about to load something that a name stands for calls `admit` first. A plain string is a name that a person typed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -80,6 +80,19 @@ def written(value: Value, file: str) -> Value:
 def like(name: str, value: Value) -> Value:
     """`value`, which was made from `name`: as `written` if `name` was read from a file, else unchanged."""
     return written(value, name.file) if isinstance(name, Written) else value
+
+
+def _keeping(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *given, **named: like(self, method(self, *given, **named))
+
+
+# A piece of what was read from a file was read from that file, too.
+_CUTTING = (
+    "__add__ __getitem__ __mod__ capitalize casefold expandtabs format join lower lstrip partition removeprefix "
+    "removesuffix replace rpartition rsplit rstrip split splitlines strip swapcase title translate upper"
+)
+for _name in _CUTTING.split():
+    setattr(Written, _name, _keeping(getattr(str, _name)))
 
 
 def admit(name: object, does: str) -> None:

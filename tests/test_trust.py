@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import sys
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import robench
-from robench import registry, specs
+from robench import canonical, registry, specs
 from robench.check import Options, check
 from robench.cli.main import main
 from robench.data import load_dataset
@@ -371,6 +372,33 @@ def test_what_is_made_of_a_written_name_is_written(name, text, texts):
         assert isinstance(each, Written) and each.file == "f"
     assert all(isinstance(each, Written) for each in specs.split(Written(f"{name}+{name}", "f"), "+"))
     assert not isinstance(str(plain), Written)
+
+
+def test_a_piece_of_a_written_name_is_written():
+    name = Written(" maep+python:a.b ", "f")
+    pieces = [
+        *(name.strip(), name[1:], name.lower(), name + "x", name.removeprefix(" "), name.replace("a", "b")),
+        *(*name.partition("+"), *name.split("+"), *name.rpartition(":"), *name.splitlines()),
+    ]
+    assert all(isinstance(piece, Written) and piece.file == "f" for piece in pieces)
+    assert pathlib.Path(name.strip()) == pathlib.Path("maep+python:a.b")
+
+
+@pytest.mark.parametrize(
+    ("canonical", "text"),
+    [
+        (canonical.defense_name, " maep-digits + python:a.b"),
+        (canonical.defense_name, "timm:resnet50(x=1)"),
+        (canonical.defense_name, "mine.toml"),
+        (canonical.dataset_name, "npz: a.npz"),
+        (canonical.dataset_name, "digits(size=16)"),
+        (canonical.knowledge_name, "transfer: python:a.b"),
+        (canonical.knowledge_name, "full "),
+    ],
+)
+def test_the_canonical_form_of_a_written_name_is_written(canonical, text):
+    assert isinstance(canonical(Written(text, "f")), Written)
+    assert not isinstance(canonical(text), Written)
 
 
 def test_admit_speaks_once_a_name_and_trust_ends_with_its_block():

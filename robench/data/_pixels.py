@@ -179,7 +179,7 @@ class _Scratch:
     def write(self, content: np.ndarray, at: int) -> None:
         try:
             # The system writes at most 2 GB at a time.
-            left = memoryview(content).cast("B")
+            left = memoryview(content.data).cast("B")
             while left:
                 written = os.pwrite(self._descriptor, left, at)
                 left, at = left[written:], at + written

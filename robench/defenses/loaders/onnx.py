@@ -71,7 +71,8 @@ def _size(source: Source, graph: Any, asked: int | None) -> tuple[int, int | Non
         raise UsageError(f"{source} takes ({shape}): expected (N, 3, S, S), the batch dimension free")
     if not isinstance(sides[2], int) and asked is None:
         raise UsageError(f"{source} takes images of any size: add image_size=..., in pixels")
-    return asked or sides[2], sides[1] if isinstance(sides[1], int) else None
+    side = asked if asked is not None else int(sides[2])
+    return side, sides[1] if isinstance(sides[1], int) else None
 
 
 def _normalisation(path: Path, said: dict[str, str]) -> tuple[Channels, Channels]:
