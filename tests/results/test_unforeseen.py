@@ -109,7 +109,7 @@ def test_a_run_of_a_ladder_says_each_threat_and_the_mean(results, ladder, capsys
 
 def test_of_several_records_verify_says_which_it_speaks_of(results, capsys):
     folders = [str(record.folder) for record in collect([results[0]])]
-    assert command("verify", *folders) == 0
+    assert command("verify", "-v", *folders) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line in folders] == folders
     for record in collect([results[0]]):
