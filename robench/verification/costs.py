@@ -14,6 +14,7 @@ from robench import registry, specs
 from robench.attacks._base import Attack
 from robench.attacks._foreign import ForeignAttack
 from robench.engine.battle import minimises
+from robench.engine.counts import shipped
 from robench.engine.meter import passes
 from robench.errors import UsageError
 from robench.results.certificates import is_attacked
@@ -74,10 +75,14 @@ def cost(attack: Attack[Any] | None, spec: str, threat: Threat, classes: int) ->
     ranks = attack.ranks(classes)
     unknown = Cost((1, math.inf), (0, math.inf), ranks, minimises(attack))
     ours = registry.attacks.holder(specs.parse(spec).name).startswith("robench.")
-    if not ours or attack.questions > _TURNS * getattr(attack, "horizon", 1):
-        return unknown
+    quick = attack.questions <= _TURNS * getattr(attack, "horizon", 1)
     try:
-        (counted,) = passes((spec,), threat, classes)
+        known = shipped((spec,), threat, classes) if ours else None
+        if known is None and ours and quick:
+            known = passes((spec,), threat, classes)
+        if not known:
+            return unknown
+        (counted,) = known
     except (UsageError, ValueError):
         return unknown
     if attack.cost_varies == 1:
