@@ -19,7 +19,7 @@ from robench.engine.team import choose_workers
 from robench.errors import ResourceError, UsageError
 from robench.evaluate import check_fit
 from robench.random import Stream
-from robench.results.certificates import apply, is_attacked, read_certificates
+from robench.results.certificates import Applied, is_attacked, read_certificates
 from robench.results.draws import FIELD
 from robench.results.record import Record, read_record
 from robench.results.samples import read_samples
@@ -206,7 +206,7 @@ class _Check:
         if rows:
             index = torch.tensor(rows)
             threat = Threat.parse(self.record.job.threat)
-            x_adv = apply(threat, self.images.x[index], certificates.delta, self.images.ids[index])
+            x_adv = Applied(threat, self.images.x, certificates.delta, self.images.ids, rows)
             answers = self._answers(x_adv, index)
             still[index] &= (answers == self.images.y[index, None]).all(1)
         return still.nonzero()[:, 0].tolist()

@@ -20,7 +20,7 @@ from robench.errors import CheckFailed
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import verify_corruption
-from robench.results.certificates import read_certificates, tensor_names
+from robench.results.certificates import Applied, read_certificates, tensor_names
 from robench.results.findings import TIE, Finding, disagreeing, other_margins, rows_named
 from robench.results.record import Record, read_record
 from robench.results.samples import read_samples
@@ -29,6 +29,8 @@ from robench.verification.evidence import Evidence
 from robench.verification.replay import Sample
 
 Model = Callable[[Tensor], Tensor]
+# Certificates in memory at a time.
+_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -193,14 +195,18 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     """Ask the defense again, at clean images and at certificates; the last finding says what that proves."""
     threat, rows, attacked = e.threat, e.rows, e.attacked
     x, labels = e.images.x, e.images.y
-    points = threat.moved(x[attacked], e.certificates.delta)
-    x_adv = threat.image(x[attacked], points, e.images.ids[attacked])
-    outside = [attacked[i] for i in (~threat.contains(x[attacked], points)).nonzero().flatten().tolist()]
+    x_adv = Applied(threat, x, e.certificates.delta, e.images.ids, attacked)
+    outside, distance = [], {}
+    for start in range(0, len(attacked), _PART):
+        part = attacked[start : start + _PART]
+        points = x_adv.points(list(range(start, start + len(part))))
+        inside = threat.contains(x[part], points).tolist()
+        outside += [row for row, holds in zip(part, inside, strict=True) if not holds]
+        distance |= dict(zip(part, threat.distance(x[part], points).tolist(), strict=True))
     box = "the parameters' range" if threat.name else "[0, 1]"
     covers = ("adversarials.delta", "adversarials.grains")
     detail = f"inside {threat} and {box}; {rows_named(outside)}"
     yield Finding("adversarials.delta", not outside, detail, covers)
-    distance = dict(zip(attacked, threat.distance(x[attacked], points).tolist(), strict=True))
     said = rows["distance"]
     far = [
         i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
@@ -243,7 +249,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
 
 
 def _replay_draws(
-    e: Evidence, judge: Model, x: Tensor | Stack, x_adv: Tensor, device: torch.device
+    e: Evidence, judge: Model, x: Tensor | Stack, x_adv: Stack, device: torch.device
 ) -> Iterator[Finding]:
     """The same draws of noise again, which hang on seed, sample and draw alone."""
     job, labels = e.record.job, e.images.y
@@ -251,10 +257,14 @@ def _replay_draws(
     again = Judge(Network(judge, job.batch_size, stream=stream), e.draws)
 
     def wrong(images: Tensor | Stack, rows: list[int]) -> list[int]:
-        if not rows:
-            return []
-        ids = e.images.ids[rows]
-        return again.fooled(images.to(device), labels[rows].to(device), ids.to(device)).tolist()
+        counts: list[int] = []
+        start = 0
+        for part in images.split(job.batch_size):
+            own = rows[start : start + len(part)]
+            ids = e.images.ids[own].to(device)
+            counts += again.fooled(part.to(device), labels[own].to(device), ids).tolist()
+            start += len(part)
+        return counts
 
     everywhere = list(range(len(x)))
     counts = {"clean_draws": wrong(x, everywhere), "draws": wrong(x, everywhere)}
