@@ -12,15 +12,15 @@ from robench.data._pixels import Stack
 from robench.defenses import Loaded, load, load_defense
 from robench.engine.attackers import build_attacks
 from robench.engine.device import choose_device
+from robench.engine.judges import Judges
 from robench.engine.knowledge import attacker
-from robench.engine.network import DRAWS, Judge, Network
+from robench.engine.network import Judge, vote
 from robench.engine.suite import Run
 from robench.engine.team import choose_workers
 from robench.errors import ResourceError, UsageError
 from robench.evaluate import check_fit
-from robench.random import Stream
-from robench.results.certificates import Applied, is_attacked, read_certificates
-from robench.results.draws import FIELD
+from robench.results.certificates import apply, certified, is_attacked, read_certificates
+from robench.results.draws import FIELD, chosen_on
 from robench.results.record import Record, read_record
 from robench.results.samples import read_samples
 from robench.results.sequential import Plan
@@ -129,16 +129,20 @@ class _Check:
         self.folder = record.folder or Path()
         self.rows = read_samples(self.folder).to_pydict()
         job = record.job
-        draws = DRAWS if loaded.defense.stochastic or FIELD in record.extra else 1
-        stream = Stream.of(job.seed, "judge") if draws > 1 else None
-        self.judge = Judge(Network(loaded.defense, job.batch_size, stream=stream), draws)
+        stochastic = loaded.defense.stochastic or FIELD in record.extra
+        self.judges = Judges.of(loaded.defense, job.batch_size, job.seed, stochastic, not chosen_on(record))
         self.passes = 0
         self.attacked = 0
 
     def run(self) -> Verdict:
-        right = self._answers(self.images.x, torch.arange(len(self.images)))
-        steps = [self._clean(right)]
-        open_images = self._open(right == self.images.y[:, None]) if steps[-1].held else []
+        if chosen_on(self.record):
+            self.options.note(
+                f"{self.folder} is judged on the draws that its candidates were chosen on, and images attacked again "
+                "are judged on fresh ones: robench results migrate makes them comparable"
+            )
+        answers = self._answers(self.judges.clean, self.images.x, torch.arange(len(self.images)))
+        steps = [self._clean(answers)]
+        open_images = self._open(answers) if steps[-1].held else []
         if steps[-1].held:
             steps.append(self._certificates(open_images))
             steps.append(self._attack(open_images))
@@ -152,18 +156,18 @@ class _Check:
             baseline_passes=sum(self.record.passes.values()),
         )
 
-    def _answers(self, x: Tensor | Stack, rows: Tensor) -> Tensor:
-        """What the judge says of one image for each of `rows`, (N, draws)."""
-        lanes, parts = self.judge.network.lanes, []
+    def _answers(self, judge: Judge, x: Tensor | Stack, rows: Tensor) -> Tensor:
+        """What a judge says of one image for each of `rows`, (N, draws)."""
+        lanes, parts = judge.network.lanes, []
         for part, ids in zip(x.split(lanes), self.images.ids[rows].split(lanes), strict=True):
-            parts.append(self.judge.answers(part.to(self.device), ids.to(self.device)).cpu())
-        self.passes += len(x) * self.judge.draws
-        return torch.cat(parts) if parts else torch.zeros(0, self.judge.draws, dtype=torch.int64)
+            parts.append(judge.answers(part.to(self.device), ids.to(self.device)).cpu())
+        self.passes += len(x) * judge.draws
+        return torch.cat(parts) if parts else torch.zeros(0, judge.draws, dtype=torch.int64)
 
     def _clean(self, answers: Tensor) -> Step:
         labels = self.images.y
         then = torch.tensor(self.rows["clean_prediction"])
-        now = answers.mode(1).values
+        now = vote(answers)
         n, changed = len(labels), int((now != then).sum())
         before, after = int((then == labels).sum()), int((now == labels).sum())
         figures = f"clean accuracy {100 * after / n:.2f} %, was {100 * before / n:.2f} %"
@@ -185,7 +189,7 @@ class _Check:
     def _other_margins(self) -> int:
         """Clean images whose margin between the two best logits is not what it was, by more than a percent."""
         logits = [
-            self.judge.network.logits(x.to(self.device), ids.to(self.device)).cpu()
+            self.judges.search.network.logits(x.to(self.device), ids.to(self.device)).cpu()
             for x, ids in zip(self.images.x.split(1024), self.images.ids.split(1024), strict=True)
         ]
         self.passes += len(self.images)
@@ -198,17 +202,23 @@ class _Check:
         """Whether nothing but the libraries differs: the card may have changed around the same weights."""
         return self.loaded.name == self.record.job.defense.name
 
-    def _open(self, right: Tensor) -> list[int]:
-        """The images that may still be robust: right without an attack, and not fooled by their certificate."""
+    def _open(self, clean: Tensor) -> list[int]:
+        """The images that may still be robust: right without an attack, and not fooled by their certificate.
+
+        Args:
+            clean: (N, draws), what is said of the clean images. Where there is a certificate, its own draws count.
+        """
         certificates = read_certificates(self.folder)
-        rows = [i for i, name in enumerate(self.rows["fooled_by"]) if is_attacked(name)]
-        still = right.all(1)
+        rows = certified(self.rows["fooled_by"], self.rows["distance"])
+        labels = self.images.y
+        still = (clean == labels[:, None]).all(1)
         if rows:
             index = torch.tensor(rows)
             threat = Threat.parse(self.record.job.threat)
-            x_adv = Applied(threat, self.images.x, certificates.delta, self.images.ids, rows)
-            answers = self._answers(x_adv, index)
-            still[index] &= (answers == self.images.y[index, None]).all(1)
+            x_adv = apply(threat, self.images.x[index], certificates.delta, self.images.ids[index])
+            answers = self._answers(self.judges.final, x_adv, index)
+            right = vote(clean[index]) == labels[index]
+            still[index] = right & (answers == labels[index, None]).all(1)
         return still.nonzero()[:, 0].tolist()
 
     def _certificates(self, open_images: list[int]) -> Step:

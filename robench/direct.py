@@ -60,7 +60,10 @@ def attack(
         progress: called after every question.
 
     Returns:
-        x_adv (N, C, H, W), robust (N,), fooled_by, passes, health and more, on the CPU: see Outcome.
+        x_adv (N, C, H, W), robust (N,), fooled_by, passes, health and more, on the CPU: see Outcome. `x_adv` is within
+        the radius times 1 + 1e-6, and the perturbation is rounded to whole grains where that fools as well: 1/127 of
+        the radius in Linf, 1/32767 in L2 and L1. A randomised model is judged on fresh draws, which the search has
+        not seen.
 
     Raises:
         UsageError: for unknown names, malformed specs, images or labels that cannot be used.

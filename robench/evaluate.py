@@ -36,6 +36,7 @@ from robench.files import claim
 from robench.preprocessing import OWN, USUAL
 from robench.results import corruption_record, jobs
 from robench.results.answering import contradiction
+from robench.results.doubts import old_draws
 from robench.results.provenance import conditions, robench_version
 from robench.results.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts, read_record
 from robench.results.store import PARTIAL, make_record, record_folder, supersede, write_record
@@ -476,6 +477,8 @@ def _answer(folder: Path, job: Job, loaded: Loaded, images: Images, options: Opt
     made, here = record.robench_version, robench_version()
     by = "" if made == here else f", made by robench {made} (this is {here})"
     options.note(f"answered from {folder}{by}; --fresh runs it again")
+    for mark in old_draws(record):
+        options.note(f"{folder}: {mark.text}")
     return record
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -174,12 +175,12 @@ class Threat:
 
     @property
     def reach(self) -> float:
-        """The largest distance that counts as inside.
+        """The largest distance that counts as inside: a millionth of the radius above it, in every norm.
 
-        The tolerance is 1e-6 of a pixel's range in Linf and 1e-5 of the radius in L2 and L1: what
-        single-precision arithmetic needs, and far below what an 8-bit image can show.
+        In Linf a unit in the last place of a pixel near 1 comes on top (2**-24): single precision has no number nearer
+        to x + eps, and at 4/255 that alone is 4e-6 of the radius.
         """
-        return self.eps + (1e-6 * max(1.0, self.eps) if self.norm == "Linf" else 1e-5 * self.eps)
+        return self.eps * (1 + 1e-6) + (2**-24 if self.norm == "Linf" else 0.0)
 
     def contains(self, x: Tensor, point: Tensor) -> Tensor:
         """Which points an attacker may use, bool, shape (N,): within `reach`, and in the box."""
@@ -204,10 +205,22 @@ class Threat:
         return (self.eps / 127, torch.int8) if self.norm == "Linf" else (self.eps / 32767, torch.int16)
 
     def rounded(self, x: Tensor, point: Tensor) -> Tensor:
-        """The points of whole grains nearest to `point`, in the box; the ball of L2 and L1 may be left by a grain."""
+        """The points of whole grains nearest to `point`, in the box; where the nearest one would leave the ball, the
+        next one towards the origin.
+
+        Only in L2 and L1 can it leave: in Linf the radius is a whole number of grains, and changed pixels are counted
+        whatever their values.
+        """
+        nearest = self._grained(x, point, torch.round)
+        if self.norm not in ("L2", "L1"):
+            return nearest
+        outside = (self.distance(x, nearest) > self.eps).view(-1, *[1] * (point.dim() - 1))
+        return torch.where(outside, self._grained(x, point, torch.trunc), nearest)
+
+    def _grained(self, x: Tensor, point: Tensor, to_whole: Callable[[Tensor], Tensor]) -> Tensor:
         step, kind = self.grain
         most = torch.iinfo(kind).max
-        return self.moved(x, ((point - self.origin(x)) / step).round().clamp(-most, most) * step)
+        return self.moved(x, to_whole((point - self.origin(x)) / step).clamp(-most, most) * step)
 
     def as_recorded(self, x: Tensor, point: Tensor) -> Tensor:
         """The point that a record gives back: the origin, and what leads from it to `point`, clipped to the box.

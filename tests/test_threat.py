@@ -2,7 +2,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.errors import UsageError
@@ -131,3 +131,55 @@ def test_a_number_that_would_take_long_is_refused_in_a_short_line(spec):
     with pytest.raises(UsageError, match="expected") as refused:
         Threat.parse(spec)
     assert len(str(refused.value)) < 400
+
+
+def _float64(threat, x, points):
+    """The distance as someone without robench computes it."""
+    delta = points.double().numpy() - x.double().numpy()
+    flat = delta.reshape(len(delta), -1)
+    sizes = {"Linf": abs(flat).max(1), "L2": (flat**2).sum(1) ** 0.5, "L1": abs(flat).sum(1)}
+    return torch.from_numpy(sizes[threat.norm])
+
+
+@given(
+    st.sampled_from(["Linf:4/255", "Linf:0.3", "L2:0.25", "L2:3", "L1:2", "L1:40"]),
+    st.sampled_from([4, 16, 48]),
+    st.floats(0.5, 3),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_rounding_to_grains_never_leaves_the_ball(text, side, reach, seed):
+    threat, generator = Threat.parse(text), torch.Generator().manual_seed(seed)
+    x = torch.rand(4, 3, side, side, generator=generator)
+    x[1] = (x[1] * 255).round() / 255
+    x[2] = x[2].round()
+    x[3] = 0.9
+    delta = torch.randn(x.shape, generator=generator)
+    delta[3] = delta[3].sign()
+    scale = reach * threat.eps / rownorm(delta, threat.norm).clamp_min(1e-12)
+    point = (x + threat.clip(delta * scale.view(-1, 1, 1, 1))).clamp(0, 1)
+    rounded = threat.rounded(x, point)
+    slack = 2**-24 if threat.norm == "Linf" else 0.0
+    assert (_float64(threat, x, rounded) <= threat.eps * (1 + 1e-6) + slack).all()
+    assert threat.contains(x, rounded).all()
+    assert torch.equal(threat.rounded(x, rounded), rounded)
+    # No pixel moves by more than a grain, and none away from its image's side.
+    step = threat.grain[0]
+    assert ((rounded - point).abs() <= step * 1.01 + 1e-7).all()
+    assert (((rounded - x) * (point - x)) >= -1e-7).all()
+
+
+@pytest.mark.parametrize("text", ["Linf:8/255", "Linf:1/255", "L2:0.5", "L1:12"])
+def test_what_is_farther_than_a_millionth_of_the_radius_is_outside(text):
+    threat = Threat.parse(text)
+    x = torch.zeros(1, 3, 4, 4)
+    one = torch.zeros_like(x)
+    one[0, 0, 0, 0] = 1.0 if threat.norm != "L1" else 0.0
+    if threat.norm == "L1":
+        one += 1 / 48
+
+    def at(factor):
+        return (x.double() + threat.eps * factor * one.double()).float()
+
+    beyond = 3e-6 if threat.norm != "Linf" else 3e-6 + 2**-23 / threat.eps
+    assert threat.contains(x, at(1.0)).all() and not threat.contains(x, at(1 + beyond)).any()

@@ -1,4 +1,4 @@
-"""robench results: records merged from several machines, exported with their certificates, old ones pruned."""
+"""robench results: records merged from several machines, exported with their certificates, migrated and pruned."""
 
 import click
 from rich.console import Console
@@ -7,13 +7,14 @@ from rich.text import Text
 from robench.cli import common
 from robench.cli.run import names
 from robench.evaluate import default_results
+from robench.plain import plain
 
 _UNITS = ("B", "kB", "MB", "GB")
 
 
 @click.group("results")
 def command() -> None:
-    """Merge, export and prune records."""
+    """Merge, export, migrate and prune records."""
 
 
 @command.command("merge")
@@ -84,6 +85,59 @@ def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> N
         console.print(Text(place), soft_wrap=True)
     console.print(Text(f"{len(places)} records: {output}"), soft_wrap=True)
     common.report(left_out, len(places))
+
+
+@command.command("migrate")
+@click.argument("results", nargs=-1)
+@common.data_dir
+@common.device
+@common.trust
+@click.option("--dry-run", is_flag=True, help="Name the records that are due, and change nothing.")
+def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str, dry_run: bool) -> None:
+    """Judge the certificates of old records again, by forward passes alone.
+
+    Due are records of randomised defenses that were judged on the draws their candidates were chosen on, and records
+    with certificates that exceed the radius by more than a millionth of it. Others are left as they are; of each
+    record that changes the old one is kept under superseded/.
+    """
+    from robench.data import load_dataset
+    from robench.defenses import load
+    from robench.engine.device import choose_device
+    from robench.errors import ResourceError, RobenchError
+    from robench.results.collection import collect
+    from robench.results.migration import migrate, overdue
+    from robench.results.wording import location, percent
+
+    where, console = choose_device(device), Console()
+    found = collect(results or (str(default_results()),))
+    failed = list(map(str, found.left_out))
+    due = 0
+    for record in found:
+        job, place = record.job, location(record.folder)
+        try:
+            images = load_dataset(job.dataset.name, job.dataset.split, job.n, data_dir)
+            reasons = overdue(record, images)
+            if not reasons:
+                continue
+            done = ""
+            if not dry_run:
+                loaded = load(job.defense.name, job.dataset.name, None, where, images.among)
+                after = migrate(record.folder or place, loaded, images, where)
+                change = f"{percent(record.robust_accuracy)} to {percent(after.robust_accuracy)}"
+                done = f"; robust % {change}"
+        except RobenchError as error:
+            failed.append(f"{place}: {error}")
+            continue
+        due += 1
+        console.print(Text(plain(f"{place}: {'; '.join(reasons)}{done}")), soft_wrap=True)
+    for line in failed:
+        console.print(Text(plain(f"left as it is: {line}")), soft_wrap=True)
+    verb = "due" if dry_run else "migrated"
+    console.print(Text(f"{due} of {len(found)} records {verb}"))
+    if failed:
+        raise ResourceError(
+            f"{len(failed)} records could not be looked at or migrated and were left as they are"
+        )
 
 
 @command.command("prune")

@@ -10,8 +10,9 @@ from robench.content import Protocol
 from robench.data import Images
 from robench.defenses import Loaded
 from robench.engine.health import looks_random
+from robench.engine.judges import Judges
 from robench.engine.knowledge import attacker
-from robench.engine.network import DRAWS, Judge, Network
+from robench.engine.network import Judge, Network
 from robench.engine.outcome import Mark
 from robench.errors import UsageError
 from robench.random import Stream
@@ -113,12 +114,10 @@ class Case:
         stochastic = loaded.defense.stochastic or looks_random(
             Network(loaded.defense, lanes), x[:lanes], ids[:lanes]
         )
-        noise = Stream.of(seed, "judge") if stochastic else None
-        judged = Network(loaded.defense, lanes, stream=noise)
-        judge = Judge(judged, DRAWS if stochastic else 1)
+        judge = Judges.of(loaded.defense, lanes, seed, stochastic).search
         same = chosen.surrogate is None and not stochastic
         noisy = stochastic or chosen.surrogate is not None
-        network = judged
+        network = judge.network
         if not same:
             model = loaded.defense if chosen.surrogate is None else chosen.surrogate
             network = Network(model, lanes, stream=Stream.of(seed, "surrogate") if noisy else None)

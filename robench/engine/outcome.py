@@ -59,20 +59,23 @@ class Outcome:
 
     Attributes:
         x_adv: (N, C, H, W) float32: the image that fools the defense, or the clean one; a `Stack` where the
-            images were one.
+            images were one. Of a randomised defense: the candidate that fooled most draws of the search, even where
+            it fails none of the fresh ones. Perturbations are rounded to whole grains (`Threat.grain`) where that
+            fools as well.
         robust: bool (N,): classified rightly, clean and under every attack, in every draw.
         fooled_by: one string a sample: "" when robust, "clean" when wrong without an attack, else the
             canonical spec of the attack that fooled it. Of a randomised defense: "noise" where some draws are
-            wrong without an attack, though most are right, and no attack made it worse.
+            wrong without an attack, though most are right, and no attack made it worse; "" where the candidate
+            that an attack left fails none of the fresh draws.
         passes: {"forward": n, "backward": n}, over all samples and attacks.
         health: marks; empty when clean.
         clean_prediction, prediction: int64 (N,), on the clean image and on `x_adv`; the majority's vote of a
             randomised defense's draws.
         clean_margin: float32 (N,), how far the best logit of the clean image lies above the second, in the first
-            draw: what tells another network from the same one.
-        clean_draws, draws: int64 (N,), how many of the judge's `of_draws` draws are wrong there; of_draws is 1
-            for a deterministic defense.
-        distance: float64 (N,), of `x_adv` from the clean image in the threat's norm; 0 where robust.
+            draw of the search: what tells another network from the same one.
+        clean_draws, draws: int64 (N,), how many of the `of_draws` fresh draws are wrong there; of_draws is 1
+            for a deterministic defense. See robench.engine.judges.
+        distance: float64 (N,), of `x_adv` from the clean image in the threat's norm; 0 where it is the clean image.
         steps: int64 (N,), questions asked by the attack that fooled it until it did, or to its end where it
             minimises; 0 where none did.
         forward, backward: int64 (N,), passes spent on each sample.
@@ -81,6 +84,10 @@ class Outcome:
         batch_size: the number of lanes.
         points: (N, ...) float32, what each `x_adv` is the image of in the threat's coordinates; None where they are
             the pixels themselves.
+        clean_answers, answers: int64 (N, of_draws), the class that each fresh draw gives to the clean image and to
+            `x_adv`, -1 where a logit is NaN; None for a deterministic defense.
+        single_draw_accuracy: fraction in [0, 1] classified rightly in the first fresh draw, one an image, as
+            AutoAttack reports it for randomised defenses; None for a deterministic one.
     """
 
     x_adv: Tensor | Stack
@@ -101,6 +108,9 @@ class Outcome:
     batch_size: int = 0
     of_draws: int = 1
     points: Tensor | Stack | None = None
+    clean_answers: Tensor | None = None
+    answers: Tensor | None = None
+    single_draw_accuracy: float | None = None
 
     @property
     def passes(self) -> dict[str, int]:

@@ -18,8 +18,9 @@ from robench.engine.adversarials import adversarials, distances
 from robench.engine.attackers import Attacker
 from robench.engine.battle import Battle, Table, minimises
 from robench.engine.found import Found
+from robench.engine.judges import Judges
 from robench.engine.loop import Loop
-from robench.engine.network import DRAWS, Judge, Model, Network, answer, frozen, vote
+from robench.engine.network import Judge, Model, Network, answer, frozen, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
 from robench.engine.progress import Progress
 from robench.engine.store import Saved, Store
@@ -193,18 +194,17 @@ class Run:
         self.clean = self._clean()
 
     def _networks(self) -> None:
-        noise = Stream.of(self.seed, "judge")
         probe = Network(self.model, self.lanes)
         if not self.stochastic:
             self.stochastic = health.looks_random(
                 probe, self.x[: self.lanes].to(self.device), self.ids[: self.lanes].to(self.device)
             )
-        judged = Network(self.model, self.lanes, stream=noise if self.stochastic else None)
-        self.judge = Judge(judged, DRAWS if self.stochastic else 1)
+        self.judges = Judges.of(self.model, self.lanes, self.seed, self.stochastic)
+        self.judge = self.judges.search
         own = self.attacker.surrogate is None and self.precision == "fp32"
         self.same = own and not self.stochastic
         if self.same:
-            self.network = judged
+            self.network = self.judge.network
         else:
             model = self.attacker.surrogate if self.attacker.surrogate is not None else self.model
             # Any surrogate may draw noise; seeding one that does not costs nothing that matters.
@@ -216,7 +216,8 @@ class Run:
             self.network.features(self.x[:1].to(self.device), self.ids[:1].to(self.device), layers)
 
     def _clean(self) -> Tensor:
-        """Clean predictions, (N,); sets what is wrong without an attack and the surrogate's clean logits."""
+        """What each draw says of the clean images, (N, draws); sets what is wrong without an attack and the
+        surrogate's clean logits."""
         logits = self._logits(self.judge.network)
         if int(self.y.max()) >= logits.shape[1]:
             raise UsageError(
@@ -228,19 +229,25 @@ class Run:
         self.num_classes = logits.shape[1]
         self.marks = health.softmax_outputs(logits)
         self.clean_logits = logits if self.same else self._logits(self.network)
-        answers = answer(logits)[:, None] if self.judge.draws == 1 else self._answers(self.x)
         best = logits.topk(2, 1).values
         self.clean_margin = best[:, 0] - best[:, 1]
-        self.clean_draws = (answers != self.y[:, None]).sum(1)
-        prediction = vote(answers)
-        self.draws = torch.where(self.by == _ROBUST, self.clean_draws, self.draws)
-        self.by = torch.where((prediction != self.y) & (self.by == _ROBUST), _CLEAN, self.by)
-        return prediction
+        every = torch.arange(len(self.x))
+        randomised = self.judge.draws > 1
+        # What an attack must beat is counted on the draws that it is shown; what is reported is not.
+        shown = self._answers(self.judge, self.x, every) if randomised else answer(logits)[:, None]
+        answers = self._answers(self.judges.clean, self.x, every) if randomised else shown
+        self.draws = torch.where(self.by == _ROBUST, (shown != self.y[:, None]).sum(1), self.draws)
+        self.by = torch.where((vote(answers) != self.y) & (self.by == _ROBUST), _CLEAN, self.by)
+        return answers
 
-    def _answers(self, x: Tensor | Stack) -> Tensor:
-        """What the judge says of an image for every sample, (N, draws)."""
-        parts = zip(x.split(self.lanes), self.ids.split(self.lanes), strict=True)
-        return torch.cat([self.judge.answers(x.to(self.device), i.to(self.device)).cpu() for x, i in parts])
+    def _answers(self, judge: Judge, x: Tensor | Stack, samples: Tensor) -> Tensor:
+        """What a judge says of the images `x` of some samples, int64 (len(samples), draws)."""
+        parts = [
+            judge.answers(x[part].to(self.device), self.ids[part].to(self.device)).cpu()
+            for part in samples.split(self.lanes)
+            if len(part)
+        ]
+        return torch.cat([torch.zeros(0, judge.draws, dtype=torch.int64), *parts])
 
     def _logits(self, network: Network) -> Tensor:
         parts = zip(self.x.split(self.lanes), self.ids.split(self.lanes), strict=True)
@@ -460,20 +467,18 @@ class Run:
     # -- the end -----------------------------------------------------------------------------------------
 
     def _outcome(self) -> Outcome:
-        by = self.by.tolist()
-        rows = [i for i, index in enumerate(by) if index >= 0]
+        won = self.by.tolist()
+        rows = [i for i, index in enumerate(won) if index >= 0]
         points, x_adv = adversarials(
             self.threat,
             self.x,
             self.ids,
             rows,
-            lambda i: self.found[by[i]][i],
+            lambda i: self.found[won[i]][i],
             device=self.device,
             lanes=self.lanes,
         )
-        # Right in most draws without an attack, wrong in some, and no attack made it worse.
-        noisy = (self.by == _ROBUST) & (self.draws > 0)
-        self.by = torch.where(noisy, _NOISE, self.by)
+        answers, draws, by = self._verdicts(x_adv, torch.tensor(rows, dtype=torch.int64))
         names = {_CLEAN: "clean", _ROBUST: "", _NOISE: "noise"} | {
             i: spec for i, (spec, _) in enumerate(self.attacks)
         }
@@ -488,16 +493,17 @@ class Run:
             *health.losses(self.watched),
             *health.square_wins(self.costs, len(self.x)),
         ]
+        randomised = self.judge.draws > 1
         return Outcome(
             x_adv=x_adv,
             points=points if self.threat.name else None,
-            robust=self.by == _ROBUST,
-            fooled_by=[names[int(code)] for code in self.by],
-            clean_prediction=self.clean,
-            prediction=vote(self._answers(x_adv)),
+            robust=by == _ROBUST,
+            fooled_by=[names[int(code)] for code in by],
+            clean_prediction=vote(self.clean),
+            prediction=vote(answers),
             clean_margin=self.clean_margin,
-            clean_draws=self.clean_draws,
-            draws=self.draws,
+            clean_draws=(self.clean != self.y[:, None]).sum(1),
+            draws=draws,
             of_draws=self.judge.draws,
             distance=distances(self.threat, self.x, points, self.lanes),
             steps=self.steps,
@@ -507,7 +513,29 @@ class Run:
             health=marks,
             precision=self.precision,
             batch_size=self.lanes,
+            clean_answers=self.clean if randomised else None,
+            answers=answers if randomised else None,
+            single_draw_accuracy=float((answers[:, 0] == self.y).double().mean()) if randomised else None,
         )
+
+    def _verdicts(self, x_adv: Tensor | Stack, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the final judge says of the images that the attacks leave.
+
+        Args:
+            rows: (M,) int64, the samples with a candidate; of the others the clean image is reported.
+
+        Returns:
+            answers (N, draws), how many of them are wrong (N,), and what fooled each sample (N,): of a randomised
+            defense what the fresh draws say, so that a candidate that fails none of them counts for nothing.
+        """
+        answers = self.clean.clone()
+        answers[rows] = self._answers(self.judges.final, x_adv, rows)
+        if self.judge.draws == 1:
+            return answers, self.draws, self.by
+        wrong = (answers != self.y[:, None]).sum(1)
+        by = torch.where((self.by >= 0) & (wrong == 0), _ROBUST, self.by)
+        # Right in most draws without an attack, wrong in some, and no attack made it worse.
+        return answers, wrong, torch.where((self.by == _ROBUST) & (wrong > 0), _NOISE, by)
 
 
 def _share(total: int, i: int, n: int) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from robench import content, specs
 from robench.results import corruption_text
 from robench.results.collection import Collection
+from robench.results.draws import single_draw
 from robench.results.grid import FORMATS, WIDTH, Grid, render
 from robench.results.identity import by_subject, subjects
 from robench.results.record import Record
@@ -324,11 +325,13 @@ def _grid(section: Section, intervals: bool) -> Grid:
 
 def _merged(found: list[Section]) -> Grid:
     """One table of all sections, for programs."""
-    columns = ("protocol", "threat", *COLUMNS)
+    columns = ("protocol", "threat", *COLUMNS, "single draw %")
     rows = []
     for section in found:
         for group in section.groups:
             for row in group:
                 cells = _cells(row, True)
-                rows.append((section.protocol, section.threat, *(cells[name] for name in COLUMNS)))
+                single = single_draw(row.record)
+                last = EMPTY if single is None else f"{100 * single.value:.2f}"
+                rows.append((section.protocol, section.threat, *(cells[name] for name in COLUMNS), last))
     return Grid("", columns, (tuple(rows),))

@@ -6,7 +6,7 @@ two bytes a number, others as float32.
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,6 @@ from safetensors.torch import load
 from torch import Tensor
 
 from robench.data._base import Images
-from robench.data._pixels import Stack
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
 from robench.files import read_ordinary
@@ -50,7 +49,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Certificates:
-    """One perturbation for each sample that an attack fooled.
+    """One perturbation for each sample that an attack fooled, or that has a candidate (see `certified`).
 
     Attributes:
         ids: (M,) int64, in the data set's canonical order.
@@ -71,30 +70,16 @@ def apply(threat: Threat, x: Tensor, delta: Tensor, ids: Tensor) -> Tensor:
     return threat.image(x, threat.moved(x, delta), ids)
 
 
-class Applied(Stack):
-    """The adversarial images of certificates, made when they are asked for.
-
-    Args:
-        x, ids: (N, C, H, W) and (N,), of the whole data set.
-        delta: (M, ...), perturbations of its `rows`.
-    """
-
-    def __init__(self, threat: Threat, x: Tensor | Stack, delta: Tensor, ids: Tensor, rows: list[int]):
-        super().__init__((len(rows), *x.shape[1:]))
-        self._threat, self._x, self._delta, self._ids, self._rows = threat, x, delta, ids, rows
-
-    def points(self, places: list[int]) -> Tensor:
-        """What some of the images stand for in the threat's coordinates, (K, ...)."""
-        return self._threat.moved(self._x[[self._rows[i] for i in places]], self._delta[places])
-
-    def _read(self, rows: list[int]) -> Tensor:
-        chosen = [self._rows[i] for i in rows]
-        return self._threat.image(self._x[chosen], self.points(rows), self._ids[chosen])
-
-
 def is_attacked(fooled_by: str) -> bool:
     """Whether an attack, and not the clean image or its noise, fooled this sample."""
     return fooled_by not in ("", "clean", "noise")
+
+
+def certified(fooled_by: Sequence[str], distance: Sequence[float]) -> list[int]:
+    """The samples that have a certificate, in order: those that an attack fooled, and those of a randomised defense
+    whose candidate is judged, even where it fails none of the fresh draws."""
+    rows = zip(fooled_by, distance, strict=True)
+    return [i for i, (name, far) in enumerate(rows) if is_attacked(name) or far > 0]
 
 
 def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
@@ -104,7 +89,7 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
         ValueError: when an adversarial point is not reached by adding its perturbation, bit for bit; the
             engine owes that, since the verdict was given there and the record keeps the perturbation.
     """
-    rows = [i for i, name in enumerate(outcome.fooled_by) if is_attacked(name)]
+    rows = certified(outcome.fooled_by, outcome.distance.tolist())
     points = outcome.x_adv if outcome.points is None else outcome.points
 
     def pairs(chosen: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

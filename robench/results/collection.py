@@ -14,7 +14,7 @@ from robench.files import open_ordinary
 from robench.results import certificates, samples
 from robench.results import record as record_file
 from robench.results.doubts import with_doubts
-from robench.results.draws import FIELD
+from robench.results.draws import ANSWERS, FIELD
 from robench.results.jobs import once
 from robench.results.reading import LeftOut, files_named
 from robench.results.record import Record, read_record
@@ -190,6 +190,12 @@ def _check_rows(record: Record, rows) -> None:
         width = len(cells(corruptions(record.job.suite.attacks)))
         if any(len(row) != width for row in rows[samples.CORRUPTED.name].to_pylist()):
             raise ResourceError(f"{samples.FILE} has rows of another number of corruptions than {width}")
+    drawn = record.extra.get(FIELD, {})
+    if bool(drawn.get("fresh")) != (ANSWERS["robust"] in rows.schema.names):
+        raise ResourceError(f"{samples.FILE} and {FIELD}.fresh do not agree on whether there are fresh draws")
+    for name in ANSWERS.values() if drawn.get("fresh") else ():
+        if any(len(row) != drawn["draws"] for row in rows[name].to_pylist()):
+            raise ResourceError(f"{samples.FILE} has {name} of another number of draws than {drawn['draws']}")
 
 
 def in_memory(contents: dict[str, bytes]) -> Callable[[str], BinaryIO]:

@@ -14,6 +14,7 @@ from robench.engine.outcome import Mark
 from robench.errors import ResourceError
 from robench.files import read_ordinary
 from robench.results import strict_json
+from robench.results.draws import chosen_on
 from robench.results.identity import subjects
 from robench.results.reading import LeftOut, files_named
 from robench.results.record import Record
@@ -63,10 +64,22 @@ def with_doubts(
         extra = [*transfer.get(subject(record), []), *spread[(*subject(record), record.job.knowledge)]]
         if not _knows(record):
             extra = []
+        extra += old_draws(record)
         known = {mark.code for mark in record.health}
         extra = [mark for mark in extra if mark.code not in known]
         made.append(replace(record, health=(*record.health, *extra)) if extra else record)
     return tuple(made), left_out
+
+
+def old_draws(record: Record) -> list[Mark]:
+    """The mark of a randomised defense's record that is judged on the draws its candidates were chosen on."""
+    if not chosen_on(record):
+        return []
+    text = (
+        "judged on the draws of noise that its candidates were chosen on, which makes robust accuracy look lower than "
+        "it is: robench results migrate judges it again on fresh draws"
+    )
+    return [Mark("chosen-draws", text)]
 
 
 def _knows(record: Record) -> bool:

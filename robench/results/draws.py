@@ -1,6 +1,8 @@
-"""What a randomised defense scores: on average, in the worst of its draws, and by majority vote.
+"""What a randomised defense scores: on average, in the worst of its draws, by majority vote, and in a single draw.
 
-Adversarial examples of a randomised defense must be submitted more than once: DiffHammer, NeurIPS 2024.
+Adversarial examples of a randomised defense must be submitted more than once: DiffHammer, NeurIPS 2024. All figures
+are of fresh draws, which no attack has seen (robench.engine.judges). Records made before they came in hold figures of
+the draws that their candidates were chosen on; `robench results migrate` judges those again.
 """
 
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from robench.results.record import Record
 
 FIELD = "stochastic"
+# The columns of samples.parquet that hold what each fresh draw says.
+ANSWERS = {"clean": "clean_answers", "robust": "answers"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,11 @@ class Figures:
 
 
 def figures(rows: dict[str, list[Any]], draws: int) -> dict[str, Any]:
-    """What a record says of a randomised defense, from the columns of samples.parquet."""
+    """What a record says of a randomised defense, from the columns of samples.parquet.
+
+    Where those hold the answers of fresh draws, the figures say so, and the first draw alone is one of them: a single
+    draw an image is what AutoAttack and most papers report.
+    """
     said = {}
     for name, prediction, wrong in (
         ("clean", "clean_prediction", "clean_draws"),
@@ -59,7 +67,24 @@ def figures(rows: dict[str, list[Any]], draws: int) -> dict[str, Any]:
     ):
         right = sum(a == b for a, b in zip(rows[prediction], rows["label"], strict=True))
         said[name] = asdict(Figures.of(rows[wrong], right, draws))
-    return plain({"draws": draws, **said})
+        if ANSWERS[name] in rows:
+            first = [answers[0] for answers in rows[ANSWERS[name]]]
+            correct = sum(a == b for a, b in zip(first, rows["label"], strict=True))
+            said[name]["single_draw"] = asdict(_share(correct, len(first)))
+    fresh = {"fresh": True} if ANSWERS["robust"] in rows else {}
+    return plain({"draws": draws, **fresh, **said})
+
+
+def chosen_on(record: "Record") -> bool:
+    """Whether a record's figures are of the draws that its candidates were chosen on, as those of a randomised
+    defense were before fresh draws came in."""
+    return FIELD in record.extra and not record.extra[FIELD].get("fresh", False)
+
+
+def single_draw(record: "Record") -> Share | None:
+    """Robust accuracy in the first fresh draw, one an image; None where a record does not say."""
+    found = record.extra.get(FIELD, {}).get("robust", {}).get("single_draw")
+    return Share(found["value"], tuple(found["interval"])) if found else None
 
 
 def unattacked(record: "Record") -> Accuracy:

@@ -9,7 +9,7 @@ from torch import Tensor
 from robench.data._base import Images
 from robench.errors import ResourceError
 from robench.files import write_whole
-from robench.results.certificates import apply, read_certificates
+from robench.results.certificates import apply, is_attacked, read_certificates
 from robench.results.plots import style
 from robench.results.plots.style import INK, LINE, QUIET, WRONG, literal
 from robench.results.record import Record, read_record
@@ -76,6 +76,8 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
     seen: dict[int, int] = {}
     queue = []
     for i, sample in enumerate(kept.ids.tolist()):
+        if not is_attacked(rows[sample]["fooled_by"]):
+            continue
         label = rows[sample]["label"]
         seen[label] = seen.get(label, 0) + 1
         queue.append((seen[label], i, sample))

@@ -37,6 +37,8 @@ SCHEMA = pa.schema(
 
 # Of a run under corruptions: what was predicted at every corruption and severity, in the record's order.
 CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
+# Of a run on a randomised defense: the class that each fresh draw gives, -1 where a logit is NaN.
+DRAWN = (pa.field("clean_answers", pa.list_(pa.int32())), pa.field("answers", pa.list_(pa.int32())))
 
 # Rows, cells of a row under corruptions, and characters: what a file may ask memory for.
 _MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
@@ -73,13 +75,18 @@ def encode(outcome: Outcome, images: Images, corrupted: Tensor | None = None) ->
     table = pa.table([pa.array(rows[name], field.type) for name, field in _fields()], schema=SCHEMA)
     if corrupted is not None:
         table = table.append_column(CORRUPTED, pa.array(corrupted.tolist(), CORRUPTED.type))
+    for field in DRAWN:
+        answers = getattr(outcome, field.name)
+        if answers is not None:
+            table = table.append_column(field, pa.array(answers.tolist(), field.type))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def read_samples(folder: Path) -> pa.Table:
-    """The rows of a record's folder, with the columns of `SCHEMA`, and `CORRUPTED` after a run under corruptions.
+    """The rows of a record's folder, with the columns of `SCHEMA`, `CORRUPTED` after a run under corruptions, and
+    `DRAWN` after one on a randomised defense.
 
     Raises:
         ResourceError: when the file is missing, damaged or has other columns.
@@ -115,17 +122,19 @@ def decode(encoded: bytes) -> pa.Table:
     except (OSError, OverflowError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError("damaged or truncated") from error
     empty = [name for name in table.schema.names if table[name].null_count]
-    if CORRUPTED.name in table.schema.names and any(
-        chunk.flatten().null_count for chunk in table[CORRUPTED.name].chunks
-    ):
-        empty.append(CORRUPTED.name)
+    lists = [field.name for field in (CORRUPTED, *DRAWN) if field.name in table.schema.names]
+    empty += [name for name in lists if any(chunk.flatten().null_count for chunk in table[name].chunks)]
     if empty:
         raise ValueError(f"column {empty[0]} has empty cells")
+    for name in lists:
+        if len(set(map(len, table[name].to_pylist()))) > 1:
+            raise ValueError(f"column {name} has rows of several lengths")
     return table
 
 
 def _check_schema(schema: pa.Schema) -> None:
-    if not any(schema.equals(known) for known in (SCHEMA, SCHEMA.append(CORRUPTED))):
+    known = (SCHEMA, SCHEMA.append(CORRUPTED), pa.schema([*SCHEMA, *DRAWN]))
+    if not any(schema.equals(each) for each in known):
         wrong = [name for name, field in _fields() if name not in schema.names or
                  schema.field(name).type != field.type]  # fmt: skip
         raise ValueError(

@@ -164,8 +164,10 @@ def _drawn(outcome: Outcome, images: Images) -> dict[str, Any]:
     if outcome.of_draws == 1:
         return {}
     rows = {"label": images.y.tolist()}
-    for name in ("clean_prediction", "prediction", "clean_draws", "draws"):
-        rows[name] = getattr(outcome, name).tolist()
+    for name in ("clean_prediction", "prediction", "clean_draws", "draws", "clean_answers", "answers"):
+        column = getattr(outcome, name)
+        if column is not None:
+            rows[name] = column.tolist()
     return {draws.FIELD: draws.figures(rows, outcome.of_draws)}
 
 

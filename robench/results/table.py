@@ -1,6 +1,7 @@
 """What a run shows on a terminal: figures first, then what each attack did, the cost, the doubts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -8,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.results import corruption_text
+from robench.results.doubts import old_draws
 from robench.results.record import Record
 from robench.results.statistics import Accuracy
 from robench.results.wording import by_draws, count, duration, interval, location, percent, plain, suite_label
@@ -108,6 +110,7 @@ def health(record: Record) -> list[RenderableType]:
 
 def describe(record: Record) -> RenderableType:
     """Everything a record says, for `robench show`."""
+    record = replace(record, health=(*record.health, *old_draws(record)))
     return Group(run_table([record]), Text(), provenance(record))
 
 

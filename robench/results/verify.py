@@ -15,22 +15,20 @@ from torch import Tensor
 from robench.data._base import Images
 from robench.data._pixels import Stack
 from robench.defenses import Loaded
-from robench.engine.network import Judge, Network, undefined
+from robench.engine.network import Network, undefined
 from robench.errors import CheckFailed
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import verify_corruption
-from robench.results.certificates import Applied, read_certificates, tensor_names
+from robench.results.certificates import read_certificates, tensor_names
 from robench.results.findings import TIE, Finding, disagreeing, other_margins, rows_named
 from robench.results.record import Record, read_record
 from robench.results.samples import read_samples
-from robench.verification import costs, counts, fields, identity, marks, replay
+from robench.verification import costs, counts, fields, identity, marks, randomized, replay
 from robench.verification.evidence import Evidence
 from robench.verification.replay import Sample
 
 Model = Callable[[Tensor], Tensor]
-# Certificates in memory at a time.
-_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -195,18 +193,14 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     """Ask the defense again, at clean images and at certificates; the last finding says what that proves."""
     threat, rows, attacked = e.threat, e.rows, e.attacked
     x, labels = e.images.x, e.images.y
-    x_adv = Applied(threat, x, e.certificates.delta, e.images.ids, attacked)
-    outside, distance = [], {}
-    for start in range(0, len(attacked), _PART):
-        part = attacked[start : start + _PART]
-        points = x_adv.points(list(range(start, start + len(part))))
-        inside = threat.contains(x[part], points).tolist()
-        outside += [row for row, holds in zip(part, inside, strict=True) if not holds]
-        distance |= dict(zip(part, threat.distance(x[part], points).tolist(), strict=True))
+    points = threat.moved(x[attacked], e.certificates.delta)
+    x_adv = threat.image(x[attacked], points, e.images.ids[attacked])
+    outside = [attacked[i] for i in (~threat.contains(x[attacked], points)).nonzero().flatten().tolist()]
     box = "the parameters' range" if threat.name else "[0, 1]"
     covers = ("adversarials.delta", "adversarials.grains")
     detail = f"inside {threat} and {box}; {rows_named(outside)}"
     yield Finding("adversarials.delta", not outside, detail, covers)
+    distance = dict(zip(attacked, threat.distance(x[attacked], points).tolist(), strict=True))
     said = rows["distance"]
     far = [
         i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
@@ -220,7 +214,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
     yield from marks.findings(e, clean, declared)
     if e.draws > 1:
-        yield from _replay_draws(e, judge, x, x_adv, device)
+        yield from randomized.findings(e, judge, x_adv, device)
         return
     yield _predictions("samples.clean_prediction", clean, rows["clean_prediction"], range(len(x)))
     logits = _logits(judge, x_adv, e.record.job.batch_size, device)
@@ -246,42 +240,6 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     detail = f"on these {len(x)} images it is at most {most}: {wrong} answers are wrong here{tied}"
     proven = f"robust accuracy is at most {most} on these {len(x)} images"
     yield Finding("robust_accuracy", True, detail, proven=proven)
-
-
-def _replay_draws(
-    e: Evidence, judge: Model, x: Tensor | Stack, x_adv: Stack, device: torch.device
-) -> Iterator[Finding]:
-    """The same draws of noise again, which hang on seed, sample and draw alone."""
-    job, labels = e.record.job, e.images.y
-    stream = Stream.of(job.seed, "judge")
-    again = Judge(Network(judge, job.batch_size, stream=stream), e.draws)
-
-    def wrong(images: Tensor | Stack, rows: list[int]) -> list[int]:
-        counts: list[int] = []
-        start = 0
-        for part in images.split(job.batch_size):
-            own = rows[start : start + len(part)]
-            ids = e.images.ids[own].to(device)
-            counts += again.fooled(part.to(device), labels[own].to(device), ids).tolist()
-            start += len(part)
-        return counts
-
-    everywhere = list(range(len(x)))
-    counts = {"clean_draws": wrong(x, everywhere), "draws": wrong(x, everywhere)}
-    for row, count in zip(e.attacked, wrong(x_adv, e.attacked), strict=True):
-        counts["draws"][row] = count
-    for name, found in counts.items():
-        # Another device rounds logits elsewhere, which may turn a draw on the boundary.
-        broken = [i for i, (a, b) in enumerate(zip(e.rows[name], found, strict=True)) if abs(a - b) > 1]
-        detail = f"wrong ones of {e.draws} draws, one more or less for a tie; {rows_named(broken)}"
-        yield Finding(f"samples.{name}", not broken, detail)
-    fails, most = sum(count > 0 for count in counts["draws"]), e.draws * len(x)
-    detail = (
-        f"at most {100 * (len(x) - fails) / len(x):.2f} % in the worst of {e.draws} draws, and "
-        f"{100 * (most - sum(counts['draws'])) / most:.2f} % on average"
-    )
-    proven = f"robust accuracy is {detail}, on these {len(x)} images"
-    yield Finding("robust_accuracy", True, f"on these {len(x)} images it is {detail}", proven=proven)
 
 
 def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:

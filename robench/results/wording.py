@@ -57,20 +57,25 @@ def span(accuracy: Accuracy) -> str:
 
 
 def by_draws(record: Record) -> str:
-    """What a randomised defense keeps on average and by vote, beside the worst draw; empty for others."""
+    """What a randomised defense keeps on average, by vote and in a single draw, beside the worst draw; empty for
+    others."""
     found = record.extra.get("stochastic")
     if not found:
         return ""
 
-    def said(name: str) -> str:
+    def figure(name: str) -> str:
         robust, clean = found["robust"][name], found["clean"][name]
         low, high = (100 * end for end in robust["interval"])
         return f"{100 * robust['value']:.2f} [{low:.1f}, {high:.1f}] (clean {100 * clean['value']:.2f})"
 
-    return (
-        f"robust %, of {found['draws']} draws: worst draw {said('worst_draw')}, average {said('average')}, "
-        f"majority {said('majority')}"
+    draws = f"{found['draws']} {'fresh draws' if found.get('fresh') else 'draws'}"
+    text = (
+        f"robust %, of {draws}: worst draw {figure('worst_draw')}, average {figure('average')}, "
+        f"majority {figure('majority')}"
     )
+    if "single_draw" not in found["robust"]:
+        return text
+    return f"{text}, single draw {figure('single_draw')}; published figures are mostly of a single draw"
 
 
 def count(number: float) -> str:

@@ -147,7 +147,9 @@ def _steps_fit(e: Evidence, i: int, costs: list[Cost]) -> bool:
 def _spent(e: Evidence, i: int, costs: list[Cost]) -> tuple[list[Span], list[Span]]:
     """Forward and backward passes that each attack can have cost a row, up to the last one that did."""
     if e.rows["fooled_by"][i] == "clean":
-        return [], []
+        # Judged again on fresh draws, a row that was attacked may have its clean image wrong.
+        played = costs if e.draws > 1 else []
+        return [(0, each.forward[1]) for each in played], [(0, each.backward[1]) for each in played]
     place = _place(e, i)
     if e.draws > 1 or not e.asks:
         # A row leaves an attack when its surrogate is fooled, or the suite when every draw of the search is.

@@ -10,7 +10,7 @@ from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import asks_judge
 from robench.errors import RobenchError
 from robench.results import draws
-from robench.results.certificates import Certificates, is_attacked
+from robench.results.certificates import Certificates, certified
 from robench.results.record import Record
 from robench.threat import Threat
 from robench.verification import fields
@@ -50,7 +50,7 @@ class Evidence:
     @cached_property
     def attacked(self) -> list[int]:
         """Which rows carry a certificate."""
-        return [i for i, name in enumerate(self.rows["fooled_by"]) if is_attacked(name)]
+        return certified(self.rows["fooled_by"], self.rows["distance"])
 
     @cached_property
     def attacks(self) -> list[Attack[Any] | None]:

@@ -47,7 +47,7 @@ TABLE: tuple[Field, ...] = (
     ),
     *_held("clean_accuracy.value clean_accuracy.correct clean_accuracy.interval"),
     *_held("robust_accuracy.value robust_accuracy.correct robust_accuracy.interval"),
-    *_held("stochastic.draws stochastic.clean stochastic.robust", (RANDOMIZED,)),
+    *_held("stochastic.draws stochastic.fresh stochastic.clean stochastic.robust", (RANDOMIZED,)),
     *_held("attacks.spec"),
     *_held("samples.id samples.label samples.digest samples.clean_prediction samples.prediction"),
     *_held("samples.clean_margin samples.distance"),
@@ -70,7 +70,11 @@ TABLE: tuple[Field, ...] = (
         "samples.fooled_by", "which attack fooled a row, and that it failed on the robust ones; --replay"
     ),
     *_trusted("attacks.attacked attacks.survivors", "counted from samples.fooled_by"),
-    *_trusted("samples.clean_draws samples.draws", "held to one draw more or less, for ties", (RANDOMIZED,)),
+    *_trusted(
+        "samples.clean_draws samples.draws samples.clean_answers samples.answers",
+        "held to one draw more or less, for ties",
+        (RANDOMIZED,),
+    ),
     *_trusted("samples.steps samples.forward samples.backward", _COST),
     *_trusted("attacks.forward attacks.backward passes", "sums over the samples"),
     *_trusted("precision batch_size", "of the surrogate's arithmetic; --replay uses it"),

@@ -23,7 +23,9 @@ from robench.engine.knowledge import attacker
 from robench.engine.outcome import Mark, Outcome
 from robench.engine.suite import Run
 from robench.errors import UsageError
+from robench.results import draws
 from robench.results.findings import Finding
+from robench.results.migration import NOT_ATTACKED
 from robench.results.provenance import device_name, platform_facts
 from robench.results.record import Job, Record
 from robench.threat import Threat
@@ -116,8 +118,19 @@ def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], devi
 
 def findings(e: Evidence, loaded: Loaded, device: torch.device, sample: Sample) -> Iterator[Finding]:
     """Draw rows, attack them, compare, and say what such a sample misses."""
-    # Of a row that is wrong without an attack nothing is left to play.
-    open_ = [i for i, by in enumerate(e.rows["fooled_by"]) if by != "clean"]
+    if draws.chosen_on(e.record):
+        raise UsageError(
+            f"{e.record.folder} is judged on the draws that its candidates were chosen on: robench results migrate, "
+            "then --replay"
+        )
+    # Of a row that is wrong without an attack nothing is left to play, nor of one that a mark says was not attacked.
+    spared = any(mark.code == NOT_ATTACKED for mark in e.record.health)
+    rows_ = zip(e.rows["fooled_by"], e.rows["forward"], strict=True)
+    open_ = [
+        i
+        for i, (by, forward) in enumerate(rows_)
+        if by != "clean" and not (spared and by in ("", "noise") and not forward)
+    ]
     rows = [open_[k] for k in sample.rows([e.rows["id"][i] for i in open_])]
     again = attack_again(e.record.job, loaded, e.images, rows, device)
     played: dict[str, list[Any]] = {name: _list(getattr(again, name)) for name in COLUMNS}

@@ -1,0 +1,98 @@
+"""Re-check the record of a randomised defense: the same draws of noise again, which depend on seed, sample and draw."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.engine.judges import Judges
+from robench.engine.network import Judge, Model, vote
+from robench.results import draws
+from robench.results.certificates import is_attacked
+from robench.results.findings import Finding, rows_named
+from robench.verification.evidence import Evidence
+
+
+def findings(e: Evidence, model: Model, x_adv: Tensor, device: torch.device) -> Iterator[Finding]:
+    """What the draws that a record was judged on say now; the last one says what that proves.
+
+    Args:
+        model: the defense, on `device`.
+        x_adv: (M, C, H, W), the adversarial images of the samples that have a certificate.
+    """
+    record, rows, images, certified = e.record, e.rows, e.images, e.attacked
+    count = record.extra[draws.FIELD]["draws"]
+    fresh = not draws.chosen_on(record)
+    judges = Judges.of(model, record.job.batch_size, record.job.seed, True, fresh)
+
+    def asked(judge: Judge, x: Any, samples: list[int]) -> Tensor:
+        parts = [torch.zeros(0, judge.draws, dtype=torch.int64)]
+        for start in range(0, len(samples), record.job.batch_size):
+            ids = images.ids[samples[start : start + record.job.batch_size]].to(device)
+            parts.append(judge.answers(x[start : start + len(ids)].to(device), ids).cpu())
+        return torch.cat(parts)
+
+    clean = asked(judges.clean, images.x, list(range(len(images))))
+    final = clean.clone()
+    final[certified] = asked(judges.final, x_adv, certified)
+    if count != clean.shape[1]:
+        yield Finding(f"{draws.FIELD}.draws", False, f"{clean.shape[1]} draws decide a verdict")
+        return
+    yield from _verdicts(rows, certified)
+    for column, name, answers in (("clean_draws", "clean", clean), ("draws", "robust", final)):
+        wrong = (answers != images.y[:, None]).sum(1).tolist()
+        # Another device rounds logits elsewhere, which may turn a draw on the boundary.
+        broken = [i for i, (a, b) in enumerate(zip(rows[column], wrong, strict=True)) if abs(a - b) > 1]
+        detail = f"wrong ones of {count} draws, one more or less for a tie; {rows_named(broken)}"
+        yield Finding(f"samples.{column}", not broken, detail)
+        if fresh:
+            yield from _answers(rows, draws.ANSWERS[name], column, answers)
+    wrong = (final != images.y[:, None]).sum(1)
+    most = 100 * int((wrong == 0).sum()) / len(images)
+    average = 100 * (1 - float(wrong.double().mean()) / count)
+    kind = (
+        "fresh draws"
+        if fresh
+        else "draws, those that the candidates were chosen on (see robench results migrate)"
+    )
+    detail = f"at most {most:.2f} % in the worst of {count} {kind}, and {average:.2f} % on average"
+    proven = f"robust accuracy is {detail}, on these {len(images)} images"
+    yield Finding("robust_accuracy", True, f"on these {len(images)} images it is {detail}", proven=proven)
+
+
+def _verdicts(rows: dict[str, list[Any]], certified: list[int]) -> Iterator[Finding]:
+    """What fooled a sample follows from its draws, and from whether it has a certificate."""
+    kept, broken = set(certified), []
+    for i, (by, wrong) in enumerate(zip(rows["fooled_by"], rows["draws"], strict=True)):
+        if by == "clean":
+            holds = rows["clean_prediction"][i] != rows["label"][i]
+        elif is_attacked(by):
+            holds = wrong > 0 and i in kept
+        else:
+            holds = (wrong > 0) == (by == "noise") and not (by == "noise" and i in kept)
+        if not holds:
+            broken.append(i)
+    yield Finding("samples.fooled_by", not broken, f"by the draws of each sample; {rows_named(broken)}")
+
+
+def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) -> Iterator[Finding]:
+    """The answer to each draw: as many wrong ones as the counts, the vote that is recorded, and the same now."""
+    then = torch.tensor(rows[name])
+    if then.shape != now.shape:
+        yield Finding(f"samples.{name}", False, f"{now.shape[1]} draws decide a verdict")
+        return
+    label = torch.tensor(rows["label"])
+    counted = (then != label[:, None]).sum(1) != torch.tensor(rows[column])
+    prediction = "clean_prediction" if name == draws.ANSWERS["clean"] else "prediction"
+    counted |= vote(then) != torch.tensor(rows[prediction])
+    off = _where(counted)
+    detail = f"their wrong ones are the {column}, their vote the {prediction}; {rows_named(off)}"
+    yield Finding(f"samples.{name}", not off, detail, (f"samples.{prediction}",))
+    changed = _where((then != now).sum(1) > 1)
+    detail = f"what each draw says, but for one a sample on a boundary; {rows_named(changed)}"
+    yield Finding(f"samples.{name}", not changed, detail)
+
+
+def _where(hit: Tensor) -> list[int]:
+    return hit.nonzero().flatten().tolist()
