@@ -15,7 +15,7 @@ from torch import Tensor
 from robench.data._base import Images
 from robench.data._pixels import Stack
 from robench.defenses import Loaded
-from robench.engine.network import Judge, Network, undefined
+from robench.engine.network import Judge, Network, frozen, undefined
 from robench.errors import CheckFailed
 from robench.random import Stream
 from robench.results import draws as drawn
@@ -284,12 +284,12 @@ def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
 
 def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.device) -> Tensor:
     """Logits on the CPU, called on one fixed shape: what the engine did, so that the bits are the same."""
-    parts = []
-    with torch.inference_mode():
-        for batch in x.split(batch_size):
-            padded = torch.zeros(batch_size, *x.shape[1:])
-            padded[: len(batch)] = batch
-            parts.append(judge(padded.to(device))[: len(batch)].float().cpu())
+    network = Network(judge, batch_size)
+    with frozen(judge):
+        parts = [
+            network.logits(batch.to(device), torch.zeros(len(batch), dtype=torch.int64, device=device)).cpu()
+            for batch in x.split(batch_size)
+        ]
     return torch.cat(parts) if parts else torch.zeros(0, 2)
 
 
