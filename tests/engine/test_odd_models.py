@@ -1,4 +1,4 @@
-"""Models that are unlike an ordinary network, under an attack of every family: attacked alike, or refused in one line."""
+"""Odd models under an attack of every family: attacked like ordinary ones, or refused in one line."""
 
 import threading
 import warnings
@@ -29,6 +29,10 @@ ATTACKS = {
     "sparse-rs(queries=9)": "L0:4",
     "pgd(steps=2)": "fog:0.1",
 }
+
+
+def same(one, other):
+    return torch.equal(one.x_adv, other.x_adv) and one.fooled_by == other.fooled_by
 
 
 def subtracting(x):
@@ -76,7 +80,7 @@ def test_odd_models_are_attacked_like_ordinary_ones(name, spec):
     expected = attack(spec, ordinary, X, y, threat=ATTACKS[spec], batch_size=4)
     result = attack(spec, odd, x, y, threat=ATTACKS[spec], batch_size=4)
     assert torch.equal(x, X)
-    assert result.fooled_by == expected.fooled_by and torch.equal(result.x_adv, expected.x_adv)
+    assert same(result, expected)
     assert [mark.code for mark in result.health] == [mark.code for mark in expected.health]
 
 
@@ -151,8 +155,8 @@ def test_the_state_of_torch_changes_no_attack_and_is_restored(name):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Anomaly Detection")
             result = STATES[name](run)
-        assert torch.equal(result.x_adv, expected.x_adv) and not result.x_adv.is_inference()
-        assert result.fooled_by == expected.fooled_by and result.health == expected.health
+        assert same(result, expected) and not result.x_adv.is_inference()
+        assert result.health == expected.health
     assert calls == {(torch.float32, False, False)}
 
 
@@ -224,6 +228,8 @@ def test_a_gradient_that_fails_is_refused_in_one_line():
         def backward(ctx, *grads):
             raise NotImplementedError("no backward pass here")
 
-    with pytest.raises(UsageError, match="gradient raised NotImplementedError.*no backward pass"):
+    with pytest.raises(UsageError, match=r"gradient raised NotImplementedError.*no backward pass"):
         attack("fgsm", lambda x: NET(Broken.apply(x)), X, Y, threat="Linf:0.01")
-    assert len(attack("square(queries=2)", lambda x: NET(Broken.apply(x)), X, Y, threat="Linf:0.01").robust) == 6
+    assert (
+        len(attack("square(queries=2)", lambda x: NET(Broken.apply(x)), X, Y, threat="Linf:0.01").robust) == 6
+    )
