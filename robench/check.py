@@ -19,7 +19,7 @@ from robench.engine.suite import Run
 from robench.engine.team import choose_workers
 from robench.errors import ResourceError, UsageError
 from robench.evaluate import check_fit
-from robench.results.certificates import apply, certified, is_attacked, read_certificates
+from robench.results.certificates import Applied, certified, is_attacked, read_certificates
 from robench.results.draws import FIELD, chosen_on
 from robench.results.record import Record, read_record
 from robench.results.samples import read_samples
@@ -215,7 +215,7 @@ class _Check:
         if rows:
             index = torch.tensor(rows)
             threat = Threat.parse(self.record.job.threat)
-            x_adv = apply(threat, self.images.x[index], certificates.delta, self.images.ids[index])
+            x_adv = Applied(threat, self.images.x, certificates.delta, self.images.ids, rows)
             answers = self._answers(self.judges.final, x_adv, index)
             right = vote(clean[index]) == labels[index]
             still[index] = right & (answers == labels[index, None]).all(1)

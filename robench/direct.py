@@ -10,20 +10,22 @@ import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench import registry
 from robench.content import Suite, read_named, suites
 from robench.corruption.suite import SPEC, corruptions
-from robench.data._pixels import Stack
 from robench.engine.attackers import Attacker, build_attacks, canonical
 from robench.engine.device import choose_device, choose_lanes, choose_precision
-from robench.engine.network import Model
 from robench.engine.outcome import Outcome
 from robench.engine.progress import Progress
+from robench.engine.refusals import Model, check_model
 from robench.engine.suite import Run
 from robench.engine.team import choose_workers
 from robench.errors import UsageError, unknown_name
+from robench.inputs import prepare
 from robench.specs import parse, split
-from robench.threat import Threat, check_images
+from robench.threat import Threat
+from robench.torch_state import standard_state
 from robench.trust import like
 
 
+@standard_state()
 def attack(
     attack: str,
     model: Model,
@@ -41,14 +43,16 @@ def attack(
 ) -> Outcome:
     """Attack `model` on images `x` with labels `y`.
 
-    The model is put into evaluation mode and its weights are frozen while it is attacked, and both are put
-    back. The result depends on the seed and the batch size, and on nothing else.
+    The model is put into evaluation mode and its weights are frozen while it is attacked, and both are restored
+    afterwards. Images and labels are not changed, even by a model that works in place. The result depends on the seed
+    and the batch size, and on nothing else: torch.inference_mode, no_grad, autocast and default dtypes have no effect.
 
     Args:
         attack: a suite ("autoattack"), a spec ("pgd(steps=50)"), or specs joined by "+".
         model: any module or callable from images (N, C, H, W) in [0, 1] to logits (N, K).
-        x: images (N, C, H, W), float32 in [0, 1], a tensor on any device or a NumPy array.
-        y: labels (N,), integers.
+        x: images (N, C, H, W), floats in [0, 1]: a tensor on any device, a NumPy array or a list of either. Pixels
+            that are outside by rounding, 1e-5 at the most, are clipped.
+        y: labels (N,), integers, likewise.
         threat: norm and radius, "Linf:8/255", or a transformation and its radius, "fog:0.4".
         seed: decides every random number.
         batch_size: images a network call, or "auto".
@@ -66,12 +70,14 @@ def attack(
         not seen.
 
     Raises:
-        UsageError: for unknown names, malformed specs, images or labels that cannot be used.
+        UsageError: for unknown names, malformed specs, images or labels that cannot be used, and for a model that
+            cannot be called on them, with what it raised.
     """
     chosen = Threat.parse(threat)
-    images, labels = _images(x), _labels(y)
-    check_images(images, labels)
-    where = choose_device(device) if device else _device_of(model, images)
+    check_model(model)
+    images, labels = prepare(x, y)
+    where = choose_device(device) if device else _device_of(model, x)
+    check_model(model, where)
     suite = find_suite(attack)
     if suite.rungs:
         raise UsageError(f"{suite.name} is a ladder of several runs: robench run plays it")
@@ -81,8 +87,8 @@ def attack(
     run = Run(
         model,
         attacks,
-        images.cpu(),
-        labels.cpu(),
+        images,
+        labels,
         torch.arange(len(images)),
         chosen,
         seed,
@@ -119,28 +125,9 @@ def find_suite(text: str) -> Suite:
     return Suite(name=like(text, "+".join(found)), attacks=like(text, found))
 
 
-def _images(x: Any) -> Tensor:
-    tensor = _tensor(x, "images")
-    if tensor.dtype == torch.uint8:
-        raise UsageError("images are uint8: expected float32 in [0, 1] (divide them by 255)")
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
-
-
-def _labels(y: Any) -> Tensor:
-    tensor = _tensor(y, "labels")
-    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
-
-
-def _tensor(value: Any, what: str) -> Tensor:
-    value = value[:] if isinstance(value, Stack) else value
-    if isinstance(value, Tensor):
-        return value.detach()
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{what} are {type(value).__name__}: expected a tensor or a NumPy array") from error
-
-
-def _device_of(model: Model, x: Tensor) -> torch.device:
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return x.device if parameter is None else parameter.device
+def _device_of(model: Model, x: Any) -> torch.device:
+    """Where the model's weights are, or else the images."""
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if weight is None:
+        weight = x if isinstance(x, Tensor) else None
+    return choose_device("cpu" if weight is None else str(weight.device))

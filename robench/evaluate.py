@@ -43,6 +43,7 @@ from robench.results.store import PARTIAL, make_record, record_folder, supersede
 from robench.specs import split
 from robench.subset import Subset
 from robench.threat import Threat, check_images, whole
+from robench.torch_state import standard_state
 from robench.trust import Untrusted
 
 
@@ -72,6 +73,7 @@ class Options:
     note: Callable[[str], None] = lambda text: None
 
 
+@standard_state()
 def run(
     defense: str | Sequence[str],
     attack: str | Sequence[str] | None = None,

@@ -115,6 +115,8 @@ class Threat:
         """
         if isinstance(spec, Threat):
             return spec
+        if not isinstance(spec, str):
+            raise UsageError(f"threat={_shown(spec)}: expected NORM:RADIUS as text, such as {_written(spec)}")
         if len(spec) > _LONGEST:
             raise UsageError(f"a threat has {len(spec)} characters: expected at most {_LONGEST}")
         name, colon, radius = (part.strip() for part in spec.rpartition(":"))
@@ -253,6 +255,18 @@ def _is_short(number: str) -> bool:
     return len(number) <= _LONGEST_NUMBER and len(exponent) <= _EXPONENT
 
 
+def _shown(value: Any) -> str:
+    """A value that is no threat, in one short line."""
+    return " ".join(repr(value).split())[:80]
+
+
+def _written(value: Any) -> str:
+    """How a threat is written that was given as a radius, or as a norm and a radius."""
+    norm, radius = value if isinstance(value, tuple | list) and len(value) == 2 else ("Linf", value)
+    number = isinstance(radius, int | float) and not isinstance(radius, bool) and 0 < radius < math.inf
+    return f'"{norm}:{radius!r}"' if number and norm in NORMS else '"Linf:8/255"'
+
+
 def _transformation(name: str, spec: str, help_text: str):
     """The transformation that a threat names, and its canonical spec."""
     # Imported late, for its names in the registry: norms need none of it.
@@ -283,7 +297,8 @@ def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
         UsageError: naming the first thing that is wrong and where.
     """
     if len(x.shape) != 4:
-        raise UsageError(f"images have shape {tuple(x.shape)}: expected (N, C, H, W)")
+        advice = ": for a single image, give x[None]" if len(x.shape) == 3 else ""
+        raise UsageError(f"images have shape {tuple(x.shape)}: expected (N, C, H, W){advice}")
     if x.dtype != torch.float32:
         raise UsageError(f"images are {x.dtype}: expected torch.float32 in [0, 1]")
     if len(x) == 0:
@@ -296,9 +311,8 @@ def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
         _check_values(x)
     low_label, high_label = int(y.min()), int(y.max())
     if low_label < 0 or (num_classes is not None and high_label >= num_classes):
-        raise UsageError(
-            f"labels lie in {low_label}..{high_label}: expected 0..{(num_classes or high_label + 1) - 1}"
-        )
+        expected = "0 and above" if num_classes is None else f"0..{num_classes - 1}"
+        raise UsageError(f"labels lie in {low_label}..{high_label}: expected {expected}")
 
 
 def _check_values(x: Tensor) -> None:
@@ -307,7 +321,10 @@ def _check_values(x: Tensor) -> None:
         raise UsageError(f"image {int(bad[0])} has NaN or infinite pixels ({len(bad)} of {len(x)} images do)")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        raise UsageError(f"pixels lie in [{low:g}, {high:g}]: expected [0, 1] (divide 8-bit images by 255)")
+        advice = (
+            "undo the normalisation: it belongs into the model" if low < 0 else "divide 8-bit images by 255"
+        )
+        raise UsageError(f"pixels lie in [{low:.9g}, {high:.9g}]: expected [0, 1] ({advice})")
 
 
 def same_threat(one: str, other: str) -> bool:

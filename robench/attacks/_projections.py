@@ -36,8 +36,7 @@ def project_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     # Towards the hyperplane: w·d grows by |gap|, that is gain·|d| by `target`.
     gain, target = w.abs(), (gap.abs() / scale).clamp_max(_LARGEST)
     direction = w.sign() * gap.sign()[..., None]
-    # How far each pixel may go: t downwards, 1 - t upwards.
-    room = (0.5 - t).mul_(direction).add_(0.5).clamp_min_(0)
+    room = _room(t, direction)
     if norm == "L1":
         return direction.mul_(_fill(gain.expand_as(room), room, target))
     rate = None if norm == "Linf" else gain
@@ -85,6 +84,14 @@ def _fill(gain: Tensor, room: Tensor, target: Tensor) -> Tensor:
     return torch.empty_like(size).scatter_(-1, order, size * gain.sign())
 
 
+def _room(x: Tensor, sign: Tensor) -> Tensor:
+    """How far each pixel may go towards `sign` (-1, 0 or 1): x downwards, 1 - x upwards.
+
+    No step of at most that length leaves [0, 1], rounding included.
+    """
+    return torch.addcmul((sign > 0).to(x.dtype), sign, x, value=-1).clamp_min_(0)
+
+
 def project_l1_box(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
     """The point nearest to `delta` in L2 among those of L1 norm at most `eps` that keep x + delta in [0, 1].
 
@@ -97,12 +104,13 @@ def project_l1_box(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
         eps: radius of the ball, one for all or (N,).
 
     Returns:
-        The projected perturbation, of `delta`'s shape, its L1 norm at most eps up to rounding.
+        The projected perturbation d, of `delta`'s shape: x + d lies in [0, 1] to the last bit, and the L1 norm of d
+        is at most eps up to rounding.
     """
     eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     size = delta.abs().flatten(1)
     sign = delta.sign().flatten(1)
-    room = (0.5 + sign * (0.5 - x.flatten(1))).clamp_min_(0)
+    room = _room(x.flatten(1), sign)
     floor = size - room
     free, bound = torch.empty_like(size), torch.empty_like(size)
 

@@ -269,7 +269,7 @@ def _tiles(problem: Problem, rows: Rows) -> Tensor:
     channels, height, width = rows.x.shape[1:]
     power = 2 if problem.threat.norm == "L2" else 1
     side = max(min(height, width) // 5, 1)
-    start = (min(height, width) - 5 * side) // 2
+    start = max(min(height, width) - 5 * side, 0) // 2
     down, across = (height - start) // side, (width - start) // side
     count = down * across
     words = problem.stream.bits(rows.sample, rows.rank, _START, count).view(-1, down, across)

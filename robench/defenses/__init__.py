@@ -33,6 +33,7 @@ from robench.defenses._choice import Choice, choose, notes
 from robench.defenses._state import state_digest, state_sha256
 from robench.errors import ResourceError, UsageError, unknown_name
 from robench.subset import Subset
+from robench.torch_state import standard_state
 from robench.trust import like
 
 __all__ = [
@@ -168,6 +169,7 @@ def _purified_cards(purifier: str, defense: str, dataset: str | None) -> list[Ca
     return [replace(card, name=f"{card.name}+{behind}", classifier=defense) for card in cards]
 
 
+@standard_state()
 def load(
     name: str,
     dataset: str | None = None,

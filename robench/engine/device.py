@@ -44,7 +44,8 @@ def choose_lanes(batch_size: int | str, device: torch.device, side: int, samples
         return min(cap, -(-samples // 8) * 8)
     try:
         lanes = int(batch_size)
-    except ValueError:
+        lanes = 0 if isinstance(batch_size, bool | float) and lanes != batch_size else lanes
+    except (TypeError, ValueError, OverflowError):
         lanes = 0
     if lanes < 1:
         raise UsageError(f'batch size "{batch_size}": expected auto or a whole number of at least 1')

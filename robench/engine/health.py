@@ -1,13 +1,16 @@
-"""Signs of a failed evaluation: each a mark in the record, so that no number stands without its doubts."""
+"""Signs of a failed evaluation: each a mark in the record, so that every number comes with its warnings."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from robench.attacks._base import Attack
 from robench.attacks._objectives import CLASSES_NEEDED
-from robench.engine.network import Network
+from robench.engine.network import Network, out_of_memory
 from robench.engine.outcome import AttackCost, Mark
 from robench.engine.watch import Counts
+from robench.errors import RobenchError
 
 # More than 0.2 points (AutoAttack's own threshold), and more than one image that chance could explain.
 _SQUARE_POINTS, _SQUARE_IMAGES = 0.002, 2
@@ -15,6 +18,13 @@ _SQUARE_POINTS, _SQUARE_IMAGES = 0.002, 2
 # rise, losses that fall again, losses that still rise at the end (PGD's fixed step sways around its best: on sound
 # networks many rows find a better point that late, APGD's few).
 ZERO_SHARE, _FLAT_SHARE, _FALLEN_SHARE, _UNDONE_SHARE = 0.01, 0.05, 0.25, 0.5
+# How far logits may change with the other images in a batch, as a share of the largest: in batches of one shape
+# arithmetic is the same, in two shapes networks in half precision round differently.
+_SAME_SHAPE, _OTHER_SHAPE = 1e-4, 1e-2
+# Values or rows that show a range by more than chance; shares of log-probabilities that are cut off, and of outputs
+# at the end of a tanh.
+_ENOUGH, _CUT_SHARE, _SATURATED = 8, 0.01, 0.25
+_ADVICE = "give logits, or gradients may vanish"
 
 
 def looks_random(network: Network, x: Tensor, ids: Tensor) -> bool:
@@ -24,13 +34,69 @@ def looks_random(network: Network, x: Tensor, ids: Tensor) -> bool:
     return bool(((first - second).abs() > 1e-4 * scale).any())
 
 
-def softmax_outputs(logits: Tensor) -> list[Mark]:
-    """Outputs that are probabilities: losses on logits have nearly no gradient there."""
-    probabilities = (logits.min() >= -1e-5) & (logits.max() <= 1 + 1e-5)
-    probabilities &= ((logits.sum(1) - 1).abs() < 1e-5).all()
-    if not bool(probabilities):
+def batch_dependence(network: Network, x: Tensor, ids: Tensor, logits: Tensor) -> list[Mark]:
+    """Answers that depend on the other images of a batch: batch statistics or adaptation at test time.
+
+    Half of the images are evaluated once more, at other places of a batch whose other rows are black and white.
+
+    Args:
+        x: (N, C, H, W), at most one batch, of a deterministic network.
+        logits: (N, K), the network's answers to them.
+    """
+    rows = torch.arange(len(x), device=x.device).flip(0)[: (len(x) + 1) // 2]
+    # A batch of one image has no other composition: there a batch of two is tried, whose rounding may differ.
+    alone = network.lanes == 1
+    lanes = 2 if alone else network.lanes
+    others = torch.arange(lanes - len(rows), device=x.device) % len(x)
+    batch, names = torch.cat([x[rows], (x[others] < 0.5).to(x)]), torch.cat([ids[rows], ids[others]])
+    try:
+        found = Network(network.model, lanes).logits(batch, names)[: len(rows)]
+    except RobenchError:
+        # A network for batches of a fixed size.
         return []
-    return [Mark("softmax-outputs", "the outputs are probabilities: give logits, or gradients may vanish")]
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return []
+    expected = logits[rows.cpu()].to(found.device)
+    scale = expected.abs().amax(1, keepdim=True).clamp_min(1e-6)
+    most = float(((found - expected).abs() / scale).nan_to_num(0).max())
+    if most <= (_OTHER_SHAPE if alone else _SAME_SHAPE):
+        return []
+    text = (
+        f"logits change by up to {most:.2g} of the largest with the other images in a batch: results depend on "
+        "the batch size and cannot be re-checked"
+    )
+    return [Mark("batch-dependent", text)]
+
+
+def squashed_outputs(logits: Tensor) -> list[Mark]:
+    """Outputs that are not logits but squashed to a range, where gradients nearly vanish: (N, K) of clean images."""
+    low, high = float(logits.min()), float(logits.max())
+    sums = logits.sum(1)
+    total = float(sums.median())
+    # Rounding in half precision takes less than 1 %. Sums other than 1 and 100 must be alike against what differs
+    # within a row, and in more than a few rows, or it may be chance.
+    apart = (sums - total).abs().max()
+    usual = any(abs(total - each) <= 1e-2 * each for each in (1, 100))
+    alike = len(logits) >= _ENOUGH and bool(apart <= 5e-2 * (logits.amax(1) - logits.amin(1)).mean())
+    if low >= -1e-5 and total > 0 and (usual or alike) and bool(apart <= 1e-2 * total):
+        scale = "" if abs(total - 1) <= 1e-2 else f", which sum to {total:.4g}"
+        return [Mark("softmax-outputs", f"the outputs are probabilities{scale}: {_ADVICE}")]
+    sums = logits.double().exp().sum(1)
+    if high <= 1e-4 and bool(((sums - 1).abs() <= 1e-2 + logits.shape[1] * math.exp(low)).all()):
+        cut = int((logits <= low + 1e-3).sum())
+        if cut > max(_CUT_SHARE * logits.numel(), 1):
+            text = f"the outputs are log-probabilities, {cut} of {logits.numel()} cut off at {low:.4g}"
+            return [Mark("softmax-outputs", f"{text}: {_ADVICE}")]
+    if logits.numel() < _ENOUGH:
+        return []
+    if low >= 0 and high <= 1:
+        return [Mark("bounded-outputs", f"all outputs lie in [0, 1], as of a sigmoid: {_ADVICE}")]
+    saturated = (logits.abs() >= 1 - 1e-3).double().mean()
+    if low >= -1 and high <= 1 and saturated >= _SATURATED:
+        return [Mark("bounded-outputs", f"all outputs lie in [-1, 1], as of a tanh: {_ADVICE}")]
+    return []
 
 
 def nonfinite_logits(count: int) -> list[Mark]:

@@ -1,21 +1,25 @@
-"""Where a network is called: always on one batch shape, without weight gradients, counted by nobody else.
+"""Where a network is called: always on one batch shape and in one state of torch, without weight gradients.
 
 A network's arithmetic depends on the shape it is called with, not on who else is in the batch. So every call
-here has exactly `lanes` rows; what is missing is padded.
+here has exactly `lanes` rows; what is missing is padded. A network is given a copy of the images, which it may change,
+and its logits are copied before it is called again.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from robench.attacks._base import Answer, Objective, OnFeatures, Rows, finite
-from robench.errors import UsageError
+from robench.engine.refusals import Model, check_logits, check_model, model_error
+from robench.errors import RobenchError, UsageError
 from robench.precision import computing
 from robench.random import Stream, noise
+from robench.torch_state import model_device, standard_state
 
-Model = nn.Module | Callable[[Tensor], Tensor]
+T = TypeVar("T")
 Both = Callable[[Tensor, str], tuple[Tensor, tuple[Tensor, ...]]]
 
 # For every row: its sample, its rank, and the number of the draw; (lanes,) int64 each.
@@ -27,17 +31,26 @@ DRAWS = 10
 
 @contextlib.contextmanager
 def frozen(model: Model) -> Iterator[None]:
-    """Evaluation mode and no weight gradients, both restored afterwards."""
+    """Evaluation mode, no weight gradients and torch's standard state, all restored afterwards.
+
+    Raises:
+        UsageError: for a model that cannot be called.
+    """
+    check_model(model)
     if not isinstance(model, nn.Module):
-        yield
+        with standard_state():
+            yield
         return
-    training = {module: module.training for module in model.modules()}
+    # Frozen TorchScript is for evaluation alone, and says nothing of it.
+    training = {module: module.training for module in model.modules() if hasattr(module, "training")}
     learning = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
+    if hasattr(model, "training"):
+        model.eval()
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
-        yield
+        with standard_state():
+            yield
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -60,6 +73,17 @@ class Network:
         self.lanes = lanes
         self.precision = precision
         self.stream = stream
+        # Whether the model has to be called with gradients enabled even where none is wanted.
+        self.enables_grad = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (N, K), float32, of a batch of any size, with a graph where gradients are enabled.
+
+        It is for attacks that call the network themselves; a randomised model draws its own noise.
+        """
+        none = x.new_zeros(1, dtype=torch.int64)
+        who = (none, none, none)
+        return self._call(x, who) if torch.is_grad_enabled() else self._without_graph(self._call, x, who)
 
     def logits(self, x: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
         """Logits (N, K), float32, of any number of images, padded to whole batches.
@@ -91,10 +115,9 @@ class Network:
             part = x[start : start + self.lanes]
             sample = pad(ids[start : start + self.lanes], self.lanes)
             who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
-            with torch.inference_mode():
-                parts.append(call(pad(part, self.lanes), who)[: len(part)])
-        # Tensors born in inference mode cannot enter a graph later: the copy can.
-        return torch.cat(parts).clone()
+            # The copy stays what it is when a model writes its next logits over these.
+            parts.append(self._without_graph(call, pad(part, self.lanes), who)[: len(part)].clone())
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def answer(
         self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, eot: int, asked: Tensor
@@ -120,8 +143,7 @@ class Network:
 
     def _answer(self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, who: Who) -> Answer:
         if objective is None:
-            with torch.inference_mode():
-                logits = self._call(x, who)
+            logits = self._without_graph(self._call, x, who)
             return Answer(x, logits.clone(), x.new_empty(0), x.new_empty(0))
         with torch.enable_grad():
             point = x.detach().requires_grad_()
@@ -132,24 +154,68 @@ class Network:
                 logits = self._call(point, who)
                 loss = objective(logits, rows)
             columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
-            grads = [
-                _gradient(column.sum(), point, retain=i + 1 < len(columns))
-                for i, column in enumerate(columns)
-            ]
+            with self._blamed(x, "the model's gradient"):
+                grads = [
+                    _gradient(column.sum(), point, retain=i + 1 < len(columns))
+                    for i, column in enumerate(columns)
+                ]
         grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
-        return Answer(x, logits.detach(), loss.detach(), *finite(grad))
+        return Answer(x, logits.detach().clone(), loss.detach(), *finite(grad))
+
+    def _without_graph(self, call: Callable[[Tensor, Who], T], x: Tensor, who: Who) -> T:
+        """What `call` gives without a graph.
+
+        A model that takes gradients inside forward, and does not enable them there, is called with them enabled.
+        """
+        if self.enables_grad:
+            with torch.enable_grad():
+                return call(x, who)
+        try:
+            with torch.no_grad():
+                return call(x, who)
+        except RobenchError as error:
+            try:
+                with torch.enable_grad():
+                    answer = call(x, who)
+            except RobenchError:
+                raise error from error.__cause__
+            self.enables_grad = True
+            return answer
 
     def _call(self, x: Tensor, who: Who) -> Tensor:
-        with self._noise(who, x.device), computing(self.precision, x.device):
-            logits = self.model(x)
-        return _checked(logits, x)
+        return _checked(self._asked(self.model, x, who), x)
+
+    def _asked(self, function: Callable[[Tensor], T], x: Tensor, who: Who) -> T:
+        """The one place where a model's function is called, on a copy of the images that it may change.
+
+        Raises:
+            UsageError: what it raised, in one line.
+        """
+        with (
+            self._blamed(x),
+            model_device(x.device),
+            self._noise(who, x.device),
+            computing(self.precision, x.device),
+        ):
+            return function(x.clone())
+
+    @contextlib.contextmanager
+    def _blamed(self, x: Tensor, doing: str = "the model") -> Iterator[None]:
+        """What is raised inside is the model's mistake, but for a lack of memory."""
+        try:
+            yield
+        except RobenchError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise model_error(error, self.model, x, doing) from error
 
     def _call_inside(self, x: Tensor, who: Who, layers: str) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits (N, K) and features (N, ...), float32: from one pass where the model can give both."""
         both: Both | None = getattr(self.model, "logits_and_features", None)
         if both is not None:
-            with self._noise(who, x.device), computing(self.precision, x.device):
-                logits, features = both(x, layers)
+            logits, features = self._asked(lambda x: both(x, layers), x, who)
         else:
             alone: Callable[[Tensor], Tensor] | None = getattr(self.model, "features", None)
             if not callable(alone):
@@ -159,8 +225,7 @@ class Network:
                 )
             logits = self._call(x, who)
             # The same noise again: features and logits of one draw.
-            with self._noise(who, x.device), computing(self.precision, x.device):
-                features = (alone(x),)
+            features = (self._asked(alone, x, who),)
         if not all(isinstance(each, Tensor) and len(each) == len(x) for each in features):
             raise UsageError(
                 f"features(x) of this model are no tensors ({len(x)}, ...): one row an image is expected"
@@ -187,11 +252,16 @@ class Network:
 
 
 def _checked(logits: Tensor, x: Tensor) -> Tensor:
-    """Logits as float32, if they are some."""
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"the model gave {found} for {len(x)} images: expected logits ({len(x)}, classes)")
-    return logits.float()
+    """Logits as float32 where the images are, if they are some."""
+    check_logits(logits, len(x))
+    # Tensors made in a model's own inference mode cannot enter a graph: a copy can.
+    logits = logits.clone() if logits.is_inference() else logits
+    return logits.to(x.device, torch.float32)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may help."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:

@@ -20,7 +20,7 @@ from robench.engine.battle import Battle, Table, minimises
 from robench.engine.found import Found
 from robench.engine.judges import Judges
 from robench.engine.loop import Loop
-from robench.engine.network import Judge, Model, Network, answer, frozen, vote
+from robench.engine.network import Judge, Model, Network, answer, frozen, out_of_memory, vote
 from robench.engine.outcome import AttackCost, Mark, Outcome
 from robench.engine.progress import Progress
 from robench.engine.store import Saved, Store
@@ -130,7 +130,7 @@ class Run:
             try:
                 return step()
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if self.lanes == 1:
                     raise ResourceError(
@@ -227,7 +227,10 @@ class Run:
             raise UsageError("the defense has one class: an attack needs at least two")
         self.nonfinite = health.count_nonfinite(logits)
         self.num_classes = logits.shape[1]
-        self.marks = health.softmax_outputs(logits)
+        self.marks = health.squashed_outputs(logits)
+        if not self.stochastic:
+            x, ids = self.x[: self.lanes].to(self.device), self.ids[: self.lanes].to(self.device)
+            self.marks += health.batch_dependence(self.judge.network, x, ids, logits[: self.lanes])
         self.clean_logits = logits if self.same else self._logits(self.network)
         best = logits.topk(2, 1).values
         self.clean_margin = best[:, 0] - best[:, 1]
@@ -264,7 +267,7 @@ class Run:
         table = Table.empty(len(self.x), 1, self._found_by(index))
         if samples:
             surrogate = self.attacker.surrogate
-            counted = Counted(surrogate if surrogate is not None else self.model)
+            counted = Counted(Network(surrogate if surrogate is not None else self.model, self.lanes))
             x, y = self.x[samples].to(self.device), self.y[samples].to(self.device)
             images = self.threat.as_recorded(
                 x, attack.perturb(counted, x, y, self.threat, self.seed, self.lanes).detach()
@@ -541,7 +544,3 @@ class Run:
 def _share(total: int, i: int, n: int) -> int:
     """The i-th of n whole shares of `total`, as even as they go."""
     return total * (i + 1) // n - total * i // n
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -27,7 +27,7 @@ from robench.engine.outcome import AttackCost
 from robench.engine.progress import Progress
 from robench.engine.store import Store
 from robench.engine.watch import Counts
-from robench.errors import ResourceError, RobenchError
+from robench.errors import ResourceError, RobenchError, UsageError
 
 # Samples that are worth a process.
 _SHARE = 16
@@ -86,7 +86,12 @@ def choose_workers(workers: int | None, device: torch.device, samples: int) -> i
 
     Returns:
         1 where a process cannot be forked.
+
+    Raises:
+        UsageError: for less than one.
     """
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise UsageError(f"workers={workers!r}: expected a whole number of at least 1, or None")
     if not forks(device):
         return 1
     if workers is None:

@@ -17,6 +17,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from robench.data._base import Images
+from robench.data._pixels import Stack
 from robench.engine.outcome import Outcome
 from robench.errors import ResourceError
 from robench.files import read_ordinary
@@ -68,6 +69,27 @@ class Certificates:
 def apply(threat: Threat, x: Tensor, delta: Tensor, ids: Tensor) -> Tensor:
     """The adversarial images of perturbations, (M, C, H, W), for clean images and their ids."""
     return threat.image(x, threat.moved(x, delta), ids)
+
+
+class Applied(Stack):
+    """The adversarial images of certificates, made when they are asked for.
+
+    Args:
+        x, ids: (N, C, H, W) and (N,), of the whole data set.
+        delta: (M, ...), perturbations of its `rows`.
+    """
+
+    def __init__(self, threat: Threat, x: Tensor | Stack, delta: Tensor, ids: Tensor, rows: list[int]):
+        super().__init__((len(rows), *x.shape[1:]))
+        self._threat, self._x, self._delta, self._ids, self._rows = threat, x, delta, ids, rows
+
+    def points(self, places: list[int]) -> Tensor:
+        """What some of the images stand for in the threat's coordinates, (K, ...)."""
+        return self._threat.moved(self._x[[self._rows[i] for i in places]], self._delta[places])
+
+    def _read(self, rows: list[int]) -> Tensor:
+        chosen = [self._rows[i] for i in rows]
+        return self._threat.image(self._x[chosen], self.points(rows), self._ids[chosen])
 
 
 def is_attacked(fooled_by: str) -> bool:

@@ -15,12 +15,12 @@ from torch import Tensor
 from robench.data._base import Images
 from robench.data._pixels import Stack
 from robench.defenses import Loaded
-from robench.engine.network import Network, undefined
+from robench.engine.network import Network, frozen, undefined
 from robench.errors import CheckFailed
 from robench.random import Stream
 from robench.results import draws as drawn
 from robench.results import verify_corruption
-from robench.results.certificates import read_certificates, tensor_names
+from robench.results.certificates import Applied, read_certificates, tensor_names
 from robench.results.findings import TIE, Finding, disagreeing, other_margins, rows_named
 from robench.results.record import Record, read_record
 from robench.results.samples import read_samples
@@ -29,6 +29,8 @@ from robench.verification.evidence import Evidence
 from robench.verification.replay import Sample
 
 Model = Callable[[Tensor], Tensor]
+# Certificates in memory at a time.
+_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -193,14 +195,18 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     """Ask the defense again, at clean images and at certificates; the last finding says what that proves."""
     threat, rows, attacked = e.threat, e.rows, e.attacked
     x, labels = e.images.x, e.images.y
-    points = threat.moved(x[attacked], e.certificates.delta)
-    x_adv = threat.image(x[attacked], points, e.images.ids[attacked])
-    outside = [attacked[i] for i in (~threat.contains(x[attacked], points)).nonzero().flatten().tolist()]
+    x_adv = Applied(threat, x, e.certificates.delta, e.images.ids, attacked)
+    outside, distance = [], {}
+    for start in range(0, len(attacked), _PART):
+        part = attacked[start : start + _PART]
+        points = x_adv.points(list(range(start, start + len(part))))
+        inside = threat.contains(x[part], points).tolist()
+        outside += [row for row, holds in zip(part, inside, strict=True) if not holds]
+        distance |= dict(zip(part, threat.distance(x[part], points).tolist(), strict=True))
     box = "the parameters' range" if threat.name else "[0, 1]"
     covers = ("adversarials.delta", "adversarials.grains")
     detail = f"inside {threat} and {box}; {rows_named(outside)}"
     yield Finding("adversarials.delta", not outside, detail, covers)
-    distance = dict(zip(attacked, threat.distance(x[attacked], points).tolist(), strict=True))
     said = rows["distance"]
     far = [
         i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
@@ -252,12 +258,12 @@ def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
 
 def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.device) -> Tensor:
     """Logits on the CPU, called on one fixed shape: what the engine did, so that the bits are the same."""
-    parts = []
-    with torch.inference_mode():
-        for batch in x.split(batch_size):
-            padded = torch.zeros(batch_size, *x.shape[1:])
-            padded[: len(batch)] = batch
-            parts.append(judge(padded.to(device))[: len(batch)].float().cpu())
+    network = Network(judge, batch_size)
+    with frozen(judge):
+        parts = [
+            network.logits(batch.to(device), torch.zeros(len(batch), dtype=torch.int64, device=device)).cpu()
+            for batch in x.split(batch_size)
+        ]
     return torch.cat(parts) if parts else torch.zeros(0, 2)
 
 

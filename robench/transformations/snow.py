@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robench.errors import UsageError
 from robench.random import Stream
 from robench.registry import transformations
 from robench.transformations._base import Transformation, laid, scattered, smoothed
@@ -49,6 +50,10 @@ class Snow(Transformation):
             raise ValueError("expected an odd length of 3 or more and an odd blur")
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        if channels not in (1, 3):
+            raise UsageError(
+                f"snow needs images of 1 or 3 channels, whose luminance it knows: found {channels}"
+            )
         return self.layers, 1, max(round(height * width / self.grid**2), 1)
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def findings(e: Evidence, clean: Tensor, declared: bool) -> Iterator[Finding]:
     """
     attacks = [attack for attack in e.attacks if attack is not None]
     raised = [
-        *health.softmax_outputs(clean),
+        *health.squashed_outputs(clean),
         *health.nonfinite_logits(health.count_nonfinite(clean)),
         *health.square_wins(list(e.record.attacks), e.record.job.n),
     ]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robench.data._pixels import Stack
 from robench.engine.judges import Judges
 from robench.engine.network import Judge, Model, vote
 from robench.results import draws
@@ -14,7 +15,7 @@ from robench.results.findings import Finding, rows_named
 from robench.verification.evidence import Evidence
 
 
-def findings(e: Evidence, model: Model, x_adv: Tensor, device: torch.device) -> Iterator[Finding]:
+def findings(e: Evidence, model: Model, x_adv: Tensor | Stack, device: torch.device) -> Iterator[Finding]:
     """What the draws that a record was judged on say now; the last one says what that proves.
 
     Args:
