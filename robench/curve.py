@@ -86,24 +86,29 @@ def runs(
     Raises:
         RobenchError: as `run_all`; also for a ladder of runs.
     """
-    found = [find_suite(name) for name in suites or levels[0].suites]
+    asked = suites or levels[0].suites
+    found = [find_suite(name) for name in asked]
     for suite in found:
         if suite.rungs:
             raise UsageError(f"{suite.name} is a ladder of runs: draw the curve of one attack")
     for name in defenses:
-        for suite in found:
-            least = _minimising(suite, Threat.parse(levels[-1].threat).norm)
+        for text, suite in zip(asked, found, strict=True):
+            least = _minimising(suite, Threat.parse(levels[-1].threat).norm, text)
             for level in [levels[-1]] if least else levels:
                 options.note(f"{name} under {(least or suite).name}, {level.threat}")
                 yield from run_all([name], [least or suite], level, knowledge or None, options)
 
 
-def _minimising(suite: Suite, norm: str) -> Suite | None:
-    """The suite that looks for the least distance, if it is one attack that can."""
+def _minimising(suite: Suite, norm: str, asked: str) -> Suite | None:
+    """The suite that looks for the least distance, if it is one attack that can; unless `asked`, the name as it was
+    typed, says `minimise=False`, which the canonical name leaves out."""
     texts = suite.specs(norm)
+    if len(texts) > 1:
+        return None
     spec = specs.parse(texts[0])
     known = specs.defaults(registry.attacks.get(spec.name))
-    if len(texts) > 1 or not spec.arguments.get("minimise", "minimise" in known):
+    typed = specs.parse(asked).arguments if "(" in asked else {}
+    if not {**spec.arguments, **typed}.get("minimise", "minimise" in known):
         return None
     text = str(specs.Spec(spec.name, {**spec.arguments, "minimise": True}))
     return Suite(name=text, attacks=[text])

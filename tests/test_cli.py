@@ -253,7 +253,7 @@ def test_arrays_are_taken_and_bytes_refused():
     one = robench.attack("fgsm", model, images.x.numpy(), images.y.numpy(), threat="Linf:0.1")
     two = robench.attack("fgsm", model, images.x, images.y, threat="Linf:0.1")
     assert torch.equal(one.x_adv, two.x_adv)
-    with pytest.raises(UsageError, match="divide them by 255"):
+    with pytest.raises(UsageError, match="divide by 255"):
         robench.attack(
             "fgsm", model, (images.x.numpy() * 255).astype(numpy.uint8), images.y, threat="Linf:0.1"
         )

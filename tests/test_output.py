@@ -18,7 +18,7 @@ from robench.cli.output import Output, spelled
 from robench.content import cards
 from tests.results.test_shipped import RESULTS
 
-RECORD = RESULTS / "shipped" / "digits-Linf-0.1-n100" / "standard-digits" / "pgd-steps-20"
+RECORD = RESULTS / "shipped" / "digits-Linf-0.1-n100" / "standard-digits" / "pgd"
 FEW = ["--samples", "4", "--threat", "Linf:0.1", "--workers", "1"]
 PRINTING = {
     "help": ["--help"],
