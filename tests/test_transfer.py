@@ -214,7 +214,7 @@ def test_weights_that_a_person_brings_are_looked_for(capsys, tmp_path, monkeypat
         load("squeezenet-imagenet")
     (tmp_path / "squeezenet1_1_imagenet.safetensors").write_bytes(save({"a": torch.zeros(1)}))
     monkeypatch.setenv("ROBENCH_CHECKPOINTS", str(tmp_path))
-    with pytest.raises(ResourceError, match=r"squeezenet1_1_imagenet.safetensors lacks 1.weight"):
+    with pytest.raises(ResourceError, match=r"squeezenet1_1_imagenet.safetensors lacks features.0.weight"):
         load("squeezenet-imagenet")
 
 
@@ -242,7 +242,7 @@ def test_a_protocol_that_is_none_is_refused(tmp_path, text, said):
 def test_a_source_of_another_size_is_one_clear_line(own, tmp_path):
     name, protocol = str(own.with_name("wide.toml")), choose_protocol(None, "digits(size=32)", "Linf:0.1", 4)
     with pytest.raises(
-        UsageError, match="standard-digits takes images of 16 px and the defense attacked 32 px"
+        UsageError, match="standard takes images of 16 px and the defense attacked 32 px"
     ):
         list(
             run_all(

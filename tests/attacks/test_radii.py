@@ -29,7 +29,9 @@ def test_projections_onto_the_l1_ball_stay_in_the_box(seed, size, eps):
     x, generator = pixels(seed, 8, 3, 8, 8)
     point = x + project_l1_box(x, size * torch.randn(x.shape, generator=generator), eps)
     assert point.min() >= 0 and point.max() <= 1
-    assert Threat.parse(f"L1:{eps}").contains(x, point).all()
+    # A pixel of float32 may be off by half a unit in its last place; at small radii that is more than 1e-6 of them.
+    size = (point.double() - x.double()).abs().flatten(1).sum(1)
+    assert (size <= eps * (1 + 1e-6) + x[0].numel() * 2.0**-25).all()
 
 
 @given(seed=_SEEDS, size=_SIZES, norm=st.sampled_from(["Linf", "L2", "L1"]))

@@ -109,7 +109,7 @@ def test_its_record_says_average_worst_draw_and_majority(record):
 def test_it_is_verified_by_drawing_the_same_noise_again(record, noisy):
     data = robench.data.load_dataset("digits", "test", 40)
     found = verify(record.folder, load(noisy), data)
-    assert "in the worst of 10 draws" in found[-1].detail and len(found) > 15
+    assert "in the worst of 10 fresh draws" in found[-1].detail and len(found) > 15
 
 
 def test_forged_draws_are_refused(record, noisy):
