@@ -241,9 +241,7 @@ def test_a_protocol_that_is_none_is_refused(tmp_path, text, said):
 
 def test_a_source_of_another_size_is_one_clear_line(own, tmp_path):
     name, protocol = str(own.with_name("wide.toml")), choose_protocol(None, "digits(size=32)", "Linf:0.1", 4)
-    with pytest.raises(
-        UsageError, match="standard takes images of 16 px and the defense attacked 32 px"
-    ):
+    with pytest.raises(UsageError, match="standard takes images of 16 px and the defense attacked 32 px"):
         list(
             run_all(
                 [name], ["pgd(steps=1)"], protocol, ["transfer:standard-digits"], Options(results=tmp_path)
