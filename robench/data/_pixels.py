@@ -1,6 +1,7 @@
 """Images that are not held in memory: pixels in a scratch file, and images of which some are replaced."""
 
 import errno
+import math
 import os
 import tempfile
 import weakref
@@ -15,8 +16,8 @@ from torch import Tensor
 from robench.errors import ResourceError
 from robench.memory import give_back
 
-# Images after which memory that is free is given back.
-_OFTEN = 128
+# Bytes of images after which memory that is free is given back.
+_OFTEN = 1 << 26
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -47,9 +48,10 @@ class Stack:
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images, `size` at a time."""
+        often = max(1, _OFTEN // max(1, self.dtype.itemsize * math.prod(self.shape[1:])))
         for start in range(0, len(self), size):
             yield self[start : start + size]
-            if (start + size) // _OFTEN > start // _OFTEN:
+            if (start + size) // often > start // often:
                 give_back()
 
     def to(self, device: torch.device | str) -> Tensor:
