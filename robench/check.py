@@ -209,7 +209,7 @@ class _Check:
             clean: (N, draws), what is said of the clean images. Where there is a certificate, its own draws count.
         """
         certificates = read_certificates(self.folder)
-        rows = certified(self.rows["fooled_by"], self.rows["distance"])
+        rows = certified(self.rows["fooled_by"], self.rows["distance"], FIELD in self.record.extra)
         labels = self.images.y
         still = (clean == labels[:, None]).all(1)
         if rows:

@@ -97,11 +97,11 @@ def is_attacked(fooled_by: str) -> bool:
     return fooled_by not in ("", "clean", "noise")
 
 
-def certified(fooled_by: Sequence[str], distance: Sequence[float]) -> list[int]:
-    """The samples that have a certificate, in order: those that an attack fooled, and those of a randomised defense
+def certified(fooled_by: Sequence[str], distance: Sequence[float], randomised: bool) -> list[int]:
+    """The samples that have a certificate, in order: those that an attack fooled, and of a randomised defense those
     whose candidate is judged, even where it fails none of the fresh draws."""
     rows = zip(fooled_by, distance, strict=True)
-    return [i for i, (name, far) in enumerate(rows) if is_attacked(name) or far > 0]
+    return [i for i, (name, far) in enumerate(rows) if is_attacked(name) or (randomised and far > 0)]
 
 
 def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
@@ -111,7 +111,7 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
         ValueError: when an adversarial point is not reached by adding its perturbation, bit for bit; the
             engine owes that, since the verdict was given there and the record keeps the perturbation.
     """
-    rows = certified(outcome.fooled_by, outcome.distance.tolist())
+    rows = certified(outcome.fooled_by, outcome.distance.tolist(), outcome.of_draws > 1)
     points = outcome.x_adv if outcome.points is None else outcome.points
 
     def pairs(chosen: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

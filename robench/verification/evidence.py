@@ -50,7 +50,7 @@ class Evidence:
     @cached_property
     def attacked(self) -> list[int]:
         """Which rows carry a certificate."""
-        return certified(self.rows["fooled_by"], self.rows["distance"])
+        return certified(self.rows["fooled_by"], self.rows["distance"], self.draws > 1)
 
     @cached_property
     def attacks(self) -> list[Attack[Any] | None]:
