@@ -243,10 +243,12 @@ def _end_with(parent: int) -> None:
 def _portable(error: Exception) -> Exception:
     """The error, or what it said where it cannot be pickled, with the place where it was raised."""
     place = "".join(traceback.format_exception(error))
+    # What a model raised is the cause of the line about it, and its place is lost with the process.
+    mistake = isinstance(error, RobenchError) and error.__cause__ is None
     try:
         error = pickle.loads(pickle.dumps(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    if not isinstance(error, RobenchError):
+    if not mistake:
         error.add_note(f"in a process of the run:\n{place}")
     return error
