@@ -130,7 +130,7 @@ def open_ordinary(path: Path) -> BinaryIO:
 
 
 def read_ordinary(path: Path, most: int = -1) -> bytes:
-    """The bytes of a file, at most so many; -1 for all. See `open_ordinary`."""
+    """The first `most` bytes of a file; all of them for -1. See `open_ordinary`."""
     with open_ordinary(path) as file:
         return file.read(most)
 

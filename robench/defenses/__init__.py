@@ -182,8 +182,8 @@ def load(
     Args:
         name, dataset: see `find_card`.
         checkpoint: weights to use in place of the card's: a path, `hf://owner/name/file` or an https URL, with
-            `#NAME` behind it for one of several sets of weights; see `fetch`. A network of MIMIR's kinds is told from
-            its shapes, and decides which of a family's cards is meant; where it is no card's, it is built all the
+            `#NAME` behind it for one of several sets of weights; see `fetch`. A network of MIMIR's kinds is recognised
+            by its shapes, and decides which of a family's cards is meant; where it is no card's, it is built all the
             same, under its spec's name.
         device: where it runs.
         among: classes that alone count of a network that knows more, as `Images.among`; None for all.

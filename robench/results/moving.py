@@ -25,8 +25,8 @@ from robench.results.wording import size
 ARCHIVE = ".zip"
 # Of every file in an archive, so that the same records give the same bytes.
 _MOMENT = (2000, 1, 1, 0, 0, 0)
-# A file in an archive with more bytes than this must not be packed more tightly than so many times, so that a small
-# archive cannot fill the memory. Certificates are packed 2 to 40 times.
+# Above `_LARGE` bytes, a file of an archive may not be compressed by more than a factor of `_RATIO`, so that a small
+# archive cannot fill the memory. Certificates are compressed by a factor of 2 to 40.
 _LARGE, _RATIO = 1 << 26, 100
 _NOTE = """Records of robench with their certificates. Check them, on any machine with robench and the checkpoints:
 

@@ -22,7 +22,7 @@ from robench.results.findings import Finding, equal, rows_named
 from robench.threat import Threat
 from robench.verification.evidence import Evidence
 
-# At least and at most so many passes.
+# The fewest and the most passes.
 Span = tuple[float, float]
 
 # Counting what takes more turns than this would take longer than everything else here.
@@ -130,7 +130,7 @@ def _place(e: Evidence, i: int) -> int:
 
 
 def _steps_fit(e: Evidence, i: int, costs: list[Cost]) -> bool:
-    """Whether the row that fooled can have taken so many steps; none where no attack fooled."""
+    """Whether the row that fooled can have taken its number of steps; none where no attack fooled."""
     steps, forward, place = e.rows["steps"][i], e.rows["forward"][i], _place(e, i)
     if place == len(costs):
         # What an attack of a randomised defense left may fool no fresh draw.

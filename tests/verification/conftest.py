@@ -15,7 +15,7 @@ from robench.results.record import Record
 
 
 class Jitter(Purifier):
-    """Noise on the image, drawn anew at each call."""
+    """Noise on the image, drawn again at each call."""
 
     stochastic = True
 

@@ -157,7 +157,7 @@ def test_every_edit_of_record_json_is_refused_or_its_field_is_named(made, kind, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_field_that_nobody_knows_is_named(made, kind, tmp_path):
+def test_an_unknown_field_is_named(made, kind, tmp_path):
     one = made(kind)
     folder = forge.copied(one.record, tmp_path / "forged")
     forge.write(folder, forge.read(folder) | {"certified_accuracy": 0.9})
