@@ -184,15 +184,21 @@ class Threat:
         """
         return self.eps * (1 + 1e-6) + (2**-24 if self.norm == "Linf" else 0.0)
 
-    def contains(self, x: Tensor, point: Tensor) -> Tensor:
-        """Which points an attacker may use, bool, shape (N,): within `reach`, and in the box."""
+    @property
+    def slack(self) -> float:
+        """How far beyond `reach` single precision may put a point of a search under a small radius; `rounded` and
+        `as_recorded` bring such a point back."""
+        return 1e-5 * self.eps if self.norm in ("L2", "L1") else 0.0
+
+    def contains(self, x: Tensor, point: Tensor, slack: float = 0.0) -> Tensor:
+        """Which points an attacker may use, bool, shape (N,): within `reach` and `slack` beyond, and in the box."""
         flat = point.flatten(1)
         # Most points that are outside are far outside: single precision sees that at half the price.
         near = rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
         inside = near & (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
         rows = inside.nonzero()[:, 0]
         if len(rows):
-            inside[rows] = self.distance(x[rows], point[rows]) <= self.reach
+            inside[rows] = self.distance(x[rows], point[rows]) <= self.reach + slack
         return inside
 
     @property
@@ -229,8 +235,12 @@ class Threat:
 
         Done twice, for the first time may end on a tie of rounding: then it gives back itself, bit for bit.
         """
-        origin = self.origin(x)
-        once = self.moved(x, point - origin)
+        origin, delta = self.origin(x), point - self.origin(x)
+        if self.slack:
+            distance = self.distance(x, point)
+            strays = (distance > self.reach) & (distance <= self.reach + self.slack)
+            delta = torch.where(strays.view(-1, *[1] * (point.dim() - 1)), delta * (1 - 2e-5), delta)
+        once = self.moved(x, delta)
         return self.moved(x, once - origin)
 
     def clip(self, delta: Tensor) -> Tensor:

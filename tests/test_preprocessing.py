@@ -25,6 +25,7 @@ from robench.defenses.loaders import open_spec
 from robench.errors import UsageError
 from robench.preprocessing import of_evaluation, parse, side
 from robench.specs import parse as parse_spec
+from robench.trust import trusting
 from tests.data.real import REAL, needs
 from tests.data.test_pictures import VAL, picture
 
@@ -161,4 +162,5 @@ def test_a_card_says_it_for_its_network(tmp_path):
     whole = str(shipped.path.parent / shipped.checkpoint)
     text = shipped.path.read_text().replace(shipped.checkpoint, whole)
     card.write_text('preprocessing = "Res16"\n' + text)
-    assert load_defense(str(card)).preprocessing == "Res16"
+    with trusting():
+        assert load_defense(str(card)).preprocessing == "Res16"

@@ -9,6 +9,7 @@ from NumPy's global generator, in its order.
 import importlib.resources
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from functools import cache, lru_cache
 
 import cv2
@@ -147,16 +148,25 @@ def _levels(x: np.ndarray) -> np.ndarray:
 def _gaussian(sigma: float, truncate: float) -> np.ndarray:
     """Weights of a Gaussian filter, the middle one first."""
     radius = int(truncate * sigma + 0.5)
-    weights = np.exp(-0.5 / (sigma * sigma) * np.arange(-radius, radius + 1) ** 2)
-    return (weights / weights.sum())[radius:]
+    exponents = -0.5 / (sigma * sigma) * np.arange(radius + 1) ** 2
+    weights = _exponential(exponents)
+    return weights / math.fsum([*weights, *weights[1:]])
+
+
+def _exponential(exponents: np.ndarray) -> np.ndarray:
+    """e to each exponent, correctly rounded.
+
+    NumPy's last bit depends on the processor, and where colours are flat it decides a grey level.
+    """
+    return np.array([float(Decimal(float(exponent)).exp()) for exponent in exponents])
 
 
 def _streak(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
     """`x` (H, W[, C]) smeared along a line of 2 * radius + 1 pixels, the weights falling off as half a Gaussian."""
     x = x.reshape(*x.shape[:2], -1)
     width = 2 * radius + 1
-    weights = np.exp(-(np.arange(width) ** 2) / (2 * sigma**2)) / (np.sqrt(2 * np.pi) * sigma)
-    weights /= np.sum(weights)
+    weights = _exponential(-(np.arange(width) ** 2) / (2 * sigma**2)) / (np.sqrt(2 * np.pi) * sigma)
+    weights /= math.fsum(weights)
     along = (width * np.sin(np.deg2rad(angle)), width * np.cos(np.deg2rad(angle)))
     length = math.hypot(*along)
     moves = []

@@ -278,7 +278,8 @@ class Loop:
             return draws
         lanes = suspect.to(battle.device)
         origins, points = rows.x.index_select(0, lanes), points.index_select(0, lanes)
-        inside = battle.problem.threat.contains(origins, points).cpu()
+        threat = battle.problem.threat
+        inside = threat.contains(origins, points, threat.slack).cpu()
         nearer = inside
         if self.minimises:
             nearer = self._distance(origins, points) < self.kept_distance[suspect]

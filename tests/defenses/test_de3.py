@@ -199,7 +199,7 @@ def test_a_classifier_gets_the_encoder_with_the_normalisation_folded_in():
     ("spec", "said"),
     [
         ("de3(sigma=-1)", "sigma=-1: expected a finite number, at least 0"),
-        ("de3(sigma=1e999)", "sigma=inf: expected a finite number"),
+        ("de3(sigma=1e999)", "sigma must be a finite number"),
         ('de3(sigma="much")', "cannot be built"),
         ('de3(noise="mask", sigma=100)', "sigma=100 hides every patch"),
         ('de3(noise="salt")', "noise='salt': expected one of gaussian, mask"),

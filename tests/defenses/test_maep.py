@@ -14,6 +14,7 @@ from robench.defenses._fit import resized
 from robench.defenses._patches import patchify, unpatchify
 from robench.defenses.loaders import robustbench as robustbench_loader
 from robench.errors import UsageError
+from robench.trust import trusting
 from tests.defenses import files
 
 SIZES = "image_size=8, patch_size=4, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2"
@@ -194,9 +195,10 @@ def test_the_shipped_one_stands_before_any_classifier(tmp_path):
         tmp_path, "torchvision:squeezenet1_1(num_classes=10, image_size=224)", tmp_path / "net.safetensors"
     )
     for fit in ("tile", "interpolate"):
-        defense = load(f'maep-digits(fit="{fit}")+{card}').defense
+        with trusting():
+            defense = load(f'maep-digits(fit="{fit}")+{card}').defense
         assert defense(images(1, 224)).shape == (1, 10)
-    with pytest.raises(UsageError, match="takes images of 16 px, not of 224 px: fit="):
+    with trusting(), pytest.raises(UsageError, match="takes images of 16 px, not of 224 px: fit="):
         load(f"maep-digits+{card}")
 
 

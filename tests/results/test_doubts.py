@@ -27,7 +27,7 @@ def codes(root):
     return {record.job.knowledge: [mark.code for mark in record.health] for record in collect([root])}
 
 
-@pytest.mark.parametrize("level", ["oblivious", "transfer:standard-digits"])
+@pytest.mark.parametrize("level", ["oblivious", "transfer:standard"])
 def test_images_that_only_an_ignorant_attacker_fools_are_a_mark_on_the_white_box_row(tmp_path, level):
     write(tmp_path, "full", {1, 2, 3, 4})
     write(tmp_path, level, {1, 2, 5, 6})

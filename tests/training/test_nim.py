@@ -13,6 +13,7 @@ from robench.training import run, train
 from robench.training.methods import Budget, find_method
 from robench.training.purifying import find_purifying
 from robench.training.stages import Finetuning, finetuning_stage
+from robench.trust import trusting
 
 DENOISER = (
     "de3(image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, "
@@ -231,6 +232,7 @@ def test_the_average_starts_where_the_classifier_does(purifier_card):
     assert trained == {id(p) for p in model.parameters()}
 
 
+@trusting()  # The card names the purifier's by its path.
 def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "measure", lambda *_: (1, 1))
     text = CLASSIFIER.format(builder=VIT.format(16), method=denoised_spec(purifier_card))

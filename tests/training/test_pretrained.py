@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from robench import registry, specs
 from robench.errors import ResourceError, UsageError
-from robench.training import train
+from robench.training import run, train
 from robench.training.pretrained import read_encoder
 
 CARD = """
@@ -70,11 +70,23 @@ def test_training_starts_from_it(file):
     )
 
 
-def test_another_file_is_another_training(file):
-    place = file.with_name("a.safetensors")
-    place.with_name("a.safetensors.partial").write_bytes(b"left by another")
-    with pytest.raises((ResourceError, UsageError)):
-        train(str(file.with_name("own.toml")), pretrained=file, output=place, progress=False)
+def test_another_file_is_another_training(file, monkeypatch):
+    place, card = file.with_name("a.safetensors"), str(file.with_name("own.toml"))
+    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
+    save = run._Run.save
+
+    def save_and_stop(self, stage):
+        save(self, stage)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run._Run, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(card, pretrained=file, output=place, progress=False)
+    other = file.with_name("other.pth")
+    torch.save(autoencoder(), other)
+    with pytest.raises(ResourceError, match="interrupted training by another recipe, network, data or seed"):
+        train(card, pretrained=other, output=place, progress=False)
 
 
 @pytest.mark.parametrize(
