@@ -108,7 +108,9 @@ def test_the_card_of_a_file_that_is_not_there_says_where_it_goes(tmp_path, monke
     (tmp_path / "score_sde").mkdir()
     (tmp_path / "score_sde" / "checkpoint_8.pth").write_bytes(b"PK")
     monkeypatch.setenv("ROBENCH_CHECKPOINTS", str(tmp_path))
-    with pytest.raises(ResourceError, match=r"score_sde/checkpoint_8.pth is a zip archive that is damaged") as caught:
+    with pytest.raises(
+        ResourceError, match=r"score_sde/checkpoint_8.pth is a zip archive that is damaged"
+    ) as caught:
         load(name)
     assert "\n" not in str(caught.value)
 

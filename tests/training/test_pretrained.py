@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from robench import registry, specs
-from robench.errors import ResourceError, UsageError
+from robench.errors import ResourceError
 from robench.training import run, train
 from robench.training.pretrained import read_encoder
 
