@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import wrap
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from robench.results.wording import latex, markdown, one_of, plain
 
+_FIGURE = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( \[[\d., -]*\])?", re.ASCII)
 FORMATS = ("text", "md", "csv", "latex")
 WIDTH = 120
 # Characters of a heading above numbers before it goes on in the next line.
@@ -135,9 +137,9 @@ def _lines(cell: str, clean: Callable[[str], str], joint: str) -> str:
 
 
 def _no_formula(text: str) -> str:
-    """A spreadsheet takes what starts so for a formula."""
+    """A spreadsheet takes what starts so for a formula, but for a figure, with its interval perhaps."""
     text = plain(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and _number(text) is None else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _FIGURE.fullmatch(text) else text
 
 
 def _number(cell: str) -> float | None:

@@ -294,7 +294,7 @@ def test_the_digest_of_an_index_is_over_its_shards(tmp_path):
 def zipped():
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("model.pth", b"")
+        archive.writestr(zipfile.ZipInfo("model.pth"), b"")
     return content.getvalue()
 
 

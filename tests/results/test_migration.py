@@ -144,7 +144,7 @@ def far_out(record, data, by):
         ids = tensors["grains_id"]
     x = data.x[[data.ids.tolist().index(i) for i in ids.tolist()]]
     factor = threat.eps * (1 + by) / threat.distance(x, x + delta)
-    points = threat.as_recorded(x, (x + delta * factor.view(-1, 1, 1, 1).float()).clamp(0, 1))
+    points = threat.moved(x, threat.moved(x, delta * factor.view(-1, 1, 1, 1).float()) - x)
     content = save({"delta": points - x, "id": ids})
     table = read_samples(folder_of(record))
     far = dict(zip(ids.tolist(), threat.distance(x, points).tolist(), strict=True))
