@@ -9,19 +9,23 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from robench import _moved
+
 if TYPE_CHECKING:
     from robench.defenses import Defense, load_defense
-    from robench.direct import attack
-    from robench.evaluate import run
+    from robench.evaluation.attack import attack
+    from robench.evaluation.run import run
 
 __all__ = ["Defense", "attack", "load_defense", "run"]
 
 _HOMES = {
     "Defense": "robench.defenses",
-    "attack": "robench.direct",
+    "attack": "robench.evaluation.attack",
     "load_defense": "robench.defenses",
-    "run": "robench.evaluate",
+    "run": "robench.evaluation.run",
 }
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """`python -m robench`, and the command `robench`."""
 
-from robench.interrupts import end_at_once
+from robench.core.interrupts import end_at_once
 
 
 def main() -> None:

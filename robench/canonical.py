@@ -1,8 +1,8 @@
 """One name for one thing, however it was written: data sets, defenses and what an attacker knows.
 
-Suites have theirs from `robench.direct.find_suite`, threats from `robench.threat.Threat.parse`. Nothing is loaded here:
-a name that is not that of a shipped card or of something built in only has its arguments put in order. A name that was
-read from a file stays one (see `robench.trust`).
+Suites have theirs from `robench.catalog.find_suite`, threats from `robench.threats.threat.Threat.parse`. Nothing is
+loaded here: a name that is not that of a shipped card or of something built in only has its arguments put in order. A
+name that was read from a file stays one (see `robench.core.trust`).
 """
 
 import inspect
@@ -10,11 +10,12 @@ from typing import Any
 
 import robench.data
 import robench.defenses
-from robench import content, registry, specs
-from robench.content import Card
+from robench import catalog
+from robench.catalog import Card
+from robench.core import registry, specs
+from robench.core.errors import UsageError
+from robench.core.trust import like
 from robench.defenses.loaders import scheme_of
-from robench.errors import UsageError
-from robench.trust import like
 
 # Knowledge levels that name a defense.
 _NAMING = ("transfer", "surrogate")
@@ -57,7 +58,7 @@ def knowledge_name(text: str, dataset: str | None = None) -> str:
     if not colon or level not in _NAMING:
         return like(text, text.strip())
     name = defense_name(name, dataset)
-    card = content.cards().get(name)
+    card = catalog.cards().get(name)
     if card and card.family and _of_family(card.family, dataset) == card:
         name = card.family
     return like(text, f"{level}:{name}")
@@ -68,7 +69,7 @@ def _piece(text: str, dataset: str | None) -> str:
     if text.endswith(".toml") or scheme_of(text):
         return text if text.endswith(".toml") else str(specs.parse(text))
     spec = specs.parse(text)
-    card = content.cards().get(spec.name) or _of_family(spec.name, dataset)
+    card = catalog.cards().get(spec.name) or _of_family(spec.name, dataset)
     if card:
         built = specs.parse(card.builder)
         return str(specs.Spec(card.name, _changed(spec, {**builder_defaults(built.name), **built.arguments})))
@@ -78,7 +79,7 @@ def _piece(text: str, dataset: str | None) -> str:
 def _of_family(name: str, dataset: str | None) -> Card | None:
     """The card that a family's name means; None where that is no family, or of several cards for the data set."""
     base = specs.parse(dataset).name if dataset else robench.defenses.DEFAULT_DATASET
-    cards = [card for card in content.cards().values() if card.family == name and card.dataset == base]
+    cards = [card for card in catalog.cards().values() if card.family == name and card.dataset == base]
     ready = [card for card in cards if card.checkpoint and not card.origin] if len(cards) > 1 else cards
     return ready[0] if name and len(ready) == 1 else None
 

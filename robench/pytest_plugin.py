@@ -35,8 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    from robench.baselines import read_baselines
-    from robench.errors import RobenchError
+    from robench.core.errors import RobenchError
+    from robench.verification.baselines import read_baselines
 
     for path in config.getoption("--robench") or ():
         try:
@@ -56,8 +56,8 @@ class Check(pytest.Item):
         self.baseline = baseline
 
     def runtest(self) -> None:
-        from robench.check import Options, check
-        from robench.trust import trusting
+        from robench.core.trust import trusting
+        from robench.verification.regression import Options, check
 
         data_dir = self.config.getoption("--robench-data-dir")
         options = Options(data_dir=data_dir, **self.baseline.settings)
@@ -75,7 +75,7 @@ class Check(pytest.Item):
             print(f"\nrobench: {line}", file=sys.stderr)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
-        from robench.errors import RobenchError
+        from robench.core.errors import RobenchError
 
         if isinstance(excinfo.value, Failed | RobenchError):
             return f"{self.name}: {excinfo.value}"

@@ -1,8 +1,15 @@
 """What several rooms' tests share: models whose best perturbation is known, and small nonlinear ones."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
+
+from robench import catalog
+from robench.catalog import Suite
+from tests.fabricate import SPECS, Run, make_run
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,6 +24,23 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A fabricated run, in the test's own folder."""
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Callable[..., Run]:
+    return lambda **changes: make_run(tmp_path, **changes)
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch):
+    """What is fabricated under the name autoattack stands for itself."""
+    monkeypatch.setitem(catalog.suites(), "autoattack", Suite("autoattack", list(SPECS)))
 
 
 class Linear(nn.Module):

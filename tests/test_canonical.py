@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robench.canonical import dataset_name, defense_name, knowledge_name
-from robench.direct import find_suite
-from robench.errors import UsageError
-from robench.results.record import suite_name
-from robench.threat import Threat, radius_text, same_threat
-from robench.trust import Untrusted, Written
+from robench.catalog import find_suite
+from robench.core.errors import UsageError
+from robench.core.trust import Untrusted, Written
+from robench.records.record import suite_name
+from robench.threats.threat import Threat, radius_text, same_threat
 
 SUITES = [
     ("pgd-mi", ["pgd-mi(steps=100)", " pgd-mi ", "pgd-mi()", "pgd-mi(weight=1e-5)"]),

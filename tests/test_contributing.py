@@ -10,8 +10,9 @@ import torch
 import robench
 import robench.data
 import robench.defenses  # all are registered before `registered` looks
-from robench import content, registry
-from robench.direct import attack
+from robench import catalog
+from robench.core import registry
+from robench.evaluation.attack import attack
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.DOTALL))
@@ -32,7 +33,7 @@ def run(name):
 def test_a_card_is_one_file(tmp_path):
     path = tmp_path / "my-vit-digits.toml"
     path.write_text(EXAMPLES["card"])
-    assert content.read(content.Card, path).family == "my-vit"
+    assert catalog.read(catalog.Card, path).family == "my-vit"
     assert "builder" in tomllib.loads(EXAMPLES["card"])
 
 

@@ -21,8 +21,8 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from robench.random import Stream
-from robench.threat import Threat
+from robench.core.rng import Stream
+from robench.threats.threat import Threat
 
 # Objectives are maximised: (logits (S, K), rows) -> (S,), or (S, M) for M gradients at the same point.
 Objective = Callable[[Tensor, "Rows"], Tensor]
@@ -79,7 +79,7 @@ class Problem:
     Attributes:
         threat: norm and radius.
         num_classes: K.
-        stream: the counter-based random numbers of this attack (see robench.random).
+        stream: the counter-based random numbers of this attack (see robench.core.rng).
         group: how many consecutive lanes are a group, 1 for an attack whose rows are independent.
     """
 
@@ -150,8 +150,8 @@ class Attack(Generic[S]):
     to its end, and the nearest image is kept. `transfers` says that images are made for another network than the
     one asked: where the attacker hears no verdict, the row plays to its end, and its best point is judged. Under
     `judged_at_end` that is so for every attacker. `cost_varies` is 1 where every row that is never fooled costs the
-    same number of passes, whatever the network; else how many times what `robench.engine.meter` counts one may cost
-    at most.
+    same number of passes, whatever the network; else how many times what `robench.engine.query_cost` counts one may
+    cost at most.
     """
 
     cost_varies: ClassVar[int] = 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Rows
-from robench.random import Stream
+from robench.core.rng import Stream
 
 _SMALLEST = 0.9
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
-from robench.attacks._objectives import ball, check_loss, into_l2_ball, normalize, objective, random_start
-from robench.registry import attacks
+from robench.attacks._losses import ball, check_loss, into_l2_ball, normalize, objective, random_start
+from robench.core.registry import attacks
 
 _MOMENTUM = 0.75
 

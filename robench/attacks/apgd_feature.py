@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robench.attacks._base import OnFeatures, Problem, Rows
-from robench.attacks._inside import lookalikes, relative_distance, themselves
-from robench.attacks._objectives import check_loss, objective
-from robench.attacks._steered import Steered
+from robench.attacks._custom_objective import Steered
+from robench.attacks._feature_losses import lookalikes, relative_distance, themselves
+from robench.attacks._losses import check_loss, objective
 from robench.attacks.apgd import APGD, APGDState
-from robench.registry import attacks
+from robench.core.registry import attacks
 
 
 @attacks.register("apgd-feature")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, select, where
-from robench.attacks._objectives import _START, check_loss, objective
+from robench.attacks._losses import _START, check_loss, objective
 from robench.attacks._projections import project_l1_box
-from robench.registry import attacks
+from robench.core.registry import attacks
 
 _RADII = (3.0, 2.0, 1.0)
 _SHARES = (0.3, 0.3)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, select, spread, where
-from robench.attacks._objectives import margin
-from robench.errors import UsageError
-from robench.registry import attacks
-from robench.threat import rownorm
+from robench.attacks._losses import margin
+from robench.core.errors import UsageError
+from robench.core.registry import attacks
+from robench.threats.threat import rownorm
 
 # Adam, as in its paper.
 _FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-8

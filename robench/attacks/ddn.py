@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
-from robench.attacks._objectives import check_loss, margin, normalize, objective
-from robench.registry import attacks
-from robench.threat import rownorm
+from robench.attacks._losses import check_loss, margin, normalize, objective
+from robench.core.registry import attacks
+from robench.threats.threat import rownorm
 
 # The step falls to this share of its first length, on a cosine.
 _LAST = 0.01

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
-from robench.attacks._objectives import _START, margin, objective
+from robench.attacks._losses import _START, margin, objective
 from robench.attacks._projections import project_hyperplane
-from robench.registry import attacks
-from robench.threat import rownorm
+from robench.core.registry import attacks
+from robench.threats.threat import rownorm
 
 # A forward pass costs about a fourth of one with its gradient: so many lanes are worth a turn without.
 _WORTH_A_TURN = 1 / 4

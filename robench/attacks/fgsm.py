@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robench.attacks._base import Answer, Attack, Problem, Rows
 from robench.attacks.pgd import PGD, PGDState
-from robench.registry import attacks
+from robench.core.registry import attacks
 
 
 @attacks.register("fgsm")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
-from robench.attacks._objectives import margin, normalize, objective
+from robench.attacks._losses import margin, normalize, objective
 from robench.attacks._projections import project_l1_box
 from robench.attacks.ddn import cosine
-from robench.registry import attacks
-from robench.threat import rownorm
+from robench.core.registry import attacks
+from robench.threats.threat import rownorm
 
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 _LAST_GAMMA, _LAST_STEP = 0.001, 0.01

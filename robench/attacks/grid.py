@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
-from robench.attacks._objectives import ball, cross_entropy
-from robench.errors import UsageError
-from robench.registry import attacks
+from robench.attacks._losses import ball, cross_entropy
+from robench.core.errors import UsageError
+from robench.core.registry import attacks
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
-from robench.attacks._objectives import margin, normalize
-from robench.registry import attacks
-from robench.threat import rownorm
+from robench.attacks._losses import margin, normalize
+from robench.core.registry import attacks
+from robench.threats.threat import rownorm
 
 # What a lane does next: look for any image that fools, close in on the boundary, sound it, leap.
 _SEEK, _CLOSE, _SOUND, _LEAP = range(4)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
 from robench.attacks._input_diversity import Resizing
-from robench.attacks._objectives import check_loss, into_ball, normalize, objective
+from robench.attacks._losses import check_loss, into_ball, normalize, objective
 from robench.attacks._translation_invariance import smoothed
-from robench.registry import attacks
+from robench.core.registry import attacks
 
 
 @dataclass(frozen=True)

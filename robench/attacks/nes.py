@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robench.attacks._base import Problem, Rows
-from robench.attacks._estimated import Estimated, EstimatedState
-from robench.attacks._objectives import into_ball, normalize
-from robench.registry import attacks
+from robench.attacks._gradient_estimation import Estimated, EstimatedState
+from robench.attacks._losses import into_ball, normalize
+from robench.core.registry import attacks
 
 _MOMENTUM = 0.9
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
-from robench.attacks._objectives import check_loss, into_ball, normalize, objective, random_start
-from robench.registry import attacks
+from robench.attacks._losses import check_loss, into_ball, normalize, objective, random_start
+from robench.core.registry import attacks
 
 
 @dataclass(frozen=True)

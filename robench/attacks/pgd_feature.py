@@ -9,10 +9,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from robench.attacks._base import OnFeatures, Problem, Rows
-from robench.attacks._inside import distances, themselves
-from robench.attacks._steered import Steered
+from robench.attacks._custom_objective import Steered
+from robench.attacks._feature_losses import distances, themselves
 from robench.attacks.pgd import PGD, PGDState
-from robench.registry import attacks
+from robench.core.registry import attacks
 
 
 @attacks.register("pgd-feature")

@@ -9,11 +9,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from robench.attacks._base import OnFeatures, Problem, Rows
-from robench.attacks._inside import information
-from robench.attacks._objectives import cross_entropy
-from robench.attacks._steered import Steered
+from robench.attacks._custom_objective import Steered
+from robench.attacks._feature_losses import information
+from robench.attacks._losses import cross_entropy
 from robench.attacks.pgd import PGD, PGDState
-from robench.registry import attacks
+from robench.core.registry import attacks
 
 
 @attacks.register("pgd-mi")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robench.attacks._foreign import ForeignAttack
-from robench.errors import ResourceError
-from robench.registry import attacks
-from robench.threat import Threat
+from robench.attacks._external import ForeignAttack
+from robench.core.errors import ResourceError
+from robench.core.registry import attacks
+from robench.threats.threat import Threat
 
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 _PACKAGES = ("pyautoattack", "autoattack")

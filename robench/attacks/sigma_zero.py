@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
-from robench.attacks._objectives import margin
-from robench.registry import attacks
-from robench.threat import rownorm
+from robench.attacks._losses import margin
+from robench.core.registry import attacks
+from robench.threats.threat import rownorm
 
 UNITS = ("pixel", "component")
 # Adam's, as the paper's code leaves them.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
-from robench.attacks._objectives import _START, margin
-from robench.registry import attacks
+from robench.attacks._losses import _START, margin
+from robench.core.registry import attacks
 
 # Queries, of 10,000, after which less is changed at once, and by what the first share is divided then.
 _L0 = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robench.attacks._base import Problem, Rows, spread
-from robench.attacks._estimated import Estimated, EstimatedState
-from robench.attacks._objectives import into_ball
-from robench.registry import attacks
+from robench.attacks._gradient_estimation import Estimated, EstimatedState
+from robench.attacks._losses import into_ball
+from robench.core.registry import attacks
 
 # Adam, as in its paper.
 _FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-8

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
-from robench.attacks._objectives import _START, margin
+from robench.attacks._losses import _START, margin
 from robench.attacks._projections import project_l1_box
-from robench.registry import attacks
-from robench.threat import rownorm
+from robench.core.registry import attacks
+from robench.threats.threat import rownorm
 
 # Random words are made for so many queries at a time: one call for many is what makes them cheap.
 _BLOCK = 64

@@ -6,12 +6,12 @@ from pathlib import Path
 import click
 
 from robench.cli import common
-from robench.errors import UsageError
-from robench.evaluate import default_results
-from robench.results.board import SORTS, board
-from robench.results.collection import collect
-from robench.results.grid import FORMATS, WIDTH
-from robench.results.wording import location
+from robench.core.errors import UsageError
+from robench.core.formatting import location
+from robench.evaluation.run import default_results
+from robench.records.collection import collect
+from robench.reports.board import SORTS, board
+from robench.reports.table import FORMATS, WIDTH
 
 PAGES = "html"
 
@@ -61,10 +61,10 @@ def command(
         raise UsageError("--claims are shown in text, md, latex and html: csv is of records alone")
     roots = results or (str(default_results()),)
     found = collect(roots)
-    from robench.results.robustbench import read_claims
+    from robench.reports.robustbench import read_claims
 
     if form == PAGES:
-        from robench.results.page import write_page
+        from robench.reports.page import write_page
 
         made = write_page(
             found,

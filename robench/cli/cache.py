@@ -3,8 +3,8 @@
 import click
 from rich.console import Console
 
+from robench.core.formatting import size
 from robench.corruption.cache import Cache
-from robench.results.wording import size
 
 
 @click.command("cache")

@@ -10,9 +10,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from robench.baselines import read_baselines
 from robench.cli import common
-from robench.plain import plain
+from robench.core.sanitize import plain
+from robench.verification.baselines import read_baselines
 
 
 @click.command("check")
@@ -48,10 +48,10 @@ def command(
     robench check results/digits-linf/mimir-digits/autoattack
     robench check baseline.toml --junit report.xml
     """
-    from robench.check import Options, Verdict, check
-    from robench.errors import CheckFailed
-    from robench.files import write_whole
-    from robench.results import checks
+    from robench.core.errors import CheckFailed
+    from robench.core.io import write_whole
+    from robench.verification import ci_report
+    from robench.verification.regression import Options, Verdict, check
 
     console, errors = Console(), Console(stderr=True)
     given = {"margin": margin, "miss": miss, "false_alarm": false_alarm, "checkpoint": checkpoint}
@@ -74,17 +74,17 @@ def command(
         for step in verdict.steps:
             mark = ("holds", "green") if step.held else ("FAILS", "bold red")
             console.print(Text.assemble("  ", mark, plain(f"  {step.name}: {step.detail}")), soft_wrap=True)
-        console.print(Text(f"  {checks.cost(verdict)}, {seconds[-1]:.1f} s", style="dim"), soft_wrap=True)
+        console.print(Text(f"  {ci_report.cost(verdict)}, {seconds[-1]:.1f} s", style="dim"), soft_wrap=True)
     if junit:
-        write_whole(Path(junit).absolute().parent, {Path(junit).name: checks.junit(verdicts, seconds)})
+        write_whole(Path(junit).absolute().parent, {Path(junit).name: ci_report.junit(verdicts, seconds)})
     if summary:
-        content = checks.summary(verdicts).encode()
+        content = ci_report.summary(verdicts).encode()
         write_whole(Path(summary).absolute().parent, {Path(summary).name: content})
     if os.environ.get("GITHUB_ACTIONS"):
-        sys.stdout.write(checks.annotations(verdicts))
+        sys.stdout.write(ci_report.annotations(verdicts))
         if page := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(page).open("a", encoding="utf-8") as file:
-                file.write(checks.summary(verdicts))
+                file.write(ci_report.summary(verdicts))
     failed = [verdict.defense for verdict in verdicts if not verdict.held]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(verdicts)} checks failed: {', '.join(failed)}")

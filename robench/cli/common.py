@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robench.errors import CheckFailed
-from robench.plain import plain
-from robench.trust import trusting
+from robench.core.errors import CheckFailed
+from robench.core.sanitize import plain
+from robench.core.trust import trusting
 
 if TYPE_CHECKING:
-    from robench.results.reading import LeftOut
+    from robench.records.reading import LeftOut
 
 
 def _trust(context: click.Context, option: click.Parameter, value: bool) -> None:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from robench.cli import common
 from robench.cli.run import names
-from robench.plain import plain
+from robench.core.sanitize import plain
 
 
 @click.command("corrupt")
@@ -51,8 +51,8 @@ def command(
     robench corrupt --dataset cifar10 --output CIFAR-10-C
     robench corrupt --dataset imagenet --output ImageNet-C --corruption fog,frost --severity 3
     """
-    from robench.corrupt import GROUPS, write_corrupted
     from robench.corruption.names import SEVERITIES
+    from robench.data.export_corrupted import GROUPS, write_corrupted
 
     errors = Console(stderr=True)
     chosen = [name for given in corruptions or ["common"] for name in GROUPS.get(given, (given,))]

@@ -3,15 +3,14 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from robench import registry, specs
-from robench.content import Suite, suites
+from robench.attacks.build import build_attacks
+from robench.catalog import Suite, find_suite, suites
+from robench.core import registry, specs
+from robench.core.errors import UsageError
 from robench.corruption.suite import corruptions
-from robench.direct import find_suite
-from robench.engine.attackers import build_attacks
 from robench.engine.counts import cost, shipped
-from robench.engine.meter import Passes
-from robench.errors import UsageError
-from robench.threat import Threat
+from robench.engine.query_cost import Passes
+from robench.threats.threat import Threat
 
 CLASSES = 10
 # Where no threat is named; on an image that is never fooled the radius costs nothing.

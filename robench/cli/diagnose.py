@@ -69,11 +69,11 @@ def command(
     robench diagnose --defense pgd-at
     robench diagnose --mi --defense mimir,mae-at,pgd-at,standard --samples 500
     """
-    from robench.choice import choose_protocol
+    from robench.core.errors import UsageError
     from robench.diagnosis.diagnose import diagnose, grid
-    from robench.errors import UsageError
-    from robench.evaluate import Options, default_results
-    from robench.results.grid import render
+    from robench.evaluation.protocol import choose_protocol
+    from robench.evaluation.run import Options, default_results
+    from robench.reports.table import render
 
     if seeds is not None and not mi:
         raise UsageError("--seeds says how often --mi measures: add --mi, or leave it out")

@@ -4,7 +4,7 @@ import click
 from rich.console import Console
 
 from robench.cli import common
-from robench.evaluate import default_results
+from robench.evaluation.run import default_results
 
 
 @click.command("doctor")
@@ -12,7 +12,7 @@ from robench.evaluate import default_results
 @common.results
 def command(data_dir: str | None, results: str | None) -> None:
     """Say what is installed, what is missing and how to get it."""
-    from robench.doctor import examine, report
+    from robench.cli._examine import examine, report
 
     findings = examine(results or default_results(), data_dir)
     Console().print(report(findings), highlight=False)

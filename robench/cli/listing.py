@@ -11,13 +11,14 @@ from rich.text import Text
 import robench.attacks
 import robench.data
 import robench.defenses
-import robench.transformations  # noqa: F401  (importing registers what is built in)
-from robench import content, registry
+import robench.threats.transformations  # noqa: F401  (importing registers what is built in)
+from robench import catalog
+from robench.catalog import Suite
 from robench.cli import common, costs
-from robench.content import Suite
+from robench.core import registry
+from robench.core.errors import unknown_name
+from robench.core.sanitize import plain
 from robench.data._base import facts_of
-from robench.errors import unknown_name
-from robench.plain import plain
 
 KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations")
 
@@ -31,7 +32,7 @@ def _defenses() -> list[dict[str, str]]:
             "threat": card.threat or "none",
             "description": card.description,
         }
-        for card in content.cards().values()
+        for card in catalog.cards().values()
     ]
     outside = {
         name: kind.holder(name)
@@ -59,7 +60,7 @@ def _attacks() -> list[dict[str, str]]:
             "passes": costs.brief(suite),
             "description": suite.description,
         }
-        for suite in content.suites().values()
+        for suite in catalog.suites().values()
     ]
     return suites + [
         {
@@ -92,7 +93,7 @@ def _protocols() -> list[dict[str, str]]:
             "samples": str(protocol.samples or ""),
             "description": protocol.description,
         }
-        for protocol in content.protocols().values()
+        for protocol in catalog.protocols().values()
     ]
 
 
@@ -113,7 +114,7 @@ def _first_line(text: str | None) -> str:
 def _brought() -> list[dict[str, str]]:
     """The cards whose weights a user brings, with what their authors claim."""
     rows = []
-    for card in content.cards().values():
+    for card in catalog.cards().values():
         if card.origin:
             said = [
                 f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
@@ -147,7 +148,7 @@ def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, s
     """`found` with the cards without weights, and the loaders, in tables of their own."""
     released = _brought()
     brought = {row["name"] for row in released}
-    trained = {card.name for card in content.cards().values() if card.recipe and not card.checkpoint}
+    trained = {card.name for card in catalog.cards().values() if card.recipe and not card.checkpoint}
     trained -= brought
     shown = {}
     for name, rows in found.items():

@@ -7,9 +7,9 @@ from types import FrameType
 import click
 
 from robench.cli.output import Output, open_standard_streams
-from robench.errors import ResourceError, RobenchError, unknown_name
-from robench.interrupts import INTERRUPTED, end_at_once
-from robench.plain import plain_lines
+from robench.core.errors import ResourceError, RobenchError, unknown_name
+from robench.core.interrupts import INTERRUPTED, end_at_once
+from robench.core.sanitize import plain_lines
 
 # name -> "module:command", imported when asked for: --help must not wait for torch.
 COMMANDS = {

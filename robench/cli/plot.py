@@ -8,9 +8,9 @@ from rich.text import Text
 
 from robench.cli import common
 from robench.cli.run import names
-from robench.evaluate import default_results
-from robench.results.plots import PLOTS
-from robench.results.plots.style import FORMATS
+from robench.evaluation.run import default_results
+from robench.reports.plots import PLOTS
+from robench.reports.plots.style import FORMATS
 
 ALL = "all"
 _KINDS = "\n".join(f"{name:<12} {plot.shows}" for name, plot in PLOTS.items())
@@ -35,10 +35,10 @@ robench plot all results/shipped --format svg,pdf --output pictures""",
 )
 @click.option("--output", default="plots", show_default=True, help="Folder of the pictures.")
 def command(kind: str, results: tuple[str, ...], formats: list[str], output: str) -> None:
-    from robench.results.collection import collect
-    from robench.results.plots import find_plot
-    from robench.results.plots.style import save
-    from robench.results.wording import location, one_of
+    from robench.core.formatting import location, one_of
+    from robench.records.collection import collect
+    from robench.reports.plots import find_plot
+    from robench.reports.plots.style import save
 
     chosen = PLOTS if kind == ALL else {kind: find_plot(kind)}
     for form in formats or ["png"]:

@@ -6,8 +6,8 @@ from rich.text import Text
 
 from robench.cli import common
 from robench.cli.run import names
-from robench.evaluate import default_results
-from robench.plain import plain
+from robench.core.sanitize import plain
+from robench.evaluation.run import default_results
 
 _UNITS = ("B", "kB", "MB", "GB")
 
@@ -26,9 +26,10 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     Each goes to the place that its content says. Of two for one place the later stands, the other is kept under
     superseded/, and the conflict is named. Damaged ones are named and left out.
     """
-    from robench.errors import CheckFailed
-    from robench.results.moving import merge
-    from robench.results.wording import location, plain
+    from robench.core.errors import CheckFailed
+    from robench.core.formatting import location
+    from robench.core.sanitize import plain
+    from robench.records.archive import merge
 
     console = Console()
     done = []
@@ -67,13 +68,13 @@ def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> N
     robench results export results/digits-linf --output mine.zip
     robench results merge mine.zip              # on another machine
     """
-    from robench.results.moving import export
+    from robench.records.archive import export
 
     console = Console()
     if model_info:
-        from robench.results.collection import collect
-        from robench.results.robustbench import write_infos
-        from robench.results.wording import location
+        from robench.core.formatting import location
+        from robench.records.collection import collect
+        from robench.reports.robustbench import write_infos
 
         found = collect(sources)
         for made in write_infos(found, output):
@@ -100,13 +101,14 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
     with certificates that exceed the radius by more than a millionth of it. Others are left as they are; of each
     record that changes the old one is kept under superseded/.
     """
+    from robench.core.errors import ResourceError, RobenchError
+    from robench.core.formatting import location
     from robench.data import load_dataset
     from robench.defenses import load
     from robench.engine.device import choose_device
-    from robench.errors import ResourceError, RobenchError
-    from robench.results.collection import collect
-    from robench.results.migration import migrate, overdue
-    from robench.results.wording import location, percent
+    from robench.records.collection import collect
+    from robench.records.migration import migrate, overdue
+    from robench.statistics.accuracy import percent
 
     where, console = choose_device(device), Console()
     found = collect(results or (str(default_results()),))
@@ -151,10 +153,10 @@ def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> N
 
     What a run is writing at this moment stays.
     """
-    from robench.errors import ResourceError
-    from robench.results.pruning import KINDS, prune, waste
-    from robench.results.reading import LeftOut
-    from robench.results.wording import location, one_of
+    from robench.core.errors import ResourceError
+    from robench.core.formatting import location, one_of
+    from robench.records.prune import KINDS, prune, waste
+    from robench.records.reading import LeftOut
 
     for kind in only:
         one_of("kind", kind, KINDS)

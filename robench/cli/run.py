@@ -9,20 +9,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from robench import curve, sweep
-from robench.choice import choose_protocol
+from robench.catalog import Protocol, find_protocol, find_suite
 from robench.cli import common
-from robench.cli.transferring import Asked, print_json, transfer
-from robench.content import Protocol, find_protocol
-from robench.direct import find_suite
+from robench.cli.transfer import Asked, print_json, transfer
+from robench.core.errors import UsageError
+from robench.core.sanitize import plain
+from robench.core.specs import split
 from robench.engine.progress import Progress as Standing
-from robench.errors import UsageError
-from robench.evaluate import Options, default_results, run_all
-from robench.plain import plain
-from robench.results import security
-from robench.results.grid import Grid, render
-from robench.results.record import Record
-from robench.specs import split
+from robench.evaluation import security_curve, sweep
+from robench.evaluation.protocol import choose_protocol
+from robench.evaluation.run import Options, default_results, run_all
+from robench.records.record import Record
+from robench.reports import security_curve as security
+from robench.reports import sweep as sweep_report
+from robench.reports.table import Grid, render
 
 
 def names(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[str]:
@@ -142,8 +142,8 @@ def command(
         if radii is not None:
             if swept is not None:
                 raise UsageError("--curve is a sweep over the radius: give --curve or --sweep, not both")
-            over = curve.Radii.parse(radii)
-            levels = curve.protocols(over, protocol, dataset, threat, samples)
+            over = security_curve.Radii.parse(radii)
+            levels = security_curve.protocols(over, protocol, dataset, threat, samples)
             _curve(over, levels, defenses, attacks, knowledge, options, bar, as_json)
             return
         chosen = choose_protocol(protocol, dataset, threat, samples, attacks or None)
@@ -157,9 +157,9 @@ def command(
     if as_json:
         print_json(records)
         return
-    from robench.results import heatmap
-    from robench.results.table import run_table
-    from robench.results.unforeseen import unforeseen
+    from robench.reports.plots import corruption_heatmap
+    from robench.reports.run_summary import run_table
+    from robench.reports.unforeseen import unforeseen
 
     console = Console()
     console.print(run_table(records))
@@ -170,7 +170,9 @@ def command(
                 sys.stdout.write("\n" + render(table, "text", console.width))
     for record in records:
         if record.corrupted and record.folder:
-            made = heatmap.write(heatmap.of_record(record), record.folder / heatmap.FILE)
+            made = corruption_heatmap.write(
+                corruption_heatmap.of_record(record), record.folder / corruption_heatmap.FILE
+            )
             console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
         console.print(Text(plain(f"record: {record.folder}")), soft_wrap=True)
 
@@ -186,7 +188,7 @@ def _sweep(
     as_json: bool,
 ) -> None:
     """A table and a picture of one setting."""
-    from robench.results.store import slug
+    from robench.records.store import slug
 
     asked = sweep.Sweep.parse(text)
     if len(defenses) != 1 or len(attacks) > 1:
@@ -200,11 +202,11 @@ def _sweep(
         return
     name = f"sweep-{slug(defenses[0])}-{slug(found[0][1].job.suite.name.partition('(')[0])}-{slug(asked.name)}.png"
     folder = Path(options.results) / slug(protocol.name)
-    _show(sweep.grid(asked, found), sweep.picture(asked, found, folder / name))
+    _show(sweep_report.grid(asked, found), sweep_report.picture(asked, found, folder / name))
 
 
 def _curve(
-    radii: curve.Radii,
+    radii: security_curve.Radii,
     levels: list[Protocol],
     defenses: list[str],
     attacks: list[str],
@@ -215,7 +217,7 @@ def _curve(
 ) -> None:
     """A table and a picture of accuracy over the radius."""
     records = []
-    for record in curve.runs(defenses, attacks, levels, knowledge, options):
+    for record in security_curve.runs(defenses, attacks, levels, knowledge, options):
         records.append(record)
         bar.done()
     found = security.curves(radii.texts, records)

@@ -14,14 +14,16 @@ from rich.text import Text
 import robench.attacks
 import robench.data
 import robench.defenses
-import robench.transformations  # noqa: F401  (importing registers what is built in)
-from robench import content, registry, specs
+import robench.threats.transformations  # noqa: F401  (importing registers what is built in)
+from robench import catalog
+from robench.catalog import Card, End, Protocol, Rung, Suite
 from robench.cli import common, costs
-from robench.content import Card, End, Protocol, Rung, Suite
-from robench.defenses import facts, find_card
+from robench.core import registry, specs
+from robench.core.errors import RobenchError, UsageError, unknown_name
+from robench.core.sanitize import plain, plain_lines
+from robench.defenses import describe as facts
+from robench.defenses import find_card
 from robench.defenses.loaders import scheme_of
-from robench.errors import RobenchError, UsageError, unknown_name
-from robench.plain import plain, plain_lines
 
 
 @click.command("show")
@@ -41,7 +43,7 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
     fooled: its passes are counted by playing it.
     """
     console = Console()
-    if threat is not None and not (name in content.suites() or _is_attack(name)):
+    if threat is not None and not (name in catalog.suites() or _is_attack(name)):
         raise UsageError(f"--threat goes with an attack or a suite, and {name} is none")
     if (Path(name) / "record.json").is_file() or name.endswith(".json"):
         _record(console, Path(name), picture, data_dir)
@@ -64,7 +66,7 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
         console.print(_card(card) if card else _table(facts.of_spec(name)))
         return
     if Path(name).is_dir():
-        from robench.results.record import read_record
+        from robench.records.record import read_record
 
         read_record(name)  # says what is missing there
     known = {each for names in _known().values() for each in names}
@@ -84,13 +86,13 @@ def _costs(console: Console, name: str, threat: str | None, classes: int) -> Non
 
 
 def _record(console: Console, path: Path, picture: str | None, data_dir: str | None) -> None:
+    from robench.core.errors import ResourceError
     from robench.data import load_dataset
-    from robench.errors import ResourceError
-    from robench.results import heatmap
-    from robench.results.collection import usable
-    from robench.results.picture import picture as draw
-    from robench.results.record import Record
-    from robench.results.table import describe
+    from robench.records.collection import usable
+    from robench.records.record import Record
+    from robench.reports.plots import corruption_heatmap
+    from robench.reports.plots.adversarial_examples import picture as draw
+    from robench.reports.run_summary import describe
 
     record = usable(path)
     if not isinstance(record, Record):
@@ -98,7 +100,10 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
     console.print(describe(record))
     folder = record.folder or path
     if record.corrupted:
-        made = heatmap.write(heatmap.of_record(record), Path(picture) if picture else folder / heatmap.FILE)
+        made = corruption_heatmap.write(
+            corruption_heatmap.of_record(record),
+            Path(picture) if picture else folder / corruption_heatmap.FILE,
+        )
         console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
         return
     images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
@@ -109,17 +114,17 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
 def _known() -> dict[str, dict[str, Any]]:
     """Kind -> name -> what shows it; the first kind that knows a name has it."""
     families: dict[str, list[Card]] = {}
-    for card in content.cards().values():
+    for card in catalog.cards().values():
         families.setdefault(card.family, []).append(card)
     return {
-        "defense": {name: lambda card=card: _card(card) for name, card in content.cards().items()},
+        "defense": {name: lambda card=card: _card(card) for name, card in catalog.cards().items()},
         "family of defenses": {
             name: lambda cards=cards: "\n".join(f"{c.name}  ({c.dataset})" for c in cards)
             for name, cards in families.items()
             if name
         },
-        "suite": {name: lambda suite=suite: _fields(suite) for name, suite in content.suites().items()},
-        "protocol": {name: lambda p=p: _fields(p) for name, p in content.protocols().items()},
+        "suite": {name: lambda suite=suite: _fields(suite) for name, suite in catalog.suites().items()},
+        "protocol": {name: lambda p=p: _fields(p) for name, p in catalog.protocols().items()},
         "attack": {name: lambda name=name: _builder(registry.attacks, name) for name in registry.attacks},
         "builder of defenses": {
             name: lambda name=name: _builder(registry.defenses, name) for name in registry.defenses

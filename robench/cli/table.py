@@ -5,8 +5,8 @@ import sys
 import click
 
 from robench.cli import common
-from robench.evaluate import default_results
-from robench.results.grid import FORMATS
+from robench.evaluation.run import default_results
+from robench.reports.table import FORMATS
 
 
 @click.command("table")
@@ -28,8 +28,8 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     robench table purifiers
     robench table mimir --format latex
     """
-    from robench.results.collection import collect
-    from robench.results.papers import find_paper, text
+    from robench.records.collection import collect
+    from robench.reports.papers import find_paper, text
 
     found = collect(results or (str(default_results()),))
     sys.stdout.write(text(find_paper(paper), found, form, suite))

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
-from robench.plain import plain_lines
+from robench.core.sanitize import plain_lines
 
 
 @click.command("train")
@@ -37,7 +37,7 @@ def command(
     torchrun --nproc-per-node 4 -m robench train CARD
     """
     from robench.training import train
-    from robench.training.team import Team
+    from robench.training.distributed import Team
 
     result = train(
         card,

@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
+from robench.core.errors import CheckFailed
+from robench.core.sanitize import plain
 from robench.data import load_dataset
 from robench.defenses import load
-from robench.errors import CheckFailed
-from robench.results.record import read_record
-from robench.results.verify import Report, report
-from robench.results.wording import plain
+from robench.records.record import read_record
 from robench.verification.replay import REPLAYED, Sample
+from robench.verification.verify import Report, report
 
 
 @click.command("verify")

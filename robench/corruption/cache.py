@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from robench.cache import cache_folder
-from robench.errors import UsageError
-from robench.files import Damaged, open_lock, read_sealed, seal, write_quickly
+from robench.core.cache import cache_folder
+from robench.core.errors import UsageError
+from robench.core.io import Damaged, open_lock, read_sealed, seal, write_quickly
 
 LIMIT = "ROBENCH_CACHE_LIMIT"
 _DEFAULT = "8G"

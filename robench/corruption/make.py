@@ -19,8 +19,8 @@ import numpy as np
 from packaging.requirements import Requirement
 from PIL import Image
 
+from robench.core.errors import ResourceError
 from robench.corruption.names import COMMON, VALIDATION, check_corruption
-from robench.errors import ResourceError
 
 PACKAGE = "imagecorruptions-imaug"
 # The library refuses less, either way.

@@ -1,6 +1,6 @@
 """What ImageNet-C's corruptions are called."""
 
-from robench.errors import UsageError, unknown_name
+from robench.core.errors import UsageError, unknown_name
 
 # In the paper's order: the fifteen of its benchmark, then four for validation.
 COMMON = (

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robench import specs
+from robench.core import specs
+from robench.core.errors import UsageError
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
-from robench.errors import UsageError
 
 SPEC = "corruption"
-# What stands for the threat of a run that has no adversary.
-NO_THREAT = "none"
 
 
 @dataclass(frozen=True)

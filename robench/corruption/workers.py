@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from robench.errors import ResourceError, RobenchError
+from robench.core.errors import ResourceError, RobenchError
 
 _ROOT = Path(__file__).resolve().parents[2]
 

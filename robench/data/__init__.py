@@ -2,13 +2,15 @@
 
 import inspect
 
-from robench import registry, specs
+from robench.core import registry, specs
+from robench.core.errors import UsageError
+from robench.core.trust import admit
 from robench.data import (  # noqa: F401 - they register themselves
     arrays,
     cifar10,
     cifar100,
     cifar_variants,
-    corruptions,
+    corrupted,
     digits,
     folder,
     imagenet,
@@ -18,8 +20,6 @@ from robench.data import (  # noqa: F401 - they register themselves
     tiny_imagenet,
 )
 from robench.data._base import Images
-from robench.errors import UsageError
-from robench.trust import admit
 
 __all__ = ["Images", "load_dataset"]
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from robench.cache import home_cache
-from robench.data._pixels import Pixels, Stack
-from robench.errors import ResourceError, UsageError
-from robench.subset import Subset
+from robench.core.cache import home_cache
+from robench.core.errors import ResourceError, UsageError
+from robench.data._lazy_images import Pixels, Stack
+from robench.data.class_subset import Subset
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 # Images read at a time where all of them are gone through.

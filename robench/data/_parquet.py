@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robench.data._pictures import Blob, named
-from robench.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, UsageError
+from robench.data._image_files import Blob, named
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>.*)")
 # Taken where the files do not say which columns are of images and labels.

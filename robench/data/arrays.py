@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from robench import registry
-from robench.data import _npy
+from robench.core import registry
+from robench.core.errors import ResourceError
+from robench.core.specs import Spec
+from robench.data import _numpy_files
 from robench.data._base import Facts, Images, check_channels, check_split, described
-from robench.errors import ResourceError
-from robench.specs import Spec
 
 
 @registry.datasets.register("npz")
@@ -41,17 +41,17 @@ def load(
     name = str(Spec(f"npz:{path}", told))
     check_split(name, split, ("test",))
     file = Path(data_dir or "").expanduser() / Path(path).expanduser()
-    found = _npy.read_archive(file, ("y",), ("classes",), also=("x",))
+    found = _numpy_files.read_archive(file, ("y",), ("classes",), also=("x",))
     named = tuple(str(each) for each in found["classes"].ravel()) if "classes" in found else ()
     if named and classes and classes != len(named):
         raise ResourceError(f"{file} names {len(named)} classes: leave classes={classes} out")
-    y = _npy.labels(found["y"], file, len(named) or classes or None)
-    count = _npy.rows(file, "x")
+    y = _numpy_files.labels(found["y"], file, len(named) or classes or None)
+    count = _numpy_files.rows(file, "x")
     if len(y) != count:
         raise ResourceError(f"{file}: {count} images and {len(y)} labels: expected as many")
     if not len(y):
         raise ResourceError(f"{file} holds no images")
-    x = _npy.member_pixels(file, "x", samples, channels)
+    x = _numpy_files.member_pixels(file, "x", samples, channels)
     count = classes or int(y.max()) + 1
     return Images(
         name,

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torchvision.datasets import CIFAR10
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import ResourceError
 from robench.data._base import Facts, Images, check_split, data_root, default_root, described
-from robench.errors import ResourceError
 
 __all__ = ["FOLDER", "default_root", "load", "load_whole"]
 

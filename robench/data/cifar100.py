@@ -2,7 +2,7 @@
 
 from torchvision.datasets import CIFAR100
 
-from robench import registry
+from robench.core import registry
 from robench.data._base import Facts, Images, described
 from robench.data.cifar10 import load_whole
 

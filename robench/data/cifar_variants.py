@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 
-from robench import registry
-from robench.data import _npy
+from robench.core import registry
+from robench.core.errors import ResourceError, UsageError
+from robench.core.specs import Spec
+from robench.data import _numpy_files
 from robench.data._base import Facts, Images, check_split, described, find
 from robench.data._names import (
     CIFAR10_CLASSES,
@@ -15,8 +17,6 @@ from robench.data._names import (
     VALIDATION,
     check_corruption,
 )
-from robench.errors import ResourceError, UsageError
-from robench.specs import Spec
 
 C10 = Facts("CIFAR-10-C/<corruption>.npy and labels.npy", "https://zenodo.org/records/2535967")
 C100 = Facts("CIFAR-100-C/<corruption>.npy and labels.npy", "https://zenodo.org/records/3555552")
@@ -89,7 +89,7 @@ def _corrupted(
         name, data_dir, (f"{folder}/{corruption}.npy", f"{corruption}.npy"), facts.of(corruption=corruption)
     )
     # The published files have blocks of 10,000; `robench corrupt --samples` makes smaller ones.
-    block, rest = divmod(sum(_npy.open_array(images).shape[:1]), len(SEVERITIES))
+    block, rest = divmod(sum(_numpy_files.open_array(images).shape[:1]), len(SEVERITIES))
     if rest or not block:
         raise ResourceError(
             f"{images}: {5 * block + rest} images: expected as many of each of five severities"
@@ -133,16 +133,16 @@ def load_cifar10_1(
 def _slice(
     name: str, images: Path, truths: Path, rows: int, wanted: slice, classes: tuple[str, ...]
 ) -> Images:
-    x, y = _npy.open_array(images), _npy.open_array(truths)
+    x, y = _numpy_files.open_array(images), _numpy_files.open_array(truths)
     for array, path, shape in ((x, images, (rows, 32, 32, 3)), (y, truths, (rows,))):
         if array.shape != shape:
             raise ResourceError(f"{path}: shape {array.shape}: {name} has {shape} there; get the file again")
-    pixels = _npy.pixels(x[wanted], images)
+    pixels = _numpy_files.pixels(x[wanted], images)
     return Images(
         name,
         "test",
         pixels,
-        _npy.labels(y[wanted], truths, len(classes)),
+        _numpy_files.labels(y[wanted], truths, len(classes)),
         torch.arange(len(pixels)),
         classes,
     )

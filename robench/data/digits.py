@@ -10,9 +10,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import UsageError
 from robench.data._base import Facts, Images, described
-from robench.errors import UsageError
 
 SIZE = 16
 # Larger ones by powers of two, whose bilinear weights are exact.

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
-from robench import preprocessing as preprocessings
-from robench import registry
-from robench.data import _pictures
+from robench.core import registry
+from robench.core.errors import ResourceError, UsageError
+from robench.core.specs import Spec
+from robench.data import _image_files
+from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_channels, check_split, described
 from robench.data._names import imagenet_classes, synsets
-from robench.errors import ResourceError, UsageError
-from robench.specs import Spec
 
 CLASSES = ("folders", "imagenet")
 
@@ -35,7 +35,7 @@ def load(
     Args:
         path: of the folder; a relative one is looked for in `data_dir` where that is given.
         samples: the first so many; None for all.
-        preprocessing: "none" for pictures of one size; else see `robench.preprocessing`.
+        preprocessing: "none" for pictures of one size; else see `robench.data.preprocessing`.
         classes: "folders" for a class a folder, in the order of their names; "imagenet" where the folders are
             named by some of ImageNet's synsets (ImageNet-A, -R, -Sketch), with the labels that these have among
             the thousand.
@@ -59,15 +59,15 @@ def load(
     folder = Path(data_dir or "").expanduser() / Path(path).expanduser()
     if not folder.is_dir():
         raise ResourceError(f"{folder} is no folder: {name} needs one with a folder of pictures a class")
-    found = _pictures.list_classes(folder, name)
+    found = _image_files.list_classes(folder, name)
     known = synsets() if classes == "imagenet" else tuple(found)
     if strangers := [folder / each for each in found if each not in known]:
         raise ResourceError(
             f"{len(strangers)} of {len(found)} folders of {name} are no synset of ImageNet's thousand: "
-            + _pictures.named(strangers)
+            + _image_files.named(strangers)
         )
-    rows = _pictures.labelled(found, known)[:samples]
-    x = _pictures.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name, channels)
+    rows = _image_files.labelled(found, known)[:samples]
+    x = _image_files.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name, channels)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     names = imagenet_classes() if classes == "imagenet" else known
     return Images(name, split, x, y, torch.arange(len(x)), names)

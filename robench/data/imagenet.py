@@ -10,16 +10,16 @@ from typing import TypeVar
 
 import torch
 
-from robench import preprocessing as preprocessings
-from robench import registry
-from robench.data import _parquet, _pictures
+from robench.core import registry
+from robench.core.errors import ResourceError
+from robench.core.specs import Spec
+from robench.data import _image_files, _parquet
+from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_split, described, find
-from robench.data._lists import read_list
+from robench.data._image_lists import read_list
+from robench.data._lazy_images import Pixels
 from robench.data._names import COMMON, VALIDATION, check_corruption, imagenet_classes, synsets
-from robench.data._pixels import Pixels
 from robench.data.parquet import files_by_part
-from robench.errors import ResourceError
-from robench.specs import Spec
 
 WHOLE = Facts(
     "imagenet/val/<synset>/ILSVRC2012_val_<number>.JPEG, val/<synset>/..., or imagenet-1k/data/validation-*.parquet",
@@ -59,7 +59,7 @@ def load(
         data_dir: the folder that holds `imagenet/val` or `val`, with a folder a class, named by its synset; or
             `imagenet-1k`, the data set as Hugging Face has it.
         samples: the first so many; None for all.
-        preprocessing: see `robench.preprocessing`; "none" for images that are of one size already, "own" for what
+        preprocessing: see `robench.data.preprocessing`; "none" for images that are of one size already, "own" for what
             the defense says of itself.
         ids: "robustbench" for the 5,000 images of RobustBench, in its order, or the path of a list such as its; all
             of them must be there.
@@ -135,13 +135,13 @@ def load_severity(
     name = str(Spec(kind, said | ({"ids": ids} if ids else {})))
     check_split(name, split, ("test",))
     folder = find(name, data_dir, tuple(places), facts.of(corruption=corruption, severity=severity))
-    return _of_folder(name, _pictures.severity_folder(folder, severity, name), preprocessing, samples, ids)
+    return _of_folder(name, _image_files.severity_folder(folder, severity, name), preprocessing, samples, ids)
 
 
 def _of_folder(name: str, folder: Path, preprocessing: str, samples: int | None, ids: str) -> Images:
-    known = numbered(_pictures.list_classes(folder, name), folder, name)
+    known = numbered(_image_files.list_classes(folder, name), folder, name)
     rows = _chosen(known, name, samples, ids)
-    x = _pictures.decode(enumerate(path for _, _, path in rows), len(rows), preprocessing, name)
+    x = _image_files.decode(enumerate(path for _, _, path in rows), len(rows), preprocessing, name)
     return _images(name, rows, x)
 
 
@@ -153,7 +153,7 @@ def _of_parquet(name: str, folder: Path, preprocessing: str, samples: int | None
         )
     table = _parquet.open_table(files, name)
     rows = _chosen(_numbered_rows(table, name), name, samples, ids)
-    x = _pictures.decode(table.pictures([row for _, _, row in rows]), len(rows), preprocessing, name)
+    x = _image_files.decode(table.pictures([row for _, _, row in rows]), len(rows), preprocessing, name)
     return _images(name, rows, x)
 
 
@@ -172,7 +172,7 @@ def _chosen(rows: list[Row], name: str, samples: int | None, ids: str) -> list[R
     if lost:
         raise ResourceError(
             f"{len(lost)} of the {len(wanted)} images of ids={ids!r} are not among the {len(rows)} of {name}: "
-            f"{_pictures.named(lost)}; get all of the validation images"
+            f"{_image_files.named(lost)}; get all of the validation images"
         )
     return [there[picture.number] for picture in wanted][:samples]
 
@@ -194,7 +194,7 @@ def _numbered_rows(table: _parquet.Table, name: str) -> list[tuple[int, int, int
         raise ResourceError(
             f"{len(strange)} of {len(table.labels)} rows of {name} are not named as its images are, "
             "ILSVRC2012_val_00000001_<synset>.JPEG, each number once and by its class: "
-            f"{_pictures.named(strange)}; for images of your own write parquet:FOLDER"
+            f"{_image_files.named(strange)}; for images of your own write parquet:FOLDER"
         )
     return [rows[number] for number in sorted(rows)]
 
@@ -209,7 +209,7 @@ def numbered(found: dict[str, list[Path]], folder: Path, name: str) -> list[tupl
     if strangers := [folder / each for each in found if each not in labels]:
         raise ResourceError(
             f"{len(strangers)} of {len(found)} folders of {name} are no synset of ImageNet's thousand: "
-            f"{_pictures.named(strangers)}"
+            f"{_image_files.named(strangers)}"
         )
     rows: dict[int, tuple[int, int, Path]] = {}
     strange: list[Path] = []
@@ -224,6 +224,6 @@ def numbered(found: dict[str, list[Path]], folder: Path, name: str) -> list[tupl
     if strange:
         raise ResourceError(
             f"{len(strange)} files of {name} are not named as its images are, ILSVRC2012_val_00000001.JPEG, each "
-            f'number once: {_pictures.named(strange)}; for images of your own write folder:DIR(classes="imagenet")'
+            f'number once: {_image_files.named(strange)}; for images of your own write folder:DIR(classes="imagenet")'
         )
     return [rows[number] for number in sorted(rows)]

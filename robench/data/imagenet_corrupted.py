@@ -1,6 +1,6 @@
 """`imagenet-3dcc` and `imagenet-c-bar`: other corruptions of ImageNet's validation images, in ImageNet-C's layout."""
 
-from robench import registry
+from robench.core import registry
 from robench.data._base import Facts, Images, described
 from robench.data._names import BAR, COMMON_3D
 from robench.data.imagenet import load_severity

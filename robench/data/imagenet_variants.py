@@ -6,13 +6,13 @@ from functools import partial as bound
 
 import torch
 
-from robench import preprocessing as preprocessings
-from robench import registry
-from robench.data import _pictures
+from robench.core import registry
+from robench.core.specs import Spec
+from robench.data import _image_files
+from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_split, described, find
 from robench.data._names import imagenet_classes, synsets, synsets_of
-from robench.specs import Spec
-from robench.subset import Subset
+from robench.data.class_subset import Subset
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load_a(
     Args:
         data_dir: the folder that holds `imagenet-a`, with a folder a class, named by its synset.
         samples: the first so many; None for all.
-        preprocessing: see `robench.preprocessing`; "own" for what the defense says of itself.
+        preprocessing: see `robench.data.preprocessing`; "own" for what the defense says of itself.
         partial: take what is there, though pictures or classes are missing.
 
     Raises:
@@ -126,10 +126,10 @@ def _load(
     name = str(Spec(kind, {"preprocessing": preprocessing} | ({"partial": True} if partial else {})))
     check_split(name, split, ("test",))
     folder = find(name, data_dir, variant.places, variant.facts)
-    found = _pictures.list_classes(folder, name)
-    _pictures.check_complete(found, variant.synsets(), variant.images, folder, name, partial)
-    rows = _pictures.labelled(found, variant.synsets())[:samples]
-    x = _pictures.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name)
+    found = _image_files.list_classes(folder, name)
+    _image_files.check_complete(found, variant.synsets(), variant.images, folder, name, partial)
+    rows = _image_files.labelled(found, variant.synsets())[:samples]
+    x = _image_files.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     indices = tuple(synsets().index(each) for each in variant.synsets())
     words = tuple(imagenet_classes()[k] for k in indices)

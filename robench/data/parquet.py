@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from robench import preprocessing as preprocessings
-from robench import registry
-from robench.data import _parquet, _pictures
+from robench.core import registry
+from robench.core.errors import ResourceError, UsageError
+from robench.core.specs import Spec
+from robench.data import _image_files, _parquet
+from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_split, described
-from robench.errors import ResourceError, UsageError
-from robench.specs import Spec
 
 # What the parts are called that each split may be, the best first.
 _PARTS = {"train": ("train", "training"), "test": ("test", "validation", "valid", "val", "dev")}
@@ -42,7 +42,7 @@ def load(
         split: "train" or "test"; the latter is the part test, else validation, else all files where none says what
             part it is.
         samples: the first so many; None for all.
-        preprocessing: "none" for pictures of one size; else see `robench.preprocessing`.
+        preprocessing: "none" for pictures of one size; else see `robench.data.preprocessing`.
         part: another part, by its name, for the split "test".
         image, label: columns; empty for those that the files say are of images and class labels.
 
@@ -58,8 +58,8 @@ def load(
     place = Path(data_dir or "").expanduser() / Path(path).expanduser()
     table = _parquet.open_table(_choose(place, name, split, part), name, image, label)
     by_class = (np.flatnonzero(table.labels == k).tolist() for k in range(len(table.classes)))
-    rows = _pictures.in_turn(by_class)[:samples]
-    x = _pictures.decode(table.pictures(rows), len(rows), preprocessing, name)
+    rows = _image_files.in_turn(by_class)[:samples]
+    x = _image_files.decode(table.pictures(rows), len(rows), preprocessing, name)
     return Images(name, split, x, torch.from_numpy(table.labels[rows]), torch.tensor(rows), table.classes)
 
 
@@ -87,7 +87,7 @@ def _choose(place: Path, name: str, split: str, part: str) -> list[Path]:
     files = parts[fitting[0]]
     if len(folders := sorted({file.parent for file in files})) > 1:
         raise UsageError(
-            f"{name} has parquet files in several folders, {_pictures.named(folders)}: name one of them"
+            f"{name} has parquet files in several folders, {_image_files.named(folders)}: name one of them"
         )
     return files
 

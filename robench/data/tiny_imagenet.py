@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from robench import registry
-from robench.data import _pictures
+from robench.core import registry
+from robench.core.errors import ResourceError
+from robench.core.specs import Spec
+from robench.data import _image_files
 from robench.data._base import Facts, Images, check_split, data_root, described, find
 from robench.data._names import COMMON, VALIDATION, check_corruption
-from robench.errors import ResourceError
-from robench.specs import Spec
 
 WHOLE = Facts("tiny-imagenet-200, as the archive unpacks", "http://cs231n.stanford.edu/tiny-imagenet-200.zip")
 C = Facts("Tiny-ImageNet-C/<corruption>/<severity>/<synset>/<picture>", "https://zenodo.org/records/2536630")
@@ -44,7 +44,7 @@ def load(split: str = "test", data_dir: str | None = None, samples: int | None =
     wnids = sorted(_lines(folder / "wnids.txt"))
     labels = {wnid: k for k, wnid in enumerate(wnids)}
     rows = (_train if split == "train" else _test)(folder, labels)[:samples]
-    x = _pictures.decode(enumerate(path for _, _, path in rows), len(rows), "none", "tiny-imagenet")
+    x = _image_files.decode(enumerate(path for _, _, path in rows), len(rows), "none", "tiny-imagenet")
     ids, y = (torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in (0, 1))
     return Images("tiny-imagenet", split, x, y, ids, _words(folder, wnids))
 
@@ -83,8 +83,8 @@ def load_corrupted(
     check_split(name, split, ("test",))
     facts = C.of(corruption=corruption, severity=severity)
     folder = find(name, data_dir, (f"Tiny-ImageNet-C/{corruption}", f"tiny-imagenet-c/{corruption}"), facts)
-    folder = _pictures.severity_folder(folder, severity, name)
-    found = _pictures.list_classes(folder, name)
+    folder = _image_files.severity_folder(folder, severity, name)
+    found = _image_files.list_classes(folder, name)
     whole = data_root(data_dir) / "tiny-imagenet-200"
     wnids = sorted(_lines(whole / "wnids.txt")) if whole.is_dir() else list(found)
     if len(wnids) != CLASSES:
@@ -92,9 +92,9 @@ def load_corrupted(
             f"{folder} has folders of {len(wnids)} classes: {name} has {CLASSES}, and labels count them; restore "
             "them, or put tiny-imagenet-200 beside Tiny-ImageNet-C, which names all"
         )
-    _pictures.check_complete(found, wnids, IMAGES, folder, name, partial)
-    rows = _pictures.labelled(found, wnids)[:samples]
-    x = _pictures.decode(enumerate(file for _, file in rows), len(rows), "none", name)
+    _image_files.check_complete(found, wnids, IMAGES, folder, name, partial)
+    rows = _image_files.labelled(found, wnids)[:samples]
+    x = _image_files.decode(enumerate(file for _, file in rows), len(rows), "none", name)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     words = _words(whole, wnids) if whole.is_dir() else tuple(wnids)
     return Images(name, split, x, y, torch.arange(len(x)), words)

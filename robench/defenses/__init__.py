@@ -11,10 +11,15 @@ from pathlib import Path
 
 import torch
 
-from robench import content, registry, specs
-from robench.content import Card
+from robench import catalog
+from robench.catalog import Card
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.core.torch_state import standard_state
+from robench.core.trust import like
+from robench.data.class_subset import Subset
 from robench.defenses import (  # noqa: F401 - they register themselves
-    _official,
+    _checkpoint_layouts,
     cait,
     cnn,
     convit,
@@ -29,12 +34,8 @@ from robench.defenses import (  # noqa: F401 - they register themselves
 )
 from robench.defenses._base import Defense, Purifier, behind, restricted
 from robench.defenses._checkpoints import Fetched, fetch, load_into, read_weights, sha256_of
-from robench.defenses._choice import Choice, choose, notes
+from robench.defenses._resolve_checkpoint import Choice, choose, notes
 from robench.defenses._state import state_digest, state_sha256
-from robench.errors import ResourceError, UsageError, unknown_name
-from robench.subset import Subset
-from robench.torch_state import standard_state
-from robench.trust import like
 
 __all__ = [
     "Defense",
@@ -126,8 +127,8 @@ def find_cards(name: str, dataset: str | None = None) -> list[Card]:
     if len(pieces) > 1:
         return _purified_cards(pieces[0], like(name, "+".join(pieces[1:])), dataset)
     if name.endswith(".toml"):
-        return [content.read_named(Card, name)]
-    cards = content.cards()
+        return [catalog.read_named(Card, name)]
+    cards = catalog.cards()
     if name in cards:
         return [cards[name]]
     family = [card for card in cards.values() if card.family == name]
@@ -165,7 +166,7 @@ def _purified_cards(purifier: str, defense: str, dataset: str | None) -> list[Ca
     if not cards:
         cards = [Card(purifier, purifier, dataset or DEFAULT_DATASET)]
     # A record is named by cards, not by where somebody keeps them.
-    behind = content.read_named(Card, defense).name if defense.endswith(".toml") else defense
+    behind = catalog.read_named(Card, defense).name if defense.endswith(".toml") else defense
     return [replace(card, name=f"{card.name}+{behind}", classifier=defense) for card in cards]
 
 
@@ -243,8 +244,10 @@ def _load(
         weights = read_weights(path, file.weights)
         digest, state, told = weights.digest(digest), weights.state, (*file.notes, *weights.notes)
     if path:
-        if _official.knows(spec.name):
-            state = _official.fitted(_official.unwrapped(state), spec.name, defense.classifier, path)
+        if _checkpoint_layouts.knows(spec.name):
+            state = _checkpoint_layouts.fitted(
+                _checkpoint_layouts.unwrapped(state), spec.name, defense.classifier, path
+            )
         load_into(defense, state, path)
     elif card and card.origin:
         raise ResourceError(
@@ -391,7 +394,7 @@ def card_digest(card: Card) -> str:
     changes = f"{card.builder}\n{card.classifier}".encode()
     if not card.path.is_file():
         return _digest(changes)
-    plain = card is content.cards().get(card.name) or card == content.read(Card, card.path)
+    plain = card is catalog.cards().get(card.name) or card == catalog.read(Card, card.path)
     return _digest(card.path.read_bytes() + (b"" if plain else changes))
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.defenses._features import overheard
+from robench.core.errors import UsageError
+from robench.defenses._feature_hooks import overheard
 from robench.defenses._normalisation import own_normalisations
-from robench.errors import UsageError
 
 _LOOSE = 1e-3  # for the arithmetic of a purifier that normalises and scales back
 
@@ -19,7 +19,7 @@ _LOOSE = 1e-3  # for the arithmetic of a purifier that normalises and scales bac
 class Purifier(nn.Module):
     """Base of every purifier: images (N, 3, H, W) in [0, 1] to images of the same shape and range.
 
-    A subclass gives `forward`. Noise comes from `robench.random.normal_like` and `uniform_like`, so that the
+    A subclass gives `forward`. Noise comes from `robench.core.rng.normal_like` and `uniform_like`, so that the
     engine decides it row by row.
 
     Attributes:
@@ -88,7 +88,7 @@ class Defense(nn.Module):
         differentiable: whether the exact gradient exists.
         among: which of the classifier's logits count, in the order of the K classes; empty for all.
         preprocessing: what the classifier's makers do to pictures before it, by a name of
-            `robench.preprocessing`; empty where they do not say, or it has none.
+            `robench.data.preprocessing`; empty where they do not say, or it has none.
 
     Raises:
         ValueError: for a mean without a std, or both for a classifier that seems to normalise by itself: it

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from robench.cache import cache_folder
+from robench.core.cache import cache_folder
+from robench.core.errors import ResourceError, UsageError
+from robench.core.trust import admit
 from robench.defenses._file_kinds import INDEX, kind_of
 from robench.defenses._reading import shards_of
-from robench.errors import ResourceError, UsageError
-from robench.trust import admit
 
 _PIECE = 2**20
 _TIMEOUT = 60

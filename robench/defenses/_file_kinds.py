@@ -6,7 +6,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from robench.errors import ResourceError
+from robench.core.errors import ResourceError
 
 _HEAD = 4096
 # torch.save writes a zip archive, and before release 1.6 a pickle that begins with this number.

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robench.core.errors import ResourceError
 from robench.defenses._state import is_counter, shared_prefix
-from robench.errors import ResourceError
 
 # What DataParallel, torch.compile, FSDP and activation checkpointing put into a name, anywhere in it.
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from robench.core.errors import ResourceError
 from robench.defenses._file_kinds import INDEX, SAFETENSORS, TORCH, kind_of
-from robench.errors import ResourceError
 
 # What torch says of a class that may not be unpickled.
 _REFUSED = re.compile(r"unsupported global(?:: global)? ([\w.]+)", re.IGNORECASE)

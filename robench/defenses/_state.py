@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from robench.core.errors import UsageError
 from robench.defenses._base import Defense
 from robench.defenses._normalisation import Normalisation, own_normalisations
-from robench.errors import UsageError
 
 # What training, a FLOP counter and an average of weights count; none of it changes a logit in evaluation.
 COUNTERS = frozenset(("num_batches_tracked", "total_ops", "total_params", "n_averaged"))

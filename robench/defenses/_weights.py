@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, float32
 
+from robench.core.errors import ResourceError
 from robench.defenses._keys import plain_names
 from robench.defenses._reading import read_content
 from robench.defenses._state import is_counter
-from robench.errors import ResourceError
 
 Tables = dict[str, Mapping[str, Tensor]]
 

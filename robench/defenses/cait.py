@@ -7,7 +7,7 @@ it.
 from timm.models.cait import Cait
 from torch import Tensor
 
-from robench import registry
+from robench.core import registry
 from robench.defenses._base import Defense
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from robench import registry
+from robench.core import registry
 from robench.defenses._base import Defense
 
 

@@ -10,7 +10,7 @@ import torch
 from timm.models.convit import GPSA, ConVit
 from torch import Tensor
 
-from robench import registry
+from robench.core import registry
 from robench.defenses._base import Defense
 
 

@@ -6,7 +6,7 @@ pre-trains.
 
 from timm.models.convnext import ConvNeXt
 
-from robench import registry
+from robench.core import registry
 from robench.defenses._base import Defense
 
 

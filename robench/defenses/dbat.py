@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench import registry, specs
+from robench.core import registry, specs
 from robench.defenses._base import Defense
 
 

@@ -17,10 +17,10 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from robench import registry
-from robench.defenses._fit import Fitting, resized
+from robench.core import registry
+from robench.core.rng import normal_like, uniform_like
+from robench.defenses._image_size import Fitting, resized
 from robench.defenses._patches import sincos_positions
-from robench.random import normal_like, uniform_like
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from robench import registry
-from robench.defenses._fit import Fitting
+from robench.core import registry
+from robench.core.rng import normal_like
+from robench.defenses._image_size import Fitting
 from robench.defenses._schedule import Schedule
 from robench.defenses._unets import INSTALL, KINDS, Sizes
-from robench.random import normal_like
 
 __all__ = ["INSTALL", "DiffPure"]
 

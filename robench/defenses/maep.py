@@ -11,8 +11,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from robench import registry
-from robench.defenses._fit import Fitting, resized
+from robench.core import registry
+from robench.defenses._image_size import Fitting, resized
 from robench.defenses._patches import pick, sincos_positions, unpatchify
 
 

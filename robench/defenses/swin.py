@@ -13,9 +13,9 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import ResourceError
 from robench.defenses._base import Defense
-from robench.errors import ResourceError
 
 # What SimMIM's class saves and timm's computes.
 COMPUTED = ("attn.relative_position_index", "attn_mask")

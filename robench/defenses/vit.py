@@ -9,7 +9,7 @@ from functools import partial
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from robench import registry
+from robench.core import registry
 from robench.defenses._base import Defense
 
 

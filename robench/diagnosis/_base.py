@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robench.content import Protocol
+from robench.catalog import Protocol
+from robench.core.errors import UsageError
+from robench.core.rng import Stream
 from robench.data import Images
 from robench.defenses import Loaded
+from robench.engine.batched_model import Judge, Network
 from robench.engine.health import looks_random
 from robench.engine.judges import Judges
 from robench.engine.knowledge import attacker
-from robench.engine.network import Judge, Network
 from robench.engine.outcome import Mark
-from robench.errors import UsageError
-from robench.random import Stream
-from robench.threat import Threat
+from robench.threats.threat import Threat
 
 # Draws of a randomised defense that every gradient is averaged over.
 EOT = 5

@@ -6,22 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robench.content import Protocol
+from robench.catalog import Protocol
+from robench.core.formatting import location
+from robench.core.io import refuse_link, write_whole
 from robench.data import load_dataset
 from robench.defenses import load, load_defense
 from robench.diagnosis import failure, gradients, runs, surface
 from robench.diagnosis._base import Case, Indicator
 from robench.diagnosis.paths import follow
+from robench.engine.batched_model import frozen
 from robench.engine.device import choose_device, choose_lanes
-from robench.engine.network import frozen
-from robench.evaluate import Options, check_fit, prepared
-from robench.files import refuse_link, write_whole
-from robench.results import provenance
-from robench.results.doubts import DIAGNOSIS, FILE, SCHEMA
-from robench.results.grid import Grid
-from robench.results.store import record_folder
-from robench.results.wording import location
-from robench.threat import check_images
+from robench.evaluation.run import Options, check_fit, prepared
+from robench.records import provenance
+from robench.records.cross_checks import DIAGNOSIS, FILE, SCHEMA
+from robench.records.store import record_folder
+from robench.reports.table import Grid
+from robench.threats.threat import check_images
 
 PICTURE = "surfaces.png"
 

@@ -2,8 +2,8 @@
 
 Limits, in short:
 
-- nHSIC (robench.hsic), as MIMIR computes it: a number without a unit, whose kernel has a fixed width: it sees next to
-  nothing of images in [0, 1], and grows with the number of rows even for independent ones.
+- nHSIC (robench.core.hsic), as MIMIR computes it: a number without a unit, whose kernel has a fixed width: it sees
+  next to nothing of images in [0, 1], and grows with the number of rows even for independent ones.
 - Matrix-based Renyi entropy: bits, at most log2 of the number of rows; it hangs on the kernel's width.
 - InfoNCE: a lower bound in nats that a trained critic reaches; at most log of the number of rows it is asked to tell
   apart. Where a latent determines its image the true value is infinite, and the bound says how well the critic learned.
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robench.hsic import nhsic
-from robench.random import Stream
+from robench.core.hsic import nhsic
+from robench.core.rng import Stream
 
 ALPHA = 1.01
 # Rows that are told apart or make a kernel: MIMIR's batch.
@@ -61,7 +61,7 @@ def renyi_information(x: Tensor, y: Tensor, alpha: float = ALPHA) -> float:
 
 
 def plain_nhsic(x: Tensor, y: Tensor) -> float:
-    """nHSIC as MIMIR penalises it, in float64: see robench.hsic."""
+    """nHSIC as MIMIR penalises it, in float64: see robench.core.hsic."""
     return float(nhsic(x.double(), y.double()))
 
 

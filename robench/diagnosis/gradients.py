@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from robench.attacks._base import Rows
-from robench.attacks._objectives import normalize, objective
+from robench.attacks._losses import normalize, objective
+from robench.core.rng import Stream
 from robench.diagnosis._base import OWN, Case, Indicator
-from robench.engine.network import pad
-from robench.random import Stream
+from robench.engine.batched_model import pad
 
 # Of the gradient that the attack used; a nearby point lies this share of the radius away.
 LEAST, NEARBY = 0.5, 1 / 16

@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.content import Protocol
+from robench.catalog import Protocol
+from robench.core.errors import UsageError
+from robench.core.formatting import location
+from robench.core.io import refuse_link, write_whole
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.diagnosis import estimators
 from robench.diagnosis._base import Case
 from robench.diagnosis.paths import follow
+from robench.engine.batched_model import frozen
 from robench.engine.device import choose_device, choose_lanes
-from robench.engine.network import frozen
-from robench.errors import UsageError
-from robench.evaluate import Options, check_fit, prepared
-from robench.files import refuse_link, write_whole
-from robench.results import provenance
-from robench.results.grid import Grid
-from robench.results.statistics import mean_and_deviation
-from robench.results.store import slug
-from robench.results.wording import location
-from robench.threat import check_images
+from robench.evaluation.run import Options, check_fit, prepared
+from robench.records import provenance
+from robench.records.store import slug
+from robench.reports.table import Grid
+from robench.statistics.accuracy import mean_and_deviation
+from robench.threats.threat import check_images
 
 FILE, PICTURE = "information.json", "information.png"
 # Unless another number is asked for: four groups, two for each of InfoNCE's halves.
@@ -207,7 +207,7 @@ def picture(content: dict[str, Any], path: Path) -> Path:
     Raises:
         ResourceError: when the file cannot be written.
     """
-    from robench.results.plots import style
+    from robench.reports.plots import style
 
     figure = style.figure(9.6, 7.6, layout="constrained")
     panels = figure.subplots(len(ESTIMATES), len(PAIRS), sharex=True, sharey="row")

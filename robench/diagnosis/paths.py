@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Problem, Rows
+from robench.attacks.build import build_attacks
+from robench.core.rng import Stream
 from robench.diagnosis._base import Case
-from robench.engine.attackers import build_attacks
-from robench.engine.network import pad, wrong
-from robench.engine.watch import VANISHED
-from robench.random import Stream
+from robench.engine.batched_model import pad, wrong
+from robench.engine.loss_monitor import VANISHED
 
 
 @dataclass(frozen=True)

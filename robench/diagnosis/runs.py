@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from robench.choice import choose_protocol
+from robench.core.errors import ResourceError
 from robench.diagnosis._base import ATTACKS, OWN, PINTOR, Case, Indicator
-from robench.errors import ResourceError
-from robench.evaluate import Options, run_all
-from robench.results.record import Record
-from robench.results.samples import read_samples
-from robench.results.statistics import mcnemar
-from robench.threat import whole
+from robench.evaluation.protocol import choose_protocol
+from robench.evaluation.run import Options, run_all
+from robench.records.record import Record
+from robench.records.samples import read_samples
+from robench.statistics.accuracy import mcnemar
+from robench.threats.threat import whole
 
 RUNS = "runs"
 STEPS = (20, 40, 80)

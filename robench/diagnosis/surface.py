@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robench.attacks._objectives import margin, normalize
+from robench.attacks._losses import margin, normalize
+from robench.core.rng import Stream
 from robench.diagnosis._base import Case
 from robench.diagnosis.gradients import gradients
-from robench.random import Stream
 
 # Points a side, and how far in radii.
 SIDE, REACH = 25, 2.0
@@ -74,7 +74,7 @@ def draw(found: list[Surface], case: Case, path: Path) -> Path:
     """
     from matplotlib.patches import Rectangle
 
-    from robench.results.plots import style
+    from robench.reports.plots import style
 
     figure = style.figure(2.9 * len(found) + 0.9, 3.5, layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]

@@ -1,7 +1,7 @@
 """What attacks cost on an image that is never fooled, from the counts that are shipped, or counted.
 
 `passes.json` holds, for each norm or transformation and each canonical spec, forward and backward passes with ten
-classes; null for other libraries' attacks, whose passes are not counted. `benchmarks/count_passes.py` writes it.
+classes; null for other libraries' attacks, whose passes are not counted. `perf/count_passes.py` writes it.
 """
 
 import json
@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from robench.engine.attackers import build_attacks
-from robench.engine.meter import Passes, passes
-from robench.threat import Threat
+from robench.attacks.build import build_attacks
+from robench.engine.query_cost import Passes, passes
+from robench.threats.threat import Threat
 
 FILE = Path(__file__).with_name("passes.json")
 

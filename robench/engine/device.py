@@ -2,7 +2,7 @@
 
 import torch
 
-from robench.errors import UsageError
+from robench.core.errors import UsageError
 
 # Rows a network call by the side of the image: large enough to fill the device, small enough for its caches.
 _LANES = {"cpu": ((64, 64), (128, 32)), "cuda": ((64, 1024), (128, 512))}

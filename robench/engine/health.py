@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Attack
-from robench.attacks._objectives import CLASSES_NEEDED
-from robench.engine.network import Network, out_of_memory
+from robench.attacks._losses import CLASSES_NEEDED
+from robench.core.errors import RobenchError
+from robench.engine.batched_model import Network, out_of_memory
+from robench.engine.loss_monitor import Counts
 from robench.engine.outcome import AttackCost, Mark
-from robench.engine.watch import Counts
-from robench.errors import RobenchError
 
 # More than 0.2 points (AutoAttack's own threshold), and more than one image that chance could explain.
 _SQUARE_POINTS, _SQUARE_IMAGES = 0.002, 2

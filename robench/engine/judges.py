@@ -5,14 +5,14 @@ overstated, as training accuracy is. So a run judges three times, each on number
 `search`; `clean` decides about the clean images, and `final` about the candidate that each image ends with. What is
 reported comes from `clean` and `final` alone.
 
-Each number is a function of seed, sample and draw (`robench.random`), so batch size, workers and an interruption
+Each number is a function of seed, sample and draw (`robench.core.rng`), so batch size, workers and an interruption
 change none, and `robench verify` draws them again.
 """
 
 from dataclasses import dataclass
 
-from robench.engine.network import DRAWS, Judge, Model, Network
-from robench.random import Stream
+from robench.core.rng import Stream
+from robench.engine.batched_model import DRAWS, Judge, Model, Network
 
 # What the noise of each is drawn for: part of the key of its stream.
 SEARCH, CLEAN, FINAL = "judge", "judge of clean images", "judge of candidates"

@@ -1,18 +1,32 @@
 """What the attacker knows, as the choice of a surrogate: full, bpda, oblivious, transfer:NAME or surrogate:NAME."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from robench.core.errors import UsageError, unknown_name
+from robench.core.trust import like
 from robench.defenses._base import Defense, Purifier, behind
-from robench.engine.attackers import Attacker
-from robench.errors import UsageError, unknown_name
-from robench.trust import like
+from robench.engine.batched_model import Model
 
 LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")
 # Where the attacker may ask the judge at every step; elsewhere once a row, at the end.
 _ASKING = {"full", "bpda", "surrogate"}
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What the attacker knows: the surrogate it searches on, and whether it may ask the judge.
+
+    Attributes:
+        surrogate: images to logits; None is the defense itself.
+        blind: the judge is asked only at the end of each row.
+    """
+
+    surrogate: Model | None = None
+    blind: bool = False
 
 
 class _Straight(torch.autograd.Function):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from robench.data._pixels import Stack
+from robench.data._lazy_images import Stack
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robench.errors import UsageError
+from robench.core.errors import UsageError
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 

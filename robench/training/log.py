@@ -4,7 +4,7 @@ import csv
 import io
 from pathlib import Path
 
-from robench.errors import ResourceError
+from robench.core.errors import ResourceError
 from robench.training.partial import write_whole
 
 COLUMNS = ("stage", "epoch", "loss", "lr", "seconds")

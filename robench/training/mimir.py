@@ -7,7 +7,7 @@ Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversaria
 import torch
 from torch import Tensor
 
-from robench.hsic import nhsic
+from robench.core.hsic import nhsic
 from robench.training.mae import MaskedAutoencoder
 
 

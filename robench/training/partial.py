@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from robench import files
-from robench.errors import ResourceError
-from robench.files import Damaged, read_sealed, seal
-from robench.results.provenance import release
+from robench.core import io as files
+from robench.core.errors import ResourceError
+from robench.core.io import Damaged, read_sealed, seal
+from robench.records.provenance import release
 
 
 def write_whole(path: Path, content: bytes) -> None:

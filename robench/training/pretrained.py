@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from robench.defenses import _official
+from robench.core.errors import ResourceError
+from robench.defenses import _checkpoint_layouts
 from robench.defenses._checkpoints import read_state
-from robench.errors import ResourceError
 
 # What a masked autoencoder has besides its encoder, and what a classifier draws anew.
 _LEFT = ("decoder", "mask_token", "norm.", "fc_norm.", "head.")
@@ -20,7 +20,7 @@ def read_encoder(path: Path, classifier: nn.Module) -> dict[str, Tensor]:
     Raises:
         ResourceError: when the file is damaged, or its encoder is of another network: naming the first tensor.
     """
-    state = _official.unwrapped(read_state(path))
+    state = _checkpoint_layouts.unwrapped(read_state(path))
     found = {key: value for key, value in state.items() if not key.startswith(_LEFT)}
     wanted = {key: value for key, value in classifier.state_dict().items() if not key.startswith(_LEFT)}
     for key, value in wanted.items():

@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from robench.plain import plain_lines
+from robench.core.sanitize import plain_lines
 
 
 class Reporter:

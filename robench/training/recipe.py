@@ -6,8 +6,8 @@ from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
-from robench.errors import UsageError
-from robench.threat import Threat
+from robench.core.errors import UsageError
+from robench.threats.threat import Threat
 from robench.training.methods import Method, find_method
 from robench.training.purifying import find_purifying
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robench.errors import UsageError
-from robench.precision import computing
+from robench.core.errors import UsageError
+from robench.core.precision import computing
 from robench.training.augment import augment
+from robench.training.distributed import ALONE, Team
 from robench.training.mae import MaskedAutoencoder
 from robench.training.methods import Budget, Method
 from robench.training.methods._base import tensors
@@ -22,7 +23,6 @@ from robench.training.mimir import pretraining_loss
 from robench.training.purifying import Purifying
 from robench.training.recipe import Finetuning, Pretraining, PurifierStage, Recipe, choose_method
 from robench.training.schedule import cosine, parameter_groups, set_lr
-from robench.training.team import ALONE, Team
 
 # What a classifier draws anew when it starts from an encoder.
 HEAD = ("fc_norm.", "head.")

@@ -1,8 +1,8 @@
 """The passes that a record claims, held to what its attacks can cost.
 
 An attack that a row survives costs a known number of passes, counted by playing it on a dummy network
-(`robench.engine.meter`). So a record in which an attack did not run, or ran with fewer steps than its spec says, must
-claim passes that it did not spend, row by row.
+(`robench.engine.query_cost`). So a record in which an attack did not run, or ran with fewer steps than its spec says,
+must claim passes that it did not spend, row by row.
 """
 
 import math
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from robench import registry, specs
 from robench.attacks._base import Attack
-from robench.attacks._foreign import ForeignAttack
-from robench.engine.battle import minimises
+from robench.attacks._external import ForeignAttack
+from robench.core import registry, specs
+from robench.core.errors import UsageError
+from robench.engine.attack_context import minimises
 from robench.engine.counts import shipped
-from robench.engine.meter import passes
-from robench.errors import UsageError
-from robench.results.certificates import is_attacked
-from robench.results.findings import Finding, equal, rows_named
-from robench.threat import Threat
+from robench.engine.query_cost import passes
+from robench.records.certificates import is_attacked
+from robench.records.findings import Finding, equal, rows_named
+from robench.threats.threat import Threat
 from robench.verification.evidence import Evidence
 
 # The fewest and the most passes.

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from robench.data._base import Images
-from robench.results import draws as drawn
-from robench.results.certificates import is_attacked
-from robench.results.findings import Finding, equal, rows_named
-from robench.results.record import Record
-from robench.results.samples import FILE, input_digests
-from robench.results.statistics import Accuracy
+from robench.records import randomized as drawn
+from robench.records.certificates import is_attacked
+from robench.records.findings import Finding, equal, rows_named
+from robench.records.record import Record
+from robench.records.samples import FILE, input_digests
+from robench.statistics.accuracy import Accuracy
 from robench.verification.evidence import Evidence
 
 

@@ -5,14 +5,14 @@ from functools import cached_property
 from typing import Any
 
 from robench.attacks._base import Attack
+from robench.attacks.build import build_attacks
+from robench.core.errors import RobenchError
 from robench.data._base import Images
-from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import asks_judge
-from robench.errors import RobenchError
-from robench.results import draws
-from robench.results.certificates import Certificates, certified
-from robench.results.record import Record
-from robench.threat import Threat
+from robench.records import randomized as draws
+from robench.records.certificates import Certificates, certified
+from robench.records.record import Record
+from robench.threats.threat import Threat
 from robench.verification import fields
 
 

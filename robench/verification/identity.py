@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from robench import content, specs
+from robench import catalog
+from robench.attacks.build import build_attacks
+from robench.core import specs
+from robench.core.errors import ResourceError, RobenchError
+from robench.core.io import read_ordinary
 from robench.corruption.suite import corruptions
 from robench.data._base import Images
 from robench.defenses import Loaded
-from robench.engine.attackers import build_attacks
-from robench.errors import ResourceError, RobenchError
-from robench.files import read_ordinary
-from robench.results import certificates, samples
-from robench.results.findings import Finding, equal
-from robench.results.record import SCHEMA, Record
-from robench.threat import Threat
+from robench.records import certificates, samples
+from robench.records.findings import Finding, equal
+from robench.records.record import SCHEMA, Record
+from robench.threats.threat import Threat
 
 
 def findings(record: Record, folder: Path, images: Images, loaded: Loaded | None) -> Iterator[Finding]:
@@ -66,7 +67,7 @@ def _suite(record: Record) -> Iterator[Finding]:
     Of a suite that is not known here nothing is said: its name rests on trust.
     """
     suite = record.job.suite
-    chosen = content.suites().get(suite.name)
+    chosen = catalog.suites().get(suite.name)
     if chosen is not None and chosen.rungs:
         yield Finding("suite.name", False, f"{suite.name} is a ladder of runs, each with a suite of its own")
         return

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from robench.data._pixels import Stack
+from robench.data._lazy_images import Stack
 from robench.engine import health
-from robench.engine.network import Network
-from robench.results.findings import Finding
+from robench.engine.batched_model import Network
+from robench.records.findings import Finding
 from robench.verification.evidence import Evidence
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.data._pixels import Stack
+from robench.data._lazy_images import Stack
+from robench.engine.batched_model import Judge, Model, vote
 from robench.engine.judges import Judges
-from robench.engine.network import Judge, Model, vote
-from robench.results import draws
-from robench.results.certificates import is_attacked
-from robench.results.findings import Finding, rows_named
+from robench.records import randomized
+from robench.records.certificates import is_attacked
+from robench.records.findings import Finding, rows_named
 from robench.verification.evidence import Evidence
 
 
@@ -23,8 +23,8 @@ def findings(e: Evidence, model: Model, x_adv: Tensor | Stack, device: torch.dev
         x_adv: (M, C, H, W), the adversarial images of the samples that have a certificate.
     """
     record, rows, images, certified = e.record, e.rows, e.images, e.attacked
-    count = record.extra[draws.FIELD]["draws"]
-    fresh = not draws.chosen_on(record)
+    count = record.extra[randomized.FIELD]["draws"]
+    fresh = not randomized.chosen_on(record)
     judges = Judges.of(model, record.job.batch_size, record.job.seed, True, fresh)
 
     def asked(judge: Judge, x: Any, samples: list[int]) -> Tensor:
@@ -38,7 +38,7 @@ def findings(e: Evidence, model: Model, x_adv: Tensor | Stack, device: torch.dev
     final = clean.clone()
     final[certified] = asked(judges.final, x_adv, certified)
     if count != clean.shape[1]:
-        yield Finding(f"{draws.FIELD}.draws", False, f"{clean.shape[1]} draws decide a verdict")
+        yield Finding(f"{randomized.FIELD}.draws", False, f"{clean.shape[1]} draws decide a verdict")
         return
     yield from _verdicts(rows, certified)
     for column, name, answers in (("clean_draws", "clean", clean), ("draws", "robust", final)):
@@ -48,7 +48,7 @@ def findings(e: Evidence, model: Model, x_adv: Tensor | Stack, device: torch.dev
         detail = f"wrong ones of {count} draws, one more or less for a tie; {rows_named(broken)}"
         yield Finding(f"samples.{column}", not broken, detail)
         if fresh:
-            yield from _answers(rows, draws.ANSWERS[name], column, answers)
+            yield from _answers(rows, randomized.ANSWERS[name], column, answers)
     wrong = (final != images.y[:, None]).sum(1)
     most = 100 * int((wrong == 0).sum()) / len(images)
     average = 100 * (1 - float(wrong.double().mean()) / count)
@@ -85,7 +85,7 @@ def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) ->
         return
     label = torch.tensor(rows["label"])
     counted = (then != label[:, None]).sum(1) != torch.tensor(rows[column])
-    prediction = "clean_prediction" if name == draws.ANSWERS["clean"] else "prediction"
+    prediction = "clean_prediction" if name == randomized.ANSWERS["clean"] else "prediction"
     counted |= vote(then) != torch.tensor(rows[prediction])
     off = _where(counted)
     detail = f"their wrong ones are the {column}, their vote the {prediction}; {rows_named(off)}"

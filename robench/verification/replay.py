@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 
-from robench.attacks._foreign import ForeignAttack
+from robench.attacks._external import ForeignAttack
+from robench.attacks.build import build_attacks
+from robench.core.errors import UsageError
 from robench.data._base import Images
 from robench.defenses import Loaded, load_defense
-from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import attacker
 from robench.engine.outcome import Mark, Outcome
-from robench.engine.suite import Run
-from robench.errors import UsageError
-from robench.results import draws
-from robench.results.findings import Finding
-from robench.results.migration import NOT_ATTACKED
-from robench.results.provenance import device_name, platform_facts
-from robench.results.record import Job, Record
-from robench.threat import Threat
+from robench.engine.run import Run
+from robench.records import randomized
+from robench.records.findings import Finding
+from robench.records.migration import NOT_ATTACKED
+from robench.records.provenance import device_name, platform_facts
+from robench.records.record import Job, Record
+from robench.threats.threat import Threat
 from robench.verification.evidence import Evidence
 
 REPLAYED = "samples.replayed"
@@ -118,7 +118,7 @@ def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], devi
 
 def findings(e: Evidence, loaded: Loaded, device: torch.device, sample: Sample) -> Iterator[Finding]:
     """Draw rows, attack them, compare, and say what such a sample misses."""
-    if draws.chosen_on(e.record):
+    if randomized.chosen_on(e.record):
         raise UsageError(
             f"{e.record.folder} is judged on the draws that its candidates were chosen on: robench results migrate, "
             "then --replay"

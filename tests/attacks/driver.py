@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks._base import Answer, Ask, Attack, OnFeatures, Problem, Rows, gather, select
-from robench.random import Stream
-from robench.threat import Threat
+from robench.core.rng import Stream
+from robench.threats.threat import Threat
 
 
 class RowByRow(nn.Module):

@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._inside import information, lookalikes, relative_distance
+from robench.attacks._feature_losses import information, lookalikes, relative_distance
 from robench.attacks.apgd import APGD
 from robench.attacks.apgd_feature import APGDFeature
 from robench.attacks.apgd_mi import APGDMI
+from robench.attacks.build import build_attacks
 from robench.attacks.pgd import PGD
 from robench.attacks.pgd_feature import PGDFeature
 from robench.attacks.pgd_mi import PGDMI
-from robench.direct import attack, find_suite
-from robench.engine.attackers import build_attacks
-from robench.errors import UsageError
-from robench.threat import Threat
+from robench.catalog import find_suite
+from robench.core.errors import UsageError
+from robench.evaluation.attack import attack
+from robench.threats.threat import Threat
 from tests.attacks.driver import answer, play, problem, rows_of
 from tests.conftest import Linear, images
-from tests.test_hsic import by_the_formula
+from tests.core.test_hsic import by_the_formula
 
 EPS = 0.06
 SIDE = 2

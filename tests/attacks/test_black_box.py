@@ -8,15 +8,16 @@ from scipy import ndimage
 
 from robench.attacks._input_diversity import Resizing
 from robench.attacks._translation_invariance import smoothed
+from robench.attacks.build import build_attacks
 from robench.attacks.mifgsm import MIFGSM
 from robench.attacks.nes import NES
 from robench.attacks.spsa import SPSA
-from robench.direct import attack
-from robench.engine.attackers import Attacker, build_attacks
-from robench.engine.suite import Run
-from robench.errors import UsageError
-from robench.random import Stream
-from robench.threat import Threat
+from robench.core.errors import UsageError
+from robench.core.rng import Stream
+from robench.engine.knowledge import Attacker
+from robench.engine.run import Run
+from robench.evaluation.attack import attack
+from robench.threats.threat import Threat
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.conftest import Linear, images, small_net
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from robench.attacks.cw import CW
-from robench.direct import attack
-from robench.errors import UsageError
-from robench.threat import rownorm
+from robench.core.errors import UsageError
+from robench.evaluation.attack import attack
+from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.conftest import Linear, images
 

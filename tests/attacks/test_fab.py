@@ -6,8 +6,8 @@ from pyautoattack.fab_pt import FABAttack_PT
 
 from robench.attacks._base import Answer
 from robench.attacks.fab import FAB
-from robench.direct import attack
-from robench.threat import rownorm
+from robench.evaluation.attack import attack
+from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.conftest import Linear, images, small_net
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from robench.direct import attack
-from robench.threat import Threat
+from robench.evaluation.attack import attack
+from robench.threats.threat import Threat
 from tests.conftest import Linear, images
 
 

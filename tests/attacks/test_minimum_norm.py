@@ -6,9 +6,9 @@ import torch
 from robench.attacks.ddn import DDN
 from robench.attacks.fmn import FMN
 from robench.attacks.hopskipjump import HopSkipJump
-from robench.direct import attack
-from robench.errors import UsageError
-from robench.threat import rownorm
+from robench.core.errors import UsageError
+from robench.evaluation.attack import attack
+from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.conftest import Linear, images, small_net
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from robench import attack, load_defense
+from robench.core.errors import UsageError
 from robench.data import load_dataset
-from robench.errors import UsageError
 
 
 @pytest.fixture(scope="module")

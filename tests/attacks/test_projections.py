@@ -9,7 +9,7 @@ from pyautoattack.fab_projections import projection_l1, projection_l2, projectio
 from scipy.optimize import brentq, linprog
 
 from robench.attacks._projections import project_hyperplane, project_l1_box
-from robench.threat import rownorm
+from robench.threats.threat import rownorm
 
 REFERENCE = {"Linf": projection_linf, "L2": projection_l2, "L1": projection_l1}
 

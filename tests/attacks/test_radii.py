@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robench.attacks._projections import project_hyperplane, project_l1_box
-from robench.direct import attack
-from robench.errors import UsageError
-from robench.threat import Threat, whole
+from robench.core.errors import UsageError
+from robench.evaluation.attack import attack
+from robench.threats.threat import Threat, whole
 
 _SEEDS, _SIZES = st.integers(0, 10_000), st.sampled_from([0.01, 1.0, 100.0])
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robench.direct import attack
-from robench.engine.attackers import build_attacks
-from robench.errors import UsageError
-from robench.threat import Threat, rownorm
+from robench.attacks.build import build_attacks
+from robench.core.errors import UsageError
+from robench.evaluation.attack import attack
+from robench.threats.threat import Threat, rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.conftest import Linear, images
 

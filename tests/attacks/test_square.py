@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from robench.attacks import square
-from robench.direct import attack
-from robench.threat import Threat
+from robench.evaluation.attack import attack
+from robench.threats.threat import Threat
 from tests.conftest import Linear, images
 
 
@@ -70,8 +70,8 @@ def test_queries_ahead_change_nothing():
 
 
 def attack_one(model, x, y, i, eps):
-    from robench.engine.attackers import build_attacks
-    from robench.engine.suite import Run
+    from robench.attacks.build import build_attacks
+    from robench.engine.run import Run
 
     threat = Threat.parse(f"Linf:{eps:.9f}")
     built = build_attacks(["square(queries=200)"], threat)

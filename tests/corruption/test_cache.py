@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from robench.core.errors import UsageError
 from robench.corruption.cache import Cache, default_limit
-from robench.errors import UsageError
 
 
 def keys(n):

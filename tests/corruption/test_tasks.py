@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from robench import corruption
+from robench.core.errors import ResourceError, UsageError
 from robench.corruption.cache import Cache
 from robench.corruption.make import corrupt, decode_jpeg, library, maker, to_jpeg
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.corruption.workers import Workers
-from robench.errors import ResourceError, UsageError
 from tests.corruption.scenes import scene
 
 PIXELS = np.stack([scene(i) for i in range(3)])

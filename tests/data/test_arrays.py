@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.data._names import CIFAR10_CLASSES, CIFAR100_CLASSES
-from robench.errors import ResourceError, UsageError
 from tests.data.real import REAL, needs
 
 

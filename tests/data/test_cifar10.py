@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
+from robench.core.errors import ResourceError, UsageError
 from robench.data import cifar10, load_dataset
-from robench.errors import ResourceError, UsageError
 from tests.data.real import REAL, needs
 
 needs_images = needs(cifar10.FOLDER)

@@ -3,9 +3,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import UsageError
 from robench.data import load_dataset
-from robench.errors import UsageError
 
 DIGEST = "86843a462c795b1427b10b064eb8c7d2c4f2995b19820bd8dc690c650d3ba826"
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from robench import registry
 from robench.cli import main
+from robench.core import registry
+from robench.core.errors import ResourceError, UsageError
 from robench.data import imagenet_variants as variants
 from robench.data import load_dataset
 from robench.data._base import facts_of
 from robench.data._names import synsets, synsets_of
-from robench.errors import ResourceError, UsageError
 from tests.data.real import REAL, needs
-from tests.data.test_pictures import VAL, picture
+from tests.data.test_image_files import VAL, picture
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_robustbenchs_list_is_read_without_importing_it(five, tmp_path, monkeypa
     (package / "helper_files" / "imagenet_test_image_ids.txt").write_text(VAL.format(4))
     with pytest.raises(ResourceError, match=r"is not the list of robustbench 1\.1\.1"):
         load_dataset(name, data_dir=str(five))
-    digest = "robench.data._lists._SHA256"
+    digest = "robench.data._image_lists._SHA256"
     monkeypatch.setattr(digest, "2a54f7ad3b1c3a94b2ec6f9ca15e6bd9a2c2ee3c3fbd5a1c6d6ef0f2a6c7a9d1")
     with pytest.raises(ResourceError, match="is not the list"):
         load_dataset(name, data_dir=str(five))

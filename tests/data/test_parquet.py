@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.data._names import synsets
-from robench.errors import ResourceError, UsageError
 from tests.data.real import REAL, needs
 
 

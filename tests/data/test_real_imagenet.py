@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from robench import load_defense
-from robench.choice import choose_protocol
 from robench.cli import main
 from robench.data import load_dataset
+from robench.evaluation.protocol import choose_protocol
 from tests.data.real import REAL, needs
 
 WEIGHTS = REAL / "weights" / "squeezenet1_1_imagenet.safetensors"

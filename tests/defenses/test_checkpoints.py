@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from robench.core.errors import ResourceError
 from robench.defenses import Defense
 from robench.defenses._checkpoints import load_into, read_state, read_weights
 from robench.defenses._keys import renamed
 from robench.defenses.loaders._base import fill
-from robench.errors import ResourceError
 
 
 def network(seed=0):

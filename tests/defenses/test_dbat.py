@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from robench import registry, specs
+from robench.core import registry, specs
+from robench.core.errors import UsageError
 from robench.defenses import Defense
-from robench.errors import UsageError
 
 VIT = "vit(image_size=8, patch_size=4, width=8, depth=2, heads=2, num_classes=5)"
 CNN = "cnn(image_size=8, width=2, hidden=6, num_classes=5)"

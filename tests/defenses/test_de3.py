@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robench import registry, specs
+from robench.core import registry, specs
+from robench.core.errors import UsageError
+from robench.core.rng import Stream, noise
 from robench.data import load_dataset
 from robench.defenses import build_purifier, load, load_purifier
 from robench.defenses.de3 import DE3, statistics_of
-from robench.errors import UsageError
-from robench.random import Stream, noise
 
 SIZES = {"image_size": 16, "patch_size": 4, "width": 32, "depth": 2, "heads": 2}
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}

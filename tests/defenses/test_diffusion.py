@@ -8,11 +8,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from robench import content, registry, specs
+from robench import catalog
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, UsageError
+from robench.core.precision import computing
+from robench.core.rng import Stream, noise
 from robench.defenses import Defense, build_purifier, diffusion, load
-from robench.errors import ResourceError, UsageError
-from robench.precision import computing
-from robench.random import Stream, noise
 
 pytest.importorskip("diffusers", reason=f"diffusion purifiers need {diffusion.INSTALL}")
 
@@ -213,7 +214,7 @@ def test_a_unets_own_file_is_taken(tmp_path, age, monkeypatch):
 
 
 def test_the_published_cards_network_is_the_published_one():
-    card = content.cards()["diffpure-cifar10-google"]
+    card = catalog.cards()["diffpure-cifar10-google"]
     with torch.device("meta"):
         ours = build_purifier(specs.parse(card.builder))
         wanted = theirs({"widths": (128, 256, 256, 256), "groups": 32}).state_dict()

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robench.cache import cache_folder
+from robench.core.cache import cache_folder
+from robench.core.errors import ResourceError, UsageError
+from robench.core.trust import trusting
 from robench.corruption.cache import default_folder
 from robench.data._base import default_root
 from robench.defenses import _fetch, load
 from robench.defenses._checkpoints import fetch, split_location
 from robench.defenses.vit import vit
-from robench.errors import ResourceError, UsageError
-from robench.trust import trusting
 
 URL = "https://host/file.safetensors"
 HUB = "hf://owner/name/folder/file.safetensors"

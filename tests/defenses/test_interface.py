@@ -16,10 +16,10 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robench import registry, specs
+from robench.core import registry, specs
+from robench.core.errors import UsageError
 from robench.defenses import Defense, Loaded, build_purifier, diffusion, load
 from robench.defenses.loaders import onnx, robustbench
-from robench.errors import UsageError
 from tests.conftest import small_net
 from tests.defenses import files
 

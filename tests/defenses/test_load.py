@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robench import registry
-from robench.content import Card
+from robench.catalog import Card
+from robench.core import registry
+from robench.core.errors import ResourceError, UsageError
 from robench.defenses import Defense, find_card, load, load_defense
 from robench.defenses.vit import vit
-from robench.errors import ResourceError, UsageError
 
 BUILDER = "vit(image_size=8, patch_size=4, width=8, depth=1, heads=2, num_classes=10)"
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from robench import registry, specs
 from robench.cli.show import command as show
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, UsageError
+from robench.core.trust import Untrusted, trusting
 from robench.defenses import Defense, find_card, load, load_defense
 from robench.defenses._state import state_digest
 from robench.defenses.loaders import Found, Source
-from robench.errors import ResourceError, UsageError
-from robench.trust import Untrusted, trusting
 from tests.conftest import small_net
 from tests.defenses import files
 

@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
+from robench.core.errors import ResourceError, UsageError
 from robench.defenses import load, load_defense
 from robench.defenses.loaders import Source
 from robench.defenses.loaders import onnx as onnx_loader
 from robench.defenses.loaders import robustbench as robustbench_loader
-from robench.errors import ResourceError, UsageError
 from tests.defenses import files
 
 # onnx

@@ -6,15 +6,15 @@ import torchvision
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from robench import specs
+from robench.core import specs
+from robench.core.errors import UsageError
+from robench.core.trust import trusting
 from robench.data import load_dataset
 from robench.defenses import build_purifier, load
 from robench.defenses._checkpoints import sha256_of
-from robench.defenses._fit import resized
+from robench.defenses._image_size import resized
 from robench.defenses._patches import patchify, unpatchify
 from robench.defenses.loaders import robustbench as robustbench_loader
-from robench.errors import UsageError
-from robench.trust import trusting
 from tests.defenses import files
 
 SIZES = "image_size=8, patch_size=4, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2"

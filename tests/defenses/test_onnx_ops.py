@@ -4,8 +4,8 @@ import numpy
 import pytest
 import torch
 
+from robench.core.errors import ResourceError
 from robench.defenses.loaders import onnx as onnx_loader
-from robench.errors import ResourceError
 
 onnx = pytest.importorskip("onnx", reason=f"ONNX files need {onnx_loader.INSTALL}")
 

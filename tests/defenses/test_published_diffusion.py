@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robench import content, specs
+from robench import catalog
+from robench.core import specs
+from robench.core.errors import ResourceError, UsageError
 from robench.defenses import build_purifier, diffusion, find_card, load, load_purifier
 from robench.defenses._ddpmpp import told
 from robench.defenses._schedule import Schedule
-from robench.errors import ResourceError, UsageError
 from tests.defenses import published
 from tests.defenses.test_diffusion import rows
 
@@ -93,7 +94,7 @@ def test_the_cards_take_the_published_files(card, kind, layout, names, numbers):
     shapes = {"adm": published.adm, "ddpm++": published.ddpmpp}[kind](*layout)
     assert len(shapes) == names and sum(math.prod(shape) for shape in shapes.values()) == numbers
     with torch.device("meta"):
-        purifier = build_purifier(specs.parse(content.cards()[card].builder))
+        purifier = build_purifier(specs.parse(catalog.cards()[card].builder))
         found = purifier.fitted({key: torch.empty(shape) for key, shape in shapes.items()})
     ours = {key: tensor.shape for key, tensor in purifier.state_dict().items()}
     assert {key: tensor.shape for key, tensor in found.items()} == ours
@@ -129,9 +130,9 @@ def test_a_brought_file_is_taken_on_trust_and_said_to_be(tmp_path, monkeypatch):
 
 def test_a_brought_file_does_not_make_its_card_the_familys(monkeypatch):
     assert find_card("diffpure").name == "diffpure-digits"
-    cards = {**content.cards()}
-    cards["shipped"] = content.Card("shipped", "diffpure", "imagenet", "diffpure", checkpoint="a.safetensors")
-    monkeypatch.setattr(content, "cards", lambda: cards)
+    cards = {**catalog.cards()}
+    cards["shipped"] = catalog.Card("shipped", "diffpure", "imagenet", "diffpure", checkpoint="a.safetensors")
+    monkeypatch.setattr(catalog, "cards", lambda: cards)
     assert find_card("diffpure", "imagenet").name == "shipped"
 
 

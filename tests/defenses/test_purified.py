@@ -7,13 +7,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import ResourceError, UsageError
+from robench.core.rng import normal_like
+from robench.core.trust import trusting
 from robench.defenses import Defense, Purifier, find_card, load
 from robench.defenses._checkpoints import sha256_of
 from robench.defenses.loaders import onnx
-from robench.errors import ResourceError, UsageError
-from robench.random import normal_like
-from robench.trust import trusting
 from tests.defenses import files
 
 

@@ -9,12 +9,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from robench.core.errors import UsageError
 from robench.defenses import Defense, load
 from robench.defenses._state import COUNTERS, state_sha256
-from robench.errors import UsageError
-from robench.results.record import decode
-from robench.results.verify import findings
-from tests.results.fabricate import make_run
+from robench.records.record import decode
+from robench.verification.verify import findings
+from tests.fabricate import make_run
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

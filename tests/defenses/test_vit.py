@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from robench import specs
+from robench.core import specs
+from robench.core.errors import UsageError
 from robench.defenses.vit import vit
-from robench.errors import UsageError
 
 
 def test_the_state_is_laid_out_as_mimirs_fine_tuned_checkpoints():

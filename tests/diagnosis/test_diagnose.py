@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from robench.cli import main
-from robench.results.board import sections
-from robench.results.collection import collect
+from robench.records.collection import collect
+from robench.reports.board import sections
 from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT, build
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import auc
 
-from robench.content import Protocol
+from robench.catalog import Protocol
 from robench.data import Images
 from robench.defenses import Defense, Loaded
 from robench.diagnosis import failure, gradients, runs
@@ -134,7 +134,7 @@ def test_gradients_of_a_linear_classifier_agree_and_those_of_noise_do_not():
 def test_the_grey_radius_reaches_grey_from_every_image(norm, grey):
     threat = runs.radius(norm, (3, 8, 8), 0.5)
     assert threat == f"{norm}:{grey}"
-    from robench.threat import Threat
+    from robench.threats.threat import Threat
 
     corner = torch.tensor([0.0, 1.0]).repeat(96).view(1, 3, 8, 8)
     distance = float(Threat.parse(threat).distance(corner, torch.full_like(corner, 0.5)))

@@ -4,16 +4,17 @@ import json
 
 import pytest
 
-from robench import content, registry
+from robench import catalog
+from robench.attacks.build import build_attacks
 from robench.attacks.fgsm import FGSM
+from robench.catalog import Suite
 from robench.cli import costs
 from robench.cli.main import main
-from robench.content import Suite
+from robench.core import registry
 from robench.corruption.suite import corruptions
-from robench.engine import counts, meter
-from robench.engine.attackers import build_attacks
+from robench.engine import counts, query_cost
 from robench.engine.counts import FILE, cost, shipped
-from robench.threat import Threat
+from robench.threats.threat import Threat
 
 CONTENT = json.loads(FILE.read_text("utf-8"))
 SHIPPED = [(kind, spec, found) for kind, table in CONTENT["counts"].items() for spec, found in table.items()]
@@ -35,7 +36,7 @@ def _few(found: list[int] | None) -> bool:
     ids=lambda value: str(value)[:60],
 )
 def test_a_shipped_count_comes_out_again(kind, spec, found):
-    played = meter.passes((spec,), _threat(kind), CONTENT["classes"])
+    played = query_cost.passes((spec,), _threat(kind), CONTENT["classes"])
     assert [[each.forward, each.backward] for each in played] == ([found] if found else [])
 
 
@@ -44,11 +45,11 @@ def test_some_are_counted_again_in_every_run():
 
 
 def test_what_is_shipped_is_what_can_be_counted():
-    """A suite or an attack that changes wants `python benchmarks/count_passes.py` again."""
+    """A suite or an attack that changes wants `python perf/count_passes.py` again."""
     wanted = set()
     for attacks, threats in costs.countable():
         known = [threat for threat in threats if shipped(attacks, threat, CONTENT["classes"]) is not None]
-        assert known, f"{attacks} are not counted: run python benchmarks/count_passes.py"
+        assert known, f"{attacks} are not counted: run python perf/count_passes.py"
         wanted |= {(known[0].kind, spec) for spec, _ in build_attacks(list(attacks), known[0])}
     assert {(kind, spec) for kind, spec, _ in SHIPPED} == wanted
 
@@ -57,7 +58,7 @@ def test_what_is_shipped_is_what_can_be_counted():
 def played(monkeypatch):
     """The specs that were counted by playing."""
     asked = []
-    real = meter.passes
+    real = query_cost.passes
 
     def passes(attacks, threat, classes):
         asked.extend(attacks)
@@ -90,7 +91,7 @@ def test_list_plays_nothing_and_knows_every_shipped_suite(played, stranger, caps
     assert not played
     assert rows["autoattack"] == "6,920 + 1,910" and rows["pgd"] == "21 + 21"
     assert rows[stranger] == ""
-    for suite in content.suites().values():
+    for suite in catalog.suites().values():
         unknown = suite.rungs or corruptions(suite.attacks) or suite.name == "autoattack-reference"
         assert bool(rows[suite.name]) != bool(unknown), suite.name
 

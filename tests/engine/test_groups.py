@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robench.attacks.build import build_attacks
+from robench.catalog import find_suite
 from robench.defenses import Defense
-from robench.direct import find_suite
-from robench.engine.attackers import build_attacks
 from robench.engine.groups import fixed_groups
-from robench.engine.suite import Run
-from robench.threat import Threat
+from robench.engine.run import Run
+from robench.threats.threat import Threat
 from tests.conftest import images, small_net
 from tests.engine.test_promises import MemoryStore, assert_same
 

@@ -6,8 +6,8 @@ import torch
 from robench.attacks._base import Answer
 from robench.data import load_dataset
 from robench.defenses import load_defense
-from robench.direct import attack
-from robench.engine.watch import Counts, Watch
+from robench.engine.loss_monitor import Counts, Watch
+from robench.evaluation.attack import attack
 from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from robench.results.record import stable
+from robench.records.record import stable
 
 ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "48", "--batch-size", "16", "--json"]
 # A norm, and a transformation with chances of its own; played by one process, and shared by two.

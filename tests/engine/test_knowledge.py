@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from robench.attacks.build import build_attacks
+from robench.core.errors import UsageError
 from robench.defenses import Defense
-from robench.direct import attack
-from robench.engine.attackers import build_attacks
 from robench.engine.knowledge import attacker
-from robench.engine.suite import Run
-from robench.errors import UsageError
-from robench.threat import Threat
+from robench.engine.run import Run
+from robench.evaluation.attack import attack
+from robench.threats.threat import Threat
 from tests.conftest import images, small_net
 
 

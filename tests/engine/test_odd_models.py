@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from robench.direct import attack
-from robench.errors import UsageError
+from robench.core.errors import UsageError
+from robench.evaluation.attack import attack
 from tests.conftest import images, small_net
 
 NET = small_net()

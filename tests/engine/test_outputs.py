@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robench.direct import attack
+from robench.evaluation.attack import attack
 from tests.conftest import Linear, images, small_net
 
 NET = small_net()

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from robench.direct import find_suite
-from robench.engine.attackers import build_attacks
-from robench.engine.store import Saved
-from robench.engine.suite import Run
-from robench.threat import Threat
+from robench.attacks.build import build_attacks
+from robench.catalog import find_suite
+from robench.engine.checkpoint import Saved
+from robench.engine.run import Run
+from robench.threats.threat import Threat
 from tests.conftest import images, small_net
 
 SPECS = 'apgd(steps=12)+apgd(steps=12, loss="dlr", targets=4)+pgd(steps=6, restarts=2)'
@@ -174,7 +174,7 @@ def test_interrupted_and_resumed_any_number_of_times_it_is_the_same(whole, strid
 
 
 def test_an_interrupt_between_an_answer_and_its_verdict_loses_no_verdict(whole, monkeypatch):
-    from robench.engine.loop import Loop
+    from robench.engine.attack_loop import Loop
 
     store, real, left = MemoryStore(-1), Loop._verdict, [2]
     store.due = lambda held: True

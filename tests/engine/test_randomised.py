@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import robench
-from robench import registry
+from robench.core import registry
+from robench.core.errors import CheckFailed
+from robench.core.rng import normal_like
 from robench.defenses import Defense, Purifier, load
-from robench.direct import attack
-from robench.errors import CheckFailed
-from robench.random import normal_like
-from robench.results import draws as drawn
-from robench.results.record import read_record
-from robench.results.samples import read_samples
-from robench.results.verify import verify
+from robench.evaluation.attack import attack
+from robench.records import randomized as drawn
+from robench.records.record import read_record
+from robench.records.samples import read_samples
+from robench.verification.verify import verify
 from tests.conftest import images, small_net
 
 
@@ -58,10 +58,10 @@ def test_some_draws_fail_and_some_do_not(whole):
 def test_a_rows_noise_does_not_hang_on_its_neighbours(whole):
     x, y, outcome = whole
     ids = torch.tensor([3, 17, 20, 8, 11])
-    from robench.engine.attackers import build_attacks
+    from robench.attacks.build import build_attacks
     from robench.engine.device import choose_device
-    from robench.engine.suite import Run
-    from robench.threat import Threat
+    from robench.engine.run import Run
+    from robench.threats.threat import Threat
 
     threat = Threat.parse("Linf:0.03")
     part = Run(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from robench.direct import attack
-from robench.errors import ResourceError
+from robench.core.errors import ResourceError
+from robench.evaluation.attack import attack
 from tests.conftest import Linear, images, small_net
 from tests.engine.caught import Shattered
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from robench.defenses.vit import vit
 from robench.training.adversarial import correct, pgd
-from robench.training.run import hand_over, measure
+from robench.training.trainer import hand_over, measure
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from robench import registry, specs
+from robench.core import registry, specs
+from robench.core.errors import UsageError
 from robench.defenses import build_purifier, diffusion, load
-from robench.errors import UsageError
-from robench.training import run, train
+from robench.training import train, trainer
 from robench.training.purifying import find_purifying
 from tests.defenses.test_purified import Blur
 
@@ -40,7 +40,7 @@ average = 0.9
 @pytest.fixture(autouse=True, scope="module")
 def unmeasured():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "measure", lambda *_: (1, 1))  # PGD through a diffusion model takes its time
+        patch.setattr(trainer, "measure", lambda *_: (1, 1))  # PGD through a diffusion model takes its time
         yield
 
 
@@ -67,15 +67,15 @@ def test_the_loss_falls_and_the_checkpoint_is_what_the_loader_wants(card, whole)
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(card, whole, monkeypatch):
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
-    save = run._Run.save
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save = trainer._Run.save
 
     def interrupted(self, stage):
         save(self, stage)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run._Run, "save", interrupted)
+        patch.setattr(trainer._Run, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(str(card), output=card.with_name("cut.safetensors"), progress=False)
     assert train(str(card), output=card.with_name("cut.safetensors"), progress=False).sha256 == whole.sha256

@@ -4,15 +4,15 @@ from timm.models.swin_transformer import swin_base_patch4_window7_224
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from robench.core.errors import UsageError
+from robench.core.hsic import nhsic
 from robench.data import load_dataset
-from robench.errors import UsageError
-from robench.hsic import nhsic
 from robench.training.encoders import ENCODERS, encoder_of, patchify, sincos_positions
 from robench.training.mae import MaskedAutoencoder
 from robench.training.mimir import pretraining_loss
 from robench.training.recipe import Pretraining, Recipe
-from robench.training.run import hand_over
 from robench.training.stages import pretraining_stage
+from robench.training.trainer import hand_over
 from tests.training.networks import NETWORKS
 
 CPU = torch.device("cpu")

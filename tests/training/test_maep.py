@@ -5,12 +5,12 @@ import importlib.util
 import pytest
 import torch
 
-from robench import specs
+from robench.core import specs
+from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.defenses import Purifier, build_purifier, load
 from robench.defenses._patches import patchify
-from robench.errors import ResourceError, UsageError
-from robench.training import read_recipe, run, train
+from robench.training import read_recipe, train, trainer
 from robench.training.purifying import find_purifying
 from robench.training.purifying.maep import TrainMAEP
 
@@ -155,8 +155,8 @@ def test_both_stages_lower_their_loss(whole):
 @needs_peft
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch, whole, epochs):
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
-    save, saved = run._Run.save, []
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save, saved = trainer._Run.save, []
 
     def interrupted(self, stage):
         save(self, stage)
@@ -164,11 +164,11 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch,
         if len(saved) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run._Run, "save", interrupted)
+    monkeypatch.setattr(trainer._Run, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(write(tmp_path), output=tmp_path / "cut.safetensors", progress=False)
     assert saved[-1] == ("purifier stage 1" if epochs == 1 else "purifier stage 2")
-    monkeypatch.setattr(run._Run, "save", save)
+    monkeypatch.setattr(trainer._Run, "save", save)
     again = train(write(tmp_path), output=tmp_path / "cut.safetensors", progress=False)
     assert again.sha256 == whole[0].sha256
 

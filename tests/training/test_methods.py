@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from robench.core.errors import UsageError
 from robench.defenses.dbat import PairedClasses
-from robench.errors import UsageError
 from robench.training.adversarial import ascend, attacked, normal_start, pgd
 from robench.training.methods import Budget, find_method, methods
 from robench.training.methods.apgd_at import apgd

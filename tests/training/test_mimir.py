@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from robench.core.hsic import nhsic
 from robench.data import load_dataset
 from robench.defenses.vit import vit
-from robench.hsic import nhsic
 from robench.training.mae import MaskedAutoencoder, random_order
 from robench.training.mimir import inner_attack, pretraining_loss
 from robench.training.recipe import Finetuning, Pretraining, Recipe

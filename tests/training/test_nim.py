@@ -5,15 +5,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from robench import registry, specs
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, UsageError
+from robench.core.trust import trusting
 from robench.defenses import build_purifier, load
 from robench.defenses.de3 import DE3
-from robench.errors import ResourceError, UsageError
-from robench.training import run, train
+from robench.training import train, trainer
 from robench.training.methods import Budget, find_method
 from robench.training.purifying import find_purifying
 from robench.training.stages import Finetuning, finetuning_stage
-from robench.trust import trusting
 
 DENOISER = (
     "de3(image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, "
@@ -135,14 +135,14 @@ def test_the_statistics_head_is_trained_along():
 
 @pytest.mark.parametrize("way", ["nim", "mim"])
 def test_training_lowers_the_loss_and_goes_on_after_an_interruption(way, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "measure", lambda *_: (1, 1))
+    monkeypatch.setattr(trainer, "measure", lambda *_: (1, 1))
     (tmp_path / "own.toml").write_text(PURIFIER.format(builder=NETWORKS[way], method=way))
     card, output = str(tmp_path / "own.toml"), tmp_path / "cut.safetensors"
     whole = train(card, output=tmp_path / "whole.safetensors", csv=tmp_path / "a.csv", progress=False)
     losses = [float(row.split(",")[2]) for row in (tmp_path / "a.csv").read_text().splitlines()[1:]]
     assert losses == sorted(losses, reverse=True) and losses[2] < 0.9 * losses[0]
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
-    save = run._Run.save
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save = trainer._Run.save
 
     def save_and_stop(self, stage):
         save(self, stage)
@@ -150,7 +150,7 @@ def test_training_lowers_the_loss_and_goes_on_after_an_interruption(way, tmp_pat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run._Run, "save", save_and_stop)
+        patched.setattr(trainer._Run, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(card, output=output, progress=False)
     assert train(card, output=output, progress=False).sha256 == whole.sha256
@@ -234,7 +234,7 @@ def test_the_average_starts_where_the_classifier_does(purifier_card):
 
 @trusting()  # The card names the purifier's by its path.
 def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "measure", lambda *_: (1, 1))
+    monkeypatch.setattr(trainer, "measure", lambda *_: (1, 1))
     text = CLASSIFIER.format(builder=VIT.format(16), method=denoised_spec(purifier_card))
     (tmp_path / "own.toml").write_text(text)
     card, output = str(tmp_path / "own.toml"), tmp_path / "cut.safetensors"
@@ -242,8 +242,8 @@ def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp
     losses = [float(row.split(",")[2]) for row in (tmp_path / "a.csv").read_text().splitlines()[1:]]
     assert losses[2] < 0.95 * losses[0]
     assert set(load_file(whole.path)) == set(classifier().state_dict())
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
-    save = run._Run.save
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save = trainer._Run.save
 
     def save_and_stop(self, stage):
         save(self, stage)
@@ -251,7 +251,7 @@ def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run._Run, "save", save_and_stop)
+        patched.setattr(trainer._Run, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(card, output=output, progress=False)
     assert train(card, output=output, progress=False).sha256 == whole.sha256

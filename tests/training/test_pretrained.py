@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robench import registry, specs
-from robench.errors import ResourceError
-from robench.training import run, train
+from robench.core import registry, specs
+from robench.core.errors import ResourceError
+from robench.training import train, trainer
 from robench.training.pretrained import read_encoder
 
 CARD = """
@@ -72,15 +72,15 @@ def test_training_starts_from_it(file):
 
 def test_another_file_is_another_training(file, monkeypatch):
     place, card = file.with_name("a.safetensors"), str(file.with_name("own.toml"))
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
-    save = run._Run.save
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save = trainer._Run.save
 
     def save_and_stop(self, stage):
         save(self, stage)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run._Run, "save", save_and_stop)
+        patched.setattr(trainer._Run, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train(card, pretrained=file, output=place, progress=False)
     other = file.with_name("other.pth")

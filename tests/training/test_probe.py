@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.defenses import load
-from robench.errors import ResourceError, UsageError
 from robench.training import read_recipe, train
 from robench.training.recipe import Recipe, decisive
 

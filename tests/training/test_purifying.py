@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import UsageError
 from robench.defenses import Purifier, load
-from robench.errors import UsageError
 from robench.training import train
 from robench.training.purifying import Purifying, purifying
 
@@ -87,12 +87,12 @@ def test_stages_follow_one_another_and_the_log_tells_them_apart(tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch, epochs):
-    from robench.training import run
+    from robench.training import trainer
 
     card = write(tmp_path)
     whole = train(card, output=tmp_path / "whole.safetensors", progress=False)
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
-    save, saved = run._Run.save, []
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save, saved = trainer._Run.save, []
 
     def interrupted(self, stage):
         save(self, stage)
@@ -100,10 +100,10 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch,
         if len(saved) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run._Run, "save", interrupted)
+    monkeypatch.setattr(trainer._Run, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(card, output=tmp_path / "cut.safetensors", progress=False)
-    monkeypatch.setattr(run._Run, "save", save)
+    monkeypatch.setattr(trainer._Run, "save", save)
     assert train(card, output=tmp_path / "cut.safetensors", progress=False).sha256 == whole.sha256
 
 

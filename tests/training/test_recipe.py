@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robench import content, registry, specs
-from robench.errors import UsageError
+from robench import catalog
+from robench.core import registry, specs
+from robench.core.errors import UsageError
 from robench.training import Finetuning, Recipe, read_recipe
 from robench.training.recipe import Pretraining, PurifierStage
 from robench.training.stages import pretraining_stage
@@ -55,13 +56,13 @@ def test_mistakes_are_named_with_the_card(table, said):
 
 
 def test_the_robust_digits_cards_differ_where_they_say():
-    recipes = {name: read_recipe(card.recipe, name) for name, card in content.cards().items() if card.recipe}
+    recipes = {name: read_recipe(card.recipe, name) for name, card in catalog.cards().items() if card.recipe}
     mimir, mae, pgd = (recipes[f"{family}-digits"] for family in ("mimir", "mae-at", "pgd-at"))
     assert mimir.finetuning == mae.finetuning == pgd.finetuning
     assert pgd.pretraining is None
     assert (mimir.pretraining.mi_weight, mae.pretraining.mi_weight) == (1e-5, 0.0)
     classifiers = [name for name, recipe in recipes.items() if not recipe.purifying]
-    builders = {name: content.cards()[name].builder for name in classifiers if name.endswith("-digits")}
+    builders = {name: catalog.cards()[name].builder for name in classifiers if name.endswith("-digits")}
     doubled = builders.pop("dbat-digits")
     assert len(set(builders.values())) == 1
     assert doubled == f'dbat(base="{builders["pgd-at-digits"]}")'
@@ -77,7 +78,7 @@ def test_the_baselines_have_the_budget_of_pgd_at():
         "generalist": {},
         "dbat": {"label_smoothing": 0.5},
     }
-    cards = content.cards()
+    cards = catalog.cards()
     pgd = read_recipe(cards["pgd-at-digits"].recipe, "pgd-at-digits")
     for method, changes in own.items():
         card = cards[f"{method}-digits"]
@@ -88,7 +89,7 @@ def test_the_baselines_have_the_budget_of_pgd_at():
 
 PRETRAINED = {
     name: card
-    for name, card in content.cards().items()
+    for name, card in catalog.cards().items()
     if "pretraining" in card.recipe and not card.checkpoint
 }
 

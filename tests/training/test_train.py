@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robench.content import cards
+from robench.catalog import cards
+from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.defenses import load
-from robench.errors import ResourceError, UsageError
-from robench.training import run, train
+from robench.training import train, trainer
 from robench.training.partial import write_partial
-from robench.training.run import measure
+from robench.training.trainer import measure
 
 CARD = """
 builder = "vit(image_size=16, patch_size=8, width=8, depth=1, heads=2, num_classes=10)"
@@ -123,7 +123,7 @@ def test_the_callers_random_numbers_are_left_alone(card):
 def test_the_threads_are_the_recipes_and_then_the_callers_again(card, monkeypatch):
     card.write_text(CARD.replace("shift = 1", "threads = 2"))
     seen = []
-    monkeypatch.setattr(run, "measure", lambda *_: seen.append(torch.get_num_threads()) or (1, 1))
+    monkeypatch.setattr(trainer, "measure", lambda *_: seen.append(torch.get_num_threads()) or (1, 1))
     before = torch.get_num_threads()
     train(str(card), output=card.with_suffix(".safetensors"), progress=False)
     assert before == torch.get_num_threads() != seen[0] == 2
@@ -148,15 +148,15 @@ def test_a_partial_file_of_something_else(card):
 def interrupted(card, monkeypatch):
     """The partial file of a training that was stopped after its first save."""
     output = card.with_suffix(".safetensors")
-    save = run._Run.save
+    save = trainer._Run.save
 
     def once(self, stage):
         save(self, stage)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "SAVE_EVERY_SECONDS", 0)
-        patch.setattr(run._Run, "save", once)
+        patch.setattr(trainer, "SAVE_EVERY_SECONDS", 0)
+        patch.setattr(trainer._Run, "save", once)
         with pytest.raises(KeyboardInterrupt):
             train(str(card), output=output, progress=False)
     return output.with_name(output.name + ".partial")

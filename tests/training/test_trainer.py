@@ -15,16 +15,17 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from robench import content, registry, specs
+from robench import catalog
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.defenses import load
-from robench.errors import ResourceError, UsageError
-from robench.training import Finetuning, Recipe, read_recipe, run, train
+from robench.training import Finetuning, Recipe, read_recipe, train, trainer
 from robench.training.adversarial import pgd
+from robench.training.distributed import Team
 from robench.training.methods import find_method, methods
-from robench.training.run import fingerprint
 from robench.training.stages import Stage, finetuning_stage
-from robench.training.team import Team
+from robench.training.trainer import fingerprint
 
 VIT = "vit(image_size=16, patch_size=8, width=16, depth=1, heads=2, num_classes=10)"
 CARD = """
@@ -123,11 +124,13 @@ class Stopped(Exception):
 @pytest.mark.parametrize("method", ADVERSARIAL)
 def test_stopped_and_resumed_gives_the_same_bits(method, tmp_path, monkeypatch):
     """Stopped after 2 of 3 epochs, from a new process's point of view: all that goes on is in the file."""
-    monkeypatch.setattr(run, "measure", lambda *_: (1, 1))  # the weights are compared, not what they reach
+    monkeypatch.setattr(
+        trainer, "measure", lambda *_: (1, 1)
+    )  # the weights are compared, not what they reach
     card = write_card(tmp_path, method)
     whole = train(str(card), output=tmp_path / "whole.safetensors", progress=False)
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
-    save = run._Run.save
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save = trainer._Run.save
 
     def save_and_stop(self, stage):
         save(self, stage)
@@ -136,7 +139,7 @@ def test_stopped_and_resumed_gives_the_same_bits(method, tmp_path, monkeypatch):
 
     output = tmp_path / "tiny.safetensors"
     with monkeypatch.context() as patched:
-        patched.setattr(run._Run, "save", save_and_stop)
+        patched.setattr(trainer._Run, "save", save_and_stop)
         with pytest.raises(Stopped):
             train(str(card), output=output, progress=False)
     assert train(str(card), output=output, progress=False).sha256 == whole.sha256
@@ -157,14 +160,14 @@ def test_a_baselines_card_says_how_to_make_its_weights(method):
 
 
 def test_the_benchmark_writes_cards_that_can_be_trained(tmp_path):
-    path = Path(__file__).parents[2] / "benchmarks" / "at_baselines.py"
+    path = Path(__file__).parents[2] / "perf" / "at_baselines.py"
     spec = importlib.util.spec_from_file_location("at_baselines", path)
     benchmark = importlib.util.module_from_spec(spec)
     sys.modules["at_baselines"] = benchmark  # dataclasses look it up
     spec.loader.exec_module(benchmark)
     for name in benchmark.NETWORKS:
         for method in ADVERSARIAL:
-            card = content.read(content.Card, benchmark.write_card(tmp_path, name, method, epochs=10))
+            card = catalog.read(catalog.Card, benchmark.write_card(tmp_path, name, method, epochs=10))
             recipe = read_recipe(card.recipe, card.name)
             how = recipe.finetuning
             assert (how.epochs, how.warmup, how.ramp) == (10, pytest.approx(0.3), 5)
@@ -229,7 +232,7 @@ def test_what_was_begun_before_there_were_methods_goes_on():
         "mimir-digits": "6e3ec0716699d995a932a566ec2ee139dba902aafe8ec6a47f25b80bee310bae",
     }
     for name, expected in known.items():
-        card = content.cards()[name]
+        card = catalog.cards()[name]
         recipe = read_recipe(card.recipe, name)
         assert fingerprint(specs.parse(card.builder), recipe, "data cpu") == expected
         changed = dataclasses.replace(recipe.finetuning, method="trades")
@@ -245,9 +248,9 @@ def rows(path):
 def test_the_log_has_a_line_an_epoch_and_survives_an_interruption(tmp_path, monkeypatch):
     card, log = write_card(tmp_path), tmp_path / "log.csv"
     log.write_text("what was here before\n")
-    monkeypatch.setattr(run, "measure", lambda *_: (1, 1))
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
-    save, said = run._Run.save, run.Reporter.epoch
+    monkeypatch.setattr(trainer, "measure", lambda *_: (1, 1))
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save, said = trainer._Run.save, trainer.Reporter.epoch
 
     def stop_unsaved(self, stage):
         if stage.done == 2:
@@ -256,13 +259,13 @@ def test_the_log_has_a_line_an_epoch_and_survives_an_interruption(tmp_path, monk
 
     output = tmp_path / "tiny.safetensors"
     with monkeypatch.context() as patched:
-        patched.setattr(run._Run, "save", stop_unsaved)
+        patched.setattr(trainer._Run, "save", stop_unsaved)
         with pytest.raises(Stopped):
             train(str(card), output=output, progress=False, csv=log)
     assert [row["epoch"] for row in rows(log)] == ["1", "2"]
     shown = []
     monkeypatch.setattr(
-        run.Reporter, "epoch", lambda self, done, loss: (shown.append(loss), said(self, done, loss))
+        trainer.Reporter, "epoch", lambda self, done, loss: (shown.append(loss), said(self, done, loss))
     )
     train(str(card), output=output, progress=False, csv=log)
     found = rows(log)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import robench
-from robench import registry
+from robench.core import registry
+from robench.core.rng import normal_like
 from robench.data import load_dataset
 from robench.data._base import Images
 from robench.defenses import Loaded, Purifier, load
-from robench.random import normal_like
-from robench.results.record import Record
+from robench.records.record import Record
 
 
 class Jitter(Purifier):

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robench.results import draws
-from robench.results.certificates import is_attacked
-from robench.results.record import Record
-from robench.results.statistics import Accuracy
+from robench.records import randomized
+from robench.records.certificates import is_attacked
+from robench.records.record import Record
+from robench.statistics.accuracy import Accuracy
 
 JSON, SAMPLES = "record.json", "samples.parquet"
 
@@ -62,8 +62,8 @@ def recount(folder: Path) -> None:
     for name, correct in (("clean_accuracy", right), ("robust_accuracy", rows["fooled_by"].count(""))):
         true = Accuracy.of(correct, n)
         content[name] = {"value": true.value, "correct": correct, "interval": list(true.interval)}
-    if draws.FIELD in content:
-        content[draws.FIELD] = draws.figures(rows, content[draws.FIELD]["draws"])
+    if randomized.FIELD in content:
+        content[randomized.FIELD] = randomized.figures(rows, content[randomized.FIELD]["draws"])
     elif "corruptions" not in content:
         hits, left = Counter(name for name in rows["fooled_by"] if is_attacked(name)), right
         for cost in content["attacks"]:

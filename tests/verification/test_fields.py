@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from robench.errors import ResourceError
-from robench.results import certificates, samples
-from robench.results.record import _schema
-from robench.results.verify import findings, report
+from robench.core.errors import ResourceError
+from robench.records import certificates, samples
+from robench.records.record import _schema
 from robench.verification import fields
+from robench.verification.verify import findings, report
 from tests.verification import forge
 from tests.verification.conftest import KINDS
 

@@ -4,18 +4,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robench import content
+from robench import catalog as content
+from robench.attacks.build import build_attacks
 from robench.data import load_dataset
 from robench.defenses import load
-from robench.engine.attackers import build_attacks
-from robench.engine.suite import Run
-from robench.results import certificates
-from robench.results.certificates import is_attacked
-from robench.results.samples import read_samples
-from robench.results.verify import report
-from robench.threat import Threat
+from robench.engine.run import Run
+from robench.records import certificates
+from robench.records.certificates import is_attacked
+from robench.records.samples import read_samples
+from robench.threats.threat import Threat
 from robench.verification.costs import cost
 from robench.verification.replay import Sample
+from robench.verification.verify import report
 from tests.verification import forge
 
 
@@ -241,7 +241,7 @@ def test_a_row_costs_what_its_attack_is_said_to_cost(threat, spec):
 
 
 def test_every_attack_is_among_those():
-    from robench import registry, specs
+    from robench.core import registry, specs
 
     tried = {specs.parse(spec).name for each in SPECS.values() for spec in each}
     ours = {name for name in registry.attacks if registry.attacks.holder(name).startswith("robench.")}

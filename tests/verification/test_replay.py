@@ -8,13 +8,13 @@ import torch
 
 import robench
 from robench.cli.main import main
+from robench.core.errors import UsageError
 from robench.data import load_dataset
 from robench.defenses import load
-from robench.errors import UsageError
-from robench.results.samples import read_samples
-from robench.results.verify import report
+from robench.records.samples import read_samples
 from robench.verification import replay
 from robench.verification.replay import COLUMNS, REPLAYED, Sample, attack_again, missed
+from robench.verification.verify import report
 from tests.verification import forge
 from tests.verification.conftest import KINDS
 

@@ -10,14 +10,16 @@
 | `torchscript` | a file |
 | `python` | module.function of one's own, which gives a Defense or a module |
 
-A scheme is a function `(source: Source, **arguments) -> Found`, registered under `robench.registry.loaders`, or
+A scheme is a function `(source: Source, **arguments) -> Found`, registered under `robench.core.registry.loaders`, or
 in a package of one's own under the entry point `robench.loaders`. The arguments are those of the spec.
 """
 
 from functools import partial
 from pathlib import Path
 
-from robench import registry, specs
+from robench.core import registry, specs
+from robench.core.errors import UsageError
+from robench.core.trust import admit
 from robench.defenses.loaders import (  # noqa: F401 - they register themselves
     onnx,
     python,
@@ -27,8 +29,6 @@ from robench.defenses.loaders import (  # noqa: F401 - they register themselves
     torchvision,
 )
 from robench.defenses.loaders._base import Found, Source
-from robench.errors import UsageError
-from robench.trust import admit
 
 __all__ = ["Found", "Source", "open_spec", "scheme_of"]
 

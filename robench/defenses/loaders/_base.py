@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.core.errors import ResourceError, UsageError
 from robench.defenses._base import Defense
 from robench.defenses._checkpoints import Weights, load_into, read_weights
 from robench.defenses._file_kinds import refuse_strays
-from robench.errors import ResourceError, UsageError
 
 # One number for every channel, or one a channel.
 Channels = float | Sequence[float] | None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.core.errors import ResourceError
 from robench.defenses.loaders._onnx_ops import OPS, Node
-from robench.errors import ResourceError
 
 
 class Graph(nn.Module):

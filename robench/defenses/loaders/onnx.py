@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import ResourceError, UsageError
 from robench.defenses.loaders._base import Channels, Found, Source, needed, normalisation, one_line, wrap
 from robench.defenses.loaders._onnx_graph import Graph
-from robench.errors import ResourceError, UsageError
 
 INSTALL = 'pip install "robench[onnx]"'
 # ONNX's standard metadata for images (MetadataProps.md of the specification) as mean and std for pixels in [0, 1].

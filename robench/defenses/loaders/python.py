@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from robench import registry, specs
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, RobenchError, UsageError, unknown_name
 from robench.defenses._base import Defense
 from robench.defenses.loaders._base import Channels, Found, Source, fill, normalisation, one_line, wrap
-from robench.errors import ResourceError, RobenchError, UsageError, unknown_name
 
 
 @registry.loaders.register("python")

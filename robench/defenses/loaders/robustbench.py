@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from robench import registry
-from robench.cache import cache_folder
+from robench.core import registry
+from robench.core.cache import cache_folder
+from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.data.preprocessing import side
 from robench.defenses.loaders._base import Found, Source, attempt, needed, one_line, wrap
-from robench.errors import ResourceError, UsageError, unknown_name
-from robench.preprocessing import side
 
 # robustbench pins an old timm, so no resolver can install it beside robench: its own line goes without.
 INSTALL = 'pip install "robench[robustbench]" && pip install --no-deps robustbench==1.1.1'

@@ -9,7 +9,9 @@ import timm
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.data.preprocessing import of_evaluation
 from robench.defenses.loaders._base import (
     Channels,
     Found,
@@ -21,8 +23,6 @@ from robench.defenses.loaders._base import (
     quiet,
     wrap,
 )
-from robench.errors import ResourceError, UsageError, unknown_name
-from robench.preprocessing import of_evaluation
 
 
 @registry.loaders.register("timm")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import ResourceError
 from robench.defenses.loaders._base import Channels, Found, Source, normalisation, one_line, wrap
-from robench.errors import ResourceError
 
 # Our choice: what a file may say of itself, written by torch.jit.save(module, FILE, _extra_files={NOTE: json}).
 NOTE = "robench.json"

@@ -7,10 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
-from robench import registry
+from robench.core import registry
+from robench.core.errors import UsageError, unknown_name
+from robench.data.preprocessing import of_sizes
 from robench.defenses.loaders._base import Channels, Found, Source, attempt, fill, normalisation, wrap
-from robench.errors import UsageError, unknown_name
-from robench.preprocessing import of_sizes
 
 # What torchvision itself sets where these two have their published weights.
 _INCEPTION = {"transform_input": True, "aux_logits": True, "init_weights": False}

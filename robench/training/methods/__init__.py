@@ -5,7 +5,7 @@ be Double Boundary Adversarial Training (arXiv 2310.02480): the acronym, the sub
 other method of that name was found.
 """
 
-from robench import specs
+from robench.core import specs
 from robench.training.methods import (  # noqa: F401 - they register themselves
     apgd_at,
     dbat,

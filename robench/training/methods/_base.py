@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robench.registry import Registry
+from robench.core.registry import Registry
 from robench.training.schedule import parameter_groups
 from robench.training.settings import check_settings
 

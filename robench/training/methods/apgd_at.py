@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from robench.attacks._base import Answer, Problem, Rows
 from robench.attacks.apgd import APGD
-from robench.random import Stream
-from robench.threat import Threat
+from robench.core.rng import Stream
+from robench.threats.threat import Threat
 from robench.training.adversarial import attacked
 from robench.training.methods._base import Budget, Method, logits, methods
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robench.core.errors import UsageError
 from robench.defenses import load_purifier
 from robench.defenses.de3 import DE3
-from robench.errors import UsageError
 from robench.training.methods._base import Budget, Method, logits, methods, tensors
 from robench.training.schedule import parameter_groups
 

@@ -1,6 +1,6 @@
 """Ways to train a purifier by name, one paper a file, all on the trainer of the classifiers."""
 
-from robench import specs
+from robench.core import specs
 from robench.training.purifying import ddpm, maep, nim  # noqa: F401 - they register themselves
 from robench.training.purifying._base import Purifying, purifying
 

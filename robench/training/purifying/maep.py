@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.core.errors import ResourceError, UsageError
 from robench.defenses import Defense, find_card, load
 from robench.defenses._base import Purifier
 from robench.defenses._patches import patchify, pick
 from robench.defenses.maep import MAEP
-from robench.errors import ResourceError, UsageError
-from robench.threat import Threat
+from robench.threats.threat import Threat
 from robench.training.adversarial import pgd
 from robench.training.purifying._base import Purifying, purifying
 

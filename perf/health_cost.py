@@ -1,0 +1,108 @@
+"""What the health marks of a run cost: the same run with and without them, pairwise, by CPU time.
+
+    python perf/health_cost.py --defense mimir-digits --attack autoattack --samples 64 --pairs 5
+
+Both runs of a pair are made one after the other in one process, the order changing from pair to pair, so that a
+busy machine slows them alike; CPU time (user and system) is compared. Without marks the losses and gradients of the
+rows are not followed, the defense is not asked twice whether it is randomised, and no sign is computed. Both find the
+same, which is checked.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from robench import attack
+from robench.data import load_dataset
+from robench.defenses import load_defense
+from robench.engine import health
+from robench.engine.loss_monitor import Counts, Watch
+from robench.engine.outcome import Outcome
+
+# What makes the marks, with what says nothing in its place.
+_SIGNS = (
+    "softmax_outputs", "nonfinite_logits", "randomised", "few_classes", "nonfinite_gradients", "zero_gradients",
+    "losses", "square_wins",
+)  # fmt: skip
+
+
+class Blind(Watch):
+    """Sees nothing."""
+
+    def __init__(self, *arguments):
+        self.counts = Counts()
+
+    def note(self, asking: Tensor, first: Tensor, answer) -> None:
+        pass
+
+    def end(self, lane: int) -> None:
+        pass
+
+    def dump(self) -> dict[str, Tensor]:
+        return {}
+
+
+@contextmanager
+def without_marks() -> Iterator[None]:
+    """Inside the block no run looks at its own health."""
+    with ExitStack() as stack:
+        stack.enter_context(patch("robench.engine.attack_loop.Watch", Blind))
+        for name in _SIGNS:
+            stack.enter_context(patch.object(health, name, lambda *arguments: []))
+        stack.enter_context(patch.object(health, "looks_random", lambda *arguments: False))
+        stack.enter_context(patch.object(health, "count_nonfinite", lambda *arguments: 0))
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--defense", default="mimir-digits")
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--threat", default="Linf:0.1")
+    parser.add_argument("--attack", default="apgd")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--batch-size", default="auto")
+    parser.add_argument("--data-dir")
+    args = parser.parse_args()
+    images = load_dataset(args.dataset, "test", args.samples, args.data_dir)
+    model = load_defense(args.defense, args.dataset)
+
+    def run() -> tuple[Outcome, float]:
+        begun = time.process_time()
+        outcome = attack(
+            args.attack, model, images.x, images.y, threat=args.threat, batch_size=args.batch_size
+        )
+        return outcome, time.process_time() - begun
+
+    ratios = []
+    run()
+    for pair in range(args.pairs):
+        order = (True, False) if pair % 2 == 0 else (False, True)
+        found: dict[bool, tuple[Outcome, float]] = {}
+        for marked in order:
+            if marked:
+                found[True] = run()
+            else:
+                with without_marks():
+                    found[False] = run()
+        (with_, seconds), (without, bare) = found[True], found[False]
+        assert torch.equal(with_.x_adv[:], without.x_adv[:]) and with_.passes == without.passes
+        ratios.append(seconds / bare)
+        print(f"pair {pair + 1}: {seconds:.2f} s with marks, {bare:.2f} s without, ratio {ratios[-1]:.4f}")
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"{args.defense}, {args.attack}, {args.samples} images, {torch.get_num_threads()} threads: the marks cost "
+        f"{100 * (middle - 1):+.1f} % of CPU time (median of {len(ratios)} pairs, half of them between "
+        f"{100 * (low - 1):+.1f} and {100 * (high - 1):+.1f} %)"
+    )
+
+
+if __name__ == "__main__":
+    main()

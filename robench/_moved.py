@@ -1,0 +1,175 @@
+"""Module names of release 0.1. Importing one gives the module that took its place, with a DeprecationWarning."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "attacks._estimated": "attacks._gradient_estimation",
+    "attacks._foreign": "attacks._external",
+    "attacks._inside": "attacks._feature_losses",
+    "attacks._objectives": "attacks._losses",
+    "attacks._steered": "attacks._custom_objective",
+    "attacks._through": "attacks._parameter_space",
+    "baselines": "verification.baselines",
+    "cache": "core.cache",
+    "check": "verification.regression",
+    "choice": "evaluation.protocol",
+    "cli.finetuning": "cli.finetune",
+    "cli.transferring": "cli.transfer",
+    "content": "catalog",
+    "coordinates": "threats.coordinates",
+    "corrupt": "data.export_corrupted",
+    "curve": "evaluation.security_curve",
+    "data._lists": "data._image_lists",
+    "data._npy": "data._numpy_files",
+    "data._pictures": "data._image_files",
+    "data._pixels": "data._lazy_images",
+    "data.corruptions": "data.corrupted",
+    "defenses._choice": "defenses._resolve_checkpoint",
+    "defenses._features": "defenses._feature_hooks",
+    "defenses._fit": "defenses._image_size",
+    "defenses._official": "defenses._checkpoint_layouts",
+    "defenses.facts": "defenses.describe",
+    "direct": "evaluation.attack",
+    "doctor": "cli._examine",
+    "engine.adversarials": "engine.outputs",
+    "engine.attackers": "attacks.build",
+    "engine.battle": "engine.attack_context",
+    "engine.corruption": "engine.corruption_run",
+    "engine.found": "engine.adversarial_examples",
+    "engine.loop": "engine.attack_loop",
+    "engine.meter": "engine.query_cost",
+    "engine.network": "engine.batched_model",
+    "engine.store": "engine.checkpoint",
+    "engine.suite": "engine.run",
+    "engine.team": "engine.workers",
+    "engine.watch": "engine.loss_monitor",
+    "errors": "core.errors",
+    "evaluate": "evaluation.run",
+    "files": "core.io",
+    "finetune": "evaluation.finetune",
+    "hsic": "core.hsic",
+    "inputs": "evaluation.inputs",
+    "interrupts": "core.interrupts",
+    "memory": "core.memory",
+    "plain": "core.sanitize",
+    "precision": "core.precision",
+    "preprocessing": "data.preprocessing",
+    "random": "core.rng",
+    "registry": "core.registry",
+    "results._tensors": "records._tensors",
+    "results.answering": "evaluation.answering",
+    "results.board": "reports.board",
+    "results.certificates": "records.certificates",
+    "results.checks": "verification.ci_report",
+    "results.collection": "records.collection",
+    "results.corruption": "statistics.corruption",
+    "results.corruption_record": "records.corruption",
+    "results.corruption_text": "reports.corruption",
+    "results.doubts": "records.cross_checks",
+    "results.draws": "records.randomized",
+    "results.findings": "records.findings",
+    "results.finetune": "reports.finetune",
+    "results.grid": "reports.table",
+    "results.heatmap": "reports.plots.corruption_heatmap",
+    "results.identity": "records.identity",
+    "results.jobs": "records.jobs",
+    "results.ladder": "reports.purifiers",
+    "results.migration": "records.migration",
+    "results.moving": "records.archive",
+    "results.page": "reports.page",
+    "results.page.pictures": "reports.page.pictures",
+    "results.page.view": "reports.page.view",
+    "results.papers": "reports.papers",
+    "results.picture": "reports.plots.adversarial_examples",
+    "results.plots": "reports.plots",
+    "results.plots.curves": "reports.plots.curves",
+    "results.plots.matrix": "reports.plots.heatmaps",
+    "results.plots.scatter": "reports.plots.scatter",
+    "results.plots.settings": "reports.plots.settings",
+    "results.plots.style": "reports.plots.style",
+    "results.provenance": "records.provenance",
+    "results.pruning": "records.prune",
+    "results.reading": "records.reading",
+    "results.record": "records.record",
+    "results.robustbench": "reports.robustbench",
+    "results.samples": "records.samples",
+    "results.security": "reports.security_curve",
+    "results.sequential": "statistics.sequential",
+    "results.statistics": "statistics.accuracy",
+    "results.store": "records.store",
+    "results.strict_json": "core.strict_json",
+    "results.table": "reports.run_summary",
+    "results.transfer": "reports.dataset_transfer",
+    "results.unforeseen": "reports.unforeseen",
+    "results.verify": "verification.verify",
+    "results.verify_corruption": "verification.corruption",
+    "results.wording": "reports.formatting",
+    "specs": "core.specs",
+    "subset": "data.class_subset",
+    "sweep": "evaluation.sweep",
+    "threat": "threats.threat",
+    "torch_state": "core.torch_state",
+    "training.run": "training.trainer",
+    "training.team": "training.distributed",
+    "transfer": "evaluation.dataset_transfer",
+    "transformations._base": "threats.transformations._base",
+    "transformations.blur": "threats.transformations.blur",
+    "transformations.elastic": "threats.transformations.elastic",
+    "transformations.fog": "threats.transformations.fog",
+    "transformations.gabor": "threats.transformations.gabor",
+    "transformations.jpeg": "threats.transformations.jpeg",
+    "transformations.low_frequency": "threats.transformations.low_frequency",
+    "transformations.pixel": "threats.transformations.pixel",
+    "transformations.recolor": "threats.transformations.recolor",
+    "transformations.snow": "threats.transformations.snow",
+    "transformations.spatial": "threats.transformations.spatial",
+    "transformations.stadv": "threats.transformations.stadv",
+    "trust": "core.trust",
+}
+# Packages whose modules moved to several packages, and the one that has their own names now.
+PACKAGES = {"results": "records", "transformations": "threats.transformations"}
+
+
+class OldNames(MetaPathFinder, Loader):
+    """Finds the modules of MOVED and PACKAGES under their old names."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        name = fullname.removeprefix("robench.")
+        if name == fullname or (name not in MOVED and name not in PACKAGES):
+            return None
+        return ModuleSpec(fullname, self, is_package=name in PACKAGES)
+
+    def exec_module(self, module: ModuleType) -> None:
+        name = module.__name__.removeprefix("robench.")
+        new = PACKAGES.get(name) or MOVED[name]
+        # The frames of an import do not count: this names the line of the caller that imports.
+        warnings.warn(f"robench.{name} is now robench.{new}", DeprecationWarning, stacklevel=2)
+        if name in MOVED:
+            sys.modules[module.__name__] = import_module(f"robench.{new}")
+            return
+
+        def attribute(wanted: str) -> Any:
+            moved = MOVED.get(f"{name}.{wanted}")
+            return (
+                import_module(f"robench.{moved}")
+                if moved
+                else getattr(import_module(f"robench.{new}"), wanted)
+            )
+
+        module.__dict__["__getattr__"] = attribute
+
+
+def install() -> None:
+    """Make the old names importable."""
+    if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
+        # First: what is left of an old folder, a cache of compiled modules say, would be found in its place.
+        sys.meta_path.insert(0, OldNames())

@@ -1,0 +1,45 @@
+"""The attacks of a suite, built from their specs."""
+
+from robench.attacks._base import Attack
+from robench.attacks._parameter_space import Through
+from robench.core import registry, specs
+from robench.core.errors import UsageError
+from robench.threats.threat import Threat
+
+
+def canonical(text: str) -> str:
+    """The canonical spec of one attack.
+
+    Raises:
+        UsageError: for an unknown attack, or a wrong argument.
+    """
+    spec = specs.parse(text)
+    builder = registry.attacks.get(spec.name)
+    specs.build(spec, builder)
+    return str(specs.canonical(spec, builder))
+
+
+def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
+    """The attacks of a suite with their canonical specs.
+
+    Raises:
+        UsageError: for an unknown attack, a wrong argument, or one not defined in the threat's norm.
+    """
+    built = []
+    for text in texts:
+        spec = specs.parse(text)
+        builder = registry.attacks.get(spec.name)
+        attack = specs.build(spec, builder)
+        if threat.norm not in attack.norms:
+            inside = f"{threat}, in {threat.norm} of its parameters," if threat.name else f"{threat}"
+            raise UsageError(
+                f"{spec.name} is defined in {', '.join(attack.norms)}: {inside} is not among them"
+            )
+        if threat.name and attack.in_pixels:
+            raise UsageError(
+                f"{spec.name} searches among images, and {threat} among parameters: use pgd or apgd, say"
+            )
+        built.append(
+            (str(specs.canonical(spec, builder)), Through(attack, threat) if threat.name else attack)
+        )
+    return built

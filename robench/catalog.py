@@ -1,0 +1,405 @@
+"""The content folders beside the instrument: defense cards, suites, protocols, papers' tables and shipped results.
+
+They lie beside `robench/` in a checkout and inside the package in a wheel. A file given by path is read too,
+so that one's own card needs no installation.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import robench.attacks  # noqa: F401  (registers the built-in attacks)
+from robench.attacks.build import canonical
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.core.trust import admit, like, written
+from robench.corruption.suite import SPEC, corruptions
+from robench.threats.threat import NO_THREAT, Threat
+
+_PACKAGE = Path(__file__).parent
+_RUNG = {"subject": ("defense", "classifier"), "stochastic": ("all", "randomised", "deterministic")}
+# No text of a card, suite or protocol is longer, in characters.
+_LONGEST = 10_000
+_CLAIM = {"clean", "robust", "threat", "attack", "source"}
+FOLDERS = {
+    "defense": "defenses",
+    "attack": "attacks",
+    "protocol": "benchmark",
+    "paper": "papers",
+    "result": "results",
+}
+
+
+def folder(kind: str) -> Path:
+    """Where the content of a kind ("defense", "attack", "protocol", "paper", "result") lies."""
+    installed = _PACKAGE / "_content"
+    return (installed if installed.is_dir() else _PACKAGE.parent) / FOLDERS[kind]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a defense that can be loaded.
+
+    Attributes:
+        name: what the command line calls it.
+        builder: spec of a builder registered under `robench.defenses` or `robench.purifiers`.
+        dataset: the data set it was trained for.
+        classifier: where the builder is a purifier's, the defense whose classifier stands behind it.
+        family: the name that picks this card by data set ("mimir"); empty for none.
+        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none. Of a
+            file that a person brings (`origin`) the path in the folder that ROBENCH_CHECKPOINTS names.
+        sha256: of the checkpoint file; empty: unknown.
+        origin: where a person gets the checkpoint, when no program can fetch it.
+        pretrained: where a person gets the pre-trained encoder of the same network and data set.
+        threat: what it was trained against; empty for undefended.
+        preprocessing: of pictures before it, by a name of `robench.data.preprocessing`; empty where nothing is said.
+        paper, license, description: for readers.
+        claims: numbers others published for it: `clean` and `robust` accuracy in percent, `threat`, `attack`,
+            `source`, and `note` where one is needed.
+        recipe: how `robench train` makes the checkpoint; empty when it cannot.
+        path: the card's own file.
+    """
+
+    name: str
+    builder: str
+    dataset: str
+    family: str = ""
+    classifier: str = ""
+    checkpoint: str = ""
+    sha256: str = ""
+    origin: str = ""
+    pretrained: str = ""
+    threat: str = ""
+    preprocessing: str = ""
+    paper: str = ""
+    license: str = ""
+    description: str = ""
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run of a suite that is a ladder.
+
+    Attributes:
+        name: the column it fills in a table.
+        attack: a suite, or specs joined by "+".
+        knowledge: the attacker's.
+        subject: "defense", or "classifier" for the classifier without its purifier.
+        stochastic: run it on "all" defenses, or only on "randomised" or "deterministic" ones.
+        threats: its own in place of the protocol's, by the side of the images in pixels, {"32": "fog:0.4"}.
+    """
+
+    name: str
+    attack: str
+    knowledge: str = "full"
+    subject: str = "defense"
+    stochastic: str = "all"
+    threats: dict[str, str] = field(default_factory=dict)
+    path: Path = Path()
+
+    def threat(self, side: int, otherwise: str) -> Threat:
+        """What the attacker may do to images of `side` pixels: as listed for the largest side that is not larger, or
+        for the smallest one; `otherwise` where it lists none."""
+        if not self.threats:
+            return Threat.parse(otherwise)
+        sides = sorted(map(int, self.threats))
+        return Threat.parse(
+            self.threats[str(max([each for each in sides if each <= side], default=sides[0]))]
+        )
+
+    @property
+    def of_purifiers(self) -> bool:
+        """Whether it says nothing of a defense without a purifier."""
+        return self.subject == "classifier" or self.knowledge in ("bpda", "oblivious")
+
+    def suits(self, stochastic: bool) -> bool:
+        """Whether it is run on a defense that is randomised, or not."""
+        return self.stochastic in ("all", "randomised" if stochastic else "deterministic")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """An ordered list of attacks, survivors of one going on to the next; or a ladder of runs.
+
+    Attributes:
+        attacks: specs, for every norm that has no list of its own.
+        norms: specs for one norm, as {"L1": [...]}.
+        rungs: of a ladder, in place of attacks; each is a run and a record of its own.
+    """
+
+    name: str
+    attacks: list[str] = field(default_factory=list)
+    norms: dict[str, list[str]] = field(default_factory=dict)
+    rungs: list[Any] = field(default_factory=list)
+    paper: str = ""
+    description: str = ""
+    path: Path = Path()
+
+    def specs(self, norm: str) -> list[str]:
+        """The specs to run in `norm`."""
+        return self.norms.get(norm, self.attacks)
+
+
+@dataclass(frozen=True)
+class End:
+    """A data set of a protocol of transfer, and the classifier that is attacked there behind purifiers of others.
+
+    Attributes:
+        classifier: the defense whose classifier stands behind every purifier.
+        threat, samples: as in Protocol.
+    """
+
+    dataset: str
+    classifier: str
+    threat: str
+    samples: int
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is run on what: data set, images, threat, suites and knowledge levels.
+
+    Attributes:
+        threat: norm and radius; "none" where no adversary is at work.
+        samples: the first so many images of the split, in canonical order.
+        columns: of its board; all of them when there are none.
+        ends: of a protocol of transfer, in place of data set, threat and samples; see
+            `robench.evaluation.dataset_transfer`.
+    """
+
+    name: str
+    dataset: str = ""
+    threat: str = ""
+    samples: int = 0
+    split: str = "test"
+    suites: list[str] = field(default_factory=lambda: ["autoattack"])
+    knowledge: list[str] = field(default_factory=lambda: ["full"])
+    columns: list[str] = field(default_factory=list)
+    ends: list[Any] = field(default_factory=list)
+    description: str = ""
+    path: Path = Path()
+
+
+Item = TypeVar("Item", Card, Suite, Protocol)
+Made = TypeVar("Made")
+
+
+def cards() -> dict[str, Card]:
+    """Every shipped card, by name."""
+    return _all(Card, "defense")
+
+
+def suites() -> dict[str, Suite]:
+    """Every shipped suite, by name."""
+    return _all(Suite, "attack")
+
+
+def protocols() -> dict[str, Protocol]:
+    """Every shipped protocol, by name."""
+    return _all(Protocol, "protocol")
+
+
+def find_suite(text: str) -> Suite:
+    """The suite called `text`, the one in the TOML file of that path, or the specs written there.
+
+    Specs are a suite under their canonical names, so that however they are written they are one suite.
+
+    Raises:
+        UsageError: when it is neither a suite nor attacks, with the nearest names, or an argument is wrong.
+    """
+    known, text = suites(), like(text, text.strip())
+    if text in known:
+        return known[text]
+    if text.endswith(".toml"):
+        return read_named(Suite, text)
+    pieces = specs.split(text, "+")
+    for piece in pieces:
+        name = specs.parse(piece).name
+        if name not in registry.attacks and name != SPEC:
+            raise unknown_name("attack", name, {*known, *registry.attacks, SPEC})
+    found = list(map(str, corruptions(pieces))) or list(map(canonical, pieces))
+    return Suite(name=like(text, "+".join(found)), attacks=like(text, found))
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol called `name`, or the one in the TOML file of that path."""
+    if name.endswith(".toml"):
+        return read_named(Protocol, name)
+    known = protocols()
+    if name not in known:
+        raise unknown_name("protocol", name, known)
+    return known[name]
+
+
+def own_name(dataset: str, threat: str, samples: int) -> str:
+    """The name of a protocol that a data set, a threat and a number of images make up."""
+    return f"{dataset}-{threat.replace('/', 'over').replace(':', '-')}-n{samples}"
+
+
+@cache
+def _all(kind: type[Item], noun: str) -> dict[str, Item]:
+    found: dict[str, Item] = {}
+    for path in sorted(folder(noun).glob("*.toml"), key=lambda path: path.stem):
+        item = read(kind, path)
+        if item.name in found:
+            raise UsageError(f'{noun} "{item.name}" of {path.name} is taken by {found[item.name].path.name}')
+        found[item.name] = item
+    return found
+
+
+def read_named(kind: type[Item], name: str) -> Item:
+    """What the TOML file of that path holds, see `read`.
+
+    Raises:
+        Untrusted: when the path was read from another file.
+    """
+    admit(name, "is another file")
+    return read(kind, Path(name))
+
+
+def read(kind: type[Item], path: Path) -> Item:
+    """Read one TOML file as a Card, Suite or Protocol; its name is the file's unless it says another.
+
+    Raises:
+        ResourceError: when the file cannot be read.
+        UsageError: when it is not TOML, or a field is unknown, missing or of another type.
+    """
+    table = read_toml(path)
+    item = make(kind, {"name": path.stem, **table}, path)
+    if isinstance(item, Protocol):
+        item = replace(item, ends=_tables(End, "ends", item.ends, path))
+        missing = [key for key in ("dataset", "threat", "samples") if key not in table]
+        if item.ends and len(missing) < 3:
+            raise UsageError(f"{path}: expected either dataset, threat and samples or tables [[ends]]")
+        if missing and not item.ends:
+            raise UsageError(f"{path}: the field {missing[0]} is missing")
+        for key in ("suites", "knowledge"):
+            if not getattr(item, key) or not all(map(str.strip, getattr(item, key))):
+                raise UsageError(
+                    f"{path}: {key} = {getattr(item, key)}: expected at least one name, none of them empty"
+                )
+        for each in item.ends or [item]:
+            if each.threat != NO_THREAT:
+                Threat.parse(each.threat)
+            if each.samples < 1:
+                raise UsageError(f"{path}: samples = {each.samples}: expected at least 1")
+    elif isinstance(item, Suite):
+        if bool(item.attacks) == bool(item.rungs):
+            raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")
+        item = replace(item, rungs=_tables(Rung, "rungs", item.rungs, path))
+        for each in item.rungs:
+            _check_rung(each, path)
+        if empty := [norm for norm, listed in item.norms.items() if not listed]:
+            raise UsageError(f"{path}: norms.{empty[0]} = []: expected at least one attack")
+        for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
+            specs.parse(spec)
+    elif isinstance(item, Card):
+        specs.parse(item.builder)
+        for claim in item.claims:
+            _check_claim(claim, path)
+    return item
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file; its strings are `Written`, unless it is one of the content folders' own.
+
+    Raises:
+        ResourceError: when it cannot be read; UsageError: when it is not TOML.
+    """
+    try:
+        text = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResourceError(f"{path}: {reason}: give the path of a readable TOML file") from error
+    try:
+        table = tomllib.loads(text.decode())
+        return table if _is_shipped(path) else written(table, str(path))
+    # Not only its own error: a number may have too many digits, an array too many brackets.
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.resolve().parent in {folder(kind).resolve() for kind in FOLDERS}
+
+
+def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[Made]:
+    """The items of a list of tables `[[key]]`."""
+    for table in tables:
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{path}: {key} holds {table!r}: expected tables [[{key}]]")
+    return [make(kind, table, path) for table in tables]
+
+
+def _check_rung(rung: Rung, path: Path) -> None:
+    for key, allowed in _RUNG.items():
+        if getattr(rung, key) not in allowed:
+            raise UsageError(
+                f"{path}: the rung {rung.name} has {key} = {getattr(rung, key)!r}: expected {' or '.join(allowed)}"
+            )
+    for side, threat in rung.threats.items():
+        if not side.isdecimal() or not isinstance(threat, str):
+            raise UsageError(
+                f"{path}: the rung {rung.name} has threats {side} = {threat!r}: expected pixels = a threat"
+            )
+        Threat.parse(threat)
+
+
+def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
+    missing = _CLAIM - claim.keys()
+    unknown = claim.keys() - _CLAIM - {"note"}
+    if missing or unknown:
+        found = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
+        raise UsageError(f"{path}: a claim {found}: expected {', '.join(sorted(_CLAIM))} and perhaps note")
+    for key in ("clean", "robust"):
+        value = claim[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+            raise UsageError(f"{path}: a claim has {key} = {value!r}: expected percent, 0 to 100")
+    Threat.parse(claim["threat"])
+
+
+def make(kind: type[Made], table: Any, path: Path) -> Made:
+    """A data class from a table of a TOML file; its field `path` is that of the file.
+
+    Raises:
+        UsageError: when a field is unknown, missing or of another type.
+    """
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{path}: {table!r} stands where a {kind.__name__.lower()} should: expected a table")
+    known = {f.name: f for f in fields(cast(Any, kind)) if f.name != "path"}
+    for key, value in table.items():
+        if key not in known:
+            raise UsageError(f'{path}: unknown field "{key}": expected some of {", ".join(known)}')
+        _check_type(f"{path}: {key}", value, known[key].type)
+    for key, item in known.items():
+        if key not in table and item.default is MISSING and item.default_factory is MISSING:
+            raise UsageError(f"{path}: the field {key} is missing")
+    return cast(Any, kind)(**table, path=path)
+
+
+def _check_type(where: str, value: Any, annotation: Any) -> None:
+    """Refuse a value of a TOML file that is not of the annotated type, the items of lists and tables included."""
+    if annotation is Any:
+        return
+    expected: type = getattr(annotation, "__origin__", annotation)
+    inner: tuple[Any, ...] = getattr(annotation, "__args__", ())
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        shown = f"{value!r:.100}"
+        raise UsageError(f"{where} = {shown} is {type(value).__name__}: expected {expected.__name__}")
+    if isinstance(value, str) and len(value) > _LONGEST:
+        raise UsageError(f"{where} has {len(value)} characters: expected at most {_LONGEST}")
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"{where} = {value!r:.100} holds a null byte: expected text")
+    if expected is list:
+        for number, each in enumerate(cast(list[Any], value), 1):
+            _check_type(f"{where}, item {number},", each, inner[0])
+    if expected is dict:
+        for key, each in cast(dict[str, Any], value).items():
+            _check_type(f"{where}.{key}", each, inner[1])

@@ -1,0 +1,206 @@
+"""What is installed, what is missing and how to get it: `robench doctor`."""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from robench.catalog import Card, cards
+from robench.core.errors import RobenchError
+from robench.core.formatting import size
+from robench.core.sanitize import plain
+from robench.corruption.cache import Cache
+from robench.corruption.make import library
+from robench.data import cifar10, load_dataset
+from robench.defenses._checkpoints import sha256_of, split_location
+from robench.records.provenance import device_name, git_state, installed_version, robench_version
+
+OK, WARN, MISSING = "ok", "warn", "missing"
+_PYTHON = "3.11"
+_FREE = 1.0  # GiB: records and certificates of many runs, with a partial run beside them
+# What is installed on demand: extra -> its package and what it is for.
+_EXTRAS = {
+    "reference": ("pyautoattack", "runs of the suite autoattack-reference"),
+    "diffusion": ("diffusers", "diffusion purifiers"),
+    "lora": ("peft", "trainings of MAEP's second stage"),
+    "onnx": ("onnx", "defenses from ONNX files"),
+    "robustbench": ("torchdiffeq", "some of RobustBench's models"),
+}
+_STYLES = {OK: "green", WARN: "yellow", MISSING: "red"}
+_CIFAR_FILES = ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6)))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what, "torch" say.
+        status: "ok", "warn" (things work, less well) or "missing" (something will not work).
+        detail: what was found.
+        mend: what to do about it; empty when nothing needs doing.
+    """
+
+    name: str
+    status: str
+    detail: str
+    mend: str = ""
+
+
+def examine(results_dir: Path | str, data_dir: Path | str | None = None) -> list[Finding]:
+    """Look at everything a run needs; nothing is downloaded and no network is called.
+
+    Args:
+        results_dir: where records would be written; it need not exist.
+        data_dir: where data sets with files lie; None for where they are looked for by default.
+    """
+    return [
+        *_software(),
+        *_devices(),
+        _digits(),
+        _cifar10(Path(data_dir).expanduser() if data_dir else cifar10.default_root()),
+        *(
+            _checkpoint(card)
+            for card in cards().values()
+            if not card.origin and (card.checkpoint or not card.recipe)
+        ),
+        _corruptions(),
+        *_disk(Path(results_dir)),
+    ]
+
+
+def report(findings: list[Finding]) -> RenderableType:
+    """The findings as a table of at most 80 columns, the mends beneath what they mend."""
+    grid = Table(box=box.SIMPLE_HEAD, show_header=False, show_edge=False, pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_column(overflow="fold", ratio=1)
+    for item in findings:
+        detail = Text(plain(item.detail))
+        if item.mend:
+            detail.append(f"\n{plain(item.mend)}", style="bold")
+        grid.add_row(Text(item.status, style=_STYLES[item.status]), Text(plain(item.name)), detail)
+    wrong = [item for item in findings if item.status != OK]
+    verdict = "everything is there" if not wrong else f"{len(wrong)} of {len(findings)} need a look"
+    return Group(grid, Text(), Text(verdict, style="bold"))
+
+
+def _software() -> Iterator[Finding]:
+    yield _bound("python", platform.python_version(), f">={_PYTHON}", "install a newer Python")
+    state = git_state()
+    commit = "" if state is None else f", commit {str(state['commit'])[:10]}{'*' if state['dirty'] else ''}"
+    yield Finding("robench", OK, robench_version() + commit)
+    try:
+        declared = [Requirement(text) for text in requires("robench") or ()]
+    except PackageNotFoundError:
+        yield Finding("dependencies", WARN, "robench itself is not installed", "pip install .")
+        return
+    for need in declared:
+        if need.marker is None:
+            found = installed_version(need.name)
+            yield _bound(need.name, found, str(need.specifier), f'pip install "{need}"')
+    for extra, (package, purpose) in _EXTRAS.items():
+        found = installed_version(package)
+        mend = "" if found else f'pip install "robench[{extra}]"'
+        yield Finding(package, OK, found or f"not installed: only {purpose} need it", mend)
+
+
+def _bound(name: str, found: str | None, bound: str, mend: str) -> Finding:
+    if found is None:
+        return Finding(name, MISSING, f"not installed, {bound} is needed", mend)
+    # A development release is good enough for a bound it lies above.
+    if not Requirement(f"x{bound}").specifier.contains(found, prereleases=True):
+        return Finding(name, MISSING, f"{found}, {bound} is needed", mend)
+    return Finding(name, OK, f"{found} ({bound})" if bound else found)
+
+
+def _devices() -> Iterator[Finding]:
+    cores = os.cpu_count() or 1
+    yield Finding("cpu", OK, f"{device_name('cpu').removeprefix('cpu: ')} on {cores} cores")
+    if not torch.cuda.is_available():
+        yield Finding("cuda", OK, "no GPU that torch can use: runs go to the CPU")
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+        yield Finding(f"cuda:{i}", OK, f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB")
+
+
+def _digits() -> Finding:
+    try:
+        images = load_dataset("digits")
+    except RobenchError as error:
+        return Finding("digits", MISSING, str(error), "pip install --force-reinstall scikit-learn")
+    return Finding("digits", OK, f"{len(images):,} test images, with scikit-learn")
+
+
+def _cifar10(root: Path) -> Finding:
+    folder = root / cifar10.FOLDER
+    lost = [name for name in _CIFAR_FILES if not (folder / name).is_file()]
+    if not lost:
+        return Finding("cifar10", OK, f"found in {root}")
+    detail = f"{folder} lacks {', '.join(lost)}" if len(lost) < len(_CIFAR_FILES) else f"not in {root}"
+    mend = "robench run --protocol cifar10-linf downloads it; or give its folder with --data-dir"
+    return Finding("cifar10", WARN, detail, mend)
+
+
+def _corruptions() -> Finding:
+    """The library that makes corrupted images, and the room that those kept take."""
+    try:
+        made_by = library()
+    except RobenchError as error:
+        return Finding(
+            "corruptions", WARN, "not installed: only corruptions need it", str(error).partition(": ")[2]
+        )
+    try:
+        cache = Cache()
+    except RobenchError as error:
+        return Finding("corruptions", WARN, str(error), "set it anew, or unset it")
+    held = f"{size(cache.usage()[1])} of at most {size(cache.limit)} kept in {cache.folder}"
+    return Finding("corruptions", OK, f"{made_by}, {held}; robench cache --clear removes them")
+
+
+def _checkpoint(card: Card) -> Finding:
+    name, where = f"card {card.name}", card.checkpoint
+    if not where:
+        return Finding(name, OK, "brings its own weights, or needs none")
+    if "://" in where:
+        return Finding(name, OK, f"fetched from {where} on first use")
+    path = card.path.parent / split_location(where, card.path.parent)[0]
+    mend = f"robench train {card.name} makes it again" if card.recipe else "restore the file"
+    if not path.is_file():
+        return Finding(name, MISSING, f"{path} is not there", mend)
+    try:
+        digest = sha256_of(path)
+    except (OSError, RobenchError) as error:
+        return Finding(name, MISSING, f"{path}: {error}", mend)
+    if digest != card.sha256:
+        return Finding(name, MISSING, f"{path} has sha256 {digest[:12]}, not {card.sha256[:12]}", mend)
+    return Finding(name, OK, f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB, sha256 as the card says")
+
+
+def _disk(results: Path) -> Iterator[Finding]:
+    mend = "give a folder you may write with --results"
+    # The nearest folder that is there: a run makes the rest.
+    place = next(folder for folder in (results.absolute(), *results.absolute().parents) if folder.exists())
+    try:
+        # Asking the disk, since permission bits tell root nothing and miss read-only mounts.
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        yield Finding("results", MISSING, f"{place} cannot be written: {error.strerror or error}", mend)
+        return
+    yield Finding("results", OK, f"{results} can be written")
+    free = shutil.disk_usage(place).free / 2**30
+    low = free < _FREE
+    mend = "free some, or give another disk with --results" if low else ""
+    yield Finding("free disk", WARN if low else OK, f"{free:.1f} GiB at {place}", mend)

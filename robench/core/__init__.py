@@ -1,0 +1,1 @@
+"""What every room stands on: errors, names and their specs, random numbers, files, text."""

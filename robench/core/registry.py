@@ -1,0 +1,114 @@
+"""Names -> builders of defenses, purifiers, loaders, attacks, transformations and data sets; entry points add more.
+
+A package that declares, say,
+
+    [project.entry-points."robench.attacks"]
+    my_attack = "my_package:MyAttack"
+
+is found by its name on the command line and in suites, with nothing else to do.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from robench.core.errors import ResourceError, UsageError, unknown_name
+
+Builder = Callable[..., Any]
+Kind = TypeVar("Kind", bound=Builder)
+
+
+class Registry:
+    """One namespace of builders.
+
+    Args:
+        kind: the noun, singular ("defense", "purifier", "loader", "attack", "transformation",
+            "dataset"); the entry-point group is `robench.<kind>s`.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.group = f"robench.{kind}s"
+        self._builders: dict[str, Builder] = {}
+        self._holders: dict[str, str] = {}
+        self._outsiders: dict[str, EntryPoint] | None = None
+
+    def register(self, name: str) -> Callable[[Kind], Kind]:
+        """Decorator that gives a builder its name.
+
+        Raises:
+            UsageError: when the name is taken, naming the holder.
+        """
+
+        def decorate(builder: Kind) -> Kind:
+            holder = f"{builder.__module__}.{builder.__qualname__}"
+            taken = self._holders.get(name) or self._outside_holder(name)
+            if taken:
+                raise UsageError(f'{self.kind} "{name}" is taken by {taken}: {holder} needs another name')
+            self._builders[name] = builder
+            self._holders[name] = holder
+            return builder
+
+        return decorate
+
+    def get(self, name: str) -> Builder:
+        """The builder called `name`.
+
+        Raises:
+            UsageError: when nobody has that name (with the nearest ones), or two packages claim it.
+            ResourceError: when an outsider's entry point cannot be imported.
+        """
+        if name in self._entry_points():
+            entry = self._entry_points()[name]
+            try:
+                return entry.load()
+            except Exception as error:
+                raise ResourceError(
+                    f'{self.kind} "{name}" of {_origin(entry)} cannot be loaded from {entry.value}: {error}'
+                ) from error
+        if name not in self._builders:
+            raise unknown_name(self.kind, name, self)
+        return self._builders[name]
+
+    def holder(self, name: str) -> str:
+        """Who provides `name`: a module of robench, or a package."""
+        return self._holders.get(name) or self._outside_holder(name) or ""
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._builders or name in self._entry_points()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._builders, *self._entry_points()}))
+
+    def _outside_holder(self, name: str) -> str | None:
+        # While robench itself is being imported its own names come first; outsiders are checked on first use.
+        if self._outsiders is None or name not in self._outsiders:
+            return None
+        return _origin(self._outsiders[name])
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        if self._outsiders is None:
+            found: dict[str, EntryPoint] = {}
+            for entry in entry_points(group=self.group):
+                holder = self._holders.get(entry.name)
+                if not holder and entry.name in found and found[entry.name].value != entry.value:
+                    holder = _origin(found[entry.name])
+                if holder:
+                    raise UsageError(
+                        f'{self.kind} "{entry.name}" is taken by {holder}: {_origin(entry)} needs another name'
+                    )
+                found[entry.name] = entry
+            self._outsiders = found
+        return self._outsiders
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"package {entry.dist.name}" if entry.dist else f"entry point {entry.value}"
+
+
+defenses = Registry("defense")
+purifiers = Registry("purifier")
+loaders = Registry("loader")
+attacks = Registry("attack")
+transformations = Registry("transformation")
+datasets = Registry("dataset")

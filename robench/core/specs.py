@@ -1,0 +1,173 @@
+"""Spec strings such as `apgd(loss="ce", steps=100)`: read by `ast` alone, with one canonical form.
+
+A spec is a name with keyword arguments that are Python literals. Its canonical form sorts the keywords and
+leaves the defaults out, so that two ways of writing the same thing are one key in a record. In a name, what
+follows a colon may be a path or an address, anything but round brackets: `onnx:my models/a.onnx(mean=0.5)`.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from robench.core.errors import UsageError
+from robench.core.trust import like
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(:[^\s()][^()]*)?")
+# Characters of a spec, and of it in an error message; whole numbers fit eight bytes.
+_LONGEST, _SHOWN, _WHOLE = 10_000, 200, 2**63
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A name and its keyword arguments, each a Python literal."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.arguments:
+            return self.name
+        inside = ", ".join(f"{key}={_literal(self.arguments[key])}" for key in sorted(self.arguments))
+        return like(self.name, f"{self.name}({inside})")
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        # JSON's escapes are Python's, and leave no control character in the text.
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
+
+
+def parse(text: str) -> Spec:
+    """Read one spec.
+
+    Raises:
+        UsageError: if it is not a name, or a name with keyword arguments that are literals; and for more than 10,000
+            characters, whole numbers of more than eight bytes, and numbers that are not finite.
+    """
+    if len(text) > _LONGEST:
+        raise UsageError(f"a spec has {len(text)} characters: expected at most {_LONGEST}")
+    source, text = text, text.strip()
+    whole, text = text, text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    match = _NAME.match(whole)
+    if not match:
+        raise UsageError(f'malformed spec "{text}": expected a name such as pgd or pgd(steps=20)')
+    name, rest = match.group().strip(), whole[match.end() :].strip()
+    if not rest:
+        return Spec(like(source, name))
+    try:
+        with warnings.catch_warnings():
+            # Of odd literals, which are refused below.
+            warnings.simplefilter("ignore")
+            call = ast.parse(f"f{rest}", mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        call = None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or not rest.endswith(")"):
+        raise UsageError(f'malformed spec "{text}": expected {name} or {name}(key=value, ...)')
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise UsageError(f'malformed spec "{text}": arguments must be named, {name}(key=value, ...)')
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        assert keyword.arg is not None
+        if keyword.arg in arguments:
+            raise UsageError(f'malformed spec "{text}": {keyword.arg} is given twice')
+        try:
+            arguments[keyword.arg] = _bounded(ast.literal_eval(keyword.value))
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            raise UsageError(
+                f'malformed spec "{text}": {keyword.arg} must be a finite number, string, list or the like'
+            ) from None
+    return Spec(like(source, name), like(source, arguments))
+
+
+def _bounded(value: Any) -> Any:
+    """The value, if every number in it can be computed with.
+
+    Raises:
+        ValueError: for a whole number of more than eight bytes, or one that is not finite.
+    """
+    if isinstance(value, dict):
+        _bounded([*value, *value.values()])
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            _bounded(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not finite")
+    elif isinstance(value, int) and not -_WHOLE <= value < _WHOLE:
+        raise ValueError("more than eight bytes")
+    return value
+
+
+def split(text: str, separator: str = ",") -> list[str]:
+    """Cut at `separator` where it stands outside brackets and quotes; empty pieces are refused."""
+    pieces, depth, quote, start, escaped = [], 0, "", 0, False
+    for i, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote and not escaped else quote
+            escaped = char == "\\" and not escaped
+        elif char in "\"'":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == separator and depth == 0:
+            pieces.append(text[start:i])
+            start = i + 1
+    pieces = [piece.strip() for piece in [*pieces, text[start:]]]
+    if not all(pieces):
+        raise UsageError(f'malformed list "{text}": a name is missing between two "{separator}"')
+    return like(text, pieces)
+
+
+def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
+    """Every keyword that `builder` takes, with its default (`inspect.Parameter.empty` where it has none)."""
+    if dataclasses.is_dataclass(builder):
+        found = {}
+        for item in dataclasses.fields(builder):
+            if item.init:
+                made = item.default_factory
+                found[item.name] = made() if made is not dataclasses.MISSING else item.default
+        return {k: inspect.Parameter.empty if v is dataclasses.MISSING else v for k, v in found.items()}
+    parameters = inspect.signature(builder).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p.default for p in parameters if p.kind in named}
+
+
+def canonical(spec: Spec, builder: Callable[..., Any]) -> Spec:
+    """`spec` without the arguments that equal `builder`'s defaults.
+
+    A builder with a `**` parameter takes any argument.
+
+    Raises:
+        UsageError: for an argument the builder does not take, or one it needs and did not get.
+    """
+    known = defaults(builder)
+    kinds = {p.kind for p in inspect.signature(builder).parameters.values()}
+    for key in spec.arguments:
+        if key not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise UsageError(f"{spec.name} takes no argument {key}: it takes {', '.join(known) or 'none'}")
+    missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in spec.arguments]
+    if missing:
+        raise UsageError(f"{spec.name} needs {', '.join(missing)}: write {spec.name}({missing[0]}=...)")
+    return Spec(spec.name, {k: v for k, v in spec.arguments.items() if k not in known or v != known[k]})
+
+
+def build(spec: Spec, builder: Callable[..., Any]) -> Any:
+    """Call `builder` with the spec's arguments.
+
+    Raises:
+        UsageError: for an unknown, missing or refused argument.
+    """
+    canonical(spec, builder)
+    try:
+        return builder(**spec.arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{spec} cannot be built: {' '.join(str(error).split())}") from error

@@ -1,0 +1,205 @@
+"""Images that are not held in memory: pixels in a scratch file, and images of which some are replaced."""
+
+import errno
+import math
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.core.errors import ResourceError
+from robench.core.memory import give_back
+
+# Bytes of images after which memory that is free is given back.
+_OFTEN = 1 << 26
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Stack:
+    """Images (N, C, H, W), float32 in [0, 1], read when they are asked for and indexed as a tensor is.
+
+    A subclass gives `_read`.
+
+    Args:
+        shape: (N, C, H, W).
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = torch.Size(shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """What a tensor would give: for a row, a slice, a list or tensor of rows or a mask, and perhaps more
+        dimensions behind it."""
+        first, rest = (index[0], index[1:]) if isinstance(index, tuple) else (index, ())
+        rows = torch.arange(len(self))[first]
+        x = self._read(rows.flatten().tolist()).view(*rows.shape, *self.shape[1:])
+        return x[(slice(None),) * rows.dim() + rest] if rest else x
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All images, `size` at a time."""
+        often = max(1, _OFTEN // max(1, self.dtype.itemsize * math.prod(self.shape[1:])))
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+            if (start + size) // often > start // often:
+                give_back()
+
+    def to(self, device: torch.device | str) -> Tensor:
+        """All images at once, in memory."""
+        return self[:].to(device)
+
+    def _read(self, rows: list[int]) -> Tensor:
+        raise NotImplementedError
+
+
+class Held(Stack):
+    """Images that are held in memory, for whatever comes of them not to be.
+
+    Args:
+        x: (N, C, H, W) float32.
+    """
+
+    def __init__(self, x: Tensor):
+        super().__init__(tuple(x.shape))
+        self._x = x
+
+    def _read(self, rows: list[int]) -> Tensor:
+        return self._x[rows]
+
+
+def lazily(x: "Tensor | Stack") -> Stack:
+    """The images as a `Stack`, wherever they are."""
+    return x if isinstance(x, Stack) else Held(x)
+
+
+class Pixels(Stack):
+    """Pixels in a file without a name, which the system removes when the last user ends, however it ends.
+
+    Args:
+        shape: (N, C, H, W).
+        kind: uint8, bytes / 255; or float32, as they are.
+
+    Raises:
+        ResourceError: when there is not enough room on the disk of temporary files.
+    """
+
+    def __init__(self, shape: tuple[int, ...], kind: Any = np.uint8):
+        super().__init__(shape)
+        self._kind = np.dtype(kind)
+        self._file = _Scratch(int(np.prod(shape)) * self._kind.itemsize)
+
+    def write(self, row: int, image: np.ndarray) -> None:
+        """Set one image, (H, W, C), or several from `row` on, (N, H, W, C), of the kind that this holds."""
+        content = np.ascontiguousarray(np.moveaxis(image, -1, -3))
+        size = int(np.prod(self.shape[1:])) * self._kind.itemsize
+        self._file.write(content, row * size)
+
+    def first(self, n: int) -> "Pixels":
+        """The first `n`, of the same file."""
+        part = object.__new__(Pixels)
+        Stack.__init__(part, (n, *self.shape[1:]))
+        part._file, part._kind = self._file, self._kind
+        return part
+
+    def _read(self, rows: list[int]) -> Tensor:
+        raw = np.empty((len(rows), *self.shape[1:]), self._kind)
+        if rows and rows == list(range(rows[0], rows[0] + len(rows))):
+            self._file.read(raw, rows[0] * raw[0].nbytes)
+        else:
+            for image, row in zip(raw, rows, strict=True):
+                self._file.read(image, row * image.nbytes)
+        if self._kind != np.uint8:
+            return torch.from_numpy(raw)
+        # NumPy's memory and not torch's: torch's is aligned, and glibc does not find an aligned block again when it
+        # is free, so that the process would grow with every image read.
+        return torch.from_numpy(np.divide(raw, np.float32(255), dtype=np.float32))
+
+
+class Mapped(Stack):
+    """What becomes of images, one by one.
+
+    Args:
+        x: the images.
+        change: images (M, 3, H, W) to what they become, (M, ...).
+    """
+
+    def __init__(self, x: Stack, change: Callable[[Tensor], Tensor]):
+        super().__init__((len(x), *change(x[:1]).shape[1:]))
+        self._x, self._change = x, change
+
+    def _read(self, rows: list[int]) -> Tensor:
+        return self._change(self._x[rows])
+
+
+class Replaced(Stack):
+    """Images, or what became of them, of which some are others.
+
+    Args:
+        x: the images.
+        rows: of those that are replaced.
+        image: rows to what is there now, (M, ...).
+    """
+
+    def __init__(self, x: Stack, rows: list[int], image: Callable[[list[int]], Tensor]):
+        super().__init__(x.shape)
+        self._x, self._rows, self._image = x, frozenset(rows), image
+
+    def _read(self, rows: list[int]) -> Tensor:
+        x = self._x[rows].clone()
+        if places := [place for place, row in enumerate(rows) if row in self._rows]:
+            x[places] = self._image([rows[place] for place in places])
+        return x
+
+
+class _Scratch:
+    """Bytes on the disk of temporary files."""
+
+    def __init__(self, size: int):
+        self._place = tempfile.gettempdir()
+        self._need = size
+        try:
+            descriptor, path = tempfile.mkstemp(prefix="robench-")
+            weakref.finalize(self, os.close, descriptor)
+            Path(path).unlink()
+            # Found out now, and not in the middle; not every system can say.
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._descriptor = descriptor
+
+    def write(self, content: np.ndarray, at: int) -> None:
+        try:
+            # The system writes at most 2 GB at a time.
+            left = memoryview(content.data).cast("B")
+            while left:
+                written = os.pwrite(self._descriptor, left, at)
+                left, at = left[written:], at + written
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def read(self, into: np.ndarray, at: int) -> None:
+        # Read, not mapped: pages that are mapped count as the process's own memory.
+        if os.preadv(self._descriptor, [into.data], at) != into.nbytes:
+            raise ResourceError(f"a temporary file in {self._place} was cut short: repeat the command")
+
+    def _failed(self, error: OSError) -> ResourceError:
+        if error.errno in _FULL:
+            return ResourceError(
+                f"no space left in {self._place} for {self._need / 1e9:.2g} GB of decoded images: name a folder "
+                "with room in the variable TMPDIR"
+            )
+        return ResourceError(
+            f"cannot write to {self._place} ({error.strerror or error}): name a folder for temporary files in the "
+            "variable TMPDIR"
+        )

@@ -1,0 +1,212 @@
+"""Images in NumPy arrays on the disk: checked, and only the rows that are wanted read."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.core.errors import ResourceError
+from robench.data._lazy_images import Pixels
+
+# Bytes read at a time.
+_PART = 1 << 20
+_MEND = "get the file again"
+
+
+def open_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped and not read.
+
+    Raises:
+        ResourceError: when it is missing, damaged or holds pickled objects.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ResourceError(f"{path}: {_reason(error)}: {_MEND}") from error
+
+
+def read_archive(
+    path: Path, needed: tuple[str, ...], wanted: tuple[str, ...], also: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file that are among `needed` and `wanted`.
+
+    Args:
+        also: those that must be there too, and are not read.
+
+    Raises:
+        ResourceError: when it is missing or damaged, holds pickled objects, or lacks one of `needed` and `also`.
+    """
+    try:
+        # Opened here, because NumPy does not close what it cannot read.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not hasattr(archive, "files"):
+                both = " and ".join(sorted((*needed, *also)))
+                raise ResourceError(f"{path} is no .npz archive: expected arrays {both}")
+            if lost := sorted(name for name in (*needed, *also) if name not in archive.files):
+                raise ResourceError(
+                    f"{path} has no array {' and '.join(lost)}: it has {', '.join(archive.files) or 'none'}"
+                )
+            return {name: archive[name] for name in (*needed, *wanted) if name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def rows(path: Path, name: str) -> int:
+    """How many rows an array in a .npz archive has; 0 where it is a single number.
+
+    Raises:
+        ResourceError: when the archive is damaged or holds pickled objects.
+    """
+    with _member(path, name) as file:
+        shape, _, _ = _header(file)
+    return shape[0] if shape else 0
+
+
+@contextmanager
+def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """An array's file inside a .npz archive, whose damage is one line."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            yield file
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ResourceError:
+    return ResourceError(f"{path}: {_reason(error)}: {_MEND}")
+
+
+def pixels(array: np.ndarray, path: Path, channels: int = 3) -> Tensor:
+    """Images as (N, `channels`, H, W) float32 in [0, 1].
+
+    Args:
+        array: (N, H, W, 3) or (N, 3, H, W); of grey images (N, H, W), (N, H, W, 1) or (N, 1, H, W). uint8 in
+            0 .. 255 or floats in [0, 1].
+        channels: 3, which repeats grey images, or 1, for grey images alone.
+
+    Raises:
+        ResourceError: for another shape, type or range.
+    """
+    array = _upright(array, path, channels, array.shape)
+    x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1)).astype(np.float32))
+    if array.dtype == np.uint8:
+        return x.div_(255)
+    _check_range(x.numpy(), path)
+    return x
+
+
+def _upright(array: np.ndarray, path: Path, channels: int, found: tuple[int, ...]) -> np.ndarray:
+    """The images as (N, H, W, channels).
+
+    Args:
+        found: the shape of all of them, for messages.
+    """
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim == 4 and array.shape[-1] not in (1, 3) and array.shape[1] in (1, 3):
+        array = np.moveaxis(array, 1, -1)
+    if array.ndim != 4 or array.shape[-1] not in (1, 3):
+        raise ResourceError(
+            f"{path}: images of shape {found}: expected (N, H, W, 3), (N, 3, H, W), or grey ones (N, H, W)"
+        )
+    if channels < array.shape[-1]:
+        raise ResourceError(f"{path}: images of shape {found} are of 3 channels: leave channels=1 out")
+    array = np.repeat(array, channels // array.shape[-1], axis=-1)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ResourceError(f"{path}: images of type {array.dtype}: expected uint8, or floats in [0, 1]")
+    return array
+
+
+def _check_range(x: np.ndarray, path: Path) -> None:
+    # Written so that NaN is refused too.
+    if x.size and not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        raise ResourceError(
+            f"{path}: images in [{float(x.min()):g}, {float(x.max()):g}]: expected floats in [0, 1]"
+        )
+
+
+def member_pixels(path: Path, name: str, samples: int | None, channels: int = 3) -> Pixels:
+    """The first images of an array in a .npz archive, read a part at a time: see `pixels`.
+
+    Raises:
+        ResourceError: as `pixels`, and when the archive is damaged or holds pickled objects.
+    """
+    with _member(path, name) as file:
+        return _streamed(file, path, samples, channels)
+
+
+def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -> Pixels:
+    shape, columns_first, kind = _header(file)
+    count = shape[0] if samples is None or not shape else min(samples, shape[0])
+    if columns_first or not shape:
+        # Its images lie across the whole file.
+        array = np.frombuffer(file.read(), kind).reshape(shape, order="F" if columns_first else "C")
+        parts = iter([array[:count]])
+    else:
+        parts = _parts(file, shape, kind, count)
+    stack: Pixels | None = None
+    at = 0
+    for part in parts:
+        x = _upright(part, path, channels, shape)
+        if x.dtype != np.uint8:
+            x = x.astype(np.float32)
+            _check_range(x, path)
+        if stack is None:
+            stack = Pixels((count, x.shape[3], *x.shape[1:3]), x.dtype)
+        stack.write(at, x)
+        at += len(x)
+    assert stack is not None
+    return stack
+
+
+def _parts(file: IO[bytes], shape: tuple[int, ...], kind: np.dtype, count: int) -> Iterator[np.ndarray]:
+    """The first `count` rows of an array, some at a time; what is behind them is read for its checksum alone."""
+    row = int(np.prod(shape[1:])) * kind.itemsize
+    some = max(1, _PART // max(row, 1))
+    for start in range(0, shape[0], some):
+        rows = min(some, shape[0] - start)
+        content = file.read(rows * row)
+        if len(content) != rows * row:
+            raise ValueError("it is cut short")
+        if start < count:
+            yield np.frombuffer(content, kind).reshape(rows, *shape[1:])[: count - start]
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """An array's shape, whether its first index runs fastest, and its type."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns_first, kind = read(file)
+    if kind.hasobject:
+        raise ValueError("it holds pickled objects")
+    return shape, columns_first, kind
+
+
+def labels(array: np.ndarray, path: Path, classes: int | None = None) -> Tensor:
+    """Labels as (N,) int64.
+
+    Raises:
+        ResourceError: when they are not whole numbers in 0 .. classes - 1 in one row.
+    """
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ResourceError(
+            f"{path}: labels of shape {array.shape} and type {array.dtype}: expected whole numbers, (N,)"
+        )
+    y = torch.from_numpy(np.ascontiguousarray(array).astype(np.int64))
+    if len(y) and (int(y.min()) < 0 or (classes is not None and int(y.max()) >= classes)):
+        last = f"{classes - 1}" if classes else ""
+        raise ResourceError(f"{path}: labels in {int(y.min())} .. {int(y.max())}: expected 0 .. {last}")
+    return y
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"damaged or no array of numbers ({' '.join(str(error).split())[:120] or type(error).__name__})"

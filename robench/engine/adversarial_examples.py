@@ -1,0 +1,113 @@
+"""The images that an attack found: held until they are saved, then on the disk alone."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.core.errors import ResourceError
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A file of images.
+
+    Attributes:
+        begin: where the first begins, in bytes.
+        shape: of each, (C, H, W); float32.
+    """
+
+    file: Path
+    begin: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, file: Path, header: bytes) -> "Shard":
+        """The tensor `image` of a safetensors file.
+
+        Args:
+            header: the file's content, or as much of it as says where the tensors are.
+        """
+        length = int.from_bytes(header[:8], "little")
+        entry = json.loads(header[8 : 8 + length])["image"]
+        return cls(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"][1:]))
+
+    def read(self, row: int) -> Tensor:
+        """One image.
+
+        Raises:
+            ResourceError: when the file is gone or damaged.
+        """
+        count = math.prod(self.shape)
+        try:
+            image = np.fromfile(self.file, np.float32, count, offset=self.begin + 4 * count * row)
+        except OSError:
+            image = np.empty(0, np.float32)
+        if len(image) != count:
+            raise ResourceError(f"{self.file} is gone or damaged: repeat the run with --fresh")
+        return torch.from_numpy(image).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an image was saved: a row of a file."""
+
+    shard: Shard
+    row: int
+
+    def read(self) -> Tensor:
+        """The image, (C, H, W).
+
+        Raises:
+            ResourceError: when the file is gone or damaged.
+        """
+        return self.shard.read(self.row)
+
+
+class Found(Mapping[int, Tensor]):
+    """The image that fools the defense, (C, H, W), of each sample that has one.
+
+    Attributes:
+        fresh: those that are not saved yet.
+    """
+
+    def __init__(self, saved: Mapping[int, Place] | None = None):
+        self.fresh: dict[int, Tensor] = {}
+        self._saved = dict(saved or {})
+
+    @classmethod
+    def together(cls, parts: Iterable["Found"]) -> "Found":
+        """What processes found that share the samples."""
+        both = cls()
+        for part in parts:
+            both.fresh |= part.fresh
+            both._saved |= part._saved
+        return both
+
+    def __setitem__(self, sample: int, image: Tensor) -> None:
+        self.fresh[sample] = image
+
+    def __getitem__(self, sample: int) -> Tensor:
+        return self.fresh[sample] if sample in self.fresh else self._saved[sample].read()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.fresh.keys() | self._saved.keys())
+
+    def __len__(self) -> int:
+        return len(self.fresh.keys() | self._saved.keys())
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return sum(image.nbytes for image in self.fresh.values())
+
+    def let_go(self, places: Mapping[int, Place]) -> None:
+        """Forget the fresh images, which have been saved at `places`."""
+        self._saved |= places
+        for sample in places:
+            del self.fresh[sample]

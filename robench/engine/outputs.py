@@ -1,0 +1,64 @@
+"""The images that fool a defense among those that do not, and how far they are from where they came from."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robench.data._lazy_images import Mapped, Replaced, Stack
+from robench.threats.threat import Threat
+
+
+def adversarials(
+    threat: Threat,
+    x: Tensor | Stack,
+    ids: Tensor,
+    rows: list[int],
+    point: Callable[[int], Tensor],
+    *,
+    device: torch.device,
+    lanes: int,
+) -> tuple[Tensor | Stack, Tensor | Stack]:
+    """The points that fool, every other sample's being its origin, and their images; in memory only where the
+    images are.
+
+    Args:
+        x, ids: (N, C, H, W) and (N,), of all samples.
+        rows: of the samples that have a point that fools.
+        point: what it is, in the threat's coordinates.
+        lanes: images made at a time.
+    """
+
+    def points_of(chosen: list[int]) -> Tensor:
+        return torch.stack([point(i) for i in chosen])
+
+    def images(chosen: list[int], points: Tensor) -> Tensor:
+        return threat.image(x[chosen].to(device), points.to(device), ids[chosen].to(device)).cpu()
+
+    if isinstance(x, Stack):
+        points = Replaced(Mapped(x, threat.origin), rows, points_of)
+        if not threat.name:
+            return points, points
+        return points, Replaced(x, rows, lambda chosen: images(chosen, points_of(chosen)))
+    points = threat.origin(x).clone()
+    for i in rows:
+        points[i] = point(i)
+    if not threat.name:
+        # The point is the image.
+        return points, points
+    x_adv = x.clone()
+    for start in range(0, len(rows), lanes):
+        some = rows[start : start + lanes]
+        x_adv[some] = images(some, points[some])
+    return points, x_adv
+
+
+def distances(threat: Threat, x: Tensor | Stack, points: Tensor | Stack, lanes: int) -> Tensor:
+    """How far each point is from its image, float64 (N,)."""
+    parts = []
+    for one, other in zip(x.split(lanes), points.split(lanes), strict=True):
+        # A single row is summed in another order than a row among others.
+        twice = len(one) == 1 < len(x)
+        one, other = (torch.cat([each, each]) if twice else each for each in (one, other))
+        parts.append(threat.distance(one, other)[: 1 if twice else None])
+    return torch.cat(parts)

@@ -1,0 +1,254 @@
+"""Processes that share a run's samples, on a CPU: a small network keeps one core busy, not many.
+
+They are forked, so each has the defense as it is, whatever it is made of, and its own of all that changes. A
+sample's result depends on nothing but the sample, so it is the same whoever plays it, and each process saves its own
+share: killed, the run goes on from there. They end with the process that forked them, however it ends.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from robench.core.errors import ResourceError, RobenchError, UsageError
+from robench.engine.adversarial_examples import Found
+from robench.engine.checkpoint import Store
+from robench.engine.loss_monitor import Counts
+from robench.engine.outcome import AttackCost
+from robench.engine.progress import Progress
+
+# Samples that are worth a process.
+_SHARE = 16
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process found of its share.
+
+    Attributes:
+        mine: bool (n,), its share.
+        state: what is known of each sample, (n,) each; of those outside the share nothing.
+        found, costs, watched: one an attack.
+        nonfinite: NaN or infinite logits that attacks were told.
+        images: that the network was called on.
+        lanes: rows a call at the end.
+    """
+
+    mine: Tensor
+    state: dict[str, Tensor]
+    found: list[Found]
+    costs: list[AttackCost]
+    watched: list[Counts]
+    nonfinite: int
+    images: int
+    lanes: int
+
+
+class Player(Protocol):
+    """A run (robench.engine.run.Run), as far as it is shared."""
+
+    mine: Tensor
+    store: Store | None
+    progress: Callable[[Progress], None] | None
+    note: Callable[[str], None]
+
+    def attack(self) -> None: ...
+
+    def part(self) -> Part: ...
+
+    def absorb(self, parts: list[Part]) -> None: ...
+
+
+def forks(device: torch.device) -> bool:
+    """Whether a run on this device may be shared: not on or beside a GPU, outside Linux, or inside a pool's process."""
+    here = sys.platform == "linux" and not multiprocessing.current_process().daemon
+    return here and device.type == "cpu" and not torch.cuda.is_available()
+
+
+def choose_workers(workers: int | None, device: torch.device, samples: int) -> int:
+    """Processes that share a run of so many samples.
+
+    Args:
+        workers: at the most; None for one a thread that torch would use, each with samples enough.
+
+    Returns:
+        1 where a process cannot be forked.
+
+    Raises:
+        UsageError: for less than one.
+    """
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise UsageError(f"workers={workers!r}: expected a whole number of at least 1, or None")
+    if not forks(device):
+        return 1
+    if workers is None:
+        return max(1, min(torch.get_num_threads(), samples // _SHARE))
+    return min(workers, samples)
+
+
+def shares(ids: Tensor, count: int, group: int) -> list[Tensor]:
+    """Which samples each process attacks, bool (n,) each: by turns in the order of their ids, `group` together."""
+    n = len(ids)
+    place = torch.empty(n, dtype=torch.int64)
+    place[ids.argsort(stable=True)] = torch.arange(n)
+    turn = place // group % count
+    return [turn == i for i in range(min(count, -(-n // group)))]
+
+
+def play(run: Player, shares: list[Tensor]) -> None:
+    """Let one process for each share play the run's attacks, and take what they found into the run.
+
+    Raises:
+        ResourceError: when a process ends before it is done.
+        Exception: what a process raised.
+    """
+    team = _Team(run, shares)
+    try:
+        run.absorb(team.listen())
+    finally:
+        team.end()
+
+
+class _Team:
+    def __init__(self, run: Player, shares: list[Tensor]):
+        self.run = run
+        context = multiprocessing.get_context("fork")
+        pipes = [context.Pipe() for _ in shares]
+        self.pipes = [ours for ours, _ in pipes]
+        self.processes = []
+        for number, (_, theirs) in enumerate(pipes):
+            # What belongs to others is closed, or nobody would see its end.
+            others = [*self.pipes, *(other for _, other in pipes if other is not theirs)]
+            asked = (run, shares, number, theirs, others, os.getpid())
+            self.processes.append(context.Process(target=_serve, args=asked))
+        with warnings.catch_warnings():
+            # Python warns of forks beside threads: torch's own, which the process does without.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for process in self.processes:
+                process.start()
+        for _, theirs in pipes:
+            theirs.close()
+
+    def listen(self) -> list[Part]:
+        """What every process found, when all are done."""
+        parts: dict[int, Part] = {}
+        standing: dict[int, Progress] = {}
+        playing = dict(enumerate(self.pipes))
+        failure: BaseException | None = None
+        while playing:
+            try:
+                for pipe in wait(list(playing.values())):
+                    number = self.pipes.index(pipe)  # type: ignore[arg-type]
+                    kind, what = self._hear(number)
+                    if kind == "progress":
+                        standing[number] = what
+                        if self.run.progress and len(standing) == len(self.pipes):
+                            self.run.progress(Progress.together(list(standing.values())))
+                    elif kind == "note":
+                        self.run.note(what)
+                    else:
+                        del playing[number]
+                        if kind == "done":
+                            parts[number] = what
+                        elif failure is None and kind == "failed":
+                            failure = what
+                            self._stop()
+            except KeyboardInterrupt as interrupt:
+                # Each saves what it has, unless one cannot wait.
+                if failure is not None:
+                    raise
+                failure = interrupt
+                self._stop()
+        if failure is not None:
+            raise failure
+        return [parts[number] for number in range(len(self.pipes))]
+
+    def _hear(self, number: int) -> tuple[str, Any]:
+        try:
+            return pickle.loads(self.pipes[number].recv_bytes())
+        except (EOFError, OSError):
+            self.processes[number].join()
+            code = self.processes[number].exitcode
+            return "failed", ResourceError(
+                f"a process of the run ended (exit code {code}), most likely for want of memory: repeat the command "
+                "with fewer --workers; what was saved before is intact"
+            )
+
+    def _stop(self) -> None:
+        for pipe in self.pipes:
+            with suppress(OSError):
+                pipe.send_bytes(b"stop")
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for process, pipe in zip(self.processes, self.pipes, strict=True):
+            process.kill()
+            process.join()
+            process.close()
+            pipe.close()
+
+
+def _serve(
+    run: Player, shares: list[Tensor], number: int, pipe: Connection, others: list[Connection], parent: int
+) -> None:
+    """Play one share, in a process of its own."""
+    _end_with(parent)
+    for each in others:
+        each.close()
+    # An interrupt from the keyboard goes to all processes alike: whoever forked this one tells it to stop.
+    for number_of_signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number_of_signal, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+    def tell(kind: str, what: object) -> None:
+        pipe.send_bytes(pickle.dumps((kind, what), protocol=5))
+
+    def progress(standing: Progress) -> None:
+        tell("progress", standing)
+        if pipe.poll():
+            raise KeyboardInterrupt
+
+    run.mine = shares[number]
+    run.store = run.store.share(number, len(shares)) if run.store else None
+    run.progress, run.note = progress, lambda text: tell("note", text)
+    try:
+        run.attack()
+        tell("done", run.part())
+    except KeyboardInterrupt:
+        tell("stopped", None)
+    except Exception as error:
+        tell("failed", _portable(error))
+
+
+def _end_with(parent: int) -> None:
+    """Have the system kill this process when its parent is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or what it said where it cannot be pickled, with the place where it was raised."""
+    place = "".join(traceback.format_exception(error))
+    # What a model raised is the cause of the line about it, and its place is lost with the process.
+    mistake = isinstance(error, RobenchError) and error.__cause__ is None
+    try:
+        error = pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    if not mistake:
+        error.add_note(f"in a process of the run:\n{place}")
+    return error

@@ -1,0 +1,209 @@
+"""The records under some folders: those that can be used, and for every other the file and the reason."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import robench.data  # noqa: F401 - data sets register themselves
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, RobenchError
+from robench.core.io import open_ordinary
+from robench.corruption.suite import cells, corruptions
+from robench.records import certificates, samples
+from robench.records import record as record_file
+from robench.records.cross_checks import with_doubts
+from robench.records.jobs import once
+from robench.records.randomized import ANSWERS, FIELD
+from robench.records.reading import LeftOut, files_named
+from robench.records.record import Record, read_record
+from robench.records.store import aside, slug
+from robench.threats.threat import NO_THREAT, Threat
+
+# Of shares and their intervals, which are written in full: what a sum may be rounded by.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Collection(Sequence[Record]):
+    """The records under some folders.
+
+    Attributes:
+        records: those that can be used.
+        left_out: the other files, and why.
+    """
+
+    records: tuple[Record, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+def collect(results: Iterable[Path | str]) -> Collection:
+    """Every record under the folders, in the order of their paths, with the warnings that others give about it.
+
+    Superseded and partial records are ignored, and the runs that a diagnosis made for itself. A record that cannot be
+    used is left out, and never an error. Names are canonical, and of several records of one job there is one.
+
+    Raises:
+        ResourceError: when a folder is not there.
+    """
+    found: dict[Path, Record] = {}
+    left_out: list[LeftOut] = []
+    roots = [Path(root) for root in results]
+    for root in roots:
+        for file in files_named(record_file.FILE, root):
+            if isinstance(file, LeftOut):
+                left_out.append(file)
+            elif not aside(file.relative_to(root).parts[:-1]) and (place := file.resolve()) not in found:
+                record = usable(file)
+                if isinstance(record, LeftOut):
+                    left_out.append(record)
+                else:
+                    found[place] = record
+    warned, damaged = with_doubts(tuple(once(found.values())), roots)
+    return Collection(warned, (*left_out, *damaged))
+
+
+def usable(path: Path | str) -> Record | LeftOut:
+    """The record in a folder, or of the path of its record.json, if all that is made from records can use it."""
+    path = Path(path)
+    try:
+        record = read_record(path)
+        folder = record.folder or path
+        check(record, lambda name: open_ordinary(folder / name))
+    # Of a file from elsewhere anything may come; it is no reason not to show the others.
+    except Exception as error:
+        return LeftOut.of(path, error)
+    return record
+
+
+def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
+    """Refuse a record that does not fit itself or what is known here; that its figures are true is for `verify`.
+
+    Args:
+        opened: a file that belongs to the record, by its name.
+
+    Raises:
+        ResourceError: in one line, when the threat, data set or a spec is unknown or malformed, figures contradict each
+            other, or a file beside it is missing, damaged or of another number of samples.
+    """
+    try:
+        _check_names(record)
+        _check_figures(record)
+        for name in record.files:
+            if slug(name) != name:
+                raise ResourceError(f"files.{name} is no name of a file beside it")
+        rows = _read(opened, samples.FILE, lambda file: samples.decode(file.read()))
+        _check_rows(record, rows)
+        # Records may be passed on without their certificates, which are large: a board shows them all the same.
+        _read(opened, certificates.FILE, certificates.check_header, needed=False)
+    except ResourceError:
+        raise
+    except RobenchError as error:
+        raise ResourceError(str(error)) from error
+
+
+def _read(
+    opened: Callable[[str], BinaryIO], name: str, read: Callable[[BinaryIO], Any], needed: bool = True
+) -> Any:
+    try:
+        with opened(name) as file:
+            return read(file)
+    except FileNotFoundError:
+        if needed:
+            raise ResourceError(f"{name} is missing") from None
+    except OSError as error:
+        raise ResourceError(f"{name}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ResourceError(f"{name}: {error}") from error
+
+
+def _check_names(record: Record) -> None:
+    job = record.job
+    if record.corrupted != (job.threat == NO_THREAT):
+        raise ResourceError(f'threat is "{job.threat}": {NO_THREAT} is of runs under corruptions alone')
+    if not record.corrupted:
+        Threat.parse(job.threat)
+    registry.datasets.get(specs.parse(job.dataset.name).name.partition(":")[0])
+    for spec in job.suite.attacks:
+        specs.parse(spec)
+    if record.corrupted:
+        _check_cells(record)
+
+
+def _check_cells(record: Record) -> None:
+    """A run under corruptions has a figure for each cell of its suite."""
+    asked = cells(corruptions(record.job.suite.attacks))
+    accuracy = record.extra["corruptions"]["accuracy"]
+    told = {(name, int(severity)) for name, own in accuracy.items() for severity in own}
+    if not asked or told != {(cell.name, cell.severity) for cell in asked}:
+        raise ResourceError("corruptions.accuracy is not of the corruptions and severities of suite.attacks")
+    if ("mce" in record.extra) != ("relative_mce" in record.extra):
+        raise ResourceError("mce and relative_mce stand together")
+
+
+def _check_figures(record: Record) -> None:
+    """Every share lies in its interval, every count in its total."""
+    n, extra = record.job.n, record.extra
+    for name in ("clean_accuracy", "robust_accuracy"):
+        accuracy = getattr(record, name)
+        _check_share(name, accuracy.value, accuracy.interval)
+        if not abs(accuracy.value - accuracy.correct / n) <= _ROUNDING:
+            raise ResourceError(f"{name}.value is not {accuracy.correct} of {n}")
+    shares = {
+        f"{FIELD}.{part}.{name}": share
+        for part in ("clean", "robust")
+        for name, share in extra.get(FIELD, {}).get(part, {}).items()
+    }
+    shares |= {f"corrupted_accuracy.{name}": s for name, s in extra.get("corrupted_accuracy", {}).items()}
+    for corruption, own in extra.get("corruptions", {}).get("accuracy", {}).items():
+        shares |= {f"corruptions.accuracy.{corruption}.{severity}": s for severity, s in own.items()}
+    shares |= {name: extra[name] for name in ("mce", "relative_mce") if name in extra}
+    for name, share in shares.items():
+        _check_share(name, share["value"], share["interval"])
+
+
+def _check_share(name: str, value: float, interval: Sequence[float]) -> None:
+    low, high = interval
+    if not low - _ROUNDING <= value <= high + _ROUNDING:
+        raise ResourceError(f"{name}: {value:.6g} is not in its interval, {low:.6g} to {high:.6g}")
+
+
+def _check_rows(record: Record, rows) -> None:
+    n = record.job.n
+    if len(rows) != n:
+        raise ResourceError(f"{samples.FILE} has {len(rows)} rows: the record says n = {n}")
+    if len(set(rows["id"].to_pylist())) < n:
+        raise ResourceError(f"{samples.FILE} has an id twice")
+    has = samples.CORRUPTED.name in rows.schema.names
+    if has != record.corrupted:
+        raise ResourceError(
+            f"{samples.FILE} is {'not ' if record.corrupted else ''}of a run under corruptions"
+        )
+    if has:
+        width = len(cells(corruptions(record.job.suite.attacks)))
+        if any(len(row) != width for row in rows[samples.CORRUPTED.name].to_pylist()):
+            raise ResourceError(f"{samples.FILE} has rows of another number of corruptions than {width}")
+    drawn = record.extra.get(FIELD, {})
+    if bool(drawn.get("fresh")) != (ANSWERS["robust"] in rows.schema.names):
+        raise ResourceError(f"{samples.FILE} and {FIELD}.fresh do not agree on whether there are fresh draws")
+    for name in ANSWERS.values() if drawn.get("fresh") else ():
+        if any(len(row) != drawn["draws"] for row in rows[name].to_pylist()):
+            raise ResourceError(f"{samples.FILE} has {name} of another number of draws than {drawn['draws']}")
+
+
+def in_memory(contents: dict[str, bytes]) -> Callable[[str], BinaryIO]:
+    """What `check` opens of files that are read already."""
+
+    def opened(name: str) -> BinaryIO:
+        if name not in contents:
+            raise FileNotFoundError(name)
+        return io.BytesIO(contents[name])
+
+    return opened

@@ -1,0 +1,141 @@
+"""The record of a run under corruptions, in the one schema."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robench.corruption.make import JPEG, enlargement, library
+from robench.corruption.suite import Cell, cells, corruptions
+from robench.data._base import Images
+from robench.engine import corruption_run as engine
+from robench.engine import health
+from robench.engine.outcome import AttackCost, Outcome
+from robench.records import samples
+from robench.records.record import Job, Record
+from robench.records.samples import read_samples
+from robench.records.store import make_record, write_files
+from robench.statistics.corruption import Verdicts, accuracies, figures, first_wrong, normaliser
+
+
+def verdicts(images: Images, found: engine.Outcome, asked: Sequence[Cell]) -> Verdicts:
+    """Which images are right, clean and at every cell."""
+    clean = (found.clean == images.y).numpy()
+    return Verdicts(tuple(asked), clean, (found.predictions == images.y[:, None]).numpy())
+
+
+def of_record(record: Record) -> Verdicts:
+    """The same, from the files of a record.
+
+    Raises:
+        ResourceError: when samples.parquet is missing or damaged.
+    """
+    rows = read_samples(record.folder or Path()).to_pydict()
+    label = np.array(rows["label"])
+    clean = np.array(rows["clean_prediction"]) == label
+    asked = cells(corruptions(record.job.suite.attacks))
+    return Verdicts(tuple(asked), clean, np.array(rows["corrupted"]) == label[:, None])
+
+
+def write(
+    folder: Path,
+    job: Job,
+    images: Images,
+    found: engine.Outcome,
+    *,
+    command: str,
+    started: datetime,
+    finished: datetime,
+    seconds: float,
+    device: torch.device | str,
+) -> Record:
+    """Make the record of an outcome and write it into `folder`, each file whole, record.json last.
+
+    Raises:
+        ResourceError: when the disk is full or the folder cannot be written.
+    """
+    asked = cells(corruptions(job.suite.attacks))
+    outcome = _outcome(job, images, found, asked)
+    record = make_record(
+        job,
+        outcome,
+        command=command,
+        started=started,
+        finished=finished,
+        seconds=seconds,
+        device=device,
+        extra=extra(job, images, found, asked),
+    )
+    return write_files(folder, record, {samples.FILE: samples.encode(outcome, images, found.predictions)})
+
+
+def extra(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Cell]) -> dict[str, Any]:
+    """The fields that a run under corruptions adds."""
+    right = verdicts(images, found, asked)
+    height, width = images.x.shape[2:]
+    told = {
+        "library": library(),
+        "jpeg": dict(JPEG) if asked[0].jpeg else None,
+        "enlarged": enlargement(height, width),
+        "draws": 1,
+        "accuracy": shown_accuracies(right),
+        "pixels": pixels(found, asked),
+    }
+    return {"corruptions": told, **figures(right, normaliser(job.dataset.name, width), job.seed)}
+
+
+def shown_accuracies(right: Verdicts) -> dict[str, dict[str, Any]]:
+    """Accuracy by corruption and severity, as a record has it."""
+    return {
+        name: {k: asdict(each) | {"interval": list(each.interval)} for k, each in own.items()}
+        for name, own in accuracies(right).items()
+    }
+
+
+def pixels(found: engine.Outcome, asked: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """By corruption and severity the sha256 over those of the chunks."""
+    made: dict[str, dict[str, str]] = {}
+    for number, cell in enumerate(asked):
+        digest = hashlib.sha256(found.pixels[:, number].contiguous().numpy().tobytes()).hexdigest()
+        made.setdefault(cell.name, {})[str(cell.severity)] = digest
+    return made
+
+
+def _outcome(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Cell]) -> Outcome:
+    """In the terms of attacks: a corruption fools an image that is right without it."""
+    right, n = verdicts(images, found, asked), len(images)
+    fooled_by, place = first_wrong(right, job.suite.attacks)
+    at = torch.from_numpy(place)
+    turned = found.predictions.gather(1, at.clamp_min(0)[:, None]).squeeze(1)
+    zeros = torch.zeros(n, dtype=torch.int64)
+    wrong = found.clean != images.y
+    costs = []
+    for name, spec in zip(right.names, job.suite.attacks, strict=True):
+        columns = [i for i, cell in enumerate(asked) if cell.name == name]
+        survivors = int(right.corrupted[:, columns].all(1).sum())
+        spent = float(found.seconds[columns].sum())
+        costs.append(AttackCost(spec, n, survivors, n * len(columns), 0, spent))
+    unfinished = int((found.predictions < 0).sum() + (found.clean < 0).sum())
+    return Outcome(
+        x_adv=images.x,
+        robust=torch.tensor([said == "" for said in fooled_by]),
+        fooled_by=fooled_by,
+        clean_prediction=found.clean,
+        prediction=torch.where(at < 0, found.clean, turned),
+        clean_margin=found.margin,
+        clean_draws=wrong.long(),
+        draws=torch.tensor([int(said != "") for said in fooled_by]),
+        distance=torch.zeros(n, dtype=torch.float64),
+        steps=zeros,
+        forward=zeros + len(asked) + 1,
+        backward=zeros,
+        attacks=costs,
+        health=health.nonfinite_logits(unfinished),
+        precision=job.precision,
+        batch_size=found.batch_size,
+    )

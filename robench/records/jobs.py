@@ -1,0 +1,91 @@
+"""Which records are of one job, however its parts were written when they were made."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from robench import catalog
+from robench.canonical import dataset_name, defense_name, knowledge_name
+from robench.catalog import own_name
+from robench.core import specs
+from robench.core.errors import ResourceError, UsageError
+from robench.core.trust import like
+from robench.records import record as record_file
+from robench.records.record import Job, Record, read_record
+from robench.records.store import aside, slug
+from robench.threats.threat import NO_THREAT, Threat
+
+
+def canonical(job: Job) -> Job:
+    """The job under the names of today. Its key may differ from the one that a record of it holds."""
+    dataset = job.dataset.name
+    threat = _threat(job.threat)
+    protocol = job.protocol
+    if protocol in {own_name(name, job.threat, job.n) for name in (dataset, _base(dataset))}:
+        protocol = like(protocol, own_name(dataset_name(dataset), threat, job.n))
+    return replace(
+        job,
+        protocol=protocol,
+        defense=replace(job.defense, name=defense_name(job.defense.name, dataset)),
+        dataset=replace(job.dataset, name=dataset_name(dataset)),
+        threat=threat,
+        knowledge=knowledge_name(job.knowledge, dataset),
+    )
+
+
+def once(records: Iterable[Record]) -> list[Record]:
+    """The records under canonical names, one for each job of a protocol.
+
+    Of several it is one under the name of a shipped suite, where there is one, and among those the latest.
+    """
+    kept: dict[tuple[str, str], Record] = {}
+    for record in records:
+        record = replace(record, job=canonical(record.job))
+        place = (record.job.protocol, record.job.key)
+        kept[place] = max(kept.get(place, record), record, key=_standing)
+    return list(kept.values())
+
+
+def _standing(record: Record) -> tuple[bool, str]:
+    return record.job.suite.name in catalog.suites(), record.finished
+
+
+def others(folder: Path, job: Job) -> Iterator[Record]:
+    """The records of a job's suite and protocol that lie elsewhere than in its folder, for their names were written
+    in another way; of which job they are is not looked at.
+
+    Args:
+        folder: where the job's record belongs; they are looked for beside it, and under other protocols.
+    """
+    defense = folder.parent.name
+    places = [*folder.parent.glob("*"), *folder.parent.parent.parent.glob(f"*/{slug(defense)}/*")]
+    marks = (job.dataset.digest.encode(), (job.defense.checkpoint_sha256 or job.defense.name).encode())
+    for place in sorted(dict.fromkeys(places)):
+        file = place / record_file.FILE
+        if place == folder or aside(place.parts[-1:]) or not file.is_file():
+            continue
+        try:
+            # Reading a record whole takes its time: most are of other images.
+            encoded = file.read_bytes()
+            record = read_record(place) if all(mark in encoded for mark in marks) else None
+        except (OSError, ResourceError):
+            continue
+        if record and (canonical(record.job).protocol, record.job.suite.name) == (
+            job.protocol,
+            job.suite.name,
+        ):
+            yield record
+
+
+def _threat(text: str) -> str:
+    try:
+        return text if text == NO_THREAT else like(text, str(Threat.parse(text)))
+    except UsageError:
+        return text
+
+
+def _base(dataset: str) -> str:
+    try:
+        return specs.parse(dataset).name
+    except UsageError:
+        return dataset

@@ -1,0 +1,271 @@
+"""Records of before, brought to what a run writes today, by forward passes alone.
+
+Two things have changed. A randomised defense is judged on fresh draws, where it was judged on the draws that its
+candidates were chosen on. And a certificate lies within a millionth of the radius, where L2 and L1 allowed ten times as
+much. Neither needs an attack: the certificates that a record holds are judged again.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.core.errors import CheckFailed
+from robench.core.io import claim
+from robench.data._base import Images
+from robench.data._lazy_images import Stack
+from robench.defenses import Loaded
+from robench.engine.batched_model import Judge, frozen, vote
+from robench.engine.judges import Judges
+from robench.engine.outcome import Mark, Outcome
+from robench.engine.outputs import adversarials, distances
+from robench.records import certificates, randomized, samples
+from robench.records.record import Record, read_record
+from robench.records.store import write_files
+from robench.statistics.accuracy import Accuracy
+from robench.threats.threat import Threat
+
+
+@dataclass(frozen=True)
+class _Old:
+    """A record as it was, on its images: `rows` are the samples that have a certificate, `points` where those lead."""
+
+    record: Record
+    columns: dict[str, list[Any]]
+    rows: list[int]
+    points: Tensor
+    outside: Tensor
+
+    @property
+    def threat(self) -> Threat:
+        return Threat.parse(self.record.job.threat)
+
+
+def overdue(record: Record, images: Images) -> list[str]:
+    """Why a record is due to be migrated, a line each; empty where it is not.
+
+    Raises:
+        ResourceError: when a file of the record is missing or damaged.
+    """
+    if record.corrupted:
+        return []
+    outside = int(_read(record, images).outside.sum())
+    reasons = (
+        ["judged on the draws that its candidates were chosen on"] if randomized.chosen_on(record) else []
+    )
+    if outside:
+        reasons.append(f"{outside} certificates exceed the radius by more than a millionth of it")
+    return reasons
+
+
+def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.device | str = "cpu") -> Record:
+    """Judge a record's certificates again and write what comes of it; the old record is kept under `superseded/`.
+
+    Args:
+        folder: the record's.
+        loaded: the defense that it names, on `device`.
+        images: those of the record's data set, split and n.
+
+    Returns:
+        The new record, or the one that is there where nothing is due.
+
+    Raises:
+        CheckFailed: when the defense or the images are others, or a certificate inside the ball proves nothing any
+            more; the record stays as it is.
+        ResourceError: when a file is missing or damaged, or the folder cannot be written.
+    """
+    device = torch.device(device)
+    with claim(Path(folder)), frozen(loaded.defense):
+        record = read_record(folder)
+        if not overdue(record, images):
+            return record
+        said, here = record.job.defense.checkpoint_sha256, loaded.checkpoint_sha256
+        if (said, record.job.dataset.digest) != (here, images.digest):
+            raise CheckFailed(
+                f"{folder} is of other weights or other images than those loaded here: it stays"
+            )
+        old = _read(record, images)
+        randomised = randomized.chosen_on(record)
+        job = record.job
+        judges = Judges.of(loaded.defense, job.batch_size, job.seed, randomized.FIELD in record.extra)
+        points = _inside(old, images, judges.final, device)
+        outcome = (
+            _judged_again(old, images, points, judges, device)
+            if randomised
+            else _as_before(old, images, points, judges, device)
+        )
+        return _write(Path(folder), record, outcome, images)
+
+
+def _read(record: Record, images: Images) -> _Old:
+    folder = record.folder or Path()
+    kept = certificates.read_certificates(folder)
+    place = {sample: i for i, sample in enumerate(images.ids.tolist())}
+    if record.job.n != len(images) or not set(kept.ids.tolist()) <= place.keys():
+        raise CheckFailed(f"{folder} has certificates for other images than those loaded here")
+    rows = [place[sample] for sample in kept.ids.tolist()]
+    threat = Threat.parse(record.job.threat)
+    x = images.x[rows]
+    points = threat.moved(x, kept.delta) if rows else threat.origin(images.x[:1])[:0]
+    outside = ~threat.contains(x, points) if rows else torch.zeros(0, dtype=torch.bool)
+    return _Old(record, samples.read_samples(folder).to_pydict(), rows, points, outside)
+
+
+def _inside(old: _Old, images: Images, judge: Judge, device: torch.device) -> Tensor:
+    """The points, those outside drawn to the radius: in whole grains where that fools as well, else to the last bit.
+
+    Raises:
+        CheckFailed: naming the samples that neither fools.
+    """
+    points, threat = old.points.clone(), old.threat
+    left = old.outside.nonzero().flatten().tolist()
+    if not left:
+        return points
+    x = images.x[[old.rows[i] for i in left]]
+    factor = threat.eps / threat.distance(x, points[left])
+    delta = (points[left] - threat.origin(x)).double() * factor.view(-1, *[1] * (points.dim() - 1))
+    drawn = (threat.origin(x) + delta).float()
+    for written in (threat.rounded, threat.as_recorded):
+        rows = [old.rows[i] for i in left]
+        kept = written(images.x[rows], drawn)
+        image = _images(threat, images, rows, kept, device)
+        wrong = (_answers(judge, image, rows, images, device) != images.y[rows, None]).any(1)
+        wrong &= threat.contains(images.x[rows], kept)
+        done = wrong.tolist()
+        for i, point, fools in zip(left, kept, done, strict=True):
+            if fools:
+                points[i] = point
+        keep = [k for k, fools in enumerate(done) if not fools]
+        left, drawn = [left[k] for k in keep], drawn[keep]
+        if not left:
+            return points
+    named = ", ".join(str(int(images.ids[old.rows[i]])) for i in left[:5])
+    raise CheckFailed(
+        f"{old.record.folder}: {len(left)} certificates (samples {named}) prove nothing inside {threat}: "
+        "repeat the run with --fresh"
+    )
+
+
+def _images(threat: Threat, images: Images, rows: list[int], points: Tensor, device: torch.device) -> Tensor:
+    return threat.image(images.x[rows].to(device), points.to(device), images.ids[rows].to(device)).cpu()
+
+
+def _answers(
+    judge: Judge, x: Tensor | Stack, rows: list[int], images: Images, device: torch.device
+) -> Tensor:
+    """What a judge says of images (M, C, H, W) of the samples `rows`, (M, draws)."""
+    lanes = judge.network.lanes
+    parts = [torch.zeros(0, judge.draws, dtype=torch.int64)]
+    for start in range(0, len(rows), lanes):
+        ids = images.ids[rows[start : start + lanes]].to(device)
+        parts.append(judge.answers(x[start : start + len(ids)].to(device), ids).cpu())
+    return torch.cat(parts)
+
+
+def _as_before(old: _Old, images: Images, points: Tensor, judges: Judges, device: torch.device) -> Outcome:
+    """The outcome of a deterministic defense: its verdicts stand, for each certificate still fools."""
+    prediction = torch.tensor(old.columns["prediction"])
+    rows = [row for row, outside in zip(old.rows, old.outside.tolist(), strict=True) if outside]
+    moved = points[old.outside]
+    found = _answers(judges.final, _images(old.threat, images, rows, moved, device), rows, images, device)
+    prediction[rows] = vote(found)
+    return _outcome(
+        old, images, old.rows, points, device, judges.final.network.lanes,
+        fooled_by=old.columns["fooled_by"],
+        clean_prediction=torch.tensor(old.columns["clean_prediction"]),
+        prediction=prediction,
+        clean_draws=torch.tensor(old.columns["clean_draws"]),
+        draws=torch.tensor(old.columns["draws"]),
+    )  # fmt: skip
+
+
+def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, device: torch.device) -> Outcome:
+    """The outcome of a randomised defense on fresh draws.
+
+    A sample that was not attacked, for its clean image was wrong in most draws of the search, may be right in most of
+    the fresh ones: a mark says how many those are.
+    """
+    labels = images.y
+    clean = _answers(judges.clean, images.x, list(range(len(images))), images, device)
+    right = vote(clean) == labels
+    kept = [i for i, row in enumerate(old.rows) if right[row]]
+    rows, points = [old.rows[i] for i in kept], points[kept]
+    answers = clean.clone()
+    answers[rows] = _answers(
+        judges.final, _images(old.threat, images, rows, points, device), rows, images, device
+    )
+    wrong = (answers != labels[:, None]).sum(1)
+    attacked = set(rows)
+    fooled_by = [
+        "clean" if not right[i] else "" if not wrong[i] else by if i in attacked else "noise"
+        for i, by in enumerate(old.columns["fooled_by"])
+    ]
+    spared = sum(by == "clean" and bool(right[i]) for i, by in enumerate(old.columns["fooled_by"]))
+    return _outcome(
+        old, images, rows, points, device, judges.final.network.lanes,
+        health=[Mark(NOT_ATTACKED, _SPARED.format(spared))] if spared else [],
+        fooled_by=fooled_by,
+        clean_prediction=vote(clean),
+        prediction=vote(answers),
+        clean_draws=(clean != labels[:, None]).sum(1),
+        draws=wrong,
+        of_draws=clean.shape[1],
+        clean_answers=clean,
+        answers=answers,
+    )  # fmt: skip
+
+
+def _outcome(
+    old: _Old, images: Images, rows: list[int], points: Tensor, device: torch.device, lanes: int, **found: Any
+) -> Outcome:
+    place = {row: i for i, row in enumerate(rows)}
+    everywhere, x_adv = adversarials(
+        old.threat, images.x, images.ids, rows, lambda row: points[place[row]], device=device, lanes=lanes
+    )
+    column = {name: torch.tensor(values) for name, values in old.columns.items() if name in _KEPT}
+    attacked = torch.zeros(len(images), dtype=torch.bool)
+    attacked[rows] = True
+    column["steps"] = torch.where(attacked, column["steps"], 0)
+    return Outcome(
+        x_adv=x_adv,
+        points=everywhere if old.threat.name else None,
+        robust=torch.tensor([by == "" for by in found["fooled_by"]]),
+        distance=distances(old.threat, images.x, everywhere, lanes),
+        attacks=list(old.record.attacks),
+        **column,
+        **found,
+    )
+
+
+NOT_ATTACKED = "not-attacked"
+_SPARED = (
+    "{} of the samples were not attacked, for most draws of the search had their clean image wrong, and most fresh "
+    "draws have it right: an attack on them may lower the figures"
+)
+# What no judge decides.
+_KEPT = ("clean_margin", "steps", "forward", "backward")
+
+
+def _write(folder: Path, record: Record, outcome: Outcome, images: Images) -> Record:
+    n = len(images)
+    columns = {"label": images.y.tolist()}
+    if outcome.answers is not None:
+        for name in ("clean_prediction", "prediction", "clean_draws", "draws", *randomized.ANSWERS.values()):
+            columns[name] = getattr(outcome, name).tolist()
+    figures = (
+        {randomized.FIELD: randomized.figures(columns, outcome.of_draws)} if outcome.of_draws > 1 else {}
+    )
+    made = replace(
+        record,
+        clean_accuracy=Accuracy.of(sum(by != "clean" for by in outcome.fooled_by), n),
+        robust_accuracy=Accuracy.of(int(outcome.robust.sum()), n),
+        health=(*record.health, *outcome.health),
+        extra={**record.extra, **figures},
+    )
+    contents = {
+        samples.FILE: samples.encode(outcome, images),
+        certificates.FILE: certificates.encode(outcome, images, Threat.parse(record.job.threat)),
+    }
+    return write_files(folder, made, contents)

@@ -1,0 +1,178 @@
+"""samples.parquet: one row a sample, what happened to it."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from robench.core.errors import ResourceError
+from robench.core.io import read_ordinary
+from robench.data._base import Images
+from robench.data._lazy_images import Stack
+from robench.engine.outcome import Outcome
+from robench.records.record import Record
+
+FILE = "samples.parquet"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("label", pa.int64()),
+        ("clean_prediction", pa.int64()),
+        ("fooled_by", pa.string()),
+        ("prediction", pa.int64()),
+        ("clean_margin", pa.float32()),
+        ("clean_draws", pa.int64()),
+        ("draws", pa.int64()),
+        ("distance", pa.float64()),
+        ("steps", pa.int64()),
+        ("forward", pa.int64()),
+        ("backward", pa.int64()),
+        ("digest", pa.string()),
+    ]
+)
+
+# Of a run under corruptions: what was predicted at every corruption and severity, in the record's order.
+CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
+# Of a run on a randomised defense: the class that each fresh draw gives, -1 where a logit is NaN.
+DRAWN = (pa.field("clean_answers", pa.list_(pa.int32())), pa.field("answers", pa.list_(pa.int32())))
+
+# Rows, cells of a row under corruptions, and characters: what a file may ask memory for.
+_MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
+_TEXTS = [name for name, field in zip(SCHEMA.names, SCHEMA, strict=True) if field.type == pa.string()]
+
+
+def input_digests(x: Tensor | Stack) -> list[str]:
+    """sha256 of the float32 bytes of each row of `x`, (N, C, H, W), in hexadecimal."""
+    rows = (row for part in x.split(64) for row in part.float().cpu())
+    return [hashlib.sha256(row.contiguous().numpy().data).hexdigest() for row in rows]
+
+
+def encode(outcome: Outcome, images: Images, corrupted: Tensor | None = None) -> bytes:
+    """The file for an outcome: the same bytes for the same outcome, with one release of pyarrow.
+
+    Args:
+        corrupted: (N, cells) int64, predictions under corruptions.
+    """
+    columns = {
+        "id": images.ids,
+        "label": images.y,
+        "clean_prediction": outcome.clean_prediction,
+        "prediction": outcome.prediction,
+        "clean_margin": outcome.clean_margin,
+        "clean_draws": outcome.clean_draws,
+        "draws": outcome.draws,
+        "distance": outcome.distance,
+        "steps": outcome.steps,
+        "forward": outcome.forward,
+        "backward": outcome.backward,
+    }
+    rows = {name: column.cpu().numpy() for name, column in columns.items()}
+    rows |= {"fooled_by": outcome.fooled_by, "digest": input_digests(images.x)}
+    table = pa.table([pa.array(rows[name], field.type) for name, field in _fields()], schema=SCHEMA)
+    if corrupted is not None:
+        table = table.append_column(CORRUPTED, pa.array(corrupted.tolist(), CORRUPTED.type))
+    for field in DRAWN:
+        answers = getattr(outcome, field.name)
+        if answers is not None:
+            table = table.append_column(field, pa.array(answers.tolist(), field.type))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_samples(folder: Path) -> pa.Table:
+    """The rows of a record's folder, with the columns of `SCHEMA`, `CORRUPTED` after a run under corruptions, and
+    `DRAWN` after one on a randomised defense.
+
+    Raises:
+        ResourceError: when the file is missing, damaged or has other columns.
+    """
+    path = Path(folder) / FILE
+    mend = "repeat the run with --fresh, or restore the file"
+    try:
+        return decode(read_ordinary(path))
+    except OSError as error:
+        raise ResourceError(f"{path}: {error.strerror or error}: {mend}") from error
+    except ValueError as error:
+        raise ResourceError(f"{path}: {error}: {mend}") from error
+
+
+def decode(encoded: bytes) -> pa.Table:
+    """The rows in the bytes of a samples.parquet.
+
+    Raises:
+        ValueError: in one line, when it is damaged, has other columns, an empty cell, a text of more than 4096
+            characters, or more rows than a record counts.
+    """
+    try:
+        metadata = pq.read_metadata(io.BytesIO(encoded))
+        _check_schema(metadata.schema.to_arrow_schema())
+        # A file of some bytes can stand for any number of rows, and for a long text in each.
+        if metadata.num_rows > _MOST or _values(metadata) > _MOST * _CELLS:
+            raise ValueError("more rows than a record counts")
+        table = pq.read_table(io.BytesIO(encoded), read_dictionary=_TEXTS)
+        _check_texts(table)
+        table = table.cast(pa.schema([_without_dictionary(field) for field in table.schema]))
+        table.validate(full=True)
+    # pyarrow reports damage inside a file as an OSError, and what it does not know as other errors.
+    except (OSError, OverflowError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ValueError("damaged or truncated") from error
+    empty = [name for name in table.schema.names if table[name].null_count]
+    lists = [field.name for field in (CORRUPTED, *DRAWN) if field.name in table.schema.names]
+    empty += [name for name in lists if any(chunk.flatten().null_count for chunk in table[name].chunks)]
+    if empty:
+        raise ValueError(f"column {empty[0]} has empty cells")
+    for name in lists:
+        if len(set(map(len, table[name].to_pylist()))) > 1:
+            raise ValueError(f"column {name} has rows of several lengths")
+    return table
+
+
+def _check_schema(schema: pa.Schema) -> None:
+    known = (SCHEMA, SCHEMA.append(CORRUPTED), pa.schema([*SCHEMA, *DRAWN]))
+    if not any(schema.equals(each) for each in known):
+        wrong = [name for name, field in _fields() if name not in schema.names or
+                 schema.field(name).type != field.type]  # fmt: skip
+        raise ValueError(
+            f"column {wrong[0]} is missing or of another type" if wrong else "unexpected columns"
+        )
+
+
+def _values(metadata: pq.FileMetaData) -> int:
+    """The most values in any column: a list in a row has several."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = range(metadata.num_columns)
+    return sum(max((group.column(i).num_values for i in columns), default=0) for group in groups)
+
+
+def _check_texts(table: pa.Table) -> None:
+    """Refuse long texts while each stands in its column's dictionary once, before rows are made of them."""
+    for name in _TEXTS:
+        for chunk in table[name].chunks:
+            if any(len(text or "") > _LONGEST for text in chunk.dictionary.to_pylist()):
+                raise ValueError(f"column {name} has a text of more than {_LONGEST} characters")
+
+
+def _without_dictionary(field: pa.Field) -> pa.Field:
+    kind = field.type
+    return field.with_type(kind.value_type) if pa.types.is_dictionary(kind) else field
+
+
+def _fields() -> list[tuple[str, pa.Field]]:
+    return [(name, SCHEMA.field(name)) for name in SCHEMA.names]
+
+
+def held(record: Record) -> np.ndarray | None:
+    """Which images are still right, bool (n,) in the order of the data set; None where no samples can be read."""
+    try:
+        rows = read_samples(record.folder) if record.folder else None
+    except ResourceError:
+        rows = None
+    if rows is None or len(rows) != record.job.n:
+        return None
+    rows = rows.sort_by("id")
+    return np.asarray(rows["fooled_by"].to_pylist()) == ""

@@ -1,0 +1,175 @@
+"""Runs under corruptions in words: on a terminal, and as tables of their own, never beside attacks."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from robench.core.formatting import count, duration
+from robench.core.sanitize import plain
+from robench.corruption.names import COMMON, SEVERITIES
+from robench.records.record import Record
+from robench.reports.formatting import suite_label
+from robench.reports.table import Grid
+from robench.statistics.accuracy import interval, percent
+from robench.statistics.corruption import PLAIN
+
+EMPTY = "–"
+COLUMNS = ("defense", "clean %", "common %", "mCE %", "relative mCE %", "extra %", "suite", "n", "marks")
+
+
+def headline(record: Record) -> list[str]:
+    """What a picture says above it, a line each."""
+    job, extra = record.job, record.extra
+    means = [f"clean {percent(record.clean_accuracy)} %"]
+    if "common" in extra.get("corrupted_accuracy", {}):
+        means.append(f"common corruptions {_share(extra['corrupted_accuracy']['common'])} %")
+    lines = [
+        f"accuracy in %, {job.n:,} images of {plain(job.dataset.name)}, {images_made(record)}",
+        ", ".join(means),
+    ]
+    if "mce" in extra:
+        by = extra["mce"]["normaliser"]
+        whose = "plain errors" if by == PLAIN else f"over the errors of {by}"
+        lines.append(f"mCE {_share(extra['mce'])} %, relative {_share(extra['relative_mce'])} %, {whose}")
+    return lines
+
+
+def images_made(record: Record) -> str:
+    """How the corrupted images came to the network."""
+    held = record.extra["corruptions"]
+    way = f"through JPEG (quality {held['jpeg']['quality']})" if held["jpeg"] else "in memory (no JPEG)"
+    times = held["enlarged"]
+    return way + (f", corrupted at {times} times their size" if times > 1 else "")
+
+
+def divided(record: Record) -> str:
+    """Whose errors the mCE is divided by."""
+    name = record.extra["mce"]["normaliser"]
+    plainly = "plain mean errors (AlexNet's are of ImageNet at 224 px alone)"
+    return plainly if name == PLAIN else f"divided by the errors of {name}"
+
+
+def report(record: Record) -> RenderableType:
+    """Figures, then accuracy at every corruption and severity; fits 80 columns."""
+    job, extra = record.job, record.extra
+    parts: list[RenderableType] = [
+        Text.assemble((plain(job.defense.name), "bold"), f" under {plain(suite_label(record))}"),
+        Text(f"{job.n:,} images of {plain(job.dataset.name)}, {images_made(record)}", style="dim"),
+        Text(),
+        _figures(record),
+        Text(),
+        _cells(record),
+        Text(),
+    ]
+    if "mce" in extra:
+        parts.append(Text(f"mCE and relative mCE: {divided(record)}", style="dim"))
+    speed = f"{count(record.passes['forward'] / record.seconds)} images/s, " if record.seconds >= 1 else ""
+    cost = f"{count(record.passes['forward'])} images classified, {speed}{duration(record.seconds)}"
+    parts.append(Text(cost, style="dim"))
+    parts += [
+        Text.assemble(("! ", "bold yellow"), (plain(mark.code), "yellow"), ": ", plain(mark.text))
+        for mark in record.health
+    ]
+    return Group(*parts)
+
+
+def _figures(record: Record) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    extra = record.extra
+    shown = {"clean %": f"{percent(record.clean_accuracy)}\n{interval(record.clean_accuracy)}"}
+    means = extra.get("corrupted_accuracy", {})
+    for name, field in (("common %", "common"), ("extra %", "validation")):
+        if field in means:
+            shown[name] = _share(means[field], "\n")
+    for name, field in (("mCE %", "mce"), ("relative mCE %", "relative_mce")):
+        if field in extra:
+            shown[name] = _share(extra[field], "\n")
+    for name in shown:
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_row(*shown.values())
+    return grid
+
+
+def _cells(record: Record) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    grid.add_column("accuracy in %")
+    for severity in SEVERITIES:
+        grid.add_column(str(severity), justify="right", min_width=5)
+    grid.add_column("mean", justify="right", min_width=5)
+    held = record.extra["corruptions"]["accuracy"]
+    names = list(held)
+    for name in names:
+        values = [held[name].get(str(k)) for k in SEVERITIES]
+        present = [each["value"] for each in values if each]
+        last_common = name in COMMON and names[-1] != name and names[names.index(name) + 1] not in COMMON
+        grid.add_row(
+            name,
+            *(f"{100 * each['value']:.1f}" if each else EMPTY for each in values),
+            Text(f"{100 * sum(present) / len(present):.1f}", style="bold"),
+            end_section=last_common,
+        )
+    return grid
+
+
+def grids(records: Sequence[Record]) -> Iterator[Grid]:
+    """A table a protocol of the records under corruptions, the least mCE first; nothing of it is ranked."""
+    tables: dict[str, list[Record]] = {}
+    for record in records:
+        if record.corrupted:
+            tables.setdefault(record.job.protocol, []).append(record)
+    for protocol in sorted(tables):
+        groups: dict[tuple, list[Record]] = {}
+        for record in tables[protocol]:
+            job = record.job
+            groups.setdefault((job.suite.name, job.suite.attacks, job.dataset.digest), []).append(record)
+        notes: list[str] = []
+        rows = tuple(
+            tuple(_line(record, notes) for record in sorted(groups[key], key=_order))
+            for key in sorted(groups)
+        )
+        said = dict.fromkeys(
+            f"{record.job.suite.name}: images {images_made(record)}"
+            + (f"; mCE {divided(record)}" if "mce" in record.extra else "")
+            for record in tables[protocol]
+        )
+        yield Grid(
+            title=f"{protocol} · common corruptions, 95 % intervals",
+            columns=COLUMNS,
+            groups=rows,
+            names=frozenset(("defense", "suite")),
+            numbers=frozenset(("clean %", "common %", "mCE %", "relative mCE %", "extra %", "n")),
+            notes=(*said, *notes),
+        )
+
+
+def _line(record: Record, notes: list[str]) -> tuple[str, ...]:
+    job, extra = record.job, record.extra
+    means = extra.get("corrupted_accuracy", {})
+    marks = []
+    for mark in record.health:
+        notes.append(f"({len(notes) + 1}) {job.defense.name}: {mark.code}: {mark.text}")
+        marks.append(f"({len(notes)})")
+    seed = f" (seed {job.seed})" if job.seed else ""
+    return (
+        job.defense.name + seed,
+        f"{percent(record.clean_accuracy)} {interval(record.clean_accuracy)}",
+        *(_share(held[name]) if name in held else EMPTY
+          for held, name in ((means, "common"), (extra, "mce"), (extra, "relative_mce"), (means, "validation"))),
+        job.suite.name,
+        f"{job.n:,}",
+        " ".join(marks),
+    )  # fmt: skip
+
+
+def _order(record: Record) -> tuple:
+    error = record.extra.get("mce", {}).get("value", float("inf"))
+    return (error, -record.robust_accuracy.value, record.job.defense.name, record.job.seed)
+
+
+def _share(held: dict[str, Any], between: str = " ") -> str:
+    low, high = held["interval"]
+    return f"{100 * held['value']:.2f}{between}[{100 * low:.1f}, {100 * high:.1f}]"

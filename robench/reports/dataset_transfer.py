@@ -1,0 +1,235 @@
+"""The matrix of transfer, (trained on) x (tested on), from records alone: what a purifier keeps before a stranger."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from robench import catalog
+from robench.catalog import Rung
+from robench.core import specs
+from robench.records.randomized import unattacked
+from robench.records.record import Record
+from robench.reports.purifiers import EMPTY, Row, find_ladder, rows_of
+from robench.reports.table import Grid
+from robench.statistics.accuracy import Accuracy, percent, span
+from robench.threats.threat import Threat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLEAN, UNDEFENDED = "clean", "undefended"
+# What the attacker knows, in the order of tables and pictures; "full" has the exact gradients.
+LEVELS = ("oblivious", "bpda", "full")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A column: what is tested on."""
+
+    dataset: str
+    classifier: str
+    threat: str
+    n: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.short}, {self.classifier}, n = {self.n:,}"
+
+    @property
+    def short(self) -> str:
+        return f"{specs.parse(self.dataset).name}, {Threat.parse(self.threat)}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row: what purifies, and how it takes images of another size."""
+
+    dataset: str
+    purifier: str
+    fit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.fit}" if self.fit else self.dataset
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One family of purifiers.
+
+    Attributes:
+        cells: (source, target) -> level -> accuracy, "clean" among the levels.
+        bare: (target) -> level -> accuracy of the classifier alone.
+        doubtful: the (source, target, level) whose record carries a mark.
+        doubts: a line for each such mark.
+    """
+
+    family: str
+    sources: tuple[Source, ...]
+    targets: tuple[Target, ...]
+    cells: dict[tuple[Source, Target], dict[str, Accuracy]]
+    bare: dict[Target, dict[str, Accuracy]]
+    doubtful: frozenset[tuple[Source, Target, str]] = frozenset()
+    doubts: tuple[str, ...] = ()
+
+
+def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: bool = False) -> list[Matrix]:
+    """A matrix for each family of purifiers that stands before classifiers of other data sets.
+
+    Its columns are those classifiers, and the ends of protocols of transfer that are at home. A cell holds, for each
+    level of knowledge, the lowest accuracy of the ladder's rungs; of a randomised purifier the worst of its draws.
+
+    Args:
+        whole: every column that the records have, for every family.
+
+    Raises:
+        UsageError: when there is no such ladder.
+    """
+    suite = find_ladder(ladder)
+    ends = [end for protocol in catalog.protocols().values() for end in protocol.ends]
+    home = {(str(specs.parse(end.dataset)), end.classifier) for end in ends}
+    families: dict[str, list[tuple[Source, Target, Row]]] = {}
+    for row in rows_of(records, suite):
+        job = row.purified.job
+        target = Target(job.dataset.name, job.defense.classifier, job.threat, job.n, job.dataset.digest)
+        family, source = _source(row.purified)
+        families.setdefault(family, []).append((source, target, row))
+    made = []
+    for family, found in sorted(families.items()):
+        strange = {
+            target for source, target, _ in found if source.dataset != specs.parse(target.dataset).name
+        }
+        at_home = {t for _, t, _ in found if (str(specs.parse(t.dataset)), t.classifier) in home}
+        columns = strange and strange | at_home
+        shown = [each for each in found if whole or each[1] in columns]
+        if shown:
+            made.append(_matrix(family, shown, {rung.name: rung for rung in suite.rungs}))
+    return made
+
+
+def _source(record: Record) -> tuple[str, Source]:
+    """The family of a record's purifier, and its row: by the card where that is known, else by its name."""
+    facts = record.job.defense
+    name = facts.name.removesuffix(f"+{facts.classifier}")
+    spec = specs.parse(name)
+    card = catalog.cards().get(spec.name)
+    if card is None:
+        return facts.family or spec.name, Source(name, name)
+    other = {key: value for key, value in spec.arguments.items() if key != "fit"}
+    shown = str(specs.Spec(card.dataset, other))
+    return facts.family or card.name, Source(shown, name, str(spec.arguments.get("fit", "")))
+
+
+def _matrix(family: str, found: list[tuple[Source, Target, Row]], rungs: dict[str, Rung]) -> Matrix:
+    cells: dict[tuple[Source, Target], dict[str, Accuracy]] = {}
+    bare: dict[Target, dict[str, Accuracy]] = {}
+    doubtful, doubts = set(), []
+    for source, target, row in found:
+        own = cells.setdefault((source, target), {CLEAN: unattacked(row.purified)})
+        for level, record in by_level(row, rungs).items():
+            own[level] = record.robust_accuracy
+            if record.health:
+                doubtful.add((source, target, level))
+            name = row.purified.job.defense.name
+            doubts += [f"! {name}, {level}: {mark.code}: {mark.text}" for mark in record.health]
+        for name in (n for n, rung in rungs.items() if rung.subject == "classifier"):
+            for record in row.found.get(name, []):
+                bare[target] = {CLEAN: record.clean_accuracy, UNDEFENDED: record.robust_accuracy}
+    sources = _filled(list(dict.fromkeys(source for source, _, _ in found)), cells, doubtful)
+    targets = tuple(dict.fromkeys(target for _, target, _ in found))
+    return Matrix(family, sources, targets, cells, bare, frozenset(doubtful), tuple(dict.fromkeys(doubts)))
+
+
+def _filled(
+    sources: list[Source],
+    cells: dict[tuple[Source, Target], dict[str, Accuracy]],
+    doubtful: set[tuple[Source, Target, str]],
+) -> tuple[Source, ...]:
+    """The rows: what a purifier does with images of its own size stands in the row of each fit."""
+    rows = []
+    for source in sources:
+        others = [each for each in sources if each.dataset == source.dataset and each.fit]
+        if source.fit or not others:
+            rows.append(source)
+            continue
+        for _, target in [key for key in cells if key[0] == source]:
+            for other in others:
+                cells[other, target] = cells[source, target]
+                doubtful |= {(other, target, level) for s, t, level in doubtful if (s, t) == (source, target)}
+    return tuple(sorted(rows, key=str))
+
+
+def by_level(row: Row, rungs: Mapping[str, Rung]) -> dict[str, Record]:
+    """For each level of knowledge the record of `row` that keeps least; none where no rung has been played."""
+    found = {}
+    for level in LEVELS:
+        names = [name for name, rung in rungs.items() if (rung.subject, rung.knowledge) == ("defense", level)]
+        kept = [record for name in names for record in row.found.get(name, [])]
+        if kept:
+            found[level] = min(kept, key=lambda record: record.robust_accuracy.value)
+    return found
+
+
+def grid(matrix: Matrix) -> Grid:
+    """The matrix as a table: a group of lines a source, a line a level of knowledge, a column a target."""
+    heads = [str(target) for target in matrix.targets]
+    groups = [
+        tuple(
+            (
+                "no purifier",
+                level,
+                *(_cell(matrix.bare.get(target, {}).get(level)) for target in matrix.targets),
+            )
+            for level in (CLEAN, UNDEFENDED)
+        )
+    ]
+    for source in matrix.sources:
+        lines = []
+        for level in (CLEAN, *LEVELS):
+            cells = [
+                _cell(
+                    matrix.cells.get((source, target), {}).get(level),
+                    (source, target, level) in matrix.doubtful,
+                )
+                for target in matrix.targets
+            ]
+            lines.append((str(source), level, *cells))
+        groups.append(tuple(lines))
+    return Grid(
+        title=f"{matrix.family} across data sets, no fine-tuning · accuracy in %, 95 % intervals",
+        columns=("trained on", "attacker", *heads),
+        groups=tuple(groups),
+        names=frozenset(("trained on", "attacker")),
+        numbers=frozenset(heads),
+        notes=(
+            "undefended: the classifier alone; full: exact gradients",
+            "of a randomised purifier the worst draw, clean too: any failure counts",
+            *matrix.doubts,
+        ),
+    )
+
+
+def transfer(records: Sequence[Record], ladder: str = "purifier-cheap") -> list[Grid]:
+    """The table of each family; see `matrices`."""
+    return [grid(matrix) for matrix in matrices(records, ladder)]
+
+
+def picture(matrix: Matrix) -> "Figure":
+    """A heat map a level of knowledge, side by side; "no purifier" is the classifier alone, attacked or not."""
+    from robench.reports.plots.heatmaps import heat_maps
+
+    rows, columns = ["no purifier", *map(str, matrix.sources)], [target.short for target in matrix.targets]
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for level in (CLEAN, *LEVELS):
+        own = found.setdefault(level if level == CLEAN else f"attacker: {level}", {})
+        for target, levels in matrix.bare.items():
+            own["no purifier", target.short] = levels[CLEAN if level == CLEAN else UNDEFENDED].value
+        for (source, target), levels in matrix.cells.items():
+            if level in levels:
+                own[str(source), target.short] = levels[level].value
+    return heat_maps(found, rows, columns, f"{matrix.family} across data sets", "tested on", "trained on")
+
+
+def _cell(accuracy: Accuracy | None, doubted: bool = False) -> str:
+    if accuracy is None:
+        return EMPTY
+    return f"{percent(accuracy)}{' !' if doubted else ''}\n{span(accuracy)}"

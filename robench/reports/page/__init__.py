@@ -1,0 +1,132 @@
+"""The board as a folder of pages that open from disk and from any static host, and ask no network for anything.
+
+The table is plain HTML, so it reads without JavaScript, and some hundred lines of it sort and filter. Table libraries
+were looked at and left: Tabulator (MIT) is 448 kB and builds its tables of `div`s, simple-datatables is under the
+LGPL, and List.js does not know `aria-sort`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from robench.core.errors import ResourceError
+from robench.core.formatting import count, duration
+from robench.core.io import refuse_link, write_whole
+from robench.core.sanitize import plain
+from robench.records.collection import Collection
+from robench.records.record import Record
+from robench.reports import corruption
+from robench.reports.board import board
+from robench.reports.page import view
+from robench.reports.page.pictures import Gallery, Picture
+from robench.reports.robustbench import Claim, with_claims
+from robench.reports.run_summary import cost
+
+INDEX = "index.html"
+_TEMPLATES = Path(__file__).with_name("templates")
+_ASSETS = ("board.css", "board.js")
+# Stands in every page: a folder whose index has it may be written again.
+_MARK = '<meta name="generator" content="robench board">'
+
+
+def write_page(
+    records: Sequence[Record],
+    output: Path | str,
+    *,
+    sort: str = "robust",
+    intervals: bool = True,
+    pictures: bool = True,
+    data_dir: str | None = None,
+    claims: Sequence[Claim] = (),
+) -> Path:
+    """Write the board of `records` into the folder `output`, and give the path of its first page.
+
+    The same records give the same files, byte for byte. What an earlier board left there is replaced.
+
+    Args:
+        records: from `robench.records.collection.collect`, or any others.
+        sort: the column whose best comes first.
+        intervals: whether accuracies are followed by theirs.
+        pictures: whether certificates are drawn.
+        data_dir: where data sets with files lie; None draws only records of data sets that need none.
+        claims: of others, in tables of their own beneath.
+
+    Raises:
+        UsageError: for another column.
+        ResourceError: when the folder holds something else than a board, or cannot be written.
+    """
+    output = Path(output)
+    _check(output)
+    found = view.parts(records, sort)
+    made = view.pages(found)
+    gallery = Gallery(output / "pictures", data_dir)
+    drawn: dict[str, Picture] = {}
+    if pictures:
+        drawn = {
+            line.anchor: gallery.of(line.record)
+            for part in found
+            for table in part.tables
+            for line in table.lines
+        }
+    environment = _environment()
+    shared = {"intervals": intervals, "view": view, "drawn": drawn}
+    defenses = {
+        page.file: environment.get_template("defense.html").render(page=page, root="../", **shared).encode()
+        for page in made
+    }
+    index = environment.get_template(INDEX).render(
+        parts=found,
+        apart=[*corruption.grids(records), *with_claims({}, claims)],
+        sort=sort,
+        root="",
+        left_out=records.left_out if isinstance(records, Collection) else (),
+        **shared,
+    )
+    images = {picture.file: picture.png for picture in drawn.values() if picture.file}
+    for name in ("pictures", "defense"):
+        refuse_link(output / name)
+    write_whole(output / "pictures", {name: png for name, png in images.items() if png})
+    write_whole(output / "defense", defenses)
+    assets = {name: (_TEMPLATES / name).read_bytes() for name in _ASSETS}
+    assets["board.csv"] = board(records, "csv", sort=sort).encode()
+    # The first page comes last: what it links is there when it is.
+    write_whole(output, {**assets, INDEX: index.encode()})
+    for folder, kept in (("pictures", images), ("defense", defenses)):
+        for path in (output / folder).iterdir():
+            if path.suffix in (".png", ".html") and path.name not in kept:
+                path.unlink()
+    return output / INDEX
+
+
+def _check(output: Path) -> None:
+    try:
+        taken = output.exists() and any(output.iterdir())
+        if taken and _MARK not in (output / INDEX).read_text("utf-8", errors="replace"):
+            raise FileNotFoundError
+    except OSError:
+        raise ResourceError(
+            f"{output} is not a folder, or holds something else than a board: give another --output"
+        ) from None
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_printable,
+    )
+    environment.globals["mark"] = Markup(_MARK)
+    environment.filters |= {"count": count, "duration": duration, "cost": cost}
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Texts of cards and records without control characters; Jinja escapes what this gives."""
+    return plain(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

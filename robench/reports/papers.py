@@ -1,0 +1,351 @@
+"""Papers' tables in their own shape, from `papers/*.toml`: the published figures, and ours from records beside them.
+
+A figure that a card claims is taken from the card; what nobody found stays "not found", never a number.
+"""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from robench import catalog
+from robench.attacks.build import build_attacks
+from robench.catalog import find_suite, make, read_toml
+from robench.core import specs
+from robench.core.errors import UsageError, unknown_name
+from robench.core.trust import admit
+from robench.records.record import Record
+from robench.reports.board import EMPTY
+from robench.reports.dataset_transfer import transfer
+from robench.reports.purifiers import purifiers
+from robench.reports.table import Grid, render
+from robench.reports.unforeseen import unforeseen
+from robench.statistics.accuracy import interval, percent
+from robench.threats.threat import Threat, same_threat
+
+UNKNOWN = "not found"
+# Tables made from the records of a ladder: (records, the ladder's name) -> tables.
+SHAPES: dict[str, Callable[[Sequence[Record], str], list[Grid]]] = {
+    "purifiers": purifiers,
+    "unforeseen": unforeseen,
+    "transfer": transfer,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What was measured: clean accuracy where there is no attack."""
+
+    name: str
+    attack: str = ""
+    knowledge: str = "full"
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What it was measured on.
+
+    Attributes:
+        defense: ours to run; where it is a card, its claims are the published figures.
+        published: figures by column, in percent, of which no card knows: a number, or "about 74".
+        source: of those.
+        ours: nothing was ever published of it.
+    """
+
+    name: str
+    defense: str = ""
+    published: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    ours: bool = False
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: a data set, a threat, rows and columns; `notes` say how its figures were measured."""
+
+    title: str
+    dataset: str
+    threat: str
+    columns: list[Any]
+    rows: list[Any]
+    notes: list[str] = field(default_factory=list)
+    path: Path = Path()
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's tables, or the ladder of attacks whose records make some.
+
+    Attributes:
+        ladder: a suite with rungs; shape: what its tables look like, of SHAPES; example: a defense it is made for.
+    """
+
+    name: str
+    title: str
+    tables: list[Any] = field(default_factory=list)
+    ladder: str = ""
+    shape: str = ""
+    example: str = ""
+    notes: list[str] = field(default_factory=list)
+    path: Path = Path()
+
+
+@cache
+def papers() -> dict[str, Paper]:
+    """Every paper whose tables are known, by name."""
+    return {path.stem: read(path) for path in sorted(catalog.folder("paper").glob("*.toml"))}
+
+
+def find_paper(name: str) -> Paper:
+    """The paper called `name`, or the one in the TOML file of that path.
+
+    Raises:
+        UsageError: for an unknown one, naming what is known.
+    """
+    if name.endswith(".toml"):
+        admit(name, "is another file")
+        return read(Path(name))
+    if name not in papers():
+        raise unknown_name("paper", name, papers())
+    return papers()[name]
+
+
+def read(path: Path) -> Paper:
+    """The tables in a TOML file.
+
+    Raises:
+        ResourceError: when it cannot be read.
+        UsageError: when it is not TOML, or a field is unknown, missing or wrong.
+    """
+    paper = make(Paper, {"name": path.stem, **read_toml(path)}, path)
+    if bool(paper.tables) == bool(paper.ladder):
+        raise UsageError(f"{path}: expected either tables [[tables]] or a ladder")
+    if paper.ladder and paper.shape not in SHAPES:
+        raise UsageError(f"{path}: shape = {paper.shape!r}: expected one of {', '.join(SHAPES)}")
+    return replace(paper, tables=[_table(table, path) for table in paper.tables])
+
+
+def _table(table: Any, path: Path) -> Table:
+    made = make(Table, table, path)
+    columns = [make(Column, each, path) for each in made.columns]
+    rows = [make(Row, each, path) for each in made.rows]
+    threat = Threat.parse(made.threat)
+    for column in columns:
+        if column.attack:
+            _specs(column, threat)
+    known = [column.name for column in columns]
+    for row in rows:
+        for name, value in row.published.items():
+            if name not in known:
+                raise UsageError(
+                    f'{path}: {row.name} has a figure of "{name}": expected one of {", ".join(known)}'
+                )
+            number = value.removeprefix("about ") if isinstance(value, str) else value
+            try:
+                fits = 0 <= float(number) <= 100
+            except ValueError:
+                fits = False
+            if not fits:
+                raise UsageError(
+                    f"{path}: {row.name} has {name} = {value!r}: expected percent, perhaps after about"
+                )
+        if row.published and not row.source:
+            raise UsageError(f"{path}: {row.name} has published figures and no source")
+    return replace(made, columns=columns, rows=rows)
+
+
+def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) -> list[Grid]:
+    """The paper's tables; of a ladder one for each protocol.
+
+    Args:
+        ladder: another one than the paper's.
+
+    Raises:
+        UsageError: when there is no such ladder, or the paper has none.
+    """
+    if ladder and not paper.ladder:
+        raise UsageError(f"{paper.name} has tables of its own: leave --suite out")
+    if paper.ladder:
+        return SHAPES[paper.shape](records, ladder or paper.ladder)
+    made = [_grid(table, records) for table in paper.tables]
+    return [*made[:-1], replace(made[-1], notes=(*made[-1].notes, *paper.notes, f"paper: {paper.title}"))]
+
+
+def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: str | None = None) -> str:
+    """The tables in a format of `robench.reports.table`; those of unlike columns are one CSV, a line a cell."""
+    found = grids(paper, records, ladder)
+    if not found:
+        command = f"robench run --defense {paper.example} --attack {ladder or paper.ladder}"
+        kin = [
+            name
+            for name, suite in catalog.suites().items()
+            if suite.rungs and name != ladder and name.startswith(paper.ladder)
+        ]
+        others = [f"--suite {name}" for name in kin if grids(paper, records, name)]
+        known = f" There are some for {', '.join(others)}." if others else ""
+        return f"No records for this table: {command} makes them.{known}\n"
+    if format == "csv" and paper.tables:
+        cells = tuple(
+            (grid.title, row[0], column, cell)
+            for grid in found
+            for row in grid.rows
+            for column, cell in zip(grid.columns[1:], row[1:], strict=True)
+        )
+        found = [Grid(paper.title, ("table", "row", "column", "value"), (cells,))]
+    return "\n".join(render(grid, format) for grid in found)
+
+
+def _grid(table: Table, records: Sequence[Record]) -> Grid:
+    columns = [name for column in table.columns for name in (column.name, _ours(column))]
+    lines: list[tuple[str, ...]] = []
+    empty: list[tuple[Row, list[Column]]] = []
+    for row in table.rows:
+        line, missing = [row.name], []
+        for column in table.columns:
+            found = _measured(table, row, column, records)
+            if found is None and row.defense:
+                missing.append(column)
+            line += [_published(table, row, column), _figure(found, column)]
+        lines.append(tuple(line))
+        empty.append((row, missing))
+    return Grid(
+        title=table.title,
+        columns=("", *columns),
+        groups=(tuple(lines),),
+        names=frozenset(("",)),
+        numbers=frozenset(columns),
+        notes=(*table.notes, *_sources(table), *_images(table, records), *_commands(table, empty)),
+    )
+
+
+def _ours(column: Column) -> str:
+    return f"{column.name}, ours"
+
+
+def _claims(table: Table, row: Row) -> Iterator[dict[str, Any]]:
+    """What the card of a row claims at the table's threat."""
+    card = catalog.cards().get(row.defense)
+    if card and not row.ours and card.dataset == table.dataset:
+        yield from (c for c in card.claims if same_threat(c["threat"], table.threat))
+
+
+def _published(table: Table, row: Row, column: Column) -> str:
+    if row.ours:
+        return EMPTY
+    values = [row.published[column.name]] if column.name in row.published else []
+    for claim in _claims(table, row):
+        if not column.attack:
+            values.append(claim["clean"])
+        elif claim["attack"] == column.name:
+            values.append(claim["robust"])
+    value = values[0] if values else UNKNOWN
+    return value if isinstance(value, str) else f"{value:.2f}"
+
+
+def _measured(table: Table, row: Row, column: Column, records: Sequence[Record]) -> Record | None:
+    """Our record of a cell: of most images, and among those the one that leaves least."""
+    threat = Threat.parse(table.threat)
+    wanted = _specs(column, threat) if column.attack else None
+    level = _level(row, column)
+    fitting = [
+        record
+        for record in records
+        if row.defense
+        and record.job.defense.name == row.defense
+        and same_threat(record.job.threat, table.threat)
+        and specs.parse(record.job.dataset.name).name == table.dataset
+        and (wanted is None or (record.job.suite.attacks, record.job.knowledge) == (wanted, level))
+    ]
+    return min(fitting, key=lambda r: (-r.job.n, r.robust_accuracy.value), default=None)
+
+
+def _level(row: Row, column: Column) -> str:
+    """What the attacker of a cell knows: everything, of a defense without a purifier to be ignorant of."""
+    card = catalog.cards().get(row.defense)
+    return "full" if card and not card.classifier else column.knowledge
+
+
+def _specs(column: Column, threat: Threat) -> tuple[str, ...]:
+    return tuple(spec for spec, _ in build_attacks(find_suite(column.attack).specs(threat.norm), threat))
+
+
+def _figure(record: Record | None, column: Column) -> str:
+    if record is None:
+        return EMPTY
+    accuracy = record.robust_accuracy if column.attack else record.clean_accuracy
+    doubt = " !" if column.attack and record.health else ""
+    return f"{percent(accuracy)}{doubt}\n{interval(accuracy)}"
+
+
+def _sources(table: Table) -> Iterator[str]:
+    told: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row.published:
+            told.setdefault(row.source, []).append(row.name)
+        for claim in _claims(table, row):
+            note = f" ({claim['note']})" if claim.get("note") else ""
+            told.setdefault(claim["source"] + note, []).append(row.name)
+    for source, names in told.items():
+        yield f"published, {_list(names)}: {source}"
+
+
+def _list(names: list[str]) -> str:
+    return "; ".join(dict.fromkeys(names))
+
+
+def _images(table: Table, records: Sequence[Record]) -> Iterator[str]:
+    """On how many images ours were measured, and what is doubted."""
+    counts: dict[int, list[str]] = {}
+    doubts = []
+    for row in table.rows:
+        for column in table.columns:
+            record = _measured(table, row, column, records)
+            if record is not None:
+                counts.setdefault(record.job.n, []).append(row.name)
+                if column.attack:
+                    doubts += [
+                        f"! {row.name}, {column.name}: {mark.code}: {mark.text}" for mark in record.health
+                    ]
+    for n, names in sorted(counts.items()):
+        yield f"ours, on {n:,} images, 95 % intervals: {_list(names)}"
+    yield from doubts
+
+
+def _commands(table: Table, empty: list[tuple[Row, list[Column]]]) -> Iterator[str]:
+    """For the cells without a record the command that fills them; rows that need the same one share a line."""
+    like: dict[tuple[str, ...], list[str]] = {}
+    for row, columns in empty:
+        levels: dict[str, list[str]] = {}
+        for column in columns:
+            attacks = levels.setdefault(_level(row, column), [])
+            attacks += [column.attack] if column.attack not in attacks else []
+        for level, attacks in levels.items():
+            # Clean accuracy comes with any attack's record.
+            named = [name for name in attacks if name]
+            if named:
+                like.setdefault(_words(table, row, named, level), []).append(row.defense)
+    for words, (first, *others) in like.items():
+        command = shlex.join(["robench", "run", "--defense", first, *words])
+        likewise = f", and likewise {', '.join(others)}" if others else ""
+        yield f"{EMPTY}: {command}{likewise}"
+
+
+def _words(table: Table, row: Row, attacks: list[str], level: str) -> tuple[str, ...]:
+    words = ["--attack", ",".join(attacks)]
+    fitting = [
+        protocol.name
+        for protocol in catalog.protocols().values()
+        if not protocol.ends
+        and specs.parse(protocol.dataset).name == table.dataset
+        and same_threat(protocol.threat, table.threat)
+    ]
+    words += ["--protocol", fitting[0]] if fitting else ["--dataset", table.dataset, "--threat", table.threat]
+    words += ["--knowledge", level] if level != "full" else []
+    card = catalog.cards().get(row.defense)
+    if card is not None and not card.checkpoint:
+        words += ["--checkpoint", "FILE"]
+    return (*words, "--data-dir", "DIR") if table.dataset != "digits" else tuple(words)

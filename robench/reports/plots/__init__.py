@@ -1,0 +1,78 @@
+"""Pictures from records: one row a kind. Whoever adds one adds a row here, and `robench plot` has it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from robench.core.errors import unknown_name
+from robench.records.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A kind of picture.
+
+    Attributes:
+        shows: in a few words.
+        place: "module:function", from records to figures by the name of their file; nothing for records it cannot use.
+        needs: a command that makes records for it.
+    """
+
+    shows: str
+    place: str
+    needs: str
+
+    def draw(self, records: Sequence[Record]) -> "dict[str, Figure]":
+        """The pictures that can be made of these records, by name, in a fixed order."""
+        module, _, name = self.place.partition(":")
+        function: Callable[[Sequence[Record]], dict[str, Figure]] = getattr(import_module(module), name)
+        return function(records)
+
+
+PLOTS = {
+    "scatter": Plot(
+        "clean against robust accuracy, a point a defense",
+        "robench.reports.plots.scatter:draw",
+        "robench run --defense mimir-digits,pgd-at-digits --attack autoattack",
+    ),
+    "security": Plot(
+        "accuracy over the radius, a curve a defense",
+        "robench.reports.plots.settings:security",
+        "robench run --defense mimir-digits --attack autoattack --curve 0:0.2:5",
+    ),
+    "trade-off": Plot(
+        "clean and robust accuracy over a defense's setting",
+        "robench.reports.plots.settings:trade_off",
+        'robench run --defense de3-digits --attack "pgd(steps=10)" --sweep sigma=0:140:70',
+    ),
+    "transfer": Plot(
+        "accuracy of each defense under attacks made on others",
+        "robench.reports.plots.heatmaps:transfer",
+        "robench run --defense mimir-digits,pgd-at-digits --attack pgd --knowledge transfer:standard",
+    ),
+    "data-sets": Plot(
+        "purifiers trained on one data set before classifiers of others",
+        "robench.reports.plots.heatmaps:data_sets",
+        "robench run --defense maep --protocol transfer --from digits --to cifar10",
+    ),
+    "corruptions": Plot(
+        "accuracy by corruption and severity, a map a record",
+        "robench.reports.plots.corruption_heatmap:figures",
+        "robench run --defense mimir-digits --attack imagenet-c-memory",
+    ),
+}  # fmt: skip
+
+
+def find_plot(name: str) -> Plot:
+    """The kind of picture called `name`.
+
+    Raises:
+        UsageError: for an unknown one, naming what is known.
+    """
+    if name not in PLOTS:
+        raise unknown_name("picture", name, PLOTS)
+    return PLOTS[name]

@@ -1,0 +1,108 @@
+"""How every picture looks, and how it becomes a file: colours, markers, hatches, type, PNG, SVG and PDF.
+
+The same figure gives the same bytes: no date, no version, no random ids. Colours are told apart by the colour-blind
+and, by their lightness alone, in grey (Paul Tol's medium-contrast scheme and black); markers and hatches differ too.
+"""
+
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robench.core.errors import UsageError
+from robench.core.io import write_whole
+from robench.core.sanitize import plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+DPI = 150
+INK, QUIET, WRONG, LINE = "#1b1f24", "#6a737d", "#b3261e", "#d0d7de"
+COLOURS = ("#000000", "#6699CC", "#994455", "#EE99AA", "#004488", "#997700", "#EECC66")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+HATCHES = ("", "///", "\\\\\\", "xxx", "...", "+++", "ooo")
+# From white to dark by lightness, so that a printed page keeps the order.
+SHADES = "cividis"
+_NOTHING: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
+
+
+def marker(i: int) -> str:
+    """Another one where the colours begin again."""
+    return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+
+
+def dash(i: int) -> str:
+    return DASHES[i // len(COLOURS) % len(DASHES)]
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib shows as it is: no mathematics, no control characters, no letter that its font lacks."""
+    lines = ("".join(c if ord(c) in _letters() else "�" for c in plain(line)) for line in text.split("\n"))
+    return "\n".join(lines).replace("$", r"\$")
+
+
+@cache
+def _letters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def figure(width: float, height: float, **options) -> "Figure":
+    """An empty figure of that many inches. No pyplot: nothing global is touched and no display is asked for."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), facecolor="white", **options)
+    FigureCanvasAgg(made)
+    return made
+
+
+def frame(axes: "Axes", title: str = "", x: str = "", y: str = "") -> None:
+    """Titles, a quiet grid and no box."""
+    axes.set_title(literal(title), fontsize=10, loc="left")
+    axes.set_xlabel(literal(x))
+    axes.set_ylabel(literal(y))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def encode(figure: "Figure", format: str = "png") -> bytes:
+    """The file.
+
+    Raises:
+        UsageError: for a format that is not one of `FORMATS`.
+    """
+    import matplotlib
+
+    if format not in FORMATS:
+        raise UsageError(f'unknown format "{format}" of a picture: expected one of {", ".join(FORMATS)}')
+    buffer = BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "robench", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=format, dpi=DPI, metadata=_NOTHING[format])
+    return buffer.getvalue()
+
+
+def save(figure: "Figure", path: Path | str) -> Path:
+    """Write the figure, in the format that the name ends in.
+
+    Raises:
+        UsageError: when it ends in none of `FORMATS`.
+        ResourceError: when the file cannot be written.
+    """
+    path = Path(path)
+    write_whole(path.absolute().parent, {path.name: encode(figure, path.suffix.lower().removeprefix("."))})
+    return path

@@ -1,0 +1,212 @@
+"""RobustBench's `model_info` files: written from our records, and read as claims that no board ranks with ours.
+
+A file is `model_info/<data set>/<norm>/<model>.json` (github.com/RobustBench/robustbench); accuracies are percent, in
+strings; `external` is the lowest robust accuracy that anybody reported.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robench import catalog
+from robench.attacks.build import build_attacks
+from robench.core import specs
+from robench.core.errors import ResourceError, RobenchError, UsageError
+from robench.core.io import write_whole
+from robench.records.record import Record
+from robench.records.store import slug
+from robench.reports.table import Grid
+from robench.statistics.accuracy import interval, percent
+from robench.threats.threat import NORMS, Threat
+
+FOLDER = "model_info"
+# Columns of a table that holds nothing but claims.
+_ALONE = ("defense", "clean %", "claimed %", "best known %", "marks")
+_ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a file of theirs says.
+
+    Attributes:
+        name: of the model.
+        threat: canonical, from the file's folder and its radius.
+        clean, robust: percent; `best_known` the lowest that anybody reported, None where nobody did.
+        doubts: what they hold against it.
+    """
+
+    name: str
+    dataset: str
+    threat: str
+    clean: float
+    robust: float
+    best_known: float | None = None
+    doubts: str = ""
+
+
+def read_claims(sources: Iterable[Path | str]) -> list[Claim]:
+    """The claims in files and folders of theirs; those of corruptions, which have no radius, are left out.
+
+    Raises:
+        ResourceError: when a file cannot be read, is none of theirs, or there is none.
+    """
+    found: list[Claim] = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise ResourceError(f"{source}: no such file: give a file or folder of RobustBench's {FOLDER}")
+        files = [source] if source.is_file() else sorted(source.rglob("*.json"))
+        own = [_claim(file) for file in files if file.parent.name in NORMS or source.is_file()]
+        if not own:
+            raise ResourceError(
+                f"{source} holds no <data set>/<norm>/<model>.json, as RobustBench's {FOLDER} does"
+            )
+        found += own
+    return found
+
+
+def _claim(file: Path) -> Claim:
+    try:
+        said = json.loads(file.read_bytes())
+        if file.parent.name not in NORMS:
+            raise ValueError(f"lies in {file.parent.name}, which is none of {', '.join(NORMS)}")
+        external = said.get("external")
+        numbers = [float(said[name]) for name in ("clean_acc", "autoattack_acc")]
+        numbers += [float(external)] if external not in (None, "") else []
+        if not all(0 <= number <= 100 for number in numbers):
+            raise ValueError("has an accuracy that is no percentage")
+        return Claim(
+            name=file.stem,
+            dataset=str(said["dataset"]),
+            threat=str(Threat.parse(f"{file.parent.name}:{said['eps']}")),
+            clean=numbers[0],
+            robust=numbers[1],
+            best_known=numbers[2] if len(numbers) > 2 else None,
+            doubts=str(said.get("footnote") or "called unreliable there") if said.get("unreliable") else "",
+        )
+    except OSError as error:
+        raise ResourceError(f"{file}: {error.strerror or error}") from error
+    except KeyError as error:
+        raise ResourceError(f"{file} is no {FOLDER} of RobustBench: {error} is missing") from error
+    except (ValueError, TypeError, AttributeError, RecursionError, RobenchError) as error:
+        raise ResourceError(f"{file} is no {FOLDER} of RobustBench: {error}") from error
+
+
+def model_info(record: Record) -> dict[str, Any]:
+    """The fields of a file of theirs; what a record does not know is null, for a person to fill in.
+
+    Raises:
+        UsageError: when the record is not of AutoAttack on the whole defense in Linf or L2, which their field means.
+    """
+    job, threat = record.job, Threat.parse(record.job.threat)
+    standard = tuple(
+        spec for spec, _ in build_attacks(catalog.suites()["autoattack"].specs(threat.norm), threat)
+    )
+    if job.suite.attacks != standard or job.knowledge != "full" or threat.norm not in ("Linf", "L2"):
+        raise UsageError(
+            f"{job.defense.name} under {job.suite.name}, {job.knowledge}, {threat}: RobustBench's files are of "
+            "AutoAttack (standard) on the whole defense in Linf or L2"
+        )
+    card = catalog.cards().get(job.defense.name)
+    title, _, _ = (card.paper if card else "").partition(", arXiv")
+    number = _ARXIV.search(card.paper if card else "")
+    claims = [c["robust"] for c in (card.claims if card else []) if Threat.parse(c["threat"]) == threat]
+    footnote = (
+        f"Measured by robench {record.robench_version} on the first {job.n:,} images of {job.dataset.name} "
+        f"{job.dataset.split}: robust {percent(record.robust_accuracy)} %, 95 % interval "
+        f"{interval(record.robust_accuracy)}; record {record.key[:12]}."
+    )
+    doubts = "; ".join(f"{mark.code}: {mark.text}" for mark in record.health)
+    return {
+        "link": f"https://arxiv.org/abs/{number.group(1)}" if number else None,
+        "name": title or None,
+        "authors": None,
+        "additional_data": None,
+        "number_forward_passes": 1,
+        "dataset": specs.parse(job.dataset.name).name.replace("-", ""),
+        "venue": None,
+        "architecture": specs.parse(card.builder).name if card else None,
+        "eps": threat.text,
+        "clean_acc": percent(record.clean_accuracy),
+        "reported": f"{min(claims):.2f}" if claims else None,
+        "autoattack_acc": percent(record.robust_accuracy),
+        "footnote": footnote + (f" Doubts: {doubts}." if doubts else ""),
+        "unreliable": bool(record.health),
+    }
+
+
+def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
+    """Write a file for each record under `output`, where their repository has it.
+
+    Raises:
+        UsageError: as `model_info`; ResourceError: when a file cannot be written.
+    """
+    made = {}
+    for record in records:
+        info = model_info(record)
+        norm = Threat.parse(record.job.threat).norm
+        place = Path(output) / FOLDER / info["dataset"] / norm / f"{slug(record.job.defense.name)}.json"
+        made[place] = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
+    for place, encoded in made.items():
+        write_whole(place.parent, {place.name: encoded})
+    return list(made)
+
+
+def with_claims(grids: dict[tuple[str, str, int], Grid], claims: Sequence[Claim]) -> list[Grid]:
+    """The grids with the claims of their data set and threat in a group of their own; others in grids of their own.
+
+    Args:
+        grids: by data set, threat and a number that tells them apart.
+    """
+    tables: dict[tuple[str, str], list[Claim]] = {}
+    for claim in claims:
+        tables.setdefault((claim.dataset, claim.threat), []).append(claim)
+    made, used = [], set()
+    for (dataset, threat, _), grid in grids.items():
+        own = tables.get((dataset, threat), [])
+        used.add((dataset, threat))
+        made.append(_with(grid, own) if own else grid)
+    for (dataset, threat), own in sorted(tables.items()):
+        if (dataset, threat) not in used:
+            made.append(_with(Grid(f"{dataset} · {threat} · claims alone", _ALONE, ()), own))
+    return made
+
+
+def _with(grid: Grid, claims: list[Claim]) -> Grid:
+    columns = grid.columns
+    if "claimed %" not in columns:
+        place = columns.index("robust %") + 1 if "robust %" in columns else len(columns)
+        columns = (*columns[:place], "claimed %", *columns[place:])
+    wider = tuple(
+        tuple(
+            tuple(dict(zip(grid.columns, row, strict=True)).get(name, "–") for name in columns)
+            for row in group
+        )
+        for group in grid.groups
+    )
+    lines = []
+    for claim in sorted(claims, key=lambda claim: (-claim.robust, claim.name)):
+        cells = {
+            "rank": "claimed",
+            "defense": claim.name,
+            "clean %": f"{claim.clean:.2f}",
+            "claimed %": f"{claim.robust:.2f}",
+            "best known %": "–" if claim.best_known is None else f"{claim.best_known:.2f}",
+            "suite": "autoattack",
+            "marks": "!" if claim.doubts else "",
+        }
+        lines.append(tuple(cells.get(name, "–") for name in columns))
+    notes = [f"! {claim.name}: {claim.doubts}" for claim in claims if claim.doubts]
+    told = "claimed: by RobustBench's model_info; measured by others, on their images, and ranked with nothing here"
+    return Grid(
+        title=grid.title,
+        columns=columns,
+        groups=(*wider, tuple(lines)),
+        names=frozenset(("defense", "suite", "knowledge")),
+        numbers=grid.numbers | {"rank", "clean %", "robust %", "claimed %", "best known %", "n"},
+        best=grid.best,
+        notes=(*grid.notes, told, *notes),
+    )

@@ -1,0 +1,150 @@
+"""What a run shows on a terminal: figures first, then what each attack did, the cost, the doubts."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from robench.core.formatting import count, duration, location
+from robench.core.sanitize import plain
+from robench.records.cross_checks import old_draws
+from robench.records.record import Record
+from robench.reports import corruption
+from robench.reports.formatting import by_draws, suite_label
+from robench.statistics.accuracy import Accuracy, interval, percent
+
+
+def run_table(records: Sequence[Record], details: bool = True) -> RenderableType:
+    """One row a record; with details also its attacks, cost and health beneath.
+
+    Fits 80 columns. Text from cards and records is shown as it is, never read as markup.
+    """
+    attacked = [record for record in records if not record.corrupted]
+    parts: list[RenderableType] = [_figures(attacked)] if attacked else []
+    for record in records:
+        if record.corrupted:
+            parts += [Text(), corruption.report(record)] if parts else [corruption.report(record)]
+    if details:
+        for record in attacked:
+            parts += [Text(), *_details(record, named=len(records) > 1)]
+    return Group(*parts)
+
+
+def _figures(records: Sequence[Record]) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    grid.add_column("defense", overflow="fold")
+    grid.add_column("suite", overflow="fold")
+    grid.add_column("threat", overflow="fold")
+    grid.add_column("n", justify="right", no_wrap=True)
+    grid.add_column("clean %", justify="right", min_width=12)
+    grid.add_column("robust %", justify="right", min_width=12)
+    for record in records:
+        job = record.job
+        doubt = Text(" !", style="bold yellow") if record.health else Text()
+        grid.add_row(
+            Text(plain(job.defense.name), style="bold") + doubt,
+            Text(plain(suite_label(record)).replace("@", "\n@")),
+            Text(job.threat),
+            f"{job.n:,}",
+            _accuracy(record.clean_accuracy),
+            _accuracy(record.robust_accuracy, "bold green" if not record.health else "bold yellow"),
+        )
+    return grid
+
+
+def _accuracy(accuracy: Accuracy, style: str = "bold") -> Text:
+    return Text.assemble((percent(accuracy), style), "\n", (interval(accuracy), "dim"))
+
+
+def _details(record: Record, named: bool) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    if named:
+        name = f"{record.job.defense.name} under {suite_label(record)}, {record.job.threat}"
+        parts.append(Text(plain(name), style="bold"))
+    parts += [attacks(record), Text()]
+    if drawn := by_draws(record):
+        parts.append(Text(drawn))
+    parts.append(Text(cost(record), style="dim"))
+    parts += health(record)
+    return parts
+
+
+def attacks(record: Record) -> Table:
+    """What each attack of the suite did, in order."""
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    grid.add_column("attack", overflow="fold", ratio=1)
+    for name in ("attacked", "survive", "forward", "backward", "time"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for spent in record.attacks:
+        # The parameters are told apart more easily than they are read: only the name is loud.
+        name, bracket, rest = plain(spent.spec).partition("(")
+        grid.add_row(
+            Text.assemble(name, (bracket + rest, "dim")),
+            f"{spent.attacked:,}",
+            f"{spent.survivors:,}",
+            count(spent.forward),
+            count(spent.backward),
+            duration(spent.seconds),
+        )
+    return grid
+
+
+def cost(record: Record) -> str:
+    """ "1,234 forward and 567 backward passes an image, 42 images/s, 12.3 s on cpu" """
+    n, passes = record.job.n, record.passes
+    speed = f"{count(n / record.seconds)} images/s, " if record.seconds >= 1 else ""
+    device = plain(record.device).partition(":")[0]
+    forward, backward = (count(passes[direction] / n) for direction in ("forward", "backward"))
+    spent = f"{speed}{duration(record.seconds)} on {device}"
+    return f"{forward} forward and {backward} backward passes an image, {spent}"
+
+
+def health(record: Record) -> list[RenderableType]:
+    """One line for each doubt; none when there is none."""
+    return [
+        Text.assemble(("! ", "bold yellow"), (plain(mark.code), "yellow"), ": ", plain(mark.text))
+        for mark in record.health
+    ]
+
+
+def describe(record: Record) -> RenderableType:
+    """Everything a record says, for `robench show`."""
+    record = replace(record, health=(*record.health, *old_draws(record)))
+    return Group(run_table([record]), Text(), provenance(record))
+
+
+def provenance(record: Record) -> Table:
+    """Where the figures come from, one fact a line."""
+    job, git = record.job, record.git
+    commit = "" if git is None else f", commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}"
+    libraries = ", ".join(
+        f"{name} {version}" for name, version in record.platform.items() if name != "system"
+    )
+    facts = (
+        ("record", location(record.folder)),
+        ("command", record.command),
+        ("protocol", job.protocol),
+        ("data", f"{job.dataset.name} {job.dataset.split}, digest {job.dataset.digest[:12]}"),
+        ("checkpoint", job.defense.checkpoint_sha256[:12] or "none"),
+        ("parameters", "" if job.defense.parameters is None else f"{job.defense.parameters:,}"),
+        ("knowledge", job.knowledge),
+        ("seed", str(job.seed)),
+        ("arithmetic", f"{job.precision}, {job.batch_size} lanes"),
+        ("device", record.device),
+        ("system", record.platform["system"]),
+        ("libraries", libraries),
+        ("robench", record.robench_version + commit),
+        ("started", record.started),
+        ("finished", record.finished),
+        ("key", record.key[:12]),
+    )
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        if value:
+            grid.add_row(name, Text(plain(value)))
+    return grid

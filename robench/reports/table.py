@@ -1,0 +1,162 @@
+"""A table of texts, written for a terminal, as Markdown, CSV or LaTeX, with names made safe for each."""
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from textwrap import wrap
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from robench.core.formatting import latex, markdown, one_of
+from robench.core.sanitize import plain
+
+_FIGURE = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( \[[\d., -]*\])?", re.ASCII)
+FORMATS = ("text", "md", "csv", "latex")
+WIDTH = 120
+# Characters of a heading above numbers before it goes on in the next line.
+_HEAD = 16
+Line = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table.
+
+    Attributes:
+        title: above it.
+        columns: their names.
+        groups: rows that belong together, one text a column; a text may have several lines.
+        names: columns with words of others, of which Markdown must not make markup.
+        numbers: columns that stand to the right.
+        best: columns of which LaTeX shows the largest number of a group in bold.
+        notes: lines below it; CSV leaves them out.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    groups: tuple[tuple[Line, ...], ...]
+    names: frozenset[str] = frozenset()
+    numbers: frozenset[str] = frozenset()
+    best: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[Line]:
+        return [row for group in self.groups for row in group]
+
+
+def render(grid: Grid, format: str = "text", width: int = WIDTH) -> str:
+    """The table as text, ending in a newline.
+
+    Args:
+        format: "text", "md", "csv" or "latex" (for booktabs).
+        width: of the text, in characters.
+
+    Raises:
+        UsageError: for another format.
+    """
+    return _RENDERERS[one_of("format", format, FORMATS)](grid, width)
+
+
+def _text(grid: Grid, width: int) -> str:
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
+    for name in grid.columns:
+        number = name in grid.numbers
+        # Numbers stay in one piece, so the words above them give way.
+        head = "\n".join(wrap(plain(name), _HEAD, break_long_words=False)) if number else plain(name)
+        table.add_column(Text(head), justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for group in grid.groups:
+        for row in group:
+            table.add_row(*(Text(_lines(cell, plain, "\n")) for cell in row))
+        table.add_section()
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    console.print(Text(plain(grid.title)), Text(), table, sep="\n")
+    if grid.notes:
+        console.print(Text(), *(Text(plain(note)) for note in grid.notes), sep="\n")
+    assert isinstance(console.file, io.StringIO)
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().rstrip().splitlines())
+
+
+def _markdown(grid: Grid, width: int) -> str:
+    lines = [f"### {markdown(grid.title)}", "", f"| {' | '.join(map(markdown, grid.columns))} |"]
+    lines.append("|" + "|".join("---:" if name in grid.numbers else "---" for name in grid.columns) + "|")
+    for number, group in enumerate(grid.groups):
+        # Markdown has no rule within a table.
+        lines += [f"|{' |' * len(grid.columns)}"] if number else []
+        for row in group:
+            cells = (
+                _lines(cell, markdown if name in grid.names else plain, "<br>")
+                for name, cell in zip(grid.columns, row, strict=True)
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- {markdown(note)}" for note in grid.notes)] if grid.notes else []
+    return "\n".join(lines) + "\n"
+
+
+def _csv(grid: Grid, width: int) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(plain, grid.columns))
+    writer.writerows([_lines(cell, _no_formula, " ") for cell in row] for row in grid.rows)
+    return buffer.getvalue()
+
+
+def _latex(grid: Grid, width: int) -> str:
+    shape = "".join("r" if name in grid.numbers else "l" for name in grid.columns)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"% {plain(grid.title)}",
+        rf"\begin{{tabular}}{{{shape}}}",
+        r"\toprule",
+    ]
+    lines.append(" & ".join(map(latex, grid.columns)) + r" \\")
+    for group in grid.groups:
+        lines.append(r"\midrule")
+        loud = {i: _largest(group, i) for i, name in enumerate(grid.columns) if name in grid.best}
+        for row in group:
+            cells = [_lines(cell, latex, " ") for cell in row]
+            for i, best in loud.items():
+                first, space, rest = cells[i].partition(" ")
+                if len(group) > 1 and best is not None and _number(row[i]) == best:
+                    cells[i] = rf"\textbf{{{first}}}{space}{rest}"
+            # After the end of a line these would be read as its argument.
+            guard = "{}" if cells[0][:1] in ("[", "*") else ""
+            lines.append(guard + " & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {plain(note)}" for note in grid.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(cell: str, clean: Callable[[str], str], joint: str) -> str:
+    return joint.join(map(clean, cell.split("\n")))
+
+
+def _no_formula(text: str) -> str:
+    """A spreadsheet takes what starts so for a formula, but for a figure, with its interval perhaps."""
+    text = plain(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _FIGURE.fullmatch(text) else text
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell.split(maxsplit=1)[0])
+    except (ValueError, IndexError):
+        return None
+
+
+def _largest(group: tuple[Line, ...], column: int) -> float | None:
+    return max((value for row in group if (value := _number(row[column])) is not None), default=None)
+
+
+_RENDERERS: dict[str, Callable[[Grid, int], str]] = {
+    "text": _text,
+    "md": _markdown,
+    "csv": _csv,
+    "latex": _latex,
+}

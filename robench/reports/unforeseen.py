@@ -1,0 +1,162 @@
+"""The table of unforeseen attacks: what each leaves of each defense, and their mean, from records alone."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from robench import catalog
+from robench.catalog import Rung, Suite, find_suite
+from robench.core.errors import UsageError
+from robench.records.record import Record
+from robench.records.samples import held
+from robench.reports.table import Grid
+from robench.statistics.accuracy import Accuracy, bootstrap, percent, span
+
+EMPTY = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One defense on one set of images.
+
+    Attributes:
+        name: its heading.
+        found: the record of each rung that has one, by the rung's place in the ladder.
+        threats: of each rung.
+    """
+
+    name: str
+    found: dict[int, Record]
+    threats: tuple[str, ...]
+
+    @property
+    def one(self) -> Record:
+        return next(iter(self.found.values()))
+
+    def robust(self) -> np.ndarray | None:
+        """Which images each attack leaves, bool (attacks, n); None where a record or its samples are missing."""
+        rows = [held(record) for record in self.found.values()]
+        if len(rows) < len(self.threats) or any(row is None for row in rows):
+            return None
+        return np.stack([row for row in rows if row is not None])
+
+
+def unforeseen(records: Sequence[Record], ladder: str | Suite = "unforeseen") -> list[Grid]:
+    """A table for each set of images: a column a defense, a row an attack, their mean (mUA) and all at once.
+
+    The mean's interval is a bootstrap over images, which all attacks share.
+
+    Args:
+        ladder: the suite whose rungs are the rows; each names its own threat.
+
+    Raises:
+        UsageError: when there is no such ladder.
+    """
+    suite = ladder if isinstance(ladder, Suite) else catalog.suites().get(ladder)
+    if suite is None or not any(rung.threats for rung in suite.rungs):
+        known = ", ".join(name for name, s in catalog.suites().items() if any(r.threats for r in s.rungs))
+        raise UsageError(f'no ladder of threats "{ladder}": expected one of {known}')
+    groups: dict[tuple[str, str, str, int], list[Record]] = {}
+    for record in records:
+        job = record.job
+        groups.setdefault((job.dataset.name, job.dataset.split, job.dataset.digest, job.n), []).append(record)
+    grids = []
+    for (dataset, split, _, n), own in sorted(groups.items()):
+        columns = _columns(own, suite)
+        if columns:
+            grids.append(_grid(f"{dataset} {split}, n = {n:,}", suite, columns))
+    return grids
+
+
+def _columns(records: list[Record], suite: Suite) -> list[Column]:
+    """The defenses with at least two of the ladder's records: one alone may be of another run."""
+    sides = sorted({int(side) for rung in suite.rungs for side in rung.threats})
+    by_side = {side: _threats(suite, side) for side in sides}
+    # The records do not say how large the images are, but which side's radii they were made at.
+    threats = max(by_side.values(), key=lambda own: sum(r.job.threat in own for r in records))
+    subjects: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        job = record.job
+        subjects.setdefault((job.defense.name, job.defense.checkpoint_sha256, job.seed), []).append(record)
+    columns = []
+    for (name, checkpoint, seed), own in sorted(subjects.items()):
+        pairs = ((i, _filling(own, rung, threats[i])) for i, rung in enumerate(suite.rungs))
+        found = {i: record for i, record in pairs if record is not None}
+        if len(found) > 1:
+            heading = name + (f" (seed {seed})" if seed else "")
+            twice = sum(other[0] == name and other[2] == seed for other in subjects) > 1
+            columns.append(Column(f"{heading} {checkpoint[:8]}" if twice else heading, found, threats))
+    return columns
+
+
+def _threats(suite: Suite, side: int) -> tuple[str, ...]:
+    return tuple(str(rung.threat(side, "Linf:1")) for rung in suite.rungs)
+
+
+def _filling(records: list[Record], rung: Rung, threat: str) -> Record | None:
+    wanted = (threat, find_suite(rung.attack).name, rung.knowledge)
+    fitting = [r for r in records if (r.job.threat, r.job.suite.name, r.job.knowledge) == wanted]
+    return min(fitting, key=lambda record: record.robust_accuracy.value, default=None)
+
+
+def _grid(title: str, suite: Suite, columns: list[Column]) -> Grid:
+    notes, lines = [], []
+    for i, rung in enumerate(suite.rungs):
+        lines.append((rung.name, columns[0].threats[i], *(_cell(column.found.get(i)) for column in columns)))
+    clean = ("clean", EMPTY, *(_accuracy(column.one.clean_accuracy) for column in columns))
+    pairs = [_together(column) for column in columns]
+    means = ("mean (mUA)", EMPTY, *(mean for mean, _ in pairs))
+    union = ("all at once", EMPTY, *(both for _, both in pairs))
+    for column in columns:
+        missing = [rung.name for i, rung in enumerate(suite.rungs) if i not in column.found]
+        if missing:
+            notes.append(f"{', '.join(missing)} of {column.name}: {_command(column.one, suite)}")
+    for i, rung in enumerate(suite.rungs):
+        for column in columns:
+            if i in column.found:
+                notes += [f"! {column.name}, {rung.name}: {m.code}: {m.text}" for m in column.found[i].health]
+    names = tuple(column.name for column in columns)
+    return Grid(
+        title=f"{suite.name} · {title} · robust accuracy in %, 95 % intervals",
+        columns=("attack", "threat", *names),
+        groups=((clean,), tuple(lines), (means, union)),
+        names=frozenset(("attack", "threat")),
+        numbers=frozenset(names),
+        notes=tuple(notes),
+    )
+
+
+def _cell(record: Record | None) -> str:
+    return EMPTY if record is None else _accuracy(record.robust_accuracy, " !" if record.health else "")
+
+
+def _accuracy(accuracy: Accuracy, mark: str = "") -> str:
+    return f"{percent(accuracy)}{mark}\n{span(accuracy)}"
+
+
+def _together(column: Column) -> tuple[str, str]:
+    """The mean over the attacks, and what is left under all of them."""
+    robust = column.robust()
+    if robust is None:
+        return EMPTY, EMPTY
+    each = robust.mean(0)
+    low, high = bootstrap(each)
+    mean = f"{100 * each.mean():.2f}\n{100 * low:.1f}–{100 * high:.1f}"
+    return mean, _accuracy(Accuracy.of(int(robust.all(0).sum()), robust.shape[1]))
+
+
+def _command(record: Record, suite: Suite) -> str:
+    """What makes the records that are missing."""
+    job = record.job
+    command = ["robench", "run", "--defense", job.defense.name, "--attack", suite.name]
+    fitting = [
+        p.name
+        for p in catalog.protocols().values()
+        if (p.dataset, p.split) == (job.dataset.name, job.dataset.split)
+    ]
+    command += (
+        ["--protocol", fitting[0]] if fitting else ["--dataset", job.dataset.name, "--threat", job.threat]
+    )
+    return shlex.join([*command, "--samples", str(job.n)])

@@ -1,0 +1,1 @@
+"""What an attacker may do: a norm and a radius, or a transformation and a budget."""

@@ -1,0 +1,65 @@
+"""Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
+
+Gabor: noise made of few waves, each of a strength that the attacker chooses (Co et al. 2019, arXiv 1906.03455).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.core.registry import transformations
+from robench.core.rng import Stream
+from robench.threats.transformations._base import Transformation, laid, scattered
+
+
+@transformations.register("gabor")
+@dataclass(frozen=True)
+class Gabor(Transformation):
+    """Waves around some pixels of each channel; radius: the largest strength of one.
+
+    Where they stand, their direction and their frequency are drawn for each image. ImageNet-UA draws the latter two
+    again at every step, which would leave nothing that can be checked; here they stay.
+
+    Args:
+        kernel: side of a wave's square, odd, in pixels.
+        sides: directions that are laid over each other: 3 at 32 pixels, 5 at 224 (ImageNet-UA).
+        sigma: of the waves' envelope, the kernel's side being 1.
+        density: share of the pixels that bear a wave.
+    """
+
+    kernel: int = 23
+    sides: int = 3
+    sigma: float = 3.0
+    density: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kernel < 3 or self.kernel % 2 == 0 or self.sides < 1 or not 0 < self.density <= 1:
+            raise ValueError("expected an odd kernel of 3 or more, sides of 1 or more, a density in (0, 1]")
+
+    def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        return channels, 1, max(round(self.density * height * width), 1)
+
+    def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
+        channels, height, width = x.shape[1:]
+        stream, zero = Stream.of("gabor"), torch.zeros_like(sample)
+        order = stream.uniform(sample, zero, 0, (channels, height * width)).argsort(dim=2, stable=True)
+        maps = scattered(theta[:, :, 0], order[..., : theta.shape[-1]], height, width)
+        angle, frequency = stream.uniform(sample, zero, 1, (2,)).unbind(1)
+        kernels = self._waves(math.pi * angle, 3 + max(self.kernel / 4 - 3, 0) * frequency)
+        return x + laid(maps, kernels[:, None].expand(-1, channels, -1, -1))
+
+    def _waves(self, angle: Tensor, frequency: Tensor) -> Tensor:
+        """One direction in full and the others shared out, (N, kernel, kernel)."""
+        place = torch.linspace(-0.5, 0.5, self.kernel, device=angle.device)
+        down, across = place[:, None], place[None]
+        envelope = torch.exp(-0.5 * (down.square() + across.square()) / (self.sigma + 1e-3) ** 2)
+        waves = torch.zeros(len(angle), self.kernel, self.kernel, device=angle.device)
+        for side in range(self.sides):
+            turned = (angle + math.pi * side / self.sides)[:, None, None]
+            along = across * turned.cos() + down * turned.sin()
+            waves = waves + torch.cos(2 * math.pi * frequency[:, None, None] * along) / (
+                self.sides if side else 1
+            )
+        return envelope * waves

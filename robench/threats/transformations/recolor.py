@@ -1,0 +1,102 @@
+"""Functional adversarial attacks (Laidlaw & Feizi 2019, arXiv 1906.00001): ReColorAdv, one map of colours an image."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.core.errors import UsageError
+from robench.core.registry import transformations
+from robench.threats.transformations._base import Transformation, roughness
+
+# sRGB's primaries in CIE XYZ and the white point of D65, to which L* = 100.
+_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9504))
+_U_WHITE, _V_WHITE = 0.1978, 0.4683
+# Of its primaries, a little wider: green, red; blue, green.
+_U_RANGE, _V_RANGE = (0.124, 0.452), (0.157, 0.564)
+_TINY = 1e-8
+
+
+@transformations.register("recolor")
+@dataclass(frozen=True)
+class ReColor(Transformation):
+    """Like colours change alike, by a map of CIELUV; radius: the furthest of a colour along an axis of [0, 1] length.
+
+    Args:
+        grid: points of the map along L*, u* and v*, between which it is trilinear.
+        smooth: weight of the penalty on unlike changes of neighbouring colours (the paper's code: 0.05); no part of
+            the set.
+    """
+
+    grid: tuple[int, int, int] = (16, 32, 32)
+    smooth: float = 0.0
+
+    def __post_init__(self) -> None:
+        fits = len(self.grid) == 3 and all(isinstance(n, int) and n >= 2 for n in self.grid)
+        if not fits:
+            raise ValueError(f"grid={self.grid!r}: expected three whole numbers of at least 2")
+
+    def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        if channels != 3:
+            raise UsageError(f"recolor needs images of 3 channels: found {channels}")
+        return 3, self.grid[0], self.grid[1] * self.grid[2]
+
+    def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
+        colours = to_luv(x)
+        change = self._looked_up(theta, colours)
+        # What leaves the axes comes back to their end; no change gives the image itself, bit for bit.
+        moved = to_rgb((colours + change).clamp(0, 1)) - to_rgb(colours)
+        return x + moved
+
+    def _looked_up(self, theta: Tensor, colours: Tensor) -> Tensor:
+        """The map between its points at every pixel's colour, (N, 3, H, W)."""
+        volume = theta.view(len(theta), 3, *self.grid)
+        # grid_sample wants the last axis first.
+        where = 2 * colours.permute(0, 2, 3, 1).flip(-1)[:, None] - 1
+        return torch.nn.functional.grid_sample(
+            volume, where, mode="bilinear", padding_mode="border", align_corners=True
+        )[:, :, 0]
+
+    @property
+    def penalised(self) -> bool:
+        return self.smooth > 0
+
+    def penalty(self, theta: Tensor) -> Tensor:
+        volume = theta.view(len(theta), 3, *self.grid)
+        return self.smooth * roughness(volume.diff(dim=dim) for dim in (2, 3, 4))
+
+
+def to_luv(x: Tensor) -> Tensor:
+    """sRGB images (N, 3, H, W) in CIELUV, (L* / 100, (u* + 100) / 200, (v* + 100) / 200), in [0, 1]."""
+    linear = torch.where(x <= 0.04045, x / 12.92, ((x.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
+    big_x, big_y, big_z = torch.einsum("rc,nchw->nrhw", x.new_tensor(_XYZ), linear).unbind(1)
+    whole = big_x + 15 * big_y + 3 * big_z
+    dark = whole < _TINY
+    u = torch.where(dark, _U_WHITE, 4 * big_x / whole.clamp_min(_TINY))
+    v = torch.where(dark, _V_WHITE, 9 * big_y / whole.clamp_min(_TINY))
+    edge = (6 / 29) ** 3
+    light = torch.where(big_y <= edge, (29 / 3) ** 3 * big_y, 116 * big_y.clamp_min(edge) ** (1 / 3) - 16)
+    return torch.stack(
+        [
+            light / 100,
+            (13 * light * (u - _U_WHITE) + 100) / 200,
+            (13 * light * (v - _V_WHITE) + 100) / 200,
+        ],
+        1,
+    ).clamp(0, 1)
+
+
+def to_rgb(luv: Tensor) -> Tensor:
+    """The inverse of `to_luv`; colours that sRGB has not are clipped, (N, 3, H, W) in [0, 1]."""
+    light = luv[:, 0] * 100
+    safe = light.clamp_min(1e-4)
+    # In the dark a small step of u* and v* leads to chromaticities that no colour of sRGB has: they stay in its box.
+    u = ((luv[:, 1] * 200 - 100) / (13 * safe) + _U_WHITE).clamp(*_U_RANGE)
+    v = ((luv[:, 2] * 200 - 100) / (13 * safe) + _V_WHITE).clamp(*_V_RANGE)
+    big_y = torch.where(light <= 8, light * (3 / 29) ** 3, ((light.clamp_min(8) + 16) / 116) ** 3)
+    big_x = big_y * 9 * u / (4 * v)
+    big_z = big_y * (12 - 3 * u - 20 * v) / (4 * v)
+    back = torch.linalg.inv(torch.tensor(_XYZ, dtype=torch.float64)).to(luv)
+    linear = torch.einsum("rc,nchw->nrhw", back, torch.stack([big_x, big_y, big_z], 1).clamp(0, 1.1))
+    bright = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, 12.92 * linear, bright).clamp(0, 1)

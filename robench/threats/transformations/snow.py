@@ -1,0 +1,99 @@
+"""Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
+
+Snow: layers of flakes, short lines in a direction of each layer, whose brightness is chosen by the attacker.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robench.core.errors import UsageError
+from robench.core.registry import transformations
+from robench.core.rng import Stream
+from robench.threats.transformations._base import Transformation, laid, scattered, smoothed
+
+_LUMINANCE = (0.2126, 0.7152, 0.0722)
+# How thick a flake is, and with what probability.
+_THICKNESS, _SHARES = (1, 3, 5), (0.6, 0.3, 0.1)
+
+
+@transformations.register("snow")
+@dataclass(frozen=True)
+class Snow(Transformation):
+    """Flakes of chosen brightness on a bleached image; radius: the L2 norm of the brightnesses before their power.
+
+    The bleaching is there without any flake, so no parameters are not quite no change. Where flakes lie, how they
+    point and how thick they are is drawn for each image; as many flakes as the paper has on average.
+
+    Args:
+        length: of a flake's square, odd: 3 at 32 pixels, 15 at 224 (ImageNet-UA).
+        layers: of flakes, each with a direction of its own.
+        grid: a flake for so many squared pixels a layer: 10 at 32 pixels, 15 at 224.
+        power: of the parameters, for few bright flakes in place of many dim ones.
+        bleach: share of the wintry filter.
+        blur: window that makes flakes thicker, odd, 1 for none: 1 at 32 pixels, 3 at 224.
+    """
+
+    norm: ClassVar[str] = "L2"
+
+    length: int = 3
+    layers: int = 5
+    grid: int = 10
+    power: int = 4
+    bleach: float = 0.15
+    blur: int = 1
+
+    def __post_init__(self) -> None:
+        if self.length < 3 or self.length % 2 == 0 or self.blur % 2 == 0:
+            raise ValueError("expected an odd length of 3 or more and an odd blur")
+
+    def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        if channels not in (1, 3):
+            raise UsageError(
+                f"snow needs images of 1 or 3 channels, whose luminance it knows: found {channels}"
+            )
+        return self.layers, 1, max(round(height * width / self.grid**2), 1)
+
+    def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        place, kernels = self._drawn(theta.shape[-1], height * width, sample)
+        bright = theta[:, :, 0].abs().pow(self.power)
+        flakes = laid(scattered(bright, place, height, width), kernels).sum(1, keepdim=True)
+        grey = (x * x.new_tensor(_LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        bleached = torch.maximum(x, 1.5 * grey + 0.5)
+        return torch.lerp(x, bleached, self.bleach) + flakes
+
+    def _drawn(self, flakes: int, pixels: int, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each image's flakes lie, (N, layers, flakes), and how they look, (N, layers, length, length)."""
+        stream, zero = Stream.of("snow"), torch.zeros_like(sample)
+        place = (stream.uniform(sample, zero, 0, (self.layers, flakes)) * pixels).long()
+        end, thick, flip = stream.uniform(sample, zero, 1, (4, self.layers)).split([2, 1, 1], 1)
+        # Each layer's line runs from the middle to a point of one quadrant, and as far the other way.
+        middle = self.length // 2
+        down, across = (1 + (end * middle).floor()).unbind(1)
+        edges = torch.tensor(_SHARES, device=sample.device).cumsum(0)[:-1]
+        width = torch.tensor(_THICKNESS, device=sample.device)[
+            torch.bucketize(thick[:, 0].contiguous(), edges)
+        ]
+        kernels = lines(down, across, width.float(), self.length)
+        kernels = torch.where(flip[:, 0, :1, None, None] < 0.5, kernels.flip(3), kernels)
+        return place, smoothed(kernels, self.blur, 12.5) if self.blur > 1 else kernels
+
+
+def lines(down: Tensor, across: Tensor, width: Tensor, length: int) -> Tensor:
+    """Lines through the middle of a square, (..., length, length), from (-down, -across) to (down, across).
+
+    A pixel's value falls from 1 to 0 within a pixel of the line's edge; `width` is the line's thickness.
+    """
+    place = torch.arange(length, dtype=torch.float32, device=down.device) - length // 2
+    down, across, width = (part[..., None, None] for part in (down, across, width))
+    steep = down > across
+    # Along the longer direction, and how far off the line in the other.
+    along = torch.where(steep, place[:, None], place[None])
+    off = torch.where(steep, place[None], place[:, None])
+    slope = torch.where(steep, across / down, down / across)
+    thick = width * (1 + slope).sqrt() / 2
+    value = (1 + thick / 2 - (off - slope * along).abs()).clamp(0, 1)
+    return value * (along.abs() <= torch.maximum(down, across))

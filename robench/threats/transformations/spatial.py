@@ -1,0 +1,66 @@
+"""Exploring the landscape of spatial robustness (Engstrom et al. 2019, arXiv 1712.02779): rotations, translations."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.core.registry import transformations
+from robench.threats.transformations._base import Transformation, pixel_grid, sampled
+
+
+@transformations.register("spatial")
+@dataclass(frozen=True)
+class Spatial(Transformation):
+    """A rotation about the middle and a translation; radius: the largest angle, in degrees.
+
+    Parameters are the angle, and across and down by how many `shift / 30` pixels.
+
+    Args:
+        shift: the largest translation either way, in pixels, when the radius is 30: 3 at 32 pixels, 24 at 224 (paper).
+    """
+
+    shift: float = 3.0
+
+    def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        return 3, 1, 1
+
+    def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
+        angle, across, down = theta.flatten(1).unbind(1)
+        moved = torch.stack([across, down], 1)[:, None, None] * (self.shift / 30)
+        middle = x.new_tensor([(x.shape[3] - 1) / 2, (x.shape[2] - 1) / 2])
+        # Read backwards: where a pixel of the result comes from.
+        place = pixel_grid(x)[None] - middle - moved
+        angle = (angle * (math.pi / 180))[:, None, None]
+        cos, sin = angle.cos(), angle.sin()
+        read = torch.stack(
+            [cos * place[..., 0] - sin * place[..., 1], sin * place[..., 0] + cos * place[..., 1]], -1
+        )
+        return sampled(x, read + middle)
+
+
+@transformations.register("rotation")
+@dataclass(frozen=True)
+class Rotation(Transformation):
+    """A rotation about the middle, anticlockwise; radius: the largest angle, in degrees."""
+
+    def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        return 1, 1, 1
+
+    def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
+        still = theta.new_zeros(len(theta), 2, 1, 1)
+        return Spatial().apply(x, torch.cat([theta, still], 1), sample)
+
+
+@transformations.register("translation")
+@dataclass(frozen=True)
+class Translation(Transformation):
+    """A translation; radius: the most it moves either way, in pixels."""
+
+    def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        return 2, 1, 1
+
+    def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
+        upright = theta.new_zeros(len(theta), 1, 1, 1)
+        return Spatial(shift=30.0).apply(x, torch.cat([upright, theta], 1), sample)

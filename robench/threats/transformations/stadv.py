@@ -1,0 +1,37 @@
+"""Spatially transformed adversarial examples (Xiao et al. 2018, arXiv 1801.02612): StAdv, a flow of every pixel."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robench.core.registry import transformations
+from robench.threats.transformations._base import Transformation, pixel_grid, roughness, sampled
+
+
+@transformations.register("stadv")
+@dataclass(frozen=True)
+class StAdv(Transformation):
+    """Every pixel read from somewhere near; radius: the furthest, in pixels, across or down.
+
+    The paper bounds the flow by a penalty alone. Laidlaw & Feizi (arXiv 1906.00001) bound it as here, by 0.05 of an
+    image's half side: 0.8 pixels of 32.
+
+    Args:
+        smooth: weight of the penalty on unlike flows of neighbours (eq. 4), the paper's 0.05. It is no part of the
+            set: with it an attack finds less, and once the loss saturates nothing.
+    """
+
+    smooth: float = 0.0
+
+    def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        return 2, height, width
+
+    def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
+        return sampled(x, pixel_grid(x) + theta.permute(0, 2, 3, 1))
+
+    @property
+    def penalised(self) -> bool:
+        return self.smooth > 0
+
+    def penalty(self, theta: Tensor) -> Tensor:
+        return self.smooth * roughness((theta.diff(dim=2), theta.diff(dim=3)))

@@ -1,0 +1,76 @@
+"""What checks found, for machines and people: JUnit XML, GitHub's annotations, Markdown."""
+
+import xml.etree.ElementTree as tree
+from collections.abc import Sequence
+
+from robench.core.formatting import count, markdown
+from robench.core.sanitize import plain
+from robench.verification.regression import Verdict
+
+
+def junit(verdicts: Sequence[Verdict], seconds: Sequence[float]) -> bytes:
+    """A JUnit report: a suite a baseline, a case a step; ends in a newline.
+
+    Args:
+        seconds: that each check took.
+    """
+    root = tree.Element("testsuites", name="robench check")
+    for verdict, spent in zip(verdicts, seconds, strict=True):
+        failures = sum(not step.held for step in verdict.steps)
+        suite = tree.SubElement(
+            root,
+            "testsuite",
+            name=plain(f"{verdict.defense} against {verdict.baseline}"),
+            tests=str(len(verdict.steps)),
+            failures=str(failures),
+            time=f"{spent:.3f}",
+        )
+        for step in verdict.steps:
+            case = tree.SubElement(suite, "testcase", name=step.name, classname=plain(verdict.defense))
+            if step.held:
+                tree.SubElement(case, "system-out").text = plain(step.detail)
+            else:
+                tree.SubElement(case, "failure", message=plain(step.detail))
+    tree.indent(root)
+    return tree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def annotations(verdicts: Sequence[Verdict]) -> str:
+    """A line for each step that failed, as GitHub Actions shows it beside the run; empty when none did."""
+    lines = []
+    for verdict in verdicts:
+        for step in verdict.steps:
+            if not step.held:
+                title = _property(f"{plain(verdict.defense)}: {step.name}")
+                lines.append(f"::error title={title}::{_message(plain(step.detail))}\n")
+    return "".join(lines)
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """A short report in Markdown."""
+    lines = ["| | defense | step | what was found |", "|---|---|---|---|"]
+    for verdict in verdicts:
+        for step in verdict.steps:
+            mark = "holds" if step.held else "**FAILS**"
+            lines.append(f"| {mark} | {markdown(verdict.defense)} | {step.name} | {markdown(step.detail)} |")
+    for verdict in verdicts:
+        lines += ["", f"{markdown(verdict.defense)}: {cost(verdict)}."]
+    return "\n".join(lines) + "\n"
+
+
+def cost(verdict: Verdict) -> str:
+    """What the check cost, beside the baseline's run."""
+    saved = verdict.saving
+    ratio = f"{saved:.1f} times fewer" if saved >= 1 else f"{1 / saved:.1f} times more"
+    return (
+        f"{verdict.attacked} of {verdict.open} open images attacked, {count(verdict.passes)} passes where the "
+        f"baseline took {count(verdict.baseline_passes)} ({ratio})"
+    )
+
+
+def _message(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _message(text).replace(":", "%3A").replace(",", "%2C")

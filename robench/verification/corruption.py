@@ -1,0 +1,231 @@
+"""Re-check a record of a run under corruptions: the images made again from the seed, the network asked again.
+
+What it proves: these images, made by this release of the library, are answered so by this checkpoint.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.core.errors import RobenchError
+from robench.corruption.make import JPEG, enlargement, library
+from robench.corruption.suite import Cell, cells, corruptions
+from robench.data._base import Images
+from robench.engine import health
+from robench.engine.corruption_run import answers
+from robench.records.corruption import of_record, shown_accuracies
+from robench.records.findings import Finding, disagreeing, equal, other_margins, rows_named
+from robench.records.record import Record
+from robench.records.samples import read_samples
+from robench.statistics.corruption import figures, first_wrong, normaliser
+from robench.threats.threat import NO_THREAT
+from robench.verification.counts import accuracies, aligned, column
+
+Model = Callable[[Tensor], Tensor]
+
+# Of record.json, what `figures` gives.
+FIGURES = ("corrupted_accuracy", "mce", "relative_mce")
+
+
+def findings(
+    record: Record, model: Model, images: Images, stochastic: bool, device: torch.device | str = "cpu"
+) -> Iterator[Finding]:
+    """The checks that are particular to corruptions, those that fail included.
+
+    Args:
+        record: as read from its folder.
+        model: images to logits, on `device`.
+        images: those of the record's data set, split and n.
+    """
+    rows, job = read_samples(record.folder or Path()).to_pydict(), record.job
+    for name, fixed in (("threat", NO_THREAT), ("knowledge", "full"), ("precision", "fp32")):
+        yield equal(name, getattr(job, name), fixed, "of a run under corruptions")
+    same = list(aligned(job.n, rows, images))
+    yield from same
+    if job.seed < 0:
+        yield Finding("seed", False, f"{job.seed}: seeds of corruptions start at 0")
+        return
+    try:
+        asked = cells(corruptions(job.suite.attacks))
+    except RobenchError as error:
+        yield Finding("suite.attacks", False, str(error))
+        return
+    if "corrupted" not in rows or not asked:
+        yield Finding("samples.corrupted", False, "no predictions under corruptions")
+        return
+    uneven = [i for i, row in enumerate(rows["corrupted"]) if len(row) != len(asked)]
+    yield Finding("samples.corrupted", not uneven, f"{len(asked)} predictions a row; {rows_named(uneven)}")
+    if uneven or not all(finding.held for finding in same):
+        return
+    yield from _settings(record, images, asked)
+    yield from _arithmetic(record, rows, images)
+    yield from _replay(record, rows, model, images, stochastic, torch.device(device))
+
+
+def _settings(record: Record, images: Images, asked: list[Cell]) -> Iterator[Finding]:
+    """How the images were made, as far as it is not in the images."""
+    made = {
+        "jpeg": dict(JPEG) if asked[0].jpeg else None,
+        "enlarged": enlargement(*images.x.shape[2:]),
+        "draws": 1,
+    }
+    for name, value in made.items():
+        yield equal(f"corruptions.{name}", record.extra["corruptions"][name], value, "how these are made")
+
+
+def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> Iterator[Finding]:
+    held, extra, n = of_record(record), record.extra, record.job.n
+    fooled_by, place = first_wrong(held, record.job.suite.attacks)
+    yield column(rows, "fooled_by", fooled_by, "the first corruption that turned each")
+    pairs = zip(rows["corrupted"], rows["clean_prediction"], place.tolist(), strict=True)
+    turned = [cells_[at] if at >= 0 else clean for cells_, clean, at in pairs]
+    passes = len(held.cells) + 1
+    for name, values, what in (
+        ("prediction", turned, "of the first corruption that turned each"),
+        ("clean_draws", (~held.clean).astype(int).tolist(), "1 where it is wrong"),
+        ("draws", [int(by != "") for by in fooled_by], "1 where it is wrong"),
+        ("distance", [0.0] * n, "nothing is attacked"),
+        ("steps", [0] * n, "nothing is attacked"),
+        ("forward", [passes] * n, "each image, clean and at every cell"),
+        ("backward", [0] * n, "nothing is attacked"),
+    ):
+        yield column(rows, name, values, what)
+    yield from accuracies(record, int(held.clean.sum()), fooled_by.count(""))
+    claimed, found = extra["corruptions"]["accuracy"], shown_accuracies(held)
+    off = [name for name in found if claimed.get(name) != found[name]]
+    detail = f"{len(held.cells)} cells counted from the samples, with Wilson's intervals"
+    yield Finding(
+        "corruptions.accuracy", claimed == found, detail + (f"; {off[0]} is another" if off else "")
+    )
+    # The images decide whether AlexNet's errors mean anything for them.
+    by = normaliser(record.job.dataset.name, images.x.shape[-1])
+    found = figures(held, by, record.job.seed)
+    close = [_close(name, extra.get(name), found.get(name)) for name in FIGURES]
+    yield from close
+    if figures(held, by, record.job.seed + 1) != found:
+        detail = "of the bootstrap intervals"
+        yield Finding("seed", all(each.held for each in close), detail)
+    specs = tuple(cost.spec for cost in record.attacks)
+    covers = ("attacks.spec", "suite.attacks")
+    yield equal("suite.attacks", record.job.suite.attacks, specs, "the corruptions that were run", *covers)
+    for cost, name in zip(record.attacks, held.names, strict=False):
+        columns = [i for i, cell in enumerate(held.cells) if cell.name == name]
+        right = int(held.corrupted[:, columns].all(1).sum())
+        for part, value, what in (
+            ("attacked", n, "every image"),
+            ("survivors", right, "right at all its severities"),
+            ("forward", n * len(columns), "each image at every severity"),
+            ("backward", 0, "nothing is attacked"),
+        ):
+            said = getattr(cost, part)
+            yield equal(f"attacks.{name}.{part}", said, value, what, f"attacks.{part}")
+    total = {"forward": n * passes, "backward": 0}
+    for direction, value in total.items():
+        what = "each image, clean and at every cell"
+        yield equal(f"passes.{direction}", record.passes[direction], value, what)
+    unfinished = sum(row.count(-1) for row in rows["corrupted"]) + rows["clean_prediction"].count(-1)
+    carried = [(mark.code, mark.text) for mark in record.health]
+    raised = [(mark.code, mark.text) for mark in health.nonfinite_logits(unfinished)]
+    yield Finding(
+        "health", carried == raised, f"{', '.join(c for c, _ in raised) or 'no warnings'} by the samples"
+    )
+
+
+def _close(name: str, said: Any, found: Any) -> Finding:
+    """Equal up to the last bits of a sum, which another NumPy may add up in another order."""
+    numbers, others = _numbers(said), _numbers(found)
+    held = _shape(said) == _shape(found) and np.allclose(numbers, others, rtol=0, atol=1e-9)
+    shown = ", ".join(f"{100 * value:.2f}" for value in others) or "none"
+    if held:
+        return Finding(name, True, f"{shown} (%, with intervals, from the samples)")
+    told = ", ".join(f"{100 * value:.2f}" for value in numbers) or "none"
+    return Finding(name, False, f"the record says {told}, found {shown} (%, from the samples)")
+
+
+def _shape(value: Any) -> Any:
+    """The value with a mark in place of each number."""
+    if isinstance(value, dict):
+        return {key: _shape(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shape(item) for item in value]
+    return "number" if isinstance(value, int | float) else value
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for key in sorted(value) for number in _numbers(value[key])]
+    if isinstance(value, list | tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def _proven(record: Record) -> str:
+    mean = record.extra.get("corrupted_accuracy", {}).get("common")
+    of_common = f", {100 * mean['value']:.2f} % under corruptions" if mean else ""
+    return (
+        f"clean accuracy is {100 * record.clean_accuracy.value:.2f} %{of_common} on these {record.job.n} images, "
+        "made and classified again"
+    )
+
+
+def _replay(
+    record: Record,
+    rows: dict[str, list[Any]],
+    model: Model,
+    images: Images,
+    stochastic: bool,
+    device: torch.device,
+) -> Iterator[Finding]:
+    job, said = record.job, record.extra["corruptions"]
+    asked = cells(corruptions(job.suite.attacks))
+    told = {-1: rows["clean_prediction"]} | {
+        k: [row[k] for row in rows["corrupted"]] for k in range(len(asked))
+    }
+    digests = [hashlib.sha256() for _ in asked]
+    broken: dict[int, list[int]] = {}
+    off: list[int] = []
+    ties = 0
+    for answer in answers(
+        model,
+        images,
+        asked,
+        job.seed,
+        device=device,
+        lanes=job.batch_size,
+        stochastic=stochastic,
+    ):
+        wrong, tied = disagreeing(answer.logits, told[answer.cell][answer.rows])
+        ties += tied
+        if wrong:
+            broken.setdefault(answer.cell, []).extend(answer.rows.start + row for row in wrong)
+        if answer.cell < 0:
+            off += [
+                answer.rows.start + row
+                for row in other_margins(answer.logits, rows["clean_margin"][answer.rows])
+            ]
+        if answer.cell >= 0:
+            digests[answer.cell].update(bytes.fromhex(answer.digest))
+    same = [
+        said["pixels"][cell.name][str(cell.severity)] == digest.hexdigest()
+        for cell, digest in zip(asked, digests, strict=True)
+    ]
+    made_by = "" if said["library"] == library() else f" (made by {said['library']}, here is {library()})"
+    lost = [f"{cell.name} {cell.severity}" for cell, held in zip(asked, same, strict=True) if not held]
+    detail = f"{sum(same)} of {len(asked)} sets of corrupted images are the same, made from the seed{made_by}"
+    yield Finding("corruptions.pixels", not lost, detail + (f"; not {lost[0]}" if lost else ""))
+    clean = broken.pop(-1, [])
+    yield Finding("samples.clean_prediction", not clean, f"{len(images)} predictions; {rows_named(clean)}")
+    yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
+    count = len(images) * len(asked)
+    differing = sum(map(len, broken.values()))
+    tied = f", {ties} of them a tie here" if ties else ""
+    detail = f"{count - differing} of {count} predictions are the same{tied}"
+    if broken:
+        first = min(broken)
+        detail += f"; {asked[first].name} {asked[first].severity}: {rows_named(broken[first])}"
+    yield Finding("samples.corrupted", not broken, detail, proven=_proven(record))

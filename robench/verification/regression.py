@@ -1,0 +1,284 @@
+"""Is this checkpoint still as robust as it was? Certificates first, then as few attacks as a sequential test needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robench.attacks.build import build_attacks
+from robench.core.errors import ResourceError, UsageError
+from robench.data import Images, load_dataset
+from robench.data._lazy_images import Stack
+from robench.defenses import Loaded, load, load_defense
+from robench.engine.batched_model import Judge, vote
+from robench.engine.device import choose_device
+from robench.engine.judges import Judges
+from robench.engine.knowledge import attacker
+from robench.engine.run import Run
+from robench.engine.workers import choose_workers
+from robench.evaluation.run import check_fit
+from robench.records.certificates import Applied, certified, is_attacked, read_certificates
+from robench.records.randomized import FIELD, chosen_on
+from robench.records.record import Record, read_record
+from robench.records.samples import read_samples
+from robench.statistics.accuracy import mcnemar
+from robench.statistics.sequential import Plan
+from robench.threats.threat import Threat, check_images
+
+# Clean accuracy is lost where the paired test says so at this level.
+_LEVEL = 0.05
+# Of a logit margin: other devices round it by less, other arithmetic by more.
+_MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was looked at: whether it holds, and a sentence with the figures."""
+
+    name: str
+    held: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        baseline: the folder of the record; defense: what was held against it.
+        steps: in order; the check ends with the first that fails.
+        attacked: images that were attacked again, of `open` that certificates had left.
+        passes: images sent through the network, forward and backward; baseline_passes: what the record cost.
+    """
+
+    baseline: str
+    defense: str
+    steps: tuple[Step, ...]
+    attacked: int
+    open: int
+    passes: int
+    baseline_passes: int
+
+    @property
+    def held(self) -> bool:
+        return all(step.held for step in self.steps)
+
+    @property
+    def saving(self) -> float:
+        """How many times cheaper than the baseline's run, in passes."""
+        return self.baseline_passes / max(self.passes, 1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How sure, and where; fractions of the baseline's images. See `Plan`."""
+
+    margin: float = 0.03
+    tolerance: float = 0.005
+    false_alarm: float = 0.05
+    miss: float = 0.05
+    device: str = "auto"
+    data_dir: str | None = None
+    checkpoint: str | None = None
+    note: Callable[[str], None] = lambda text: None
+
+
+def check(baseline: Path | str, defense: str | None = None, options: Options | None = None) -> Verdict:
+    """Hold a defense against the record of an earlier one.
+
+    Args:
+        baseline: the record's folder.
+        defense: None for the one that the record names, as it is today.
+
+    Raises:
+        ResourceError: when the record, the data or the checkpoint cannot be read, or the data are others.
+        UsageError: for an unknown defense or impossible options.
+    """
+    options = options or Options()
+    try:
+        Plan(1, 0, 0, options.margin, options.tolerance, options.false_alarm, options.miss)
+    except ValueError as error:
+        raise UsageError(f"this check is impossible: {error}") from error
+    record = read_record(baseline)
+    if record.corrupted:
+        raise UsageError(f"{baseline} is of a run under corruptions: robench verify re-checks it")
+    images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, options.data_dir)
+    check_images(images.x, images.y, len(images.classes))
+    if images.digest != record.job.dataset.digest:
+        raise ResourceError(
+            f"{baseline} is of other images than {images.name} has here: digest {record.job.dataset.digest[:12]} "
+            f"in the record, {images.digest[:12]} found"
+        )
+    device = choose_device(options.device)
+    name = defense or record.job.defense.name
+    loaded = load(name, record.job.dataset.name, options.checkpoint, device, images.among)
+    check_fit(loaded, images)
+    return _Check(record, loaded, images, device, options).run()
+
+
+class _Check:
+    """One check under way."""
+
+    def __init__(
+        self, record: Record, loaded: Loaded, images: Images, device: torch.device, options: Options
+    ):
+        self.record, self.loaded, self.images = record, loaded, images
+        self.device, self.options = device, options
+        self.folder = record.folder or Path()
+        self.rows = read_samples(self.folder).to_pydict()
+        job = record.job
+        stochastic = loaded.defense.stochastic or FIELD in record.extra
+        self.judges = Judges.of(loaded.defense, job.batch_size, job.seed, stochastic, not chosen_on(record))
+        self.passes = 0
+        self.attacked = 0
+
+    def run(self) -> Verdict:
+        if chosen_on(self.record):
+            self.options.note(
+                f"{self.folder} is judged on the draws that its candidates were chosen on, and images attacked again "
+                "are judged on fresh ones: robench results migrate makes them comparable"
+            )
+        answers = self._answers(self.judges.clean, self.images.x, torch.arange(len(self.images)))
+        steps = [self._clean(answers)]
+        open_images = self._open(answers) if steps[-1].held else []
+        if steps[-1].held:
+            steps.append(self._certificates(open_images))
+            steps.append(self._attack(open_images))
+        return Verdict(
+            baseline=str(self.folder),
+            defense=self.loaded.name,
+            steps=tuple(steps),
+            attacked=self.attacked,
+            open=len(open_images),
+            passes=self.passes,
+            baseline_passes=sum(self.record.passes.values()),
+        )
+
+    def _answers(self, judge: Judge, x: Tensor | Stack, rows: Tensor) -> Tensor:
+        """What a judge says of one image for each of `rows`, (N, draws)."""
+        lanes, parts = judge.network.lanes, []
+        for part, ids in zip(x.split(lanes), self.images.ids[rows].split(lanes), strict=True):
+            parts.append(judge.answers(part.to(self.device), ids.to(self.device)).cpu())
+        self.passes += len(x) * judge.draws
+        return torch.cat(parts) if parts else torch.zeros(0, judge.draws, dtype=torch.int64)
+
+    def _clean(self, answers: Tensor) -> Step:
+        labels = self.images.y
+        then = torch.tensor(self.rows["clean_prediction"])
+        now = vote(answers)
+        n, changed = len(labels), int((now != then).sum())
+        before, after = int((then == labels).sum()), int((now == labels).sum())
+        figures = f"clean accuracy {100 * after / n:.2f} %, was {100 * before / n:.2f} %"
+        if self.loaded.checkpoint_sha256 == self.record.job.defense.checkpoint_sha256 and self._alike():
+            # The same weights must give the same logits, but for rounding.
+            other = self._other_margins()
+            held = max(changed, other) <= max(1, n // 1000)
+            detail = (
+                f"{figures}; of the same weights {changed} of {n} predictions differ, and {other} margins"
+            )
+            return Step("clean", held, detail)
+        lost = int(((then == labels) & (now != labels)).sum())
+        won = int(((then != labels) & (now == labels)).sum())
+        worse = lost > won and (mcnemar(lost, won) < _LEVEL or (lost - won) / n >= self.options.margin)
+        return Step(
+            "clean", not worse, f"{figures}; {lost} images lost, {won} won (McNemar {mcnemar(lost, won):.2g})"
+        )
+
+    def _other_margins(self) -> int:
+        """Clean images whose margin between the two best logits is not what it was, by more than a percent."""
+        logits = [
+            self.judges.search.network.logits(x.to(self.device), ids.to(self.device)).cpu()
+            for x, ids in zip(self.images.x.split(1024), self.images.ids.split(1024), strict=True)
+        ]
+        self.passes += len(self.images)
+        best = torch.cat(logits).topk(2, 1).values
+        then = torch.tensor(self.rows["clean_margin"])
+        off = (best[:, 0] - best[:, 1] - then).abs() > _MARGIN * (1 + then.abs())
+        return int(off.sum())
+
+    def _alike(self) -> bool:
+        """Whether nothing but the libraries differs: the card may have changed around the same weights."""
+        return self.loaded.name == self.record.job.defense.name
+
+    def _open(self, clean: Tensor) -> list[int]:
+        """The images that may still be robust: right without an attack, and not fooled by their certificate.
+
+        Args:
+            clean: (N, draws), what is said of the clean images. Where there is a certificate, its own draws count.
+        """
+        certificates = read_certificates(self.folder)
+        rows = certified(self.rows["fooled_by"], self.rows["distance"], FIELD in self.record.extra)
+        labels = self.images.y
+        still = (clean == labels[:, None]).all(1)
+        if rows:
+            index = torch.tensor(rows)
+            threat = Threat.parse(self.record.job.threat)
+            x_adv = Applied(threat, self.images.x, certificates.delta, self.images.ids, rows)
+            answers = self._answers(self.judges.final, x_adv, index)
+            right = vote(clean[index]) == labels[index]
+            still[index] = right & (answers == labels[index, None]).all(1)
+        return still.nonzero()[:, 0].tolist()
+
+    def _certificates(self, open_images: list[int]) -> Step:
+        n, held = len(self.images), self.record.robust_accuracy.correct
+        attacked = sum(map(is_attacked, self.rows["fooled_by"]))
+        fooled = attacked - sum(is_attacked(self.rows["fooled_by"][i]) for i in open_images)
+        detail = (
+            f"{fooled} of {attacked} certificates fool it: robust accuracy is at most "
+            f"{100 * len(open_images) / n:.2f} %, was {100 * held / n:.2f} %"
+        )
+        return Step("certificates", len(open_images) > held - self.options.margin * n or held == 0, detail)
+
+    def _attack(self, open_images: list[int]) -> Step:
+        job, options = self.record.job, self.options
+        held = self.record.robust_accuracy.correct
+        plan = Plan(
+            len(self.images), held, len(open_images), options.margin, options.tolerance,
+            options.false_alarm, options.miss,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(job.seed)
+        order = [open_images[i] for i in torch.randperm(len(open_images), generator=generator).tolist()]
+        robust = fooled = 0
+        while (answer := plan.decide(robust, fooled)) is None:
+            batch = order[robust + fooled :][: plan.needed(robust, fooled)]
+            kept = self._robust(batch)
+            robust, fooled = robust + kept, fooled + len(batch) - kept
+            options.note(f"attacked {robust + fooled} of {len(order)} images: {robust} held")
+        self.attacked = robust + fooled
+        said = "as robust as it was" if answer else f"less robust by {100 * options.margin:g} points or more"
+        detail = (
+            f"{robust} of {robust + fooled} images attacked again held ({len(order)} were open): {said} "
+            f"(false alarms {options.false_alarm:.0%}, misses {options.miss:.0%})"
+        )
+        return Step("attack", answer, detail)
+
+    def _robust(self, rows: list[int]) -> int:
+        """How many of these images the baseline's suite leaves robust."""
+        job = self.record.job
+        threat, index = Threat.parse(job.threat), torch.tensor(rows)
+        defense = self.loaded.defense
+        outcome = Run(
+            defense,
+            build_attacks(list(job.suite.attacks), threat),
+            self.images.x[index],
+            self.images.y[index],
+            self.images.ids[index],
+            threat,
+            job.seed,
+            device=self.device,
+            lanes=job.batch_size,
+            attacker=attacker(
+                job.knowledge,
+                defense,
+                lambda name: load_defense(
+                    name, job.dataset.name, device=self.device, among=self.images.among
+                ),
+            ),
+            stochastic=defense.stochastic,
+            precision=job.precision,
+            workers=choose_workers(None, self.device, len(rows)),
+        ).play()
+        self.passes += sum(outcome.passes.values())
+        return int(outcome.robust.sum())

@@ -1,0 +1,290 @@
+"""Re-check a record from its certificates, by forward passes alone.
+
+What it proves: this checkpoint gives wrong answers on so many allowed images, so its robust accuracy is at
+most the figure. What it cannot prove: that no stronger attack would lower it, and the fields on trust, which
+`robench.verification.fields` lists. Rows that are attacked again (`robench.verification.replay`) say more of those.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robench.core.errors import CheckFailed
+from robench.core.rng import Stream
+from robench.data._base import Images
+from robench.data._lazy_images import Stack
+from robench.defenses import Loaded
+from robench.engine.batched_model import Network, frozen, undefined
+from robench.records import randomized as drawn
+from robench.records.certificates import Applied, read_certificates, tensor_names
+from robench.records.findings import TIE, Finding, disagreeing, other_margins, rows_named
+from robench.records.record import Record, read_record
+from robench.records.samples import read_samples
+from robench.verification import corruption, costs, counts, fields, identity, marks, randomized, replay
+from robench.verification.evidence import Evidence
+from robench.verification.replay import Sample
+
+Model = Callable[[Tensor], Tensor]
+# Certificates in memory at a time.
+_PART = 1024
+
+
+@dataclass(frozen=True)
+class Report:
+    """What verifying a record has shown.
+
+    Attributes:
+        findings: everything that was checked, in order.
+        held, failed: fields, by their names in the table.
+        trusted: field -> why it rests on trust.
+        proven: of the defense, in a few words; empty when a check failed before that.
+    """
+
+    findings: tuple[Finding, ...]
+    held: tuple[str, ...]
+    failed: tuple[str, ...]
+    trusted: dict[str, str]
+    proven: str
+
+    @property
+    def broken(self) -> list[Finding]:
+        return [finding for finding in self.findings if not finding.held]
+
+    def __str__(self) -> str:
+        total = len(self.held) + len(self.failed)
+        trust = f"on trust: {', '.join(self.trusted)}"
+        if self.broken:
+            return f"FAILED: {len(self.held)} of {total} fields hold; {trust}"
+        return f"VERIFIED {len(self.held)} of {total} fields; {self.proven}; {trust}"
+
+
+def verify(
+    folder: Path | str, loaded: Loaded, images: Images, device: torch.device | str = "cpu"
+) -> list[Finding]:
+    """Re-check every figure of a record.
+
+    Args:
+        folder: the record's.
+        loaded: the defense that it names, on `device`.
+        images: those of the record's data set, split and n.
+
+    Returns:
+        What was checked; the last one says what is proven.
+
+    Raises:
+        CheckFailed: naming every field that does not hold.
+        ResourceError: when a file of the record is missing or damaged.
+    """
+    made = report(folder, loaded, images, device)
+    broken = [f"{item.field}: {item.detail}" for item in made.broken]
+    if broken:
+        raise CheckFailed(f"{folder} does not hold. " + "; ".join(broken))
+    return list(made.findings)
+
+
+def report(
+    folder: Path | str,
+    loaded: Loaded,
+    images: Images,
+    device: torch.device | str = "cpu",
+    sample: Sample | None = None,
+) -> Report:
+    """Re-check a record, and sort its fields into those that hold, those that fail and those on trust.
+
+    Args:
+        sample: rows that are attacked again; None for none. A run under corruptions is made again in any case.
+
+    Raises:
+        ResourceError: when a file of the record is missing or damaged.
+        UsageError: when its rows cannot be attacked again.
+    """
+    record = read_record(folder)
+    place = record.folder or Path(folder)
+    checked = list(findings(folder, loaded.defense, images, loaded=loaded, device=device, sample=sample))
+    kind, present, unknown = _present(record, place)
+    held, failed, trusted = [], [], {}
+    for line in present:
+        about = [item for item in checked if line.name in _covered(item, kind)]
+        if about and (not line.trust or any(line.name in item.covers for item in about)):
+            (held if all(item.held for item in about) else failed).append(line.name)
+        else:
+            trusted[line.name] = line.trust or "cannot be checked here"
+    trusted |= dict.fromkeys(unknown, "a field that this release does not know")
+    proven = checked[-1].proven if checked else ""
+    return Report(tuple(checked), tuple(held), tuple(failed), trusted, proven)
+
+
+def _covered(finding: Finding, kind: str) -> list[str]:
+    """Which lines of the table a finding speaks of."""
+    lines = [fields.decision(name, kind) for name in finding.covers or (finding.field,)]
+    return [line.name for line in lines if line]
+
+
+def _kind(record: Record) -> str:
+    if record.corrupted:
+        return fields.CORRUPTED
+    return fields.RANDOMIZED if drawn.FIELD in record.extra else fields.PLAIN
+
+
+def _present(record: Record, folder: Path) -> tuple[str, list[fields.Field], list[str]]:
+    """The record's kind, the lines of the table that its fields are in, and fields that this release does not know."""
+    kind = _kind(record)
+    present, _, unknown = fields.split(_names(record, folder), kind)
+    return kind, present, unknown
+
+
+def _names(record: Record, folder: Path) -> Iterator[str]:
+    """Every field of a record, column of its samples and tensor of its certificates."""
+    yield from fields.leaves(record.to_dict())
+    yield from (f"samples.{name}" for name in read_samples(folder).schema.names)
+    if not record.corrupted:
+        yield from (f"adversarials.{name}" for name in tensor_names(folder))
+
+
+def findings(
+    folder: Path | str,
+    judge: Model,
+    images: Images,
+    *,
+    loaded: Loaded | None = None,
+    device: torch.device | str = "cpu",
+    sample: Sample | None = None,
+) -> Iterator[Finding]:
+    """The checks of `verify` one after the other, those that fail included.
+
+    Args:
+        judge: (N, C, H, W) float32 in [0, 1] to logits (N, K), on `device`.
+        loaded: what is known of the defense; None to leave that unchecked.
+        sample: rows that are attacked again; needs `loaded`.
+    """
+    record = read_record(folder)
+    place, where = record.folder or Path(folder), torch.device(device)
+    yield from identity.findings(record, place, images, loaded)
+    _, misplaced, _ = fields.split(_names(record, place), _kind(record))
+    for name in misplaced:
+        yield Finding(name, False, "a field of another kind of record")
+    declared = bool(getattr(judge, "stochastic", False))
+    if record.corrupted:
+        yield from corruption.findings(record, judge, images, declared, device)
+        return
+    rows = read_samples(place).to_pydict()
+    e = Evidence(record, rows, read_certificates(place), images)
+    if loaded is not None:
+        random = declared or marks.looks_random(judge, images.x, images.ids, record.job.batch_size, where)
+        detail = f"the defense draws {'' if random else 'no '}noise"
+        yield Finding(drawn.FIELD, random == (e.draws > 1), detail, (f"{drawn.FIELD}.draws",))
+    aligned = [*counts.aligned(record.job.n, rows, images), *counts.certificates(e)]
+    yield from aligned
+    yield from counts.arithmetic(e)
+    yield from costs.findings(e)
+    # Without the same images, row by row, a forward pass would compare unlike things.
+    if not all(finding.held for finding in aligned):
+        return
+    *checked, proven = _forward(e, judge, where, declared)
+    yield from checked
+    if sample is not None and loaded is not None:
+        yield from replay.findings(e, loaded, where, sample)
+    yield proven
+
+
+def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) -> Iterator[Finding]:
+    """Ask the defense again, at clean images and at certificates; the last finding says what that proves."""
+    threat, rows, attacked = e.threat, e.rows, e.attacked
+    x, labels = e.images.x, e.images.y
+    x_adv = Applied(threat, x, e.certificates.delta, e.images.ids, attacked)
+    outside, distance = [], {}
+    for start in range(0, len(attacked), _PART):
+        part = attacked[start : start + _PART]
+        points = x_adv.points(list(range(start, start + len(part))))
+        inside = threat.contains(x[part], points).tolist()
+        outside += [row for row, holds in zip(part, inside, strict=True) if not holds]
+        distance |= dict(zip(part, threat.distance(x[part], points).tolist(), strict=True))
+    box = "the parameters' range" if threat.name else "[0, 1]"
+    covers = ("adversarials.delta", "adversarials.grains")
+    detail = f"inside {threat} and {box}; {rows_named(outside)}"
+    yield Finding("adversarials.delta", not outside, detail, covers)
+    said = rows["distance"]
+    far = [
+        i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
+    ]
+    yield Finding("samples.distance", not far, f"distance of the perturbed image; {rows_named(far)}")
+
+    clean = (
+        _first_draw(e, judge, device) if e.draws > 1 else _logits(judge, x, e.record.job.batch_size, device)
+    )
+    off = other_margins(clean, rows["clean_margin"])
+    yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
+    yield from marks.findings(e, clean, declared)
+    if e.draws > 1:
+        yield from randomized.findings(e, judge, x_adv, device)
+        return
+    yield _predictions("samples.clean_prediction", clean, rows["clean_prediction"], range(len(x)))
+    logits = _logits(judge, x_adv, e.record.job.batch_size, device)
+    predictions = [rows["prediction"][i] for i in attacked]
+    yield _predictions("samples.prediction", logits, predictions, attacked)
+    unattacked = [i for i in range(len(x)) if i not in distance]
+    kept = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
+    yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {rows_named(kept)}")
+
+    # NaN is a wrong answer where the record says so too, and proves nothing elsewhere.
+    wrong_margin = _wrong_margin(logits, labels[attacked], predictions)
+    refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
+    nothing = int(_by_nan(logits, predictions).sum())
+    by_nan = f", {nothing} of them by NaN" if nothing else ""
+    detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}; {rows_named(refuted)}"
+    yield Finding("adversarials.delta", not refuted, detail, covers)
+
+    without = _wrong_margin(clean, labels, rows["clean_prediction"])
+    wrong = int((wrong_margin > 0).sum()) + int((without > 0)[unattacked].sum())
+    ties = int(((wrong_margin > -TIE) & (wrong_margin <= 0)).sum())
+    tied = f" ({ties} more lie on the boundary here)" if ties else ""
+    most = f"{100 * (len(x) - wrong) / len(x):.2f} %"
+    detail = f"on these {len(x)} images it is at most {most}: {wrong} answers are wrong here{tied}"
+    proven = f"robust accuracy is at most {most} on these {len(x)} images"
+    yield Finding("robust_accuracy", True, detail, proven=proven)
+
+
+def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
+    """Logits of the clean images of a randomised defense, on the CPU, in the first draw that its attacks saw."""
+    job = e.record.job
+    network = Network(judge, job.batch_size, stream=Stream.of(job.seed, "judge"))
+    parts = zip(e.images.x.split(job.batch_size), e.images.ids.split(job.batch_size), strict=True)
+    return torch.cat([network.logits(x.to(device), ids.to(device)).cpu() for x, ids in parts])
+
+
+def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.device) -> Tensor:
+    """Logits on the CPU, called on one fixed shape: what the engine did, so that the bits are the same."""
+    network = Network(judge, batch_size)
+    with frozen(judge):
+        parts = [
+            network.logits(batch.to(device), torch.zeros(len(batch), dtype=torch.int64, device=device)).cpu()
+            for batch in x.split(batch_size)
+        ]
+    return torch.cat(parts) if parts else torch.zeros(0, 2)
+
+
+def _wrong_margin(logits: Tensor, labels: Tensor, said: list[int]) -> Tensor:
+    """How far the best wrong logit lies above the right one, (M,).
+
+    NaN is a wrong answer, infinitely far, where the record `said` -1 of it; elsewhere it proves nothing and stays NaN.
+    """
+    right = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    margins = (others.amax(1, keepdim=True) - right).squeeze(1)
+    return margins.masked_fill(_by_nan(logits, said), torch.inf)
+
+
+def _by_nan(logits: Tensor, said: list[int]) -> Tensor:
+    """Rows that are NaN and that the record says so of, bool (M,)."""
+    return undefined(logits) & (torch.tensor(said, dtype=torch.int64) == -1)
+
+
+def _predictions(field: str, logits: Tensor, said: list[int], rows: Sequence[int]) -> Finding:
+    broken, ties = disagreeing(logits, said)
+    tied = f", {ties} of them a tie here" if ties else ""
+    return Finding(
+        field, not broken, f"{len(said)} predictions{tied}; {rows_named([rows[i] for i in broken])}"
+    )

@@ -1,0 +1,98 @@
+"""What the doctor finds, and the mend it names for what is missing."""
+
+import dataclasses
+import io
+import shutil
+from collections import namedtuple
+
+import pytest
+from rich.console import Console
+
+from robench.catalog import Card
+from robench.cli import _examine as doctor
+from robench.cli._examine import MISSING, OK, WARN, examine, report
+from robench.data import cifar10
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def named(findings):
+    return {item.name: item for item in findings}
+
+
+def test_a_healthy_machine(tmp_path):
+    found = named(examine(tmp_path / "results", tmp_path))
+    for name in ("python", "robench", "torch", "torchvision", "timm", "cpu", "digits", "results"):
+        assert found[name].status == OK, found[name]
+    assert ">=2.11" in found["torch"].detail
+    assert not (tmp_path / "results").exists()
+
+
+def test_missing_cifar10_is_named_with_the_way_to_get_it(tmp_path):
+    item = named(examine(tmp_path, tmp_path))["cifar10"]
+    assert item.status == WARN
+    assert str(tmp_path) in item.detail
+    assert "--data-dir" in item.mend
+
+
+def test_cifar10_is_found_whole_and_a_lost_file_is_named(tmp_path):
+    folder = tmp_path / cifar10.FOLDER
+    folder.mkdir()
+    for name in doctor._CIFAR_FILES:
+        (folder / name).touch()
+    assert doctor._cifar10(tmp_path).status == OK
+    (folder / "data_batch_3").unlink()
+    assert "lacks data_batch_3" in doctor._cifar10(tmp_path).detail
+
+
+@pytest.mark.parametrize(
+    ("found", "status"), [("2.11", OK), ("2.15.0+cu132", OK), ("2.10.1", MISSING), (None, MISSING)]
+)
+def test_versions_are_held_against_the_declared_bounds(found, status):
+    assert doctor._bound("torch", found, ">=2.11", "mend").status == status
+
+
+@pytest.fixture
+def card(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    digest = "9e1b91dd97eb93b9dfb1f7b01f3b6e1b4bc53b3e5c4cd2d8b3c3ab3e0e2f3d0a"
+    return Card(
+        "mine", "vit", "digits", checkpoint="weights.safetensors", sha256=digest, path=tmp_path / "mine.toml"
+    )
+
+
+def test_checkpoints_are_held_against_their_cards(card, tmp_path):
+    tampered = doctor._checkpoint(card)
+    assert tampered.status == MISSING
+    assert "has sha256" in tampered.detail
+    honest = dataclasses.replace(card, sha256=doctor.sha256_of(tmp_path / "weights.safetensors"))
+    assert doctor._checkpoint(honest).status == OK
+    (tmp_path / "weights.safetensors").unlink()
+    lost = doctor._checkpoint(dataclasses.replace(honest, recipe={"epochs": 1}))
+    assert lost.status == MISSING
+    assert "robench train mine" in lost.mend
+    assert doctor._checkpoint(dataclasses.replace(card, checkpoint="hf://a/b/c")).status == OK
+
+
+def test_a_results_folder_under_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    (item,) = doctor._disk(tmp_path / "file" / "results")
+    assert item.status == MISSING
+    assert "--results" in item.mend
+
+
+def test_a_nearly_full_disk_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10 * 2**30, 10 * 2**30, 2**20))
+    _, item = doctor._disk(tmp_path)
+    assert (item.name, item.status) == ("free disk", WARN)
+    assert "--results" in item.mend
+
+
+def test_the_report_fits_80_columns_and_counts_what_needs_a_look(tmp_path):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(
+        report([doctor.Finding("a[b]", MISSING, "x" * 200, "mend it"), doctor.Finding("c", OK, "fine")])
+    )
+    text = console.file.getvalue()
+    assert "a[b]" in text and "mend it" in text and "1 of 2 need a look" in text
+    assert max(map(len, text.splitlines())) <= 80

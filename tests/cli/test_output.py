@@ -1,0 +1,191 @@
+"""What a command does where it cannot print: no traceback, and the exit code of what happened."""
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from robench.catalog import cards
+from robench.cli import main
+from robench.cli.output import Output, spelled
+from tests.verification.test_shipped import RESULTS
+
+RECORD = RESULTS / "shipped" / "digits-Linf-0.1-n100" / "standard-digits" / "pgd"
+FEW = ["--samples", "4", "--threat", "Linf:0.1", "--workers", "1"]
+PRINTING = {
+    "help": ["--help"],
+    "version": ["--version"],
+    "run": ["run", "--defense", "pgd-at", "--attack", "fgsm", *FEW],
+    "run json": ["run", "--defense", "pgd-at", "--attack", "fgsm", *FEW, "--json"],
+    "list defenses": ["list", "defenses"],
+    "list protocols": ["list", "protocols", "--json"],
+    "list datasets": ["list", "datasets"],
+    "show card": ["show", "mimir-digits"],
+    "show attack": ["show", "fgsm"],
+    "show record": ["show", "RECORD"],
+    "verify": ["verify", "RECORD"],
+    "check": ["check", "RECORD"],
+    "board": ["board", "RECORD"],
+    "board md": ["board", "RECORD", "--format", "md"],
+    "board latex": ["board", "RECORD", "--format", "latex"],
+    "board csv": ["board", "RECORD", "--format", "csv"],
+    "board html": ["board", "RECORD", "--format", "html", "--no-pictures", "--output", "pages"],
+    "table": ["table", "mimir", "RECORD"],
+    "plot": ["plot", "scatter", "RECORD", "--output", "plot.svg"],
+    "merge": ["results", "merge", "RECORD", "--into", "merged"],
+    "export": ["results", "export", "RECORD", "--output", "all.zip"],
+    "prune": ["results", "prune", ".", "--dry-run"],
+    "cache": ["cache"],
+    "doctor": ["doctor"],
+}  # fmt: skip
+
+
+class Raw(io.RawIOBase):
+    """A disk that is full, or a pipe whose reader has gone, after some bytes."""
+
+    def __init__(self, number, room=0):
+        self.number, self.room, self.taken = number, room, b""
+
+    def writable(self):
+        return True
+
+    def write(self, content):
+        if len(self.taken) + len(content) > self.room:
+            raise OSError(self.number, os.strerror(self.number))
+        self.taken += bytes(content)
+        return len(content)
+
+
+def stream(raw, encoding="utf-8"):
+    return io.TextIOWrapper(io.BufferedWriter(raw, 1), encoding=encoding, write_through=True)
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch):
+    """Exit code, stdout and stderr of a command with some stdout."""
+
+    def call(arguments, out):
+        errors, folder = io.StringIO(), tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        # Pictures are drawn beside a record.
+        shutil.copytree(RECORD, folder / "record")
+        told = ["record" if each == "RECORD" else each for each in arguments]
+        with monkeypatch.context() as patch, contextlib.redirect_stderr(errors):
+            patch.setattr(sys, "stdout", out)
+            with pytest.raises(SystemExit) as end:
+                main(told)
+        assert "Traceback" not in errors.getvalue()
+        return end.value.code, errors.getvalue()
+
+    return call
+
+
+@pytest.mark.parametrize("name", PRINTING)
+def test_every_command_ends_as_it_should(ended, name):
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    expected, _ = ended(PRINTING[name], plain)
+    assert expected in (0, 3) if name == "doctor" else expected == 0
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    code, _ = ended(PRINTING[name], narrow)
+    narrow.flush()
+    assert code == expected and narrow.buffer.getvalue()
+    for room in (0, 4):
+        code, err = ended(PRINTING[name], stream(Raw(errno.ENOSPC, room)))
+        assert code == 3
+        assert err.splitlines()[-1].startswith("robench: cannot write to stdout (No space left on device)")
+    assert ended(PRINTING[name], None)[0] == 3
+    # A reader who has seen enough is no failure, and hides none.
+    assert ended(PRINTING[name], stream(Raw(errno.EPIPE)))[0] == expected
+
+
+def test_a_failure_keeps_its_code_whatever_becomes_of_stdout(ended):
+    for out in (stream(Raw(errno.ENOSPC)), stream(Raw(errno.EPIPE)), None):
+        code, err = ended(["run", "--defense", "mimr", "--attack", "fgsm"], out)
+        assert code == 2 and "did you mean mimir" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "shown"),
+    [
+        ("45 ± 3 % → «ok»", "ascii", "45 +- 3 % -> ?ok?"),
+        ("┏━┳━┓│é…", "ascii", "+-+-+|e."),
+        ("é ±", "latin-1", "é ±"),
+        ("é ├", "latin-1", "é +"),
+        ("é ├", "utf-8", "é ├"),
+        ("\udcff", "utf-8", "?"),
+        ("x → y", "no-such-encoding", "x -> y"),
+    ],
+)
+def test_what_an_encoding_lacks_is_spelled(text, encoding, shown):
+    assert spelled(text, encoding) == shown
+
+
+def test_it_is_a_text_stream_like_another():
+    out = Output(io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert out.encoding == "ascii" and out.writable() and not out.isatty()
+    assert print("é", file=out) is None and out.failure is None
+    with pytest.raises(TypeError):
+        out.write(b"")  # type: ignore[arg-type]
+    assert Output(None).encoding == "utf-8" and not Output(None).isatty()
+
+
+LIST = [sys.executable, "-m", "robench", "list", "protocols"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "code"),
+    [("{} > /dev/full", 3), ("{} >&-", 3), ("{} >&- 2>&- <&-", 3), ("{} | true; exit ${{PIPESTATUS[0]}}", 0)],
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without /dev/full")
+def test_so_it_is_in_a_process_of_its_own(tmp_path, shell, code):
+    command = ["bash", "-c", "ulimit -n 32; " + shell.format(" ".join(LIST))]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert len(done.stderr.splitlines()) == (code == 3 and "2>&-" not in shell)
+
+
+@pytest.mark.parametrize("after", [0.15, 0.8])
+def test_an_interrupt_while_modules_load_is_one_line(tmp_path, after):
+    # Not before Python itself has begun: then it is Python's.
+    start = (
+        "import sys, time, runpy; import robench.core.interrupts as i; begun = i.signal.signal\n"
+        "print('here', flush=True); sys.argv = ['robench', 'list', 'attacks']\n"
+        "runpy.run_module('robench', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", start], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and err.splitlines()[0].startswith("robench: interrupted")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_run_works_with_few_file_descriptors(tmp_path):
+    assert "pgd-at-digits" in cards()
+    run = [
+        sys.executable,
+        "-m",
+        "robench",
+        "run",
+        "--defense",
+        "pgd-at-digits",
+        "--attack",
+        "fgsm+pgd(steps=2)",
+    ]
+    command = ["bash", "-c", 'ulimit -n 32; exec "$@"', "bash", *run, *FEW[:-1], "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,90 @@
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from robench.attacks.apgd import APGD
+from robench.core.errors import UsageError
+from robench.core.specs import Spec, build, canonical, parse, split
+
+names = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,10}", fullmatch=True)
+keys = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True).filter(lambda key: key.isidentifier())
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner),
+    max_leaves=5,
+)
+
+
+@given(names, st.dictionaries(keys, values, max_size=4))
+@example("A", {"a": "\x00\r\n\t\x1b\x7f"})
+def test_a_spec_is_read_back_from_its_text(name, arguments):
+    import keyword
+
+    arguments = {key: value for key, value in arguments.items() if not keyword.iskeyword(key)}
+    spec = Spec(name, arguments)
+    assert parse(str(spec)) == spec
+    assert str(parse(str(spec))) == str(spec)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused_in_one_line(text):
+    try:
+        parse(text)
+    except UsageError as error:
+        assert (
+            "expected" in str(error)
+            or "must be" in str(error)
+            or "must be named" in str(error)
+            or "twice" in str(error)
+        )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "(", "apgd(", "apgd(100)", "apgd(steps=__import__('os'))", "apgd(steps=1)(2)", "apgd(**{})", "apgd(steps=f())",
+     "apgd(steps=1, steps=2)", "1apgd", "apgd)(", "apgd(steps=1", "apgd + 1"],
+)  # fmt: skip
+def test_refuses_what_is_no_spec(text):
+    with pytest.raises(UsageError):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e999", "-1e999", "{1: [1e999]}", str(2**63), str(-(2**63) - 1), "9" * 5000, "-" * 9000 + "1"]
+)
+def test_refuses_numbers_that_cannot_be_computed_with(value):
+    with pytest.raises(UsageError, match=r"expected at most|finite|malformed") as refused:
+        parse(f"apgd(steps={value})")
+    assert len(str(refused.value)) < 400
+
+
+def test_refuses_texts_of_any_length_in_a_short_line():
+    for text in ("a" * 20_000, "a(" + "[" * 9_000, "a(b='" + "c" * 20_000 + "')"):
+        with pytest.raises(UsageError) as refused:
+            parse(text)
+        assert len(str(refused.value)) < 400
+
+
+def test_the_canonical_form_sorts_and_leaves_defaults_out():
+    spec = parse('apgd( targets = 9,steps=100, loss="dlr")')
+    assert str(canonical(spec, APGD)) == 'apgd(loss="dlr", targets=9)'
+    assert build(spec, APGD) == APGD(loss="dlr", targets=9)
+
+
+@pytest.mark.parametrize(
+    "text", ["apgd(step=1)", "apgd(steps=0)", 'apgd(loss="mse")', "apgd(steps='many')", "apgd(steps=True)"]
+)
+def test_refuses_arguments_that_the_attack_does_not_take(text):
+    with pytest.raises(UsageError):
+        build(parse(text), APGD)
+
+
+def test_splits_outside_brackets_and_quotes_only():
+    assert split('apgd(loss="a,b", x=[1,2]), square') == ['apgd(loss="a,b", x=[1,2])', "square"]
+    assert split("pgd(steps=2)+fab", "+") == ["pgd(steps=2)", "fab"]
+    with pytest.raises(UsageError):
+        split("a,,b")

@@ -1,0 +1,221 @@
+"""State that was damaged, exchanged or left by another release is noticed: the run says so and ends as if whole."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from robench.engine import checkpoint, corruption_run
+from robench.engine.checkpoint import FolderStore
+from tests.conftest import small_net
+from tests.engine import test_promises
+from tests.engine.test_corruption_run import CELLS, CPU, some
+from tests.engine.test_workers import same
+
+MADE_BY = {"robench": "1 (aa)", "torch": "2", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def saves_after_every_question(monkeypatch):
+    monkeypatch.setattr(checkpoint, "_INTERVAL", 0)
+    monkeypatch.setattr(checkpoint, "_SHARE", 0)
+    monkeypatch.setattr("robench.engine.run._SHOW_EVERY", 0)
+    # No power fails here.
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+# Short, with images found in the first attack and rows under way in the second.
+SHORT = {"specs": "pgd(steps=4)+apgd(steps=8)", "n": 12, "lanes": 4}
+
+
+def play(**options):
+    return test_promises.play(**{**SHORT, **options})
+
+
+def interrupted(folder, workers=1, seed=0, key="key", **options):
+    """A run that was stopped in its second attack, with images found in the first."""
+
+    def stop(standing):
+        if standing.index:
+            raise KeyboardInterrupt
+
+    kept = FolderStore(folder, key, MADE_BY)
+    kept.begin("then")
+    with pytest.raises(KeyboardInterrupt):
+        play(workers=workers, seed=seed, store=kept, progress=stop, **options)
+    assert list(folder.rglob("found-*"))
+    return kept
+
+
+def resumed(folder, workers=1, key="key", made_by=MADE_BY, **options):
+    """What the run ends in, and the lines that it says."""
+    lines = []
+    kept = FolderStore(folder, key, made_by, lines.append)
+    kept.begin("now")
+    return play(workers=workers, store=kept, note=lines.append, **options), lines
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return play()
+
+
+def flip(place):
+    def damage(file):
+        data = bytearray(file.read_bytes())
+        data[int(place * (len(data) - 1))] ^= 1
+        file.write_bytes(data)
+
+    return damage
+
+
+DAMAGES = [
+    *(flip(i / 20) for i in range(21)),
+    lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    lambda file: file.write_bytes(b""),
+    lambda file: file.unlink(),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["state", "found-0000.safetensors", "found-0001.safetensors", "origin"])
+def test_every_damage_is_noticed_and_said_in_one_line(tmp_path, damage, name):
+    kept = FolderStore(tmp_path, "key", MADE_BY)
+    kept.begin("then")
+    for attack in range(2):
+        kept.save({"x": torch.rand(9)}, {"seconds": 1.5}, attack, {3: torch.rand(3, 4, 4)})
+    damage(tmp_path / name)
+    lines = []
+    again = FolderStore(tmp_path, "key", MADE_BY, lines.append)
+    assert again.begin("now") == ("now" if name == "origin" else "then")
+    assert again.resumes == (name == "origin") and len(lines) == 1
+    assert str(tmp_path) in lines[0] and name in lines[0]
+    assert ("goes on" if name == "origin" else "is played again from its start") in lines[0]
+    # And once only.
+    assert again.resumes == (name == "origin") and len(lines) == 1
+
+
+@pytest.mark.parametrize("damage", [flip(0.5), DAMAGES[-1]])
+@pytest.mark.parametrize("name", ["state", "found-0000.safetensors"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_part_is_played_again(tmp_path, whole, damage, name, workers):
+    interrupted(tmp_path, workers)
+    file = sorted(tmp_path.rglob(name))[-1]
+    damage(file)
+    outcome, lines = resumed(tmp_path, workers)
+    assert len(lines) == 1 and name in lines[0] and str(file.parent) in lines[0]
+    same(outcome, whole)
+
+
+def test_nothing_is_said_of_a_state_that_is_whole(tmp_path, whole):
+    interrupted(tmp_path)
+    outcome, lines = resumed(tmp_path)
+    assert not lines
+    same(outcome, whole)
+
+
+@pytest.mark.parametrize("name", ["state", "found-0000.safetensors"])
+def test_files_of_another_run_are_not_taken_for_its_own(tmp_path, whole, name):
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    interrupted(mine)
+    interrupted(other, seed=1, key="other")
+    shutil.copy(other / name, mine / name)
+    outcome, lines = resumed(mine)
+    assert len(lines) == 1 and str(mine) in lines[0]
+    same(outcome, whole)
+
+
+@pytest.mark.parametrize("name", ["state", "found-0000.safetensors", ""])
+def test_shares_that_were_exchanged_are_played_again(tmp_path, whole, name):
+    interrupted(tmp_path, workers=2)
+    one, other = tmp_path / "share-0-of-2" / name, tmp_path / "share-1-of-2" / name
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    outcome, lines = resumed(tmp_path, workers=2)
+    assert len(lines) == 2 and all("is played again" in line for line in lines)
+    same(outcome, whole)
+
+
+def test_a_share_that_is_gone_is_played_again(tmp_path, whole):
+    interrupted(tmp_path, workers=2)
+    shutil.rmtree(tmp_path / "share-0-of-2")
+    outcome, _ = resumed(tmp_path, workers=2)
+    same(outcome, whole)
+
+
+@pytest.mark.parametrize(("began", "now"), [(1, 3), (2, 1), (3, 2)])
+def test_the_processes_are_as_many_as_it_began_with(tmp_path, whole, began, now):
+    interrupted(tmp_path, began)
+    outcome, lines = resumed(tmp_path, now)
+    assert lines == [f"resuming with {began} processes, as the interrupted run began"]
+    same(outcome, whole)
+
+
+@pytest.mark.parametrize("name", MADE_BY)
+def test_releases_and_devices_are_never_mixed(tmp_path, whole, name):
+    interrupted(tmp_path)
+    outcome, lines = resumed(tmp_path, made_by=MADE_BY | {name: "other"})
+    (line,) = lines
+    assert f"interrupted under {name} {MADE_BY[name]} (now other); the run is played again" in line
+    same(outcome, whole)
+
+
+def test_other_settings_start_over(tmp_path, whole):
+    interrupted(tmp_path, key="another")
+    outcome, (line,) = resumed(tmp_path)
+    assert "interrupted under other settings" in line
+    same(outcome, whole)
+
+
+def test_what_a_release_without_checksums_left_is_dropped(tmp_path, whole):
+    (tmp_path / "state.safetensors").write_bytes(b"of old")
+    outcome, (line,) = resumed(tmp_path)
+    assert "nothing that this release can go on with" in line
+    same(outcome, whole)
+
+
+class Moved(nn.Module):
+    """The same answers by other arithmetic: margins that differ by a rounding or by more."""
+
+    def __init__(self, model, factor):
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, x):
+        return self.model(x) * self.factor
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_defense_that_answers_otherwise_is_not_gone_on_with(tmp_path, monkeypatch, workers):
+    interrupted(tmp_path, workers)
+    monkeypatch.setattr(test_promises, "small_net", lambda: Moved(small_net(), 1.0001))
+    outcome, lines = resumed(tmp_path, workers)
+    assert len(lines) == workers and all("gives other logits" in line for line in lines)
+    same(outcome, play())
+
+
+@pytest.mark.parametrize("damage", [flip(0.5)])
+def test_so_it_is_of_a_run_under_corruptions(tmp_path, damage):
+    def played(model, **options):
+        return corruption_run.play(model, some(150), CELLS, 3, device=CPU, lanes=7, **options)
+
+    def stop(standing):
+        if standing.rows >= 5:
+            raise KeyboardInterrupt
+
+    model = small_net(4, 32)
+    expected = played(model)
+    for spoiled, other in ((True, model), (False, Moved(model, 1.0001))):
+        with pytest.raises(KeyboardInterrupt):
+            played(model, store=FolderStore(tmp_path, "key"), progress=stop)
+        if spoiled:
+            damage(tmp_path / "state")
+        lines = []
+        outcome = played(other, store=FolderStore(tmp_path, "key", note=lines.append))
+        assert len(lines) == 1 and ("damaged" if spoiled else "gives other logits") in lines[0]
+        for name in ("clean", "predictions", "pixels"):
+            assert torch.equal(getattr(outcome, name), getattr(expected, name))
+        FolderStore(tmp_path, "key").drop()

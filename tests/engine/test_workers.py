@@ -1,0 +1,237 @@
+"""Processes that share a run: they find what one finds, and leave nothing behind."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import robench
+from robench.core.errors import ResourceError, UsageError
+from robench.engine import workers as team
+from robench.engine.checkpoint import FolderStore
+from robench.engine.progress import Progress
+from robench.engine.workers import choose_workers
+from tests.conftest import images, small_net
+from tests.engine import test_groups, test_promises
+from tests.engine.test_randomised import defended
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or torch.cuda.is_available(), reason="processes are forked, without a GPU"
+)
+
+
+@pytest.fixture
+def interruptible():
+    """An interrupt as a terminal's: whoever starts the tests in the background has Python ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays():
+    yield
+    assert not multiprocessing.active_children()
+
+
+def same(one, other):
+    test_promises.assert_same(one, other)
+    assert one.fooled_by == other.fooled_by and one.health == other.health
+    assert torch.equal(one.clean_margin, other.clean_margin)
+    for mine, theirs in zip(one.attacks, other.attacks, strict=True):
+        assert (mine.spec, mine.attacked, mine.survivors) == (theirs.spec, theirs.attacked, theirs.survivors)
+        assert (mine.forward, mine.backward) == (theirs.forward, theirs.backward)
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_what_they_find_is_what_one_finds(workers):
+    specs = test_promises.SPECS + "+fab(steps=5, targets=3)+square(queries=60)"
+    same(test_promises.play(specs=specs), test_promises.play(specs=specs, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_rows_that_are_coupled_stay_together(workers):
+    same(test_groups.play(), test_groups.play(workers=workers))
+
+
+def test_so_it_is_for_a_randomised_defense():
+    x = images(20)
+    y = small_net()(x).argmax(1)
+    found = [
+        robench.attack(
+            "apgd(steps=6, eot=2)", defended(), x, y, threat="Linf:0.03", batch_size=8, workers=workers
+        )
+        for workers in (1, 2)
+    ]
+    same(*found)
+    assert torch.equal(found[0].draws, found[1].draws)
+
+
+def test_progress_is_of_all_together():
+    seen: list[Progress] = []
+    test_promises.play(workers=2, progress=seen.append, specs="pgd(steps=300)+square(queries=300)")
+    assert seen and all(each.samples == 24 and 0 <= each.share <= 1 for each in seen)
+    assert all(each.survivors <= 22 for each in seen)
+    assert [each.index for each in seen] == sorted(each.index for each in seen)
+
+
+def test_where_they_stand_is_the_attack_that_some_still_play():
+    one = Progress("pgd", 0, 2, rows=3, of_rows=5, survivors=4, samples=5, passes=100, share=0.5)
+    other = Progress("square", 1, 2, rows=1, of_rows=2, survivors=2, samples=5, passes=300, share=0.25)
+    assert Progress.together([one, other]) == Progress("pgd", 0, 2, 3, 5, 6, 10, 400, 0.75)
+    assert Progress.together([other, other]) == Progress("square", 1, 2, 2, 4, 4, 10, 600, 0.25)
+
+
+class Failing(nn.Module):
+    """Right until it is asked for a gradient."""
+
+    def __init__(self, fail):
+        super().__init__()
+        self.net, self.fail = small_net(), fail
+
+    def forward(self, x):
+        if x.requires_grad:
+            self.fail()
+        return self.net(x)
+
+
+class Odd(Exception):
+    """Cannot be pickled: it does not take what it holds."""
+
+    def __init__(self, one, two):
+        super().__init__(one + two)
+
+
+def _raise(error):
+    raise error
+
+
+def attack(model, **options):
+    x = images(8)
+    return robench.attack("pgd(steps=3)", model, x, small_net()(x).argmax(1), threat="Linf:0.01", **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (UsageError("one clear line"), UsageError, "^one clear line$"),
+        (ZeroDivisionError("of mine"), UsageError, "raised ZeroDivisionError .*: of mine$"),
+        (Odd("not ", "picklable"), UsageError, "raised Odd .*: not picklable$"),
+    ],
+)
+def test_what_one_raises_is_raised(error, kind, text):
+    with pytest.raises(kind, match=text) as raised:
+        attack(Failing(lambda: _raise(error)), workers=2)
+    notes = getattr(raised.value, "__notes__", [])
+    # Where it happened is said of mistakes in the model, and not of a user's.
+    assert any("in forward" in note for note in notes) == (not isinstance(error, UsageError))
+
+
+def test_one_that_is_killed_is_one_clear_line():
+    with pytest.raises(ResourceError, match=r"exit code -9.*fewer --workers"):
+        attack(Failing(lambda: os.kill(os.getpid(), signal.SIGKILL)), workers=2)
+
+
+def test_memory_that_runs_out_in_a_process_makes_its_batches_smaller():
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x):
+            if x.requires_grad and len(x) > 4:
+                raise RuntimeError("can't allocate memory")
+            return self.net(x)
+
+    outcome = attack(Small(), workers=2, batch_size=8)
+    assert outcome.batch_size == 4
+    assert torch.equal(outcome.robust, attack(small_net(), batch_size=4).robust)
+
+
+def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp_path, interruptible):
+    store = FolderStore(tmp_path, "key")
+    specs = "pgd(steps=40)+pgd(steps=400, loss='dlr')"
+    whole = test_promises.play(specs=specs)
+    main = threading.main_thread().ident
+    assert main is not None
+
+    sent: list[Progress] = []
+
+    def interrupt(standing: Progress):
+        # All have begun, whatever the machine does beside. A second one would not wait for them to save.
+        if not sent:
+            sent.append(standing)
+            signal.pthread_kill(main, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        test_promises.play(specs=specs, workers=3, store=store, progress=interrupt)
+    assert store.shares() == 3 and store.resumes
+    saved = [FolderStore(tmp_path, "key").share(share, 3).load() for share in range(3)]
+    # One may be ahead of the others, or even done.
+    begun = [each.facts["attack"] for each in saved if each]
+    assert len(begun) == 3 and set(begun) <= {0, 1, 2}
+    assert [len(each.facts["costs"]) for each in saved if each] == begun
+    same(whole, test_promises.play(specs=specs, workers=1, store=FolderStore(tmp_path, "key")))
+
+
+def test_they_end_when_the_one_that_forked_them_is_killed(tmp_path):
+    def run():
+        def tell():
+            (tmp_path / str(os.getpid())).touch()
+            time.sleep(60)
+
+        attack(Failing(tell), workers=2)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    process.close()
+    found = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(found) == 2
+    while any(_alive(each) for each in found) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(_alive(each) for each in found)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_so_many_as_there_are_threads_and_samples_enough(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [choose_workers(None, CPU, n) for n in (1, 31, 32, 50, 1000)] == [1, 1, 2, 3, 4]
+    assert choose_workers(9, CPU, 1000) == 9 and choose_workers(9, CPU, 3) == 3
+    assert choose_workers(9, torch.device("cuda"), 1000) == 1
+
+
+def test_a_shared_run_goes_on_anew_where_nothing_can_be_forked(tmp_path, monkeypatch):
+    def interrupt(standing: Progress):
+        if (tmp_path / "share-0-of-2").is_dir():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        test_promises.play(workers=2, store=FolderStore(tmp_path, "key"), progress=interrupt)
+    monkeypatch.setattr(team, "forks", lambda device: False)
+    monkeypatch.setattr(team, "play", lambda *args: pytest.fail("forked"))
+    same(test_promises.play(), test_promises.play(store=FolderStore(tmp_path, "key")))
+
+
+def test_none_are_forked_inside_a_pool(monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    assert choose_workers(4, CPU, 1000) == 1

@@ -1,0 +1,97 @@
+"""A record answers for a defense only while the defense answers as it did: names and weights outlive edited code."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import robench
+from robench.core import registry
+from robench.defenses import Defense
+
+CODE = """
+import torch
+from torch import nn
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3 * 16 * 16, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1) * SCALE)
+
+def make():
+    return Linear()
+"""
+
+
+class Once(Defense):
+    """A linear defense, perhaps with noise of its own."""
+
+    scale = 1.0
+
+    def __init__(self, noise: float = 0.0):
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)), num_classes=10, image_size=16
+        )
+        self.noise = noise
+        self.stochastic = noise > 0
+
+    def forward(self, x):
+        x = x * type(self).scale
+        if self.noise:
+            x = x + self.noise * robench.core.rng.normal_like(x)
+        return super().forward(x)
+
+
+def a_run(tmp_path, defense, attack="pgd(steps=2)", **options):
+    notes = []
+    record = robench.run(
+        defense, attack, dataset="digits", threat="Linf:0.01", samples=20, results=tmp_path / "results",
+        note=notes.append, **options,
+    )  # fmt: skip
+    return record, " ".join(notes)
+
+
+def superseded(tmp_path):
+    return list((tmp_path / "results").rglob("superseded/*/record.json"))
+
+
+def test_edited_code_is_run_again_and_the_old_record_is_kept(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "edited_defense.py"
+
+    def wrote(scale):
+        file.write_text(CODE.replace("SCALE", scale))
+        # Two edits within a second look alike to Python's cache.
+        sys.modules.pop("edited_defense", None)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        return a_run(tmp_path, "python:edited_defense.make(image_size=16)")
+
+    first, _ = wrote("1.0")
+    _, notes = wrote("(0.5 + 0.5)")
+    assert "answered from" in notes and not superseded(tmp_path)
+    second, notes = wrote("0.3")
+    assert "answered from" not in notes
+    assert "of 20 clean margins have changed" in notes and "is kept in" in notes
+    assert first.key == second.key and first.files != second.files
+    assert len(superseded(tmp_path)) == 1
+    _, notes = wrote("0.3")
+    assert "answered from" in notes
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_builder_whose_code_changes_is_run_again(tmp_path, monkeypatch, noise):
+    monkeypatch.setitem(registry.defenses._builders, "once", Once)
+    monkeypatch.setitem(registry.defenses._holders, "once", "a package")
+    name = f"once(noise={noise})"
+    a_run(tmp_path, name)
+    _, notes = a_run(tmp_path, name)
+    assert "answered from" in notes
+    monkeypatch.setattr(Once, "scale", 0.7)
+    _, notes = a_run(tmp_path, name)
+    assert "clean margins have changed" in notes and len(superseded(tmp_path)) == 1

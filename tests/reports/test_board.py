@@ -1,0 +1,208 @@
+"""Boards are made from records alone, rank like with like, and never rank a doubtful row silently."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robench.core.errors import ResourceError, UsageError
+from robench.engine.outcome import Mark
+from robench.records.collection import collect
+from robench.reports.board import NO_RANK, board, sections
+from robench.statistics.accuracy import Accuracy, mcnemar, mean_and_deviation
+from tests.fabricate import make_run
+
+DOUBT = Mark("zero-gradients", "7 of 30 gradients are zero")
+
+
+def with_robust(run, correct, **changes):
+    """The run's record as it would be with another robust accuracy: the first `correct` images held."""
+    n = run.job.n
+    record = run.write(**changes)
+    content = dataclasses.replace(record, robust_accuracy=Accuracy.of(correct, n)).to_dict()
+    (run.folder / "record.json").write_text(json.dumps(content), "utf-8")
+    rows = pq.read_table(run.folder / "samples.parquet")
+    fooled = pa.array(["" if i < correct else "apgd" for i in range(n)])
+    rows = rows.set_column(rows.schema.get_field_index("fooled_by"), "fooled_by", fooled)
+    pq.write_table(rows, run.folder / "samples.parquet")
+
+
+def lines(text, word):
+    return [line for line in text.splitlines() if word in line]
+
+
+def test_rows_are_ranked_by_robust_accuracy_and_ties_share_a_rank(tmp_path):
+    for name, correct in (("low", 3), ("high", 20), ("same", 20)):
+        with_robust(make_run(tmp_path, defense=name), correct)
+    text = board(collect([tmp_path]))
+    rows = [line.split()[:2] for line in text.splitlines() if "autoattack" in line]
+    assert rows == [["1", "high"], ["1", "same"], ["3", "low"]]
+    assert "digits-linf · Linf:0.04" in text
+    assert "66.67 [48.8, 80.8]" in text
+
+
+def test_a_doubtful_row_has_no_rank_and_its_doubt_stands_beneath(tmp_path):
+    with_robust(make_run(tmp_path, defense="doubtful", health=[DOUBT]), 29)
+    with_robust(make_run(tmp_path, defense="sound"), 5)
+    for form in ("text", "md"):
+        text = board(collect([tmp_path]), form)
+        (doubtful, note) = lines(text, "doubtful")
+        assert NO_RANK in doubtful and "(1)" in doubtful
+        assert "(1) doubtful: zero-gradients: 7 of 30" in note.replace("\\", "")
+        (sound,) = lines(text, "sound")
+        assert re.search(r"^\W*1\b", sound)
+
+
+def test_oblivious_and_adaptive_figures_are_never_ranked_together(tmp_path):
+    with_robust(make_run(tmp_path, defense="easy", knowledge="oblivious"), 28)
+    with_robust(make_run(tmp_path, defense="hard"), 3)
+    (section,) = sections(collect([tmp_path]))
+    assert [[row.rank for row in group] for group in section.groups] == [["1"], ["1"]]
+    assert [group[0].record.job.defense.name for group in section.groups] == ["hard", "easy"]
+    rows = board(collect([tmp_path]), "md").splitlines()[4:]
+    assert ["hard" in rows[0], set(rows[1]), "easy" in rows[2]] == [True, {"|", " "}, True]
+
+
+def test_each_protocol_and_threat_has_its_own_table(tmp_path):
+    make_run(tmp_path, protocol="a").write()
+    make_run(tmp_path, protocol="b").write()
+    make_run(tmp_path, protocol="b", threat="L2:0.5", defense="other").write()
+    assert board(collect([tmp_path]), "md").count("### ") == 3
+
+
+def test_superseded_and_partial_records_are_left_out(tmp_path):
+    old, new = make_run(tmp_path, draw=1), make_run(tmp_path, draw=2)
+    old.write()
+    found = new.write()
+    (new.folder / ".partial").mkdir()
+    (new.folder / ".partial" / "record.json").write_text("{}")
+    assert list(collect([tmp_path])) == [found]
+
+
+def test_an_unreadable_record_is_named_and_the_others_are_shown(tmp_path):
+    good, bad = make_run(tmp_path, defense="good"), make_run(tmp_path, defense="bad")
+    good.write()
+    bad.write()
+    (bad.folder / "record.json").write_text('{"schema": 1')
+    text = board(collect([tmp_path]))
+    assert lines(text, "good")
+    assert "Left out:" in text
+    assert "bad/autoattack/record.json: truncated or not JSON" in text
+
+
+def test_a_record_is_counted_once_however_it_was_named(tmp_path, run):
+    run.write()
+    assert len(collect([tmp_path, tmp_path / "digits-linf", run.folder, run.folder / "record.json"])) == 1
+
+
+def test_missing_folders_formats_and_records_are_said(tmp_path):
+    with pytest.raises(ResourceError, match=r"nowhere: no such folder: .*robench run"):
+        collect([tmp_path / "nowhere"])
+    with pytest.raises(UsageError, match='unknown format "pdf": expected one of text, md'):
+        board([], "pdf")
+    assert "robench run --defense mimir" in board(collect([tmp_path]))
+
+
+def test_hostile_names_break_neither_table_nor_terminal(tmp_path):
+    make_run(tmp_path, defense="a|b\x1b[31m<img src=x>").write()
+    text, md = board(collect([tmp_path])), board(collect([tmp_path]), "md")
+    assert "\x1b" not in text + md
+    (row,) = lines(md, "autoattack")
+    assert len(re.findall(r"(?<!\\)\|", row)) == 10
+    assert r"\<img" in row
+
+
+def test_a_board_ends_in_one_newline_and_has_no_trailing_spaces(run):
+    run.write()
+    for form in ("text", "md"):
+        text = board([run.record()], form)
+        assert text.endswith("\n") and not text.endswith("\n\n")
+        assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def ranks(root):
+    (section,) = sections(collect([root]))
+    return {row.record.job.defense.name: row.rank for group in section.groups for row in group}
+
+
+def test_rows_a_few_images_apart_share_a_rank(tmp_path):
+    for name, correct in (("first", 28), ("second", 24), ("third", 22), ("last", 3)):
+        with_robust(make_run(tmp_path, defense=name), correct)
+    # 28 against 24: four images in four, p = 0.125; 28 against 22: six in six, p = 0.031.
+    assert ranks(tmp_path) == {"first": "1", "second": "1", "third": "2", "last": "4"}
+
+
+def test_without_samples_there_is_no_rank(run):
+    record = run.record()
+    (section,) = sections([record])
+    assert section.groups[0][0].rank == NO_RANK
+    assert "no-samples" in board([record])
+
+
+@given(b=st.integers(0, 400), c=st.integers(0, 400))
+def test_mcnemar_is_the_exact_binomial_test(b, c):
+    from scipy.stats import binomtest
+
+    expected = binomtest(b, b + c).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+
+
+def test_seeds_are_taken_together(tmp_path):
+    for seed, correct in ((0, 10), (1, 14), (2, 12)):
+        with_robust(make_run(tmp_path, seed=seed), correct)
+    assert "robust 40.00 ± 6.67 %, mean and standard deviation of 3 seeds" in board(collect([tmp_path]))
+    assert mean_and_deviation([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 1.2909944487358056))
+
+
+def test_best_known_is_the_lowest_of_all_records_of_the_weights(tmp_path):
+    with_robust(make_run(tmp_path), 20)
+    with_robust(make_run(tmp_path, knowledge="oblivious"), 9)
+    rows = [row for section in sections(collect([tmp_path])) for group in section.groups for row in group]
+    assert [row.best_known.correct for row in rows] == [9, 9]
+
+
+def test_claims_stand_beside_what_was_measured(tmp_path):
+    claimed = make_run(tmp_path, defense="mimir-vit-b-cifar10", threat="Linf:8/255")
+    job = dataclasses.replace(claimed.job, dataset=dataclasses.replace(claimed.job.dataset, name="cifar10"))
+    dataclasses.replace(claimed, job=job).write()
+    (section,) = sections(collect([tmp_path]))
+    assert section.groups[0][0].claimed == 54.55
+    assert "claimed %" in board(collect([tmp_path]), "md")
+    make_run(tmp_path / "b").write()
+    assert "claimed %" not in board(collect([tmp_path / "b"]), "md")
+
+
+def test_csv_is_one_table_and_opens_no_formula(tmp_path):
+    make_run(tmp_path, defense="=cmd()", protocol="a").write()
+    make_run(tmp_path, protocol="b").write()
+    rows = list(csv.DictReader(io.StringIO(board(collect([tmp_path]), "csv"))))
+    assert [row["protocol"] for row in rows] == ["a", "b"] and rows[0]["defense"] == "'=cmd()"
+    assert float(rows[1]["robust %"].split()[0]) >= 0
+
+
+def test_latex_escapes_names_and_shows_the_best_in_bold(tmp_path):
+    with_robust(make_run(tmp_path, defense="a_b & 50%"), 20)
+    with_robust(make_run(tmp_path, defense="plain"), 10)
+    text = board(collect([tmp_path]), "latex")
+    assert r"a\_b \& 50\%" in text and text.count(r"\toprule") == 1
+    (line,) = lines(text, "a\\_b")
+    assert r"\textbf{66.67} [48.8, 80.8]" in line
+    assert r"\textbf" not in "".join(cell for cell in lines(text, "plain")[0].split("&")[3:4])
+    bare = board(collect([tmp_path]), "latex", intervals=False)
+    assert "[48.8" not in bare
+
+
+def test_another_column_can_come_first(tmp_path):
+    for name, correct in (("b", 20), ("a", 10)):
+        with_robust(make_run(tmp_path, defense=name), correct)
+    text = board(collect([tmp_path]), sort="defense")
+    assert text.index("  a ") < text.index("  b ")
+    with pytest.raises(UsageError, match='unknown column "height"'):
+        board(collect([tmp_path]), sort="height")

@@ -1,0 +1,187 @@
+"""The pages in Chromium, from disk: Playwright's own, or the one that ROBENCH_CHROMIUM names."""
+
+import dataclasses
+import os
+
+import pytest
+
+from robench.records.collection import collect
+from robench.reports.page import write_page
+from robench.statistics.accuracy import Accuracy
+from tests.fabricate import make_run
+from tests.reports.test_board import DOUBT, with_robust
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
+axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-playwright-python")
+
+# The ways into a browser leave sockets to the collector, which is Playwright's affair and none of the page's.
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_api.sync_playwright() as playwright:
+        try:
+            # Root may not use the sandbox, and in most containers there is only root.
+            found = playwright.chromium.launch(
+                executable_path=os.environ.get("ROBENCH_CHROMIUM"), args=["--no-sandbox"]
+            )
+        except sync_api.Error as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    place = tmp_path_factory.mktemp("page")
+    for name, correct, changes in (
+        ("mimir-digits", 28, {}),
+        ("pgd-at-digits", 12, {}),
+        ("doubtful", 29, {"health": [DOUBT]}),
+        ("<b>bold</b>", 3, {}),
+        ("mimir-digits", 30, {"knowledge": "oblivious"}),
+    ):
+        with_robust(make_run(place / "results", defense=name, **changes), correct)
+    return write_page(collect([place / "results"]), place / "board")
+
+
+@pytest.fixture
+def page(chromium, board):
+    """The first page; afterwards nothing may have been said on the console nor asked of a network."""
+    context = chromium.new_context(permissions=["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(10_000)
+    opened, troubles = context.new_page(), []
+    opened.on("console", lambda message: troubles.append(message.text))
+    opened.on("pageerror", lambda error: troubles.append(str(error)))
+    opened.on("requestfailed", lambda request: troubles.append(f"failed: {request.url}"))
+    opened.on(
+        "request", lambda r: None if r.url.startswith(board.parent.as_uri()) else troubles.append(r.url)
+    )
+    opened.goto(board.as_uri())
+    yield opened
+    context.close()
+    assert troubles == []
+
+
+def shown(page):
+    return [name.inner_text() for name in page.locator("tbody tr:visible th a").all()]
+
+
+def test_search_and_filters_leave_the_rows_that_match(page):
+    assert shown(page) == ["doubtful", "mimir-digits", "pgd-at-digits", "<b>bold</b>", "mimir-digits"]
+    assert page.locator("#found").inner_text() == "5 of 5 rows"
+    page.get_by_label("Search").fill("DIGITS pgd")
+    assert shown(page) == ["pgd-at-digits"]
+    assert page.locator(".board:visible").count() == 1
+    page.get_by_label("Search").fill("zero-gradients")
+    assert shown(page) == ["doubtful"]
+    page.get_by_label("Search").fill("nothing like it")
+    assert shown(page) == [] and page.get_by_text("No row matches").is_visible()
+    page.get_by_role("button", name="Show all rows").click()
+    page.get_by_text("5 of 5 rows").wait_for()
+    page.get_by_label("Knowledge").select_option("oblivious")
+    assert shown(page) == ["mimir-digits"]
+    assert page.url.endswith("#knowledge=oblivious")
+    page.reload()
+    assert shown(page) == ["mimir-digits"]
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_label("Architecture").select_option("vit")
+    assert shown(page) == ["mimir-digits", "pgd-at-digits", "mimir-digits"]
+
+
+def test_headers_sort_both_ways_by_mouse_and_keyboard(page):
+    first = page.locator("table").first
+    head = first.get_by_role("columnheader", name="robust %")
+    assert head.get_attribute("aria-sort") == "descending"
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert shown(page)[:4] == ["<b>bold</b>", "pgd-at-digits", "mimir-digits", "doubtful"]
+    first.get_by_role("button", name="defense").focus()
+    page.keyboard.press("Enter")
+    assert shown(page)[:4] == ["<b>bold</b>", "doubtful", "mimir-digits", "pgd-at-digits"]
+    assert head.get_attribute("aria-sort") is None
+    assert page.locator("#said").inner_text() == "Sorted by defense, ascending"
+    first.get_by_role("button", name="rank").click()
+    assert shown(page)[3] == "doubtful"
+
+
+def test_a_row_opens_and_its_command_is_copied(page):
+    page.get_by_role("link", name="pgd-at-digits").click()
+    assert page.locator("h1").inner_text() == "pgd-at-digits"
+    assert page.locator(".record:target").count() == 1
+    page.get_by_role("button", name="Copy: robench run").click()
+    page.get_by_role("status").get_by_text("Command copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("robench run --defense pgd-at-digits") and "\n" not in copied
+    page.get_by_role("link", name="Board", exact=True).click()
+    assert len(shown(page)) == 5
+
+
+def test_dark_and_light_follow_the_system_until_one_is_chosen(page):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(paper)
+    assert dark != "rgb(255, 255, 255)"
+    switch = page.get_by_role("button", name="Dark")
+    assert switch.get_attribute("aria-pressed") == "true"
+    switch.click()
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    page.reload()
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_axe_finds_no_serious_violation_and_nothing_is_wider_than_the_screen(page, board, scheme, width):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    for path in (board, board.parent / "defense" / "doubtful.html"):
+        page.goto(path.as_uri())
+        # Without its preload, which reads style sheets again by requests that the page's policy refuses.
+        found = axe_module.Axe().run(page, options={"preload": False}).response
+        assert len(found["passes"]) > 10
+        bad = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
+        assert [(v["id"], [node["target"] for node in v["nodes"]]) for v in bad] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_without_javascript_every_row_is_there(chromium, board):
+    context = chromium.new_context(java_script_enabled=False)
+    opened = context.new_page()
+    opened.goto(board.as_uri())
+    assert opened.locator("tbody tr:visible").count() == 5
+    assert not opened.locator("#filters").is_visible()
+    context.close()
+
+
+def test_five_hundred_rows_are_painted_within_a_second(chromium, tmp_path):
+    run = make_run(tmp_path / "results", n=100)
+    run.write()
+    (found,) = collect([tmp_path / "results"])
+    many = [
+        dataclasses.replace(
+            found,
+            job=dataclasses.replace(
+                found.job, defense=dataclasses.replace(found.job.defense, name=f"defense-{i}")
+            ),
+            robust_accuracy=Accuracy.of(i % 101, 100),
+        )
+        for i in range(500)
+    ]
+    index = write_page(many, tmp_path / "board", pictures=False)
+    context = chromium.new_context()
+    opened = context.new_page()
+    opened.goto(index.as_uri())
+    assert opened.locator("tbody tr").count() == 500
+    paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    opened.wait_for_function(paint)
+    milliseconds = opened.evaluate(paint)
+    print(f"first contentful paint: {milliseconds:.0f} ms")
+    context.close()
+    assert milliseconds < 1000

@@ -1,0 +1,221 @@
+"""Papers' tables: claims come from the cards, what nobody found is no number, ours stand beside, with intervals."""
+
+import csv
+import dataclasses
+import io
+
+import pytest
+
+from robench import catalog as content
+from robench.attacks.build import build_attacks
+from robench.attacks.pgd import PGD
+from robench.catalog import find_suite
+from robench.cli.main import main
+from robench.core.errors import UsageError
+from robench.records.record import SuiteFacts
+from robench.reports.papers import find_paper, grids, papers, read, text
+from robench.reports.table import FORMATS
+from robench.statistics.accuracy import interval, percent
+from robench.threats.threat import Threat
+from tests.fabricate import make_run
+
+AUTOATTACK = ("apgd", 'apgd(loss="dlr", targets=9)', "fab(targets=9)", "square")
+
+
+def cells(paper, records=()):
+    """(table, row, column) -> text."""
+    return {
+        (grid.title, row[0], column): cell
+        for grid in grids(paper, records)
+        for row in grid.rows
+        for column, cell in zip(grid.columns, row, strict=True)
+    }
+
+
+def test_every_claim_of_a_card_of_mimir_stands_in_its_tables():
+    found = cells(find_paper("mimir"))
+    printed = list(found.values())
+    for card in content.cards().values():
+        for claim in card.claims:
+            assert f"{claim['clean']:.2f}" in printed and f"{claim['robust']:.2f}" in printed
+    assert found["CIFAR-10, Linf 8/255", "ViT-B", "AutoAttack"] == "54.55"
+    assert found["ImageNet, Linf 4/255", "Swin-L, PGD-3", "natural"] == "78.62"
+
+
+def test_what_was_not_found_is_no_number():
+    found = cells(find_paper("mimir"))
+    assert found["CIFAR-10, Linf 8/255", "ViT-B", "PGD-20"] == "not found"
+    assert {
+        v for (table, _, column), v in found.items() if "Tiny" in table and column in ("natural", "PGD-20")
+    } == {"not found"}
+    maep = cells(find_paper("maep"))
+    assert [maep[key] for key in maep if key[1:] == ("MAEP", "oblivious")] == ["87.29", "about 74", "–"]
+    de3 = cells(find_paper("de3"))
+    assert not any(value[0].isdigit() for value in de3.values())
+
+
+def test_a_column_of_maep_holds_one_kind_of_attacker():
+    """MAEP's own figures are oblivious ones; those of other purifiers that it cites are adaptive ones."""
+    found = cells(find_paper("maep"))
+    numbers = {key[1:]: cell for key, cell in found.items() if cell[:1].isdigit() or "about" in cell}
+    assert {column for row, column in numbers if row == "MAEP"} == {"oblivious"}
+    assert {column for row, column in numbers if row != "MAEP"} == {"adaptive"}
+    (cifar, imagenet, _) = find_paper("maep").tables
+    assert found[cifar.title, "DiffPure", "adaptive"] == "70.64"
+    assert found[imagenet.title, "DiffPure", "adaptive"] == "68.60"
+    assert found[imagenet.title, "ScoreOpt", "adaptive"] == "68.05"
+
+
+# Linf radius and data set of a table -> the step of its PGD, in pixels, as the authors' code has it.
+PUBLISHED_STEPS = {
+    ("mimir", "cifar10", "Linf:8/255"): 2 / 255,
+    ("mimir", "imagenet", "Linf:2/255"): 1 / 255,
+    ("mimir", "imagenet", "Linf:4/255"): 1 / 255,
+    ("de3", "imagenet", "Linf:4/255"): 2 / 255,
+}
+
+
+@pytest.mark.parametrize("place", PUBLISHED_STEPS, ids="-".join)
+def test_pgd_takes_the_published_step_and_judges_the_last_iterate(place):
+    name, dataset, threat = place
+    tables = [t for t in find_paper(name).tables if (t.dataset, t.threat) == (dataset, threat)]
+    texts = {
+        c.attack for table in tables for c in table.columns if c.name in ("PGD-20", "gray box", "white box")
+    }
+    assert texts
+    radius = Threat.parse(threat)
+    for spec in texts:
+        ((_, pgd),) = build_attacks(find_suite(spec).specs("Linf"), radius)
+        assert isinstance(pgd, PGD) and pgd.last
+        assert pgd.rel_step_size * radius.eps == pytest.approx(PUBLISHED_STEPS[place])
+    notes = " ".join(table.notes[0] if table.notes else "" for table in tables) + " ".join(
+        find_paper(name).notes
+    )
+    assert "the last iterate alone counts" in notes
+
+
+def test_without_a_purifier_gray_box_and_white_box_are_one_record(tmp_path):
+    white = make_run(
+        tmp_path,
+        suite=SuiteFacts("de3-pgd-10", ("pgd(last=True, rel_step_size=0.5, steps=10)",)),
+        threat="Linf:0.1",
+        defense="de3-classifier-digits",
+    ).record()
+    table = grids(find_paper("de3"), [white])[-1]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row[""] == "De^3, sigma off"
+    assert row["gray box, ours"] == row["white box, ours"] != "–"
+    assert not any("de3-classifier-digits" in note for note in table.notes if note.startswith("–"))
+    # A purifier's white box says nothing of its gray box.
+    assert dict(zip(table.columns, table.rows[2], strict=True))["gray box, ours"] == "–"
+    commands = [note for note in grids(find_paper("de3"), [])[-1].notes if note.startswith("–")]
+    assert not any("classifier" in note and "oblivious" in note for note in commands)
+
+
+@pytest.mark.parametrize("name", ["mimir", "maep", "de3"])
+def test_every_number_has_its_source_beneath(name):
+    for grid in grids(find_paper(name), ()):
+        numbers = [
+            row[0] for row in grid.rows if any(cell[:1].isdigit() or "about" in cell for cell in row[1:])
+        ]
+        sources = [note for note in grid.notes if note.startswith("published, ")]
+        assert all(any(row in note for note in sources) for row in numbers)
+
+
+def measured(root, **changes):
+    """A fabricated record of mimir-digits under AutoAttack in the table of digits."""
+    run = make_run(root, suite=SuiteFacts("autoattack", AUTOATTACK), threat="Linf:0.13", **changes)
+    return run.record()
+
+
+def test_ours_stand_beside_with_intervals_and_missing_ones_say_the_command(tmp_path):
+    record = measured(tmp_path)
+    table = grids(find_paper("mimir"), [record])[-1]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["AutoAttack, ours"] == f"{percent(record.robust_accuracy)}\n{interval(record.robust_accuracy)}"
+    assert row["natural, ours"].startswith(percent(record.clean_accuracy))
+    assert row["PGD-20, ours"] == row["AutoAttack"] == "–"
+    assert "ours, on 30 images, 95 % intervals: MIMIR" in table.notes
+    assert "–: robench run --defense mimir-digits --attack mimir-pgd-20 --protocol digits-linf" in table.notes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"knowledge": "oblivious"}, {"threat": "Linf:0.1"}, {"suite": SuiteFacts("autoattack", ("apgd",))}],
+)
+def test_another_knowledge_threat_or_attack_fills_no_cell(tmp_path, changes):
+    record = measured(tmp_path)
+    record = dataclasses.replace(record, job=dataclasses.replace(record.job, **changes))
+    table = grids(find_paper("mimir"), [record])[-1]
+    assert dict(zip(table.columns, table.rows[0], strict=True))["AutoAttack, ours"] == "–"
+
+
+def test_of_several_records_the_one_of_most_images_counts_and_among_those_the_lowest(tmp_path):
+    records = [measured(tmp_path, n=n, draw=draw) for n, draw in ((20, 0), (40, 1), (40, 2))]
+    lowest = min(records[1:], key=lambda r: r.robust_accuracy.value)
+    table = grids(find_paper("mimir"), records)[-1]
+    assert table.rows[0][6].startswith(percent(lowest.robust_accuracy))
+
+
+@pytest.mark.parametrize("name", ["mimir", "maep", "de3"])
+def test_every_format_is_written(name):
+    for form in FORMATS:
+        made = text(find_paper(name), (), form)
+        assert "not found" in made and made.endswith("\n")
+    rows = list(csv.DictReader(io.StringIO(text(find_paper(name), (), "csv"))))
+    assert {tuple(row) for row in rows} == {("table", "row", "column", "value")}
+
+
+def test_every_defense_of_a_table_is_known():
+    from robench.defenses import find_card
+
+    for paper in papers().values():
+        for table in paper.tables:
+            for row in table.rows:
+                assert not row.defense or find_card(row.defense, table.dataset)
+
+
+ROW = 'title = "a"\n[[tables]]\ntitle = "t"\ndataset = "digits"\nthreat = "Linf:0.1"\ncolumns = [{ name = "clean" }]\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('title = "a"\n', "expected either tables"),
+        ('title = "a"\nladder = "x"\n[[tables]]\n', "expected either tables"),
+        (ROW + 'rows = [{ name = "r", published = { robust = 1 }, source = "s" }]', "expected one of clean"),
+        (ROW + 'rows = [{ name = "r", published = { clean = 101 }, source = "s" }]', "expected percent"),
+        (ROW + 'rows = [{ name = "r", published = { clean = "many" }, source = "s" }]', "expected percent"),
+        (ROW + 'rows = [{ name = "r", published = { clean = 1 } }]', "no source"),
+        (ROW + 'rows = [{ name = "r", colour = 1 }]', 'unknown field "colour"'),
+        (ROW + "rows = [1]", "expected a table"),
+        (ROW.replace("Linf:0.1", "Linf"), "malformed threat"),
+        (ROW.replace('"clean"', '"clean", attack = "nothing"'), 'unknown attack "nothing"'),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_in_one_line(tmp_path, content, said):
+    path = tmp_path / "own.toml"
+    path.write_text(content if "rows" in content or "tables" not in content else content + "rows = []")
+    with pytest.raises(UsageError, match=said) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_takes_a_name_or_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "own.toml").write_text(
+        ROW + 'rows = [{ name = "r[bold]", published = { clean = 1 }, source = "s" }]'
+    )
+    for arguments, expected in ((["table", "mimir"], "54.55"), (["table", "own.toml"], "r[bold]   1.00")):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0 and expected in capsys.readouterr().out
+    for arguments, said in (
+        (["table", "mimr"], 'unknown paper "mimr": did you mean mimir?'),
+        (["table", "mimir", "--suite", "purifier"], "leave --suite out"),
+        (["table", "none.toml"], "none.toml: No such file"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code in (2, 3) and said in capsys.readouterr().err

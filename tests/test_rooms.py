@@ -1,0 +1,110 @@
+"""The map of the house: which package may import which, how large files are, and the names that modules had before."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+from robench import _moved
+
+HOUSE = Path(_moved.__file__).parent
+# From the ground up: a module imports from its own room and from rooms further up in this list.
+FLOORS = """_moved core corruption threats attacks data statistics catalog defenses canonical engine records training
+    evaluation reports verification diagnosis pytest_plugin cli __main__""".split()  # noqa: SIM905
+# Files that are to be shortened; none may join them.
+TOO_LONG = {
+    "robench.catalog",
+    "robench.defenses",
+    "robench.engine.attack_loop",
+    "robench.engine.run",
+    "robench.evaluation.run",
+}
+MODULES = {
+    ".".join(("robench", *path.relative_to(HOUSE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in HOUSE.rglob("*.py")
+    if "_content" not in path.parts
+}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if module.count(".") else ""
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of robench that a file imports, anywhere in it but for its type annotations alone."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{each.name}" for each in node.names}
+            found.update(name if name in MODULES else node.module for name in whole)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return {name for name in found if name.split(".")[0] == "robench"}
+
+
+def test_imports_run_downward():
+    upward = [
+        f"{module} imports {other}"
+        for module, path in MODULES.items()
+        for other in imports(path)
+        if room(module) and room(other) and FLOORS.index(room(other)) > FLOORS.index(room(module))
+    ]
+    assert not upward
+    assert {room(module) for module in MODULES} - {""} == set(FLOORS)
+
+
+def test_the_root_holds_six_modules_and_no_more():
+    assert len(list(HOUSE.glob("*.py"))) <= 6
+
+
+def test_files_are_short():
+    lines = {module: path.read_text().count("\n") for module, path in MODULES.items()}
+    assert {module for module, count in lines.items() if count > 400} == TOO_LONG
+
+
+def test_tests_have_the_rooms_of_the_house():
+    rooms = {path.name for path in HOUSE.iterdir() if (path / "__init__.py").exists()}
+    tests = {path.name for path in Path(__file__).parent.iterdir() if (path / "__init__.py").exists()}
+    assert tests - rooms == {"perf"} and rooms == tests - {"perf"}
+
+
+def test_every_old_name_is_there():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for old, new in {**_moved.MOVED, **_moved.PACKAGES}.items():
+            sys.modules.pop(f"robench.{old}", None)
+            module = importlib.import_module(f"robench.{old}")
+            assert f"robench.{new}" in MODULES
+            if old in _moved.MOVED:
+                assert module is importlib.import_module(f"robench.{new}")
+            assert f"robench.{old} is now robench.{new}" in {str(each.message) for each in caught}
+
+
+def test_names_of_before_work_for_a_stranger(tmp_path):
+    """In a process of its own, where nothing was imported under its new name before."""
+    (tmp_path / "mine.py").write_text(
+        "from robench import registry, specs\n"
+        "from robench.threat import Threat\n"
+        "import robench.results.record\n"
+        "from robench.results import verify, store\n"
+        "from robench.transformations._base import Transformation\n"
+        "from robench.engine.network import Network\n"
+        "import robench.core.registry, robench.threats.threat, robench.records.store\n"
+        "assert registry is robench.core.registry and Threat is robench.threats.threat.Threat\n"
+        "assert store is robench.records.store and robench.results.record.Record is robench.records.record.Record\n"
+    )
+    end = subprocess.run(
+        [sys.executable, "-W", "always", "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    # Once a name, at the line that imports it.
+    assert end.stderr.count("DeprecationWarning: robench.threat is now robench.threats.threat") == 1
+    assert "mine.py:2: DeprecationWarning: robench.threat is now" in end.stderr
