@@ -22,7 +22,7 @@ JOBS = [
 # Saves after every question, so that there is something to resume however fast the machine is.
 RUN = (
     "import torch; torch.set_num_threads(1)\n"
-    "from robench.engine import store; store._INTERVAL, store._SHARE = 0, 0\n"
+    "from robench.engine import checkpoint; checkpoint._INTERVAL, checkpoint._SHARE = 0, 0\n"
     "from robench.cli import main; import sys; main(sys.argv[1:])\n"
 )
 

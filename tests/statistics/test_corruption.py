@@ -243,7 +243,7 @@ def test_mistakes_end_in_one_line(arguments, said, capsys, tmp_path):
 
 RUN = (
     "import torch; torch.set_num_threads(1)\n"
-    "from robench.engine import store; store._INTERVAL, store._SHARE = 0, 0\n"
+    "from robench.engine import checkpoint; checkpoint._INTERVAL, checkpoint._SHARE = 0, 0\n"
     "from robench.cli import main; import sys; main(sys.argv[1:])\n"
 )
 
