@@ -21,7 +21,13 @@ EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.D
 @pytest.fixture
 def registered(monkeypatch):
     """Registries that forget what the examples add."""
-    for kind in (registry.defenses, registry.purifiers, registry.attacks, registry.datasets):
+    for kind in (
+        registry.defenses,
+        registry.purifiers,
+        registry.attacks,
+        registry.datasets,
+        registry.transformations,
+    ):
         monkeypatch.setattr(kind, "_builders", dict(kind._builders))
         monkeypatch.setattr(kind, "_holders", dict(kind._holders))
 
@@ -42,6 +48,8 @@ def test_a_defense_an_attack_and_a_data_set_work_together(registered):
         run(name)
     images = registry.datasets.get("stripes")()
     model = registry.defenses.get("my-linear")(num_classes=2)
+    again = registry.defenses.get("my-linear")(num_classes=2)
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
     torch.nn.init.zeros_(model.classifier[1].bias)
     with torch.no_grad():
         model.classifier[1].weight.copy_((images.x[:2] - 0.5).flatten(1))
@@ -58,7 +66,7 @@ def test_a_purifier_stands_before_a_shipped_classifier(registered, tmp_path):
     assert record.extra["stochastic"]["draws"] == 10 and record.job.defense.classifier == "pgd-at-digits"
 
 
-@pytest.mark.parametrize("name", ["card", "defense", "purifier", "attack", "dataset"])
+@pytest.mark.parametrize("name", ["card", "defense", "purifier", "attack", "dataset", "transformation"])
 def test_examples_are_short(name):
     # An attack's twenty lines are those of its class; imports and blank lines aside.
     lines = [
@@ -67,3 +75,17 @@ def test_examples_are_short(name):
         if line.strip() and not line.startswith(("from", "import"))
     ]
     assert len(lines) <= 21
+
+
+def test_a_transformation_is_a_threat(registered):
+    run("transformation")
+    x = torch.full((4, 3, 8, 8), 0.5)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [-1.0]]) * torch.ones(2, 192) / 192)
+        model[1].bias.copy_(torch.tensor([-0.42, 0.42]))  # bright from 0.42 on
+    held = {
+        radius: attack("pgd(steps=5)", model, x, torch.zeros(4).long(), threat=f"brightness:{radius}")
+        for radius in (0.07, 0.09)
+    }
+    assert held[0.07].robust.all() and not held[0.09].robust.any()

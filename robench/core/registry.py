@@ -42,6 +42,8 @@ class Registry:
 
         def decorate(builder: Kind) -> Kind:
             holder = f"{builder.__module__}.{builder.__qualname__}"
+            if self._outsiders and name in self._outsiders and _path(self._outsiders[name]) == holder:
+                return builder  # An entry point names this very builder.
             taken = self._holders.get(name) or self._outside_holder(name)
             if taken:
                 raise UsageError(f'{self.kind} "{name}" is taken by {taken}: {holder} needs another name')
@@ -91,6 +93,8 @@ class Registry:
             found: dict[str, EntryPoint] = {}
             for entry in entry_points(group=self.group):
                 holder = self._holders.get(entry.name)
+                if holder == _path(entry):
+                    continue
                 if not holder and entry.name in found and found[entry.name].value != entry.value:
                     holder = _origin(found[entry.name])
                 if holder:
@@ -100,6 +104,10 @@ class Registry:
                 found[entry.name] = entry
             self._outsiders = found
         return self._outsiders
+
+
+def _path(entry: EntryPoint) -> str:
+    return entry.value.replace(":", ".")
 
 
 def _origin(entry: EntryPoint) -> str:

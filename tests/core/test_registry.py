@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from robench.core.errors import UsageError
 from robench.core.registry import Registry
-
-OUTSIDER = Path(__file__).parent / "outsider"
+from tests.test_contributing import EXAMPLES
 
 
 def one():
@@ -41,7 +39,15 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 @pytest.fixture(scope="module")
 def outsider(tmp_path_factory):
-    """A folder with the outsider's package installed by pip, as a third party would have it."""
+    """A folder with the package that CONTRIBUTING prints, installed by pip as a third party would."""
+    package = tmp_path_factory.mktemp("package")
+    code = package / "src" / "my_package"
+    code.mkdir(parents=True)
+    (code / "__init__.py").touch()
+    (package / "pyproject.toml").write_text(EXAMPLES["package"])
+    modules = {"defense": "my_linear", "purifier": "my_grey", "attack": "corners", "dataset": "stripes"}
+    for example, module in {**modules, "transformation": "brightness"}.items():
+        (code / f"{module}.py").write_text(EXAMPLES[example])
     place = tmp_path_factory.mktemp("outsider")
     command = [
         sys.executable,
@@ -52,14 +58,15 @@ def outsider(tmp_path_factory):
         "--no-deps",
         "--target",
         str(place),
-        str(OUTSIDER),
+        str(package),
     ]
     subprocess.run(command, check=True, capture_output=True)
     return place
 
 
 def robench(place, *arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "robench", *arguments],
         capture_output=True,
@@ -69,21 +76,31 @@ def robench(place, *arguments, cwd):
     )
 
 
-def test_an_installed_package_adds_a_defense_an_attack_and_a_data_set(outsider, tmp_path):
-    listed = robench(outsider, "list", "--json", cwd=tmp_path)
-    assert listed.returncode == 0, listed.stderr
-    found = json.loads(listed.stdout)
-    for kind, name in (("defenses", "constant-shift"), ("attacks", "noise"), ("datasets", "two-tones")):
-        assert name in [entry["name"] for entry in found[kind]]
-    command = "run --defense constant-shift(threshold=0.4) --attack noise(steps=3)+pgd(loss='margin') "
-    command += "--dataset two-tones --threat Linf:0.15 --samples 20 --json"
+def test_an_installed_package_adds_to_every_registry(outsider, tmp_path):
+    command = (
+        "run --defense my-grey(levels=4)+my-linear(num_classes=2),my-linear(num_classes=2) --dataset stripes "
+    )
+    command += "--attack corners(steps=3)+pgd(steps=2) --threat Linf:0.15 --samples 20 --json"
     ran = robench(outsider, *command.split(), cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    (record,) = json.loads(ran.stdout)["records"]
-    assert record["clean_accuracy"]["value"] == 1
-    # Dark images lie 0.1 from the threshold, bright ones 0.3: an attack within 0.15 turns half of them.
-    assert record["robust_accuracy"]["value"] == 0.5
-    assert record["suite"]["attacks"] == ["noise(steps=3)", 'pgd(loss="margin")']
+    purified, record = json.loads(ran.stdout)["records"]
+    assert record["suite"]["attacks"] == ["corners(steps=3)", "pgd(steps=2)"] and record["n"] == 20
+    assert purified["defense"]["classifier"] == "my-linear(num_classes=2)" and "stochastic" in purified
+    command = (
+        "run --defense my-linear(num_classes=2) --dataset stripes --attack pgd(steps=2) --samples 20 --json"
+    )
+    ran = robench(outsider, *command.split(), "--threat", "brightness:0.1", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["records"][0]["threat"] == "brightness:0.1"
+    # The same network in another process: its record still answers, and holds.
+    verified = robench(outsider, "verify", "--trust", *glob(tmp_path, "*pgd*"), cwd=tmp_path)
+    assert verified.returncode == 0 and "VERIFIED" in verified.stdout, verified
+
+
+def glob(root, pattern):
+    return [
+        str(path.parent) for path in sorted(root.glob("results/**/record.json")) if path.parent.match(pattern)
+    ]
 
 
 def test_two_packages_with_one_name_are_refused(outsider, tmp_path):

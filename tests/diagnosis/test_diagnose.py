@@ -1,11 +1,8 @@
 """robench diagnose: what was built to be caught is, what is sound is not, and doubts reach the board."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,6 +14,7 @@ from robench.records.collection import collect
 from robench.reports.board import sections
 from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT, build
+from tests.processes import Command
 
 # What a diagnosis must say at the least; the marks of its runs are the last resort.
 EXPECTED = {
@@ -151,24 +149,19 @@ def test_mistakes_end_in_one_line(cli, arguments, code, said):
 
 def test_killed_it_goes_on_with_the_runs_that_are_not_done(tmp_path):
     command = ["diagnose", "--defense", "pgd-at", "--samples", "16", "--threat", "Linf:0.1"]
-    start = [sys.executable, "-c", "import sys; from robench.cli import main; main(sys.argv[1:])", *command]
-    process = subprocess.Popen(
-        start, cwd=tmp_path, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = Command(*command, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if len(list(tmp_path.rglob("record.json"))) >= 2:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.01)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait()[0] == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
     assert 2 <= len(done) < 5 and not list(tmp_path.rglob("diagnosis.json"))
-    again, whole = (
-        subprocess.run([*start, "--json", *more], cwd=tmp_path, capture_output=True, text=True, check=True)
-        for more in ((), ("--results", "elsewhere"))
+    (_, again, said), (_, whole, _) = (
+        Command(*command, "--json", *more, cwd=tmp_path).wait() for more in ((), ("--results", "elsewhere"))
     )
-    assert again.stderr.count("answered from") == len(done)
+    assert said.count("answered from") == len(done)
     assert all(path.stat().st_mtime_ns == moment for path, moment in done.items())
-    assert json.loads(again.stdout) == json.loads(whole.stdout)
+    assert json.loads(again) == json.loads(whole)

@@ -1,16 +1,14 @@
 """A run killed (SIGKILL) or stopped (SIGTERM) goes on where it was, and ends in the same bytes as one left alone."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from robench.records.record import stable
+from tests.processes import Command
 
 ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "48", "--batch-size", "16", "--json"]
 # A norm, and a transformation with chances of its own; played by one process, and shared by two.
@@ -19,28 +17,16 @@ JOBS = [
     ("Linf:0.14", "apgd(steps=30)+square(queries=60)+pgd-mi(steps=10)", "2"),
     ("snow(grid=4):2", "apgd(steps=30)+pgd(steps=30)", "1"),
 ]
-# Saves after every question, so that there is something to resume however fast the machine is.
-RUN = (
-    "import torch; torch.set_num_threads(1)\n"
-    "from robench.engine import checkpoint; checkpoint._INTERVAL, checkpoint._SHARE = 0, 0\n"
-    "from robench.cli import main; import sys; main(sys.argv[1:])\n"
-)
 
 
-def start(folder: Path, threat: str, attack: str, workers: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *ARGUMENTS, "--threat", threat, "--attack", attack, "--workers", workers],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def start(folder: Path, threat: str, attack: str, workers: str) -> Command:
+    given = ("--threat", threat, "--attack", attack, "--workers", workers)
+    return Command(*ARGUMENTS, *given, cwd=folder, saves=True)
 
 
-def finish(process: subprocess.Popen) -> tuple[dict, str]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+def finish(process: Command) -> tuple[dict, str]:
+    code, out, err = process.wait()
+    assert code == 0, err
     return json.loads(out)["records"][0], err
 
 
@@ -67,8 +53,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path, threat, attack, 
                 process.send_signal(number)
                 break
             time.sleep(0.002)
-        process.communicate()
-        assert process.returncode == end
+        assert process.wait()[0] == end
         assert not (folder_of(tmp_path / "killed") / "record.json").exists()
     killed, said = finish(start(tmp_path / "killed", threat, attack, workers))
     assert "resuming from" in said

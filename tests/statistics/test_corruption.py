@@ -1,10 +1,7 @@
 """mCE and its kin: against published figures, closed forms, and a record that was tampered with."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -35,6 +32,7 @@ from robench.statistics.corruption import (
     per_image,
 )
 from robench.verification.verify import verify
+from tests.processes import Command
 
 ALL = tuple(Cell(name, severity, True) for name in COMMON for severity in SEVERITIES)
 # torchvision's ResNet-50 on ImageNet-C, top-1 in percent and CE, as robustness_metrics' users list them.
@@ -241,31 +239,16 @@ def test_mistakes_end_in_one_line(arguments, said, capsys, tmp_path):
     assert said in capsys.readouterr().err
 
 
-RUN = (
-    "import torch; torch.set_num_threads(1)\n"
-    "from robench.engine import checkpoint; checkpoint._INTERVAL, checkpoint._SHARE = 0, 0\n"
-    "from robench.cli import main; import sys; main(sys.argv[1:])\n"
-)
-
-
-def start(folder: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ROBENCH_CACHE": str(folder / "cache")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *ARGUMENTS, "--samples", "200", "--json"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+def start(folder: Path) -> Command:
+    environment = {"ROBENCH_CACHE": str(folder / "cache")}
+    return Command(*ARGUMENTS, "--samples", "200", "--json", cwd=folder, environment=environment, saves=True)
 
 
 def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    out, err = start(whole).communicate()
+    _, out, _ = start(whole).wait()
     expected = json.loads(out)["records"][0]
     process = start(killed)
     deadline = time.monotonic() + 120
@@ -275,10 +258,9 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait()[0] == -signal.SIGKILL
     assert not list(killed.rglob("record.json"))
-    out, err = start(killed).communicate()
+    _, out, err = start(killed).wait()
     assert "resuming from" in err
     assert stable(json.loads(out)["records"][0]) == stable(expected)
     (one,), (other,) = (list(root.rglob("samples.parquet")) for root in (whole, killed))
