@@ -66,6 +66,7 @@ def examine(results_dir: Path | str, data_dir: Path | str | None = None) -> list
         data_dir: where data sets with files lie; None for where they are looked for by default.
     """
     return [
+        _system(),
         *_software(),
         *_devices(),
         _digits(),
@@ -94,6 +95,16 @@ def report(findings: list[Finding]) -> RenderableType:
     wrong = [item for item in findings if item.status != OK]
     verdict = "everything is there" if not wrong else f"{len(wrong)} of {len(findings)} need a look"
     return Group(grid, Text(), Text(verdict, style="bold"))
+
+
+def _system() -> Finding:
+    name = {"Darwin": "macOS"}.get(system := platform.system(), system)
+    detail = f"{name} {platform.release()}"
+    if name == "Linux":
+        return Finding("system", OK, f"{detail}, which is tested")
+    if name in ("macOS", "Windows"):
+        return Finding("system", OK, f"{detail}, supported but not tested: Linux is")
+    return Finding("system", WARN, f"{detail}, on which robench was never run", "use Linux, macOS or Windows")
 
 
 def _software() -> Iterator[Finding]:

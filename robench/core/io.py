@@ -1,7 +1,6 @@
 """Writing to disk so that a kill, a full disk or a second writer loses nothing."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -11,11 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import lock_descriptor
+
 from robench.core.errors import ResourceError
 
 _LOCK = ".lock"
 # Bytes of a process's number.
 _PID = 20
+# What only some systems know; Windows translates line ends unless it is asked for bytes.
+_NO_LINK, _NO_WAIT, _BYTES = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -67,8 +70,7 @@ def write_whole(
             for name, content in contents.items():
                 descriptor, waiting[name] = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
                 with os.fdopen(descriptor, "wb") as file:
-                    # mkstemp makes files for their owner alone; records are there to be read.
-                    os.fchmod(descriptor, 0o644)
+                    _let_others_read(descriptor)
                     digest = hashlib.sha256()
                     for piece in _pieces(content, digests):
                         file.write(piece)
@@ -87,6 +89,12 @@ def write_whole(
                     Path(temporary).unlink()
 
 
+def _let_others_read(descriptor: int) -> None:
+    """mkstemp creates files for their owner alone, but records are there to be read; Windows has no such modes."""
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, 0o644)
+
+
 def write_quickly(path: Path, content: bytes) -> None:
     """Write a file that can be made again: whole or not there when the process is killed, but not flushed, so that a
     power cut may leave it empty. Its folder must exist.
@@ -98,7 +106,7 @@ def write_quickly(path: Path, content: bytes) -> None:
         descriptor, waiting = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(descriptor, 0o644)
+                _let_others_read(descriptor)
                 file.write(content)
             Path(waiting).replace(path)
         except OSError:
@@ -122,7 +130,7 @@ def open_ordinary(path: Path) -> BinaryIO:
     Raises:
         OSError: when it cannot be opened, or is no ordinary file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | _BYTES)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "no ordinary file")
@@ -180,7 +188,9 @@ def _pieces(content: Content, digests: Mapping[str, str]) -> Iterable[bytes]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+    """Make renames inside `folder` survive a power cut, where a folder can be opened: Windows cannot."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -204,13 +214,15 @@ def claim(folder: Path) -> Iterator[None]:
         descriptor = _lock(path, folder)
         try:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, str(os.getpid()).encode())
         except OSError:
             os.close(descriptor)
             raise
     try:
         yield
     finally:
+        # Windows keeps a file that is open; a lock file that is left behind locks nothing.
         with suppress(OSError):
             path.unlink()
         os.close(descriptor)
@@ -220,53 +232,81 @@ def is_claimed(folder: Path) -> bool:
     """Whether a run holds `folder`. Nothing is written."""
     try:
         descriptor = open_lock(folder / _LOCK, create=False)
+    except PermissionError:
+        return True
     # Whatever lies there instead of a lock, no run holds the folder by it.
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # filelock has no shared locks: two processes that look at the same moment may each take the other for a run.
+        return not lock(descriptor)
     except OSError:
         return True
     finally:
         os.close(descriptor)
-    return False
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file until it is closed; whether nobody else has locked it. A system without locks locks nothing.
+
+    filelock's own classes open the file by themselves, so they would create it, write through a hard link and wait for
+    a pipe; `open_lock` opens it instead.
+    """
+    try:
+        return lock_descriptor(descriptor, blocking=wait, poll_interval=0.005)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return True
 
 
 def open_lock(path: Path, create: bool = True) -> int:
-    """A descriptor of a lock file, which a symbolic link, a pipe, a device or a file of somebody else's is not.
+    """A descriptor of a lock file, which a symbolic link, a pipe, a device or somebody else's file is not.
 
     Args:
-        create: make it if need be, and open it for writing; else only look.
+        create: make it if need be.
 
     Raises:
         OSError: when it cannot be opened, or is no lock file.
     """
+    if not _NO_LINK and path.is_symlink():
+        raise OSError(errno.ELOOP, "a symbolic link")
     # Not waiting: a pipe would let us wait for its other end.
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY)
+    # For writing in any case, without which NFS locks nothing.
+    flags = os.O_RDWR | _NO_LINK | _NO_WAIT | _BYTES | (os.O_CREAT if create else 0)
     descriptor = os.open(path, flags, 0o644)
     facts = os.fstat(descriptor)
     if stat.S_ISREG(facts.st_mode) and facts.st_nlink <= 1 and facts.st_size <= _PID:
-        holder = os.pread(descriptor, _PID, 0)
+        holder = _holder(descriptor)
         if not holder or holder.isdigit():
             return descriptor
     os.close(descriptor)
     raise OSError(errno.EEXIST, f"{path.name} is no lock file of robench: remove it")
 
 
+def _holder(descriptor: int) -> bytes:
+    """The number of the process that holds a lock; empty where that cannot be read."""
+    # Windows lets no one else read what is locked.
+    with suppress(PermissionError):
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return os.read(descriptor, _PID)
+    return b""
+
+
 def _lock(path: Path, folder: Path) -> int:
     while True:
         descriptor = open_lock(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, _PID, 0).decode("ascii", "replace") or "unknown"
-            os.close(descriptor)
-            raise ResourceError(
-                f"another run is writing {folder} (pid {holder}): wait for it, or give another by --results or --output"
-            ) from None
+            locked = lock(descriptor)
         except OSError:
             os.close(descriptor)
             raise
+        if not locked:
+            holder = _holder(descriptor).decode("ascii", "replace") or "unknown"
+            os.close(descriptor)
+            raise ResourceError(
+                f"another run is writing {folder} (pid {holder}): wait for it, or give another by --results or --output"
+            )
         # The holder before us removes its file: a lock on a file that is gone holds nothing.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.lstat()):

@@ -5,7 +5,6 @@ was cut off, damaged, exchanged with another or written by another version is ma
 go when the limit is reached.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from robench.core.cache import cache_folder
 from robench.core.errors import UsageError
-from robench.core.io import Damaged, open_lock, read_sealed, seal, write_quickly
+from robench.core.io import Damaged, lock, open_lock, read_sealed, seal, write_quickly
 
 LIMIT = "ROBENCH_CACHE_LIMIT"
 _DEFAULT = "8G"
@@ -157,7 +156,7 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = open_lock(self.folder / _LOCK)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor, wait=True)
             yield
         finally:
             os.close(descriptor)

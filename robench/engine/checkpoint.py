@@ -54,6 +54,8 @@ class Saved:
 class Store(Protocol):
     """Where a run keeps what it would be sorry to lose."""
 
+    note: Callable[[str], None]
+
     def load(self) -> Saved | None: ...
 
     def save(

@@ -57,7 +57,7 @@ class Run:
         lanes: rows a network call.
         precision: the surrogate's, "fp32" or "bf16".
         workers: processes that share the samples, on a CPU (see robench.engine.workers); a run that is resumed keeps
-            the number it began with, or starts anew where processes cannot be forked.
+            the number it began with, or starts again where only one process can run it.
         store: where to save to and resume from, or None.
         progress: called after every question.
 
@@ -164,8 +164,8 @@ class Run:
         """How many processes shared the run that is gone on with; 0 for a run that starts."""
         if self.store is None or not (begun := self.store.shares()):
             return 0
-        if begun > 1 and not team.forks(self.device):
-            self.store.forget(f"{begun} processes shared the run, and here none can be forked")
+        if begun > 1 and not team.start_method(self.device, self.model):
+            self.store.forget(f"{begun} processes shared the run, and here only one can run it")
             return 0
         stores = [self.store.share(i, begun) for i in range(begun)] if begun > 1 else [self.store]
         saved = [each for store in stores if (each := store.load())]

@@ -1,16 +1,18 @@
 """Processes that share a run's samples, on a CPU: a small network keeps one core busy, not many.
 
-They are forked, so each has the defense as it is, whatever it is made of, and its own of all that changes. A
-sample's result depends on nothing but the sample, so it is the same whoever plays it, and each process saves its own
-share: killed, the run goes on from there. They end with the process that forked them, however it ends.
+Under Linux they are forked, so each has the defense as it is, whatever it is made of; elsewhere they are started from
+nothing and receive a pickled copy. A sample's result depends on nothing but the sample, so it is the same whichever
+process attacks it, and each process saves its own share: killed, the run goes on from there. They end with the process
+that started them, however it ends.
 """
 
-import ctypes
+import copy
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -31,7 +33,6 @@ from robench.engine.progress import Progress
 
 # Samples that are worth a process.
 _SHARE = 16
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Part:
 class Player(Protocol):
     """A run (robench.engine.run.Run), as far as it is shared."""
 
+    model: Any
+    device: torch.device
     mine: Tensor
     store: Store | None
     progress: Callable[[Progress], None] | None
@@ -72,30 +75,52 @@ class Player(Protocol):
     def absorb(self, parts: list[Part]) -> None: ...
 
 
-def forks(device: torch.device) -> bool:
-    """Whether a run on this device may be shared: not on or beside a GPU, outside Linux, or inside a pool's process."""
-    here = sys.platform == "linux" and not multiprocessing.current_process().daemon
-    return here and device.type == "cpu" and not torch.cuda.is_available()
+def start_method(device: torch.device, model: Any) -> str:
+    """How processes that share a run on this device start: "fork" or "spawn"; "" where they cannot.
+
+    They cannot on or beside a GPU, inside a pool's process, or where a model that pickle refuses would be sent to them.
+    """
+    if multiprocessing.current_process().daemon or device.type != "cpu" or torch.cuda.is_available():
+        return ""
+    # macOS forks too, but its own libraries do not survive it.
+    if sys.platform != "darwin" and hasattr(os, "fork"):
+        return "fork"
+    try:
+        pickle.dumps(model)
+    except Exception:
+        return ""
+    return "spawn"
 
 
-def choose_workers(workers: int | None, device: torch.device, samples: int) -> int:
-    """Processes that share a run of so many samples.
+def choose_workers(
+    workers: int | None,
+    device: torch.device,
+    samples: int,
+    model: Any = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> int:
+    """The number of processes that share a run.
 
     Args:
         workers: at the most; None for one a thread that torch would use, each with samples enough.
+        samples: of the run.
+        model: what would be sent to processes that cannot be forked.
+        note: called with one line where fewer processes than asked for share the run.
 
     Returns:
-        1 where a process cannot be forked.
+        1 where processes cannot share a run, see `start_method`.
 
     Raises:
         UsageError: for less than one.
     """
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise UsageError(f"workers={workers!r}: expected a whole number of at least 1, or None")
-    if not forks(device):
-        return 1
     if workers is None:
-        return max(1, min(torch.get_num_threads(), samples // _SHARE))
+        workers = max(1, min(torch.get_num_threads(), samples // _SHARE))
+    if workers > 1 and not start_method(device, model):
+        if device.type == "cpu" and not torch.cuda.is_available():
+            note("one process runs it: none can be forked here, and the model cannot be pickled")
+        return 1
     return min(workers, samples)
 
 
@@ -115,7 +140,7 @@ def play(run: Player, shares: list[Tensor]) -> None:
         ResourceError: when a process ends before it is done.
         Exception: what a process raised.
     """
-    team = _Team(run, shares)
+    team = _Team(run, shares, start_method(run.device, run.model))
     try:
         run.absorb(team.listen())
     finally:
@@ -123,17 +148,25 @@ def play(run: Player, shares: list[Tensor]) -> None:
 
 
 class _Team:
-    def __init__(self, run: Player, shares: list[Tensor]):
+    def __init__(self, run: Player, shares: list[Tensor], method: str):
         self.run = run
-        context = multiprocessing.get_context("fork")
+        context: Any = multiprocessing.get_context(method)
         pipes = [context.Pipe() for _ in shares]
         self.pipes = [ours for ours, _ in pipes]
         self.processes = []
         for number, (_, theirs) in enumerate(pipes):
-            # What belongs to others is closed, or nobody would see its end.
-            others = [*self.pipes, *(other for _, other in pipes if other is not theirs)]
-            asked = (run, shares, number, theirs, others, os.getpid())
-            self.processes.append(context.Process(target=_serve, args=asked))
+            share = copy.copy(run)
+            share.mine = shares[number]
+            share.store = run.store.share(number, len(shares)) if run.store else None
+            _silence(share)
+            if method == "fork":
+                # What belongs to others is closed, or nobody would see its end.
+                others = [*self.pipes, *(other for _, other in pipes if other is not theirs)]
+                arguments = (share, theirs, others)
+            else:
+                # Not by multiprocessing's own pickling, which torch makes share memory.
+                arguments = (pickle.dumps(share, protocol=5), theirs, [])
+            self.processes.append(context.Process(target=_serve, args=arguments))
         with warnings.catch_warnings():
             # Python warns of forks beside threads: torch's own, which the process does without.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -201,16 +234,25 @@ class _Team:
             pipe.close()
 
 
-def _serve(
-    run: Player, shares: list[Tensor], number: int, pipe: Connection, others: list[Connection], parent: int
-) -> None:
+def _silence(run: Player) -> None:
+    """Take out of a run what only the process that started it can call, and pickle may refuse."""
+    run.progress, run.note = None, _unheard
+    if run.store:
+        run.store.note = _unheard
+
+
+def _unheard(text: str) -> None:
+    pass
+
+
+def _serve(run: Player | bytes, pipe: Connection, others: list[Connection]) -> None:
     """Play one share, in a process of its own."""
-    _end_with(parent)
-    for each in others:
-        each.close()
-    # An interrupt from the keyboard goes to all processes alike: whoever forked this one tells it to stop.
-    for number_of_signal in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number_of_signal, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for other in others:
+        other.close()
+    # An interrupt from the keyboard goes to all processes alike: whoever started this one tells it to stop.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
     def tell(kind: str, what: object) -> None:
@@ -221,23 +263,25 @@ def _serve(
         if pipe.poll():
             raise KeyboardInterrupt
 
-    run.mine = shares[number]
-    run.store = run.store.share(number, len(shares)) if run.store else None
-    run.progress, run.note = progress, lambda text: tell("note", text)
     try:
-        run.attack()
-        tell("done", run.part())
+        share: Player = pickle.loads(run) if isinstance(run, bytes) else run
+        share.progress, share.note = progress, lambda text: tell("note", text)
+        if share.store:
+            share.store.note = share.note
+        share.attack()
+        tell("done", share.part())
     except KeyboardInterrupt:
         tell("stopped", None)
     except Exception as error:
         tell("failed", _portable(error))
 
 
-def _end_with(parent: int) -> None:
-    """Have the system kill this process when its parent is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _portable(error: Exception) -> Exception:

@@ -57,8 +57,9 @@ def attack(
         device: where to run; None is where the model's parameters are, or where `x` is.
         precision: "fp32", or "bf16" (or "auto") to search in reduced precision; verdicts are always fp32.
         stochastic: whether the model is randomised; a model found to be is treated so in any case.
-        workers: processes that share the images, on a CPU under Linux; None for one a core. They are forked: what the
-            model notes down while it is called stays in them.
+        workers: processes that share the images, on a CPU; None for one a core. Under Linux they are forked; elsewhere
+            they are spawned, which needs a model that can be pickled and a script that calls this under
+            `if __name__ == "__main__"`. What the model notes down while it is called stays in them.
         progress: called after every question.
 
     Returns:
@@ -95,7 +96,7 @@ def attack(
         attacker=Attacker(),
         stochastic=stochastic or bool(getattr(model, "stochastic", False)),
         precision=choose_precision(precision, where),
-        workers=choose_workers(workers, where, len(images)),
+        workers=choose_workers(workers, where, len(images), model),
         progress=progress,
     )
     return run.play()

@@ -415,7 +415,7 @@ def _run_one(
             attacker=searching,
             stochastic=loaded.defense.stochastic,
             precision=job.precision,
-            workers=choose_workers(options.workers, device, len(images)),
+            workers=choose_workers(options.workers, device, len(images), loaded.defense, options.note),
             store=store,
             progress=options.progress,
             note=options.note,

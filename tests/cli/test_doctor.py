@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import shutil
 from collections import namedtuple
 
@@ -26,6 +27,21 @@ def test_a_healthy_machine(tmp_path):
         assert found[name].status == OK, found[name]
     assert ">=2.11" in found["torch"].detail
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "status", "text"),
+    [
+        ("Linux", OK, "is tested"),
+        ("Darwin", OK, "macOS.*not tested"),
+        ("Windows", OK, "not tested"),
+        ("Plan9", WARN, "never"),
+    ],
+)
+def test_the_systems_that_are_supported(monkeypatch, system, status, text):
+    monkeypatch.setattr("platform.system", lambda: system)
+    found = doctor._system()
+    assert found.status == status and re.search(text, found.detail)
 
 
 def test_missing_cifar10_is_named_with_the_way_to_get_it(tmp_path):

@@ -227,9 +227,48 @@ def test_a_shared_run_goes_on_anew_where_nothing_can_be_forked(tmp_path, monkeyp
 
     with pytest.raises(KeyboardInterrupt):
         test_promises.play(workers=2, store=FolderStore(tmp_path, "key"), progress=interrupt)
-    monkeypatch.setattr(team, "forks", lambda device: False)
+    monkeypatch.setattr(team, "start_method", lambda device, model: "")
     monkeypatch.setattr(team, "play", lambda *args: pytest.fail("forked"))
     same(test_promises.play(), test_promises.play(store=FolderStore(tmp_path, "key")))
+
+
+def test_spawned_ones_find_the_same_and_tell_and_save(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "fork")
+    assert team.start_method(CPU, small_net()) == "spawn"
+    seen, saved = [], []
+
+    def progress(standing: Progress):
+        seen.append(standing)
+        saved.extend(tmp_path.glob("share-*-of-2"))
+
+    specs = test_promises.SPECS + "+square(queries=60)"
+    store = FolderStore(tmp_path, "key", note=lambda text: None)
+    shared = test_promises.play(specs=specs, workers=2, progress=progress, store=store)
+    same(test_promises.play(specs=specs), shared)
+    assert seen and saved
+    with pytest.raises(UsageError, match="raised ZeroDivisionError"):
+        attack(Dividing(), workers=2)
+
+
+class Dividing(nn.Module):
+    """Can be pickled, and fails when it is asked for a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x):
+        return self.net(x) if not x.requires_grad else 1 // 0
+
+
+def test_one_runs_it_alone_where_none_can_be_forked_or_pickled(monkeypatch):
+    monkeypatch.delattr(os, "fork")
+    notes: list[str] = []
+    unpicklable = Failing(lambda: None)
+    assert choose_workers(4, CPU, 100, unpicklable, notes.append) == 1
+    assert len(notes) == 1 and "cannot be pickled" in notes[0]
+    assert choose_workers(4, CPU, 100, small_net(), notes.append) == 4 and len(notes) == 1
+    assert torch.equal(attack(unpicklable, workers=2).robust, attack(small_net()).robust)
 
 
 def test_none_are_forked_inside_a_pool(monkeypatch):
