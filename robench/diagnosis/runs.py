@@ -8,6 +8,7 @@ import numpy as np
 
 from robench.core.errors import ResourceError
 from robench.diagnosis._base import ATTACKS, OWN, PINTOR, Case, Indicator
+from robench.engine.tolerances import POINTS
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
@@ -21,8 +22,6 @@ STEPS = (20, 40, 80)
 FAR = 100
 # Fewer images than chance could explain on other images: as for the ranks of a board.
 CHANCE = 0.05
-# More steps may cost so much: AutoAttack's own threshold for Square, in fractions.
-POINTS = 0.002
 
 
 @dataclass(frozen=True)

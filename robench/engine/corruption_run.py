@@ -23,6 +23,7 @@ from robench.data.corrupted import chunks, spans, tensor
 from robench.engine.batched_model import Model, Network, frozen, undefined
 from robench.engine.checkpoint import Saved, Store
 from robench.engine.progress import Progress
+from robench.engine.tolerances import margins, same_margins
 
 # Pixels of all images and cells from which on other processes are worth their start.
 _MANY = 30e6
@@ -112,7 +113,7 @@ def play(
         told = torch.where(undefined(answer.logits), -1, answer.logits.topk(1, 1).indices[:, 0])
         if answer.cell < 0:
             state["clean"][answer.rows] = told
-            state["margin"][answer.rows] = _margin(answer.logits)
+            state["margin"][answer.rows] = margins(answer.logits)
         else:
             state["predictions"][answer.rows, answer.cell] = told.int()
             digest = torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)
@@ -136,15 +137,10 @@ def _answers_as(
     asked = answers(model, images, (), seed, device=device, lanes=lanes, stochastic=stochastic, workers=1)
     with closing(asked):
         first = next(asked)
-    then, now = saved.tensors["margin"][first.rows], _margin(first.logits)
-    slack = 0.0 if device.type == "cpu" else 0.01
-    return torch.allclose(then, now, rtol=slack, atol=slack, equal_nan=True)
-
-
-def _margin(logits: Tensor) -> Tensor:
-    """How far the best logit of each row lies above the second, (N,)."""
-    best = logits.topk(min(2, logits.shape[1]), 1).values
-    return best[:, 0] - best[:, -1]
+    then, now = saved.tensors["margin"][first.rows], margins(first.logits)
+    if device.type == "cpu":
+        return torch.allclose(then, now, rtol=0, atol=0, equal_nan=True)
+    return bool(same_margins(then, now).all())
 
 
 def answers(

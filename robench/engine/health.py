@@ -11,9 +11,8 @@ from robench.core.errors import RobenchError
 from robench.engine.batched_model import Network, out_of_memory
 from robench.engine.loss_monitor import Counts
 from robench.engine.outcome import AttackCost, Mark
+from robench.engine.tolerances import beyond_chance
 
-# More than 0.2 points (AutoAttack's own threshold), and more than one image that chance could explain.
-_SQUARE_POINTS, _SQUARE_IMAGES = 0.002, 2
 # Shares of bad rows, in the gradient attack that has fewest of them: first gradients that vanish, losses that never
 # rise, losses that fall again, losses that still rise at the end (PGD's fixed step sways around its best: on sound
 # networks many rows find a better point that late, APGD's few).
@@ -184,7 +183,7 @@ def square_wins(costs: list[AttackCost], n: int) -> list[Mark]:
     """Square, which sees no gradient, fooling what the gradient attacks before it could not."""
     for i, cost in enumerate(costs):
         won = costs[i - 1].survivors - cost.survivors
-        if i and cost.spec.startswith("square") and won > _SQUARE_POINTS * n and won >= _SQUARE_IMAGES:
+        if i and cost.spec.startswith("square") and beyond_chance(won, n):
             text = f"Square fooled {won} images that survived the white-box attacks: gradients may be masked"
             return [Mark("square-beats-white-box", text)]
     return []

@@ -29,6 +29,7 @@ from robench.engine.loss_monitor import Counts
 from robench.engine.outcome import AttackCost, Mark, Outcome
 from robench.engine.outputs import adversarials, distances
 from robench.engine.progress import Progress
+from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import Part
 from robench.threats.threat import Threat
 
@@ -39,8 +40,6 @@ _NOISE = -3
 _STATE = ("by", "draws", "steps", "forward", "backward")
 # Seconds between two calls of `progress`.
 _SHOW_EVERY = 0.1
-# Of a margin between logits: other batch shapes and devices round it by less, other weights move it by more.
-_MARGIN = 0.01
 
 T = TypeVar("T")
 
@@ -186,7 +185,7 @@ class Run:
         then, now = saved.tensors["run.clean_margin"], self.clean_margin
         if self.device.type == "cpu" and saved.facts["lanes"] == self.lanes:
             return torch.allclose(then, now, rtol=0, atol=0, equal_nan=True)
-        return torch.allclose(then, now, rtol=_MARGIN, atol=_MARGIN, equal_nan=True)
+        return bool(same_margins(then, now).all())
 
     # -- the parts ---------------------------------------------------------------------------------------
 
@@ -233,8 +232,7 @@ class Run:
             x, ids = self.x[: self.lanes].to(self.device), self.ids[: self.lanes].to(self.device)
             self.marks += health.batch_dependence(self.judge.network, x, ids, logits[: self.lanes])
         self.clean_logits = logits if self.same else self._logits(self.network)
-        best = logits.topk(2, 1).values
-        self.clean_margin = best[:, 0] - best[:, 1]
+        self.clean_margin = margins(logits)
         every = torch.arange(len(self.x))
         randomised = self.judge.draws > 1
         # What an attack must beat is counted on the draws that it is shown; what is reported is not.

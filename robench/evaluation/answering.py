@@ -14,14 +14,13 @@ from robench.data import Images
 from robench.defenses import Defense
 from robench.engine import corruption_run
 from robench.engine.batched_model import Network, frozen
+from robench.engine.tolerances import margins, same_margins
 from robench.records.findings import disagreeing
 from robench.records.record import Record
 from robench.records.samples import CORRUPTED, read_samples
 
 # Images that are asked again; and those at the first cells of a run under corruptions.
 _IMAGES, _CORRUPTED, _CELLS = 64, 8, 2
-# Of a margin between logits: other devices round it by less, other weights move it by more.
-MARGIN = 0.01
 
 
 def contradiction(record: Record, defense: Defense, images: Images, device: torch.device) -> str:
@@ -54,12 +53,6 @@ def contradiction(record: Record, defense: Defense, images: Images, device: torc
     return ""
 
 
-def same_margins(then: Tensor, now: Tensor) -> Tensor:
-    """Which margins (N,) are the same up to rounding, bool (N,); NaN is NaN."""
-    close = (now - then).abs() <= MARGIN * (1 + then.abs())
-    return close | (now.isnan() & then.isnan()) | (now == then)
-
-
 def _margins(
     record: Record, defense: Defense, images: Images, rows: list[int], device: torch.device
 ) -> Tensor:
@@ -72,8 +65,7 @@ def _margins(
         for start in range(0, len(rows), job.batch_size):
             part = rows[start : start + job.batch_size]
             logits = network.logits(images.x[part].to(device), images.ids[part].to(device)).float().cpu()
-            best = logits.topk(min(2, logits.shape[1]), 1).values
-            parts.append(best[:, 0] - best[:, -1])
+            parts.append(margins(logits))
     return torch.cat(parts)
 
 

@@ -14,6 +14,7 @@ from robench.core import strict_json
 from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
 from robench.engine.outcome import Mark
+from robench.engine.tolerances import beyond_chance
 from robench.records.identity import subjects
 from robench.records.randomized import chosen_on
 from robench.records.reading import LeftOut, files_named
@@ -24,8 +25,6 @@ from robench.threats.threat import Threat
 DIAGNOSIS = "diagnosis"
 FILE = "diagnosis.json"
 SCHEMA = 1
-# As for Square: more than 0.2 points, and more than one image that chance could explain.
-_POINTS, _IMAGES = 0.002, 2
 # Attackers who know the defense, and those who know less and ask it nothing.
 _WHITE = ("full", "bpda", "surrogate")
 
@@ -111,7 +110,7 @@ def _transfer(records: Sequence[Record], subject: Callable[[Record], tuple]) -> 
         for record in black:
             found = held(record)
             won = int((left & ~found).sum()) if found is not None else 0
-            if won >= _IMAGES and won > _POINTS * record.job.n:
+            if beyond_chance(won, record.job.n):
                 text = (
                     f"{record.job.suite.name} with knowledge {record.job.knowledge} fooled {won} images that survived "
                     "every white-box attack: gradients may be masked"

@@ -1,5 +1,6 @@
 """What re-checking a record finds, one thing at a time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,12 +8,13 @@ import torch
 from torch import Tensor
 
 from robench.engine.batched_model import undefined
+from robench.engine.tolerances import margins, same_margins
 
 # Other devices and batch shapes round logits elsewhere; an attack stops at the boundary, where that can turn
 # a verdict. A difference of logits below this is called a tie and said so, never counted as proven.
 TIE = 1e-3
-# Of a margin between logits: other devices round it by less, other weights move it by more.
-MARGIN = 0.01
+# Of a figure between 0 and 1: another library, or the same one elsewhere, rounds its last bits otherwise.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,21 @@ class Finding:
 
 
 def equal(field: str, said: Any, actual: Any, what: str, *covers: str) -> Finding:
-    """Whether the record says what was found."""
-    if said == actual:
+    """Whether the record says what was found, up to rounding."""
+    if same(said, actual):
         return Finding(field, True, f"{_short(said)} ({what})", covers)
     return Finding(field, False, f"the record says {_short(said)}, found {_short(actual)} ({what})", covers)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, numbers in them up to 1e-9; lists and tuples are alike."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and isinstance(other, float | int):
+        return one == other or abs(one - other) <= _ROUNDING
+    return one == other
 
 
 def disagreeing(logits: Tensor, said: list[int]) -> tuple[list[int], int]:
@@ -58,10 +71,7 @@ def disagreeing(logits: Tensor, said: list[int]) -> tuple[list[int], int]:
 
 def other_margins(logits: Tensor, recorded: list[float]) -> list[int]:
     """Rows whose two best logits (M, K) lie further apart, or less far, than the record says of them."""
-    best = logits.topk(min(2, logits.shape[1]), 1).values
-    now, then = best[:, 0] - best[:, -1], torch.tensor(recorded)
-    same = ((now - then).abs() <= MARGIN * (1 + then.abs())) | (now.isnan() & then.isnan())
-    return (~same).nonzero().flatten().tolist()
+    return (~same_margins(torch.tensor(recorded), margins(logits))).nonzero().flatten().tolist()
 
 
 def rows_named(rows: list[int]) -> str:

@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
+from robench.engine.tolerances import beyond_chance
 from robench.evaluation.sweep import ATTACK, Sweep
 from robench.records.record import Record
 from robench.reports.plots.curves import Curve, Point, draw
 from robench.reports.plots.style import save
 from robench.reports.table import Grid
 from robench.statistics.accuracy import interval, percent
-
-# An attack has converged when its last step costs no more than this: AutoAttack's own threshold, in points,
-# and more than one image that chance could explain.
-_POINTS, _IMAGES = 0.2, 2
 
 
 def grid(sweep: Sweep, found: list[tuple[float, Record]]) -> Grid:
@@ -48,7 +45,7 @@ def unconverged(sweep: Sweep, found: list[tuple[float, Record]]) -> list[str]:
         own = [(value, record) for value, record in found if record.job.knowledge == level]
         (before, first), (last, second) = own[-2:]
         lost = first.robust_accuracy.correct - second.robust_accuracy.correct
-        if lost >= _IMAGES and 100 * lost / second.job.n > _POINTS:
+        if beyond_chance(lost, second.job.n):
             lines.append(
                 f"! not-converged: {level}: from {sweep.name} {before:g} to {last:g} robust accuracy still falls "
                 f"by {100 * lost / second.job.n:.2f} points: go further"

@@ -141,9 +141,9 @@ def _together(column: Column) -> tuple[str, str]:
     robust = column.robust()
     if robust is None:
         return EMPTY, EMPTY
-    each = robust.mean(0)
-    low, high = bootstrap(each)
-    mean = f"{100 * each.mean():.2f}\n{100 * low:.1f}–{100 * high:.1f}"
+    shares = robust.mean(0)
+    [(low, high)] = bootstrap([shares])
+    mean = f"{100 * shares.mean():.2f}\n{100 * low:.1f}–{100 * high:.1f}"
     return mean, _accuracy(Accuracy.of(int(robust.all(0).sum()), robust.shape[1]))
 
 

@@ -1,17 +1,14 @@
 """Accuracies with their uncertainty."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy.special import bdtr, ndtri
 
-from robench.core.rng import Stream
-
-_Z95 = 1.959963984540054  # the 97.5 % quantile of the standard normal
-_DRAWS = 1 << 18  # images drawn at a time by the bootstrap, which bounds its memory
+_Z95 = float(ndtri(0.975))
 
 
 def wilson(k: float, n: int) -> tuple[float, float]:
@@ -26,6 +23,7 @@ def wilson(k: float, n: int) -> tuple[float, float]:
 
     Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
+    # Not scipy.stats.binomtest: it refuses fractional successes, and its last bits are not those of existing records.
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k=}, {n=}: expected n >= 1 and 0 <= k <= n")
     p, z2 = k / n, _Z95 * _Z95
@@ -51,13 +49,7 @@ def mcnemar(b: int, c: int) -> float:
     """
     if b < 0 or c < 0:
         raise ValueError(f"{b=}, {c=}: expected numbers of images")
-    n = b + c
-    log_half = n * math.log(0.5)
-    tail = math.fsum(
-        math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + log_half)
-        for k in range(min(b, c) + 1)
-    )
-    return min(1.0, 2 * tail)
+    return min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5)))
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -68,47 +60,31 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def bootstrap(
-    values: ArrayLike,
-    statistic: Callable[[NDArray], ArrayLike] = lambda means: means,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """A 95 % interval, by the percentile bootstrap, of a figure that is a function of means over images.
+def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 1000) -> list[tuple[float, float]]:
+    """95 % intervals, by the percentile bootstrap, of means over images.
 
-    The mean corruption error, say: one column an image and corruption, so that images are drawn whole and what their
-    corruptions have in common is kept.
+    All figures share the resamples: images are drawn whole, so what the figures of an image have in common is kept.
 
     Args:
-        values: one row an image, (n,) or (n, ...); numbers or booleans.
-        statistic: from the means over the images of every resample, (resamples, ...), to figures (resamples,).
-        seed: decides every draw, by the counter-based stream.
+        values: one row for each figure, (figures, n) numbers.
+        seed: decides every draw.
 
     Raises:
-        ValueError: when there are no images, no resamples, a value is not finite, or the statistic gives another shape.
+        ValueError: when there are no images, no resamples, or a value is not finite.
 
     Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
     table = np.asarray(values, dtype=np.float64)
-    if table.ndim < 1 or len(table) < 1 or resamples < 1 or not np.isfinite(table).all():
+    if table.ndim != 2 or table.shape[1] < 1 or resamples < 1 or not np.isfinite(table).all():
         raise ValueError(
-            f"values of shape {table.shape}, {resamples=}: expected finite rows, at least one of each"
+            f"values of shape {table.shape}, {resamples=}: expected finite rows, one image at least"
         )
-    n, flat = len(table), table.reshape(len(table), -1)
-    stream, means = Stream.of(seed, "bootstrap"), []
-    for part in torch.arange(resamples).split(max(1, _DRAWS // n)):
-        # 32 random bits times n, the high word: each image as likely as the next, to one part in 2**32 / n.
-        drawn = (stream.bits(part, torch.zeros_like(part), 0, n) * n) >> 32
-        places = drawn + n * torch.arange(len(part))[:, None]
-        counts = np.bincount(places.flatten().numpy(), minlength=n * len(part)).reshape(len(part), n)
-        means.append(counts @ flat / n)
-    means = np.concatenate(means)
-    figures = np.asarray(statistic(means.reshape(resamples, *table.shape[1:])), dtype=np.float64)
-    if figures.shape != (resamples,):
-        raise ValueError(f"the statistic gave shape {figures.shape}: expected ({resamples},)")
-    low, high = np.quantile(figures, (0.025, 0.975))
-    return float(low), float(high)
+    # Not scipy.stats.bootstrap: it draws other images than those whose intervals stand in existing records.
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    n = table.shape[1]
+    means = np.stack([table[:, generator.integers(n, size=n)].mean(1) for _ in range(resamples)])
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from robench.core import specs
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION
 from robench.corruption.suite import Cell
-from robench.statistics.accuracy import Accuracy
+from robench.statistics.accuracy import Accuracy, bootstrap
 
 # AlexNet's mean errors over the five severities, in the order of COMMON, and its clean error: table 1 of the paper, to
 # the digits that the authors' spreadsheet has (AugMix's and timm's code carry the same).
@@ -29,7 +29,6 @@ ALEXNET_CLEAN = 0.435
 # They are of the full validation set at 224 px: of ImageNet's images at this size, and of no others.
 ALEXNET_NAME, _DATASET, _SIDE = "AlexNet (arXiv 1903.12261)", "imagenet", 224
 PLAIN = "none"
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -120,17 +119,6 @@ def per_image(found: Verdicts, by: Normaliser | None) -> tuple[np.ndarray, np.nd
         np.mean([own[name] / by.errors[name] for name in COMMON], 0),
         np.mean([(own[name] - clean) / (by.errors[name] - by.clean) for name in COMMON], 0),
     )
-
-
-def bootstrap(values: np.ndarray, seed: int) -> list[tuple[float, float]]:
-    """95 % percentile intervals of the means of `values` (figures, N): 1,000 resamples of the images, for all alike."""
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    n = values.shape[1]
-    means = np.empty((_RESAMPLES, len(values)))
-    for i in range(_RESAMPLES):
-        means[i] = values[:, generator.integers(n, size=n)].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975), axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def accuracies(found: Verdicts) -> dict[str, dict[str, Accuracy]]:

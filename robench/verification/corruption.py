@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from robench.data._base import Images
 from robench.engine import health
 from robench.engine.corruption_run import answers
 from robench.records.corruption import of_record, shown_accuracies
-from robench.records.findings import Finding, disagreeing, equal, other_margins, rows_named
+from robench.records.findings import Finding, disagreeing, equal, other_margins, rows_named, same
 from robench.records.record import Record
 from robench.records.samples import read_samples
 from robench.statistics.corruption import figures, first_wrong, normaliser
@@ -97,10 +96,10 @@ def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> I
         yield column(rows, name, values, what)
     yield from accuracies(record, int(held.clean.sum()), fooled_by.count(""))
     claimed, found = extra["corruptions"]["accuracy"], shown_accuracies(held)
-    off = [name for name in found if claimed.get(name) != found[name]]
+    off = [name for name in found if not same(claimed.get(name), found[name])]
     detail = f"{len(held.cells)} cells counted from the samples, with Wilson's intervals"
     yield Finding(
-        "corruptions.accuracy", claimed == found, detail + (f"; {off[0]} is another" if off else "")
+        "corruptions.accuracy", same(claimed, found), detail + (f"; {off[0]} is another" if off else "")
     )
     # The images decide whether AlexNet's errors mean anything for them.
     by = normaliser(record.job.dataset.name, images.x.shape[-1])
@@ -138,22 +137,14 @@ def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> I
 
 def _close(name: str, said: Any, found: Any) -> Finding:
     """Equal up to the last bits of a sum, which another NumPy may add up in another order."""
-    numbers, others = _numbers(said), _numbers(found)
-    held = _shape(said) == _shape(found) and np.allclose(numbers, others, rtol=0, atol=1e-9)
-    shown = ", ".join(f"{100 * value:.2f}" for value in others) or "none"
-    if held:
+    shown = _percent(found)
+    if same(said, found):
         return Finding(name, True, f"{shown} (%, with intervals, from the samples)")
-    told = ", ".join(f"{100 * value:.2f}" for value in numbers) or "none"
-    return Finding(name, False, f"the record says {told}, found {shown} (%, from the samples)")
+    return Finding(name, False, f"the record says {_percent(said)}, found {shown} (%, from the samples)")
 
 
-def _shape(value: Any) -> Any:
-    """The value with a mark in place of each number."""
-    if isinstance(value, dict):
-        return {key: _shape(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shape(item) for item in value]
-    return "number" if isinstance(value, int | float) else value
+def _percent(value: Any) -> str:
+    return ", ".join(f"{100 * number:.2f}" for number in _numbers(value)) or "none"
 
 
 def _numbers(value: Any) -> list[float]:
@@ -210,13 +201,15 @@ def _replay(
             ]
         if answer.cell >= 0:
             digests[answer.cell].update(bytes.fromhex(answer.digest))
-    same = [
+    equal_pixels = [
         said["pixels"][cell.name][str(cell.severity)] == digest.hexdigest()
         for cell, digest in zip(asked, digests, strict=True)
     ]
     made_by = "" if said["library"] == library() else f" (made by {said['library']}, here is {library()})"
-    lost = [f"{cell.name} {cell.severity}" for cell, held in zip(asked, same, strict=True) if not held]
-    detail = f"{sum(same)} of {len(asked)} sets of corrupted images are the same, made from the seed{made_by}"
+    lost = [
+        f"{cell.name} {cell.severity}" for cell, held in zip(asked, equal_pixels, strict=True) if not held
+    ]
+    detail = f"{sum(equal_pixels)} of {len(asked)} sets of corrupted images are the same, made from the seed{made_by}"
     yield Finding("corruptions.pixels", not lost, detail + (f"; not {lost[0]}" if lost else ""))
     clean = broken.pop(-1, [])
     yield Finding("samples.clean_prediction", not clean, f"{len(images)} predictions; {rows_named(clean)}")

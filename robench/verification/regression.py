@@ -17,6 +17,7 @@ from robench.engine.device import choose_device
 from robench.engine.judges import Judges
 from robench.engine.knowledge import attacker
 from robench.engine.run import Run
+from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import choose_workers
 from robench.evaluation.run import check_fit
 from robench.records.certificates import Applied, certified, is_attacked, read_certificates
@@ -29,8 +30,6 @@ from robench.threats.threat import Threat, check_images
 
 # Clean accuracy is lost where the paired test says so at this level.
 _LEVEL = 0.05
-# Of a logit margin: other devices round it by less, other arithmetic by more.
-_MARGIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -193,10 +192,8 @@ class _Check:
             for x, ids in zip(self.images.x.split(1024), self.images.ids.split(1024), strict=True)
         ]
         self.passes += len(self.images)
-        best = torch.cat(logits).topk(2, 1).values
         then = torch.tensor(self.rows["clean_margin"])
-        off = (best[:, 0] - best[:, 1] - then).abs() > _MARGIN * (1 + then.abs())
-        return int(off.sum())
+        return int((~same_margins(then, margins(torch.cat(logits)))).sum())
 
     def _alike(self) -> bool:
         """Whether nothing but the libraries differs: the card may have changed around the same weights."""

@@ -26,7 +26,6 @@ from robench.statistics.corruption import (
     ALEXNET_CLEAN,
     Normaliser,
     Verdicts,
-    bootstrap,
     figures,
     normaliser,
     per_image,
@@ -117,15 +116,6 @@ def test_a_defense_normalised_by_itself_is_one(errors, clean):
     # Every answer wrong: an error of 1 over each of the normaliser's.
     assert mce[0] == pytest.approx(np.mean([1 / e for e in errors]))
     assert relative[0] == pytest.approx(np.mean([1 / (e - clean) for e in errors]))
-
-
-def test_the_bootstrap_agrees_with_the_normal_approximation_and_the_seed_decides():
-    values = np.random.default_rng(1).random((2, 900))
-    (low, high), _ = found = bootstrap(values, 0)
-    error = values[0].std() / 30
-    assert low == pytest.approx(values[0].mean() - 1.96 * error, abs=0.2 * error)
-    assert high == pytest.approx(values[0].mean() + 1.96 * error, abs=0.2 * error)
-    assert found == bootstrap(values, 0) != bootstrap(values, 1)
 
 
 ATTACK = 'corruption(name="contrast")+corruption(name="gaussian_noise", severities=[1, 5])+corruption(name="saturate")'
