@@ -6,7 +6,7 @@ so that one's own card needs no installation.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,14 +15,13 @@ import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench.attacks.build import canonical
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.core.fields import check_table
 from robench.core.trust import admit, like, written
 from robench.corruption.suite import SPEC, corruptions
 from robench.threats.threat import NO_THREAT, Threat
 
 _PACKAGE = Path(__file__).parent
 _RUNG = {"subject": ("defense", "classifier"), "stochastic": ("all", "randomised", "deterministic")}
-# No text of a card, suite or protocol is longer, in characters.
-_LONGEST = 10_000
 _CLAIM = {"clean", "robust", "threat", "attack", "source"}
 FOLDERS = {
     "defense": "defenses",
@@ -369,37 +368,7 @@ def make(kind: type[Made], table: Any, path: Path) -> Made:
     """A data class from a table of a TOML file; its field `path` is that of the file.
 
     Raises:
-        UsageError: when a field is unknown, missing or of another type.
+        UsageError: when it is no table, or a field is unknown, missing or of another type.
     """
-    if not isinstance(table, Mapping):
-        raise UsageError(f"{path}: {table!r} stands where a {kind.__name__.lower()} should: expected a table")
-    known = {f.name: f for f in fields(cast(Any, kind)) if f.name != "path"}
-    for key, value in table.items():
-        if key not in known:
-            raise UsageError(f'{path}: unknown field "{key}": expected some of {", ".join(known)}')
-        _check_type(f"{path}: {key}", value, known[key].type)
-    for key, item in known.items():
-        if key not in table and item.default is MISSING and item.default_factory is MISSING:
-            raise UsageError(f"{path}: the field {key} is missing")
+    check_table(table, kind, str(path), without=("path",))
     return cast(Any, kind)(**table, path=path)
-
-
-def _check_type(where: str, value: Any, annotation: Any) -> None:
-    """Refuse a value of a TOML file that is not of the annotated type, the items of lists and tables included."""
-    if annotation is Any:
-        return
-    expected: type = getattr(annotation, "__origin__", annotation)
-    inner: tuple[Any, ...] = getattr(annotation, "__args__", ())
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        shown = f"{value!r:.100}"
-        raise UsageError(f"{where} = {shown} is {type(value).__name__}: expected {expected.__name__}")
-    if isinstance(value, str) and len(value) > _LONGEST:
-        raise UsageError(f"{where} has {len(value)} characters: expected at most {_LONGEST}")
-    if isinstance(value, str) and "\0" in value:
-        raise UsageError(f"{where} = {value!r:.100} holds a null byte: expected text")
-    if expected is list:
-        for number, each in enumerate(cast(list[Any], value), 1):
-            _check_type(f"{where}, item {number},", each, inner[0])
-    if expected is dict:
-        for key, each in cast(dict[str, Any], value).items():
-            _check_type(f"{where}.{key}", each, inner[1])

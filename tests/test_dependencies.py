@@ -67,7 +67,7 @@ def declared() -> dict[str, set[str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = {"": project["dependencies"], **project["optional-dependencies"]}
     found = {
-        extra: {canonicalize_name(Requirement(text).name) for text in texts} - {"robench"}
+        extra: {str(canonicalize_name(Requirement(text).name)) for text in texts} - {"robench"}
         for extra, texts in groups.items()
     }
     # An extra may take in others: `robench[onnx]`.

@@ -15,7 +15,6 @@ FLOORS = """_moved core corruption threats attacks data statistics catalog defen
     evaluation reports verification diagnosis pytest_plugin cli __main__""".split()  # noqa: SIM905
 # Files that are to be shortened; none may join them.
 TOO_LONG = {
-    "robench.catalog",
     "robench.defenses",
     "robench.engine.attack_loop",
     "robench.engine.run",

@@ -1,15 +1,19 @@
 """How a checkpoint is made: the `[recipe]` table of a card, every field checked."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from math import inf
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from robench.core.errors import UsageError
+from robench.core.fields import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, check_table
 from robench.threats.threat import Threat
 from robench.training.methods import Method, find_method
 from robench.training.purifying import find_purifying
+
+Count = Annotated[int, AT_LEAST_ONE]
+Share = Annotated[float, BELOW_ONE]
+Positive = Annotated[float, ABOVE_ZERO]
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,19 @@ class Pretraining:
         precision: "fp32", or "bf16" to compute the networks in it (autocast); weights and nHSIC stay in fp32.
     """
 
-    epochs: int = 800
+    epochs: Count = 800
     warmup: float = 40.0
-    batch_size: int = 512
-    lr: float = 3e-4
+    batch_size: Count = 512
+    lr: Positive = 3e-4
     weight_decay: float = 0.05
     eps: float = 8 / 255
     step_size: float = 10 / 255
-    mask_ratio: float = 0.75
+    mask_ratio: Share = 0.75
     mi_weight: float = 1e-5
-    decoder_width: int = 128
-    decoder_depth: int = 2
-    decoder_heads: int = 16
-    precision: str = "fp32"
+    decoder_width: Count = 128
+    decoder_depth: Count = 2
+    decoder_heads: Count = 16
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)
@@ -67,22 +71,22 @@ class Finetuning:
     """
 
     method: str = "pgd-at"
-    epochs: int = 50
+    epochs: Count = 50
     warmup: float = 5.0
-    batch_size: int = 128
-    accumulate: int = 1
-    precision: str = "fp32"
-    lr: float = 0.025
+    batch_size: Count = 128
+    accumulate: Count = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    lr: Positive = 0.025
     min_lr: float = 1e-6
     weight_decay: float = 0.05
-    layer_decay: float = 0.65
-    drop_path: float = 0.1
-    label_smoothing: float = 0.1
+    layer_decay: Positive = 0.65
+    drop_path: Share = 0.1
+    label_smoothing: Share = 0.1
     eps: float = 8 / 255
     step_size: float = 2 / 255
     steps: int = 10
     ramp: float = 0.0
-    average: float = 0.0
+    average: Share = 0.0
     probe: bool = False
 
 
@@ -99,16 +103,16 @@ class PurifierStage:
     """
 
     method: str = ""
-    epochs: int = 100
+    epochs: Count = 100
     warmup: float = 5.0
-    batch_size: int = 128
-    accumulate: int = 1
-    precision: str = "fp32"
-    lr: float = 1e-3
+    batch_size: Count = 128
+    accumulate: Count = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    lr: Positive = 1e-3
     min_lr: float = 0.0
     weight_decay: float = 0.05
-    beta2: float = 0.95
-    average: float = 0.0
+    beta2: Share = 0.95
+    average: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,19 +147,16 @@ class Recipe:
     seed: int = 0
     shift: int = 0
     rotation: float = 0.0
-    scaling: float = 0.0
+    scaling: Share = 0.0
     flip: bool = False
-    resized_crop: float = 0.0
+    resized_crop: Share = 0.0
     evaluation: str = "Linf:8/255"
-    stored: str = "fp32"
+    stored: Literal["fp32", "fp16"] = "fp32"
     threads: int = 0
 
 
-_BELOW_ONE = {"mask_ratio", "drop_path", "label_smoothing", "average", "scaling", "resized_crop", "beta2"}
-_AT_LEAST_ONE = {"epochs", "batch_size", "accumulate", "decoder_width", "decoder_depth", "decoder_heads"}
-_ABOVE_ZERO = {"lr", "layer_decay"}
-_RADII = {"eps", "step_size"}
-_CHOICES = {"precision": ("fp32", "bf16"), "stored": ("fp32", "fp16")}
+# Fields that may be written as fractions, "8/255".
+_RADII = ("eps", "step_size")
 
 Table = TypeVar("Table", Pretraining, Finetuning, PurifierStage, Recipe)
 
@@ -171,17 +172,13 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
         UsageError: for a field that is unknown, of another type or out of range.
     """
     table = dict(table)
-    stages: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
-        "pretraining": partial(_read, Pretraining),
-        "finetuning": partial(_read, Finetuning),
-    }
-    for name, read in stages.items():
+    for name, kind in (("pretraining", Pretraining), ("finetuning", Finetuning)):
         if name in table:
             if not isinstance(table[name], Mapping):
                 raise UsageError(
                     f"{origin}: recipe.{name} = {table[name]!r}: expected a table [recipe.{name}]"
                 )
-            table[name] = read(table[name], f"{origin}: recipe.{name}")
+            table[name] = _read(kind, table[name], f"{origin}: recipe.{name}")
     if "purifying" in table:
         table["purifying"] = _read_stages(table["purifying"], f"{origin}: recipe.purifying")
     recipe = _read(Recipe, table, f"{origin}: recipe")
@@ -260,41 +257,7 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
 
 
 def _read(kind: type[Table], table: Mapping[str, Any], where: str) -> Table:
-    known = {f.name: f for f in fields(kind)}
-    for key, value in table.items():
-        if key not in known:
-            raise UsageError(f'{where}: unknown field "{key}": expected some of {", ".join(known)}')
-        if known[key].default_factory is MISSING and key not in ("pretraining", "purifying"):
-            _check(key, value, type(known[key].default), f"{where}.{key} = {value!r}")
-    radii = {key: _radius(table[key]) for key in _RADII & table.keys()}
-    return kind(**{**table, **radii})
-
-
-def _radius(value: str | float) -> float:
-    return Threat.parse(f"Linf:{value}").eps if isinstance(value, str) else float(value)
-
-
-def _check(key: str, value: Any, kind: type, shown: str) -> None:
-    if key in _RADII and isinstance(value, str):
-        Threat.parse(f"Linf:{value}")
-        return
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise UsageError(f"{shown}: expected {' or '.join(_CHOICES[key])}")
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = (
-        number and (kind is float or isinstance(value, int))
-        if kind in (int, float)
-        else isinstance(value, kind)
-    )
-    if not fits:
-        raise UsageError(f"{shown}: expected {kind.__name__}")
-    if not number:
-        return
-    if key in _BELOW_ONE and not 0 <= value < 1:
-        raise UsageError(f"{shown}: expected at least 0 and below 1")
-    if key in _AT_LEAST_ONE and value < 1:
-        raise UsageError(f"{shown}: expected at least 1")
-    if key in _ABOVE_ZERO and not value > 0:
-        raise UsageError(f"{shown}: expected above 0")
-    if not 0 <= value < float("inf"):
-        raise UsageError(f"{shown}: expected a finite number, at least 0")
+    fractions = {key: table[key] for key in _RADII if isinstance(table.get(key), str)}
+    table = {**table, **{key: Threat.parse(f"Linf:{radius}").eps for key, radius in fractions.items()}}
+    check_table(table, kind, where, inside=".", ranges=(NOT_NEGATIVE,))
+    return kind(**{**table, **{key: float(table[key]) for key in _RADII if key in table}})

@@ -6,12 +6,20 @@ from typing import Any
 
 from robench.catalog import read_toml
 from robench.core.errors import UsageError
+from robench.core.fields import check_table
 
-# Fields of a [[check]] with their types; numbers may be whole.
-_FIELDS: dict[str, type] = {
-    "baseline": str, "defense": str, "checkpoint": str, "margin": float, "tolerance": float,
-    "false_alarm": float, "miss": float,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Check:
+    """The fields of a table [[check]]; a file need not give those that have a default."""
+
+    baseline: str
+    defense: str = ""
+    checkpoint: str = ""
+    margin: float = 0.0
+    tolerance: float = 0.0
+    false_alarm: float = 0.0
+    miss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +59,6 @@ def read_baselines(path: Path | str) -> list[Baseline]:
 
 def _baseline(table: Any, path: Path, number: int) -> Baseline:
     where = f"{path}: check {number}"
-    if not isinstance(table, dict):
-        raise UsageError(f"{where}: expected a table [[check]]")
-    for key, value in table.items():
-        if key not in _FIELDS:
-            raise UsageError(f'{where}: unknown field "{key}": expected some of {", ".join(_FIELDS)}')
-        fits = isinstance(value, int | float) if _FIELDS[key] is float else isinstance(value, str)
-        if not fits or isinstance(value, bool):
-            raise UsageError(f"{where}: {key} = {value!r}: expected {_FIELDS[key].__name__}")
-    if "baseline" not in table:
-        raise UsageError(f"{where}: the field baseline is missing")
+    check_table(table, Check, where)
     settings = {key: value for key, value in table.items() if key not in ("baseline", "defense")}
     return Baseline(path.parent / table["baseline"], table.get("defense"), settings)

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from robench.core.fields import check_settings
 from robench.core.registry import Registry
 from robench.training.schedule import parameter_groups
-from robench.training.settings import check_settings
 
 # A package adds its own by the entry-point group `robench.methods`.
 methods = Registry("method")

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from robench.core.fields import check_settings
 from robench.core.registry import Registry
 from robench.defenses._base import Purifier
-from robench.training.settings import check_settings
 
 # A package adds its own by the entry-point group `robench.purifyings`.
 purifying = Registry("purifying")

@@ -64,8 +64,6 @@ class TrainMAEP(Purifying):
             if isinstance(radius := getattr(self, name), str):
                 object.__setattr__(self, name, Threat.parse(f"Linf:{radius}").eps)
         super().__post_init__()
-        if not isinstance(self.offline, bool):
-            raise ValueError(f"offline={self.offline!r}: expected bool")
         if self.mask_ratio >= 1:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio!r}: expected below 1, for some patches must be seen"

@@ -1,0 +1,140 @@
+"""Values checked against the data class whose fields they fill: tables of TOML files, and settings of methods.
+
+Not by pydantic, which copies each text into a plain one: what was read from a file must stay `Written`
+(`robench.core.trust`).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from robench.core.errors import UsageError
+
+# No text of a table is longer, in characters.
+_LONGEST = 10_000
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes, as in `Annotated[float, BELOW_ONE]`.
+
+    Attributes:
+        words: what a message says is expected.
+        holds: whether a number is one of them.
+    """
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+NOT_NEGATIVE = Range("a finite number, at least 0", lambda value: 0 <= value < math.inf)
+AT_LEAST_ONE = Range("at least 1", lambda value: value >= 1)
+BELOW_ONE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+ABOVE_ZERO = Range("above 0", lambda value: value > 0)
+
+
+def check_table(
+    table: Any,
+    kind: type,
+    where: str,
+    *,
+    inside: str = ": ",
+    without: Sequence[str] = (),
+    ranges: Sequence[Range] = (),
+) -> None:
+    """Check a table of a TOML file against the data class that it is to become.
+
+    Args:
+        kind: the data class; its annotations say what each field takes.
+        where: the table's file and name, for messages; `inside` stands between it and a field's name.
+        without: fields of `kind` that no table has.
+        ranges: of every number, after those that its field is annotated with.
+
+    Raises:
+        UsageError: when it is no table, or a field is unknown, missing, of another type or out of range.
+    """
+    if not isinstance(table, Mapping):
+        raise UsageError(
+            f"{where}: {table!r:.100} stands where a {kind.__name__.lower()} should: expected a table"
+        )
+    known = {item.name: item for item in fields(kind) if item.name not in without}
+    for key, value in table.items():
+        if key not in known:
+            raise UsageError(f'{where}: unknown field "{key}": expected some of {", ".join(known)}')
+        try:
+            check_value(f"{where}{inside}{key}", value, known[key].type, ranges, sign=" = ")
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    for key, item in known.items():
+        if key not in table and item.default is MISSING and item.default_factory is MISSING:
+            raise UsageError(f"{where}: the field {key} is missing")
+
+
+def check_settings(settings: Any) -> None:
+    """Check the fields of a frozen data class: each of the type it declares, numbers finite and at least 0.
+
+    A subclass that knows better extends `__post_init__`.
+
+    Raises:
+        ValueError: naming the field, what it got and what it expects.
+    """
+    for item in fields(settings):
+        check_value(item.name, getattr(settings, item.name), item.type, (NOT_NEGATIVE,))
+
+
+def check_value(
+    name: str, value: Any, annotation: Any, ranges: Sequence[Range] = (), sign: str = "="
+) -> None:
+    """Check one value, the items of lists and tables included, against an annotation.
+
+    Whole numbers are taken for `float`, and booleans for no number. What the annotation says in ways not known here
+    is not checked.
+
+    Args:
+        name: of the value; in a message `sign` stands between both.
+        ranges: of every number in it.
+
+    Raises:
+        ValueError: in one line.
+    """
+    kind, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Annotated:
+        check_value(name, value, inner[0], (*inner[1:], *ranges), sign)
+        return
+    shown = f"{name}{sign}{value!r:.100}"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    choices = inner if kind in (Union, UnionType) else (annotation,)
+    if kind is Literal:
+        if value not in inner:
+            raise ValueError(f"{shown}: expected {' or '.join(map(str, inner))}")
+    elif not any(_fits(value, get_origin(choice) or choice) for choice in choices):
+        raise ValueError(f"{shown}: expected {' or '.join(map(_name, choices))}")
+    if isinstance(value, str):
+        if len(value) > _LONGEST:
+            raise ValueError(f"{name} has {len(value)} characters: expected at most {_LONGEST}")
+        if "\0" in value:
+            raise ValueError(f"{shown} holds a null byte: expected text")
+    elif number:
+        for allowed in ranges:
+            if not allowed.holds(value):
+                raise ValueError(f"{shown}: expected {allowed.words}")
+    elif kind in (list, tuple) and inner:
+        for place, item in enumerate(value, 1):
+            check_value(f"{name}, item {place},", item, inner[0], ranges, sign)
+    elif kind is dict and inner:
+        for key, item in value.items():
+            check_value(f"{name}.{key}", item, inner[1], ranges, sign)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is Any or not isinstance(kind, type):
+        return True
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _name(kind: Any) -> str:
+    return "None" if kind in (None, NoneType) else getattr(get_origin(kind) or kind, "__name__", str(kind))
