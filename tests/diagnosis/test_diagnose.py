@@ -148,7 +148,7 @@ def test_mistakes_end_in_one_line(cli, arguments, code, said):
 
 
 def test_killed_it_goes_on_with_the_runs_that_are_not_done(tmp_path):
-    command = ["diagnose", "--defense", "pgd-at", "--samples", "16", "--threat", "Linf:0.1"]
+    command = ["diagnose", "--defense", "pgd-at", "--samples", "8", "--threat", "Linf:0.1"]
     process = Command(*command, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:

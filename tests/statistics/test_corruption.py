@@ -231,7 +231,7 @@ def test_mistakes_end_in_one_line(arguments, said, capsys, tmp_path):
 
 def start(folder: Path) -> Command:
     environment = {"ROBENCH_CACHE": str(folder / "cache")}
-    return Command(*ARGUMENTS, "--samples", "200", "--json", cwd=folder, environment=environment, saves=True)
+    return Command(*ARGUMENTS, "--samples", "100", "--json", cwd=folder, environment=environment, saves=True)
 
 
 def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
