@@ -28,7 +28,7 @@ from robench.engine.outcome import Outcome
 # What makes the marks, with what says nothing in its place.
 _SIGNS = (
     "softmax_outputs", "nonfinite_logits", "randomised", "few_classes", "nonfinite_gradients", "zero_gradients",
-    "losses", "square_wins",
+    "losses", "gradient_free_wins",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ little a part of the result as elsewhere; which images are in the run is.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -134,44 +135,77 @@ class State:
 S = TypeVar("S", bound=State)
 
 
-@dataclass(frozen=True)
-class Attack(Generic[S]):
-    """Base of every attack: a frozen dataclass whose fields are its parameters, the spec's keywords.
+class Contract:
+    """What the engine reads of an attack beside its methods, with the values of an attack that says nothing.
 
-    A subclass gives `init`, `ask`, `tell` and `finished`, and `best` where its state has none; they are pure.
-    `restarts` and `targets` (0: untargeted) multiply into rows, which the engine runs side by side; `eot` is
-    the number of draws of a randomised surrogate averaged for every answer. An attack that looks at features
-    names them in `layers` ("last" or "all"), so that a defense without any is refused before the first
-    question; `group` is how many images an objective couples; `ascends` says that it climbs one loss from its
-    first question to its last; `in_pixels` that it searches among images only, and not among the parameters
-    of a transformation.
+    A subclass of `Attack` overrides what differs: parameters with dataclass fields, facts with class variables.
 
-    An attack for the least distance may have a field `minimise`: where it is set, a row that has fooled plays on
-    to its end, and the nearest image is kept. `transfers` says that images are made for another network than the
-    one asked: where the attacker hears no verdict, the row plays to its end, and its best point is judged. Under
-    `judged_at_end` that is so for every attacker. `cost_varies` is 1 where every row that is never fooled costs the
-    same number of passes, whatever the network; else how many times what `robench.engine.query_cost` counts one may
-    cost at most.
+    Attributes:
+        steps, queries: length of a row, for progress and for losses that still rise at the end.
+        restarts: starts of each target; targets: classes aimed at, 0 for an untargeted loss. Restarts times targets
+            are the rows of an image, which the engine runs side by side.
+        eot: draws of a randomised surrogate averaged for each answer.
+        loss: the logit loss that is maximised, one of `robench.attacks._losses`; "" for another objective.
+        group: images that the objective couples.
+        layers: features that the objective looks at, "last" or "all"; "" for none. A defense without features is
+            refused before the first query.
+        minimise: whether a row that fools goes on to the nearest adversarial example, which is then kept.
+        minimum_norm: whether the attack looks for the nearest adversarial example, whatever the radius.
+        gradient_free: whether the attack sees only logits or decisions. If it fools images that survived white-box
+            attacks, gradients may be masked.
+        ascends: whether each row maximises one loss from its first query to its last.
+        in_pixels: whether the attack works on images only, and not on the parameters of a transformation.
+        transfers: whether images are made for another network than the surrogate. Without feedback from the judge,
+            every row then runs to its end, and its best point is judged.
+        horizon: how many queries of a row are known in advance, as long as none is accepted; above 1 the attack gives
+            `advance` and `moved`.
+        cost_varies: 1 if every row that is never fooled costs the same number of passes on any network, else at most
+            how many times the number that `robench.engine.query_cost` counts.
     """
 
-    cost_varies: ClassVar[int] = 1
+    steps: int = 1
+    queries: int = 1
+    restarts: int = 1
+    targets: int = 0
+    eot: int = 1
+    loss: str = ""
+    group: int = 1
+    layers: str = ""
+    minimise: bool = False
+    minimum_norm: ClassVar[bool] = False
+    gradient_free: ClassVar[bool] = False
     ascends: ClassVar[bool] = False
     in_pixels: ClassVar[bool] = False
     transfers: ClassVar[bool] = False
+    horizon: ClassVar[int] = 1
+    cost_varies: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class Attack(Contract, Generic[S]):
+    """Base of every attack: a frozen dataclass whose fields are its parameters, the keywords of its spec.
+
+    A subclass gives `init`, `ask`, `tell` and `finished`, and `best` if its state has no field of that name. All of
+    them are pure. `Contract` lists the attributes that a subclass may override.
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        # Names of release 0.1.
+        for old, new in (("questions", "num_queries"), ("heard", "pull_back")):
+            if old in vars(cls):
+                warnings.warn(f"{cls.__name__}.{old} is now {new}", DeprecationWarning, stacklevel=2)
+                setattr(cls, new, vars(cls)[old])
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "eot", "group"):
-            value = getattr(self, name, 1)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
-        targets = getattr(self, "targets", 0)
-        if not isinstance(targets, int) or isinstance(targets, bool) or targets < 0:
-            raise ValueError(f"targets={targets!r}: expected a whole number, 0 for untargeted")
-        if not isinstance(minimise := getattr(self, "minimise", False), bool):
-            raise ValueError(f"minimise={minimise!r}: expected True or False")
-        layers = getattr(self, "layers", "last")
-        if layers not in LAYERS:
-            raise ValueError(f"layers={layers!r}: expected one of {', '.join(LAYERS)}")
+            check_count(name, getattr(self, name))
+        if not isinstance(self.targets, int) or isinstance(self.targets, bool) or self.targets < 0:
+            raise ValueError(f"targets={self.targets!r}: expected a whole number, 0 for untargeted")
+        if not isinstance(self.minimise, bool):
+            raise ValueError(f"minimise={self.minimise!r}: expected True or False")
+        if self.layers not in LAYERS and (self.layers or "layers" in self.__dataclass_fields__):
+            raise ValueError(f"layers={self.layers!r}: expected one of {', '.join(LAYERS)}")
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -180,25 +214,29 @@ class Attack(Generic[S]):
 
     @property
     def judged_at_end(self) -> bool:
-        """Whether `best` alone is judged, once a row has played to its end, and no point on the way."""
+        """Whether `best` alone is judged, once a row has run to its end, and no point on the way."""
         return False
 
     @property
+    def num_queries(self) -> int:
+        """About how many queries a row makes when it is never fooled, for progress."""
+        return max(self.steps, self.queries) + 1
+
+    @property
     def questions(self) -> int:
-        """How many questions a row asks when it is never fooled, about: for showing progress."""
-        return getattr(self, "steps", getattr(self, "queries", 1)) + 1
+        """`num_queries`, under its name of release 0.1."""
+        return self.num_queries
 
     def ranks(self, num_classes: int) -> int:
-        """Rows an image gives: targets x restarts, with at most K - 1 targets."""
-        targets = min(getattr(self, "targets", 0), num_classes - 1)
-        return max(targets, 1) * getattr(self, "restarts", 1)
+        """Rows of an image: targets x restarts, with at most K - 1 targets."""
+        return max(min(self.targets, num_classes - 1), 1) * self.restarts
 
     def target(self, rows: Rows) -> Tensor:
         """The class each row aims at, (S,): rank // restarts counts the clean logits down from the
         most likely class that is not the label."""
         wrong = rows.clean_logits.scatter(1, rows.y[:, None], -math.inf)
         order = wrong.argsort(dim=1, descending=True, stable=True)
-        return order.gather(1, (rows.rank // getattr(self, "restarts", 1))[:, None])[:, 0]
+        return order.gather(1, (rows.rank // self.restarts)[:, None])[:, 0]
 
     def references(self, run: Rows, rows: Rows) -> Tensor | None:
         """The image whose features each row is compared with, as an index into `run`, (S,); None for none.
@@ -220,9 +258,17 @@ class Attack(Generic[S]):
         """The state after the answer. Told about lanes that are finished too: what it does there is ignored."""
         raise NotImplementedError
 
-    def heard(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> Answer:
-        """The answer with its gradients in what is searched, where that is not the image: `tell` is told this."""
+    def pull_back(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> Answer:
+        """The answer with its gradients pulled back to what is searched, if that is not the image: for `tell`."""
         return answer
+
+    def advance(self, problem: Problem, rows: Rows, state: S, offset: Tensor) -> S:
+        """The state as if the next `offset` (S,) queries, fewer than `horizon`, had been rejected."""
+        raise NotImplementedError
+
+    def moved(self, state: S) -> Tensor:
+        """Whether the last answer was accepted, bool (S,): the queries after it are then different ones."""
+        raise NotImplementedError
 
     def finished(self, state: S) -> Tensor:
         """Which lanes have nothing more to ask, bool (S,)."""
@@ -232,6 +278,31 @@ class Attack(Generic[S]):
         """The point each lane holds for its best so far, (S, ...): what is judged when nothing fooled. It is the
         state's own `best`, where an attack says nothing else."""
         return cast(Any, state).best
+
+
+@dataclass(frozen=True)
+class GradientAttack(Attack[S]):
+    """Base of attacks that follow the gradient of a loss on the logits.
+
+    Args:
+        loss: "ce", "dlr" or "margin".
+        steps: iterations; one forward and one backward pass each, and one more at the end.
+        targets: 0 for the untargeted loss, else the number of classes to aim at, the most likely first.
+        restarts: random starts (of each target).
+        eot: draws of a randomised surrogate averaged for each gradient.
+    """
+
+    loss: str = "ce"
+    steps: int = 100
+    targets: int = 0
+    restarts: int = 1
+    eot: int = 1
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse a parameter that is not a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
 
 
 def select(condition: Tensor, new: State | Any, old: State | Any) -> Any:

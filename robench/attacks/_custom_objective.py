@@ -1,4 +1,4 @@
-"""Attacks that move as another does and differ in what they climb."""
+"""Attacks that take the steps of another attack on an objective of their own."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,33 +11,33 @@ S = TypeVar("S", bound=State)
 
 
 @dataclass(frozen=True)
-class Steered(Attack[S]):
-    """Base of attacks with another's state machine and an objective of their own; gives `mover` and `uphill`."""
+class CustomObjective(Attack[S]):
+    """Base of attacks with the state machine of another and their own objective: `base_attack` and `objective`."""
 
-    def mover(self, eps: float) -> Attack[S]:
+    def base_attack(self, eps: float) -> Attack[S]:
         """The attack whose steps are taken, for that radius."""
         raise NotImplementedError
 
-    def uphill(self, problem: Problem, rows: Rows, state: S) -> Objective | OnFeatures:
-        """What is maximised."""
+    def objective(self, problem: Problem, rows: Rows, state: S) -> Objective | OnFeatures:
+        """The objective that is maximised."""
         raise NotImplementedError
 
     @property
     def norms(self) -> tuple[str, ...]:
-        return self.mover(1.0).norms
+        return self.base_attack(1.0).norms
 
     def init(self, problem: Problem, rows: Rows) -> S:
-        return self.mover(problem.threat.eps).init(problem, rows)
+        return self.base_attack(problem.threat.eps).init(problem, rows)
 
     def ask(self, problem: Problem, rows: Rows, state: S) -> Ask:
-        mover = self.mover(problem.threat.eps)
-        return Ask(mover.ask(problem, rows, state).x, self.uphill(problem, rows, state))
+        point = self.base_attack(problem.threat.eps).ask(problem, rows, state).x
+        return Ask(point, self.objective(problem, rows, state))
 
     def tell(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> S:
-        return self.mover(problem.threat.eps).tell(problem, rows, state, answer)
+        return self.base_attack(problem.threat.eps).tell(problem, rows, state, answer)
 
     def finished(self, state: S) -> Tensor:
-        return self.mover(1.0).finished(state)
+        return self.base_attack(1.0).finished(state)
 
     def best(self, state: S) -> Tensor:
-        return self.mover(1.0).best(state)
+        return self.base_attack(1.0).best(state)

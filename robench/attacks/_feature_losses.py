@@ -49,7 +49,7 @@ def themselves(run: Rows, rows: Rows) -> Tensor:
     return order[torch.searchsorted(run.sample[order], rows.sample)]
 
 
-def lookalikes(run: Rows, rows: Rows, target: Tensor, restarts: int) -> Tensor:
+def nearest_other_class(run: Rows, rows: Rows, target: Tensor, restarts: int) -> Tensor:
     """The image of the run that each row should be mistaken for, as an index, (S,).
 
     Of those that the surrogate takes for the class aimed at the nearest in pixels (L2), a later restart the

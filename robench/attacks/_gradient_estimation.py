@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, check_count, spread, where
 from robench.attacks._losses import UNTARGETED, check_loss, margin
 
 
@@ -43,6 +44,8 @@ class Estimated(Attack[EstimatedState]):
         step_size: in [0, 1] pixels.
     """
 
+    gradient_free: ClassVar[bool] = True
+
     loss: str = "margin"
     steps: int = 20
     samples: int = 128
@@ -52,8 +55,7 @@ class Estimated(Attack[EstimatedState]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_loss(self.loss)
-        if not isinstance(self.samples, int) or isinstance(self.samples, bool) or self.samples < 1:
-            raise ValueError(f"samples={self.samples!r}: expected a whole number of at least 1")
+        check_count("samples", self.samples)
         if not self.delta > 0 or not self.step_size > 0:
             raise ValueError(f"delta={self.delta!r}, step_size={self.step_size!r}: expected numbers above 0")
 
@@ -72,7 +74,7 @@ class Estimated(Attack[EstimatedState]):
         return ("Linf", "L2")
 
     @property
-    def questions(self) -> int:
+    def num_queries(self) -> int:
         return self.steps * (2 * self.samples + 1) + 1
 
     def init(self, problem: Problem, rows: Rows) -> EstimatedState:

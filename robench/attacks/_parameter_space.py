@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, finite
+from robench.attacks._base import Answer, Ask, Attack, Contract, Problem, Rows, State, finite
 from robench.threats.threat import Threat
 from robench.threats.transformations import Transformation
 
 
 @dataclass(frozen=True)
-class Through(Attack[Any]):
+class ParameterSpace(Attack[Any]):
     """An attack that takes parameters for an image: scaled into [0, 1], in a ball around those of no change.
 
     Args:
@@ -25,11 +25,12 @@ class Through(Attack[Any]):
     threat: Threat
 
     def __post_init__(self) -> None:
-        for field in fields(self.inner):
-            object.__setattr__(self, field.name, getattr(self.inner, field.name))
-        object.__setattr__(self, "cost_varies", self.inner.cost_varies)
+        for name in {*Contract.__annotations__, *(field.name for field in fields(self.inner))}:
+            object.__setattr__(self, name, getattr(self.inner, name))
         # What a penalised attack climbs is not the loss that the engine sees.
         object.__setattr__(self, "ascends", self.inner.ascends and not self._change.penalised)
+        # Over few parameters a search without gradients beats gradient attacks on sound networks too.
+        object.__setattr__(self, "gradient_free", False)
 
     @property
     def _change(self) -> Transformation:
@@ -41,8 +42,12 @@ class Through(Attack[Any]):
         return self.inner.norms
 
     @property
-    def questions(self) -> int:
-        return self.inner.questions
+    def judged_at_end(self) -> bool:
+        return self.inner.judged_at_end
+
+    @property
+    def num_queries(self) -> int:
+        return self.inner.num_queries
 
     def ranks(self, num_classes: int) -> int:
         return self.inner.ranks(num_classes)
@@ -59,7 +64,7 @@ class Through(Attack[Any]):
             theta = self._theta(asked.x)
             return replace(asked, x=self._image(rows, theta), point=theta)
 
-    def heard(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> Answer:
+    def pull_back(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> Answer:
         z = self.inner.ask(*self._scaled(problem, rows), state).x
         if answer.grad.numel():
             answer = self._pulled(rows, z, answer)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
+from robench.attacks._base import Answer, Ask, GradientAttack, Problem, Rows, State, where
 from robench.attacks._losses import ball, check_loss, into_l2_ball, normalize, objective, random_start
 from robench.core.registry import attacks
 
@@ -40,25 +40,15 @@ class APGDState(State):
 
 @attacks.register("apgd")
 @dataclass(frozen=True)
-class APGD(Attack[APGDState]):
+class APGD(GradientAttack[APGDState]):
     """Auto-PGD in Linf and L2.
 
     Args:
-        loss: "ce", "dlr" or "margin".
-        steps: iterations; one forward and one backward pass each, and one more at the start.
-        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
-        restarts: random starts (a target).
-        eot: draws of a randomised surrogate averaged for each gradient.
         rho: share of rising steps under which a checkpoint halves the step size.
     """
 
     ascends: ClassVar[bool] = True
 
-    loss: str = "ce"
-    steps: int = 100
-    targets: int = 0
-    restarts: int = 1
-    eot: int = 1
     rho: float = 0.75
 
     def __post_init__(self) -> None:
@@ -140,7 +130,7 @@ class APGD(Attack[APGDState]):
     def _move(
         self, problem: Problem, rows: Rows, state: APGDState, x: Tensor, grad: Tensor, step_size: Tensor
     ) -> Tensor:
-        """One step uphill and its momentum (Alg. 1, lines 7 and 8), each projected."""
+        """One step objective and its momentum (Alg. 1, lines 7 and 8), each projected."""
         threat = problem.threat
 
         def project(z: Tensor) -> Tensor:

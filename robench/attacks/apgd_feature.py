@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robench.attacks._base import OnFeatures, Problem, Rows
-from robench.attacks._custom_objective import Steered
-from robench.attacks._feature_losses import lookalikes, relative_distance, themselves
+from robench.attacks._base import GradientAttack, OnFeatures, Problem, Rows
+from robench.attacks._custom_objective import CustomObjective
+from robench.attacks._feature_losses import nearest_other_class, relative_distance, themselves
 from robench.attacks._losses import check_loss, objective
 from robench.attacks.apgd import APGD, APGDState
 from robench.core.registry import attacks
@@ -18,7 +18,7 @@ from robench.core.registry import attacks
 
 @attacks.register("apgd-feature")
 @dataclass(frozen=True)
-class APGDFeature(Steered[APGDState]):
+class APGDFeature(CustomObjective[APGDState], GradientAttack[APGDState]):
     """APGD on the relative distance of the features from a clean image's, in Linf and L2.
 
     Untargeted it maximises |features(x') - features(x)| / |features(x)|, targeted it minimises the same for an
@@ -36,17 +36,12 @@ class APGDFeature(Steered[APGDState]):
         targets: 0 to go away from the image's own features, else how many classes are aimed at, the most
             likely first.
         restarts: random starts (a target); targeted, each aims at the next nearest image.
-        eot: draws of a randomised surrogate averaged for each gradient.
         rho: share of rising steps under which a checkpoint halves the step size.
     """
 
     loss: str = ""
     weight: float = 1.0
     layers: str = "last"
-    steps: int = 100
-    targets: int = 0
-    restarts: int = 1
-    eot: int = 1
     rho: float = 0.75
 
     def __post_init__(self) -> None:
@@ -56,15 +51,15 @@ class APGDFeature(Steered[APGDState]):
         elif self.weight != 1.0:
             raise ValueError(f"weight={self.weight!r}: weighs the distance beside a loss: give a loss too")
 
-    def mover(self, eps: float) -> APGD:
+    def base_attack(self, eps: float) -> APGD:
         return APGD(self.loss or "ce", self.steps, self.targets, self.restarts, self.eot, self.rho)
 
     def references(self, run: Rows, rows: Rows) -> Tensor:
         if self.targets:
-            return lookalikes(run, rows, self.target(rows), self.restarts)
+            return nearest_other_class(run, rows, self.target(rows), self.restarts)
         return themselves(run, rows)
 
-    def uphill(self, problem: Problem, rows: Rows, state: APGDState) -> OnFeatures:
+    def objective(self, problem: Problem, rows: Rows, state: APGDState) -> OnFeatures:
         loss = objective(self.loss, state.target if self.targets else None) if self.loss else None
         weight = (-1 if self.targets else 1) * (self.weight if loss else 1.0)
 

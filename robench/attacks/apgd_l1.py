@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, select, where
+from robench.attacks._base import Answer, Ask, GradientAttack, Problem, Rows, State, select, where
 from robench.attacks._losses import _START, check_loss, objective
 from robench.attacks._projections import project_l1_box
 from robench.core.registry import attacks
@@ -40,25 +40,15 @@ class APGDL1State(State):
 
 @attacks.register("apgd-l1")
 @dataclass(frozen=True)
-class APGDL1(Attack[APGDL1State]):
+class APGDL1(GradientAttack[APGDL1State]):
     """Auto-PGD in L1.
 
     Args:
-        loss: "ce", "dlr" or "margin".
         steps: iterations over the three stages; one forward and one backward pass each, and three more.
-        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
-        restarts: random starts (a target).
-        eot: draws of a randomised surrogate averaged for each gradient.
     """
 
     # Its first stages climb in larger balls: what they lose on the way back says nothing.
     ascends: ClassVar[bool] = False
-
-    loss: str = "ce"
-    steps: int = 100
-    targets: int = 0
-    restarts: int = 1
-    eot: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robench.attacks._base import OnFeatures, Problem, Rows
-from robench.attacks._custom_objective import Steered
+from robench.attacks._base import GradientAttack, OnFeatures, Problem, Rows
+from robench.attacks._custom_objective import CustomObjective
 from robench.attacks._feature_losses import information
 from robench.attacks._losses import check_loss, objective
 from robench.attacks.apgd import APGD, APGDState
@@ -18,32 +18,23 @@ from robench.core.registry import attacks
 
 @attacks.register("apgd-mi")
 @dataclass(frozen=True)
-class APGDMI(Steered[APGDState]):
+class APGDMI(CustomObjective[APGDState], GradientAttack[APGDState]):
     """APGD on loss(f(x'), y) + weight * nHSIC(features(x'), x'), in Linf and L2.
 
     Each row climbs its own loss plus the group's size times `weight` times its share of the nHSIC, so a weight
     means what it means in `pgd-mi`; at 0 the steps are `apgd`'s.
 
     Args:
-        loss: "ce", "dlr" or "margin".
         weight: the paper's lambda; below 0 to make the features tell less of the image.
         layers: "last" for the last block's features, "all" for the mean over every block's nHSIC.
-        steps: iterations; one forward and one backward pass each, and one more at the start. Company (see
+        steps: iterations; one forward and one backward pass each, and one more at the start. Padding rows (see
             robench.attacks._base) and the clean pass are not counted.
-        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
-        restarts: random starts (a target).
-        eot: draws of a randomised surrogate averaged for each gradient.
         rho: share of rising steps under which a checkpoint halves the step size.
         group: images the nHSIC is taken over.
     """
 
-    loss: str = "ce"
     weight: float = 0.1
     layers: str = "last"
-    steps: int = 100
-    targets: int = 0
-    restarts: int = 1
-    eot: int = 1
     rho: float = 0.75
     group: int = 16
 
@@ -51,10 +42,10 @@ class APGDMI(Steered[APGDState]):
         super().__post_init__()
         check_loss(self.loss)
 
-    def mover(self, eps: float) -> APGD:
+    def base_attack(self, eps: float) -> APGD:
         return APGD(self.loss, self.steps, self.targets, self.restarts, self.eot, self.rho)
 
-    def uphill(self, problem: Problem, rows: Rows, state: APGDState) -> OnFeatures:
+    def objective(self, problem: Problem, rows: Rows, state: APGDState) -> OnFeatures:
         loss = objective(self.loss, state.target if self.targets else None)
         weight = self.weight * problem.group
 

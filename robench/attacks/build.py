@@ -1,7 +1,7 @@
 """The attacks of a suite, built from their specs."""
 
 from robench.attacks._base import Attack
-from robench.attacks._parameter_space import Through
+from robench.attacks._parameter_space import ParameterSpace
 from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.threats.threat import Threat
@@ -40,6 +40,6 @@ def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
                 f"{spec.name} searches among images, and {threat} among parameters: use pgd or apgd, say"
             )
         built.append(
-            (str(specs.canonical(spec, builder)), Through(attack, threat) if threat.name else attack)
+            (str(specs.canonical(spec, builder)), ParameterSpace(attack, threat) if threat.name else attack)
         )
     return built

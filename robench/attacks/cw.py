@@ -7,11 +7,23 @@ exceeds a shrinking threshold (section VI.C).
 
 import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, select, spread, where
+from robench.attacks._base import (
+    Answer,
+    Ask,
+    Attack,
+    Problem,
+    Rows,
+    State,
+    check_count,
+    select,
+    spread,
+    where,
+)
 from robench.attacks._losses import margin
 from robench.core.errors import UsageError
 from robench.core.registry import attacks
@@ -66,6 +78,8 @@ class CW(Attack[CWState]):
         minimise: play on to the nearest image when one within the threat has been found.
     """
 
+    minimum_norm: ClassVar[bool] = True
+
     steps: int = 100
     rounds: int = 9
     targets: int = 0
@@ -77,8 +91,7 @@ class CW(Attack[CWState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds!r}: expected a whole number of at least 1")
+        check_count("rounds", self.rounds)
         if not self.c > 0 or not self.step_size > 0:
             raise ValueError(f"c={self.c!r}, step_size={self.step_size!r}: expected numbers above 0")
 
@@ -87,7 +100,7 @@ class CW(Attack[CWState]):
         return ("Linf", "L2")
 
     @property
-    def questions(self) -> int:
+    def num_queries(self) -> int:
         return self.steps * self.rounds
 
     def init(self, problem: Problem, rows: Rows) -> CWState:

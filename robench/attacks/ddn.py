@@ -50,6 +50,7 @@ class DDN(Attack[DDNState]):
         minimise: play on to the nearest image when one within the threat has been found.
     """
 
+    minimum_norm: ClassVar[bool] = True
     in_pixels: ClassVar[bool] = True
 
     loss: str = "ce"
@@ -75,7 +76,7 @@ class DDN(Attack[DDNState]):
         return ("L2",)
 
     @property
-    def questions(self) -> int:
+    def num_queries(self) -> int:
         return self.steps
 
     def init(self, problem: Problem, rows: Rows) -> DDNState:

@@ -65,7 +65,8 @@ class FAB(Attack[FABState]):
         minimise: play on to the nearest image when one within the threat has been found.
     """
 
-    # A step is one question or two.
+    minimum_norm: ClassVar[bool] = True
+    # A step is one query or two.
     cost_varies: ClassVar[int] = 2
 
     steps: int = 100

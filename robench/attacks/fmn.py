@@ -50,6 +50,7 @@ class FMN(Attack[FMNState]):
         minimise: play on to the nearest image when one within the threat has been found.
     """
 
+    minimum_norm: ClassVar[bool] = True
     in_pixels: ClassVar[bool] = True
 
     steps: int = 100
@@ -67,7 +68,7 @@ class FMN(Attack[FMNState]):
             )
 
     @property
-    def questions(self) -> int:
+    def num_queries(self) -> int:
         return self.steps
 
     def init(self, problem: Problem, rows: Rows) -> FMNState:

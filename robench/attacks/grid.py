@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class Grid(Attack[GridState]):
         points: along each parameter, from one end to the other: the paper's 31 angles and 5 by 5 translations.
     """
 
+    gradient_free: ClassVar[bool] = True
+
     points: tuple[int, ...] = (31, 5, 5)
 
     def __post_init__(self) -> None:
@@ -42,7 +45,7 @@ class Grid(Attack[GridState]):
         return ("Linf",)
 
     @property
-    def questions(self) -> int:
+    def num_queries(self) -> int:
         return math.prod(self.points)
 
     def init(self, problem: Problem, rows: Rows) -> GridState:
@@ -57,7 +60,7 @@ class Grid(Attack[GridState]):
 
     def ask(self, problem: Problem, rows: Rows, state: GridState) -> Ask:
         low, high = (end.flatten(1) for end in ball(rows, problem.threat.eps))
-        rest, shares = state.step.clamp_max(self.questions - 1), []
+        rest, shares = state.step.clamp_max(self.num_queries - 1), []
         for count in reversed(self.points):
             shares.append((rest % count) / (count - 1) if count > 1 else torch.full_like(low[:, 0], 0.5))
             rest = rest // count
@@ -72,4 +75,4 @@ class Grid(Attack[GridState]):
         )
 
     def finished(self, state: GridState) -> Tensor:
-        return state.step >= self.questions
+        return state.step >= self.num_queries

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, check_count, spread, where
 from robench.attacks._losses import margin, normalize
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
@@ -67,6 +67,8 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         minimise: play on to the nearest image when one within the threat has been found.
     """
 
+    minimum_norm: ClassVar[bool] = True
+    gradient_free: ClassVar[bool] = True
     in_pixels: ClassVar[bool] = True
 
     queries: int = 5000
@@ -75,17 +77,15 @@ class HopSkipJump(Attack[HopSkipJumpState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("queries", "samples"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+        check_count("queries", self.queries)
+        check_count("samples", self.samples)
 
     @property
     def norms(self) -> tuple[str, ...]:
         return ("Linf", "L2")
 
     @property
-    def questions(self) -> int:
+    def num_queries(self) -> int:
         return self.queries
 
     def init(self, problem: Problem, rows: Rows) -> HopSkipJumpState:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
+from robench.attacks._base import Answer, Ask, GradientAttack, Problem, Rows, State, where
 from robench.attacks._losses import check_loss, into_ball, normalize, objective, random_start
 from robench.core.registry import attacks
 
@@ -25,32 +25,24 @@ class PGDState(State):
 
 @attacks.register("pgd")
 @dataclass(frozen=True)
-class PGD(Attack[PGDState]):
+class PGD(GradientAttack[PGDState]):
     """Projected gradient descent in Linf and L2.
 
     Args:
-        loss: "ce", "dlr" or "margin".
         steps: iterations; one forward and one backward pass each, and one more at the end unless `last`.
         step_size: in [0, 1] pixels; 0 means 2.5 eps / steps.
         rel_step_size: the step size as a fraction of eps, in place of `step_size`; 0 means that it is not given.
         random_start: start at a random point of the ball, or at the image.
-        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
-        restarts: random starts (a target).
-        eot: draws of a randomised surrogate averaged for each gradient.
         last: judge the last iterate only, as many papers' own code does. By default every iterate is judged, which
             is at least as strong on a deterministic defense.
     """
 
     ascends: ClassVar[bool] = True
 
-    loss: str = "ce"
     steps: int = 20
     step_size: float = 0.0
     rel_step_size: float = 0.0
     random_start: bool = True
-    targets: int = 0
-    restarts: int = 1
-    eot: int = 1
     last: bool = False
 
     def __post_init__(self) -> None:

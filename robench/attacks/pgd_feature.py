@@ -4,12 +4,11 @@ The second of the paper's two adaptive attacks, PGD-feature: PGD that only drive
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from robench.attacks._base import OnFeatures, Problem, Rows
-from robench.attacks._custom_objective import Steered
+from robench.attacks._custom_objective import CustomObjective
 from robench.attacks._feature_losses import distances, themselves
 from robench.attacks.pgd import PGD, PGDState
 from robench.core.registry import attacks
@@ -17,7 +16,7 @@ from robench.core.registry import attacks
 
 @attacks.register("pgd-feature")
 @dataclass(frozen=True)
-class PGDFeature(Steered[PGDState]):
+class PGDFeature(CustomObjective[PGDState]):
     """PGD on ||features(x') - features(x)||_2, without labels, as published; Linf.
 
     Args:
@@ -26,7 +25,7 @@ class PGDFeature(Steered[PGDState]):
         step_size: in [0, 1] pixels; 0 means eps / 4, the published 2/255 for 8/255.
     """
 
-    layers: ClassVar[str] = "last"
+    layers = "last"
 
     steps: int = 100
     step_size: float = 0.0
@@ -35,13 +34,13 @@ class PGDFeature(Steered[PGDState]):
     def norms(self) -> tuple[str, ...]:
         return ("Linf",)
 
-    def mover(self, eps: float) -> PGD:
+    def base_attack(self, eps: float) -> PGD:
         return PGD("ce", steps=self.steps, step_size=self.step_size or eps / 4)
 
     def references(self, run: Rows, rows: Rows) -> Tensor:
         return themselves(run, rows)
 
-    def uphill(self, problem: Problem, rows: Rows, state: PGDState) -> OnFeatures:
+    def objective(self, problem: Problem, rows: Rows, state: PGDState) -> OnFeatures:
         def value(logits: Tensor, rows: Rows, x: Tensor, features: tuple[Tensor, ...]) -> Tensor:
             assert rows.reference is not None
             return distances(features, rows.reference).sum(0)

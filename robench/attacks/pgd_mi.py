@@ -4,12 +4,11 @@ The first of the paper's two adaptive attacks, PGD-MI: PGD that also climbs the 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from robench.attacks._base import OnFeatures, Problem, Rows
-from robench.attacks._custom_objective import Steered
+from robench.attacks._custom_objective import CustomObjective
 from robench.attacks._feature_losses import information
 from robench.attacks._losses import cross_entropy
 from robench.attacks.pgd import PGD, PGDState
@@ -18,7 +17,7 @@ from robench.core.registry import attacks
 
 @attacks.register("pgd-mi")
 @dataclass(frozen=True)
-class PGDMI(Steered[PGDState]):
+class PGDMI(CustomObjective[PGDState]):
     """PGD on CE(f(x'), y) + weight * nHSIC(features(x'), x'), as published; Linf.
 
     The cross-entropy is a mean over the group, as losses are by default (that the official code means it so is
@@ -29,13 +28,13 @@ class PGDMI(Steered[PGDState]):
 
     Args:
         weight: the paper's lambda.
-        steps: iterations; one forward and one backward pass each, and one more at the end. Company (see
+        steps: iterations; one forward and one backward pass each, and one more at the end. Padding rows (see
             robench.attacks._base) and the clean pass are not counted.
         step_size: in [0, 1] pixels; 0 means eps / 4, the published 2/255 for 8/255.
         group: images the nHSIC is taken over: the published batch.
     """
 
-    layers: ClassVar[str] = "last"
+    layers = "last"
 
     weight: float = 1e-5
     steps: int = 100
@@ -46,10 +45,10 @@ class PGDMI(Steered[PGDState]):
     def norms(self) -> tuple[str, ...]:
         return ("Linf",)
 
-    def mover(self, eps: float) -> PGD:
+    def base_attack(self, eps: float) -> PGD:
         return PGD("ce", steps=self.steps, step_size=self.step_size or eps / 4)
 
-    def uphill(self, problem: Problem, rows: Rows, state: PGDState) -> OnFeatures:
+    def objective(self, problem: Problem, rows: Rows, state: PGDState) -> OnFeatures:
         weight = self.weight * problem.group
 
         def value(logits: Tensor, rows: Rows, x: Tensor, features: tuple[Tensor, ...]) -> Tensor:

@@ -46,6 +46,7 @@ class SigmaZero(Attack[SigmaZeroState]):
         unit: what is counted and undone, "pixel" or "component".
     """
 
+    minimum_norm: ClassVar[bool] = True
     in_pixels: ClassVar[bool] = True
 
     steps: int = 1000
@@ -106,7 +107,7 @@ class SigmaZero(Attack[SigmaZeroState]):
         return state.step >= self.steps
 
     @property
-    def questions(self) -> int:
+    def num_queries(self) -> int:
         return self.steps
 
     def _point(self, rows: Rows, state: SigmaZeroState) -> Tensor:

@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, check_count, where
 from robench.attacks._losses import _START, margin
 from robench.core.registry import attacks
 
@@ -45,7 +45,10 @@ class _Search(Attack[S]):
         restarts: random starts.
     """
 
+    gradient_free: ClassVar[bool] = True
     in_pixels: ClassVar[bool] = True
+    # Of any number: random numbers depend on the number of the query alone.
+    horizon: ClassVar[int] = 64
 
     queries: int = 10_000
     alpha_init: float = 0.3
@@ -53,22 +56,14 @@ class _Search(Attack[S]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.queries, int) or self.queries < 1:
-            raise ValueError(f"queries={self.queries!r}: expected a whole number of at least 1")
+        check_count("queries", self.queries)
         if not 0 < self.alpha_init <= 1:
             raise ValueError(f"alpha_init={self.alpha_init!r}: expected a share in (0, 1]")
 
-    @property
-    def horizon(self) -> int:
-        """How many queries of a row can be known ahead: all, their random numbers hang on their count."""
-        return 64
-
     def advance(self, problem: Problem, rows: Rows, state: S, offset: Tensor) -> S:
-        """The state as if the next `offset` (S,) queries had been rejected."""
         return replace(state, step=state.step + offset)
 
     def moved(self, state: S) -> Tensor:
-        """Whether the last answer was accepted, bool (S,)."""
         return state.accepted
 
     def finished(self, state: S) -> Tensor:

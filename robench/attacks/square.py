@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, check_count, where
 from robench.attacks._losses import _START, margin
 from robench.attacks._projections import project_l1_box
 from robench.core.registry import attacks
@@ -48,7 +48,9 @@ class Square(Attack[SquareState]):
         restarts: random starts.
     """
 
+    gradient_free: ClassVar[bool] = True
     in_pixels: ClassVar[bool] = True
+    horizon: ClassVar[int] = _BLOCK
 
     queries: int = 5000
     p_init: float = 0.8
@@ -56,15 +58,9 @@ class Square(Attack[SquareState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.queries, int) or self.queries < 1:
-            raise ValueError(f"queries={self.queries!r}: expected a whole number of at least 1")
+        check_count("queries", self.queries)
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init={self.p_init!r}: expected a share in (0, 1]")
-
-    @property
-    def horizon(self) -> int:
-        """How many queries of a row can be known ahead."""
-        return _BLOCK
 
     def init(self, problem: Problem, rows: Rows) -> SquareState:
         norm, eps = problem.threat.norm, problem.threat.eps
@@ -112,12 +108,10 @@ class Square(Attack[SquareState]):
         return state.step > self.queries
 
     def advance(self, problem: Problem, rows: Rows, state: SquareState, offset: Tensor) -> SquareState:
-        """The state as if the next `offset` (S,) queries, fewer than `horizon`, had been rejected."""
         step = state.step + offset
         return replace(self._supply(problem, rows, state, step), step=step)
 
     def moved(self, state: SquareState) -> Tensor:
-        """Whether the last answer was accepted, bool (S,): then the queries after it are other ones."""
         return state.accepted
 
     def _supply(self, problem: Problem, rows: Rows, state: SquareState, needed: Tensor) -> SquareState:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import click
 from rich.console import Console
@@ -13,6 +14,7 @@ import robench.data
 import robench.defenses
 import robench.threats.transformations  # noqa: F401  (importing registers what is built in)
 from robench import catalog
+from robench.attacks import Attack
 from robench.catalog import Suite
 from robench.cli import common, costs
 from robench.core import registry
@@ -65,12 +67,20 @@ def _attacks() -> list[dict[str, str]]:
     return suites + [
         {
             "name": name,
-            "kind": "attack",
+            "kind": _kind(registry.attacks.get(name)),
             "passes": costs.brief(Suite(name, [name])),
             "description": _first_line(registry.attacks.get(name).__doc__),
         }
         for name in registry.attacks
     ]
+
+
+def _kind(builder: Any) -> str:
+    """What an attack is, by the facts that its class states."""
+    if not isinstance(builder, type) or not issubclass(builder, Attack):
+        return "attack"
+    facts = {"minimum-norm": builder.minimum_norm, "gradient-free": builder.gradient_free}
+    return " ".join([", ".join(fact for fact, holds in facts.items() if holds), "attack"]).strip()
 
 
 def _datasets() -> list[dict[str, str]]:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +196,23 @@ def _rung(rung: Rung) -> str:
 
 def _builder(kind: registry.Registry, name: str) -> RenderableType:
     builder = kind.get(name)
-    told = _reflowed(inspect.getdoc(builder) or "no documentation", Console().width)
+    told = _reflowed(_documentation(builder), Console().width)
     lines = [f"from {kind.holder(name)}", "", *told, ""]
     arguments = {key: default for key, default in specs.defaults(builder).items() if key != "source"}
     lines += [f"{key} = {default!r}" for key, default in arguments.items()]
     return Text("\n".join(lines).replace("<class 'inspect._empty'>", "(needed)"))
+
+
+def _documentation(builder: Callable[..., Any]) -> str:
+    """A builder's docstring, with what its base classes say of parameters that it does not describe itself."""
+    text = inspect.getdoc(builder) or "no documentation"
+    bases = builder.__mro__[1:] if isinstance(builder, type) else ()
+    for name in specs.defaults(builder):
+        entry = re.compile(rf"^    {name}: .*(?:\n {{8}}.*)*", re.MULTILINE)
+        described = [match.group() for base in bases if (match := entry.search(inspect.getdoc(base) or ""))]
+        if described and not entry.search(text):
+            text += ("" if "\nArgs:" in text else "\n\nArgs:") + f"\n{described[0]}"
+    return text
 
 
 def _reflowed(docstring: str, width: int) -> list[str]:

@@ -19,12 +19,18 @@ from robench.data import (  # noqa: F401 - they register themselves
     parquet,
     tiny_imagenet,
 )
-from robench.data._base import Images
+from robench.data._base import Images, facts_of
 
-__all__ = ["Images", "load_dataset"]
+__all__ = ["Images", "load_dataset", "needs_files"]
 
 # What a spec does not say, because `load_dataset` does.
 _OURS = ("split", "data_dir", "samples", "path")
+
+
+def needs_files(name: str) -> bool:
+    """Whether a data set's images lie in files that a user has to have; so too for a name that is not registered."""
+    base = specs.parse(name).name.partition(":")[0]
+    return base not in registry.datasets or facts_of(registry.datasets.get(base)).needs_files
 
 
 def load_dataset(

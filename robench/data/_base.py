@@ -38,10 +38,12 @@ class Facts:
     Attributes:
         layout: of its files below the data folder, or where they are from; `<...>` stands for what varies.
         source: where a person gets them.
+        needs_files: False for a data set that is installed with a package.
     """
 
     layout: str
     source: str = ""
+    needs_files: bool = True
 
     def of(self, **values: object) -> "Facts":
         """The same where something varies no more: `of(corruption="fog")` for `<corruption>`."""

@@ -22,7 +22,7 @@ TEST_RESIDUES = (2, 5, 8)
 
 
 @registry.datasets.register("digits")
-@described(Facts("nothing: they come with scikit-learn"))
+@described(Facts("nothing: they come with scikit-learn", needs_files=False))
 def load(split: str = "test", data_dir: str | None = None, size: int = SIZE) -> Images:
     """Real digits, 16x16, three equal channels; 1,258 for training and 539 for testing: `digits(size=32)`.
 

@@ -63,7 +63,7 @@ def _follow(case: Case, name: str, attack: Any, x: Tensor, y: Tensor, ids: Tenso
     while not bool(attack.finished(state).all()):
         ask = attack.ask(problem, rows, state)
         answer = network.answer(ask.x, ask.objective, rows, case.eot, asked)
-        answer = attack.heard(problem, rows, state, answer)
+        answer = attack.pull_back(problem, rows, state, answer)
         state = attack.tell(problem, rows, state, answer)
         asked += case.eot
         surrogate = wrong(answer.logits, y)

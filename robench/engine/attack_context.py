@@ -14,11 +14,6 @@ from robench.engine.batched_model import Judge, Network
 _NEVER = 1 << 40
 
 
-def minimises(attack: Attack[Any]) -> bool:
-    """Whether the attack's rows play on for a lesser distance when they have fooled."""
-    return bool(getattr(attack, "minimise", False))
-
-
 @dataclass
 class Table:
     """What is known of each sample after an attack has had its turn; every tensor on the CPU.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Rows, State, gather, tensors
-from robench.engine.attack_context import Battle, Table, minimises
+from robench.engine.attack_context import Battle, Table
 from robench.engine.batched_model import pad, wrong
 from robench.engine.groups import Group, fixed_groups
 from robench.engine.loss_monitor import Watch
@@ -68,15 +68,13 @@ class Loop:
         self.kept: dict[int, Tensor] = {}
         self.images = 0
         self.nonfinite = 0
-        self.minimises = minimises(battle.attack)
+        self.minimises = battle.attack.minimise
         self.unheard = battle.attack.judged_at_end or (
             battle.blind and (self.minimises or battle.attack.transfers)
         )
         # How far the kept image of each lane is, where that matters.
         self.kept_distance = torch.full((self.lanes,), torch.inf, dtype=torch.float64)
-        self.watch = Watch(
-            self.lanes, getattr(battle.attack, "ascends", False), getattr(battle.attack, "steps", 0)
-        )
+        self.watch = Watch(self.lanes, battle.attack.ascends, battle.attack.steps)
         self.playing = torch.zeros(self.lanes, dtype=torch.bool)
         # False while a question is under way: what is saved then would lack its verdict.
         self.whole = True
@@ -166,7 +164,7 @@ class Loop:
         rows = replace(rows, **{name: tensor.to(battle.device) for name, tensor in tensors(rows).items()})
         if wanted is None:
             return rows
-        layers = getattr(battle.attack, "layers", "last")
+        layers = battle.attack.layers or "last"
         x, ids = battle.x[wanted].to(battle.device), battle.ids[wanted].to(battle.device)
         return replace(rows, reference=battle.network.features(x, ids, layers))
 
@@ -184,8 +182,7 @@ class Loop:
         assert self.rows is not None and self.state is not None
         attack, problem = self.battle.attack, self.battle.problem
         active = self.sample >= 0
-        ahead = getattr(attack, "advance", None)
-        if ahead is not None and self.next == len(self.queue) and not bool(active.all()):
+        if attack.horizon > 1 and self.next == len(self.queue) and not bool(active.all()):
             self._turn_ahead(active)
             return
         if not torch.equal(active, self.playing):
@@ -199,20 +196,20 @@ class Loop:
             points = problem.threat.as_recorded(self.rows.x, points)
             asked = problem.threat.image(self.rows.x, points, self.rows.sample)
         answer = self._ask(asked, ask.objective, self.rows, self.asked[:, 0])
-        answer = attack.heard(problem, self.rows, self.state, answer)
+        answer = attack.pull_back(problem, self.rows, self.state, answer)
         self.state = attack.tell(problem, self.rows, self.state, answer)
         told = torch.ones_like(active) if ask.waits is None else ~ask.waits.cpu()
         asking = active & told
-        passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
+        passes = torch.tensor([1, _gradients(answer)]) * attack.eot
         # Rows that are over count on: company draws a randomised surrogate's noise as if it still counted.
         self.asked += told[:, None] * passes
-        first = self.asked[:, 1] == _gradients(answer) * getattr(attack, "eot", 1)
+        first = self.asked[:, 1] == _gradients(answer) * attack.eot
         self.watch.note(asking, first, answer)
         draws = self._verdict(asked, points, answer.logits, self.rows, asking)
         self._settle(active, draws, points, attack.finished(self.state).cpu())
 
     def _ask(self, x: Tensor, objective: Any, rows: Rows, asked: Tensor) -> Answer:
-        eot = getattr(self.battle.attack, "eot", 1)
+        eot = self.battle.attack.eot
         answer = self.battle.network.answer(x, objective, rows, eot, asked.to(self.battle.device))
         self.images += self.lanes * eot
         return answer
@@ -240,7 +237,7 @@ class Loop:
         lane, count = torch.arange(self.lanes), len(homes)
         valid = ~attack.finished(before).cpu() & (lane < count * attack.horizon)
         ask = attack.ask(problem, rows, before)
-        asked = self.asked[home.cpu(), 0] + offset.cpu() * getattr(attack, "eot", 1)
+        asked = self.asked[home.cpu(), 0] + offset.cpu() * attack.eot
         answer = self._ask(ask.x, ask.objective, rows, asked)
         after = attack.tell(problem, rows, before, answer)
         draws = self._verdict(ask.x, ask.x, answer.logits, rows, valid)
@@ -251,7 +248,7 @@ class Loop:
         last = _last(valid, lane, count)
         chosen = torch.where(first < self.lanes, first, last)
         self.state = _put(self.state, homes.to(battle.device), after, chosen.to(battle.device), begun)
-        passes = torch.tensor([1, _gradients(answer)]) * getattr(attack, "eot", 1)
+        passes = torch.tensor([1, _gradients(answer)]) * attack.eot
         self.asked[homes] += (chosen // count + 1)[:, None] * passes
         at_home = torch.zeros(self.lanes, dtype=torch.int64)
         at_home[homes] = draws[chosen]

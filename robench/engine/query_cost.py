@@ -80,14 +80,14 @@ def passes(attacks: tuple[str, ...], threat: Threat, classes: int) -> tuple[Pass
 
 def _played(attack: Attack, threat: Threat, classes: int) -> tuple[int, int]:
     """Forward and backward passes of all the rows of one image, side by side."""
-    ranks, group = attack.ranks(classes), min(getattr(attack, "group", 1), 2)
+    ranks, group = attack.ranks(classes), min(attack.group, 2)
     model = NeverFooled(classes)
     generator = torch.Generator().manual_seed(0)
     # An image of each other class as well, said to be one, for attacks that look at some; they are not attacked.
     y = torch.cat([torch.zeros(group, dtype=torch.int64), torch.arange(1, classes)])
     x = torch.rand(len(y), *_SHAPE, generator=generator)
     ids = torch.arange(len(y))
-    lanes = -(-max(ranks, getattr(attack, "horizon", 1)) // group) * group
+    lanes = -(-max(ranks, attack.horizon) // group) * group
     network = Network(model, lanes)
     battle = Battle(
         attack=attack,

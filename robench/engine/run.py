@@ -19,7 +19,7 @@ from robench.data._lazy_images import Stack
 from robench.engine import health
 from robench.engine import workers as team
 from robench.engine.adversarial_examples import Found
-from robench.engine.attack_context import Battle, Table, minimises
+from robench.engine.attack_context import Battle, Table
 from robench.engine.attack_loop import Loop
 from robench.engine.batched_model import Judge, Model, Network, answer, frozen, out_of_memory, vote
 from robench.engine.checkpoint import Saved, Store
@@ -156,7 +156,7 @@ class Run:
         if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
             return [self.mine]
         begun = self._begun_with()
-        group = lcm(*(min(getattr(attack, "group", 1), len(self.x)) for _, attack in self.attacks))
+        group = lcm(*(min(attack.group, len(self.x)) for _, attack in self.attacks))
         return team.shares(self.ids, begun or self.workers, group)
 
     def _begun_with(self) -> int:
@@ -212,7 +212,7 @@ class Run:
             stream = Stream.of(self.seed, "surrogate") if noisy else None
             self.network = Network(model, self.lanes, self.precision, stream)
         # Whoever offers no features is told now, and not when the attacks before have been played.
-        for layers in sorted({getattr(attack, "layers", "") for _, attack in self.attacks} - {""}):
+        for layers in sorted({attack.layers for _, attack in self.attacks} - {""}):
             self.network.features(self.x[:1].to(self.device), self.ids[:1].to(self.device), layers)
 
     def _clean(self) -> Tensor:
@@ -298,7 +298,7 @@ class Run:
         stream = Stream.of(self.seed, spec)
         if not self.same and self.network.stream is not None:
             self.network.stream = Stream.of(self.seed, "surrogate", spec)
-        group = min(getattr(attack, "group", 1), len(self.x))
+        group = min(attack.group, len(self.x))
         network = self._of_whole_groups(group)
         problem = Problem(self.threat, self.num_classes, stream, group)
         battle = Battle(
@@ -360,7 +360,7 @@ class Run:
 
     def _take(self, index: int, table: Table, samples: list[int], seconds: float) -> None:
         """Add an attack's results to the run's."""
-        forward, backward = table.spent(self.judge.draws, every=minimises(self.attacks[index][1]))
+        forward, backward = table.spent(self.judge.draws, every=self.attacks[index][1].minimise)
         self.forward += forward
         self.backward += backward
         won = table.draws > self.draws
@@ -381,7 +381,7 @@ class Run:
 
     def _progress(self, index: int, loop: Loop) -> Progress:
         held = loop.table.draws == self.judge.draws
-        playing = float(loop.asked[loop.sample >= 0, 0].sum()) / self.attacks[index][1].questions
+        playing = float(loop.asked[loop.sample >= 0, 0].sum()) / self.attacks[index][1].num_queries
         total = loop.total
         done = total - loop.remaining
         return Progress(
@@ -493,7 +493,7 @@ class Run:
             *health.nonfinite_gradients(self.watched),
             *health.zero_gradients(self.watched),
             *health.losses(self.watched),
-            *health.square_wins(self.costs, len(self.x)),
+            *health.gradient_free_wins(attacks, self.costs, self.threat.norm, len(self.x)),
         ]
         randomised = self.judge.draws > 1
         return Outcome(

@@ -16,6 +16,7 @@ from robench.catalog import find_suite, make, read_toml
 from robench.core import specs
 from robench.core.errors import UsageError, unknown_name
 from robench.core.trust import admit
+from robench.data import needs_files
 from robench.records.record import Record
 from robench.reports.board import EMPTY
 from robench.reports.dataset_transfer import transfer
@@ -348,4 +349,4 @@ def _words(table: Table, row: Row, attacks: list[str], level: str) -> tuple[str,
     card = catalog.cards().get(row.defense)
     if card is not None and not card.checkpoint:
         words += ["--checkpoint", "FILE"]
-    return (*words, "--data-dir", "DIR") if table.dataset != "digits" else tuple(words)
+    return (*words, "--data-dir", "DIR") if needs_files(table.dataset) else tuple(words)

@@ -10,6 +10,7 @@ from robench.catalog import Rung, Suite, find_suite
 from robench.core import specs
 from robench.core.errors import UsageError
 from robench.core.formatting import count
+from robench.data import needs_files
 from robench.records.randomized import FIELD, unattacked
 from robench.records.record import Record
 from robench.reports.table import Grid
@@ -131,7 +132,7 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
                 command += ["--protocol", protocol]
             else:
                 command += ["--dataset", job.dataset.name, "--threat", threat, "--samples", str(job.n)]
-            command += ["--data-dir", "DIR"] if job.dataset.name != "digits" else []
+            command += ["--data-dir", "DIR"] if needs_files(job.dataset.name) else []
             notes.append(f"{', '.join(missing)} of {job.defense.name}: {shlex.join(command)}")
     notes += _marks(rows)
     if any(FIELD in record.extra for row in rows for own in row.found.values() for record in own):
@@ -141,7 +142,7 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     return Grid(
         title=f"{protocol} · {Threat.parse(threat)} · robust accuracy in %, 95 % intervals",
         columns=columns,
-        groups=(tuple(_cells(row, names) for row in rows),),
+        groups=(tuple(_cells(row, suite) for row in rows),),
         names=frozenset(("purifier",)),
         numbers=frozenset(columns[1:]),
         notes=tuple(notes),
@@ -156,9 +157,11 @@ def _playable(name: str, purified: Record, suite: Suite) -> bool:
     return any(not source or (source, dataset) in known for source in sources)
 
 
-def _cells(row: Row, names: tuple[str, ...]) -> tuple[str, ...]:
-    strongest = [record for name, own in row.found.items() if name.startswith("exact") for record in own]
-    last = min(strongest, key=_robust) if strongest else None
+def _cells(row: Row, suite: Suite) -> tuple[str, ...]:
+    names = dict.fromkeys(rung.name for rung in suite.rungs)
+    exact = dict.fromkeys(rung.name for rung in suite.rungs if rung.exact)
+    records = [record for name in exact for record in row.found.get(name, ())]
+    last = min(records, key=_robust, default=None)
     cost, speed = EMPTY, EMPTY
     if last is not None:
         cost = count(sum(last.passes.values()) / last.job.n)

@@ -14,7 +14,6 @@ from robench.attacks._base import Attack
 from robench.attacks._external import ForeignAttack
 from robench.core import registry, specs
 from robench.core.errors import UsageError
-from robench.engine.attack_context import minimises
 from robench.engine.counts import shipped
 from robench.engine.query_cost import passes
 from robench.records.certificates import is_attacked
@@ -73,9 +72,9 @@ def cost(attack: Attack[Any] | None, spec: str, threat: Threat, classes: int) ->
     if attack is None or isinstance(attack, ForeignAttack):
         return Cost((0, math.inf), (0, math.inf), least=0)
     ranks = attack.ranks(classes)
-    unknown = Cost((1, math.inf), (0, math.inf), ranks, minimises(attack))
+    unknown = Cost((1, math.inf), (0, math.inf), ranks, attack.minimise)
     ours = registry.attacks.holder(specs.parse(spec).name).startswith("robench.")
-    quick = attack.questions <= _TURNS * getattr(attack, "horizon", 1)
+    quick = attack.num_queries <= _TURNS * attack.horizon
     try:
         known = shipped((spec,), threat, classes) if ours else None
         if known is None and ours and quick:
@@ -89,7 +88,7 @@ def cost(attack: Attack[Any] | None, spec: str, threat: Threat, classes: int) ->
         both = (counted.forward, counted.forward), (counted.backward, counted.backward)
     else:
         both = (ranks, attack.cost_varies * counted.forward), (0, attack.cost_varies * counted.backward)
-    return Cost(*both, ranks, minimises(attack), attack.judged_at_end)
+    return Cost(*both, ranks, attack.minimise, attack.judged_at_end)
 
 
 def findings(e: Evidence) -> Iterator[Finding]:

@@ -23,10 +23,10 @@ def findings(e: Evidence, clean: Tensor, declared: bool) -> Iterator[Finding]:
     raised = [
         *health.squashed_outputs(clean),
         *health.nonfinite_logits(health.count_nonfinite(clean)),
-        *health.square_wins(list(e.record.attacks), e.record.job.n),
     ]
     # What an attack that cannot be built here does is not known.
     if len(attacks) == len(e.attacks):
+        raised += health.gradient_free_wins(attacks, e.record.attacks, e.threat.norm, e.record.job.n)
         raised += health.few_classes(clean.shape[1], attacks)
         raised += health.randomised(e.draws > 1, declared, attacks, not e.asks)
     carried = {mark.code for mark in e.record.health}

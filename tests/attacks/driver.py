@@ -71,7 +71,7 @@ def play(
         said, points = answer(model, ask, rows), ask.x
         # What a lane that waits is told means nothing to it: it asks again.
         asked.append([None if ask.waits is not None and ask.waits[i] else x for i, x in enumerate(points)])
-        state = attack.tell(task, rows, state, attack.heard(task, rows, state, said))
+        state = attack.tell(task, rows, state, attack.pull_back(task, rows, state, said))
     return asked, state
 
 

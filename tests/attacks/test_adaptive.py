@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._feature_losses import information, lookalikes, relative_distance
+from robench.attacks._feature_losses import information, nearest_other_class, relative_distance
 from robench.attacks.apgd import APGD
 from robench.attacks.apgd_feature import APGDFeature
 from robench.attacks.apgd_mi import APGDMI
@@ -127,8 +127,8 @@ def test_pgd_feature_takes_the_published_steps():
 def test_the_published_settings_are_the_defaults():
     for published in (PGDMI(), PGDFeature()):
         assert published.steps == 100 and published.norms == ("Linf",)
-        mover = published.mover(8 / 255)
-        assert mover.step_size == pytest.approx(2 / 255) and mover.random_start and mover.restarts == 1
+        base = published.base_attack(8 / 255)
+        assert base.step_size == pytest.approx(2 / 255) and base.random_start and base.restarts == 1
     assert (PGDMI().weight, PGDMI().group) == (1e-5, 16)
 
 
@@ -223,7 +223,7 @@ def test_the_image_to_be_mistaken_for_is_the_nearest_of_the_class():
     chosen = APGDFeature(targets=3, restarts=2)
     rows = replace(rows, rank=torch.arange(40) % 6)
     target = chosen.target(rows)
-    picked = lookalikes(rows, rows, target, 2)
+    picked = nearest_other_class(rows, rows, target, 2)
     for i in range(40):
         assert rows.y[picked[i]] != rows.y[i]
         among = (rows.y == target[i]).nonzero()[:, 0]

@@ -16,7 +16,7 @@ from tests.conftest import Linear, images
 def test_comes_near_the_least_perturbation(norm, classes):
     model, x = Linear(classes, (3, 8, 8)), images(8)
     rows, cw = rows_of(model, x), CW()
-    _, state = play(model, cw, problem(f"{norm}:1", classes), rows, cw.questions)
+    _, state = play(model, cw, problem(f"{norm}:1", classes), rows, cw.num_queries)
     assert cw.finished(state).all()
     best = cw.best(state)
     assert (model(best).argmax(1) != rows.y).all()

@@ -20,7 +20,7 @@ from tests.conftest import Linear, images, small_net
 def test_comes_near_the_least_perturbation(minimal, norm, classes):
     model, x = Linear(classes, (3, 8, 8)), images(8)
     rows = rows_of(model, x)
-    _, state = play(model, minimal, problem(f"{norm}:1", classes), rows, minimal.questions)
+    _, state = play(model, minimal, problem(f"{norm}:1", classes), rows, minimal.num_queries)
     assert minimal.finished(state).all()
     best = minimal.best(state)
     assert (model(best).argmax(1) != rows.y).all()
@@ -46,7 +46,7 @@ def test_ddn_strolls_where_its_loss_has_no_gradient():
 def test_decisions_alone_come_near_it_too(norm):
     model, x = Linear(2, (3, 4, 4)), images(6, side=4)
     rows, hops = rows_of(model, x), HopSkipJump(queries=1000, samples=30)
-    asked, state = play(model, hops, problem(f"{norm}:1", 2), rows, hops.questions)
+    asked, state = play(model, hops, problem(f"{norm}:1", 2), rows, hops.num_queries)
     assert hops.finished(state).all()
     best = hops.best(state)
     assert (model(best).argmax(1) != rows.y).all()

@@ -71,7 +71,7 @@ def test_penalised_attacks_climb_the_loss_less_the_penalty():
     pgd = built("pgd", str(threat))
     state = pgd.init(task, rows)
     ask = pgd.ask(task, rows, state)
-    told = pgd.tell(task, rows, state, pgd.heard(task, rows, state, answer(model, ask, rows)))
+    told = pgd.tell(task, rows, state, pgd.pull_back(task, rows, state, answer(model, ask, rows)))
     theta = ask.point.double().requires_grad_()
     image = threat.coordinates.apply(x.double(), theta, rows.sample)
     loss = torch.nn.functional.cross_entropy(model.double()(image), rows.y, reduction="none")

@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from robench.attacks._base import Answer
+from robench.attacks.build import build_attacks
 from robench.data import load_dataset
 from robench.defenses import load_defense
+from robench.engine import health
 from robench.engine.loss_monitor import Counts, Watch
+from robench.engine.outcome import AttackCost
 from robench.evaluation.attack import attack
+from robench.threats.threat import Threat
 from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT
 
@@ -65,3 +69,28 @@ def test_an_attack_that_creeps_is_marked():
         for spec in ("pgd(steps=20, step_size=0.002, random_start=False)", "pgd(steps=20)")
     ]
     assert found == [["more-steps-help"], []]
+
+
+@pytest.mark.parametrize(
+    ("specs", "threat", "survivors", "code"),
+    [
+        (["apgd", "square"], "Linf:0.1", [60, 58], "square-beats-white-box"),
+        (["apgd", "spsa"], "Linf:0.1", [60, 58], "spsa-beats-white-box"),
+        (["fab", "apgd", "nes"], "L2:0.1", [70, 60, 58], "nes-beats-white-box"),
+        (["apgd", "hopskipjump"], "L2:0.1", [60, 58], "hopskipjump-beats-white-box"),
+        (["sigma-zero", "sparse-rs"], "L0:9", [60, 39], "sparse-rs-beats-white-box"),
+        # On networks with sound gradients: one image, and in L0 some.
+        (["apgd", "nes"], "Linf:0.1", [60, 59], ""),
+        (["sigma-zero", "sparse-rs"], "L0:9", [60, 51], ""),
+        # There is no white-box attack before, or the attack has gradients.
+        (["square", "nes"], "Linf:0.1", [60, 40], ""),
+        (["apgd", "fab"], "Linf:0.1", [60, 40], ""),
+        # The worst of a grid beats gradients over three parameters on any network.
+        (["pgd", "grid"], "spatial:0.3", [60, 40], ""),
+    ],
+)
+def test_which_wins_of_an_attack_without_gradients_are_marked(specs, threat, survivors, code):
+    built = build_attacks(specs, Threat.parse(threat))
+    costs = [AttackCost(spec, 100, left, 0, 0, 0.0) for (spec, _), left in zip(built, survivors, strict=True)]
+    marks = health.gradient_free_wins([each for _, each in built], costs, Threat.parse(threat).norm, 100)
+    assert [mark.code for mark in marks] == [code] * bool(code)

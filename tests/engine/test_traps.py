@@ -165,13 +165,23 @@ def test_checks_are_data_in_the_result():
     assert codes(attack("apgd(steps=2)+square(queries=5)", honest, x, y, threat="Linf:0.001")) == []
 
 
-def test_square_beating_the_gradient_is_marked():
+@pytest.mark.parametrize(
+    ("spec", "threat"),
+    [
+        ("apgd(steps=5)+square(queries=300)", "Linf:0.01"),
+        ("apgd(steps=5)+nes(steps=10, samples=20)", "Linf:0.01"),
+        ("apgd(steps=5)+spsa(steps=10, samples=20, step_size=0.002)", "Linf:0.01"),
+        ("apgd(steps=5)+hopskipjump(queries=500)", "L2:0.2"),
+        ("sigma-zero(steps=10)+sparse-rs(queries=300)", "L0:12"),
+    ],
+)
+def test_an_attack_without_gradients_that_beats_the_gradient_is_marked(spec, threat):
     # The gradient leads away from the boundary; random search does not ask for it.
     model = Wrapped(lambda logits: 2 * logits.detach() - logits)
     x = images(16)
     y = model(x).argmax(1)
-    result = attack("apgd(steps=5)+square(queries=300)", model, x, y, threat="Linf:0.01")
-    assert "square-beats-white-box" in codes(result)
+    code = f"{spec.split('+')[1].split('(')[0]}-beats-white-box"
+    assert code in codes(attack(spec, model, x, y, threat=threat))
 
 
 def test_weights_and_modes_are_put_back_as_they_were():

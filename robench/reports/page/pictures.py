@@ -7,14 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from robench.core.errors import RobenchError
-from robench.data import load_dataset
+from robench.data import load_dataset, needs_files
 from robench.data._base import Images
 from robench.records.record import Record
 from robench.reports.plots.adversarial_examples import draw, examples
-
-# Their images come with a package; those of other data sets are looked for in the folder that the user names, since
-# loading them without one could start a download.
-_WITHOUT_FILES = frozenset(("digits",))
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,8 @@ class Gallery:
         return Picture(file, alt, b"" if (self._folder / file).is_file() else draw(record, chosen))
 
     def _load(self, name: str, split: str, n: int) -> Images | None:
-        if self._data_dir is None and name not in _WITHOUT_FILES:
+        # Loading files without a folder that the user names could start a download.
+        if self._data_dir is None and needs_files(name):
             return None
         try:
             return load_dataset(name, split, n, self._data_dir)

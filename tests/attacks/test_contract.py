@@ -1,0 +1,139 @@
+"""What the engine may know of an attack: what its base declares, and no name."""
+
+import ast
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+import robench
+from robench.attacks import Ask, Attack, State
+from robench.attacks.build import build_attacks
+from robench.cli.show import _documentation
+from robench.core import registry
+from robench.evaluation.attack import attack
+from robench.threats.threat import Threat
+from tests.conftest import images, small_net
+
+SOURCES = sorted(Path(robench.__file__).parent.rglob("*.py"))
+NAMES = {*registry.attacks, "exact"}
+
+
+def names_an_attack(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value in NAMES
+
+
+def offences(source: str) -> list[str]:
+    """Attributes of attacks that are read without a declaration, and decisions by an attack's name."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            function = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            first = ast.unparse(node.args[0]).split(".")[-1] if node.args else ""
+            if function in ("getattr", "hasattr") and first in ("attack", "inner"):
+                lines.append(ast.unparse(node))
+            if function == "startswith" and any(map(names_an_attack, ast.walk(node))):
+                lines.append(ast.unparse(node))
+        if isinstance(node, ast.Compare) and any(map(names_an_attack, ast.walk(node))):
+            lines.append(ast.unparse(node))
+    return lines
+
+
+def test_what_is_looked_for_is_found():
+    found = offences(
+        "getattr(self.attack, 'eot', 1)\nspec.startswith('square')\nname == 'fab'\nx in ('nes', 'y')"
+    )
+    assert len(found) == 4
+    assert not offences("getattr(self, 'eot', 1)\nname.startswith('robench.')\nattack.eot")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in SOURCES
+        if path.parent.name in ("engine", "verification", "diagnosis", "reports", "evaluation")
+    ],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_attacks_are_known_by_their_contract(path):
+    assert not offences(path.read_text())
+
+
+@dataclass(frozen=True)
+class OldState(State):
+    best: Tensor
+    step: Tensor
+
+
+def test_an_attack_written_for_release_0_1_works():
+    with pytest.warns(DeprecationWarning, match=r"Old\.(questions|heard) is now") as warned:
+
+        @dataclass(frozen=True)
+        class Old(Attack[OldState]):
+            transfers = True
+            in_pixels = True
+
+            rounds: int = 4
+            minimise: bool = False
+
+            @property
+            def questions(self):
+                return self.rounds
+
+            def init(self, problem, rows):
+                return OldState(rows.x, rows.y * 0)
+
+            def ask(self, problem, rows, state):
+                noise = problem.stream.uniform(rows.sample, rows.rank, state.step, tuple(rows.x.shape[1:]))
+                return Ask((rows.x + problem.threat.eps * (noise - 0.5).sign()).clamp(0, 1))
+
+            def heard(self, problem, rows, state, answer):
+                return replace(answer, logits=answer.logits + 0)
+
+            def tell(self, problem, rows, state, answer):
+                return replace(state, best=answer.x, step=state.step + 1)
+
+            def finished(self, state):
+                return state.step >= self.rounds
+
+    assert len(warned) == 2
+    old = Old()
+    assert old.num_queries == old.questions == 4 and (old.eot, old.group, old.layers) == (1, 1, "")
+    registry.attacks._builders["old"] = Old
+    try:
+        model, x = small_net(), images(6)
+        shown = []
+        result = attack(
+            "old(minimise=True)", model, x, model(x).argmax(1), threat="Linf:0.3", progress=shown.append
+        )
+    finally:
+        del registry.attacks._builders["old"]
+    # Whether a row fools or not, it runs to its end.
+    assert (result.forward == 4).all() and not result.robust.all()
+
+
+def test_the_last_iterate_alone_is_judged_in_parameters_too():
+    ((_, last),) = build_attacks(["pgd(last=True, eot=3)"], Threat.parse("fog:0.3"))
+    assert last.judged_at_end and last.eot == 3 and last.num_queries == 21
+
+
+@pytest.mark.parametrize("spec", ["pgd(eot=0)", "apgd(restarts=0)", "apgd-mi(layers='')", "fab(targets=-1)"])
+def test_parameters_of_the_contract_are_checked(spec):
+    with pytest.raises(robench.core.errors.UsageError, match="expected"):
+        build_attacks([spec], Threat.parse("Linf:0.1"))
+
+
+def test_facts_of_attacks():
+    blind = {name for name in registry.attacks if registry.attacks.get(name).gradient_free}
+    assert blind == {"grid", "hopskipjump", "nes", "patch-rs", "sparse-rs", "spsa", "square"}
+    nearest = {name for name in registry.attacks if registry.attacks.get(name).minimum_norm}
+    assert nearest == {"cw", "ddn", "fab", "fmn", "hopskipjump", "sigma-zero"}
+
+
+def test_parameters_of_a_base_class_are_described():
+    text = _documentation(registry.attacks.get("apgd"))
+    assert "rho: share" in text and "eot: draws of a randomised surrogate" in text
+    # PGD has its own words for its steps.
+    assert _documentation(registry.attacks.get("pgd")).count("    steps: ") == 1
