@@ -7,7 +7,7 @@ so that one's own card needs no installation.
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,6 +16,7 @@ from robench.attacks.build import canonical
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError, unknown_name
 from robench.core.fields import check_table
+from robench.core.specs import Spec
 from robench.core.trust import admit, like, written
 from robench.corruption.suite import SPEC, corruptions
 from robench.threats.threat import NO_THREAT, Threat
@@ -60,6 +61,7 @@ class Card:
             `source`, and `note` where one is needed.
         recipe: how `robench train` makes the checkpoint; empty when it cannot.
         path: the card's own file.
+        edited: whether a field is not as the card's file has it.
     """
 
     name: str
@@ -79,6 +81,12 @@ class Card:
     claims: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
     path: Path = Path()
+    edited: bool = False
+
+    @cached_property
+    def spec(self) -> Spec:
+        """The builder's spec."""
+        return specs.parse(self.builder)
 
 
 @dataclass(frozen=True)
@@ -99,18 +107,19 @@ class Rung:
     knowledge: str = "full"
     subject: str = "defense"
     stochastic: str = "all"
-    threats: dict[str, str] = field(default_factory=dict)
+    threats: dict[str, Threat] = field(default_factory=dict)
     path: Path = Path()
 
-    def threat(self, side: int, otherwise: str) -> Threat:
+    def __post_init__(self) -> None:
+        _read(self, "threats", {side: Threat.parse(threat) for side, threat in self.threats.items()})
+
+    def threat(self, side: int, otherwise: Threat) -> Threat:
         """What the attacker may do to images of `side` pixels: as listed for the largest side that is not larger, or
         for the smallest one; `otherwise` where it lists none."""
         if not self.threats:
-            return Threat.parse(otherwise)
+            return otherwise
         sides = sorted(map(int, self.threats))
-        return Threat.parse(
-            self.threats[str(max([each for each in sides if each <= side], default=sides[0]))]
-        )
+        return self.threats[str(max([each for each in sides if each <= side], default=sides[0]))]
 
     @property
     def of_purifiers(self) -> bool:
@@ -132,21 +141,25 @@ class Suite:
     """An ordered list of attacks, survivors of one going on to the next; or a ladder of runs.
 
     Attributes:
-        attacks: specs, for every norm that has no list of its own.
-        norms: specs for one norm, as {"L1": [...]}.
+        attacks: for every norm that has no list of its own; text is read.
+        norms: for one norm, as {"L1": [...]}.
         rungs: of a ladder, in place of attacks; each is a run and a record of its own.
     """
 
     name: str
-    attacks: list[str] = field(default_factory=list)
-    norms: dict[str, list[str]] = field(default_factory=dict)
+    attacks: list[Spec] = field(default_factory=list)
+    norms: dict[str, list[Spec]] = field(default_factory=dict)
     rungs: list[Any] = field(default_factory=list)
     paper: str = ""
     description: str = ""
     path: Path = Path()
 
-    def specs(self, norm: str) -> list[str]:
-        """The specs to run in `norm`."""
+    def __post_init__(self) -> None:
+        _read(self, "attacks", list(map(specs.parse, self.attacks)))
+        _read(self, "norms", {norm: list(map(specs.parse, listed)) for norm, listed in self.norms.items()})
+
+    def specs(self, norm: str) -> list[Spec]:
+        """The attacks to run in `norm`."""
         return self.norms.get(norm, self.attacks)
 
 
@@ -161,9 +174,12 @@ class End:
 
     dataset: str
     classifier: str
-    threat: str
+    threat: Threat
     samples: int
     path: Path = Path()
+
+    def __post_init__(self) -> None:
+        _read(self, "threat", Threat.parse(self.threat))
 
 
 @dataclass(frozen=True)
@@ -171,7 +187,7 @@ class Protocol:
     """What is run on what: data set, images, threat, suites and knowledge levels.
 
     Attributes:
-        threat: norm and radius; "none" where no adversary is at work.
+        dataset, threat: text is read. None of several data sets; no threat where no adversary is at work.
         samples: the first so many images of the split, in canonical order.
         columns: of its board; all of them when there are none.
         ends: of a protocol of transfer, in place of data set, threat and samples; see
@@ -179,8 +195,8 @@ class Protocol:
     """
 
     name: str
-    dataset: str = ""
-    threat: str = ""
+    dataset: Spec | None = None
+    threat: Threat | None = None
     samples: int = 0
     split: str = "test"
     suites: list[str] = field(default_factory=lambda: ["autoattack"])
@@ -189,6 +205,21 @@ class Protocol:
     ends: list[Any] = field(default_factory=list)
     description: str = ""
     path: Path = Path()
+
+    def __post_init__(self) -> None:
+        _read(self, "dataset", specs.parse(self.dataset) if self.dataset else None)
+        none = self.threat in (None, "", NO_THREAT)
+        _read(self, "threat", None if none else Threat.parse(self.threat or ""))
+
+    @property
+    def threat_name(self) -> str:
+        """The threat as records name it: "none" where no adversary is at work."""
+        return str(self.threat or NO_THREAT)
+
+
+def _read(item: Any, name: str, value: Any) -> None:
+    """Set a field of a frozen data class to what its text means."""
+    object.__setattr__(item, name, value)
 
 
 Item = TypeVar("Item", Card, Suite, Protocol)
@@ -223,13 +254,14 @@ def find_suite(text: str) -> Suite:
         return known[text]
     if text.endswith(".toml"):
         return read_named(Suite, text)
-    pieces = specs.split(text, "+")
+    pieces = [specs.parse(piece) for piece in specs.split(text, "+")]
     for piece in pieces:
-        name = specs.parse(piece).name
-        if name not in registry.attacks and name != SPEC:
-            raise unknown_name("attack", name, {*known, *registry.attacks, SPEC})
-    found = list(map(str, corruptions(pieces))) or list(map(canonical, pieces))
-    return Suite(name=like(text, "+".join(found)), attacks=like(text, found))
+        if piece.name not in registry.attacks and piece.name != SPEC:
+            raise unknown_name("attack", piece.name, {*known, *registry.attacks, SPEC})
+    attacks = [corruption.spec for corruption in corruptions(pieces)] or [
+        canonical(piece) for piece in pieces
+    ]
+    return Suite(name=like(text, "+".join(map(str, attacks))), attacks=attacks)
 
 
 def find_protocol(name: str) -> Protocol:
@@ -290,8 +322,6 @@ def read(kind: type[Item], path: Path) -> Item:
                     f"{path}: {key} = {getattr(item, key)}: expected at least one name, none of them empty"
                 )
         for each in item.ends or [item]:
-            if each.threat != NO_THREAT:
-                Threat.parse(each.threat)
             if each.samples < 1:
                 raise UsageError(f"{path}: samples = {each.samples}: expected at least 1")
     elif isinstance(item, Suite):
@@ -302,10 +332,8 @@ def read(kind: type[Item], path: Path) -> Item:
             _check_rung(each, path)
         if empty := [norm for norm, listed in item.norms.items() if not listed]:
             raise UsageError(f"{path}: norms.{empty[0]} = []: expected at least one attack")
-        for spec in [*item.attacks, *(spec for norm in item.norms.values() for spec in norm)]:
-            specs.parse(spec)
     elif isinstance(item, Card):
-        specs.parse(item.builder)
+        assert item.spec  # a builder that is no spec is refused here
         for claim in item.claims:
             _check_claim(claim, path)
     return item
@@ -348,12 +376,10 @@ def _check_rung(rung: Rung, path: Path) -> None:
             raise UsageError(
                 f"{path}: the rung {rung.name} has {key} = {getattr(rung, key)!r}: expected {' or '.join(allowed)}"
             )
-    for side, threat in rung.threats.items():
-        if not side.isdecimal() or not isinstance(threat, str):
-            raise UsageError(
-                f"{path}: the rung {rung.name} has threats {side} = {threat!r}: expected pixels = a threat"
-            )
-        Threat.parse(threat)
+    if strange := [side for side in rung.threats if not side.isdecimal()]:
+        raise UsageError(
+            f"{path}: the rung {rung.name} has threats for {strange[0]!r}: expected pixels = a threat"
+        )
 
 
 def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
@@ -375,5 +401,5 @@ def make(kind: type[Made], table: Any, path: Path) -> Made:
     Raises:
         UsageError: when it is no table, or a field is unknown, missing or of another type.
     """
-    check_table(table, kind, str(path), without=("path",))
+    check_table(table, kind, str(path), without=("path", "edited"))
     return cast(Any, kind)(**table, path=path)

@@ -41,7 +41,7 @@ def test_a_wrong_argument_is_refused_before_it_is_a_name(text):
 
 @pytest.mark.parametrize(("name", "written"), SUITES)
 def test_a_records_suite_is_read_under_that_name(name, written):
-    attacks = tuple(find_suite(name).attacks)
+    attacks = tuple(map(str, find_suite(name).attacks))
     own = name == "autoattack"
     for text in written:
         assert suite_name(text, attacks) == (text if own else name)
@@ -173,7 +173,7 @@ def test_a_name_that_was_read_from_a_file_stays_one(text):
 
 def test_a_suite_that_was_read_from_a_file_stays_one():
     suite = find_suite(Written("pgd(steps=20)+square", "a.toml"))
-    assert all(isinstance(each, Written) for each in (suite.name, *suite.attacks))
+    assert all(isinstance(each, Written) for each in (suite.name, *map(str, suite.attacks)))
     with pytest.raises(Untrusted):
         find_suite(Written(" other.toml", "a.toml"))
     assert isinstance(suite_name(Written("pgd(steps=20)", "r"), (Written("pgd", "r"),)), Written)

@@ -15,10 +15,8 @@ FLOORS = """_moved core corruption threats attacks data statistics catalog defen
     evaluation reports verification diagnosis pytest_plugin cli __main__""".split()  # noqa: SIM905
 # Files that are to be shortened; none may join them.
 TOO_LONG = {
-    "robench.defenses",
     "robench.engine.attack_loop",
     "robench.engine.run",
-    "robench.evaluation.run",
 }
 MODULES = {
     ".".join(("robench", *path.relative_to(HOUSE).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -1,5 +1,7 @@
 """The attacks of a suite, built from their specs."""
 
+from collections.abc import Sequence
+
 from robench.attacks._base import Attack
 from robench.attacks._parameter_space import ParameterSpace
 from robench.core import registry, specs
@@ -7,7 +9,7 @@ from robench.core.errors import UsageError
 from robench.threats.threat import Threat
 
 
-def canonical(text: str) -> str:
+def canonical(text: str | specs.Spec) -> specs.Spec:
     """The canonical spec of one attack.
 
     Raises:
@@ -16,18 +18,18 @@ def canonical(text: str) -> str:
     spec = specs.parse(text)
     builder = registry.attacks.get(spec.name)
     specs.build(spec, builder)
-    return str(specs.canonical(spec, builder))
+    return specs.canonical(spec, builder)
 
 
-def build_attacks(texts: list[str], threat: Threat) -> list[tuple[str, Attack]]:
+def build_attacks(attacks: Sequence[str | specs.Spec], threat: Threat) -> list[tuple[str, Attack]]:
     """The attacks of a suite with their canonical specs.
 
     Raises:
         UsageError: for an unknown attack, a wrong argument, or one not defined in the threat's norm.
     """
     built = []
-    for text in texts:
-        spec = specs.parse(text)
+    for each in attacks:
+        spec = specs.parse(each)
         builder = registry.attacks.get(spec.name)
         attack = specs.build(spec, builder)
         if threat.norm not in attack.norms:

@@ -7,6 +7,7 @@ from robench.attacks.build import build_attacks
 from robench.catalog import Suite, find_suite, suites
 from robench.core import registry, specs
 from robench.core.errors import UsageError
+from robench.core.specs import Spec
 from robench.corruption.suite import corruptions
 from robench.engine.counts import cost, shipped
 from robench.engine.query_cost import Passes
@@ -29,12 +30,12 @@ def costs(name: str, threat: str | None = None, classes: int = CLASSES) -> tuple
         raise UsageError(f"{suite.name} is a ladder of runs: each has attacks of its own")
     if threat is not None:
         chosen = Threat.parse(threat)
-        return chosen.kind, cost(tuple(suite.specs(chosen.norm)), chosen, classes)
+        return chosen.kind, cost(_texts(suite, chosen.norm), chosen, classes)
     refused: UsageError | None = None
     for get in (shipped, cost):
         for chosen in _threats(suite):
             try:
-                found = get(tuple(suite.specs(chosen.norm)), chosen, classes)
+                found = get(_texts(suite, chosen.norm), chosen, classes)
             except UsageError as error:
                 refused = refused or error
                 continue
@@ -50,7 +51,7 @@ def brief(suite: Suite) -> str:
     """
     try:
         for threat in _threats(suite):
-            if found := shipped(tuple(suite.specs(threat.norm)), threat, CLASSES):
+            if found := shipped(_texts(suite, threat.norm), threat, CLASSES):
                 return _sum(found)
     except UsageError:
         pass
@@ -63,7 +64,7 @@ def countable() -> Iterator[tuple[tuple[str, ...], list[Threat]]]:
     Every suite's, in each norm it is written for, and every built-in attack's.
     """
     own = [
-        Suite(name, [name])
+        Suite(name, [Spec(name)])
         for name in registry.attacks
         if registry.attacks.holder(name).startswith("robench.")
     ]
@@ -74,10 +75,14 @@ def countable() -> Iterator[tuple[tuple[str, ...], list[Threat]]]:
             except UsageError:
                 # It needs an argument.
                 continue
-            first = suite.specs(threats[0].norm)
-            yield tuple(first), [threat for threat in threats if suite.specs(threat.norm) == first]
+            first = _texts(suite, threats[0].norm)
+            yield first, [threat for threat in threats if _texts(suite, threat.norm) == first]
             for norm in suite.norms:
-                yield tuple(suite.norms[norm]), [Threat.parse(f"{norm}:{_RADII[norm]}")]
+                yield _texts(suite, norm), [Threat.parse(f"{norm}:{_RADII[norm]}")]
+
+
+def _texts(suite: Suite, norm: str) -> tuple[str, ...]:
+    return tuple(map(str, suite.specs(norm)))
 
 
 def _threats(suite: Suite) -> Iterator[Threat]:
@@ -88,7 +93,7 @@ def _threats(suite: Suite) -> Iterator[Threat]:
     """
     if not suite.attacks:
         raise UsageError(f"{suite.name} is a ladder of runs: each has attacks of its own")
-    spec = specs.parse(suite.attacks[0])
+    spec = suite.attacks[0]
     norms = specs.build(spec, registry.attacks.get(spec.name)).norms
     # Some search over few parameters, which only a transformation has.
     for name in (*norms, *registry.transformations):

@@ -17,7 +17,7 @@ from robench import catalog
 from robench.attacks import Attack
 from robench.catalog import Suite
 from robench.cli import common, costs
-from robench.core import registry
+from robench.core import registry, specs
 from robench.core.errors import unknown_name
 from robench.core.sanitize import plain
 from robench.data._base import facts_of
@@ -68,7 +68,7 @@ def _attacks() -> list[dict[str, str]]:
         {
             "name": name,
             "kind": _kind(registry.attacks.get(name)),
-            "passes": costs.brief(Suite(name, [name])),
+            "passes": costs.brief(Suite(name, [specs.Spec(name)])),
             "description": _first_line(registry.attacks.get(name).__doc__),
         }
         for name in registry.attacks
@@ -98,8 +98,8 @@ def _protocols() -> list[dict[str, str]]:
     return [
         {
             "name": protocol.name,
-            "dataset": protocol.dataset or "several",
-            "threat": protocol.threat or "each its own",
+            "dataset": str(protocol.dataset or "several"),
+            "threat": "each its own" if protocol.ends else protocol.threat_name,
             "samples": str(protocol.samples or ""),
             "description": protocol.description,
         }

@@ -156,7 +156,12 @@ def _card(card: Card) -> RenderableType:
 
 def _fields(item: Card | Suite | Protocol) -> RenderableType:
     fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-    return _table({k: _text(v) for k, v in fields.items() if k != "name" and v not in ("", [], {}, 0)})
+    if isinstance(item, Protocol) and not item.ends:
+        fields["threat"] = item.threat_name
+    hidden = ("name", "edited")
+    return _table(
+        {k: _text(v) for k, v in fields.items() if k not in hidden and v not in ("", None, [], {}, 0)}
+    )
 
 
 def _table(rows: dict[str, str]) -> RenderableType:

@@ -89,7 +89,8 @@ def check_value(
 ) -> None:
     """Check one value, the items of lists and tables included, against an annotation.
 
-    Whole numbers are taken for `float`, and booleans for no number. What the annotation says in ways not known here
+    Whole numbers are taken for `float`, and booleans for no number. A class with a true `from_text` is text in a file,
+    which the data class reads. What the annotation says in ways not known here
     is not checked.
 
     Args:
@@ -131,10 +132,14 @@ def check_value(
 def _fits(value: Any, kind: Any) -> bool:
     if kind is Any or not isinstance(kind, type):
         return True
+    if getattr(kind, "from_text", False):
+        kind = str
     if isinstance(value, bool):
         return kind in (bool, object)
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
 def _name(kind: Any) -> str:
+    if getattr(kind, "from_text", False):
+        return "str"
     return "None" if kind in (None, NoneType) else getattr(get_origin(kind) or kind, "__name__", str(kind))

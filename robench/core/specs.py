@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from robench.core.errors import UsageError
 from robench.core.trust import like
@@ -30,12 +30,21 @@ class Spec:
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    from_text: ClassVar[bool] = True
 
     def __str__(self) -> str:
         if not self.arguments:
             return self.name
         inside = ", ".join(f"{key}={_literal(self.arguments[key])}" for key in sorted(self.arguments))
         return like(self.name, f"{self.name}({inside})")
+
+    def __hash__(self) -> int:
+        # Values may be lists; equal specs have the same name and the same keywords.
+        return hash((self.name, *sorted(self.arguments)))
+
+    def replaced(self, **arguments: Any) -> "Spec":
+        """The spec with these arguments added, or in place of those of the same name."""
+        return Spec(self.name, {**self.arguments, **arguments})
 
 
 def _literal(value: Any) -> str:
@@ -45,13 +54,15 @@ def _literal(value: Any) -> str:
     return repr(value)
 
 
-def parse(text: str) -> Spec:
-    """Read one spec.
+def parse(text: str | Spec) -> Spec:
+    """Read one spec; a `Spec` is returned as it is.
 
     Raises:
         UsageError: if it is not a name, or a name with keyword arguments that are literals; and for more than 10,000
             characters, whole numbers of more than eight bytes, and numbers that are not finite.
     """
+    if isinstance(text, Spec):
+        return text
     if len(text) > _LONGEST:
         raise UsageError(f"a spec has {len(text)} characters: expected at most {_LONGEST}")
     source, text = text, text.strip()

@@ -35,10 +35,15 @@ class Corruption:
         object.__setattr__(self, "severities", tuple(sorted(set(given))))
 
     def __str__(self) -> str:
+        return str(self.spec)
+
+    @property
+    def spec(self) -> specs.Spec:
+        """The canonical spec."""
         given = {"name": self.name, "jpeg": self.jpeg}
         if self.severities != SEVERITIES:
             given["severities"] = list(self.severities)
-        return str(specs.canonical(specs.Spec(SPEC, given), Corruption))
+        return specs.canonical(specs.Spec(SPEC, given), Corruption)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Cell:
     jpeg: bool
 
 
-def corruptions(attacks: Sequence[str]) -> list[Corruption]:
+def corruptions(attacks: Sequence[str | specs.Spec]) -> list[Corruption]:
     """The corruptions of a suite's specs; none when they are attacks.
 
     Raises:

@@ -34,7 +34,7 @@ def needs_files(name: str) -> bool:
 
 
 def load_dataset(
-    name: str, split: str = "test", samples: int | None = None, data_dir: str | None = None
+    name: str | specs.Spec, split: str = "test", samples: int | None = None, data_dir: str | None = None
 ) -> Images:
     """The first `samples` images of a data set's split, in canonical order; all of them for None.
 

@@ -11,6 +11,7 @@ from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError
 from robench.core.specs import Spec
 from robench.defenses import _checkpoint_layouts
+from robench.defenses.resolution import ResolvedDefense
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,19 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-def choose(name: str, cards: Sequence[Card], state: Mapping[str, Tensor], digest: str, path: Path) -> Choice:
+def choose(meant: ResolvedDefense, state: Mapping[str, Tensor], digest: str, path: Path) -> Choice:
     """The card whose network the checkpoint is of; the network by itself when it is no card's.
 
     Args:
-        name: what was asked for: a card, a family or a builder's spec.
-        cards: what `name` may mean; none for a builder's spec, whose arguments then count before the shapes.
+        meant: what was asked for: a card, a family, or a builder's spec, whose arguments count before the shapes.
         state, digest: of the checkpoint at `path`.
 
     Raises:
         UsageError: when several cards have that network.
         ResourceError: when the card says another sha256, or the network cannot be told.
     """
-    hints = [specs.parse(card.builder) for card in cards] or [specs.parse(name)]
+    name, cards = meant.name, meant.cards
+    hints = [card.spec for card in cards] or [meant.spec]
     if not any(_checkpoint_layouts.knows(hint.name) for hint in hints):
         return _by_name(name, cards, hints, digest, path)
     found = _checkpoint_layouts.recognise(_checkpoint_layouts.unwrapped(state), hints, path)
@@ -87,7 +88,7 @@ def _by_name(name: str, cards: Sequence[Card], hints: Sequence[Spec], digest: st
             f"checkpoint {path} has sha256 {digest}: the card {card.name} says {card.sha256}; get the file from "
             f"{card.origin} again, or name the network itself, --defense '{_short(hints[0])}'"
         )
-    return Choice(card.name, card, card.family, specs.parse(card.builder), notes(card, digest, path))
+    return Choice(card.name, card, card.family, card.spec, notes(card, digest, path))
 
 
 def _another(card: Card, digest: str) -> bool:

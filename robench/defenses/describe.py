@@ -27,7 +27,7 @@ def network_of(
     if spec.name in registry.purifiers:
         card = find_card(classifier or "standard-digits")
         inner = (
-            network_of(specs.parse(card.builder), card.path.parent, card.checkpoint, card.classifier)
+            network_of(card.spec, card.path.parent, card.checkpoint, card.classifier)
             if card
             else network_of(specs.parse(classifier))
         )
@@ -42,7 +42,7 @@ def network_of(
 
 def of_card(card: Card) -> dict[str, str]:
     """`describe` of a card's network. See `network_of` for what is raised."""
-    return describe(network_of(specs.parse(card.builder), card.path.parent, card.checkpoint, card.classifier))
+    return describe(network_of(card.spec, card.path.parent, card.checkpoint, card.classifier))
 
 
 def of_spec(text: str) -> dict[str, str]:

@@ -104,7 +104,9 @@ class Case:
         Raises:
             UsageError: for a knowledge level that does not suit, or a norm without an attack here.
         """
-        threat = Threat.parse(protocol.threat)
+        threat = protocol.threat
+        if threat is None:
+            raise UsageError(f"{protocol.name} has no threat: add --threat")
         if threat.norm not in ATTACKS or threat.name:
             raise UsageError(
                 f"robench diagnose follows attacks in {', '.join(ATTACKS)}: {threat} is not among them"

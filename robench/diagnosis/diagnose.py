@@ -9,19 +9,18 @@ from typing import Any
 from robench.catalog import Protocol
 from robench.core.formatting import location
 from robench.core.io import refuse_link, write_whole
-from robench.data import load_dataset
-from robench.defenses import load, load_defense
+from robench.defenses import load_defense
 from robench.diagnosis import failure, gradients, runs, surface
 from robench.diagnosis._base import Case, Indicator
 from robench.diagnosis.paths import follow
 from robench.engine.batched_model import frozen
 from robench.engine.device import choose_device, choose_lanes
-from robench.evaluation.run import Options, check_fit, prepared
+from robench.evaluation.planning import load_for_images
+from robench.evaluation.run import Options
 from robench.records import provenance
 from robench.records.cross_checks import DIAGNOSIS, FILE, SCHEMA
 from robench.records.store import record_folder
 from robench.reports.table import Grid
-from robench.threats.threat import check_images
 
 PICTURE = "surfaces.png"
 
@@ -51,14 +50,9 @@ def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Opti
         RobenchError: for everything a user can mend.
     """
     device = choose_device(options.device)
-    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
-    dataset = prepared(protocol.dataset, found[0]) if found else protocol.dataset
-    images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
-    check_images(images.x, images.y, len(images.classes))
+    found, images = load_for_images(names, protocol, options, device)
     protocol = replace(protocol, samples=len(images))
     lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
-    for loaded in found:
-        check_fit(loaded, images)
     for name, loaded in zip(names, found, strict=True):
 
         def other(name: str):

@@ -18,19 +18,17 @@ from robench.catalog import Protocol
 from robench.core.errors import UsageError
 from robench.core.formatting import location
 from robench.core.io import refuse_link, write_whole
-from robench.data import load_dataset
-from robench.defenses import load
 from robench.diagnosis import estimators
 from robench.diagnosis._base import Case
 from robench.diagnosis.paths import follow
 from robench.engine.batched_model import frozen
 from robench.engine.device import choose_device, choose_lanes
-from robench.evaluation.run import Options, check_fit, prepared
+from robench.evaluation.planning import load_for_images
+from robench.evaluation.run import Options
 from robench.records import provenance
 from robench.records.store import slug
 from robench.reports.table import Grid
 from robench.statistics.accuracy import mean_and_deviation
-from robench.threats.threat import check_images
 
 FILE, PICTURE = "information.json", "information.png"
 # Unless another number is asked for: four groups, two for each of InfoNCE's halves.
@@ -76,15 +74,11 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
             f"--mi with {protocol.samples} samples: it needs at least {least}, two groups of a kernel"
         )
     device = choose_device(options.device)
-    found = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
-    dataset = prepared(protocol.dataset, found[0]) if found else protocol.dataset
-    images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
-    check_images(images.x, images.y, len(images.classes))
+    found, images = load_for_images(names, protocol, options, device)
     if len(images) < least:
         raise UsageError(f"{images.name} has {len(images)} images there: --mi needs at least {least}")
     lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
     for loaded in found:
-        check_fit(loaded, images)
         loaded.defense.features(images.x[:1].to(device))  # says who offers none
     values: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
     for loaded in found:
@@ -101,7 +95,7 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
         "robench_version": provenance.robench_version(),
         "dataset": {"name": images.name, "split": images.split, "digest": images.digest},
         "protocol": protocol.name,
-        "threat": protocol.threat,
+        "threat": protocol.threat_name,
         "n": len(images),
         "seeds": list(seeds),
         "group": estimators.GROUP,

@@ -14,7 +14,7 @@ from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
 from robench.records.samples import read_samples
 from robench.statistics.accuracy import mcnemar
-from robench.threats.threat import whole
+from robench.threats.threat import Threat, whole
 
 RUNS = "runs"
 STEPS = (20, 40, 80)
@@ -58,7 +58,7 @@ def play(case: Case, name: str, folder: Path, options: Options) -> Played:
     # Without a random start only the number of steps tells the runs apart.
     plain = ("pgd", {"random_start": False}) if case.threat.norm != "L1" else ("apgd-l1", {})
 
-    def run(threat: str, spec: str) -> Record:
+    def run(threat: str | Threat, spec: str) -> Record:
         protocol = choose_protocol(None, case.protocol.dataset, threat, len(case.images))
         protocol = replace(protocol, split=case.protocol.split)
         (record,) = run_all([name], [spec], protocol, [case.knowledge], options)
@@ -67,9 +67,7 @@ def play(case: Case, name: str, folder: Path, options: Options) -> Played:
     strong = case.spec(ATTACKS[case.threat.norm], steps=FAR)
     shape = case.x.shape[1:]
     return Played(
-        steps=tuple(
-            run(case.protocol.threat, case.spec(plain[0], steps=steps, **plain[1])) for steps in STEPS
-        ),
+        steps=tuple(run(case.threat, case.spec(plain[0], steps=steps, **plain[1])) for steps in STEPS),
         grey=run(radius(case.threat.norm, shape, 0.5), strong),
         everywhere=run(radius(case.threat.norm, shape, 1.0), strong),
     )

@@ -8,12 +8,12 @@ makes the table.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from robench.catalog import Card, End, Protocol, find_suite
+from robench.catalog import Card, End, Protocol
 from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.data import load_dataset
 from robench.defenses import build_purifier, find_card, load, load_purifier
-from robench.evaluation.protocol import choose_protocol
+from robench.evaluation.protocol import choose_protocol, find_suites
 from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
 
@@ -92,7 +92,7 @@ def play(
         suites: ladders, in place of the protocol's.
         threat, samples: in place of every end's.
     """
-    chosen = [find_suite(name) for name in suites or protocol.suites]
+    chosen = find_suites(suites or protocol.suites)
     if plain := [suite.name for suite in chosen if not suite.rungs]:
         raise UsageError(f"{protocol.name} plays a ladder, such as {protocol.suites[0]}: {plain[0]} is none")
     for end in dict.fromkeys(cell.end for cell in cells):
@@ -124,7 +124,7 @@ def _trained_on(name: str, source: str) -> tuple[str, Card]:
         found = find_card(spec.name, source)
         name = str(specs.Spec(found.name if found else spec.name, spec.arguments))
     card = find_card(name, source)
-    if card is None or specs.parse(card.builder).name not in registry.purifiers:
+    if card is None or card.spec.name not in registry.purifiers:
         raise UsageError(f"{name} is no purifier's card or family: --from and --to are for purifiers")
     if card.dataset != specs.parse(source).name:
         raise UsageError(f"{card.name} is trained on {card.dataset}, not on {source}")
@@ -134,7 +134,7 @@ def _trained_on(name: str, source: str) -> tuple[str, Card]:
 
 def _fitting(name: str, card: Card, side: int, leave: Callable[[str], None]) -> Iterator[str]:
     """`name` by every fit that takes images of `side`; what does not is left with the reason."""
-    built = specs.parse(card.builder)
+    built = card.spec
     free = "fit" in specs.defaults(registry.purifiers.get(built.name)) and "fit" not in built.arguments
     free = free and not name.endswith(".toml") and build_purifier(built).image_size != side
     for fit in FITS if free else [""]:

@@ -18,7 +18,6 @@ from robench.defenses._checkpoints import sha256_of
 from robench.evaluation.dataset_transfer import Cell
 from robench.evaluation.run import Options
 from robench.records.store import slug
-from robench.threats.threat import Threat
 from robench.training import train
 
 # Our choices, the same for every number of images: so many steps of the optimiser, batches, and LoRA's rank; pairs as
@@ -76,13 +75,13 @@ def finetuned(cell: Cell, images: int, options: Options) -> Cell:
 
 
 def _card(name: str, base: Card, cell: Cell, images: int) -> str:
-    threat = Threat.parse(cell.end.threat)
+    threat = cell.end.threat
     if threat.norm != "Linf":
         raise UsageError(f"--finetune makes its pairs in Linf: {cell.end.dataset} is tested at {threat}")
     batch = min(BATCH, images)
     radius = str(threat).partition(":")[2]
     method = specs.Spec(
-        specs.parse(base.builder).name,
+        base.spec.name,
         {
             "source": cell.end.classifier,
             "eps": radius,

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from robench.catalog import Protocol, Suite, find_suite
+from robench.catalog import Protocol, Suite
 from robench.core import registry, specs
 from robench.core.errors import UsageError
-from robench.evaluation.protocol import choose_protocol
+from robench.evaluation.protocol import choose_protocol, find_suites
 from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
 from robench.threats.threat import Threat
@@ -69,7 +69,7 @@ def protocols(
     """
     if threat is not None and ":" not in threat:
         threat = f"{threat}:{radii.texts[-1]}"
-    kind = Threat.parse(choose_protocol(protocol, dataset, threat, samples).threat).kind
+    kind = _threat(choose_protocol(protocol, dataset, threat, samples)).kind
     pairs = zip(radii.values, radii.texts, strict=True)
     return [choose_protocol(protocol, dataset, f"{kind}:{text}", samples) for value, text in pairs if value]
 
@@ -86,13 +86,13 @@ def runs(
         RobenchError: as `run_all`; also for a ladder of runs.
     """
     asked = suites or levels[0].suites
-    found = [find_suite(name) for name in asked]
+    found = find_suites(asked)
     for suite in found:
         if suite.rungs:
             raise UsageError(f"{suite.name} is a ladder of runs: draw the curve of one attack")
     for name in defenses:
         for text, suite in zip(asked, found, strict=True):
-            least = _minimising(suite, Threat.parse(levels[-1].threat).norm, text)
+            least = _minimising(suite, _threat(levels[-1]).norm, text)
             for level in [levels[-1]] if least else levels:
                 options.note(f"{name} under {(least or suite).name}, {level.threat}")
                 yield from run_all([name], [least or suite], level, knowledge or None, options)
@@ -101,16 +101,22 @@ def runs(
 def _minimising(suite: Suite, norm: str, asked: str) -> Suite | None:
     """The suite that looks for the least distance, if it is one attack that can; unless `asked`, the name as it was
     typed, says `minimise=False`, which the canonical name leaves out."""
-    texts = suite.specs(norm)
-    if len(texts) > 1:
+    attacks = suite.specs(norm)
+    if len(attacks) > 1:
         return None
-    spec = specs.parse(texts[0])
+    spec = attacks[0]
     known = specs.defaults(registry.attacks.get(spec.name))
     typed = specs.parse(asked).arguments if "(" in asked else {}
     if not {**spec.arguments, **typed}.get("minimise", "minimise" in known):
         return None
-    text = str(specs.Spec(spec.name, {**spec.arguments, "minimise": True}))
-    return Suite(name=text, attacks=[text])
+    spec = spec.replaced(minimise=True)
+    return Suite(name=str(spec), attacks=[spec])
+
+
+def _threat(protocol: Protocol) -> Threat:
+    if protocol.threat is None:
+        raise UsageError(f"{protocol.name} has no threat: a curve needs one, --threat Linf, say")
+    return protocol.threat
 
 
 def _radius(text: str) -> Fraction | None:

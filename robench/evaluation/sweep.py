@@ -11,7 +11,7 @@ from robench.attacks.build import canonical
 from robench.catalog import Protocol, Suite, find_suite
 from robench.core import registry, specs
 from robench.core.errors import UsageError
-from robench.defenses import find_card
+from robench.defenses import ResolvedDefense, resolve
 from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
 
@@ -75,8 +75,7 @@ def sweep(
         RobenchError: as `run_all`; also when neither defense nor attacks take the setting.
     """
     if not sweep.of_attack:
-        card = find_card(defense, protocol.dataset)
-        _builder_takes(card.builder if card else defense, sweep.name)
+        _builder_takes(resolve(defense, protocol.dataset), sweep.name)
     attacks = find_suite(suite or protocol.suites[0])
     if attacks.rungs:
         raise UsageError(f"{attacks.name} is a ladder of runs: sweep one attack")
@@ -97,8 +96,8 @@ def _number(text: str) -> float:
     return int(value) if value == int(value) and "." not in text and "e" not in text.lower() else value
 
 
-def _builder_takes(builder: str, name: str) -> None:
-    spec = specs.parse(builder)
+def _builder_takes(defense: ResolvedDefense, name: str) -> None:
+    spec = defense.card.spec if defense.card else defense.spec
     kind = registry.purifiers if spec.name in registry.purifiers else registry.defenses
     known = specs.defaults(kind.get(spec.name)) if spec.name in kind else {}
     if name not in known:
@@ -112,17 +111,16 @@ def _with_defense(defense: str, name: str, value: float) -> str:
     """`defense` with one more argument; the purifier's, where it stands before another defense."""
     first, *rest = specs.split(defense, "+")
     spec = specs.parse(first)
-    return "+".join([str(specs.Spec(spec.name, {**spec.arguments, name: value})), *rest])
+    return "+".join([str(spec.replaced(**{name: value})), *rest])
 
 
 def _with_attack(suite: Suite, name: str, value: float) -> Suite:
     """The suite with that setting in every attack that has it."""
     changed, hit = [], False
-    for text in suite.attacks:
-        spec = specs.parse(text)
+    for spec in suite.attacks:
         if name in specs.defaults(registry.attacks.get(spec.name)):
-            spec, hit = specs.Spec(spec.name, {**spec.arguments, name: value}), True
-        changed.append(canonical(str(spec)))
+            spec, hit = spec.replaced(**{name: value}), True
+        changed.append(canonical(spec))
     if not hit:
         raise UsageError(f"no attack of {suite.name} has the setting {name}")
-    return replace(suite, name="+".join(changed), attacks=changed, norms={})
+    return replace(suite, name="+".join(map(str, changed)), attacks=changed, norms={})

@@ -19,7 +19,7 @@ from robench.records.randomized import ANSWERS, FIELD
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, read_record
 from robench.records.store import aside, slug
-from robench.threats.threat import NO_THREAT, Threat
+from robench.threats.threat import NO_THREAT
 
 # Of shares and their intervals, which are written in full: what a sum may be rounded by.
 _ROUNDING = 1e-9
@@ -129,7 +129,7 @@ def _check_names(record: Record) -> None:
     if record.corrupted != (job.threat == NO_THREAT):
         raise ResourceError(f'threat is "{job.threat}": {NO_THREAT} is of runs under corruptions alone')
     if not record.corrupted:
-        Threat.parse(job.threat)
+        _ = job.threat_model
     registry.datasets.get(specs.parse(job.dataset.name).name.partition(":")[0])
     for spec in job.suite.attacks:
         specs.parse(spec)

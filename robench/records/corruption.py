@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from robench.engine.outcome import AttackCost, Outcome
 from robench.records import samples
 from robench.records.record import Job, Record
 from robench.records.samples import read_samples
-from robench.records.store import make_record, write_files
+from robench.records.store import write_files
 from robench.statistics.corruption import Verdicts, accuracies, figures, first_wrong, normaliser
 
 
@@ -42,35 +41,18 @@ def of_record(record: Record) -> Verdicts:
     return Verdicts(tuple(asked), clean, np.array(rows["corrupted"]) == label[:, None])
 
 
-def write(
-    folder: Path,
-    job: Job,
-    images: Images,
-    found: engine.Outcome,
-    *,
-    command: str,
-    started: datetime,
-    finished: datetime,
-    seconds: float,
-    device: torch.device | str,
-) -> Record:
-    """Make the record of an outcome and write it into `folder`, each file whole, record.json last.
+def outcome(job: Job, images: Images, found: engine.Outcome) -> tuple[Outcome, dict[str, Any]]:
+    """The outcome in the terms of attacks, and the fields that a record under corruptions adds."""
+    asked = cells(corruptions(job.suite.attacks))
+    return _outcome(job, images, found, asked), extra(job, images, found, asked)
+
+
+def write(folder: Path, record: Record, outcome: Outcome, images: Images, found: engine.Outcome) -> Record:
+    """Write a record under corruptions and its samples into `folder`, each file whole, record.json last.
 
     Raises:
         ResourceError: when the disk is full or the folder cannot be written.
     """
-    asked = cells(corruptions(job.suite.attacks))
-    outcome = _outcome(job, images, found, asked)
-    record = make_record(
-        job,
-        outcome,
-        command=command,
-        started=started,
-        finished=finished,
-        seconds=seconds,
-        device=device,
-        extra=extra(job, images, found, asked),
-    )
     return write_files(folder, record, {samples.FILE: samples.encode(outcome, images, found.predictions)})
 
 

@@ -40,7 +40,7 @@ class _Old:
 
     @property
     def threat(self) -> Threat:
-        return Threat.parse(self.record.job.threat)
+        return self.record.job.threat_model
 
 
 def overdue(record: Record, images: Images) -> list[str]:
@@ -106,7 +106,7 @@ def _read(record: Record, images: Images) -> _Old:
     if record.job.n != len(images) or not set(kept.ids.tolist()) <= place.keys():
         raise CheckFailed(f"{folder} has certificates for other images than those loaded here")
     rows = [place[sample] for sample in kept.ids.tolist()]
-    threat = Threat.parse(record.job.threat)
+    threat = record.job.threat_model
     x = images.x[rows]
     points = threat.moved(x, kept.delta) if rows else threat.origin(images.x[:1])[:0]
     outside = ~threat.contains(x, points) if rows else torch.zeros(0, dtype=torch.bool)
@@ -266,6 +266,6 @@ def _write(folder: Path, record: Record, outcome: Outcome, images: Images) -> Re
     )
     contents = {
         samples.FILE: samples.encode(outcome, images),
-        certificates.FILE: certificates.encode(outcome, images, Threat.parse(record.job.threat)),
+        certificates.FILE: certificates.encode(outcome, images, record.job.threat_model),
     }
     return write_files(folder, made, contents)

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from robench.corruption.suite import SPEC as CORRUPTION
 from robench.corruption.suite import Corruption
 from robench.engine.outcome import AttackCost, Mark
 from robench.statistics.accuracy import Accuracy
+from robench.threats.threat import Threat
 
 SCHEMA = 1
 # What a key is made of; another layout of the file alone does not raise it, so that old records answer still.
@@ -86,6 +87,15 @@ class Job:
     knowledge: str = "full"
     seed: int = 0
     precision: str = "fp32"
+
+    @cached_property
+    def threat_model(self) -> Threat:
+        """The threat as a value.
+
+        Raises:
+            UsageError: when there is none, as under corruptions, or its text is malformed.
+        """
+        return Threat.parse(self.threat)
 
     @property
     def key(self) -> str:

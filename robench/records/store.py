@@ -116,11 +116,16 @@ def make_record(
     )
 
 
-def write_record(folder: Path, found: Record, outcome: Outcome, images: Images) -> Record:
+def write_record(
+    folder: Path, found: Record, outcome: Outcome, images: Images, threat: Threat | None = None
+) -> Record:
     """Write record.json, samples.parquet and adversarials.safetensors, each whole, record.json last.
 
     So a folder with a record.json is complete. A record that is there and says something else is first kept
     under `superseded/`; every old file stays in place until all new ones are on the disk.
+
+    Args:
+        threat: the job's; None to read its text.
 
     Returns:
         The record with the digests of its files and its folder.
@@ -133,7 +138,7 @@ def write_record(folder: Path, found: Record, outcome: Outcome, images: Images) 
         raise ValueError(f"n = {found.job.n}, {len(images)} images, {len(outcome.fooled_by)} outcomes")
     contents: dict[str, Content] = {
         samples.FILE: samples.encode(outcome, images),
-        certificates.FILE: certificates.encode(outcome, images, Threat.parse(found.job.threat)),
+        certificates.FILE: certificates.encode(outcome, images, threat or found.job.threat_model),
     }
     return write_files(folder, replace(found, extra={**found.extra, **_drawn(outcome, images)}), contents)
 

@@ -162,7 +162,7 @@ def _attacked_by(record: Record) -> str:
 def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
     """What the protocol wants of each defense and no record has."""
     known = catalog.protocols().get(protocol)
-    if known is None or not same_threat(known.threat, threat):
+    if known is None or not same_threat(known.threat_name, threat):
         return
     have = {(r.job.defense.name, r.job.suite.name, r.job.knowledge) for r in records}
     for name in sorted({record.job.defense.name for record in records}):
@@ -183,7 +183,7 @@ def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int,
 
     What fools it within a smaller radius does so within a larger one.
     """
-    threats = {id(record): Threat.parse(record.job.threat) for record in records}
+    threats = {id(record): record.job.threat_model for record in records}
     found = {}
     for own in by_subject(records, subject).values():
         for record in own:
@@ -237,7 +237,7 @@ def _claimed(record: Record) -> float | None:
     card = catalog.cards().get(record.job.defense.name)
     if card is None or card.dataset != specs.parse(record.job.dataset.name).name:
         return None
-    threat = Threat.parse(record.job.threat)
+    threat = record.job.threat_model
     return min((c["robust"] for c in card.claims if Threat.parse(c["threat"]) == threat), default=None)
 
 

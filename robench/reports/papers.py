@@ -341,8 +341,9 @@ def _words(table: Table, row: Row, attacks: list[str], level: str) -> tuple[str,
         protocol.name
         for protocol in catalog.protocols().values()
         if not protocol.ends
-        and specs.parse(protocol.dataset).name == table.dataset
-        and same_threat(protocol.threat, table.threat)
+        and protocol.dataset
+        and protocol.dataset.name == table.dataset
+        and same_threat(protocol.threat_name, table.threat)
     ]
     words += ["--protocol", fitting[0]] if fitting else ["--dataset", table.dataset, "--threat", table.threat]
     words += ["--knowledge", level] if level != "full" else []

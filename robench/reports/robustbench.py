@@ -101,7 +101,7 @@ def model_info(record: Record) -> dict[str, Any]:
     Raises:
         UsageError: when the record is not of AutoAttack on the whole defense in Linf or L2, which their field means.
     """
-    job, threat = record.job, Threat.parse(record.job.threat)
+    job, threat = record.job, record.job.threat_model
     standard = tuple(
         spec for spec, _ in build_attacks(catalog.suites()["autoattack"].specs(threat.norm), threat)
     )
@@ -128,7 +128,7 @@ def model_info(record: Record) -> dict[str, Any]:
         "number_forward_passes": 1,
         "dataset": specs.parse(job.dataset.name).name.replace("-", ""),
         "venue": None,
-        "architecture": specs.parse(card.builder).name if card else None,
+        "architecture": card.spec.name if card else None,
         "eps": threat.text,
         "clean_acc": percent(record.clean_accuracy),
         "reported": f"{min(claims):.2f}" if claims else None,
@@ -147,7 +147,7 @@ def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
     made = {}
     for record in records:
         info = model_info(record)
-        norm = Threat.parse(record.job.threat).norm
+        norm = record.job.threat_model.norm
         place = Path(output) / FOLDER / info["dataset"] / norm / f"{slug(record.job.defense.name)}.json"
         made[place] = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
     for place, encoded in made.items():

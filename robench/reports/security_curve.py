@@ -110,7 +110,7 @@ def grid(found: list[Curve]) -> Grid:
     ]
     says = "carried: images that fall by the certificate of another radius alone"
     return Grid(
-        title=" · ".join([*same, job.dataset.name, Threat.parse(job.threat).kind, f"n = {job.n}"]),
+        title=" · ".join([*same, job.dataset.name, job.threat_model.kind, f"n = {job.n}"]),
         columns=(*told, "radius", "accuracy %", *(["carried"] if carries else []), "marks"),
         groups=groups,
         names=frozenset(told),
@@ -126,7 +126,7 @@ def picture(found: list[Curve], results: Path | str) -> Path:
         ResourceError: when the file cannot be written.
     """
     job = _job(found)
-    kind = Threat.parse(job.threat).kind
+    kind = job.threat_model.kind
     names = [name for kind in NAMES for name in _each(found, kind)]
     file = slug("-".join([job.dataset.name, kind, f"n{job.n}", *names, *(p.radius for p in _ends(found))]))
     return save(figure(found), Path(results) / "curves" / f"{file}.png")
@@ -148,17 +148,17 @@ def figure(found: list[Curve]) -> "Figure":
         )
         for curve in found
     ]
-    axis = f"{Threat.parse(job.threat).kind} radius" + (f", in 1/{unit}" if unit else "")
+    axis = f"{job.threat_model.kind} radius" + (f", in 1/{unit}" if unit else "")
     return plotted.draw(drawn, axis, " · ".join([*same, job.dataset.name, f"n = {job.n}"]))
 
 
 def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
     """The curve of one series of records."""
-    kind = Threat.parse(records[0].job.threat).kind
+    kind = records[0].job.threat_model.kind
     # (records, n): how far each run's image that fools is, infinite where it found none.
     distances = torch.tensor([_distances(record) for record in records], dtype=torch.float64)
     least = distances.amin(0)
-    own = {Threat.parse(record.job.threat).eps: record for record in records}
+    own = {record.job.threat_model.eps: record for record in records}
     points = []
     for text in radii:
         if text == "0":

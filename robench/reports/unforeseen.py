@@ -13,6 +13,7 @@ from robench.records.record import Record
 from robench.records.samples import held
 from robench.reports.table import Grid
 from robench.statistics.accuracy import Accuracy, bootstrap, percent, span
+from robench.threats.threat import Threat
 
 EMPTY = "–"
 
@@ -91,8 +92,12 @@ def _columns(records: list[Record], suite: Suite) -> list[Column]:
     return columns
 
 
+# For rungs of the protocol's own threat, which are no rows here.
+_ANY = Threat.parse("Linf:1")
+
+
 def _threats(suite: Suite, side: int) -> tuple[str, ...]:
-    return tuple(str(rung.threat(side, "Linf:1")) for rung in suite.rungs)
+    return tuple(str(rung.threat(side, _ANY)) for rung in suite.rungs)
 
 
 def _filling(records: list[Record], rung: Rung, threat: str) -> Record | None:
@@ -154,7 +159,7 @@ def _command(record: Record, suite: Suite) -> str:
     fitting = [
         p.name
         for p in catalog.protocols().values()
-        if (p.dataset, p.split) == (job.dataset.name, job.dataset.split)
+        if (str(p.dataset), p.split) == (job.dataset.name, job.dataset.split)
     ]
     command += (
         ["--protocol", fitting[0]] if fitting else ["--dataset", job.dataset.name, "--threat", job.threat]

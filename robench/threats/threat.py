@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -107,6 +107,7 @@ class Threat:
     text: str
     name: str = ""
     coordinates: Coordinates = PIXELS
+    from_text: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, spec: "str | Threat") -> "Threat":

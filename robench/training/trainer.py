@@ -202,7 +202,7 @@ class _Run:
         self.team = team
         self.log = Log(log if team.leads else None)
         self.logging = False
-        self.spec = specs.parse(card.builder)
+        self.spec = card.spec
         self.purifies = self.spec.name in registry.purifiers
         if self.purifies != bool(recipe.purifying):
             raise UsageError(f"{card.name}: purifiers, and they alone, are trained by [[recipe.purifying]]")

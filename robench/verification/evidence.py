@@ -31,7 +31,7 @@ class Evidence:
 
     @cached_property
     def threat(self) -> Threat:
-        return Threat.parse(self.record.job.threat)
+        return self.record.job.threat_model
 
     @property
     def draws(self) -> int:

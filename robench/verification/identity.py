@@ -16,7 +16,6 @@ from robench.defenses import Loaded
 from robench.records import certificates, samples
 from robench.records.findings import Finding, equal
 from robench.records.record import SCHEMA, Record
-from robench.threats.threat import Threat
 
 
 def findings(record: Record, folder: Path, images: Images, loaded: Loaded | None) -> Iterator[Finding]:
@@ -76,7 +75,7 @@ def _suite(record: Record) -> Iterator[Finding]:
             texts = chosen.attacks if chosen else specs.split(suite.name, "+")
             meant = tuple(map(str, corruptions(texts)))
         else:
-            threat = Threat.parse(record.job.threat)
+            threat = record.job.threat_model
             texts = chosen.specs(threat.norm) if chosen else specs.split(suite.name, "+")
             meant = tuple(spec for spec, _ in build_attacks(texts, threat))
     except RobenchError as error:

@@ -19,14 +19,14 @@ from robench.engine.knowledge import attacker
 from robench.engine.run import Run
 from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import choose_workers
-from robench.evaluation.run import check_fit
+from robench.evaluation.planning import check_fit
 from robench.records.certificates import Applied, certified, is_attacked, read_certificates
 from robench.records.randomized import FIELD, chosen_on
 from robench.records.record import Record, read_record
 from robench.records.samples import read_samples
 from robench.statistics.accuracy import mcnemar
 from robench.statistics.sequential import Plan
-from robench.threats.threat import Threat, check_images
+from robench.threats.threat import check_images
 
 # Clean accuracy is lost where the paired test says so at this level.
 _LEVEL = 0.05
@@ -211,7 +211,7 @@ class _Check:
         still = (clean == labels[:, None]).all(1)
         if rows:
             index = torch.tensor(rows)
-            threat = Threat.parse(self.record.job.threat)
+            threat = self.record.job.threat_model
             x_adv = Applied(threat, self.images.x, certificates.delta, self.images.ids, rows)
             answers = self._answers(self.judges.final, x_adv, index)
             right = vote(clean[index]) == labels[index]
@@ -254,7 +254,7 @@ class _Check:
     def _robust(self, rows: list[int]) -> int:
         """How many of these images the baseline's suite leaves robust."""
         job = self.record.job
-        threat, index = Threat.parse(job.threat), torch.tensor(rows)
+        threat, index = job.threat_model, torch.tensor(rows)
         defense = self.loaded.defense
         outcome = Run(
             defense,

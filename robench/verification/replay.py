@@ -28,7 +28,6 @@ from robench.records.findings import Finding
 from robench.records.migration import NOT_ATTACKED
 from robench.records.provenance import device_name, platform_facts
 from robench.records.record import Job, Record
-from robench.threats.threat import Threat
 from robench.verification.evidence import Evidence
 
 REPLAYED = "samples.replayed"
@@ -84,7 +83,7 @@ def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], devi
     Raises:
         UsageError: when an attack is unknown or takes all images in one call, or the attacker cannot be set up.
     """
-    threat, defense = Threat.parse(job.threat), loaded.defense
+    threat, defense = job.threat_model, loaded.defense
     attacks = build_attacks(list(job.suite.attacks), threat)
     whole = [spec for spec, attack in attacks if isinstance(attack, ForeignAttack)]
     if whole:

@@ -51,6 +51,6 @@ def test_a_run_says_how_its_images_were_prepared(tmp_path, capsys):
 
 
 def test_the_protocol_names_its_preprocessing():
-    assert choose_protocol("imagenet-linf", None, None, None).dataset == (
+    assert str(choose_protocol("imagenet-linf", None, None, None).dataset) == (
         'imagenet(preprocessing="BicubicRes256Crop224")'
     )

@@ -9,11 +9,10 @@ from safetensors.torch import save, save_file
 
 from robench.catalog import Protocol, read
 from robench.cli.main import main
-from robench.core import specs
+from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.core.trust import trusting
 from robench.data import load_dataset
-from robench.defenses import registry
 from robench.defenses._checkpoints import sha256_of
 from robench.evaluation.dataset_transfer import plan, play
 from robench.evaluation.protocol import choose_protocol

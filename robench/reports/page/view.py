@@ -17,7 +17,6 @@ from robench.reports import board
 from robench.reports.board import Row, Section
 from robench.reports.formatting import by_draws
 from robench.statistics.accuracy import Accuracy, interval, percent
-from robench.threats.threat import Threat
 
 # What is known of the defense decides what a figure means, so it is said in full above every table.
 KNOWLEDGE = {
@@ -169,9 +168,9 @@ def reproduce(record: Record) -> str:
     attack = job.suite.name if suite and not suite.rungs else "+".join(job.suite.attacks)
     words = ["robench", "run", "--defense", job.defense.name, "--attack", attack]
     protocol = catalog.protocols().get(job.protocol)
-    if protocol and (protocol.dataset, Threat.parse(protocol.threat), protocol.samples) == (
+    if protocol and (str(protocol.dataset), protocol.threat, protocol.samples) == (
         job.dataset.name,
-        Threat.parse(job.threat),
+        job.threat_model,
         job.n,
     ):
         words += ["--protocol", job.protocol]
@@ -250,7 +249,7 @@ def kinds(record: Record) -> tuple[str, str]:
     card = catalog.cards().get(name)
     family = record.job.defense.family or (card.family if card else "")
     try:
-        builder = specs.parse(card.builder if card else name).name
+        builder = (card.spec if card else specs.parse(name)).name
     except RobenchError:
         return family, ""
     scheme = loaders.scheme_of(builder)

@@ -17,7 +17,6 @@ from robench.reports.formatting import suite_label
 from robench.reports.plots import style
 from robench.reports.plots.style import INK, LINE, QUIET, WRONG, literal
 from robench.statistics.accuracy import interval, percent
-from robench.threats.threat import Threat
 
 MOST = 6
 _FACTORS = (1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
@@ -83,7 +82,7 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
         label = rows[sample]["label"]
         seen[label] = seen.get(label, 0) + 1
         queue.append((seen[label], i, sample))
-    found, threat = [], Threat.parse(record.job.threat)
+    found, threat = [], record.job.threat_model
     for _, i, sample in sorted(sorted(queue)[:most], key=lambda item: item[1]):
         row, clean = rows[sample], images.x[places[sample]]
         found.append(

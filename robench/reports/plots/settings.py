@@ -12,7 +12,7 @@ from robench.records.record import Record
 from robench.records.store import slug
 from robench.reports import security_curve as over_radius
 from robench.reports.plots.curves import Curve, Point, draw
-from robench.threats.threat import COUNTED, Threat
+from robench.threats.threat import COUNTED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ def security(records: Sequence[Record]) -> "dict[str, Figure]":
         job = record.job
         if record.corrupted or record.folder is None:
             continue
-        threat = Threat.parse(job.threat)
+        threat = job.threat_model
         place = (
             job.dataset.name,
             threat.kind,
@@ -59,12 +59,12 @@ def security(records: Sequence[Record]) -> "dict[str, Figure]":
 
 def _radii(own: dict[float, Record]) -> list[str]:
     """Where a curve has points: clean, at each record's radius, and between where one record answers for all."""
-    texts = [Threat.parse(own[eps].job.threat).text for eps in sorted(own)]
+    texts = [own[eps].job.threat_model.text for eps in sorted(own)]
     if len(own) >= _LEAST:
         return ["0", *texts]
     ((eps, record),) = own.items()
     least = all(specs.parse(spec).arguments.get("minimise") is True for spec in record.job.suite.attacks)
-    if not least or Threat.parse(record.job.threat).norm in COUNTED:
+    if not least or record.job.threat_model.norm in COUNTED:
         return []
     return ["0", *(f"{eps * i / _BETWEEN:.6g}" for i in range(1, _BETWEEN)), *texts]
 
@@ -122,7 +122,7 @@ def _settings(defense: str) -> Iterator[tuple[str, str, float]]:
         first, *rest = specs.split(defense, "+")
         spec = specs.parse(first)
         card = catalog.cards().get(spec.name)
-        built = specs.parse(card.builder) if card else specs.Spec(spec.name)
+        built = card.spec if card else specs.Spec(spec.name)
         said = {**builder_defaults(built.name), **built.arguments, **spec.arguments}
     except UsageError:
         return

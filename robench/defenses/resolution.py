@@ -1,0 +1,226 @@
+"""What the name of a defense means: cards, a builder's spec, and the defense behind a purifier.
+
+A name is resolved once, into a `ResolvedDefense`; nothing is built or fetched here.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from robench import catalog
+from robench.catalog import Card
+from robench.core import registry, specs
+from robench.core.errors import UsageError, unknown_name
+from robench.core.specs import Spec
+from robench.core.trust import like
+from robench.defenses import loaders
+
+DEFAULT_DATASET = "digits"
+
+
+@dataclass(frozen=True)
+class ResolvedDefense:
+    """What a name means.
+
+    Attributes:
+        name: the name; canonical where that was asked for.
+        dataset: picks among a family's cards.
+        cards: every card that the name may mean: one, or a family's for one data set; none for a builder's or a
+            loader's spec.
+        written: the spec in the name; None where the name is that of cards.
+        behind: the defense after the "+" of the name.
+    """
+
+    name: str
+    dataset: Spec
+    cards: tuple[Card, ...]
+    written: Spec | None = None
+    behind: "ResolvedDefense | None" = None
+
+    @cached_property
+    def card(self) -> Card | None:
+        """The one card that is meant; None for a builder's or a loader's spec.
+
+        Of a family's cards for one data set, the one that comes with its checkpoint is meant.
+
+        Raises:
+            UsageError: when the family has several cards for that data set.
+        """
+        if len(self.cards) < 2:
+            return self.cards[0] if self.cards else None
+        ready = [card for card in self.cards if card.checkpoint and not card.origin]
+        if len(ready) == 1:
+            return ready[0]
+        what = f"{len(self.cards)} cards for {self.cards[0].dataset}"
+        offers = ", ".join(card.name for card in ready or self.cards)
+        raise UsageError(f"the family {self.name} has {what}: name one of {offers}, or give a --checkpoint")
+
+    @property
+    def spec(self) -> Spec:
+        """Of the builder or the loader; of several cards, the first one's."""
+        if self.cards:
+            return self.cards[0].spec
+        assert self.written is not None
+        return self.written
+
+    @cached_property
+    def classifier(self) -> "ResolvedDefense | None":
+        """The defense whose classifier stands behind this purifier; None where no purifier's card says."""
+        if self.behind is not None:
+            return self.behind
+        return resolve(self.card.classifier, self.dataset) if self.card and self.card.classifier else None
+
+
+def resolve(
+    name: str | ResolvedDefense, dataset: str | Spec | None = None, canonical: bool = False
+) -> ResolvedDefense:
+    """What `name` means.
+
+    Args:
+        name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
+            `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`. A card or family with
+            arguments has them in place of its builder's (a builder of that name comes first); PURIFIER+DEFENSE
+            stands before that defense's classifier. What is resolved already is returned as it is.
+        dataset: picks among a family's cards, its arguments do not count; None for "digits".
+        canonical: resolve the canonical name, see `canonical_name`.
+
+    Raises:
+        UsageError: when nothing has that name, or the family has no card for that data set.
+        ResourceError: when the card's file cannot be read.
+    """
+    if isinstance(name, ResolvedDefense):
+        return name
+    base = specs.parse(dataset or DEFAULT_DATASET)
+    pieces = _canonical(name, base) if canonical else None
+    if pieces is None:
+        text = name.strip() if canonical else name
+        split = _split(text)
+        pieces = [(piece, None) for piece in (split if len(split) > 1 else [text])]
+    return _resolved(pieces, name, base)
+
+
+def find_card(name: str, dataset: str | Spec | None = None) -> Card | None:
+    """The card that `name` means; None when it is a builder's or a loader's spec. See `resolve`."""
+    return resolve(name, dataset).card
+
+
+def find_cards(name: str, dataset: str | Spec | None = None) -> list[Card]:
+    """Every card that `name` may mean; none when it is a builder's or a loader's spec. See `resolve`."""
+    return list(resolve(name, dataset).cards)
+
+
+def canonical_name(text: str, dataset: str | Spec | None = None) -> str:
+    """A defense's canonical name: a family's card for the data set, without settings that the card has anyway.
+
+    A path stays as it is, and so does a name that means nothing. No file is read.
+    """
+    pieces = _canonical(text, specs.parse(dataset or DEFAULT_DATASET))
+    if pieces is None:
+        return like(text, text.strip())
+    return like(text, "+".join(piece for piece, _ in pieces))
+
+
+def builder_defaults(builder: str) -> dict[str, Any]:
+    """The defaults of a built-in builder of defenses or purifiers."""
+    for kind in (registry.defenses, registry.purifiers):
+        if kind.holder(builder).startswith("robench."):
+            return specs.defaults(kind.get(builder))
+    return {}
+
+
+def changed_arguments(spec: Spec, known: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that differ from those that are known, with whole numbers as such: 70 for 70.0."""
+    given = {key: _plain(value) for key, value in spec.arguments.items()}
+    return {k: v for k, v in given.items() if v != _plain(known.get(k, inspect.Parameter.empty))}
+
+
+def family_card(name: str, dataset: Spec) -> Card | None:
+    """The card that a family's name means; None where that is no family, or of several cards for the data set."""
+    cards = [
+        card for card in catalog.cards().values() if card.family == name and card.dataset == dataset.name
+    ]
+    ready = [card for card in cards if card.checkpoint and not card.origin] if len(cards) > 1 else cards
+    return ready[0] if name and len(ready) == 1 else None
+
+
+def _split(text: str) -> list[str]:
+    return [text] if loaders.scheme_of(text) else specs.split(text, "+")
+
+
+def _canonical(text: str, dataset: Spec) -> list[tuple[str, Spec | None]] | None:
+    """The canonical name of each piece of PURIFIER+DEFENSE, with its spec; None where the text is malformed."""
+    try:
+        return [_canonical_piece(like(text, piece), dataset) for piece in _split(text.strip())]
+    except UsageError:
+        return None
+
+
+def _canonical_piece(text: str, dataset: Spec) -> tuple[str, Spec | None]:
+    if text.endswith(".toml"):
+        return text, None
+    spec = specs.parse(text)
+    if not loaders.scheme_of(text):
+        card = catalog.cards().get(spec.name) or family_card(spec.name, dataset)
+        built = card.spec if card else Spec(spec.name)
+        known = {**builder_defaults(built.name), **built.arguments}
+        spec = Spec(like(text, card.name if card else spec.name), changed_arguments(spec, known))
+    return str(spec), spec
+
+
+def _resolved(pieces: Sequence[tuple[str, Spec | None]], name: str, dataset: Spec) -> ResolvedDefense:
+    (text, spec), *rest = pieces
+    text = like(name, text)
+    if not rest:
+        cards, spec = _meaning(text, spec, dataset)
+        return ResolvedDefense(text, dataset, tuple(cards), spec)
+    behind = _resolved(rest, name, dataset)
+    cards, _ = _meaning(text, spec, dataset)
+    for built in [card.spec for card in cards] or [spec or specs.parse(text)]:
+        if built.name not in registry.purifiers:
+            raise UsageError(f"{text} is no purifier: only one can stand before {behind.name}")
+    if not cards:
+        cards = [Card(text, text, str(dataset))]
+    # Records use the names of cards, not the paths of their files.
+    last = behind.cards[0].name if behind.name.endswith(".toml") else behind.name
+    cards = [replace(card, name=f"{card.name}+{last}", classifier=behind.name, edited=True) for card in cards]
+    return ResolvedDefense(like(name, f"{text}+{behind.name}"), dataset, tuple(cards), behind=behind)
+
+
+def _meaning(name: str, spec: Spec | None, dataset: Spec) -> tuple[list[Card], Spec | None]:
+    """The cards that one piece of a name may mean, or the spec of a builder or a loader."""
+    if name.endswith(".toml"):
+        return [catalog.read_named(Card, name)], None
+    cards = catalog.cards()
+    if name in cards:
+        return [cards[name]], None
+    family = [card for card in cards.values() if card.family == name]
+    if family:
+        # A defense is for a data set, however its images are prepared or corrupted.
+        if fitting := [card for card in family if card.dataset == dataset.name]:
+            return fitting, None
+        offers = ", ".join(f"{card.name} ({card.dataset})" for card in family)
+        raise UsageError(f"the family {name} has no card for {dataset.name}: name one of {offers}")
+    spec = spec or specs.parse(name)
+    if spec.name in registry.defenses or spec.name in registry.purifiers or loaders.scheme_of(spec.name):
+        return [], spec
+    families = {card.family for card in cards.values() if card.family}
+    if spec.arguments and (spec.name in cards or spec.name in families):
+        found, _ = _meaning(spec.name, None, dataset)
+        return [_changed(card, spec) for card in found], None
+    if ":" in spec.name:
+        raise unknown_name("scheme of a defense", spec.name.partition(":")[0], registry.loaders)
+    raise unknown_name("defense", name, {*cards, *families, *registry.defenses})
+
+
+def _changed(card: Card, spec: Spec) -> Card:
+    """The card with some of its builder's arguments replaced, under a name that says so."""
+    builder = card.spec.replaced(**spec.arguments)
+    return replace(card, name=str(Spec(card.name, spec.arguments)), builder=str(builder), edited=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
