@@ -20,7 +20,7 @@ MOVED = {
     "cache": "core.cache",
     "check": "verification.regression",
     "choice": "evaluation.protocol",
-    "cli.finetuning": "cli.finetune",
+    "cli.finetuning": "cli.transfer",
     "cli.transferring": "cli.transfer",
     "content": "catalog",
     "coordinates": "threats.coordinates",

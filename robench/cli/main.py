@@ -14,6 +14,9 @@ from robench.core.sanitize import plain_lines
 # name -> "module:command", imported when asked for: --help must not wait for torch.
 COMMANDS = {
     "run": ("robench.cli.run", "Attack defenses and write records."),
+    "sweep": ("robench.cli.sweep", "Run each value of a setting of a defense or an attack."),
+    "curve": ("robench.cli.curve", "Draw robust accuracy over the radius."),
+    "transfer": ("robench.cli.transfer", "Test purifiers on data sets that they were not trained on."),
     "diagnose": ("robench.cli.diagnose", "Look for signs that an evaluation fails."),
     "list": ("robench.cli.listing", "List defenses, attacks, datasets, protocols or transformations."),
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),

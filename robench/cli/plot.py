@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
-from robench.cli.run import names
+from robench.cli.common import names
 from robench.evaluation.run import default_results
 from robench.reports.plots import PLOTS
 from robench.reports.plots.style import FORMATS

@@ -1,64 +1,125 @@
-"""What robench run does for a protocol of transfer: cells, table, picture."""
+"""robench transfer: purifiers trained on one data set, before the classifier of another."""
 
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from robench.catalog import find_protocol
-from robench.evaluation.run import Options
-from robench.records.record import Record
+from robench.catalog import Protocol, find_protocol, find_suite
+from robench.cli import common
+from robench.cli.running import GroupedCommand, Running, Selection, running, selecting
+from robench.core import specs
+from robench.evaluation.dataset_transfer import Cell, plan, play
+from robench.evaluation.finetune import counts, curve
 from robench.records.store import slug
+from robench.reports import finetune as finetuning
+from robench.reports.dataset_transfer import grid, matrices, picture
+from robench.reports.plots.style import save
+from robench.reports.table import WIDTH, render
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The options that transfer takes."""
+@click.command("transfer", cls=GroupedCommand)
+@selecting("dataset", "knowledge")
+@click.option(
+    "--from",
+    "sources",
+    metavar="NAME",
+    multiple=True,
+    callback=common.names,
+    help="Data sets that the purifiers are trained on; several by commas.",
+)
+@click.option(
+    "--to",
+    "targets",
+    metavar="NAME",
+    multiple=True,
+    callback=common.names,
+    help="Data sets that they are tested on; several by commas.",
+)
+@click.option(
+    "--finetune",
+    metavar="N,N,...",
+    help="Fine-tune on this many target images (comma-separated), as 0,10,50.",
+)
+@running("checkpoint")
+def command(
+    selection: Selection, running: Running, sources: list[str], targets: list[str], finetune: str | None
+) -> Callable[[], None]:
+    """Test purifiers on data sets that they were not trained on, as a table and a picture.
 
-    defenses: list[str]
-    attacks: list[str]
-    protocol: str
-    sources: list[str]
-    targets: list[str]
-    threat: str | None
-    samples: int | None
-    finetune: str | None
+    \b
+    robench transfer --defense maep --from digits,cifar10 --to digits,cifar10
+    robench transfer --defense maep --from digits --to cifar10 --finetune 0,10,50
+    """  # fmt: skip
+    return transfer(selection, sources, targets, finetune, running)
 
 
-def transfer(asked: Asked, options: Options, bar: Any, as_json: bool) -> None:
-    """Play every cell, then print the matrix and draw it; with --finetune the curve instead."""
-    from robench.evaluation import dataset_transfer as engine
-    from robench.reports.dataset_transfer import grid, matrices, picture
-    from robench.reports.plots.style import save
-    from robench.reports.table import WIDTH, render
-
-    protocol = find_protocol(asked.protocol)
-    cells = engine.plan(protocol, asked.defenses, asked.sources, asked.targets, options)
-    suites = asked.attacks or None
-    if asked.finetune is not None:
-        from robench.cli.finetune import curves
-
-        curves(asked, cells, protocol, options, bar, as_json)
-        return
+def transfer(
+    selection: Selection,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    finetune: str | None,
+    running: Running,
+) -> Callable[[], None]:
+    """Run every cell; what is returned shows the matrix, or with `finetune` the curves."""
+    protocol = find_protocol(selection.protocol or "transfer")
+    cells = plan(protocol, selection.defenses, sources, targets, running.options)
+    suites = selection.attacks or protocol.suites
+    if finetune is not None:
+        return _finetune(finetune, cells, protocol, suites, selection, running)
     records = []
-    for _, record in engine.play(cells, protocol, options, suites, asked.threat, asked.samples):
+    for _, record in play(cells, protocol, running.options, suites, selection.threat, selection.samples):
         records.append(record)
-        bar.done()
-    if as_json:
-        print_json(records)
-        return
-    ladder = (suites or protocol.suites)[0]
-    for matrix in matrices(records, ladder, whole=True):
-        sys.stdout.write(render(grid(matrix), "text", WIDTH))
-        made = save(picture(matrix), Path(options.results) / f"transfer-{slug(matrix.family)}.png")
-        click.echo(f"picture: {made}")
+        running.bar.done()
+    if running.as_json:
+        return lambda: running.print_json(records)
+
+    def show() -> None:
+        for matrix in matrices(records, suites[0], whole=True):
+            sys.stdout.write(render(grid(matrix), "text", WIDTH))
+            path = save(
+                picture(matrix), Path(running.options.results) / f"transfer-{slug(matrix.family)}.png"
+            )
+            click.echo(f"picture: {path}")
+
+    return show
 
 
-def print_json(records: Sequence[Record], **more: Any) -> None:
-    """What --json promises: one object on stdout, and nothing else."""
-    json.dump({"records": [record.to_dict() for record in records], **more}, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+def _finetune(
+    text: str,
+    cells: Sequence[Cell],
+    protocol: Protocol,
+    suites: Sequence[str],
+    selection: Selection,
+    running: Running,
+) -> Callable[[], None]:
+    """Fine-tune and run the purifier of each cell on each number of images."""
+    images = counts(text)
+    curves: list[tuple[Cell, finetuning.Found]] = []
+    for cell in cells:
+        points = []
+        for count, tuned in curve(cell, images, running.options):
+            records = []
+            for _, record in play(
+                [tuned], protocol, running.options, suites, selection.threat, selection.samples
+            ):
+                records.append(record)
+                running.bar.done()
+            points.append((count, records))
+        curves.append((cell, points))
+    if running.as_json:
+        everything = [record for _, points in curves for _, records in points for record in records]
+        return lambda: running.print_json(everything)
+
+    def show() -> None:
+        suite = find_suite(suites[0])
+        for cell, points in curves:
+            dataset = specs.parse(cell.end.dataset).name
+            title = f"{cell.purifier} before {cell.end.classifier}, fine-tuned on {dataset}"
+            sys.stdout.write(render(finetuning.grid(title, points, suite), "text", WIDTH))
+            name = f"finetune-{slug(cell.purifier)}-{slug(cell.end.dataset)}.png"
+            path = finetuning.picture(title, points, suite, Path(running.options.results) / name)
+            click.echo(f"picture: {path}")
+
+    return show

@@ -39,7 +39,7 @@ def choose_protocol(
     base = find_protocol(name or DEFAULT_PROTOCOL)
     if base.ends:
         raise UsageError(
-            f"{base.name} is a protocol of transfer, of several data sets: robench run with --from and --to"
+            f"{base.name} is a protocol of transfer, of several data sets: use robench transfer with --from and --to"
         )
     assert base.dataset is not None
     base = replace(base, dataset=dataset_spec(base.dataset))

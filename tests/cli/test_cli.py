@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-import robench.evaluation.run
+import robench.evaluation.planning
 from robench.cli import main
 
 QUICK = ["--attack", "pgd(steps=2)", "--samples", "16", "--threat", "Linf:0.1"]
@@ -40,7 +40,7 @@ def test_run_writes_a_record_and_answers_from_it(robench_cli, tmp_path, monkeypa
     assert code == 0 and "answered from" in err and "made by" not in err and "pgd-at-digits" in out
     assert path.stat().st_mtime_ns == before
     with monkeypatch.context() as patch:
-        patch.setattr("robench.evaluation.run.robench_version", lambda: "99.0")
+        patch.setattr("robench.evaluation.reuse.robench_version", lambda: "99.0")
         code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK)
     assert code == 0 and f"made by robench {record['robench_version']} (this is 99.0)" in err
     code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK, "--fresh")
@@ -229,7 +229,7 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(robench_cli, monkeypat
     ],
 )
 def test_images_and_labels_that_cannot_be_used_are_refused(robench_cli, monkeypatch, spoil, says):
-    load = robench.evaluation.run.load_dataset
+    load = robench.evaluation.planning.load_dataset
 
     def spoiled(*arguments):
         images = load(*arguments)
@@ -238,7 +238,7 @@ def test_images_and_labels_that_cannot_be_used_are_refused(robench_cli, monkeypa
         spoil(images)
         return images
 
-    monkeypatch.setattr(robench.evaluation.run, "load_dataset", spoiled)
+    monkeypatch.setattr(robench.evaluation.planning, "load_dataset", spoiled)
     code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK)
     assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1
 

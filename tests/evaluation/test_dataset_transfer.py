@@ -249,5 +249,5 @@ def test_a_source_of_another_size_is_one_clear_line(own, tmp_path):
 
 
 def test_a_protocol_of_transfer_is_no_ordinary_one():
-    with pytest.raises(UsageError, match="robench run with --from and --to"):
+    with pytest.raises(UsageError, match="robench transfer with --from and --to"):
         choose_protocol("transfer", None, None, None)

@@ -42,12 +42,12 @@ PLOTS = {
     "security": Plot(
         "accuracy over the radius, a curve a defense",
         "robench.reports.plots.settings:security",
-        "robench run --defense mimir-digits --attack autoattack --curve 0:0.2:5",
+        "robench curve 0:0.2:5 --defense mimir-digits --attack autoattack",
     ),
     "trade-off": Plot(
         "clean and robust accuracy over a defense's setting",
         "robench.reports.plots.settings:trade_off",
-        'robench run --defense de3-digits --attack "pgd(steps=10)" --sweep sigma=0:140:70',
+        'robench sweep sigma=0:140:70 --defense de3-digits --attack "pgd(steps=10)"',
     ),
     "transfer": Plot(
         "accuracy of each defense under attacks made on others",
@@ -57,7 +57,7 @@ PLOTS = {
     "data-sets": Plot(
         "purifiers trained on one data set before classifiers of others",
         "robench.reports.plots.heatmaps:data_sets",
-        "robench run --defense maep --protocol transfer --from digits --to cifar10",
+        "robench transfer --defense maep --from digits --to cifar10",
     ),
     "corruptions": Plot(
         "accuracy by corruption and severity, a map a record",

@@ -1,0 +1,45 @@
+"""robench curve: accuracy over the radius, the security curve."""
+
+from collections.abc import Callable
+
+import click
+
+from robench.cli.running import GroupedCommand, Running, Selection, running, selecting, show_picture
+from robench.evaluation import security_curve
+from robench.reports import security_curve as report
+
+
+@click.command("curve", cls=GroupedCommand)
+@click.argument("radii")
+@selecting()
+@running()
+def command(radii: str, selection: Selection, running: Running) -> Callable[[], None]:
+    """Draw the security curve: robust accuracy over RADII, START:STOP:COUNT.
+
+    The radius of --threat does not count; a norm or a transformation alone is enough.
+
+    \b
+    robench curve 0:16/255:9 --defense mimir
+    robench curve 0:2:5 --defense mimir,pgd-at --attack ddn --threat L2
+    """
+    return curve(radii, selection, running)
+
+
+def curve(radii: str, selection: Selection, running: Running) -> Callable[[], None]:
+    """Run every radius; what is returned shows the result."""
+    over = security_curve.Radii.parse(radii)
+    levels = security_curve.protocols(
+        over, selection.protocol, selection.dataset, selection.threat, selection.samples
+    )
+    records = []
+    for record in security_curve.runs(
+        selection.defenses, selection.attacks, levels, selection.knowledge, running.options
+    ):
+        records.append(record)
+        running.bar.done()
+    curves = report.curves(over.texts, records)
+    picture = report.picture(curves, running.options.results)
+    if running.as_json:
+        content = [curve.to_dict() for curve in curves]
+        return lambda: running.print_json(records, curves=content, picture=str(picture))
+    return lambda: show_picture(report.grid(curves), picture)

@@ -1,0 +1,185 @@
+"""What the commands that make records share: options, help in groups, progress and output."""
+
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from robench.catalog import Protocol
+from robench.cli import common
+from robench.cli.progress import Bar
+from robench.core.sanitize import plain
+from robench.evaluation.options import Options, default_results
+from robench.evaluation.protocol import choose_protocol
+from robench.records.record import Record
+from robench.reports.table import Grid, render
+
+_GROUPS = {
+    "What to run": "defenses attacks protocol sources targets dataset threat samples knowledge seeds mi finetune",
+    "How to run it": "seed device batch_size precision workers checkpoint data_dir",
+    "Records and output": "results fresh as_json trust",
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is run on what, as the options say."""
+
+    defenses: list[str]
+    attacks: list[str]
+    protocol: str | None = None
+    dataset: str | None = None
+    threat: str | None = None
+    samples: int | None = None
+    knowledge: list[str] = field(default_factory=list)
+
+    def chosen(self) -> Protocol:
+        """The protocol that these options name or make up."""
+        return choose_protocol(self.protocol, self.dataset, self.threat, self.samples, self.attacks or None)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How it is run, and where progress and results are shown."""
+
+    options: Options
+    bar: Bar
+    as_json: bool
+
+    def print_json(self, records: Sequence[Record], **more: Any) -> None:
+        """Print what --json promises: one object on stdout, and nothing else."""
+        json.dump({"records": [record.to_dict() for record in records], **more}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        names = {name: title for title, listed in _GROUPS.items() for name in listed.split()}
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            line = parameter.get_help_record(ctx)
+            if line and isinstance(parameter, click.Option):
+                groups.setdefault(names.get(parameter.name or "", "Other options"), []).append(line)
+        for title in [*_GROUPS, "Other options"]:
+            if title in groups:
+                with formatter.section(title):
+                    formatter.write_dl(groups[title], col_max=28)
+
+
+_SELECTION = (
+    common.defenses,
+    click.option(
+        "--attack", "attacks", metavar="SUITE|SPEC", multiple=True, callback=common.names,
+        help="Suite, spec, or specs joined by +; several by commas.",
+    ),
+    common.protocol,
+    common.dataset,
+    common.threat,
+    click.option(
+        "--samples", metavar="N", type=int, help="How many images, the first of the test split."
+    ),
+    click.option(
+        "--knowledge", metavar="LEVEL", multiple=True, callback=common.names,
+        help="full, bpda, oblivious, transfer:NAME or surrogate:NAME; several by commas.",
+    ),
+)  # fmt: skip
+_PRECISION = (
+    click.option(
+        "--precision", metavar="NAME", default="auto", show_default=True,
+        help="auto, fp32 or bf16; verdicts are always fp32.",
+    ),
+    click.option(
+        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes, on a CPU.  [default: one a core]"
+    ),
+)  # fmt: skip
+_RUNNING = (
+    common.seed, common.device, common.batch_size, *_PRECISION, common.checkpoint, common.data_dir, common.results,
+    click.option("--fresh", is_flag=True, help="Start over, even where there is a record."),
+    common.as_json, common.trust,
+)  # fmt: skip
+
+
+def selecting(*without: str) -> Callable[[Callable], Callable]:
+    """Give a command the options of `Selection`, and the value as its argument `selection`.
+
+    Args:
+        without: options that it does not take.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> Any:
+            taken = {item.name: given.pop(item.name) for item in fields(Selection) if item.name in given}
+            selection = Selection(**taken)
+            return command(selection=selection, **given)
+
+        return _with(wrapped, _SELECTION, without)
+
+    return decorate
+
+
+def running(*without: str, **settings: Any) -> Callable[[Callable], Callable]:
+    """Give a command the options of how to run, and a `Running` as its argument `running`.
+
+    Args:
+        without: options that it does not take; settings: fields of Options in their place.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> Any:
+            names = (
+                "seed",
+                "device",
+                "batch_size",
+                "precision",
+                "workers",
+                "checkpoint",
+                "data_dir",
+                "fresh",
+            )
+            taken = {name: given.pop(name) for name in names if name in given}
+            results, as_json = given.pop("results") or default_results(), given.pop("as_json")
+            with Bar(Console(stderr=True)) as bar:
+                options = Options(
+                    **taken,
+                    **settings,
+                    results=results,
+                    command=shlex.join(["robench", *sys.argv[1:]]),
+                    progress=bar.update,
+                    note=bar.note,
+                )
+                show = command(running=Running(options, bar, as_json), **given)
+            # What is printed when all runs are done, and the bar is gone.
+            if show is not None:
+                show()
+
+        return _with(wrapped, _RUNNING, without)
+
+    return decorate
+
+
+def _with(command: Callable, options: Sequence[Callable], without: Sequence[str]) -> Callable:
+    for option in reversed(options):
+        decorated = option(command)
+        # click keeps the options of a function in a list of its own.
+        if decorated.__click_params__[-1].name in without:
+            decorated.__click_params__.pop()
+        command = decorated
+    return command
+
+
+def show_picture(table: Grid, picture: Path) -> None:
+    """A table, and where its picture is."""
+    sys.stdout.write(render(table, "text", Console().width))
+    Console().print(Text(plain(f"picture: {picture}")), soft_wrap=True)

@@ -1,0 +1,47 @@
+"""robench sweep: one run for each value of a setting."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from robench.cli.running import GroupedCommand, Running, Selection, running, selecting, show_picture
+from robench.core.errors import UsageError
+from robench.evaluation import sweep as sweeping
+from robench.records.store import slug
+from robench.reports import sweep as report
+
+
+@click.command("sweep", cls=GroupedCommand)
+@click.argument("setting")
+@selecting()
+@running()
+def command(setting: str, selection: Selection, running: Running) -> Callable[[], None]:
+    """Run one defense and one attack for each value of SETTING, as a table and a picture.
+
+    SETTING is NAME=START:STOP:STEP or NAME=A,B,...: an argument of the defense, or of the attacks after "attack.".
+
+    \b
+    robench sweep sigma=0:140:20 --defense de3-digits --attack pgd
+    robench sweep attack.steps=10,50,200 --defense mimir --attack apgd
+    """
+    return sweep(setting, selection, running)
+
+
+def sweep(setting: str, selection: Selection, running: Running) -> Callable[[], None]:
+    """Run every value; what is returned shows the result."""
+    protocol, defenses, attacks = selection.chosen(), selection.defenses, selection.attacks
+    asked = sweeping.Sweep.parse(setting)
+    if len(defenses) != 1 or len(attacks) > 1:
+        raise UsageError("--sweep takes one defense and one attack")
+    runs = []
+    attack = next(iter(attacks), None)
+    for pair in sweeping.sweep(asked, defenses[0], attack, protocol, selection.knowledge, running.options):
+        runs.append(pair)
+        running.bar.done()
+    if running.as_json:
+        return lambda: running.print_json([record for _, record in runs])
+    suite = runs[0][1].job.suite.name.partition("(")[0]
+    name = f"sweep-{slug(defenses[0])}-{slug(suite)}-{slug(asked.name)}.png"
+    path = Path(running.options.results) / slug(protocol.name) / name
+    return lambda: show_picture(report.grid(asked, runs), report.picture(asked, runs, path))
