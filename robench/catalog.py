@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench.attacks.build import canonical
@@ -22,7 +22,6 @@ from robench.corruption.suite import SPEC, corruptions
 from robench.threats.threat import NO_THREAT, Threat
 
 _PACKAGE = Path(__file__).parent
-_RUNG = {"subject": ("defense", "classifier"), "stochastic": ("all", "randomised", "deterministic")}
 _CLAIM = {"clean", "robust", "threat", "attack", "source"}
 FOLDERS = {
     "defense": "defenses",
@@ -105,8 +104,8 @@ class Rung:
     name: str
     attack: str
     knowledge: str = "full"
-    subject: str = "defense"
-    stochastic: str = "all"
+    subject: Literal["defense", "classifier"] = "defense"
+    stochastic: Literal["all", "randomised", "deterministic"] = "all"
     threats: dict[str, Threat] = field(default_factory=dict)
     path: Path = Path()
 
@@ -371,11 +370,6 @@ def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[M
 
 
 def _check_rung(rung: Rung, path: Path) -> None:
-    for key, allowed in _RUNG.items():
-        if getattr(rung, key) not in allowed:
-            raise UsageError(
-                f"{path}: the rung {rung.name} has {key} = {getattr(rung, key)!r}: expected {' or '.join(allowed)}"
-            )
     if strange := [side for side in rung.threats if not side.isdecimal()]:
         raise UsageError(
             f"{path}: the rung {rung.name} has threats for {strange[0]!r}: expected pixels = a threat"

@@ -6,7 +6,6 @@ mark has no rank; what is doubted stands beneath.
 """
 
 import itertools
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,6 +22,7 @@ from robench.records.randomized import single_draw
 from robench.records.record import Record
 from robench.records.samples import held
 from robench.reports import corruption
+from robench.reports.cells import on_protocol, run_command
 from robench.reports.formatting import by_draws
 from robench.reports.robustbench import Claim, with_claims
 from robench.reports.table import FORMATS, WIDTH, Grid, render
@@ -168,9 +168,8 @@ def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]
     for name in sorted({record.job.defense.name for record in records}):
         for suite, level in itertools.product(known.suites, known.knowledge):
             if (name, suite, level) not in have:
-                words = ["robench", "run", "--defense", name, "--attack", suite, "--protocol", protocol]
-                words += ["--knowledge", level] if level != "full" else []
-                yield f"{name} lacks {suite}{'' if level == 'full' else f'@{level}'}: {shlex.join(words)}"
+                command = run_command(name, suite, on_protocol(protocol), level)
+                yield f"{name} lacks {suite}{'' if level == 'full' else f'@{level}'}: {command}"
 
 
 def _place(section: Section) -> tuple[str, str]:

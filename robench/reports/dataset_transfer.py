@@ -9,6 +9,7 @@ from robench.catalog import Rung
 from robench.core import specs
 from robench.records.randomized import unattacked
 from robench.records.record import Record
+from robench.reports.cells import lowest
 from robench.reports.purifiers import EMPTY, Row, find_ladder, rows_of
 from robench.reports.table import Grid
 from robench.statistics.accuracy import Accuracy, percent, span
@@ -163,9 +164,8 @@ def by_level(row: Row, rungs: Mapping[str, Rung]) -> dict[str, Record]:
     found = {}
     for level in LEVELS:
         names = [name for name, rung in rungs.items() if (rung.subject, rung.knowledge) == ("defense", level)]
-        kept = [record for name in names for record in row.found.get(name, [])]
-        if kept:
-            found[level] = min(kept, key=lambda record: record.robust_accuracy.value)
+        if kept := lowest(record for name in names for record in row.found.get(name, [])):
+            found[level] = kept
     return found
 
 

@@ -3,7 +3,6 @@
 A figure that a card claims is taken from the card; what nobody found stays "not found", never a number.
 """
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -16,9 +15,9 @@ from robench.catalog import find_suite, make, read_toml
 from robench.core import specs
 from robench.core.errors import UsageError, unknown_name
 from robench.core.trust import admit
-from robench.data import needs_files
 from robench.records.record import Record
 from robench.reports.board import EMPTY
+from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.dataset_transfer import transfer
 from robench.reports.purifiers import purifiers
 from robench.reports.table import Grid, render
@@ -316,9 +315,13 @@ def _images(table: Table, records: Sequence[Record]) -> Iterator[str]:
     yield from doubts
 
 
+# Of a command: attacks, images, knowledge, and what follows.
+_Words = tuple[str, tuple[str, ...], str, tuple[str, ...]]
+
+
 def _commands(table: Table, empty: list[tuple[Row, list[Column]]]) -> Iterator[str]:
     """For the cells without a record the command that fills them; rows that need the same one share a line."""
-    like: dict[tuple[str, ...], list[str]] = {}
+    like: dict[_Words, list[str]] = {}
     for row, columns in empty:
         levels: dict[str, list[str]] = {}
         for column in columns:
@@ -330,24 +333,20 @@ def _commands(table: Table, empty: list[tuple[Row, list[Column]]]) -> Iterator[s
             if named:
                 like.setdefault(_words(table, row, named, level), []).append(row.defense)
     for words, (first, *others) in like.items():
-        command = shlex.join(["robench", "run", "--defense", first, *words])
+        attacks, images, level, more = words
+        command = run_command(first, attacks, images, level, more)
         likewise = f", and likewise {', '.join(others)}" if others else ""
         yield f"{EMPTY}: {command}{likewise}"
 
 
-def _words(table: Table, row: Row, attacks: list[str], level: str) -> tuple[str, ...]:
-    words = ["--attack", ",".join(attacks)]
+def _words(table: Table, row: Row, attacks: list[str], level: str) -> _Words:
+    threat = Threat.parse(table.threat)
     fitting = [
         protocol.name
-        for protocol in catalog.protocols().values()
-        if not protocol.ends
-        and protocol.dataset
-        and protocol.dataset.name == table.dataset
-        and same_threat(protocol.threat_name, table.threat)
+        for protocol in ordinary_protocols()
+        if protocol.dataset and (protocol.dataset.name, protocol.threat) == (table.dataset, threat)
     ]
-    words += ["--protocol", fitting[0]] if fitting else ["--dataset", table.dataset, "--threat", table.threat]
-    words += ["--knowledge", level] if level != "full" else []
+    images = on_protocol(fitting[0]) if fitting else ["--dataset", table.dataset, "--threat", table.threat]
     card = catalog.cards().get(row.defense)
-    if card is not None and not card.checkpoint:
-        words += ["--checkpoint", "FILE"]
-    return (*words, "--data-dir", "DIR") if needs_files(table.dataset) else tuple(words)
+    more = ["--checkpoint", "FILE"] if card is not None and not card.checkpoint else []
+    return ",".join(attacks), tuple(images), level, (*more, *with_files(table.dataset))

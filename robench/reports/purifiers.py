@@ -1,6 +1,5 @@
 """The table of purifiers: what is left of each as the attacker knows more, from records alone."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,9 @@ from robench.catalog import Rung, Suite, find_suite
 from robench.core import specs
 from robench.core.errors import UsageError
 from robench.core.formatting import count
-from robench.data import needs_files
 from robench.records.randomized import FIELD, unattacked
 from robench.records.record import Record
+from robench.reports.cells import on_images, on_protocol, run_command, with_files
 from robench.reports.table import Grid
 from robench.statistics.accuracy import percent, span
 from robench.threats.threat import Threat
@@ -127,13 +126,9 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
         missing = [name for name in row.missing if _playable(name, row.purified, suite)]
         if missing:
             job = row.purified.job
-            command = ["robench", "run", "--defense", job.defense.name, "--attack", suite.name]
-            if protocol in catalog.protocols():
-                command += ["--protocol", protocol]
-            else:
-                command += ["--dataset", job.dataset.name, "--threat", threat, "--samples", str(job.n)]
-            command += ["--data-dir", "DIR"] if needs_files(job.dataset.name) else []
-            notes.append(f"{', '.join(missing)} of {job.defense.name}: {shlex.join(command)}")
+            images = on_protocol(protocol) if protocol in catalog.protocols() else on_images(job)
+            command = run_command(job.defense.name, suite.name, images, more=with_files(job.dataset.name))
+            notes.append(f"{', '.join(missing)} of {job.defense.name}: {command}")
     notes += _marks(rows)
     if any(FIELD in record.extra for row in rows for own in row.found.values() for record in own):
         notes.append(

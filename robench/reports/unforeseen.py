@@ -1,6 +1,5 @@
 """The table of unforeseen attacks: what each leaves of each defense, and their mean, from records alone."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from robench.catalog import Rung, Suite, find_suite
 from robench.core.errors import UsageError
 from robench.records.record import Record
 from robench.records.samples import held
+from robench.reports.cells import lowest, on_images, on_protocol, ordinary_protocols, run_command
 from robench.reports.table import Grid
 from robench.statistics.accuracy import Accuracy, bootstrap, percent, span
 from robench.threats.threat import Threat
@@ -103,7 +103,7 @@ def _threats(suite: Suite, side: int) -> tuple[str, ...]:
 def _filling(records: list[Record], rung: Rung, threat: str) -> Record | None:
     wanted = (threat, find_suite(rung.attack).name, rung.knowledge)
     fitting = [r for r in records if (r.job.threat, r.job.suite.name, r.job.knowledge) == wanted]
-    return min(fitting, key=lambda record: record.robust_accuracy.value, default=None)
+    return lowest(fitting)
 
 
 def _grid(title: str, suite: Suite, columns: list[Column]) -> Grid:
@@ -155,13 +155,7 @@ def _together(column: Column) -> tuple[str, str]:
 def _command(record: Record, suite: Suite) -> str:
     """What makes the records that are missing."""
     job = record.job
-    command = ["robench", "run", "--defense", job.defense.name, "--attack", suite.name]
-    fitting = [
-        p.name
-        for p in catalog.protocols().values()
-        if (str(p.dataset), p.split) == (job.dataset.name, job.dataset.split)
-    ]
-    command += (
-        ["--protocol", fitting[0]] if fitting else ["--dataset", job.dataset.name, "--threat", job.threat]
-    )
-    return shlex.join([*command, "--samples", str(job.n)])
+    place = (job.dataset.name, job.dataset.split)
+    fitting = [p.name for p in ordinary_protocols() if (str(p.dataset), p.split) == place]
+    images = [*on_protocol(fitting[0]), "--samples", str(job.n)] if fitting else on_images(job)
+    return run_command(job.defense.name, suite.name, images)

@@ -15,6 +15,7 @@ from robench.records.record import Record
 from robench.records.store import record_folder, slug
 from robench.reports import board
 from robench.reports.board import Row, Section
+from robench.reports.cells import on_images, on_protocol, run_command
 from robench.reports.formatting import by_draws
 from robench.statistics.accuracy import Accuracy, interval, percent
 
@@ -166,19 +167,18 @@ def reproduce(record: Record) -> str:
     job = record.job
     suite = catalog.suites().get(job.suite.name)
     attack = job.suite.name if suite and not suite.rungs else "+".join(job.suite.attacks)
-    words = ["robench", "run", "--defense", job.defense.name, "--attack", attack]
     protocol = catalog.protocols().get(job.protocol)
     if protocol and (str(protocol.dataset), protocol.threat, protocol.samples) == (
         job.dataset.name,
         job.threat_model,
         job.n,
     ):
-        words += ["--protocol", job.protocol]
+        images = on_protocol(job.protocol)
     else:
-        words += ["--dataset", job.dataset.name, "--threat", job.threat, "--samples", str(job.n)]
-    words += ["--knowledge", job.knowledge] if job.knowledge != "full" else []
-    words += ["--seed", str(job.seed)] if job.seed else []
-    return shlex.join([*words, "--precision", job.precision, "--batch-size", str(job.batch_size)])
+        images = on_images(job)
+    more = ["--seed", str(job.seed)] if job.seed else []
+    more += ["--precision", job.precision, "--batch-size", str(job.batch_size)]
+    return run_command(job.defense.name, attack, images, job.knowledge, more)
 
 
 def verify(record: Record) -> str:

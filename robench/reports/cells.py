@@ -1,0 +1,48 @@
+"""Cells of tables: which record fills one, and which command makes it."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from robench import catalog
+from robench.catalog import Protocol
+from robench.data import needs_files
+from robench.records.record import Job, Record
+
+
+def lowest(records: Iterable[Record]) -> Record | None:
+    """The record with the lowest robust accuracy; None of none."""
+    return min(records, key=lambda record: record.robust_accuracy.value, default=None)
+
+
+def run_command(
+    defense: str, attack: str, images: Sequence[str], knowledge: str = "full", more: Sequence[str] = ()
+) -> str:
+    """The command that makes a record.
+
+    Args:
+        images: the words that say on which images and threat, see `on_protocol` and `on_images`.
+        more: words at the end.
+    """
+    words = ["robench", "run", "--defense", defense, "--attack", attack, *images]
+    words += ["--knowledge", knowledge] if knowledge != "full" else []
+    return shlex.join([*words, *more])
+
+
+def on_protocol(name: str) -> list[str]:
+    """The words for a protocol's images and threat."""
+    return ["--protocol", name]
+
+
+def on_images(job: Job) -> list[str]:
+    """The words for the images and the threat of a record."""
+    return ["--dataset", job.dataset.name, "--threat", job.threat, "--samples", str(job.n)]
+
+
+def with_files(dataset: str) -> list[str]:
+    """The words for the folder of a data set that has files."""
+    return ["--data-dir", "DIR"] if needs_files(dataset) else []
+
+
+def ordinary_protocols() -> list[Protocol]:
+    """The shipped protocols of one data set."""
+    return [protocol for protocol in catalog.protocols().values() if protocol.dataset is not None]
