@@ -18,6 +18,15 @@ TOO_LONG = {
     "robench.engine.attack_loop",
     "robench.engine.run",
 }
+# Functions that take more than eight arguments; none may join them. The first three are public and take them by name.
+LONG_SIGNATURES = {
+    "robench.defenses._base.Defense.__init__",
+    "robench.evaluation.attack.attack",
+    "robench.training.trainer.train",
+    "robench.engine.corruption_run.answers",
+    "robench.engine.corruption_run.play",
+    "robench.engine.run.Run.__init__",
+}
 MODULES = {
     ".".join(("robench", *path.relative_to(HOUSE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in HOUSE.rglob("*.py")
@@ -66,6 +75,31 @@ def test_the_root_holds_six_modules_and_no_more():
 def test_files_are_short():
     lines = {module: path.read_text().count("\n") for module, path in MODULES.items()}
     assert {module for module, count in lines.items() if count > 400} == TOO_LONG
+
+
+def signatures(module: str, path: Path) -> dict[str, int]:
+    """How many arguments each function takes, but for commands and registered builders: theirs are settings."""
+    counts: dict[str, int] = {}
+
+    def visit(node: ast.AST, name: str) -> None:
+        decorators = [ast.unparse(each) for each in getattr(node, "decorator_list", [])]
+        if any(".register(" in each or ".command(" in each for each in decorators):
+            return
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            name = f"{name}.{node.name}"
+        if isinstance(node, ast.FunctionDef):
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            counts[name] = len([each for each in every if each.arg not in ("self", "cls")])
+        for child in ast.iter_child_nodes(node):
+            visit(child, name)
+
+    visit(ast.parse(path.read_text()), module)
+    return counts
+
+
+def test_functions_take_eight_arguments_at_most():
+    counts = {name: n for module, path in MODULES.items() for name, n in signatures(module, path).items()}
+    assert {name for name, count in counts.items() if count > 8} <= LONG_SIGNATURES
 
 
 def test_tests_have_the_rooms_of_the_house():

@@ -52,18 +52,17 @@ def command(
     robench corrupt --dataset imagenet --output ImageNet-C --corruption fog,frost --severity 3
     """
     from robench.corruption.names import SEVERITIES
+    from robench.data import load_dataset
     from robench.data.export_corrupted import GROUPS, write_corrupted
 
     errors = Console(stderr=True)
     chosen = [name for given in corruptions or ["common"] for name in GROUPS.get(given, (given,))]
     folder = write_corrupted(
-        dataset,
+        load_dataset(dataset, "test", samples, data_dir),
         output,
         list(dict.fromkeys(chosen)),
         severities or SEVERITIES,
-        samples=samples,
         seed=seed,
-        data_dir=data_dir,
         workers=workers or os.cpu_count() or 1,
         note=lambda text: errors.print(Text(plain(f"robench: {text}")), soft_wrap=True),
     )

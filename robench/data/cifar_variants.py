@@ -51,9 +51,7 @@ def load_cifar10_c(
         UsageError: for another split, corruption or severity.
         ResourceError: when a file is missing, damaged or of another shape.
     """
-    return _corrupted(
-        "cifar10-c", "CIFAR-10-C", C10, CIFAR10_CLASSES, corruption, severity, split, data_dir, samples
-    )
+    return _corrupted("cifar10-c", corruption, severity, split, data_dir, samples)
 
 
 @registry.datasets.register("cifar100-c")
@@ -66,22 +64,20 @@ def load_cifar100_c(
     samples: int | None = None,
 ) -> Images:
     """CIFAR-100's test images corrupted, from the folder `CIFAR-100-C`; else as `cifar10-c`."""
-    return _corrupted(
-        "cifar100-c", "CIFAR-100-C", C100, CIFAR100_CLASSES, corruption, severity, split, data_dir, samples
-    )
+    return _corrupted("cifar100-c", corruption, severity, split, data_dir, samples)
+
+
+# By name: the folder, facts and classes.
+_SETS = {
+    "cifar10-c": ("CIFAR-10-C", C10, CIFAR10_CLASSES),
+    "cifar100-c": ("CIFAR-100-C", C100, CIFAR100_CLASSES),
+}
 
 
 def _corrupted(
-    kind: str,
-    folder: str,
-    facts: Facts,
-    classes: tuple[str, ...],
-    corruption: str,
-    severity: int,
-    split: str,
-    data_dir: str | None,
-    samples: int | None,
+    kind: str, corruption: str, severity: int, split: str, data_dir: str | None, samples: int | None
 ) -> Images:
+    folder, facts, classes = _SETS[kind]
     check_corruption(corruption, severity, COMMON + VALIDATION)
     name = str(Spec(kind, {"corruption": corruption, "severity": severity}))
     check_split(name, split, ("test",))

@@ -14,7 +14,7 @@ from robench.core.specs import parse
 from robench.corruption.make import JPEG, SMALLEST, enlargement, library
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION
 from robench.corruption.tasks import Task, in_order
-from robench.data import Images, load_dataset
+from robench.data import Images
 from robench.data._names import synsets
 from robench.data.corrupted import bytes8, spans
 
@@ -27,28 +27,25 @@ GROUPS = {"common": COMMON, "validation": VALIDATION, "all": COMMON + VALIDATION
 
 
 def write_corrupted(
-    dataset: str,
+    images: Images,
     output: Path | str,
     corruptions: Sequence[str] = COMMON,
     severities: Sequence[int] = SEVERITIES,
     *,
-    samples: int | None = None,
     seed: int = 0,
-    data_dir: str | None = None,
     workers: int = 1,
     note: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Corrupt a data set's test images into a folder; called again, it goes on where it was interrupted.
+    """Corrupt images into a folder; called again, it goes on where it was interrupted.
 
     ImageNet's go into ImageNet-C's layout, <corruption>/<severity>/<synset>/<name>.JPEG, as JPEG files of its
     quality. All others go into CIFAR-10-C's, an array <corruption>.npy with the five severities one after
     another, and labels.npy, without JPEG. A file `robench-corrupt.json` says which, and of what.
 
     Args:
-        dataset: as in `load_dataset`.
+        images: of the data set's test split.
         corruptions: names.
         severities: of 1 to 5; the second layout has all five.
-        samples: the first so many; None for all.
         workers: processes; they change no pixel.
         note: told of every part that is done.
 
@@ -63,7 +60,6 @@ def write_corrupted(
     for name in corruptions:
         if name not in known:
             raise unknown_name("corruption", name, {*known})
-    images = load_dataset(dataset, "test", samples, data_dir)
     folders = parse(images.name).name == "imagenet"
     if not folders and set(severities) != set(SEVERITIES):
         raise UsageError(f"{images.name} goes into .npy files of all five severities: leave --severity out")

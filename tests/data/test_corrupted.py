@@ -130,7 +130,8 @@ def test_the_record_can_say_how_images_were_corrupted(archive):
 
 
 def test_arrays_as_cifar10_c_has_them(archive, tmp_path):
-    folder = write_corrupted(archive, tmp_path / "CIFAR-10-C", ["fog", "glass_blur"], samples=3)
+    images = load_dataset(archive, samples=3)
+    folder = write_corrupted(images, tmp_path / "CIFAR-10-C", ["fog", "glass_blur"])
     assert {each.name for each in folder.iterdir()} == {
         "fog.npy",
         "glass_blur.npy",
@@ -143,11 +144,11 @@ def test_arrays_as_cifar10_c_has_them(archive, tmp_path):
     assert torch.equal((found.x[1] * 255).round().byte(), torch.from_numpy(expected).permute(2, 0, 1))
     assert json.loads((folder / "robench-corrupt.json").read_text())["jpeg"] is None
     with pytest.raises(ResourceError, match="its seed differs"):
-        write_corrupted(archive, folder, ["fog"], samples=3, seed=1)
+        write_corrupted(images, folder, ["fog"], seed=1)
     with pytest.raises(UsageError, match="all five"):
-        write_corrupted(archive, folder, ["fog"], [3], samples=3)
+        write_corrupted(images, folder, ["fog"], [3])
     with pytest.raises(ResourceError, match=r"mine\.npz already"):
-        write_corrupted(archive, tmp_path, ["fog"])
+        write_corrupted(images, tmp_path, ["fog"])
 
 
 def test_folders_as_imagenet_c_has_them_and_an_interruption(tmp_path, capsys, monkeypatch):
