@@ -19,11 +19,14 @@ DISTRIBUTIONS = {
     "imagecorruptions": "imagecorruptions-imaug",
     "markdown_it": "markdown-it-py",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 # Optional, and not on PyPI in a release that fits: see the comments of the extras.
 UNDECLARED = {"robustbench", "autoattack"}
 # What robustbench imports, and what is run and not imported: plugins, linters and the type checker.
 NOT_IMPORTED = {"geotorch", "gdown", "pyyaml", "requests", "torchdiffeq", "tqdm"} | {
+    "mkdocs-material",
+    "mkdocstrings",
     "pre-commit",
     "pyright",
     "pytest-xdist",

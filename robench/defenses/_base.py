@@ -82,8 +82,8 @@ class Defense(nn.Module):
         image_size: side of the square images, in pixels.
         channels: C of the images: 3, or 1 for grey ones.
         purifier: images to images, both in [0, 1], or None.
-        mean, std: one number a channel, subtracted and divided before the classifier; None for no
-            normalisation.
+        mean: one number per channel, subtracted before the classifier; None for no normalisation.
+        std: one number per channel, by which the difference is divided; None with `mean`.
         stochastic: whether two calls on the same images may differ.
         differentiable: whether the exact gradient exists.
         among: which of the classifier's logits count, in the order of the K classes; empty for all.

@@ -46,7 +46,7 @@ def run(
     threat: str | None = None,
     samples: int | None = None,
     knowledge: str | None = None,
-    **options,
+    **options: Any,
 ) -> Record:
     """Run one suite on one defense and return its record. Re-running resumes, or returns the saved record.
 
@@ -54,7 +54,7 @@ def run(
         defense: a card, a family, a card's path or a builder's spec.
         attack: a suite or specs; None for the protocol's.
         protocol: by name or path; None for `dataset`, `threat` and `samples`, or the default protocol.
-        options: the fields of Options.
+        **options: the fields of `Options`.
 
     Raises:
         RobenchError: for everything a user can mend.

@@ -1,0 +1,36 @@
+"""The files around the code: workflows, the action, the citation, the documents' list of pages."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from robench.cli.main import cli
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WORKFLOWS = [
+    *sorted((ROOT / ".github").rglob("*.yml")),
+    ROOT / "action.yml",
+    ROOT / "docs" / "robench-check.yml",
+]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_commands_in_workflows_exist(path):
+    yaml.safe_load(path.read_text())
+    for name in re.findall(r"\brobench (\w+)", " ".join(re.findall(r"run: (?:\|\n)?(.*)", path.read_text()))):
+        assert CliRunner().invoke(cli, [name, "--help"]).exit_code == 0, name
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
+
+
+def test_every_page_of_the_documents_is_listed():
+    text = (ROOT / "mkdocs.yml").read_text()
+    listed = set(re.findall(r"(\w+\.md)$", text, re.MULTILINE))
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}
