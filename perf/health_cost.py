@@ -22,7 +22,7 @@ from robench import attack
 from robench.data import load_dataset
 from robench.defenses import load_defense
 from robench.engine import health
-from robench.engine.loss_monitor import Counts, Watch
+from robench.engine.loss_monitor import LossMonitor, LossStats
 from robench.engine.outcome import Outcome
 
 # What makes the marks, with what says nothing in its place.
@@ -32,11 +32,11 @@ _SIGNS = (
 )  # fmt: skip
 
 
-class Blind(Watch):
+class Blind(LossMonitor):
     """Sees nothing."""
 
     def __init__(self, *arguments):
-        self.counts = Counts()
+        self.stats = LossStats()
 
     def note(self, asking: Tensor, first: Tensor, answer) -> None:
         pass
@@ -52,7 +52,7 @@ class Blind(Watch):
 def without_marks() -> Iterator[None]:
     """Inside the block no run looks at its own health."""
     with ExitStack() as stack:
-        stack.enter_context(patch("robench.engine.attack_loop.Watch", Blind))
+        stack.enter_context(patch("robench.engine.attack_loop.LossMonitor", Blind))
         for name in _SIGNS:
             stack.enter_context(patch.object(health, name, lambda *arguments: []))
         stack.enter_context(patch.object(health, "looks_random", lambda *arguments: False))

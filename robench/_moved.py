@@ -43,6 +43,7 @@ MOVED = {
     "engine.battle": "engine.attack_context",
     "engine.corruption": "engine.corruption_run",
     "engine.found": "engine.adversarial_examples",
+    "engine.groups": "engine.lanes",
     "engine.loop": "engine.attack_loop",
     "engine.meter": "engine.query_cost",
     "engine.network": "engine.batched_model",

@@ -125,11 +125,6 @@ class Rung:
         """Whether it says nothing of a defense without a purifier."""
         return self.subject == "classifier" or self.knowledge in ("bpda", "oblivious")
 
-    @property
-    def exact(self) -> bool:
-        """Whether the attacker has the whole defense's own gradients."""
-        return self.subject == "defense" and self.knowledge == "full"
-
     def suits(self, stochastic: bool) -> bool:
         """Whether it is run on a defense that is randomised, or not."""
         return self.stochastic in ("all", "randomised" if stochastic else "deterministic")

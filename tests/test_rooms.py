@@ -14,18 +14,12 @@ HOUSE = Path(_moved.__file__).parent
 FLOORS = """_moved core corruption threats attacks data statistics catalog defenses canonical engine records training
     evaluation reports verification diagnosis pytest_plugin cli __main__""".split()  # noqa: SIM905
 # Files that are to be shortened; none may join them.
-TOO_LONG = {
-    "robench.engine.attack_loop",
-    "robench.engine.run",
-}
-# Functions that take more than eight arguments; none may join them. The first three are public and take them by name.
+TOO_LONG: set[str] = set()
+# Functions that take more than eight arguments; none may join them. These are public and take them by name.
 LONG_SIGNATURES = {
     "robench.defenses._base.Defense.__init__",
     "robench.evaluation.attack.attack",
     "robench.training.trainer.train",
-    "robench.engine.corruption_run.answers",
-    "robench.engine.corruption_run.play",
-    "robench.engine.run.Run.__init__",
 }
 MODULES = {
     ".".join(("robench", *path.relative_to(HOUSE).with_suffix("").parts)).removesuffix(".__init__"): path

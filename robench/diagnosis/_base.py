@@ -1,6 +1,5 @@
 """What a diagnosis looks at, and what it says: one indicator a line, with its threshold and where that comes from."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,14 +7,11 @@ from torch import Tensor
 
 from robench.catalog import Protocol
 from robench.core.errors import UsageError
-from robench.core.rng import Stream
 from robench.data import Images
 from robench.defenses import Loaded
 from robench.engine.batched_model import Judge, Network
-from robench.engine.health import looks_random
-from robench.engine.judges import Judges
-from robench.engine.knowledge import attacker
 from robench.engine.outcome import Mark
+from robench.engine.setup import Setup, find_attacker
 from robench.threats.threat import Threat
 
 # Draws of a randomised defense that every gradient is averaged over.
@@ -66,7 +62,7 @@ class Case:
 
     Attributes:
         network: what the attacker searches on; judge: the whole defense.
-        same: whether the surrogate's logits are the judge's verdict.
+        surrogate_is_judge: whether the surrogate's logits are the judge's verdict.
         eot: draws a gradient, 1 for a deterministic defense.
         x, y, ids: of the images, (N, 3, H, W), (N,), (N,), on the device.
         right: bool (N,), classified rightly in every draw without an attack.
@@ -80,7 +76,7 @@ class Case:
     seed: int
     network: Network
     judge: Judge
-    same: bool
+    surrogate_is_judge: bool
     eot: int
     x: Tensor
     y: Tensor
@@ -96,8 +92,7 @@ class Case:
         knowledge: str,
         seed: int,
         device: torch.device,
-        lanes: int,
-        load: Callable[[str], torch.nn.Module],
+        batch_size: int,
     ) -> "Case":
         """Asks the defense twice, to learn whether it is randomised, and its judge once.
 
@@ -107,22 +102,17 @@ class Case:
         threat = protocol.threat
         if threat is None:
             raise UsageError(f"{protocol.name} has no threat: add --threat")
+        assert protocol.dataset is not None
         if threat.norm not in ATTACKS or threat.name:
             raise UsageError(
                 f"robench diagnose follows attacks in {', '.join(ATTACKS)}: {threat} is not among them"
             )
-        chosen = attacker(knowledge, loaded.defense, load)
+        chosen = find_attacker(knowledge, loaded.defense, protocol.dataset, device, images.among)
         x, y, ids = (part.to(device) for part in (images.x, images.y, images.ids))
-        stochastic = loaded.defense.stochastic or looks_random(
-            Network(loaded.defense, lanes), x[:lanes], ids[:lanes]
+        setup = Setup(loaded.defense, seed, device, batch_size, chosen, loaded.defense.stochastic).checked(
+            x, ids
         )
-        judge = Judges.of(loaded.defense, lanes, seed, stochastic).search
-        same = chosen.surrogate is None and not stochastic
-        noisy = stochastic or chosen.surrogate is not None
-        network = judge.network
-        if not same:
-            model = loaded.defense if chosen.surrogate is None else chosen.surrogate
-            network = Network(model, lanes, stream=Stream.of(seed, "surrogate") if noisy else None)
+        parties = setup.parties()
         return cls(
             loaded=loaded,
             images=images,
@@ -130,14 +120,14 @@ class Case:
             threat=threat,
             knowledge=knowledge,
             seed=seed,
-            network=network,
-            judge=judge,
-            same=same,
-            eot=EOT if stochastic else 1,
+            network=parties.surrogate,
+            judge=parties.judge,
+            surrogate_is_judge=parties.surrogate_is_judge,
+            eot=EOT if setup.stochastic else 1,
             x=x,
             y=y,
             ids=ids,
-            right=judge.fooled(x, y, ids) == 0,
+            right=parties.judge.fooled(x, y, ids) == 0,
         )
 
     def spec(self, attack: str, **arguments: object) -> str:

@@ -9,12 +9,11 @@ from typing import Any
 from robench.catalog import Protocol
 from robench.core.formatting import location
 from robench.core.io import refuse_link, write_whole
-from robench.defenses import load_defense
 from robench.diagnosis import failure, gradients, runs, surface
 from robench.diagnosis._base import Case, Indicator
 from robench.diagnosis.paths import follow
 from robench.engine.batched_model import frozen
-from robench.engine.device import choose_device, choose_lanes
+from robench.engine.device import choose_batch_size, choose_device
 from robench.evaluation.planning import load_for_images
 from robench.evaluation.run import Options
 from robench.records import provenance
@@ -52,14 +51,10 @@ def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Opti
     device = choose_device(options.device)
     found, images = load_for_images(names, protocol, options, device)
     protocol = replace(protocol, samples=len(images))
-    lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
+    batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))
     for name, loaded in zip(names, found, strict=True):
-
-        def other(name: str):
-            return load_defense(name, protocol.dataset, device=device)
-
         with frozen(loaded.defense):
-            case = Case.of(loaded, images, protocol, knowledge, options.seed, device, lanes, other)
+            case = Case.of(loaded, images, protocol, knowledge, options.seed, device, batch_size)
             with frozen(case.network.model):
                 yield _diagnose(case, name, options)
 

@@ -105,6 +105,6 @@ def indicators(case: Case, paths: Paths) -> list[Indicator]:
         Indicator(
             "non-transferable", "non-transferability", untransferred, 0.1, OWN,
             f"{int(refused.sum())} of {int(surrogate.sum())} images that fool what the attacker searched on do not "
-            "fool the defense" + (", which is the same here" if case.same else ""),
+            "fool the defense" + (", which is the same here" if case.surrogate_is_judge else ""),
         ),
     ]  # fmt: skip

@@ -27,7 +27,7 @@ def gradients(case: Case, x: Tensor, draws: int, which: slice = slice(None)) -> 
     Args:
         x: points, one for each of the case's images, or those of them in `which`.
     """
-    lanes, parts = case.network.lanes, []
+    lanes, parts = case.network.batch_size, []
     labels, samples = case.y[which], case.ids[which]
     for start in range(0, len(x), lanes):
         piece = slice(start, start + lanes)

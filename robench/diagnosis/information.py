@@ -22,7 +22,7 @@ from robench.diagnosis import estimators
 from robench.diagnosis._base import Case
 from robench.diagnosis.paths import follow
 from robench.engine.batched_model import frozen
-from robench.engine.device import choose_device, choose_lanes
+from robench.engine.device import choose_batch_size, choose_device
 from robench.evaluation.planning import load_for_images
 from robench.evaluation.run import Options
 from robench.records import provenance
@@ -77,7 +77,7 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
     found, images = load_for_images(names, protocol, options, device)
     if len(images) < least:
         raise UsageError(f"{images.name} has {len(images)} images there: --mi needs at least {least}")
-    lanes = choose_lanes(options.batch_size, device, images.x.shape[-1], len(images))
+    batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))
     for loaded in found:
         loaded.defense.features(images.x[:1].to(device))  # says who offers none
     values: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
@@ -85,7 +85,7 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
         for seed in seeds:
             options.note(f"{loaded.name}, seed {seed}")
             with frozen(loaded.defense):
-                case = Case.of(loaded, images, protocol, "full", seed, device, lanes, _nobody)
+                case = Case.of(loaded, images, protocol, "full", seed, device, batch_size)
                 own = values.setdefault(loaded.name, [])
                 for layer, pair, estimate, value in _estimates(case):
                     if layer == len(own):
@@ -109,10 +109,6 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
     write_whole(folder, {FILE: text.encode()})
     picture(content, folder / PICTURE)
     return Information(content, folder)
-
-
-def _nobody(name: str):
-    raise UsageError(f"{name}: --mi looks at the whole defense")
 
 
 def _estimates(case: Case) -> Iterator[tuple[int, str, str, float]]:
@@ -142,9 +138,9 @@ def _layers(case: Case, x: Tensor) -> tuple[Tensor, ...]:
     """What each layer gives for images (N, 3, H, W), flattened, on the CPU."""
     with torch.inference_mode():
         widths = [each[0].numel() for each in case.loaded.defense.all_features(case.x[:1])]
-    parts = zip(x.split(case.network.lanes), case.ids.split(case.network.lanes), strict=True)
-    heard = [case.judge.network.features(part.to(case.x.device), ids, "all").cpu() for part, ids in parts]
-    return torch.cat(heard).split(widths, 1)
+    parts = zip(x.split(case.network.batch_size), case.ids.split(case.network.batch_size), strict=True)
+    features = [case.judge.network.features(part.to(case.x.device), ids, "all").cpu() for part, ids in parts]
+    return torch.cat(features).split(widths, 1)
 
 
 def grids(found: Information) -> list[Grid]:

@@ -45,8 +45,8 @@ def follow(case: Case, spec: str) -> Paths:
     """
     ((name, attack),) = build_attacks([spec], case.threat)
     parts = []
-    for start in range(0, len(case.x), case.network.lanes):
-        piece = slice(start, start + case.network.lanes)
+    for start in range(0, len(case.x), case.network.batch_size):
+        piece = slice(start, start + case.network.batch_size)
         parts.append(_follow(case, name, attack, case.x[piece], case.y[piece], case.ids[piece]))
     return Paths(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
@@ -54,7 +54,7 @@ def follow(case: Case, spec: str) -> Paths:
 def _follow(case: Case, name: str, attack: Any, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
     network, judge, n = case.network, case.judge, len(x)
     logits = network.logits(x, ids)
-    x, y, ids, clean = (pad(part, network.lanes) for part in (x, y, ids, logits))
+    x, y, ids, clean = (pad(part, network.batch_size) for part in (x, y, ids, logits))
     rows = Rows(x, y, clean, ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
     problem = Problem(case.threat, clean.shape[1], Stream.of(case.seed, name))
     state = attack.init(problem, rows)
@@ -67,7 +67,7 @@ def _follow(case: Case, name: str, attack: Any, x: Tensor, y: Tensor, ids: Tenso
         state = attack.tell(problem, rows, state, answer)
         asked += case.eot
         surrogate = wrong(answer.logits, y)
-        judged = surrogate if case.same else judge.fooled(ask.x, y, ids) > 0
+        judged = surrogate if case.surrogate_is_judge else judge.fooled(ask.x, y, ids) > 0
         tiny = answer.grad.flatten(1).abs().amax(1) < VANISHED
         said.append((answer.loss.double(), tiny, surrogate, judged))
     loss, vanished, fooled_network, fooled = (

@@ -69,7 +69,7 @@ class Place:
         return self.shard.read(self.row)
 
 
-class Found(Mapping[int, Tensor]):
+class AdversarialExamples(Mapping[int, Tensor]):
     """The image that fools the defense, (C, H, W), of each sample that has one.
 
     Attributes:
@@ -81,7 +81,7 @@ class Found(Mapping[int, Tensor]):
         self._saved = dict(saved or {})
 
     @classmethod
-    def together(cls, parts: Iterable["Found"]) -> "Found":
+    def together(cls, parts: Iterable["AdversarialExamples"]) -> "AdversarialExamples":
         """What processes found that share the samples."""
         both = cls()
         for part in parts:

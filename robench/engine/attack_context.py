@@ -1,6 +1,6 @@
-"""What plays and what came of it: the parties of one attack, and its results sample by sample."""
+"""What an attack works with, and its results sample by sample."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -8,21 +8,37 @@ from torch import Tensor
 
 from robench.attacks._base import Attack, Problem
 from robench.data._lazy_images import Stack
-from robench.engine.adversarial_examples import Found
+from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.batched_model import Judge, Network
 
 _NEVER = 1 << 40
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The images of a run.
+
+    Attributes:
+        x: (N, C, H, W) float32 in [0, 1], kept where the data set is; y: (N,) int64; ids: (N,) int64.
+    """
+
+    x: Tensor | Stack
+    y: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
 @dataclass
-class Table:
-    """What is known of each sample after an attack has had its turn; every tensor on the CPU.
+class SampleResults:
+    """What is known of each sample after an attack; every tensor on the CPU.
 
     Attributes:
         draws: (n,) in how many of the judge's draws the best candidate fools it.
         rank, steps: (n,) of the row that won; rank is _NEVER where none did.
         forward, backward: (n, ranks) passes of each row.
-        found: the winning point of each sample that has one; the image itself, (C, H, W), where a norm bounds it.
+        examples: the winning point of each sample that has one; the image itself, (C, H, W), where a norm bounds it.
     """
 
     draws: Tensor
@@ -30,10 +46,10 @@ class Table:
     steps: Tensor
     forward: Tensor
     backward: Tensor
-    found: Found = field(default_factory=Found)
+    examples: AdversarialExamples = field(default_factory=AdversarialExamples)
 
     @classmethod
-    def empty(cls, n: int, ranks: int, found: Found | None = None) -> "Table":
+    def empty(cls, n: int, ranks: int, examples: AdversarialExamples | None = None) -> "SampleResults":
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int64)
 
@@ -43,15 +59,20 @@ class Table:
             zeros(n),
             zeros(n, ranks),
             zeros(n, ranks),
-            Found() if found is None else found,
+            AdversarialExamples() if examples is None else examples,
         )
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the examples, by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "examples"}
+
     def spent(self, full: int, every: bool = False) -> tuple[Tensor, Tensor]:
-        """Forward and backward passes a sample, (n,) each, as if its rows had been played in turn.
+        """Forward and backward passes a sample, (n,) each, as if its rows had run one after another.
 
         Args:
             full: draws of the judge; the rows after one that fools all of them cost nothing, unless `every`
-                row is played.
+                row runs.
         """
         if every:
             return self.forward.sum(1), self.backward.sum(1)
@@ -61,15 +82,16 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Battle:
-    """Everything one attack needs that does not change while it plays.
+class AttackContext:
+    """Everything one attack needs that does not change while it runs.
 
     Attributes:
         network: the surrogate.
         judge: the whole defense.
-        same: whether the surrogate's logits are the judge's verdict.
-        blind: whether the attacker may not ask the judge: it is asked once a row, at the end.
-        x, y, ids, clean_logits: of every sample; kept where the data set is, moved a row at a time.
+        surrogate_is_judge: whether the surrogate's logits are the judge's verdict.
+        no_verdict_feedback: whether the attacker does not learn of verdicts: the judge is asked once a row, at the
+            end.
+        samples, clean_logits: of the whole run; moved to the device a row at a time.
         device: where the lanes are.
     """
 
@@ -77,10 +99,8 @@ class Battle:
     problem: Problem
     network: Network
     judge: Judge
-    same: bool
-    blind: bool
-    x: Tensor | Stack
-    y: Tensor
-    ids: Tensor
+    surrogate_is_judge: bool
+    no_verdict_feedback: bool
+    samples: Samples
     clean_logits: Tensor
     device: torch.device

@@ -1,8 +1,8 @@
 """Where a network is called: always on one batch shape and in one state of torch, without weight gradients.
 
 A network's arithmetic depends on the shape it is called with, not on who else is in the batch. So every call
-here has exactly `lanes` rows; what is missing is padded. A network is given a copy of the images, which it may change,
-and its logits are copied before it is called again.
+here has exactly `batch_size` rows; what is missing is padded. A network is given a copy of the images, which it may
+change, and its logits are copied before it is called again.
 """
 
 import contextlib
@@ -17,12 +17,13 @@ from robench.core.errors import RobenchError, UsageError
 from robench.core.precision import computing
 from robench.core.rng import Stream, noise
 from robench.core.torch_state import model_device, standard_state
+from robench.data._lazy_images import Stack
 from robench.engine.refusals import Model, check_logits, check_model, model_error
 
 T = TypeVar("T")
 Both = Callable[[Tensor, str], tuple[Tensor, tuple[Tensor, ...]]]
 
-# For every row: its sample, its rank, and the number of the draw; (lanes,) int64 each.
+# For every row: its sample, its rank, and the number of the draw; (batch_size,) int64 each.
 Who = tuple[Tensor, Tensor, Tensor]
 
 # How many draws of a randomised defense decide a verdict.
@@ -63,14 +64,14 @@ class Network:
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
-        lanes: rows a call.
+        batch_size: rows a call.
         precision: "fp32", or "bf16" to search in reduced precision.
         stream: random numbers for a randomised model, or None for a deterministic one.
     """
 
-    def __init__(self, model: Model, lanes: int, precision: str = "fp32", stream: Stream | None = None):
+    def __init__(self, model: Model, batch_size: int, precision: str = "fp32", stream: Stream | None = None):
         self.model = model
-        self.lanes = lanes
+        self.batch_size = batch_size
         self.precision = precision
         self.stream = stream
         # Whether the model has to be called with gradients enabled even where none is wanted.
@@ -111,24 +112,24 @@ class Network:
 
     def _batches(self, x: Tensor, ids: Tensor, draw: int, call: Callable[[Tensor, Who], Tensor]) -> Tensor:
         parts = []
-        for start in range(0, len(x), self.lanes):
-            part = x[start : start + self.lanes]
-            sample = pad(ids[start : start + self.lanes], self.lanes)
+        for start in range(0, len(x), self.batch_size):
+            part = x[start : start + self.batch_size]
+            sample = pad(ids[start : start + self.batch_size], self.batch_size)
             who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
             # The copy stays what it is when a model writes its next logits over these.
-            parts.append(self._without_graph(call, pad(part, self.lanes), who)[: len(part)].clone())
+            parts.append(self._without_graph(call, pad(part, self.batch_size), who)[: len(part)].clone())
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def answer(
-        self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, eot: int, asked: Tensor
+        self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, eot: int, queries: Tensor
     ) -> Answer:
-        """What an attack asked for at `x` (lanes, C, H, W), averaged over `eot` draws.
+        """What an attack asked for at `x` (batch_size, C, H, W), averaged over `eot` draws.
 
         Args:
-            asked: (lanes,) int64, passes that each row has had: they decide a randomised model's noise.
+            queries: (batch_size,) int64, passes that each row has had: they decide a randomised model's noise.
         """
         answers = [
-            self._answer(x, objective, rows, (rows.sample, rows.rank, asked + draw)) for draw in range(eot)
+            self._answer(x, objective, rows, (rows.sample, rows.rank, queries + draw)) for draw in range(eot)
         ]
         if eot == 1:
             return answers[0]
@@ -314,6 +315,21 @@ class Judge:
     def answers(self, x: Tensor, ids: Tensor) -> Tensor:
         """The class that each draw gives each image, int64 (N, draws); -1 where a logit is NaN."""
         return torch.stack([answer(self.network.logits(x, ids, draw)) for draw in range(self.draws)], 1)
+
+    def answers_of(
+        self, x: Tensor | Stack, ids: Tensor, device: torch.device, rows: Tensor | None = None
+    ) -> Tensor:
+        """The answers to any number of images, moved to the device a batch at a time; int64 (N, draws) on the CPU.
+
+        Args:
+            x: (N, C, H, W), or (M, C, H, W) of which `rows` (N,) are asked for; ids: (N,).
+        """
+        size, parts = self.network.batch_size, [torch.zeros(0, self.draws, dtype=torch.int64)]
+        for start in range(0, len(ids), size):
+            part = slice(start, start + size)
+            images = x[part] if rows is None else x[rows[part]]
+            parts.append(self.answers(images.to(device), ids[part].to(device)).cpu())
+        return torch.cat(parts)
 
     def fooled(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """In how many draws each image is classified wrongly, int64 (N,), 0 .. draws."""

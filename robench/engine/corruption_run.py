@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.core.rng import Stream
 from robench.corruption.cache import Cache
 from robench.corruption.suite import Cell
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data import Images
 from robench.data.corrupted import chunks, spans, tensor
-from robench.engine.batched_model import Model, Network, frozen, undefined
+from robench.engine.batched_model import frozen, undefined
 from robench.engine.checkpoint import Saved, Store
 from robench.engine.progress import Progress
+from robench.engine.setup import Setup
 from robench.engine.tolerances import margins, same_margins
 
 # Pixels of all images and cells from which on other processes are worth their start.
@@ -56,7 +56,7 @@ class Outcome:
         predictions: int64 (N, cells).
         pixels: uint8 (chunks, cells, 32), sha256 of the corrupted pixels of each chunk.
         seconds: float64 (cells,), spent on each.
-        batch_size: the number of lanes.
+        batch_size: images a network call.
     """
 
     clean: Tensor
@@ -68,14 +68,10 @@ class Outcome:
 
 
 def play(
-    model: Model,
+    setup: Setup,
     images: Images,
     cells: Sequence[Cell],
-    seed: int,
     *,
-    device: torch.device,
-    lanes: int,
-    stochastic: bool = False,
     workers: int | None = None,
     cache: Cache | None = None,
     store: Store | None = None,
@@ -84,7 +80,7 @@ def play(
     """Ask for everything that `store` does not hold yet.
 
     Args:
-        model, seed, lanes, stochastic, workers, cache: see `answers`.
+        setup, workers, cache: see `answers`.
         store: where to save to and resume from.
         progress: called after every chunk at every cell.
     """
@@ -98,60 +94,56 @@ def play(
     }
     facts: dict[str, Any] = {"done": 0}
     if store and (saved := store.load()):
-        if _answers_as(saved, model, images, seed, device, lanes, stochastic):
+        if _answers_as(saved, setup, images):
             state, facts = saved.tensors, saved.facts
         else:
             store.forget("the defense gives other logits here than when the run was interrupted")
     total, done = blocks * (len(cells) + 1), facts["done"]
-    asked = answers(
-        model, images, cells, seed,
-        device=device, lanes=lanes, stochastic=stochastic, workers=workers, cache=cache, skip=done,
-    )  # fmt: skip
     calls = 0
-    for number, answer in enumerate(asked, done):
+    queries = answers(setup, images, cells, workers=workers, cache=cache, skip=done)
+    for number, answer in enumerate(queries, done):
         # A NaN among the logits is a wrong answer: argmax would make it a class.
-        told = torch.where(undefined(answer.logits), -1, answer.logits.topk(1, 1).indices[:, 0])
+        predicted = torch.where(undefined(answer.logits), -1, answer.logits.topk(1, 1).indices[:, 0])
         if answer.cell < 0:
-            state["clean"][answer.rows] = told
+            state["clean"][answer.rows] = predicted
             state["margin"][answer.rows] = margins(answer.logits)
         else:
-            state["predictions"][answer.rows, answer.cell] = told.int()
+            state["predictions"][answer.rows, answer.cell] = predicted.int()
             digest = torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)
             state["pixels"][number // (len(cells) + 1), answer.cell] = digest
             state["seconds"][answer.cell] += answer.seconds
         facts = {"done": number + 1}
-        calls += len(told)
+        calls += len(predicted)
         if store and number + 1 < total and store.due():
             store.save(state, facts)
         if progress:
             progress(_standing(state, images, answer.rows.stop, number + 1, total, calls))
     return Outcome(
-        state["clean"], state["margin"], state["predictions"].long(), state["pixels"], state["seconds"], lanes
+        state["clean"],
+        state["margin"],
+        state["predictions"].long(),
+        state["pixels"],
+        state["seconds"],
+        setup.batch_size,
     )
 
 
-def _answers_as(
-    saved: Saved, model: Model, images: Images, seed: int, device: torch.device, lanes: int, stochastic: bool
-) -> bool:
+def _answers_as(saved: Saved, setup: Setup, images: Images) -> bool:
     """Whether the first images' clean margins are those of the run that was interrupted: on a CPU bit for bit."""
-    asked = answers(model, images, (), seed, device=device, lanes=lanes, stochastic=stochastic, workers=1)
-    with closing(asked):
-        first = next(asked)
+    queries = answers(setup, images, (), workers=1)
+    with closing(queries):
+        first = next(queries)
     then, now = saved.tensors["margin"][first.rows], margins(first.logits)
-    if device.type == "cpu":
+    if setup.device.type == "cpu":
         return torch.allclose(then, now, rtol=0, atol=0, equal_nan=True)
     return bool(same_margins(then, now).all())
 
 
 def answers(
-    model: Model,
+    setup: Setup,
     images: Images,
     cells: Sequence[Cell],
-    seed: int,
     *,
-    device: torch.device,
-    lanes: int,
-    stochastic: bool = False,
     workers: int | None = None,
     cache: Cache | None = None,
     skip: int = 0,
@@ -159,19 +151,18 @@ def answers(
     """The network's answers, chunk by chunk, for each first the images as they are and then every cell.
 
     Args:
-        model: images (N, C, H, W) in [0, 1] to logits (N, K), on `device`.
-        seed: decides the corruptions, and with image and cell the one draw of a randomised defense's noise.
-        lanes: rows a call.
+        setup: the defense; its seed decides the corruptions, and with image and cell the one draw of a randomised
+            defense's noise.
         workers: processes that make images; None for one a core, where there is enough to do.
         cache: where corrupted images are looked for and kept.
         skip: answers that are not wanted again, the first so many.
     """
-    network = Network(model, lanes, stream=Stream.of(seed, "corruption") if stochastic else None)
-    wanted = list(_questions(images, cells, skip))
-    tasks = _tasks(images, cells, seed, cache, [(rows, cell) for rows, cell in wanted if cell >= 0])
+    network, device = setup.network("corruption"), setup.device
+    wanted = list(_queries(images, cells, skip))
+    tasks = _tasks(images, cells, setup.seed, cache, [(rows, cell) for rows, cell in wanted if cell >= 0])
     made = in_order(tasks, _workers(images, cells, workers))
     before = time.monotonic()
-    with frozen(model):
+    with frozen(setup.model):
         for rows, cell in wanted:
             if cell < 0:
                 x, digest = images.x[rows], ""
@@ -185,11 +176,11 @@ def answers(
             before = now
 
 
-def _questions(images: Images, cells: Sequence[Cell], skip: int) -> Iterator[tuple[slice, int]]:
-    questions = ((rows, cell) for rows in spans(images) for cell in range(-1, len(cells)))
-    for number, question in enumerate(questions):
+def _queries(images: Images, cells: Sequence[Cell], skip: int) -> Iterator[tuple[slice, int]]:
+    queries = ((rows, cell) for rows in spans(images) for cell in range(-1, len(cells)))
+    for number, query in enumerate(queries):
         if number >= skip:
-            yield question
+            yield query
 
 
 def _tasks(

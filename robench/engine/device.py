@@ -1,11 +1,11 @@
-"""Which device, how many lanes, which precision: what `auto` means."""
+"""Which device, how many images a call, which precision: what `auto` means."""
 
 import torch
 
 from robench.core.errors import UsageError
 
 # Rows a network call by the side of the image: large enough to fill the device, small enough for its caches.
-_LANES = {"cpu": ((64, 64), (128, 32)), "cuda": ((64, 1024), (128, 512))}
+_BATCH_SIZES = {"cpu": ((64, 64), (128, 32)), "cuda": ((64, 1024), (128, 512))}
 _LARGE = {"cpu": 16, "cuda": 128}
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -33,23 +33,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_lanes(batch_size: int | str, device: torch.device, side: int, samples: int) -> int:
+def choose_batch_size(batch_size: int | str, device: torch.device, side: int, samples: int) -> int:
     """Rows a network call, for "auto" or a number of at least 1.
 
     "auto" depends on nothing but the kind of device, the image's side and the number of samples, so that the
     same command gives the same record.
     """
     if batch_size == "auto":
-        cap = next((lanes for limit, lanes in _LANES[device.type] if side <= limit), _LARGE[device.type])
+        cap = next((size for limit, size in _BATCH_SIZES[device.type] if side <= limit), _LARGE[device.type])
         return min(cap, -(-samples // 8) * 8)
     try:
-        lanes = int(batch_size)
-        lanes = 0 if isinstance(batch_size, bool | float) and lanes != batch_size else lanes
+        size = int(batch_size)
+        size = 0 if isinstance(batch_size, bool | float) and size != batch_size else size
     except (TypeError, ValueError, OverflowError):
-        lanes = 0
-    if lanes < 1:
+        size = 0
+    if size < 1:
         raise UsageError(f'batch size "{batch_size}": expected auto or a whole number of at least 1')
-    return lanes
+    return size
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -11,7 +11,7 @@ from robench.attacks._losses import CLASSES_NEEDED
 from robench.core import specs
 from robench.core.errors import RobenchError
 from robench.engine.batched_model import Network, out_of_memory
-from robench.engine.loss_monitor import Counts
+from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import AttackCost, Mark
 from robench.engine.tolerances import beyond_chance
 
@@ -49,12 +49,12 @@ def batch_dependence(network: Network, x: Tensor, ids: Tensor, logits: Tensor) -
     """
     rows = torch.arange(len(x), device=x.device).flip(0)[: (len(x) + 1) // 2]
     # A batch of one image has no other composition: there a batch of two is tried, whose rounding may differ.
-    alone = network.lanes == 1
-    lanes = 2 if alone else network.lanes
-    others = torch.arange(lanes - len(rows), device=x.device) % len(x)
+    alone = network.batch_size == 1
+    size = 2 if alone else network.batch_size
+    others = torch.arange(size - len(rows), device=x.device) % len(x)
     batch, names = torch.cat([x[rows], (x[others] < 0.5).to(x)]), torch.cat([ids[rows], ids[others]])
     try:
-        found = Network(network.model, lanes).logits(batch, names)[: len(rows)]
+        found = Network(network.model, size).logits(batch, names)[: len(rows)]
     except RobenchError:
         # A network for batches of a fixed size.
         return []
@@ -112,14 +112,16 @@ def nonfinite_logits(count: int) -> list[Mark]:
     ]
 
 
-def randomised(stochastic: bool, declared: bool, attacks: list[Attack], blind: bool) -> list[Mark]:
-    """A randomised defense under attacks that see its draws (unless `blind`) and do not average over them."""
+def randomised(
+    stochastic: bool, declared: bool, attacks: list[Attack], no_verdict_feedback: bool
+) -> list[Mark]:
+    """A randomised defense under attacks that see its draws, unless the attacker has no feedback, without averaging."""
     marks = []
     if stochastic and not declared:
         marks.append(
             Mark("undeclared-randomness", "two calls on the same images differ; judged on several draws")
         )
-    if stochastic and not blind and not any(attack.eot > 1 for attack in attacks):
+    if stochastic and not no_verdict_feedback and not any(attack.eot > 1 for attack in attacks):
         marks.append(
             Mark(
                 "deterministic-attack",
@@ -142,28 +144,28 @@ def few_classes(num_classes: int, attacks: list[Attack]) -> list[Mark]:
     return [Mark("few-classes", text)]
 
 
-def nonfinite_gradients(watched: list[Counts]) -> list[Mark]:
+def nonfinite_gradients(stats: list[LossStats]) -> list[Mark]:
     """NaN or infinite gradients in any attack: it does not see where they are."""
-    count = sum(each.broken for each in watched)
+    count = sum(each.broken for each in stats)
     if not count:
         return []
     return [Mark("nonfinite-gradients", f"NaN or infinite gradients in {count} answers; they count as zero")]
 
 
-def zero_gradients(watched: list[Counts]) -> list[Mark]:
+def zero_gradients(stats: list[LossStats]) -> list[Mark]:
     """Rows whose first gradient vanishes, in the attack that has fewest of them."""
-    found = _fewest([(each.vanished, each.gradients) for each in watched], ZERO_SHARE)
+    found = _fewest([(each.vanished, each.gradients) for each in stats], ZERO_SHARE)
     return [
         Mark("zero-gradients", f"{bad} of {total} rows start with a zero gradient: it may be masked")
         for bad, total in found
     ]
 
 
-def losses(watched: list[Counts]) -> list[Mark]:
+def losses(stats: list[LossStats]) -> list[Mark]:
     """Attacks that do not climb, do not stay up, or are not done, on the images that survive them."""
-    flat = _fewest([(each.flat, each.ended) for each in watched], _FLAT_SHARE)
-    fallen = _fewest([(each.fallen, each.ended) for each in watched], _FALLEN_SHARE)
-    undone = _fewest([(each.undone, each.ended) for each in watched], _UNDONE_SHARE)
+    flat = _fewest([(each.flat, each.ended) for each in stats], _FLAT_SHARE)
+    fallen = _fewest([(each.fallen, each.ended) for each in stats], _FALLEN_SHARE)
+    undone = _fewest([(each.undone, each.ended) for each in stats], _UNDONE_SHARE)
     said = (
         (flat, "loss-not-increasing", "no step raised the loss: gradients may mislead"),
         (fallen, "final-worse-than-best", "the loss fell again: the step may be too long"),

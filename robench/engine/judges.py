@@ -33,21 +33,21 @@ class Judges:
     final: Judge
 
     @classmethod
-    def of(cls, model: Model, lanes: int, seed: int, stochastic: bool, fresh: bool = True) -> "Judges":
+    def of(cls, model: Model, batch_size: int, seed: int, stochastic: bool, fresh: bool = True) -> "Judges":
         """The judges of a defense.
 
         Args:
             model: images (N, C, H, W) in [0, 1] to logits (N, K).
-            lanes: rows a call.
+            batch_size: rows a call.
             stochastic: whether the defense is randomised.
             fresh: False for all on the draws of the search, as records were judged before fresh draws came in.
         """
         if not stochastic:
-            only = Judge(Network(model, lanes))
+            only = Judge(Network(model, batch_size))
             return cls(only, only, only)
 
         def judge(purpose: str) -> Judge:
-            return Judge(Network(model, lanes, stream=Stream.of(seed, purpose)), DRAWS)
+            return Judge(Network(model, batch_size, stream=Stream.of(seed, purpose)), DRAWS)
 
         search = judge(SEARCH)
         return cls(search, judge(CLEAN), judge(FINAL)) if fresh else cls(search, search, search)

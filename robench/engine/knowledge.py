@@ -22,11 +22,11 @@ class Attacker:
 
     Attributes:
         surrogate: images to logits; None is the defense itself.
-        blind: the judge is asked only at the end of each row.
+        no_verdict_feedback: the judge is asked only at the end of each row.
     """
 
     surrogate: Model | None = None
-    blind: bool = False
+    no_verdict_feedback: bool = False
 
 
 class _Straight(torch.autograd.Function):
@@ -77,18 +77,18 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
         UsageError: for an unknown level, or one that needs a purifier where there is none.
     """
     level, _, name = like(knowledge, knowledge.partition(":"))
-    blind = not asks_judge(knowledge)
+    no_verdict_feedback = not asks_judge(knowledge)
     if level == "full" and not name:
         return Attacker()
     if level in ("transfer", "surrogate"):
         if not name:
             raise UsageError(f"knowledge {level} needs a defense to search on: write {level}:NAME")
-        return Attacker(load(name), blind)
+        return Attacker(load(name), no_verdict_feedback)
     if level not in ("bpda", "oblivious") or name:
         raise unknown_name("knowledge level", knowledge, LEVELS)
     purifier = getattr(defense, "purifier", None)
     if purifier is None:
         raise UsageError(f"knowledge {level} needs a purifier, and this defense has none: use full")
     if level == "oblivious":
-        return Attacker(behind(None, defense), blind)
-    return Attacker(behind(IdentityBackward(purifier), defense), blind)
+        return Attacker(behind(None, defense), no_verdict_feedback)
+    return Attacker(behind(IdentityBackward(purifier), defense), no_verdict_feedback)

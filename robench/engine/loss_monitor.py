@@ -16,7 +16,7 @@ UNDONE = 0.05
 
 
 @dataclass
-class Counts:
+class LossStats:
     """Of one attack, over its rows.
 
     Attributes:
@@ -36,12 +36,12 @@ class Counts:
     broken: int = 0
 
     @classmethod
-    def together(cls, parts: Iterable["Counts"]) -> "Counts":
+    def together(cls, parts: Iterable["LossStats"]) -> "LossStats":
         """Of processes that share the rows."""
         return cls(*map(sum, zip(*(astuple(part) for part in parts), strict=True)))
 
 
-class Watch:
+class LossMonitor:
     """The losses of every lane so far.
 
     Args:
@@ -53,7 +53,7 @@ class Watch:
     def __init__(self, lanes: int, ascends: bool, steps: int = 0):
         self.ascends = ascends
         self.early = steps - steps // 10 if steps >= 10 else -1
-        self.counts = Counts()
+        self.stats = LossStats()
         # First, best and last loss of each lane's row, and its best before the last tenth of the steps.
         self.losses = torch.zeros(lanes, 4, dtype=torch.float64)
         self.step = torch.zeros(lanes, dtype=torch.int64)
@@ -70,10 +70,10 @@ class Watch:
         first = asking & first
         if bool(first.any()):
             tiny = (answer.grad.flatten(1).abs().amax(1) < VANISHED).cpu()
-            self.counts.vanished += int((tiny & first).sum())
-            self.counts.gradients += int(first.sum())
+            self.stats.vanished += int((tiny & first).sum())
+            self.stats.gradients += int(first.sum())
         if answer.broken is not None:
-            self.counts.broken += int((answer.broken.cpu() & asking).sum())
+            self.stats.broken += int((answer.broken.cpu() & asking).sum())
         if self.ascends and answer.loss.dim() == 1:
             loss = answer.loss.double().cpu()
             begun, best, _, before = self.losses.unbind(1)
@@ -86,19 +86,19 @@ class Watch:
             )
 
     def end(self, lane: int) -> None:
-        """A row has ended without fooling anybody."""
+        """A row has ended without fooling the judge."""
         if not self.ascends:
             return
         begun, best, last, before = self.losses[lane].tolist()
-        self.counts.ended += 1
-        self.counts.flat += best <= begun
-        self.counts.fallen += best > begun and last - begun < 0.5 * (best - begun)
-        self.counts.undone += self.early >= 0 and best - before > UNDONE * (best - begun)
+        self.stats.ended += 1
+        self.stats.flat += best <= begun
+        self.stats.fallen += best > begun and last - begun < 0.5 * (best - begun)
+        self.stats.undone += self.early >= 0 and best - before > UNDONE * (best - begun)
 
     def dump(self) -> dict[str, Tensor]:
         """For `load`."""
-        return {"losses": self.losses, "step": self.step, "watched": torch.tensor(astuple(self.counts))}
+        return {"losses": self.losses, "step": self.step, "watched": torch.tensor(astuple(self.stats))}
 
     def load(self, saved: dict[str, Tensor]) -> None:
         self.losses, self.step = saved["losses"], saved["step"]
-        self.counts = Counts(*saved["watched"].tolist())
+        self.stats = LossStats(*saved["watched"].tolist())

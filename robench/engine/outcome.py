@@ -76,12 +76,12 @@ class Outcome:
         clean_draws, draws: int64 (N,), how many of the `of_draws` fresh draws are wrong there; of_draws is 1
             for a deterministic defense. See robench.engine.judges.
         distance: float64 (N,), of `x_adv` from the clean image in the threat's norm; 0 where it is the clean image.
-        steps: int64 (N,), questions asked by the attack that fooled it until it did, or to its end where it
+        steps: int64 (N,), queries of the attack that fooled it until it did, or to its end where it
             minimises; 0 where none did.
         forward, backward: int64 (N,), passes spent on each sample.
         attacks: one entry an attack, in order.
         precision: "fp32" or "bf16", the surrogate's.
-        batch_size: the number of lanes.
+        batch_size: rows a network call.
         points: (N, ...) float32, what each `x_adv` is the image of in the threat's coordinates; None where they are
             the pixels themselves.
         clean_answers, answers: int64 (N, of_draws), the class that each fresh draw gives to the clean image and to

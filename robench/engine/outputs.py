@@ -6,28 +6,29 @@ import torch
 from torch import Tensor
 
 from robench.data._lazy_images import Mapped, Replaced, Stack
+from robench.engine.attack_context import Samples
 from robench.threats.threat import Threat
 
 
 def adversarials(
     threat: Threat,
-    x: Tensor | Stack,
-    ids: Tensor,
+    samples: Samples,
     rows: list[int],
     point: Callable[[int], Tensor],
     *,
     device: torch.device,
-    lanes: int,
+    batch_size: int,
 ) -> tuple[Tensor | Stack, Tensor | Stack]:
     """The points that fool, every other sample's being its origin, and their images; in memory only where the
     images are.
 
     Args:
-        x, ids: (N, C, H, W) and (N,), of all samples.
         rows: of the samples that have a point that fools.
         point: what it is, in the threat's coordinates.
-        lanes: images made at a time.
+        batch_size: images made at a time.
     """
+
+    x, ids = samples.x, samples.ids
 
     def points_of(chosen: list[int]) -> Tensor:
         return torch.stack([point(i) for i in chosen])
@@ -47,16 +48,16 @@ def adversarials(
         # The point is the image.
         return points, points
     x_adv = x.clone()
-    for start in range(0, len(rows), lanes):
-        some = rows[start : start + lanes]
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
         x_adv[some] = images(some, points[some])
     return points, x_adv
 
 
-def distances(threat: Threat, x: Tensor | Stack, points: Tensor | Stack, lanes: int) -> Tensor:
+def distances(threat: Threat, x: Tensor | Stack, points: Tensor | Stack, batch_size: int) -> Tensor:
     """How far each point is from its image, float64 (N,)."""
     parts = []
-    for one, other in zip(x.split(lanes), points.split(lanes), strict=True):
+    for one, other in zip(x.split(batch_size), points.split(batch_size), strict=True):
         # A single row is summed in another order than a row among others.
         twice = len(one) == 1 < len(x)
         one, other = (torch.cat([each, each]) if twice else each for each in (one, other))

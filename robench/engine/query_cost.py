@@ -10,7 +10,7 @@ from robench.attacks._base import Attack, Problem
 from robench.attacks._external import ForeignAttack
 from robench.attacks.build import build_attacks
 from robench.core.rng import Stream
-from robench.engine.attack_context import Battle, Table
+from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
 from robench.engine.batched_model import Judge, Network
 from robench.threats.threat import Threat
@@ -87,21 +87,19 @@ def _played(attack: Attack, threat: Threat, classes: int) -> tuple[int, int]:
     y = torch.cat([torch.zeros(group, dtype=torch.int64), torch.arange(1, classes)])
     x = torch.rand(len(y), *_SHAPE, generator=generator)
     ids = torch.arange(len(y))
-    lanes = -(-max(ranks, attack.horizon) // group) * group
-    network = Network(model, lanes)
-    battle = Battle(
+    batch_size = -(-max(ranks, attack.horizon) // group) * group
+    network = Network(model, batch_size)
+    context = AttackContext(
         attack=attack,
         problem=Problem(threat, classes, Still((0, 0)), group),
         network=network,
         judge=Judge(network),
-        same=True,
-        blind=False,
-        x=x,
-        y=y,
-        ids=ids,
+        surrogate_is_judge=True,
+        no_verdict_feedback=False,
+        samples=Samples(x, y, ids),
         clean_logits=torch.where(y[:, None] > 0, torch.eye(classes)[y], network.logits(x, ids)),
         device=torch.device("cpu"),
     )
-    table = Table.empty(len(y), ranks)
-    Loop(battle, list(range(group)), table).play(lambda loop: None)
-    return int(table.forward[0].sum()), int(table.backward[0].sum())
+    results = SampleResults.empty(len(y), ranks)
+    Loop(context, list(range(group)), results).play(lambda loop: None)
+    return int(results.forward[0].sum()), int(results.backward[0].sum())

@@ -17,7 +17,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -25,54 +24,33 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import ResourceError, RobenchError, UsageError
-from robench.engine.adversarial_examples import Found
 from robench.engine.checkpoint import Store
-from robench.engine.loss_monitor import Counts
-from robench.engine.outcome import AttackCost
 from robench.engine.progress import Progress
+from robench.engine.run_state import ShardResult
 
 # Samples that are worth a process.
 _SHARE = 16
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one process found of its share.
-
-    Attributes:
-        mine: bool (n,), its share.
-        state: what is known of each sample, (n,) each; of those outside the share nothing.
-        found, costs, watched: one an attack.
-        nonfinite: NaN or infinite logits that attacks were told.
-        images: that the network was called on.
-        lanes: rows a call at the end.
-    """
-
-    mine: Tensor
-    state: dict[str, Tensor]
-    found: list[Found]
-    costs: list[AttackCost]
-    watched: list[Counts]
-    nonfinite: int
-    images: int
-    lanes: int
-
-
 class Player(Protocol):
     """A run (robench.engine.run.Run), as far as it is shared."""
 
-    model: Any
-    device: torch.device
     mine: Tensor
     store: Store | None
     progress: Callable[[Progress], None] | None
     note: Callable[[str], None]
 
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
     def attack(self) -> None: ...
 
-    def part(self) -> Part: ...
+    def part(self) -> ShardResult: ...
 
-    def absorb(self, parts: list[Part]) -> None: ...
+    def absorb(self, parts: list[ShardResult]) -> None: ...
 
 
 def start_method(device: torch.device, model: Any) -> str:
@@ -175,9 +153,9 @@ class _Team:
         for _, theirs in pipes:
             theirs.close()
 
-    def listen(self) -> list[Part]:
+    def listen(self) -> list[ShardResult]:
         """What every process found, when all are done."""
-        parts: dict[int, Part] = {}
+        parts: dict[int, ShardResult] = {}
         standing: dict[int, Progress] = {}
         playing = dict(enumerate(self.pipes))
         failure: BaseException | None = None

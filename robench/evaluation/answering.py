@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import ResourceError
-from robench.core.rng import Stream
 from robench.corruption.suite import cells, corruptions
 from robench.data import Images
 from robench.defenses import Defense
 from robench.engine import corruption_run
-from robench.engine.batched_model import Network, frozen
+from robench.engine.batched_model import frozen
+from robench.engine.judges import SEARCH
+from robench.engine.knowledge import Attacker
+from robench.engine.setup import Setup
 from robench.engine.tolerances import margins, same_margins
 from robench.records.findings import disagreeing
 from robench.records.record import Record
@@ -56,10 +58,8 @@ def contradiction(record: Record, defense: Defense, images: Images, device: torc
 def _margins(
     record: Record, defense: Defense, images: Images, rows: list[int], device: torch.device
 ) -> Tensor:
-    job, stream = record.job, None
-    if defense.stochastic:
-        stream = Stream.of(job.seed, "corruption" if record.corrupted else "judge")
-    network = Network(defense, job.batch_size, stream=stream)
+    job = record.job
+    network = Setup.of(defense, Attacker(), job, device).network("corruption" if record.corrupted else SEARCH)
     parts = []
     with frozen(defense):
         for start in range(0, len(rows), job.batch_size):
@@ -78,14 +78,7 @@ def _at_cells(
     some = replace(images, x=images.x[chosen], y=images.y[chosen], ids=images.ids[chosen])
     asked = cells(corruptions(record.job.suite.attacks))[:_CELLS]
     for answer in corruption_run.answers(
-        defense,
-        some,
-        asked,
-        record.job.seed,
-        device=device,
-        lanes=record.job.batch_size,
-        stochastic=defense.stochastic,
-        workers=1,
+        Setup.of(defense, Attacker(), record.job, device), some, asked, workers=1
     ):
         if answer.cell >= 0:
             then = [predictions[row][answer.cell] for row in chosen[answer.rows]]

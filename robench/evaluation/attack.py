@@ -12,12 +12,13 @@ from robench.catalog import find_suite
 from robench.core.errors import UsageError
 from robench.core.torch_state import standard_state
 from robench.corruption.suite import corruptions
-from robench.engine.device import choose_device, choose_lanes, choose_precision
-from robench.engine.knowledge import Attacker
+from robench.engine.attack_context import Samples
+from robench.engine.device import choose_batch_size, choose_device, choose_precision
 from robench.engine.outcome import Outcome
 from robench.engine.progress import Progress
 from robench.engine.refusals import Model, check_model
 from robench.engine.run import Run
+from robench.engine.setup import Setup
 from robench.engine.workers import choose_workers
 from robench.evaluation.inputs import prepare
 from robench.threats.threat import Threat
@@ -83,23 +84,17 @@ def attack(
     if corruptions(suite.attacks):
         raise UsageError(f"{suite.name} corrupts a data set's images: robench run plays it")
     attacks = build_attacks(suite.specs(chosen.norm), chosen)
-    run = Run(
+    setup = Setup(
         model,
-        attacks,
-        images,
-        labels,
-        torch.arange(len(images)),
-        chosen,
         seed,
-        device=where,
-        lanes=choose_lanes(batch_size, where, images.shape[-1], len(images)),
-        attacker=Attacker(),
+        where,
+        choose_batch_size(batch_size, where, images.shape[-1], len(images)),
         stochastic=stochastic or bool(getattr(model, "stochastic", False)),
         precision=choose_precision(precision, where),
-        workers=choose_workers(workers, where, len(images), model),
-        progress=progress,
     )
-    return run.play()
+    samples = Samples(images, labels, torch.arange(len(images)))
+    processes = choose_workers(workers, where, len(images), model)
+    return Run(setup, attacks, samples, chosen, workers=processes, progress=progress).play()
 
 
 def _device_of(model: Model, x: Any) -> torch.device:

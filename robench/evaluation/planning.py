@@ -17,12 +17,12 @@ from robench.core.trust import Untrusted
 from robench.corruption.make import library
 from robench.corruption.suite import Corruption, corruptions
 from robench.data import Images, load_dataset
-from robench.data.class_subset import Subset
 from robench.data.corrupted import check_colours
 from robench.data.preprocessing import OWN, USUAL
-from robench.defenses import Defense, Loaded, counting, load, load_defense, resolve
+from robench.defenses import Loaded, counting, load, resolve
 from robench.engine.device import choose_device
-from robench.engine.knowledge import Attacker, attacker
+from robench.engine.knowledge import Attacker
+from robench.engine.setup import find_attacker
 from robench.evaluation.options import Options
 from robench.evaluation.protocol import find_suites, with_own_name
 from robench.threats.threat import check_images, whole
@@ -125,7 +125,7 @@ def plan(
                         protocol,
                         images,
                         level,
-                        _attacker(level, loaded.defense, dataset, device, images.among),
+                        find_attacker(level, loaded.defense, dataset, device, images.among),
                     )
                     for level in levels
                 )
@@ -187,7 +187,7 @@ def _ladder(
             name = loaded.card.classifier if loaded.card else loaded.classifier
             subject = load(name, dataset, device=device, among=images.among)
         try:
-            searching = _attacker(rung.knowledge, subject.defense, dataset, device, images.among)
+            searching = find_attacker(rung.knowledge, subject.defense, dataset, device, images.among)
         except Untrusted:
             raise
         except UsageError as error:
@@ -260,27 +260,3 @@ def check_fit(loaded: Loaded, images: Images) -> None:
         raise UsageError(
             f"{loaded.name} tells {defense.num_classes} classes apart and {images.name} has {len(images.classes)}"
         )
-
-
-def _attacker(
-    knowledge: str, attacked: Defense, dataset: Spec, device: torch.device, among: Subset | None
-) -> Attacker:
-    return attacker(knowledge, attacked, lambda name: _source(name, attacked, dataset, device, among))
-
-
-def _source(
-    name: str, attacked: Defense, dataset: Spec, device: torch.device, among: Subset | None
-) -> Defense:
-    """The defense to search on in place of the attacked one, for images of the same size."""
-    source = load_defense(name, dataset, device=device, among=among)
-    if source.channels != attacked.channels:
-        raise UsageError(
-            f"{name} takes images of {source.channels} channels and the defense attacked {attacked.channels}: "
-            "nothing transfers from it"
-        )
-    if source.image_size != attacked.image_size:
-        raise UsageError(
-            f"{name} takes images of {source.image_size} px and the defense attacked {attacked.image_size} px: "
-            "nothing transfers from it"
-        )
-    return source

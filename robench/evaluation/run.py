@@ -19,10 +19,13 @@ from robench.corruption.make import enlargement
 from robench.corruption.suite import cells
 from robench.data._lazy_images import lazily
 from robench.engine import corruption_run
+from robench.engine.attack_context import Samples
 from robench.engine.checkpoint import FolderStore
-from robench.engine.device import choose_device, choose_lanes, choose_precision
+from robench.engine.device import choose_batch_size, choose_device, choose_precision
+from robench.engine.knowledge import Attacker
 from robench.engine.outcome import Outcome
 from robench.engine.run import Run
+from robench.engine.setup import Setup
 from robench.engine.workers import choose_workers
 from robench.evaluation.options import Options, default_results
 from robench.evaluation.planning import PlannedRun, plan
@@ -147,7 +150,7 @@ def _job(planned: PlannedRun, options: Options, device: torch.device) -> Job:
         protocol=protocol.name,
         threat=protocol.threat_name,
         n=len(images),
-        batch_size=choose_lanes(options.batch_size, device, images.x.shape[-1], len(images)),
+        batch_size=choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images)),
         knowledge=planned.knowledge,
         seed=options.seed,
         precision="fp32" if found else choose_precision(options.precision, device),
@@ -158,20 +161,12 @@ def _attack(
     planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options
 ) -> _Played:
     loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
-    assert threat is not None
+    assert threat is not None and planned.attacker is not None
     play = Run(
-        loaded.defense,
+        Setup.of(loaded.defense, planned.attacker, job, device),
         planned.attacks,
-        lazily(images.x),
-        images.y,
-        images.ids,
+        Samples(lazily(images.x), images.y, images.ids),
         threat,
-        options.seed,
-        device=device,
-        lanes=job.batch_size,
-        attacker=planned.attacker,
-        stochastic=loaded.defense.stochastic,
-        precision=job.precision,
         workers=choose_workers(options.workers, device, len(images), loaded.defense, options.note),
         store=store,
         progress=options.progress,
@@ -199,13 +194,9 @@ def _corrupt(
         )
     try:
         answers = corruption_run.play(
-            loaded.defense,
+            Setup.of(loaded.defense, Attacker(), job, device),
             images,
             cells(planned.corruptions),
-            options.seed,
-            device=device,
-            lanes=job.batch_size,
-            stochastic=loaded.defense.stochastic,
             workers=options.workers,
             cache=Cache(),
             store=store,

@@ -17,6 +17,7 @@ from robench.core.io import claim
 from robench.data._base import Images
 from robench.data._lazy_images import Stack
 from robench.defenses import Loaded
+from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Judge, frozen, vote
 from robench.engine.judges import Judges
 from robench.engine.outcome import Mark, Outcome
@@ -156,12 +157,7 @@ def _answers(
     judge: Judge, x: Tensor | Stack, rows: list[int], images: Images, device: torch.device
 ) -> Tensor:
     """What a judge says of images (M, C, H, W) of the samples `rows`, (M, draws)."""
-    lanes = judge.network.lanes
-    parts = [torch.zeros(0, judge.draws, dtype=torch.int64)]
-    for start in range(0, len(rows), lanes):
-        ids = images.ids[rows[start : start + lanes]].to(device)
-        parts.append(judge.answers(x[start : start + len(ids)].to(device), ids).cpu())
-    return torch.cat(parts)
+    return judge.answers_of(x, images.ids[rows], device)
 
 
 def _as_before(old: _Old, images: Images, points: Tensor, judges: Judges, device: torch.device) -> Outcome:
@@ -172,7 +168,7 @@ def _as_before(old: _Old, images: Images, points: Tensor, judges: Judges, device
     found = _answers(judges.final, _images(old.threat, images, rows, moved, device), rows, images, device)
     prediction[rows] = vote(found)
     return _outcome(
-        old, images, old.rows, points, device, judges.final.network.lanes,
+        old, images, old.rows, points, device, judges.final.network.batch_size,
         fooled_by=old.columns["fooled_by"],
         clean_prediction=torch.tensor(old.columns["clean_prediction"]),
         prediction=prediction,
@@ -204,7 +200,7 @@ def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, dev
     ]
     spared = sum(by == "clean" and bool(right[i]) for i, by in enumerate(old.columns["fooled_by"]))
     return _outcome(
-        old, images, rows, points, device, judges.final.network.lanes,
+        old, images, rows, points, device, judges.final.network.batch_size,
         health=[Mark(NOT_ATTACKED, _SPARED.format(spared))] if spared else [],
         fooled_by=fooled_by,
         clean_prediction=vote(clean),
@@ -218,11 +214,18 @@ def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, dev
 
 
 def _outcome(
-    old: _Old, images: Images, rows: list[int], points: Tensor, device: torch.device, lanes: int, **found: Any
+    old: _Old,
+    images: Images,
+    rows: list[int],
+    points: Tensor,
+    device: torch.device,
+    batch_size: int,
+    **found: Any,
 ) -> Outcome:
     place = {row: i for i, row in enumerate(rows)}
+    samples = Samples(images.x, images.y, images.ids)
     everywhere, x_adv = adversarials(
-        old.threat, images.x, images.ids, rows, lambda row: points[place[row]], device=device, lanes=lanes
+        old.threat, samples, rows, lambda row: points[place[row]], device=device, batch_size=batch_size
     )
     column = {name: torch.tensor(values) for name, values in old.columns.items() if name in _KEPT}
     attacked = torch.zeros(len(images), dtype=torch.bool)
@@ -232,7 +235,7 @@ def _outcome(
         x_adv=x_adv,
         points=everywhere if old.threat.name else None,
         robust=torch.tensor([by == "" for by in found["fooled_by"]]),
-        distance=distances(old.threat, images.x, everywhere, lanes),
+        distance=distances(old.threat, images.x, everywhere, batch_size),
         attacks=list(old.record.attacks),
         **column,
         **found,

@@ -154,7 +154,10 @@ def _playable(name: str, purified: Record, suite: Suite) -> bool:
 
 def _cells(row: Row, suite: Suite) -> tuple[str, ...]:
     names = dict.fromkeys(rung.name for rung in suite.rungs)
-    exact = dict.fromkeys(rung.name for rung in suite.rungs if rung.exact)
+    # The attacker knows the whole defense, and so has its own gradients.
+    exact = dict.fromkeys(
+        rung.name for rung in suite.rungs if rung.subject == "defense" and rung.knowledge == "full"
+    )
     records = [record for name in exact for record in row.found.get(name, ())]
     last = min(records, key=_robust, default=None)
     cost, speed = EMPTY, EMPTY

@@ -17,6 +17,7 @@ from robench.corruption.suite import Cell, cells, corruptions
 from robench.data._base import Images
 from robench.engine import health
 from robench.engine.corruption_run import answers
+from robench.engine.setup import Setup
 from robench.records.corruption import of_record, shown_accuracies
 from robench.records.findings import Finding, disagreeing, equal, other_margins, rows_named, same
 from robench.records.record import Record
@@ -182,13 +183,7 @@ def _replay(
     off: list[int] = []
     ties = 0
     for answer in answers(
-        model,
-        images,
-        asked,
-        job.seed,
-        device=device,
-        lanes=job.batch_size,
-        stochastic=stochastic,
+        Setup(model, job.seed, device, job.batch_size, stochastic=stochastic), images, asked
     ):
         wrong, tied = disagreeing(answer.logits, told[answer.cell][answer.rows])
         ties += tied

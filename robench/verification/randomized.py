@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robench.data._lazy_images import Stack
-from robench.engine.batched_model import Judge, Model, vote
+from robench.engine.batched_model import Model, vote
 from robench.engine.judges import Judges
 from robench.records import randomized
 from robench.records.certificates import is_attacked
@@ -27,16 +27,9 @@ def findings(e: Evidence, model: Model, x_adv: Tensor | Stack, device: torch.dev
     fresh = not randomized.chosen_on(record)
     judges = Judges.of(model, record.job.batch_size, record.job.seed, True, fresh)
 
-    def asked(judge: Judge, x: Any, samples: list[int]) -> Tensor:
-        parts = [torch.zeros(0, judge.draws, dtype=torch.int64)]
-        for start in range(0, len(samples), record.job.batch_size):
-            ids = images.ids[samples[start : start + record.job.batch_size]].to(device)
-            parts.append(judge.answers(x[start : start + len(ids)].to(device), ids).cpu())
-        return torch.cat(parts)
-
-    clean = asked(judges.clean, images.x, list(range(len(images))))
+    clean = judges.clean.answers_of(images.x, images.ids, device)
     final = clean.clone()
-    final[certified] = asked(judges.final, x_adv, certified)
+    final[certified] = judges.final.answers_of(x_adv, images.ids[certified], device)
     if count != clean.shape[1]:
         yield Finding(f"{randomized.FIELD}.draws", False, f"{clean.shape[1]} draws decide a verdict")
         return

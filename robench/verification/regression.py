@@ -1,7 +1,7 @@
 """Is this checkpoint still as robust as it was? Certificates first, then as few attacks as a sequential test needs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,12 +11,13 @@ from robench.attacks.build import build_attacks
 from robench.core.errors import ResourceError, UsageError
 from robench.data import Images, load_dataset
 from robench.data._lazy_images import Stack
-from robench.defenses import Loaded, load, load_defense
+from robench.defenses import Loaded, load
+from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Judge, vote
 from robench.engine.device import choose_device
-from robench.engine.judges import Judges
-from robench.engine.knowledge import attacker
+from robench.engine.knowledge import Attacker
 from robench.engine.run import Run
+from robench.engine.setup import Setup, find_attacker
 from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import choose_workers
 from robench.evaluation.planning import check_fit
@@ -127,9 +128,9 @@ class _Check:
         self.device, self.options = device, options
         self.folder = record.folder or Path()
         self.rows = read_samples(self.folder).to_pydict()
-        job = record.job
+        setup = Setup.of(loaded.defense, Attacker(), record.job, device)
         stochastic = loaded.defense.stochastic or FIELD in record.extra
-        self.judges = Judges.of(loaded.defense, job.batch_size, job.seed, stochastic, not chosen_on(record))
+        self.judges = replace(setup, stochastic=stochastic, fresh_draws=not chosen_on(record)).judges
         self.passes = 0
         self.attacked = 0
 
@@ -157,11 +158,8 @@ class _Check:
 
     def _answers(self, judge: Judge, x: Tensor | Stack, rows: Tensor) -> Tensor:
         """What a judge says of one image for each of `rows`, (N, draws)."""
-        lanes, parts = judge.network.lanes, []
-        for part, ids in zip(x.split(lanes), self.images.ids[rows].split(lanes), strict=True):
-            parts.append(judge.answers(part.to(self.device), ids.to(self.device)).cpu())
         self.passes += len(x) * judge.draws
-        return torch.cat(parts) if parts else torch.zeros(0, judge.draws, dtype=torch.int64)
+        return judge.answers_of(x, self.images.ids[rows], self.device)
 
     def _clean(self, answers: Tensor) -> Step:
         labels = self.images.y
@@ -256,25 +254,13 @@ class _Check:
         job = self.record.job
         threat, index = job.threat_model, torch.tensor(rows)
         defense = self.loaded.defense
+        images = self.images
+        searching = find_attacker(job.knowledge, defense, job.dataset.name, self.device, images.among)
         outcome = Run(
-            defense,
+            Setup.of(defense, searching, job, self.device),
             build_attacks(list(job.suite.attacks), threat),
-            self.images.x[index],
-            self.images.y[index],
-            self.images.ids[index],
+            Samples(images.x[index], images.y[index], images.ids[index]),
             threat,
-            job.seed,
-            device=self.device,
-            lanes=job.batch_size,
-            attacker=attacker(
-                job.knowledge,
-                defense,
-                lambda name: load_defense(
-                    name, job.dataset.name, device=self.device, among=self.images.among
-                ),
-            ),
-            stochastic=defense.stochastic,
-            precision=job.precision,
             workers=choose_workers(None, self.device, len(rows)),
         ).play()
         self.passes += sum(outcome.passes.values())

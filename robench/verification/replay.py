@@ -19,10 +19,11 @@ from robench.attacks._external import ForeignAttack
 from robench.attacks.build import build_attacks
 from robench.core.errors import UsageError
 from robench.data._base import Images
-from robench.defenses import Loaded, load_defense
-from robench.engine.knowledge import attacker
+from robench.defenses import Loaded
+from robench.engine.attack_context import Samples
 from robench.engine.outcome import Mark, Outcome
 from robench.engine.run import Run
+from robench.engine.setup import Setup, find_attacker
 from robench.records import randomized
 from robench.records.findings import Finding
 from robench.records.migration import NOT_ATTACKED
@@ -90,25 +91,9 @@ def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], devi
         raise UsageError(
             f"{whole[0]} takes all images in one call: rows of it cannot be attacked again alone"
         )
-    searching = attacker(
-        job.knowledge,
-        defense,
-        lambda name: load_defense(name, job.dataset.name, device=device, among=images.among),
-    )
-    run = Run(
-        defense,
-        attacks,
-        images.x,
-        images.y,
-        images.ids,
-        threat,
-        job.seed,
-        device=device,
-        lanes=job.batch_size,
-        attacker=searching,
-        stochastic=defense.stochastic,
-        precision=job.precision,
-    )
+    searching = find_attacker(job.knowledge, defense, job.dataset.name, device, images.among)
+    setup = Setup.of(defense, searching, job, device)
+    run = Run(setup, attacks, Samples(images.x, images.y, images.ids), threat)
     # Attacks that couple rows or compare images see the whole run, as they did.
     run.mine = torch.zeros(len(images), dtype=torch.bool)
     run.mine[rows] = True

@@ -15,11 +15,11 @@ from robench.attacks.spsa import SPSA
 from robench.core.errors import UsageError
 from robench.core.rng import Stream
 from robench.engine.knowledge import Attacker
-from robench.engine.run import Run
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.conftest import Linear, images, small_net
+from tests.engine.runs import run_of
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def run_blind(spec: str, threat: str):
     torch.manual_seed(1)
     judge, surrogate, x = small_net(seed=0), small_net(seed=1), images(24)
     chosen = Threat.parse(threat)
-    return Run(
+    return run_of(
         judge,
         build_attacks([spec], chosen),
         x,
@@ -129,9 +129,8 @@ def run_blind(spec: str, threat: str):
         torch.arange(24),
         chosen,
         0,
-        device=torch.device("cpu"),
-        lanes=8,
-        attacker=Attacker(surrogate, blind=True),
+        batch_size=8,
+        attacker=Attacker(surrogate, no_verdict_feedback=True),
     ).play()
 
 

@@ -9,6 +9,7 @@ from robench.attacks import square
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.conftest import Linear, images
+from tests.engine.runs import run_of
 
 
 # Windows cannot follow weights of white noise as closely in L2 and L1: there the reference implementation
@@ -71,12 +72,11 @@ def test_queries_ahead_change_nothing():
 
 def attack_one(model, x, y, i, eps):
     from robench.attacks.build import build_attacks
-    from robench.engine.run import Run
 
     threat = Threat.parse(f"Linf:{eps:.9f}")
     built = build_attacks(["square(queries=200)"], threat)
     ids = torch.tensor([i])
-    run = Run(model, built, x[ids], y[ids], ids, threat, 0, device=torch.device("cpu"), lanes=20)
+    run = run_of(model, built, x[ids], y[ids], ids, threat, 0, batch_size=20)
     return run.play()
 
 

@@ -15,11 +15,11 @@ from robench.core.errors import ResourceError
 from robench.data._base import Images
 from robench.data._lazy_images import Pixels, Replaced
 from robench.engine.checkpoint import FolderStore
-from robench.engine.run import Run
 from robench.evaluation.attack import attack
 from robench.records import certificates, samples
 from robench.threats.threat import Threat
 from tests.conftest import small_net
+from tests.engine.runs import run_of
 
 N = 9
 RAW = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), dtype=np.uint8)
@@ -95,7 +95,7 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(monkeypatch):
 
 def play(x, y, store=None, specs=("fgsm", "pgd(steps=3)"), threat="L2:0.4"):
     chosen = Threat.parse(threat)
-    return Run(
+    return run_of(
         small_net(),
         build_attacks(list(specs), chosen),
         x,
@@ -103,8 +103,7 @@ def play(x, y, store=None, specs=("fgsm", "pgd(steps=3)"), threat="L2:0.4"):
         torch.arange(N),
         chosen,
         0,
-        device=torch.device("cpu"),
-        lanes=4,
+        batch_size=4,
         store=store,
     ).play()
 
@@ -142,7 +141,7 @@ def test_what_is_saved_is_held_no_more(tmp_path):
 
     chosen = Threat.parse("Linf:0.03")
     store = Watching(tmp_path, "key")
-    run = Run(
+    run = run_of(
         small_net(),
         build_attacks(["pgd(steps=2)"], chosen),
         x,
@@ -150,15 +149,14 @@ def test_what_is_saved_is_held_no_more(tmp_path):
         torch.arange(N),
         chosen,
         0,
-        device=torch.device("cpu"),
-        lanes=4,
+        batch_size=4,
         store=store,
     )
     outcome = run.play()
     saved = [sample for _, own in seen for sample in own]
     # Each image is written once, and read again from there.
     assert sorted(saved) == sorted({*saved}) == [i for i, name in enumerate(outcome.fooled_by) if name]
-    assert all(found.held == 0 for found in run.found)
+    assert all(found.held == 0 for found in run.state.examples)
     store.drop()
     with pytest.raises(ResourceError, match="gone or damaged"):
         outcome.x_adv[saved[:1]]
@@ -177,8 +175,10 @@ from pathlib import Path
 from robench.data._lazy_images import Pixels
 from robench.data._base import Images
 from robench.engine.checkpoint import FolderStore
-from robench.engine.attackers import build_attacks
+from robench.attacks.build import build_attacks
+from robench.engine.attack_context import Samples
 from robench.engine.run import Run
+from robench.engine.setup import Setup
 from robench.records import certificates, samples
 from robench.threats.threat import Threat
 
@@ -192,8 +192,9 @@ net = torch.nn.Sequential(torch.nn.AvgPool2d(56), torch.nn.Flatten(), torch.nn.L
 y = torch.cat([net(part).argmax(1) for part in x.split(8)])
 images = Images("a", "test", x, y, torch.arange(n), ())
 threat = Threat.parse("Linf:0.3")
-outcome = Run(net, build_attacks(["fgsm"], threat), x, y, images.ids, threat, 0, device=torch.device("cpu"),
-              lanes=8, store=FolderStore(Path(sys.argv[2]), "key")).play()
+setup = Setup(net, 0, torch.device("cpu"), 8)
+outcome = Run(setup, build_attacks(["fgsm"], threat), Samples(x, y, images.ids), threat,
+              store=FolderStore(Path(sys.argv[2]), "key")).play()
 size = sum(map(len, certificates.encode(outcome, images, threat))) + len(samples.encode(outcome, images))
 print(images.digest, outcome.robust_accuracy, size, file=sys.stderr)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, int((~outcome.robust).sum()))

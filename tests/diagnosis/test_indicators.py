@@ -28,7 +28,7 @@ def case_of(network, x, y, threat="Linf:0.02", stochastic=False, lanes=8, seed=0
     data = Images("own", "test", x, y, torch.arange(len(x)), tuple("0123456789"))
     loaded = Loaded("own", defense, None, "", None, "")
     protocol = Protocol("own", "own", threat, len(x))
-    return Case.of(loaded, data, protocol, "full", seed, torch.device("cpu"), lanes, lambda name: network)
+    return Case.of(loaded, data, protocol, "full", seed, torch.device("cpu"), lanes)
 
 
 def test_a_straight_line_and_an_early_corner_are_the_ends_of_the_scale():
@@ -89,7 +89,7 @@ def test_a_surrogate_that_is_not_the_defense_does_not_transfer():
     y = one(x).argmax(1)
     case = case_of(one, x, y)
     theirs = case_of(other, x, other(x).argmax(1))
-    blind = replace(case, network=theirs.network, same=False)
+    blind = replace(case, network=theirs.network, surrogate_is_judge=False)
     by_code = {sign.code: sign for sign in failure.indicators(blind, follow(blind, blind.followed))}
     assert by_code["non-transferable"].doubt
     sound = {sign.code: sign for sign in failure.indicators(case, follow(case, case.followed))}

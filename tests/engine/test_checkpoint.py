@@ -8,6 +8,7 @@ from torch import nn
 
 from robench.engine import checkpoint, corruption_run
 from robench.engine.checkpoint import FolderStore
+from robench.engine.setup import Setup
 from tests.conftest import small_net
 from tests.engine import test_promises
 from tests.engine.test_corruption_run import CELLS, CPU, some
@@ -200,7 +201,7 @@ def test_a_defense_that_answers_otherwise_is_not_gone_on_with(tmp_path, monkeypa
 @pytest.mark.parametrize("damage", [flip(0.5)])
 def test_so_it_is_of_a_run_under_corruptions(tmp_path, damage):
     def played(model, **options):
-        return corruption_run.play(model, some(150), CELLS, 3, device=CPU, lanes=7, **options)
+        return corruption_run.play(Setup(model, 3, CPU, 7), some(150), CELLS, **options)
 
     def stop(standing):
         if standing.rows >= 5:

@@ -14,6 +14,7 @@ from robench.corruption.suite import Cell, Corruption, cells, corruptions
 from robench.data.corrupted import bytes8, tensor
 from robench.engine.checkpoint import Saved
 from robench.engine.corruption_run import play
+from robench.engine.setup import Setup
 from tests.conftest import small_net
 from tests.corruption.scenes import some
 
@@ -47,8 +48,8 @@ class Memory:
         self.saved = Saved({name: each.clone() for name, each in tensors.items()}, dict(facts), {})
 
 
-def played(lanes=7, n=150, **options):
-    return play(small_net(4, 32), some(n), CELLS, 3, device=CPU, lanes=lanes, **options)
+def played(batch_size=7, n=150, **options):
+    return play(Setup(small_net(4, 32), 3, CPU, batch_size), some(n), CELLS, **options)
 
 
 def same(a, b):
@@ -61,7 +62,7 @@ def same(a, b):
 
 def test_it_is_what_the_network_says_to_each_image():
     images, net = some(20), small_net(4, 32)
-    found = play(net, images, CELLS, 3, device=CPU, lanes=8)
+    found = play(Setup(net, 3, CPU, 8), images, CELLS)
     assert torch.equal(found.clean, net(images.x).argmax(1))
     for k, cell in enumerate(CELLS):
         made = [
@@ -73,7 +74,7 @@ def test_it_is_what_the_network_says_to_each_image():
 
 def test_batches_processes_and_the_cache_change_nothing(tmp_path):
     whole = played()
-    assert same(whole, played(lanes=64))
+    assert same(whole, played(batch_size=64))
     assert same(whole, played(workers=2))
     cache = Cache(tmp_path, 10**8)
     assert same(whole, played(cache=cache)) and cache.usage()[0] == 2 * len(CELLS)
@@ -103,8 +104,8 @@ class Noisy(torch.nn.Module):
 
 
 def test_the_noise_of_a_randomised_defense_is_decided_by_image_and_cell():
-    def played(lanes):
-        return play(Noisy(), some(130), CELLS, 3, device=CPU, lanes=lanes, stochastic=True)
+    def played(batch_size):
+        return play(Setup(Noisy(), 3, CPU, batch_size, stochastic=True), some(130), CELLS)
 
     assert same(played(5), played(64))
 
@@ -116,7 +117,7 @@ class Undefined(torch.nn.Module):
 
 
 def test_an_undefined_answer_is_no_class():
-    found = play(Undefined(), some(3), CELLS, 0, device=CPU, lanes=3)
+    found = play(Setup(Undefined(), 0, CPU, 3), some(3), CELLS)
     assert (found.predictions == -1).all() and (found.clean == -1).all()
 
 

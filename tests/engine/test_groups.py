@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from robench.attacks.build import build_attacks
 from robench.catalog import find_suite
 from robench.defenses import Defense
-from robench.engine.groups import fixed_groups
-from robench.engine.run import Run
+from robench.engine.lanes import fixed_groups
 from robench.threats.threat import Threat
 from tests.conftest import images, small_net
+from tests.engine.runs import run_of
 from tests.engine.test_promises import MemoryStore, assert_same
 
 MI = "pgd-mi(steps=8, weight=0.05, group=6)"
@@ -40,7 +40,7 @@ def play(ids=None, lanes=8, specs=SPECS, n=24, eps="0.008", **options):
     y[:2] = (y[:2] + 1) % 10
     ids = torch.arange(n) if ids is None else ids
     threat = Threat.parse(f"Linf:{eps}")
-    run = Run(
+    run = run_of(
         model,
         build_attacks(find_suite(specs).specs("Linf"), threat),
         x[ids],
@@ -48,8 +48,7 @@ def play(ids=None, lanes=8, specs=SPECS, n=24, eps="0.008", **options):
         ids,
         threat,
         0,
-        device=torch.device("cpu"),
-        lanes=lanes,
+        batch_size=lanes,
         **options,
     )
     return run.play()

@@ -8,7 +8,7 @@ from robench.attacks.build import build_attacks
 from robench.data import load_dataset
 from robench.defenses import load_defense
 from robench.engine import health
-from robench.engine.loss_monitor import Counts, Watch
+from robench.engine.loss_monitor import LossMonitor, LossStats
 from robench.engine.outcome import AttackCost
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
@@ -36,21 +36,21 @@ def test_an_honest_defense_has_no_mark(name):
 
 
 def test_losses_are_followed_lane_by_lane():
-    watch, off = Watch(3, ascends=True), torch.tensor([True, True, False])
+    watch, off = LossMonitor(3, ascends=True), torch.tensor([True, True, False])
     grad = torch.ones(3, 1, 1, 1)
     for step, losses in enumerate([(1.0, 1.0, 9.0), (2.0, 0.5, 9.0), (1.2, 0.9, 9.0)]):
         told = Answer(torch.zeros(3), torch.zeros(3, 2), torch.tensor(losses), grad)
         watch.note(off, torch.tensor([step == 0] * 3), told)
     watch.end(0)
     watch.end(1)
-    assert watch.counts == Counts(vanished=0, gradients=2, flat=1, fallen=1, undone=0, ended=2)
-    again = Watch(3, ascends=True)
+    assert watch.stats == LossStats(vanished=0, gradients=2, flat=1, fallen=1, undone=0, ended=2)
+    again = LossMonitor(3, ascends=True)
     again.load(watch.dump())
-    assert again.counts == watch.counts and torch.equal(again.losses, watch.losses)
+    assert again.stats == watch.stats and torch.equal(again.losses, watch.losses)
 
 
 def test_what_still_rises_in_the_last_tenth_is_counted():
-    watch, both = Watch(2, ascends=True, steps=10), torch.tensor([True, True])
+    watch, both = LossMonitor(2, ascends=True, steps=10), torch.tensor([True, True])
     # One rises to the end; the other has all but a fiftieth of its rise before the last step.
     for step in range(11):
         losses = torch.tensor([float(step), 1.0 if step == 10 else 0.98 * min(step, 5) / 5])
@@ -58,7 +58,7 @@ def test_what_still_rises_in_the_last_tenth_is_counted():
         watch.note(both, torch.tensor([step == 0] * 2), told)
     watch.end(0)
     watch.end(1)
-    assert (watch.counts.undone, watch.counts.ended) == (1, 2)
+    assert (watch.stats.undone, watch.stats.ended) == (1, 2)
 
 
 def test_an_attack_that_creeps_is_marked():

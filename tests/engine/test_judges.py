@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from robench.core.rng import uniform_like
-from robench.engine import run
 from robench.engine.judges import Judges
 from robench.evaluation.attack import attack
 from tests.conftest import images
@@ -47,7 +46,7 @@ def average(outcome):
 def test_choosing_a_candidate_does_not_bias_what_is_reported(outcome, monkeypatch):
     # The same candidates on the draws that they were chosen on.
     of = Judges.of
-    monkeypatch.setattr(run.Judges, "of", lambda *given: of(*given[:4], fresh=False))
+    monkeypatch.setattr(Judges, "of", lambda *given: of(*given[:4], fresh=False))
     chosen = play()
     both = (outcome.distance > 0) & (chosen.distance > 0)
     assert int(both.sum()) > 12 and torch.equal(chosen.x_adv[both], outcome.x_adv[both])

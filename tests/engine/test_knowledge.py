@@ -8,10 +8,10 @@ from robench.attacks.build import build_attacks
 from robench.core.errors import UsageError
 from robench.defenses import Defense
 from robench.engine.knowledge import attacker
-from robench.engine.run import Run
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.conftest import images, small_net
+from tests.engine.runs import run_of
 
 
 class Rounding(nn.Module):
@@ -29,7 +29,7 @@ def play(defense, knowledge, suite="apgd(steps=20)", eps="0.05", load=None):
     x = images(24)
     y = defense(x).argmax(1)
     threat = Threat.parse(f"Linf:{eps}")
-    run = Run(
+    run = run_of(
         defense,
         build_attacks([suite], threat),
         x,
@@ -37,8 +37,7 @@ def play(defense, knowledge, suite="apgd(steps=20)", eps="0.05", load=None):
         torch.arange(24),
         threat,
         0,
-        device=torch.device("cpu"),
-        lanes=24,
+        batch_size=24,
         attacker=attacker(knowledge, defense, load or (lambda name: defended(seed=int(name)))),
     )
     return run.play(), (x, y)

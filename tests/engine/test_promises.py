@@ -8,9 +8,9 @@ import torch
 from robench.attacks.build import build_attacks
 from robench.catalog import find_suite
 from robench.engine.checkpoint import Saved
-from robench.engine.run import Run
 from robench.threats.threat import Threat
 from tests.conftest import images, small_net
+from tests.engine.runs import run_of
 
 SPECS = 'apgd(steps=12)+apgd(steps=12, loss="dlr", targets=4)+pgd(steps=6, restarts=2)'
 
@@ -22,7 +22,7 @@ def play(ids=None, lanes=8, specs=SPECS, seed=0, n=24, threat="Linf:0.006", **op
     y[:2] = (y[:2] + 1) % 10
     ids = torch.arange(n) if ids is None else ids
     chosen = Threat.parse(threat)
-    run = Run(
+    run = run_of(
         model,
         build_attacks(find_suite(specs).specs(chosen.norm), chosen),
         x[ids],
@@ -30,8 +30,7 @@ def play(ids=None, lanes=8, specs=SPECS, seed=0, n=24, threat="Linf:0.006", **op
         ids,
         chosen,
         seed,
-        device=torch.device("cpu"),
-        lanes=lanes,
+        batch_size=lanes,
         **options,
     )
     return run.play()
@@ -174,9 +173,9 @@ def test_interrupted_and_resumed_any_number_of_times_it_is_the_same(whole, strid
 
 
 def test_an_interrupt_between_an_answer_and_its_verdict_loses_no_verdict(whole, monkeypatch):
-    from robench.engine.attack_loop import Loop
+    from robench.engine.verdicts import Verdicts
 
-    store, real, left = MemoryStore(-1), Loop._verdict, [2]
+    store, real, left = MemoryStore(-1), Verdicts.judge, [2]
     store.due = lambda held: True
 
     def interrupted(self, *arguments):
@@ -187,7 +186,7 @@ def test_an_interrupt_between_an_answer_and_its_verdict_loses_no_verdict(whole, 
             raise KeyboardInterrupt
         return draws
 
-    monkeypatch.setattr(Loop, "_verdict", interrupted)
+    monkeypatch.setattr(Verdicts, "judge", interrupted)
     with pytest.raises(KeyboardInterrupt):
         play(store=store)
     assert store.saved is not None

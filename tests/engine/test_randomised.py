@@ -16,6 +16,7 @@ from robench.records.record import read_record
 from robench.records.samples import read_samples
 from robench.verification.verify import verify
 from tests.conftest import images, small_net
+from tests.engine.runs import run_of
 
 
 class Noise(Purifier):
@@ -59,14 +60,12 @@ def test_a_rows_noise_does_not_hang_on_its_neighbours(whole):
     x, y, outcome = whole
     ids = torch.tensor([3, 17, 20, 8, 11])
     from robench.attacks.build import build_attacks
-    from robench.engine.device import choose_device
-    from robench.engine.run import Run
     from robench.threats.threat import Threat
 
     threat = Threat.parse("Linf:0.03")
-    part = Run(
-        defended(), build_attacks(["apgd(steps=8, eot=3)"], threat), x[ids], y[ids], ids, threat, 0,
-        device=choose_device("cpu"), lanes=8, stochastic=True,
+    part = run_of(
+        defended(), build_attacks(["apgd(steps=8, eot=3)"], threat), x[ids], y[ids], ids, threat,
+        batch_size=8, stochastic=True,
     ).play()  # fmt: skip
     assert torch.equal(part.x_adv, outcome.x_adv[ids])
     assert torch.equal(part.draws, outcome.draws[ids]) and torch.equal(

@@ -177,9 +177,8 @@ def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp
     assert store.shares() == 3 and store.resumes
     saved = [FolderStore(tmp_path, "key").share(share, 3).load() for share in range(3)]
     # One may be ahead of the others, or even done.
-    begun = [each.facts["attack"] for each in saved if each]
+    begun = [len(each.facts["costs"]) for each in saved if each]
     assert len(begun) == 3 and set(begun) <= {0, 1, 2}
-    assert [len(each.facts["costs"]) for each in saved if each] == begun
     same(whole, test_promises.play(specs=specs, workers=1, store=FolderStore(tmp_path, "key")))
 
 

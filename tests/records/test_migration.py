@@ -17,7 +17,6 @@ from robench.core import registry
 from robench.core.errors import CheckFailed
 from robench.data import load_dataset
 from robench.defenses import load
-from robench.engine import run
 from robench.engine.judges import Judges
 from robench.records import randomized, samples
 from robench.records.certificates import FILE as CERTIFICATES
@@ -76,7 +75,7 @@ def as_of_old(record):
 def old(tmp_path):
     of = Judges.of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Judges, "of", lambda *given: of(*given[:4], fresh=False))
+        patch.setattr(Judges, "of", lambda *given: of(*given[:4], fresh=False))
         made = robench.run(
             NAME, "pgd(steps=5, eot=2)", samples=24, threat="Linf:0.1", results=tmp_path, batch_size=12
         )

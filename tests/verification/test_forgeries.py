@@ -1,14 +1,12 @@
 """What a forger gains by claiming a stronger evaluation than was run."""
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from robench import catalog as content
 from robench.attacks.build import build_attacks
 from robench.data import load_dataset
 from robench.defenses import load
-from robench.engine.run import Run
 from robench.records import certificates
 from robench.records.certificates import is_attacked
 from robench.records.samples import read_samples
@@ -16,6 +14,7 @@ from robench.threats.threat import Threat
 from robench.verification.costs import cost
 from robench.verification.replay import Sample
 from robench.verification.verify import report
+from tests.engine.runs import run_of
 from tests.verification import forge
 
 
@@ -225,9 +224,8 @@ def test_a_row_costs_what_its_attack_is_said_to_cost(threat, spec):
     images = load_dataset("digits", "test", 8)
     (built,) = build_attacks([spec], chosen)
     most = cost(built[1], built[0], chosen, 10)
-    found = Run(
-        load("pgd-at-digits").defense, [built], images.x, images.y, images.ids, chosen, 0,
-        device=torch.device("cpu"), lanes=8,
+    found = run_of(
+        load("pgd-at-digits").defense, [built], images.x, images.y, images.ids, chosen, 0,  batch_size=8,
     ).play()  # fmt: skip
     assert most.forward[1] < float("inf")
     for i, by in enumerate(found.fooled_by):
