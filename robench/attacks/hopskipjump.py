@@ -1,7 +1,7 @@
 """HopSkipJumpAttack: a query-efficient decision-based attack (Chen et al. 2019, arXiv 1904.02144).
 
-It is told nothing but whether an image fools (Alg. 2): a binary search to the boundary, the boundary's normal from
-random points about it (eqs. 9 and 16), and a leap along it that is halved until it lands on the far side.
+It sees decisions only (Alg. 2): a binary search finds a boundary point, random points around it give an estimate of the
+gradient there (eqs. 9 and 16), and a step along it is halved until the image fools.
 """
 
 import math
@@ -16,13 +16,13 @@ from robench.attacks._losses import margin, normalize
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 
-# What a lane does next: look for any image that fools, close in on the boundary, sound it, leap.
-_SEEK, _CLOSE, _SOUND, _LEAP = range(4)
+# What a lane does next: look for an image that fools, search for a boundary point, estimate the gradient, step.
+_INITIALIZE, _BINARY_SEARCH, _ESTIMATE, _STEP = range(4)
 # Tiles of these many pixels a side are of one colour in the random images that the search starts with, in turn.
 _TILES = (1, 2, 4, 8)
-# Of the first sounding, in which nothing is known of the distance; and the most points of any.
+# Radius of the first gradient estimate, before the distance is known; and the most points of any estimate.
 _FIRST_REACH, _MOST = 0.1, 10_000
-# A leap halved so often goes nowhere.
+# A step that was halved this often is given up.
 _HALVINGS = 30
 
 
@@ -31,21 +31,21 @@ class HopSkipJumpState(State):
     """Where each lane stands.
 
     `far` fools, and the boundary is sought between `low` (does not fool) and `high` (fools) of the way to it;
-    `edge` is the point at the boundary, `told` counts the answers of a phase, of whose sounding `fooling` is the
-    sum of signs, `away` of the steps and `signed` of the steps times their signs; `leap` is the step tried along
-    `normal`. `round` counts the soundings, `step` the queries.
+    `boundary` is the boundary point. `told` counts the answers of a phase. Over the points of a gradient estimate,
+    `fooling` sums the signs, `away` the directions, and `signed` the directions times their signs; `step_size` is the
+    step tried along the estimate `normal`. `round` counts the estimates, `step` the queries.
     """
 
     phase: Tensor
     far: Tensor
     low: Tensor
     high: Tensor
-    edge: Tensor
+    boundary: Tensor
     fooling: Tensor
     away: Tensor
     signed: Tensor
     normal: Tensor
-    leap: Tensor
+    step_size: Tensor
     told: Tensor
     round: Tensor
     best: Tensor
@@ -63,7 +63,8 @@ class HopSkipJump(Attack[HopSkipJumpState]):
 
     Args:
         queries: forward passes, never more.
-        samples: points of the first sounding, the paper's B_0; later ones take more, by the root of their number.
+        samples: points of the first gradient estimate, the paper's B_0; later ones take more, by the root of their
+            number.
         minimise: play on to the nearest image when one within the threat has been found.
     """
 
@@ -92,16 +93,16 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         count, zero = torch.zeros_like(rows.y), torch.zeros_like(rows.x[:, 0, 0, 0])
         image = torch.zeros_like(rows.x)
         return HopSkipJumpState(
-            phase=count + _SEEK,
+            phase=count + _INITIALIZE,
             far=rows.x,
             low=zero,
             high=zero,
-            edge=rows.x,
+            boundary=rows.x,
             fooling=zero,
             away=image,
             signed=image,
             normal=image,
-            leap=zero,
+            step_size=zero,
             told=count,
             round=count,
             best=rows.x,
@@ -112,15 +113,15 @@ class HopSkipJump(Attack[HopSkipJumpState]):
     def ask(self, problem: Problem, rows: Rows, state: HopSkipJumpState) -> Ask:
         norm = problem.threat.norm
         x = _between(rows.x, state.far, (state.low + state.high) / 2, norm)
-        leaps = torch.addcmul(state.edge, spread(state.leap, x), state.normal)
-        x = where(state.phase == _LEAP, leaps, x)
-        for phase, drawn in ((_SEEK, self._anything), (_SOUND, self._about)):
+        stepped = torch.addcmul(state.boundary, spread(state.step_size, x), state.normal)
+        x = where(state.phase == _STEP, stepped, x)
+        for phase, drawn in ((_INITIALIZE, self._random_image), (_ESTIMATE, self._around)):
             lanes = (state.phase == phase).nonzero()[:, 0]
             if len(lanes):
                 x = x.index_copy(0, lanes, drawn(problem, rows, state, lanes))
         return Ask(x.clamp(0, 1))
 
-    def _anything(self, problem: Problem, rows: Rows, state: HopSkipJumpState, lanes: Tensor) -> Tensor:
+    def _random_image(self, problem: Problem, rows: Rows, state: HopSkipJumpState, lanes: Tensor) -> Tensor:
         """A random image for each of the lanes."""
         shape = rows.x.shape[1:]
         noise = problem.stream.uniform(rows.sample[lanes], rows.rank[lanes], state.step[lanes], tuple(shape))
@@ -129,13 +130,13 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         noise = noise.gather(2, row[:, None, :, None].expand_as(noise))
         return noise.gather(3, column[:, None, None, :].expand_as(noise))
 
-    def _about(self, problem: Problem, rows: Rows, state: HopSkipJumpState, lanes: Tensor) -> Tensor:
-        """A random point about the edge of each of the lanes."""
+    def _around(self, problem: Problem, rows: Rows, state: HopSkipJumpState, lanes: Tensor) -> Tensor:
+        """A random point around the boundary point of each of the lanes."""
         stream, norm = problem.stream, problem.threat.norm
         key = (rows.sample[lanes], rows.rank[lanes], state.step[lanes], tuple(rows.x.shape[1:]))
         noise = 2 * stream.uniform(*key) - 1 if norm == "Linf" else stream.normal(*key)
         reach = _reach(rows.x, state, norm)[lanes]
-        return state.edge[lanes] + spread(reach, noise) * normalize(noise, "L2")
+        return state.boundary[lanes] + spread(reach, noise) * normalize(noise, "L2")
 
     def tell(self, problem: Problem, rows: Rows, state: HopSkipJumpState, answer: Answer) -> HopSkipJumpState:
         norm = problem.threat.norm
@@ -151,18 +152,23 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         )
         # Each lane is in one phase, and what it enters is for its next question.
         before = state.phase
-        for phase, told in ((_SEEK, _sought), (_CLOSE, _closed), (_SOUND, self._sounded), (_LEAP, _leapt)):
+        for phase, told in (
+            (_INITIALIZE, _sought),
+            (_BINARY_SEARCH, _halved),
+            (_ESTIMATE, self._estimated),
+            (_STEP, _stepped),
+        ):
             lanes = before == phase
             if bool(lanes.any()):
                 state = told(rows, state, answer.x, fools, lanes, norm)
         return state
 
-    def _sounded(
+    def _estimated(
         self, rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
     ) -> HopSkipJumpState:
-        """One more point about the edge; after the last one the normal (eq. 16), and the first leap along it."""
+        """One more point of the estimate; after the last one the gradient (eq. 16), and the first step along it."""
         reach = _reach(rows.x, state, norm).clamp_min(1e-12)
-        step = (x - state.edge) / spread(reach, x)
+        step = (x - state.boundary) / spread(reach, x)
         sign = torch.where(fools, 1.0, -1.0)
         fooling = torch.where(lanes, state.fooling + sign, state.fooling)
         away = where(lanes, state.away + step, state.away)
@@ -173,15 +179,15 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         # Where all points agree the mean says nothing but its sign.
         baseline = torch.where(mean.abs() < 1, mean, 0)
         normal = normalize(signed - spread(baseline, x) * away, norm)
-        leap = rownorm(state.edge - rows.x, norm) / state.round.clamp_min(1).float().sqrt()
+        step_size = rownorm(state.boundary - rows.x, norm) / state.round.clamp_min(1).float().sqrt()
         return replace(
             state,
-            phase=torch.where(over, _LEAP, state.phase),
+            phase=torch.where(over, _STEP, state.phase),
             fooling=torch.where(over, 0, fooling),
             away=where(over, torch.zeros_like(away), away),
             signed=where(over, torch.zeros_like(signed), signed),
             normal=where(over, normal, state.normal),
-            leap=torch.where(over, leap, state.leap),
+            step_size=torch.where(over, step_size, state.step_size),
             told=torch.where(over, 0, state.told),
         )
 
@@ -196,10 +202,10 @@ def _sought(
     return _to_boundary(rows, state, x, lanes & fools, norm)
 
 
-def _closed(
+def _halved(
     rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
 ) -> HopSkipJumpState:
-    """Half the way to the boundary, until what is left is below the paper's threshold; then it is sounded."""
+    """One step of the binary search; below the paper's threshold the gradient is estimated next."""
     middle = (state.low + state.high) / 2
     high = torch.where(lanes & fools, middle, state.high)
     low = torch.where(lanes & ~fools, middle, state.low)
@@ -207,29 +213,29 @@ def _closed(
     unit = high.clamp_max(1.0) if norm == "Linf" else torch.ones_like(high)
     between = (low + high) / 2
     over = lanes & ((high - low <= unit * _threshold(rows.x, norm)) | (between <= low) | (between >= high))
-    edge = _between(rows.x, state.far, high, norm)
+    boundary = _between(rows.x, state.far, high, norm)
     return replace(
         state,
         low=low,
         high=high,
-        edge=where(over, edge, state.edge),
-        phase=torch.where(over, _SOUND, state.phase),
+        boundary=where(over, boundary, state.boundary),
+        phase=torch.where(over, _ESTIMATE, state.phase),
         told=torch.where(over, 0, state.told),
         round=state.round + over,
     )
 
 
-def _leapt(
+def _stepped(
     rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
 ) -> HopSkipJumpState:
-    """Where the leap fools, the boundary is sought from there; elsewhere it is halved, and given up in the end."""
+    """Where the step fools, the binary search starts from there; elsewhere it is halved, and given up in the end."""
     landed = lanes & fools
-    halved = replace(state, leap=torch.where(lanes & ~fools, state.leap / 2, state.leap))
+    halved = replace(state, step_size=torch.where(lanes & ~fools, state.step_size / 2, state.step_size))
     stuck = lanes & ~fools & (state.told >= _HALVINGS)
-    # From an edge that no leap leaves, the next sounding takes more points.
+    # From a boundary point that no step leaves, the next estimate takes more points.
     halved = replace(
         halved,
-        phase=torch.where(stuck, _SOUND, halved.phase),
+        phase=torch.where(stuck, _ESTIMATE, halved.phase),
         told=torch.where(stuck, 0, halved.told),
         round=halved.round + stuck,
     )
@@ -246,7 +252,7 @@ def _to_boundary(
         far=where(lanes, far, state.far),
         low=torch.where(lanes, 0, state.low),
         high=torch.where(lanes, whole, state.high),
-        phase=torch.where(lanes, _CLOSE, state.phase),
+        phase=torch.where(lanes, _BINARY_SEARCH, state.phase),
         told=torch.where(lanes, 0, state.told),
     )
 
@@ -265,6 +271,6 @@ def _threshold(x: Tensor, norm: str) -> float:
 
 
 def _reach(x: Tensor, state: HopSkipJumpState, norm: str) -> Tensor:
-    """How far from the edge it is sounded, (S,): the distance over d, as the threshold sets it."""
+    """The radius of the gradient estimate, (S,): the distance over d, as the threshold sets it."""
     size = math.prod(x.shape[1:])
-    return torch.where(state.round <= 1, _FIRST_REACH, rownorm(state.edge - x, norm) / size)
+    return torch.where(state.round <= 1, _FIRST_REACH, rownorm(state.boundary - x, norm) / size)
