@@ -105,7 +105,6 @@ def check_value(
         check_value(name, value, inner[0], (*inner[1:], *ranges), sign)
         return
     shown = f"{name}{sign}{value!r:.100}"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     choices = inner if kind in (Union, UnionType) else (annotation,)
     if kind is Literal:
         if value not in inner:
@@ -117,14 +116,14 @@ def check_value(
             raise ValueError(f"{name} has {len(value)} characters: expected at most {_LONGEST}")
         if "\0" in value:
             raise ValueError(f"{shown} holds a null byte: expected text")
-    elif number:
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         for allowed in ranges:
             if not allowed.holds(value):
                 raise ValueError(f"{shown}: expected {allowed.words}")
-    elif kind in (list, tuple) and inner:
+    elif isinstance(value, list | tuple) and kind in (list, tuple) and inner:
         for place, item in enumerate(value, 1):
             check_value(f"{name}, item {place},", item, inner[0], ranges, sign)
-    elif kind is dict and inner:
+    elif isinstance(value, dict) and kind is dict and inner:
         for key, item in value.items():
             check_value(f"{name}.{key}", item, inner[1], ranges, sign)
 

@@ -158,7 +158,7 @@ class Recipe:
 # Fields that may be written as fractions, "8/255".
 _RADII = ("eps", "step_size")
 
-Table = TypeVar("Table", Pretraining, Finetuning, PurifierStage, Recipe)
+Table = TypeVar("Table", bound=Pretraining | Finetuning | PurifierStage | Recipe)
 
 
 def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
