@@ -49,7 +49,7 @@ def command(
     robench check baseline.toml --junit report.xml
     """
     from robench.core.errors import CheckFailed
-    from robench.core.io import write_whole
+    from robench.core.io import write_file
     from robench.verification import ci_report
     from robench.verification.regression import Options, Verdict, check
 
@@ -76,10 +76,10 @@ def command(
             console.print(Text.assemble("  ", mark, plain(f"  {step.name}: {step.detail}")), soft_wrap=True)
         console.print(Text(f"  {ci_report.cost(verdict)}, {seconds[-1]:.1f} s", style="dim"), soft_wrap=True)
     if junit:
-        write_whole(Path(junit).absolute().parent, {Path(junit).name: ci_report.junit(verdicts, seconds)})
+        write_file(Path(junit), ci_report.junit(verdicts, seconds))
     if summary:
         content = ci_report.summary(verdicts).encode()
-        write_whole(Path(summary).absolute().parent, {Path(summary).name: content})
+        write_file(Path(summary), content)
     if os.environ.get("GITHUB_ACTIONS"):
         sys.stdout.write(ci_report.annotations(verdicts))
         if page := os.environ.get("GITHUB_STEP_SUMMARY"):

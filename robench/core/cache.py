@@ -13,4 +13,4 @@ def home_cache() -> Path:
 
 def cache_folder(kind: str) -> Path:
     """The folder of one kind of files, such as "checkpoints", in the cache: ROBENCH_CACHE, or ~/.cache/robench."""
-    return Path(os.environ.get(VARIABLE) or home_cache()) / kind
+    return Path(os.environ.get(VARIABLE) or home_cache()).expanduser() / kind

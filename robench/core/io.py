@@ -19,12 +19,14 @@ _LOCK = ".lock"
 _PID = 20
 # What only some systems know; Windows translates line ends unless it is asked for bytes.
 _NO_LINK, _NO_WAIT, _BYTES = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
+# By what a user gives another place.
+_OPTIONS = "--results or --output"
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside into one line about `path`, with the mend.
+def disk_errors(path: Path, options: str = _OPTIONS) -> Iterator[None]:
+    """Turn an OSError inside into one line about `path`, which another place can be given for by `options`.
 
     Raises:
         ResourceError: for a full disk, a folder that cannot be made or written, and the like.
@@ -34,11 +36,11 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise ResourceError(
-                f"no space left on the disk for {path}: free some or give another by --results or --output, "
+                f"no space left on the disk for {path}: free some or give another by {options}, "
                 "then repeat the command; what was saved before is intact"
             ) from error
         raise ResourceError(
-            f"cannot write {path} ({error.strerror or error}): give one that you may write by --results or --output"
+            f"cannot write {path} ({error.strerror or error}): give one that you may write by {options}"
         ) from error
 
 
@@ -62,31 +64,45 @@ def write_whole(
     Raises:
         ResourceError: when the disk is full or the folder cannot be written.
     """
+    with disk_errors(folder):
+        _write(folder, contents, make_way)
+
+
+def write_file(path: Path, content: Content, options: str = _OPTIONS) -> None:
+    """Write one file as `write_whole` does; a message names it, and `options` by which another is given.
+
+    Raises:
+        ResourceError: when the disk is full or the file cannot be written.
+    """
+    with disk_errors(path, options):
+        _write(path.absolute().parent, {path.name: content}, lambda: None)
+
+
+def _write(folder: Path, contents: Mapping[str, Content], make_way: Callable[[], object]) -> None:
     waiting: dict[str, str] = {}
     digests: dict[str, str] = {}
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            for name, content in contents.items():
-                descriptor, waiting[name] = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
-                with os.fdopen(descriptor, "wb") as file:
-                    _let_others_read(descriptor)
-                    digest = hashlib.sha256()
-                    for piece in _pieces(content, digests):
-                        file.write(piece)
-                        digest.update(piece)
-                    digests[name] = digest.hexdigest()
-                    file.flush()
-                    os.fsync(descriptor)
-            make_way()
-            for name in contents:
-                Path(waiting[name]).replace(folder / name)
-                del waiting[name]
-            sync_folder(folder)
-        finally:
-            for temporary in waiting.values():
-                with suppress(OSError):
-                    Path(temporary).unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, content in contents.items():
+            descriptor, waiting[name] = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
+            with os.fdopen(descriptor, "wb") as file:
+                _let_others_read(descriptor)
+                digest = hashlib.sha256()
+                for piece in _pieces(content, digests):
+                    file.write(piece)
+                    digest.update(piece)
+                digests[name] = digest.hexdigest()
+                file.flush()
+                os.fsync(descriptor)
+        make_way()
+        for name in contents:
+            Path(waiting[name]).replace(folder / name)
+            del waiting[name]
+        sync_folder(folder)
+    finally:
+        for temporary in waiting.values():
+            with suppress(OSError):
+                Path(temporary).unlink()
 
 
 def _let_others_read(descriptor: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from robench.core.errors import ResourceError, UsageError, unknown_name
-from robench.core.io import claim, disk_errors, write_quickly, write_whole
+from robench.core.io import claim, disk_errors, write_file, write_quickly
 from robench.core.specs import parse
 from robench.corruption.make import JPEG, SMALLEST, enlargement, library
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION
@@ -99,7 +99,7 @@ def _agree(output: Path, facts: dict) -> None:
         strangers = [each.name for each in output.iterdir() if not each.name.startswith(".")]
         if strangers:
             raise ResourceError(f"{output} holds {strangers[0]} already: give an empty folder") from None
-        write_whole(output, {FACTS: (json.dumps(facts, indent=2) + "\n").encode()})
+        write_file(output / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
         return
     except (OSError, ValueError) as error:
         raise ResourceError(f"{file} cannot be read: give an empty folder") from error
@@ -170,7 +170,7 @@ def _write_arrays(
 ) -> None:
     truths = output / "labels.npy"
     if not truths.is_file():
-        write_whole(output, {truths.name: _npy(np.tile(images.y.numpy(), len(SEVERITIES)))})
+        write_file(truths, _npy(np.tile(images.y.numpy(), len(SEVERITIES))))
     lacking = [name for name in corruptions if not (output / f"{name}.npy").is_file()]
     parts = [range(rows.start, rows.stop) for rows in spans(images)]
     made = in_order(
@@ -185,7 +185,7 @@ def _write_arrays(
     for name in corruptions:
         if name in lacking:
             whole = np.concatenate([next(made).pixels for _ in SEVERITIES for _ in parts])
-            write_whole(output, {f"{name}.npy": _npy(whole)})
+            write_file(output / f"{name}.npy", _npy(whole))
         note(f"{name} is in {output / name}.npy")
 
 

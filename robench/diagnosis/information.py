@@ -17,7 +17,7 @@ from torch import Tensor
 from robench.catalog import Protocol
 from robench.core.errors import UsageError
 from robench.core.formatting import location
-from robench.core.io import refuse_link, write_whole
+from robench.core.io import refuse_link, write_file
 from robench.diagnosis import estimators
 from robench.diagnosis._base import Case
 from robench.diagnosis.paths import follow
@@ -106,7 +106,7 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
     folder = Path(options.results) / slug(protocol.name) / slug(f"information-{'-'.join(values)}")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     refuse_link(folder)
-    write_whole(folder, {FILE: text.encode()})
+    write_file(folder / FILE, text.encode())
     picture(content, folder / PICTURE)
     return Information(content, folder)
 

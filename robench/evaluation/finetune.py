@@ -12,7 +12,7 @@ from pathlib import Path
 from robench.catalog import Card, read
 from robench.core import specs
 from robench.core.errors import UsageError
-from robench.core.io import write_whole
+from robench.core.io import write_file
 from robench.defenses import find_card
 from robench.defenses._checkpoints import sha256_of
 from robench.evaluation.dataset_transfer import Cell
@@ -59,7 +59,7 @@ def finetuned(cell: Cell, images: int, options: Options) -> Cell:
     path = folder / f"{name}.toml"
     text = _card(name, base, cell, images)
     if not _is_there(path, text):
-        write_whole(folder, {path.name: text.encode()})
+        write_file(path, text.encode())
         options.note(f"fine-tuning {cell.purifier} on {images} images of {cell.end.dataset}")
         result = train(
             str(path),
@@ -70,7 +70,7 @@ def finetuned(cell: Cell, images: int, options: Options) -> Cell:
             fresh=options.fresh,
         )
         found = f'checkpoint = "{name}.safetensors"\nsha256 = "{result.sha256}"\n'
-        write_whole(folder, {path.name: (found + text).encode()})
+        write_file(path, (found + text).encode())
     return replace(cell, purifier=str(path), subject=str(path))
 
 

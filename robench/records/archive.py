@@ -16,7 +16,7 @@ from pathlib import Path
 from robench.core import strict_json
 from robench.core.errors import ResourceError, UsageError
 from robench.core.formatting import size
-from robench.core.io import claim, disk_errors, read_ordinary, sync_folder, write_whole
+from robench.core.io import claim, disk_errors, read_ordinary, sync_folder, write_file, write_whole
 from robench.records import record
 from robench.records.collection import check, in_memory
 from robench.records.reading import LeftOut, files_named
@@ -230,7 +230,7 @@ def export(sources: Iterable[Path | str], output: Path | str) -> tuple[list[str]
     }
     contents["README.txt"] = _NOTE.encode()
     if output.suffix == ARCHIVE:
-        write_whole(output.absolute().parent, {output.name: _archive(contents)})
+        write_file(output, _archive(contents))
     else:
         _write_folder(output.absolute(), contents)
     return sorted(found), left_out
@@ -254,7 +254,7 @@ def _write_folder(place: Path, contents: Mapping[str, bytes]) -> None:
         try:
             copy.chmod(0o755)
             for name, data in contents.items():
-                write_whole((copy / name).parent, {Path(name).name: data})
+                write_file(copy / name, data)
             copy.rename(place)
         except OSError:
             shutil.rmtree(copy, ignore_errors=True)

@@ -15,7 +15,7 @@ from robench import catalog
 from robench.attacks.build import build_attacks
 from robench.core import specs
 from robench.core.errors import ResourceError, RobenchError, UsageError
-from robench.core.io import write_whole
+from robench.core.io import write_file
 from robench.records.record import Record
 from robench.records.store import slug
 from robench.reports.table import Grid
@@ -151,7 +151,7 @@ def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
         place = Path(output) / FOLDER / info["dataset"] / norm / f"{slug(record.job.defense.name)}.json"
         made[place] = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
     for place, encoded in made.items():
-        write_whole(place.parent, {place.name: encoded})
+        write_file(place, encoded)
     return list(made)
 
 

@@ -5,7 +5,8 @@ import io
 from pathlib import Path
 
 from robench.core.errors import ResourceError
-from robench.training.partial import write_whole
+from robench.core.io import write_file
+from robench.training.partial import OPTION
 
 COLUMNS = ("stage", "epoch", "loss", "lr", "seconds")
 
@@ -29,7 +30,7 @@ class Log:
             return
         rows = _rows(self.path) if done else []
         last = max((i for i, row in enumerate(rows) if row[:2] == [stage, str(done)]), default=-1)
-        write_whole(self.path, _lines([list(COLUMNS), *rows[: last + 1]]).encode())
+        write_file(self.path, _lines([list(COLUMNS), *rows[: last + 1]]).encode(), OPTION)
 
     def epoch(self, stage: str, epoch: int, loss: float, lr: float, seconds: float) -> None:
         """An epoch is done.

@@ -10,23 +10,12 @@ from typing import Any
 
 import torch
 
-from robench.core import io as files
 from robench.core.errors import ResourceError
-from robench.core.io import Damaged, read_sealed, seal
+from robench.core.io import Damaged, read_sealed, seal, write_file
 from robench.records.provenance import release
 
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path` by a temporary file, fsync and rename, so that a kill leaves old or new.
-
-    Raises:
-        ResourceError: when the folder is missing, full or not writable.
-    """
-    try:
-        files.write_whole(path.absolute().parent, {path.name: content})
-    except ResourceError as error:
-        reason = getattr(error.__cause__, "strerror", None) or error
-        raise ResourceError(f"{path} cannot be written ({reason}): give another place by --output") from error
+# By what a user gives another place for a checkpoint, its log and what is kept of an interrupted training.
+OPTION = "--output"
 
 
 def check_writable(path: Path) -> None:
@@ -36,7 +25,7 @@ def check_writable(path: Path) -> None:
         ResourceError: when it cannot.
     """
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-    write_whole(probe, b"")
+    write_file(probe, b"", OPTION)
     probe.unlink()
 
 
@@ -49,7 +38,7 @@ def write_partial(path: Path, state: Mapping[str, Any], fingerprint: str) -> Non
     buffer = io.BytesIO()
     made_by = {"robench": release(), "torch": str(torch.__version__)}
     torch.save({**state, "fingerprint": fingerprint, "made_by": made_by}, buffer)
-    write_whole(path, seal(buffer.getvalue()))
+    write_file(path, seal(buffer.getvalue()), OPTION)
 
 
 def read_partial(path: Path, fingerprint: str, note: Callable[[str], None]) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robench.catalog import Card
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError
+from robench.core.io import write_file
 from robench.data import load_dataset
 from robench.defenses import Defense, Purifier, build_purifier, checkpoint_of, find_card, load
 from robench.defenses._base import behind
@@ -25,7 +26,7 @@ from robench.threats.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
 from robench.training.distributed import Team
 from robench.training.log import Log
-from robench.training.partial import check_writable, read_partial, write_partial, write_whole
+from robench.training.partial import OPTION, check_writable, read_partial, write_partial
 from robench.training.pretrained import read_encoder
 from robench.training.progress import Reporter
 from robench.training.purifying import find_purifying
@@ -307,7 +308,7 @@ class _Run:
             }
         stored.load_state_dict(state)
         content = save(state)
-        write_whole(self.path, content)
+        write_file(self.path, content, OPTION)
         n = clean = robust = 0
         if defense := self._whole(trained, reporter):
             torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))

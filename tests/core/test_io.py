@@ -12,14 +12,21 @@ from hypothesis import strategies as st
 
 from robench.cli.main import main
 from robench.core.errors import ResourceError
-from robench.core.io import claim, is_claimed, read_ordinary, refuse_link, write_quickly, write_whole
+from robench.core.io import (
+    claim,
+    is_claimed,
+    read_ordinary,
+    refuse_link,
+    write_file,
+    write_quickly,
+    write_whole,
+)
 from robench.corruption.cache import Cache
 from robench.engine.checkpoint import FolderStore
 from robench.records.archive import export, merge
 from robench.records.prune import prune, waste
 from robench.records.store import PARTIAL, supersede
 from robench.training.partial import check_writable
-from robench.training.partial import write_whole as write_training
 from tests.fabricate import make_run
 
 SECRET = "what the owner keeps here"
@@ -136,7 +143,7 @@ def test_no_file_is_taken_for_a_lock_but_ours(tmp_path_factory, content):
     [
         lambda path: write_whole(path.parent, {path.name: b"new"}),
         lambda path: write_quickly(path, b"new"),
-        lambda path: write_training(path, b"new"),
+        lambda path: write_file(path, b"new"),
     ],
 )
 def test_what_is_written_takes_the_place_of_a_link(kind, write, folder, victim):

@@ -279,7 +279,7 @@ def test_the_log_has_a_line_an_epoch_and_survives_an_interruption(tmp_path, monk
 
 def test_a_log_that_cannot_be_written(tmp_path):
     card = write_card(tmp_path)
-    with pytest.raises(ResourceError, match="cannot be written"):
+    with pytest.raises(ResourceError, match="cannot write"):
         train(str(card), output=tmp_path / "t.safetensors", progress=False, csv=card / "log.csv")
 
 

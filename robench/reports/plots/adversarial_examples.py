@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from robench.core.errors import ResourceError
-from robench.core.io import write_whole
+from robench.core.io import write_file
 from robench.core.sanitize import plain
 from robench.data._base import Images
 from robench.records.certificates import apply, is_attacked, read_certificates
@@ -52,7 +52,7 @@ def picture(folder: Path | str, images: Images, path: Path | str) -> Path:
     chosen = examples(record, images)
     if not chosen:
         raise ResourceError(f"{folder}: no sample was fooled by an attack, so there is nothing to show")
-    write_whole(path.parent, {path.name: draw(record, chosen)})
+    write_file(path, draw(record, chosen))
     return path
 
 

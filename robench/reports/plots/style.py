@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robench.core.errors import UsageError
-from robench.core.io import write_whole
+from robench.core.io import write_file
 from robench.core.sanitize import plain
 
 if TYPE_CHECKING:
@@ -104,5 +104,5 @@ def save(figure: "Figure", path: Path | str) -> Path:
         ResourceError: when the file cannot be written.
     """
     path = Path(path)
-    write_whole(path.absolute().parent, {path.name: encode(figure, path.suffix.lower().removeprefix("."))})
+    write_file(path, encode(figure, path.suffix.lower().removeprefix(".")))
     return path
