@@ -1,7 +1,8 @@
 """Processes that do tasks: `python -m robench.corruption.workers`, spoken to over its standard input and output.
 
-The standard library's pools import the caller's own script again, which an unguarded script does not survive, and
-leave their processes behind when this one is killed. These end when their input does, however that comes about.
+Not concurrent.futures.ProcessPoolExecutor, which is as fast: spawned, it imports the caller's script again, so an
+unguarded script fails and one that imports torch does so in each process; killed, it leaves its processes behind.
+These end when their input does, however that comes about, and start in the same way on every system.
 """
 
 import os
@@ -102,8 +103,8 @@ def _serve(asked: IO[bytes], told: IO[bytes]) -> None:
         try:
             pickle.dump(answer, told, protocol=5)
             told.flush()
-        except BrokenPipeError:
-            # Whoever asked is gone, and what is left in the buffer is for nobody.
+        except OSError:
+            # A broken pipe: the other process is gone, and what is left in the buffer with it.
             os._exit(0)
 
 

@@ -49,18 +49,42 @@ class Header:
         return cls(_TYPES[entry["dtype"]], tuple(map(int, entry["shape"])))
 
 
+class Perturbations(Stack):
+    """Perturbations (M, ...) float32, converted when they are asked for: in memory they are as small as in the file.
+
+    Args:
+        exact: (E, ...) float32.
+        grains: (G, ...), whole numbers of `step`.
+        places: (M,) int64, the row of each in `exact`, or behind it in `grains`.
+    """
+
+    def __init__(self, exact: Tensor, grains: Tensor, step: float, places: Tensor):
+        super().__init__((len(places), *grains.shape[1:]))
+        self._exact, self._grains, self._step, self._places = exact, grains, step, places
+
+    def _read(self, rows: list[int]) -> Tensor:
+        places = self._places[rows]
+        whole = places >= len(self._exact)
+        read = torch.empty(len(rows), *self.shape[1:])
+        read[whole] = self._grains[places[whole] - len(self._exact)] * self._step
+        if not whole.all():
+            read[~whole] = self._exact[places[~whole]]
+        return read
+
+
 @dataclass(frozen=True)
 class Certificates:
     """One perturbation for each sample that an attack fooled, or that has a candidate (see `certified`).
 
     Attributes:
         ids: (M,) int64, in the data set's canonical order.
-        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation.
+        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation; a `Stack` where some
+            are kept as whole numbers.
         grain: the step of those that are kept as whole numbers; None where none are.
     """
 
     ids: Tensor
-    delta: Tensor
+    delta: Tensor | Stack
     grain: float | None = None
 
     def __len__(self) -> int:
@@ -80,7 +104,9 @@ class Applied(Stack):
         delta: (M, ...), perturbations of its `rows`.
     """
 
-    def __init__(self, threat: Threat, x: Tensor | Stack, delta: Tensor, ids: Tensor, rows: list[int]):
+    def __init__(
+        self, threat: Threat, x: Tensor | Stack, delta: Tensor | Stack, ids: Tensor, rows: list[int]
+    ):
         super().__init__((len(rows), *x.shape[1:]))
         self._threat, self._x, self._delta, self._ids, self._rows = threat, x, delta, ids, rows
 
@@ -195,11 +221,8 @@ def read_certificates(folder: Path) -> Certificates:
     ids, delta, grain = tensors["id"], tensors["delta"], None
     if "grains" in tensors:
         grain = float(tensors["grain"])
-        rounded = tensors["grains"] * grain
-        delta = torch.cat([delta.reshape(-1, *rounded.shape[1:]), rounded])
-        ids = torch.cat([ids, tensors["grains_id"]])
-        ids, order = ids.sort()
-        delta = delta[order]
+        ids, places = torch.cat([ids, tensors["grains_id"]]).sort()
+        delta = Perturbations(delta, tensors["grains"], grain, places)
     return Certificates(ids, delta, grain)
 
 

@@ -109,7 +109,7 @@ def _read(record: Record, images: Images) -> _Old:
     rows = [place[sample] for sample in kept.ids.tolist()]
     threat = record.job.threat_model
     x = images.x[rows]
-    points = threat.moved(x, kept.delta) if rows else threat.origin(images.x[:1])[:0]
+    points = threat.moved(x, kept.delta[:]) if rows else threat.origin(images.x[:1])[:0]
     outside = ~threat.contains(x, points) if rows else torch.zeros(0, dtype=torch.bool)
     return _Old(record, samples.read_samples(folder).to_pydict(), rows, points, outside)
 

@@ -126,7 +126,7 @@ def test_a_certificate_outside_the_budget_is_refused(results, tmp_path):
     tensors = load_file(copy / FILE)
     tensors["grain"] = tensors["grain"] * 1.5
     save_file(tensors, copy / FILE)
-    assert read_certificates(copy).delta.abs().max() > 0.5
+    assert read_certificates(copy).delta[:].abs().max() > 0.5
     with pytest.raises(CheckFailed, match=r"adversarials.delta: inside fog:0.5 and the parameters' range"):
         verify(copy, load("pgd-at", "digits"), load_dataset("digits", "test", 16))
 
