@@ -24,8 +24,8 @@ def findings(e: Evidence, clean: Tensor, declared: bool) -> Iterator[Finding]:
         *health.squashed_outputs(clean),
         *health.nonfinite_logits(health.count_nonfinite(clean)),
     ]
-    # What an attack that cannot be built here does is not known.
-    if len(attacks) == len(e.attacks):
+    # What an attack that cannot be built here does is not known, nor what costs are of a suite that was changed.
+    if len(attacks) == len(e.attacks) == len(e.record.attacks):
         raised += health.gradient_free_wins(attacks, e.record.attacks, e.threat.norm, e.record.job.n)
         raised += health.few_classes(clean.shape[1], attacks)
         raised += health.randomised(e.draws > 1, declared, attacks, not e.asks)
