@@ -49,9 +49,9 @@ class Card:
         classifier: where the builder is a purifier's, the defense whose classifier stands behind it.
         family: the name that picks this card by data set ("mimir"); empty for none.
         checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none. Of a
-            file that a person brings (`origin`) the path in the folder that ROBENCH_CHECKPOINTS names.
+            file that a person brings (`download_page`) the path in the folder that ROBENCH_CHECKPOINTS names.
         sha256: of the checkpoint file; empty: unknown.
-        origin: where a person gets the checkpoint, when no program can fetch it.
+        download_page: where a person gets the checkpoint, when no program can fetch it.
         pretrained: where a person gets the pre-trained encoder of the same network and data set.
         threat: what it was trained against; empty for undefended.
         preprocessing: of pictures before it, by a name of `robench.data.preprocessing`; empty where nothing is said.
@@ -70,7 +70,7 @@ class Card:
     classifier: str = ""
     checkpoint: str = ""
     sha256: str = ""
-    origin: str = ""
+    download_page: str = ""
     pretrained: str = ""
     threat: str = ""
     preprocessing: str = ""
@@ -302,7 +302,9 @@ def read(kind: type[Item], path: Path) -> Item:
         UsageError: when it is not TOML, or a field is unknown, missing or of another type.
     """
     table = read_toml(path)
-    item = make(kind, {"name": path.stem, **table}, path)
+    # `origin` is the name of a field in older cards.
+    named = {"download_page" if kind is Card and key == "origin" else key: table[key] for key in table}
+    item = make(kind, {"name": path.stem, **named}, path)
     if isinstance(item, Protocol):
         item = replace(item, ends=_tables(End, "ends", item.ends, path))
         missing = [key for key in ("dataset", "threat", "samples") if key not in table]
@@ -322,8 +324,8 @@ def read(kind: type[Item], path: Path) -> Item:
         if bool(item.attacks) == bool(item.rungs):
             raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")
         item = replace(item, rungs=_tables(Rung, "rungs", item.rungs, path))
-        for each in item.rungs:
-            _check_rung(each, path)
+        if strange := [side for rung in item.rungs for side in rung.threats if not side.isdecimal()]:
+            raise UsageError(f"{path}: a rung has threats for {strange[0]!r}: expected pixels = a threat")
         if empty := [norm for norm, listed in item.norms.items() if not listed]:
             raise UsageError(f"{path}: norms.{empty[0]} = []: expected at least one attack")
     elif isinstance(item, Card):
@@ -362,13 +364,6 @@ def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[M
         if not isinstance(table, Mapping):
             raise UsageError(f"{path}: {key} holds {table!r}: expected tables [[{key}]]")
     return [make(kind, table, path) for table in tables]
-
-
-def _check_rung(rung: Rung, path: Path) -> None:
-    if strange := [side for side in rung.threats if not side.isdecimal()]:
-        raise UsageError(
-            f"{path}: the rung {rung.name} has threats for {strange[0]!r}: expected pixels = a threat"
-        )
 
 
 def _check_claim(claim: Mapping[str, Any], path: Path) -> None:

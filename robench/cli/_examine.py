@@ -74,7 +74,7 @@ def examine(results_dir: Path | str, data_dir: Path | str | None = None) -> list
         *(
             _checkpoint(card)
             for card in cards().values()
-            if not card.origin and (card.checkpoint or not card.recipe)
+            if not card.download_page and (card.checkpoint or not card.recipe)
         ),
         _corruptions(),
         *_disk(Path(results_dir)),

@@ -125,7 +125,7 @@ def _brought() -> list[dict[str, str]]:
     """The cards whose weights a user brings, with what their authors claim."""
     rows = []
     for card in catalog.cards().values():
-        if card.origin:
+        if card.download_page:
             said = [
                 f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
             ]

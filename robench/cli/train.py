@@ -37,7 +37,7 @@ def command(
     torchrun --nproc-per-node 4 -m robench train CARD
     """
     from robench.training import train
-    from robench.training.distributed import Team
+    from robench.training.distributed import ProcessGroup
 
     result = train(
         card,
@@ -49,6 +49,6 @@ def command(
         csv=csv,
         pretrained=pretrained,
     )
-    if not Team.here().leads:
+    if not ProcessGroup.here().leads:
         return
     Console().print(Text(plain_lines(str(result))), soft_wrap=True)

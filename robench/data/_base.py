@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robench.core.cache import home_cache
 from robench.core.errors import ResourceError, UsageError
-from robench.data._lazy_images import Pixels, Stack
+from robench.data._lazy_images import LazyImages, PixelFile
 from robench.data.class_subset import Subset
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
@@ -121,7 +121,7 @@ class Images:
 
     Attributes:
         name, split: where they come from.
-        x: (N, C, H, W) float32 in [0, 1]; of data sets of picture files a `Stack`, which is indexed as a tensor
+        x: (N, C, H, W) float32 in [0, 1]; of data sets of picture files a `LazyImages`, which is indexed as a tensor
             and reads what is asked for: `x[:]` is all of it.
         y: (N,) int64.
         ids: index of each in the data set's canonical order, (N,) int64.
@@ -132,7 +132,7 @@ class Images:
 
     name: str
     split: str
-    x: Tensor | Stack
+    x: Tensor | LazyImages
     y: Tensor
     ids: Tensor
     classes: tuple[str, ...]
@@ -151,5 +151,5 @@ class Images:
 
     def first(self, n: int) -> "Images":
         """The first `n` of them."""
-        x = self.x.first(n) if isinstance(self.x, Pixels) else self.x[:n]
+        x = self.x.first(n) if isinstance(self.x, PixelFile) else self.x[:n]
         return replace(self, x=x, y=self.y[:n], ids=self.ids[:n])

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from robench.core.errors import ResourceError, UsageError
-from robench.data._lazy_images import Pixels
+from robench.data._lazy_images import PixelFile
 from robench.data.preprocessing import USUAL, Preprocessing, parse
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp")
@@ -125,7 +125,7 @@ def severity_folder(folder: Path, severity: int, name: str) -> Path:
 
 def decode(
     pictures: Iterable[tuple[int, Path | Blob]], n: int, preprocessing: str, name: str, channels: int = 3
-) -> Pixels:
+) -> PixelFile:
     """Read pictures: three channels, or one of grey, preprocessed.
 
     Several threads decode ahead (Pillow lets other threads work meanwhile); what comes out does not depend on how
@@ -142,7 +142,7 @@ def decode(
         UsageError: when they come out in several sizes.
     """
     how = parse(preprocessing)
-    x: Pixels | None = None
+    x: PixelFile | None = None
     bad: list[tuple[Path | Blob, str]] = []
     waiting = iter(pictures)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
@@ -154,7 +154,7 @@ def decode(
                     continue
                 size = found.shape[:2]
                 if x is None:
-                    x = Pixels((n, channels, *size))
+                    x = PixelFile((n, channels, *size))
                 if size != x.shape[2:]:
                     raise UsageError(
                         f"the images of {name} come in several sizes, {_px(x.shape[2:])} and {_px(size)} "
@@ -172,7 +172,7 @@ def decode(
     return x
 
 
-def in_turn(groups: Iterable[Iterable[Item]]) -> list[Item]:
+def round_robin(groups: Iterable[Iterable[Item]]) -> list[Item]:
     """The first of every group, then every second one, and so on: so the first few are of all groups."""
     rounds = zip_longest(*groups, fillvalue=_NOBODY)
     return [each for one in rounds for each in one if each is not _NOBODY]
@@ -181,7 +181,7 @@ def in_turn(groups: Iterable[Iterable[Item]]) -> list[Item]:
 def labelled(found: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> list[tuple[int, Path]]:
     """Label and path of each picture, the classes in turn; a label is the place in `classes`."""
     labels = {each: k for k, each in enumerate(classes)}
-    return in_turn([(labels[each], file) for file in files] for each, files in found.items())
+    return round_robin([(labels[each], file) for file in files] for each, files in found.items())
 
 
 def named(paths: Sequence[object]) -> str:

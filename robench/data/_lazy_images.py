@@ -21,7 +21,7 @@ _OFTEN = 1 << 26
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Stack:
+class LazyImages:
     """Images (N, C, H, W), float32 in [0, 1], read when they are asked for and indexed as a tensor is.
 
     A subclass gives `_read`.
@@ -62,7 +62,7 @@ class Stack:
         raise NotImplementedError
 
 
-class Held(Stack):
+class Held(LazyImages):
     """Images that are held in memory, for whatever comes of them not to be.
 
     Args:
@@ -77,12 +77,12 @@ class Held(Stack):
         return self._x[rows]
 
 
-def lazily(x: "Tensor | Stack") -> Stack:
-    """The images as a `Stack`, wherever they are."""
-    return x if isinstance(x, Stack) else Held(x)
+def lazily(x: "Tensor | LazyImages") -> LazyImages:
+    """The images as a `LazyImages`, wherever they are."""
+    return x if isinstance(x, LazyImages) else Held(x)
 
 
-class Pixels(Stack):
+class PixelFile(LazyImages):
     """Pixels in a file without a name, which the system removes when the last user ends, however it ends.
 
     Args:
@@ -104,10 +104,10 @@ class Pixels(Stack):
         size = int(np.prod(self.shape[1:])) * self._kind.itemsize
         self._file.write(content, row * size)
 
-    def first(self, n: int) -> "Pixels":
+    def first(self, n: int) -> "PixelFile":
         """The first `n`, of the same file."""
-        part = object.__new__(Pixels)
-        Stack.__init__(part, (n, *self.shape[1:]))
+        part = object.__new__(PixelFile)
+        LazyImages.__init__(part, (n, *self.shape[1:]))
         part._file, part._kind = self._file, self._kind
         return part
 
@@ -125,7 +125,7 @@ class Pixels(Stack):
         return torch.from_numpy(np.divide(raw, np.float32(255), dtype=np.float32))
 
 
-class Mapped(Stack):
+class Mapped(LazyImages):
     """What becomes of images, one by one.
 
     Args:
@@ -133,7 +133,7 @@ class Mapped(Stack):
         change: images (M, 3, H, W) to what they become, (M, ...).
     """
 
-    def __init__(self, x: Stack, change: Callable[[Tensor], Tensor]):
+    def __init__(self, x: LazyImages, change: Callable[[Tensor], Tensor]):
         super().__init__((len(x), *change(x[:1]).shape[1:]))
         self._x, self._change = x, change
 
@@ -141,7 +141,7 @@ class Mapped(Stack):
         return self._change(self._x[rows])
 
 
-class Replaced(Stack):
+class Replaced(LazyImages):
     """Images, or what became of them, of which some are others.
 
     Args:
@@ -150,7 +150,7 @@ class Replaced(Stack):
         image: rows to what is there now, (M, ...).
     """
 
-    def __init__(self, x: Stack, rows: list[int], image: Callable[[list[int]], Tensor]):
+    def __init__(self, x: LazyImages, rows: list[int], image: Callable[[list[int]], Tensor]):
         super().__init__(x.shape)
         self._x, self._rows, self._image = x, frozenset(rows), image
 
@@ -203,3 +203,7 @@ class _Scratch:
             f"cannot write to {self._place} ({error.strerror or error}): name a folder for temporary files in the "
             "variable TMPDIR"
         )
+
+
+# The name of before, which modules of other rooms still use.
+Stack = LazyImages

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import ResourceError
-from robench.data._lazy_images import Pixels
+from robench.data._lazy_images import PixelFile
 
 # Bytes read at a time.
 _PART = 1 << 20
@@ -132,7 +132,7 @@ def _check_range(x: np.ndarray, path: Path) -> None:
         )
 
 
-def member_pixels(path: Path, name: str, samples: int | None, channels: int = 3) -> Pixels:
+def member_pixels(path: Path, name: str, samples: int | None, channels: int = 3) -> PixelFile:
     """The first images of an array in a .npz archive, read a part at a time: see `pixels`.
 
     Raises:
@@ -142,7 +142,7 @@ def member_pixels(path: Path, name: str, samples: int | None, channels: int = 3)
         return _streamed(file, path, samples, channels)
 
 
-def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -> Pixels:
+def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -> PixelFile:
     shape, columns_first, kind = _header(file)
     count = shape[0] if samples is None or not shape else min(samples, shape[0])
     if columns_first or not shape:
@@ -151,7 +151,7 @@ def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -
         parts = iter([array[:count]])
     else:
         parts = _parts(file, shape, kind, count)
-    stack: Pixels | None = None
+    stack: PixelFile | None = None
     at = 0
     for part in parts:
         x = _upright(part, path, channels, shape)
@@ -159,7 +159,7 @@ def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -
             x = x.astype(np.float32)
             _check_range(x, path)
         if stack is None:
-            stack = Pixels((count, x.shape[3], *x.shape[1:3]), x.dtype)
+            stack = PixelFile((count, x.shape[3], *x.shape[1:3]), x.dtype)
         stack.write(at, x)
         at += len(x)
     assert stack is not None

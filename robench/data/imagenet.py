@@ -17,7 +17,7 @@ from robench.data import _image_files, _parquet
 from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_split, described, find
 from robench.data._image_lists import read_list
-from robench.data._lazy_images import Pixels
+from robench.data._lazy_images import PixelFile
 from robench.data._names import COMMON, VALIDATION, check_corruption, imagenet_classes, synsets
 from robench.data.parquet import files_by_part
 
@@ -157,7 +157,7 @@ def _of_parquet(name: str, folder: Path, preprocessing: str, samples: int | None
     return _images(name, rows, x)
 
 
-def _images(name: str, rows: Sequence[tuple[int, int, object]], x: Pixels) -> Images:
+def _images(name: str, rows: Sequence[tuple[int, int, object]], x: PixelFile) -> Images:
     ids, y = (torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in (0, 1))
     return Images(name, "test", x, y, ids, imagenet_classes())
 

@@ -58,7 +58,7 @@ def load(
     place = Path(data_dir or "").expanduser() / Path(path).expanduser()
     table = _parquet.open_table(_choose(place, name, split, part), name, image, label)
     by_class = (np.flatnonzero(table.labels == k).tolist() for k in range(len(table.classes)))
-    rows = _image_files.in_turn(by_class)[:samples]
+    rows = _image_files.round_robin(by_class)[:samples]
     x = _image_files.decode(table.pictures(rows), len(rows), preprocessing, name)
     return Images(name, split, x, torch.from_numpy(table.labels[rows]), torch.tensor(rows), table.classes)
 

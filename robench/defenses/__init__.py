@@ -24,10 +24,10 @@ from robench.defenses.loading import (
     build_purifier,
     card_digest,
     checkpoint_of,
-    counting,
     load,
     load_defense,
     load_purifier,
+    restrict_to_classes,
 )
 from robench.defenses.resolution import DEFAULT_DATASET, ResolvedDefense, find_card, find_cards, resolve
 
@@ -40,11 +40,11 @@ __all__ = [
     "build_purifier",
     "card_digest",
     "checkpoint_of",
-    "counting",
     "find_card",
     "find_cards",
     "load",
     "load_defense",
     "load_purifier",
     "resolve",
+    "restrict_to_classes",
 ]

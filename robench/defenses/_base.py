@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.errors import UsageError
-from robench.defenses._feature_hooks import overheard
+from robench.defenses._feature_hooks import capture_features
 from robench.defenses._normalisation import own_normalisations
 
 _LOOSE = 1e-3  # for the arithmetic of a purifier that normalises and scales back
@@ -164,7 +164,7 @@ class Defense(nn.Module):
             UsageError: as `features`.
         """
         forward_features, inner = self._forward_features(), self._inner(x)
-        with overheard(self.classifier, layers) as heard:
+        with capture_features(self.classifier, layers) as heard:
             logits = self._counted(self.classifier(inner))
         return logits, tuple(heard) or (forward_features(inner),)
 
@@ -186,7 +186,7 @@ class Defense(nn.Module):
         return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
 
-def behind(purifier: nn.Module | None, defense: Defense) -> Defense:
+def with_purifier(purifier: nn.Module | None, defense: Defense) -> Defense:
     """The same classifier behind another purifier, or none; a purifier it already has is replaced."""
     return _like(
         defense,

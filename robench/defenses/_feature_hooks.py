@@ -11,7 +11,7 @@ _SEQUENCES = ("blocks", "stages", "layers")
 
 
 @contextmanager
-def overheard(classifier: nn.Module, layers: str) -> Iterator[list[Tensor]]:
+def capture_features(classifier: nn.Module, layers: str) -> Iterator[list[Tensor]]:
     """Inside the block, what the classifier computes on its way is put into the list given, in order.
 
     Args:

@@ -86,7 +86,7 @@ def _by_name(name: str, cards: Sequence[Card], hints: Sequence[Spec], digest: st
     if _another(card, digest):
         raise ResourceError(
             f"checkpoint {path} has sha256 {digest}: the card {card.name} says {card.sha256}; get the file from "
-            f"{card.origin} again, or name the network itself, --defense '{_short(hints[0])}'"
+            f"{card.download_page} again, or name the network itself, --defense '{_short(hints[0])}'"
         )
     return Choice(card.name, card, card.family, card.spec, notes(card, digest, path))
 

@@ -8,7 +8,7 @@ from robench.catalog import Card
 from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.defenses import build_purifier, find_card, loaders
-from robench.defenses._base import Defense, behind
+from robench.defenses._base import Defense, with_purifier
 from robench.defenses._checkpoints import split_location
 
 
@@ -31,7 +31,7 @@ def network_of(
             if card
             else network_of(specs.parse(classifier))
         )
-        return behind(build_purifier(spec), inner)
+        return with_purifier(build_purifier(spec), inner)
     if not loaders.scheme_of(spec.name):
         return specs.build(spec, registry.defenses.get(spec.name))
     place, weights, _ = split_location(checkpoint, folder)

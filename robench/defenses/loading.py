@@ -14,7 +14,7 @@ from robench.core.specs import Spec
 from robench.core.torch_state import standard_state
 from robench.data.class_subset import Subset
 from robench.defenses import _checkpoint_layouts, loaders
-from robench.defenses._base import Defense, Purifier, behind, restricted
+from robench.defenses._base import Defense, Purifier, restricted, with_purifier
 from robench.defenses._checkpoints import Fetched, fetch, load_into, read_weights, sha256_of
 from robench.defenses._resolve_checkpoint import Choice, choose, notes
 from robench.defenses._state import state_digest, state_sha256
@@ -89,10 +89,10 @@ def load(
     card, defense = found.card, found.defense
     if card and card.preprocessing:
         defense.preprocessing = card.preprocessing
-    return counting(found, among)
+    return restrict_to_classes(found, among)
 
 
-def counting(loaded: Loaded, among: Subset | None) -> Loaded:
+def restrict_to_classes(loaded: Loaded, among: Subset | None) -> Loaded:
     """The same, of whose classes only those count; unchanged where it was made for these alone, or all count."""
     if among is None or loaded.defense.num_classes != among.of:
         return loaded
@@ -137,9 +137,10 @@ def _load(meant: ResolvedDefense, checkpoint: str | Path | None, device: str | t
                 _checkpoint_layouts.unwrapped(state), spec.name, defense.classifier, path
             )
         load_into(defense, state, path)
-    elif card and card.origin:
+    elif card and card.download_page:
         raise ResourceError(
-            f"{card.name} comes without its weights: get them from {card.origin} and give the file with --checkpoint"
+            f"{card.name} comes without its weights: get them from {card.download_page} "
+            "and give the file with --checkpoint"
         )
     elif card:
         made = f" (robench train {name} makes one)" if card.recipe else ""
@@ -212,7 +213,7 @@ def _load_purified(
             purifier.eval().try_out(inner.defense.image_size, inner.defense.channels)
     except ValueError as error:
         raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
-    defense = behind(purifier, inner.defense).eval().requires_grad_(False).to(device)
+    defense = with_purifier(purifier, inner.defense).eval().requires_grad_(False).to(device)
     own = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
     both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
     known = notes(card, digest, path) if path and card.path.is_file() else ()
@@ -256,7 +257,7 @@ def _weighted(
     purifier = build_purifier(card.spec)
     if any(True for _ in purifier.parameters()):
         made = f" (robench train {card.name} makes one)" if card.recipe else ""
-        where = f": get them from {card.origin} and" if card.origin else f":{made}"
+        where = f": get them from {card.download_page} and" if card.download_page else f":{made}"
         raise ResourceError(f"{card.name} comes without its weights{where} give the file with --checkpoint")
     return purifier, None, state_digest(purifier), ()
 
@@ -306,17 +307,18 @@ def _own_file(card: Card) -> Fetched:
     try:
         return fetch(card.checkpoint, card.path.parent, card.sha256)
     except ResourceError as error:
-        if not card.origin:
+        if not card.download_page:
             raise
         raise ResourceError(
-            f"{card.name} comes without its weights: get them from {card.origin} and put them, as {card.checkpoint}, "
-            "into a folder that the variable ROBENCH_CHECKPOINTS names, or give the file with --checkpoint"
+            f"{card.name} comes without its weights: get them from {card.download_page} and put them, "
+            f"as {card.checkpoint}, into a folder that the variable ROBENCH_CHECKPOINTS names, "
+            "or give the file with --checkpoint"
         ) from error
 
 
 def _check_digest(card: Card, what: str, digest: str) -> None:
     # Of a file that somebody brings the digest may be unknown.
-    if digest != card.sha256 and (card.sha256 or not card.origin):
+    if digest != card.sha256 and (card.sha256 or not card.download_page):
         raise ResourceError(
             f"{what} has sha256 {digest}: the card {card.name} says {card.sha256 or 'none'}; get "
             "the file again, or use it as it is with --checkpoint"

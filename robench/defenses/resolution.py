@@ -50,7 +50,7 @@ class ResolvedDefense:
         """
         if len(self.cards) < 2:
             return self.cards[0] if self.cards else None
-        ready = [card for card in self.cards if card.checkpoint and not card.origin]
+        ready = [card for card in self.cards if card.checkpoint and not card.download_page]
         if len(ready) == 1:
             return ready[0]
         what = f"{len(self.cards)} cards for {self.cards[0].dataset}"
@@ -141,7 +141,9 @@ def family_card(name: str, dataset: Spec) -> Card | None:
     cards = [
         card for card in catalog.cards().values() if card.family == name and card.dataset == dataset.name
     ]
-    ready = [card for card in cards if card.checkpoint and not card.origin] if len(cards) > 1 else cards
+    ready = (
+        [card for card in cards if card.checkpoint and not card.download_page] if len(cards) > 1 else cards
+    )
     return ready[0] if name and len(ready) == 1 else None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robench.core.errors import UsageError, unknown_name
 from robench.core.trust import like
-from robench.defenses._base import Defense, Purifier, behind
+from robench.defenses._base import Defense, Purifier, with_purifier
 from robench.engine.batched_model import Model
 
 LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")
@@ -90,5 +90,5 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
     if purifier is None:
         raise UsageError(f"knowledge {level} needs a purifier, and this defense has none: use full")
     if level == "oblivious":
-        return Attacker(behind(None, defense), no_verdict_feedback)
-    return Attacker(behind(IdentityBackward(purifier), defense), no_verdict_feedback)
+        return Attacker(with_purifier(None, defense), no_verdict_feedback)
+    return Attacker(with_purifier(IdentityBackward(purifier), defense), no_verdict_feedback)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import UsageError
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.threats.threat import check_images
 
 # How far outside [0, 1] rounding leaves pixels: undoing a normalisation takes 2e-7, in half precision it takes more
@@ -45,7 +45,7 @@ def prepare(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def _images(x: Any) -> Tensor:
-    images = _tensor(x[:] if isinstance(x, Stack) else x, "images")
+    images = _tensor(x[:] if isinstance(x, LazyImages) else x, "images")
     if images.dtype in _WHOLE:
         advice = "divide by 255, as in x.float() / 255"
         raise UsageError(f"images are {images.dtype}: expected floats in [0, 1] ({advice})")

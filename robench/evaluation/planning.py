@@ -19,7 +19,7 @@ from robench.corruption.suite import Corruption, corruptions
 from robench.data import Images, load_dataset
 from robench.data.corrupted import check_colours
 from robench.data.preprocessing import OWN, USUAL
-from robench.defenses import Loaded, counting, load, resolve
+from robench.defenses import Loaded, load, resolve, restrict_to_classes
 from robench.engine.device import choose_device
 from robench.engine.knowledge import Attacker
 from robench.engine.setup import find_attacker
@@ -95,7 +95,7 @@ def plan(
     ready = []
     for loaded in [load(defense, dataset, options.checkpoint, device) for defense in resolved]:
         images = images_of(prepared(dataset, loaded))
-        loaded = counting(loaded, images.among)
+        loaded = restrict_to_classes(loaded, images.among)
         check_fit(loaded, images)
         for line in loaded.notes:
             options.note(line)

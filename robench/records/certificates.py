@@ -20,7 +20,7 @@ from robench.core import strict_json
 from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
 from robench.data._base import Images
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.engine.outcome import Outcome
 from robench.records import _tensors
 from robench.threats.threat import Threat
@@ -49,7 +49,7 @@ class Header:
         return cls(_TYPES[entry["dtype"]], tuple(map(int, entry["shape"])))
 
 
-class Perturbations(Stack):
+class Perturbations(LazyImages):
     """Perturbations (M, ...) float32, converted when they are asked for: in memory they are as small as in the file.
 
     Args:
@@ -78,13 +78,13 @@ class Certificates:
 
     Attributes:
         ids: (M,) int64, in the data set's canonical order.
-        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation; a `Stack` where some
+        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation; a `LazyImages` where some
             are kept as whole numbers.
         grain: the step of those that are kept as whole numbers; None where none are.
     """
 
     ids: Tensor
-    delta: Tensor | Stack
+    delta: Tensor | LazyImages
     grain: float | None = None
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ def apply(threat: Threat, x: Tensor, delta: Tensor, ids: Tensor) -> Tensor:
     return threat.image(x, threat.moved(x, delta), ids)
 
 
-class Applied(Stack):
+class Applied(LazyImages):
     """The adversarial images of certificates, made when they are asked for.
 
     Args:
@@ -105,7 +105,7 @@ class Applied(Stack):
     """
 
     def __init__(
-        self, threat: Threat, x: Tensor | Stack, delta: Tensor | Stack, ids: Tensor, rows: list[int]
+        self, threat: Threat, x: Tensor | LazyImages, delta: Tensor | LazyImages, ids: Tensor, rows: list[int]
     ):
         super().__init__((len(rows), *x.shape[1:]))
         self._threat, self._x, self._delta, self._ids, self._rows = threat, x, delta, ids, rows

@@ -15,7 +15,7 @@ from torch import Tensor
 from robench.core.errors import CheckFailed
 from robench.core.io import claim
 from robench.data._base import Images
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded
 from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Judge, frozen, vote
@@ -154,7 +154,7 @@ def _images(threat: Threat, images: Images, rows: list[int], points: Tensor, dev
 
 
 def _answers(
-    judge: Judge, x: Tensor | Stack, rows: list[int], images: Images, device: torch.device
+    judge: Judge, x: Tensor | LazyImages, rows: list[int], images: Images, device: torch.device
 ) -> Tensor:
     """What a judge says of images (M, C, H, W) of the samples `rows`, (M, draws)."""
     return judge.answers_of(x, images.ids[rows], device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
 from robench.data._base import Images
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.engine.outcome import Outcome
 from robench.records.record import Record
 
@@ -45,7 +45,7 @@ _MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
 _TEXTS = [name for name, field in zip(SCHEMA.names, SCHEMA, strict=True) if field.type == pa.string()]
 
 
-def input_digests(x: Tensor | Stack) -> list[str]:
+def input_digests(x: Tensor | LazyImages) -> list[str]:
     """sha256 of the float32 bytes of each row of `x`, (N, C, H, W), in hexadecimal."""
     rows = (row for part in x.split(64) for row in part.float().cpu())
     return [hashlib.sha256(row.contiguous().numpy().data).hexdigest() for row in rows]

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """Which of how many processes this is; rank 0 writes and speaks.
 
     Attributes:
@@ -32,7 +32,7 @@ class Team:
     local: int = 0
 
     @classmethod
-    def here(cls) -> "Team":
+    def here(cls) -> "ProcessGroup":
         """The team that torchrun's variables describe; alone without them.
 
         Raises:
@@ -107,4 +107,4 @@ class Team:
 
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-ALONE = Team()
+ALONE = ProcessGroup()

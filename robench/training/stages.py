@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robench.core.errors import UsageError
 from robench.core.precision import computing
 from robench.training.augment import augment
-from robench.training.distributed import ALONE, Team
+from robench.training.distributed import ALONE, ProcessGroup
 from robench.training.mae import MaskedAutoencoder
 from robench.training.methods import Budget, Method
 from robench.training.methods._base import tensors
@@ -80,7 +80,7 @@ class Stage:
         if self.average:
             self.average[0].load_state_dict(state["average"])
 
-    def run(self, x: Tensor, y: Tensor, recipe: Recipe, team: Team = ALONE) -> Iterator[float]:
+    def run(self, x: Tensor, y: Tensor, recipe: Recipe, team: ProcessGroup = ALONE) -> Iterator[float]:
         """Train epoch by epoch, giving the mean loss of each; `done` counts the one just given.
 
         Args:

@@ -19,12 +19,12 @@ from robench.core.errors import ResourceError, UsageError
 from robench.core.io import write_file
 from robench.data import load_dataset
 from robench.defenses import Defense, Purifier, build_purifier, checkpoint_of, find_card, load
-from robench.defenses._base import behind
+from robench.defenses._base import with_purifier
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
 from robench.engine.device import choose_device
 from robench.threats.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
-from robench.training.distributed import Team
+from robench.training.distributed import ProcessGroup
 from robench.training.log import Log
 from robench.training.partial import OPTION, check_writable, read_partial, write_partial
 from robench.training.pretrained import read_encoder
@@ -117,7 +117,7 @@ def train(
         raise UsageError(f"{card} has no recipe to train by: give a card with a [recipe] table")
     recipe = read_recipe(found.recipe, str(found.path))
     recipe = recipe if seed is None else replace(recipe, seed=seed)
-    team = Team.here()
+    team = ProcessGroup.here()
     where = choose_device(team.device(device))
     path = Path(output) if output else Path(f"{found.name}.safetensors")
     if path.suffix != ".safetensors":
@@ -193,7 +193,7 @@ class _Run:
         path: Path,
         device: torch.device,
         data: str,
-        team: Team,
+        team: ProcessGroup,
         log: Path | None,
         encoder: Path | None = None,
     ):
@@ -338,7 +338,7 @@ class _Run:
         except ResourceError as error:
             reporter.say(f"not measured: {error}")
             return None
-        return behind(trained, inner)
+        return with_purifier(trained, inner)
 
     def save(self, stage: Stage) -> None:
         """Write what there is."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from robench.attacks.build import build_attacks
 from robench.core.errors import ResourceError
 from robench.data._base import Images
-from robench.data._lazy_images import Pixels, Replaced
+from robench.data._lazy_images import PixelFile, Replaced
 from robench.engine.checkpoint import FolderStore
 from robench.evaluation.attack import attack
 from robench.records import certificates, samples
@@ -27,7 +27,7 @@ RAW = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), dtype=np.uint8)
 
 def held():
     """The images as a tensor, and as pixels on the disk."""
-    x = Pixels((N, 3, 8, 8))
+    x = PixelFile((N, 3, 8, 8))
     for row in reversed(range(N)):
         x.write(row, RAW[row])
     return torch.from_numpy(RAW).permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous(), x
@@ -90,7 +90,7 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(monkeypatch):
 
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(ResourceError, match=r"no space left in .* 7\.5 GB .* TMPDIR"):
-        Pixels((50_000, 3, 224, 224))
+        PixelFile((50_000, 3, 224, 224))
 
 
 def play(x, y, store=None, specs=("fgsm", "pgd(steps=3)"), threat="L2:0.4"):
@@ -172,7 +172,7 @@ def test_anybodys_attack_takes_them_too():
 SCRIPT = """
 import resource, sys, torch, numpy as np
 from pathlib import Path
-from robench.data._lazy_images import Pixels
+from robench.data._lazy_images import PixelFile
 from robench.data._base import Images
 from robench.engine.checkpoint import FolderStore
 from robench.attacks.build import build_attacks
@@ -184,7 +184,7 @@ from robench.threats.threat import Threat
 
 torch.set_num_threads(1)
 n = int(sys.argv[1])
-x = Pixels((n, 3, 224, 224))
+x = PixelFile((n, 3, 224, 224))
 raw = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
 for i in range(n):
     x.write(i, np.roll(raw, i, 0))

@@ -19,7 +19,9 @@ from robench.core.specs import Spec
 from robench.defenses import _checkpoint_layouts, load, load_defense
 from tests.defenses import layouts, simmim
 
-CARDS = {name: card for name, card in catalog.cards().items() if card.origin and card.family == "mimir"}
+CARDS = {
+    name: card for name, card in catalog.cards().items() if card.download_page and card.family == "mimir"
+}
 # What a card's spec says, in the words of `layouts`.
 SHAPES = {
     "vit": lambda a: layouts.vit(a["width"], a["depth"], a["image_size"], a["patch_size"], a["num_classes"]),
@@ -120,7 +122,7 @@ def test_the_cards_claim_what_the_readme_says():
     assert {key: sorted(rows) for key, rows in claimed.items()} == {
         k: sorted(v) for k, v in PUBLISHED.items()
     }
-    assert len({card.origin for card in CARDS.values()}) == len(CARDS) == 20
+    assert len({card.download_page for card in CARDS.values()}) == len(CARDS) == 20
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_elsewhere(made):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_texts_of_records_and_cards_stay_texts(tmp_path, monkeypatch, text):
     card = Card(
-        text, "vit", "digits", family=text, origin=text, paper=text, license=text, description=text,
+        text, "vit", "digits", family=text, download_page=text, paper=text, license=text, description=text,
         claims=[{"clean": 1, "robust": 1, "threat": "Linf:0.04", "attack": text, "source": text, "note": text}],
     )  # fmt: skip
     monkeypatch.setattr(catalog, "cards", lambda: {text: card})

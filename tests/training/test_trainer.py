@@ -22,7 +22,7 @@ from robench.data import load_dataset
 from robench.defenses import load
 from robench.training import Finetuning, Recipe, read_recipe, train, trainer
 from robench.training.adversarial import pgd
-from robench.training.distributed import Team
+from robench.training.distributed import ProcessGroup
 from robench.training.methods import find_method, methods
 from robench.training.stages import Stage, finetuning_stage
 from robench.training.trainer import fingerprint
@@ -330,18 +330,18 @@ def test_two_processes_train_together(tmp_path):
 def test_a_team_as_torchrun_describes_it(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert Team.here() == Team()
+    assert ProcessGroup.here() == ProcessGroup()
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    team = Team.here()
-    assert team == Team(5, 8, 1) and not team.leads
+    team = ProcessGroup.here()
+    assert team == ProcessGroup(5, 8, 1) and not team.leads
     assert team.device("cuda") == "cuda:1" and team.device("cpu") == "cpu"
-    everyone = torch.cat([Team(rank, 8).share(torch.arange(20)) for rank in range(8)])
+    everyone = torch.cat([ProcessGroup(rank, 8).share(torch.arange(20)) for rank in range(8)])
     assert everyone.sort().values.equal(torch.arange(20))
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(UsageError, match="RANK=5, WORLD_SIZE=5, LOCAL_RANK=1: expected a rank below"):
-        Team.here()
+        ProcessGroup.here()
 
 
 def test_a_batch_too_small_to_share(digits):
@@ -349,4 +349,4 @@ def test_a_batch_too_small_to_share(digits):
     how = Finetuning(batch_size=2, steps=0)
     stage = finetuning_stage(network(), network(), how)
     with pytest.raises(UsageError, match="3 processes cannot share a batch of 2 images"):
-        next(stage.run(x, y, Recipe(finetuning=how), Team(0, 3)))
+        next(stage.run(x, y, Recipe(finetuning=how), ProcessGroup(0, 3)))
