@@ -78,8 +78,8 @@ class Certificates:
 
     Attributes:
         ids: (M,) int64, in the data set's canonical order.
-        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation; a `LazyImages` where some
-            are kept as whole numbers.
+        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation; `LazyImages` where
+            some are kept as whole numbers.
         grain: the step of those that are kept as whole numbers; None where none are.
     """
 
