@@ -206,4 +206,4 @@ class _Scratch:
 
 
 # The name of before, which modules of other rooms still use.
-Stack = LazyImages
+LazyImages = LazyImages

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Attack, Problem
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.batched_model import Judge, Network
 
@@ -22,7 +22,7 @@ class Samples:
         x: (N, C, H, W) float32 in [0, 1], kept where the data set is; y: (N,) int64; ids: (N,) int64.
     """
 
-    x: Tensor | Stack
+    x: Tensor | LazyImages
     y: Tensor
     ids: Tensor
 

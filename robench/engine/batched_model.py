@@ -17,7 +17,7 @@ from robench.core.errors import RobenchError, UsageError
 from robench.core.precision import computing
 from robench.core.rng import Stream, noise
 from robench.core.torch_state import model_device, standard_state
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.engine.refusals import Model, check_logits, check_model, model_error
 
 T = TypeVar("T")
@@ -317,7 +317,7 @@ class Judge:
         return torch.stack([answer(self.network.logits(x, ids, draw)) for draw in range(self.draws)], 1)
 
     def answers_of(
-        self, x: Tensor | Stack, ids: Tensor, device: torch.device, rows: Tensor | None = None
+        self, x: Tensor | LazyImages, ids: Tensor, device: torch.device, rows: Tensor | None = None
     ) -> Tensor:
         """The answers to any number of images, moved to the device a batch at a time; int64 (N, draws) on the CPU.
 

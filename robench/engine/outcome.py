@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Outcome:
     """What an attack or suite found, sample by sample.
 
     Attributes:
-        x_adv: (N, C, H, W) float32: the image that fools the defense, or the clean one; a `Stack` where the
+        x_adv: (N, C, H, W) float32: the image that fools the defense, or the clean one; a `LazyImages` where the
             images were one. Of a randomised defense: the candidate that fooled most draws of the search, even where
             it fails none of the fresh ones. Perturbations are rounded to whole grains (`Threat.grain`) where that
             fools as well.
@@ -90,7 +90,7 @@ class Outcome:
             AutoAttack reports it for randomised defenses; None for a deterministic one.
     """
 
-    x_adv: Tensor | Stack
+    x_adv: Tensor | LazyImages
     robust: Tensor
     fooled_by: list[str]
     clean_prediction: Tensor
@@ -107,7 +107,7 @@ class Outcome:
     precision: str = "fp32"
     batch_size: int = 0
     of_draws: int = 1
-    points: Tensor | Stack | None = None
+    points: Tensor | LazyImages | None = None
     clean_answers: Tensor | None = None
     answers: Tensor | None = None
     single_draw_accuracy: float | None = None

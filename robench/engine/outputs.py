@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robench.data._lazy_images import Mapped, Replaced, Stack
+from robench.data._lazy_images import LazyImages, Mapped, Replaced
 from robench.engine.attack_context import Samples
 from robench.threats.threat import Threat
 
@@ -18,7 +18,7 @@ def adversarials(
     *,
     device: torch.device,
     batch_size: int,
-) -> tuple[Tensor | Stack, Tensor | Stack]:
+) -> tuple[Tensor | LazyImages, Tensor | LazyImages]:
     """The points that fool, every other sample's being its origin, and their images; in memory only where the
     images are.
 
@@ -36,7 +36,7 @@ def adversarials(
     def images(chosen: list[int], points: Tensor) -> Tensor:
         return threat.image(x[chosen].to(device), points.to(device), ids[chosen].to(device)).cpu()
 
-    if isinstance(x, Stack):
+    if isinstance(x, LazyImages):
         points = Replaced(Mapped(x, threat.origin), rows, points_of)
         if not threat.name:
             return points, points
@@ -54,7 +54,7 @@ def adversarials(
     return points, x_adv
 
 
-def distances(threat: Threat, x: Tensor | Stack, points: Tensor | Stack, batch_size: int) -> Tensor:
+def distances(threat: Threat, x: Tensor | LazyImages, points: Tensor | LazyImages, batch_size: int) -> Tensor:
     """How far each point is from its image, float64 (N,)."""
     parts = []
     for one, other in zip(x.split(batch_size), points.split(batch_size), strict=True):

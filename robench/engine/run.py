@@ -14,7 +14,7 @@ from robench.attacks._external import ForeignAttack
 from robench.core.errors import ResourceError
 from robench.core.memory import give_back
 from robench.core.rng import Stream
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.engine import health, workers
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
@@ -362,7 +362,7 @@ class Run:
             *health.gradient_free_wins(attacks, state.costs, self.threat.norm, len(self.samples)),
         ]
 
-    def _verdicts(self, x_adv: Tensor | Stack, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _verdicts(self, x_adv: Tensor | LazyImages, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the final judge says of the images that the attacks leave.
 
         Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 from robench.core.errors import UsageError
 from robench.core.rng import Stream
 from robench.core.specs import Spec
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.data.class_subset import Subset
 from robench.defenses import Defense, load_defense
 from robench.engine.batched_model import Judge, Model, Network
@@ -81,7 +81,7 @@ class Setup:
         """The model that attacks search on: the surrogate, or the defense itself."""
         return self.model if self.attacker.surrogate is None else self.attacker.surrogate
 
-    def checked(self, x: Tensor | Stack, ids: Tensor) -> "Setup":
+    def checked(self, x: Tensor | LazyImages, ids: Tensor) -> "Setup":
         """The same, randomised where two calls on the first images (N, C, H, W) differ."""
         if self.stochastic:
             return self

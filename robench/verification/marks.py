@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.engine import health
 from robench.engine.batched_model import Network
 from robench.records.findings import Finding
@@ -38,7 +38,7 @@ def findings(e: Evidence, clean: Tensor, declared: bool) -> Iterator[Finding]:
 
 
 def looks_random(
-    model: Callable[[Tensor], Tensor], x: Tensor | Stack, ids: Tensor, lanes: int, device: torch.device
+    model: Callable[[Tensor], Tensor], x: Tensor | LazyImages, ids: Tensor, lanes: int, device: torch.device
 ) -> bool:
     """Whether a model that does not say so answers the same images in two ways."""
     with torch.inference_mode():

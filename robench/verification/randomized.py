@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.engine.batched_model import Model, vote
 from robench.engine.judges import Judges
 from robench.records import randomized
@@ -15,7 +15,9 @@ from robench.records.findings import Finding, rows_named
 from robench.verification.evidence import Evidence
 
 
-def findings(e: Evidence, model: Model, x_adv: Tensor | Stack, device: torch.device) -> Iterator[Finding]:
+def findings(
+    e: Evidence, model: Model, x_adv: Tensor | LazyImages, device: torch.device
+) -> Iterator[Finding]:
     """What the draws that a record was judged on say now; the last one says what that proves.
 
     Args:

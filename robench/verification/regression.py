@@ -10,7 +10,7 @@ from torch import Tensor
 from robench.attacks.build import build_attacks
 from robench.core.errors import ResourceError, UsageError
 from robench.data import Images, load_dataset
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded, load
 from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Judge, vote
@@ -156,7 +156,7 @@ class _Check:
             baseline_passes=sum(self.record.passes.values()),
         )
 
-    def _answers(self, judge: Judge, x: Tensor | Stack, rows: Tensor) -> Tensor:
+    def _answers(self, judge: Judge, x: Tensor | LazyImages, rows: Tensor) -> Tensor:
         """What a judge says of one image for each of `rows`, (N, draws)."""
         self.passes += len(x) * judge.draws
         return judge.answers_of(x, self.images.ids[rows], self.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from robench.core.errors import CheckFailed
 from robench.core.rng import Stream
 from robench.data._base import Images
-from robench.data._lazy_images import Stack
+from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded
 from robench.engine.batched_model import Network, frozen, undefined
 from robench.records import randomized as drawn
@@ -255,7 +255,7 @@ def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
     return torch.cat([network.logits(x.to(device), ids.to(device)).cpu() for x, ids in parts])
 
 
-def _logits(judge: Model, x: Tensor | Stack, batch_size: int, device: torch.device) -> Tensor:
+def _logits(judge: Model, x: Tensor | LazyImages, batch_size: int, device: torch.device) -> Tensor:
     """Logits on the CPU, called on one fixed shape: what the engine did, so that the bits are the same."""
     network = Network(judge, batch_size)
     with frozen(judge):
