@@ -337,9 +337,10 @@ def test_documentation_is_wrapped_once_at_the_width_of_the_terminal(robench_cli,
     monkeypatch.setenv("COLUMNS", "60")
     code, out, _ = robench_cli("show", "pgd")
     assert code == 0
-    told = out.partition("Args:\n")[2].partition("\n\n")[0].splitlines()
-    assert all(len(line) <= 60 for line in told)
-    assert told[1].startswith("    steps: iterations;") and told[2].startswith("        each, and")
+    lines = out.partition("Args:\n")[2].partition("\n\n")[0].splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    steps = next(i for i, line in enumerate(lines) if line.startswith("    steps: iterations;"))
+    assert len(lines[steps]) > 40 and lines[steps + 1].startswith("        ")
 
 
 def test_a_threat_without_an_attack_to_count_is_refused(robench_cli):

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from robench.cli import main
+from robench.core import registry
 from robench.core.errors import UsageError
 from robench.core.registry import Registry
 from tests.test_contributing import EXAMPLES
@@ -21,19 +23,19 @@ def two():
 
 
 def test_a_taken_name_is_refused_naming_its_holder():
-    registry = Registry("defense")
-    registry.register("wall")(one)
+    names = Registry("defense")
+    names.register("wall")(one)
     with pytest.raises(UsageError, match=r'defense "wall" is taken by .*one: .*two needs another name'):
-        registry.register("wall")(two)
-    assert registry.get("wall")() == 1
+        names.register("wall")(two)
+    assert names.get("wall")() == 1
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    registry = Registry("attack")
-    registry.register("square")(one)
-    registry.register("fab")(two)
+    names = Registry("attack")
+    names.register("square")(one)
+    names.register("fab")(two)
     with pytest.raises(UsageError) as error:
-        registry.get("sqare")
+        names.get("sqare")
     assert str(error.value) == 'unknown attack "sqare": did you mean square? robench list attacks shows all 2'
 
 
@@ -76,31 +78,40 @@ def robench(place, *arguments, cwd):
     )
 
 
-def test_an_installed_package_adds_to_every_registry(outsider, tmp_path):
+def test_an_installed_package_adds_to_every_registry(outsider, tmp_path, monkeypatch, capsys):
     command = (
-        "run --defense my-grey(levels=4)+my-linear(num_classes=2),my-linear(num_classes=2) --dataset stripes "
+        "run --defense my-grey(levels=4)+my-linear(num_classes=2) --dataset stripes --samples 20 --json "
     )
-    command += "--attack corners(steps=3)+pgd(steps=2) --threat Linf:0.15 --samples 20 --json"
+    command += "--attack corners(steps=3)+pgd(steps=2) --threat Linf:0.15"
     ran = robench(outsider, *command.split(), cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    purified, record = json.loads(ran.stdout)["records"]
+    (record,) = json.loads(ran.stdout)["records"]
     assert record["suite"]["attacks"] == ["corners(steps=3)", "pgd(steps=2)"] and record["n"] == 20
-    assert purified["defense"]["classifier"] == "my-linear(num_classes=2)" and "stochastic" in purified
+    assert record["defense"]["classifier"] == "my-linear(num_classes=2)" and "stochastic" in record
+    # In another process the same network: the record holds.
+    monkeypatch.syspath_prepend(str(outsider))
+    for kind in (
+        registry.defenses,
+        registry.purifiers,
+        registry.attacks,
+        registry.datasets,
+        registry.transformations,
+    ):
+        monkeypatch.setattr(kind, "_outsiders", None)
+    (folder,) = {path.parent for path in tmp_path.glob("results/**/record.json")}
+    assert call("verify", "--trust", str(folder)) == 0
+    assert "VERIFIED" in capsys.readouterr().out
     command = (
         "run --defense my-linear(num_classes=2) --dataset stripes --attack pgd(steps=2) --samples 20 --json"
     )
-    ran = robench(outsider, *command.split(), "--threat", "brightness:0.1", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["records"][0]["threat"] == "brightness:0.1"
-    # The same network in another process: its record still answers, and holds.
-    verified = robench(outsider, "verify", "--trust", *glob(tmp_path, "*pgd*"), cwd=tmp_path)
-    assert verified.returncode == 0 and "VERIFIED" in verified.stdout, verified
+    assert call(*command.split(), "--threat", "brightness:0.1", "--results", str(tmp_path / "more")) == 0
+    assert json.loads(capsys.readouterr().out)["records"][0]["threat"] == "brightness:0.1"
 
 
-def glob(root, pattern):
-    return [
-        str(path.parent) for path in sorted(root.glob("results/**/record.json")) if path.parent.match(pattern)
-    ]
+def call(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    return end.value.code
 
 
 def test_two_packages_with_one_name_are_refused(outsider, tmp_path):

@@ -34,8 +34,8 @@ def levels(monkeypatch):
     monkeypatch.setitem(registry.purifiers._holders, "levels", "tests.Levels")
 
 
-def climb(place, defense, suite="purifier-cheap"):
-    protocol = choose_protocol(None, None, "Linf:0.1", 20)
+def climb(place, defense, suite="purifier-cheap", samples=20):
+    protocol = choose_protocol(None, None, "Linf:0.1", samples)
     notes = []
     records = list(run_all([defense], [suite], protocol, None, Options(results=place, note=notes.append)))
     return records, notes
@@ -64,7 +64,7 @@ def test_each_rung_is_a_record_and_a_cell(tmp_path):
 
 
 def test_a_randomised_purifier_has_more_rungs_and_an_average(tmp_path):
-    records, _ = climb(tmp_path, "levels(sigma=0.1)+standard-digits")
+    records, _ = climb(tmp_path, "levels(sigma=0.1)+standard-digits", samples=8)
     assert len(records) == 7
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
     cells = dict(zip(table.columns, table.rows[0], strict=True))
