@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -118,6 +118,7 @@ MOVED = {
     "threat": "threats.threat",
     "torch_state": "core.torch_state",
     "training.run": "training.trainer",
+    "training.settings": "core.fields",
     "training.team": "training.distributed",
     "transfer": "evaluation.dataset_transfer",
     "transformations._base": "threats.transformations._base",
@@ -133,6 +134,33 @@ MOVED = {
     "transformations.spatial": "threats.transformations.spatial",
     "transformations.stadv": "threats.transformations.stadv",
     "trust": "core.trust",
+}
+# Names that moved to another module than their own went to, or have another name now.
+NAMES = {
+    "corruption.suite.NO_THREAT": "threats.threat.NO_THREAT",
+    "defenses._base.behind": "defenses._base.with_purifier",
+    "defenses.behind": "defenses._base.with_purifier",
+    "defenses.counting": "defenses.restrict_to_classes",
+    "engine.attackers.Attacker": "engine.knowledge.Attacker",
+    "engine.battle.Battle": "engine.attack_context.AttackContext",
+    "engine.battle.Table": "engine.attack_context.SampleResults",
+    "engine.device.choose_lanes": "engine.device.choose_batch_size",
+    "engine.found.Found": "engine.adversarial_examples.AdversarialExamples",
+    "engine.team.Part": "engine.run_state.ShardResult",
+    "engine.watch.Counts": "engine.loss_monitor.LossStats",
+    "engine.watch.Watch": "engine.loss_monitor.LossMonitor",
+    "evaluate.check_fit": "evaluation.planning.check_fit",
+    "evaluate.prepared": "evaluation.planning.prepared",
+    "evaluate.prepared_by_defense": "evaluation.planning.prepared_by_defense",
+    "results.answering.MARGIN": "engine.tolerances.MARGIN",
+    "results.findings.MARGIN": "engine.tolerances.MARGIN",
+    **{
+        f"results.wording.{name}": f"core.formatting.{name}"
+        for name in ("count", "duration", "latex", "location", "markdown", "one_of", "size")
+    },
+    **{f"results.wording.{name}": f"statistics.accuracy.{name}" for name in ("interval", "percent", "span")},
+    **{f"sweep.{name}": f"reports.sweep.{name}" for name in ("grid", "picture", "unconverged")},
+    "training.team.Team": "training.distributed.ProcessGroup",
 }
 # Packages whose modules moved to several packages, and the one that has their own names now.
 PACKAGES = {"results": "records", "transformations": "threats.transformations"}
@@ -154,19 +182,37 @@ class OldNames(MetaPathFinder, Loader):
         new = PACKAGES.get(name) or MOVED[name]
         # The frames of an import do not count: this names the line of the caller that imports.
         warnings.warn(f"robench.{name} is now robench.{new}", DeprecationWarning, stacklevel=2)
-        if name in MOVED:
+        renamed = any(old.rpartition(".")[0] == name for old in NAMES)
+        if name in MOVED and not renamed:
             sys.modules[module.__name__] = import_module(f"robench.{new}")
             return
 
         def attribute(wanted: str) -> Any:
-            moved = MOVED.get(f"{name}.{wanted}")
-            return (
-                import_module(f"robench.{moved}")
-                if moved
-                else getattr(import_module(f"robench.{new}"), wanted)
-            )
+            old = f"{name}.{wanted}"
+            if old in MOVED:
+                return import_module(f"robench.{MOVED[old]}")
+            return named(old) if old in NAMES else getattr(import_module(f"robench.{new}"), wanted)
 
         module.__dict__["__getattr__"] = attribute
+
+
+def named(old: str) -> Any:
+    """What has the old name of NAMES, without "robench." before it."""
+    home, _, name = NAMES[old].rpartition(".")
+    return getattr(import_module(f"robench.{home}"), name)
+
+
+def old_names(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that is where it was, for names of NAMES that it no longer has."""
+
+    def attribute(wanted: str) -> Any:
+        old = f"{module.removeprefix('robench.')}.{wanted}"
+        if old not in NAMES:
+            raise AttributeError(f"module {module!r} has no attribute {wanted!r}")
+        warnings.warn(f"robench.{old} is now robench.{NAMES[old]}", DeprecationWarning, stacklevel=2)
+        return named(old)
+
+    return attribute
 
 
 def install() -> None:

@@ -7,6 +7,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
+
 from robench import _moved
 
 HOUSE = Path(_moved.__file__).parent
@@ -109,9 +111,24 @@ def test_every_old_name_is_there():
             sys.modules.pop(f"robench.{old}", None)
             module = importlib.import_module(f"robench.{old}")
             assert f"robench.{new}" in MODULES
-            if old in _moved.MOVED:
+            if old in _moved.MOVED and not any(name.rpartition(".")[0] == old for name in _moved.NAMES):
                 assert module is importlib.import_module(f"robench.{new}")
             assert f"robench.{old} is now robench.{new}" in {str(each.message) for each in caught}
+
+
+@pytest.mark.parametrize("old", _moved.NAMES)
+def test_a_name_that_was_renamed_or_moved_is_what_it_is_now(old):
+    home, _, name = old.rpartition(".")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if home in _moved.MOVED:
+            sys.modules.pop(f"robench.{home}", None)
+        value = getattr(importlib.import_module(f"robench.{home}"), name)
+    assert any("is now robench." in str(each.message) for each in caught)
+    new = _moved.NAMES[old]
+    assert value is getattr(
+        importlib.import_module(f"robench.{new.rpartition('.')[0]}"), new.rpartition(".")[2]
+    )
 
 
 def test_names_of_before_work_for_a_stranger(tmp_path):

@@ -130,7 +130,7 @@ class APGD(GradientAttack[APGDState]):
     def _move(
         self, problem: Problem, rows: Rows, state: APGDState, x: Tensor, grad: Tensor, step_size: Tensor
     ) -> Tensor:
-        """One step objective and its momentum (Alg. 1, lines 7 and 8), each projected."""
+        """One step along the gradient and its momentum (Alg. 1, lines 7 and 8), each projected."""
         threat = problem.threat
 
         def project(z: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def sweep(setting: str, selection: Selection, running: Running) -> Callable[[], 
     protocol, defenses, attacks = selection.chosen(), selection.defenses, selection.attacks
     asked = sweeping.Sweep.parse(setting)
     if len(defenses) != 1 or len(attacks) > 1:
-        raise UsageError("--sweep takes one defense and one attack")
+        raise UsageError("a sweep takes one defense and one attack")
     runs = []
     attack = next(iter(attacks), None)
     for pair in sweeping.sweep(asked, defenses[0], attack, protocol, selection.knowledge, running.options):

@@ -263,7 +263,7 @@ def is_claimed(folder: Path) -> bool:
 
 
 def lock(descriptor: int, wait: bool = False) -> bool:
-    """Lock an open file until it is closed; whether nobody else has locked it. A system without locks locks nothing.
+    """Lock an open file until it is closed; False if another process has locked it. Without locks in the system, True.
 
     filelock's own classes open the file by themselves, so they would create it, write through a hard link and wait for
     a pipe; `open_lock` opens it instead.

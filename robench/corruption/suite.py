@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from robench._moved import old_names
 from robench.core import specs
 from robench.core.errors import UsageError
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
@@ -79,3 +80,6 @@ def corruptions(attacks: Sequence[str | specs.Spec]) -> list[Corruption]:
 def cells(suite: Sequence[Corruption]) -> list[Cell]:
     """Every corruption at each of its severities, in order."""
     return [Cell(each.name, severity, each.jpeg) for each in suite for severity in each.severities]
+
+
+__getattr__ = old_names(__name__)

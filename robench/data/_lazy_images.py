@@ -203,7 +203,3 @@ class _Scratch:
             f"cannot write to {self._place} ({error.strerror or error}): name a folder for temporary files in the "
             "variable TMPDIR"
         )
-
-
-# The name of before, which modules of other rooms still use.
-LazyImages = LazyImages

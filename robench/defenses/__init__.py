@@ -4,6 +4,7 @@ A card's settings can be changed, `de3-digits(sigma=70)`, and a purifier put in 
 `maep-digits+standard-digits`.
 """
 
+from robench._moved import old_names
 from robench.defenses import (  # noqa: F401 - they register themselves
     _checkpoint_layouts,
     cait,
@@ -48,3 +49,5 @@ __all__ = [
     "resolve",
     "restrict_to_classes",
 ]
+
+__getattr__ = old_names(__name__)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench._moved import old_names
 from robench.core.errors import UsageError
 from robench.defenses._feature_hooks import capture_features
 from robench.defenses._normalisation import own_normalisations
@@ -222,3 +223,6 @@ def _like(defense: Defense, **changed: Any) -> Defense:
 
 def _channels(values: tuple[float, ...] | None) -> Tensor | None:
     return None if values is None else torch.tensor(values).view(1, -1, 1, 1)
+
+
+__getattr__ = old_names(__name__)

@@ -2,6 +2,7 @@
 
 import torch
 
+from robench._moved import old_names
 from robench.core.errors import UsageError
 
 # Rows a network call by the side of the image: large enough to fill the device, small enough for its caches.
@@ -59,3 +60,6 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return precision
+
+
+__getattr__ = old_names(__name__)

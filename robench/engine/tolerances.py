@@ -21,5 +21,5 @@ def same_margins(then: Tensor, now: Tensor) -> Tensor:
 
 
 def beyond_chance(images: int, n: int) -> bool:
-    """Whether so many of `n` images are more than chance or rounding explains."""
+    """Whether a number of images out of `n` is more than chance or rounding explains."""
     return images > POINTS * n and images >= _IMAGES

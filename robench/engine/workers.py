@@ -138,7 +138,7 @@ class _Team:
             share.store = run.store.share(number, len(shares)) if run.store else None
             _silence(share)
             if method == "fork":
-                # What belongs to others is closed, or nobody would see its end.
+                # Pipes of the others are closed here, or their end could not be seen.
                 others = [*self.pipes, *(other for _, other in pipes if other is not theirs)]
                 arguments = (share, theirs, others)
             else:

@@ -138,7 +138,7 @@ def _lines(cell: str, clean: Callable[[str], str], joint: str) -> str:
 
 
 def _no_formula(text: str) -> str:
-    """A spreadsheet takes what starts so for a formula, but for a figure, with its interval perhaps."""
+    """Quoted where a spreadsheet would read it as a formula; a figure, perhaps with its interval, is none."""
     text = plain(text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _FIGURE.fullmatch(text) else text
 
