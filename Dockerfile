@@ -2,12 +2,12 @@
 # CUDA: docker build -t robench --build-arg TORCH_INDEX=https://pypi.org/simple .   (then docker run --gpus all)
 FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# OpenCV, which the corruptions of ImageNet-C use, needs these libraries of the system.
+# OpenCV, which makes the corruptions of ImageNet-C, needs these libraries of the system.
 RUN apt-get update && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 && rm -rf /var/lib/apt/lists/*
 WORKDIR /robench
 COPY . .
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple torch torchvision \
-  && pip install --no-cache-dir ".[corruptions,diffusion]"
+  && pip install --no-cache-dir .
 RUN useradd --create-home robench
 USER robench
 WORKDIR /home/robench

@@ -2,7 +2,7 @@
 
 Prints CPU milliseconds an image (all five severities together) for each corruption, the largest difference in grey
 levels and how many pixels are equal, then what 1,000 images of the fifteen common ones come to. Needs
-`pip install 'robench[corruptions]'`, and ImageNet's validation images as `robench run --data-dir` takes them.
+ImageNet's validation images as `robench run --data-dir` takes them.
 
     python perf/corruptions.py --data-dir DIR --samples 20
 """

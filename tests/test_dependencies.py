@@ -103,6 +103,13 @@ def test_what_the_tests_import_is_what_they_declare():
     assert only <= needed | imported("robench")
 
 
+def test_corruptions_and_diffusion_need_no_extra():
+    groups = declared()
+    assert {"imagecorruptions-imaug", "numba", "opencv-python", "diffusers", "peft"} <= groups[""]
+    # Commands that name these extras still install.
+    assert not (groups["corruptions"] | groups["diffusion"] | groups["lora"])
+
+
 def test_a_name_that_is_not_declared_is_seen(tmp_path):
     (tmp_path / "file.py").write_text("import pandas as pd\nfrom torch import nn\nneeded('onnx.helper', 1)\n")
     assert list(modules(tmp_path / "file.py")) == ["pandas", "torch", "onnx.helper"]

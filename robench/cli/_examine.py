@@ -29,13 +29,25 @@ from robench.records.provenance import device_name, git_state, installed_version
 OK, WARN, MISSING = "ok", "warn", "missing"
 _PYTHON = "3.11"
 _FREE = 1.0  # GiB: records and certificates of many runs, with a partial run beside them
-# What is installed on demand: extra -> its package and what it is for.
+# What is installed on demand: package -> its extra and what needs it.
 _EXTRAS = {
-    "reference": ("pyautoattack", "runs of the suite autoattack-reference"),
-    "diffusion": ("diffusers", "diffusion purifiers"),
-    "lora": ("peft", "trainings of MAEP's second stage"),
+    "pyautoattack": ("reference", "the suite autoattack-reference"),
     "onnx": ("onnx", "defenses from ONNX files"),
-    "robustbench": ("torchdiffeq", "some of RobustBench's models"),
+    "torchdiffeq": ("robustbench", "some of RobustBench's models"),
+    "mkdocs-material": ("docs", "building the documents"),
+    "playwright": ("browser", "browser tests of the pages"),
+}
+# Dependencies that only some commands need: what does not work without them.
+_PURPOSES = {
+    "imagecorruptions-imaug": "ImageNet-C's corruptions",
+    "numba": "ImageNet-C's corruptions",
+    "opencv-python": "ImageNet-C's corruptions",
+    "diffusers": "diffusion purifiers",
+    "peft": "training MAEP",
+    "matplotlib": "plots",
+    "jsonschema": "records",
+    "pyarrow": "records",
+    "scikit-learn": "the digits",
 }
 _STYLES = {OK: "green", WARN: "yellow", MISSING: "red"}
 _CIFAR_FILES = ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6)))
@@ -120,16 +132,17 @@ def _software() -> Iterator[Finding]:
     for need in declared:
         if need.marker is None:
             found = installed_version(need.name)
-            yield _bound(need.name, found, str(need.specifier), f'pip install "{need}"')
-    for extra, (package, purpose) in _EXTRAS.items():
+            purpose = _PURPOSES.get(need.name, "everything")
+            yield _bound(need.name, found, str(need.specifier), f'pip install "{need}"', purpose)
+    for package, (extra, purpose) in _EXTRAS.items():
         found = installed_version(package)
         mend = "" if found else f'pip install "robench[{extra}]"'
-        yield Finding(package, OK, found or f"not installed: only {purpose} need it", mend)
+        yield Finding(package, OK, found or f"not installed; optional, for {purpose}", mend)
 
 
-def _bound(name: str, found: str | None, bound: str, mend: str) -> Finding:
+def _bound(name: str, found: str | None, bound: str, mend: str, purpose: str = "everything") -> Finding:
     if found is None:
-        return Finding(name, MISSING, f"not installed, {bound} is needed", mend)
+        return Finding(name, MISSING, f"not installed, {bound} is needed for {purpose}", mend)
     # A development release is good enough for a bound it lies above.
     if not Requirement(f"x{bound}").specifier.contains(found, prereleases=True):
         return Finding(name, MISSING, f"{found}, {bound} is needed", mend)

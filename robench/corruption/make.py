@@ -41,7 +41,7 @@ def library() -> str:
     try:
         return f"{PACKAGE} {_version(PACKAGE)}"
     except PackageNotFoundError as error:
-        raise ResourceError(f"corruptions need {PACKAGE}: pip install 'robench[corruptions]'") from error
+        raise ResourceError(f"corruptions need {PACKAGE}: pip install {PACKAGE}") from error
 
 
 def maker(code: Path = Path(__file__).parent) -> str:

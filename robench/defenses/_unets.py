@@ -11,7 +11,7 @@ from robench.defenses import _adm, _ddpmpp
 from robench.defenses._schedule import Schedule
 from robench.defenses.loaders._base import needed
 
-INSTALL = 'pip install "robench[diffusion]"'
+INSTALL = "pip install diffusers"
 # How the attention's tensors are called in files from before diffusers 0.17.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 

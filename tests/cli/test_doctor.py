@@ -4,9 +4,12 @@ import dataclasses
 import io
 import re
 import shutil
+import tomllib
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from rich.console import Console
 
 from robench.catalog import Card
@@ -112,3 +115,23 @@ def test_the_report_fits_80_columns_and_counts_what_needs_a_look(tmp_path):
     text = console.file.getvalue()
     assert "a[b]" in text and "mend it" in text and "1 of 2 need a look" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_missing_dependency_is_named_with_what_needs_it(monkeypatch):
+    version = doctor.installed_version
+    monkeypatch.setattr(
+        doctor, "installed_version", lambda name: None if name in ("diffusers", "onnx") else version(name)
+    )
+    monkeypatch.setattr(doctor, "requires", lambda name: ["diffusers>=0.42.1", 'onnx>=1.16; extra == "onnx"'])
+    found = named(doctor._software())
+    assert found["diffusers"].status == MISSING and "for diffusion purifiers" in found["diffusers"].detail
+    assert found["diffusers"].mend == 'pip install "diffusers>=0.42.1"'
+    assert found["onnx"].status == OK and "optional, for defenses from ONNX" in found["onnx"].detail
+
+
+def test_the_extras_that_doctor_names_exist():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for package, (extra, _) in doctor._EXTRAS.items():
+        assert any(text.startswith(package) for text in project["optional-dependencies"][extra])
+    dependencies = {Requirement(text).name for text in project["dependencies"]}
+    assert set(doctor._PURPOSES) <= dependencies

@@ -23,7 +23,7 @@ from robench.threats.threat import Threat
 from robench.training.adversarial import pgd
 from robench.training.purifying._base import Purifying, purifying
 
-INSTALL = 'pip install "robench[lora]"'
+INSTALL = "pip install peft"
 # Every linear map of the decoder.
 _DECODER = r"decoder_embed|decoder_pred|decoder_blocks\..*\.(qkv|proj|fc1|fc2)"
 
