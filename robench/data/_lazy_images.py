@@ -4,10 +4,8 @@ import errno
 import math
 import os
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from robench.core.errors import ResourceError
 from robench.core.memory import give_back
+from robench.core.row_file import RowFile, shared
 
 # Bytes of images after which memory that is free is given back.
 _OFTEN = 1 << 26
@@ -95,30 +94,29 @@ class PixelFile(LazyImages):
 
     def __init__(self, shape: tuple[int, ...], kind: Any = np.uint8):
         super().__init__(shape)
-        self._kind = np.dtype(kind)
-        self._file = _Scratch(int(np.prod(shape)) * self._kind.itemsize)
+        self._rows = RowFile(_scratch(int(np.prod(shape)) * np.dtype(kind).itemsize), shape, kind)
 
     def write(self, row: int, image: np.ndarray) -> None:
         """Set one image, (H, W, C), or several from `row` on, (N, H, W, C), of the kind that this holds."""
-        content = np.ascontiguousarray(np.moveaxis(image, -1, -3))
-        size = int(np.prod(self.shape[1:])) * self._kind.itemsize
-        self._file.write(content, row * size)
+        try:
+            self._rows.write(row, np.ascontiguousarray(np.moveaxis(image, -1, -3)))
+        except OSError as error:
+            raise _failed(error, int(np.prod(self.shape)) * self._rows.kind.itemsize) from error
 
     def first(self, n: int) -> "PixelFile":
         """The first `n`, of the same file."""
         part = object.__new__(PixelFile)
         LazyImages.__init__(part, (n, *self.shape[1:]))
-        part._file, part._kind = self._file, self._kind
+        part._rows = self._rows
         return part
 
     def _read(self, rows: list[int]) -> Tensor:
-        raw = np.empty((len(rows), *self.shape[1:]), self._kind)
-        if rows and rows == list(range(rows[0], rows[0] + len(rows))):
-            self._file.read(raw, rows[0] * raw[0].nbytes)
-        else:
-            for image, row in zip(raw, rows, strict=True):
-                self._file.read(image, row * image.nbytes)
-        if self._kind != np.uint8:
+        try:
+            raw = self._rows.read(rows)
+        except (EOFError, OSError) as error:
+            place = tempfile.gettempdir()
+            raise ResourceError(f"a temporary file in {place} was cut short: repeat the command") from error
+        if raw.dtype != np.uint8:
             return torch.from_numpy(raw)
         # NumPy's memory and not torch's: torch's is aligned, and glibc does not find an aligned block again when it
         # is free, so that the process would grow with every image read.
@@ -161,45 +159,25 @@ class Replaced(LazyImages):
         return x
 
 
-class _Scratch:
-    """Bytes on the disk of temporary files."""
-
-    def __init__(self, size: int):
-        self._place = tempfile.gettempdir()
-        self._need = size
-        try:
-            descriptor, path = tempfile.mkstemp(prefix="robench-")
-            weakref.finalize(self, os.close, descriptor)
-            Path(path).unlink()
-            # Found out now, and not in the middle; not every system can say.
+def _scratch(size: int) -> IO[bytes]:
+    """A file of temporary bytes that nobody else sees, with room for `size` of them."""
+    try:
+        with tempfile.TemporaryFile(buffering=0, prefix="robench-") as file:
+            # A full disk ends the command here and not in the middle; not every system can say.
             if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            raise self._failed(error) from error
-        self._descriptor = descriptor
+                os.posix_fallocate(file.fileno(), 0, size)
+            return shared(file)
+    except OSError as error:
+        raise _failed(error, size) from error
 
-    def write(self, content: np.ndarray, at: int) -> None:
-        try:
-            # The system writes at most 2 GB at a time.
-            left = memoryview(content.data).cast("B")
-            while left:
-                written = os.pwrite(self._descriptor, left, at)
-                left, at = left[written:], at + written
-        except OSError as error:
-            raise self._failed(error) from error
 
-    def read(self, into: np.ndarray, at: int) -> None:
-        # Read, not mapped: pages that are mapped count as the process's own memory.
-        if os.preadv(self._descriptor, [into.data], at) != into.nbytes:
-            raise ResourceError(f"a temporary file in {self._place} was cut short: repeat the command")
-
-    def _failed(self, error: OSError) -> ResourceError:
-        if error.errno in _FULL:
-            return ResourceError(
-                f"no space left in {self._place} for {self._need / 1e9:.2g} GB of decoded images: name a folder "
-                "with room in the variable TMPDIR"
-            )
+def _failed(error: OSError, size: int) -> ResourceError:
+    place = tempfile.gettempdir()
+    if error.errno in _FULL:
         return ResourceError(
-            f"cannot write to {self._place} ({error.strerror or error}): name a folder for temporary files in the "
+            f"no space left in {place} for {size / 1e9:.2g} GB of decoded images: name a folder with room in the "
             "variable TMPDIR"
         )
+    return ResourceError(
+        f"cannot write to {place} ({error.strerror or error}): name a folder for temporary files in the variable TMPDIR"
+    )

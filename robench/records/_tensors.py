@@ -1,17 +1,23 @@
-"""A safetensors file written piece by piece, when what it holds is more than fits in memory.
+"""A safetensors file written and read piece by piece, when what it holds is more than fits in memory.
 
 Byte for byte what `safetensors.torch.save` gives: an eight-byte length, a JSON header, then the tensors, those of the
 widest type first and of one type by name.
 """
 
+import io
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from robench.core import strict_json
+from robench.core.row_file import RowFile
 
 # In safetensors' own order, from the last to the first.
 TYPES = {
@@ -21,6 +27,8 @@ TYPES = {
     torch.int16: "I16",
     torch.int8: "I8",
 }
+_DTYPES = {name: dtype for dtype, name in TYPES.items()}
+_DAMAGED = "damaged or truncated"
 
 
 @dataclass(frozen=True)
@@ -56,3 +64,67 @@ def encode(entries: Mapping[str, Entry]) -> Iterator[bytes]:
     for name in order:
         for part in entries[name].parts():
             yield part.contiguous().numpy().tobytes()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of one of its tensors.
+
+    Attributes:
+        start: the byte of the file at which it begins.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, file: IO[bytes]) -> RowFile:
+        """The tensor's rows in its file, which is closed with them."""
+        return RowFile(file, self.shape, str(self.dtype).removeprefix("torch."), self.start)
+
+
+def read_headers(file: IO[bytes]) -> dict[str, Header]:
+    """The tensors that a file holds, by name; what is in them is not read.
+
+    Raises:
+        ValueError: in one line, when it is truncated or damaged, or holds a tensor of another type than `TYPES`.
+        OSError: when it cannot be read.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(size - 8, strict_json.LONGEST):
+        raise ValueError(_DAMAGED)
+    entries = strict_json.loads(file.read(length))
+    if not isinstance(entries, dict):
+        raise ValueError(_DAMAGED)
+    entries.pop("__metadata__", None)
+    try:
+        headers = {name: _header(entry, 8 + length) for name, entry in entries.items()}
+        ends = {name: 8 + length + int(entry["data_offsets"][1]) for name, entry in entries.items()}
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError("damaged or of other types of tensors") from None
+    # One behind the other, from the header to the file's end.
+    at = 8 + length
+    for name, header in sorted(headers.items(), key=lambda item: (item[1].start, item[1].size)):
+        if min((0, *header.shape)) < 0 or header.start != at or header.start + header.size != ends[name]:
+            raise ValueError(_DAMAGED)
+        at = ends[name]
+    if at != size:
+        raise ValueError(_DAMAGED)
+    return headers
+
+
+def _header(entry: dict[str, Any], start: int) -> Header:
+    return Header(
+        _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), start + int(entry["data_offsets"][0])
+    )

@@ -5,20 +5,19 @@ at the image that its parameters `delta` make of x. Perturbations of whole grain
 two bytes a number, others as float32.
 """
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 from torch import Tensor
 
-from robench.core import strict_json
 from robench.core.errors import ResourceError
-from robench.core.io import read_ordinary
+from robench.core.io import open_ordinary
+from robench.core.row_file import RowFile, shared
 from robench.data._base import Images
 from robench.data._lazy_images import LazyImages
 from robench.engine.outcome import Outcome
@@ -28,48 +27,36 @@ from robench.threats.threat import Threat
 FILE = "adversarials.safetensors"
 # Images in memory at a time while the file is written.
 _PART = 16
-_TYPES = {name: kind for kind, name in _tensors.TYPES.items()}
 _EXACT = {"delta": (torch.float32, 4), "id": (torch.int64, 1)}
 _ROUND = {"grain": (torch.float64, 0), "grains": (None, 4), "grains_id": (torch.int64, 1)}
 
 
-@dataclass(frozen=True)
-class Header:
-    """What is said of a tensor before it is read."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @classmethod
-    def of(cls, entry: dict[str, Any]) -> "Header":
-        """Of an entry of the file's own header; KeyError and the like where it is none, or of an unknown type."""
-        return cls(_TYPES[entry["dtype"]], tuple(map(int, entry["shape"])))
-
-
 class Perturbations(LazyImages):
-    """Perturbations (M, ...) float32, converted when they are asked for: in memory they are as small as in the file.
+    """Perturbations (M, ...) float32, read from their file when they are asked for.
 
     Args:
         exact: (E, ...) float32.
-        grains: (G, ...), whole numbers of `step`.
+        grains: (G, ...), whole numbers of `step`; None where none are kept so.
         places: (M,) int64, the row of each in `exact`, or behind it in `grains`.
+        path: of the file, for messages.
     """
 
-    def __init__(self, exact: Tensor, grains: Tensor, step: float, places: Tensor):
-        super().__init__((len(places), *grains.shape[1:]))
+    def __init__(self, exact: RowFile, grains: RowFile | None, step: float, places: Tensor, path: Path):
+        super().__init__((len(places), *(exact if grains is None else grains).shape[1:]))
         self._exact, self._grains, self._step, self._places = exact, grains, step, places
+        self._path = path
 
     def _read(self, rows: list[int]) -> Tensor:
         places = self._places[rows]
         whole = places >= len(self._exact)
-        read = torch.empty(len(rows), *self.shape[1:])
-        read[whole] = self._grains[places[whole] - len(self._exact)] * self._step
-        if not whole.all():
-            read[~whole] = self._exact[places[~whole]]
-        return read
+        perturbations = torch.empty(len(rows), *self.shape[1:])
+        with _readable(self._path):
+            if self._grains is not None and whole.any():
+                grains = self._grains.read((places[whole] - len(self._exact)).tolist())
+                perturbations[whole] = torch.from_numpy(grains) * self._step
+            if not whole.all():
+                perturbations[~whole] = torch.from_numpy(self._exact.read(places[~whole].tolist()))
+        return perturbations
 
 
 @dataclass(frozen=True)
@@ -78,13 +65,12 @@ class Certificates:
 
     Attributes:
         ids: (M,) int64, in the data set's canonical order.
-        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation; `LazyImages` where
-            some are kept as whole numbers.
+        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation.
         grain: the step of those that are kept as whole numbers; None where none are.
     """
 
     ids: Tensor
-    delta: Tensor | LazyImages
+    delta: LazyImages
     grain: float | None = None
 
     def __len__(self) -> int:
@@ -201,68 +187,61 @@ def _same(a: Tensor, b: Tensor) -> Tensor:
 
 
 def read_certificates(folder: Path) -> Certificates:
-    """The certificates of a record's folder.
+    """The certificates of a record's folder; the perturbations stay in their file, which is kept open.
 
     Raises:
-        ResourceError: when the file is missing, damaged or holds other tensors.
+        ResourceError: when the file is missing, damaged or holds other tensors, now or when perturbations are read.
     """
     path = Path(folder) / FILE
-    mend = "repeat the run with --fresh, or restore the file"
+    with _readable(path):
+        file = shared(open_ordinary(path))
+        headers = check_header(file)
+        rows = {name: header.rows(file) for name, header in headers.items()}
+        ids, grains, grain = _whole(rows["id"]), rows.get("grains"), None
+        places = torch.arange(len(ids))
+        if grains is not None:
+            grain = float(RowFile(file, (1,), np.float64, headers["grain"].start).read([0])[0])
+            ids, places = torch.cat([ids, _whole(rows["grains_id"])]).sort()
+    return Certificates(ids, Perturbations(rows["delta"], grains, grain or 0.0, places, path), grain)
+
+
+def _whole(rows: RowFile) -> Tensor:
+    return torch.from_numpy(rows.read(range(len(rows))))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file of certificates is read into one line."""
     try:
-        tensors = load(read_ordinary(path))
-    except OSError as error:
-        raise ResourceError(f"{path}: {error.strerror or error}: {mend}") from error
-    except SafetensorError as error:
-        raise ResourceError(f"{path}: damaged or truncated: {mend}") from error
-    try:
-        _check({name: Header(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()})
-    except ValueError as error:
-        raise ResourceError(f"{path}: {error}: {mend}") from None
-    ids, delta, grain = tensors["id"], tensors["delta"], None
-    if "grains" in tensors:
-        grain = float(tensors["grain"])
-        ids, places = torch.cat([ids, tensors["grains_id"]]).sort()
-        delta = Perturbations(delta, tensors["grains"], grain, places)
-    return Certificates(ids, delta, grain)
+        yield
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = reason or "damaged or truncated"
+        raise ResourceError(f"{path}: {reason}: repeat the run with --fresh, or restore the file") from error
 
 
 def tensor_names(folder: Path) -> tuple[str, ...]:
     """The names of the tensors in a record's folder; none where the file cannot be read."""
     try:
-        with safe_open(Path(folder) / FILE, "pt") as file:
-            return tuple(sorted(file.keys()))
-    except (OSError, SafetensorError):
+        with open_ordinary(Path(folder) / FILE) as file:
+            return tuple(sorted(_tensors.read_headers(file)))
+    except (OSError, ValueError):
         return ()
 
 
-def check_header(file: BinaryIO) -> None:
-    """Hold the tensors that a file names against those of certificates; what is in them is not read.
+def check_header(file: IO[bytes]) -> dict[str, _tensors.Header]:
+    """The tensors that a file names, if they are those of certificates; what is in them is not read.
 
     Raises:
         ValueError: in one line, when it is truncated, damaged or holds other tensors.
         OSError: when it cannot be read.
     """
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(size - 8, strict_json.LONGEST):
-        raise ValueError("damaged or truncated")
-    header = strict_json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("damaged or truncated")
-    header.pop("__metadata__", None)
-    try:
-        found = {name: Header.of(entry) for name, entry in header.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise ValueError("damaged or of other types of tensors") from None
-    _check(found)
-    if 8 + length + end != size:
-        raise ValueError("damaged or truncated")
+    headers = _tensors.read_headers(file)
+    _check(headers)
+    return headers
 
 
-def _check(tensors: Mapping[str, Header]) -> None:
+def _check(tensors: Mapping[str, _tensors.Header]) -> None:
     """Refuse tensors that are not those of certificates, or of which one counts more samples than another."""
     expected = _EXACT | (_ROUND if "grains" in tensors else {})
     fits = set(tensors) == set(expected) and all(
@@ -277,7 +256,7 @@ def _check(tensors: Mapping[str, Header]) -> None:
         )
 
 
-def _counts_fit(tensors: Mapping[str, Header]) -> bool:
+def _counts_fit(tensors: Mapping[str, _tensors.Header]) -> bool:
     if len(tensors["delta"]) != len(tensors["id"]):
         return False
     if "grains" not in tensors:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -288,3 +290,28 @@ def test_a_record_of_the_first_release_is_read(run):
 def test_a_command_with_bytes_that_are_no_text_is_written_and_read(run):
     command = b"robench run --results \xff\xfe".decode(errors="surrogateescape")
     assert read_record(run.write(command=command).folder).command == command
+
+
+def test_perturbations_stay_in_their_file(tmp_path):
+    """A file of 300 MB, most of it a hole, of which two images are asked for."""
+    n, shape = 25_000, (3, 32, 32)
+    header = {
+        "id": {"dtype": "I64", "shape": [n], "data_offsets": [0, 8 * n]},
+        "delta": {"dtype": "F32", "shape": [n, *shape], "data_offsets": [8 * n, 8 * n + 4 * n * 3072]},
+    }
+    text = json.dumps(header).encode()
+    with (tmp_path / "adversarials.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + np.arange(n).tobytes())
+        last = np.full(shape, 0.5, np.float32).tobytes()
+        file.seek(8 + len(text) + 8 * n + 4 * n * 3072 - len(last))
+        file.write(last)
+    tracemalloc.start()
+    kept = read_certificates(tmp_path)
+    x = kept.delta[[0, n - 1]]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept.ids.tolist() == list(range(n))
+    assert x.shape == (2, *shape)
+    assert (x[0] == 0).all()
+    assert (x[1] == 0.5).all()
+    assert peak < 10e6
