@@ -269,8 +269,16 @@ def find_protocol(name: str) -> Protocol:
 
 
 def own_name(dataset: str, threat: str, samples: int) -> str:
-    """The name of a protocol that a data set, a threat and a number of images make up."""
+    """The name of a protocol that a data set, a threat and a number of images make up and that is not shipped."""
+    if threat == NO_THREAT:
+        return f"{dataset}-c-n{samples}"
     return f"{dataset}-{threat.replace('/', 'over').replace(':', '-')}-n{samples}"
+
+
+def protocol_name(dataset: str, threat: str, samples: int) -> str:
+    """The shipped protocol with this data set, threat and number of images, or a name made of the three."""
+    shipped = {(str(p.dataset), p.threat_name, p.samples): p.name for p in reversed(protocols().values())}
+    return shipped.get((dataset, threat, samples)) or own_name(dataset, threat, samples)
 
 
 @cache

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from robench.canonical import dataset_spec
-from robench.catalog import Protocol, Suite, find_protocol, find_suite, own_name
+from robench.catalog import Protocol, Suite, find_protocol, find_suite, protocol_name
 from robench.core.errors import UsageError
 from robench.core.specs import Spec
 from robench.corruption.suite import corruptions
@@ -64,9 +64,10 @@ def choose_protocol(
 
 
 def with_own_name(chosen: Protocol, base: Protocol) -> Protocol:
-    """`chosen` under the name of `base` where it is of the same images and threat, else under one of its own."""
+    """`chosen` under the name of `base` where it has the same images and threat, else under that of the shipped
+    protocol that has, else under a name of its own."""
     same = (chosen.dataset, chosen.threat, chosen.samples) == (base.dataset, base.threat, base.samples)
-    name = base.name if same else own_name(str(chosen.dataset), chosen.threat_name, chosen.samples)
+    name = base.name if same else protocol_name(str(chosen.dataset), chosen.threat_name, chosen.samples)
     return replace(chosen, name=name)
 
 
@@ -92,4 +93,4 @@ def _without_threat(
     chosen = _with_samples(replace(base, threat=None), dataset, None, samples)
     if name and chosen.samples == base.samples:
         return chosen
-    return replace(chosen, name=f"{chosen.dataset}-c-n{chosen.samples}")
+    return replace(chosen, name=protocol_name(str(chosen.dataset), chosen.threat_name, chosen.samples))

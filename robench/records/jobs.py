@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robench import catalog
 from robench.canonical import dataset_name, defense_name, knowledge_name
-from robench.catalog import own_name
+from robench.catalog import own_name, protocol_name
 from robench.core import specs
 from robench.core.errors import ResourceError, UsageError
 from robench.core.trust import like
@@ -22,7 +22,7 @@ def canonical(job: Job) -> Job:
     threat = _threat(job.threat)
     protocol = job.protocol
     if protocol in {own_name(name, job.threat, job.n) for name in (dataset, _base(dataset))}:
-        protocol = like(protocol, own_name(dataset_name(dataset), threat, job.n))
+        protocol = like(protocol, protocol_name(dataset_name(dataset), threat, job.n))
     return replace(
         job,
         protocol=protocol,

@@ -18,7 +18,7 @@ from robench.cli import main
 from robench.cli.output import Output, spelled
 from tests.verification.test_shipped import RESULTS
 
-RECORD = RESULTS / "shipped" / "digits-Linf-0.1-n100" / "standard-digits" / "pgd"
+RECORD = RESULTS / "shipped" / "digits-linf-0.1" / "standard-digits" / "pgd"
 FEW = ["--samples", "4", "--threat", "Linf:0.1", "--workers", "1"]
 PRINTING = {
     "help": ["--help"],

@@ -136,3 +136,21 @@ def test_a_suite_with_a_long_name_runs_and_answers(tmp_path):
     first = robench.run("standard-digits", attack, samples=2, results=tmp_path, workers=1)
     again = robench.run("standard-digits", attack, samples=2, results=tmp_path, workers=1, note=notes.append)
     assert first.folder == again.folder and "answered" in notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "threat", "n", "old", "name"),
+    [
+        ("digits", "Linf:0.1", 100, "digits-Linf-0.1-n100", "digits-linf-0.1"),
+        ("cifar10", "Linf:8/255", 100, "cifar10-Linf-8over255-n100", "cifar10-linf-100"),
+        ("digits", "fog:0.4", 100, "digits-fog-0.4-n100", "digits-fog"),
+        ("digits", "fog:0.4", 99, "digits-fog-0.4-n99", "digits-fog-0.4-n99"),
+    ],
+)
+def test_a_choice_that_a_shipped_protocol_makes_has_its_name_in_old_records_too(
+    tmp_path, dataset, threat, n, old, name
+):
+    assert choose_protocol(None, dataset, threat, n).name == name
+    job = make_run(tmp_path).job
+    job = replace(job, protocol=old, threat=threat, n=n, dataset=replace(job.dataset, name=dataset))
+    assert canonical(job).protocol == name

@@ -75,8 +75,8 @@ def test_a_large_record_is_whole_but_for_its_certificates(folder):
 AGAIN = (
     "digits-linf/standard-digits/autoattack",
     "digits-linf/mimir-digits/mimir-pgd-20",
-    "digits-Linf-0.1-n100/maep-digits/pgd",
-    "digits-Linf-0.1-n100/maep-digits/pgd@bpda",
+    "digits-linf-0.1/maep-digits/pgd",
+    "digits-linf-0.1/maep-digits/pgd@bpda",
 )
 
 
