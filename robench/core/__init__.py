@@ -1,1 +1,1 @@
-"""What every room stands on: errors, names and their specs, random numbers, files, text."""
+"""Foundations of every package: errors, registries and specs, random numbers, files, text."""

@@ -1,4 +1,4 @@
-"""Where the files lie that can be made or fetched again."""
+"""Where cached files are stored; all of them can be rebuilt or downloaded again."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ VARIABLE = "ROBENCH_CACHE"
 
 
 def home_cache() -> Path:
-    """The folder where no variable names another: ~/.cache/robench."""
+    """The default cache folder, ~/.cache/robench."""
     return Path.home() / ".cache" / "robench"
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder of one kind of files, such as "checkpoints", in the cache: ROBENCH_CACHE, or ~/.cache/robench."""
+    """The cache folder of one kind of file, such as "checkpoints", under ROBENCH_CACHE or ~/.cache/robench."""
     return Path(os.environ.get(VARIABLE) or home_cache()).expanduser() / kind

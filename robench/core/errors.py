@@ -1,19 +1,19 @@
-"""What can go wrong for a user, each kind with its exit code.
+"""Errors that a user can fix, each with an exit code.
 
-Every message says what was asked, what was found, and the mend. The command line prints it as one line.
+Every message states what was requested, what was found and how to fix it. The command line prints it as one line.
 """
 
 import difflib
 from collections.abc import Iterable
 
-# What `robench list` shows.
+# The kinds that `robench list` shows.
 LISTED = ("defense", "attack", "dataset", "protocol")
-# A message shows no more names than this, and no more characters of a name.
+# How many names a message lists, and how many characters of a name it shows.
 _MOST, _LONGEST = 20, 80
 
 
 class RobenchError(Exception):
-    """A mistake or a lack that the user can mend; never shown with a traceback."""
+    """An error that the user can fix; never shown with a traceback."""
 
     exit_code = 1
 
@@ -31,19 +31,19 @@ class UsageError(RobenchError):
 
 
 class ResourceError(RobenchError):
-    """Data, a checkpoint or a results folder is missing, unreadable, in use or not what its card says."""
+    """Data, a checkpoint or a results folder is missing, unreadable, in use or different from what its card says."""
 
     exit_code = 3
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") -> UsageError:
-    """The error for a name nobody has registered, with the nearest names and how to list all.
+    """The error for an unregistered name, with the closest matches and how to list all names.
 
     Args:
         kind: the noun, singular, such as "defense".
-        name: what was asked for.
-        known: every name that would have been accepted.
-        listing: how to list them; without it a message shows all names where they are few.
+        name: the requested name.
+        known: every accepted name.
+        listing: how to list them; if empty, the message lists the names itself when they are few.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name[:_LONGEST], names, n=3, cutoff=0.5)

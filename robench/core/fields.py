@@ -1,7 +1,7 @@
-"""Values checked against the data class whose fields they fill: tables of TOML files, and settings of methods.
+"""Validation of values against the fields of a data class: tables of TOML files, and settings of methods.
 
-Not by pydantic, which copies each text into a plain one: what was read from a file must stay `Written`
-(`robench.core.trust`).
+Pydantic is not used because it copies strings into plain `str`, and strings read from a file must stay `Written`
+(see `robench.core.trust`).
 """
 
 import math
@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from robench.core.errors import UsageError
 
-# No text of a table is longer, in characters.
+# Maximum length of a string in a table, in characters.
 _LONGEST = 10_000
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field takes, as in `Annotated[float, BELOW_ONE]`.
+    """The range of numbers that a field accepts, as in `Annotated[float, BELOW_ONE]`.
 
     Attributes:
-        words: what a message says is expected.
-        holds: whether a number is one of them.
+        words: description of the range for error messages.
+        holds: whether a number lies in the range.
     """
 
     words: str
@@ -44,16 +44,17 @@ def check_table(
     without: Sequence[str] = (),
     ranges: Sequence[Range] = (),
 ) -> None:
-    """Check a table of a TOML file against the data class that it is to become.
+    """Check a table of a TOML file against a data class.
 
     Args:
-        kind: the data class; its annotations say what each field takes.
-        where: the table's file and name, for messages; `inside` stands between it and a field's name.
-        without: fields of `kind` that no table has.
-        ranges: of every number, after those that its field is annotated with.
+        kind: the data class; its annotations declare the type of each field.
+        where: file and name of the table, for messages.
+        inside: separator between `where` and the name of a field, for messages.
+        without: fields of `kind` that a table may not set.
+        ranges: ranges that every number must satisfy, besides those its field is annotated with.
 
     Raises:
-        UsageError: when it is no table, or a field is unknown, missing, of another type or out of range.
+        UsageError: if `table` is not a table, or a field is unknown, missing, of the wrong type or out of range.
     """
     if not isinstance(table, Mapping):
         raise UsageError(
@@ -73,12 +74,12 @@ def check_table(
 
 
 def check_settings(settings: Any) -> None:
-    """Check the fields of a frozen data class: each of the type it declares, numbers finite and at least 0.
+    """Check that each field of a frozen data class has its declared type, and that numbers are finite and at least 0.
 
-    A subclass that knows better extends `__post_init__`.
+    A subclass with stricter rules extends `__post_init__`.
 
     Raises:
-        ValueError: naming the field, what it got and what it expects.
+        ValueError: naming the field, its value and what is expected.
     """
     for item in fields(settings):
         check_value(item.name, getattr(settings, item.name), item.type, (NOT_NEGATIVE,))
@@ -87,18 +88,18 @@ def check_settings(settings: Any) -> None:
 def check_value(
     name: str, value: Any, annotation: Any, ranges: Sequence[Range] = (), sign: str = "="
 ) -> None:
-    """Check one value, the items of lists and tables included, against an annotation.
+    """Check one value, including the items of lists and tables, against an annotation.
 
-    Whole numbers are taken for `float`, and booleans for no number. A class with a true `from_text` is text in a file,
-    which the data class reads. What the annotation says in ways not known here
-    is not checked.
+    Integers are accepted as `float`; booleans are not accepted as numbers. A class whose `from_text` is true is written
+    as text in a file and parsed by the data class. Annotations of any other form are not checked.
 
     Args:
-        name: of the value; in a message `sign` stands between both.
-        ranges: of every number in it.
+        name: name of the value, for messages.
+        ranges: ranges that every number in the value must satisfy.
+        sign: separator between name and value, for messages.
 
     Raises:
-        ValueError: in one line.
+        ValueError: with a one-line message.
     """
     kind, inner = get_origin(annotation) or annotation, get_args(annotation)
     if kind is Annotated:

@@ -1,4 +1,4 @@
-"""How figures and names are written, the same in every table, board and picture."""
+"""Formatting of numbers and names, shared by every table, board and plot."""
 
 import re
 from pathlib import Path
@@ -26,19 +26,19 @@ _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def markdown(text: str) -> str:
-    """A name made safe for a Markdown table: one line, no markup."""
+    """Escape a name for a Markdown table: one line, no markup."""
     return _MARKDOWN.sub(r"\\\1", plain(text))
 
 
 def latex(text: str) -> str:
-    """A name made safe for LaTeX; letters that its standard fonts lack become question marks."""
+    """Escape a name for LaTeX; letters missing from its standard fonts become question marks."""
     return "".join(
         _LATEX.get(char, char if char.isascii() or "À" <= char <= "ÿ" else "?") for char in plain(text)
     )
 
 
 def count(number: float) -> str:
-    """A number in two or three figures: 0.5, 999, 12.3k, 4.56M."""
+    """Format a number with two or three significant digits: 0.5, 999, 12.3k, 4.56M."""
     for size, unit in _UNITS:
         # 999,950 would be written 1000k.
         if number >= size * 0.9995:
@@ -47,7 +47,7 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """0.42 s, 12.3 s, 4 min 05 s, 3 h 07 min."""
+    """Format a duration: 0.42 s, 12.3 s, 4 min 05 s, 3 h 07 min."""
     if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes: 0 B, 12.3 KiB, 4.56 GiB."""
+    """Format a number of bytes: 0 B, 12.3 KiB, 4.56 GiB."""
     value, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1000:
@@ -67,7 +67,7 @@ def size(count: int) -> str:
 
 
 def location(path: Path | str | None) -> str:
-    """A path for people: relative to the working folder where it lies inside."""
+    """Format a path for messages: relative to the working directory if inside it."""
     if path is None:
         return ""
     path = Path(path)
@@ -77,12 +77,12 @@ def location(path: Path | str | None) -> str:
         return str(path)
 
 
-def one_of(kind: str, asked: str, known: tuple[str, ...]) -> str:
-    """`asked`, if it is known.
+def one_of(kind: str, name: str, known: tuple[str, ...]) -> str:
+    """Return `name` if it is one of `known`.
 
     Raises:
-        UsageError: naming what is.
+        UsageError: otherwise, listing the known names.
     """
-    if asked not in known:
-        raise UsageError(f'unknown {kind} "{asked}": expected one of {", ".join(known)}')
-    return asked
+    if name not in known:
+        raise UsageError(f'unknown {kind} "{name}": expected one of {", ".join(known)}')
+    return name

@@ -1,7 +1,7 @@
-"""The normalised Hilbert-Schmidt independence criterion that MIMIR penalises, and that its attackers use.
+"""Normalised Hilbert-Schmidt independence criterion, which MIMIR penalises and attacks on MIMIR use.
 
-Fukumizu et al. 2007, "Kernel Measures of Conditional Dependence"; its use as MIMIR's bound on the mutual
-information of input and features: Xu et al., arXiv 2312.04960.
+Fukumizu et al. 2007, "Kernel Measures of Conditional Dependence". MIMIR uses it as a bound on the mutual
+information between input and features: Xu et al., arXiv 2312.04960.
 """
 
 import torch
@@ -14,15 +14,18 @@ RIDGE = 1e-5
 def nhsic(x: Tensor, y: Tensor, sigma: float = SIGMA, ridge: float = RIDGE) -> Tensor:
     """tr(R_x R_y) with R = K H (K H + ridge m I)^-1, K Gaussian of width sigma sqrt(d), H centring.
 
-    It couples the rows, and grows with their number. Computed in float32 at least: squared norms of large
-    images overflow half precision. Where a matrix is singular or the outcome not finite it is 0, without
-    gradient: MIMIR skips the penalty there.
+    The value depends on all rows jointly and grows with their number. It is computed in at least float32, because
+    squared norms of large images overflow half precision. If a matrix is singular or the result is not finite, the
+    value is 0 without gradient, as MIMIR skips the penalty in that case.
 
     Args:
-        x, y: (m, ...), flattened row by row; at least 2 rows.
+        x, y: (m, ...) with m >= 2; rows are flattened.
 
     Returns:
-        A number, shape ().
+        A scalar, shape ().
+
+    Raises:
+        ValueError: if the lengths differ or are below 2.
     """
     if len(x) != len(y) or len(x) < 2:
         raise ValueError(f"nhsic needs two batches of one length, at least 2: got {len(x)=} and {len(y)=}")
@@ -33,17 +36,17 @@ def nhsic(x: Tensor, y: Tensor, sigma: float = SIGMA, ridge: float = RIDGE) -> T
 
 
 def nhsic_shares(x: Tensor, y: Tensor, sigma: float = SIGMA, ridge: float = RIDGE) -> Tensor:
-    """What each row adds to the nHSIC of its group: the diagonal of R_x R_y, whose sum is `nhsic`.
+    """The contribution of each row to the nHSIC of its group: the diagonal of R_x R_y, whose sum is `nhsic`.
 
-    The gradient of a group's sum at one row is that of the group's nHSIC there. A group whose matrices are
-    singular or not finite, or that has one row, gives 0 without gradient. Computed in float64: in single
-    precision rounding is about 1 % of the gradient, for the kernel's small eigenvalues are near the ridge.
+    The gradient of the sum over a group is the gradient of its nHSIC. A group that has one row, or whose matrices are
+    singular or not finite, gives 0 without gradient. Computed in float64: in float32 the rounding error is about 1 %
+    of the gradient, because the small eigenvalues of the kernel are close to the ridge.
 
     Args:
-        x, y: (groups, m, ...), each group on its own.
+        x, y: (groups, m, ...); groups are independent.
 
     Returns:
-        (groups, m), in float32 unless x is float64.
+        (groups, m), float32 unless x is float64.
     """
     kind = x.dtype if x.dtype == torch.float64 else torch.float32
     products, failed = _products(x.double().flatten(2), y.double().flatten(2), sigma, ridge)
@@ -51,11 +54,11 @@ def nhsic_shares(x: Tensor, y: Tensor, sigma: float = SIGMA, ridge: float = RIDG
     usable = (failed == 0) & torch.isfinite(shares).all(-1)
     if bool(usable.all()):
         return shares
-    # Masking would let a NaN into the gradient, so the sound groups are computed by themselves.
-    alone = shares.new_zeros(shares.shape)
+    # Masking would let a NaN into the gradient, so the usable groups are computed separately.
+    zeros = shares.new_zeros(shares.shape)
     if not bool(usable.any()):
-        return alone
-    return alone.index_copy(0, usable.nonzero()[:, 0], nhsic_shares(x[usable], y[usable], sigma, ridge))
+        return zeros
+    return zeros.index_copy(0, usable.nonzero()[:, 0], nhsic_shares(x[usable], y[usable], sigma, ridge))
 
 
 def _products(x: Tensor, y: Tensor, sigma: float, ridge: float) -> tuple[Tensor, Tensor]:
@@ -66,7 +69,7 @@ def _products(x: Tensor, y: Tensor, sigma: float, ridge: float) -> tuple[Tensor,
 
 
 def _ratio(x: Tensor, sigma: float, ridge: float) -> tuple[Tensor, Tensor]:
-    """K H (K H + ridge m I)^-1, (..., m, m), and LAPACK's word on the solve, 0 for success."""
+    """K H (K H + ridge m I)^-1, (..., m, m), and the status of the solve, 0 for success."""
     x = x if x.dtype == torch.float64 else x.float()
     m, d = x.shape[-2:]
     with torch.autocast(x.device.type, enabled=False):

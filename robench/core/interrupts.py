@@ -1,4 +1,4 @@
-"""Ctrl-C while modules load: nothing is lost yet, and no half-imported module may turn it into another error."""
+"""Handling of Ctrl-C during imports, when there is no work to save and a half-imported module could raise any error."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 @contextmanager
 def end_at_once() -> Iterator[None]:
-    """End the process at an interrupt, in one line, until the block ends; an interrupt that is ignored stays so."""
+    """Inside the block, an interrupt ends the process with one line; an ignored interrupt stays ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
@@ -24,7 +24,7 @@ def end_at_once() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    # Not an exception: extension modules that are being initialised would turn it into another, or swallow it.
+    # An exception would be swallowed or replaced by extension modules during their initialisation.
     with suppress(OSError):
         os.write(2, b"robench: interrupted\n")
     os._exit(INTERRUPTED)

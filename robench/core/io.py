@@ -1,4 +1,4 @@
-"""Writing to disk so that a kill, a full disk or a second writer loses nothing."""
+"""File input and output that survives a killed process, a full disk and concurrent writers."""
 
 import errno
 import hashlib
@@ -15,21 +15,24 @@ from filelock import lock_descriptor
 from robench.core.errors import ResourceError
 
 _LOCK = ".lock"
-# Bytes of a process's number.
+# Maximum length of a process id, in bytes.
 _PID = 20
-# What only some systems know; Windows translates line ends unless it is asked for bytes.
+# Flags that only some systems define; on Windows, O_BINARY turns off the translation of line ends.
 _NO_LINK, _NO_WAIT, _BYTES = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 _FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name))
-# By what a user gives another place.
+# The options that choose another output location.
 _OPTIONS = "--results or --output"
 
 
 @contextmanager
 def disk_errors(path: Path, options: str = _OPTIONS) -> Iterator[None]:
-    """Turn an OSError inside into one line about `path`, which another place can be given for by `options`.
+    """Convert an OSError inside the block to a one-line error about `path`.
+
+    Args:
+        options: the command-line options that choose another location, for the message.
 
     Raises:
-        ResourceError: for a full disk, a folder that cannot be made or written, and the like.
+        ResourceError: for a full disk, a folder that cannot be created or written, and similar failures.
     """
     try:
         yield
@@ -44,35 +47,38 @@ def disk_errors(path: Path, options: str = _OPTIONS) -> Iterator[None]:
         ) from error
 
 
-# What a file is to hold: all of it, a piece at a time, or what the sha256 of the files before it decide.
+# The content of a file: bytes, pieces, or a function of the sha256 digests of the files written before it.
 Content = bytes | Iterable[bytes] | Callable[[Mapping[str, str]], bytes]
 
 
 def write_whole(
     folder: Path, contents: Mapping[str, Content], make_way: Callable[[], object] = lambda: None
 ) -> None:
-    """Write files so that each is either the old one or the new one, whatever happens.
+    """Write files atomically: after a failure each file is either the old one or the new one.
 
-    All are first written beside their places and flushed; only then are they renamed, in the order given. So
-    a full disk leaves every old file as it was, and the last name appears when all others are there.
+    All files are first written under temporary names and flushed, then renamed in the given order. A full disk
+    therefore leaves every old file unchanged, and the last file appears after all others.
 
     Args:
-        folder: made if need be.
+        folder: created if missing.
         contents: file name -> content.
-        make_way: called when all is on the disk and nothing is renamed yet.
+        make_way: called when all files are on disk and none is renamed yet.
 
     Raises:
-        ResourceError: when the disk is full or the folder cannot be written.
+        ResourceError: if the disk is full or the folder cannot be written.
     """
     with disk_errors(folder):
         _write(folder, contents, make_way)
 
 
 def write_file(path: Path, content: Content, options: str = _OPTIONS) -> None:
-    """Write one file as `write_whole` does; a message names it, and `options` by which another is given.
+    """Write one file atomically, like `write_whole`.
+
+    Args:
+        options: the command-line options that choose another file, for the message.
 
     Raises:
-        ResourceError: when the disk is full or the file cannot be written.
+        ResourceError: if the disk is full or the file cannot be written.
     """
     with disk_errors(path, options):
         _write(path.absolute().parent, {path.name: content}, lambda: None)
@@ -106,17 +112,17 @@ def _write(folder: Path, contents: Mapping[str, Content], make_way: Callable[[],
 
 
 def _let_others_read(descriptor: int) -> None:
-    """mkstemp creates files for their owner alone, but records are there to be read; Windows has no such modes."""
+    """Make a file created by mkstemp readable for everyone; Windows has no such modes."""
     if hasattr(os, "fchmod"):
         os.fchmod(descriptor, 0o644)
 
 
 def write_quickly(path: Path, content: bytes) -> None:
-    """Write a file that can be made again: whole or not there when the process is killed, but not flushed, so that a
-    power cut may leave it empty. Its folder must exist.
+    """Write a file that can be rebuilt. It is complete or absent if the process is killed, but not flushed, so a power
+    cut may leave it empty. Its folder must exist.
 
     Raises:
-        ResourceError: when the disk is full or the folder cannot be written.
+        ResourceError: if the disk is full or the folder cannot be written.
     """
     with disk_errors(path):
         descriptor, waiting = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
@@ -131,55 +137,55 @@ def write_quickly(path: Path, content: bytes) -> None:
 
 
 def refuse_link(folder: Path) -> None:
-    """Refuse a folder of robench's own making that is a symbolic link: what is written there would land elsewhere.
+    """Refuse to write into a symbolic link, because the files would land elsewhere.
 
     Raises:
-        ResourceError: when it is one.
+        ResourceError: if `folder` is a symbolic link.
     """
     if folder.is_symlink():
         raise ResourceError(f"{folder} is a symbolic link, which is not written through: remove it")
 
 
 def open_ordinary(path: Path) -> BinaryIO:
-    """A file opened for reading, which a named pipe or a device, that may never end, is not.
+    """Open a regular file for reading; named pipes and devices are refused because they may never end.
 
     Raises:
-        OSError: when it cannot be opened, or is no ordinary file.
+        OSError: if it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | _BYTES)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "no ordinary file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
 def read_ordinary(path: Path, most: int = -1) -> bytes:
-    """The first `most` bytes of a file; all of them for -1. See `open_ordinary`."""
+    """Read the first `most` bytes of a file, or all of it for -1. See `open_ordinary`."""
     with open_ordinary(path) as file:
         return file.read(most)
 
 
 class Damaged(Exception):
-    """A sealed file is missing, cut off, or not what was written; the message names the file and the reason."""
+    """A sealed file is missing, truncated or altered; the message names the file and the reason."""
 
 
 _SEAL = hashlib.sha256().digest_size
 
 
 def seal(content: bytes, purpose: str = "") -> bytes:
-    """`content` behind the sha256 of itself and its purpose: what `read_sealed` checks.
+    """Prefix `content` with the sha256 of its purpose and itself, which `read_sealed` checks.
 
     Args:
-        purpose: what the content is for; the file is no answer for another purpose.
+        purpose: what the content is for; reading it for another purpose fails.
     """
     return _digest(content, purpose) + content
 
 
 def read_sealed(path: Path, purpose: str = "") -> bytes:
-    """The content of a file that `seal` made.
+    """Read a file written with `seal`.
 
     Raises:
-        Damaged: when it is missing, unreadable, changed in any byte, or sealed for another purpose.
+        Damaged: if it is missing, unreadable, changed in any byte, or sealed for another purpose.
     """
     try:
         data = read_ordinary(path)
@@ -187,7 +193,7 @@ def read_sealed(path: Path, purpose: str = "") -> bytes:
         raise Damaged(f"{path.name}: {error.strerror or error}") from error
     content = data[_SEAL:]
     if len(data) < _SEAL or data[:_SEAL] != _digest(content, purpose):
-        raise Damaged(f"{path.name} is damaged: its sha256 is not the one that was noted")
+        raise Damaged(f"{path.name} is damaged: its sha256 does not match the recorded one")
     return content
 
 
@@ -204,7 +210,7 @@ def _pieces(content: Content, digests: Mapping[str, str]) -> Iterable[bytes]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut, where a folder can be opened: Windows cannot."""
+    """Make renames inside `folder` survive a power cut; does nothing on Windows, which cannot open folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -216,12 +222,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other runs, in this process or another, until the block ends.
+    """Lock `folder` against other runs, in this process or another, until the block ends.
 
-    The lock belongs to the open file, so the system frees it when the holder dies, however it dies.
+    The lock belongs to the open file, so the system releases it when the process ends for any reason.
 
     Raises:
-        ResourceError: when another run holds it, or the folder cannot be written or is a symbolic link.
+        ResourceError: if another run holds the lock, or the folder cannot be written or is a symbolic link.
     """
     refuse_link(folder)
     path = folder / _LOCK
@@ -238,23 +244,23 @@ def claim(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Windows keeps a file that is open; a lock file that is left behind locks nothing.
+        # Windows cannot delete an open file; a lock file that is left behind locks nothing.
         with suppress(OSError):
             path.unlink()
         os.close(descriptor)
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a run holds `folder`. Nothing is written."""
+    """Whether a run has locked `folder`. Nothing is written."""
     try:
         descriptor = open_lock(folder / _LOCK, create=False)
     except PermissionError:
         return True
-    # Whatever lies there instead of a lock, no run holds the folder by it.
+    # The file is missing or is not a lock file, so no run has locked the folder.
     except OSError:
         return False
     try:
-        # filelock has no shared locks: two processes that look at the same moment may each take the other for a run.
+        # filelock has no shared locks: two processes that check at the same moment may each report a run.
         return not lock(descriptor)
     except OSError:
         return True
@@ -263,10 +269,10 @@ def is_claimed(folder: Path) -> bool:
 
 
 def lock(descriptor: int, wait: bool = False) -> bool:
-    """Lock an open file until it is closed; False if another process has locked it. Without locks in the system, True.
+    """Lock an open file until it is closed; False if another process holds the lock. True on systems without locks.
 
-    filelock's own classes open the file by themselves, so they would create it, write through a hard link and wait for
-    a pipe; `open_lock` opens it instead.
+    The classes of filelock are not used because they open the file themselves: they would create it, write through a
+    hard link and block on a pipe. Open the file with `open_lock` instead.
     """
     try:
         return lock_descriptor(descriptor, blocking=wait, poll_interval=0.005)
@@ -277,18 +283,18 @@ def lock(descriptor: int, wait: bool = False) -> bool:
 
 
 def open_lock(path: Path, create: bool = True) -> int:
-    """A descriptor of a lock file, which a symbolic link, a pipe, a device or somebody else's file is not.
+    """Open a lock file; symbolic links, pipes, devices and files of other programs are refused.
 
     Args:
-        create: make it if need be.
+        create: create the file if missing.
 
     Raises:
-        OSError: when it cannot be opened, or is no lock file.
+        OSError: if it cannot be opened, or is not a lock file.
     """
     if not _NO_LINK and path.is_symlink():
         raise OSError(errno.ELOOP, "a symbolic link")
-    # Not waiting: a pipe would let us wait for its other end.
-    # For writing in any case, without which NFS locks nothing.
+    # Non-blocking, because opening a pipe waits for its other end.
+    # Opened for writing even to check the lock, because NFS locks nothing otherwise.
     flags = os.O_RDWR | _NO_LINK | _NO_WAIT | _BYTES | (os.O_CREAT if create else 0)
     descriptor = os.open(path, flags, 0o644)
     facts = os.fstat(descriptor)
@@ -297,12 +303,12 @@ def open_lock(path: Path, create: bool = True) -> int:
         if not holder or holder.isdigit():
             return descriptor
     os.close(descriptor)
-    raise OSError(errno.EEXIST, f"{path.name} is no lock file of robench: remove it")
+    raise OSError(errno.EEXIST, f"{path.name} is not a lock file of robench: remove it")
 
 
 def _holder(descriptor: int) -> bytes:
-    """The number of the process that holds a lock; empty where that cannot be read."""
-    # Windows lets no one else read what is locked.
+    """The id of the process that holds a lock; empty if it cannot be read."""
+    # Windows does not let other processes read a locked file.
     with suppress(PermissionError):
         os.lseek(descriptor, 0, os.SEEK_SET)
         return os.read(descriptor, _PID)
@@ -323,7 +329,7 @@ def _lock(path: Path, folder: Path) -> int:
             raise ResourceError(
                 f"another run is writing {folder} (pid {holder}): wait for it, or give another by --results or --output"
             )
-        # The holder before us removes its file: a lock on a file that is gone holds nothing.
+        # The previous holder removes its lock file: a lock on a deleted file protects nothing.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.lstat()):
                 return descriptor

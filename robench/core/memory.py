@@ -1,4 +1,4 @@
-"""Memory that nobody uses, given back to the system."""
+"""Returning unused memory to the system."""
 
 import ctypes
 from functools import cache
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def give_back() -> None:
-    """Return free pages to the system, where the C library is glibc.
+    """Return free pages to the system if the C library is glibc.
 
-    glibc keeps what torch frees and, since torch's blocks are aligned, mostly does not find it again: the process
-    grows with every batch of large images, although it holds none of them.
+    glibc keeps the memory that torch frees, and seldom reuses it because torch's blocks are aligned. Without this call
+    the process grows with every batch of large images, although it keeps none of them.
     """
     trim = _trim()
     if trim is not None:

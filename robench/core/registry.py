@@ -1,11 +1,11 @@
-"""Names -> builders of defenses, purifiers, loaders, attacks, transformations and data sets; entry points add more.
+"""Registries of defenses, purifiers, loaders, attacks, transformations and data sets, extended by entry points.
 
-A package that declares, say,
+A package that declares
 
     [project.entry-points."robench.attacks"]
     my_attack = "my_package:MyAttack"
 
-is found by its name on the command line and in suites, with nothing else to do.
+makes its attack available by name on the command line and in suites.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ Kind = TypeVar("Kind", bound=Builder)
 
 
 class Registry:
-    """One namespace of builders.
+    """A mapping from names to builders of one kind.
 
     Args:
-        kind: the noun, singular ("defense", "purifier", "loader", "attack", "transformation",
+        kind: singular noun ("defense", "purifier", "loader", "attack", "transformation",
             "dataset"); the entry-point group is `robench.<kind>s`.
     """
 
@@ -34,16 +34,16 @@ class Registry:
         self._outsiders: dict[str, EntryPoint] | None = None
 
     def register(self, name: str) -> Callable[[Kind], Kind]:
-        """Decorator that gives a builder its name.
+        """Decorator that registers a builder under `name`.
 
         Raises:
-            UsageError: when the name is taken, naming the holder.
+            UsageError: if the name is taken, naming its holder.
         """
 
         def decorate(builder: Kind) -> Kind:
             holder = f"{builder.__module__}.{builder.__qualname__}"
             if self._outsiders and name in self._outsiders and _path(self._outsiders[name]) == holder:
-                return builder  # An entry point names this very builder.
+                return builder  # An entry point already refers to this builder.
             taken = self._holders.get(name) or self._outside_holder(name)
             if taken:
                 raise UsageError(f'{self.kind} "{name}" is taken by {taken}: {holder} needs another name')
@@ -54,11 +54,11 @@ class Registry:
         return decorate
 
     def get(self, name: str) -> Builder:
-        """The builder called `name`.
+        """The builder registered under `name`.
 
         Raises:
-            UsageError: when nobody has that name (with the nearest ones), or two packages claim it.
-            ResourceError: when an outsider's entry point cannot be imported.
+            UsageError: if the name is unknown (with the closest matches), or two packages claim it.
+            ResourceError: if the entry point of a package cannot be imported.
         """
         if name in self._entry_points():
             entry = self._entry_points()[name]
@@ -73,7 +73,7 @@ class Registry:
         return self._builders[name]
 
     def holder(self, name: str) -> str:
-        """Who provides `name`: a module of robench, or a package."""
+        """The provider of `name`: a module of robench, or another package."""
         return self._holders.get(name) or self._outside_holder(name) or ""
 
     def __contains__(self, name: object) -> bool:
@@ -83,26 +83,26 @@ class Registry:
         return iter(sorted({*self._builders, *self._entry_points()}))
 
     def _outside_holder(self, name: str) -> str | None:
-        # While robench itself is being imported its own names come first; outsiders are checked on first use.
+        # During the import of robench its own names take precedence; entry points are checked on first use.
         if self._outsiders is None or name not in self._outsiders:
             return None
         return _origin(self._outsiders[name])
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         if self._outsiders is None:
-            found: dict[str, EntryPoint] = {}
+            entries: dict[str, EntryPoint] = {}
             for entry in entry_points(group=self.group):
                 holder = self._holders.get(entry.name)
                 if holder == _path(entry):
                     continue
-                if not holder and entry.name in found and found[entry.name].value != entry.value:
-                    holder = _origin(found[entry.name])
+                if not holder and entry.name in entries and entries[entry.name].value != entry.value:
+                    holder = _origin(entries[entry.name])
                 if holder:
                     raise UsageError(
                         f'{self.kind} "{entry.name}" is taken by {holder}: {_origin(entry)} needs another name'
                     )
-                found[entry.name] = entry
-            self._outsiders = found
+                entries[entry.name] = entry
+            self._outsiders = entries
         return self._outsiders
 
 

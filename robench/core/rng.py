@@ -1,8 +1,8 @@
-"""Random numbers as a function: Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3").
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3").
 
-Every number is philox(key, counter) with the key made of (seed, what it is for) and the counter of (element,
-step, rank, sample). So the batch size, the order of work, the number of workers and an interruption change
-no number. Integers and uniforms are exact on every device; normals are rounded from float64.
+Every number is philox(key, counter), where the key is derived from (seed, purpose) and the counter from (element,
+step, rank, sample). Numbers therefore do not depend on the batch size, the order of work, the number of workers or
+interruptions. Integers and uniforms are exact on every device; normals are rounded from float64.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap, which keeps their low 64 bits: the shift is masked to be a logical one.
+        # int64 products wrap and keep their low 64 bits; the mask makes the shift logical.
         p0, p1 = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -53,12 +53,12 @@ class Stream:
 
     @classmethod
     def of(cls, *purpose: object) -> "Stream":
-        """A stream keyed by the parts of its purpose: the seed first, then what it is for."""
+        """The stream keyed by the seed and the parts of its purpose."""
         digest = hashlib.sha256("\x1f".join(map(str, purpose)).encode()).digest()
         return cls((int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")))
 
     def bits(self, sample: Tensor, rank: Tensor, step: Tensor | int, count: int) -> Tensor:
-        """`count` words of 32 random bits for every row, int64 (S, count) in 0 .. 2**32 - 1.
+        """`count` random 32-bit words for each row, int64 (S, count) in 0 .. 2**32 - 1.
 
         Args:
             sample, rank: (S,) int64.
@@ -76,7 +76,7 @@ class Stream:
         return ((words >> 8).float() * 2.0**-24).view(-1, *shape)
 
     def normal(self, sample: Tensor, rank: Tensor, step: Tensor | int, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal float32 numbers, (S, *shape), by Box and Muller."""
+        """Standard normal float32 numbers, (S, *shape), by the Box-Muller transform."""
         count = math.prod(shape)
         words = self.bits(sample, rank, step, 2 * count).double()
         radius = (-2 * ((words[:, :count] + 0.5) * 2.0**-32).log()).sqrt()
@@ -84,7 +84,7 @@ class Stream:
 
 
 class _Noise:
-    """Where a randomised model's numbers come from, during one call of it."""
+    """The source of a randomised model's numbers during one call."""
 
     def __init__(self, stream: Stream, sample: Tensor, rank: Tensor, step: Tensor):
         self.stream, self.sample, self.rank, self.step = stream, sample, rank, step
@@ -101,12 +101,12 @@ _noise: ContextVar[_Noise | None] = ContextVar("noise", default=None)
 
 @contextmanager
 def noise(stream: Stream, sample: Tensor, rank: Tensor, step: Tensor) -> Iterator[None]:
-    """Inside the block `normal_like` and `uniform_like` give each row numbers of its own.
+    """Inside the block, `normal_like` and `uniform_like` draw the numbers of each row independently of the others.
 
-    They depend on the row's sample, rank and step, and on how many such calls came before in the block.
+    The numbers depend on the row's sample, rank and step, and on the number of earlier draws in the block.
 
     Args:
-        sample, rank, step: (N,) int64, of the rows of the batch that a model is called on.
+        sample, rank, step: (N,) int64, one entry for each row of the model's input batch.
     """
     token = _noise.set(_Noise(stream, sample, rank, step))
     try:
@@ -117,9 +117,9 @@ def noise(stream: Stream, sample: Tensor, rank: Tensor, step: Tensor) -> Iterato
 
 @contextmanager
 def parts(count: int) -> Iterator[None]:
-    """Inside the block each row of the batch is cut into `count` rows, that stand one behind the other.
+    """Inside the block, each row of the batch is split into `count` consecutive rows.
 
-    `normal_like` and `uniform_like` then give numbers that depend on the row they are cut from, and the place in it.
+    The numbers of `normal_like` and `uniform_like` then depend on the original row and the position within it.
     """
     source = _noise.get()
     if source is None:
@@ -133,13 +133,13 @@ def parts(count: int) -> Iterator[None]:
 
 
 def normal_like(x: Tensor) -> Tensor:
-    """Standard normal numbers of the shape and type of `x` (N, ...): decided row by row inside `noise`,
-    by torch's generator elsewhere."""
+    """Standard normal numbers with the shape and dtype of `x` (N, ...), drawn row by row inside `noise` and by
+    torch's generator elsewhere."""
     return _like(x, Stream.normal, torch.randn_like)
 
 
 def uniform_like(x: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1), as `normal_like`."""
+    """Uniform numbers in [0, 1) with the shape and dtype of `x`, drawn as in `normal_like`."""
     return _like(x, Stream.uniform, torch.rand_like)
 
 

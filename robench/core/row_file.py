@@ -1,4 +1,4 @@
-"""Rows of one shape and type that lie in an open file and are read when they are asked for."""
+"""Arrays of equal shape and dtype stored in an open file and read on demand."""
 
 import os
 import threading
@@ -8,12 +8,12 @@ from typing import IO, Any
 
 import numpy as np
 
-# One position serves every reader of a file where the system cannot read at a given place (Windows).
+# Systems without positional reads (Windows) share one file position among all readers.
 _POSITION = threading.Lock()
 
 
 def shared(file: IO[bytes]) -> IO[bytes]:
-    """The same open file, closed when nothing refers to it any more; `file` itself is closed."""
+    """Duplicate an open file; the copy is closed when it is garbage-collected. `file` itself is closed."""
     with file:
         descriptor = os.dup(file.fileno())
     again = open(descriptor, file.mode, buffering=0, closefd=False)  # noqa: SIM115
@@ -25,10 +25,10 @@ class RowFile:
     """Rows (N, ...) in a binary file.
 
     Args:
-        file: see `shared`.
-        shape: of all rows.
-        kind: the type of their numbers, little-endian.
-        start: the byte at which the first row begins.
+        file: an open file, see `shared`.
+        shape: shape of the whole array, (N, ...).
+        kind: dtype of the numbers, little-endian.
+        start: byte offset of the first row.
     """
 
     def __init__(self, file: IO[bytes], shape: tuple[int, ...], kind: Any, start: int = 0):
@@ -40,11 +40,11 @@ class RowFile:
         return self.shape[0]
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
-        """Some of the rows, (K, ...).
+        """Read the given rows, (K, ...).
 
         Raises:
-            EOFError: when the file ends before they do.
-            OSError: when it cannot be read.
+            EOFError: if the file ends before the rows do.
+            OSError: if the file cannot be read.
         """
         content = np.empty((len(rows), *self.shape[1:]), self.kind)
         if not content.size:
@@ -57,10 +57,10 @@ class RowFile:
         return content
 
     def write(self, row: int, content: np.ndarray) -> None:
-        """Set the rows from `row` on; `content` is contiguous and of this file's type.
+        """Write rows starting at `row`; `content` must be contiguous and have the dtype of the file.
 
         Raises:
-            OSError: when it cannot be written.
+            OSError: if the file cannot be written.
         """
         at, left = self._start + row * self._row, memoryview(content.data).cast("B")
         # The system writes at most 2 GB at a time.
@@ -69,8 +69,8 @@ class RowFile:
             left, at = left[written:], at + written
 
     def _read(self, into: np.ndarray, row: int) -> None:
-        # Read, not mapped: pages that are mapped count as the process's own memory, and a file that somebody
-        # shortens meanwhile would kill it.
+        # Not memory-mapped: mapped pages count as memory of the process, and it would crash if the file were truncated
+        # by another process.
         at, left = self._start + row * self._row, memoryview(into.data).cast("B")
         while left:
             count = _read_at(self._file, left, at)

@@ -1,8 +1,8 @@
-"""Spec strings such as `apgd(loss="ce", steps=100)`: read by `ast` alone, with one canonical form.
+"""Spec strings such as `apgd(loss="ce", steps=100)`: parsed with `ast` and never evaluated.
 
-A spec is a name with keyword arguments that are Python literals. Its canonical form sorts the keywords and
-leaves the defaults out, so that two ways of writing the same thing are one key in a record. In a name, what
-follows a colon may be a path or an address, anything but round brackets: `onnx:my models/a.onnx(mean=0.5)`.
+A spec is a name with keyword arguments that are Python literals. Its canonical form sorts the keywords and omits
+defaults, so that equivalent specs are the same key in a record. The part of a name after a colon may be a path or a
+URL and contain anything except parentheses: `onnx:my models/a.onnx(mean=0.5)`.
 """
 
 import ast
@@ -20,13 +20,13 @@ from robench.core.errors import UsageError
 from robench.core.trust import like
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(:[^\s()][^()]*)?")
-# Characters of a spec, and of it in an error message; whole numbers fit eight bytes.
+# Maximum length of a spec, and of its excerpt in an error message; integers must fit into eight bytes.
 _LONGEST, _SHOWN, _WHOLE = 10_000, 200, 2**63
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A name and its keyword arguments, each a Python literal."""
+    """A name and its keyword arguments, which are Python literals."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -39,27 +39,27 @@ class Spec:
         return like(self.name, f"{self.name}({inside})")
 
     def __hash__(self) -> int:
-        # Values may be lists; equal specs have the same name and the same keywords.
+        # Values may be unhashable lists; equal specs have the same name and keywords.
         return hash((self.name, *sorted(self.arguments)))
 
     def replaced(self, **arguments: Any) -> "Spec":
-        """The spec with these arguments added, or in place of those of the same name."""
+        """The spec with these arguments added or replaced."""
         return Spec(self.name, {**self.arguments, **arguments})
 
 
 def _literal(value: Any) -> str:
     if isinstance(value, str):
-        # JSON's escapes are Python's, and leave no control character in the text.
+        # JSON escapes are valid in Python, and leave no control characters in the text.
         return json.dumps(value, ensure_ascii=False)
     return repr(value)
 
 
 def parse(text: str | Spec) -> Spec:
-    """Read one spec; a `Spec` is returned as it is.
+    """Parse one spec; a `Spec` is returned unchanged.
 
     Raises:
-        UsageError: if it is not a name, or a name with keyword arguments that are literals; and for more than 10,000
-            characters, whole numbers of more than eight bytes, and numbers that are not finite.
+        UsageError: if it is not a name with optional keyword arguments that are literals, is longer than 10,000
+            characters, or contains an integer of more than eight bytes or a number that is not finite.
     """
     if isinstance(text, Spec):
         return text
@@ -75,7 +75,7 @@ def parse(text: str | Spec) -> Spec:
         return Spec(like(source, name))
     try:
         with warnings.catch_warnings():
-            # Of odd literals, which are refused below.
+            # Warnings about odd literals, which are refused below.
             warnings.simplefilter("ignore")
             call = ast.parse(f"f{rest}", mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -99,10 +99,10 @@ def parse(text: str | Spec) -> Spec:
 
 
 def _bounded(value: Any) -> Any:
-    """The value, if every number in it can be computed with.
+    """Return `value` unchanged.
 
     Raises:
-        ValueError: for a whole number of more than eight bytes, or one that is not finite.
+        ValueError: if it contains an integer of more than eight bytes, or a number that is not finite.
     """
     if isinstance(value, dict):
         _bounded([*value, *value.values()])
@@ -117,7 +117,7 @@ def _bounded(value: Any) -> Any:
 
 
 def split(text: str, separator: str = ",") -> list[str]:
-    """Cut at `separator` where it stands outside brackets and quotes; empty pieces are refused."""
+    """Split at each `separator` outside brackets and quotes; empty pieces are refused."""
     pieces, depth, quote, start, escaped = [], 0, "", 0, False
     for i, char in enumerate(text):
         if quote:
@@ -139,26 +139,26 @@ def split(text: str, separator: str = ",") -> list[str]:
 
 
 def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
-    """Every keyword that `builder` takes, with its default (`inspect.Parameter.empty` where it has none)."""
+    """The keywords that `builder` accepts, with their defaults (`inspect.Parameter.empty` for none)."""
     if dataclasses.is_dataclass(builder):
-        found = {}
+        values = {}
         for item in dataclasses.fields(builder):
             if item.init:
-                made = item.default_factory
-                found[item.name] = made() if made is not dataclasses.MISSING else item.default
-        return {k: inspect.Parameter.empty if v is dataclasses.MISSING else v for k, v in found.items()}
+                factory = item.default_factory
+                values[item.name] = factory() if factory is not dataclasses.MISSING else item.default
+        return {k: inspect.Parameter.empty if v is dataclasses.MISSING else v for k, v in values.items()}
     parameters = inspect.signature(builder).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p.default for p in parameters if p.kind in named}
 
 
 def canonical(spec: Spec, builder: Callable[..., Any]) -> Spec:
-    """`spec` without the arguments that equal `builder`'s defaults.
+    """`spec` without the arguments that equal the defaults of `builder`.
 
-    A builder with a `**` parameter takes any argument.
+    A builder with a `**` parameter accepts any argument.
 
     Raises:
-        UsageError: for an argument the builder does not take, or one it needs and did not get.
+        UsageError: for an unknown argument, or a missing required one.
     """
     known = defaults(builder)
     kinds = {p.kind for p in inspect.signature(builder).parameters.values()}
@@ -175,7 +175,7 @@ def build(spec: Spec, builder: Callable[..., Any]) -> Any:
     """Call `builder` with the spec's arguments.
 
     Raises:
-        UsageError: for an unknown, missing or refused argument.
+        UsageError: for an unknown, missing or invalid argument.
     """
     canonical(spec, builder)
     try:

@@ -1,8 +1,7 @@
-"""The global state of torch that robench computes in, whatever its caller has set.
+"""The global state of torch in which robench computes, regardless of the caller's settings.
 
-Evaluation code often runs under `torch.inference_mode()`, autocast or another default dtype. Inside `standard_state`
-none of them is in force, so an attack gives the same result there as anywhere else; the caller's state is restored
-at the end.
+Evaluation code often runs under `torch.inference_mode()`, autocast or another default dtype. `standard_state` disables
+them, so that an attack gives the same result everywhere, and restores the caller's state at the end.
 """
 
 import contextlib
@@ -11,15 +10,15 @@ from contextvars import ContextVar
 
 import torch
 
-# Whether the caller has set a default device, which a model may rely on.
+# Whether the caller has set a default device, on which a model may rely.
 _default_device: ContextVar[bool] = ContextVar("default_device", default=False)
 
 
 @contextlib.contextmanager
 def standard_state() -> Iterator[None]:
-    """Gradients are recorded, arithmetic is float32, and tensors are made on the CPU unless their device is given.
+    """Inside the block gradients are recorded, the default dtype is float32 and the default device is the CPU.
 
-    Deterministic algorithms stay as the caller has set them. Blocks may be nested; the context manager is also a
+    The setting for deterministic algorithms is not changed. Blocks may be nested; the context manager also works as a
     decorator.
     """
     with contextlib.ExitStack() as stack:
@@ -29,7 +28,7 @@ def standard_state() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.is_anomaly_enabled():
-            # A NaN in a gradient is counted and reported, and is no reason to stop.
+            # A NaN in a gradient is counted and reported; it must not stop the attack.
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
         if (dtype := torch.get_default_dtype()) != torch.float32:
             torch.set_default_dtype(torch.float32)
@@ -45,5 +44,5 @@ def standard_state() -> Iterator[None]:
 
 
 def model_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """What a model is called in: where the caller has set a default device, the model's own `device` is the default."""
+    """The context in which to call a model: if the caller has set a default device, `device` becomes the default."""
     return device if _default_device.get() else contextlib.nullcontext()

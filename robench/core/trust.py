@@ -1,11 +1,11 @@
-"""Names that come out of a file, and whether a person trusts them.
+"""Trust in names that are read from files.
 
-A record, card, suite, protocol or baseline may come from a stranger, so a name read from one means a shipped or
-registered card, attack or data set and nothing else. Anything that runs code, fetches a model or opens another file
-counts only when a person typed it, or passes `--trust`.
+A record, card, suite, protocol or baseline may come from a stranger, so a name read from one may only refer to a
+shipped or registered card, attack or data set. A name that runs code, downloads a model or opens another file is
+accepted only if the user typed it or passes `--trust`.
 
-The strings of such a file are `Written`: they know their file, and so do the pieces that are cut out of them. Whoever
-is about to load something that a name stands for calls `admit` first. A plain string is a name that a person typed.
+Strings read from such a file are `Written`: they carry the file's name, and so do strings derived from them. Call
+`admit` before loading anything by name. A plain string is a name that the user typed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,19 +22,19 @@ class Written(str):
     """A string that was read from a file.
 
     Attributes:
-        file: where it was read, for messages.
+        file: the file it was read from, for messages.
     """
 
     file: str
 
     def __new__(cls, text: str, file: str = "a file") -> "Written":
-        made = super().__new__(cls, text)
-        made.file = file
-        return made
+        string = super().__new__(cls, text)
+        string.file = file
+        return string
 
 
 class Untrusted(UsageError):
-    """A file names something that may not be loaded on its word alone."""
+    """A file names something that may only be loaded if the user trusts the file."""
 
 
 class _Trust:
@@ -53,10 +53,10 @@ _trust: ContextVar[_Trust | None] = ContextVar("trust", default=None)
 
 @contextmanager
 def trusting(note: Callable[[str], object] = lambda line: None) -> Iterator[None]:
-    """Load whatever files name while the block runs, as `--trust` does.
+    """Inside the block, allow loading of anything that files name, as `--trust` does.
 
     Args:
-        note: called with one line for each name before it is loaded.
+        note: called once with a line about each name before it is loaded.
     """
     token = _trust.set(_Trust(note))
     try:
@@ -66,44 +66,44 @@ def trusting(note: Callable[[str], object] = lambda line: None) -> Iterator[None
 
 
 def written(value: Value, file: str) -> Value:
-    """`value` with every string inside it, in lists, tuples and the values of mappings too, as `Written`."""
-    made: Any = value
+    """`value` with all its strings marked as `Written`, including those in collections and values of mappings."""
+    marked: Any = value
     if isinstance(value, str):
-        made = Written(value, file)
+        marked = Written(value, file)
     elif isinstance(value, Mapping):
-        made = {key: written(each, file) for key, each in value.items()}
+        marked = {key: written(item, file) for key, item in value.items()}
     elif isinstance(value, list | tuple | set | frozenset):
-        made = type(value)(written(each, file) for each in value)
-    return made
+        marked = type(value)(written(item, file) for item in value)
+    return marked
 
 
 def like(name: str, value: Value) -> Value:
-    """`value`, which was made from `name`: as `written` if `name` was read from a file, else unchanged."""
+    """Mark `value`, which was derived from `name`, as `written` if `name` was read from a file."""
     return written(value, name.file) if isinstance(name, Written) else value
 
 
 def _keeping(method: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, *given, **named: like(self, method(self, *given, **named))
+    return lambda self, *args, **kwargs: like(self, method(self, *args, **kwargs))
 
 
-# A piece of what was read from a file was read from that file, too.
-_CUTTING = (
+# Strings derived from what was read from a file count as read from that file.
+_DERIVING = (
     "__add__ __getitem__ __mod__ capitalize casefold expandtabs format join lower lstrip partition removeprefix "
     "removesuffix replace rpartition rsplit rstrip split splitlines strip swapcase title translate upper"
 )
-for _name in _CUTTING.split():
+for _name in _DERIVING.split():
     setattr(Written, _name, _keeping(getattr(str, _name)))
 
 
 def admit(name: object, does: str) -> None:
-    """Let a name through that a person typed, or that a person trusts; call it before anything is loaded.
+    """Check that a name was typed by the user or is trusted; call this before loading anything by name.
 
     Args:
-        name: as it stands in the file, or on the command line.
-        does: what loading it does, to complete the sentence "FILE names NAME, which ...".
+        name: as written in the file or on the command line.
+        does: what loading it does, completing the sentence "FILE names NAME, which ...".
 
     Raises:
-        Untrusted: when it was read from a file and `--trust` is not given.
+        Untrusted: if it was read from a file and `--trust` is not given.
     """
     if not isinstance(name, Written):
         return

@@ -132,7 +132,7 @@ def test_no_file_is_taken_for_a_lock_but_ours(tmp_path_factory, content):
     if len(content) <= 20 and (not content or content.isdigit()):
         with claim(folder):
             return
-    with pytest.raises(ResourceError, match="no lock file of robench"), claim(folder):
+    with pytest.raises(ResourceError, match="not a lock file of robench"), claim(folder):
         pass
     assert (folder / ".lock").read_bytes() == content
 
@@ -224,7 +224,7 @@ def test_pipes_and_devices_in_place_of_a_record_are_not_waited_for(name, folder,
             assert end.value.code in (1, 2, 3) and "Traceback" not in capsys.readouterr().err
         (run.folder / name).rmdir() if kind == "folder" else (run.folder / name).unlink()
         (folder.parent / "kept").rename(run.folder / name)
-    with pytest.raises(OSError, match="no ordinary file") as caught:
+    with pytest.raises(OSError, match="not a regular file") as caught:
         os.mkfifo(folder / "pipe")
         read_ordinary(folder / "pipe")
     assert caught.value.errno == errno.EINVAL
