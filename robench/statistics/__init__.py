@@ -1,1 +1,1 @@
-"""Intervals, paired and sequential tests, and the mean corruption error."""
+"""Confidence intervals, paired and sequential tests, and the mean corruption error."""

@@ -1,4 +1,4 @@
-"""Accuracies with their uncertainty."""
+"""Accuracies with confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -15,34 +15,35 @@ def wilson(k: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval for a proportion, as fractions in [0, 1].
 
     Args:
-        k: successes, 0 .. n; of a mean of fractions their sum.
-        n: trials, at least 1.
+        k: number of successes, 0 .. n; for a mean of fractions, their sum.
+        n: number of trials, at least 1.
 
     Raises:
-        ValueError: when k or n is out of range.
+        ValueError: if k or n is out of range.
 
     Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    # Not scipy.stats.binomtest: it refuses fractional successes, and its last bits are not those of existing records.
+    # Not scipy.stats.binomtest: it refuses fractional successes, and differs from existing records in the last bits.
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k=}, {n=}: expected n >= 1 and 0 <= k <= n")
     p, z2 = k / n, _Z95 * _Z95
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # The ends are 0 and 1 exactly where k is 0 or n; rounding would leave them a last bit away.
+    # The ends are exactly 0 and 1 where k is 0 or n; rounding could change their last bit.
     low = 0.0 if k == 0 else centre - half
     high = 1.0 if k == n else centre + half
     return low, high
 
 
 def mcnemar(b: int, c: int) -> float:
-    """The exact two-sided p-value that two classifiers, tried on the same images, are equally accurate.
+    """Two-sided p-value of the exact McNemar test that two classifiers are equally accurate on the same images.
 
     Args:
-        b: images that only the first has right; c: that only the second has.
+        b: number of images that only the first classifies correctly.
+        c: number of images that only the second classifies correctly.
 
-    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages"; exact
-    by the binomial distribution of b among b + c with probability 1/2.
+    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages". Exact,
+    by the binomial distribution of b out of b + c with probability 1/2.
 
     Raises:
         ValueError: for negative numbers.
@@ -61,25 +62,29 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 1000) -> list[tuple[float, float]]:
-    """95 % intervals, by the percentile bootstrap, of means over images.
+    """95 % percentile bootstrap intervals of means over images.
 
-    All figures share the resamples: images are drawn whole, so what the figures of an image have in common is kept.
+    All figures use the same resamples of images, which preserves their correlation.
 
     Args:
-        values: one row for each figure, (figures, n) numbers.
-        seed: decides every draw.
+        values: one row for each figure, shape (figures, n).
+        seed: seed of the resampling.
+        resamples: number of resamples.
+
+    Returns:
+        One (low, high) pair for each figure.
 
     Raises:
-        ValueError: when there are no images, no resamples, or a value is not finite.
+        ValueError: if there are no images, no resamples, or a value is not finite.
 
     Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] < 1 or resamples < 1 or not np.isfinite(table).all():
         raise ValueError(
-            f"values of shape {table.shape}, {resamples=}: expected finite rows, one image at least"
+            f"values of shape {table.shape}, {resamples=}: expected finite rows with at least one image"
         )
-    # Not scipy.stats.bootstrap: it draws other images than those whose intervals stand in existing records.
+    # Not scipy.stats.bootstrap: it resamples differently, so intervals would differ from those in existing records.
     generator = np.random.Generator(np.random.Philox(key=seed))
     n = table.shape[1]
     means = np.stack([table[:, generator.integers(n, size=n)].mean(1) for _ in range(resamples)])
@@ -89,12 +94,12 @@ def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 1000) -> list[t
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A fraction of images classified rightly.
+    """The fraction of correctly classified images.
 
     Attributes:
         value: correct / n, in [0, 1].
-        correct: how many.
-        interval: Wilson's, 95 %, fractions.
+        correct: number of correctly classified images.
+        interval: 95 % Wilson interval, as fractions.
     """
 
     value: float
@@ -103,22 +108,22 @@ class Accuracy:
 
     @classmethod
     def of(cls, correct: int, n: int) -> "Accuracy":
-        """The accuracy of `correct` right answers among `n`."""
+        """The accuracy of `correct` correct answers out of `n`."""
         return cls(correct / n, correct, wilson(correct, n))
 
 
 def percent(accuracy: Accuracy) -> str:
-    """ "71.40" """
+    """Format an accuracy in percent: "71.40"."""
     return f"{100 * accuracy.value:.2f}"
 
 
 def interval(accuracy: Accuracy) -> str:
-    """ "[67.3, 75.2]" """
+    """Format the interval in percent: "[67.3, 75.2]"."""
     low, high = accuracy.interval
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def span(accuracy: Accuracy) -> str:
-    """The interval where room is scarce: "67.3–75.2"."""
+    """Format the interval in percent, in short form: "67.3–75.2"."""
     low, high = accuracy.interval
     return f"{100 * low:.1f}–{100 * high:.1f}"

@@ -1,4 +1,4 @@
-"""What a run under corruptions comes to: accuracy a cell, mCE and relative mCE, with their uncertainty.
+"""Statistics of a corruption run: accuracy by corruption and severity, mCE and relative mCE, with intervals.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
 arXiv 1903.12261, section 3.2 and table 1.
@@ -15,8 +15,8 @@ from robench.corruption.names import COMMON, SEVERITIES, VALIDATION
 from robench.corruption.suite import Cell
 from robench.statistics.accuracy import Accuracy, bootstrap
 
-# AlexNet's mean errors over the five severities, in the order of COMMON, and its clean error: table 1 of the paper, to
-# the digits that the authors' spreadsheet has (AugMix's and timm's code carry the same).
+# AlexNet's mean errors over the five severities, in the order of COMMON, and its clean error: table 1 of the paper,
+# with the digits of the authors' spreadsheet (also in the code of AugMix and timm).
 ALEXNET: dict[str, float] = dict(
     zip(
         COMMON,
@@ -26,18 +26,19 @@ ALEXNET: dict[str, float] = dict(
     )
 )  # fmt: skip
 ALEXNET_CLEAN = 0.435
-# They are of the full validation set at 224 px: of ImageNet's images at this size, and of no others.
+# Measured on the ImageNet validation set at 224 px, so only valid for ImageNet images of this size.
 ALEXNET_NAME, _DATASET, _SIDE = "AlexNet (arXiv 1903.12261)", "imagenet", 224
 PLAIN = "none"
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """Whose errors a corruption error is divided by.
+    """The reference network whose errors normalise corruption errors.
 
     Attributes:
-        name: for readers.
-        errors: mean over the severities, by corruption; clean: without one. Fractions.
+        name: name of the network, for display.
+        errors: mean error over the severities of each corruption, as fractions.
+        clean: error without corruption, as a fraction.
     """
 
     name: str
@@ -46,18 +47,19 @@ class Normaliser:
 
 
 def normaliser(dataset: str, side: int) -> Normaliser | None:
-    """AlexNet for ImageNet at 224 px; None for everything else, where its errors mean nothing."""
+    """AlexNet for ImageNet at 224 px; None otherwise, because AlexNet's errors are only known there."""
     fits = specs.parse(dataset).name == _DATASET and side == _SIDE
     return Normaliser(ALEXNET_NAME, ALEXNET, ALEXNET_CLEAN) if fits else None
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Which images are right: bool.
+    """Which images are classified correctly, as booleans.
 
     Attributes:
-        cells: in the order of the columns.
-        clean: (N,); corrupted: (N, cells).
+        cells: the corruption and severity of each column of `corrupted`.
+        clean: without corruption, (N,).
+        corrupted: under each cell, (N, cells).
     """
 
     cells: tuple[Cell, ...]
@@ -65,7 +67,7 @@ class Verdicts:
     corrupted: np.ndarray
 
     def errors(self, name: str) -> np.ndarray:
-        """Each image's share of wrong answers over the severities of a corruption, float64 (N,)."""
+        """The error of each image averaged over the severities of a corruption, float64 (N,)."""
         columns = [i for i, cell in enumerate(self.cells) if cell.name == name]
         return 1 - self.corrupted[:, columns].mean(1)
 
@@ -76,70 +78,72 @@ class Verdicts:
 
     @property
     def whole(self) -> bool:
-        """Whether all of the benchmark is there: fifteen corruptions at five severities."""
+        """Whether the benchmark is complete: fifteen corruptions at five severities."""
         wanted = {(name, severity) for name in COMMON for severity in SEVERITIES}
         return wanted <= {(cell.name, cell.severity) for cell in self.cells}
 
 
-def figures(found: Verdicts, by: Normaliser | None, seed: int) -> dict[str, Any]:
-    """The fields `corrupted_accuracy`, and of a whole benchmark `mce` and `relative_mce`, as a record has them.
+def figures(verdicts: Verdicts, by: Normaliser | None, seed: int) -> dict[str, Any]:
+    """The fields `corrupted_accuracy` and, for a complete benchmark, `mce` and `relative_mce` of a record.
 
-    Each is a mean over the images, so its interval is that of the bootstrap: all cells of an image go together.
+    Each is a mean over images with a bootstrap interval that resamples all cells of an image together.
     """
-    made: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     means: dict[str, np.ndarray] = {}
     for kind, names in (("common", COMMON), ("validation", VALIDATION)):
-        if present := [name for name in names if name in found.names]:
-            means[kind] = 1 - np.stack([found.errors(name) for name in present]).mean(0)
-    if found.whole:
-        errors, lost = per_image(found, by)
+        if present := [name for name in names if name in verdicts.names]:
+            means[kind] = 1 - np.stack([verdicts.errors(name) for name in present]).mean(0)
+    if verdicts.whole:
+        errors, lost = per_image(verdicts, by)
         means |= {"mce": errors, "relative_mce": lost}
     intervals = bootstrap(np.stack(list(means.values())), seed) if means else []
-    for (name, own), (low, high) in zip(means.items(), intervals, strict=True):
-        value = float(own.mean())
+    for (name, values), (low, high) in zip(means.items(), intervals, strict=True):
+        value = float(values.mean())
         if name in ("mce", "relative_mce"):
-            made[name] = {"value": value, "interval": [low, high], "normaliser": by.name if by else PLAIN}
+            fields[name] = {"value": value, "interval": [low, high], "normaliser": by.name if by else PLAIN}
         else:
-            held = {"value": value, "interval": [max(low, 0.0), min(high, 1.0)]}
-            made.setdefault("corrupted_accuracy", {})[name] = held
-    return made
+            accuracy = {"value": value, "interval": [max(low, 0.0), min(high, 1.0)]}
+            fields.setdefault("corrupted_accuracy", {})[name] = accuracy
+    return fields
 
 
-def per_image(found: Verdicts, by: Normaliser | None) -> tuple[np.ndarray, np.ndarray]:
-    """What each image adds to mCE and to relative mCE, (N,) each: their means are the figures.
+def per_image(verdicts: Verdicts, by: Normaliser | None) -> tuple[np.ndarray, np.ndarray]:
+    """The contributions of each image to mCE and relative mCE, (N,) each; their means are the figures.
 
     Args:
-        by: None for plain errors.
+        by: the normaliser; None for plain errors.
     """
-    clean = 1.0 - found.clean
-    own = {name: found.errors(name) for name in COMMON}
+    clean = 1.0 - verdicts.clean
+    errors = {name: verdicts.errors(name) for name in COMMON}
     if by is None:
-        return np.mean([own[name] for name in COMMON], 0), np.mean([own[name] - clean for name in COMMON], 0)
+        return np.mean([errors[name] for name in COMMON], 0), np.mean(
+            [errors[name] - clean for name in COMMON], 0
+        )
     return (
-        np.mean([own[name] / by.errors[name] for name in COMMON], 0),
-        np.mean([(own[name] - clean) / (by.errors[name] - by.clean) for name in COMMON], 0),
+        np.mean([errors[name] / by.errors[name] for name in COMMON], 0),
+        np.mean([(errors[name] - clean) / (by.errors[name] - by.clean) for name in COMMON], 0),
     )
 
 
-def accuracies(found: Verdicts) -> dict[str, dict[str, Accuracy]]:
-    """Accuracy by corruption and severity, with Wilson's intervals."""
-    made: dict[str, dict[str, Accuracy]] = {}
-    for cell, column in zip(found.cells, found.corrupted.T, strict=True):
-        made.setdefault(cell.name, {})[str(cell.severity)] = Accuracy.of(int(column.sum()), len(column))
-    return made
+def accuracies(verdicts: Verdicts) -> dict[str, dict[str, Accuracy]]:
+    """Accuracy by corruption and severity, with Wilson intervals."""
+    table: dict[str, dict[str, Accuracy]] = {}
+    for cell, column in zip(verdicts.cells, verdicts.corrupted.T, strict=True):
+        table.setdefault(cell.name, {})[str(cell.severity)] = Accuracy.of(int(column.sum()), len(column))
+    return table
 
 
-def first_wrong(found: Verdicts, specs_: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """What turned each image first, as `fooled_by` has it, and at which cell, -1 for none.
+def first_wrong(verdicts: Verdicts, specs_: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The first corruption that causes an error on each image, as in `fooled_by`, and its cell, -1 for none.
 
     Args:
-        specs_: the corruptions' canonical specs, in order.
+        specs_: canonical specs of the corruptions, in order.
     """
-    by_name = dict(zip(found.names, specs_, strict=True))
-    wrong = ~found.corrupted
-    place = np.where(wrong.any(1) & found.clean, wrong.argmax(1), -1)
-    said = [
-        "clean" if not right else "" if cell < 0 else by_name[found.cells[cell].name]
-        for right, cell in zip(found.clean, place, strict=True)
+    by_name = dict(zip(verdicts.names, specs_, strict=True))
+    wrong = ~verdicts.corrupted
+    place = np.where(wrong.any(1) & verdicts.clean, wrong.argmax(1), -1)
+    fooled_by = [
+        "clean" if not right else "" if cell < 0 else by_name[verdicts.cells[cell].name]
+        for right, cell in zip(verdicts.clean, place, strict=True)
     ]
-    return said, place
+    return fooled_by, place

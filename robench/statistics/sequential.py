@@ -1,4 +1,4 @@
-"""A sequential test: how few more attacks tell whether a checkpoint is still as robust as it was.
+"""A sequential test of whether a checkpoint is still as robust as its baseline, with as few attacks as possible.
 
 Wald 1945, "Sequential tests of statistical hypotheses": the sequential probability ratio test of a Bernoulli rate.
 """
@@ -9,15 +9,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """A test of "the robust accuracy is what it was" against "it is lower by `margin`".
+    """A test of "robust accuracy is unchanged" against "robust accuracy dropped by `margin`".
 
     Attributes:
-        n: images of the baseline; held: of them robust in the baseline.
-        open: images that clean pass and certificates leave undecided: at most so many can be robust.
-        margin: the loss that is to be found, a fraction of n.
-        tolerance: the loss that is no loss yet (chance of the attack, last bits), a fraction of n.
-        false_alarm: probability of failing a checkpoint that lost `tolerance` or less.
-        miss: probability of passing one that lost `margin` or more.
+        n: number of images in the baseline.
+        held: number of images that are robust in the baseline.
+        open: number of images left undecided by the clean pass and certificates, an upper bound on robust images.
+        margin: smallest drop in robust accuracy to detect, a fraction of n.
+        tolerance: drop that does not count, such as randomness of the attack and rounding, a fraction of n.
+        false_alarm: probability of failing a checkpoint that lost at most `tolerance`.
+        miss: probability of passing a checkpoint that lost at least `margin`.
+
+    Raises:
+        ValueError: if a value is out of range.
     """
 
     n: int
@@ -34,33 +38,34 @@ class Plan:
         if not self.tolerance < self.margin < 1:
             raise ValueError(f"margin={self.margin}: expected above {self.tolerance} and below 1")
         if not (0 < self.false_alarm < 0.5 and 0 < self.miss < 0.5):
-            said = f"false_alarm={self.false_alarm}, miss={self.miss}"
-            raise ValueError(f"{said}: expected above 0 and below 0.5")
+            raise ValueError(
+                f"false_alarm={self.false_alarm}, miss={self.miss}: expected above 0 and below 0.5"
+            )
         if not 0 <= self.held <= self.n or not 0 <= self.open <= self.n:
             raise ValueError(f"{self.held=}, {self.open=}: expected 0 .. n = {self.n}")
 
     @property
     def sound(self) -> float:
-        """The part of the open images that is robust when nothing but the tolerance was lost."""
+        """The fraction of open images that is robust if robust accuracy dropped by `tolerance`."""
         return min((self.held - self.tolerance * self.n) / self.open, 1 - 1e-9)
 
     @property
     def weak(self) -> float:
-        """The part of the open images that is robust when the margin was lost."""
+        """The fraction of open images that is robust if robust accuracy dropped by `margin`."""
         return (self.held - self.margin * self.n) / self.open
 
     def decide(self, robust: int, fooled: int) -> bool | None:
-        """True: as robust as it was. False: less robust. None: attack more.
+        """Return True for as robust as the baseline, False for less robust, None for more attacks needed.
 
         Args:
-            robust, fooled: of the open images attacked so far, drawn at random.
+            robust, fooled: outcomes on the open images attacked so far, which are drawn at random.
         """
         if self.held <= self.margin * self.n:
-            return True  # so little was robust that the margin cannot be lost
+            return True  # too few images were robust for a drop of `margin`
         if self.open - fooled <= self.held - self.margin * self.n:
-            return False  # even if all the others are robust
+            return False  # even if all remaining images are robust
         if robust >= self.held - self.tolerance * self.n:
-            return True  # even if none of the others is
+            return True  # even if no remaining image is robust
         if robust + fooled >= self.open:
             lost = (self.held - robust) / self.n
             return lost <= (self.tolerance + self.margin) / 2
@@ -72,7 +77,7 @@ class Plan:
         return None
 
     def needed(self, robust: int, fooled: int) -> int:
-        """How many more robust images in a row would end the test, at least 1."""
+        """How many more robust images in a row would end the test; 0 if it has ended."""
         if self.decide(robust, fooled) is not None:
             return 0
         left = self.open - robust - fooled
@@ -81,7 +86,7 @@ class Plan:
         return max(1, min(left, math.ceil(short / step)))
 
     def _ratio(self, robust: int, fooled: int) -> float:
-        """The logarithm of how much likelier "weak" makes what was seen than "sound" does."""
+        """The log-likelihood ratio of `weak` to `sound` for the outcomes."""
         return robust * math.log(self.weak / self.sound) + fooled * math.log(
             (1 - self.weak) / (1 - self.sound)
         )

@@ -1,1 +1,1 @@
-"""What an attacker may do: a norm and a radius, or a transformation and a budget."""
+"""Threat models: a norm and a radius, or a transformation and a budget."""

@@ -1,4 +1,4 @@
-"""In what an attacker searches: an image's own pixels, or the parameters of a change made to it."""
+"""The space an attack searches: the pixels of an image, or the parameters of a transformation."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,28 +8,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Coordinates:
-    """What a point is, and which image it stands for; a threat is a ball around the origin, within the box.
+    """The meaning of a point and the image it stands for. A threat is a ball around the origin, inside the box.
 
     Attributes:
-        low, high: the box that every number of a point lies in.
+        low, high: lower and upper bound of every component of a point.
     """
 
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
 
     def origin(self, x: Tensor) -> Tensor:
-        """The point of no change for each image (N, C, H, W): (N, ...) of three more dimensions."""
+        """The point that leaves each image (N, C, H, W) unchanged, (N, ...) with four dimensions."""
         raise NotImplementedError
 
     def image(self, x: Tensor, point: Tensor, sample: Tensor) -> Tensor:
         """The images (N, C, H, W) in [0, 1] that the points stand for.
 
-        A row's bits hang on that row alone.
+        Each row of the result depends on the same row of the arguments only, bit for bit.
 
         Args:
-            x: the clean images.
-            point: one an image.
-            sample: (N,) int64, index of each image in its data set, which decides what the attacker does not choose.
+            x: clean images, (N, C, H, W).
+            point: one point for each image, (N, ...).
+            sample: (N,) int64, index of each image in its data set; seeds what the attacker does not control.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Threat models: the set of images an attacker may choose from, written `Linf:8/255` or `fog:0.4`."""
+"""Threat models: the set of images an attacker may choose from, written as `Linf:8/255` or `fog:0.4`."""
 
 import math
 import re
@@ -15,21 +15,25 @@ from robench.core.errors import UsageError, unknown_name
 from robench.threats.coordinates import PIXELS, Coordinates
 
 NORMS = ("Linf", "L2", "L1", "L0", "patch")
-# What is counted, not measured: their radii are whole numbers.
+# Norms that count pixels; their radii are whole numbers.
 COUNTED = ("L0", "patch")
-# What stands for the threat of a run that has no adversary.
+# The threat of a run without an adversary.
 NO_THREAT = "none"
 
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-# Characters of a threat, and of a number in it; digits of an exponent, for exact arithmetic writes out all its zeros.
+# Maximum length of a threat and of a number in it, and maximum digits of an exponent: exact arithmetic writes out all
+# its zeros.
 _LONGEST, _LONGEST_NUMBER, _EXPONENT = 1000, 64, 3
 
 
 def rownorm(delta: Tensor, norm: str) -> Tensor:
     """The norm of each row of `delta`, shape (N, ...) -> (N,), in `delta`'s dtype.
 
-    L0 counts the pixels (N, C, H, W) that differ in any channel; `patch` is the side of the smallest upright square
-    that holds them all.
+    L0 counts the pixels of (N, C, H, W) that differ in any channel; `patch` is the side of the smallest axis-aligned
+    square that contains them.
+
+    Raises:
+        UsageError: for an unknown norm.
     """
     flat = delta.flatten(1)
     if norm == "Linf":
@@ -47,7 +51,7 @@ def rownorm(delta: Tensor, norm: str) -> Tensor:
 
 
 def _extent(hit: Tensor) -> Tensor:
-    """From the first true entry of each row (N, L) to the last, counted; 0 where there is none."""
+    """The number of entries from the first true one of each row (N, L) to the last; 0 if there is none."""
     place = torch.arange(1, hit.shape[1] + 1, device=hit.device)
     last = (hit * place).amax(1)
     first = torch.where(hit, place, hit.shape[1] + 1).amin(1)
@@ -55,22 +59,22 @@ def _extent(hit: Tensor) -> Tensor:
 
 
 def whole(norm: str, channels: int, height: int, width: int) -> float:
-    """How far the two images of that shape that differ most are: from black to white."""
+    """The largest possible distance between two images of this shape: from black to white."""
     values = channels * height * width
-    most = {
+    largest = {
         "Linf": 1,
         "L2": math.sqrt(values),
         "L1": values,
         "L0": height * width,
         "patch": max(height, width),
     }
-    return most[norm]
+    return largest[norm]
 
 
 def radius_text(eps: float) -> str:
-    """One text for each radius: a whole number, grey levels ("8/255"), a simple fraction, or a decimal number.
+    """The canonical text of a radius: a whole number, grey levels ("8/255"), a simple fraction, or a decimal number.
 
-    `float` of the text (or of its fraction) is `eps` again, to the last bit.
+    Evaluating the text in float64 gives exactly `eps`.
     """
     if eps.is_integer() and eps < 1e15:
         return str(int(eps))
@@ -89,17 +93,17 @@ def radius_text(eps: float) -> str:
 
 @dataclass(frozen=True)
 class Threat:
-    """All images within `eps` of the clean one in `norm`, and inside [0, 1].
+    """All images in [0, 1] within distance `eps` of the clean image in `norm`.
 
-    Where `coordinates` are a transformation, all images that it makes of the clean one by parameters within `eps` of
-    none in `norm`, and inside its box.
+    If `coordinates` is a transformation, all images that it makes from the clean one with parameters inside its box
+    and of norm at most `eps`.
 
     Attributes:
-        norm: "Linf", "L2", "L1", "L0" (changed pixels) or "patch" (side of a square that holds them).
-        eps: the radius, in units of [0, 1] pixels, counted pixels, or the transformation's own.
-        text: the radius as it is printed, "8/255" say: one text for one number, however it was written.
-        name: the transformation's canonical spec; empty for none.
-        coordinates: what a point of the set is.
+        norm: "Linf", "L2", "L1", "L0" (number of changed pixels) or "patch" (side of a square that contains them).
+        eps: the radius, in [0, 1] pixel values, numbers of pixels, or the unit of the transformation.
+        text: the radius in canonical form, such as "8/255".
+        name: canonical spec of the transformation; empty for none.
+        coordinates: the space the threat is a set in.
     """
 
     norm: str
@@ -111,11 +115,11 @@ class Threat:
 
     @classmethod
     def parse(cls, spec: "str | Threat") -> "Threat":
-        """Read `NORM:RADIUS` or `TRANSFORMATION:RADIUS`, the radius a number or a fraction.
+        """Parse `NORM:RADIUS` or `TRANSFORMATION:RADIUS`, where the radius is a number or a fraction.
 
         Raises:
-            UsageError: for an unknown norm or transformation, or a radius that is not a finite number above 0; and
-                for a text of more than 1000 characters, or a number of more than 64 or with a longer exponent than 999.
+            UsageError: for an unknown norm or transformation, a radius that is not a finite number above 0, a text of
+                more than 1000 characters, or a number of more than 64 characters or three digits of exponent.
         """
         if isinstance(spec, Threat):
             return spec
@@ -145,7 +149,7 @@ class Threat:
         if not 0 < eps < math.inf:
             raise UsageError(f'radius of threat "{spec}" is {eps:g}: expected a finite number above 0')
         text = radius_text(eps)
-        norms = {each.lower(): each for each in NORMS}
+        norms = {norm.lower(): norm for norm in NORMS}
         if norm := norms.get(name.lower()):
             if norm in COUNTED and not eps.is_integer():
                 raise UsageError(
@@ -157,47 +161,47 @@ class Threat:
 
     @property
     def kind(self) -> str:
-        """What it is without its radius: the norm, or the transformation."""
+        """The threat without its radius: the norm, or the transformation."""
         return self.name or self.norm
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.text}"
 
     def origin(self, x: Tensor) -> Tensor:
-        """The point of each image (N, C, H, W) that an attack starts around: the image, or no parameters."""
+        """The centre of the ball for each image (N, C, H, W): the image, or parameters of no change."""
         return self.coordinates.origin(x)
 
     def moved(self, x: Tensor, delta: Tensor) -> Tensor:
-        """The point `delta` away from the origin, clipped to the box."""
+        """The origin plus `delta`, clipped to the box."""
         return (self.origin(x) + delta).clamp(self.coordinates.low, self.coordinates.high)
 
     def image(self, x: Tensor, point: Tensor, sample: Tensor) -> Tensor:
-        """The image of each point, (N, C, H, W); `sample` (N,) are the indices of the images in their data set."""
+        """The image of each point, (N, C, H, W); `sample` (N,) holds the index of each image in its data set."""
         return self.coordinates.image(x, point, sample)
 
     def distance(self, x: Tensor, point: Tensor) -> Tensor:
-        """How far each point is from the origin in this norm, float64, shape (N,)."""
+        """The distance of each point from the origin in this norm, float64, shape (N,)."""
         return rownorm(point.double() - self.origin(x).double(), self.norm)
 
     @property
     def reach(self) -> float:
-        """The largest distance that counts as inside: a millionth of the radius above it, in every norm.
+        """The largest distance that counts as inside: one millionth above the radius, in every norm.
 
-        In Linf a unit in the last place of a pixel near 1 comes on top (2**-24): single precision has no number nearer
-        to x + eps, and at 4/255 that alone is 4e-6 of the radius.
+        Linf allows a further 2**-24, half a unit in the last place of a float32 pixel near 1: x + eps has no closer
+        float32 value, and at 4/255 this alone is 4e-6 of the radius.
         """
         return self.eps * (1 + 1e-6) + (2**-24 if self.norm == "Linf" else 0.0)
 
     @property
     def slack(self) -> float:
-        """How far beyond `reach` single precision may put a point of a search under a small radius; `rounded` and
-        `as_recorded` bring such a point back."""
+        """How far float32 rounding may move a point of a search with a small radius beyond `reach`; `rounded` and
+        `as_recorded` bring such points back."""
         return 1e-5 * self.eps if self.norm in ("L2", "L1") else 0.0
 
     def contains(self, x: Tensor, point: Tensor, slack: float = 0.0) -> Tensor:
-        """Which points an attacker may use, bool, shape (N,): within `reach` and `slack` beyond, and in the box."""
+        """Which points are inside the box and within `reach + slack` of the origin, bool, shape (N,)."""
         flat = point.flatten(1)
-        # Most points that are outside are far outside: single precision sees that at half the price.
+        # Most points outside are far outside, which float32 detects at half the cost.
         near = rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
         inside = near & (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
         rows = inside.nonzero()[:, 0]
@@ -207,21 +211,21 @@ class Threat:
 
     @property
     def grain(self) -> tuple[float, torch.dtype]:
-        """The step in which points are kept where that does no harm, and the integers that count it.
+        """The step in which stored perturbations are quantised, and the integer type that counts the steps.
 
-        In Linf 127 steps reach the radius, so that a pixel is a byte; a pixel of an L2 or L1 ball is mostly a small
-        part of the radius, and takes two. Where pixels are counted, 127 steps reach from black to white.
+        In Linf 127 steps reach the radius, so that a pixel takes one byte. In L2 and L1 a pixel is usually a small
+        part of the radius and takes two bytes. In L0 and for patches 127 steps reach from black to white.
         """
         if self.norm in COUNTED:
             return 1 / 127, torch.int8
         return (self.eps / 127, torch.int8) if self.norm == "Linf" else (self.eps / 32767, torch.int16)
 
     def rounded(self, x: Tensor, point: Tensor) -> Tensor:
-        """The points of whole grains nearest to `point`, in the box; where the nearest one would leave the ball, the
-        next one towards the origin.
+        """`point` rounded to whole steps of `grain`, inside the box. Where the nearest such point is outside the ball,
+        it is rounded towards the origin.
 
-        Only in L2 and L1 can it leave: in Linf the radius is a whole number of grains, and changed pixels are counted
-        whatever their values.
+        Only L2 and L1 need this: in Linf the radius is a whole number of steps, and norms that count pixels do not
+        depend on their values.
         """
         nearest = self._grained(x, point, torch.round)
         if self.norm not in ("L2", "L1"):
@@ -231,29 +235,29 @@ class Threat:
 
     def _grained(self, x: Tensor, point: Tensor, to_whole: Callable[[Tensor], Tensor]) -> Tensor:
         step, kind = self.grain
-        most = torch.iinfo(kind).max
-        return self.moved(x, to_whole((point - self.origin(x)) / step).clamp(-most, most) * step)
+        limit = torch.iinfo(kind).max
+        return self.moved(x, to_whole((point - self.origin(x)) / step).clamp(-limit, limit) * step)
 
     def as_recorded(self, x: Tensor, point: Tensor) -> Tensor:
-        """The point that a record gives back: the origin, and what leads from it to `point`, clipped to the box.
+        """The point restored from a record: the origin plus the perturbation to `point`, clipped to the box.
 
-        Done twice, for the first time may end on a tie of rounding: then it gives back itself, bit for bit.
+        Applied twice because the first pass may end on a rounding tie; the result then restores itself bit for bit.
         """
         origin, delta = self.origin(x), point - self.origin(x)
         if self.slack:
             distance = self.distance(x, point)
-            strays = (distance > self.reach) & (distance <= self.reach + self.slack)
-            delta = torch.where(strays.view(-1, *[1] * (point.dim() - 1)), delta * (1 - 2e-5), delta)
+            outside = (distance > self.reach) & (distance <= self.reach + self.slack)
+            delta = torch.where(outside.view(-1, *[1] * (point.dim() - 1)), delta * (1 - 2e-5), delta)
         once = self.moved(x, delta)
         return self.moved(x, once - origin)
 
     def clip(self, delta: Tensor) -> Tensor:
         """Scale or clamp each row of `delta` into the ball around 0 (the box is not applied).
 
-        Linf clamps, L2 scales (both are Euclidean projections); L1 scales towards 0.
+        Linf clamps and L2 scales, which are Euclidean projections; L1 scales towards 0.
 
         Raises:
-            UsageError: in L0 and for patches, which no scaling reaches.
+            UsageError: for L0 and patches, which scaling cannot reach.
         """
         if self.norm in COUNTED:
             raise UsageError(f"{self} cannot be clipped to: it counts pixels")
@@ -270,20 +274,20 @@ def _is_short(number: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value that is no threat, in one short line."""
+    """A value that is not a threat, shortened to one line."""
     return " ".join(repr(value).split())[:80]
 
 
 def _written(value: Any) -> str:
-    """How a threat is written that was given as a radius, or as a norm and a radius."""
+    """The text of a threat that was given as a radius, or as a norm and a radius."""
     norm, radius = value if isinstance(value, tuple | list) and len(value) == 2 else ("Linf", value)
     number = isinstance(radius, int | float) and not isinstance(radius, bool) and 0 < radius < math.inf
     return f'"{norm}:{radius!r}"' if number and norm in NORMS else '"Linf:8/255"'
 
 
 def _transformation(name: str, spec: str, help_text: str):
-    """The transformation that a threat names, and its canonical spec."""
-    # Imported late, for its names in the registry: norms need none of it.
+    """The transformation of a threat, and its canonical spec."""
+    # Imported late to register the transformations; threats in a norm do not need them.
     import robench.threats.transformations  # noqa: F401
 
     try:
@@ -342,7 +346,7 @@ def _check_values(x: Tensor) -> None:
 
 
 def same_threat(one: str, other: str) -> bool:
-    """Whether two texts mean one threat; "none", where no adversary is at work, means itself alone."""
+    """Whether two texts denote the same threat; "none", for no adversary, only equals itself."""
     try:
         return one == other or Threat.parse(one) == Threat.parse(other)
     except UsageError:

@@ -1,4 +1,4 @@
-"""Transformations, one a file; importing this package registers those that are built in."""
+"""Transformations, one in each file; importing this package registers the built-in ones."""
 
 from robench.threats.transformations import (
     blur,
@@ -17,5 +17,5 @@ from robench.threats.transformations._base import Transformation
 
 __all__ = ["Transformation"]
 
-# Imported for their names in the registry.
+# Imported to register them.
 BUILT_IN = (blur, elastic, fog, gabor, jpeg, low_frequency, pixel, recolor, snow, spatial, stadv)

@@ -1,4 +1,4 @@
-"""What a transformation is: a differentiable change of an image, by parameters that an attacker chooses."""
+"""Base of transformations: differentiable changes of an image with parameters that the attacker chooses."""
 
 import math
 from collections.abc import Iterable
@@ -10,20 +10,21 @@ from torch import Tensor
 
 from robench.threats.coordinates import Coordinates
 
-# Images are made in groups of one shape, so that their bits do not hang on how many there are.
+# Images are made in groups of a fixed size, so that their bits do not depend on the batch size.
 _GROUP = 8
 
 
 @dataclass(frozen=True)
 class Transformation(Coordinates):
-    """Base of every transformation: a frozen dataclass whose fields are its settings, the keywords of its spec.
+    """Base of every transformation: a frozen dataclass whose fields are the keywords of its spec.
 
-    A subclass gives `shape` and `apply`. What its paper draws by chance and does not optimise hangs on the image's
-    place in its data set alone (`robench.core.rng`), so that the set of images it reaches is one thing for everybody.
+    A subclass defines `shape` and `apply`. Random quantities that the paper does not optimise depend only on the index
+    of the image in its data set (see `robench.core.rng`), so that the set of reachable images is the same for every
+    attack.
 
     Attributes:
-        norm: that bounds the parameters: "Linf" or "L2".
-        low, high: the box of each parameter, (-inf, inf) or (0, high).
+        norm: norm that bounds the parameters, "Linf" or "L2".
+        low, high: bounds of each parameter, (-inf, inf) or (0, high).
     """
 
     norm: ClassVar[str] = "Linf"
@@ -31,55 +32,55 @@ class Transformation(Coordinates):
     high: ClassVar[float] = math.inf
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
-        """The shape of one image's parameters."""
+        """The shape of the parameters of one image."""
         raise NotImplementedError
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
-        """The changed images (N, C, H, W), differentiable in `theta`; what leaves [0, 1] is clipped by the caller.
+        """The changed images (N, C, H, W), differentiable in `theta`; the caller clips them to [0, 1].
 
         Args:
             x: (N, C, H, W) float32 in [0, 1].
-            theta: (N, *shape).
+            theta: parameters, (N, *shape).
             sample: (N,) int64, index of each image in its data set.
         """
         raise NotImplementedError
 
     @property
     def penalised(self) -> bool:
-        """Whether the paper's objective is the loss less a penalty on the parameters."""
+        """Whether the attack maximises the loss minus a penalty on the parameters."""
         return False
 
     def penalty(self, theta: Tensor) -> Tensor:
-        """What is subtracted from the loss of each row, (N,)."""
+        """The penalty subtracted from the loss of each row, (N,)."""
         raise NotImplementedError
 
     def origin(self, x: Tensor) -> Tensor:
         return x.new_zeros(len(x), *self.shape(*x.shape[1:]))
 
     def image(self, x: Tensor, point: Tensor, sample: Tensor) -> Tensor:
-        made = [x[:0]]
+        images = [x[:0]]
         with torch.no_grad():
             for start in range(0, len(x), _GROUP):
-                own = torch.arange(start, start + _GROUP, device=x.device).clamp_max(len(x) - 1)
-                images = self.apply(x[own], point[own], sample[own]).clamp(0, 1)
-                made.append(images[: len(x) - start])
-        return torch.cat(made)
+                rows = torch.arange(start, start + _GROUP, device=x.device).clamp_max(len(x) - 1)
+                group = self.apply(x[rows], point[rows], sample[rows]).clamp(0, 1)
+                images.append(group[: len(x) - start])
+        return torch.cat(images)
 
 
 def roughness(differences: Iterable[Tensor]) -> Tensor:
-    """The lengths of differences between neighbours (N, C, ...), summed, (N,); every pair counts twice."""
-    # The root has no gradient at 0, where neighbours agree.
-    lengths = [(each.square().sum(1) + 1e-10).sqrt().flatten(1).sum(1) for each in differences]
+    """The summed lengths of differences between neighbours (N, C, ...), (N,); every pair counts twice."""
+    # The square root has no gradient at 0, where neighbours are equal.
+    lengths = [(delta.square().sum(1) + 1e-10).sqrt().flatten(1).sum(1) for delta in differences]
     return 2 * torch.stack(lengths).sum(0)
 
 
 def interleaved(even: Tensor, odd: Tensor, dim: int) -> Tensor:
-    """Two tensors of one shape taken by turns along `dim`, which becomes twice as long."""
+    """Two tensors of equal shape interleaved along `dim`, which doubles in length."""
     return torch.stack([even, odd], dim + 1).flatten(dim, dim + 1)
 
 
 def pixel_grid(x: Tensor) -> Tensor:
-    """Column and row of each pixel's centre, (H, W, 2)."""
+    """Column and row of each pixel centre, (H, W, 2)."""
     rows = torch.arange(x.shape[2], dtype=x.dtype, device=x.device)
     columns = torch.arange(x.shape[3], dtype=x.dtype, device=x.device)
     down, across = torch.meshgrid(rows, columns, indexing="ij")
@@ -87,11 +88,11 @@ def pixel_grid(x: Tensor) -> Tensor:
 
 
 def sampled(x: Tensor, where: Tensor) -> Tensor:
-    """The images read between their pixels, bilinearly, and black outside.
+    """Sample images bilinearly at the given positions; outside the image they are black.
 
     Args:
         x: (N, C, H, W).
-        where: column and row to read, in pixels, for each pixel of the result, (N, H, W, 2).
+        where: column and row to sample for each pixel of the result, in pixels, (N, H, W, 2).
     """
     size = where.new_tensor([x.shape[3], x.shape[2]])
     grid = (2 * where + 1) / size - 1
@@ -101,7 +102,7 @@ def sampled(x: Tensor, where: Tensor) -> Tensor:
 
 
 def smoothed(maps: Tensor, kernel: int, sigma: float) -> Tensor:
-    """Each map (N, C, H, W) under a Gaussian window of `kernel` (odd) pixels, the edge mirrored."""
+    """Each map (N, C, H, W) smoothed by a Gaussian window of `kernel` pixels (odd), with mirrored edges."""
     half = kernel // 2
     place = torch.arange(kernel, dtype=maps.dtype, device=maps.device) - half
     weight = torch.exp(-0.5 * (place / sigma).square())
@@ -116,7 +117,7 @@ def smoothed(maps: Tensor, kernel: int, sigma: float) -> Tensor:
 
 
 def laid(maps: Tensor, kernels: Tensor) -> Tensor:
-    """Each map (N, L, H, W) convolved with a kernel of its own (N, L, k, k), k odd: the same size, black outside."""
+    """Each map (N, L, H, W) convolved with a separate kernel (N, L, k, k), k odd, with zero padding: (N, L, H, W)."""
     n, layers, height, width = maps.shape
     k = kernels.shape[-1]
     whole = torch.nn.functional.conv2d(
@@ -129,6 +130,6 @@ def laid(maps: Tensor, kernels: Tensor) -> Tensor:
 
 
 def scattered(values: Tensor, place: Tensor, height: int, width: int) -> Tensor:
-    """Values (N, L, m) put at their places (N, L, m), indices of pixels row by row: maps (N, L, H, W), 0 elsewhere."""
+    """Maps (N, L, H, W) with `values` (N, L, m) at the row-major pixel indices `place` (N, L, m), and 0 elsewhere."""
     empty = values.new_zeros(*values.shape[:2], height * width)
     return empty.scatter_add(2, place, values).view(*values.shape[:2], height, width)

@@ -1,6 +1,6 @@
 """Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
 
-Blur: a mixture with the image under a Gaussian kernel, whose share the attacker chooses pixel by pixel.
+Blur: the image is mixed with a Gaussian-blurred copy; the attacker chooses the share of the copy at each pixel.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from robench.threats.transformations._base import Transformation, smoothed
 @transformations.register("blur")
 @dataclass(frozen=True)
 class Blur(Transformation):
-    """Some places blurred more than others; radius: the largest share of the blurred image, up to 1.
+    """Blur that varies over the image; radius: the largest share of the blurred image, at most 1.
 
     Args:
-        kernel, sigma: the Gaussian that blurs the image, in pixels; kernels are odd and below twice the image's side.
-        spread, spread_sigma: the Gaussian that makes shares of near pixels alike.
+        kernel, sigma: Gaussian that blurs the image, in pixels; kernels are odd and below twice the image's side.
+        spread, spread_sigma: Gaussian that smooths the shares of neighbouring pixels.
     """
 
     low: ClassVar[float] = 0.0

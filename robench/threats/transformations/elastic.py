@@ -1,6 +1,6 @@
 """Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
 
-Elastic: every pixel is read from somewhere near, by a smooth field of displacements.
+Elastic: every pixel is sampled at a nearby position given by a smooth displacement field.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from robench.threats.transformations._base import Transformation, pixel_grid, sa
 @transformations.register("elastic")
 @dataclass(frozen=True)
 class Elastic(Transformation):
-    """A coarse field of displacements, enlarged bicubically; radius: its L2 norm, an image's half side being 1.
+    """A coarse displacement field, upsampled bicubically; radius: its L2 norm, in units of half the image's side.
 
     Args:
-        factor: pixels of the image to one of the field: 2 at 32 pixels and 32 at 224 (ImageNet-UA).
+        factor: image pixels for each pixel of the field: 2 at 32 pixels and 32 at 224 (ImageNet-UA).
     """
 
     norm: ClassVar[str] = "L2"

@@ -1,6 +1,6 @@
 """Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
 
-Fog: the diamond-square algorithm, whose random numbers are chosen by the attacker.
+Fog: the diamond-square algorithm, with random numbers chosen by the attacker.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from torch import Tensor
 from robench.core.registry import transformations
 from robench.threats.transformations._base import Transformation, interleaved
 
-# The mean colour of ImageNet's images, as ImageNet-UA's code has it.
+# The mean colour of ImageNet images in the code of ImageNet-UA.
 _GREY = (0.485, 0.45, 0.406)
 
 
 @transformations.register("fog")
 @dataclass(frozen=True)
 class Fog(Transformation):
-    """Grey fog whose density is the size of a fractal map; radius: the largest displacement of a point of the map.
+    """Grey fog whose density is the magnitude of a fractal map; radius: the largest displacement of a point of the map.
 
-    A parameter stands where the map's point stands that it displaces; the corner has none.
+    Each parameter displaces the point of the map at its own position; the corner is never displaced.
 
     Args:
-        decay: by how much displacements shrink from one scale to the next finer one.
+        decay: factor by which displacements shrink from each scale to the next finer one.
     """
 
     decay: float = 3.0
@@ -42,13 +42,13 @@ class Fog(Transformation):
 
 
 def diamond_square(displacements: Tensor, decay: float) -> Tensor:
-    """The map (N, S, S), S a power of two, whose edges meet: each point is the mean of four and its displacement."""
+    """The periodic map (N, S, S), S a power of two: each point is the mean of four others plus its displacement."""
     side = displacements.shape[-1]
     grid, step, weight = torch.zeros_like(displacements[:, :1, :1]), side, 1.0
     while step > 1:
         half = step // 2
         moved = weight * displacements
-        # The middles of squares, of their corners; then of diamonds, of two corners and two middles.
+        # Centres of squares from their corners, then centres of diamonds from two corners and two centres.
         middle = _pair(grid, 1, -1)
         middle = (middle + middle.roll(-1, 2)) / 4 + moved[:, half::step, half::step]
         above = (_pair(middle, 1, 1) + _pair(grid, 2, -1)) / 4 + moved[:, ::step, half::step]

@@ -1,6 +1,6 @@
 """Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
 
-Gabor: noise made of few waves, each of a strength that the attacker chooses (Co et al. 2019, arXiv 1906.03455).
+Gabor: noise made of sparse waves whose strengths the attacker chooses (Co et al. 2019, arXiv 1906.03455).
 """
 
 import math
@@ -17,16 +17,16 @@ from robench.threats.transformations._base import Transformation, laid, scattere
 @transformations.register("gabor")
 @dataclass(frozen=True)
 class Gabor(Transformation):
-    """Waves around some pixels of each channel; radius: the largest strength of one.
+    """Waves around random pixels of each channel; radius: the largest strength of a wave.
 
-    Where they stand, their direction and their frequency are drawn for each image. ImageNet-UA draws the latter two
-    again at every step, which would leave nothing that can be checked; here they stay.
+    Positions, direction and frequency are drawn once for each image. ImageNet-UA redraws direction and frequency at
+    every step, which would make results impossible to verify.
 
     Args:
-        kernel: side of a wave's square, odd, in pixels.
-        sides: directions that are laid over each other: 3 at 32 pixels, 5 at 224 (ImageNet-UA).
-        sigma: of the waves' envelope, the kernel's side being 1.
-        density: share of the pixels that bear a wave.
+        kernel: side of the square that a wave covers, odd, in pixels.
+        sides: number of superposed directions: 3 at 32 pixels, 5 at 224 (ImageNet-UA).
+        sigma: width of the waves' envelope, in units of the kernel's side.
+        density: share of the pixels at which a wave is centred.
     """
 
     kernel: int = 23
@@ -51,7 +51,7 @@ class Gabor(Transformation):
         return x + laid(maps, kernels[:, None].expand(-1, channels, -1, -1))
 
     def _waves(self, angle: Tensor, frequency: Tensor) -> Tensor:
-        """One direction in full and the others shared out, (N, kernel, kernel)."""
+        """The kernel of a wave, (N, kernel, kernel): one direction at full strength, the others at 1 / sides each."""
         place = torch.linspace(-0.5, 0.5, self.kernel, device=angle.device)
         down, across = place[:, None], place[None]
         envelope = torch.exp(-0.5 * (down.square() + across.square()) / (self.sigma + 1e-3) ** 2)

@@ -1,4 +1,4 @@
-"""Low frequency adversarial perturbation (Guo et al. 2018, arXiv 1809.08758): only slow waves are added."""
+"""Low frequency adversarial perturbation (Guo et al. 2018, arXiv 1809.08758): only low frequencies change."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,10 +14,10 @@ from robench.threats.transformations.jpeg import dct_basis
 @transformations.register("low-frequency")
 @dataclass(frozen=True)
 class LowFrequency(Transformation):
-    """DCT coefficients of the image, the lowest alone; radius: their L2 norm, which is the perturbation's.
+    """Perturbation by the lowest DCT coefficients; radius: their L2 norm, which equals that of the perturbation.
 
     Args:
-        ratio: share of the frequencies either way: the paper's 1/8 at 224 pixels; of 32 it leaves 4 by 4.
+        ratio: share of the frequencies in each direction: 1/8 in the paper, at 224 pixels; at 32 pixels it keeps 4 x 4.
     """
 
     norm: ClassVar[str] = "L2"
@@ -33,6 +33,6 @@ class LowFrequency(Transformation):
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
         down, across = (
-            dct_basis(size)[:kept].to(x) for size, kept in zip(x.shape[2:], theta.shape[2:], strict=True)
+            dct_basis(size)[:count].to(x) for size, count in zip(x.shape[2:], theta.shape[2:], strict=True)
         )
         return x + torch.einsum("ncuv,ui,vj->ncij", theta, down, across)

@@ -1,6 +1,6 @@
 """Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
 
-Pixel: squares of the image go towards their mean colour, each as far as the attacker chooses.
+Pixel: squares of the image are blended with their mean colour, each by a share that the attacker chooses.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from robench.threats.transformations._base import Transformation
 @transformations.register("pixel")
 @dataclass(frozen=True)
 class Pixel(Transformation):
-    """Pixelation; radius: the L2 norm of the shares of the mean colour, each between 0 and 1.
+    """Pixelation; radius: the L2 norm of the shares of the mean colour, each in [0, 1].
 
-    As the paper says; its code takes the first pixel of a square for the mean.
+    This follows the paper; its code uses the first pixel of a square instead of the mean.
 
     Args:
-        size: of the squares, in pixels: 4 at 32 pixels, 16 at 224 (ImageNet-UA).
+        size: side of the squares, in pixels: 4 at 32 pixels, 16 at 224 (ImageNet-UA).
     """
 
     norm: ClassVar[str] = "L2"

@@ -1,4 +1,4 @@
-"""Functional adversarial attacks (Laidlaw & Feizi 2019, arXiv 1906.00001): ReColorAdv, one map of colours an image."""
+"""Functional adversarial attacks (Laidlaw & Feizi 2019, arXiv 1906.00001): ReColorAdv, one colour map an image."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from robench.core.errors import UsageError
 from robench.core.registry import transformations
 from robench.threats.transformations._base import Transformation, roughness
 
-# sRGB's primaries in CIE XYZ and the white point of D65, to which L* = 100.
+# The primaries of sRGB in CIE XYZ, and the white point of D65, where L* = 100.
 _XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9504))
 _U_WHITE, _V_WHITE = 0.1978, 0.4683
-# Of its primaries, a little wider: green, red; blue, green.
+# Slightly wider than the primaries of sRGB: green to red; blue to green.
 _U_RANGE, _V_RANGE = (0.124, 0.452), (0.157, 0.564)
 _TINY = 1e-8
 
@@ -20,12 +20,12 @@ _TINY = 1e-8
 @transformations.register("recolor")
 @dataclass(frozen=True)
 class ReColor(Transformation):
-    """Like colours change alike, by a map of CIELUV; radius: the furthest of a colour along an axis of [0, 1] length.
+    """Equal colours change equally, by a map of CIELUV; radius: the largest change along an axis scaled to [0, 1].
 
     Args:
-        grid: points of the map along L*, u* and v*, between which it is trilinear.
-        smooth: weight of the penalty on unlike changes of neighbouring colours (the paper's code: 0.05); no part of
-            the set.
+        grid: grid points of the map along L*, u* and v*, with trilinear interpolation.
+        smooth: weight of the penalty on differences between the changes of neighbouring colours (0.05 in the paper's
+            code). It does not restrict the threat.
     """
 
     grid: tuple[int, int, int] = (16, 32, 32)
@@ -44,14 +44,14 @@ class ReColor(Transformation):
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
         colours = to_luv(x)
         change = self._looked_up(theta, colours)
-        # What leaves the axes comes back to their end; no change gives the image itself, bit for bit.
+        # Clipped to the ends of the axes; with zero parameters the image is unchanged, bit for bit.
         moved = to_rgb((colours + change).clamp(0, 1)) - to_rgb(colours)
         return x + moved
 
     def _looked_up(self, theta: Tensor, colours: Tensor) -> Tensor:
-        """The map between its points at every pixel's colour, (N, 3, H, W)."""
+        """The map interpolated at the colour of every pixel, (N, 3, H, W)."""
         volume = theta.view(len(theta), 3, *self.grid)
-        # grid_sample wants the last axis first.
+        # grid_sample expects the last axis first.
         where = 2 * colours.permute(0, 2, 3, 1).flip(-1)[:, None] - 1
         return torch.nn.functional.grid_sample(
             volume, where, mode="bilinear", padding_mode="border", align_corners=True
@@ -67,7 +67,7 @@ class ReColor(Transformation):
 
 
 def to_luv(x: Tensor) -> Tensor:
-    """sRGB images (N, 3, H, W) in CIELUV, (L* / 100, (u* + 100) / 200, (v* + 100) / 200), in [0, 1]."""
+    """Convert sRGB images (N, 3, H, W) to CIELUV, (L* / 100, (u* + 100) / 200, (v* + 100) / 200), in [0, 1]."""
     linear = torch.where(x <= 0.04045, x / 12.92, ((x.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
     big_x, big_y, big_z = torch.einsum("rc,nchw->nrhw", x.new_tensor(_XYZ), linear).unbind(1)
     whole = big_x + 15 * big_y + 3 * big_z
@@ -87,10 +87,10 @@ def to_luv(x: Tensor) -> Tensor:
 
 
 def to_rgb(luv: Tensor) -> Tensor:
-    """The inverse of `to_luv`; colours that sRGB has not are clipped, (N, 3, H, W) in [0, 1]."""
+    """The inverse of `to_luv`, (N, 3, H, W) in [0, 1]; colours outside sRGB are clipped."""
     light = luv[:, 0] * 100
     safe = light.clamp_min(1e-4)
-    # In the dark a small step of u* and v* leads to chromaticities that no colour of sRGB has: they stay in its box.
+    # For dark colours a small step of u* and v* leads to chromaticities outside sRGB, which are clipped to its range.
     u = ((luv[:, 1] * 200 - 100) / (13 * safe) + _U_WHITE).clamp(*_U_RANGE)
     v = ((luv[:, 2] * 200 - 100) / (13 * safe) + _V_WHITE).clamp(*_V_RANGE)
     big_y = torch.where(light <= 8, light * (3 / 29) ** 3, ((light.clamp_min(8) + 16) / 116) ** 3)

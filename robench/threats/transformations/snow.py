@@ -1,6 +1,6 @@
 """Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
 
-Snow: layers of flakes, short lines in a direction of each layer, whose brightness is chosen by the attacker.
+Snow: layers of flakes, short lines with one direction in each layer; the attacker chooses their brightness.
 """
 
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from robench.core.rng import Stream
 from robench.threats.transformations._base import Transformation, laid, scattered, smoothed
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
-# How thick a flake is, and with what probability.
+# Thickness of flakes, in pixels, and their probabilities.
 _THICKNESS, _SHARES = (1, 3, 5), (0.6, 0.3, 0.1)
 
 
 @transformations.register("snow")
 @dataclass(frozen=True)
 class Snow(Transformation):
-    """Flakes of chosen brightness on a bleached image; radius: the L2 norm of the brightnesses before their power.
+    """Flakes of chosen brightness on a bleached image; radius: the L2 norm of the brightnesses before `power`.
 
-    The bleaching is there without any flake, so no parameters are not quite no change. Where flakes lie, how they
-    point and how thick they are is drawn for each image; as many flakes as the paper has on average.
+    The image is bleached even with zero parameters. Position, direction and thickness of the flakes are drawn for each
+    image; their number is the paper's average.
 
     Args:
-        length: of a flake's square, odd: 3 at 32 pixels, 15 at 224 (ImageNet-UA).
-        layers: of flakes, each with a direction of its own.
-        grid: a flake for so many squared pixels a layer: 10 at 32 pixels, 15 at 224.
-        power: of the parameters, for few bright flakes in place of many dim ones.
-        bleach: share of the wintry filter.
-        blur: window that makes flakes thicker, odd, 1 for none: 1 at 32 pixels, 3 at 224.
+        length: side of the square that a flake covers, odd: 3 at 32 pixels, 15 at 224 (ImageNet-UA).
+        layers: number of layers of flakes, with one direction each.
+        grid: each layer has one flake for every grid * grid pixels: 10 at 32 pixels, 15 at 224.
+        power: exponent of the parameters; larger values favour few bright flakes over many dim ones.
+        bleach: share of the bleached image.
+        blur: window that thickens flakes, odd, 1 for none: 1 at 32 pixels, 3 at 224.
     """
 
     norm: ClassVar[str] = "L2"
@@ -66,11 +66,11 @@ class Snow(Transformation):
         return torch.lerp(x, bleached, self.bleach) + flakes
 
     def _drawn(self, flakes: int, pixels: int, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each image's flakes lie, (N, layers, flakes), and how they look, (N, layers, length, length)."""
+        """Positions of the flakes of each image, (N, layers, flakes), and their shapes, (N, layers, length, length)."""
         stream, zero = Stream.of("snow"), torch.zeros_like(sample)
         place = (stream.uniform(sample, zero, 0, (self.layers, flakes)) * pixels).long()
         end, thick, flip = stream.uniform(sample, zero, 1, (4, self.layers)).split([2, 1, 1], 1)
-        # Each layer's line runs from the middle to a point of one quadrant, and as far the other way.
+        # The line of each layer runs from the centre to a point of one quadrant, and equally far the other way.
         middle = self.length // 2
         down, across = (1 + (end * middle).floor()).unbind(1)
         edges = torch.tensor(_SHARES, device=sample.device).cumsum(0)[:-1]
@@ -83,14 +83,14 @@ class Snow(Transformation):
 
 
 def lines(down: Tensor, across: Tensor, width: Tensor, length: int) -> Tensor:
-    """Lines through the middle of a square, (..., length, length), from (-down, -across) to (down, across).
+    """Lines through the centre of a square, (..., length, length), from (-down, -across) to (down, across).
 
-    A pixel's value falls from 1 to 0 within a pixel of the line's edge; `width` is the line's thickness.
+    Pixel values fall from 1 to 0 within one pixel of the edge of the line; `width` is its thickness.
     """
     place = torch.arange(length, dtype=torch.float32, device=down.device) - length // 2
     down, across, width = (part[..., None, None] for part in (down, across, width))
     steep = down > across
-    # Along the longer direction, and how far off the line in the other.
+    # Position along the longer direction, and offset from the line in the other.
     along = torch.where(steep, place[:, None], place[None])
     off = torch.where(steep, place[None], place[:, None])
     slope = torch.where(steep, across / down, down / across)

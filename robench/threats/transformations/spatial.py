@@ -13,12 +13,12 @@ from robench.threats.transformations._base import Transformation, pixel_grid, sa
 @transformations.register("spatial")
 @dataclass(frozen=True)
 class Spatial(Transformation):
-    """A rotation about the middle and a translation; radius: the largest angle, in degrees.
+    """A rotation about the centre and a translation; radius: the largest angle, in degrees.
 
-    Parameters are the angle, and across and down by how many `shift / 30` pixels.
+    The parameters are the angle, and the translation across and down in units of `shift / 30` pixels.
 
     Args:
-        shift: the largest translation either way, in pixels, when the radius is 30: 3 at 32 pixels, 24 at 224 (paper).
+        shift: largest translation in each direction, in pixels, at radius 30: 3 at 32 pixels, 24 at 224 (paper).
     """
 
     shift: float = 3.0
@@ -30,7 +30,7 @@ class Spatial(Transformation):
         angle, across, down = theta.flatten(1).unbind(1)
         moved = torch.stack([across, down], 1)[:, None, None] * (self.shift / 30)
         middle = x.new_tensor([(x.shape[3] - 1) / 2, (x.shape[2] - 1) / 2])
-        # Read backwards: where a pixel of the result comes from.
+        # Inverse mapping: the position in the image that each pixel of the result comes from.
         place = pixel_grid(x)[None] - middle - moved
         angle = (angle * (math.pi / 180))[:, None, None]
         cos, sin = angle.cos(), angle.sin()
@@ -43,7 +43,7 @@ class Spatial(Transformation):
 @transformations.register("rotation")
 @dataclass(frozen=True)
 class Rotation(Transformation):
-    """A rotation about the middle, anticlockwise; radius: the largest angle, in degrees."""
+    """An anticlockwise rotation about the centre; radius: the largest angle, in degrees."""
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         return 1, 1, 1
@@ -56,7 +56,7 @@ class Rotation(Transformation):
 @transformations.register("translation")
 @dataclass(frozen=True)
 class Translation(Transformation):
-    """A translation; radius: the most it moves either way, in pixels."""
+    """A translation; radius: the largest displacement in each direction, in pixels."""
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         return 2, 1, 1

@@ -1,4 +1,4 @@
-"""Spatially transformed adversarial examples (Xiao et al. 2018, arXiv 1801.02612): StAdv, a flow of every pixel."""
+"""Spatially transformed adversarial examples (Xiao et al. 2018, arXiv 1801.02612): StAdv, a flow field over pixels."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from robench.threats.transformations._base import Transformation, pixel_grid, ro
 @transformations.register("stadv")
 @dataclass(frozen=True)
 class StAdv(Transformation):
-    """Every pixel read from somewhere near; radius: the furthest, in pixels, across or down.
+    """Every pixel is sampled at a nearby position; radius: the largest displacement across or down, in pixels.
 
-    The paper bounds the flow by a penalty alone. Laidlaw & Feizi (arXiv 1906.00001) bound it as here, by 0.05 of an
-    image's half side: 0.8 pixels of 32.
+    The paper bounds the flow by a penalty alone. Laidlaw & Feizi (arXiv 1906.00001) bound it as here, by 0.05 of half
+    the image's side: 0.8 pixels at 32.
 
     Args:
-        smooth: weight of the penalty on unlike flows of neighbours (eq. 4), the paper's 0.05. It is no part of the
-            set: with it an attack finds less, and once the loss saturates nothing.
+        smooth: weight of the penalty on differences between neighbouring flows (eq. 4), 0.05 in the paper. It does not
+            restrict the threat; it weakens an attack, which stops making progress once the loss saturates.
     """
 
     smooth: float = 0.0
