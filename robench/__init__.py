@@ -1,4 +1,4 @@
-"""robench: find out whether an image classifier's defense really holds.
+"""robench: evaluate the adversarial robustness of defended image classifiers.
 
 >>> import robench
 >>> defense = robench.load_defense("mimir", dataset="digits")
@@ -29,7 +29,7 @@ _moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: `robench --help` and the processes that corrupt images must not wait for torch.
+    # Imported on first use: `robench --help` and the processes that corrupt images must not import torch.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m robench`, and the command `robench`."""
+"""Entry point of `python -m robench` and of the command `robench`."""
 
 from robench.core.interrupts import end_at_once
 

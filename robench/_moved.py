@@ -1,4 +1,4 @@
-"""Module names of release 0.1. Importing one gives the module that took its place, with a DeprecationWarning."""
+"""Module names of release 0.1. Importing one returns the module that replaced it, with a DeprecationWarning."""
 
 import sys
 import warnings
@@ -135,7 +135,7 @@ MOVED = {
     "transformations.stadv": "threats.transformations.stadv",
     "trust": "core.trust",
 }
-# Names that moved to another module than their own went to, or have another name now.
+# Names that were renamed, or moved to a different module than the rest of their old module.
 NAMES = {
     "corruption.suite.NO_THREAT": "threats.threat.NO_THREAT",
     "defenses._base.behind": "defenses._base.with_purifier",
@@ -162,12 +162,12 @@ NAMES = {
     **{f"sweep.{name}": f"reports.sweep.{name}" for name in ("grid", "picture", "unconverged")},
     "training.team.Team": "training.distributed.ProcessGroup",
 }
-# Packages whose modules moved to several packages, and the one that has their own names now.
+# Packages whose modules moved to several packages, and the package that replaces them.
 PACKAGES = {"results": "records", "transformations": "threats.transformations"}
 
 
 class OldNames(MetaPathFinder, Loader):
-    """Finds the modules of MOVED and PACKAGES under their old names."""
+    """Import hook that finds the modules of MOVED and PACKAGES under their old names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -180,7 +180,7 @@ class OldNames(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__.removeprefix("robench.")
         new = PACKAGES.get(name) or MOVED[name]
-        # The frames of an import do not count: this names the line of the caller that imports.
+        # Frames of the import system are skipped, so the warning shows the line of the import.
         warnings.warn(f"robench.{name} is now robench.{new}", DeprecationWarning, stacklevel=2)
         renamed = any(old.rpartition(".")[0] == name for old in NAMES)
         if name in MOVED and not renamed:
@@ -197,13 +197,13 @@ class OldNames(MetaPathFinder, Loader):
 
 
 def named(old: str) -> Any:
-    """What has the old name of NAMES, without "robench." before it."""
+    """The object with an old name of NAMES, written without the prefix "robench."."""
     home, _, name = NAMES[old].rpartition(".")
     return getattr(import_module(f"robench.{home}"), name)
 
 
 def old_names(module: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module that is where it was, for names of NAMES that it no longer has."""
+    """The `__getattr__` of a module that did not move, for names of NAMES that did."""
 
     def attribute(wanted: str) -> Any:
         old = f"{module.removeprefix('robench.')}.{wanted}"
@@ -218,5 +218,5 @@ def old_names(module: str) -> Callable[[str], Any]:
 def install() -> None:
     """Make the old names importable."""
     if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
-        # First: what is left of an old folder, a cache of compiled modules say, would be found in its place.
+        # First, because leftovers of an old folder, such as compiled modules, would be found instead.
         sys.meta_path.insert(0, OldNames())

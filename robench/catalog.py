@@ -1,7 +1,7 @@
-"""The content folders beside the instrument: defense cards, suites, protocols, papers' tables and shipped results.
+"""The content folders: defense cards, suites, protocols, tables of papers and shipped results.
 
-They lie beside `robench/` in a checkout and inside the package in a wheel. A file given by path is read too,
-so that one's own card needs no installation.
+They are next to `robench/` in a checkout and inside the package in a wheel. Cards, suites and protocols can also be
+given by path, without installation.
 """
 
 import tomllib
@@ -33,34 +33,34 @@ FOLDERS = {
 
 
 def folder(kind: str) -> Path:
-    """Where the content of a kind ("defense", "attack", "protocol", "paper", "result") lies."""
+    """The folder of one kind of content: "defense", "attack", "protocol", "paper" or "result"."""
     installed = _PACKAGE / "_content"
     return (installed if installed.is_dir() else _PACKAGE.parent) / FOLDERS[kind]
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a defense that can be loaded.
+    """The description of a defense that can be loaded.
 
     Attributes:
-        name: what the command line calls it.
+        name: name on the command line.
         builder: spec of a builder registered under `robench.defenses` or `robench.purifiers`.
-        dataset: the data set it was trained for.
-        classifier: where the builder is a purifier's, the defense whose classifier stands behind it.
-        family: the name that picks this card by data set ("mimir"); empty for none.
-        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty: none. Of a
-            file that a person brings (`download_page`) the path in the folder that ROBENCH_CHECKPOINTS names.
-        sha256: of the checkpoint file; empty: unknown.
-        download_page: where a person gets the checkpoint, when no program can fetch it.
-        pretrained: where a person gets the pre-trained encoder of the same network and data set.
-        threat: what it was trained against; empty for undefended.
-        preprocessing: of pictures before it, by a name of `robench.data.preprocessing`; empty where nothing is said.
-        paper, license, description: for readers.
-        claims: numbers others published for it: `clean` and `robust` accuracy in percent, `threat`, `attack`,
-            `source`, and `note` where one is needed.
-        recipe: how `robench train` makes the checkpoint; empty when it cannot.
-        path: the card's own file.
-        edited: whether a field is not as the card's file has it.
+        dataset: data set it was trained on.
+        classifier: for a purifier, the defense whose classifier follows it; empty otherwise.
+        family: name that selects this card together with a data set ("mimir"); empty for none.
+        checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty for none. If
+            `download_page` is set, a path inside the folder ROBENCH_CHECKPOINTS.
+        sha256: digest of the checkpoint file; empty if unknown.
+        download_page: where to download the checkpoint by hand, if it cannot be fetched automatically.
+        pretrained: where to download the pre-trained encoder of the same network and data set.
+        threat: threat it was trained against; empty if undefended.
+        preprocessing: preprocessing of its images, a name of `robench.data.preprocessing`; empty if not specified.
+        paper, license, description: for display.
+        claims: published results: `clean` and `robust` accuracy in percent, `threat`, `attack`, `source`, and an
+            optional `note`.
+        recipe: how `robench train` makes the checkpoint; empty if it cannot.
+        path: the file of the card.
+        edited: whether a field differs from the file of the card.
     """
 
     name: str
@@ -90,15 +90,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Rung:
-    """One run of a suite that is a ladder.
+    """One run of a suite that is a ladder of runs.
 
     Attributes:
-        name: the column it fills in a table.
+        name: column in the table of results.
         attack: a suite, or specs joined by "+".
-        knowledge: the attacker's.
+        knowledge: attacker knowledge.
         subject: "defense", or "classifier" for the classifier without its purifier.
         stochastic: run it on "all" defenses, or only on "randomised" or "deterministic" ones.
-        threats: its own in place of the protocol's, by the side of the images in pixels, {"32": "fog:0.4"}.
+        threats: threats that replace that of the protocol, by image side in pixels: {"32": "fog:0.4"}.
     """
 
     name: str
@@ -113,31 +113,31 @@ class Rung:
         _read(self, "threats", {side: Threat.parse(threat) for side, threat in self.threats.items()})
 
     def threat(self, side: int, otherwise: Threat) -> Threat:
-        """What the attacker may do to images of `side` pixels: as listed for the largest side that is not larger, or
-        for the smallest one; `otherwise` where it lists none."""
+        """The threat for images of `side` pixels: the one listed for the largest side that is at most `side`, else for
+        the smallest side; `otherwise` if none is listed."""
         if not self.threats:
             return otherwise
         sides = sorted(map(int, self.threats))
-        return self.threats[str(max([each for each in sides if each <= side], default=sides[0]))]
+        return self.threats[str(max([listed for listed in sides if listed <= side], default=sides[0]))]
 
     @property
     def of_purifiers(self) -> bool:
-        """Whether it says nothing of a defense without a purifier."""
+        """Whether it only applies to defenses with a purifier."""
         return self.subject == "classifier" or self.knowledge in ("bpda", "oblivious")
 
     def suits(self, stochastic: bool) -> bool:
-        """Whether it is run on a defense that is randomised, or not."""
+        """Whether it applies to a randomised or deterministic defense."""
         return self.stochastic in ("all", "randomised" if stochastic else "deterministic")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """An ordered list of attacks, survivors of one going on to the next; or a ladder of runs.
+    """An ordered list of attacks, each run on the survivors of the previous ones, or a ladder of runs.
 
     Attributes:
-        attacks: for every norm that has no list of its own; text is read.
-        norms: for one norm, as {"L1": [...]}.
-        rungs: of a ladder, in place of attacks; each is a run and a record of its own.
+        attacks: attacks for every norm without an entry in `norms`; strings are parsed.
+        norms: attacks for specific norms, as in {"L1": [...]}.
+        rungs: runs of a ladder, in place of attacks; each makes a separate record.
     """
 
     name: str
@@ -153,17 +153,17 @@ class Suite:
         _read(self, "norms", {norm: list(map(specs.parse, listed)) for norm, listed in self.norms.items()})
 
     def specs(self, norm: str) -> list[Spec]:
-        """The attacks to run in `norm`."""
+        """The attacks for threats in `norm`."""
         return self.norms.get(norm, self.attacks)
 
 
 @dataclass(frozen=True)
 class End:
-    """A data set of a protocol of transfer, and the classifier that is attacked there behind purifiers of others.
+    """One data set of a transfer protocol, and the classifier that is attacked there behind purifiers of other sets.
 
     Attributes:
-        classifier: the defense whose classifier stands behind every purifier.
-        threat, samples: as in Protocol.
+        classifier: the defense whose classifier follows every purifier.
+        threat, samples: as in `Protocol`.
     """
 
     dataset: str
@@ -178,13 +178,14 @@ class End:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is run on what: data set, images, threat, suites and knowledge levels.
+    """An evaluation protocol: data set, images, threat, suites and levels of attacker knowledge.
 
     Attributes:
-        dataset, threat: text is read. None of several data sets; no threat where no adversary is at work.
-        samples: the first so many images of the split, in canonical order.
-        columns: of its board; all of them when there are none.
-        ends: of a protocol of transfer, in place of data set, threat and samples; see
+        dataset: data set, None for several; strings are parsed.
+        threat: threat model, None without an adversary; strings are parsed.
+        samples: number of images: the first of the split in canonical order.
+        columns: columns of its board; empty for all.
+        ends: data sets of a transfer protocol, in place of `dataset`, `threat` and `samples`; see
             `robench.evaluation.dataset_transfer`.
     """
 
@@ -207,12 +208,12 @@ class Protocol:
 
     @property
     def threat_name(self) -> str:
-        """The threat as records name it: "none" where no adversary is at work."""
+        """The name of the threat in records: "none" without an adversary."""
         return str(self.threat or NO_THREAT)
 
 
 def _read(item: Any, name: str, value: Any) -> None:
-    """Set a field of a frozen data class to what its text means."""
+    """Set a field of a frozen data class to its parsed value."""
     object.__setattr__(item, name, value)
 
 
@@ -236,12 +237,12 @@ def protocols() -> dict[str, Protocol]:
 
 
 def find_suite(text: str) -> Suite:
-    """The suite called `text`, the one in the TOML file of that path, or the specs written there.
+    """Find a suite by name, by the path of a TOML file, or from specs joined by "+".
 
-    Specs are a suite under their canonical names, so that however they are written they are one suite.
+    A suite made from specs is named by their canonical form, so that equivalent specs give the same suite.
 
     Raises:
-        UsageError: when it is neither a suite nor attacks, with the nearest names, or an argument is wrong.
+        UsageError: if it is neither a suite nor attacks, with the closest names, or an argument is wrong.
     """
     known, text = suites(), like(text, text.strip())
     if text in known:
@@ -259,7 +260,11 @@ def find_suite(text: str) -> Suite:
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol called `name`, or the one in the TOML file of that path."""
+    """Find a protocol by name, or by the path of a TOML file.
+
+    Raises:
+        UsageError: if there is none of that name, with the closest names.
+    """
     if name.endswith(".toml"):
         return read_named(Protocol, name)
     known = protocols()
@@ -269,7 +274,7 @@ def find_protocol(name: str) -> Protocol:
 
 
 def own_name(dataset: str, threat: str, samples: int) -> str:
-    """The name of a protocol that a data set, a threat and a number of images make up and that is not shipped."""
+    """The name of a protocol that is not shipped, made from a data set, a threat and a number of images."""
     if threat == NO_THREAT:
         return f"{dataset}-c-n{samples}"
     return f"{dataset}-{threat.replace('/', 'over').replace(':', '-')}-n{samples}"
@@ -283,34 +288,34 @@ def protocol_name(dataset: str, threat: str, samples: int) -> str:
 
 @cache
 def _all(kind: type[Item], noun: str) -> dict[str, Item]:
-    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     for path in sorted(folder(noun).glob("*.toml"), key=lambda path: path.stem):
         item = read(kind, path)
-        if item.name in found:
-            raise UsageError(f'{noun} "{item.name}" of {path.name} is taken by {found[item.name].path.name}')
-        found[item.name] = item
-    return found
+        if item.name in items:
+            raise UsageError(f'{noun} "{item.name}" of {path.name} is taken by {items[item.name].path.name}')
+        items[item.name] = item
+    return items
 
 
 def read_named(kind: type[Item], name: str) -> Item:
-    """What the TOML file of that path holds, see `read`.
+    """Read the TOML file at a path, see `read`.
 
     Raises:
-        Untrusted: when the path was read from another file.
+        Untrusted: if the path was read from another file.
     """
     admit(name, "is another file")
     return read(kind, Path(name))
 
 
 def read(kind: type[Item], path: Path) -> Item:
-    """Read one TOML file as a Card, Suite or Protocol; its name is the file's unless it says another.
+    """Read one TOML file as a Card, Suite or Protocol; its name defaults to that of the file.
 
     Raises:
-        ResourceError: when the file cannot be read.
-        UsageError: when it is not TOML, or a field is unknown, missing or of another type.
+        ResourceError: if the file cannot be read.
+        UsageError: if it is not TOML, or a field is unknown, missing or of the wrong type.
     """
     table = read_toml(path)
-    # `origin` is the name of a field in older cards.
+    # Older cards call this field `origin`.
     named = {"download_page" if kind is Card and key == "origin" else key: table[key] for key in table}
     item = make(kind, {"name": path.stem, **named}, path)
     if isinstance(item, Protocol):
@@ -337,17 +342,18 @@ def read(kind: type[Item], path: Path) -> Item:
         if empty := [norm for norm, listed in item.norms.items() if not listed]:
             raise UsageError(f"{path}: norms.{empty[0]} = []: expected at least one attack")
     elif isinstance(item, Card):
-        assert item.spec  # a builder that is no spec is refused here
+        assert item.spec  # raises if the builder is not a spec
         for claim in item.claims:
             _check_claim(claim, path)
     return item
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file; its strings are `Written`, unless it is one of the content folders' own.
+    """Read a TOML file; its strings are marked as `Written` unless it lies in a content folder.
 
     Raises:
-        ResourceError: when it cannot be read; UsageError: when it is not TOML.
+        ResourceError: if it cannot be read.
+        UsageError: if it is not TOML.
     """
     try:
         text = path.read_bytes()
@@ -357,7 +363,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(text.decode())
         return table if _is_shipped(path) else written(table, str(path))
-    # Not only its own error: a number may have too many digits, an array too many brackets.
+    # Besides TOMLDecodeError: a number may have too many digits, an array too many nested brackets.
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
@@ -367,7 +373,7 @@ def _is_shipped(path: Path) -> bool:
 
 
 def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[Made]:
-    """The items of a list of tables `[[key]]`."""
+    """Read the items of a list of tables `[[key]]`."""
     for table in tables:
         if not isinstance(table, Mapping):
             raise UsageError(f"{path}: {key} holds {table!r}: expected tables [[{key}]]")
@@ -378,8 +384,8 @@ def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
     missing = _CLAIM - claim.keys()
     unknown = claim.keys() - _CLAIM - {"note"}
     if missing or unknown:
-        found = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
-        raise UsageError(f"{path}: a claim {found}: expected {', '.join(sorted(_CLAIM))} and perhaps note")
+        problem = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
+        raise UsageError(f"{path}: a claim {problem}: expected {', '.join(sorted(_CLAIM))} and perhaps note")
     for key in ("clean", "robust"):
         value = claim[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
@@ -388,10 +394,10 @@ def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
 
 
 def make(kind: type[Made], table: Any, path: Path) -> Made:
-    """A data class from a table of a TOML file; its field `path` is that of the file.
+    """Make a data class from a table of a TOML file; its field `path` is the path of the file.
 
     Raises:
-        UsageError: when it is no table, or a field is unknown, missing or of another type.
+        UsageError: if it is not a table, or a field is unknown, missing or of the wrong type.
     """
     check_table(table, kind, str(path), without=("path", "edited"))
     return cast(Any, kind)(**table, path=path)
