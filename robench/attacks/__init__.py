@@ -1,4 +1,4 @@
-"""Attacks, one paper a file; importing this package registers those that are built in."""
+"""Attacks, one paper in each file; importing this package registers the built-in ones."""
 
 from robench.attacks import (
     apgd,
@@ -27,7 +27,7 @@ from robench.attacks._base import Answer, Ask, Attack, OnFeatures, Problem, Rows
 
 __all__ = ["Answer", "Ask", "Attack", "OnFeatures", "Problem", "Rows", "State"]
 
-# Imported for their names in the registry.
+# Imported to register them.
 BUILT_IN = (
     apgd,
     apgd_feature,

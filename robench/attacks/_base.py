@@ -1,16 +1,16 @@
-"""What an attack is: a pure state machine over rows, which asks and is told.
+"""The attack interface: a pure state machine over rows with the methods `ask` and `tell`.
 
-An attack never calls a model. The engine fills a fixed number of lanes S with rows (a row is one image with
-one target and one restart), asks the attack for one point a lane, evaluates the surrogate there, tells the
-attack, and replaces the rows that are done. So every tensor here has S as its leading dimension, lanes may be
-at different steps, and nothing that happens in one lane may depend on another.
+An attack never calls a model. The engine has a fixed number of lanes S and fills them with rows; a row is one image
+with one target and one restart. In each turn it asks the attack for one point in each lane, evaluates the surrogate
+there, passes the answer to the attack, and replaces rows that are finished. Every tensor here has S as its leading
+dimension. Lanes may be at different steps, and a lane must not depend on any other.
 
-The exception is an attack whose objective couples rows: it has a field `group`, and its rows come in fixed
-groups. A run's samples, by rising id, make groups of `group`, and a group's rows of one rank fill so many
-consecutive lanes, always in that order, start together and go on together until each that counts is over. The
-last group is filled up with the run's first samples, and in a run of fewer samples all are one group. Rows that
-do not count (fooled before, or filling up) play on as company. So the batch size and the order of work are as
-little a part of the result as elsewhere; which images are in the run is.
+The exception is an attack whose objective couples rows. It has a field `group`, and its rows come in fixed groups: the
+samples of a run, sorted by id, are split into groups of `group`, and the rows of a group with the same rank fill
+consecutive lanes in that order. They start together and continue until every row that counts is finished. The last
+group is padded with the first samples of the run; a run with fewer samples is a single group. Rows that do not count
+(fooled earlier, or padding) continue as padding rows. Results therefore do not depend on the batch size or the order
+of work, but they do depend on which images are in the run.
 """
 
 import math
@@ -31,12 +31,12 @@ Objective = Callable[[Tensor, "Rows"], Tensor]
 
 @dataclass(frozen=True)
 class OnFeatures:
-    """An objective of what the network makes of the image on its way to the logits.
+    """An objective that depends on intermediate features of the network.
 
     Attributes:
-        value: (logits (S, K), rows, x, features) -> (S,), with the points x (S, C, H, W) and the features, one
-            (S, ...) a layer, in the graph.
-        layers: "last" for the last block's features, "all" for every block's.
+        value: (logits (S, K), rows, x, features) -> (S,), where the points x (S, C, H, W) and the features, one tensor
+            (S, ...) for each layer, are part of the graph.
+        layers: "last" for the features of the last block, "all" for those of every block.
     """
 
     value: Callable[[Tensor, "Rows", Tensor, tuple[Tensor, ...]], Tensor]
@@ -51,17 +51,17 @@ LAYERS = ("last", "all")
 
 @dataclass(frozen=True)
 class Rows:
-    """What the engine knows of the row in each lane.
+    """The row in each lane.
 
     Attributes:
         x: clean images, (S, C, H, W) float32 in [0, 1].
         y: true labels, (S,) int64.
         clean_logits: the surrogate's logits at `x`, (S, K).
-        sample: index of the image in the data set's canonical order, (S,) int64.
-        rank: which of the row's targets and restarts this is, (S,) int64, in 0 .. Attack.ranks - 1.
-        active: lanes whose answer counts, bool (S,): for choosing what to ask first, never for what is asked.
-        reference: the surrogate's features of the images that `Attack.references` names, each layer's
-            flattened, one after the other, (S, F); None where it names none.
+        sample: index of the image in the canonical order of the data set, (S,) int64.
+        rank: index over targets and restarts of the image, (S,) int64, in 0 .. Attack.ranks - 1.
+        active: lanes whose answer counts, bool (S,). It may decide the order of queries, but never a query itself.
+        reference: the surrogate's features of the images that `Attack.references` selects, flattened and
+            concatenated over layers, (S, F); None if it selects none.
     """
 
     x: Tensor
@@ -75,13 +75,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is the same for every row of a run.
+    """The part of the problem that is the same for every row of a run.
 
     Attributes:
         threat: norm and radius.
-        num_classes: K.
-        stream: the counter-based random numbers of this attack (see robench.core.rng).
-        group: how many consecutive lanes are a group, 1 for an attack whose rows are independent.
+        num_classes: number of classes K.
+        stream: counter-based random numbers of this attack, see `robench.core.rng`.
+        group: number of consecutive lanes in a group, 1 for an attack with independent rows.
     """
 
     threat: Threat
@@ -92,14 +92,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Ask:
-    """The point the attack wants evaluated in each lane, and what it wants there.
+    """The query of each lane: a point, and what to compute there.
 
     Attributes:
-        x: (S, C, H, W) in [0, 1].
-        objective: whose gradient is wanted, or None when the logits are enough.
-        waits: lanes that ask nothing this time because they want something of the other kind, bool (S,), or
-            None: their answer is not a verdict, costs them no pass and must be ignored in `tell`.
-        point: what `x` is the image of, where the threat's coordinates are not the pixels; None elsewhere.
+        x: images to evaluate, (S, C, H, W) in [0, 1].
+        objective: objective whose gradient is needed, or None if the logits suffice.
+        waits: lanes that make no query in this turn because they need the other kind of answer, bool (S,), or None.
+            Their answer is not judged, is not counted as a pass and must be ignored in `tell`.
+        point: the parameters whose image is `x`, if the threat is not in pixels; else None.
     """
 
     x: Tensor
@@ -110,14 +110,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the surrogate says at the points asked for.
+    """The answer of the surrogate to a query.
 
     Attributes:
         x: the points, (S, C, H, W).
-        logits: (S, K); the mean over the EOT draws where there are several.
-        loss: the objective, (S,) or (S, M); empty when none was asked for.
-        grad: its gradient, (S, C, H, W) or (S, M, C, H, W), finite; empty when none was asked for.
-        broken: rows whose gradient had NaN or infinite entries, which are 0 here, bool (S,); None where nobody looked.
+        logits: (S, K), averaged over EOT draws.
+        loss: the objective, (S,) or (S, M); empty without an objective.
+        grad: its gradient, (S, C, H, W) or (S, M, C, H, W), finite; empty without an objective.
+        broken: rows whose gradient had NaN or infinite entries, which are set to 0, bool (S,); None if not checked.
     """
 
     x: Tensor
@@ -129,38 +129,39 @@ class Answer:
 
 @dataclass(frozen=True)
 class State:
-    """Base of every attack's state: a frozen dataclass whose fields are all tensors with S leading."""
+    """Base of attack states: a frozen dataclass whose fields are tensors with leading dimension S."""
 
 
 S = TypeVar("S", bound=State)
 
 
 class Contract:
-    """What the engine reads of an attack beside its methods, with the values of an attack that says nothing.
+    """The attributes of an attack that the engine reads, with their default values.
 
-    A subclass of `Attack` overrides what differs: parameters with dataclass fields, facts with class variables.
+    A subclass of `Attack` overrides parameters with dataclass fields and constants with class variables.
 
     Attributes:
-        steps, queries: length of a row, for progress and for losses that still rise at the end.
-        restarts: starts of each target; targets: classes aimed at, 0 for an untargeted loss. Restarts times targets
-            are the rows of an image, which the engine runs side by side.
+        steps, queries: length of a row, used for progress and to detect losses that still rise at the end.
+        restarts: number of random starts for each target.
+        targets: number of target classes, 0 for an untargeted loss. An image has max(targets, 1) * restarts rows, which
+            the engine runs in parallel.
         eot: draws of a randomised surrogate averaged for each answer.
-        loss: the logit loss that is maximised, one of `robench.attacks._losses`; "" for another objective.
-        group: images that the objective couples.
-        layers: features that the objective looks at, "last" or "all"; "" for none. A defense without features is
-            refused before the first query.
-        minimise: whether a row that fools goes on to the nearest adversarial example, which is then kept.
-        minimum_norm: whether the attack looks for the nearest adversarial example, whatever the radius.
-        gradient_free: whether the attack sees only logits or decisions. If it fools images that survived white-box
+        loss: the loss on the logits that is maximised, one of `robench.attacks._losses`; "" for another objective.
+        group: number of images that the objective couples.
+        layers: features that the objective uses, "last" or "all"; "" for none. A defense without features is refused
+            before the first query.
+        minimise: whether to continue after success and keep the nearest adversarial example.
+        minimum_norm: whether the attack searches for the nearest adversarial example, regardless of the radius.
+        gradient_free: whether the attack only uses logits or decisions. If it fools images that survived white-box
             attacks, gradients may be masked.
         ascends: whether each row maximises one loss from its first query to its last.
-        in_pixels: whether the attack works on images only, and not on the parameters of a transformation.
-        transfers: whether images are made for another network than the surrogate. Without feedback from the judge,
+        in_pixels: whether the attack only works on images, not on the parameters of a transformation.
+        transfers: whether images are made for a network other than the surrogate. Without feedback from the judge,
             every row then runs to its end, and its best point is judged.
-        horizon: how many queries of a row are known in advance, as long as none is accepted; above 1 the attack gives
-            `advance` and `moved`.
-        cost_varies: 1 if every row that is never fooled costs the same number of passes on any network, else at most
-            how many times the number that `robench.engine.query_cost` counts.
+        horizon: number of queries of a row that are known in advance as long as none is accepted. If above 1, the
+            attack implements `advance` and `moved`.
+        cost_varies: 1 if every row that is never fooled costs the same number of passes on any network; otherwise an
+            upper bound on the ratio to the number that `robench.engine.query_cost` counts.
     """
 
     steps: int = 1
@@ -183,10 +184,10 @@ class Contract:
 
 @dataclass(frozen=True)
 class Attack(Contract, Generic[S]):
-    """Base of every attack: a frozen dataclass whose fields are its parameters, the keywords of its spec.
+    """Base of every attack: a frozen dataclass whose fields are the keywords of its spec.
 
-    A subclass gives `init`, `ask`, `tell` and `finished`, and `best` if its state has no field of that name. All of
-    them are pure. `Contract` lists the attributes that a subclass may override.
+    A subclass implements `init`, `ask`, `tell` and `finished`, and `best` if its state has no field of that name. All
+    of them are pure functions. `Contract` lists the attributes that a subclass may override.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -214,69 +215,70 @@ class Attack(Contract, Generic[S]):
 
     @property
     def judged_at_end(self) -> bool:
-        """Whether `best` alone is judged, once a row has run to its end, and no point on the way."""
+        """Whether only `best` is judged, at the end of a row, and not every queried point."""
         return False
 
     @property
     def num_queries(self) -> int:
-        """About how many queries a row makes when it is never fooled, for progress."""
+        """Approximate number of queries of a row that is never fooled, for progress."""
         return max(self.steps, self.queries) + 1
 
     @property
     def questions(self) -> int:
-        """`num_queries`, under its name of release 0.1."""
+        """Deprecated name of `num_queries`."""
         return self.num_queries
 
     def ranks(self, num_classes: int) -> int:
-        """Rows of an image: targets x restarts, with at most K - 1 targets."""
+        """Number of rows of an image: targets * restarts, with at most K - 1 targets."""
         return max(min(self.targets, num_classes - 1), 1) * self.restarts
 
     def target(self, rows: Rows) -> Tensor:
-        """The class each row aims at, (S,): rank // restarts counts the clean logits down from the
-        most likely class that is not the label."""
+        """The target class of each row, (S,): the wrong class at position rank // restarts, sorted by clean logit in
+        descending order."""
         wrong = rows.clean_logits.scatter(1, rows.y[:, None], -math.inf)
         order = wrong.argsort(dim=1, descending=True, stable=True)
         return order.gather(1, (rows.rank // self.restarts)[:, None])[:, 0]
 
     def references(self, run: Rows, rows: Rows) -> Tensor | None:
-        """The image whose features each row is compared with, as an index into `run`, (S,); None for none.
+        """The image with whose features each row is compared, as an index into `run`, (S,); None for none.
 
         Args:
-            run: every image of the run, one row each, of rank 0.
+            run: all images of the run, one row each with rank 0.
+            rows: the rows to find reference images for.
         """
         return None
 
     def init(self, problem: Problem, rows: Rows) -> S:
-        """The state before the first question."""
+        """The state before the first query."""
         raise NotImplementedError
 
     def ask(self, problem: Problem, rows: Rows, state: S) -> Ask:
-        """The next point of every lane; must not depend on lanes that are finished."""
+        """The next query of every lane; it must not depend on finished lanes."""
         raise NotImplementedError
 
     def tell(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> S:
-        """The state after the answer. Told about lanes that are finished too: what it does there is ignored."""
+        """The state after the answer. It is also called for finished lanes, where its result is ignored."""
         raise NotImplementedError
 
     def pull_back(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> Answer:
-        """The answer with its gradients pulled back to what is searched, if that is not the image: for `tell`."""
+        """The answer for `tell`, with gradients pulled back to the search space if that is not the image."""
         return answer
 
     def advance(self, problem: Problem, rows: Rows, state: S, offset: Tensor) -> S:
-        """The state as if the next `offset` (S,) queries, fewer than `horizon`, had been rejected."""
+        """The state after the next `offset` (S,) queries, fewer than `horizon`, if all of them are rejected."""
         raise NotImplementedError
 
     def moved(self, state: S) -> Tensor:
-        """Whether the last answer was accepted, bool (S,): the queries after it are then different ones."""
+        """Whether the last query was accepted, bool (S,), which changes the queries after it."""
         raise NotImplementedError
 
     def finished(self, state: S) -> Tensor:
-        """Which lanes have nothing more to ask, bool (S,)."""
+        """Which lanes are finished, bool (S,)."""
         raise NotImplementedError
 
     def best(self, state: S) -> Tensor:
-        """The point each lane holds for its best so far, (S, ...): what is judged when nothing fooled. It is the
-        state's own `best`, where an attack says nothing else."""
+        """The best point of each lane so far, (S, ...), which is judged if no query fooled. Defaults to the field
+        `best` of the state."""
         return cast(Any, state).best
 
 
@@ -286,9 +288,9 @@ class GradientAttack(Attack[S]):
 
     Args:
         loss: "ce", "dlr" or "margin".
-        steps: iterations; one forward and one backward pass each, and one more at the end.
-        targets: 0 for the untargeted loss, else the number of classes to aim at, the most likely first.
-        restarts: random starts (of each target).
+        steps: iterations, with one forward and one backward pass each and one more of both at the end.
+        targets: number of target classes, most likely first; 0 for the untargeted loss.
+        restarts: number of random starts, for each target if targeted.
         eot: draws of a randomised surrogate averaged for each gradient.
     """
 
@@ -300,36 +302,36 @@ class GradientAttack(Attack[S]):
 
 
 def check_count(name: str, value: object) -> None:
-    """Refuse a parameter that is not a whole number of at least 1."""
+    """Raise ValueError unless a parameter is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
 
 
 def select(condition: Tensor, new: State | Any, old: State | Any) -> Any:
-    """A state (or Rows) that takes `new` where `condition` (S,) holds, else `old`, field by field."""
+    """Combine two states (or Rows) field by field: `new` where `condition` (S,) holds, else `old`."""
     return replace(
         old, **{name: where(condition, getattr(new, name), tensor) for name, tensor in tensors(old).items()}
     )
 
 
 def gather(value: State | Any, lanes: Tensor) -> Any:
-    """A state (or Rows) with lane i taken from lane `lanes[i]`."""
+    """A state (or Rows) whose lane i is lane `lanes[i]` of `value`."""
     return replace(value, **{name: tensor.index_select(0, lanes) for name, tensor in tensors(value).items()})
 
 
 def tensors(value: State | Any) -> dict[str, Tensor]:
-    """The fields of a state (or Rows) that are there."""
+    """The fields of a state (or Rows) that are not None."""
     return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) is not None}
 
 
 def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`torch.where` with `condition` (S,) spread over the trailing dimensions of `a` and `b`.
+    """`torch.where` with `condition` (S,) broadcast over the trailing dimensions of `a` and `b`.
 
-    What it gives may be `a` or `b` itself.
+    The result may be `a` or `b` itself, without a copy.
     """
     if a.device.type != "cpu" or a.dim() < 3 or a.shape != b.shape:
         return torch.where(spread(condition, a), a, b)
-    # CPUs copy whole rows several times as fast as they choose number by number.
+    # On CPUs copying whole rows is several times faster than an elementwise choice.
     lanes = condition.nonzero()[:, 0]
     if len(lanes) in (0, len(a)):
         return a if len(lanes) else b
@@ -337,8 +339,8 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def finite(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """A gradient (S, ...) whose NaN and infinite entries give no direction, they are 0; and which rows have some."""
-    # A sum is finite where all its terms are, at a fraction of the price of looking at each.
+    """A gradient (S, ...) with NaN and infinite entries set to 0, and which rows had such entries, bool (S,)."""
+    # Checking the sum of each row is much cheaper than checking every entry.
     broken = ~torch.isfinite(grad.flatten(1).sum(1))
     return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if bool(broken.any()) else grad, broken
 

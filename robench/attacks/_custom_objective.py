@@ -1,4 +1,4 @@
-"""Attacks that take the steps of another attack on an objective of their own."""
+"""Attacks that take the steps of another attack with a different objective."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,14 +12,14 @@ S = TypeVar("S", bound=State)
 
 @dataclass(frozen=True)
 class CustomObjective(Attack[S]):
-    """Base of attacks with the state machine of another and their own objective: `base_attack` and `objective`."""
+    """Base of attacks that combine the state machine of `base_attack` with their own `objective`."""
 
     def base_attack(self, eps: float) -> Attack[S]:
-        """The attack whose steps are taken, for that radius."""
+        """The attack whose steps are taken, for radius `eps`."""
         raise NotImplementedError
 
     def objective(self, problem: Problem, rows: Rows, state: S) -> Objective | OnFeatures:
-        """The objective that is maximised."""
+        """The objective to maximise."""
         raise NotImplementedError
 
     @property

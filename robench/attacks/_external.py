@@ -1,4 +1,4 @@
-"""An attack that calls the model by itself: another library's, taken in whole."""
+"""Attacks of other libraries, which call the model themselves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from robench.threats.threat import Threat
 
 @dataclass(frozen=True)
 class ForeignAttack(Attack[Any]):
-    """Base of attacks that are not played row by row; a subclass gives `perturb`.
+    """Base of attacks that are not run row by row; a subclass implements `perturb`.
 
-    The engine calls it once on all survivors, counts its passes, and lets the judge decide over what it
-    returns as over anything else. It can be resumed only as a whole, and nothing of it is dropped early.
+    The engine calls it once on all survivors, counts its passes and judges the returned images as usual. An interrupted
+    attack starts over, and no image is dropped before the attack ends.
     """
 
     in_pixels: ClassVar[bool] = True
@@ -24,7 +24,7 @@ class ForeignAttack(Attack[Any]):
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int
     ) -> Tensor:
-        """The attacked images, (N, C, H, W), for clean ones that the model classifies rightly."""
+        """Attack clean images (N, C, H, W) that the model classifies correctly; returns images of the same shape."""
         raise NotImplementedError
 
 

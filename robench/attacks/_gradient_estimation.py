@@ -1,4 +1,4 @@
-"""Attacks that climb a gradient estimated from differences of the loss at pairs of points, by logits alone."""
+"""Score-based attacks that follow a gradient estimated from differences of the loss at pairs of points."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from robench.attacks._losses import UNTARGETED, check_loss, margin
 
 @dataclass(frozen=True)
 class EstimatedState(State):
-    """Where each lane stands in its step.
+    """The state of each lane within its step.
 
-    `told` counts the answers of this step: the first is at `x` itself, then come pairs about it along `direction`;
-    `ahead` is the loss at the first of a pair, `total` what the pairs have said of the gradient. `first` and `second`
-    are moments for who moves.
+    `told` counts the answers in this step: the first is at `x` itself, followed by pairs around it along `direction`.
+    `ahead` is the loss at the first point of a pair, `total` the sum of the gradient estimates. `first` and `second`
+    are moments for use by `move`.
     """
 
     x: Tensor
@@ -34,14 +34,14 @@ class EstimatedState(State):
 
 @dataclass(frozen=True)
 class Estimated(Attack[EstimatedState]):
-    """Base of attacks by estimated gradients; gives `draw` and `move`.
+    """Base of attacks with estimated gradients; a subclass implements `draw` and `move`.
 
     Args:
-        loss: "ce", "dlr" or "margin", of the logits.
-        steps: of the search; 2 * samples + 1 forward passes each, and one more at the end.
-        samples: pairs of points a step.
-        delta: how far the points of a pair are from the middle, in units of the direction.
-        step_size: in [0, 1] pixels.
+        loss: "ce", "dlr" or "margin".
+        steps: iterations, with 2 * samples + 1 forward passes each and one more at the end.
+        samples: number of pairs of points in each step.
+        delta: distance of the points of a pair from their midpoint, in units of the direction.
+        step_size: step size, in [0, 1] pixel values.
     """
 
     gradient_free: ClassVar[bool] = True
@@ -60,13 +60,13 @@ class Estimated(Attack[EstimatedState]):
             raise ValueError(f"delta={self.delta!r}, step_size={self.step_size!r}: expected numbers above 0")
 
     def draw(self, problem: Problem, rows: Rows, index: Tensor) -> Tensor:
-        """The direction of each lane's pair `index` (S,), counted from the start of the search."""
+        """The direction of pair `index` (S,) of each lane, counted from the start of the search."""
         raise NotImplementedError
 
     def move(
         self, problem: Problem, rows: Rows, state: EstimatedState, grad: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The next point and the moments, from the estimated gradient."""
+        """The next point and both moments, from the estimated gradient."""
         raise NotImplementedError
 
     @property

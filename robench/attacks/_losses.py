@@ -1,4 +1,4 @@
-"""What gradient attacks maximise: losses of logits (S, K) and labels, one number a row.
+"""Losses that gradient attacks maximise: functions of logits (S, K) and labels (S,), one value for each row.
 
 The difference of logits ratio is from "Reliable evaluation of adversarial robustness with an ensemble of
 diverse parameter-free attacks" (Croce & Hein 2020, arXiv 2003.01690, eqs. 5 and 6).
@@ -16,18 +16,18 @@ from robench.threats.threat import Threat
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y], shape (S,)."""
+    """Cross-entropy -log softmax(logits)[y], shape (S,)."""
     return functional.cross_entropy(logits, y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest wrong logit minus the right one, (S,): positive where the classifier is fooled."""
+    """Largest wrong logit minus the logit of the label, (S,): positive where the classifier is fooled."""
     right = logits.gather(1, y[:, None])[:, 0]
     return logits.scatter(1, y[:, None], -math.inf).amax(1) - right
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (eq. 5), (S,). With two classes, where it is not defined, the margin."""
+    """Difference of logits ratio (eq. 5), (S,). With two classes it is undefined, and the margin is returned."""
     if logits.shape[1] < 3:
         return margin(logits, y)
     top = logits.topk(3, dim=1).values
@@ -37,8 +37,8 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted difference of logits ratio (eq. 6), (S,).
 
-    With fewer than four classes, where it is not defined, the difference alone: with three, the ratio to what
-    is left of the denominator would be constant for the least likely class.
+    With fewer than four classes it is undefined, and the difference of logits is returned. With three classes, the
+    ratio to the remaining part of the denominator would be constant for the least likely class.
     """
     difference = margin_targeted(logits, y, target)
     if logits.shape[1] < 4:
@@ -48,29 +48,29 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def cross_entropy_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """log softmax(logits)[target], (S,)."""
+    """Negative cross-entropy of the target, log softmax(logits)[target], (S,)."""
     return -cross_entropy(logits, target)
 
 
 def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The target's logit minus the label's, (S,)."""
+    """Logit of the target minus logit of the label, (S,)."""
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
 
 
 UNTARGETED = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
 TARGETED = {"ce": cross_entropy_targeted, "dlr": dlr_targeted, "margin": margin_targeted}
-# The fewest classes for which each loss is what its paper defines, (untargeted, targeted).
+# Number of classes from which each loss is defined as in its paper, (untargeted, targeted).
 CLASSES_NEEDED = {"ce": (2, 2), "dlr": (3, 4), "margin": (2, 2)}
 
 
 def check_loss(loss: str) -> None:
-    """Refuse a loss that is not in the tables."""
+    """Raise UsageError for an unknown loss."""
     if loss not in UNTARGETED:
         raise UsageError(f'unknown loss "{loss}": expected one of {", ".join(UNTARGETED)}')
 
 
 def objective(loss: str, target: Tensor | None = None) -> Objective:
-    """The objective of that name, aimed at `target` (S,) where one is given."""
+    """The objective for a loss, targeted at `target` (S,) if given."""
     if target is None:
         untargeted = UNTARGETED[loss]
         return lambda logits, rows: untargeted(logits, rows.y)
@@ -79,7 +79,7 @@ def objective(loss: str, target: Tensor | None = None) -> Objective:
 
 
 def normalize(direction: Tensor, norm: str) -> Tensor:
-    """The steepest-ascent direction of unit norm for a gradient (S, ...): its sign in Linf, scaled in L2."""
+    """The direction of steepest ascent of unit norm for a gradient (S, ...): its sign in Linf, normalised in L2."""
     if norm == "Linf":
         return direction.sign()
     flat = direction.flatten(1)
@@ -88,7 +88,7 @@ def normalize(direction: Tensor, norm: str) -> Tensor:
 
 
 def random_start(rows: Rows, problem, norm: str) -> Tensor:
-    """A random point of the ball, clipped to [0, 1]: scaled to lie on the sphere, as AutoAttack starts."""
+    """A random point on the sphere of radius eps, clipped to [0, 1], as in AutoAttack."""
     shape = tuple(rows.x.shape[1:])
     stream, eps = problem.stream, problem.threat.eps
     if norm == "Linf":
@@ -99,17 +99,17 @@ def random_start(rows: Rows, problem, norm: str) -> Tensor:
     return (rows.x + eps * noise).clamp(0, 1)
 
 
-# Random starts draw at a step that no iteration reaches.
+# Random starts use a step that no iteration reaches.
 _START = 0xFFFFFFFF
 
 
 def ball(rows: Rows, eps: float) -> tuple[Tensor, Tensor]:
-    """Lower and upper corner of the Linf ball inside [0, 1], each (S, C, H, W)."""
+    """Lower and upper bounds of the Linf ball inside [0, 1], (S, C, H, W) each."""
     return (rows.x - eps).clamp_min(0), (rows.x + eps).clamp_max(1)
 
 
 def into_l2_ball(x: Tensor, rows: Rows, eps: float) -> Tensor:
-    """Project onto the L2 ball, then clip to [0, 1] (which never leaves the ball)."""
+    """Project onto the L2 ball, then clip to [0, 1], which stays inside the ball."""
     delta = x - rows.x
     size = delta.flatten(1).square().sum(1).sqrt()
     factor = torch.clamp(eps / (size + 1e-12), max=1.0)

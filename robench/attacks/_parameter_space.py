@@ -1,4 +1,4 @@
-"""Any attack in the parameters of a transformation: it asks at T(x, theta) and pulls the gradient back through T."""
+"""Attacks on the parameters of a transformation: query T(x, theta), and pull the gradient back through T."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -14,11 +14,11 @@ from robench.threats.transformations import Transformation
 
 @dataclass(frozen=True)
 class ParameterSpace(Attack[Any]):
-    """An attack that takes parameters for an image: scaled into [0, 1], in a ball around those of no change.
+    """An attack that searches parameters, scaled to [0, 1], in a ball around those that leave the image unchanged.
 
     Args:
-        inner: the attack; its own parameters (steps, targets, eot, ...) are this one's too.
-        threat: whose coordinates are a transformation.
+        inner: the attack to run; its parameters (steps, targets, eot, ...) are also set on this one.
+        threat: a threat whose coordinates are a transformation.
     """
 
     inner: Attack[Any]
@@ -27,9 +27,9 @@ class ParameterSpace(Attack[Any]):
     def __post_init__(self) -> None:
         for name in {*Contract.__annotations__, *(field.name for field in fields(self.inner))}:
             object.__setattr__(self, name, getattr(self.inner, name))
-        # What a penalised attack climbs is not the loss that the engine sees.
+        # With a penalty the attack does not maximise the loss that the engine sees.
         object.__setattr__(self, "ascends", self.inner.ascends and not self._change.penalised)
-        # Over few parameters a search without gradients beats gradient attacks on sound networks too.
+        # With few parameters, gradient-free search beats gradient attacks even without masked gradients.
         object.__setattr__(self, "gradient_free", False)
 
     @property
@@ -59,10 +59,10 @@ class ParameterSpace(Attack[Any]):
         return self.inner.init(*self._scaled(problem, rows))
 
     def ask(self, problem: Problem, rows: Rows, state: State) -> Ask:
-        asked = self.inner.ask(*self._scaled(problem, rows), state)
+        query = self.inner.ask(*self._scaled(problem, rows), state)
         with torch.no_grad():
-            theta = self._theta(asked.x)
-            return replace(asked, x=self._image(rows, theta), point=theta)
+            theta = self._theta(query.x)
+            return replace(query, x=self._image(rows, theta), point=theta)
 
     def pull_back(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> Answer:
         z = self.inner.ask(*self._scaled(problem, rows), state).x
@@ -79,11 +79,11 @@ class ParameterSpace(Attack[Any]):
     def best(self, state: State) -> Tensor:
         return self._theta(self.inner.best(state))
 
-    # -- parameters and the [0, 1] that the inner attack knows ---------------------------------------------
+    # Conversion between parameters and the [0, 1] range of the inner attack.
 
     @property
     def _scale(self) -> tuple[float, float]:
-        """Where in [0, 1] the parameters of no change lie, and how far one unit of a parameter reaches there."""
+        """The position of zero parameters in [0, 1], and the scale of one parameter unit."""
         low, high = self.threat.coordinates.low, self.threat.coordinates.high
         if low == -math.inf:
             return 0.5, 0.5 / self.threat.eps
@@ -103,7 +103,7 @@ class ParameterSpace(Attack[Any]):
         return self._change.apply(rows.x, theta, rows.sample).clamp(0, 1)
 
     def _pulled(self, rows: Rows, z: Tensor, answer: Answer) -> Answer:
-        """The answer with gradients with respect to `z`, less the transformation's own penalty."""
+        """The answer with gradients with respect to `z`, and with the penalty of the transformation subtracted."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             theta = self._theta(z)

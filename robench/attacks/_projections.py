@@ -1,10 +1,10 @@
-"""Projections that the attacks share, each row on its own and without sorting where that can be avoided.
+"""Projections shared by attacks, row by row and mostly without sorting.
 
-`project_hyperplane`: onto a hyperplane within the box, as FAB needs it (Croce & Hein 2019, arXiv 1907.02044,
-section 3.1). `project_l1_box`: onto the L1 ball within the box (Croce & Hein 2021, arXiv 2103.01208).
+`project_hyperplane` projects onto a hyperplane inside the box, for FAB (Croce & Hein 2019, arXiv 1907.02044,
+section 3.1). `project_l1_box` projects onto the L1 ball inside the box (Croce & Hein 2021, arXiv 2103.01208).
 
-A row's result hangs on nothing but that row: the loops run until every row has converged, and a converged row
-no longer changes. Masks are kept as floats and sums as products, which CPUs vectorise and `torch.where` not.
+Each row of a result depends on that row only: loops run until every row has converged, and a converged row no longer
+changes. Masks are floats that are multiplied, which CPUs vectorise better than `torch.where`.
 """
 
 import torch
@@ -16,14 +16,14 @@ _LARGEST = torch.finfo(torch.float32).max
 def project_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     """The smallest step d with w·d = gap and t + d in [0, 1].
 
-    Where the box keeps the hyperplane out of reach, the corner that comes closest to it. The scale of `w`
-    does not matter; a row of `w` that is zero or not finite gives d = 0.
+    If the hyperplane does not meet the box, d leads to the corner closest to it. The scale of `w` does not matter; a
+    row of `w` that is zero or not finite gives d = 0.
 
     Args:
-        t: points in [0, 1], (..., N, D): several may share their normals.
+        t: points in [0, 1], (..., N, D); leading dimensions share their normals.
         w: normals, (N, D).
-        gap: how far w·t is from the hyperplane's offset b, b - w·t, (..., N).
-        norm: in which d is smallest: "Linf", "L2" or "L1".
+        gap: b - w·t for the offset b of the hyperplane, (..., N).
+        norm: norm in which d is smallest, "Linf", "L2" or "L1".
 
     Returns:
         d, (..., N, D).
@@ -33,7 +33,7 @@ def project_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     gap = torch.where(usable, gap, 0)
     scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
     w = (w / scale[:, None]).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    # Towards the hyperplane: w·d grows by |gap|, that is gain·|d| by `target`.
+    # Towards the hyperplane w·d changes by |gap|, so gain·|d| must reach `target`.
     gain, target = w.abs(), (gap.abs() / scale).clamp_max(_LARGEST)
     direction = w.sign() * gap.sign()[..., None]
     room = _room(t, direction)
@@ -45,15 +45,16 @@ def project_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
 
 
 def _multiplier(gain: Tensor, rate: Tensor | None, room: Tensor, target: Tensor) -> Tensor:
-    """The least m >= 0 with sum(gain * min(m * rate, room)) = target, (..., N); huge where there is none.
+    """The least m >= 0 with sum(gain * min(m * rate, room)) = target, (..., N); very large if there is none.
 
-    The sum is increasing, concave and piecewise linear in m, so Newton's steps from 0 never overshoot, and
-    end on the solution's own piece after finitely many: a handful, where sorting the breakpoints costs
-    D log D.
+    The sum is increasing, concave and piecewise linear in m. Newton steps from 0 therefore never overshoot and reach
+    the piece of the solution after finitely many steps, usually a few, whereas sorting the breakpoints costs D log D.
 
     Args:
-        gain, rate: (N, D), not negative; None for a rate of 1.
-        room: (..., N, D); target: (..., N).
+        gain: (N, D), not negative.
+        rate: (N, D), not negative; None for a rate of 1.
+        room: (..., N, D).
+        target: (..., N).
     """
     slopes = gain if rate is None else gain * rate
     unreachable = (gain * room).sum(-1) <= target
@@ -64,18 +65,18 @@ def _multiplier(gain: Tensor, rate: Tensor | None, room: Tensor, target: Tensor)
         torch.gt(room, wanted, out=free)
         slope = torch.mul(free, slopes, out=product).sum(-1)
         nearer = (m + missing / slope.clamp_min_(1e-30)).clamp_max_(_LARGEST)
-        # Rounding could make a row creep for ever: what is missing must be more than it.
+        # Stop once the remainder is below rounding error, or a row could creep forever.
         grows = (nearer > m) & (missing > 1e-6 * target)
         if not grows.any():
             return m
         m = torch.where(grows, nearer, m)
         wanted = m[..., None] if rate is None else m[..., None] * rate
-        taken = torch.minimum(room, wanted, out=product).mul_(gain)
-        missing = torch.where(unreachable, 0, target - taken.sum(-1))
+        reached = torch.minimum(room, wanted, out=product).mul_(gain)
+        missing = torch.where(unreachable, 0, target - reached.sum(-1))
 
 
 def _fill(gain: Tensor, room: Tensor, target: Tensor) -> Tensor:
-    """The step sizes, (..., D) in [0, room], of least sum with sum(gain * size) = target: best gain first."""
+    """The sizes, (..., D) in [0, room], of least sum with sum(gain * size) = target, filled by descending gain."""
     gain, order = gain.sort(dim=-1, descending=True, stable=True)
     room = room.gather(-1, order)
     worth = gain * room
@@ -85,27 +86,27 @@ def _fill(gain: Tensor, room: Tensor, target: Tensor) -> Tensor:
 
 
 def _room(x: Tensor, sign: Tensor) -> Tensor:
-    """How far each pixel may go towards `sign` (-1, 0 or 1): x downwards, 1 - x upwards.
+    """The distance of each pixel to the box in direction `sign` (-1, 0 or 1): x downwards, 1 - x upwards.
 
-    No step of at most that length leaves [0, 1], rounding included.
+    No step of at most this length leaves [0, 1], including rounding.
     """
     return torch.addcmul((sign > 0).to(x.dtype), sign, x, value=-1).clamp_min_(0)
 
 
 def project_l1_box(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
-    """The point nearest to `delta` in L2 among those of L1 norm at most `eps` that keep x + delta in [0, 1].
+    """Project `delta` in L2 onto the perturbations of L1 norm at most `eps` that keep x + delta in [0, 1].
 
-    Its pixels are sign(delta) * clamp(|delta| - m, 0, room), with room the way to the box and m >= 0 the one
-    number for which their sum is eps (0 where the box alone already does it).
+    The result is sign(delta) * clamp(|delta| - m, 0, room), where room is the distance to the box and m >= 0 is the
+    number for which the L1 norm is eps, or 0 if the box alone brings it below eps.
 
     Args:
         x: images, (N, ...) in [0, 1].
         delta: perturbations of the same shape.
-        eps: radius of the ball, one for all or (N,).
+        eps: radius of the ball, a number or shape (N,).
 
     Returns:
-        The projected perturbation d, of `delta`'s shape: x + d lies in [0, 1] to the last bit, and the L1 norm of d
-        is at most eps up to rounding.
+        The projected perturbation d with the shape of `delta`: x + d is in [0, 1] exactly, and the L1 norm of d is at
+        most eps up to rounding.
     """
     eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     size = delta.abs().flatten(1)
@@ -114,8 +115,8 @@ def project_l1_box(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
     floor = size - room
     free, bound = torch.empty_like(size), torch.empty_like(size)
 
-    # Newton's steps kept in a shrinking bracket, for the sum is monotone but not convex in m; every third
-    # halves the bracket, so that no row takes more than three times the steps of a bisection.
+    # Newton steps inside a shrinking bracket, because the sum is monotone but not convex in m. Every third step halves
+    # the bracket, so no row takes more than three times the steps of bisection.
     low, high = torch.zeros_like(size[:, 0]), size.amax(1)
     m = low
     for i in range(100):
@@ -129,13 +130,13 @@ def project_l1_box(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:
         newton = m + excess / slope.clamp_min(1)
         middle = 0.5 * (low + high)
         inside = (newton > low) & (newton < high) & (slope > 0) & (i % 3 != 2)
-        # On the piece of the solution Newton's step is exact: what is left is rounding.
+        # On the piece of the solution the Newton step is exact up to rounding.
         moves = (excess.abs() > 1e-6 * eps) & (low < high)
         step = torch.where(moves, torch.where(inside, newton, middle), m)
         if torch.equal(step, m):
             break
         m = step
-    kept = torch.minimum(size - m[:, None], room).clamp_min_(0)
-    # The last digits: shrinking towards 0 leaves neither the ball nor the box.
-    kept = kept * (eps / kept.sum(1).clamp_min(1e-30)).clamp_max(1.0)[:, None]
-    return (sign * kept).view_as(delta)
+    projected = torch.minimum(size - m[:, None], room).clamp_min_(0)
+    # Remove rounding errors: shrinking towards 0 stays inside the ball and the box.
+    projected = projected * (eps / projected.sum(1).clamp_min(1e-30)).clamp_max(1.0)[:, None]
+    return (sign * projected).view_as(delta)

@@ -1,6 +1,6 @@
 """Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks.
 
-Croce & Hein 2020, arXiv 2003.01690: Auto-PGD, PGD with momentum whose step size halves by itself (Alg. 1).
+Croce & Hein 2020, arXiv 2003.01690: Auto-PGD, PGD with momentum and an adaptive step size (Alg. 1).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _MOMENTUM = 0.75
 
 @dataclass(frozen=True)
 class APGDState(State):
-    """Where each lane stands; `x` is the next point to ask for, `since` counts steps from a checkpoint."""
+    """The state of each lane; `x` is the next query, `since` counts the steps since the last checkpoint."""
 
     x: Tensor
     previous: Tensor
@@ -44,7 +44,7 @@ class APGD(GradientAttack[APGDState]):
     """Auto-PGD in Linf and L2.
 
     Args:
-        rho: share of rising steps under which a checkpoint halves the step size.
+        rho: a checkpoint halves the step size if fewer than this fraction of steps increased the loss.
     """
 
     ascends: ClassVar[bool] = True
@@ -97,8 +97,8 @@ class APGD(GradientAttack[APGDState]):
         best_at_check = torch.where(first, answer.loss, state.best_at_check)
         rises, since = state.rises + rose, state.since + (~first).long()
 
-        # A checkpoint halves the step where the loss rose too rarely, or where neither the last checkpoint
-        # halved it nor the best loss improved; such lanes go on from their best point (Conditions 1 and 2).
+        # A checkpoint halves the step size if the loss rose too rarely, or if the last checkpoint did not halve it
+        # and the best loss has not improved since (Conditions 1 and 2). Such lanes restart from their best point.
         check = since == state.period
         stalled = ~state.halved & (best_at_check >= best_loss)
         halve = check & ((rises <= self.rho * state.period) | stalled)
@@ -130,7 +130,7 @@ class APGD(GradientAttack[APGDState]):
     def _move(
         self, problem: Problem, rows: Rows, state: APGDState, x: Tensor, grad: Tensor, step_size: Tensor
     ) -> Tensor:
-        """One step along the gradient and its momentum (Alg. 1, lines 7 and 8), each projected."""
+        """One projected step along the gradient, with momentum (Alg. 1, lines 7 and 8)."""
         threat = problem.threat
 
         def project(z: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """PGD-feature of MIMIR's paper (arXiv 2312.04960) with APGD's adaptive steps (Croce & Hein 2020, arXiv 2003.01690).
 
-The combination is ours. Its targeted form leads an image's features to those of an image of another class, as
-"Adversarial manipulation of deep representations" (Sabour et al. 2016, arXiv 1511.05122) does.
+The combination is new here. Its targeted form moves the features of an image to those of an image of another class, as
+in "Adversarial manipulation of deep representations" (Sabour et al. 2016, arXiv 1511.05122).
 """
 
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ from robench.core.registry import attacks
 @attacks.register("apgd-feature")
 @dataclass(frozen=True)
 class APGDFeature(CustomObjective[APGDState], GradientAttack[APGDState]):
-    """APGD on the relative distance of the features from a clean image's, in Linf and L2.
+    """APGD on the relative distance between features and those of a clean image, in Linf and L2.
 
-    Untargeted it maximises |features(x') - features(x)| / |features(x)|, targeted it minimises the same for an
-    image of another class in place of x. A loss may be added; `weight` is the distance's beside it.
+    The untargeted form maximises |features(x') - features(x)| / |features(x)|. The targeted form minimises the same
+    distance to an image of another class in place of x. A loss on the logits may be added; `weight` then weighs the
+    distance.
 
-    The image aimed at is of the attacked ones that which the surrogate takes for the target class and that is
-    nearest in pixels, so it depends on which images are attacked, as a group does.
+    The reference image of the targeted form is the nearest one in pixels among the attacked images that the surrogate
+    assigns to the target class. Results therefore depend on which images are attacked.
 
     Args:
         loss: "" for the distance alone, or "ce", "dlr" or "margin".
-        weight: of the distance, where a loss stands beside it; at 0 the steps are `apgd`'s.
-        layers: "last" for the last block's features, "all" for the mean over every block's.
-        steps: iterations; one forward and one backward pass each, and one more at the start, the clean pass
-            apart.
-        targets: 0 to go away from the image's own features, else how many classes are aimed at, the most
-            likely first.
-        restarts: random starts (a target); targeted, each aims at the next nearest image.
-        rho: share of rising steps under which a checkpoint halves the step size.
+        weight: weight of the distance if a loss is added; at 0 the steps are those of `apgd`.
+        layers: "last" for the features of the last block, "all" for the mean over all blocks.
+        steps: iterations, with one forward and one backward pass each and one more of both at the start; the clean
+            pass is not counted.
+        targets: number of target classes, most likely first; 0 to move away from the features of the clean image.
+        restarts: number of random starts, for each target if targeted; each then uses the next nearest image.
+        rho: a checkpoint halves the step size if fewer than this fraction of steps increased the loss.
     """
 
     loss: str = ""
@@ -49,7 +49,7 @@ class APGDFeature(CustomObjective[APGDState], GradientAttack[APGDState]):
         if self.loss:
             check_loss(self.loss)
         elif self.weight != 1.0:
-            raise ValueError(f"weight={self.weight!r}: weighs the distance beside a loss: give a loss too")
+            raise ValueError(f"weight={self.weight!r}: weighs the distance against a loss: set loss too")
 
     def base_attack(self, eps: float) -> APGD:
         return APGD(self.loss or "ce", self.steps, self.targets, self.restarts, self.eot, self.rho)

@@ -23,7 +23,7 @@ _SHRINK, _SMALLEST, _SPARSER = 1.5, 10.0, 0.95
 
 @dataclass(frozen=True)
 class APGDL1State(State):
-    """Where each lane stands; `kept` is the share of coordinates a step moves, `nonzero` the last count."""
+    """The state of each lane; `kept` is the fraction of coordinates that a step changes, `nonzero` the last count."""
 
     x: Tensor
     best: Tensor
@@ -44,17 +44,17 @@ class APGDL1(GradientAttack[APGDL1State]):
     """Auto-PGD in L1.
 
     Args:
-        steps: iterations over the three stages; one forward and one backward pass each, and three more.
+        steps: iterations over the three stages, with one forward and one backward pass each, and three more of both.
     """
 
-    # Its first stages climb in larger balls: what they lose on the way back says nothing.
+    # Early stages use larger balls, so the loss drops when the radius shrinks.
     ascends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_loss(self.loss)
         if self.steps < len(_RADII):
-            raise ValueError(f"steps={self.steps}: expected at least {len(_RADII)}, one a stage")
+            raise ValueError(f"steps={self.steps}: expected at least {len(_RADII)}, one for each stage")
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ class APGDL1(GradientAttack[APGDL1State]):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Iterations of each stage."""
+        """Number of iterations of each stage."""
         early = [math.ceil(share * self.steps) for share in _SHARES]
         return (*early, max(self.steps - sum(early), 1))
 
@@ -106,7 +106,7 @@ class APGDL1(GradientAttack[APGDL1State]):
         best_loss = torch.where(better, answer.loss, state.best_loss)
         since = state.since + (~first).long()
 
-        # A checkpoint sets the sparsity from the best point's; where it fell the step starts over from there.
+        # A checkpoint sets the sparsity to that of the best point. Where it dropped, the lane restarts from that point.
         radius = self._of_stage(_RADII, state.stage) * problem.threat.eps
         periods = tuple(max(int(0.04 * steps), 1) for steps in self.stages)
         check = since == self._of_stage(periods, state.stage)
@@ -135,7 +135,7 @@ class APGDL1(GradientAttack[APGDL1State]):
         stage = state.stage + 1
         next_radius = self._of_stage(_RADII, stage) * problem.threat.eps
         start = rows.x + project_l1_box(rows.x, best - rows.x, next_radius)
-        # The last stage keeps its best point: there is no next one to start.
+        # After the last stage the state keeps its best point.
         last = stage == len(_RADII)
         fresh = self._stage(problem, rows, where(last, best, start), stage, state.target)
         return select(over, fresh, going)
@@ -145,16 +145,16 @@ class APGDL1(GradientAttack[APGDL1State]):
 
 
 def _nonzero(delta: Tensor) -> Tensor:
-    """How many coordinates of each row differ from 0, float32 (S,)."""
+    """The number of nonzero coordinates of each row, float32 (S,)."""
     return (delta != 0).flatten(1).sum(1).float()
 
 
-def _sparse_sign(grad: Tensor, kept: Tensor) -> Tensor:
-    """The signs of each row's largest gradient coordinates, a share `kept` of them, divided by their number."""
+def _sparse_sign(grad: Tensor, fraction: Tensor) -> Tensor:
+    """The signs of the largest gradient coordinates, a fraction `fraction` of each row, divided by their number."""
     flat = grad.flatten(1)
     size = flat.abs()
     count = size.shape[1]
-    index = ((1 - kept) * count).long().clamp(0, count - 1)
+    index = ((1 - fraction) * count).long().clamp(0, count - 1)
     threshold = size.sort(dim=1).values.gather(1, index[:, None])
     signs = flat.sign() * (size >= threshold)
     return (signs / (signs.abs().sum(1, keepdim=True) + 1e-10)).view_as(grad)

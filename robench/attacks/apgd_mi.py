@@ -1,7 +1,6 @@
 """PGD-MI of MIMIR's paper (arXiv 2312.04960) with the adaptive steps of APGD (Croce & Hein 2020, arXiv 2003.01690).
 
-The combination is ours: what the field would ask for before it believes that a defense survives an attacker
-who knows how it was trained.
+The combination is new here: an adaptive attack by an attacker who knows how the defense was trained.
 """
 
 from dataclasses import dataclass
@@ -21,16 +20,16 @@ from robench.core.registry import attacks
 class APGDMI(CustomObjective[APGDState], GradientAttack[APGDState]):
     """APGD on loss(f(x'), y) + weight * nHSIC(features(x'), x'), in Linf and L2.
 
-    Each row climbs its own loss plus the group's size times `weight` times its share of the nHSIC, so a weight
-    means what it means in `pgd-mi`; at 0 the steps are `apgd`'s.
+    Each row maximises its loss plus weight * group * (its share of the nHSIC), so `weight` has the same meaning as in
+    `pgd-mi`. At 0 the steps are those of `apgd`.
 
     Args:
-        weight: the paper's lambda; below 0 to make the features tell less of the image.
-        layers: "last" for the last block's features, "all" for the mean over every block's nHSIC.
-        steps: iterations; one forward and one backward pass each, and one more at the start. Padding rows (see
-            robench.attacks._base) and the clean pass are not counted.
-        rho: share of rising steps under which a checkpoint halves the step size.
-        group: images the nHSIC is taken over.
+        weight: the paper's lambda; a negative value reduces the dependence of the features on the image.
+        layers: "last" for the features of the last block, "all" for the mean nHSIC over all blocks.
+        steps: iterations, with one forward and one backward pass each and one more of both at the start. Padding rows
+            (see `robench.attacks._base`) and the clean pass are not counted.
+        rho: a checkpoint halves the step size if fewer than this fraction of steps increased the loss.
+        group: number of images over which the nHSIC is computed.
     """
 
     weight: float = 0.1

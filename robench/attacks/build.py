@@ -1,4 +1,4 @@
-"""The attacks of a suite, built from their specs."""
+"""Building the attacks of a suite from their specs."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def canonical(text: str | specs.Spec) -> specs.Spec:
     """The canonical spec of one attack.
 
     Raises:
-        UsageError: for an unknown attack, or a wrong argument.
+        UsageError: for an unknown attack or a wrong argument.
     """
     spec = specs.parse(text)
     builder = registry.attacks.get(spec.name)
@@ -22,14 +22,14 @@ def canonical(text: str | specs.Spec) -> specs.Spec:
 
 
 def build_attacks(attacks: Sequence[str | specs.Spec], threat: Threat) -> list[tuple[str, Attack]]:
-    """The attacks of a suite with their canonical specs.
+    """Build the attacks of a suite; returns (canonical spec, attack) pairs.
 
     Raises:
-        UsageError: for an unknown attack, a wrong argument, or one not defined in the threat's norm.
+        UsageError: for an unknown attack, a wrong argument, or an attack that does not support the threat.
     """
     built = []
-    for each in attacks:
-        spec = specs.parse(each)
+    for text in attacks:
+        spec = specs.parse(text)
         builder = registry.attacks.get(spec.name)
         attack = specs.build(spec, builder)
         if threat.norm not in attack.norms:

@@ -1,8 +1,8 @@
 """Towards evaluating the robustness of neural networks.
 
-Carlini & Wagner 2016, arXiv 1608.04644: the least perturbation by Adam on a distance plus c times a margin,
-in L2 over the tanh of free variables with a search for c (section VI.A), in Linf with a penalty on what
-exceeds a shrinking threshold (section VI.C).
+Carlini & Wagner 2016, arXiv 1608.04644: the smallest perturbation by Adam on a distance plus c times a margin. In L2
+over the tanh of free variables with a search for c (section VI.A), in Linf with a penalty on entries above a shrinking
+threshold (section VI.C).
 """
 
 import math
@@ -29,9 +29,9 @@ from robench.core.errors import UsageError
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 
-# Adam, as in its paper.
+# Parameters of Adam, as in its paper.
 _FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-8
-# Keeps the free variables finite where a pixel is 0 or 1.
+# Keeps the free variables finite for pixels at 0 or 1.
 _INSIDE = 0.999999
 _NO_BOUND = 1e10
 _SHRINK = 0.9
@@ -40,11 +40,11 @@ _FINER = 0.2
 
 @dataclass(frozen=True)
 class CWState(State):
-    """Where each lane stands.
+    """The state of each lane.
 
-    `w` holds the free variables, `first` and `second` Adam's moments, `inner` its steps; `c` weighs the
-    margin and is searched between `low` and `high`; `threshold` is Linf's; `found` says whether this round
-    has met an adversarial point, `step` counts questions.
+    `w` holds the free variables, `first` and `second` the moments of Adam, `inner` its steps. `c` is the weight of the
+    margin, searched between `low` and `high`; `threshold` is used in Linf. `found` says whether this round has found an
+    adversarial example; `step` counts queries.
     """
 
     w: Tensor
@@ -65,17 +65,17 @@ class CWState(State):
 @attacks.register("cw")
 @dataclass(frozen=True)
 class CW(Attack[CWState]):
-    """Carlini & Wagner's attack in L2 and Linf: a minimum-norm attack, which does not know of the radius.
+    """The Carlini & Wagner attack in L2 and Linf: a minimum-norm attack, independent of the radius.
 
     Args:
-        steps: of Adam for each value of c.
-        rounds: values of c tried; in Linf, where a success ends a round early, rounds * steps questions.
-        targets: 0 for the untargeted margin, else how many classes are aimed at, the most likely first.
+        steps: iterations of Adam for each value of c.
+        rounds: number of values of c. In Linf a success ends a round early; the attack makes rounds * steps queries.
+        targets: number of target classes, most likely first; 0 for the untargeted margin.
         eot: draws of a randomised surrogate averaged for each gradient.
-        c: first weight of the margin.
-        step_size: of Adam, in the free variables; in Linf at most a fifth of the threshold.
-        confidence: the margin aimed at, the paper's kappa.
-        minimise: play on to the nearest image when one within the threat has been found.
+        c: initial weight of the margin.
+        step_size: step size of Adam in the free variables; in Linf at most a fifth of the threshold.
+        confidence: required margin, the paper's kappa.
+        minimise: continue after success to find the nearest adversarial example.
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -135,7 +135,7 @@ class CW(Attack[CWState]):
         return Ask(_image(state.w), reached)
 
     def _reached(self, logits: Tensor, rows: Rows, state: CWState) -> Tensor:
-        """Minus the paper's f6 without its floor, (S,): above 0 where the aim is reached."""
+        """The negative of the paper's f6 without its lower bound, (S,): positive on success."""
         return -margin(logits, state.target) if self.targets else margin(logits, rows.y)
 
     def tell(self, problem: Problem, rows: Rows, state: CWState, answer: Answer) -> CWState:
@@ -150,13 +150,13 @@ class CW(Attack[CWState]):
 
         beyond = delta.abs() > spread(state.threshold, delta)
         towards = 2 * delta if norm == "L2" else delta.sign() * beyond
-        # The gradient in x of distance + c * f, and through the tanh.
+        # The gradient of distance + c * f with respect to x, times the derivative of the tanh.
         grad = (towards - spread(state.c, x) * answer.grad) * (1 - tanh.square()) / 2
         inner = state.inner + 1
         first = torch.lerp(grad, state.first, _FIRST)
         second = torch.lerp(grad.square(), state.second, _SECOND)
         size = (second / spread(1 - _SECOND**inner, second)).sqrt() + _TINY
-        # In Linf steps stay finer than the threshold, or they would jump over the perturbations it allows.
+        # In Linf steps must be smaller than the threshold, or they would jump over the allowed perturbations.
         step_size = spread((_FINER * state.threshold).clamp_max(self.step_size), first)
         going = CWState(
             w=state.w - step_size * first / spread(1 - _FIRST**inner, first) / size,
@@ -183,7 +183,7 @@ class CW(Attack[CWState]):
 
 
 def _next_c(over: Tensor, state: CWState, rows: Rows) -> CWState:
-    """Where a round is over, start again from the clean image: c bisected, or tenfold while none sufficed."""
+    """Where a round is over, restart from the clean image with c bisected, or tenfold if no c has succeeded."""
     if not bool(over.any()):
         return state
     high = torch.where(state.found, torch.minimum(state.high, state.c), state.high)
@@ -194,9 +194,9 @@ def _next_c(over: Tensor, state: CWState, rows: Rows) -> CWState:
 
 
 def _next_threshold(over: Tensor, inside: Tensor, distance: Tensor, state: CWState) -> CWState:
-    """Lower the threshold beneath an adversarial point that respects it; double c where a round met none.
+    """Lower the threshold below an adversarial example that respects it; double c if a round found none.
 
-    Both go on from where they stand.
+    Both continue from the current point.
     """
     over = over | inside
     if not bool(over.any()):
@@ -215,10 +215,10 @@ def _restarted(state: CWState, **changed: Tensor) -> CWState:
 
 
 def _free(x: Tensor) -> Tensor:
-    """The variables whose image is (almost) `x`."""
+    """The free variables whose image is (almost) `x`."""
     return torch.atanh((2 * x - 1) * _INSIDE)
 
 
 def _image(w: Tensor) -> Tensor:
-    """The image, in [0, 1] whatever the variables are."""
+    """The image of free variables, in [0, 1]."""
     return ((w.tanh() + 1) / 2).clamp(0, 1)

@@ -1,7 +1,7 @@
 """Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and defenses.
 
-Rony et al. 2018, arXiv 1811.09600: a step along the gradient, then the perturbation is set to a norm that shrinks
-while it fools and grows while it does not (Alg. 1).
+Rony et al. 2018, arXiv 1811.09600: each step follows the gradient, then rescales the perturbation to a norm that
+shrinks while the image fools and grows otherwise (Alg. 1).
 """
 
 import math
@@ -16,15 +16,15 @@ from robench.attacks._losses import check_loss, margin, normalize, objective
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 
-# The step falls to this share of its first length, on a cosine.
+# Cosine schedule: the last step size, relative to the first.
 _LAST = 0.01
-# Gradients shorter than this have no direction.
+# Gradients with a smaller norm count as zero.
 _NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
 class DDNState(State):
-    """The next point, the norm of its perturbation as it was set, and the nearest point that fools."""
+    """The next point, the norm set for its perturbation, and the nearest adversarial example so far."""
 
     x: Tensor
     radius: Tensor
@@ -37,17 +37,17 @@ class DDNState(State):
 @attacks.register("ddn")
 @dataclass(frozen=True)
 class DDN(Attack[DDNState]):
-    """DDN in L2: a minimum-norm attack, which does not know of the radius.
+    """DDN in L2: a minimum-norm attack, independent of the radius.
 
     Args:
         loss: "ce", "dlr" or "margin".
-        steps: iterations; one forward and one backward pass each.
-        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
+        steps: iterations, with one forward and one backward pass each.
+        targets: number of target classes, most likely first; 0 for the untargeted loss.
         eot: draws of a randomised surrogate averaged for each gradient.
-        step_size: of the first step, in L2.
-        radius: of the first perturbation.
-        gamma: by what share the norm changes a step.
-        minimise: play on to the nearest image when one within the threat has been found.
+        step_size: length of the first step, in L2.
+        radius: norm of the first perturbation.
+        gamma: relative change of the norm in each step.
+        minimise: continue after success to find the nearest adversarial example.
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -98,17 +98,17 @@ class DDN(Attack[DDNState]):
         distance = rownorm(answer.x - rows.x, "L2")
         nearer = fools & (distance < state.distance)
         radius = state.radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
-        # The first perturbation has the first radius: the norm changes from then on.
+        # The first perturbation has the initial radius; the norm changes after that.
         radius = torch.where(state.step == 0, state.radius, radius)
         size = self.step_size * cosine(state.step, self.steps, 1.0, _LAST)
         grad = answer.grad
-        still = rownorm(grad, "L2") < _NOTHING
-        if bool(still.any()):
-            # No gradient, no direction: one by chance, as in the authors' code.
-            chance = problem.stream.normal(rows.sample, rows.rank, state.step, tuple(grad.shape[1:]))
-            grad = where(still, chance, grad)
+        zero = rownorm(grad, "L2") < _NOTHING
+        if bool(zero.any()):
+            # A random direction where the gradient is zero, as in the authors' code.
+            noise = problem.stream.normal(rows.sample, rows.rank, state.step, tuple(grad.shape[1:]))
+            grad = where(zero, noise, grad)
         moved = answer.x - rows.x + spread(size, grad) * normalize(grad, "L2")
-        # Clipping to the box only shortens what was set.
+        # Clipping to the box can only shorten the perturbation.
         x = (rows.x + spread(radius, moved) * normalize(moved, "L2")).clamp(0, 1)
         return DDNState(
             x=x,
@@ -124,6 +124,6 @@ class DDN(Attack[DDNState]):
 
 
 def cosine(step: Tensor, steps: int, first: float, last: float) -> Tensor:
-    """From `first` at step 0 to `last` at `steps`, on half a cosine: float32 (S,)."""
+    """Cosine schedule from `first` at step 0 to `last` at `steps`, float32 (S,)."""
     share = (step.clamp_max(steps) / steps).float()
     return last + (first - last) * (1 + (math.pi * share).cos()) / 2

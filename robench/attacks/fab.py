@@ -1,7 +1,7 @@
 """Minimally distorted adversarial examples with a fast adaptive boundary attack.
 
-Croce & Hein 2019, arXiv 1907.02044: FAB steps to the boundary of the linearised classifier, biased towards
-the clean image, and walks back towards it whenever it stands on the wrong side (Alg. 1).
+Croce & Hein 2019, arXiv 1907.02044: FAB steps to the boundary of the linearised classifier, biased towards the clean
+image, and moves back towards the clean image whenever the point is adversarial (Alg. 1).
 """
 
 import math
@@ -17,7 +17,7 @@ from robench.attacks._projections import project_hyperplane
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 
-# A forward pass costs about a fourth of one with its gradient: so many lanes are worth a turn without.
+# A forward pass costs about a quarter of one with gradient: this fraction of lanes is worth a turn without gradient.
 _WORTH_A_TURN = 1 / 4
 _PATIENCE = 3
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
@@ -25,12 +25,12 @@ _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 @dataclass(frozen=True)
 class FABState(State):
-    """Where each lane stands.
+    """The state of each lane.
 
-    `x` is the next point to ask for. A lane that probes asks for logits alone, because it expects the point
-    on the wrong side, as the one before it was (`expects`), where its gradient is of no use; `settled` says
-    that the gradient is used whatever the class, which is known or does not matter. `waited` counts the turns
-    that went to lanes with the other kind of question, `step` projections, and one more for the last answer.
+    `x` is the next query. A lane with `probes` only needs logits, because it expects the point to be adversarial like
+    the previous one (`expects`), and the gradient there is not used. `settled` says that the gradient is used
+    regardless of the class, which is known or irrelevant. `waited` counts the turns given to lanes with the other kind
+    of query; `step` counts projections, plus one for the last answer.
     """
 
     x: Tensor
@@ -47,26 +47,26 @@ class FABState(State):
 @attacks.register("fab")
 @dataclass(frozen=True)
 class FAB(Attack[FABState]):
-    """FAB in Linf, L2 and L1: a minimum-norm attack, which knows of the radius only to start at random.
+    """FAB in Linf, L2 and L1: a minimum-norm attack that uses the radius for random starts only.
 
-    One forward and one backward pass a step where the points stay harmless, for the answer that shows it
-    holds the gradient of the next step; one more forward pass where a point is on the wrong side, as is
-    expected of it when the one before it was.
+    A step takes one forward and one backward pass while points are not adversarial, because the same answer provides
+    the gradient of the next step. It takes one more forward pass if the point is adversarial, which is expected when
+    the previous one was.
 
     Args:
-        steps: projections; one or two questions each.
-        targets: 0 for the nearest of all linearised boundaries (K gradients a step), else how many classes
-            are aimed at, the most likely first.
-        restarts: starts (a target): the clean image first, then random ones at half the radius.
+        steps: number of projections, with one or two queries each.
+        targets: number of target classes, most likely first; 0 for the nearest of all linearised boundaries, with K
+            gradients in each step.
+        restarts: number of starts, for each target if targeted: the clean image, then random points at half the radius.
         eot: draws of a randomised surrogate averaged for each answer.
         alpha_max: largest weight of the projection of the clean image.
-        eta: overshooting of each projection.
-        beta: what remains of the perturbation after a step back.
-        minimise: play on to the nearest image when one within the threat has been found.
+        eta: extrapolation factor of each projection.
+        beta: fraction of the perturbation kept by a step back.
+        minimise: continue after success to find the nearest adversarial example.
     """
 
     minimum_norm: ClassVar[bool] = True
-    # A step is one query or two.
+    # A step takes one or two queries.
     cost_varies: ClassVar[int] = 2
 
     steps: int = 100
@@ -95,7 +95,7 @@ class FAB(Attack[FABState]):
         )
 
     def ask(self, problem: Problem, rows: Rows, state: FABState) -> Ask:
-        # One kind of question a turn: probing lanes wait until they are enough to be worth one, or too long.
+        # Each turn has one kind of query: probing lanes wait until there are enough of them, or for _PATIENCE turns.
         probing = state.probes & rows.active
         enough = probing.sum() >= (_WORTH_A_TURN * rows.active.sum()).clamp_min(1)
         if bool(enough | (probing & (state.waited >= _PATIENCE)).any()):
@@ -104,36 +104,35 @@ class FAB(Attack[FABState]):
 
     def tell(self, problem: Problem, rows: Rows, state: FABState, answer: Answer) -> FABState:
         norm, probing = problem.threat.norm, answer.grad.numel() == 0
-        asked = state.probes == probing
+        answered = state.probes == probing
         delta = state.x - rows.x
         distance = rownorm(delta, norm)
-        adversarial = asked & (margin(answer.logits, rows.y) > 0)
+        adversarial = answered & (margin(answer.logits, rows.y) > 0)
         nearer = adversarial & (distance < state.distance)
         over = state.step >= self.steps
-        # A candidate on the wrong side is moved back, and its gradient asked for there.
-        judged = asked & ~state.settled & ~over
+        # An adversarial candidate moves back, and its gradient is computed there.
+        judged = answered & ~state.settled & ~over
         retreats = judged & adversarial
-        steps = asked & ~over & ~retreats & (not probing)
+        steps = answered & ~over & ~retreats & (not probing)
         x = state.x
         if bool(retreats.any()):
             x = where(retreats, torch.add(rows.x, delta, alpha=self.beta), x)
         if bool(steps.any()):
             lanes = steps.nonzero()[:, 0]
-            taken = (each.index_select(0, lanes) for each in (rows.x, x, answer.loss, answer.grad))
-            there = self._step(norm, *taken)
-            x = x.index_copy(0, lanes, there)
+            selected = (tensor.index_select(0, lanes) for tensor in (rows.x, x, answer.loss, answer.grad))
+            x = x.index_copy(0, lanes, self._step(norm, *selected))
         expects = torch.where(judged, adversarial, state.expects)
         return replace(
             state,
             x=x,
-            # Of the point after the last step nothing but its class is wanted.
-            probes=torch.where(asked, steps & (expects | (state.step + 1 >= self.steps)), state.probes),
+            # After the last step only the class of the point is needed.
+            probes=torch.where(answered, steps & (expects | (state.step + 1 >= self.steps)), state.probes),
             expects=expects,
-            settled=torch.where(asked, ~steps, state.settled),
-            waited=torch.where(asked, 0, state.waited + 1),
+            settled=torch.where(answered, ~steps, state.settled),
+            waited=torch.where(answered, 0, state.waited + 1),
             best=where(nearer, state.x, state.best),
             distance=torch.where(nearer, distance, state.distance),
-            step=state.step + (steps | (asked & over)).long(),
+            step=state.step + (steps | (answered & over)).long(),
         )
 
     def _step(self, norm: str, clean: Tensor, x: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
@@ -144,7 +143,7 @@ class FAB(Attack[FABState]):
         else:
             f, w = _nearest(norm, loss, grad.reshape(n, loss.shape[1], -1))
         now, start = x.flatten(1), clean.flatten(1)
-        # The plane is f + w·(z - x) = 0: what the clean image lacks follows from what x lacks.
+        # The plane is f + w·(z - x) = 0; the gap of the clean image follows from that of x.
         gap = torch.stack([-f, (w * (now - start)).sum(1) - f])
         d = project_hyperplane(torch.stack([now, start]), w, gap, norm)
         size = rownorm(d.flatten(0, 1), norm).clamp_min(1e-8).view(2, n)
@@ -157,7 +156,7 @@ class FAB(Attack[FABState]):
 
 
 def _differences(logits: Tensor, rows: Rows) -> Tensor:
-    """Every logit minus the label's, (S, K)."""
+    """Every logit minus the logit of the label, (S, K)."""
     return logits - logits.gather(1, rows.y[:, None])
 
 
@@ -165,8 +164,8 @@ def _nearest(norm: str, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """The linearised boundary nearest to each point (eq. 7): its offset (S,) and normal (S, D).
 
     Args:
-        f: differences of logits (S, K); the label's own, with itself, is 0 and has no gradient.
-        w: their gradients (S, K, D).
+        f: logits minus the logit of the label, (S, K); the entry of the label is 0 without gradient.
+        w: gradients of f, (S, K, D).
     """
     size = rownorm(w.flatten(0, 1), _DUAL[norm]).view_as(f)
     distance = torch.where(size > 0, f.abs() / size, math.inf).nan_to_num(nan=math.inf, posinf=math.inf)

@@ -14,7 +14,7 @@ from robench.core.registry import attacks
 class FGSM(Attack[PGDState]):
     """One step of size eps along the sign of the gradient (Linf), or along the gradient (L2).
 
-    It is PGD's first step from the image itself, and is run as that.
+    It is implemented as one step of PGD from the clean image.
 
     Args:
         loss: "ce", "dlr" or "margin".

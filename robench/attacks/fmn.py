@@ -1,7 +1,7 @@
 """Fast minimum-norm adversarial attacks through adaptive norm constraints (Pintor et al. 2021, arXiv 2102.12827).
 
-A step along the gradient, projected onto a ball whose radius follows the boundary: what is estimated to lie between
-as long as nothing fools, then a share less where the point fools and a share more where it does not (Alg. 1).
+Each step follows the gradient and is projected onto a ball whose radius tracks the boundary: the estimated distance to
+the boundary until a point fools, then smaller by a fraction after a success and larger after a failure (Alg. 1).
 """
 
 import math
@@ -24,7 +24,7 @@ _LAST_GAMMA, _LAST_STEP = 0.001, 0.01
 
 @dataclass(frozen=True)
 class FMNState(State):
-    """The next point, the radius, and the nearest point that fools."""
+    """The next point, the radius, and the nearest adversarial example so far."""
 
     x: Tensor
     radius: Tensor
@@ -37,17 +37,17 @@ class FMNState(State):
 @attacks.register("fmn")
 @dataclass(frozen=True)
 class FMN(Attack[FMNState]):
-    """FMN in Linf, L2 and L1: a minimum-norm attack, which does not know of the radius.
+    """FMN in Linf, L2 and L1: a minimum-norm attack, independent of the radius.
 
-    Its loss is the margin. The L1 projection heeds the box, which the paper clips to afterwards.
+    The loss is the margin. The L1 projection respects the box, whereas the paper clips to it afterwards.
 
     Args:
-        steps: iterations; one forward and one backward pass each.
-        targets: 0 for the untargeted margin, else how many classes are aimed at, the most likely first.
+        steps: iterations, with one forward and one backward pass each.
+        targets: number of target classes, most likely first; 0 for the untargeted margin.
         eot: draws of a randomised surrogate averaged for each gradient.
-        step_size: of the first step, in L2; it falls to a hundredth on a cosine.
-        gamma: by what share the radius changes at first; it falls to 0.001 on a cosine.
-        minimise: play on to the nearest image when one within the threat has been found.
+        step_size: length of the first step, in L2; decays to one hundredth on a cosine schedule.
+        gamma: initial relative change of the radius; decays to 0.001 on a cosine schedule.
+        minimise: continue after success to find the nearest adversarial example.
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -93,8 +93,8 @@ class FMN(Attack[FMNState]):
         nearer = fools & (size < state.distance)
         distance = torch.where(nearer, size, state.distance)
         gamma = cosine(state.step, self.steps, self.gamma, _LAST_GAMMA)
-        # Where nothing has fooled yet, the boundary is as far as the linearised loss says, and a little more: a point
-        # on the boundary itself would stay there.
+        # Before the first success, the distance to the boundary is estimated from the linearised loss. It is slightly
+        # enlarged because a point exactly on the boundary would stay there.
         slope = rownorm(answer.grad, _DUAL[norm]).clamp_min(1e-12)
         guess = (size + answer.loss.abs() / slope) * (1 + _LAST_GAMMA)
         radius = torch.where(distance < math.inf, state.radius * (1 + gamma), guess)
@@ -116,7 +116,7 @@ class FMN(Attack[FMNState]):
 
 
 def _into(x: Tensor, delta: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """x plus the perturbation projected onto the ball of its own radius (S,), in [0, 1]."""
+    """x plus the perturbation projected onto a ball of radius (S,) for each row, in [0, 1]."""
     if norm == "L1":
         return (x + project_l1_box(x, delta, radius)).clamp(0, 1)
     if norm == "Linf":

@@ -1,4 +1,4 @@
-"""Exploring the landscape of spatial robustness (Engstrom et al. 2019, arXiv 1712.02779): the worst of a grid."""
+"""Exploring the landscape of spatial robustness (Engstrom et al. 2019, arXiv 1712.02779): grid search."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from robench.core.registry import attacks
 
 @dataclass(frozen=True)
 class GridState(State):
-    """The number of the next point, and the best point so far with its loss."""
+    """The index of the next point, and the best point so far with its loss."""
 
     step: Tensor
     best: Tensor
@@ -25,10 +25,11 @@ class GridState(State):
 @attacks.register("grid")
 @dataclass(frozen=True)
 class Grid(Attack[GridState]):
-    """Every point of a grid over few parameters, `spatial` and its like; it sees logits only.
+    """Grid search over few parameters, such as those of `spatial`; uses logits only.
 
     Args:
-        points: along each parameter, from one end to the other: the paper's 31 angles and 5 by 5 translations.
+        points: number of points along each parameter, including both ends; the paper uses 31 angles and 5 x 5
+            translations.
     """
 
     gradient_free: ClassVar[bool] = True

@@ -1,7 +1,7 @@
 """HopSkipJumpAttack: a query-efficient decision-based attack (Chen et al. 2019, arXiv 1904.02144).
 
-It sees decisions only (Alg. 2): a binary search finds a boundary point, random points around it give an estimate of the
-gradient there (eqs. 9 and 16), and a step along it is halved until the image fools.
+The attack uses decisions only (Alg. 2): a binary search finds a boundary point, random points around it estimate the
+gradient there (eqs. 9 and 16), and the step along the gradient is halved until the image fools.
 """
 
 import math
@@ -16,24 +16,24 @@ from robench.attacks._losses import margin, normalize
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 
-# What a lane does next: look for an image that fools, search for a boundary point, estimate the gradient, step.
+# Phases of a lane: find an initial adversarial example, search for the boundary, estimate the gradient, step.
 _INITIALIZE, _BINARY_SEARCH, _ESTIMATE, _STEP = range(4)
-# Tiles of these many pixels a side are of one colour in the random images that the search starts with, in turn.
+# Initial random images consist of tiles of one colour; their sides in pixels, used in turn.
 _TILES = (1, 2, 4, 8)
-# Radius of the first gradient estimate, before the distance is known; and the most points of any estimate.
+# Radius of the first gradient estimate, before the distance is known, and the maximum number of points of an estimate.
 _FIRST_REACH, _MOST = 0.1, 10_000
-# A step that was halved this often is given up.
+# A step is given up after this many halvings.
 _HALVINGS = 30
 
 
 @dataclass(frozen=True)
 class HopSkipJumpState(State):
-    """Where each lane stands.
+    """The state of each lane.
 
-    `far` fools, and the boundary is sought between `low` (does not fool) and `high` (fools) of the way to it;
-    `boundary` is the boundary point. `told` counts the answers of a phase. Over the points of a gradient estimate,
-    `fooling` sums the signs, `away` the directions, and `signed` the directions times their signs; `step_size` is the
-    step tried along the estimate `normal`. `round` counts the estimates, `step` the queries.
+    `far` is adversarial. The boundary lies between the fractions `low` (not adversarial) and `high` (adversarial) of
+    the way to it; `boundary` is the boundary point. `told` counts the answers in the current phase. For a gradient
+    estimate, `fooling` sums the signs, `away` the directions, and `signed` the directions times their signs;
+    `step_size` is the step tried along the estimate `normal`. `round` counts estimates and `step` queries.
     """
 
     phase: Tensor
@@ -56,16 +56,16 @@ class HopSkipJumpState(State):
 @attacks.register("hopskipjump")
 @dataclass(frozen=True)
 class HopSkipJump(Attack[HopSkipJumpState]):
-    """HopSkipJump in Linf and L2: a minimum-norm attack that sees decisions only.
+    """HopSkipJump in Linf and L2: a minimum-norm attack that uses decisions only.
 
-    It starts from random images, of single pixels and of coarser tiles in turn, until one fools; the paper takes
+    It starts from random images until one fools, alternating between single pixels and coarser tiles; the paper uses
     single pixels only.
 
     Args:
-        queries: forward passes, never more.
-        samples: points of the first gradient estimate, the paper's B_0; later ones take more, by the root of their
-            number.
-        minimise: play on to the nearest image when one within the threat has been found.
+        queries: maximum number of forward passes.
+        samples: number of points of the first gradient estimate, the paper's B_0; it grows with the square root of the
+            number of the estimate.
+        minimise: continue after success to find the nearest adversarial example.
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -115,14 +115,14 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         x = _between(rows.x, state.far, (state.low + state.high) / 2, norm)
         stepped = torch.addcmul(state.boundary, spread(state.step_size, x), state.normal)
         x = where(state.phase == _STEP, stepped, x)
-        for phase, drawn in ((_INITIALIZE, self._random_image), (_ESTIMATE, self._around)):
+        for phase, draw in ((_INITIALIZE, self._random_image), (_ESTIMATE, self._around)):
             lanes = (state.phase == phase).nonzero()[:, 0]
             if len(lanes):
-                x = x.index_copy(0, lanes, drawn(problem, rows, state, lanes))
+                x = x.index_copy(0, lanes, draw(problem, rows, state, lanes))
         return Ask(x.clamp(0, 1))
 
     def _random_image(self, problem: Problem, rows: Rows, state: HopSkipJumpState, lanes: Tensor) -> Tensor:
-        """A random image for each of the lanes."""
+        """Draw a random image for each of the lanes."""
         shape = rows.x.shape[1:]
         noise = problem.stream.uniform(rows.sample[lanes], rows.rank[lanes], state.step[lanes], tuple(shape))
         tile = torch.tensor(_TILES, device=lanes.device)[state.step[lanes] % len(_TILES)][:, None]
@@ -131,7 +131,7 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         return noise.gather(3, column[:, None, None, :].expand_as(noise))
 
     def _around(self, problem: Problem, rows: Rows, state: HopSkipJumpState, lanes: Tensor) -> Tensor:
-        """A random point around the boundary point of each of the lanes."""
+        """Draw a random point around the boundary point of each of the lanes."""
         stream, norm = problem.stream, problem.threat.norm
         key = (rows.sample[lanes], rows.rank[lanes], state.step[lanes], tuple(rows.x.shape[1:]))
         noise = 2 * stream.uniform(*key) - 1 if norm == "Linf" else stream.normal(*key)
@@ -150,23 +150,23 @@ class HopSkipJump(Attack[HopSkipJumpState]):
             told=state.told + 1,
             step=state.step + 1,
         )
-        # Each lane is in one phase, and what it enters is for its next question.
+        # Each lane is in one phase; a new phase applies to its next query.
         before = state.phase
-        for phase, told in (
-            (_INITIALIZE, _sought),
+        for phase, update in (
+            (_INITIALIZE, _initialized),
             (_BINARY_SEARCH, _halved),
             (_ESTIMATE, self._estimated),
             (_STEP, _stepped),
         ):
             lanes = before == phase
             if bool(lanes.any()):
-                state = told(rows, state, answer.x, fools, lanes, norm)
+                state = update(rows, state, answer.x, fools, lanes, norm)
         return state
 
     def _estimated(
         self, rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
     ) -> HopSkipJumpState:
-        """One more point of the estimate; after the last one the gradient (eq. 16), and the first step along it."""
+        """Add a point to the estimate; after the last one compute the gradient (eq. 16) and the first step along it."""
         reach = _reach(rows.x, state, norm).clamp_min(1e-12)
         step = (x - state.boundary) / spread(reach, x)
         sign = torch.where(fools, 1.0, -1.0)
@@ -176,7 +176,7 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         wanted = (self.samples * state.round.float().sqrt()).long().clamp_max(_MOST)
         over = lanes & (state.told >= wanted)
         mean = fooling / state.told.clamp_min(1)
-        # Where all points agree the mean says nothing but its sign.
+        # If all points agree there is no baseline: only the sign of the mean is known.
         baseline = torch.where(mean.abs() < 1, mean, 0)
         normal = normalize(signed - spread(baseline, x) * away, norm)
         step_size = rownorm(state.boundary - rows.x, norm) / state.round.clamp_min(1).float().sqrt()
@@ -195,21 +195,21 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         return state.step >= self.queries
 
 
-def _sought(
+def _initialized(
     rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
 ) -> HopSkipJumpState:
-    """The first image that fools is where the search begins."""
+    """Start the binary search from the first image that fools."""
     return _to_boundary(rows, state, x, lanes & fools, norm)
 
 
 def _halved(
     rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
 ) -> HopSkipJumpState:
-    """One step of the binary search; below the paper's threshold the gradient is estimated next."""
+    """One step of the binary search; once below the paper's threshold, the gradient is estimated next."""
     middle = (state.low + state.high) / 2
     high = torch.where(lanes & fools, middle, state.high)
     low = torch.where(lanes & ~fools, middle, state.low)
-    # In Linf the way is a distance, in L2 a share of one.
+    # In Linf the position is a distance, in L2 a fraction of the distance.
     unit = high.clamp_max(1.0) if norm == "Linf" else torch.ones_like(high)
     between = (low + high) / 2
     over = lanes & ((high - low <= unit * _threshold(rows.x, norm)) | (between <= low) | (between >= high))
@@ -228,24 +228,24 @@ def _halved(
 def _stepped(
     rows: Rows, state: HopSkipJumpState, x: Tensor, fools: Tensor, lanes: Tensor, norm: str
 ) -> HopSkipJumpState:
-    """Where the step fools, the binary search starts from there; elsewhere it is halved, and given up in the end."""
-    landed = lanes & fools
+    """After a step that fools, start a binary search from there; otherwise halve the step, and finally give up."""
+    success = lanes & fools
     halved = replace(state, step_size=torch.where(lanes & ~fools, state.step_size / 2, state.step_size))
     stuck = lanes & ~fools & (state.told >= _HALVINGS)
-    # From a boundary point that no step leaves, the next estimate takes more points.
+    # If no step fools, the next estimate at the same boundary point uses more points.
     halved = replace(
         halved,
         phase=torch.where(stuck, _ESTIMATE, halved.phase),
         told=torch.where(stuck, 0, halved.told),
         round=halved.round + stuck,
     )
-    return _to_boundary(rows, halved, x, landed, norm)
+    return _to_boundary(rows, halved, x, success, norm)
 
 
 def _to_boundary(
     rows: Rows, state: HopSkipJumpState, far: Tensor, lanes: Tensor, norm: str
 ) -> HopSkipJumpState:
-    """The lanes at the start of a binary search between their image and `far`."""
+    """Start a binary search between the clean image and `far` in `lanes`."""
     whole = rownorm(far - rows.x, "Linf") if norm == "Linf" else torch.ones_like(state.high)
     return replace(
         state,
@@ -258,19 +258,19 @@ def _to_boundary(
 
 
 def _between(x: Tensor, far: Tensor, way: Tensor, norm: str) -> Tensor:
-    """`far` brought to within `way` (S,) of the image in Linf, or to that share of the way to it in L2."""
+    """`far` clipped to distance `way` (S,) from the image in Linf, or the point at fraction `way` of the path in L2."""
     delta = far - x
     most = spread(way, delta)
     return x + (delta.clamp(-most, most) if norm == "Linf" else most * delta)
 
 
 def _threshold(x: Tensor, norm: str) -> float:
-    """How near the boundary must be found: d^-2 in Linf, d^-3/2 in L2, for d pixels (section IV.C)."""
+    """Tolerance of the binary search: d^-2 in Linf, d^-3/2 in L2, for d pixels (section IV.C)."""
     size = math.prod(x.shape[1:])
     return float(size) ** (-2 if norm == "Linf" else -1.5)
 
 
 def _reach(x: Tensor, state: HopSkipJumpState, norm: str) -> Tensor:
-    """The radius of the gradient estimate, (S,): the distance over d, as the threshold sets it."""
+    """The radius of the gradient estimate, (S,): the distance of the boundary point divided by d."""
     size = math.prod(x.shape[1:])
     return torch.where(state.round <= 1, _FIRST_REACH, rownorm(state.boundary - x, norm) / size)

@@ -1,7 +1,7 @@
 """Boosting adversarial attacks with momentum (Dong et al. 2018, arXiv 1710.06081).
 
-What it asks may be steered by input diversity and translation invariance, each in a file of its own; both at once are
-the strongest of that line of transfer attacks.
+It can be combined with input diversity (DI) and translation invariance (TI), each in a separate file. The combination
+of both is the strongest of this family of transfer attacks.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from robench.core.registry import attacks
 
 @dataclass(frozen=True)
 class MIFGSMState(State):
-    """The next point, the gathered gradient, and how many answers came."""
+    """The next point, the accumulated gradient, and the number of answers."""
 
     x: Tensor
     momentum: Tensor
@@ -30,20 +30,20 @@ class MIFGSMState(State):
 @attacks.register("mifgsm")
 @dataclass(frozen=True)
 class MIFGSM(Attack[MIFGSMState]):
-    """MI-FGSM in Linf and L2, with DI and TI: made to transfer (`--knowledge transfer:NAME`).
+    """MI-FGSM in Linf and L2, with DI and TI: an attack for transfer (`--knowledge transfer:NAME`).
 
-    Where the attacker hears no verdict, all steps are taken, whatever the surrogate says on the way, and the last
-    point is judged.
+    Without feedback from the judge all steps are taken, even if the surrogate is fooled earlier, and the last point is
+    judged.
 
     Args:
         loss: "ce", "dlr" or "margin".
-        steps: iterations; one forward and one backward pass each, and one more at the end.
-        step_size: in [0, 1] pixels; 0 means eps / steps, as published.
-        momentum: what remains of the gathered gradient at each step, the paper's mu.
-        diversity: chance of asking at a randomly resized and padded image, arXiv 1803.06978 (there 0.5); 0 never.
-        translation: pixels of shift each way that the gradient is averaged over, arXiv 1904.02884 (there 7 of
-            299 px); 0 not at all.
-        targets: 0 for the untargeted loss, else how many classes are aimed at, the most likely first.
+        steps: iterations, with one forward and one backward pass each and one more of both at the end.
+        step_size: step size, in [0, 1] pixel values; 0 for eps / steps, as published.
+        momentum: decay factor of the accumulated gradient, the paper's mu.
+        diversity: probability of evaluating a randomly resized and padded image, arXiv 1803.06978 (0.5 there).
+        translation: largest shift in pixels over which the gradient is averaged, arXiv 1904.02884 (7 there, at
+            299 px); 0 for none.
+        targets: number of target classes, most likely first; 0 for the untargeted loss.
         eot: draws of a randomised surrogate averaged for each gradient.
     """
 
@@ -65,7 +65,7 @@ class MIFGSM(Attack[MIFGSMState]):
         if self.step_size < 0 or self.momentum < 0:
             raise ValueError(f"step_size={self.step_size!r}, momentum={self.momentum!r}: expected 0 or more")
         if not 0 <= self.diversity <= 1:
-            raise ValueError(f"diversity={self.diversity!r}: expected a chance in [0, 1]")
+            raise ValueError(f"diversity={self.diversity!r}: expected a probability in [0, 1]")
         if not isinstance(self.translation, int) or self.translation < 0:
             raise ValueError(
                 f"translation={self.translation!r}: expected a whole number of pixels, 0 for none"
@@ -86,7 +86,7 @@ class MIFGSM(Attack[MIFGSMState]):
     def ask(self, problem: Problem, rows: Rows, state: MIFGSMState) -> Ask:
         x = state.x
         if self.diversity:
-            # The last point is asked as it is.
+            # The last point is evaluated unchanged.
             shown = self._resizing(problem, rows, state).forward(x)
             x = where(state.step < self.steps, shown, x)
         return Ask(x, objective(self.loss, state.target if self.targets else None))

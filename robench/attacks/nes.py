@@ -1,7 +1,7 @@
 """Black-box adversarial attacks with limited queries and information (Ilyas et al. 2018, arXiv 1804.08598).
 
-The query-limited setting (section 2.2 and Alg. 1): a gradient by natural evolution strategies, antithetic Gaussian
-samples, followed by projected steps with momentum.
+The query-limited setting (section 2.2 and Alg. 1): gradients estimated by natural evolution strategies with antithetic
+Gaussian samples, and projected steps with momentum.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ _MOMENTUM = 0.9
 @attacks.register("nes")
 @dataclass(frozen=True)
 class NES(Estimated):
-    """NES in Linf and L2, which sees logits only.
+    """NES in Linf and L2; uses logits only.
 
     Args:
         loss: "ce", "dlr" or "margin".
-        steps: 2 * samples + 1 forward passes each, and one more at the end.
-        samples: pairs of points a step: 25 are the paper's 50 samples.
-        delta: deviation of the samples, the paper's sigma; points are clipped to [0, 1].
-        step_size: in [0, 1] pixels; 0.01 is the paper's largest.
+        steps: iterations, with 2 * samples + 1 forward passes each and one more at the end.
+        samples: number of pairs of points in each step; 25 pairs are the paper's 50 samples.
+        delta: standard deviation of the samples, the paper's sigma; points are clipped to [0, 1].
+        step_size: step size, in [0, 1] pixel values; 0.01 is the largest in the paper.
     """
 
     loss: str = "ce"

@@ -14,7 +14,7 @@ from robench.core.registry import attacks
 
 @dataclass(frozen=True)
 class PGDState(State):
-    """The next point, the best one so far and its loss, and how many answers came."""
+    """The next point, the best one so far and its loss, and the number of answers."""
 
     x: Tensor
     best: Tensor
@@ -29,11 +29,11 @@ class PGD(GradientAttack[PGDState]):
     """Projected gradient descent in Linf and L2.
 
     Args:
-        steps: iterations; one forward and one backward pass each, and one more at the end unless `last`.
-        step_size: in [0, 1] pixels; 0 means 2.5 eps / steps.
-        rel_step_size: the step size as a fraction of eps, in place of `step_size`; 0 means that it is not given.
-        random_start: start at a random point of the ball, or at the image.
-        last: judge the last iterate only, as many papers' own code does. By default every iterate is judged, which
+        steps: iterations, with one forward and one backward pass each, and one more of both at the end unless `last`.
+        step_size: step size, in [0, 1] pixel values; 0 for 2.5 eps / steps.
+        rel_step_size: step size as a fraction of eps, in place of `step_size`; 0 for not set.
+        random_start: start at a random point of the ball instead of the clean image.
+        last: judge only the last iterate, as the code of many papers does. By default every iterate is judged, which
             is at least as strong on a deterministic defense.
     """
 
@@ -52,7 +52,7 @@ class PGD(GradientAttack[PGDState]):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected 0 (automatic) or more")
         if self.step_size and self.rel_step_size:
-            raise ValueError("step_size and rel_step_size: expected one of them")
+            raise ValueError("step_size and rel_step_size: expected at most one of them")
         if not isinstance(self.last, bool):
             raise ValueError(f"last={self.last!r}: expected True or False")
 

@@ -1,6 +1,6 @@
 """MIMIR: masked image modeling for mutual information-based adversarial robustness (arXiv 2312.04960).
 
-The second of the paper's two adaptive attacks, PGD-feature: PGD that only drives the features away.
+The second of the paper's two adaptive attacks, PGD-feature: PGD that maximises the distance between features.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class PGDFeature(CustomObjective[PGDState]):
     """PGD on ||features(x') - features(x)||_2, without labels, as published; Linf.
 
     Args:
-        steps: iterations; one forward and one backward pass each, and one more at the end, the clean pass
-            apart.
-        step_size: in [0, 1] pixels; 0 means eps / 4, the published 2/255 for 8/255.
+        steps: iterations, with one forward and one backward pass each and one more of both at the end; the clean pass
+            is not counted.
+        step_size: step size, in [0, 1] pixel values; 0 for eps / 4, the published 2/255 at 8/255.
     """
 
     layers = "last"

@@ -1,6 +1,6 @@
 """MIMIR: masked image modeling for mutual information-based adversarial robustness (arXiv 2312.04960).
 
-The first of the paper's two adaptive attacks, PGD-MI: PGD that also climbs the quantity MIMIR trained down.
+The first of the paper's two adaptive attacks, PGD-MI: PGD that also maximises the quantity that MIMIR minimises.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,19 @@ from robench.core.registry import attacks
 class PGDMI(CustomObjective[PGDState]):
     """PGD on CE(f(x'), y) + weight * nHSIC(features(x'), x'), as published; Linf.
 
-    The cross-entropy is a mean over the group, as losses are by default (that the official code means it so is
-    our reading); what a row climbs is the group's size times its part of that. The gradient goes through both
-    arguments of the nHSIC. The random start is `pgd`'s, and so are the steps where `weight` is 0.
+    The cross-entropy is a mean over the group, the default reduction (our reading of the official code); each row
+    maximises the group size times its share of it. The gradient flows through both arguments of the nHSIC. The random
+    start is that of `pgd`, and so are the steps if `weight` is 0.
 
-    At the published weight the second term is at most 1.5e-4: this is nearly plain PGD. `apgd-mi` is stronger.
+    At the published weight the second term is at most 1.5e-4, so the attack is close to plain PGD; `apgd-mi` is
+    stronger.
 
     Args:
         weight: the paper's lambda.
-        steps: iterations; one forward and one backward pass each, and one more at the end. Padding rows (see
-            robench.attacks._base) and the clean pass are not counted.
-        step_size: in [0, 1] pixels; 0 means eps / 4, the published 2/255 for 8/255.
-        group: images the nHSIC is taken over: the published batch.
+        steps: iterations, with one forward and one backward pass each and one more of both at the end. Padding rows
+            (see `robench.attacks._base`) and the clean pass are not counted.
+        step_size: step size, in [0, 1] pixel values; 0 for eps / 4, the published 2/255 at 8/255.
+        group: number of images over which the nHSIC is computed; the default is the published batch size.
     """
 
     layers = "last"

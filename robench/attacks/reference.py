@@ -1,6 +1,6 @@
-"""The reference implementation of AutoAttack, as it is installed: `pyautoattack`, or `autoattack`.
+"""The reference implementation of AutoAttack, if installed: `pyautoattack` or `autoattack`.
 
-Croce & Hein 2020, arXiv 2003.01690. It is here to hold our engine against: same images, same checkpoint, same
+Croce & Hein 2020, arXiv 2003.01690. For comparison with this engine on the same images and checkpoint, with the same
 kind of record.
 """
 
@@ -21,7 +21,7 @@ _PACKAGES = ("pyautoattack", "autoattack")
 @attacks.register("reference")
 @dataclass(frozen=True)
 class Reference(ForeignAttack):
-    """One attack of the reference's standard version.
+    """One attack of the standard version of the reference implementation.
 
     Args:
         attack: "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t" or "square".
@@ -40,19 +40,19 @@ class Reference(ForeignAttack):
         """See the base class.
 
         Raises:
-            ResourceError: when no reference implementation is installed.
+            ResourceError: if no reference implementation is installed.
         """
         runner = adversary(model, threat, seed, str(x.device))
         runner.attacks_to_run = [self.attack]
-        found = runner.run_standard_evaluation(x, y, **_batch(runner, batch_size))
-        return found[0] if isinstance(found, tuple) else found
+        result = runner.run_standard_evaluation(x, y, **_batch(runner, batch_size))
+        return result[0] if isinstance(result, tuple) else result
 
 
 def adversary(model: nn.Module, threat: Threat, seed: int, device: str):
-    """The installed reference's AutoAttack object, version standard.
+    """The AutoAttack object of the installed reference implementation, version "standard".
 
     Raises:
-        ResourceError: when none is installed.
+        ResourceError: if none is installed.
     """
     for package in _PACKAGES:
         try:
@@ -68,6 +68,6 @@ def adversary(model: nn.Module, threat: Threat, seed: int, device: str):
 
 
 def _batch(runner, batch_size: int) -> dict[str, int]:
-    """The two packages name their batch size differently."""
+    """The batch size argument, whose name differs between the two packages."""
     names = runner.run_standard_evaluation.__kwdefaults__ or {}
     return {"batch_size" if "batch_size" in names else "bs": batch_size}

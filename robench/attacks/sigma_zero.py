@@ -13,13 +13,13 @@ from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 
 UNITS = ("pixel", "component")
-# Adam's, as the paper's code leaves them.
+# Parameters of Adam; the paper's code uses these defaults.
 _BETAS, _TINY = (0.9, 0.999), 1e-8
 
 
 @dataclass(frozen=True)
 class SigmaZeroState(State):
-    """The next perturbation, Adam's means, the threshold, and the sparsest image that fooled the surrogate so far."""
+    """The next perturbation, the moments of Adam, the threshold, and the sparsest adversarial example so far."""
 
     delta: Tensor
     mean: Tensor
@@ -33,17 +33,17 @@ class SigmaZeroState(State):
 @attacks.register("sigma-zero")
 @dataclass(frozen=True)
 class SigmaZero(Attack[SigmaZeroState]):
-    """The fewest pixels by gradients of a smooth count (Alg. 1), until they are few enough.
+    """Minimise a smooth approximation of the L0 norm by gradient descent (Alg. 1).
 
-    The paper counts numbers, here the threat counts pixels: `unit="component"` is the paper's count.
+    The threat counts pixels, whereas the paper counts components; `unit="component"` follows the paper.
 
     Args:
-        steps: iterations; one forward and one backward pass each.
-        step_size: at first; it falls to a tenth along a cosine.
-        sigma: smoothing of the count (eq. 3).
-        threshold: in [0, 1] pixels, under which changes are undone, at first.
-        threshold_step: by how much it moves, times the step size: up where the surrogate is fooled, else down.
-        unit: what is counted and undone, "pixel" or "component".
+        steps: iterations, with one forward and one backward pass each.
+        step_size: initial step size; decays to one tenth on a cosine schedule.
+        sigma: smoothing of the L0 norm (eq. 3).
+        threshold: initial threshold below which changes are set to zero, in [0, 1] pixel values.
+        threshold_step: change of the threshold in units of the step size; it rises after a success, else it falls.
+        unit: what is counted and set to zero, "pixel" or "component".
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -81,7 +81,7 @@ class SigmaZero(Attack[SigmaZeroState]):
         size = rownorm(state.delta, "L0")
         better = fooled & (size < state.best_size)
         step = state.step + 1
-        # Down the margin, and down the smooth count as a share of what could be counted (eq. 5).
+        # Descend the negative margin and the smooth count relative to its maximum (eq. 5).
         grad = self._count_gradient(state.delta) - answer.grad
         grad = grad / spread(grad.flatten(1).abs().amax(1).clamp_min(1e-12), grad)
         mean = torch.lerp(grad, state.mean, _BETAS[0])
@@ -92,9 +92,9 @@ class SigmaZero(Attack[SigmaZeroState]):
         delta = (rows.x + delta).clamp(0, 1) - rows.x
         move = self.threshold_step * self._rate(step)
         threshold = (state.threshold + torch.where(fooled, move, -move)).clamp(0, 1)
-        seen = delta.abs().amax(1, keepdim=True) if self.unit == "pixel" else delta.abs()
+        change = delta.abs().amax(1, keepdim=True) if self.unit == "pixel" else delta.abs()
         return SigmaZeroState(
-            delta=delta * (seen >= spread(threshold, seen)),
+            delta=delta * (change >= spread(threshold, change)),
             mean=mean,
             square=square,
             threshold=threshold,
@@ -114,12 +114,12 @@ class SigmaZero(Attack[SigmaZeroState]):
         return (rows.x + state.delta).clamp(0, 1)
 
     def _rate(self, step: Tensor) -> Tensor:
-        """The step size after so many steps, (S,)."""
+        """The step size at a step (S,)."""
         least = self.step_size / 10
         return least + (self.step_size - least) * (1 + (math.pi * step / self.steps).cos()) / 2
 
     def _count_gradient(self, delta: Tensor) -> Tensor:
-        """Of the mean of s / (s + sigma), with s the square of a number or the sum of a pixel's."""
+        """The gradient of the mean of s / (s + sigma), where s is the square of a component or its sum over a pixel."""
         square = delta.square()
         if self.unit == "pixel":
             square = square.sum(1, keepdim=True)
@@ -127,5 +127,5 @@ class SigmaZero(Attack[SigmaZeroState]):
 
 
 def _reach(logits: Tensor, rows: Rows) -> Tensor:
-    """The margin while the surrogate is not fooled, and then 0: (S,)."""
+    """The margin until the surrogate is fooled, then 0, (S,)."""
     return margin(logits, rows.y).clamp_max(0)

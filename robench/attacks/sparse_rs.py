@@ -15,16 +15,16 @@ from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, che
 from robench.attacks._losses import _START, margin
 from robench.core.registry import attacks
 
-# Queries, of 10,000, after which less is changed at once, and by what the first share is divided then.
+# Schedules: queries, out of 10,000, after which the changed fraction shrinks, and divisors of the initial fraction.
 _L0 = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
 _PATCH = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-# Squares of which a patch is made at first, and how often (in queries) it is moved and not repainted.
+# Number of squares in the initial patch, and the interval of queries at which it moves instead of being repainted.
 _SQUARES, _MOVES = 1000, 4
 
 
 @dataclass(frozen=True)
 class _SearchState(State):
-    """The best image so far, its loss, whether the last one was accepted, and how many were asked for."""
+    """The best image so far, its loss, whether the last one was accepted, and the number of queries."""
 
     best: Tensor
     loss: Tensor
@@ -37,17 +37,17 @@ S = TypeVar("S", bound=_SearchState)
 
 @dataclass(frozen=True)
 class _Search(Attack[S]):
-    """What both have in common: a best point that a better one replaces.
+    """Base of both attacks: random search that keeps the best point.
 
     Args:
-        queries: forward passes after the first point.
-        alpha_init: share that is changed at first.
-        restarts: random starts.
+        queries: number of forward passes after the first point.
+        alpha_init: initial fraction that is changed.
+        restarts: number of random starts.
     """
 
     gradient_free: ClassVar[bool] = True
     in_pixels: ClassVar[bool] = True
-    # Of any number: random numbers depend on the number of the query alone.
+    # Any number would work: random numbers only depend on the index of the query.
     horizon: ClassVar[int] = 64
 
     queries: int = 10_000
@@ -77,19 +77,19 @@ class _Search(Attack[S]):
 def _shares(
     queries: int, first: float, schedule: tuple[tuple[int, ...], tuple[int, ...]], device: torch.device
 ) -> Tensor:
-    """The share to change at each step, (queries + 1,): the paper's table, stretched to `queries`."""
+    """The fraction to change at each step, (queries + 1,): the paper's schedule, rescaled to `queries`."""
     ends, parts = schedule
     place = [int(step / queries * 10_000) for step in range(queries + 1)]
     return torch.tensor([first / parts[sum(at > end for end in ends)] for at in place], device=device)
 
 
 def _corners(bits: Tensor, channels: int) -> Tensor:
-    """Colours of which each channel is 0 or 1, from words (...), (..., channels)."""
+    """Colours whose channels are 0 or 1, (..., channels), from the bits of words (...)."""
     return ((bits[..., None] >> torch.arange(channels, device=bits.device)) & 1).float()
 
 
 def _another(bits: Tensor, old: Tensor) -> Tensor:
-    """A colour of zeros and ones that is not `old` (..., C), from 32-bit words (...)."""
+    """Colours of zeros and ones that differ from `old` (..., C), from 32-bit words (...)."""
     channels = old.shape[-1]
     corner = ((old == 0) | (old == 1)).all(-1)
     code = ((old > 0.5).long() << torch.arange(channels, device=old.device)).sum(-1)
@@ -99,7 +99,7 @@ def _another(bits: Tensor, old: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SparseState(_SearchState):
-    """Besides: which pixels are changed, (S, H * W)."""
+    """Adds which pixels are changed, bool (S, H * W)."""
 
     chosen: Tensor
 
@@ -107,7 +107,7 @@ class SparseState(_SearchState):
 @attacks.register("sparse-rs")
 @dataclass(frozen=True)
 class SparseRS(_Search[SparseState]):
-    """Random search for `eps` pixels, each in a colour of zeros and ones; it sees logits only."""
+    """Random search over `eps` pixels with colours of zeros and ones (L0-RS); uses logits only."""
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ class SparseRS(_Search[SparseState]):
         )
 
     def _proposed(self, problem: Problem, rows: Rows, state: SparseState) -> tuple[Tensor, Tensor]:
-        """The next image and its pixels: some of the chosen ones given back, as many others taken (Alg. 2)."""
+        """The next image and its changed pixels: some are restored and as many others changed (Alg. 2)."""
         channels, height, width = rows.x.shape[1:]
         pixels, count = height * width, int(state.chosen[0].sum())
         share = self._shares(_L0, state.step)
@@ -158,29 +158,29 @@ class SparseRS(_Search[SparseState]):
             return state.best, state.chosen
         words = problem.stream.bits(rows.sample, rows.rank, state.step, 2 * pixels)
         order, colour = words[:, :pixels], words[:, pixels:]
-        # The order of all pixels by their words gives both: the first chosen ones, and the first others.
-        back = (order + (~state.chosen << 33)).topk(most, largest=False).indices
-        taken = (order + (state.chosen << 33)).topk(most, largest=False).indices
+        # The pixels to restore and to change are those with the smallest words among the chosen and the others.
+        restored = (order + (~state.chosen << 33)).topk(most, largest=False).indices
+        changed = (order + (state.chosen << 33)).topk(most, largest=False).indices
         counts = torch.arange(most, device=some.device) < some[:, None]
         old, clean = state.best.flatten(2), rows.x.flatten(2)
-        word = colour.gather(1, taken)
-        at = taken[:, None].expand(-1, channels, -1)
+        word = colour.gather(1, changed)
+        at = changed[:, None].expand(-1, channels, -1)
         now = old.gather(2, at)
         drawn = _corners(word, channels)
         alone = (some == 1)[:, None, None]
         drawn = torch.where(alone, _another(word, now.transpose(1, 2)), drawn).transpose(1, 2)
-        from_ = back[:, None].expand(-1, channels, -1)
+        from_ = restored[:, None].expand(-1, channels, -1)
         image = old.scatter(
             2, from_, torch.where(counts[:, None], clean.gather(2, from_), old.gather(2, from_))
         )
         image = image.scatter(2, at, torch.where(counts[:, None], drawn, now))
-        chosen = state.chosen.scatter(1, back, ~counts).scatter(1, taken, counts)
+        chosen = state.chosen.scatter(1, restored, ~counts).scatter(1, changed, counts)
         return image.view_as(rows.x), chosen
 
 
 @dataclass(frozen=True)
 class PatchState(_SearchState):
-    """Besides: the best patch, (S, C, s, s), and row and column of its corner, (S, 2)."""
+    """Adds the best patch, (S, C, s, s), and the row and column of its corner, (S, 2)."""
 
     patch: Tensor
     place: Tensor
@@ -189,7 +189,7 @@ class PatchState(_SearchState):
 @attacks.register("patch-rs")
 @dataclass(frozen=True)
 class PatchRS(_Search[PatchState]):
-    """Random search for the colours and the place of a square patch; it sees logits only."""
+    """Random search over the colours and the position of a square patch (Patch-RS); uses logits only."""
 
     alpha_init: float = 0.4
 
@@ -206,7 +206,7 @@ class PatchRS(_Search[PatchState]):
         squares = words[:, 2:].reshape(lanes * _SQUARES, 4)
         size = 1 + ((squares[:, 0] * max(math.ceil(math.sqrt(side)) - 1, 1)) >> 32)
         corner = (squares[:, 1:3] * (side - size + 1)[:, None]) >> 32
-        # What shows is the square that came last.
+        # Later squares cover earlier ones.
         order = torch.arange(1, _SQUARES + 1, device=words.device).view(-1, 1, 1)
         last = (_window(corner, size, side).view(lanes, _SQUARES, side, side) * order).amax(1).flatten(1)
         colours = _corners(squares[:, 3], channels).view(lanes, _SQUARES, channels)
@@ -241,7 +241,7 @@ class PatchRS(_Search[PatchState]):
         )
 
     def _proposed(self, problem: Problem, rows: Rows, state: PatchState) -> tuple[Tensor, Tensor]:
-        """The next patch and its place: repainted in a window, or moved (Alg. 3)."""
+        """The next patch and its position: repainted in a window, or moved (Alg. 3)."""
         channels, side = state.patch.shape[1:3]
         room = torch.tensor(rows.x.shape[2:], device=rows.x.device) - side
         words = problem.stream.bits(rows.sample, rows.rank, state.step, 6)
@@ -253,7 +253,7 @@ class PatchRS(_Search[PatchState]):
         size = (self._shares(_PATCH, state.step).sqrt() * side + 1e-6).long().clamp(1, side)
         corner = (words[:, 2:4] * (side - size + 1)[:, None]) >> 32
         inside = _window(corner, size, side)
-        # In a window of one pixel the colour is another one; in the last half of those, in one channel.
+        # A window of one pixel gets a different colour; in the second half of these queries, only one channel changes.
         now = (state.patch * inside).sum((2, 3))
         single = torch.nn.functional.one_hot((words[:, 5] * channels) >> 32, channels)
         one = where(state.step < self._single(side), _another(words[:, 4], now), (now - single).abs())
@@ -262,7 +262,7 @@ class PatchRS(_Search[PatchState]):
         return torch.where(inside & repaints, colour[..., None, None], state.patch), place
 
     def _single(self, side: int) -> int:
-        """The query from which one channel changes at a time: half way from the first window of one pixel on."""
+        """The query from which one channel changes at a time: halfway from the first window of one pixel to the end."""
         shares = _shares(self.queries, self.alpha_init, _PATCH, torch.device("cpu"))
         ones = ((shares.sqrt() * side + 1e-6).long() <= 1).nonzero()[:, 0]
         first = int(ones[0]) if len(ones) else self.queries
@@ -277,7 +277,7 @@ def _window(corner: Tensor, size: Tensor, side: int) -> Tensor:
 
 
 def _pasted(x: Tensor, patch: Tensor, place: Tensor) -> Tensor:
-    """The images with each patch at its place, row and column of its corner."""
+    """The images (S, C, H, W) with each patch at the row and column `place` (S, 2) of its corner."""
     channels, height, width = x.shape[1:]
     side = patch.shape[-1]
     down = torch.arange(height, device=x.device) - place[:, :1]

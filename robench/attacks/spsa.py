@@ -1,6 +1,6 @@
 """Adversarial risk and the dangers of evaluating against weak attacks (Uesato et al. 2018, arXiv 1802.05666).
 
-SPSA (section 4 and Alg. 1): the gradient estimated along random corners of a cube, climbed by Adam.
+SPSA (section 4 and Alg. 1): the gradient is estimated along random sign vectors and followed by Adam.
 """
 
 import math
@@ -13,22 +13,22 @@ from robench.attacks._gradient_estimation import Estimated, EstimatedState
 from robench.attacks._losses import into_ball
 from robench.core.registry import attacks
 
-# Adam, as in its paper.
+# Parameters of Adam, as in its paper.
 _FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-8
 
 
 @attacks.register("spsa")
 @dataclass(frozen=True)
 class SPSA(Estimated):
-    """SPSA in Linf and L2, which sees logits only.
+    """SPSA in Linf and L2; uses logits only.
 
     Args:
         loss: "ce", "dlr" or "margin".
-        steps: of Adam; 2 * samples + 1 forward passes each, and one more at the end. (The paper
-            takes 100 steps of up to 8,192 pairs.)
-        samples: pairs of points a step.
+        steps: iterations of Adam, with 2 * samples + 1 forward passes each and one more at the end. The paper takes 100
+            steps of up to 8,192 pairs.
+        samples: number of pairs of points in each step.
         delta: size of the perturbation of each pixel; points are clipped to [0, 1].
-        step_size: Adam's, in [0, 1] pixels.
+        step_size: step size of Adam, in [0, 1] pixel values.
     """
 
     def draw(self, problem: Problem, rows: Rows, index: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from robench.attacks._projections import project_l1_box
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 
-# Random words are made for so many queries at a time: one call for many is what makes them cheap.
+# Random words are generated for this many queries at a time, which is cheaper than one call for each query.
 _BLOCK = 64
-# The share of pixels in a window halves after these queries (the paper's schedule for 10,000 of them).
+# The fraction of pixels in a window halves after these queries (the paper's schedule for 10,000 queries).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -38,14 +38,14 @@ class SquareState(State):
 @attacks.register("square")
 @dataclass(frozen=True)
 class Square(Attack[SquareState]):
-    """Random search with square windows; it sees logits only.
+    """Random search with square windows; uses logits only.
 
-    Windows lie anywhere in the image, its last row and column included, as the paper says (Alg. 2 and 3).
+    Windows may lie anywhere in the image, including its last row and column, as in the paper (Alg. 2 and 3).
 
     Args:
-        queries: forward passes after the first point.
-        p_init: share of the pixels in the first windows.
-        restarts: random starts.
+        queries: number of forward passes after the first point.
+        p_init: initial fraction of the pixels in a window.
+        restarts: number of random starts.
     """
 
     gradient_free: ClassVar[bool] = True
@@ -115,7 +115,7 @@ class Square(Attack[SquareState]):
         return state.accepted
 
     def _supply(self, problem: Problem, rows: Rows, state: SquareState, needed: Tensor) -> SquareState:
-        """The state with random words up to the query `needed` (S,): all lanes anew when any has run out."""
+        """The state with random words up to query `needed` (S,); all lanes are refilled if any has run out."""
         if not bool((needed - state.block >= _BLOCK).any()):
             return state
         return replace(state, words=_words(problem, rows, state.step), block=state.step)
@@ -128,7 +128,7 @@ class Square(Attack[SquareState]):
 
 @functools.lru_cache(maxsize=32)
 def _sides(queries: int, p_init: float, height: int, width: int, fine: bool, device: torch.device) -> Tensor:
-    """The window's side at each step, int64 (queries + 1,); odd and at least 3 where windows have a shape."""
+    """The side of the window at each step, int64 (queries + 1,); unless `fine`, odd and at least 3."""
     sides = []
     for query in range(queries):
         share = p_init / 2 ** sum(query > halving for halving in _HALVINGS)
@@ -139,34 +139,34 @@ def _sides(queries: int, p_init: float, height: int, width: int, fine: bool, dev
 
 
 def _words(problem: Problem, rows: Rows, start: Tensor) -> Tensor:
-    """Random bits of the queries start .. start + _BLOCK - 1, int64 (S, _BLOCK, 4)."""
+    """Random words of the queries start .. start + _BLOCK - 1, int64 (S, _BLOCK, 4)."""
     steps = start[:, None] + torch.arange(_BLOCK, device=start.device)
     sample, rank = rows.sample[:, None].expand_as(steps), rows.rank[:, None].expand_as(steps)
     return problem.stream.bits(sample.flatten(), rank.flatten(), steps.flatten(), 4).view(-1, _BLOCK, 4)
 
 
 def _signs(bits: Tensor) -> Tensor:
-    """-1 or 1 by the lowest bit."""
+    """-1 or 1, from the lowest bit."""
     return (2 * (bits & 1) - 1).float()
 
 
 def _channel_signs(word: Tensor, channels: int) -> Tensor:
-    """A sign a channel from one word, (S, C); the channels beyond 31 take up the bits again."""
+    """A sign for each channel from one word, (S, C); beyond 31 channels the bits repeat."""
     return _signs(word[:, None] >> (torch.arange(channels, device=word.device) % 31))
 
 
 def _corner(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Top and left of a window of `side`, uniform over all places, (S,) each."""
+    """Top and left of a window of side `side`, uniform over all positions, (S,) each."""
     top = ((word >> 16) * (height - side + 1)) >> 16
     left = ((word & 0xFFFF) * (width - side + 1)) >> 16
     return top, left
 
 
 def _linf(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Tensor:
-    """`best` with one window moved to the ball's surface, a sign a channel (Alg. 2)."""
+    """`best` with one window moved to the surface of the ball, with a random sign for each channel (Alg. 2)."""
     lanes, channels, height, width = best.shape
     top, left = _corner(words[:, 0], side, height, width)
-    # Lanes have windows of their own size: a smaller one repeats its last row and column, which is harmless.
+    # Window sizes differ between lanes: smaller windows repeat their last row and column, which has no effect.
     reach = torch.arange(int(side.max()), device=best.device).minimum(side[:, None] - 1)
     index = ((top[:, None] + reach)[:, :, None] * width + (left[:, None] + reach)[:, None, :]).flatten(1)
     index = index[:, None].expand(-1, channels, -1)
@@ -176,7 +176,7 @@ def _linf(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Tens
 
 
 def _other(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Tensor:
-    """`best` with the norm of one window moved into another (Alg. 3), in L2 or L1."""
+    """`best` with the norm of one window moved to another window (Alg. 3), in L2 or L1."""
     channels, height, width = best.shape[1:]
     power = 2 if threat.norm == "L2" else 1
     delta = best - rows.x
@@ -185,29 +185,29 @@ def _other(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Ten
     union = torch.maximum(into, out)
 
     def powers(part: Tensor) -> Tensor:
-        """The summands of the norm's power, (S, C, H, W)."""
+        """Absolute values in L1, squares in L2, (S, C, H, W)."""
         return part.abs() if power == 1 else part.square()
 
     def sums(part: Tensor) -> Tensor:
-        """Over each channel, (S, C, 1, 1)."""
+        """The sum over each channel, (S, C, 1, 1)."""
         return part.sum((2, 3), keepdim=True)
 
     turned = ((words[:, 2] >> 31) & 1).bool()
     pattern = _pattern(side, place, turned, power, int(side.max()))
     signs = _channel_signs(words[:, 2], channels)[:, :, None, None]
     spent, part = powers(delta), delta * into
-    # The pattern upon what the window holds, both of unit norm.
+    # The sum of the pattern and the content of the window, both of unit norm.
     new = torch.addcdiv(into * pattern * signs, part, sums(powers(part)).pow(1 / power) + 1e-12)
     spare = (threat.eps**power - sums(spent).sum(1, keepdim=True)).clamp_min(0)
-    held = sums(spent * union)
-    # The L1 version gives every channel the room of all (its reference's factor): it is projected afterwards.
-    budget = (spare / channels + held).pow(1 / power) * (1 if power == 2 else channels)
+    used = sums(spent * union)
+    # In L1 every channel gets the budget of all channels, as in the reference; the projection follows.
+    budget = (spare / channels + used).pow(1 / power) * (1 if power == 2 else channels)
     delta = torch.addcmul(delta * (1 - union), new, budget / (sums(powers(new)).pow(1 / power) + 1e-12))
     return _inside(rows.x, delta, threat.norm, threat.eps)
 
 
 def _inside(x: Tensor, delta: Tensor, norm: str, eps: float) -> Tensor:
-    """x + delta scaled to the sphere and clipped (L2), or projected onto ball and box (L1)."""
+    """x + delta, scaled to the sphere and clipped in L2, or projected onto ball and box in L1."""
     if norm == "L1":
         return x + project_l1_box(x, delta, eps * (1 - 1e-6))
     scale = eps / (rownorm(delta, "L2") + 1e-12)
@@ -215,7 +215,7 @@ def _inside(x: Tensor, delta: Tensor, norm: str, eps: float) -> Tensor:
 
 
 def _window(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """A window as a float mask (S, 1, H, W), and where its rows (S, H) and columns (S, W) start counting."""
+    """A window as a float mask (S, 1, H, W), and row (S, H) and column (S, W) indices relative to its corner."""
     top, left = _corner(word, side, height, width)
     down = torch.arange(height, device=word.device) - top[:, None]
     across = torch.arange(width, device=word.device) - left[:, None]
@@ -226,7 +226,7 @@ def _window(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor
 
 
 def _pattern(side: Tensor, place: tuple[Tensor, Tensor], turned: Tensor, power: int, most: int) -> Tensor:
-    """Each lane's window filled with its pattern, (S, 1, H, W); outside the window anything."""
+    """The window of each lane filled with its pattern, (S, 1, H, W); values outside the window are arbitrary."""
     down, across = place
     table = _patterns(most, power, side.device)
     down, across = down[:, :, None].clamp(0, most - 1), across[:, None].clamp(0, most - 1)
@@ -237,7 +237,7 @@ def _pattern(side: Tensor, place: tuple[Tensor, Tensor], turned: Tensor, power: 
 
 @functools.lru_cache(maxsize=32)
 def _patterns(most: int, power: int, device: torch.device) -> Tensor:
-    """Two opposite pyramids in a square of unit norm, for every side up to `most`: (most + 1, most, most)."""
+    """Two opposite pyramids in a square of unit norm for every side up to `most`, (most + 1, most, most)."""
     table = torch.zeros(most + 1, most, most)
     for side in range(1, most + 1):
         square = torch.zeros(side, side)
@@ -259,7 +259,7 @@ def _pyramid(height: int, width: int, power: int) -> Tensor:
 
 
 def _tiles(problem: Problem, rows: Rows) -> Tensor:
-    """The first perturbation in L2 and L1: a grid of patterns, signs and turns by chance, (S, C, H, W)."""
+    """The initial perturbation in L2 and L1, (S, C, H, W): a grid of patterns with random signs and orientations."""
     channels, height, width = rows.x.shape[1:]
     power = 2 if problem.threat.norm == "L2" else 1
     side = max(min(height, width) // 5, 1)

@@ -265,7 +265,7 @@ def test_without_features_one_is_told_before_the_first_question(spec):
         ('apgd-mi(layers="first")', "expected one of last, all"),
         ("apgd-mi(group=0)", "at least 1"),
         ('apgd-feature(loss="hinge")', "unknown loss"),
-        ("apgd-feature(weight=5.0)", "beside a loss: give a loss too"),
+        ("apgd-feature(weight=5.0)", "against a loss: set loss too"),
     ],
 )
 def test_wrong_arguments_are_refused(spec, message):

@@ -149,7 +149,7 @@ def test_who_minimises_does_so_on_the_surrogate_alone():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("mifgsm(diversity=2.0)", "a chance in"),
+        ("mifgsm(diversity=2.0)", "a probability in"),
         ("mifgsm(translation=0.5)", "whole number of pixels"),
         ("spsa(samples=0)", "whole number"),
         ("nes(delta=0)", "above 0"),

@@ -134,6 +134,6 @@ def test_facts_of_attacks():
 
 def test_parameters_of_a_base_class_are_described():
     text = _documentation(registry.attacks.get("apgd"))
-    assert "rho: share" in text and "eot: draws of a randomised surrogate" in text
-    # PGD has its own words for its steps.
+    assert "rho: a checkpoint" in text and "eot: draws of a randomised surrogate" in text
+    # PGD documents its steps itself.
     assert _documentation(registry.attacks.get("pgd")).count("    steps: ") == 1

@@ -115,7 +115,7 @@ def test_a_relative_step_is_the_absolute_one_times_the_radius(digits):
     [
         ("rel_step_size=-0.1", "rel_step_size=-0.1: expected 0"),
         ("step_size=1e999", "step_size must be a finite number"),
-        ("step_size=0.1, rel_step_size=0.1", "expected one of them"),
+        ("step_size=0.1, rel_step_size=0.1", "expected at most one of them"),
         ("last=1", "last=1: expected True or False"),
     ],
 )
