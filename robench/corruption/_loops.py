@@ -1,6 +1,7 @@
-"""The inner loops of corruptions, compiled: each does what the library does to a pixel, in the same order.
+"""Compiled inner loops of corruptions, which process each pixel in the same order as the library.
 
-No fused or reordered arithmetic, so that the last bit is the library's wherever the order of a sum is known.
+Arithmetic is not fused or reordered, so that results equal those of the library to the last bit wherever the order of
+its sums is known.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import numpy as np
 
 
 def _compiled(function: Callable) -> Any:
-    # What is compiled is kept beside this file, or in the user's cache folder; where neither can be written, each
-    # process compiles for itself.
+    # Compiled code is cached next to this file or in the user's cache folder; if neither is writable, each process
+    # compiles again.
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:
@@ -21,7 +22,7 @@ def _compiled(function: Callable) -> Any:
 
 @_compiled
 def _byte(value):
-    """A fraction as a grey level: clipped, then cut off, as the library does it."""
+    """Convert a fraction to a grey level: clip, then truncate, as in the library."""
     return np.uint8(min(max(value, 0.0), 1.0) * 255)
 
 
@@ -29,10 +30,10 @@ def _byte(value):
 def add(x, noise, scaled):
     """Grey levels of x / 255 + noise, or of x / 255 * (1 + noise) if `scaled`; (H, W, 3) uint8."""
     out = np.empty(x.shape, np.uint8)
-    flat, given, made = x.ravel(), noise.ravel(), out.ravel()
+    flat, flat_noise, result = x.ravel(), noise.ravel(), out.ravel()
     for i in range(flat.size):
         value = flat[i] / 255.0
-        made[i] = _byte(value + value * given[i] if scaled else value + given[i])
+        result[i] = _byte(value + value * flat_noise[i] if scaled else value + flat_noise[i])
     return out
 
 
@@ -40,28 +41,29 @@ def add(x, noise, scaled):
 def counted(counts, scale):
     """Grey levels of counts / scale."""
     out = np.empty(counts.shape, np.uint8)
-    flat, made = counts.ravel(), out.ravel()
+    flat, result = counts.ravel(), out.ravel()
     for i in range(flat.size):
-        made[i] = _byte(flat[i] / scale)
+        result[i] = _byte(flat[i] / scale)
     return out
 
 
 @_compiled
 def blur(x, down, across, reflect):
-    """A symmetric filter along both axes, (H, W, C) float64.
+    """A symmetric separable filter, (H, W, C) float64.
 
     Args:
-        down, across: the weights along each axis, the middle one and those beside it.
-        reflect: beyond the border the image is mirrored; else its last pixel goes on.
+        x: (H, W, C) float64.
+        down, across: weights along each axis, from the centre outwards.
+        reflect: whether to mirror the image at its border instead of repeating the last pixel.
     """
     height, width, channels = x.shape
-    # Whole rows of numbers: their loops are what the compiler makes vectors of.
+    # The compiler vectorises loops over whole rows.
     rows = x.reshape(height, width * channels)
     middle = np.empty_like(rows)
     for i in range(height):
         line = middle[i]
         line[:] = rows[i] * down[0]
-        # From the outermost inwards, as SciPy adds: on one colour the last bit decides a grey level.
+        # From the outside inwards, in the order of SciPy: on uniform colours the last bit decides the grey level.
         for k in range(down.size - 1, 0, -1):
             above, below = rows[_outside(i - k, height, reflect)], rows[_outside(i + k, height, reflect)]
             for j in range(line.size):
@@ -88,7 +90,7 @@ def blur(x, down, across, reflect):
 
 @_compiled
 def _outside(i, size, reflect):
-    """The pixel that stands for one beyond the border."""
+    """The index inside the image for an index that may lie beyond the border."""
     if not reflect:
         return min(max(i, 0), size - 1)
     while i < 0 or i >= size:
@@ -98,8 +100,8 @@ def _outside(i, size, reflect):
 
 @_compiled
 def shuffle(x, reach, rounds, seed):
-    """Glass: each pixel gets one that lies up to `reach` away, `rounds` times, in place."""
-    np.random.seed(seed)  # noqa: NPY002 - the generator of compiled code, which is not NumPy's own
+    """Replace each pixel by one at a distance of up to `reach`, `rounds` times, in place, for glass blur."""
+    np.random.seed(seed)  # noqa: NPY002 - the generator of compiled code is separate from NumPy's
     height, width, channels = x.shape
     for _ in range(rounds):
         for i in range(height - reach, reach, -1):
@@ -112,7 +114,7 @@ def shuffle(x, reach, rounds, seed):
 
 @_compiled
 def streak(x, downs, rights, weights):
-    """The weighted sum of copies of `x` (H, W, C) moved so far down and right, borders going on; float64."""
+    """The weighted sum, float64, of copies of `x` (H, W, C) shifted down and right, with repeated border pixels."""
     height, width, channels = x.shape
     out = np.zeros((height, width * channels))
     reach = np.max(np.abs(rights)) if rights.size else 0
@@ -132,10 +134,11 @@ def streak(x, downs, rights, weights):
 
 @_compiled
 def enlarge(out, x, rows, row_weights, columns, column_weights):
-    """Add `x` (h, w, C), enlarged linearly, to the corner of `out` (H, W, C).
+    """Add `x` (h, w, C), enlarged linearly, to the top left of `out` (H, W, C).
 
     Args:
-        rows, columns: of each pixel of `out` the lower neighbour in `x`, -1 for none; the weights are the upper one's.
+        rows, columns: index of the lower neighbour in `x` for each row and column of `out`, -1 for none.
+        row_weights, column_weights: weights of the upper neighbours.
     """
     channels = x.shape[2]
     width = columns.size
@@ -164,33 +167,34 @@ def enlarge(out, x, rows, row_weights, columns, column_weights):
 def mean_of(x, total, layers):
     """Grey levels of (x + total) / (layers + 1), both (H, W, 3) float32."""
     out = np.empty(x.shape, np.uint8)
-    flat, summed, made = x.ravel(), total.ravel(), out.ravel()
+    flat, summed, result = x.ravel(), total.ravel(), out.ravel()
     count = np.float32(layers + 1)
     for i in range(flat.size):
         value = (flat[i] + summed[i]) / count
-        made[i] = np.uint8(min(max(value, np.float32(0)), np.float32(1)) * np.float32(255))
+        result[i] = np.uint8(min(max(value, np.float32(0)), np.float32(1)) * np.float32(255))
     return out
 
 
 @_compiled
-def mixed(x, over, own, other):
-    """Grey levels of own * x + other * over, uint8 both, the second's channels turned round."""
+def mixed(x, over, weight, over_weight):
+    """Grey levels of weight * x + over_weight * over, both uint8, with the channels of `over` reversed."""
     out = np.empty(x.shape, np.uint8)
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
             for c in range(3):
-                value = own * x[i, j, c] + other * over[i, j, 2 - c]
+                value = weight * x[i, j, c] + over_weight * over[i, j, 2 - c]
                 out[i, j, c] = np.uint8(min(max(value, 0.0), 255.0))
     return out
 
 
 @_compiled
 def snowed(x, layer, keep):
-    """Grey levels of a whitened image under two layers of snow, one turned by half.
+    """Grey levels of a whitened image under two layers of snow, one of them rotated by 180 degrees.
 
     Args:
-        x: (H, W, 4) float32, the fourth channel the grey image.
+        x: (H, W, 4) float32; the fourth channel is the grey image.
         layer: (H, W) uint8.
+        keep: weight of the image against its whitened version.
     """
     height, width = layer.shape
     out = np.empty((height, width, 3), np.uint8)
@@ -207,7 +211,7 @@ def snowed(x, layer, keep):
 
 @_compiled
 def coloured(x, gain, offset, lift):
-    """Grey levels of an image whose saturation is scaled and offset, or whose value is lifted; by way of HSV."""
+    """Grey levels of an image with its HSV saturation scaled and offset and its HSV value raised."""
     out = np.empty(x.shape, np.uint8)
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
@@ -250,7 +254,7 @@ def coloured(x, gain, offset, lift):
 
 @_compiled
 def warped(x, down, right):
-    """Grey levels of `x` (H, W, 3) float32 read at each pixel's place moved by `down` and `right`, mirrored outside."""
+    """Grey levels of `x` (H, W, 3) float32 sampled at positions displaced by `down` and `right`, mirrored outside."""
     height, width, channels = x.shape
     out = np.empty((height, width, channels), np.uint8)
     for i in range(height):

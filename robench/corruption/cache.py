@@ -1,8 +1,8 @@
-"""Corrupted images kept on disk, for the next defense: a file a chunk of images, checked when it is read.
+"""An on-disk cache of corrupted images for use by further defenses, with one verified file for each chunk of images.
 
-A file is found by what decides its pixels and begins with the sha256 of its content and of that key, so that one that
-was cut off, damaged, exchanged with another or written by another version is made again and never believed. The oldest
-go when the limit is reached.
+The key of a file covers everything that determines its pixels. A file begins with the sha256 of its content and key, so
+a file that is truncated, damaged, swapped or from another version is not used and is computed again. The oldest files
+are removed when the limit is reached.
 """
 
 import os
@@ -23,37 +23,39 @@ LIMIT = "ROBENCH_CACHE_LIMIT"
 _DEFAULT = "8G"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SUFFIX, _SIZE, _LOCK = ".chunk", ".size", ".lock"
-# The disk is left so many bytes whatever the limit says, and a file that nobody finished is swept after an hour.
+# Bytes left free on the disk regardless of the limit, and seconds after which unfinished files are removed.
 _SPARE, _STALE = 2**30, 3600.0
 
 
 def default_folder() -> Path:
-    """Where corrupted images are kept: the folder "corruptions" of the cache."""
+    """The folder of corrupted images inside the cache."""
     return cache_folder("corruptions")
 
 
 def default_limit() -> int:
-    """How many bytes may be kept: the variable ROBENCH_CACHE_LIMIT, such as 500M or 20G, or 8G; 0 keeps none.
+    """The size limit in bytes, from the environment variable ROBENCH_CACHE_LIMIT, such as 500M or 20G.
+
+    The default is 8G; 0 disables the cache.
 
     Raises:
-        UsageError: when the variable is no size.
+        UsageError: if the variable is not a size.
     """
-    said = os.environ.get(LIMIT) or _DEFAULT
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", said.strip(), re.IGNORECASE)
+    text = os.environ.get(LIMIT) or _DEFAULT
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
-        raise UsageError(f"{LIMIT}={said}: expected a size such as 500M or 20G, or 0 for no cache")
+        raise UsageError(f"{LIMIT}={text}: expected a size such as 500M or 20G, or 0 for no cache")
     return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of chunks.
+    """A folder of cached chunks.
 
     Attributes:
-        folder: made when the first is kept.
-        limit: bytes that the files may take together.
-        since: what was used after this moment is never pushed out: a set larger than the limit would else push out
-            its own beginning, and nothing would ever be found.
+        folder: created with the first chunk.
+        limit: maximum total size in bytes.
+        since: files used after this time are never removed. Otherwise a set larger than the limit would evict its own
+            first chunks, and the cache would never hit.
     """
 
     folder: Path = field(default_factory=default_folder)
@@ -61,7 +63,7 @@ class Cache:
     since: float = field(default_factory=time.time)
 
     def get(self, key: str) -> bytes | None:
-        """What was kept under `key`, or None; a damaged file is removed."""
+        """The content stored under `key`, or None; a damaged file is removed."""
         path = self._path(key)
         try:
             content = read_sealed(path, key)
@@ -75,7 +77,7 @@ class Cache:
         return content
 
     def put(self, key: str, content: bytes) -> bool:
-        """Keep `content`, pushing out the oldest; False where there is no room for it, or the disk refuses."""
+        """Store `content` and remove the oldest files if needed; False if it does not fit or cannot be written."""
         path, content = self._path(key), seal(content, key)
         size = len(content)
         if size > self.limit:
@@ -96,37 +98,37 @@ class Cache:
                 Path(waiting).replace(path)
                 self._note(total + size - before)
         except OSError:
-            # A cache is a convenience: the images are there all the same.
+            # The cache is optional: the caller still has the images.
             return False
         return True
 
     def usage(self) -> tuple[int, int]:
-        """How many files there are, and how many bytes they take."""
+        """The number of files and their total size in bytes."""
         sizes = [entry.st_size for _, entry in self._files()]
         return len(sizes), sum(sizes)
 
     def clear(self) -> tuple[int, int]:
-        """Remove everything; how many files and bytes that was."""
+        """Remove all files; return their number and total size in bytes."""
         if not self.folder.is_dir():
             return 0, 0
         with self._locked():
-            found = self.usage()
+            usage = self.usage()
             for path, _ in self._files():
                 path.unlink(missing_ok=True)
             self._note(0)
-        return found
+        return usage
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{_SUFFIX}"
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self.folder.glob(f"*/*{_SUFFIX}"):
-            # Another process may remove it between the two looks.
+            # Another process may remove the file in between.
             with suppress(FileNotFoundError):
                 yield path, path.stat()
 
     def _total(self) -> int:
-        """Bytes of all files, as noted by whoever wrote last; counted where nobody did."""
+        """The total size in bytes as noted by the last writer; counted if there is no note."""
         try:
             return int((self.folder / _SIZE).read_text())
         except (OSError, ValueError):
@@ -136,14 +138,14 @@ class Cache:
         write_quickly(self.folder / _SIZE, str(total).encode())
 
     def _shrink(self, wanted: int) -> int:
-        """Remove the oldest until `wanted` bytes are left, and what was never finished; the bytes that are left."""
+        """Remove unfinished files, and the oldest until at most `wanted` bytes are left; return the bytes left."""
         for path in self.folder.glob("*.tmp"):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _STALE:
                     path.unlink()
-        found = sorted(self._files(), key=lambda item: item[1].st_mtime)
-        total = sum(entry.st_size for _, entry in found)
-        for path, entry in found:
+        files = sorted(self._files(), key=lambda item: item[1].st_mtime)
+        total = sum(entry.st_size for _, entry in files)
+        for path, entry in files:
             if total <= wanted or entry.st_mtime >= self.since:
                 break
             path.unlink(missing_ok=True)
@@ -152,7 +154,7 @@ class Cache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Held by one process at a time, and freed by the system when its holder dies."""
+        """Hold a lock that the system releases if the process dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = open_lock(self.folder / _LOCK)
         try:

@@ -1,10 +1,10 @@
-"""One image corrupted, decided by seed, corruption, severity and sample alone.
+"""Corruption of single images, determined by seed, corruption, severity and sample.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-arXiv 1903.12261. What the library `imagecorruptions-imaug` does slowly is done here faster, to within one grey level
-(`robench.corruption.quick`); its motion blur, snow, frost and fog differ in detail from the code that made the
-published ImageNet-C. It draws from NumPy's global generator, and two corruptions from ones of their own; all are
-seeded here by image, so that neither the order of work nor the number of workers changes a pixel.
+arXiv 1903.12261. Slow corruptions of the library `imagecorruptions-imaug` are computed faster here, to within one grey
+level (`robench.corruption.quick`). Its motion blur, snow, frost and fog differ in detail from the code that made the
+published ImageNet-C. It draws from NumPy's global generator, and for two corruptions from separate ones. All of
+them are seeded for each image, so that results do not depend on the order of work or the number of workers.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ from robench.core.errors import ResourceError
 from robench.corruption.names import COMMON, VALIDATION, check_corruption
 
 PACKAGE = "imagecorruptions-imaug"
-# The library refuses less, either way.
+# Minimum height and width that the library accepts.
 SMALLEST = 32
-# What ImageNet-C's own images were written with (make_imagenet_c.py of hendrycks/robustness).
+# The settings with which ImageNet-C was written (make_imagenet_c.py of hendrycks/robustness).
 JPEG = {"quality": 85, "optimize": True}
 
-# Asked for every image; found by reading files.
+# Cached, because it is called for every image and reads files.
 _version = cache(version)
 
 
 def library() -> str:
-    """Name and version of what makes the corruptions, such as "imagecorruptions-imaug 1.1.5".
+    """Name and version of the library of corruptions, such as "imagecorruptions-imaug 1.1.5".
 
     Raises:
-        ResourceError: when it is not installed.
+        ResourceError: if it is not installed.
     """
     try:
         return f"{PACKAGE} {_version(PACKAGE)}"
@@ -45,72 +45,73 @@ def library() -> str:
 
 
 def maker(code: Path = Path(__file__).parent) -> str:
-    """What decides a corrupted image beside image, corruption, severity and seed: the text of this package (in the
-    folder `code`), the library, and the packages that the library computes with.
+    """A description of the code that determines corrupted images: the source of this package (in the folder `code`),
+    and the versions of the library and of the packages it uses.
 
     Raises:
-        ResourceError: when the library is not installed.
+        ResourceError: if the library is not installed.
     """
-    said = [library()]
-    for needed in sorted(Requirement(each).name for each in requires(PACKAGE) or ()):
-        # One of them may be here by another name, as OpenCV's are.
+    parts = [library()]
+    for needed in sorted(Requirement(line).name for line in requires(PACKAGE) or ()):
+        # A package may be installed under another name, as with OpenCV.
         with contextlib.suppress(PackageNotFoundError):
-            said.append(f"{needed} {version(needed)}")
+            parts.append(f"{needed} {version(needed)}")
     texts = b"".join(path.read_bytes() for path in sorted(code.glob("*.py")))
-    return "\x1f".join((*said, hashlib.sha256(texts).hexdigest()))
+    return "\x1f".join((*parts, hashlib.sha256(texts).hexdigest()))
 
 
 def enlargement(height: int, width: int) -> int:
-    """How many times an image is enlarged for the library to take it: 1 from 32 px on, 2 for 16 px."""
+    """The factor by which an image is enlarged for the library: 1 from 32 px on, 2 for 16 px."""
     return -(-SMALLEST // min(height, width))
 
 
 def corrupt(
     image: np.ndarray, corruption: str, severity: int, sample: int, seed: int = 0, jpeg: bool = False
 ) -> np.ndarray:
-    """One image corrupted.
+    """Corrupt one image.
 
-    An image of less than 32 px is corrupted with each pixel repeated, and the mean over each repeated pixel is given
-    back: so its noise is weaker and its blur narrower than at a size of its own.
+    An image below 32 px is enlarged by repeating pixels, corrupted, and averaged back to its size. Its noise is
+    therefore weaker and its blur narrower.
 
     Args:
         image: (H, W, 3) uint8.
         corruption: one of COMMON or VALIDATION.
         severity: 1 to 5.
         sample: id of the image in its data set.
-        jpeg: give what is left after writing it as a JPEG of ImageNet-C's quality.
+        seed: seed of the corruption.
+        jpeg: whether to compress and decode the result as a JPEG with the quality of ImageNet-C.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
         UsageError: for another corruption or severity.
-        ResourceError: when the library is not installed.
+        ResourceError: if the library is not installed.
     """
     check_corruption(corruption, severity, COMMON + VALIDATION)
     library()
     times = enlargement(*image.shape[:2])
     large = image.repeat(times, 0).repeat(times, 1) if times > 1 else image
-    # The library draws from NumPy's old generator, so that one is set, and set back.
+    # The library draws from NumPy's legacy global generator, whose state is restored afterwards.
     before = np.random.get_state()  # noqa: NPY002
     try:
-        own = _seed(seed, corruption, severity, sample)
-        np.random.seed(own)  # noqa: NPY002
-        # The library prints here and there, and `--json` keeps stdout for itself.
+        image_seed = _seed(seed, corruption, severity, sample)
+        np.random.seed(image_seed)  # noqa: NPY002
+        # The library may print, and stdout is reserved for `--json`.
         with contextlib.redirect_stdout(sys.stderr):
-            made = apply(large, corruption, severity, own)
+            result = apply(large, corruption, severity, image_seed)
     finally:
         np.random.set_state(before)  # noqa: NPY002
     if times > 1:
         height, width = image.shape[:2]
-        blocks = made.reshape(height, times, width, times, 3)
-        made = np.rint(blocks.mean((1, 3))).astype(np.uint8)
-    return decode_jpeg(to_jpeg(made)) if jpeg else made
+        blocks = result.reshape(height, times, width, times, 3)
+        result = np.rint(blocks.mean((1, 3))).astype(np.uint8)
+    return decode_jpeg(to_jpeg(result)) if jpeg else result
 
 
 def apply(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.ndarray:
-    """What `corrupt` does when NumPy's global generator is seeded: (H, W, 3) uint8 of 32 px or more, to the same."""
-    # Imported late: compiled loops and OpenCV take a second, and only corruptions need them.
+    """Corrupt an image (H, W, 3) uint8 of at least 32 px, with NumPy's global generator already seeded."""
+    # Imported late: compiled loops and OpenCV take a second to import, and only corruptions need them.
     from imagecorruptions import corrupt as library_corrupt
 
     from robench.corruption import quick
@@ -119,19 +120,19 @@ def apply(image: np.ndarray, corruption: str, severity: int, seed: int) -> np.nd
         return quick.glass_blur(image, severity, seed)
     if corruption in quick.QUICK:
         return quick.QUICK[corruption](image, severity)
-    # This one, as glass blur, takes a seed of its own and ignores NumPy's global generator.
-    given = {"seed": seed} if corruption == "impulse_noise" else {}
+    # Like glass blur, it takes a seed and ignores NumPy's global generator.
+    options = {"seed": seed} if corruption == "impulse_noise" else {}
     try:
         with np.errstate(invalid="raise"):
-            return library_corrupt(image, severity=severity, corruption_name=corruption, **given)
+            return library_corrupt(image, severity=severity, corruption_name=corruption, **options)
     except FloatingPointError:
-        # Spatter that hits nothing, as it may in a small image: the library divides by zero, and what comes of it
-        # hangs on the processor. Nothing happens to the image.
+        # Spatter without any drops, as may happen on small images: the library divides by zero, with a result that
+        # depends on the processor. The image is left unchanged.
         return image.copy()
 
 
 def to_jpeg(image: np.ndarray) -> bytes:
-    """An image (H, W, 3) uint8 as a JPEG file of ImageNet-C's quality."""
+    """Encode an image (H, W, 3) uint8 as a JPEG file with the quality of ImageNet-C."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", **JPEG)
     return file.getvalue()

@@ -1,8 +1,8 @@
-"""What ImageNet-C's corruptions are called."""
+"""Names of the corruptions of ImageNet-C."""
 
 from robench.core.errors import UsageError, unknown_name
 
-# In the paper's order: the fifteen of its benchmark, then four for validation.
+# In the order of the paper: fifteen for the benchmark, then four for validation.
 COMMON = (
     "gaussian_noise",
     "shot_noise",
@@ -25,10 +25,10 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def check_corruption(corruption: str, severity: int, known: tuple[str, ...]) -> None:
-    """Refuse a corruption that is not among `known`, and a severity that is not 1 .. 5.
+    """Check the name of a corruption and its severity.
 
     Raises:
-        UsageError: with the nearest names.
+        UsageError: for a name that is not in `known`, with the closest names, or a severity other than 1 .. 5.
     """
     if corruption not in known:
         raise unknown_name("corruption", str(corruption), known)

@@ -1,9 +1,9 @@
-"""The slow corruptions of the library, faster: the same random numbers, the same grey levels to within one.
+"""Faster versions of slow corruptions of the library, with equal random numbers and grey levels equal to within one.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-arXiv 1903.12261, gives the corruptions and their five severities. `tests/corruption/test_quick.py` holds each to
-`imagecorruptions-imaug`, whose numbers of severity stand here. Of what the library draws nothing changes: noise comes
-from NumPy's global generator, in its order.
+arXiv 1903.12261, defines the corruptions and their five severities. `tests/corruption/test_quick.py` compares each with
+`imagecorruptions-imaug`, which the parameters of the severities are taken from. Random numbers are drawn from NumPy's
+global generator in the same order as in the library.
 """
 
 import importlib.resources
@@ -17,7 +17,7 @@ import numpy as np
 
 from robench.corruption import _loops
 
-# (H, W, 3) uint8 and a severity of 1 to 5 to (H, W, 3) uint8.
+# A function of an image (H, W, 3) uint8 and a severity 1 to 5 to an image (H, W, 3) uint8.
 Corruption = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -39,7 +39,7 @@ def shot_noise(x: np.ndarray, severity: int) -> np.ndarray:
 def glass_blur(x: np.ndarray, severity: int, seed: int) -> np.ndarray:
     sigma, reach, rounds = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[severity - 1]
     weights = _gaussian(sigma, 4.0)
-    # The library cuts off here, without a clip: a blurred image stays in its range.
+    # Truncated without clipping, as in the library: blurring keeps the range.
     softened = (_loops.blur(x / 255.0, weights, weights, False) * 255).astype(np.uint8)
     _loops.shuffle(softened, reach, rounds, seed)
     return _levels(_loops.blur(softened / 255.0, weights, weights, False))
@@ -84,12 +84,12 @@ def snow(x: np.ndarray, severity: int) -> np.ndarray:
 
 
 def frost(x: np.ndarray, severity: int) -> np.ndarray:
-    own, other = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
+    weight, ice_weight = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
     height, width = x.shape[:2]
     ice = _ice(int(np.random.randint(6)), height, width)  # noqa: NPY002
     top = np.random.randint(0, ice.shape[0] - height)  # noqa: NPY002
     left = np.random.randint(0, ice.shape[1] - width)  # noqa: NPY002
-    return _loops.mixed(x, ice[top : top + height, left : left + width], float(own), other)
+    return _loops.mixed(x, ice[top : top + height, left : left + width], float(weight), ice_weight)
 
 
 def brightness(x: np.ndarray, severity: int) -> np.ndarray:
@@ -104,8 +104,8 @@ def saturate(x: np.ndarray, severity: int) -> np.ndarray:
 def contrast(x: np.ndarray, severity: int) -> np.ndarray:
     scale = (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1]
     mean = np.mean(x / 255.0, axis=(0, 1))
-    every = np.arange(256)[:, None] / 255.0
-    return _loops.looked_up(x, _levels((every - mean) * scale + mean))
+    levels = np.arange(256)[:, None] / 255.0
+    return _loops.looked_up(x, _levels((levels - mean) * scale + mean))
 
 
 def elastic_transform(x: np.ndarray, severity: int) -> np.ndarray:
@@ -113,17 +113,17 @@ def elastic_transform(x: np.ndarray, severity: int) -> np.ndarray:
     height, width = x.shape[:2]
     along, across, most = _gaussian(height * 0.01, 3.0), _gaussian(width * 0.01, 3.0), height * 0.005
 
-    def moved() -> np.ndarray:
-        drawn = np.random.uniform(-most, most, size=(height, width, 1))  # noqa: NPY002
-        return (_loops.blur(drawn, along, across, True)[..., 0] * alpha).astype(np.float32)
+    def displacement() -> np.ndarray:
+        noise = np.random.uniform(-most, most, size=(height, width, 1))  # noqa: NPY002
+        return (_loops.blur(noise, along, across, True)[..., 0] * alpha).astype(np.float32)
 
-    right, down = moved(), moved()
+    right, down = displacement(), displacement()
     return _loops.warped(x.astype(np.float32) / np.float32(255), down, right)
 
 
 QUICK: dict[str, Corruption] = {
-    each.__name__: each
-    for each in (
+    function.__name__: function
+    for function in (
         gaussian_noise,
         shot_noise,
         motion_blur,
@@ -146,7 +146,7 @@ def _levels(x: np.ndarray) -> np.ndarray:
 
 @cache
 def _gaussian(sigma: float, truncate: float) -> np.ndarray:
-    """Weights of a Gaussian filter, the middle one first."""
+    """Weights of a Gaussian filter from the centre outwards."""
     radius = int(truncate * sigma + 0.5)
     exponents = -0.5 / (sigma * sigma) * np.arange(radius + 1) ** 2
     weights = _exponential(exponents)
@@ -154,15 +154,15 @@ def _gaussian(sigma: float, truncate: float) -> np.ndarray:
 
 
 def _exponential(exponents: np.ndarray) -> np.ndarray:
-    """e to each exponent, correctly rounded.
+    """The exponential function, correctly rounded.
 
-    NumPy's last bit depends on the processor, and where colours are flat it decides a grey level.
+    The last bit of NumPy's result depends on the processor, and decides the grey level where colours are uniform.
     """
     return np.array([float(Decimal(float(exponent)).exp()) for exponent in exponents])
 
 
 def _streak(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """`x` (H, W[, C]) smeared along a line of 2 * radius + 1 pixels, the weights falling off as half a Gaussian."""
+    """Blur `x` (H, W[, C]) along a line of 2 * radius + 1 pixels with the weights of half a Gaussian."""
     x = x.reshape(*x.shape[:2], -1)
     width = 2 * radius + 1
     weights = _exponential(-(np.arange(width) ** 2) / (2 * sigma**2)) / (np.sqrt(2 * np.pi) * sigma)
@@ -172,7 +172,7 @@ def _streak(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarra
     moves = []
     for i in range(width):
         down, right = (-math.ceil(i * part / length - 0.5) for part in along)
-        # Farther than the image is large: the library stops here, with weights that no longer sum to one.
+        # Beyond the size of the image: the library stops here, although the weights no longer sum to one.
         if abs(down) >= x.shape[0] or abs(right) >= x.shape[1]:
             break
         moves.append((down, right))
@@ -181,7 +181,7 @@ def _streak(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarra
 
 
 def _zoom(x: np.ndarray, factor: float, onto: np.ndarray | None = None) -> np.ndarray:
-    """The middle of `x` (H, W, C) enlarged by `factor`: added to the corner of `onto`, or by itself, whole."""
+    """Enlarge the centre of `x` (H, W, C) by `factor` and add it to the top left of `onto`, or return it if None."""
     starts, sizes, wholes = [], [], []
     for side in x.shape[:2]:
         size = math.ceil(side / factor)
@@ -199,17 +199,17 @@ def _zoom(x: np.ndarray, factor: float, onto: np.ndarray | None = None) -> np.nd
 
 @lru_cache(256)
 def _places(size: int, whole: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the first `wanted` of `whole` pixels lie among `size`: the lower neighbour and the other's weight."""
+    """Positions of the first `wanted` of `whole` pixels among `size`: lower neighbours, and weights of upper ones."""
     place = np.arange(wanted) * ((size - 1) / (whole - 1) if whole > 1 else 1.0)
     lower = np.floor(place).astype(np.int64)
-    # Rounding can push the last pixel beyond the border, and SciPy then takes it for empty.
+    # Rounding can move the last pixel beyond the border, where SciPy uses zero.
     lower[place > size - 1] = -1
     return lower, place - np.floor(place)
 
 
 @lru_cache(12)
 def _ice(number: int, height: int, width: int) -> np.ndarray:
-    """One of the library's pictures of frost, large enough to cut (height, width) out of it, BGR uint8."""
+    """One of the frost images of the library, large enough for a crop of (height, width), BGR uint8."""
     name = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg", "frost6.jpg")[number]
     content = (importlib.resources.files("imagecorruptions") / "frost" / name).read_bytes()
     picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)

@@ -17,8 +17,8 @@ class Corruption:
 
     Attributes:
         name: one of COMMON or VALIDATION.
-        severities: of 1 to 5, in rising order.
-        jpeg: whether the images go through a JPEG file, as ImageNet-C's did, or stay in memory.
+        severities: severities in 1 to 5, in ascending order.
+        jpeg: whether the images pass through a JPEG file, as in ImageNet-C.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Corruption:
     def __post_init__(self) -> None:
         if not isinstance(self.severities, list | tuple) or not self.severities:
             raise UsageError(f"{SPEC} has severities={self.severities!r}: expected a list of some of 1 to 5")
-        given = tuple(self.severities)
-        for severity in given:
+        severities = tuple(self.severities)
+        for severity in severities:
             check_corruption(self.name, severity, COMMON + VALIDATION)
         if not isinstance(self.jpeg, bool):
             raise UsageError(f"{SPEC} has jpeg={self.jpeg!r}: expected True or False")
-        object.__setattr__(self, "severities", tuple(sorted(set(given))))
+        object.__setattr__(self, "severities", tuple(sorted(set(severities))))
 
     def __str__(self) -> str:
         return str(self.spec)
@@ -41,10 +41,10 @@ class Corruption:
     @property
     def spec(self) -> specs.Spec:
         """The canonical spec."""
-        given = {"name": self.name, "jpeg": self.jpeg}
+        arguments = {"name": self.name, "jpeg": self.jpeg}
         if self.severities != SEVERITIES:
-            given["severities"] = list(self.severities)
-        return specs.canonical(specs.Spec(SPEC, given), Corruption)
+            arguments["severities"] = list(self.severities)
+        return specs.canonical(specs.Spec(SPEC, arguments), Corruption)
 
 
 @dataclass(frozen=True)
@@ -57,29 +57,35 @@ class Cell:
 
 
 def corruptions(attacks: Sequence[str | specs.Spec]) -> list[Corruption]:
-    """The corruptions of a suite's specs; none when they are attacks.
+    """The corruptions in the specs of a suite; empty if they are attacks.
 
     Raises:
-        UsageError: when both are mixed, a corruption stands there twice, or one is malformed.
+        UsageError: if attacks and corruptions are mixed, a corruption is repeated, or a spec is malformed.
     """
     parsed = [specs.parse(text) for text in attacks]
     if not any(spec.name == SPEC for spec in parsed):
         return []
     if strange := [spec.name for spec in parsed if spec.name != SPEC]:
-        raise UsageError(f"{strange[0]} is an attack and cannot stand beside corruptions: run them apart")
-    found = [specs.build(spec, Corruption) for spec in parsed]
-    names = [each.name for each in found]
+        raise UsageError(
+            f"{strange[0]} is an attack and cannot be mixed with corruptions: run them separately"
+        )
+    suite = [specs.build(spec, Corruption) for spec in parsed]
+    names = [corruption.name for corruption in suite]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"{twice} stands there twice: name its severities in one spec")
-    if len({each.jpeg for each in found}) > 1:
-        raise UsageError("some corruptions go through JPEG files and others do not: run them apart")
-    return found
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{repeated} is repeated: list its severities in one spec")
+    if len({corruption.jpeg for corruption in suite}) > 1:
+        raise UsageError("some corruptions use JPEG files and others do not: run them separately")
+    return suite
 
 
 def cells(suite: Sequence[Corruption]) -> list[Cell]:
     """Every corruption at each of its severities, in order."""
-    return [Cell(each.name, severity, each.jpeg) for each in suite for severity in each.severities]
+    return [
+        Cell(corruption.name, severity, corruption.jpeg)
+        for corruption in suite
+        for severity in corruption.severities
+    ]
 
 
 __getattr__ = old_names(__name__)

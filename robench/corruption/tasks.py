@@ -1,4 +1,4 @@
-"""The work of corrupting images, shared between processes; how many changes no pixel."""
+"""Corrupting images in parallel processes; results do not depend on their number."""
 
 import hashlib
 import io
@@ -13,20 +13,21 @@ from robench.corruption.cache import Cache
 from robench.corruption.make import JPEG, corrupt, decode_jpeg, library, maker, to_jpeg
 from robench.corruption.workers import Workers
 
-# Asked for every chunk; found by reading files.
+# Cached, because it is called for every chunk and reads files.
 _maker = cache(maker)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Some images under one corruption.
+    """A chunk of images to corrupt.
 
     Attributes:
         pixels: (N, H, W, 3) uint8.
-        ids: of the images, N of them.
-        jpeg: whether they go through a JPEG file.
-        digest: of `pixels` and `ids`, see `digest_of`.
-        cache: where the result is looked for and kept; None to make it anew.
+        ids: ids of the N images.
+        corruption, severity, seed: see `robench.corruption.make.corrupt`.
+        jpeg: whether the images pass through a JPEG file.
+        digest: digest of `pixels` and `ids`, see `digest_of`.
+        cache: cache of results; None for no cache.
     """
 
     pixels: np.ndarray
@@ -39,24 +40,24 @@ class Task:
     cache: Cache | None = None
 
     def run(self) -> "Made":
-        """The images corrupted."""
-        return Made.of(decode_jpeg(each) if isinstance(each, bytes) else each for each in self._images())
+        """Corrupt the images."""
+        return Made.of(decode_jpeg(image) if isinstance(image, bytes) else image for image in self._images())
 
     def files(self) -> list[bytes]:
-        """The images as JPEG files; `jpeg` must be set."""
-        return [each if isinstance(each, bytes) else to_jpeg(each) for each in self._images()]
+        """Corrupt the images and return JPEG files; `jpeg` must be set."""
+        return [image if isinstance(image, bytes) else to_jpeg(image) for image in self._images()]
 
     def _images(self) -> Sequence[bytes | np.ndarray]:
-        kept = self.cache.get(self._key()) if self.cache else None
-        if kept is not None:
-            return _decode(kept, self.jpeg)
-        made: list[bytes | np.ndarray] = []
+        cached = self.cache.get(self._key()) if self.cache else None
+        if cached is not None:
+            return _decode(cached, self.jpeg)
+        images: list[bytes | np.ndarray] = []
         for image, sample in zip(self.pixels, self.ids, strict=True):
             plain = corrupt(image, self.corruption, self.severity, sample, self.seed)
-            made.append(to_jpeg(plain) if self.jpeg else plain)
+            images.append(to_jpeg(plain) if self.jpeg else plain)
         if self.cache:
-            self.cache.put(self._key(), _encode(made))
-        return made
+            self.cache.put(self._key(), _encode(images))
+        return images
 
     def _key(self) -> str:
         decisive = (_maker(), self.digest, self.corruption, self.severity, self.seed)
@@ -77,20 +78,20 @@ class Made:
 
 
 def digest_of(pixels: np.ndarray, ids: Sequence[int]) -> str:
-    """sha256 over images (N, H, W, 3) uint8 and their ids: what a cache knows them by."""
+    """sha256 over images (N, H, W, 3) uint8 and their ids, which identifies them in the cache."""
     return _hash(np.array([*pixels.shape, *ids], dtype=np.int64).tobytes() + pixels.tobytes())
 
 
 def in_order(tasks: Iterable[Task], workers: int = 1, files: bool = False) -> Iterator:
-    """What the tasks make, in their order: `Made`, or JPEG files.
+    """Yield the results of tasks in order: `Made`, or lists of JPEG files.
 
     Args:
-        tasks: taken as they are needed, a few ahead.
-        workers: processes; 1 for this one alone.
-        files: ask for JPEG files.
+        tasks: the tasks, consumed a few ahead.
+        workers: number of processes, 1 for the current one.
+        files: whether to return JPEG files.
 
     Raises:
-        ResourceError: when a process dies, or the library is not installed.
+        ResourceError: if a process dies, or the library is not installed.
     """
     method = "files" if files else "run"
     if workers <= 1:
@@ -98,11 +99,11 @@ def in_order(tasks: Iterable[Task], workers: int = 1, files: bool = False) -> It
             yield getattr(task, method)()
         return
     library()
-    with Workers(workers) as crew:
+    with Workers(workers) as pool:
         waiting: deque = deque()
         for task in tasks:
-            waiting.append(crew.submit(task, method))
-            # Enough that nobody waits, few enough that memory stays bounded.
+            waiting.append(pool.submit(task, method))
+            # Enough to keep all processes busy, few enough to bound memory.
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -110,11 +111,11 @@ def in_order(tasks: Iterable[Task], workers: int = 1, files: bool = False) -> It
 
 
 def _encode(images: Sequence[bytes | np.ndarray]) -> bytes:
-    """One block: JPEG files behind each other with their lengths before them, or an array."""
+    """Serialise images: the lengths of JPEG files followed by the files, or one array."""
     file = io.BytesIO()
-    files = [each for each in images if isinstance(each, bytes)]
+    files = [image for image in images if isinstance(image, bytes)]
     if files:
-        np.save(file, np.array([len(each) for each in files], dtype=np.int64))
+        np.save(file, np.array([len(image) for image in files], dtype=np.int64))
         file.write(b"".join(files))
     else:
         np.save(file, np.stack(images))

@@ -5,7 +5,7 @@ import inspect
 from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.core.trust import admit
-from robench.data import (  # noqa: F401 - they register themselves
+from robench.data import (  # noqa: F401 - imported to register them
     arrays,
     cifar10,
     cifar100,
@@ -23,12 +23,12 @@ from robench.data._base import Images, facts_of
 
 __all__ = ["Images", "load_dataset", "needs_files"]
 
-# What a spec does not say, because `load_dataset` does.
+# Arguments of `load_dataset`, which a spec may not set.
 _OURS = ("split", "data_dir", "samples", "path")
 
 
 def needs_files(name: str) -> bool:
-    """Whether a data set's images lie in files that a user has to have; so too for a name that is not registered."""
+    """Whether a data set needs files on disk; True for a name that is not registered."""
     base = specs.parse(name).name.partition(":")[0]
     return base not in registry.datasets or facts_of(registry.datasets.get(base)).needs_files
 
@@ -36,21 +36,22 @@ def needs_files(name: str) -> bool:
 def load_dataset(
     name: str | specs.Spec, split: str = "test", samples: int | None = None, data_dir: str | None = None
 ) -> Images:
-    """The first `samples` images of a data set's split, in canonical order; all of them for None.
+    """Load the first `samples` images of a split, in canonical order.
 
     Args:
-        name: a registered data set, perhaps with arguments: `cifar10-c(corruption="fog", severity=3)`, or with a
-            path: `folder:my images`. `robench list datasets` shows them.
+        name: a registered data set, with optional arguments as in `cifar10-c(corruption="fog", severity=3)` or a path
+            as in `folder:my images`. `robench list datasets` shows them.
         split: "train" or "test".
-        data_dir: where the files lie, for a data set that has files.
+        samples: number of images; None for all.
+        data_dir: folder of the files, for a data set that has files.
 
     Raises:
-        UsageError: for an unknown name, argument or split, or more images than there are.
+        UsageError: for an unknown name, argument or split, or more images than available.
         Untrusted: for a path that was read from a file.
-        ResourceError: when the files are missing, damaged or unreadable.
+        ResourceError: if the files are missing, damaged or unreadable.
     """
     if samples is not None and samples < 1:
-        raise UsageError(f"{samples} images of {name} were asked for: expected at least 1")
+        raise UsageError(f"{samples} images of {name} requested: expected at least 1")
     spec = specs.parse(name)
     if ":" in spec.name:
         admit(spec.name, "is a path of files here")
@@ -59,18 +60,18 @@ def load_dataset(
     known = specs.defaults(builder)
     for key in spec.arguments:
         if key in _OURS:
-            raise UsageError(f"{name}: {key} is no argument of a data set's name: leave it out")
+            raise UsageError(f"{name}: {key} is not an argument of a data set: leave it out")
     if bool(path) != (known.get("path") is inspect.Parameter.empty):
         raise UsageError(f"{base} needs a path: write {base}:PATH" if not path else f"{base} takes no path")
-    given = {"split": split, "data_dir": data_dir, **spec.arguments}
-    given |= {"samples": samples} if "samples" in known else {}
-    given |= {"path": path} if path else {}
-    specs.canonical(specs.Spec(base, given), builder)
-    images: Images = builder(**given)
+    arguments = {"split": split, "data_dir": data_dir, **spec.arguments}
+    arguments |= {"samples": samples} if "samples" in known else {}
+    arguments |= {"path": path} if path else {}
+    specs.canonical(specs.Spec(base, arguments), builder)
+    images: Images = builder(**arguments)
     if samples is None:
         return images
     if samples > len(images):
         raise UsageError(
-            f"{samples} images of {name} were asked for: its {split} split has {len(images)}, ask for fewer"
+            f"{samples} images of {name} requested, but its {split} split has {len(images)}: request fewer"
         )
     return images.first(samples)

@@ -1,4 +1,4 @@
-"""What a data set gives: images in canonical order, with where they came from."""
+"""The type of loaded data sets: images in canonical order and their origin."""
 
 import hashlib
 import os
@@ -17,28 +17,28 @@ from robench.data._lazy_images import LazyImages, PixelFile
 from robench.data.class_subset import Subset
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
-# Images read at a time where all of them are gone through.
+# Number of images read at a time when iterating over all.
 _PART = 64
 
 
 def default_root() -> Path:
-    """Where data sets are looked for and put: the variable ROBENCH_DATA, or ~/.cache/robench."""
+    """The default folder of data sets: the environment variable ROBENCH_DATA, or ~/.cache/robench."""
     return Path(os.environ.get("ROBENCH_DATA") or home_cache())
 
 
 def data_root(data_dir: str | None) -> Path:
-    """The folder that `--data-dir` names, or the default one."""
+    """The folder given with `--data-dir`, or the default one."""
     return Path(data_dir).expanduser() if data_dir else default_root()
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What can be said of a data set without its files.
+    """Facts about a data set that are known without its files.
 
     Attributes:
-        layout: of its files below the data folder, or where they are from; `<...>` stands for what varies.
-        source: where a person gets them.
-        needs_files: False for a data set that is installed with a package.
+        layout: layout of its files below the data folder, or their origin; `<...>` marks variable parts.
+        source: where to download them.
+        needs_files: False for a data set that comes with an installed package.
     """
 
     layout: str
@@ -46,7 +46,7 @@ class Facts:
     needs_files: bool = True
 
     def of(self, **values: object) -> "Facts":
-        """The same where something varies no more: `of(corruption="fog")` for `<corruption>`."""
+        """Fill in variable parts of the layout: `of(corruption="fog")` replaces `<corruption>`."""
         layout = self.layout
         for name, value in values.items():
             layout = layout.replace(f"<{name}>", str(value))
@@ -54,7 +54,7 @@ class Facts:
 
 
 def described(facts: Facts) -> Callable[[Builder], Builder]:
-    """Decorator that says a builder's facts, for `robench list datasets`."""
+    """Decorator that attaches facts to a builder, for `robench list datasets`."""
 
     def decorate(builder: Builder) -> Builder:
         builder.__dict__["facts"] = facts
@@ -64,15 +64,15 @@ def described(facts: Facts) -> Callable[[Builder], Builder]:
 
 
 def facts_of(builder: Any) -> Facts:
-    """What `described` has said of a builder; empty where it has not."""
+    """The facts attached to a builder by `described`; empty if there are none."""
     return getattr(builder, "facts", Facts(""))
 
 
 def find(name: str, data_dir: str | None, places: tuple[str, ...], facts: Facts) -> Path:
-    """The first of `places`, files or folders below the data folder, that is there.
+    """The first existing one of `places`, files or folders below the data folder.
 
     Raises:
-        ResourceError: when none is, saying where data set `name` was looked for, and what is there.
+        ResourceError: if there is none, with the expected layout and the content of the folder.
     """
     root = data_root(data_dir)
     for place in places:
@@ -81,14 +81,14 @@ def find(name: str, data_dir: str | None, places: tuple[str, ...], facts: Facts)
     source = f"get it from {facts.source}, or " if facts.source else ""
     raise ResourceError(
         f"{name} is not under {root}: expected {facts.layout} there, found {_content(root)}; {source}give the folder "
-        "that holds it with --data-dir"
+        "that contains it with --data-dir"
     )
 
 
 def _content(folder: Path) -> str:
     """The first few names in a folder, for messages."""
     try:
-        names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         return f"nothing ({(error.strerror or str(error)).lower()})"
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
@@ -96,20 +96,20 @@ def _content(folder: Path) -> str:
 
 
 def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test")) -> None:
-    """Refuse a split that data set `name` does not have.
+    """Check that data set `name` has a split.
 
     Raises:
-        UsageError: naming those it has.
+        UsageError: if it does not, listing its splits.
     """
     if split not in known:
         raise UsageError(f'{name} has no split "{split}": expected {" or ".join(known)}')
 
 
 def check_channels(channels: int) -> None:
-    """Refuse a number of channels that images do not have.
+    """Check a number of channels.
 
     Raises:
-        UsageError: for anything but 3 and 1.
+        UsageError: for anything except 1 and 3.
     """
     if channels not in (3, 1) or isinstance(channels, bool):
         raise UsageError(f"channels={channels}: expected 3, or 1 for grey images")
@@ -117,17 +117,17 @@ def check_channels(channels: int) -> None:
 
 @dataclass(frozen=True)
 class Images:
-    """Some images of a data set.
+    """Images of a data set.
 
     Attributes:
-        name, split: where they come from.
-        x: (N, C, H, W) float32 in [0, 1]; of data sets of picture files a `LazyImages`, which is indexed as a tensor
-            and reads what is asked for: `x[:]` is all of it.
-        y: (N,) int64.
-        ids: index of each in the data set's canonical order, (N,) int64.
-        classes: the names of the classes, K of them.
-        among: which classes of a network that knows more than these K they are; None where a network has just
-            these classes.
+        name: canonical spec of the data set.
+        split: "train" or "test".
+        x: (N, C, H, W) float32 in [0, 1]. For data sets of image files a `LazyImages`, which is indexed like a tensor
+            and reads images on access; `x[:]` reads all of them.
+        y: labels, (N,) int64.
+        ids: index of each image in the canonical order of the data set, (N,) int64.
+        classes: names of the K classes.
+        among: position of these classes among those of a network that has more; None if a network has exactly these.
     """
 
     name: str
@@ -143,13 +143,13 @@ class Images:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the pixels, labels and ids used."""
+        """sha256 over pixels, labels and ids."""
         digest = hashlib.sha256()
         for tensor in chain(self.x.split(_PART), (self.y, self.ids)):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def first(self, n: int) -> "Images":
-        """The first `n` of them."""
+        """The first `n` images."""
         x = self.x.first(n) if isinstance(self.x, PixelFile) else self.x[:n]
         return replace(self, x=x, y=self.y[:n], ids=self.ids[:n])

@@ -1,4 +1,4 @@
-"""Picture files: which there are, and decoding them exactly as said."""
+"""Finding and decoding image files."""
 
 import io
 import os
@@ -21,45 +21,43 @@ CHUNK = 256
 _THREADS = 16
 _NAMED = 3
 Item = TypeVar("Item")
-_NOBODY: Any = object()
+_MISSING: Any = object()
 
 
 def list_classes(folder: Path, name: str) -> dict[str, list[Path]]:
-    """The pictures in each folder of `folder`, by the folder's name; both in the order of their names.
-
-    Hidden files are passed over.
+    """The image files in each subfolder of `folder`, sorted by name; hidden files are skipped.
 
     Raises:
-        ResourceError: when the folder cannot be read, holds no folders, or these hold anything but pictures.
+        ResourceError: if the folder cannot be read, has no subfolders, or these contain anything except images.
     """
-    found: dict[str, list[Path]] = {}
+    classes: dict[str, list[Path]] = {}
     strange: list[Path] = []
     try:
         for inner in sorted(_visible(folder)):
             if inner.is_dir():
                 files = sorted(_visible(inner))
                 strange += [file for file in files if file.suffix.lower() not in SUFFIXES]
-                found[inner.name] = files
+                classes[inner.name] = files
     except OSError as error:
         raise ResourceError(f"{error.filename}: {error.strerror}: {name} needs a readable folder") from error
-    strange += [folder / each for each, files in found.items() if not files]
+    strange += [folder / inner for inner, files in classes.items() if not files]
     if strange:
         raise ResourceError(
-            f"{len(strange)} of the files and folders of {name} are no pictures or empty: {named(strange)}; "
+            f"{len(strange)} of the files and folders of {name} are not images or are empty: {named(strange)}; "
             "move them away or restore them"
         )
-    if not found:
-        raise ResourceError(f"{folder} holds no folder of pictures: {name} has one a class")
-    return found
+    if not classes:
+        raise ResourceError(f"{folder} has no folders of images: {name} has one for each class")
+    return classes
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A picture file's content that lies in another file.
+    """The content of an image file that is embedded in another file.
 
     Attributes:
-        name: where, for messages.
-        content: None when there is none.
+        name: location, for messages.
+        content: bytes of the file; None if missing.
     """
 
     name: str
@@ -72,43 +70,44 @@ class Blob:
 def check_complete(
     found: dict[str, list[Path]], classes: Sequence[str], images: int, folder: Path, name: str, partial: bool
 ) -> None:
-    """Refuse a folder with strange classes, or fewer classes or pictures than a data set has.
+    """Check that a folder has exactly the classes and the number of images of a data set.
 
     Args:
-        found: see `list_classes`.
-        classes, images: what the data set has.
-        partial: pass over what is missing.
+        found: image files by class, see `list_classes`.
+        classes: classes of the data set.
+        images: number of images of the data set.
+        partial: accept missing classes and images.
 
     Raises:
-        ResourceError: with the number, and the names where they are known.
+        ResourceError: if it does not, with the number of missing images and the names of missing classes.
     """
-    if strangers := [folder / each for each in found if each not in classes]:
+    if unknown := [folder / synset for synset in found if synset not in classes]:
         raise ResourceError(
-            f"{len(strangers)} of {len(found)} folders of {name} are none of its {len(classes)} classes: "
-            + named(strangers)
+            f"{len(unknown)} of {len(found)} folders of {name} are none of its {len(classes)} classes: "
+            + named(unknown)
         )
-    lost = [folder / each for each in classes if each not in found]
+    lost = [folder / synset for synset in classes if synset not in found]
     count = sum(map(len, found.values()))
     if (lost or count < images) and not partial:
         which = f"; {len(lost)} classes are missing: {named(lost)}" if lost else ""
         raise ResourceError(
             f"{images - count} of the {images} images of {name} are missing{which}; restore them, or write "
-            "partial=True for those that are there"
+            "partial=True to use those available"
         )
 
 
 def severity_folder(folder: Path, severity: int, name: str) -> Path:
-    """The folder of a severity, 1 to 5, in a corruption's: the k-th of five that are named by numbers.
+    """The subfolder of a severity, 1 to 5: the k-th of five folders named by numbers.
 
-    ImageNet-C's are 1 .. 5, and those that ImageNet-C-bar's code writes are like 2.35.
+    ImageNet-C uses 1 .. 5; the code of ImageNet-C-bar writes numbers such as 2.35.
 
     Raises:
-        ResourceError: when there are not just five.
+        ResourceError: if there are not exactly five such folders.
     """
     inner: list[Path] = []
     try:
-        inner = [each for each in _visible(folder) if each.is_dir()]
-        by_number = {float(each.name): each for each in inner}
+        inner = [path for path in _visible(folder) if path.is_dir()]
+        by_number = {float(path.name): path for path in inner}
     except OSError as error:
         raise ResourceError(f"{folder}: {error.strerror}: {name} needs a readable folder") from error
     except ValueError:
@@ -116,7 +115,7 @@ def severity_folder(folder: Path, severity: int, name: str) -> Path:
     if (folder / str(severity)).is_dir() and by_number.keys() <= {1, 2, 3, 4, 5}:
         return folder / str(severity)
     if len(by_number) != 5:
-        there = ", ".join(sorted(each.name for each in inner)[:6]) or "none"
+        there = ", ".join(sorted(path.name for path in inner)[:6]) or "none"
         raise ResourceError(
             f"{folder} has no folder {severity}: {name} has 1, 2, 3, 4 and 5 there, found {there}"
         )
@@ -126,20 +125,22 @@ def severity_folder(folder: Path, severity: int, name: str) -> Path:
 def decode(
     pictures: Iterable[tuple[int, Path | Blob]], n: int, preprocessing: str, name: str, channels: int = 3
 ) -> PixelFile:
-    """Read pictures: three channels, or one of grey, preprocessed.
+    """Decode and preprocess images.
 
-    Several threads decode ahead (Pillow lets other threads work meanwhile); what comes out does not depend on how
-    many, nor does the memory that it takes depend on `n`.
+    Several threads decode ahead, because Pillow releases the interpreter lock. The result does not depend on their
+    number, and memory does not grow with `n`.
 
     Args:
-        pictures: row and source of each of `n` pictures, in whatever order they are best read.
+        pictures: row and source of each of `n` images, in the order in which they are read.
+        n: number of images.
         preprocessing: see `robench.data.preprocessing`.
-        name: of the data set, for messages.
+        name: name of the data set, for messages.
+        channels: 3, or 1 for grey images.
 
     Raises:
-        ResourceError: when some are missing, damaged or too small for the preprocessing, with their number and
-            the first names.
-        UsageError: when they come out in several sizes.
+        ResourceError: if images are missing, damaged or too small for the preprocessing, with their number and the
+            first names.
+        UsageError: if the preprocessed images differ in size.
     """
     how = parse(preprocessing)
     x: PixelFile | None = None
@@ -147,12 +148,12 @@ def decode(
     waiting = iter(pictures)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
         while chunk := list(islice(waiting, CHUNK)):
-            read = pool.map(lambda each: _read(each[1], how, channels), chunk)
-            for (row, source), found in zip(chunk, read, strict=True):
-                if isinstance(found, str):
-                    bad.append((source, found))
+            read = pool.map(lambda picture: _read(picture[1], how, channels), chunk)
+            for (row, source), result in zip(chunk, read, strict=True):
+                if isinstance(result, str):
+                    bad.append((source, result))
                     continue
-                size = found.shape[:2]
+                size = result.shape[:2]
                 if x is None:
                     x = PixelFile((n, channels, *size))
                 if size != x.shape[2:]:
@@ -161,9 +162,9 @@ def decode(
                         f"({Path(str(source)).name}): choose a preprocessing that makes them equal, such as "
                         + ", ".join(USUAL)
                     )
-                # A bad picture has been seen: the others are only looked at.
+                # After a bad image the others are only checked.
                 if not bad:
-                    x.write(row, found)
+                    x.write(row, result)
     if bad or x is None:
         raise ResourceError(
             f"{len(bad)} of {n} images of {name} cannot be used: {named([p for p, _ in bad])} "
@@ -173,25 +174,25 @@ def decode(
 
 
 def round_robin(groups: Iterable[Iterable[Item]]) -> list[Item]:
-    """The first of every group, then every second one, and so on: so the first few are of all groups."""
-    rounds = zip_longest(*groups, fillvalue=_NOBODY)
-    return [each for one in rounds for each in one if each is not _NOBODY]
+    """The first item of every group, then the second of every group, and so on."""
+    rounds = zip_longest(*groups, fillvalue=_MISSING)
+    return [item for items in rounds for item in items if item is not _MISSING]
 
 
 def labelled(found: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> list[tuple[int, Path]]:
-    """Label and path of each picture, the classes in turn; a label is the place in `classes`."""
-    labels = {each: k for k, each in enumerate(classes)}
-    return round_robin([(labels[each], file) for file in files] for each, files in found.items())
+    """Label and path of each image, alternating between classes; a label is the index in `classes`."""
+    labels = {name: k for k, name in enumerate(classes)}
+    return round_robin([(labels[name], file) for file in files] for name, files in found.items())
 
 
 def named(paths: Sequence[object]) -> str:
-    """The first few, and how many more."""
+    """Format the first few items and the number of others."""
     more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
     return ", ".join(map(str, paths[:_NAMED])) + more
 
 
 def _read(source: Path | Blob, how: Preprocessing, channels: int) -> np.ndarray | str:
-    """Pixels (H, W, C) uint8, or what is wrong."""
+    """Pixels (H, W, C) uint8, or a description of the problem."""
     if isinstance(source, Blob) and source.content is None:
         return "missing"
     try:
@@ -200,8 +201,8 @@ def _read(source: Path | Blob, how: Preprocessing, channels: int) -> np.ndarray 
     except FileNotFoundError:
         return "missing"
     except UnidentifiedImageError:
-        return "damaged: no picture"
-    # What Pillow raises at damaged files of the formats above.
+        return "damaged: not an image"
+    # Exceptions that Pillow raises for damaged files of these formats.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"damaged: {' '.join(str(error).split())[:120]}"
     if min(whole.size) < how.smallest:
@@ -210,7 +211,7 @@ def _read(source: Path | Blob, how: Preprocessing, channels: int) -> np.ndarray 
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [each for each in folder.iterdir() if not each.name.startswith(".")]
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _px(shape: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Images that are not held in memory: pixels in a scratch file, and images of which some are replaced."""
+"""Images that are not kept in memory: pixels in a temporary file, and images with some replaced."""
 
 import errno
 import math
@@ -15,15 +15,15 @@ from robench.core.errors import ResourceError
 from robench.core.memory import give_back
 from robench.core.row_file import RowFile, shared
 
-# Bytes of images after which memory that is free is given back.
+# Free memory is returned to the system after this many bytes of images.
 _OFTEN = 1 << 26
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LazyImages:
-    """Images (N, C, H, W), float32 in [0, 1], read when they are asked for and indexed as a tensor is.
+    """Images (N, C, H, W), float32 in [0, 1], indexed like a tensor and read on access.
 
-    A subclass gives `_read`.
+    A subclass implements `_read`.
 
     Args:
         shape: (N, C, H, W).
@@ -38,8 +38,8 @@ class LazyImages:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Tensor:
-        """What a tensor would give: for a row, a slice, a list or tensor of rows or a mask, and perhaps more
-        dimensions behind it."""
+        """Index like a tensor: by a row, a slice, a list or tensor of rows or a mask, optionally followed by indices of
+        further dimensions."""
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) else (index, ())
         rows = torch.arange(len(self))[first]
         x = self._read(rows.flatten().tolist()).view(*rows.shape, *self.shape[1:])
@@ -62,7 +62,7 @@ class LazyImages:
 
 
 class Held(LazyImages):
-    """Images that are held in memory, for whatever comes of them not to be.
+    """Images in memory with the interface of `LazyImages`.
 
     Args:
         x: (N, C, H, W) float32.
@@ -77,19 +77,19 @@ class Held(LazyImages):
 
 
 def lazily(x: "Tensor | LazyImages") -> LazyImages:
-    """The images as a `LazyImages`, wherever they are."""
+    """Wrap images as a `LazyImages` if they are a tensor."""
     return x if isinstance(x, LazyImages) else Held(x)
 
 
 class PixelFile(LazyImages):
-    """Pixels in a file without a name, which the system removes when the last user ends, however it ends.
+    """Pixels in an unnamed temporary file, which the system removes when the last process using it ends.
 
     Args:
         shape: (N, C, H, W).
-        kind: uint8, bytes / 255; or float32, as they are.
+        kind: uint8, scaled by 1 / 255 when read, or float32.
 
     Raises:
-        ResourceError: when there is not enough room on the disk of temporary files.
+        ResourceError: if there is not enough disk space for temporary files.
     """
 
     def __init__(self, shape: tuple[int, ...], kind: Any = np.uint8):
@@ -97,14 +97,14 @@ class PixelFile(LazyImages):
         self._rows = RowFile(_scratch(int(np.prod(shape)) * np.dtype(kind).itemsize), shape, kind)
 
     def write(self, row: int, image: np.ndarray) -> None:
-        """Set one image, (H, W, C), or several from `row` on, (N, H, W, C), of the kind that this holds."""
+        """Write one image, (H, W, C), or several starting at `row`, (N, H, W, C), of the dtype of the file."""
         try:
             self._rows.write(row, np.ascontiguousarray(np.moveaxis(image, -1, -3)))
         except OSError as error:
             raise _failed(error, int(np.prod(self.shape)) * self._rows.kind.itemsize) from error
 
     def first(self, n: int) -> "PixelFile":
-        """The first `n`, of the same file."""
+        """The first `n` images, sharing the same file."""
         part = object.__new__(PixelFile)
         LazyImages.__init__(part, (n, *self.shape[1:]))
         part._rows = self._rows
@@ -115,20 +115,20 @@ class PixelFile(LazyImages):
             raw = self._rows.read(rows)
         except (EOFError, OSError) as error:
             place = tempfile.gettempdir()
-            raise ResourceError(f"a temporary file in {place} was cut short: repeat the command") from error
+            raise ResourceError(f"a temporary file in {place} was truncated: repeat the command") from error
         if raw.dtype != np.uint8:
             return torch.from_numpy(raw)
-        # NumPy's memory and not torch's: torch's is aligned, and glibc does not find an aligned block again when it
-        # is free, so that the process would grow with every image read.
+        # Allocated by NumPy, because glibc seldom reuses freed blocks that are aligned like those of torch: the process
+        # would grow with every image read.
         return torch.from_numpy(np.divide(raw, np.float32(255), dtype=np.float32))
 
 
 class Mapped(LazyImages):
-    """What becomes of images, one by one.
+    """Images after a function is applied to each.
 
     Args:
         x: the images.
-        change: images (M, 3, H, W) to what they become, (M, ...).
+        change: function from images (M, 3, H, W) to results (M, ...), row by row.
     """
 
     def __init__(self, x: LazyImages, change: Callable[[Tensor], Tensor]):
@@ -140,12 +140,12 @@ class Mapped(LazyImages):
 
 
 class Replaced(LazyImages):
-    """Images, or what became of them, of which some are others.
+    """Images of which some are replaced.
 
     Args:
         x: the images.
-        rows: of those that are replaced.
-        image: rows to what is there now, (M, ...).
+        rows: indices of the replaced images.
+        image: function from indices of replaced images to their new values, (M, ...).
     """
 
     def __init__(self, x: LazyImages, rows: list[int], image: Callable[[list[int]], Tensor]):
@@ -160,10 +160,10 @@ class Replaced(LazyImages):
 
 
 def _scratch(size: int) -> IO[bytes]:
-    """A file of temporary bytes that nobody else sees, with room for `size` of them."""
+    """An unnamed temporary file with `size` bytes allocated."""
     try:
         with tempfile.TemporaryFile(buffering=0, prefix="robench-") as file:
-            # A full disk ends the command here and not in the middle; not every system can say.
+            # Allocate now, so that a full disk ends the command early; not all systems support this.
             if size and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             return shared(file)
@@ -175,9 +175,9 @@ def _failed(error: OSError, size: int) -> ResourceError:
     place = tempfile.gettempdir()
     if error.errno in _FULL:
         return ResourceError(
-            f"no space left in {place} for {size / 1e9:.2g} GB of decoded images: name a folder with room in the "
-            "variable TMPDIR"
+            f"no space left in {place} for {size / 1e9:.2g} GB of decoded images: set the environment variable "
+            "TMPDIR to a folder with more space"
         )
     return ResourceError(
-        f"cannot write to {place} ({error.strerror or error}): name a folder for temporary files in the variable TMPDIR"
+        f"cannot write to {place} ({error.strerror or error}): set the environment variable TMPDIR to another folder"
     )

@@ -1,4 +1,4 @@
-"""Names that files do not bring with them: of classes and of corruptions."""
+"""Names of classes and corruptions that are not stored in the files of data sets."""
 
 import pkgutil
 from functools import cache
@@ -38,7 +38,7 @@ CIFAR100_CLASSES = (
 # fmt: on
 
 
-# Kar et al. 2022, "3D Common Corruptions and Data Augmentation"; the twelve that are made for ImageNet.
+# Kar et al. 2022, "3D Common Corruptions and Data Augmentation"; the twelve available for ImageNet.
 COMMON_3D = (
     "near_focus",
     "far_focus",
@@ -54,7 +54,7 @@ COMMON_3D = (
     "h265_crf",
 )
 # Mintun et al. 2021, "On Interaction Between Augmentations and Corruptions in Natural Corruption Robustness"; the
-# fifth is spelt as theirs.
+# spelling of the fifth follows the authors.
 BAR = (
     "blue_noise_sample",
     "brownish_noise",
@@ -71,19 +71,19 @@ BAR = (
 
 @cache
 def synsets() -> tuple[str, ...]:
-    """WordNet's names of ImageNet's thousand classes ("n01440764"), in the order of the labels 0 .. 999."""
+    """The WordNet ids of ImageNet's 1,000 classes ("n01440764"), in the order of labels 0 .. 999."""
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
-    """ImageNet's thousand classes in words, in the order of the labels."""
+    """The names of ImageNet's 1,000 classes, in the order of labels."""
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(k) for k in range(len(synsets())))
 
 
 @cache
 def synsets_of(variant: str) -> tuple[str, ...]:
-    """The two hundred of ImageNet's synsets that ImageNet-A ("a") or ImageNet-R ("r") has, in their order."""
+    """The 200 synsets of ImageNet-A ("a") or ImageNet-R ("r"), in their order."""
     listed = pkgutil.get_data("timm", f"data/_info/imagenet_{variant}_synsets.txt") or b""
     return tuple(listed.decode().split())

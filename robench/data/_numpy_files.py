@@ -1,4 +1,4 @@
-"""Images in NumPy arrays on the disk: checked, and only the rows that are wanted read."""
+"""Reading and checking images in NumPy files, without loading unneeded rows."""
 
 import zipfile
 import zlib
@@ -14,41 +14,44 @@ from torch import Tensor
 from robench.core.errors import ResourceError
 from robench.data._lazy_images import PixelFile
 
-# Bytes read at a time.
+# Number of bytes read at a time.
 _PART = 1 << 20
-_MEND = "get the file again"
+_ADVICE = "get the file again"
 
 
 def open_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, mapped and not read.
+    """Open the array of a .npy file as a memory map.
 
     Raises:
-        ResourceError: when it is missing, damaged or holds pickled objects.
+        ResourceError: if it is missing, damaged or holds pickled objects.
     """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ResourceError(f"{path}: {_reason(error)}: {_MEND}") from error
+        raise ResourceError(f"{path}: {_reason(error)}: {_ADVICE}") from error
 
 
 def read_archive(
     path: Path, needed: tuple[str, ...], wanted: tuple[str, ...], also: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file that are among `needed` and `wanted`.
+    """Read arrays of a .npz file.
 
     Args:
-        also: those that must be there too, and are not read.
+        path: the file.
+        needed: arrays that must exist.
+        wanted: arrays to read if they exist.
+        also: arrays that must exist but are not read.
 
     Raises:
-        ResourceError: when it is missing or damaged, holds pickled objects, or lacks one of `needed` and `also`.
+        ResourceError: if it is missing or damaged, contains pickled objects, or lacks one of `needed` and `also`.
     """
     try:
-        # Opened here, because NumPy does not close what it cannot read.
+        # Opened here, because NumPy does not close a file that it cannot read.
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not hasattr(archive, "files"):
                 both = " and ".join(sorted((*needed, *also)))
-                raise ResourceError(f"{path} is no .npz archive: expected arrays {both}")
+                raise ResourceError(f"{path} is not a .npz archive: expected arrays {both}")
             if lost := sorted(name for name in (*needed, *also) if name not in archive.files):
                 raise ResourceError(
                     f"{path} has no array {' and '.join(lost)}: it has {', '.join(archive.files) or 'none'}"
@@ -59,10 +62,10 @@ def read_archive(
 
 
 def rows(path: Path, name: str) -> int:
-    """How many rows an array in a .npz archive has; 0 where it is a single number.
+    """The number of rows of an array in a .npz archive; 0 for a scalar.
 
     Raises:
-        ResourceError: when the archive is damaged or holds pickled objects.
+        ResourceError: if the archive is damaged or contains pickled objects.
     """
     with _member(path, name) as file:
         shape, _, _ = _header(file)
@@ -71,7 +74,7 @@ def rows(path: Path, name: str) -> int:
 
 @contextmanager
 def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """An array's file inside a .npz archive, whose damage is one line."""
+    """Open an array inside a .npz archive; damage becomes a ResourceError."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             yield file
@@ -80,21 +83,22 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _unreadable(path: Path, error: Exception) -> ResourceError:
-    return ResourceError(f"{path}: {_reason(error)}: {_MEND}")
+    return ResourceError(f"{path}: {_reason(error)}: {_ADVICE}")
 
 
 def pixels(array: np.ndarray, path: Path, channels: int = 3) -> Tensor:
-    """Images as (N, `channels`, H, W) float32 in [0, 1].
+    """Convert an array to images (N, channels, H, W), float32 in [0, 1].
 
     Args:
-        array: (N, H, W, 3) or (N, 3, H, W); of grey images (N, H, W), (N, H, W, 1) or (N, 1, H, W). uint8 in
+        array: (N, H, W, 3) or (N, 3, H, W); for grey images (N, H, W), (N, H, W, 1) or (N, 1, H, W). uint8 in
             0 .. 255 or floats in [0, 1].
-        channels: 3, which repeats grey images, or 1, for grey images alone.
+        path: the file, for messages.
+        channels: 3, which repeats the channel of grey images, or 1, for grey images only.
 
     Raises:
-        ResourceError: for another shape, type or range.
+        ResourceError: for another shape, dtype or range.
     """
-    array = _upright(array, path, channels, array.shape)
+    array = _channels_last(array, path, channels, array.shape)
     x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1)).astype(np.float32))
     if array.dtype == np.uint8:
         return x.div_(255)
@@ -102,11 +106,11 @@ def pixels(array: np.ndarray, path: Path, channels: int = 3) -> Tensor:
     return x
 
 
-def _upright(array: np.ndarray, path: Path, channels: int, found: tuple[int, ...]) -> np.ndarray:
-    """The images as (N, H, W, channels).
+def _channels_last(array: np.ndarray, path: Path, channels: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Convert images to (N, H, W, channels).
 
     Args:
-        found: the shape of all of them, for messages.
+        shape: the shape of the whole array, for messages.
     """
     if array.ndim == 3:
         array = array[..., None]
@@ -114,10 +118,10 @@ def _upright(array: np.ndarray, path: Path, channels: int, found: tuple[int, ...
         array = np.moveaxis(array, 1, -1)
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
         raise ResourceError(
-            f"{path}: images of shape {found}: expected (N, H, W, 3), (N, 3, H, W), or grey ones (N, H, W)"
+            f"{path}: images of shape {shape}: expected (N, H, W, 3), (N, 3, H, W), or (N, H, W) for grey images"
         )
     if channels < array.shape[-1]:
-        raise ResourceError(f"{path}: images of shape {found} are of 3 channels: leave channels=1 out")
+        raise ResourceError(f"{path}: images of shape {shape} have 3 channels: leave channels=1 out")
     array = np.repeat(array, channels // array.shape[-1], axis=-1)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ResourceError(f"{path}: images of type {array.dtype}: expected uint8, or floats in [0, 1]")
@@ -125,7 +129,7 @@ def _upright(array: np.ndarray, path: Path, channels: int, found: tuple[int, ...
 
 
 def _check_range(x: np.ndarray, path: Path) -> None:
-    # Written so that NaN is refused too.
+    # The comparison also refuses NaN.
     if x.size and not (float(x.min()) >= 0 and float(x.max()) <= 1):
         raise ResourceError(
             f"{path}: images in [{float(x.min()):g}, {float(x.max()):g}]: expected floats in [0, 1]"
@@ -133,10 +137,10 @@ def _check_range(x: np.ndarray, path: Path) -> None:
 
 
 def member_pixels(path: Path, name: str, samples: int | None, channels: int = 3) -> PixelFile:
-    """The first images of an array in a .npz archive, read a part at a time: see `pixels`.
+    """Read the first images of an array in a .npz archive in parts; see `pixels`.
 
     Raises:
-        ResourceError: as `pixels`, and when the archive is damaged or holds pickled objects.
+        ResourceError: as `pixels`, and if the archive is damaged or contains pickled objects.
     """
     with _member(path, name) as file:
         return _streamed(file, path, samples, channels)
@@ -146,7 +150,7 @@ def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -
     shape, columns_first, kind = _header(file)
     count = shape[0] if samples is None or not shape else min(samples, shape[0])
     if columns_first or not shape:
-        # Its images lie across the whole file.
+        # In Fortran order each image is spread over the whole file.
         array = np.frombuffer(file.read(), kind).reshape(shape, order="F" if columns_first else "C")
         parts = iter([array[:count]])
     else:
@@ -154,7 +158,7 @@ def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -
     stack: PixelFile | None = None
     at = 0
     for part in parts:
-        x = _upright(part, path, channels, shape)
+        x = _channels_last(part, path, channels, shape)
         if x.dtype != np.uint8:
             x = x.astype(np.float32)
             _check_range(x, path)
@@ -167,33 +171,33 @@ def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -
 
 
 def _parts(file: IO[bytes], shape: tuple[int, ...], kind: np.dtype, count: int) -> Iterator[np.ndarray]:
-    """The first `count` rows of an array, some at a time; what is behind them is read for its checksum alone."""
+    """Yield the first `count` rows of an array in parts; the rest is read to verify its checksum."""
     row = int(np.prod(shape[1:])) * kind.itemsize
     some = max(1, _PART // max(row, 1))
     for start in range(0, shape[0], some):
         rows = min(some, shape[0] - start)
         content = file.read(rows * row)
         if len(content) != rows * row:
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         if start < count:
             yield np.frombuffer(content, kind).reshape(rows, *shape[1:])[: count - start]
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """An array's shape, whether its first index runs fastest, and its type."""
+    """The shape of an array, whether it is in Fortran order, and its dtype."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, columns_first, kind = read(file)
     if kind.hasobject:
-        raise ValueError("it holds pickled objects")
+        raise ValueError("it contains pickled objects")
     return shape, columns_first, kind
 
 
 def labels(array: np.ndarray, path: Path, classes: int | None = None) -> Tensor:
-    """Labels as (N,) int64.
+    """Convert labels to (N,) int64.
 
     Raises:
-        ResourceError: when they are not whole numbers in 0 .. classes - 1 in one row.
+        ResourceError: if they are not one-dimensional whole numbers in 0 .. classes - 1.
     """
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ResourceError(
@@ -209,4 +213,6 @@ def labels(array: np.ndarray, path: Path, classes: int | None = None) -> Tensor:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"damaged or no array of numbers ({' '.join(str(error).split())[:120] or type(error).__name__})"
+    return (
+        f"damaged or not an array of numbers ({' '.join(str(error).split())[:120] or type(error).__name__})"
+    )

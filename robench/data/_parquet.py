@@ -1,4 +1,4 @@
-"""Pictures in parquet files, as Hugging Face keeps image data sets; read by pyarrow, a few rows at a time."""
+"""Images in parquet files in the format of Hugging Face data sets, read with pyarrow a few rows at a time."""
 
 import json
 import re
@@ -16,23 +16,24 @@ from robench.core.errors import ResourceError, UsageError
 from robench.data._image_files import Blob, named
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>.*)")
-# Taken where the files do not say which columns are of images and labels.
+# Default columns of images and labels, if the files do not declare them.
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label", "cls")
 _BATCH = 64
-# Bytes of a column chunk held at a time: without it all of a row group's images would be.
+# Buffer size in bytes; without it pyarrow loads all images of a row group.
 _BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of some files, one after the other.
+    """The concatenated rows of parquet files.
 
     Attributes:
-        files, counts: paths, and rows of each.
-        image: column of pictures.
+        files: paths of the files.
+        counts: number of rows of each file.
+        image: column of images.
         labels: (N,) int64, in 0 .. K - 1.
-        classes: names, K of them.
+        classes: names of the K classes.
     """
 
     files: tuple[Path, ...]
@@ -42,24 +43,24 @@ class Table:
     classes: tuple[str, ...]
 
     def names(self) -> list[str]:
-        """What the files call each picture; empty where they do not say."""
-        found: list[str] = []
+        """The file name stored for each image; empty if there is none."""
+        names: list[str] = []
         for file, count in zip(self.files, self.counts, strict=True):
             with _reading(file):
                 table = pq.ParquetFile(file)
-                # Unbuffered reading would hold the pictures that lie between.
-                paths = _inner(table.schema_arrow.field(self.image).type, "path")
-                column = table.read([f"{self.image}.{paths}"])[self.image] if paths else None
-                found += (
-                    [""] * count if column is None else [each["path"] or "" for each in column.to_pylist()]
+                # Reading this column with a buffer would also load the images in between.
+                inner = _inner(table.schema_arrow.field(self.image).type, "path")
+                column = table.read([f"{self.image}.{inner}"])[self.image] if inner else None
+                names += (
+                    [""] * count if column is None else [item["path"] or "" for item in column.to_pylist()]
                 )
-        return found
+        return names
 
     def pictures(self, rows: Sequence[int]) -> Iterator[tuple[int, Blob]]:
-        """Place in `rows` and content of each picture wanted, in the files' order.
+        """Yield the position in `rows` and the content of each requested image, in the order of the files.
 
         Raises:
-            ResourceError: when a file is damaged.
+            ResourceError: if a file is damaged.
         """
         places = {row: place for place, row in enumerate(rows)}
         start = 0
@@ -87,16 +88,17 @@ class Table:
 
 
 def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "") -> Table:
-    """Look into parquet files of one data set; no picture is read yet.
+    """Open the parquet files of a data set; no image is read yet.
 
     Args:
-        files: in order; of those numbered by `-00000-of-00014` all must be there.
-        name: of the data set, for messages.
-        image, label: columns; empty for what the files say, or else `image` or `img`, and `label` or `labels`.
+        files: the files in order; if numbered as in `-00000-of-00014`, none may be missing.
+        name: name of the data set, for messages.
+        image, label: names of the columns; empty for those the files declare, or else common names such as `image`
+            and `label`.
 
     Raises:
-        ResourceError: when files are missing, damaged or unlike each other, or rows have no label.
-        UsageError: when there is no such column, or several, or one of another type.
+        ResourceError: if files are missing, damaged or inconsistent, or rows have no label.
+        UsageError: if a column is missing, ambiguous or of the wrong type.
     """
     _check_shards(files, name)
     schemas, counts, bad = [], [], []
@@ -111,30 +113,30 @@ def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "
         raise ResourceError(
             f"{len(bad)} of {len(files)} files of {name} cannot be read as parquet: {named(bad)}; get them again"
         )
-    schema, said = schemas[0], _features(schemas[0])
-    image = image or _column(schema, said, "Image", _IMAGES, name, "image")
-    label = label or _column(schema, said, "ClassLabel", _LABELS, name, "label")
+    schema, features = schemas[0], _features(schemas[0])
+    image = image or _column(schema, features, "Image", _IMAGES, name, "image")
+    label = label or _column(schema, features, "ClassLabel", _LABELS, name, "label")
     for wanted in (image, label):
         if wanted not in schema.names:
             raise UsageError(f"{name} has no column {wanted}: it has {', '.join(schema.names)}")
     if not _holds_pictures(schema.field(image).type):
         raise UsageError(
-            f"the column {image} of {name} is {schema.field(image).type}: expected the bytes of pictures, or a struct "
-            "with bytes"
+            f"the column {image} of {name} is {schema.field(image).type}: expected encoded images as bytes, or a "
+            "struct with bytes"
         )
     unlike = [
         file
         for file, other in zip(files, schemas, strict=True)
         if any(
-            each not in other.names or other.field(each).type != schema.field(each).type
-            for each in (image, label)
+            column not in other.names or other.field(column).type != schema.field(column).type
+            for column in (image, label)
         )
     ]
     if unlike:
         raise ResourceError(
             f"{len(unlike)} files of {name} have other columns than {files[0].name}: {named(unlike)}"
         )
-    labels, classes = _labels(files, label, tuple(said.get(label, {}).get("names") or ()), name)
+    labels, classes = _labels(files, label, tuple(features.get(label, {}).get("names") or ()), name)
     return Table(tuple(files), tuple(counts), image, labels, classes)
 
 
@@ -155,35 +157,39 @@ def _check_shards(files: Sequence[Path], name: str) -> None:
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What Hugging Face has written of the columns: {"label": {"_type": "ClassLabel", "names": [...]}}."""
+    """The column features stored by Hugging Face: {"label": {"_type": "ClassLabel", "names": [...]}}."""
     try:
-        said = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
     return (
-        {key: each for key, each in said.items() if isinstance(each, dict)} if isinstance(said, dict) else {}
+        {key: item for key, item in features.items() if isinstance(item, dict)}
+        if isinstance(features, dict)
+        else {}
     )
 
 
 def _column(
-    schema: pa.Schema, said: dict[str, Any], kind: str, usual: tuple[str, ...], name: str, argument: str
+    schema: pa.Schema, features: dict[str, Any], kind: str, usual: tuple[str, ...], name: str, argument: str
 ) -> str:
-    found = [column for column, each in said.items() if each.get("_type") == kind and column in schema.names]
-    found = found or [column for column in usual if column in schema.names][:1]
-    if len(found) != 1:
-        what = (
-            f"several columns of that kind: {', '.join(found)}"
-            if found
+    columns = [
+        column for column, item in features.items() if item.get("_type") == kind and column in schema.names
+    ]
+    columns = columns or [column for column in usual if column in schema.names][:1]
+    if len(columns) != 1:
+        available = (
+            f"several columns of that kind: {', '.join(columns)}"
+            if columns
             else f"columns {', '.join(schema.names)}"
         )
         raise UsageError(
-            f'which column of {name} is meant by {argument}? It has {what}: say {argument}="..."'
+            f'no unique {argument} column in {name}, which has {available}: set {argument}="..."'
         )
-    return found[0]
+    return columns[0]
 
 
 def _inner(kind: pa.DataType, field: str) -> str:
-    """`field` where the column is a struct that has it."""
+    """`field` if the column is a struct with that field, else ""."""
     return field if pa.types.is_struct(kind) and kind.get_field_index(field) >= 0 else ""
 
 
@@ -204,7 +210,7 @@ def _labels(
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not len(column):
-        raise ResourceError(f"{name} holds no images")
+        raise ResourceError(f"{name} contains no images")
     if column.null_count:
         raise ResourceError(
             f"{column.null_count} of {len(column)} rows of {name} have no {label}: restore them"
@@ -221,10 +227,10 @@ def _labels(
     classes = classes or tuple(str(k) for k in range(int(labels.max()) + 1))
     outside = (labels < 0) | (labels >= len(classes))
     if outside.any():
-        # -1 is what Hugging Face writes for a label that is kept secret.
+        # Hugging Face stores -1 for hidden labels.
         raise ResourceError(
             f"{int(outside.sum())} of {len(labels)} rows of {name} have a {label} outside 0 .. {len(classes) - 1}, "
-            f"{int(labels[outside][0])} the first: choose a part with labels"
+            f"the first is {int(labels[outside][0])}: choose a part with labels"
         )
     return labels, classes
 

@@ -1,4 +1,4 @@
-"""`npz:FILE`: anybody's images in a NumPy archive."""
+"""`npz:FILE`: images in a NumPy archive."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from robench.data._base import Facts, Images, check_channels, check_split, descr
 
 
 @registry.datasets.register("npz")
-@described(Facts("arrays x, y and perhaps classes in the archive that the name says"))
+@described(Facts("arrays x, y and optionally classes in the given archive"))
 def load(
     path: str,
     split: str = "test",
@@ -21,36 +21,36 @@ def load(
     classes: int = 0,
     channels: int = 3,
 ) -> Images:
-    """npz:FILE: an archive with images `x`, labels `y` and perhaps the classes' names `classes`.
+    """npz:FILE: an archive with images `x`, labels `y` and optional names of classes `classes`.
 
-    An id is the position in the file. The archive is the split "test", whatever it is of.
+    `x` is (N, H, W, 3), (N, 3, H, W), or (N, H, W) for grey images, as uint8 or floats in [0, 1]; `y` is (N,) whole
+    numbers. An id is the position in the file. The archive is always the split "test".
 
     Args:
-        path: of the file; a relative one is looked for in `data_dir` where that is given.
-        samples: the first so many; None for all.
-        classes: how many; 0 for the number of names in the file or, without names, the largest label plus one.
-        channels: 3, which repeats grey images, or 1, for grey images alone. A defense of grey images gets 1.
+        path: path of the file, relative to `data_dir` if that is given.
+        samples: number of images to load, from the start; None for all.
+        classes: number of classes; 0 for the number of names in the file or, without names, the largest label plus one.
+        channels: 3, which repeats the channel of grey images, or 1, for grey images only and defenses that expect them.
 
     Raises:
         UsageError: for another split or number of channels.
-        ResourceError: when the file is missing, damaged, or holds something else: `x` as (N, H, W, 3),
-            (N, 3, H, W), or grey as (N, H, W), uint8 or floats in [0, 1], `y` as (N,) whole numbers.
+        ResourceError: if the file is missing, damaged, or has other content.
     """
     check_channels(channels)
-    told = ({"classes": classes} if classes else {}) | ({"channels": channels} if channels != 3 else {})
-    name = str(Spec(f"npz:{path}", told))
+    arguments = ({"classes": classes} if classes else {}) | ({"channels": channels} if channels != 3 else {})
+    name = str(Spec(f"npz:{path}", arguments))
     check_split(name, split, ("test",))
     file = Path(data_dir or "").expanduser() / Path(path).expanduser()
-    found = _numpy_files.read_archive(file, ("y",), ("classes",), also=("x",))
-    named = tuple(str(each) for each in found["classes"].ravel()) if "classes" in found else ()
+    arrays = _numpy_files.read_archive(file, ("y",), ("classes",), also=("x",))
+    named = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else ()
     if named and classes and classes != len(named):
         raise ResourceError(f"{file} names {len(named)} classes: leave classes={classes} out")
-    y = _numpy_files.labels(found["y"], file, len(named) or classes or None)
+    y = _numpy_files.labels(arrays["y"], file, len(named) or classes or None)
     count = _numpy_files.rows(file, "x")
     if len(y) != count:
-        raise ResourceError(f"{file}: {count} images and {len(y)} labels: expected as many")
+        raise ResourceError(f"{file}: {count} images and {len(y)} labels: expected equal numbers")
     if not len(y):
-        raise ResourceError(f"{file} holds no images")
+        raise ResourceError(f"{file} contains no images")
     x = _numpy_files.member_pixels(file, "x", samples, channels)
     count = classes or int(y.max()) + 1
     return Images(

@@ -1,4 +1,4 @@
-"""`cifar10-c`, `cifar100-c` and `cifar10.1`: other test images for classifiers of CIFAR, as .npy files."""
+"""`cifar10-c`, `cifar100-c` and `cifar10.1`: alternative test images for CIFAR classifiers, as .npy files."""
 
 from pathlib import Path
 
@@ -36,20 +36,20 @@ def load_cifar10_c(
     data_dir: str | None = None,
     samples: int | None = None,
 ) -> Images:
-    """CIFAR-10's test images corrupted: `cifar10-c(corruption="fog", severity=3)`.
+    """CIFAR-10-C, corrupted test images of CIFAR-10: `cifar10-c(corruption="fog", severity=3)`.
 
     Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
-    Perturbations", arXiv 1903.12261. An id is the index in CIFAR-10's test split.
+    Perturbations", arXiv 1903.12261. An id is the index in the test split of CIFAR-10.
 
     Args:
-        corruption: one of ImageNet-C's nineteen.
+        corruption: one of the nineteen of ImageNet-C.
         severity: 1 to 5.
-        data_dir: the folder that holds `CIFAR-10-C`, with a .npy file a corruption and `labels.npy`.
-        samples: the first so many; None for all.
+        data_dir: folder that contains `CIFAR-10-C`, with a .npy file for each corruption and `labels.npy`.
+        samples: number of images to load, from the start; None for all.
 
     Raises:
         UsageError: for another split, corruption or severity.
-        ResourceError: when a file is missing, damaged or of another shape.
+        ResourceError: if a file is missing, damaged or of another shape.
     """
     return _corrupted("cifar10-c", corruption, severity, split, data_dir, samples)
 
@@ -63,11 +63,11 @@ def load_cifar100_c(
     data_dir: str | None = None,
     samples: int | None = None,
 ) -> Images:
-    """CIFAR-100's test images corrupted, from the folder `CIFAR-100-C`; else as `cifar10-c`."""
+    """CIFAR-100-C, corrupted test images of CIFAR-100 from the folder `CIFAR-100-C`; otherwise like `cifar10-c`."""
     return _corrupted("cifar100-c", corruption, severity, split, data_dir, samples)
 
 
-# By name: the folder, facts and classes.
+# Folder, facts and classes of each data set.
 _SETS = {
     "cifar10-c": ("CIFAR-10-C", C10, CIFAR10_CLASSES),
     "cifar100-c": ("CIFAR-100-C", C100, CIFAR100_CLASSES),
@@ -84,11 +84,11 @@ def _corrupted(
     images = find(
         name, data_dir, (f"{folder}/{corruption}.npy", f"{corruption}.npy"), facts.of(corruption=corruption)
     )
-    # The published files have blocks of 10,000; `robench corrupt --samples` makes smaller ones.
+    # The published files have 10,000 images for each severity; `robench corrupt --samples` writes smaller files.
     block, rest = divmod(sum(_numpy_files.open_array(images).shape[:1]), len(SEVERITIES))
     if rest or not block:
         raise ResourceError(
-            f"{images}: {5 * block + rest} images: expected as many of each of five severities"
+            f"{images}: {5 * block + rest} images: expected equal numbers for five severities"
         )
     start = (severity - 1) * block
     stop = start + min(samples or block, block)
@@ -100,19 +100,19 @@ def _corrupted(
 def load_cifar10_1(
     split: str = "test", data_dir: str | None = None, samples: int | None = None, version: str = "v6"
 ) -> Images:
-    """A new test set for CIFAR-10: 2,000 images in version v6, 2,021 in v4.
+    """CIFAR-10.1, a new test set for CIFAR-10: 2,000 images in version v6, 2,021 in v4.
 
     Recht et al. 2018, "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", arXiv 1806.00451.
 
     Args:
-        data_dir: the folder that holds `cifar10.1_v6_data.npy` and `cifar10.1_v6_labels.npy`, by themselves or in
-            the authors' repository, `CIFAR-10.1/datasets`.
-        samples: the first so many; None for all.
+        data_dir: folder that contains `cifar10.1_v6_data.npy` and `cifar10.1_v6_labels.npy`, or the authors' repository
+            with `CIFAR-10.1/datasets`.
+        samples: number of images to load, from the start; None for all.
         version: "v6" or "v4".
 
     Raises:
         UsageError: for another split or version.
-        ResourceError: when a file is missing, damaged or of another shape.
+        ResourceError: if a file is missing, damaged or of another shape.
     """
     if version not in VERSIONS:
         raise UsageError(f'cifar10.1 has no version "{version}": expected {" or ".join(VERSIONS)}')
@@ -132,7 +132,7 @@ def _slice(
     x, y = _numpy_files.open_array(images), _numpy_files.open_array(truths)
     for array, path, shape in ((x, images, (rows, 32, 32, 3)), (y, truths, (rows,))):
         if array.shape != shape:
-            raise ResourceError(f"{path}: shape {array.shape}: {name} has {shape} there; get the file again")
+            raise ResourceError(f"{path}: shape {array.shape}: {name} needs {shape}; get the file again")
     pixels = _numpy_files.pixels(x[wanted], images)
     return Images(
         name,

@@ -1,15 +1,15 @@
-"""Some of the classes that a network tells apart."""
+"""A subset of the classes of a network."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The classes of a data set, as a network that knows more has them: none of its others count.
+    """The classes of a data set among those of a network with more classes; its other classes are ignored.
 
     Attributes:
-        indices: of the network's logits, in the order of the data set's classes.
-        of: how many classes such a network has.
+        indices: index of the logit of each class, in the order of the data set's classes.
+        of: number of classes of such a network.
     """
 
     indices: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""`corrupted`: any data set's images under ImageNet-C's corruptions, made on the spot.
+"""`corrupted`: images of any data set under the corruptions of ImageNet-C, computed on the fly.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
 arXiv 1903.12261.
@@ -31,7 +31,7 @@ __all__ = [
     "tensor",
 ]
 
-# Images a task: fixed, since the cache knows chunks; smaller for larger images, so that memory stays bounded.
+# Images in each task. Fixed, because the cache stores chunks; smaller for large images to bound memory.
 _CHUNK, _LARGE_CHUNK, _LARGE = 128, 32, 64
 
 
@@ -44,12 +44,12 @@ def corrupt_all(
     workers: int = 1,
     cache: Cache | None = None,
 ) -> Iterator[np.ndarray]:
-    """Every image corrupted, (H, W, 3) uint8, in their order: see `robench.corruption.make.corrupt`.
+    """Yield every image corrupted, (H, W, 3) uint8, in order; see `robench.corruption.make.corrupt`.
 
     Args:
-        images: their pixels are rounded to 8 bits.
-        workers: processes to share the work; 1 for this one alone. It changes no pixel.
-        cache: where they are looked for and kept.
+        images: the images; their pixels are rounded to 8 bits.
+        workers: number of processes, 1 for the current one; results do not depend on it.
+        cache: cache for the corrupted images; None for no cache.
     """
     check_corruption(corruption, severity, COMMON + VALIDATION)
     library()
@@ -57,34 +57,34 @@ def corrupt_all(
         Task(pixels, ids, corruption, severity, seed, jpeg, digest_of(pixels, ids) if cache else "", cache)
         for _, pixels, ids in chunks(images)
     )
-    for made in in_order(tasks, workers):
-        yield from made.pixels
+    for chunk in in_order(tasks, workers):
+        yield from chunk.pixels
 
 
 def check_colours(images: Images) -> None:
-    """Refuse grey images, which the library of corruptions does not take.
+    """Check that images have three channels, as the library of corruptions requires.
 
     Raises:
-        UsageError: for images that have not three channels.
+        UsageError: for images without three channels.
     """
     if images.x.shape[1] != 3:
         raise UsageError(
-            f"corruptions are of images with 3 channels: {images.name} has {images.x.shape[1]}; attack it instead, or "
+            f"corruptions need images with 3 channels: {images.name} has {images.x.shape[1]}; attack it instead, or "
             "leave channels=1 out"
         )
 
 
 def chunks(images: Images) -> Iterator[tuple[slice, np.ndarray, tuple[int, ...]]]:
-    """The images in fixed chunks: which rows, their pixels (N, H, W, 3) uint8, their ids."""
+    """Yield the images in fixed chunks: rows, pixels (N, H, W, 3) uint8, ids."""
     for rows in spans(images):
         yield rows, bytes8(images.x[rows]), tuple(images.ids[rows].tolist())
 
 
 def spans(images: Images) -> list[slice]:
-    """The rows of each chunk; no pixel is read.
+    """The rows of each chunk; no pixels are read.
 
     Raises:
-        UsageError: as `check_colours`.
+        UsageError: for images without three channels.
     """
     check_colours(images)
     size = _LARGE_CHUNK if images.x.shape[-1] > _LARGE else _CHUNK
@@ -92,13 +92,13 @@ def spans(images: Images) -> list[slice]:
 
 
 def bytes8(x: Tensor) -> np.ndarray:
-    """(N, 3, H, W) floats in [0, 1] as (N, H, W, 3) uint8."""
+    """Convert (N, 3, H, W) floats in [0, 1] to (N, H, W, 3) uint8."""
     return (x * 255).round_().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def tensor(pixels: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 as (N, 3, H, W) float32 in [0, 1]."""
-    # A copy: what another process sent may be read-only, and torch wants an array it may write to.
+    """Convert (N, H, W, 3) uint8 to (N, 3, H, W) float32 in [0, 1]."""
+    # Copied because arrays from other processes may be read-only, and torch needs writable ones.
     x = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
     return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
@@ -114,24 +114,24 @@ def corrupted(
     seed: int = 0,
     jpeg: bool = False,
 ) -> Images:
-    """Any data set's images corrupted on the spot: `corrupted(dataset="cifar10", corruption="fog", severity=3)`.
+    """Images of any data set, corrupted on the fly: `corrupted(dataset="cifar10", corruption="fog", severity=3)`.
 
     Args:
-        dataset: whose images; those of less than 32 px are enlarged for it, as `corrupt` says.
-        corruption, severity, seed, jpeg: see `robench.corruption.make.corrupt`. The last tells whether the images
-            went through a JPEG file, as ImageNet-C's did and CIFAR-10-C's did not.
-        split, data_dir, samples: of that data set.
+        dataset: the data set; images below 32 px are enlarged for it, see `corrupt`.
+        corruption, severity, seed: see `robench.corruption.make.corrupt`.
+        jpeg: whether the images pass through a JPEG file, as in ImageNet-C but not in CIFAR-10-C.
+        split, data_dir, samples: see `robench.data.load_dataset`.
 
     Raises:
         UsageError: for an unknown data set, corruption or severity.
-        ResourceError: when its files are missing, or the library.
+        ResourceError: if its files or the library are missing.
     """
-    # Imported late: it is the package that this module belongs to.
+    # Imported late to avoid a circular import.
     from robench.data import load_dataset
 
     check_corruption(corruption, severity, COMMON + VALIDATION)
     whole = load_dataset(dataset, split, samples, data_dir)
-    told = {"dataset": whole.name, "corruption": corruption, "severity": severity}
-    told |= ({"seed": seed} if seed else {}) | ({"jpeg": True} if jpeg else {})
+    arguments = {"dataset": whole.name, "corruption": corruption, "severity": severity}
+    arguments |= ({"seed": seed} if seed else {}) | ({"jpeg": True} if jpeg else {})
     x = tensor(np.stack(list(corrupt_all(whole, corruption, severity, seed, jpeg))))
-    return Images(str(Spec("corrupted", told)), split, x, whole.y, whole.ids, whole.classes)
+    return Images(str(Spec("corrupted", arguments)), split, x, whole.y, whole.ids, whole.classes)

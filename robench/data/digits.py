@@ -1,7 +1,7 @@
-"""`digits`: the 1,797 real handwritten digits that come with scikit-learn, so that everything runs offline.
+"""`digits`: the 1,797 handwritten digits that come with scikit-learn and need no download.
 
-Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository; the
-copy in scikit-learn is that data set's test part, 43 writers' digits reduced to 8x8 counts in 0 .. 16.
+Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository; scikit-learn
+contains the test part of that data set: digits of 43 writers, reduced to 8x8 counts in 0 .. 16.
 """
 
 from typing import Any
@@ -15,25 +15,24 @@ from robench.core.errors import UsageError
 from robench.data._base import Facts, Images, described
 
 SIZE = 16
-# Larger ones by powers of two, whose bilinear weights are exact.
+# Powers of two, for which bilinear weights are exact.
 SIZES = (8, 16, 32, 64, 128, 256)
-# Three residues out of ten, spread out because neighbouring images come from one writer.
+# Three residues of ten, spread out because neighbouring images come from the same writer.
 TEST_RESIDUES = (2, 5, 8)
 
 
 @registry.datasets.register("digits")
-@described(Facts("nothing: they come with scikit-learn", needs_files=False))
+@described(Facts("none: included in scikit-learn", needs_files=False))
 def load(split: str = "test", data_dir: str | None = None, size: int = SIZE) -> Images:
-    """Real digits, 16x16, three equal channels; 1,258 for training and 539 for testing: `digits(size=32)`.
+    """Handwritten digits, 16x16 with three equal channels, 1,258 for training and 539 for testing: `digits(size=32)`.
 
-    Counts divided by 16, made larger bilinearly. Both steps are exact in float32, so the pixels are the
-    same bits on every machine. An id is the index in scikit-learn's order; id % 10 in (2, 5, 8) is the test
-    split.
+    Counts are divided by 16 and enlarged bilinearly. Both steps are exact in float32, so pixels are identical on every
+    machine. An id is the index in scikit-learn; images with id % 10 in (2, 5, 8) form the test split.
 
     Args:
         split: "train" or "test".
-        data_dir: not used, the images lie in scikit-learn.
-        size: side in pixels, a power of two of at least 8.
+        data_dir: not used.
+        size: side length in pixels, a power of two of at least 8.
 
     Raises:
         UsageError: for another split or size.
@@ -42,7 +41,7 @@ def load(split: str = "test", data_dir: str | None = None, size: int = SIZE) -> 
         raise UsageError(f"digits(size={size!r}): expected one of {', '.join(map(str, SIZES))}")
     if split not in ("train", "test"):
         raise UsageError(f'digits has no split "{split}": expected train or test')
-    # The stubs know a tuple too, which only `return_X_y=True` gives.
+    # The stubs also declare a tuple, which is only returned for `return_X_y=True`.
     bunch: Any = load_digits()
     ids = torch.arange(len(bunch.target))
     held_out = torch.isin(ids % 10, torch.tensor(TEST_RESIDUES))

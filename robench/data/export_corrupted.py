@@ -1,4 +1,4 @@
-"""Corrupted images on the disk, in the layouts that others read: what `robench corrupt` does, from Python."""
+"""Writing corrupted images to disk in the layouts of ImageNet-C and CIFAR-10-C, for `robench corrupt`."""
 
 import io
 import json
@@ -18,10 +18,10 @@ from robench.data import Images
 from robench.data._names import synsets
 from robench.data.corrupted import bytes8, spans
 
-# Where RobustBench's reader of .npy files looks for the next severity, whatever the file holds.
+# Number of images of each severity that RobustBench expects in .npy files.
 _ROBUSTBENCH = 10_000
 FACTS = "robench-corrupt.json"
-# What every JPEG file ends with.
+# End marker of JPEG files.
 _END = b"\xff\xd9"
 GROUPS = {"common": COMMON, "validation": VALIDATION, "all": COMMON + VALIDATION}
 
@@ -36,25 +36,27 @@ def write_corrupted(
     workers: int = 1,
     note: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    """Corrupt images into a folder; called again, it goes on where it was interrupted.
+    """Write corrupted images to a folder; a repeated call continues after an interruption.
 
-    ImageNet's go into ImageNet-C's layout, <corruption>/<severity>/<synset>/<name>.JPEG, as JPEG files of its
-    quality. All others go into CIFAR-10-C's, an array <corruption>.npy with the five severities one after
-    another, and labels.npy, without JPEG. A file `robench-corrupt.json` says which, and of what.
+    ImageNet uses the layout of ImageNet-C, <corruption>/<severity>/<synset>/<name>.JPEG, with JPEG files of the same
+    quality. Other data sets use that of CIFAR-10-C, without JPEG: an array <corruption>.npy with five severities one
+    after another, and labels.npy. A file `robench-corrupt.json` describes the content.
 
     Args:
-        images: of the data set's test split.
-        corruptions: names.
-        severities: of 1 to 5; the second layout has all five.
-        workers: processes; they change no pixel.
-        note: told of every part that is done.
+        images: images of the test split of a data set.
+        output: the folder, created if missing.
+        corruptions: names of corruptions.
+        severities: severities, 1 to 5; the second layout needs all five.
+        seed: seed of the corruptions.
+        workers: number of processes; results do not depend on it.
+        note: called with a line of text after each part.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: for an unknown name, or some severities alone where the layout has all.
-        ResourceError: when images or the library are missing, the folder cannot be written, or holds another set.
+        UsageError: for an unknown name, or missing severities if the layout needs all.
+        ResourceError: if images or the library are missing, or the folder cannot be written or contains other images.
     """
     known = GROUPS["all"]
     for name in corruptions:
@@ -62,7 +64,9 @@ def write_corrupted(
             raise unknown_name("corruption", name, {*known})
     folders = parse(images.name).name == "imagenet"
     if not folders and set(severities) != set(SEVERITIES):
-        raise UsageError(f"{images.name} goes into .npy files of all five severities: leave --severity out")
+        raise UsageError(
+            f"{images.name} is written to .npy files with all five severities: leave --severity out"
+        )
     facts = {
         "dataset": images.name,
         "digest": images.digest,
@@ -74,15 +78,17 @@ def write_corrupted(
     }
     if facts["enlarged"] > 1:
         note(
-            f"the library takes images from {SMALLEST} px on: these are corrupted at {facts['enlarged']} times their "
-            "size and made small again"
+            f"the library needs images of at least {SMALLEST} px: these are corrupted at {facts['enlarged']} times "
+            "their size and reduced again"
         )
     if not folders and len(images) != _ROBUSTBENCH:
-        note(f"{len(images)} images: RobustBench reads CIFAR's files with {_ROBUSTBENCH:,} a severity alone")
+        note(
+            f"{len(images)} images: RobustBench only reads CIFAR files with {_ROBUSTBENCH:,} for each severity"
+        )
     output = Path(output)
-    # A person may well keep the images elsewhere, by a link.
+    # The output folder may be a symbolic link to another disk.
     with claim(output.resolve()):
-        _agree(output, facts)
+        _check_facts(output, facts)
         if folders:
             _write_folders(images, output, corruptions, severities, seed, workers, note)
         else:
@@ -90,24 +96,25 @@ def write_corrupted(
     return output
 
 
-def _agree(output: Path, facts: dict) -> None:
-    """Note what the folder holds; refuse one that holds something else."""
+def _check_facts(output: Path, facts: dict) -> None:
+    """Record the content of the folder; refuse a folder with other content."""
     file = output / FACTS
     try:
-        held = json.loads(file.read_text("utf-8"))
+        recorded = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        strangers = [each.name for each in output.iterdir() if not each.name.startswith(".")]
-        if strangers:
-            raise ResourceError(f"{output} holds {strangers[0]} already: give an empty folder") from None
+        others = [path.name for path in output.iterdir() if not path.name.startswith(".")]
+        if others:
+            raise ResourceError(f"{output} already contains {others[0]}: give an empty folder") from None
         write_file(output / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
         return
     except (OSError, ValueError) as error:
         raise ResourceError(f"{file} cannot be read: give an empty folder") from error
-    if held != facts:
+    if recorded != facts:
         other = next(
-            (key for key in facts if not isinstance(held, dict) or held.get(key) != facts[key]), "more"
+            (key for key in facts if not isinstance(recorded, dict) or recorded.get(key) != facts[key]),
+            "content",
         )
-        raise ResourceError(f"{output} holds another set, its {other} differs: give an empty folder")
+        raise ResourceError(f"{output} contains other images (different {other}): give an empty folder")
 
 
 def _write_folders(
@@ -139,19 +146,19 @@ def _write_folders(
             if rows:
                 yield _task(images, rows, *cells[number], seed, jpeg=True)
 
-    made = in_order(tasks(), workers, files=True)
+    results = in_order(tasks(), workers, files=True)
     for i, (number, rows) in enumerate(work):
         for synset in {names[row][0] for row in rows}:
             with disk_errors(output):
                 (places[number] / synset).mkdir(parents=True, exist_ok=True)
-        for row, file in zip(rows, next(made) if rows else (), strict=True):
+        for row, file in zip(rows, next(results) if rows else (), strict=True):
             write_quickly(places[number].joinpath(*names[row]), file)
         if i + 1 == len(work) or work[i + 1][0] != number:
             note(f"{' '.join(map(str, cells[number]))} is in {places[number]}")
 
 
 def _whole(file: Path) -> bool:
-    """Whether a JPEG file is there to its last bytes, which a power cut may have cost it."""
+    """Whether a JPEG file is complete; a power cut may have truncated it."""
     try:
         with file.open("rb") as opened:
             opened.seek(-len(_END), os.SEEK_END)
@@ -171,20 +178,20 @@ def _write_arrays(
     truths = output / "labels.npy"
     if not truths.is_file():
         write_file(truths, _npy(np.tile(images.y.numpy(), len(SEVERITIES))))
-    lacking = [name for name in corruptions if not (output / f"{name}.npy").is_file()]
+    missing = [name for name in corruptions if not (output / f"{name}.npy").is_file()]
     parts = [range(rows.start, rows.stop) for rows in spans(images)]
-    made = in_order(
+    results = in_order(
         (
             _task(images, rows, name, severity, seed, jpeg=False)
-            for name in lacking
+            for name in missing
             for severity in SEVERITIES
             for rows in parts
         ),
         workers,
     )
     for name in corruptions:
-        if name in lacking:
-            whole = np.concatenate([next(made).pixels for _ in SEVERITIES for _ in parts])
+        if name in missing:
+            whole = np.concatenate([next(results).pixels for _ in SEVERITIES for _ in parts])
             write_file(output / f"{name}.npy", _npy(whole))
         note(f"{name} is in {output / name}.npy")
 

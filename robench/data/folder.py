@@ -1,4 +1,4 @@
-"""`folder:DIR`: anybody's pictures, one folder a class."""
+"""`folder:DIR`: image files, with one folder for each class."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CLASSES = ("folders", "imagenet")
 
 
 @registry.datasets.register("folder")
-@described(Facts("<class>/<picture> in the folder that the name says"))
+@described(Facts("<class>/<picture> in the given folder"))
 def load(
     path: str,
     split: str = "test",
@@ -26,48 +26,48 @@ def load(
     classes: str = "folders",
     channels: int = 3,
 ) -> Images:
-    """folder:DIR: a folder of pictures with a folder a class, as torchvision's ImageFolder reads.
+    """folder:DIR: images with one folder for each class, the layout of torchvision's ImageFolder.
 
-    The canonical order takes the first picture of every class, then every second one, and so on, so that the
-    first images are of all classes; an id is the position in it. The folder is the split "test", whatever it
-    is of.
+    The canonical order alternates between classes: the first image of every class, then the second of every class, and
+    so on. An id is the position in this order. The folder is always the split "test".
 
     Args:
-        path: of the folder; a relative one is looked for in `data_dir` where that is given.
-        samples: the first so many; None for all.
-        preprocessing: "none" for pictures of one size; else see `robench.data.preprocessing`.
-        classes: "folders" for a class a folder, in the order of their names; "imagenet" where the folders are
-            named by some of ImageNet's synsets (ImageNet-A, -R, -Sketch), with the labels that these have among
-            the thousand.
-        channels: 3, or 1 for the luminance alone. A defense of grey images gets 1.
+        path: path of the folder, relative to `data_dir` if that is given.
+        samples: number of images to load, from the start; None for all.
+        preprocessing: "none" for images of equal size; else see `robench.data.preprocessing`.
+        classes: "folders" for one class for each folder, sorted by name; "imagenet" for folders named by ImageNet
+            synsets (ImageNet-A, -R, -Sketch), with their labels among the 1,000 classes.
+        channels: 3, or 1 for the luminance, for defenses that expect grey images.
 
     Raises:
-        UsageError: for another split, preprocessing, kind of classes or number of channels, or pictures of several
+        UsageError: for another split, preprocessing, kind of classes or number of channels, or images of different
             sizes.
-        ResourceError: when pictures are missing or damaged, with their number, or folders are no synsets.
+        ResourceError: if images are missing or damaged, with their number, or folders are not synsets.
     """
     if classes not in CLASSES:
         raise UsageError(f'classes="{classes}": expected {" or ".join(CLASSES)}')
     preprocessings.parse(preprocessing)
     check_channels(channels)
-    told = {} if preprocessing == "none" else {"preprocessing": preprocessing}
-    told |= ({} if classes == "folders" else {"classes": classes}) | (
+    arguments = {} if preprocessing == "none" else {"preprocessing": preprocessing}
+    arguments |= ({} if classes == "folders" else {"classes": classes}) | (
         {} if channels == 3 else {"channels": channels}
     )
-    name = str(Spec(f"folder:{path}", told))
+    name = str(Spec(f"folder:{path}", arguments))
     check_split(name, split, ("test",))
     folder = Path(data_dir or "").expanduser() / Path(path).expanduser()
     if not folder.is_dir():
-        raise ResourceError(f"{folder} is no folder: {name} needs one with a folder of pictures a class")
-    found = _image_files.list_classes(folder, name)
-    known = synsets() if classes == "imagenet" else tuple(found)
-    if strangers := [folder / each for each in found if each not in known]:
         raise ResourceError(
-            f"{len(strangers)} of {len(found)} folders of {name} are no synset of ImageNet's thousand: "
-            + _image_files.named(strangers)
+            f"{folder} is not a folder: {name} needs one with a folder of images for each class"
         )
-    rows = _image_files.labelled(found, known)[:samples]
-    x = _image_files.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name, channels)
+    files = _image_files.list_classes(folder, name)
+    known = synsets() if classes == "imagenet" else tuple(files)
+    if unknown := [folder / synset for synset in files if synset not in known]:
+        raise ResourceError(
+            f"{len(unknown)} of {len(files)} folders of {name} are not among ImageNet's 1,000 synsets: "
+            + _image_files.named(unknown)
+        )
+    rows = _image_files.labelled(files, known)[:samples]
+    x = _image_files.decode(enumerate(path for _, path in rows), len(rows), preprocessing, name, channels)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     names = imagenet_classes() if classes == "imagenet" else known
     return Images(name, split, x, y, torch.arange(len(x)), names)

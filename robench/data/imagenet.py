@@ -1,4 +1,4 @@
-"""`imagenet` and `imagenet-c`: the ILSVRC 2012 validation images, as they are and corrupted.
+"""`imagenet` and `imagenet-c`: the ILSVRC 2012 validation images, clean and corrupted.
 
 Russakovsky et al. 2015, "ImageNet Large Scale Visual Recognition Challenge", arXiv 1409.0575.
 """
@@ -29,13 +29,13 @@ C = Facts(
     "ImageNet-C/<corruption>/<severity>/<synset>/ILSVRC2012_val_<number>.JPEG, or the same in blur/, noise/, ...",
     "https://zenodo.org/records/2235448",
 )
-# What Hugging Face calls it.
+# Its name on Hugging Face.
 HUB = "imagenet-1k"
 _FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _ROW = re.compile(r"ILSVRC2012_val_(\d{8})(?:_(n\d{8}))?\.")
-# The folders that ImageNet-C's own archives make.
+# Folders in the archives of ImageNet-C.
 _FAMILIES = ("", "noise/", "blur/", "weather/", "digital/", "extra/")
-# Id, label, and where the image is.
+# Id, label and location of an image.
 Row = TypeVar("Row", tuple[int, int, Path], tuple[int, int, int])
 
 
@@ -48,25 +48,24 @@ def load(
     preprocessing: str = "Res256Crop224",
     ids: str = "",
 ) -> Images:
-    """ImageNet's validation images, as many of the 50,000 as there are: `imagenet(preprocessing="Res224")`.
+    """ImageNet validation images, up to 50,000: `imagenet(preprocessing="Res224")`.
 
-    The canonical order is that of the numbers in the file names, in which the classes are mixed; an id is that
-    number less one, so that a part of the images has the ids that it has in the whole. Only the first
-    `samples` are decoded.
+    The canonical order is that of the numbers in the file names, in which classes are mixed. An id is that number minus
+    one, so that a subset of the images keeps its ids. Only the first `samples` images are decoded.
 
     Args:
-        split: "test", which is the validation part: the challenge's own test images have no labels.
-        data_dir: the folder that holds `imagenet/val` or `val`, with a folder a class, named by its synset; or
-            `imagenet-1k`, the data set as Hugging Face has it.
-        samples: the first so many; None for all.
-        preprocessing: see `robench.data.preprocessing`; "none" for images that are of one size already, "own" for what
-            the defense says of itself.
-        ids: "robustbench" for the 5,000 images of RobustBench, in its order, or the path of a list such as its; all
-            of them must be there.
+        split: "test", the validation part, because the test images of the challenge have no labels.
+        data_dir: folder that contains `imagenet/val` or `val`, with a folder for each synset, or `imagenet-1k`, the
+            data set from Hugging Face.
+        samples: number of images to load, from the start; None for all.
+        preprocessing: see `robench.data.preprocessing`; "none" for images of equal size, "own" for the preprocessing of
+            the defense.
+        ids: "robustbench" for the 5,000 images of RobustBench in its order, or the path of a list in the same format.
+            All listed images must be available.
 
     Raises:
-        UsageError: for another split or preprocessing, or images of several sizes.
-        ResourceError: when files or the list are missing, damaged, or not ImageNet's.
+        UsageError: for another split or preprocessing, or images of different sizes.
+        ResourceError: if files or the list are missing, damaged, or not those of ImageNet.
     """
     preprocessings.parse(preprocessing)
     name = str(Spec("imagenet", {"preprocessing": preprocessing} | ({"ids": ids} if ids else {})))
@@ -87,26 +86,26 @@ def load_corrupted(
     preprocessing: str = "none",
     ids: str = "",
 ) -> Images:
-    """ImageNet's validation images corrupted: `imagenet-c(corruption="fog", severity=3)`.
+    """ImageNet-C, corrupted validation images of ImageNet: `imagenet-c(corruption="fog", severity=3)`.
 
     Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
-    Perturbations", arXiv 1903.12261. Ids and order as in `imagenet`.
+    Perturbations", arXiv 1903.12261. Ids and order are those of `imagenet`.
 
     Args:
         corruption: one of nineteen.
         severity: 1 to 5.
-        data_dir: the folder that holds `ImageNet-C`, with a folder a corruption, by itself or as the archives
-            unpack (`blur/glass_blur`), therein one a severity and one a class.
-        samples: the first so many; None for all.
-        preprocessing, ids: see `imagenet`; the images are 224 px already.
+        data_dir: folder that contains `ImageNet-C`, with a folder for each corruption, optionally inside that of its
+            archive (`blur/glass_blur`); it contains folders for severities, and these contain folders for classes.
+        samples: number of images to load, from the start; None for all.
+        preprocessing, ids: see `imagenet`; the images are already 224 px.
 
     Raises:
         UsageError: for another split, corruption, severity or preprocessing.
-        ResourceError: when files are missing, damaged, or not ImageNet-C's.
+        ResourceError: if files are missing, damaged, or not those of ImageNet-C.
     """
     places = [f"ImageNet-C/{family}{corruption}" for family in _FAMILIES]
-    told = (corruption, severity, preprocessing, ids)
-    return load_severity("imagenet-c", C, COMMON + VALIDATION, places, told, split, data_dir, samples)
+    choice = (corruption, severity, preprocessing, ids)
+    return load_severity("imagenet-c", C, COMMON + VALIDATION, places, choice, split, data_dir, samples)
 
 
 def load_severity(
@@ -114,25 +113,27 @@ def load_severity(
     facts: Facts,
     known: Sequence[str],
     places: Sequence[str],
-    told: tuple[str, int, str, str],
+    choice: tuple[str, int, str, str],
     split: str,
     data_dir: str | None,
     samples: int | None,
 ) -> Images:
-    """One corruption of a data set of ImageNet-C's layout.
+    """Load one corruption of a data set in the layout of ImageNet-C.
 
     Args:
         kind: name of the data set.
+        facts: facts about the data set.
         known: its corruptions.
-        places: where the corruption's folder may be; therein is one a severity, the mildest has the least number.
-        told: corruption, severity, preprocessing and ids, as `load_corrupted` takes them.
+        places: possible folders of the corruption; their subfolders are severities, numbered from the mildest.
+        choice: corruption, severity, preprocessing and ids, as in `load_corrupted`.
+        split, data_dir, samples: as in `load_corrupted`.
     """
-    corruption, severity, preprocessing, ids = told
+    corruption, severity, preprocessing, ids = choice
     check_corruption(corruption, severity, tuple(known))
     preprocessings.parse(preprocessing)
-    said = {"corruption": corruption, "severity": severity}
-    said |= {"preprocessing": preprocessing} if preprocessing != "none" else {}
-    name = str(Spec(kind, said | ({"ids": ids} if ids else {})))
+    arguments: dict[str, object] = {"corruption": corruption, "severity": severity}
+    arguments |= {"preprocessing": preprocessing} if preprocessing != "none" else {}
+    name = str(Spec(kind, arguments | ({"ids": ids} if ids else {})))
     check_split(name, split, ("test",))
     folder = find(name, data_dir, tuple(places), facts.of(corruption=corruption, severity=severity))
     return _of_folder(name, _image_files.severity_folder(folder, severity, name), preprocessing, samples, ids)
@@ -149,7 +150,7 @@ def _of_parquet(name: str, folder: Path, preprocessing: str, samples: int | None
     files = files_by_part(folder).get("validation", [])
     if not files:
         raise ResourceError(
-            f"{folder} holds no validation-*.parquet: get the part validation of {WHOLE.source}"
+            f"{folder} contains no validation-*.parquet: get the validation part of {WHOLE.source}"
         )
     table = _parquet.open_table(files, name)
     rows = _chosen(_numbered_rows(table, name), name, samples, ids)
@@ -163,18 +164,18 @@ def _images(name: str, rows: Sequence[tuple[int, int, object]], x: PixelFile) ->
 
 
 def _chosen(rows: list[Row], name: str, samples: int | None, ids: str) -> list[Row]:
-    """The first of the rows, or those that a list names, in its order."""
+    """The first rows, or those of a list in its order."""
     if not ids:
         return rows[:samples]
-    wanted = read_list(ids, name)
-    there = {row[0]: row for row in rows}
-    lost = [picture for picture in wanted if picture.number not in there]
+    listed = read_list(ids, name)
+    by_id = {row[0]: row for row in rows}
+    lost = [picture for picture in listed if picture.number not in by_id]
     if lost:
         raise ResourceError(
-            f"{len(lost)} of the {len(wanted)} images of ids={ids!r} are not among the {len(rows)} of {name}: "
+            f"{len(lost)} of the {len(listed)} images of ids={ids!r} are not among the {len(rows)} of {name}: "
             f"{_image_files.named(lost)}; get all of the validation images"
         )
-    return [there[picture.number] for picture in wanted][:samples]
+    return [by_id[picture.number] for picture in listed][:samples]
 
 
 def _numbered_rows(table: _parquet.Table, name: str) -> list[tuple[int, int, int]]:
@@ -184,17 +185,17 @@ def _numbered_rows(table: _parquet.Table, name: str) -> list[tuple[int, int, int
     for row, (file, label) in enumerate(zip(table.names(), table.labels.tolist(), strict=True)):
         match = _ROW.match(file)
         number = int(match[1]) - 1 if match else -1
-        # Hugging Face's files are named by number and class: the label must be that class.
+        # Hugging Face names files by number and class, which must agree with the label.
         other = match is not None and match[2] is not None and synsets()[label : label + 1] != (match[2],)
         if number < 0 or number in rows or other:
-            strange.append(f"row {row}, {file or 'without a name'}, of label {label}")
+            strange.append(f"row {row}, {file or 'without a name'}, label {label}")
         else:
             rows[number] = (number, label, row)
     if strange:
         raise ResourceError(
-            f"{len(strange)} of {len(table.labels)} rows of {name} are not named as its images are, "
-            "ILSVRC2012_val_00000001_<synset>.JPEG, each number once and by its class: "
-            f"{_image_files.named(strange)}; for images of your own write parquet:FOLDER"
+            f"{len(strange)} of {len(table.labels)} rows of {name} are not named like its images, "
+            "ILSVRC2012_val_00000001_<synset>.JPEG, with unique numbers and matching classes: "
+            f"{_image_files.named(strange)}; for your own images use parquet:FOLDER"
         )
     return [rows[number] for number in sorted(rows)]
 
@@ -203,13 +204,13 @@ def numbered(found: dict[str, list[Path]], folder: Path, name: str) -> list[tupl
     """Id, label and path of each image, in canonical order.
 
     Raises:
-        ResourceError: for a folder that is no synset of the thousand, or files not named as ImageNet's are.
+        ResourceError: for a folder that is not one of the 1,000 synsets, or files not named like those of ImageNet.
     """
     labels = {synset: k for k, synset in enumerate(synsets())}
-    if strangers := [folder / each for each in found if each not in labels]:
+    if unknown := [folder / synset for synset in found if synset not in labels]:
         raise ResourceError(
-            f"{len(strangers)} of {len(found)} folders of {name} are no synset of ImageNet's thousand: "
-            f"{_image_files.named(strangers)}"
+            f"{len(unknown)} of {len(found)} folders of {name} are not among ImageNet's 1,000 synsets: "
+            f"{_image_files.named(unknown)}"
         )
     rows: dict[int, tuple[int, int, Path]] = {}
     strange: list[Path] = []
@@ -223,7 +224,7 @@ def numbered(found: dict[str, list[Path]], folder: Path, name: str) -> list[tupl
                 rows[number] = (number, labels[synset], path)
     if strange:
         raise ResourceError(
-            f"{len(strange)} files of {name} are not named as its images are, ILSVRC2012_val_00000001.JPEG, each "
-            f'number once: {_image_files.named(strange)}; for images of your own write folder:DIR(classes="imagenet")'
+            f"{len(strange)} files of {name} are not named like its images, ILSVRC2012_val_00000001.JPEG, with unique "
+            f'numbers: {_image_files.named(strange)}; for your own images use folder:DIR(classes="imagenet")'
         )
     return [rows[number] for number in sorted(rows)]

@@ -1,4 +1,4 @@
-"""`imagenet-3dcc` and `imagenet-c-bar`: other corruptions of ImageNet's validation images, in ImageNet-C's layout."""
+"""`imagenet-3dcc` and `imagenet-c-bar`: other corruptions of ImageNet, in the layout of ImageNet-C."""
 
 from robench.core import registry
 from robench.data._base import Facts, Images, described
@@ -26,13 +26,13 @@ def load_3dcc(
     preprocessing: str = "none",
     ids: str = "",
 ) -> Images:
-    """ImageNet's validation images under 3D common corruptions: `imagenet-3dcc(corruption="fog_3d", severity=3)`.
+    """ImageNet-3DCC, validation images under 3D common corruptions: `imagenet-3dcc(corruption="fog_3d", severity=3)`.
 
-    Kar et al. 2022, "3D Common Corruptions and Data Augmentation", arXiv 2203.01441. Else as `imagenet-c`.
+    Kar et al. 2022, "3D Common Corruptions and Data Augmentation", arXiv 2203.01441. Otherwise like `imagenet-c`.
     """
-    told = (corruption, severity, preprocessing, ids)
+    choice = (corruption, severity, preprocessing, ids)
     places = [f"{folder}/{corruption}" for folder in ("ImageNet-3DCC", "imagenet_3dcc")]
-    return load_severity("imagenet-3dcc", IN_3D, COMMON_3D, places, told, split, data_dir, samples)
+    return load_severity("imagenet-3dcc", IN_3D, COMMON_3D, places, choice, split, data_dir, samples)
 
 
 @registry.datasets.register("imagenet-c-bar")
@@ -46,12 +46,12 @@ def load_c_bar(
     preprocessing: str = "none",
     ids: str = "",
 ) -> Images:
-    """ImageNet's under corruptions unlike ImageNet-C's: `imagenet-c-bar(corruption="sparkles", severity=3)`.
+    """ImageNet-C-bar, corruptions unlike those of ImageNet-C: `imagenet-c-bar(corruption="sparkles", severity=3)`.
 
     Mintun et al. 2021, "On Interaction Between Augmentations and Corruptions in Natural Corruption Robustness",
-    arXiv 2102.11273. The severities' folders may be 1 .. 5 or the five numbers that the authors' code writes. Else
-    as `imagenet-c`.
+    arXiv 2102.11273. Folders of severities may be named 1 .. 5 or by the numbers that the authors' code writes.
+    Otherwise like `imagenet-c`.
     """
-    told = (corruption, severity, preprocessing, ids)
+    choice = (corruption, severity, preprocessing, ids)
     places = [f"{folder}/{corruption}" for folder in ("imagenet-c-bar", "ImageNet-C-Bar")]
-    return load_severity("imagenet-c-bar", C_BAR, BAR, places, told, split, data_dir, samples)
+    return load_severity("imagenet-c-bar", C_BAR, BAR, places, choice, split, data_dir, samples)

@@ -1,4 +1,4 @@
-"""`imagenet-a`, `imagenet-r` and `imagenet-sketch`: other pictures of ImageNet's classes, a folder a class."""
+"""`imagenet-a`, `imagenet-r` and `imagenet-sketch`: other images of ImageNet classes, one folder for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +17,13 @@ from robench.data.class_subset import Subset
 
 @dataclass(frozen=True)
 class Variant:
-    """What is the same of every copy of such a data set.
+    """The fixed properties of such a data set.
 
     Attributes:
-        synsets: of its classes.
-        images: how many there are.
-        places: where its folder may be.
+        synsets: synsets of its classes.
+        images: number of images.
+        places: possible folders.
+        facts: facts for `robench list datasets`.
     """
 
     synsets: Callable[[], tuple[str, ...]]
@@ -60,22 +61,24 @@ def load_a(
     preprocessing: str = "Res256Crop224",
     partial: bool = False,
 ) -> Images:
-    """ImageNet-A, 7,500 natural images of 200 of ImageNet's classes that classifiers fail on.
+    """ImageNet-A, 7,500 natural images of 200 ImageNet classes that classifiers fail on.
 
-    Hendrycks et al. 2021, "Natural Adversarial Examples", arXiv 1907.07174. As in the paper only the logits of the 200
-    classes count: labels are 0 .. 199, in the order of the synsets, and a network of the thousand is cut down to them.
+    Hendrycks et al. 2021, "Natural Adversarial Examples", arXiv 1907.07174. As in the paper, only the logits of the
+    200 classes count: labels are 0 .. 199 in the order of synsets, and a network with 1,000 classes is restricted to
+    them.
 
-    The first picture of every class comes first, then every second one, and so on; an id is the position.
+    The order alternates between classes: the first image of every class, then the second of every class, and so on. An
+    id is the position in this order.
 
     Args:
-        data_dir: the folder that holds `imagenet-a`, with a folder a class, named by its synset.
-        samples: the first so many; None for all.
-        preprocessing: see `robench.data.preprocessing`; "own" for what the defense says of itself.
-        partial: take what is there, though pictures or classes are missing.
+        data_dir: folder that contains `imagenet-a`, with a folder for each synset.
+        samples: number of images to load, from the start; None for all.
+        preprocessing: see `robench.data.preprocessing`; "own" for the preprocessing of the defense.
+        partial: accept missing images and classes.
 
     Raises:
         UsageError: for another split or preprocessing.
-        ResourceError: when pictures or classes are missing or damaged, with their number.
+        ResourceError: if images or classes are missing or damaged, with their number.
     """
     return _load("imagenet-a", A, split, data_dir, samples, preprocessing, partial)
 
@@ -89,9 +92,9 @@ def load_r(
     preprocessing: str = "Res256Crop224",
     partial: bool = False,
 ) -> Images:
-    """ImageNet-R, 30,000 renditions (art, cartoons, toys, ...) of 200 of ImageNet's classes.
+    """ImageNet-R, 30,000 renditions (art, cartoons, toys, ...) of 200 ImageNet classes.
 
-    Hendrycks et al. 2021, "The Many Faces of Robustness", arXiv 2006.16241. Else as `imagenet-a`.
+    Hendrycks et al. 2021, "The Many Faces of Robustness", arXiv 2006.16241. Otherwise like `imagenet-a`.
     """
     return _load("imagenet-r", R, split, data_dir, samples, preprocessing, partial)
 
@@ -105,10 +108,10 @@ def load_sketch(
     preprocessing: str = "Res256Crop224",
     partial: bool = False,
 ) -> Images:
-    """ImageNet-Sketch, 50,889 drawings of all of ImageNet's thousand classes.
+    """ImageNet-Sketch, 50,889 drawings of all 1,000 ImageNet classes.
 
     Wang et al. 2019, "Learning Robust Global Representations by Penalizing Local Predictive Power",
-    arXiv 1905.13549. Else as `imagenet-a`, but that all classes count.
+    arXiv 1905.13549. All classes count; otherwise like `imagenet-a`.
     """
     return _load("imagenet-sketch", SKETCH, split, data_dir, samples, preprocessing, partial)
 
@@ -126,12 +129,12 @@ def _load(
     name = str(Spec(kind, {"preprocessing": preprocessing} | ({"partial": True} if partial else {})))
     check_split(name, split, ("test",))
     folder = find(name, data_dir, variant.places, variant.facts)
-    found = _image_files.list_classes(folder, name)
-    _image_files.check_complete(found, variant.synsets(), variant.images, folder, name, partial)
-    rows = _image_files.labelled(found, variant.synsets())[:samples]
+    files = _image_files.list_classes(folder, name)
+    _image_files.check_complete(files, variant.synsets(), variant.images, folder, name, partial)
+    rows = _image_files.labelled(files, variant.synsets())[:samples]
     x = _image_files.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
-    indices = tuple(synsets().index(each) for each in variant.synsets())
+    indices = tuple(synsets().index(synset) for synset in variant.synsets())
     words = tuple(imagenet_classes()[k] for k in indices)
     among = Subset(indices, len(synsets())) if len(indices) < len(synsets()) else None
     return Images(name, split, x, y, torch.arange(len(x)), words, among)

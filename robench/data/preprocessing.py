@@ -1,8 +1,8 @@
-"""How pictures become images of one size, by names such as RobustBench's: `BicubicRes256Crop224`.
+"""Resizing and cropping of images, by names such as those of RobustBench: `BicubicRes256Crop224`.
 
-A name is `Bicubic` (else bilinear), `Res` with a size and `Crop` with a size, each of which may be missing. Before a
-crop the shorter side is brought to the size, keeping the shape; without a crop the picture is squeezed into a square.
-All is done on 8-bit pixels, by Pillow, as torchvision's transforms do it.
+A name consists of `Bicubic` (otherwise bilinear), `Res` with a size and `Crop` with a size, all of them optional.
+Before a crop the shorter side is resized and the aspect ratio is kept; without a crop the image is resized to a square.
+Pillow processes 8-bit pixels, as in the transforms of torchvision.
 """
 
 import math
@@ -17,7 +17,7 @@ from robench.core.errors import UsageError, unknown_name
 
 USUAL = ("Res256Crop224", "BicubicRes256Crop224", "Res224", "Crop288")
 NONE = "none"
-# The defense says which.
+# The preprocessing declared by the defense.
 OWN = "own"
 _NAME = re.compile(
     r"(?P<bicubic>Bicubic(?=Res))?(?:Res(?P<res>[1-9]\d{0,3}))?(?:Crop(?P<crop>[1-9]\d{0,3}))?"
@@ -26,11 +26,11 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to each picture.
+    """A preprocessing of images.
 
     Attributes:
-        change: picture to picture.
-        smallest: pixels that its sides must have: torchvision would crop a smaller one by adding a black frame.
+        change: function from image to image.
+        smallest: minimum side length in pixels; torchvision would pad smaller images with black before cropping.
     """
 
     change: Callable[[Image.Image], Image.Image]
@@ -38,16 +38,16 @@ class Preprocessing:
 
 
 def parse(name: str) -> Preprocessing:
-    """The preprocessing of that name.
+    """Parse the name of a preprocessing.
 
     Raises:
-        UsageError: for a malformed name, a crop larger than what it is cut from, or "own" without a defense.
+        UsageError: for a malformed name, a crop larger than the resized image, or "own" without a defense.
     """
     if name == NONE:
         return Preprocessing(lambda image: image)
     if name == OWN:
         raise UsageError(
-            f'preprocessing="{OWN}" is what a defense says of itself, and none is run here: name one of '
+            f'preprocessing="{OWN}" is the preprocessing of a defense, and there is none here: choose one of '
             + ", ".join(USUAL)
         )
     match = _NAME.fullmatch(name) if isinstance(name, str) and name else None
@@ -65,7 +65,7 @@ def parse(name: str) -> Preprocessing:
 
 
 def side(name: str) -> int:
-    """Pixels of the images' sides afterwards; 0 where the name does not decide that."""
+    """The side length of preprocessed images in pixels; 0 if it depends on the images."""
     match = _NAME.fullmatch(name)
     return int(match["crop"] or match["res"] or 0) if match else 0
 
@@ -77,12 +77,12 @@ def of_evaluation(
     crop_mode: str | None = None,
     border: int | None = None,
 ) -> str:
-    """The name of what timm does before it evaluates; empty when that has none.
+    """The name of timm's preprocessing for evaluation; empty if it cannot be expressed.
 
     Args:
-        size: of the image in the end.
-        crop_pct: the share of the resized picture that is left of it; None for 0.875.
-        interpolation, crop_mode, border: as timm's configurations say them.
+        size: side length of the final image in pixels.
+        crop_pct: side of the crop relative to the resized image; None for 0.875.
+        interpolation, crop_mode, border: as in timm's configurations.
     """
     res = math.floor(size / (crop_pct or 0.875))
     if border or crop_mode == "border" or (crop_mode == "squash" and res != size):
@@ -93,7 +93,7 @@ def of_evaluation(
 def of_sizes(
     res: int | Sequence[int], crop: int | Sequence[int], interpolation: str, squash: bool = False
 ) -> str:
-    """The name of resizing to `res` and cropping `crop` in the middle; empty when that has none."""
+    """The name of resizing to `res` and centre-cropping to `crop`; empty if it cannot be expressed."""
     sizes = [value if isinstance(value, int) else value[0] for value in (res, crop) if value is not None]
     if interpolation not in ("bilinear", "bicubic") or len(sizes) != 2:
         return ""

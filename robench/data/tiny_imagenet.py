@@ -1,5 +1,5 @@
 """`tiny-imagenet` and `tiny-imagenet-c`: Le and Yang 2015, "Tiny ImageNet Visual Recognition Challenge" (Stanford
-CS 231N), and its images corrupted.
+CS 231N), and its corrupted version.
 """
 
 import re
@@ -23,21 +23,20 @@ _NUMBER = re.compile(r"(?:val|n\d{8})_(\d+)\.JPEG")
 @registry.datasets.register("tiny-imagenet")
 @described(WHOLE)
 def load(split: str = "test", data_dir: str | None = None, samples: int | None = None) -> Images:
-    """64x64 images of two hundred of ImageNet's classes; 100,000 for training and 10,000 for testing.
+    """Tiny-ImageNet: 64x64 images of 200 ImageNet classes, 100,000 for training and 10,000 for testing.
 
-    The test split is the validation part, in the order of the numbers in the file names, which are the ids.
-    The training images are ordered by their number in the class, then by class; an id is the position. Labels
-    count the classes in the order of their synsets' names. That is the order of the folders, which
-    classifiers trained with torchvision's ImageFolder have; `wnids.txt` has another.
+    The test split is the validation part, in the order of the numbers in the file names, which are the ids. Training
+    images are ordered by number within the class, then by class; an id is the position. Labels follow the sorted
+    synsets, as in torchvision's ImageFolder; the order of `wnids.txt` differs.
 
     Args:
         split: "train" or "test".
-        data_dir: the folder that holds `tiny-imagenet-200`, as the archive unpacks.
-        samples: the first so many; None for all.
+        data_dir: folder that contains the unpacked `tiny-imagenet-200`.
+        samples: number of images to load, from the start; None for all.
 
     Raises:
         UsageError: for another split.
-        ResourceError: when files are missing, damaged or not Tiny-ImageNet's.
+        ResourceError: if files are missing, damaged or not those of Tiny-ImageNet.
     """
     check_split("tiny-imagenet", split)
     folder = find("tiny-imagenet", data_dir, ("tiny-imagenet-200",), WHOLE)
@@ -59,41 +58,41 @@ def load_corrupted(
     samples: int | None = None,
     partial: bool = False,
 ) -> Images:
-    """Tiny-ImageNet's 10,000 validation images corrupted: `tiny-imagenet-c(corruption="fog", severity=3)`.
+    """Tiny-ImageNet-C, 10,000 corrupted validation images: `tiny-imagenet-c(corruption="fog", severity=3)`.
 
     Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
-    Perturbations", arXiv 1903.12261. Labels as in `tiny-imagenet`. The first picture of every class comes first, then
-    every second one, and so on; an id is the position.
+    Perturbations", arXiv 1903.12261. Labels are those of `tiny-imagenet`. The order alternates between classes: the
+    first image of every class, then the second of every class, and so on. An id is the position in this order.
 
     Args:
-        corruption: one of ImageNet-C's nineteen.
+        corruption: one of the nineteen of ImageNet-C.
         severity: 1 to 5.
-        data_dir: the folder that holds `Tiny-ImageNet-C`, with a folder a corruption, therein one a severity and one a
-            class; the classes get their names from `tiny-imagenet-200/words.txt` where that is there too.
-        samples: the first so many; None for all.
-        partial: take what is there, though pictures are missing.
+        data_dir: folder that contains `Tiny-ImageNet-C`, with folders for corruptions, severities and classes. Names of
+            classes come from `tiny-imagenet-200/words.txt` if available.
+        samples: number of images to load, from the start; None for all.
+        partial: accept missing images.
 
     Raises:
         UsageError: for another split, corruption or severity.
-        ResourceError: when pictures or classes are missing or damaged, with their number.
+        ResourceError: if images or classes are missing or damaged, with their number.
     """
     check_corruption(corruption, severity, COMMON + VALIDATION)
-    told = {"corruption": corruption, "severity": severity} | ({"partial": True} if partial else {})
-    name = str(Spec("tiny-imagenet-c", told))
+    arguments = {"corruption": corruption, "severity": severity} | ({"partial": True} if partial else {})
+    name = str(Spec("tiny-imagenet-c", arguments))
     check_split(name, split, ("test",))
     facts = C.of(corruption=corruption, severity=severity)
     folder = find(name, data_dir, (f"Tiny-ImageNet-C/{corruption}", f"tiny-imagenet-c/{corruption}"), facts)
     folder = _image_files.severity_folder(folder, severity, name)
-    found = _image_files.list_classes(folder, name)
+    files = _image_files.list_classes(folder, name)
     whole = data_root(data_dir) / "tiny-imagenet-200"
-    wnids = sorted(_lines(whole / "wnids.txt")) if whole.is_dir() else list(found)
+    wnids = sorted(_lines(whole / "wnids.txt")) if whole.is_dir() else list(files)
     if len(wnids) != CLASSES:
         raise ResourceError(
-            f"{folder} has folders of {len(wnids)} classes: {name} has {CLASSES}, and labels count them; restore "
-            "them, or put tiny-imagenet-200 beside Tiny-ImageNet-C, which names all"
+            f"{folder} has folders of {len(wnids)} classes: {name} needs {CLASSES} for its labels; restore "
+            "them, or put tiny-imagenet-200, which lists them, next to Tiny-ImageNet-C"
         )
-    _image_files.check_complete(found, wnids, IMAGES, folder, name, partial)
-    rows = _image_files.labelled(found, wnids)[:samples]
+    _image_files.check_complete(files, wnids, IMAGES, folder, name, partial)
+    rows = _image_files.labelled(files, wnids)[:samples]
     x = _image_files.decode(enumerate(file for _, file in rows), len(rows), "none", name)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     words = _words(whole, wnids) if whole.is_dir() else tuple(wnids)
@@ -115,21 +114,21 @@ def _test(folder: Path, labels: dict[str, int]) -> list[tuple[int, int, Path]]:
 
 
 def _train(folder: Path, labels: dict[str, int]) -> list[tuple[int, int, Path]]:
-    found = []
+    rows = []
     for wnid, label in labels.items():
         inner = folder / "train" / wnid / "images"
         try:
             files = [path for path in inner.iterdir() if not path.name.startswith(".")]
         except OSError as error:
             raise ResourceError(
-                f"{inner}: {error.strerror}: tiny-imagenet has one such folder a class"
+                f"{inner}: {error.strerror}: tiny-imagenet has one such folder for each class"
             ) from error
         for path in files:
             match = _NUMBER.fullmatch(path.name)
             if not match:
-                raise ResourceError(f"{path} is not named as tiny-imagenet's images are: move it away")
-            found.append((int(match.group(1)), label, path))
-    return [(i, label, path) for i, (_, label, path) in enumerate(sorted(found))]
+                raise ResourceError(f"{path} is not named like the images of tiny-imagenet: move it away")
+            rows.append((int(match.group(1)), label, path))
+    return [(i, label, path) for i, (_, label, path) in enumerate(sorted(rows))]
 
 
 def _words(folder: Path, wnids: list[str]) -> tuple[str, ...]:
@@ -141,6 +140,6 @@ def _lines(file: Path) -> list[str]:
     try:
         return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise ResourceError(f"{file}: {error.strerror}: it belongs to tiny-imagenet") from error
+        raise ResourceError(f"{file}: {error.strerror}: tiny-imagenet needs this file") from error
     except UnicodeDecodeError as error:
         raise ResourceError(f"{file} is damaged: {error.reason}; get it again") from error

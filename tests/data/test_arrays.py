@@ -118,7 +118,7 @@ def test_any_archive(tmp_path, layout):
             {"x": np.zeros((2, 4, 4, 3)), "y": np.array([0, 3]), "classes": np.array(["a"])},
             "labels in 0 .. 3",
         ),
-        ({"x": np.zeros((2, 4, 4, 3)), "y": np.array([None, 1])}, "damaged or no array of numbers"),
+        ({"x": np.zeros((2, 4, 4, 3)), "y": np.array([None, 1])}, "damaged or not an array of numbers"),
         ({"x": np.zeros((0, 4, 4, 3)), "y": np.zeros(0, int)}, "no images"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_truncated_archive_is_named(tmp_path):
 
 def test_an_array_is_no_archive(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 4, 4, 3)))
-    with pytest.raises(ResourceError, match=r"no \.npz archive"):
+    with pytest.raises(ResourceError, match=r"not a \.npz archive"):
         load_dataset(f"npz:{tmp_path}/a.npy")
 
 

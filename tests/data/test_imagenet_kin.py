@@ -185,7 +185,7 @@ def test_a_list_picks_images_in_its_order(five):
     assert load_dataset(name, samples=2, data_dir=str(five)).ids.tolist() == [7, 0]
     for text, said in (
         (f"{VAL.format(2)}\n{VAL.format(1)}", r"1 of the 2 images .*: ILSVRC2012_val_00000002\.JPEG"),
-        (f"{VAL.format(1)}\n{VAL.format(1)}", "entry 2 .*comes twice"),
+        (f"{VAL.format(1)}\n{VAL.format(1)}", "entry 2 .*is repeated"),
         ("cat.jpg", 'entry 1 "cat.jpg": expected'),
         ("", "is empty"),
     ):

@@ -152,7 +152,7 @@ def test_a_run_takes_the_defenses_own_and_says_which(tmp_path, capsys):
         main(["run", "--defense", "standard-digits", *arguments])
     assert end.value.code == 2
     assert "standard-digits does not say how pictures are prepared" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="none is run here"):
+    with pytest.raises(UsageError, match="there is none here"):
         load_dataset('imagenet(preprocessing="own")', data_dir=str(tmp_path))
 
 

@@ -141,9 +141,9 @@ def test_specs_of_corruptions_are_canonical():
         (['corruption(name="fog", severities=3)'], "expected a list"),
         (['corruption(name="fog", jpeg=85)'], "True or False"),
         (["corruption"], "needs name"),
-        (['corruption(name="fog")', "pgd"], "run them apart"),
+        (['corruption(name="fog")', "pgd"], "run them separately"),
         (['corruption(name="fog", severities=[1])', 'corruption(name="fog", severities=[2])'], "twice"),
-        (['corruption(name="fog")', 'corruption(name="snow", jpeg=True)'], "run them apart"),
+        (['corruption(name="fog")', 'corruption(name="snow", jpeg=True)'], "run them separately"),
     ],
 )
 def test_mistakes_in_a_suite_are_named(suite, said):

@@ -147,7 +147,7 @@ def test_diagnose_takes_grey_images(run):
     [
         ("digits --attack fgsm --threat Linf:0.1", "takes images of"),
         ("npz:mnist.npz(channels=2) --attack fgsm --threat Linf:0.1", "channels=2: expected 3, or 1"),
-        ("npz:mnist.npz --attack imagenet-c", "corruptions are of images with 3 channels"),
+        ("npz:mnist.npz --attack imagenet-c", "corruptions need images with 3 channels"),
         ("npz:mnist.npz --attack fgsm --threat recolor:0.1", "needs images of 3 channels"),
     ],
 )
@@ -179,5 +179,5 @@ def test_every_layout_of_grey_arrays(tmp_path, shape):
 
 def test_colours_are_not_made_grey_in_silence(tmp_path):
     numpy.savez(tmp_path / "a.npz", x=numpy.zeros((5, 8, 8, 3), numpy.uint8), y=numpy.arange(5))
-    with pytest.raises(ResourceError, match="are of 3 channels: leave channels=1 out"):
+    with pytest.raises(ResourceError, match="have 3 channels: leave channels=1 out"):
         load_dataset(f"npz:{tmp_path}/a.npz(channels=1)")

@@ -221,7 +221,7 @@ def test_the_picture_is_the_same_each_time(run, tmp_path):
         (["--attack", 'corruption(name="fogg")'], "did you mean fog"),
         (["--attack", "pgd", "--protocol", "imagenet-c"], "needs a threat"),
         (["--attack", "imagenet-c", "--samples", "0"], "--samples 0"),
-        (["--attack", 'pgd+corruption(name="fog")'], "run them apart"),
+        (["--attack", 'pgd+corruption(name="fog")'], "run them separately"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, said, capsys, tmp_path):
