@@ -1,14 +1,15 @@
-"""Do adversarial-training methods carry over to a ViT? Each on the same ViT and on a small CNN, at one budget.
+"""Adversarial training methods on a ViT and on a small CNN, with the same budget.
 
     python perf/at_baselines.py
     python perf/at_baselines.py --method generalist --method dbat --network vit --epochs 20
 
-The MIMIR paper (arXiv 2312.04960) says that Generalist and DBAT, made for convolutional networks, do not carry
-over to ViTs. Every method is trained by its digits card, with the network and the epochs given here, from
-nothing, and measured on the test split: clean, under PGD-20 and under AutoAttack, with Wilson 95 % intervals.
-A method that carries over keeps its place among the others from one network to the next.
+The MIMIR paper (arXiv 2312.04960) states that Generalist and DBAT, designed for convolutional networks, do not transfer
+to ViTs. This script trains every method from scratch with the recipe of its digits card and the given network and
+epochs, and measures clean accuracy and accuracy under PGD-20 and AutoAttack on the test split, with 95 % Wilson
+intervals. A method that transfers keeps its rank among the others on both networks.
 
-Checkpoints stay in --folder, where an interrupted run goes on. A line a training goes to --output as JSON.
+Checkpoints are stored in --folder, from which an interrupted run continues. --output gets one JSON line for each
+training.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from robench.statistics.accuracy import wilson
 from robench.training import train
 
 METHODS = ("pgd-at", "apgd-at", "trades", "mart", "fast-at", "generalist", "dbat")
-# Builder, and what a convolutional network without blocks needs otherwise; its learning rate is our choice.
+# Builder, and changes to the recipe for a convolutional network without blocks; its learning rate is our choice.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit(image_size=16, patch_size=4, width=64, depth=4, heads=4, num_classes=10)", {}),
     "cnn": ("cnn(image_size=16, width=16, hidden=100, num_classes=10)", {"drop_path": 0.0, "lr": 1e-3}),
@@ -38,7 +39,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One training and its evaluation; counts are of `n` test images, times in seconds."""
+    """One training and its evaluation; counts refer to `n` test images, times are in seconds."""
 
     network: str
     method: str
@@ -57,7 +58,7 @@ class Measured:
 
 
 def write_card(folder: Path, network: str, method: str, epochs: int) -> Path:
-    """The method's digits card with another network and number of epochs, warm-up and ramp in proportion."""
+    """Write the digits card of a method with another network and number of epochs; warm-up and ramp are scaled."""
     card = catalog.cards()[f"{method}-digits"]
     builder, changes = NETWORKS[network]
     builder = f'dbat(base="{builder}")' if method == "dbat" else builder
@@ -74,18 +75,18 @@ def write_card(folder: Path, network: str, method: str, epochs: int) -> Path:
 
 
 def _toml(table: Mapping[str, Any]) -> str:
-    # Strings, numbers and booleans are written alike in JSON and TOML.
+    # Strings, numbers and booleans have the same syntax in JSON and TOML.
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
 
 
 def run(folder: Path, network: str, method: str, epochs: int, seed: int) -> Measured:
-    """Train, if no checkpoint is there, and evaluate."""
+    """Train unless a checkpoint exists, then evaluate."""
     card = write_card(folder, network, method, epochs)
     weights = folder / f"{card.stem}-seed{seed}.safetensors"
     facts = weights.with_suffix(".json")
     if not (weights.exists() and facts.exists()):
-        made = train(str(card), output=weights, seed=seed)
-        facts.write_text(json.dumps({"pgd_20": made.robust, "seconds": made.seconds}))
+        result = train(str(card), output=weights, seed=seed)
+        facts.write_text(json.dumps({"pgd_20": result.robust, "seconds": result.seconds}))
     trained = json.loads(facts.read_text())
     test = load_dataset("digits", "test")
     begun = time.perf_counter()
@@ -125,7 +126,9 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("at-baselines"), help="of cards and checkpoints")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("at-baselines"), help="folder of cards and checkpoints"
+    )
     parser.add_argument("--output", type=Path, help="JSON lines, appended")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -133,16 +136,16 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for network in options.network or NETWORKS:
         for method in options.method or METHODS:
-            found = run(options.folder, network, method, options.epochs, options.seed)
+            measured = run(options.folder, network, method, options.epochs, options.seed)
             print(
-                f"| {network} | {method} | {found.epochs} | {_share(found.clean, found.n)} | "
-                f"{_share(found.pgd_20, found.n)} | {_share(found.autoattack, found.n)} | "
-                f"{found.training_seconds:.0f} | {found.n} |",
+                f"| {network} | {method} | {measured.epochs} | {_share(measured.clean, measured.n)} | "
+                f"{_share(measured.pgd_20, measured.n)} | {_share(measured.autoattack, measured.n)} | "
+                f"{measured.training_seconds:.0f} | {measured.n} |",
                 flush=True,
             )
             if options.output:
                 with options.output.open("a") as file:
-                    file.write(json.dumps(asdict(found)) + "\n")
+                    file.write(json.dumps(asdict(measured)) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Our AutoAttack against the reference implementation: same images, same checkpoint, pairwise in one run.
+"""robench's AutoAttack compared with the reference implementation on the same images and checkpoint.
 
     python perf/autoattack.py --subject mimir-digits --samples 500
     python perf/autoattack.py --subject cnn-a --weights FILE --data-dir DIR --threat Linf:2/255 --samples 500
 
-For every subject and norm it runs both on the same images, one after the other, and prints robust accuracy,
-the share of images with the same verdict, and wall times. --repeats runs the pair so many times, by turns, and gives
-the medians and the least and largest ratio: machines that are shared need it. A line a pair goes to --output as JSON.
+For every subject and norm both run one after the other. The script prints robust accuracy, the fraction of images with
+the same verdict, and wall times. --repeats alternates between both several times and reports medians and the smallest
+and largest ratio, for machines with other load. --output gets one JSON line for each pair.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from robench.threats.threat import Threat
 
 @dataclass(frozen=True)
 class Pair:
-    """What one comparison measured; accuracies are fractions, times seconds, medians of `repeats`."""
+    """The result of one comparison; accuracies are fractions, times are medians of `repeats` in seconds."""
 
     subject: str
     threat: str
@@ -75,13 +75,13 @@ def cnn_a(weights: Path) -> Defense:
 
 
 def reference(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> tuple[Tensor, float]:
-    """Which images survive the reference's standard version, as its users run it, and the seconds it took."""
+    """Run the standard version of the reference; return which images survive, and the time in seconds."""
     runner = adversary(model, threat, seed, "cpu")
     begun = time.perf_counter()
-    found = runner.run_standard_evaluation(x, y, batch_size=250)
+    result = runner.run_standard_evaluation(x, y, batch_size=250)
     seconds = time.perf_counter() - begun
     with torch.no_grad():
-        predictions = torch.cat([model(part).argmax(1) for part in found[0].split(250)])
+        predictions = torch.cat([model(part).argmax(1) for part in result[0].split(250)])
     return predictions == y, seconds
 
 
@@ -97,7 +97,7 @@ def compare(
     workers: int | None,
     repeats: int,
 ) -> Pair:
-    """Run both, ours first, `repeats` times, and hold the verdicts against each other."""
+    """Run both `repeats` times, robench first, and compare the verdicts."""
 
     def both() -> tuple[Outcome, Tensor, float, float]:
         begun = time.perf_counter()
@@ -147,15 +147,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--subject", action="append", required=True, help="a card, or cnn-a; may be repeated")
-    parser.add_argument("--threat", action="append", help="may be repeated; Linf:0.1 when not given")
+    parser.add_argument("--threat", action="append", help="may be repeated; default: Linf:0.1")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", default="auto")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our search")
-    parser.add_argument("--workers", type=int, help="processes of ours; one a core when not given")
-    parser.add_argument("--repeats", type=int, default=1, help="pairs by turns, whose medians count")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of robench")
+    parser.add_argument("--workers", type=int, help="processes of robench; default: one per core")
+    parser.add_argument("--repeats", type=int, default=1, help="number of alternating pairs")
     parser.add_argument("--weights", type=Path, help="safetensors file of cnn-a")
-    parser.add_argument("--data-dir", help="where CIFAR-10 lies")
+    parser.add_argument("--data-dir", help="folder of CIFAR-10")
     parser.add_argument("--output", type=Path, help="JSON lines, appended")
     options = parser.parse_args()
     print("| subject | threat | n | clean | ours | reference | same verdicts | seconds | reference | ratio |")

@@ -1,8 +1,8 @@
-"""What a corrupted image costs: the library `imagecorruptions-imaug` and ours, in one process on one core.
+"""CPU time of corruptions: the library `imagecorruptions-imaug` compared with robench, in one process on one core.
 
-Prints CPU milliseconds an image (all five severities together) for each corruption, the largest difference in grey
-levels and how many pixels are equal, then what 1,000 images of the fifteen common ones come to. Needs
-ImageNet's validation images as `robench run --data-dir` takes them.
+Prints CPU milliseconds per image (all five severities together) for each corruption, the largest difference in grey
+levels and the share of equal pixels, then the total for 1,000 images of the fifteen common ones. Needs the ImageNet
+validation images in the layout of `robench run --data-dir`.
 
     python perf/corruptions.py --data-dir DIR --samples 20
 """
@@ -21,14 +21,14 @@ from robench.data.corrupted import bytes8
 
 
 def theirs(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
-    """The library's, from the same random numbers."""
-    given = {"seed": seed} if name in ("glass_blur", "impulse_noise") else {}
+    """The corruption by the library, with the same random numbers."""
+    options = {"seed": seed} if name in ("glass_blur", "impulse_noise") else {}
     np.random.seed(seed)  # noqa: NPY002
-    return library(image, severity=severity, corruption_name=name, **given)
+    return library(image, severity=severity, corruption_name=name, **options)
 
 
 def ours(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
-    """Ours."""
+    """The corruption by robench."""
     np.random.seed(seed)  # noqa: NPY002
     return make.apply(image, name, severity, seed)
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-dir", help="folder that holds imagenet/val")
+    parser.add_argument("--data-dir", help="folder that contains imagenet/val")
     parser.add_argument("--samples", type=int, default=20)
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -49,15 +49,15 @@ def main() -> None:
     for name in COMMON + VALIDATION:
         spent, equal, largest = [0.0, 0.0], 0, 0
         for makes in (theirs, ours):
-            makes(pictures[0], name, 1, 0)  # what is compiled or read once
+            makes(pictures[0], name, 1, 0)  # warm-up: compiles code and reads files
         for number, image in enumerate(pictures):
             for severity in SEVERITIES:
-                found = []
+                results = []
                 for which, makes in enumerate((theirs, ours)):
                     begun = time.process_time()
-                    found.append(makes(image, name, severity, number))
+                    results.append(makes(image, name, severity, number))
                     spent[which] += 1000 * (time.process_time() - begun) / len(pictures)
-                difference = np.abs(found[0].astype(int) - found[1])
+                difference = np.abs(results[0].astype(int) - results[1])
                 equal += int((difference == 0).sum())
                 largest = max(largest, int(difference.max()))
         share = equal / (pictures.size * len(SEVERITIES))
@@ -69,7 +69,7 @@ def main() -> None:
         )
         print(f"{row} {100 * share:.4f} % | {largest} |", flush=True)
         if name in COMMON:
-            # What is the library's own costs the same twice over: its own figure counts for both.
+            # Corruptions that call the library cost the same in both: its time counts for both.
             totals = [totals[0] + spent[0], totals[1] + (spent[1] if changed else spent[0])]
     print(
         f"\nFifteen corruptions at five severities, 1,000 images: {totals[0]:.0f} s by the library, {totals[1]:.0f} s"

@@ -1,14 +1,14 @@
-"""Write `robench/engine/passes.json`: what every shipped suite and built-in attack costs, counted by playing it.
+"""Write `robench/engine/passes.json`: the cost of every shipped suite and built-in attack, counted by running it.
 
     python perf/count_passes.py
 
-Minutes on one core; to be run after a change of an attack or a suite.
+Takes minutes on one core. Run it after changing an attack or a suite.
 """
 
 import json
 import time
 
-import robench.threats.transformations  # noqa: F401  (registers those built in)
+import robench.threats.transformations  # noqa: F401  (registers the built-in ones)
 from robench.attacks.build import build_attacks
 from robench.cli.costs import CLASSES, countable
 from robench.core.errors import UsageError
@@ -17,7 +17,7 @@ from robench.engine.query_cost import passes
 
 
 def count() -> dict[str, dict[str, list[int] | None]]:
-    """Norm or transformation -> canonical spec -> forward and backward passes, or null where they are not counted."""
+    """Norm or transformation -> canonical spec -> forward and backward passes, or null if not counted."""
     counts: dict[str, dict[str, list[int] | None]] = {}
     for attacks, threats in countable():
         for threat in threats:
@@ -26,10 +26,10 @@ def count() -> dict[str, dict[str, list[int] | None]]:
                     if spec in counts.get(threat.kind, {}):
                         continue
                     started = time.monotonic()
-                    played = passes((spec,), threat, CLASSES)
-                    found = [played[0].forward, played[0].backward] if played else None
-                    counts.setdefault(threat.kind, {})[spec] = found
-                    print(f"{threat.kind} {spec}: {found} ({time.monotonic() - started:.1f} s)", flush=True)
+                    counted = passes((spec,), threat, CLASSES)
+                    cost = [counted[0].forward, counted[0].backward] if counted else None
+                    counts.setdefault(threat.kind, {})[spec] = cost
+                    print(f"{threat.kind} {spec}: {cost} ({time.monotonic() - started:.1f} s)", flush=True)
             except UsageError:
                 continue
             break

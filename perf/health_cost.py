@@ -1,11 +1,11 @@
-"""What the health marks of a run cost: the same run with and without them, pairwise, by CPU time.
+"""CPU time of the warnings of a run: the same run with and without them, in pairs.
 
     python perf/health_cost.py --defense mimir-digits --attack autoattack --samples 64 --pairs 5
 
-Both runs of a pair are made one after the other in one process, the order changing from pair to pair, so that a
-busy machine slows them alike; CPU time (user and system) is compared. Without marks the losses and gradients of the
-rows are not followed, the defense is not asked twice whether it is randomised, and no sign is computed. Both find the
-same, which is checked.
+Both runs of a pair take place one after the other in one process, with alternating order, so that other load affects
+them equally; CPU time (user and system) is compared. Without warnings the losses and gradients of rows are not
+monitored, the defense is not tested for randomness, and no warning is computed. The script checks that both give the
+same result.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from robench.engine import health
 from robench.engine.loss_monitor import LossMonitor, LossStats
 from robench.engine.outcome import Outcome
 
-# What makes the marks, with what says nothing in its place.
-_SIGNS = (
+# Functions that compute warnings, which are replaced.
+_WARNINGS = (
     "softmax_outputs", "nonfinite_logits", "randomised", "few_classes", "nonfinite_gradients", "zero_gradients",
     "losses", "gradient_free_wins",
 )  # fmt: skip
 
 
-class Blind(LossMonitor):
-    """Sees nothing."""
+class NoMonitor(LossMonitor):
+    """A monitor that records nothing."""
 
     def __init__(self, *arguments):
         self.stats = LossStats()
@@ -49,11 +49,11 @@ class Blind(LossMonitor):
 
 
 @contextmanager
-def without_marks() -> Iterator[None]:
-    """Inside the block no run looks at its own health."""
+def without_warnings() -> Iterator[None]:
+    """Inside the block, runs compute no warnings."""
     with ExitStack() as stack:
-        stack.enter_context(patch("robench.engine.attack_loop.LossMonitor", Blind))
-        for name in _SIGNS:
+        stack.enter_context(patch("robench.engine.attack_loop.LossMonitor", NoMonitor))
+        for name in _WARNINGS:
             stack.enter_context(patch.object(health, name, lambda *arguments: []))
         stack.enter_context(patch.object(health, "looks_random", lambda *arguments: False))
         stack.enter_context(patch.object(health, "count_nonfinite", lambda *arguments: 0))
@@ -85,20 +85,20 @@ def main() -> None:
     run()
     for pair in range(args.pairs):
         order = (True, False) if pair % 2 == 0 else (False, True)
-        found: dict[bool, tuple[Outcome, float]] = {}
-        for marked in order:
-            if marked:
-                found[True] = run()
+        results: dict[bool, tuple[Outcome, float]] = {}
+        for warned in order:
+            if warned:
+                results[True] = run()
             else:
-                with without_marks():
-                    found[False] = run()
-        (with_, seconds), (without, bare) = found[True], found[False]
+                with without_warnings():
+                    results[False] = run()
+        (with_, seconds), (without, bare) = results[True], results[False]
         assert torch.equal(with_.x_adv[:], without.x_adv[:]) and with_.passes == without.passes
         ratios.append(seconds / bare)
-        print(f"pair {pair + 1}: {seconds:.2f} s with marks, {bare:.2f} s without, ratio {ratios[-1]:.4f}")
+        print(f"pair {pair + 1}: {seconds:.2f} s with warnings, {bare:.2f} s without, ratio {ratios[-1]:.4f}")
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(
-        f"{args.defense}, {args.attack}, {args.samples} images, {torch.get_num_threads()} threads: the marks cost "
+        f"{args.defense}, {args.attack}, {args.samples} images, {torch.get_num_threads()} threads: warnings cost "
         f"{100 * (middle - 1):+.1f} % of CPU time (median of {len(ratios)} pairs, half of them between "
         f"{100 * (low - 1):+.1f} and {100 * (high - 1):+.1f} %)"
     )

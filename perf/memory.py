@@ -1,12 +1,11 @@
-"""How much memory a run, its verification and a board take, by the number of images.
+"""Peak memory of a run, its verification and a board, by the number of images.
 
     python perf/memory.py --n 500 5000 50000
 
-An archive of 8-bit images of 16 px is written, real digits moved by up to two pixels, and a linear classifier of their
-labels stands for the defense, so that what is measured is robench's own. Each command runs in a process
-of its own; the figure is the most memory that it holds for itself, in megabytes, looked at a hundred times a second.
-Libraries that are mapped from their files are left out: they would hide everything else. A run is played in one process
-(`--workers 1`), so that nothing is shared or counted twice. Linux only.
+The data set is an archive of 8-bit images of 16 px, digits shifted by up to two pixels; the defense is a linear
+classifier, so that the figures measure robench itself. Each command runs in a separate process. Its peak anonymous
+memory is sampled a hundred times a second and reported in megabytes; libraries mapped from files are excluded because
+they would dominate. Runs use one process (`--workers 1`), so that no memory is shared or counted twice. Linux only.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import torch
 from robench.data import load_dataset
 
 DEFENSE, THREAT = "python:small.Net(image_size=16)", "Linf:0.05"
-# Nearest mean of ten classes.
+# Nearest class mean for ten classes.
 NETWORK = """
 import torch
 from torch import nn
@@ -39,7 +38,7 @@ ATTACKS = ("fgsm", "apgd(steps=5)")
 
 
 def write_archive(path: Path, n: int) -> None:
-    """`n` images as uint8 (n, 16, 16, 3) with their labels."""
+    """Write `n` images, uint8 (n, 16, 16, 3), with labels."""
     digits = load_dataset("digits", "test")
     draw = np.random.default_rng(0)
     source = (digits.x[:].numpy() * 255).round().astype(np.uint8)
@@ -56,7 +55,7 @@ def write_archive(path: Path, n: int) -> None:
 
 
 def measured(folder: str, *arguments: str) -> tuple[float, float]:
-    """The largest anonymous resident set of `robench ARGUMENTS` in a folder, in MB, and its seconds."""
+    """Peak anonymous memory of `robench ARGUMENTS` in a folder, in MB, and its time in seconds."""
     begun, most = time.monotonic(), 0
     command = [sys.executable, "-m", "robench", *arguments]
     with tempfile.TemporaryFile("w+") as errors:
@@ -71,7 +70,7 @@ def measured(folder: str, *arguments: str) -> tuple[float, float]:
 
 
 def anonymous(process: int) -> int:
-    """Kilobytes that a process holds for itself; 0 when it is gone."""
+    """Anonymous memory of a process in kilobytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -108,8 +107,8 @@ def main() -> None:
                     measured(folder, "verify", "--trust", str(record)),
                     measured(folder, "board", str(results)),
                 )
-                told = "".join(f"{f'{size:.0f} ({seconds:.0f})':>16}" for size, seconds in figures)
-                print(f"{attack:<16}{n:>8,}{told}", flush=True)
+                cells = "".join(f"{f'{size:.0f} ({seconds:.0f})':>16}" for size, seconds in figures)
+                print(f"{attack:<16}{n:>8,}{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What a step of MIMIR's pre-training costs against a step of PGD adversarial training, on one machine in one run.
+"""Cost of a step of MIMIR's pre-training relative to a step of PGD adversarial training, measured in one run.
 
     python perf/training_cost.py                      # ViT-B/16 at 224 pixels on a GPU, ViT-T/16 on a CPU
     python perf/training_cost.py --network "vit(image_size=32, patch_size=4, width=192, heads=3)" \
         --batch-size 64
 
-Steps of every kind are timed in turns, inner attack, backward pass and optimiser included, on random images, so
-that a busy machine slows all of them alike. From the medians it projects the schedules of the MIMIR paper (arXiv
-2312.04960) on ImageNet: pre-training and one-step fine-tuning, against supervised adversarial training. The paper
-says 123.76 h against 451.39 h for ViT-B. What schedule the 451.39 h are of was not found: --baseline-epochs and
---baseline-steps are our assumption. The time to load and augment images is left out on both sides.
+Steps of every kind alternate, so that other load affects them equally. They run on random images and include the inner
+attack, the backward pass and the optimiser. From the medians the script projects the schedules of the MIMIR paper
+(arXiv 2312.04960) on ImageNet: pre-training and one-step fine-tuning, compared with supervised adversarial training.
+The paper reports 123.76 h and 451.39 h for ViT-B. The schedule behind the 451.39 h is not known: --baseline-epochs and
+--baseline-steps are assumptions. Loading and augmenting images is not included on either side.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from robench.engine.device import choose_device
 from robench.training import Finetuning, Pretraining
 from robench.training.stages import Stage, finetuning_stage, pretraining_stage
 
-IMAGES = 1_281_167  # ImageNet's training split
+IMAGES = 1_281_167  # training images of ImageNet
 PUBLISHED = (123.76, 451.39)
 DEFAULTS = {"cuda": "vit()", "cpu": "vit(width=192, heads=3)"}
 Step = Callable[[Tensor, Tensor], None]
@@ -41,7 +41,7 @@ Step = Callable[[Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Epochs of each part; `baseline_steps` of PGD a step of the baseline."""
+    """Epochs of each part; `baseline_steps` is the number of PGD steps in each step of the baseline."""
 
     pretraining_epochs: int
     finetuning_epochs: int
@@ -51,14 +51,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cost:
-    """What was measured of a network; a step is of one batch.
+    """The measurements of a network; a step processes one batch.
 
     Attributes:
-        seconds: median of a step, by kind: "MIMIR" for its pre-training, "PGD-k" for adversarial training.
-        spread: largest over smallest time of a step, by kind.
-        flops: of a step, by kind.
-        hours, ratio: of MIMIR's whole schedule and of the baseline's, and the second over the first.
-        flops_ratio: the same ratio, were all floating-point operations equally fast.
+        seconds: median time of a step, by kind: "MIMIR" for its pre-training, "PGD-k" for adversarial training.
+        spread: ratio of the largest to the smallest time of a step, by kind.
+        flops: floating-point operations of a step, by kind.
+        hours: projected time of MIMIR's whole schedule, and of the baseline.
+        ratio: time of the baseline divided by that of MIMIR.
+        flops_ratio: the same ratio for floating-point operations.
     """
 
     network: str
@@ -82,34 +83,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--network", action="append", help="a builder's spec; may be repeated")
+    parser.add_argument("--network", action="append", help="spec of a builder; may be repeated")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, help="default: 256 on a GPU, 8 on a CPU")
-    parser.add_argument("--rounds", type=int, default=7, help="timed steps of every kind")
+    parser.add_argument("--rounds", type=int, default=7, help="number of timed steps of each kind")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--pretraining-epochs", type=int, default=800)
-    parser.add_argument("--finetuning-epochs", type=int, default=100, help="of one-step adversarial training")
-    parser.add_argument("--baseline-epochs", type=int, default=300, help="an assumption")
-    parser.add_argument("--baseline-steps", type=int, default=3, help="of PGD, an assumption")
+    parser.add_argument(
+        "--finetuning-epochs", type=int, default=100, help="epochs of one-step adversarial training"
+    )
+    parser.add_argument("--baseline-epochs", type=int, default=300, help="assumed epochs of the baseline")
+    parser.add_argument("--baseline-steps", type=int, default=3, help="assumed PGD steps of the baseline")
     parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
-    device = choose_device(given.device)
+    options = parser.parse_args()
+    device = choose_device(options.device)
     gpu = device.type == "cuda"
     schedule = Schedule(
-        given.pretraining_epochs, given.finetuning_epochs, given.baseline_epochs, given.baseline_steps
+        options.pretraining_epochs, options.finetuning_epochs, options.baseline_epochs, options.baseline_steps
     )
-    for network in given.network or [DEFAULTS[device.type]]:
+    for network in options.network or [DEFAULTS[device.type]]:
         cost = measure(
             network,
             device,
-            given.batch_size or (256 if gpu else 8),
-            given.rounds,
-            given.precision or ("bf16" if gpu else "fp32"),
+            options.batch_size or (256 if gpu else 8),
+            options.rounds,
+            options.precision or ("bf16" if gpu else "fp32"),
             schedule,
         )
         print(report(cost), flush=True)
-        if given.output:
-            with given.output.open("a") as file:
+        if options.output:
+            with options.output.open("a") as file:
                 file.write(json.dumps(asdict(cost)) + "\n")
 
 
@@ -125,7 +128,7 @@ def measure(
     y = torch.randint(classes, (batch_size,), device=device)
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     flops = {}
-    for kind, step in steps.items():  # the first step also makes the optimiser's state
+    for kind, step in steps.items():  # the first step also creates the state of the optimiser
         with _Flops() as counter:
             step(x, y)
         flops[kind] = counter.total
@@ -156,9 +159,9 @@ def measure(
 
 
 class _Flops(TorchDispatchMode):
-    """Counts the floating-point operations of matrix products, convolutions and attention.
+    """Counts floating-point operations of matrix products, convolutions and attention.
 
-    torch's FlopCounterMode also follows modules, which fails on a gradient for the images alone.
+    torch's FlopCounterMode also tracks modules, which fails if only the images need gradients.
     """
 
     def __init__(self) -> None:
@@ -179,13 +182,15 @@ def _build(network: str) -> Defense:
 
 
 def _stage(network: str, device: torch.device, attack_steps: int) -> Stage:
-    """MIMIR's pre-training for 0 attack steps, else adversarial training with so many, as on ImageNet."""
+    """MIMIR's pre-training for 0 attack steps, else adversarial training with that many, as on ImageNet."""
     torch.manual_seed(0)
     defense = _build(network).to(device)
     if not attack_steps:
         return pretraining_stage(defense.classifier, Pretraining(), device, defense.image_size)
-    how = Finetuning(eps=4 / 255, step_size=(5 / 255 if attack_steps == 1 else 1 / 255), steps=attack_steps)
-    return finetuning_stage(defense.classifier, _build(network).classifier.to(device), how)
+    config = Finetuning(
+        eps=4 / 255, step_size=(5 / 255 if attack_steps == 1 else 1 / 255), steps=attack_steps
+    )
+    return finetuning_stage(defense.classifier, _build(network).classifier.to(device), config)
 
 
 def _step(stage: Stage, precision: str) -> Step:
@@ -210,13 +215,13 @@ def _seconds(step: Step, x: Tensor, y: Tensor, device: torch.device) -> float:
 
 
 def _project(step: dict[str, float], schedule: Schedule) -> tuple[float, float]:
-    """Cost of MIMIR's schedule and of the baseline's, in what `step` counts, for one step an epoch."""
+    """Cost of MIMIR's schedule and of the baseline in units of `step`, for one step per epoch."""
     ours = schedule.pretraining_epochs * step["MIMIR"] + schedule.finetuning_epochs * step["PGD-1"]
     return ours, schedule.baseline_epochs * step[f"PGD-{schedule.baseline_steps}"]
 
 
 def report(cost: Cost) -> str:
-    """The measurement in words, with what the ratio is made of."""
+    """Format the measurement and the parts of the ratio."""
     plan, published = cost.schedule, PUBLISHED[1] / PUBLISHED[0]
     baseline = f"PGD-{plan.baseline_steps}"
     lines = [
@@ -247,8 +252,8 @@ def report(cost: Cost) -> str:
         f"time and {cost.flops['MIMIR'] / cost.flops[baseline]:.2f} by operations: two passes, forward and "
         f"backward, over the visible patches and the decoder, against {plan.baseline_steps + 1} over the whole.",
         f"Fine-tuning is {finetuning / (pretraining + finetuning):.0%} of MIMIR's time. The published ratio would "
-        f"be that of a {baseline} baseline of {epochs:.0f} epochs: ours differs from it by the baseline's "
-        "schedule, which was not found, and by how much faster than its operations a step of each kind runs.",
+        f"be that of a {baseline} baseline of {epochs:.0f} epochs; the difference is due to the baseline's "
+        "schedule, which is not known, and by the speed of each kind of step relative to its operations.",
     ]
     return "\n".join(lines)
 
