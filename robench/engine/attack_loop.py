@@ -332,7 +332,7 @@ class Loop:
         if not any(name.startswith("state.") for name in saved):
             return
         self.rows = self._rows(torch.arange(self.count))
-        first = gather(self.rows, torch.zeros(START).long())
+        first = gather(self.rows, torch.zeros(START, dtype=torch.int64, device=self.context.device))
         template = self.context.attack.init(self.context.problem, first)
         self.state = restored("state", template, saved, self.context.device)
 

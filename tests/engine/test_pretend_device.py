@@ -1,0 +1,174 @@
+"""Every attack on a device that is not the CPU, without one: no tensors mix, and the host rarely waits for it."""
+
+import pytest
+import torch
+from torch import nn
+
+from robench.attacks.build import build_attacks
+from robench.core.registry import attacks
+from robench.defenses import Defense
+from robench.engine.attack_context import Samples
+from robench.engine.checkpoint import FolderStore
+from robench.engine.knowledge import Attacker
+from robench.engine.run import Run
+from robench.engine.setup import Setup
+from robench.threats.threat import Threat
+from tests.conftest import images, small_net
+from tests.engine.pretend_device import (
+    DEVICE,
+    ENGINE,
+    SYNC,
+    TO_HOST,
+    MixedDevices,
+    Network,
+    PretendDevice,
+)
+from tests.engine.test_randomised import Noise
+
+CPU = torch.device("cpu")
+LINF, L2, L1, L0 = "Linf:0.006", "L2:0.1", "L1:1", "L0:6"
+CASES = [
+    ("fgsm", LINF),
+    ("pgd(steps=6)", LINF),
+    ("pgd(steps=6, restarts=2)", L2),
+    ("mifgsm(steps=4)", LINF),
+    ("apgd(steps=12)", LINF),
+    ('apgd(steps=12, loss="dlr", targets=3)', L2),
+    ("apgd-l1(steps=10)", L1),
+    ("fab(steps=5)", LINF),
+    ("fab(steps=5, targets=3)", L2),
+    ("fab(steps=5)", L1),
+    ("square(queries=60)", LINF),
+    ("square(queries=60)", L2),
+    ("square(queries=60)", L1),
+    ("cw(steps=4, rounds=2)", L2),
+    ("ddn(steps=6)", L2),
+    ("fmn(steps=6)", LINF),
+    ("fmn(steps=6)", L1),
+    ("sigma-zero(steps=6)", L0),
+    ("sparse-rs(queries=40)", L0),
+    ("patch-rs(queries=20)", "patch:3"),
+    ("spsa(steps=3)", LINF),
+    ("nes(steps=3)", LINF),
+    ("hopskipjump(queries=60)", L2),
+    ("pgd-feature(steps=4)", LINF),
+    ("apgd-feature(steps=8)", LINF),
+    ("pgd-mi(steps=4)", LINF),
+    ("apgd-mi(steps=8)", LINF),
+    ("grid(points=(7,))", "rotation:20"),
+    ("apgd(steps=8)", "elastic:0.3"),
+    ("apgd(steps=8)", "recolor:0.1"),
+    ("pgd(steps=4)", "snow(grid=4):2"),
+    ("apgd(steps=8)", "jpeg:0.1"),
+]
+
+
+class Small(nn.Module):
+    """A network whose features can be looked at."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        *body, head = small_net(seed=seed)
+        self.body, self.head = nn.Sequential(*body), head
+
+    def forward_features(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.head(self.forward_features(x))
+
+
+def play(specs, threat, device=None, *, n=16, batch_size=8, sigma=0.0, surrogate=False, **options):
+    """A run on the CPU, or on the pretended device."""
+    net = Small().eval()
+    defense = Defense(
+        net if device is None else Network(net, device),
+        num_classes=10,
+        image_size=8,
+        purifier=Noise(sigma) if sigma else None,
+        stochastic=sigma > 0,
+    ).eval()
+    x = images(n)
+    y = small_net()(x).argmax(1)
+    chosen = Threat.parse(threat)
+    other = Small(seed=1).eval()
+    attacker = (
+        Attacker(surrogate=other if device is None else Network(other, device)) if surrogate else Attacker()
+    )
+    setup = Setup(defense, 0, CPU if device is None else DEVICE, batch_size, attacker, sigma > 0, "fp32")
+    return Run(setup, build_attacks(specs, chosen), Samples(x, y, torch.arange(n)), chosen, **options).play()
+
+
+def assert_same(here, there):
+    assert here.fooled_by == there.fooled_by
+    assert torch.equal(here.x_adv, there.x_adv)
+    assert torch.equal(here.prediction, there.prediction)
+    assert here.passes == there.passes
+
+
+def test_every_attack_is_tried():
+    # The reference implementation runs its own loop.
+    assert {spec.partition("(")[0] for spec, _ in CASES} == set(attacks) - {"reference"}
+
+
+@pytest.mark.parametrize(("spec", "threat"), CASES)
+def test_an_attack_gives_the_verdicts_of_the_cpu(spec, threat):
+    here = play([spec], threat)
+    with PretendDevice() as device:
+        there = play([spec], threat, device)
+    assert_same(here, there)
+    assert device.counts[ENGINE, TO_HOST] > 0
+
+
+@pytest.mark.parametrize("spec", ["apgd(steps=8, eot=2)", "square(queries=20)", "pgd-feature(steps=4)"])
+def test_a_randomised_defense(spec):
+    here = play([spec], LINF, sigma=0.05)
+    with PretendDevice() as device:
+        there = play([spec], LINF, device, sigma=0.05)
+    assert_same(here, there)
+
+
+def test_a_surrogate():
+    here = play(["pgd(steps=6)", "mifgsm(steps=4)"], "Linf:0.02", surrogate=True)
+    with PretendDevice() as device:
+        there = play(["pgd(steps=6)", "mifgsm(steps=4)"], "Linf:0.02", device, surrogate=True)
+    assert_same(here, there)
+
+
+@pytest.mark.parametrize("spec", ["apgd(steps=12)", "square(queries=60)", "pgd-mi(steps=6)", "fmn(steps=6)"])
+def test_an_interrupted_run_goes_on(tmp_path, spec, monkeypatch):
+    monkeypatch.setattr("robench.engine.run._SHOW_EVERY", 0)
+    whole, calls = play([spec], LINF), 0
+
+    def stop(progress):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+
+    with PretendDevice() as device:
+        with pytest.raises(KeyboardInterrupt):
+            play([spec], LINF, device, store=FolderStore(tmp_path, "key"), progress=stop)
+        there = play([spec], LINF, device, store=FolderStore(tmp_path, "key"))
+    assert_same(whole, there)
+
+
+def test_tensors_of_two_devices_do_not_mix():
+    with PretendDevice():
+        there = torch.ones(3, device=DEVICE)
+        assert (there + 1).sum().item() == 6
+        with pytest.raises(MixedDevices):
+            there + torch.ones(3)
+        with pytest.raises(MixedDevices):
+            there.index_select(0, torch.tensor([1]))
+
+
+def test_what_the_host_waits_for_is_counted():
+    with PretendDevice() as device:
+        there = torch.arange(6, device=DEVICE)
+        there.cpu()
+        there.tolist()
+        bool((there > 3).any())
+        there[there > 3]
+        there[torch.tensor([1, 2], device=DEVICE)]
+    assert device.counts[ENGINE, TO_HOST] + device.counts[ENGINE, SYNC] == 4
