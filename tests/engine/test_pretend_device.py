@@ -68,7 +68,7 @@ class Small(nn.Module):
 
     def __init__(self, seed: int = 0):
         super().__init__()
-        *body, head = small_net(seed=seed)
+        *body, head = small_net(seed=seed).children()
         self.body, self.head = nn.Sequential(*body), head
 
     def forward_features(self, x):
@@ -158,7 +158,7 @@ def test_tensors_of_two_devices_do_not_mix():
         there = torch.ones(3, device=DEVICE)
         assert (there + 1).sum().item() == 6
         with pytest.raises(MixedDevices):
-            there + torch.ones(3)
+            torch.add(there, torch.ones(3))
         with pytest.raises(MixedDevices):
             there.index_select(0, torch.tensor([1]))
 
