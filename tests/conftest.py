@@ -1,4 +1,4 @@
-"""What several rooms' tests share: models whose best perturbation is known, and small nonlinear ones."""
+"""Shared fixtures: models with known smallest perturbations, and small nonlinear ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +14,13 @@ from tests.fabricate import SPECS, Run, make_run
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Tiny tensors are faster on one thread, and tests then disturb each other less."""
+    """Tiny tensors are faster on one thread, and parallel tests interfere less."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """What an earlier build has kept at home must not be believed here, nor anything be left there."""
+    """Tests must not use caches of the user, nor write to them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -28,7 +28,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A fabricated run, in the test's own folder."""
+    """A fabricated run in the folder of the test."""
     return make_run(tmp_path)
 
 
@@ -39,7 +39,7 @@ def runs(tmp_path: Path) -> Callable[..., Run]:
 
 @pytest.fixture
 def short_autoattack(monkeypatch):
-    """What is fabricated under the name autoattack stands for itself."""
+    """Fabricated records named autoattack are used as they are."""
     monkeypatch.setitem(catalog.suites(), "autoattack", Suite("autoattack", list(SPECS)))
 
 
@@ -50,7 +50,7 @@ class Linear(nn.Module):
         super().__init__()
         size = int(torch.tensor(shape).prod())
         generator = torch.Generator().manual_seed(seed)
-        # `coarse` pixels share a weight: what attacks by windows can follow.
+        # Blocks of `coarse` pixels share a weight, which window-based attacks can follow.
         grid = (classes, shape[0], shape[1] // coarse, shape[2] // coarse)
         weight = torch.randn(grid, generator=generator)
         weight = weight.repeat_interleave(coarse, 2).repeat_interleave(coarse, 3).flatten(1)
@@ -61,7 +61,7 @@ class Linear(nn.Module):
         return x.flatten(1) @ self.weight.T + self.bias
 
     def distances(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
-        """Least perturbation in `norm` that reaches another class, float64 (N,).
+        """The smallest perturbation in `norm` that reaches another class, float64 (N,).
 
         In Linf and L2 no pixel may reach 0 or 1 on the way; in L1, which moves few pixels far, the box counts.
         """
@@ -77,7 +77,7 @@ class Linear(nn.Module):
 
 
 def _cheapest(gap: Tensor, difference: Tensor, x: Tensor) -> Tensor:
-    """Least L1 step in [0, 1] that closes each gap (N, K): the pixels of the largest weight go to their end."""
+    """The smallest L1 step in [0, 1] that closes each gap (N, K): pixels with the largest weights move to 0 or 1."""
     room = torch.where(difference > 0, 1 - x[:, None], x[:, None])
     weight, order = difference.abs().sort(dim=2, descending=True)
     room = room.gather(2, order)

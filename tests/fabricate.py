@@ -1,4 +1,4 @@
-"""Small outcomes that keep the engine's promises, made of random numbers."""
+"""Small random outcomes that satisfy the invariants of the engine."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from robench.records.store import make_record, record_folder, write_record
 from robench.threats.threat import Threat
 
 SPECS = ("apgd", "square")
-# Forward and backward passes of each on an image that it does not fool.
+# Forward and backward passes of each attack on an image that it does not fool.
 COSTS = ((101, 101), (5001, 0))
 EPS = 0.04
 PARAMETERS = 147  # of the linear judge
@@ -36,7 +36,7 @@ def linear(seed: int = 0, classes: int = 3, pixels: int = 3 * 4 * 4) -> nn.Modul
 
 @dataclass(frozen=True)
 class Run:
-    """One job with all that a record is made of."""
+    """A job with everything a record needs."""
 
     job: Job
     outcome: Outcome
@@ -63,7 +63,7 @@ class Run:
 
 
 def make_images(n: int, seed: int, judge: nn.Module) -> Images:
-    """Images of which the judge has most right: labels are its predictions, every seventh turned."""
+    """Images that the judge mostly classifies correctly: labels are its predictions, every seventh changed."""
     x = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     y = judge(x).argmax(1)
     y[::7] = (y[::7] + 1) % 3
@@ -71,7 +71,7 @@ def make_images(n: int, seed: int, judge: nn.Module) -> Images:
 
 
 def make_outcome(images: Images, judge: nn.Module, health: tuple[Mark, ...] = ()) -> Outcome:
-    """A gradient-sign step of EPS stands for the first attack, one of EPS / 2 for the second."""
+    """A gradient-sign step of EPS replaces the first attack, one of EPS / 2 the second."""
     x, y, n = images.x, images.y, len(images)
     clean = judge(x).argmax(1)
     x_adv, fooled_by = x.clone(), ["" if right else "clean" for right in (clean == y)]
@@ -83,7 +83,7 @@ def make_outcome(images: Images, judge: nn.Module, health: tuple[Mark, ...] = ()
         attacked = [i for i in range(n) if fooled_by[i] == ""]
         wrong = judge(candidate).argmax(1) != y
         hits = [i for i in attacked if bool(wrong[i]) and i % 2 == SPECS.index(spec)]
-        # More would be a sign of masked gradients.
+        # More would raise a warning about masked gradients.
         hits = hits if cost[1] else hits[:1]
         spent = [0, 0]
         for i in attacked:
@@ -110,7 +110,7 @@ def _step(judge: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(judge(x), y), x)
     x = x.detach()
     moved = (x + eps * gradient.sign()).clamp(0, 1)
-    for _ in range(3):  # until adding the kept perturbation gives this image, bit for bit
+    for _ in range(3):  # until adding the saved perturbation gives this image, bit for bit
         moved = (x + (moved - x)).clamp(0, 1)
     return moved
 
@@ -118,7 +118,7 @@ def _step(judge: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
 def make_run(
     root: Path, n: int = 30, draw: int = 0, defense: str = "mimir-digits", health=(), **changes: Any
 ) -> Run:
-    """A run whose record goes under `root`; `changes` are fields of its job, `draw` is of its numbers."""
+    """A run whose record is written below `root`; `changes` are fields of its job, `draw` seeds its numbers."""
     judge = linear(draw)
     images = make_images(n, draw, judge)
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Commands of robench in processes that a test may kill, forked from one that has imported everything."""
+"""Commands of robench in processes that a test can kill, forked from one with all imports done."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ _CONTEXT.set_forkserver_preload(["torch", "timm", "robench.cli.main", "robench.e
 
 
 class Command:
-    """`robench ARGUMENTS` in the folder `cwd`, running.
+    """A running `robench ARGUMENTS` in folder `cwd`.
 
     Args:
         environment: variables beside those of this process.
@@ -45,7 +45,7 @@ class Command:
             os.kill(self.pid, number)
 
     def wait(self, timeout: float = 300) -> tuple[int, str, str]:
-        """Its exit status, stdout and stderr, once it has ended."""
+        """Wait for the process; returns exit status, stdout and stderr."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             self.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""However a thing is written, it has one name; and what is no name of anything stays as it is."""
+"""Equivalent names have one canonical form; unknown names are kept."""
 
 import pytest
 from hypothesis import given
@@ -34,13 +34,13 @@ def test_a_suite_has_one_name(name, written):
 @pytest.mark.parametrize(
     "text", ["pgd(stepz=3)", "pgd(steps=True)", "pgd(steps=0)", "pgd+nothing", "pgd(20)"]
 )
-def test_a_wrong_argument_is_refused_before_it_is_a_name(text):
+def test_a_wrong_argument_is_refused(text):
     with pytest.raises(UsageError):
         find_suite(text)
 
 
 @pytest.mark.parametrize(("name", "written"), SUITES)
-def test_a_records_suite_is_read_under_that_name(name, written):
+def test_the_suite_of_a_record_is_read_under_that_name(name, written):
     attacks = tuple(map(str, find_suite(name).attacks))
     own = name == "autoattack"
     for text in written:
@@ -48,11 +48,11 @@ def test_a_records_suite_is_read_under_that_name(name, written):
 
 
 @pytest.mark.parametrize("text", ["pgd(steps=10)", "apgd", "pgd+pgd", "mine", "", "+", "pgd(", "x" * 10**6])
-def test_a_name_that_says_something_else_than_the_attacks_stays(text):
+def test_a_name_that_differs_from_the_attacks_is_kept(text):
     assert suite_name(text, ("pgd",)) == text
 
 
-def test_a_strangers_attack_is_put_in_order_and_not_looked_up():
+def test_unknown_attacks_are_sorted_and_not_looked_up():
     assert suite_name("theirs(b=1, a='x')", ('theirs(a="x", b=1)',)) == 'theirs(a="x", b=1)'
 
 
@@ -80,11 +80,11 @@ def test_a_defense_has_one_name(name, dataset, written):
 @pytest.mark.parametrize(
     "text", ["nothing", "own/card.toml", "python:os.system(x=1)", "a(b", "mimir-digits(", "+"]
 )
-def test_what_names_nothing_that_is_shipped_stays(text):
+def test_unknown_names_are_kept(text):
     assert defense_name(text, "digits") == text
 
 
-def test_an_ambiguous_family_stays():
+def test_an_ambiguous_family_is_kept():
     assert defense_name("mimir", "imagenet") == "mimir"
 
 
@@ -140,7 +140,7 @@ def test_a_threat_has_one_name(name, written):
     assert all(same_threat(name, text) for text in written)
 
 
-def test_radii_that_differ_are_not_one():
+def test_different_radii_have_different_names():
     assert str(Threat.parse("Linf:0.03137")) == "Linf:0.03137"
     assert not same_threat("Linf:0.03137", "Linf:8/255") and not same_threat("L2:0.5", "Linf:0.5")
 
@@ -149,7 +149,7 @@ def test_radii_that_differ_are_not_one():
     st.floats(min_value=5e-324, max_value=1e308, allow_nan=False)
     | st.integers(1, 10**6).map(lambda n: n / 255)
 )
-def test_a_radius_is_its_text_again_to_the_last_bit(eps):
+def test_the_text_of_a_radius_is_exact(eps):
     above, _, below = radius_text(eps).partition("/")
     assert float(above) / float(below or 1) == eps
     assert str(Threat.parse(f"L2:{radius_text(eps)}")) == f"L2:{radius_text(eps)}"
@@ -157,7 +157,7 @@ def test_a_radius_is_its_text_again_to_the_last_bit(eps):
 
 
 @given(st.text(max_size=40))
-def test_any_text_has_a_name_and_naming_twice_is_naming_once(text):
+def test_canonical_names_are_idempotent(text):
     for name in (dataset_name, defense_name, knowledge_name):
         assert name(name(text)) == name(text)
 
@@ -165,13 +165,13 @@ def test_any_text_has_a_name_and_naming_twice_is_naming_once(text):
 @pytest.mark.parametrize(
     "text", ["de3(sigma=70)", " mimir ", "python:os.f(a='x')", "maep+standard", "own.toml", "("]
 )
-def test_a_name_that_was_read_from_a_file_stays_one(text):
+def test_a_name_read_from_a_file_stays_written(text):
     assert isinstance(defense_name(Written(text, "a.toml")), Written)
     assert isinstance(knowledge_name(Written(f"transfer:{text}", "a.toml")), Written)
     assert isinstance(dataset_name(Written(text, "a.toml")), Written)
 
 
-def test_a_suite_that_was_read_from_a_file_stays_one():
+def test_a_suite_read_from_a_file_stays_written():
     suite = find_suite(Written("pgd(steps=20)+square", "a.toml"))
     assert all(isinstance(each, Written) for each in (suite.name, *map(str, suite.attacks)))
     with pytest.raises(Untrusted):

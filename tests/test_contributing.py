@@ -1,4 +1,4 @@
-"""CONTRIBUTING's examples, run word for word."""
+"""The examples of CONTRIBUTING run unchanged."""
 
 import re
 import tomllib
@@ -9,7 +9,7 @@ import torch
 
 import robench
 import robench.data
-import robench.defenses  # all are registered before `registered` looks
+import robench.defenses  # registers everything before the fixture `registered`
 from robench import catalog
 from robench.core import registry
 from robench.evaluation.attack import attack
@@ -20,7 +20,7 @@ EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.D
 
 @pytest.fixture
 def registered(monkeypatch):
-    """Registries that forget what the examples add."""
+    """Registries that are restored after the examples."""
     for kind in (
         registry.defenses,
         registry.purifiers,
@@ -68,7 +68,7 @@ def test_a_purifier_stands_before_a_shipped_classifier(registered, tmp_path):
 
 @pytest.mark.parametrize("name", ["card", "defense", "purifier", "attack", "dataset", "transformation"])
 def test_examples_are_short(name):
-    # An attack's twenty lines are those of its class; imports and blank lines aside.
+    # The twenty lines of an attack are those of its class, without imports and blank lines.
     lines = [
         line
         for line in EXAMPLES[name].splitlines()

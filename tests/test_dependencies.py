@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-# Imported by another name than the one they are installed by; all others have one name.
+# Modules whose name differs from that of their distribution.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "axe_playwright_python": "axe-playwright-python",
@@ -21,9 +21,9 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-# Optional, and not on PyPI in a release that fits: see the comments of the extras.
+# Optional, without a suitable release on PyPI: see the comments of the extras.
 UNDECLARED = {"robustbench", "autoattack"}
-# What robustbench imports, and what is run and not imported: plugins, linters and the type checker.
+# Imports of robustbench, and tools that are run but not imported: plugins, linters and the type checker.
 NOT_IMPORTED = {"geotorch", "gdown", "pyyaml", "requests", "torchdiffeq", "tqdm"} | {
     "mkdocs-material",
     "mkdocstrings",
@@ -32,12 +32,12 @@ NOT_IMPORTED = {"geotorch", "gdown", "pyyaml", "requests", "torchdiffeq", "tqdm"
     "pytest-xdist",
     "ruff",
 }
-# Names that are put together of others, such as `importlib.import_module(name)`, are given as text to these.
+# Calls such as `importlib.import_module(name)` take the module as text.
 LOADERS = {"import_module", "find_spec", "needed", "importorskip"}
 
 
 def modules(path: Path) -> Iterator[str]:
-    """The modules that a file imports, by a statement or by a call."""
+    """The modules that a file imports, by statement or by call."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -51,7 +51,7 @@ def modules(path: Path) -> Iterator[str]:
 
 
 def imported(*folders: str) -> set[str]:
-    """The distributions that the files of some folders import, but for Python's own and robench itself."""
+    """The distributions imported by the files of some folders, except the standard library and robench."""
     names = {
         module.partition(".")[0]
         for folder in folders
@@ -66,21 +66,21 @@ def imported(*folders: str) -> set[str]:
 
 
 def declared() -> dict[str, set[str]]:
-    """The distributions that each extra names, the empty one being what is always installed."""
+    """The distributions of each extra; the empty name is for those that are always installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = {"": project["dependencies"], **project["optional-dependencies"]}
     found = {
         extra: {str(canonicalize_name(Requirement(text).name)) for text in texts} - {"robench"}
         for extra, texts in groups.items()
     }
-    # An extra may take in others: `robench[onnx]`.
+    # An extra may include others: `robench[onnx]`.
     for extra, texts in groups.items():
         for other in re.findall(r"robench\[(.*?)\]", " ".join(texts)):
             found[extra] |= {name for part in other.split(",") for name in found[part]}
     return found
 
 
-def test_what_the_package_imports_is_what_it_declares():
+def test_the_package_declares_exactly_its_imports():
     groups = declared()
     optional = {
         name
@@ -95,7 +95,7 @@ def test_what_the_package_imports_is_what_it_declares():
     assert optional - NOT_IMPORTED <= needed
 
 
-def test_what_the_tests_import_is_what_they_declare():
+def test_the_tests_declare_exactly_their_imports():
     groups = declared()
     needed = imported("tests", "perf")
     assert needed <= set.union(*groups.values())
@@ -110,6 +110,6 @@ def test_corruptions_and_diffusion_need_no_extra():
     assert not (groups["corruptions"] | groups["diffusion"] | groups["lora"])
 
 
-def test_a_name_that_is_not_declared_is_seen(tmp_path):
+def test_an_undeclared_import_is_detected(tmp_path):
     (tmp_path / "file.py").write_text("import pandas as pd\nfrom torch import nn\nneeded('onnx.helper', 1)\n")
     assert list(modules(tmp_path / "file.py")) == ["pandas", "torch", "onnx.helper"]

@@ -1,11 +1,11 @@
-"""robench where the system has no fcntl, no fork, no resource limits and few signals, as under Windows."""
+"""robench on a system without fcntl, fork and resource limits and with few signals, like Windows."""
 
 import subprocess
 import sys
 
 SCRIPT = """
 import os, signal, sys
-# What others import under Linux is not ours to mend: it is loaded before anything is hidden.
+# Other packages import these modules on Linux, so they are loaded before the modules are hidden.
 import asyncio, huggingface_hub, matplotlib.pyplot, multiprocessing, PIL.Image, pyarrow.parquet, rich.console
 import multiprocessing.popen_fork, sklearn.datasets, subprocess, timm, torch, torchvision, types
 
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 """
 
 
-def test_an_attack_and_a_run_without_the_modules_of_posix(tmp_path):
+def test_an_attack_and_a_run_without_posix_modules(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT + ATTACK)
     done = subprocess.run(
         [sys.executable, "-W", "error::ImportWarning", "script.py"],

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands."""
+"""The Python example of the README runs unchanged."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 def test_the_notebook_example_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert len(code.strip().splitlines()) <= 20
-    # The whole suite takes its time on any model; what is shown of the result is the same for a short one.
+    # The whole suite takes long on any model; a short one gives the same kind of result.
     quick = code.replace('"autoattack"', '"pgd(steps=3)"').replace("samples=50", "samples=10")
     assert quick != code
     exec(compile(quick, "README.md", "exec"), {"__name__": "notebook"})

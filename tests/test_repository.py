@@ -1,4 +1,4 @@
-"""The files around the code: workflows, the action, the citation, the documents' list of pages."""
+"""Repository files: workflows, the action, the citation, and the list of documentation pages."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The map of the house: which package may import which, how large files are, and the names that modules had before."""
+"""The architecture: which package may import which, sizes of files and signatures, and old module names."""
 
 import ast
 import importlib
@@ -12,12 +12,12 @@ import pytest
 from robench import _moved
 
 HOUSE = Path(_moved.__file__).parent
-# From the ground up: a module imports from its own room and from rooms further up in this list.
+# A module may only import from its own package and from packages earlier in this list.
 FLOORS = """_moved core corruption threats attacks data statistics catalog defenses canonical engine records training
     evaluation reports verification diagnosis pytest_plugin cli __main__""".split()  # noqa: SIM905
-# Files that are to be shortened; none may join them.
+# Files that are too long; no others may be added.
 TOO_LONG: set[str] = set()
-# Functions that take more than eight arguments; none may join them. These are public and take them by name.
+# Functions with more than eight arguments; no others may be added. These are public and take them by keyword.
 LONG_SIGNATURES = {
     "robench.defenses._base.Defense.__init__",
     "robench.evaluation.attack.attack",
@@ -35,7 +35,7 @@ def room(module: str) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of robench that a file imports, anywhere in it but for its type annotations alone."""
+    """The modules of robench that a file imports anywhere, except for type annotations only."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -53,7 +53,7 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] == "robench"}
 
 
-def test_imports_run_downward():
+def test_imports_point_downward():
     upward = [
         f"{module} imports {other}"
         for module, path in MODULES.items()
@@ -64,7 +64,7 @@ def test_imports_run_downward():
     assert {room(module) for module in MODULES} - {""} == set(FLOORS)
 
 
-def test_the_root_holds_six_modules_and_no_more():
+def test_the_root_has_exactly_six_modules():
     assert len(list(HOUSE.glob("*.py"))) <= 6
 
 
@@ -74,7 +74,7 @@ def test_files_are_short():
 
 
 def signatures(module: str, path: Path) -> dict[str, int]:
-    """How many arguments each function takes, but for commands and registered builders: theirs are settings."""
+    """The number of arguments of each function, except commands and registered builders: theirs are settings."""
     counts: dict[str, int] = {}
 
     def visit(node: ast.AST, name: str) -> None:
@@ -98,13 +98,13 @@ def test_functions_take_eight_arguments_at_most():
     assert {name for name, count in counts.items() if count > 8} <= LONG_SIGNATURES
 
 
-def test_tests_have_the_rooms_of_the_house():
+def test_tests_mirror_the_packages():
     rooms = {path.name for path in HOUSE.iterdir() if (path / "__init__.py").exists()}
     tests = {path.name for path in Path(__file__).parent.iterdir() if (path / "__init__.py").exists()}
     assert tests - rooms == {"perf"} and rooms == tests - {"perf"}
 
 
-def test_every_old_name_is_there():
+def test_every_old_module_name_works():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for old, new in {**_moved.MOVED, **_moved.PACKAGES}.items():
@@ -117,7 +117,7 @@ def test_every_old_name_is_there():
 
 
 @pytest.mark.parametrize("old", _moved.NAMES)
-def test_a_name_that_was_renamed_or_moved_is_what_it_is_now(old):
+def test_old_names_refer_to_the_new_objects(old):
     home, _, name = old.rpartition(".")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -131,8 +131,8 @@ def test_a_name_that_was_renamed_or_moved_is_what_it_is_now(old):
     )
 
 
-def test_names_of_before_work_for_a_stranger(tmp_path):
-    """In a process of its own, where nothing was imported under its new name before."""
+def test_old_imports_work_in_a_fresh_process(tmp_path):
+    """In a fresh process, where nothing has been imported under its new name."""
     (tmp_path / "mine.py").write_text(
         "from robench import registry, specs\n"
         "from robench.threat import Threat\n"
@@ -147,6 +147,6 @@ def test_names_of_before_work_for_a_stranger(tmp_path):
     end = subprocess.run(
         [sys.executable, "-W", "always", "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    # Once a name, at the line that imports it.
+    # One warning for each name, at the line of the import.
     assert end.stderr.count("DeprecationWarning: robench.threat is now robench.threats.threat") == 1
     assert "mine.py:2: DeprecationWarning: robench.threat is now" in end.stderr

@@ -1,4 +1,4 @@
-"""What the tests of single attacks share: rows, and a loop that only asks and tells."""
+"""Shared by the tests of single attacks: rows, and a minimal loop of `ask` and `tell`."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from robench.threats.threat import Threat
 
 
 class RowByRow(nn.Module):
-    """A curved classifier whose answer for an image is the same bits in whatever lane it stands."""
+    """A curved classifier whose output for an image does not depend on its lane, bit for bit."""
 
     def __init__(self, classes: int, side: int = 8, seed: int = 0):
         super().__init__()
@@ -28,14 +28,14 @@ def problem(threat: str, classes: int) -> Problem:
 
 
 def rows_of(model: nn.Module, x: Tensor, ranks: Sequence[int] | None = None) -> Rows:
-    """Rows of images classified rightly: the labels are the model's own."""
+    """Rows of correctly classified images: the labels are the predictions of the model."""
     logits = model(x).detach()
     rank = torch.zeros(len(x)) if ranks is None else torch.tensor(ranks)
     return Rows(x, logits.argmax(1), logits, torch.arange(len(x)), rank.long(), torch.ones(len(x)) > 0)
 
 
 def answer(model: nn.Module, ask: Ask, rows: Rows) -> Answer:
-    """What the model says to a question."""
+    """The answer of the model to a query."""
     if ask.objective is None:
         return Answer(ask.x, model(ask.x), torch.empty(0), torch.empty(0))
     point = ask.x.detach().requires_grad_()
@@ -58,7 +58,7 @@ def play(
     turns: int,
     delays: Sequence[int] | None = None,
 ) -> tuple[list[list[Tensor | None]], object]:
-    """Ask and tell; lane i starts (again) after delays[i] turns.
+    """Run `ask` and `tell`; lane i (re)starts after delays[i] turns.
 
     Returns:
         The point of each lane in each turn, None where it waits, and the last state.
@@ -69,14 +69,14 @@ def play(
             state = select(torch.tensor(delays) == turn, attack.init(task, rows), state)
         ask = attack.ask(task, rows, state)
         said, points = answer(model, ask, rows), ask.x
-        # What a lane that waits is told means nothing to it: it asks again.
+        # A waiting lane ignores its answer and asks again.
         asked.append([None if ask.waits is not None and ask.waits[i] else x for i, x in enumerate(points)])
         state = attack.tell(task, rows, state, attack.pull_back(task, rows, state, said))
     return asked, state
 
 
 def check_lanes(model: nn.Module, attack: Attack, task: Problem, rows: Rows, turns: int) -> None:
-    """Every row asks the same, bit for bit, among strangers at other steps and among copies of itself."""
+    """Every row makes the same queries, bit for bit, next to other rows at other steps and next to copies of itself."""
     lanes = len(rows.x)
     delays = [(5 * i) % 7 for i in range(lanes)]
     mixed, _ = play(model, attack, task, rows, turns + 7, delays)

@@ -27,7 +27,7 @@ from tests.core.test_hsic import by_the_formula
 EPS = 0.06
 SIDE = 2
 PIXELS = 3 * SIDE**2
-# As wide as a feature may be spread and still be told by a kernel of width sigma sqrt(d).
+# The largest spread of features that a kernel of width sigma sqrt(d) can still resolve.
 SPREAD = 8
 
 
@@ -76,7 +76,7 @@ def setting(n: int = 8):
 
 
 def check_steps(asked: list, clean: Tensor, objective) -> float:
-    """Each point is the published step from the one before, where its direction is beyond doubt.
+    """Each point is the published step from the previous one, wherever the sign of the gradient is certain.
 
     Returns:
         The share of pixels where it is.
@@ -108,7 +108,7 @@ def test_pgd_mi_takes_the_published_steps(weight):
 
     assert check_steps(asked, rows.x, objective) > 0.9
     if abs(weight) > 0.1:
-        # The second term turns many a step: plain PGD would have failed.
+        # The second term changes many steps: plain PGD would fail here.
         with pytest.raises(AssertionError):
             check_steps(asked, rows.x, lambda x: model.cross_entropy64(x, y).mean())
 
@@ -133,7 +133,7 @@ def test_the_published_settings_are_the_defaults():
 
 
 @pytest.mark.parametrize("weight", [0.1, -1.0])
-def test_apgd_mi_climbs_the_formula(weight):
+def test_apgd_mi_maximises_the_formula(weight):
     model, rows = setting()
     asking, chosen = task(4), APGDMI(weight=weight, group=4)
     ask = chosen.ask(asking, rows, chosen.init(asking, rows))
@@ -192,7 +192,7 @@ def test_without_weight_it_is_pgd_step_for_step():
         APGDFeature(targets=2),
     ],
 )
-def test_every_question_lies_in_the_ball(norm, steered):
+def test_every_query_lies_in_the_ball(norm, steered):
     if norm not in steered.norms:
         pytest.skip("published in Linf")
     model, rows = setting()
@@ -203,7 +203,7 @@ def test_every_question_lies_in_the_ball(norm, steered):
 
 
 @pytest.mark.parametrize("targets", [0, 2])
-def test_adaptive_steps_move_features_where_they_should_go(targets):
+def test_adaptive_steps_move_features_in_the_right_direction(targets):
     model, rows = setting(12)
     run = rows_of(model, rows.x)
     chosen = APGDFeature(targets=targets, steps=50)
@@ -217,7 +217,7 @@ def test_adaptive_steps_move_features_where_they_should_go(targets):
     assert (after < before).all() if targets else (after > before).all()
 
 
-def test_the_image_to_be_mistaken_for_is_the_nearest_of_the_class():
+def test_the_reference_image_is_the_nearest_of_the_target_class():
     _, rows = setting(40)
     assert len(rows.y.unique()) >= 3
     chosen = APGDFeature(targets=3, restarts=2)
@@ -234,13 +234,13 @@ def test_the_image_to_be_mistaken_for_is_the_nearest_of_the_class():
         assert rows.y[picked[i]] == target[i] and nearer == min(int(rows.rank[i]) % 2, len(among) - 1)
 
 
-def test_one_class_alone_has_nobody_to_be_mistaken_for():
+def test_a_run_with_one_class_has_no_reference_image():
     model, x = Curved(), images(1, SIDE)
     with pytest.raises(UsageError, match="attack more images at once"):
         attack("apgd-feature(targets=3)", model, x, model(x).argmax(1), threat="Linf:0.1")
 
 
-def test_features_of_another_shape_are_named():
+def test_features_of_another_shape_are_refused():
     class Odd(Linear):
         def features(self, x):
             return [x.flatten(1)]
@@ -251,7 +251,7 @@ def test_features_of_another_shape_are_named():
 
 
 @pytest.mark.parametrize("spec", ["apgd+pgd-mi", "apgd+apgd-feature", 'square+apgd-mi(layers="all")'])
-def test_without_features_one_is_told_before_the_first_question(spec):
+def test_a_defense_without_features_is_refused_before_the_first_query(spec):
     model, calls = Linear(4, (3, SIDE, SIDE)), []
     model.register_forward_hook(lambda *said: calls.append(1))
     with pytest.raises(UsageError, match=r"offers no features.*robench\.defenses\.Defense.*autoattack"):

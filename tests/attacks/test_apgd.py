@@ -1,4 +1,4 @@
-"""APGD against its algorithm written out plainly, one image and one step after the other."""
+"""APGD compared with a direct implementation of its algorithm, one image and one step at a time."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def algorithm_1(
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.03), ("L2", 0.4)])
 @pytest.mark.parametrize("rho", [0.75, 0.1])
-def test_every_point_is_that_of_the_algorithm(norm, eps, rho):
+def test_every_point_matches_the_algorithm(norm, eps, rho):
     model, x = RowByRow(4), images(6)
     rows, task = rows_of(model, x), problem(f"{norm}:{eps}", 4)
     asked, _ = play(model, APGD(steps=STEPS, rho=rho), task, rows, STEPS + 1)
@@ -77,5 +77,5 @@ def test_every_point_is_that_of_the_algorithm(norm, eps, rho):
         seen.append((halvings, returns))
         for step in range(STEPS):
             torch.testing.assert_close(points[step + 1], following[step], rtol=0, atol=1e-6)
-    # The rows differ in where they halve and where they go back, or nothing of it would be held here.
+    # The rows must differ in where they halve and restart, or the test would not cover these cases.
     assert sum(halvings for halvings, _ in seen) >= 6 and sum(returns for _, returns in seen) >= 2

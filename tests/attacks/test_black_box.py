@@ -1,4 +1,4 @@
-"""Attacks by logits alone and for transfer: estimates against true gradients, published steps, exact counts."""
+"""Score-based and transfer attacks: gradient estimates, published steps and query counts."""
 
 import math
 
@@ -28,7 +28,7 @@ from tests.engine.runs import run_of
     ids=["spsa", "nes"],
 )
 def test_the_estimate_points_along_the_gradient(estimated, turns, least):
-    """Over n random directions of D pixels its cosine with the gradient is near sqrt(n / (n + D))."""
+    """With n random directions in D pixels, the cosine to the gradient is about sqrt(n / (n + D))."""
     model, x = Linear(2, (3, 8, 8)), images(4)
     _, state = play(model, estimated, problem("Linf:0.1", 2), rows_of(model, x), turns)
     y = model(x).argmax(1)
@@ -54,7 +54,7 @@ def test_score_based_attacks_succeed_a_little_beyond_the_boundary(norm, spec):
 @pytest.mark.parametrize(
     ("spec", "queries"), [("spsa(steps=3, samples=7)", 46), ("nes(steps=2, samples=5)", 23)]
 )
-def test_the_queries_are_those_that_are_stated(spec, queries):
+def test_the_number_of_queries_is_as_stated(spec, queries):
     model, x = small_net(), images(5)
     result = attack(spec, model, x, model(x).argmax(1), threat="Linf:1e-6")
     assert (result.forward == queries).all() and (result.backward == 0).all()
@@ -71,7 +71,7 @@ def test_lanes_are_independent(each):
     check_lanes(model, each, problem("Linf:0.1", 4), rows, 15)
 
 
-def test_momentum_is_gathered_as_published():
+def test_momentum_accumulates_as_published():
     """Eqs. 6 and 7 in float64, by hand, on a curved model."""
     model, x = small_net().double(), images(3).double()
     y, eps, steps = model(x).argmax(1), 0.05, 4
@@ -88,7 +88,7 @@ def test_momentum_is_gathered_as_published():
     assert torch.allclose(torch.stack(asked[-1]).double(), point, atol=1e-6)
 
 
-def test_resizing_is_bilinear_and_pulled_back_by_its_transpose():
+def test_resizing_is_bilinear_and_its_gradient_the_transpose():
     rows = rows_of(RowByRow(3, side=20), images(16, side=20))
     drawn = Resizing.drawn(Stream.of(0, "test"), rows, torch.arange(16), 0.7)
     shown, other = (
@@ -117,7 +117,7 @@ def test_smoothing_is_a_gaussian_filter():
 
 
 def run_blind(spec: str, threat: str):
-    """An attacker on one network who never hears of the other."""
+    """An attack on one network without feedback from the other."""
     torch.manual_seed(1)
     judge, surrogate, x = small_net(seed=0), small_net(seed=1), images(24)
     chosen = Threat.parse(threat)
@@ -134,14 +134,14 @@ def run_blind(spec: str, threat: str):
     ).play()
 
 
-def test_an_attack_for_transfer_takes_all_its_steps_where_no_verdict_is_heard():
+def test_a_transfer_attack_takes_all_steps_without_feedback():
     hopeful, patient = run_blind("pgd(steps=10)", "Linf:0.02"), run_blind("mifgsm", "Linf:0.02")
     attacked = patient.forward > 0
-    # The surrogate calls most of the other's labels wrong from the start: pgd leaves at once.
+    # The surrogate disagrees with most labels from the start, so pgd stops at once.
     assert (patient.forward[attacked] == 11).all() and (hopeful.forward[attacked] < 11).any()
 
 
-def test_who_minimises_does_so_on_the_surrogate_alone():
+def test_minimisation_uses_the_surrogate_alone():
     outcome = run_blind("ddn(minimise=True)", "L2:1")
     assert (outcome.forward[outcome.forward > 0] == 100).all()
 
@@ -155,7 +155,7 @@ def test_who_minimises_does_so_on_the_surrogate_alone():
         ("nes(delta=0)", "above 0"),
     ],
 )
-def test_wrong_settings_end_in_one_line(spec, said):
+def test_wrong_settings_are_refused_in_one_line(spec, said):
     model, x = Linear(3, (3, 8, 8)), images(2)
     with pytest.raises(UsageError, match=said):
         attack(spec, model, x, model(x).argmax(1), threat="Linf:0.1")

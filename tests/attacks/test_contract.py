@@ -1,4 +1,4 @@
-"""What the engine may know of an attack: what its base declares, and no name."""
+"""The engine only uses declared attributes of attacks, and never their names."""
 
 import ast
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ def names_an_attack(node: ast.AST) -> bool:
 
 
 def offences(source: str) -> list[str]:
-    """Attributes of attacks that are read without a declaration, and decisions by an attack's name."""
+    """Undeclared attributes of attacks that are read, and decisions by the name of an attack."""
     lines = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
@@ -40,7 +40,7 @@ def offences(source: str) -> list[str]:
     return lines
 
 
-def test_what_is_looked_for_is_found():
+def test_undeclared_attributes_and_decisions_by_name_are_detected():
     found = offences(
         "getattr(self.attack, 'eot', 1)\nspec.startswith('square')\nname == 'fab'\nx in ('nes', 'y')"
     )
@@ -57,7 +57,7 @@ def test_what_is_looked_for_is_found():
     ],
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
-def test_attacks_are_known_by_their_contract(path):
+def test_the_engine_uses_declared_attributes_only(path):
     assert not offences(path.read_text())
 
 
@@ -110,11 +110,11 @@ def test_an_attack_written_for_release_0_1_works():
         )
     finally:
         del registry.attacks._builders["old"]
-    # Whether a row fools or not, it runs to its end.
+    # Rows run to their end even if they fool.
     assert (result.forward == 4).all() and not result.robust.all()
 
 
-def test_the_last_iterate_alone_is_judged_in_parameters_too():
+def test_only_the_last_iterate_is_judged_in_parameters_too():
     ((_, last),) = build_attacks(["pgd(last=True, eot=3)"], Threat.parse("fog:0.3"))
     assert last.judged_at_end and last.eot == 3 and last.num_queries == 21
 
@@ -125,7 +125,7 @@ def test_parameters_of_the_contract_are_checked(spec):
         build_attacks([spec], Threat.parse("Linf:0.1"))
 
 
-def test_facts_of_attacks():
+def test_class_attributes_of_attacks():
     blind = {name for name in registry.attacks if registry.attacks.get(name).gradient_free}
     assert blind == {"grid", "hopskipjump", "nes", "patch-rs", "sparse-rs", "spsa", "square"}
     nearest = {name for name in registry.attacks if registry.attacks.get(name).minimum_norm}

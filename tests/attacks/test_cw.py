@@ -1,4 +1,4 @@
-"""Carlini & Wagner: closed forms on linear models, the ball and the box, lanes, unknown norms."""
+"""Carlini & Wagner: closed forms on linear models, ball and box, independent lanes, unknown norms."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.conftest import Linear, images
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_comes_near_the_least_perturbation(norm, classes):
+def test_perturbations_are_close_to_the_smallest(norm, classes):
     model, x = Linear(classes, (3, 8, 8)), images(8)
     rows, cw = rows_of(model, x), CW()
     _, state = play(model, cw, problem(f"{norm}:1", classes), rows, cw.num_queries)
@@ -28,7 +28,7 @@ def test_comes_near_the_least_perturbation(norm, classes):
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("spec", ["cw", "cw(targets=2)", "cw(confidence=0.01)"])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_engine_stops_inside_the_ball(norm, spec, batch_size):
+def test_the_engine_stops_inside_the_ball(norm, spec, batch_size):
     model, x = Linear(3, (3, 8, 8)), images(4)
     y = model(x).argmax(1)
     eps = 1.25 * float(model.distances(x, y, norm).max())
@@ -53,7 +53,7 @@ def test_pixels_on_the_border_of_the_box(value):
     assert CW().best(state).isfinite().all()
 
 
-def test_l1_is_refused_in_one_line():
+def test_l1_is_refused():
     model, x = Linear(3, (3, 8, 8)), images(2)
     with pytest.raises(UsageError, match="L1"):
         attack("cw", model, x, model(x).argmax(1), threat="L1:5")

@@ -1,4 +1,4 @@
-"""FAB: closed forms on linear models, the reference on a curved one, lanes that do not know each other."""
+"""FAB: closed forms on linear models, the reference on a curved model, independent lanes."""
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.conftest import Linear, images, small_net
 
 NORMS = ["Linf", "L2", "L1"]
-# Far beyond these images' boundaries, so that only the attack decides how near it comes.
+# Far beyond the boundaries of these images, so that only the attack determines the distance.
 FAR = {"Linf": "Linf:1", "L2": "L2:10", "L1": "L1:100"}
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("targets", [0, 9])
-def test_comes_near_the_least_perturbation(norm, classes, targets):
+def test_perturbations_are_close_to_the_smallest(norm, classes, targets):
     model, x = Linear(classes, (3, 8, 8)), images(8)
     fab, task = FAB(targets=targets, steps=30), problem(FAR[norm], classes)
     distance, found = model.distances(x, model(x).argmax(1), norm), []
@@ -33,7 +33,7 @@ def test_comes_near_the_least_perturbation(norm, classes, targets):
         assert ((model(best).argmax(1) != rows.y) | (size == 0)).all()
         found.append(torch.where(size > 0, size, torch.inf))
     ratio = torch.stack(found).amin(0) / distance
-    # In L1 few pixels move, and so far that the box stops some: the closed form is only a lower bound.
+    # In L1 few pixels change, and some reach the box: the closed form is only a lower bound.
     assert (ratio >= 0.9999).all() and (ratio <= (1.25 if norm == "L1" else 1.05)).all()
 
 
@@ -42,7 +42,7 @@ def test_comes_near_the_least_perturbation(norm, classes, targets):
     "spec", ["fab(steps=30)", "fab(targets=9, steps=30)", "fab(targets=2, restarts=2, steps=30)"]
 )
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_engine_stops_inside_the_ball_and_finds_nothing_short_of_the_boundary(norm, spec, batch_size):
+def test_the_engine_stops_inside_the_ball_and_finds_nothing_before_the_boundary(norm, spec, batch_size):
     model, x = Linear(10, (3, 8, 8)), images(6)
     y = model(x).argmax(1)
     distance = model.distances(x, y, norm)
@@ -56,7 +56,7 @@ def test_engine_stops_inside_the_ball_and_finds_nothing_short_of_the_boundary(no
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("targeted", [False, True])
-def test_finds_perturbations_as_small_as_the_references(norm, targeted):
+def test_perturbations_are_as_small_as_those_of_the_reference(norm, targeted):
     model, x, eps = small_net(), images(48), {"Linf": 0.1, "L2": 1.0, "L1": 10.0}[norm]
     rows = rows_of(model, x)
     fab = FAB(targets=int(targeted), steps=40)
@@ -82,18 +82,18 @@ def test_lanes_are_independent(norm, targets):
 
 @pytest.mark.parametrize(("eta", "extra"), [(1.05, 1), (0.95, 0)])
 def test_a_step_costs_one_backward_and_one_forward_or_two(eta, extra):
-    # Overshooting a linear boundary ends on its wrong side at every step, and undershooting at none.
+    # Overshooting a linear boundary crosses it at every step, and undershooting at none.
     model, x = Linear(10, (3, 8, 8)), images(4)
     y = model(x).argmax(1)
     eps = 0.5 * float(model.distances(x, y, "Linf").min())
     result = attack(f"fab(targets=1, steps=50, eta={eta})", model, x, y, threat=f"Linf:{eps:.9f}")
     assert (result.backward >= 50).all() and (result.forward >= 51 + 49 * extra).all()
-    # The first retreat was not expected: the gradient asked for there was of no use. Of most images, for in one or
-    # the other the last bits decide on which side of the boundary a point lies.
+    # The first retreat is not expected, so its gradient is not used. Checked for most images only, because the last
+    # bits may decide on which side of the boundary a point lies.
     assert result.backward.median() <= 52 and result.forward.median() <= 53 + 50 * extra
 
 
-def test_lanes_with_either_question_all_get_their_turn():
+def test_lanes_with_either_kind_of_query_make_progress():
     model, x = small_net(), images(24)
     y = model(x).argmax(1)
     for batch_size in (1, 3, 24):
@@ -105,7 +105,7 @@ def test_lanes_with_either_question_all_get_their_turn():
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_useless_gradients_leave_the_lane_where_it_is(norm, bad):
+def test_useless_gradients_do_not_move_a_lane(norm, bad):
     model, x = Linear(3, (3, 8, 8)), images(2)
     rows, task, fab = rows_of(model, x), problem(FAR[norm], 3), FAB()
     state = fab.init(task, rows)

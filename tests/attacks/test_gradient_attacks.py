@@ -1,4 +1,4 @@
-"""Gradient attacks against linear models, where the least perturbation has a closed form."""
+"""Gradient attacks on linear models, for which the smallest perturbation has a closed form."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_apgd_succeeds_just_beyond_the_boundary(norm, classes, spec):
             assert float(result.x_adv.min()) >= 0 and float(result.x_adv.max()) <= 1
 
 
-# Between several classes the reference, too, misses the nearest one at times (7 of 24 at 1.05, 1 at 1.1).
+# With several classes the reference also misses the nearest one at times (7 of 24 at 1.05, 1 at 1.1).
 @pytest.mark.parametrize(("classes", "factor"), [(2, 1.05), (3, 1.5), (10, 1.5)])
 @pytest.mark.parametrize(
     "spec",
@@ -62,7 +62,7 @@ def test_apgd_succeeds_just_beyond_the_boundary_in_l1(classes, factor, spec):
         assert threat.contains(x[i : i + 1], result.x_adv)[0]
 
 
-def test_apgd_in_l1_costs_what_the_paper_says():
+def test_apgd_in_l1_has_the_cost_of_the_paper():
     model, x = Linear(10, (3, 8, 8)), images(12)
     result = attack("apgd-l1(restarts=5)", model, x, model(x).argmax(1), threat="L1:0.000001")
     assert (result.forward == 5 * 103).all() and (result.backward == 5 * 103).all()
@@ -70,7 +70,7 @@ def test_apgd_in_l1_costs_what_the_paper_says():
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("spec", ["apgd", "pgd(steps=50)", "fgsm", 'apgd(loss="dlr", targets=9)'])
-def test_nothing_is_found_short_of_the_boundary(norm, spec):
+def test_nothing_is_found_before_the_boundary(norm, spec):
     model, x = Linear(10, (3, 8, 8)), images(12)
     y = model(x).argmax(1)
     eps = 0.95 * float(model.distances(x, y, norm).min())

@@ -1,4 +1,4 @@
-"""DDN, FMN and HopSkipJump: closed forms on linear models, the box, lanes, and the engine's least distances."""
+"""DDN, FMN and HopSkipJump: closed forms on linear models, the box, independent lanes, smallest distances in runs."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tests.conftest import Linear, images, small_net
     ("minimal", "norm"), [(DDN(), "L2"), (FMN(), "Linf"), (FMN(), "L2"), (FMN(), "L1")], ids=str
 )
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_comes_near_the_least_perturbation(minimal, norm, classes):
+def test_perturbations_are_close_to_the_smallest(minimal, norm, classes):
     model, x = Linear(classes, (3, 8, 8)), images(8)
     rows = rows_of(model, x)
     _, state = play(model, minimal, problem(f"{norm}:1", classes), rows, minimal.num_queries)
@@ -29,7 +29,7 @@ def test_comes_near_the_least_perturbation(minimal, norm, classes):
     assert (ratio >= 0.9999).all() and (ratio <= 1.02).all()
 
 
-def test_ddn_strolls_where_its_loss_has_no_gradient():
+def test_ddn_takes_random_steps_where_the_gradient_is_zero():
     """Logits a thousand times as large: the cross-entropy's gradient is 0 to the last bit until a point fools."""
     model, x = Linear(3, (3, 8, 8)), images(8)
     y = model(x).argmax(1)
@@ -41,9 +41,9 @@ def test_ddn_strolls_where_its_loss_has_no_gradient():
     assert (ratio >= 0.9999).all() and (ratio <= 1.1).all()
 
 
-# Decisions alone: with more classes it may end at another class's boundary than the nearest.
+# With decisions only and more classes, it may end at the boundary of a class other than the nearest.
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_decisions_alone_come_near_it_too(norm):
+def test_decision_based_perturbations_are_close_to_the_smallest(norm):
     model, x = Linear(2, (3, 4, 4)), images(6, side=4)
     rows, hops = rows_of(model, x), HopSkipJump(queries=1000, samples=30)
     asked, state = play(model, hops, problem(f"{norm}:1", 2), rows, hops.num_queries)
@@ -60,7 +60,7 @@ def test_decisions_alone_come_near_it_too(norm):
 @pytest.mark.parametrize(
     ("spec", "norm"), [("hopskipjump(queries=200)", "Linf"), ("fmn", "L1"), ("fmn", "Linf"), ("ddn", "L2")]
 )
-def test_images_on_the_border_of_the_box_stay_in_it(value, spec, norm):
+def test_images_on_the_border_of_the_box_stay_inside(value, spec, norm):
     model, x = Linear(3, (3, 8, 8)), torch.full((2, 3, 8, 8), value)
     result = attack(spec, model, x, model(x).argmax(1), threat=f"{norm}:100")
     assert result.x_adv.min() >= 0 and result.x_adv.max() <= 1 and result.x_adv.isfinite().all()
@@ -68,7 +68,7 @@ def test_images_on_the_border_of_the_box_stay_in_it(value, spec, norm):
 
 @pytest.mark.parametrize("queries", [1, 37, 250])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_a_budget_of_queries_is_kept_to_the_last(queries, norm):
+def test_the_query_budget_is_used_exactly(queries, norm):
     model, x = small_net(), images(5)
     y = model(x).argmax(1)
     result = attack(f"hopskipjump(queries={queries})", model, x, y, threat=f"{norm}:1e-6")
@@ -102,7 +102,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize(("spec", "norm", "most"), SPECS)
-def test_only_who_minimises_goes_on_inside_the_ball(spec, norm, most):
+def test_only_minimise_continues_inside_the_ball(spec, norm, most):
     model, x = Linear(3, (3, 8, 8)), images(4)
     y = model(x).argmax(1)
     least = model.distances(x, y, norm)
@@ -114,7 +114,7 @@ def test_only_who_minimises_goes_on_inside_the_ball(spec, norm, most):
     assert (close.distance / least <= most).all() and (close.distance / least >= 0.9999).all()
     assert (close.distance <= spare.distance * (1 + 1e-5)).all()
     assert (close.forward > spare.forward).all()
-    # What is kept fools as it is kept.
+    # The saved image fools as saved.
     assert (model(x + (close.x_adv - x)).argmax(1) != y).all()
 
 
@@ -135,7 +135,7 @@ def test_the_nearest_of_all_targets_is_kept():
         ("hopskipjump(queries=0)", "whole number"),
     ],
 )
-def test_wrong_settings_end_in_one_line(spec, said):
+def test_wrong_settings_are_refused_in_one_line(spec, said):
     model, x = Linear(3, (3, 8, 8)), images(2)
     with pytest.raises(UsageError, match=said):
         attack(spec, model, x, model(x).argmax(1), threat="L2:1")

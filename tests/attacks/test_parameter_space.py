@@ -1,4 +1,4 @@
-"""Attacks in the parameters of a transformation: closed forms, the paper's objective, budgets, promises, errors."""
+"""Attacks in the parameters of a transformation: closed forms, penalties, budgets, guarantees, errors."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ def built(spec: str, threat: str) -> Any:
 
 
 def least_low_frequency(model: Linear, x: torch.Tensor, y: torch.Tensor, kept: int) -> torch.Tensor:
-    """The L2 distance to another class along the lowest `kept` squared waves alone: a linear model stays one there."""
+    """L2 distance to another class using the lowest `kept` squared frequencies, where a linear model stays linear."""
     waves = dct_basis(8)[:kept]
     weight = model.weight.detach().double().view(-1, 3, 8, 8)
     inside = torch.einsum("kcij,ui,vj->kcuv", weight, waves, waves).flatten(1)
@@ -39,7 +39,7 @@ def least_low_frequency(model: Linear, x: torch.Tensor, y: torch.Tensor, kept: i
 @pytest.mark.parametrize(
     "spec", ["apgd", 'pgd(steps=60, loss="margin", targets=9)', "fab(steps=20, targets=9)"]
 )
-def test_a_linear_model_falls_just_beyond_its_closed_form_and_not_before(spec):
+def test_a_linear_model_is_fooled_just_beyond_the_closed_form(spec):
     model, x = Linear(10, (3, 8, 8)), images(6)
     y = model(x).argmax(1)
     least = least_low_frequency(model, x, y, 4)
@@ -51,7 +51,7 @@ def test_a_linear_model_falls_just_beyond_its_closed_form_and_not_before(spec):
             assert result.health == []
 
 
-def test_the_grid_sees_every_corner_of_the_box():
+def test_the_grid_includes_every_corner_of_the_box():
     asked, task = [], problem("spatial:30", 3)
     model, x = Linear(3, (3, 8, 8)), images(2)
     rows, grid = rows_of(model, x), built("grid(points=(3, 2, 2))", "spatial:30")
@@ -64,7 +64,7 @@ def test_the_grid_sees_every_corner_of_the_box():
     assert sorted(asked) == [pytest.approx(corner, abs=1e-5) for corner in corners]
 
 
-def test_penalised_attacks_climb_the_loss_less_the_penalty():
+def test_penalised_attacks_maximise_the_loss_minus_the_penalty():
     threat = Threat.parse("stadv(smooth=0.05):1")
     model, x = RowByRow(4), images(3)
     rows, task = rows_of(model, x), problem(str(threat), 4)
@@ -80,7 +80,7 @@ def test_penalised_attacks_climb_the_loss_less_the_penalty():
     whole = loss - 0.05 * 2 * (across + down)
     assert torch.allclose(told.best_loss.double(), whole, rtol=1e-4)
     (grad,) = torch.autograd.grad(whole.sum(), theta)
-    # PGD's step is 2.5 eps / steps along the sign, where the ball does not stop it.
+    # The step of PGD is 2.5 eps / steps along the sign, inside the ball.
     free = (ask.point.abs() < 0.8) & (grad.abs() > 1e-3)
     moved = pgd._theta(told.x) - ask.point
     assert torch.allclose(moved[free], (0.125 * grad.sign().float())[free], atol=1e-5)
@@ -97,12 +97,12 @@ def test_no_penalty_is_part_of_a_threat(name, digits):
     )
     assert alone.robust_accuracy <= with_penalty.robust_accuracy
     if name == "stadv":
-        # The cross-entropy saturates, the penalty does not: its sign is all that the step has left.
+        # The cross-entropy saturates but the penalty does not, so the step follows the sign of the penalty.
         assert alone.robust_accuracy < with_penalty.robust_accuracy - 0.3
 
 
-def test_parameters_without_a_gradient_are_marked_where_the_image_has_one(digits):
-    """Fog turns on with the square of its parameters: at none of it there is no direction."""
+def test_zero_gradients_of_parameters_are_warned_about(digits):
+    """Fog grows with the square of its parameters, so its gradient is zero without fog."""
     defense, data = digits
     codes = [
         [mark.code for mark in attack(spec, defense, data.x, data.y, threat="fog:0.4").health]
@@ -114,7 +114,7 @@ def test_parameters_without_a_gradient_are_marked_where_the_image_has_one(digits
 @pytest.mark.parametrize(
     "threat", ["elastic:0.5", "pixel:4", "stadv:1", "low-frequency(ratio=0.25):1.5", "fog:0.4"]
 )
-def test_an_attack_for_the_least_distance_finds_it_in_parameters(threat, digits):
+def test_minimum_norm_attacks_work_on_parameters(threat, digits):
     defense, data = digits
     far, near = (
         attack(spec, defense, data.x[:6], data.y[:6], threat=threat)
@@ -127,7 +127,7 @@ def test_an_attack_for_the_least_distance_finds_it_in_parameters(threat, digits)
 @pytest.mark.parametrize(
     "threat", ["fog:0.5", "elastic:0.4", "pixel(size=2):3", "stadv:1", "gabor(kernel=5):0.1"]
 )
-def test_rows_do_not_know_of_each_other(threat):
+def test_rows_are_independent(threat):
     model, x = RowByRow(4), images(4)
     check_lanes(model, built("apgd(steps=8)", threat), problem(threat, 4), rows_of(model, x), 8)
 
@@ -136,7 +136,7 @@ THREATS = ["fog:0.1", "gabor(kernel=5, density=0.3):0.002", "L0:1"]
 
 
 @pytest.mark.parametrize("threat", THREATS)
-def test_an_image_alone_gets_what_it_gets_in_company(threat):
+def test_an_image_alone_gets_the_same_result_as_in_a_batch(threat):
     specs = "sparse-rs(queries=25)+sigma-zero(steps=20)" if threat.startswith("L0") else SPECS
     whole = play(specs=specs, threat=threat)
     assert 0 < whole.robust_accuracy < 0.9
@@ -147,7 +147,7 @@ def test_an_image_alone_gets_what_it_gets_in_company(threat):
 
 
 @pytest.mark.parametrize("threat", THREATS[1:])
-def test_interrupted_and_resumed_it_is_the_same(threat):
+def test_a_resumed_run_gives_the_same_result(threat):
     specs = "sparse-rs(queries=25)+sigma-zero(steps=20)" if threat.startswith("L0") else SPECS
     whole, store, stops, outcome = play(specs=specs, threat=threat), MemoryStore(9), 0, None
     while outcome is None:
@@ -219,7 +219,7 @@ def test_more_budget_fools_at_least_as_many_digits(digits, name, radii):
         ("grid", "fog:0.4", "is for 3 parameters, and this threat has 64"),
     ],
 )
-def test_mistakes_are_told_in_one_line(spec, threat, says):
+def test_mistakes_are_refused_in_one_line(spec, threat, says):
     model, x = Linear(10, (3, 8, 8)), images(2)
     with pytest.raises(UsageError) as error:
         attack(spec, model, x, model(x).argmax(1), threat=threat)
@@ -232,8 +232,8 @@ def test_the_name_is_canonical():
     assert Threat.parse("fog:0.4") != Threat.parse("fog(decay=2.0):0.4")
 
 
-def test_a_transformation_whose_gradient_is_nan_is_told_of():
-    """A root at 0: the image is as sound as ever, its gradient in the parameter is not."""
+def test_a_transformation_with_nan_gradients_is_warned_about():
+    """A square root at 0: the image is finite, but its gradient in the parameter is not."""
 
     class Root(Transformation):
         def shape(self, channels, height, width):

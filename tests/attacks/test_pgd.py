@@ -1,4 +1,4 @@
-"""PGD's step size, absolute and relative, and the choice between every iterate and the last one."""
+"""PGD's step size, absolute and relative, and judging every iterate or only the last."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def digits():
 
 
 class Window(nn.Module):
-    """Fooled only while the mean of the image lies in a window: a walk upward passes through it and leaves it."""
+    """Fooled only while the mean of the image lies in a window: an ascending sequence enters and leaves it."""
 
     def forward(self, x):
         mean = x.flatten(1).mean(1)
@@ -26,7 +26,7 @@ class Window(nn.Module):
 
 @pytest.fixture
 def passed_through():
-    """Images whose third to fifth iterate lies in the window, whose last lies beyond it."""
+    """Images whose third to fifth iterates lie in the window and whose last lies beyond it."""
     return torch.full((4, 3, 4, 4), 0.5), torch.zeros(4, dtype=torch.int64)
 
 
@@ -45,7 +45,7 @@ def test_by_default_every_iterate_counts_and_with_last_only_the_last(passed_thro
 
 @pytest.mark.parametrize("threat", ["Linf:0.1", "L2:1"])
 def test_with_last_the_image_returned_is_the_last_iterate(digits, threat):
-    """Against plain PGD, written out."""
+    """Compared with a direct implementation of PGD."""
     x, y = digits
     model = load_defense("pgd-at-digits")
     result = attack(
@@ -69,12 +69,12 @@ def test_with_last_the_image_returned_is_the_last_iterate(digits, threat):
         fooled = model(point).argmax(1) != y
     assert 0 < int(fooled.sum()) < len(y)
     assert (~result.robust == fooled).float().mean() >= 0.95
-    # A record keeps perturbations in whole grains.
+    # Records store perturbations in whole steps.
     attacked = ~result.robust & (model(x).argmax(1) == y)
     assert (result.x_adv[attacked] - point[attacked]).abs().max() < eps / 100
 
 
-def test_with_last_a_row_costs_its_steps_and_no_more(digits):
+def test_with_last_a_row_costs_exactly_its_steps(digits):
     x, y = digits
     model = load_defense("standard-digits")
     right = int((model(x).argmax(1) == y).sum())
@@ -83,8 +83,8 @@ def test_with_last_a_row_costs_its_steps_and_no_more(digits):
 
 
 @pytest.mark.parametrize("knowledge", ["same", "other"])
-def test_last_is_heard_by_no_attacker_on_the_way(digits, knowledge):
-    """The batch size and the judge's patience change nothing, be the judge the surrogate or not."""
+def test_the_attacker_gets_no_feedback_with_last(digits, knowledge):
+    """Results do not depend on the batch size or on how often the judge is called, surrogate or not."""
     x, y = digits
     model = load_defense("mimir-digits")
     precision = {"same": "fp32", "other": "bf16"}[knowledge]
@@ -119,6 +119,6 @@ def test_a_relative_step_is_the_absolute_one_times_the_radius(digits):
         ("last=1", "last=1: expected True or False"),
     ],
 )
-def test_what_makes_no_sense_is_refused(digits, arguments, message):
+def test_inconsistent_settings_are_refused(digits, arguments, message):
     with pytest.raises(UsageError, match=message):
         attack(f"pgd({arguments})", load_defense("standard-digits"), *digits, threat="Linf:0.1")

@@ -1,4 +1,4 @@
-"""The projections against the reference's, independent solvers in float64, and what defines a projection."""
+"""Projections compared with the reference and with independent solvers in float64, and their defining properties."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_hyperplane_step_lands_on_the_plane_or_in_the_corner(norm, seed, reach):
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
-def test_hyperplane_step_is_the_references(norm, seed):
+def test_hyperplane_step_matches_the_reference(norm, seed):
     t, w, gap = case(seed)
     keep = reachable(t, w, gap) > 1.001 * gap.abs()
     t, w, gap = t[keep], w[keep], gap[keep]
@@ -58,7 +58,7 @@ def test_hyperplane_step_is_the_references(norm, seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_hyperplane_step_is_least(seed):
+def test_hyperplane_step_is_the_smallest(seed):
     t, w, gap = case(seed)
     t, w, gap = (v.double() for v in (t, w, gap))
     sign = gap.sign()[:, None] * w.sign()
@@ -115,12 +115,12 @@ def test_l1_ball_and_box(seed, eps, size):
     assert ((x + ours >= -1e-6) & (x + ours <= 1 + 1e-6)).all()
     theirs = delta + L1_projection(x, delta, eps)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    # Projecting again changes nothing but the last bits.
+    # Projecting again only changes the last bits.
     torch.testing.assert_close(project_l1_box(x, ours, eps), ours, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_l1_ball_and_box_nearest(seed):
+def test_l1_ball_and_box_projection_is_the_nearest_point(seed):
     x, delta, _ = case(seed)
     ours = project_l1_box(x.view(6, 5, 6), delta.view(6, 5, 6), 1.5)
     assert ours.shape == (6, 5, 6)
@@ -136,6 +136,6 @@ def test_l1_ball_and_box_nearest(seed):
         torch.testing.assert_close(ours[i].flatten().double(), best, rtol=1e-4, atol=1e-5)
 
 
-def test_l1_ball_and_box_of_nothing():
+def test_l1_ball_and_box_of_zero():
     x = torch.rand(2, 7)
     assert (project_l1_box(x, torch.zeros(2, 7), 1.0) == 0).all()

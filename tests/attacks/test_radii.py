@@ -1,4 +1,4 @@
-"""Points stay inside ball and box to the last bit, and a larger ball fools at least what a smaller one does."""
+"""Points stay inside ball and box exactly, and a larger ball fools at least as many images as a smaller one."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ _SEEDS, _SIZES = st.integers(0, 10_000), st.sampled_from([0.01, 1.0, 100.0])
 
 
 def pixels(seed, *shape):
-    """Pixels of every magnitude, with some on the ends of the range."""
+    """Pixels of every magnitude, some of them at the ends of the range."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(shape, generator=generator) ** torch.randint(1, 9, shape, generator=generator)
     ends = torch.randint(0, 12, shape, generator=generator)
@@ -29,7 +29,7 @@ def test_projections_onto_the_l1_ball_stay_in_the_box(seed, size, eps):
     x, generator = pixels(seed, 8, 3, 8, 8)
     point = x + project_l1_box(x, size * torch.randn(x.shape, generator=generator), eps)
     assert point.min() >= 0 and point.max() <= 1
-    # A pixel of float32 may be off by half a unit in its last place; at small radii that is more than 1e-6 of them.
+    # A float32 pixel may be off by half a unit in the last place, more than 1e-6 of a small radius.
     size = (point.double() - x.double()).abs().flatten(1).sum(1)
     assert (size <= eps * (1 + 1e-6) + x[0].numel() * 2.0**-25).all()
 
@@ -77,7 +77,7 @@ def test_robust_accuracy_falls_with_the_radius(norm, spec):
     "shape", [(1, 2, 128), (3, 1, 1), (3, 2, 2), (1, 3, 100), (3, 4, 64), (1, 100, 3), (2, 1, 9)]
 )
 @pytest.mark.parametrize("threat", ["Linf:0.05", "L2:0.3", "L1:2", "Linf:1", "L2:9", "L1:200"])
-def test_square_attacks_thin_images_in_every_norm(shape, threat):
+def test_square_attacks_narrow_images_in_every_norm(shape, threat):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 10)).eval()
     x = pixels(1, 4, *shape)[0]
@@ -104,7 +104,7 @@ TRANSFORMATIONS = (
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_transformations_of_other_channels_run_or_say_so(name, channels):
+def test_transformations_run_or_refuse_other_numbers_of_channels(name, channels):
     net = nn.Sequential(nn.Flatten(), nn.Linear(channels * 64, 10)).eval()
     x = pixels(2, 4, channels, 8, 8)[0]
     spec = "grid" if name == "spatial" else "pgd(steps=2)"

@@ -1,4 +1,4 @@
-"""Sparse attacks against linear models, where the fewest pixels that reach another class can be counted."""
+"""Sparse attacks on linear models, for which the minimum number of changed pixels is known."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def built(spec: str, threat: str):
 
 
 def fewest(model: Linear, x: torch.Tensor, y: torch.Tensor, unit: str = "pixel") -> torch.Tensor:
-    """How many pixels (or numbers) must change for another class, exactly: those that win most go to their ends."""
+    """The exact number of pixels (or components) that must change: those with the largest effect move to 0 or 1."""
     weight = model.weight.detach().double()
     logits = model(x).detach().double()
     best = torch.full((len(x),), 10_000)
@@ -40,12 +40,12 @@ def linear():
 
 
 @pytest.mark.parametrize("budget", ["least", "below"])
-def test_sigma_zero_needs_about_as_few_pixels_as_there_must_be(linear, budget):
+def test_sigma_zero_is_close_to_the_fewest_pixels(linear, budget):
     model, x, y = linear
     needed = fewest(model, x, y)
     found = 0
     for i in range(0, len(x), 2):
-        # The paper's is a heuristic: two pixels more than the optimum at the most, and never fewer.
+        # The attack is a heuristic: at most two pixels more than the optimum, and never fewer.
         pixels = int(needed[i]) + 2 if budget == "least" else int(needed[i]) - 1
         if pixels < 1:
             continue
@@ -76,7 +76,7 @@ def test_sigma_zero_s_first_step_is_adam_s_on_a_normalised_gradient(linear):
     rows = rows_of(model, x)
     others = model(x).scatter(1, rows.y[:, None], -torch.inf).argmax(1)
     grad = (model.weight[rows.y] - model.weight[others]).view_as(x)
-    # Adam's first step is the step size along the sign, whatever the gradient's size; then box and threshold.
+    # The first step of Adam is the step size along the sign of the gradient; then box and threshold apply.
     delta = (x - grad.sign()).clamp(0, 1) - x
     threshold = 0.3 - 0.01 * (0.1 + 0.9 * (1 + torch.cos(torch.tensor(torch.pi / 1000))) / 2)
     expected = delta * (delta.abs().amax(1, keepdim=True) >= threshold)
@@ -85,7 +85,7 @@ def test_sigma_zero_s_first_step_is_adam_s_on_a_normalised_gradient(linear):
 
 
 @pytest.mark.parametrize("pixels", [1, 4, 20])
-def test_sparse_rs_changes_exactly_so_many_pixels_to_corners(pixels):
+def test_sparse_rs_changes_exactly_eps_pixels_to_corners(pixels):
     model, x = Linear(10, (3, 8, 8)), images(6)
     asked, _ = play(
         model,
@@ -97,13 +97,13 @@ def test_sparse_rs_changes_exactly_so_many_pixels_to_corners(pixels):
     for points in asked:
         made = torch.stack(points)
         changed = (made != x).any(1)
-        # The images' own pixels lie between 0.3 and 0.7.
+        # Pixels of the images lie between 0.3 and 0.7.
         assert (changed.flatten(1).sum(1) == pixels).all()
         values = made.permute(0, 2, 3, 1)[changed]
         assert ((values == 0) | (values == 1)).all()
 
 
-def test_sparse_rs_changes_as_many_at_once_as_its_schedule_says():
+def test_sparse_rs_follows_its_schedule():
     model, x = Linear(10, (3, 8, 8)), images(4)
     rows, task = rows_of(model, x), problem("L0:20", 10)
     search = built("sparse-rs(queries=10000, alpha_init=0.5)", "L0:20")
@@ -136,14 +136,14 @@ def test_patch_rs_changes_one_square_to_corners(side):
         ("sigma-zero(steps=20)", "L0:6"),
     ],
 )
-def test_rows_do_not_know_of_each_other(spec, threat):
+def test_rows_are_independent(spec, threat):
     model, x = RowByRow(10), images(6)
     check_lanes(model, built(spec, threat), problem(threat, 10), rows_of(model, x), 20)
 
 
 @pytest.mark.parametrize("spec", ["sparse-rs(queries=200)", "patch-rs(queries=200)"])
-def test_looking_ahead_gives_what_waiting_gives(spec):
-    """Idle lanes ask a row's later questions: with one lane there are none."""
+def test_queries_ahead_change_nothing(spec):
+    """Idle lanes make later queries of a row; with one lane there are none."""
     threat = "L0:4" if spec.startswith("sparse") else "patch:2"
     model, x = Linear(10, (3, 8, 8)), images(6)
     y = model(x).argmax(1)
@@ -178,7 +178,7 @@ def test_counts_are_whole(text):
         Threat.parse(text)
 
 
-def test_attacks_of_norms_are_refused_where_pixels_are_counted():
+def test_attacks_in_norms_are_refused_for_counted_pixels():
     model, x = Linear(10, (3, 8, 8)), images(2)
     with pytest.raises(UsageError, match="apgd is defined in Linf, L2: L0:3 is not among them"):
         attack("apgd", model, x, model(x).argmax(1), threat="L0:3")

@@ -1,4 +1,4 @@
-"""Square against linear models, and its parts against what the papers say of them."""
+"""Square on linear models, and its parts compared with the papers."""
 
 import math
 
@@ -12,11 +12,11 @@ from tests.conftest import Linear, images
 from tests.engine.runs import run_of
 
 
-# Windows cannot follow weights of white noise as closely in L2 and L1: there the reference implementation
-# succeeds on none of these at 2 times the distance, for its windows leave out the last row and column.
+# In L2 and L1 windows follow white-noise weights less closely: the reference implementation succeeds on none of these
+# at twice the distance, because its windows exclude the last row and column.
 @pytest.mark.parametrize(("norm", "factor"), [("Linf", 1.5), ("L2", 2.0), ("L1", 2.0)])
 @pytest.mark.parametrize(("classes", "restarts"), [(2, 1), (10, 2)])
-def test_succeeds_at_a_small_multiple_of_the_distance(norm, factor, classes, restarts):
+def test_square_succeeds_at_a_small_multiple_of_the_distance(norm, factor, classes, restarts):
     model, x = Linear(classes, (3, 8, 8)), images(6)
     y = model(x).argmax(1)
     distance = model.distances(x, y, norm)
@@ -29,7 +29,7 @@ def test_succeeds_at_a_small_multiple_of_the_distance(norm, factor, classes, res
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_finds_nothing_short_of_the_boundary(norm):
+def test_square_finds_nothing_before_the_boundary(norm):
     model, x = Linear(10, (3, 8, 8)), images(6)
     y = model(x).argmax(1)
     eps = 0.95 * float(model.distances(x, y, norm).min())
@@ -38,7 +38,7 @@ def test_finds_nothing_short_of_the_boundary(norm):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_every_point_asked_for_is_in_the_ball_and_on_its_surface(norm, monkeypatch):
+def test_every_query_is_on_the_surface_of_the_ball(norm, monkeypatch):
     model, x = Linear(3, (3, 8, 8)), images(4)
     y = model(x).argmax(1)
     threat = Threat.parse(f"{norm}:{0.5 * float(model.distances(x, y, norm).min()):.9f}")
@@ -64,7 +64,7 @@ def test_queries_ahead_change_nothing():
     full = attack("square(queries=200)", model, x, y, threat=f"Linf:{eps:.9f}", batch_size=20)
     assert 0 < full.robust.sum() < 20
     for i in range(20):
-        # Alone in 20 lanes, an image's next twenty queries are asked at once.
+        # Alone in 20 lanes, an image makes its next twenty queries at once.
         alone = attack_one(model, x, y, i, eps)
         assert torch.equal(alone.x_adv[0], full.x_adv[i])
         assert int(alone.forward[0]) == int(full.forward[i]) and int(alone.steps[0]) == int(full.steps[i])

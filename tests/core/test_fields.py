@@ -1,4 +1,4 @@
-"""Tables and settings checked by annotations: what is taken, and one clear line for what is not."""
+"""Validation of tables and settings by annotations, with one-line errors."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -34,7 +34,7 @@ class Kind:
         {"name": Written("a", "file"), "names": ["a", Written("b", "file")], "precision": "bf16"},
     ],
 )
-def test_what_fits(table):
+def test_valid_tables_are_accepted(table):
     check_table(table, Kind, "a.toml", without=("path",))
     Kind(**table)
 
@@ -63,7 +63,7 @@ def test_what_fits(table):
         ({"name": "a", "limit": "3"}, "a.toml: limit = '3': expected int or None"),
     ],
 )
-def test_what_does_not_fit(table, text):
+def test_invalid_tables_are_refused(table, text):
     with pytest.raises(UsageError) as raised:
         check_table(table, Kind, "a.toml", without=("path",), ranges=(NOT_NEGATIVE,))
     assert text in str(raised.value) and "\n" not in str(raised.value)

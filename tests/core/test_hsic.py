@@ -18,7 +18,7 @@ def by_the_formula(x, y, sigma=5.0, eps=1e-5):
 
 
 @pytest.mark.parametrize("m", [2, 9, 32])
-def test_it_is_the_formula(m):
+def test_nhsic_matches_the_formula(m):
     rng = np.random.default_rng(m)
     x, y = rng.normal(size=(m, 5, 3)), rng.random((m, 3, 4, 4))
     expected = by_the_formula(x, y)
@@ -28,14 +28,14 @@ def test_it_is_the_formula(m):
     assert float(single) == pytest.approx(expected, rel=2e-3)
 
 
-def test_at_batch_128_it_is_of_the_published_codes_size():
-    """On random data at m = 128 the official code gives 37 to 88."""
+def test_nhsic_at_batch_size_128_has_the_published_magnitude():
+    """On random data with m = 128 the official code gives 37 to 88."""
     torch.manual_seed(0)
     value = float(nhsic(torch.randn(128, 65, 192), torch.rand(128, 3, 32, 32)))
     assert 30 < value < 100
 
 
-def test_its_gradient_is_the_formulas():
+def test_the_gradient_matches_the_formula():
     torch.manual_seed(0)
     x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     y = torch.rand(6, 3, dtype=torch.float64)
@@ -50,19 +50,19 @@ def test_half_precision_does_not_overflow():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_where_it_is_not_finite_it_is_nothing(bad):
+def test_nhsic_is_zero_if_not_finite(bad):
     x = torch.randn(4, 3, requires_grad=True)
     value = nhsic(x * torch.tensor([1.0, 1.0, bad]), torch.rand(4, 3))
     assert float(value) == 0
     assert not value.requires_grad
 
 
-def test_two_rows_at_least():
+def test_nhsic_needs_two_rows():
     with pytest.raises(ValueError, match=r"len\(x\)=1"):
         nhsic(torch.rand(1, 3), torch.rand(1, 3))
 
 
-def test_shares_sum_to_it_group_by_group():
+def test_shares_sum_to_the_nhsic_of_each_group():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(3, 5, 4, 2)), rng.random((3, 5, 3, 2, 2))
     shares = nhsic_shares(torch.from_numpy(x), torch.from_numpy(y))
@@ -71,7 +71,7 @@ def test_shares_sum_to_it_group_by_group():
         assert float(shares[group].sum()) == pytest.approx(by_the_formula(x[group], y[group]), rel=1e-8)
 
 
-def test_a_group_that_is_not_finite_leaves_the_others_their_gradient():
+def test_a_group_that_is_not_finite_does_not_affect_the_others():
     x = torch.randn(3, 4, 6, requires_grad=True)
     y = torch.rand(3, 4, 5)
     spoilt = x * torch.tensor([1.0, torch.nan, 1.0]).view(3, 1, 1)

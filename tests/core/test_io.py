@@ -1,4 +1,4 @@
-"""What a stranger has planted in a folder is neither written through, nor waited for, nor followed out of it."""
+"""Planted links, pipes and devices are not written through, waited for or followed."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ SECRET = "what the owner keeps here"
 
 @pytest.fixture
 def victim(tmp_path):
-    """A file of the owner's, which nothing may change."""
+    """A file of the user, which must not change."""
     file = tmp_path / "elsewhere" / "victim"
     file.parent.mkdir()
     file.write_text(SECRET)
@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 
 def plant(kind, path, victim):
-    """Something at `path` that is no file of robench's."""
+    """Something at `path` that is not a file of robench."""
     if kind == "link":
         path.symlink_to(victim)
     elif kind == "dangling":
@@ -71,7 +71,7 @@ KINDS = ("link", "dangling", "hard", "pipe", "device", "file", "folder")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_planted_lock(kind, folder, victim):
+def test_a_planted_lock_is_refused(kind, folder, victim):
     plant(kind, folder / ".lock", victim)
     before = (folder / ".lock").lstat()
     assert not is_claimed(folder)
@@ -99,7 +99,7 @@ def test_a_planted_lock_in_a_folder_that_is_pruned(kind, tmp_path, folder, victi
 
 
 def tree(folder):
-    """Every path below, with what a write would change."""
+    """Every path below the folder, with the properties that a write would change."""
     return {
         path: (facts.st_ino, facts.st_size, facts.st_mtime_ns)
         for path in sorted(folder.rglob("*"))
@@ -107,7 +107,7 @@ def tree(folder):
     }
 
 
-def test_a_dry_run_changes_nothing_and_sees_a_run_under_way(folder):
+def test_a_dry_run_changes_nothing_and_detects_a_running_run(folder):
     run = make_run(folder)
     run.write()
     (run.folder / PARTIAL).mkdir()
@@ -118,7 +118,7 @@ def test_a_dry_run_changes_nothing_and_sees_a_run_under_way(folder):
     assert not is_claimed(run.folder) and not (run.folder / ".lock").exists()
 
 
-def test_a_lock_that_a_killed_run_left_is_taken(folder):
+def test_the_lock_of_a_killed_run_is_reused(folder):
     for left in ("", "12345", "9" * 19):
         (folder / ".lock").write_text(left)
         with claim(folder):
@@ -126,7 +126,7 @@ def test_a_lock_that_a_killed_run_left_is_taken(folder):
 
 
 @given(st.binary(max_size=40))
-def test_no_file_is_taken_for_a_lock_but_ours(tmp_path_factory, content):
+def test_other_files_are_not_used_as_locks(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("lock")
     (folder / ".lock").write_bytes(content)
     if len(content) <= 20 and (not content or content.isdigit()):
@@ -146,10 +146,10 @@ def test_no_file_is_taken_for_a_lock_but_ours(tmp_path_factory, content):
         lambda path: write_file(path, b"new"),
     ],
 )
-def test_what_is_written_takes_the_place_of_a_link(kind, write, folder, victim):
+def test_writing_replaces_a_link(kind, write, folder, victim):
     path = folder / "file"
     plant(kind, path, victim)
-    # Names that one could guess.
+    # Names that an attacker could guess.
     for name in (".file.tmp", f".file.{os.getpid()}.tmp", f".file.{os.getpid()}.probe"):
         plant("link", folder / name, victim)
     write(path)
@@ -160,15 +160,15 @@ def test_what_is_written_takes_the_place_of_a_link(kind, write, folder, victim):
     )
 
 
-def test_the_cache_writes_through_no_link(folder, victim):
+def test_the_cache_does_not_write_through_a_link(folder, victim):
     plant("link", folder / ".size", victim)
     plant("link", folder / ".lock", victim)
-    assert not Cache(folder).put("a" * 64, b"content")  # a cache is a convenience
+    assert not Cache(folder).put("a" * 64, b"content")  # the cache is optional
     (folder / ".lock").unlink()
     assert Cache(folder).put("a" * 64, b"content") and Cache(folder).get("a" * 64) == b"content"
 
 
-def test_folders_of_our_own_are_no_links(folder, victim, tmp_path):
+def test_links_to_folders_are_refused(folder, victim, tmp_path):
     run = make_run(folder)
     run.write()
     (run.folder / "superseded").symlink_to(victim.parent)
@@ -185,7 +185,7 @@ def test_folders_of_our_own_are_no_links(folder, victim, tmp_path):
     prune(waste(folder))
 
 
-def test_pages_are_written_and_cleared_through_no_link(folder, victim, tmp_path, capsys):
+def test_pages_are_not_written_or_cleared_through_a_link(folder, victim, tmp_path, capsys):
     make_run(folder).write()
     page = tmp_path / "page"
 
@@ -209,7 +209,7 @@ def test_pages_are_written_and_cleared_through_no_link(folder, victim, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["record.json", "samples.parquet", "adversarials.safetensors"])
-def test_pipes_and_devices_in_place_of_a_record_are_not_waited_for(name, folder, victim, capsys):
+def test_pipes_and_devices_in_place_of_a_record_do_not_block(name, folder, victim, capsys):
     run = make_run(folder)
     run.write()
     for kind in ("pipe", "device", "folder"):
@@ -230,7 +230,7 @@ def test_pipes_and_devices_in_place_of_a_record_are_not_waited_for(name, folder,
     assert caught.value.errno == errno.EINVAL
 
 
-def test_an_archive_writes_where_the_records_belong_and_nowhere_else(folder, tmp_path):
+def test_an_archive_only_writes_to_the_folders_of_its_records(folder, tmp_path):
     run = make_run(folder)
     run.write()
     export([folder], tmp_path / "good.zip")
@@ -241,7 +241,7 @@ def test_an_archive_writes_where_the_records_belong_and_nowhere_else(folder, tmp
     archive = tmp_path / "bad.zip"
     with zipfile.ZipFile(archive, "w") as bad:
         for number, name in enumerate(names):
-            # The place in the archive, what the record says of itself, and the names of its files.
+            # The path in the archive, the fields of the record, and the names of its files.
             for prefix in (f"{name}/", f"ok{number}/"):
                 for field in ("protocol", "suite", "defense", "files"):
                     changed = json.loads(json.dumps(record))

@@ -1,4 +1,4 @@
-"""Names and their holders; a real package of a third party, built and installed for the test."""
+"""Names and their holders, with a third-party package that is built and installed for the test."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def test_a_taken_name_is_refused_naming_its_holder():
     assert names.get("wall")() == 1
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_an_unknown_name_suggests_the_closest():
     names = Registry("attack")
     names.register("square")(one)
     names.register("fab")(two)
@@ -41,7 +41,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 @pytest.fixture(scope="module")
 def outsider(tmp_path_factory):
-    """A folder with the package that CONTRIBUTING prints, installed by pip as a third party would."""
+    """A folder with the package of CONTRIBUTING, installed with pip."""
     package = tmp_path_factory.mktemp("package")
     code = package / "src" / "my_package"
     code.mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_an_installed_package_adds_to_every_registry(outsider, tmp_path, monkeyp
     (record,) = json.loads(ran.stdout)["records"]
     assert record["suite"]["attacks"] == ["corners(steps=3)", "pgd(steps=2)"] and record["n"] == 20
     assert record["defense"]["classifier"] == "my-linear(num_classes=2)" and "stochastic" in record
-    # In another process the same network: the record holds.
+    # The same network in another process: the record verifies.
     monkeypatch.syspath_prepend(str(outsider))
     for kind in (
         registry.defenses,

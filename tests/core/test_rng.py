@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the generator against its published answers, and what it promises."""
+"""Counter-based random numbers: published values of the generator, and its guarantees."""
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ from robench.core.rng import Stream, noise, normal_like, philox
         ),
     ],
 )
-def test_philox_gives_the_published_answers(counter, key, answer):
+def test_philox_matches_published_values(counter, key, answer):
     words = philox(tuple(torch.tensor([word]) for word in counter), key)
     assert tuple(int(word) for word in words) == answer
 
 
 @given(st.integers(0, 2**31), st.permutations(range(6)), st.integers(1, 40))
-def test_a_number_depends_on_its_row_alone(seed, order, count):
+def test_a_number_depends_on_its_row_only(seed, order, count):
     stream = Stream.of(seed, "test")
     sample, rank = torch.arange(6) * 1000, torch.arange(6) % 3
     together = stream.bits(sample, rank, 5, count)
@@ -38,7 +38,7 @@ def test_a_number_depends_on_its_row_alone(seed, order, count):
     assert torch.equal(stream.bits(sample, rank, steps, count), together)
 
 
-def test_seeds_purposes_samples_ranks_and_steps_all_count():
+def test_numbers_depend_on_seed_purpose_sample_rank_and_step():
     here = (torch.tensor([3]), torch.tensor([1]), 7, 64)
     base = Stream.of(0, "apgd").bits(*here)
     others = [
@@ -58,7 +58,7 @@ def test_uniform_and_normal_numbers_have_their_moments():
     normal = stream.normal(rows, rows * 0, 0, (3, 40, 40)).double()
     n = uniform.numel()
     assert float(uniform.min()) >= 0 and float(uniform.max()) < 1
-    # Five standard errors each.
+    # Five standard errors.
     assert abs(float(uniform.mean()) - 1 / 2) < 5 * (1 / 12 / n) ** 0.5
     assert abs(float(uniform.var()) - 1 / 12) < 5 * (1 / 180 / n) ** 0.5
     assert abs(float(normal.mean())) < 5 * (1 / n) ** 0.5
@@ -66,7 +66,7 @@ def test_uniform_and_normal_numbers_have_their_moments():
     assert abs(float((normal**4).mean()) - 3) < 5 * (96 / n) ** 0.5
 
 
-def test_inside_the_block_each_row_has_noise_of_its_own():
+def test_noise_is_drawn_for_each_row():
     stream = Stream.of(0, "judge")
     x = torch.zeros(6, 3, 4, 4)
 

@@ -21,7 +21,7 @@ values = st.recursive(
 
 @given(names, st.dictionaries(keys, values, max_size=4))
 @example("A", {"a": "\x00\r\n\t\x1b\x7f"})
-def test_a_spec_is_read_back_from_its_text(name, arguments):
+def test_a_spec_round_trips_through_its_text(name, arguments):
     import keyword
 
     arguments = {key: value for key, value in arguments.items() if not keyword.iskeyword(key)}
@@ -31,7 +31,7 @@ def test_a_spec_is_read_back_from_its_text(name, arguments):
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_read_or_refused_in_one_line(text):
+def test_any_text_is_parsed_or_refused_in_one_line(text):
     try:
         parse(text)
     except UsageError as error:
@@ -48,7 +48,7 @@ def test_any_text_is_read_or_refused_in_one_line(text):
     ["", "(", "apgd(", "apgd(100)", "apgd(steps=__import__('os'))", "apgd(steps=1)(2)", "apgd(**{})", "apgd(steps=f())",
      "apgd(steps=1, steps=2)", "1apgd", "apgd)(", "apgd(steps=1", "apgd + 1"],
 )  # fmt: skip
-def test_refuses_what_is_no_spec(text):
+def test_malformed_specs_are_refused(text):
     with pytest.raises(UsageError):
         parse(text)
 
@@ -56,20 +56,20 @@ def test_refuses_what_is_no_spec(text):
 @pytest.mark.parametrize(
     "value", ["1e999", "-1e999", "{1: [1e999]}", str(2**63), str(-(2**63) - 1), "9" * 5000, "-" * 9000 + "1"]
 )
-def test_refuses_numbers_that_cannot_be_computed_with(value):
+def test_unusable_numbers_are_refused(value):
     with pytest.raises(UsageError, match=r"expected at most|finite|malformed") as refused:
         parse(f"apgd(steps={value})")
     assert len(str(refused.value)) < 400
 
 
-def test_refuses_texts_of_any_length_in_a_short_line():
+def test_long_texts_are_refused_in_a_short_line():
     for text in ("a" * 20_000, "a(" + "[" * 9_000, "a(b='" + "c" * 20_000 + "')"):
         with pytest.raises(UsageError) as refused:
             parse(text)
         assert len(str(refused.value)) < 400
 
 
-def test_the_canonical_form_sorts_and_leaves_defaults_out():
+def test_the_canonical_form_sorts_and_omits_defaults():
     spec = parse('apgd( targets = 9,steps=100, loss="dlr")')
     assert str(canonical(spec, APGD)) == 'apgd(loss="dlr", targets=9)'
     assert build(spec, APGD) == APGD(loss="dlr", targets=9)
@@ -78,7 +78,7 @@ def test_the_canonical_form_sorts_and_leaves_defaults_out():
 @pytest.mark.parametrize(
     "text", ["apgd(step=1)", "apgd(steps=0)", 'apgd(loss="mse")', "apgd(steps='many')", "apgd(steps=True)"]
 )
-def test_refuses_arguments_that_the_attack_does_not_take(text):
+def test_unknown_arguments_are_refused(text):
     with pytest.raises(UsageError):
         build(parse(text), APGD)
 

@@ -1,4 +1,4 @@
-"""What a file names is never run, fetched or opened on the file's word: every door, every scheme."""
+"""Names read from files are never run, fetched or opened without trust, for every command and scheme."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def build(**settings):
     return robench.load_defense("standard-digits")
 """
 CARD = 'builder = "{builder}"\ndataset = "digits"\n{more}\n'
-# A loader, a module of the current folder, the standard library, a card's path, and each of them in disguise.
+# A loader, a module of the current folder, the standard library, the path of a card, and variants of them.
 DEFENSES = (
     *(f"{scheme}:target" for scheme in sorted(registry.loaders)),
     "plugin:target",
@@ -52,7 +52,7 @@ DEFENSES = (
     "maep-digits+maep-digits+python:payload.build",
     "pure.toml+standard-digits",
 )
-# Of each kind one, where every name would take long.
+# One of each kind, where testing every name would take long.
 FEW = (
     "python:payload.build",
     "plugin:target(width=3)",
@@ -83,7 +83,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def room(tmp_path, monkeypatch):
-    """A current folder full of traps, each of which makes the file `ran`."""
+    """A current folder with traps, each of which creates the file `ran`."""
     mark = tmp_path / "ran"
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "payload", raising=False)
@@ -123,7 +123,7 @@ def _spying(builder, mark):
 
 @pytest.fixture
 def call(capsys):
-    """The command line: exit code, and what it prints."""
+    """Run the command line; returns the exit code and the output."""
 
     def call(*arguments):
         with pytest.raises(SystemExit) as end:
@@ -136,7 +136,7 @@ def call(capsys):
 
 
 def planted(base, place, **changes):
-    """A copy of the record in which the field called `a__b` has another value."""
+    """A copy of the record with another value for field `a__b`."""
     shutil.copytree(base, place)
     content = json.loads((place / "record.json").read_text())
     for field, value in changes.items():
@@ -145,7 +145,7 @@ def planted(base, place, **changes):
         for each in path:
             table = table[each]
         table[last] = value
-    # A stranger knows how a key is made.
+    # An attacker knows how keys are made.
     content["key"] = decode(json.dumps(content).encode()).job.key
     (place / "record.json").write_text(json.dumps(content))
     return place
@@ -253,7 +253,7 @@ def test_a_suite_or_a_protocol_names_no_other_file(room, call):
 
 
 @pytest.mark.parametrize("name", [name for name in FEW if not name.endswith(".toml")])
-def test_what_a_card_names(name, room, call):
+def test_names_in_a_card_are_not_trusted(name, room, call):
     quoted = name.replace('"', '\\"')
     cards = {
         "builder": CARD.format(builder=quoted, more=""),
@@ -287,7 +287,7 @@ def test_where_a_card_or_a_baseline_has_its_weights(location, base, room, call):
 
 
 @pytest.mark.parametrize("field", ["start", "source"])
-def test_what_a_recipe_names(field, room, call):
+def test_names_in_a_recipe_are_not_trusted(field, room, call):
     name = "python:payload.build"
     stage = f'method = "maep(source=\\"{name}\\")"' if field == "source" else 'method = "maep"'
     start = f'start = "{name}"\n' if field == "start" else ""
@@ -300,13 +300,13 @@ def test_what_a_recipe_names(field, room, call):
 
 
 @pytest.mark.parametrize("name", DEFENSES)
-def test_a_baseline_file(name, base, room, call):
+def test_names_in_a_baseline_are_not_trusted(name, base, room, call):
     (room / "baseline.toml").write_text(f'[[check]]\nbaseline = "{base}"\ndefense = {json.dumps(name)}\n')
     code, _, err = call("check", "baseline.toml")
     assert code == 2 and ("--trust" in err or "unknown" in err)
 
 
-def test_the_pytest_plugin(base, room, pytester):
+def test_names_are_not_trusted_by_the_pytest_plugin(base, room, pytester):
     record = planted(base, room / "record", defense__name="python:payload.build")
     os.chdir(room)
     ran = pytester.runpytest_inprocess("--robench", str(record))
@@ -317,7 +317,7 @@ def test_the_pytest_plugin(base, room, pytester):
     (room / "ran").unlink()
 
 
-def test_in_python(base, room):
+def test_names_are_not_trusted_in_python(base, room):
     record = planted(base, room / "record", defense__name="python:payload.build")
     with pytest.raises(Untrusted):
         check(record, options=Options())
@@ -329,7 +329,7 @@ def test_in_python(base, room):
         read_list(specs.parse(Written('imagenet(ids="/etc/passwd")')).arguments["ids"], "imagenet")
 
 
-def test_a_person_who_types_the_name_or_trusts_is_served(base, room, call):
+def test_typed_and_trusted_names_are_loaded(base, room, call):
     record = planted(base, room / "record", defense__name="python:payload.build")
     mark = room / "ran"
     for command, typed in (("verify", True), ("check", True), ("verify", False), ("check", False)):
@@ -346,7 +346,7 @@ def test_a_person_who_types_the_name_or_trusts_is_served(base, room, call):
     mark.unlink()
 
 
-def test_a_card_of_ones_own_with_weights_beside_it_needs_no_trust(room, call):
+def test_a_typed_card_with_local_weights_needs_no_trust(room, call):
     shipped = robench.catalog.folder("defense") / "standard-digits.toml"
     shutil.copytree(shipped.parent / "checkpoints", room / "checkpoints", ignore=_only("standard-digits"))
     (room / "mine.toml").write_text(shipped.read_text())
@@ -365,7 +365,7 @@ names = st.builds("a{}{}".format, st.text("bc-.0", max_size=4), st.sampled_from(
 
 
 @given(names, words, st.lists(words, max_size=2))
-def test_what_is_made_of_a_written_name_is_written(name, text, texts):
+def test_strings_derived_from_a_written_name_are_written(name, text, texts):
     spec = specs.Spec(name, {"a": text, "b": texts, "c": 1})
     plain, tagged = specs.parse(str(spec)), specs.parse(Written(str(spec), "f"))
     assert plain == tagged and not isinstance(plain.name, Written)
@@ -402,7 +402,7 @@ def test_the_canonical_form_of_a_written_name_is_written(canonical, text):
     assert not isinstance(canonical(text), Written)
 
 
-def test_admit_speaks_once_a_name_and_trust_ends_with_its_block():
+def test_admit_notes_each_name_once_and_trust_ends_with_its_block():
     heard = []
     with trusting(heard.append):
         for _ in range(3):

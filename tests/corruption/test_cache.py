@@ -1,4 +1,4 @@
-"""The cache: what it gives is what was put in, or nothing; and it keeps to its room."""
+"""The cache returns exactly what was stored, or nothing, and stays within its limit."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ def keys(n):
     return [f"{i:02x}{'0' * 62}" for i in range(n)]
 
 
-def test_what_is_put_in_is_found(tmp_path):
+def test_stored_content_is_returned(tmp_path):
     cache = Cache(tmp_path, 10_000)
     a, b = keys(2)
     assert cache.get(a) is None
@@ -28,7 +28,7 @@ def test_what_is_put_in_is_found(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda c: c[:-1], lambda c: c[:20] + b"?" + c[21:], lambda c: c + b"x", lambda c: b""]
 )
-def test_a_damaged_file_is_no_answer_and_goes(tmp_path, damage):
+def test_a_damaged_file_is_a_miss_and_removed(tmp_path, damage):
     cache = Cache(tmp_path, 10_000)
     (key,) = keys(1)
     cache.put(key, b"pixels" * 10)
@@ -38,7 +38,7 @@ def test_a_damaged_file_is_no_answer_and_goes(tmp_path, damage):
     assert cache.put(key, b"again") and cache.get(key) == b"again"
 
 
-def test_a_file_of_other_images_is_no_answer(tmp_path):
+def test_a_file_of_other_images_is_a_miss(tmp_path):
     cache = Cache(tmp_path, 10_000)
     one, other = keys(2)
     cache.put(one, b"one")
@@ -47,13 +47,13 @@ def test_a_file_of_other_images_is_no_answer(tmp_path):
     assert cache.get(one) is None and not cache._path(one).exists()
 
 
-def test_the_oldest_go_when_the_room_is_used(tmp_path):
+def test_the_oldest_files_are_removed_at_the_limit(tmp_path):
     made = keys(5)
     early = Cache(tmp_path, 1000, since=0)
     for number, key in enumerate(made[:4]):
         assert early.put(key, b"x" * 200)
         os.utime(next(tmp_path.glob(f"{key[:2]}/*.chunk")), (number + 1, number + 1))
-    # Reading is use: the first is now the youngest.
+    # Reading counts as use: the first file is now the most recent.
     assert early.get(made[0])
     later = Cache(tmp_path, 1000, since=time.time() + 60)
     assert later.put(made[4], b"x" * 200)
@@ -62,26 +62,26 @@ def test_the_oldest_go_when_the_room_is_used(tmp_path):
     assert later.usage() == (4, 4 * 232)
 
 
-def test_a_run_does_not_push_out_its_own(tmp_path):
+def test_a_run_does_not_evict_its_own_files(tmp_path):
     cache = Cache(tmp_path, 1000, since=time.time() - 60)
     kept = [cache.put(key, b"x" * 300) for key in keys(5)]
     assert kept == [True, True, True, False, False]
     assert cache.get(keys(5)[0])
 
 
-def test_a_limit_of_nothing_keeps_nothing(tmp_path):
+def test_a_limit_of_zero_disables_the_cache(tmp_path):
     assert not Cache(tmp_path, 0).put(keys(1)[0], b"x")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_refuses_is_no_error(tmp_path):
+def test_a_write_error_is_ignored(tmp_path):
     (tmp_path / "file").write_text("in the way")
     cache = Cache(tmp_path / "file" / "cache", 1000)
     assert not cache.put(keys(1)[0], b"x") and cache.get(keys(1)[0]) is None
     assert cache.usage() == (0, 0) == cache.clear()
 
 
-def test_clearing_leaves_nothing(tmp_path):
+def test_clearing_removes_everything(tmp_path):
     cache = Cache(tmp_path, 1000)
     for key in keys(3):
         cache.put(key, b"x" * 10)
@@ -102,7 +102,7 @@ while True:
 """
 
 
-def test_killed_writers_leave_whole_files_and_the_limit_holds(tmp_path):
+def test_killed_writers_leave_complete_files_within_the_limit(tmp_path):
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
         for _ in range(2)
@@ -127,13 +127,13 @@ def test_killed_writers_leave_whole_files_and_the_limit_holds(tmp_path):
     ("said", "found"),
     [("0", 0), ("500M", 500 * 2**20), ("1.5G", 3 * 2**29), ("20 GiB", 20 * 2**30), ("7", 7), ("", 2**33)],
 )
-def test_a_limit_is_read(monkeypatch, said, found):
+def test_limits_are_parsed(monkeypatch, said, found):
     monkeypatch.setenv("ROBENCH_CACHE_LIMIT", said)
     assert default_limit() == found
 
 
 @pytest.mark.parametrize("said", ["much", "-1G", "1X", "1e3"])
-def test_a_limit_that_is_none_is_refused(monkeypatch, said):
+def test_malformed_limits_are_refused(monkeypatch, said):
     monkeypatch.setenv("ROBENCH_CACHE_LIMIT", said)
     with pytest.raises(UsageError, match="such as 500M"):
         default_limit()

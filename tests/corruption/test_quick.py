@@ -1,4 +1,4 @@
-"""Every corruption made faster gives what the library gives, from the same random numbers."""
+"""Every fast corruption matches the library with the same random numbers."""
 
 import inspect
 
@@ -14,7 +14,7 @@ PICTURES = [scene(0, 64), scene(1, 33), scene(2, 97)[:, :61].copy()]
 
 
 def both(name, image, severity, seed):
-    """The library's picture and ours, and whether both drew as many numbers."""
+    """The images of the library and of robench, and whether both drew equally many random numbers."""
     given = {"seed": seed} if "seed" in inspect.signature(ALL[name]).parameters else {}
     np.random.seed(seed)  # noqa: NPY002
     theirs = library(image, severity=severity, corruption_name=name, **given)
@@ -26,7 +26,7 @@ def both(name, image, severity, seed):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_it_is_the_library_to_within_one_grey_level(name):
+def test_results_match_the_library_to_within_one_grey_level(name):
     near, equal, pixels = 0, 0, 0
     for number, image in enumerate(PICTURES):
         for severity in (1, 2, 3, 4, 5):
@@ -38,12 +38,12 @@ def test_it_is_the_library_to_within_one_grey_level(name):
             equal += int((difference == 0).sum())
             pixels += difference.size
     assert near >= 0.999 * pixels
-    # One level in 999 of 1,000 was wanted; equality in nearly all was found, and is held.
+    # Stricter than one grey level: nearly all pixels are equal.
     assert equal >= 0.9999 * pixels, f"{equal / pixels:.5f}"
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_picture_given_is_left_alone(name):
+def test_the_input_is_not_modified(name):
     image = scene(3)
     before = image.copy()
     both(name, image, 3, 0)
@@ -54,7 +54,7 @@ def test_the_picture_given_is_left_alone(name):
 @pytest.mark.parametrize(
     "name", ["brightness", "saturate", "contrast", "zoom_blur", "motion_blur", "glass_blur"]
 )
-def test_a_picture_of_one_colour(name, value):
+def test_uniform_images(name, value):
     image = np.full((40, 40, 3), value, np.uint8)
     theirs, ours, _ = both(name, image, 4, 1)
     assert np.abs(theirs.astype(int) - ours).max() <= 1

@@ -1,4 +1,4 @@
-"""Work shared between processes, and found again in the cache: it changes no pixel."""
+"""Processes and the cache do not change pixels."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ TASKS = [
 ]
 
 
-def test_two_processes_make_what_one_makes():
+def test_two_processes_give_the_same_images_as_one():
     alone = [made.pixels for made in in_order(TASKS)]
     shared = [made.pixels for made in in_order(TASKS, workers=2)]
     assert all(np.array_equal(a, b) for a, b in zip(alone, shared, strict=True))
@@ -38,14 +38,14 @@ def test_two_processes_make_what_one_makes():
     assert np.array_equal(alone[1][1], corrupt(PIXELS[1], "impulse_noise", 2, 9, 1, jpeg=True))
 
 
-def test_files_are_those_that_a_round_trip_reads():
+def test_files_match_the_jpeg_round_trip():
     (files,) = in_order([TASKS[1]], files=True)
     assert files[2] == to_jpeg(corrupt(PIXELS[2], "impulse_noise", 2, 2, 1))
     assert np.array_equal(decode_jpeg(files[2]), TASKS[1].run().pixels[2])
 
 
 @pytest.mark.parametrize("jpeg", [False, True])
-def test_the_cache_gives_the_same_pixels_without_the_work(tmp_path, monkeypatch, jpeg):
+def test_the_cache_gives_the_same_pixels_without_recomputing(tmp_path, monkeypatch, jpeg):
     cache = Cache(tmp_path, 10**7)
     task = replace(TASKS[0], jpeg=jpeg, cache=cache, digest=digest_of(PIXELS, IDS))
     first = task.run()
@@ -65,7 +65,7 @@ def test_the_cache_gives_the_same_pixels_without_the_work(tmp_path, monkeypatch,
             other.run()
 
 
-def test_another_maker_is_another_key(tmp_path, monkeypatch):
+def test_the_key_depends_on_the_code(tmp_path, monkeypatch):
     task = replace(TASKS[0], cache=Cache(tmp_path, 10**7), digest=digest_of(PIXELS, IDS))
     task.run()
     monkeypatch.setattr("robench.corruption.tasks._maker", lambda: "another")
@@ -74,7 +74,7 @@ def test_another_maker_is_another_key(tmp_path, monkeypatch):
         task.run()
 
 
-def test_the_maker_is_this_code_the_library_and_what_it_computes_with(tmp_path, monkeypatch):
+def test_the_maker_covers_this_code_the_library_and_its_dependencies(tmp_path, monkeypatch):
     said = maker()
     assert library() in said and f"numpy {np.__version__}" in said and "scipy" in said
     for name in ("make.py", "quick.py"):
@@ -87,19 +87,19 @@ def test_the_maker_is_this_code_the_library_and_what_it_computes_with(tmp_path, 
     assert maker(tmp_path).count(" 99") > 3
 
 
-def test_a_mistake_in_a_process_is_told_here():
+def test_exceptions_are_raised_in_the_parent_process():
     with pytest.raises(UsageError, match="did you mean fog"):
         list(in_order([replace(TASKS[0], corruption="fogg")], workers=2))
 
 
 class Killer:
-    """A task whose process dies of it, as for want of memory."""
+    """A task that kills its process, like running out of memory."""
 
     def run(self):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_dies_is_one_line():
+def test_a_process_that_dies_is_reported_in_one_line():
     with Workers(1) as crew, pytest.raises(ResourceError, match=r"exit code -9.*fewer --workers"):
         crew.submit(Killer(), "run").result()
 
@@ -117,8 +117,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc")  # noqa: PTH110
-def test_processes_end_when_this_one_is_killed_and_need_no_guarded_script():
-    # The script has no `if __name__ == "__main__"`, and comes from no file.
+def test_processes_end_with_their_parent_and_need_no_main_guard():
+    # The script has no main guard, and does not come from a file.
     path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""The real images that some tests need, and where they are looked for."""
+"""Real images for some tests, and their location."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,6 @@ REAL = Path(os.environ.get("ROBENCH_TEST_DATA") or CHECKOUT.parent / "shared" / 
 
 
 def needs(place: str) -> pytest.MarkDecorator:
-    """Skip a test where `place` is not below the folder of real images."""
+    """Skip a test if `place` is not below the folder of real images."""
     reason = f"{place} is not in {REAL}: name the folder that holds it in ROBENCH_TEST_DATA"
     return pytest.mark.skipif(not (REAL / place).exists(), reason=reason)

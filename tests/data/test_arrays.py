@@ -1,4 +1,4 @@
-"""CIFAR's other test images and anybody's archives, as NumPy arrays."""
+"""Variants of the CIFAR test sets, and NumPy archives."""
 
 import pickle
 
@@ -13,7 +13,7 @@ from tests.data.real import REAL, needs
 
 
 def blank(path, rows):
-    """A .npy file of `rows` CIFAR-sized images, zeros without taking up the disk; gives it for writing."""
+    """Create a sparse .npy file of `rows` CIFAR-sized images of zeros; returns a writable memory map."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return np.lib.format.open_memmap(path, "w+", np.uint8, (rows, 32, 32, 3))
 
@@ -38,7 +38,7 @@ def test_a_severity_is_its_block_of_the_file(tmp_path, name, folder, classes):
         load_dataset(found.name, samples=10_001, data_dir=str(tmp_path))
 
 
-def test_bad_files_of_cifar10_c_are_named(tmp_path):
+def test_bad_files_of_cifar10_c_are_reported(tmp_path):
     name = 'cifar10-c(corruption="snow", severity=1)'
     with pytest.raises(ResourceError, match=r"CIFAR-10-C/snow\.npy"):
         load_dataset(name, data_dir=str(tmp_path))
@@ -47,7 +47,7 @@ def test_bad_files_of_cifar10_c_are_named(tmp_path):
     with pytest.raises(ResourceError, match=r"labels\.npy: No such file"):
         load_dataset(name, data_dir=str(tmp_path))
     np.save(folder / "labels.npy", np.zeros(50_000, np.int64))
-    # As many images as a cut file may have, which are then fewer than the labels; and no five severities.
+    # A truncated file with fewer images than labels, and without five severities.
     with pytest.raises(ResourceError, match=r"labels\.npy: shape \(50000,\)"):
         load_dataset(name, data_dir=str(tmp_path))
     blank(folder / "snow.npy", 10_001).flush()
@@ -59,7 +59,7 @@ def test_bad_files_of_cifar10_c_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("version", "rows"), [("v6", 2000), ("v4", 2021)])
-def test_cifar10_1_as_its_repository_has_it(tmp_path, version, rows):
+def test_cifar10_1_in_the_layout_of_its_repository(tmp_path, version, rows):
     folder = tmp_path / "CIFAR-10.1" / "datasets"
     blank(folder / f"cifar10.1_{version}_data.npy", rows).flush()
     np.save(folder / f"cifar10.1_{version}_labels.npy", np.full(rows, 9, np.int32))
@@ -70,10 +70,10 @@ def test_cifar10_1_as_its_repository_has_it(tmp_path, version, rows):
         load_dataset('cifar10.1(version="v5")', data_dir=str(tmp_path))
 
 
-def test_cifar100_comes_with_the_fine_labels(tmp_path, monkeypatch):
+def test_cifar100_has_the_fine_labels(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR100
 
-    # Only the md5 of the real files is left out; torchvision reads these as it reads those.
+    # torchvision reads these like the real files, except for the md5.
     monkeypatch.setattr(CIFAR100, "_check_integrity", lambda self: True)
     monkeypatch.setattr(CIFAR100, "_load_meta", lambda self: setattr(self, "classes", list(CIFAR100_CLASSES)))
     folder = tmp_path / CIFAR100.base_folder
@@ -86,7 +86,7 @@ def test_cifar100_comes_with_the_fine_labels(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "floats", "grey"])
-def test_any_archive(tmp_path, layout):
+def test_archives_in_every_layout(tmp_path, layout):
     raw = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
     raw = raw if layout != "grey" else np.repeat(raw[..., :1], 3, -1)
     stored = {
@@ -122,13 +122,13 @@ def test_any_archive(tmp_path, layout):
         ({"x": np.zeros((0, 4, 4, 3)), "y": np.zeros(0, int)}, "no images"),
     ],
 )
-def test_bad_archives_are_named(tmp_path, arrays, said):
+def test_bad_archives_are_reported(tmp_path, arrays, said):
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(ResourceError, match=said):
         load_dataset(f"npz:{tmp_path}/bad.npz")
 
 
-def test_a_truncated_archive_is_named(tmp_path):
+def test_a_truncated_archive_is_reported(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 4, 4, 3)), y=np.zeros(2, int))
     whole = (tmp_path / "a.npz").read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"PK\x03\x04"):
@@ -137,12 +137,12 @@ def test_a_truncated_archive_is_named(tmp_path):
             load_dataset(f"npz:{tmp_path}/a.npz")
 
 
-def test_an_array_is_no_archive(tmp_path):
+def test_an_array_is_not_an_archive(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 4, 4, 3)))
     with pytest.raises(ResourceError, match=r"not a \.npz archive"):
         load_dataset(f"npz:{tmp_path}/a.npy")
 
 
 @needs("cifar-10-batches-py")
-def test_the_classes_we_wrote_down_are_cifar10s():
+def test_the_listed_classes_are_those_of_cifar10():
     assert load_dataset("cifar10", samples=1, data_dir=str(REAL)).classes == CIFAR10_CLASSES

@@ -26,7 +26,7 @@ def test_real_images_in_the_files_order():
 
 
 @needs_images
-def test_the_split_has_an_end():
+def test_more_images_than_available_are_refused():
     with pytest.raises(UsageError, match="has 10000"):
         load_dataset("cifar10", samples=10_001, data_dir=str(REAL))
 

@@ -1,4 +1,4 @@
-"""Corruptions: decided by seed and sample alone, and written as others read them."""
+"""Corruptions are determined by seed and sample, and written in standard layouts."""
 
 import json
 
@@ -34,9 +34,9 @@ RANDOM = {
 
 
 @pytest.mark.parametrize("corruption", COMMON + VALIDATION)
-def test_a_corruption_is_decided_by_seed_and_sample(corruption):
+def test_a_corruption_is_determined_by_seed_and_sample(corruption):
     def made(severity=3, sample=7, seed=0):
-        # Whatever state the generator is in, it counts for nothing and is left alone.
+        # The state of the generator has no effect and is not changed.
         np.random.seed(np.random.default_rng().integers(2**32))  # noqa: NPY002
         before = np.random.get_state()[1].copy()  # noqa: NPY002
         found = corrupt(scene(), corruption, severity, sample, seed)
@@ -76,8 +76,8 @@ def test_a_small_image_is_corrupted_at_a_multiple_of_its_size():
     assert corrupt(scene(side=9), "fog", 1, 0).shape == (9, 9, 3)
 
 
-def test_spatter_that_hits_nothing_leaves_the_image_alone():
-    # Sample 23 of seed 0 is the first whose drops are all too small; the library divides by zero there.
+def test_spatter_without_drops_leaves_the_image_unchanged():
+    # Sample 23 of seed 0 is the first whose drops are all too small, where the library divides by zero.
     missed = [i for i in range(200) if np.array_equal(corrupt(scene(), "spatter", 1, i), scene())]
     assert len(missed) < 20
     assert all(not np.array_equal(corrupt(scene(), "spatter", 4, i), scene()) for i in missed)
@@ -90,18 +90,18 @@ def test_the_cache_is_shared_and_changes_nothing(tmp_path, monkeypatch):
     assert cache.usage()[0] == 2  # chunks of 128
     monkeypatch.setattr("robench.corruption.tasks.corrupt", lambda *a: pytest.fail("made again"))
     assert np.array_equal(first, list(corrupt_all(images, "frost", 2, cache=cache)))
-    # Fewer images share the whole chunks.
+    # Fewer images share complete chunks.
     assert np.array_equal(first[:128], list(corrupt_all(images.first(128), "frost", 2, cache=cache)))
 
 
-def test_a_jpeg_round_trip_is_what_a_file_would_give(tmp_path):
+def test_a_jpeg_round_trip_matches_a_file(tmp_path):
     plain, lossy = (corrupt(scene(), "gaussian_noise", 3, 0, jpeg=jpeg) for jpeg in (False, True))
     Image.fromarray(plain).save(tmp_path / "a.jpg", quality=85, optimize=True)
     assert np.array_equal(lossy, np.array(Image.open(tmp_path / "a.jpg")))
     assert not np.array_equal(plain, lossy)
 
 
-def test_mistakes_are_named(tmp_path, monkeypatch):
+def test_mistakes_are_reported(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="did you mean glass_blur"):
         corrupt(scene(), "glas_blur", 1, 0)
     with pytest.raises(UsageError, match="severity 0"):
@@ -113,12 +113,12 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
 
 @pytest.fixture
 def archive(tmp_path):
-    """Four images in an archive: a data set that can be named."""
+    """An archive of four images, as a data set."""
     np.savez(tmp_path / "mine.npz", x=np.stack([scene(i) for i in range(4)]), y=np.array([0, 1, 1, 0]))
     return f"npz:{tmp_path}/mine.npz"
 
 
-def test_the_record_can_say_how_images_were_corrupted(archive):
+def test_the_name_describes_how_images_were_corrupted(archive):
     name = f'corrupted(severity=2, corruption="impulse_noise", dataset="{archive}")'
     found = load_dataset(name, samples=3)
     assert found.name == f'corrupted(corruption="impulse_noise", dataset="{archive}", severity=2)'
@@ -129,7 +129,7 @@ def test_the_record_can_say_how_images_were_corrupted(archive):
     assert "jpeg=True" in lossy.name and lossy.digest != found.digest
 
 
-def test_arrays_as_cifar10_c_has_them(archive, tmp_path):
+def test_arrays_in_the_layout_of_cifar10_c(archive, tmp_path):
     images = load_dataset(archive, samples=3)
     folder = write_corrupted(images, tmp_path / "CIFAR-10-C", ["fog", "glass_blur"])
     assert {each.name for each in folder.iterdir()} == {
@@ -151,7 +151,7 @@ def test_arrays_as_cifar10_c_has_them(archive, tmp_path):
         write_corrupted(images, tmp_path, ["fog"])
 
 
-def test_folders_as_imagenet_c_has_them_and_an_interruption(tmp_path, capsys, monkeypatch):
+def test_folders_in_the_layout_of_imagenet_c_after_an_interruption(tmp_path, capsys, monkeypatch):
     for number, label in ((3, 0), (1, 7), (2, 0)):
         path = tmp_path / "val" / synsets()[label] / f"ILSVRC2012_val_{number:08d}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def test_folders_as_imagenet_c_has_them_and_an_interruption(tmp_path, capsys, mo
     assert (found.ids.tolist(), found.y.tolist()) == ([0, 1, 2], [7, 0, 0])
     expected = decode_jpeg(to_jpeg(corrupt(scene(1), "snow", 5, 0)))
     assert torch.equal((found.x[0] * 255).round().byte(), torch.from_numpy(expected).permute(2, 0, 1))
-    # What a power cut may leave of a file is not taken for it.
+    # A file truncated by a power cut is written again.
     whole = [each.read_bytes() for each in written]
     written[0].write_bytes(b"")
     written[1].write_bytes(whole[1][:-100] + bytes(100))

@@ -10,7 +10,7 @@ from robench.data import load_dataset
 DIGEST = "86843a462c795b1427b10b064eb8c7d2c4f2995b19820bd8dc690c650d3ba826"
 
 
-def test_splits_part_the_whole_in_canonical_order():
+def test_splits_partition_the_images_in_canonical_order():
     train, test = load_dataset("digits", "train"), load_dataset("digits")
     assert (len(train), len(test)) == (1258, 539)
     assert set((test.ids % 10).tolist()) == {2, 5, 8}
@@ -28,7 +28,7 @@ def test_pixels_are_the_original_ones_enlarged():
     bunch = load_digits()
     np.testing.assert_array_equal(test.y, bunch.target[test.ids.numpy()])
     small = torch.from_numpy(bunch.images[test.ids.numpy()]) / 16
-    # Half-pixel-centred bilinear doubling, along a row: pixels 2k and 2k + 1 lean 3 : 1 to a side.
+    # Bilinear doubling with half-pixel centres: pixels 2k and 2k + 1 have weights 3 : 1.
     left = torch.cat([small[:, :, :1], small[:, :, :-1]], 2)
     right = torch.cat([small[:, :, 1:], small[:, :, -1:]], 2)
     rows = torch.stack([0.75 * small + 0.25 * left, 0.75 * small + 0.25 * right], 3).flatten(2)
@@ -36,8 +36,8 @@ def test_pixels_are_the_original_ones_enlarged():
     assert torch.equal(test.x[:, 0], test.x[:, 2])
 
 
-def test_the_digest_tells_the_pixels_apart():
-    # It stands in records: were it to change, every record on digits would be void.
+def test_the_digest_depends_on_the_pixels():
+    # Records contain it: a change would invalidate every record on digits.
     assert load_dataset("digits").digest == DIGEST
     assert load_dataset("digits", samples=7).digest == load_dataset("digits").first(7).digest
     assert load_dataset("digits", samples=7).digest != load_dataset("digits", samples=8).digest
@@ -52,7 +52,7 @@ def test_the_digest_tells_the_pixels_apart():
         ({"name": "digits", "samples": 0}, "at least 1"),
     ],
 )
-def test_mistakes_are_named(arguments, said):
+def test_mistakes_are_reported(arguments, said):
     with pytest.raises(UsageError, match=said):
         load_dataset(**arguments)
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: order, labels, preprocessing, and nothing bad passed over."""
+"""Image folders: order, labels, preprocessing and errors."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ VAL = "ILSVRC2012_val_{:08d}.JPEG"
 
 
 def picture(path, size=(8, 8), seed=0, mode="RGB"):
-    """A lossless picture of random pixels; gives them."""
+    """Write a lossless image of random pixels and return them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = size if mode == "L" else (*size, 3)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -25,7 +25,7 @@ def picture(path, size=(8, 8), seed=0, mode="RGB"):
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """Six images of three of ImageNet's classes, in a folder as the challenge's is."""
+    """Six images of three ImageNet classes in the layout of the challenge."""
     for number, label in ((7, 5), (3, 5), (1, 900), (9, 0), (4, 900), (2, 0)):
         picture(tmp_path / "imagenet" / "val" / synsets()[label] / VAL.format(number), (40, 30), number)
     return tmp_path
@@ -59,7 +59,7 @@ def test_only_the_first_are_decoded(imagenet):
         ("Crop288", [transforms.CenterCrop(288)]),
     ],
 )
-def test_preprocessing_is_what_its_name_says(tmp_path, preprocessing, reference):
+def test_preprocessing_follows_its_name(tmp_path, preprocessing, reference):
     pixels = picture(tmp_path / "val" / synsets()[1] / VAL.format(1), (300, 400))
     images = load_dataset(f'imagenet(preprocessing="{preprocessing}")', data_dir=str(tmp_path))
     expected = transforms.Compose([*reference, transforms.ToTensor()])(Image.fromarray(pixels))
@@ -76,7 +76,7 @@ def test_the_preprocessing_is_in_the_name_and_the_digest(tmp_path):
     assert usual.digest != other.digest
 
 
-def test_bad_pictures_are_counted_and_named(imagenet):
+def test_bad_images_are_counted_and_listed(imagenet):
     folder = imagenet / "imagenet" / "val" / synsets()[5]
     (folder / VAL.format(7)).write_bytes((folder / VAL.format(7)).read_bytes()[:200])
     (folder / VAL.format(3)).write_bytes(b"")
@@ -86,7 +86,7 @@ def test_bad_pictures_are_counted_and_named(imagenet):
     assert "2 of 6 images" in text and VAL.format(3) in text and VAL.format(7) in text and "\n" not in text
 
 
-def test_mistakes_in_imagenet_are_named(imagenet):
+def test_mistakes_in_imagenet_are_reported(imagenet):
     said = {
         'imagenet(preprocessing="Rse224")': (UsageError, "did you mean Res224"),
         'imagenet(preprocessing="Crop288")': (
@@ -111,7 +111,7 @@ def test_mistakes_in_imagenet_are_named(imagenet):
         load_dataset("imagenet", data_dir=str(imagenet))
 
 
-def test_strange_files_are_named(imagenet):
+def test_unexpected_files_are_reported(imagenet):
     folder = imagenet / "imagenet" / "val" / synsets()[5]
     (folder / ".DS_Store").write_text("hidden files do not matter")
     assert len(load_dataset('imagenet(preprocessing="none")', data_dir=str(imagenet))) == 6
@@ -124,7 +124,7 @@ def test_strange_files_are_named(imagenet):
         load_dataset("imagenet", data_dir=str(imagenet))
 
 
-def test_imagenet_c_as_its_archives_unpack(tmp_path):
+def test_imagenet_c_in_the_layout_of_its_archives(tmp_path):
     pixels = picture(tmp_path / "ImageNet-C" / "blur" / "glass_blur" / "4" / synsets()[3] / VAL.format(12))
     images = load_dataset('imagenet-c(severity=4, corruption="glass_blur")', data_dir=str(tmp_path))
     assert images.name == 'imagenet-c(corruption="glass_blur", severity=4)'
@@ -132,7 +132,7 @@ def test_imagenet_c_as_its_archives_unpack(tmp_path):
     assert torch.equal((images.x[0] * 255).round().byte(), torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def test_any_folder_takes_the_classes_in_turn(tmp_path, monkeypatch):
+def test_folders_alternate_between_classes(tmp_path, monkeypatch):
     for i, place in enumerate(("b/1.png", "b/2.png", "b/3.png", "a/9.png", "c/5.png", "c/6.png")):
         picture(tmp_path / place, seed=i, mode="L" if place == "a/9.png" else "RGB")
     images = load_dataset(f"folder:{tmp_path}")
@@ -163,13 +163,13 @@ def test_a_folder_of_some_of_imagenets_classes(tmp_path):
     [
         ("folder", UsageError, "write folder:PATH"),
         ('folder(path="x")', UsageError, "leave it out"),
-        ("folder:nowhere", ResourceError, "no folder"),
+        ("folder:nowhere", ResourceError, "not a folder"),
         ('folder:.(classes="coco")', UsageError, "folders or imagenet"),
-        ("folder:.", ResourceError, "no folder of pictures"),
+        ("folder:.", ResourceError, "no folders of images"),
         ("digits:x", UsageError, "takes no path"),
     ],
 )
-def test_mistakes_in_a_folders_name_are_named(tmp_path, monkeypatch, name, kind, said):
+def test_mistakes_in_the_spec_of_a_folder_are_reported(tmp_path, monkeypatch, name, kind, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kind, match=said):
         load_dataset(name)
@@ -193,7 +193,7 @@ def tiny(tmp_path):
     return tmp_path
 
 
-def test_tiny_imagenet_in_its_own_layout(tiny):
+def test_tiny_imagenet_in_its_layout(tiny):
     images = load_dataset("tiny-imagenet", data_dir=str(tiny))
     assert images.ids.tolist() == [2, 5, 10]
     assert images.y.tolist() == [0, 1, 1]
@@ -203,7 +203,7 @@ def test_tiny_imagenet_in_its_own_layout(tiny):
     assert (train.ids.tolist(), train.y.tolist()) == ([0, 1, 2], [0, 1, 0])
 
 
-def test_what_tiny_imagenet_lacks_is_named(tiny):
+def test_missing_files_of_tiny_imagenet_are_reported(tiny):
     (tiny / "tiny-imagenet-200" / "val" / "images" / "val_5.JPEG").unlink()
     with pytest.raises(ResourceError, match=r"1 of 3 images .*val_5\.JPEG \(missing\)"):
         load_dataset("tiny-imagenet", data_dir=str(tiny))
@@ -218,12 +218,12 @@ def test_what_tiny_imagenet_lacks_is_named(tiny):
 def test_real_tiny_imagenet():
     images = load_dataset("tiny-imagenet", samples=300, data_dir=str(REAL))
     assert images.x.shape == (300, 3, 64, 64) and len(images.classes) == 200
-    # val_0 is of n03444034, which stands 109th among the sorted names.
+    # val_0 is of n03444034, number 109 of the sorted names.
     assert images.ids[0] == 0 and images.classes[images.y[0]] == "go-kart"
     grey = (images.x[:, 0] == images.x[:, 1]).flatten(1).all(1)
     assert 0 < int(grey.sum()) < 20
 
 
-def test_the_names_we_wrote_down_are_whole():
+def test_the_lists_of_names_are_complete():
     assert len(set(CIFAR100_CLASSES)) == 100 and list(CIFAR100_CLASSES) == sorted(CIFAR100_CLASSES)
     assert len(set(synsets())) == 1000 and list(synsets()) == sorted(synsets())

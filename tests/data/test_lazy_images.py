@@ -1,4 +1,4 @@
-"""Images that are not held in memory: indexed as a tensor, the same through a whole run, and few bytes."""
+"""Lazy images: indexing, equal results in a whole run, and memory."""
 
 import dataclasses
 import subprocess
@@ -26,7 +26,7 @@ RAW = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), dtype=np.uint8)
 
 
 def held():
-    """The images as a tensor, and as pixels on the disk."""
+    """The same images as a tensor and as a file of pixels."""
     x = PixelFile((N, 3, 8, 8))
     for row in reversed(range(N)):
         x.write(row, RAW[row])
@@ -46,18 +46,18 @@ INDICES = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(INDICES)
-def test_it_is_indexed_as_a_tensor_is(index):
+def test_indexing_matches_a_tensor(index):
     tensor, x = held()
     assert x.shape == tensor.shape and len(x) == N
     if isinstance(index, slice) and (index.step or 1) < 0:
-        return  # torch has no such slices
+        return  # not supported by torch
     if isinstance(index, tuple) and isinstance(index[0], slice) and (index[0].step or 1) < 0:
         return
     assert torch.equal(x[index], tensor[index])
 
 
 @pytest.mark.parametrize("size", [1, 4, 9, 20])
-def test_it_splits_as_a_tensor_does(size):
+def test_splitting_matches_a_tensor(size):
     tensor, x = held()
     assert [part.tolist() for part in x.split(size)] == [part.tolist() for part in tensor.split(size)]
     assert torch.equal(x.first(4)[:], tensor[:4])
@@ -65,7 +65,7 @@ def test_it_splits_as_a_tensor_does(size):
         x[N]
 
 
-def test_some_are_replaced():
+def test_some_images_are_replaced():
     tensor, x = held()
     changed = Replaced(
         x, [2, 5], lambda rows: torch.tensor(rows).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).float()
@@ -84,7 +84,7 @@ def test_the_digest_is_that_of_the_tensor():
     assert samples.input_digests(x) == samples.input_digests(tensor)
 
 
-def test_a_disk_without_room_is_told_before_anything_is_decoded(monkeypatch):
+def test_a_full_disk_is_reported_before_decoding(monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -109,7 +109,7 @@ def play(x, y, store=None, specs=("fgsm", "pgd(steps=3)"), threat="L2:0.4"):
 
 
 @pytest.mark.parametrize("threat", ["Linf:0.02", "L2:0.4"])
-def test_a_run_finds_the_same_wherever_the_images_are(tmp_path, threat):
+def test_results_do_not_depend_on_where_images_are_stored(tmp_path, threat):
     tensor, x = held()
     y = small_net()(tensor).argmax(1)
     plain, lazy = play(tensor, y, threat=threat), play(x, y, FolderStore(tmp_path, "key"), threat=threat)
@@ -126,7 +126,7 @@ def test_a_run_finds_the_same_wherever_the_images_are(tmp_path, threat):
     assert samples.encode(plain, images) == samples.encode(lazy, stored)
 
 
-def test_what_is_saved_is_held_no_more(tmp_path):
+def test_saved_images_are_released(tmp_path):
     _, x = held()
     y = small_net()(x[:]).argmax(1)
     run, seen = None, []
@@ -154,7 +154,7 @@ def test_what_is_saved_is_held_no_more(tmp_path):
     )
     outcome = run.play()
     saved = [sample for _, own in seen for sample in own]
-    # Each image is written once, and read again from there.
+    # Each image is written once and read back from the file.
     assert sorted(saved) == sorted({*saved}) == [i for i, name in enumerate(outcome.fooled_by) if name]
     assert all(found.held == 0 for found in run.state.examples)
     store.drop()
@@ -162,7 +162,7 @@ def test_what_is_saved_is_held_no_more(tmp_path):
         outcome.x_adv[saved[:1]]
 
 
-def test_anybodys_attack_takes_them_too():
+def test_external_attacks_accept_lazy_images():
     tensor, x = held()
     y = small_net()(tensor).argmax(1)
     ours = attack("fgsm", small_net(), x, y, threat="Linf:0.02")
@@ -211,5 +211,5 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
         peak, fooled = map(int, done.stdout.split())
         assert fooled > n / 2
         peaks.append(peak)
-    # In memory 200 images more are 120 MB, and as much again for those that fool.
+    # In memory, 200 more images would take 120 MB, and their adversarial examples the same again.
     assert peaks[1] - peaks[0] < 40, peaks

@@ -1,4 +1,4 @@
-"""Image data sets in parquet, as Hugging Face keeps them."""
+"""Image data sets in the parquet format of Hugging Face."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def png(seed, size=(8, 8)):
 
 
 def write(path, contents, labels, *, names=None, columns=("image", "label"), paths=None, group=2):
-    """A file as the library `datasets` writes it: the classes' names stand in the schema."""
+    """A file as written by the library `datasets`, with names of classes in the schema."""
     image, label = columns
     paths = paths or [None] * len(contents)
     rows = [{"bytes": content, "path": name} for content, name in zip(contents, paths, strict=True)]
@@ -55,9 +55,9 @@ def shards(tmp_path):
     return folder
 
 
-def test_rows_are_pictures_and_the_schema_names_the_classes(shards):
+def test_rows_are_images_and_the_schema_names_the_classes(shards):
     images = load_dataset(f"parquet:{shards.parent}")
-    # The classes in turn; an id is the row's number over both shards.
+    # Classes alternate; an id is the number of the row over both shards.
     assert images.ids.tolist() == [2, 0, 3, 1, 4]
     assert images.y.tolist() == [0, 2, 0, 2, 2]
     assert images.classes == ("ant", "bee", "cat")
@@ -73,7 +73,7 @@ def test_rows_are_pictures_and_the_schema_names_the_classes(shards):
     [("validation-00000-of-00001-0a1b2c3d.parquet", ""), ("default/validation/0000.parquet", ""),
      ("anything.parquet", ""), ("extra-00000-of-00001.parquet", "extra")],
 )  # fmt: skip
-def test_parts_are_told_by_their_names(tmp_path, place, part):
+def test_parts_are_recognised_by_name(tmp_path, place, part):
     write(tmp_path / place, [png(0)], [0], columns=("img", "fine_label"))
     name = f"parquet:{tmp_path}" + (f'(part="{part}")' if part else "")
     images = load_dataset(name)
@@ -83,7 +83,7 @@ def test_parts_are_told_by_their_names(tmp_path, place, part):
             load_dataset(f"parquet:{tmp_path}")
 
 
-def test_words_for_labels_and_plain_bytes(tmp_path):
+def test_string_labels_and_plain_bytes(tmp_path):
     table = pa.table({"picture": pa.array([png(0), png(1)]), "kind": ["dog", "cat"]})
     pq.write_table(table, tmp_path / "test.parquet")
     with pytest.raises(UsageError, match=r"no unique image column .* has columns picture, kind"):
@@ -94,7 +94,7 @@ def test_words_for_labels_and_plain_bytes(tmp_path):
         load_dataset(f'parquet:{tmp_path}(image="kind", label="kind")')
 
 
-def test_missing_and_damaged_are_counted_and_named(shards):
+def test_missing_and_damaged_files_are_counted_and_listed(shards):
     def refused(match, kind=ResourceError, name=f"parquet:{shards.parent}"):
         with pytest.raises(kind, match=match) as caught:
             load_dataset(name)
@@ -120,7 +120,7 @@ def test_missing_and_damaged_are_counted_and_named(shards):
     refused('no part "dev": it has test, train', UsageError, f'parquet:{shards.parent}(part="dev")')
 
 
-def test_a_page_that_was_damaged_is_named(shards):
+def test_a_damaged_page_is_reported(shards):
     file = shards / "test-00000-of-00002.parquet"
     content = bytearray(file.read_bytes())
     content[4:60] = b"\xff" * 56

@@ -1,4 +1,4 @@
-"""Preprocessings by name, pixel for pixel those of torchvision and timm."""
+"""Preprocessing by name, compared with torchvision and timm pixel by pixel."""
 
 import json
 
@@ -30,7 +30,7 @@ from tests.data.real import REAL, needs
 from tests.data.test_image_files import VAL, picture
 
 BICUBIC = InterpolationMode.BICUBIC
-# What RobustBench 1.1.1 does under these names (its Res224 squeezes).
+# The transforms of RobustBench 1.1.1 under these names (its Res224 does not keep the aspect ratio).
 REFERENCES = {
     "Res256Crop224": [Resize(256), CenterCrop(224)],
     "BicubicRes256Crop224": [Resize(256, interpolation=BICUBIC), CenterCrop(224)],
@@ -46,7 +46,7 @@ def shown(size=(301, 402), seed=0):
 
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("size", [(301, 402), (500, 333), (288, 288)])
-def test_pixel_for_pixel_as_torchvision(name, size):
+def test_pixels_match_torchvision(name, size):
     reference = transforms.Compose(REFERENCES[name])(shown(size))
     assert np.array_equal(np.array(parse(name).change(shown(size))), np.array(reference))
     assert side(name) == reference.size[0] == reference.size[1]
@@ -54,7 +54,7 @@ def test_pixel_for_pixel_as_torchvision(name, size):
 
 @needs("imagenet")
 @pytest.mark.parametrize("name", ["Res256Crop224", "BicubicRes256Crop224", "Res224"])
-def test_real_images_come_out_as_torchvision_has_them(name):
+def test_real_images_match_torchvision(name):
     images = load_dataset(f'imagenet(preprocessing="{name}")', samples=6, data_dir=str(REAL))
     whole = transforms.Compose([*REFERENCES[name], transforms.ToTensor()])
     for k, (number, label) in enumerate(zip(images.ids.tolist(), images.y.tolist(), strict=True)):
@@ -63,7 +63,7 @@ def test_real_images_come_out_as_torchvision_has_them(name):
 
 
 @given(st.booleans(), st.integers(1, 600), st.integers(1, 600), st.sampled_from(["res", "crop", "both"]))
-def test_names_are_read_as_they_are_written(bicubic, res, crop, kind):
+def test_names_are_parsed(bicubic, res, crop, kind):
     name = ("" if kind == "crop" else f"{'Bicubic' * bicubic}Res{res}") + (
         "" if kind == "res" else f"Crop{crop}"
     )
@@ -95,18 +95,18 @@ def test_other_names_are_refused(name):
         "mobilevit_s",
     ],
 )
-def test_what_timm_says_of_its_models_is_what_timm_does(model):
+def test_names_match_the_preprocessing_of_timm(model):
     config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())
     found, _ = open_spec(parse_spec(f"timm:{model}"), bare=True)
     name = found.defense.preprocessing
     assert name, config
     theirs: transforms.Compose = create_transform(**config)
-    # Without the last two, which make a tensor of it and normalise it.
+    # Without the last two transforms, which convert to a tensor and normalise.
     expected = transforms.Compose(theirs.transforms[:-2])(shown())
     assert np.array_equal(np.array(parse(name).change(shown())), np.array(expected))
 
 
-def test_what_has_no_name_gets_none():
+def test_other_preprocessing_has_no_name():
     assert of_evaluation(224, 1.0, "bicubic", "squash") == "BicubicRes224"
     assert of_evaluation(224, 0.9, "bicubic", "squash") == ""
     assert of_evaluation(224, 0.875, "lanczos") == ""
@@ -115,7 +115,7 @@ def test_what_has_no_name_gets_none():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "vit_b_16"])
-def test_what_torchvision_says_of_its_weights_is_what_it_does(name):
+def test_names_match_the_preprocessing_of_torchvision_weights(name):
     weights = models.get_model_weights(name).DEFAULT
     found, _ = open_spec(parse_spec(f"torchvision:{name}"), bare=True)
     theirs = weights.transforms()
@@ -135,7 +135,7 @@ def own():
     return Defense(Plain(), num_classes=1000, image_size=24, preprocessing="BicubicRes30Crop24")
 
 
-def test_a_run_takes_the_defenses_own_and_says_which(tmp_path, capsys):
+def test_a_run_uses_and_records_the_preprocessing_of_the_defense(tmp_path, capsys):
     for number in (1, 2):
         picture(tmp_path / "val" / synsets()[number] / VAL.format(number), (40, 50), number)
     arguments = ["--dataset", 'imagenet(preprocessing="own")', "--threat", "Linf:1/255", "--samples", "2"]
@@ -156,7 +156,7 @@ def test_a_run_takes_the_defenses_own_and_says_which(tmp_path, capsys):
         load_dataset('imagenet(preprocessing="own")', data_dir=str(tmp_path))
 
 
-def test_a_card_says_it_for_its_network(tmp_path):
+def test_a_card_sets_the_preprocessing_of_its_network(tmp_path):
     card = tmp_path / "my.toml"
     shipped = catalog.cards()["standard-digits"]
     whole = str(shipped.path.parent / shipped.checkpoint)

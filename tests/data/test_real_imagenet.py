@@ -1,4 +1,4 @@
-"""A real classifier on real ImageNet images, by the command line and from Python."""
+"""A real classifier on real ImageNet images, from the command line and from Python."""
 
 import json
 
@@ -15,7 +15,7 @@ WEIGHTS = REAL / "weights" / "squeezenet1_1_imagenet.safetensors"
 SQUEEZENET = (
     "torchvision:squeezenet1_1(image_size=227, mean=(123/255, 117/255, 104/255), std=(1/255, 1/255, 1/255))"
 )
-# Literals alone can stand in a spec.
+# Specs can only contain literals.
 for fraction in ("123/255", "117/255", "104/255", "1/255"):
     SQUEEZENET = SQUEEZENET.replace(fraction, repr(eval(fraction)))
 IMAGES = 'imagenet(preprocessing="none")'
@@ -32,12 +32,12 @@ def right(samples):
 
 
 @pytest.mark.slow
-def test_squeezenet_knows_724_of_the_thousand():
-    # So say those who prepared the images.
+def test_squeezenet_classifies_724_of_1000_images_correctly():
+    # According to the authors of the image set.
     assert right(1000) == 724
 
 
-def test_a_run_says_how_its_images_were_prepared(tmp_path, capsys):
+def test_a_run_records_its_preprocessing(tmp_path, capsys):
     arguments = ["--data-dir", str(REAL), "--checkpoint", str(WEIGHTS), "--results", str(tmp_path)]
     arguments += ["--dataset", IMAGES, "--threat", "Linf:1/255", "--samples", "12", "--attack", "fgsm"]
     with pytest.raises(SystemExit) as end:

@@ -1,4 +1,4 @@
-"""A defense under corruptions: what comes out hangs on neither batch, processes, cache nor interruption."""
+"""Corruption runs: results do not depend on batch size, processes, cache or interruptions."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""mCE and its kin: against published figures, closed forms, and a record that was tampered with."""
+"""mCE and related figures: published values, closed forms, and records that were tampered with."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ from robench.verification.verify import verify
 from tests.processes import Command
 
 ALL = tuple(Cell(name, severity, True) for name in COMMON for severity in SEVERITIES)
-# torchvision's ResNet-50 on ImageNet-C, top-1 in percent and CE, as robustness_metrics' users list them.
+# torchvision's ResNet-50 on ImageNet-C, top-1 in percent and CE, as listed by users of robustness_metrics.
 RESNET50 = {
     "brightness": (68.02, 56.64),
     "contrast": (39.06, 71.43),
@@ -49,14 +49,14 @@ RESNET50 = {
 
 
 def verdicts(accuracy, clean=0.8, n=10_000):
-    """Images of which a fraction is right at each cell."""
+    """Images of which a given fraction is correct at each cell."""
     right = np.zeros((n, len(ALL)), bool)
     for column, cell in enumerate(ALL):
         right[: round(accuracy[cell.name] * n), column] = True
     return Verdicts(ALL, np.arange(n) < clean * n, right)
 
 
-def test_published_corruption_errors_come_out():
+def test_published_corruption_errors_are_reproduced():
     accuracy = {name: RESNET50.get(name, (50, 0))[0] / 100 for name in COMMON}
     found = verdicts(accuracy)
     for name, (_, error) in RESNET50.items():
@@ -71,8 +71,8 @@ def test_alexnet_itself_has_an_mce_of_one():
     assert made["mce"]["normaliser"] == "AlexNet (arXiv 1903.12261)"
 
 
-def test_the_published_errors_are_those_of_the_papers_table():
-    # Table 1's first row, rounded as it stands there.
+def test_the_published_errors_match_the_papers_table():
+    # The first row of table 1, rounded as in the paper.
     shown = (88.6, 89.4, 92.3, 82.0, 82.6, 78.6, 79.8, 86.7, 82.7, 81.9, 56.5, 85.3, 64.6, 71.8, 60.7)
     assert [round(100 * ALEXNET[name], 1) for name in COMMON] == pytest.approx(shown, abs=0.051)
 
@@ -87,7 +87,7 @@ def test_the_published_errors_are_those_of_the_papers_table():
         ("cifar10", 32, False),
     ],
 )
-def test_alexnet_is_for_imagenet_at_its_size_alone(dataset, side, whose):
+def test_alexnet_normalises_imagenet_at_224_px_only(dataset, side, whose):
     assert (normaliser(dataset, side) is not None) is whose
 
 
@@ -102,7 +102,7 @@ def test_plain_errors_are_means():
     assert "validation" not in made["corrupted_accuracy"]
 
 
-def test_a_part_of_the_benchmark_has_no_mce():
+def test_an_incomplete_benchmark_has_no_mce():
     found = Verdicts(ALL[:70], np.ones(5, bool), np.ones((5, 70), bool))
     assert set(figures(found, None, 0)) == {"corrupted_accuracy"}
 
@@ -113,7 +113,7 @@ def test_a_defense_normalised_by_itself_is_one(errors, clean):
     right = np.zeros((1, 75), bool)
     found = Verdicts(ALL, np.ones(1, bool), right)
     mce, relative = per_image(found, by)
-    # Every answer wrong: an error of 1 over each of the normaliser's.
+    # All predictions wrong: an error of 1 divided by that of the normaliser.
     assert mce[0] == pytest.approx(np.mean([1 / e for e in errors]))
     assert relative[0] == pytest.approx(np.mean([1 / (e - clean) for e in errors]))
 
@@ -144,7 +144,7 @@ def subject(record):
     return load(record.job.defense.name, record.job.dataset.name), images
 
 
-def test_a_run_leaves_a_record_that_holds(run, capsys, monkeypatch, tmp_path):
+def test_a_run_leaves_a_record_that_verifies(run, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path))
     record = read_record(run)
     assert record.job.threat == "none" and record.corrupted
@@ -153,14 +153,14 @@ def test_a_run_leaves_a_record_that_holds(run, capsys, monkeypatch, tmp_path):
     assert record.passes == {"forward": 24 * 13, "backward": 0}
     held = verify(run, *subject(record))
     assert "288 of 288 predictions are the same" in str(held[-1])
-    # 24 rows of 12 predictions, with everything else that is said of an image.
+    # 24 rows of 12 predictions, with all other fields of an image.
     assert (run / "samples.parquet").stat().st_size < 12_000
     assert call([*ARGUMENTS, "--results", str(run.parents[2])]) == 0
     out, err = capsys.readouterr()
     assert "answered from" in err and "contrast" in out and "in memory (no JPEG)" in out
 
 
-def test_what_was_tampered_with_is_found(run, tmp_path, monkeypatch):
+def test_tampering_is_detected(run, tmp_path, monkeypatch):
     monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path / "cache"))
     content = json.loads((run / "record.json").read_text())
     folder = tmp_path / "record"
@@ -187,7 +187,7 @@ def test_what_was_tampered_with_is_found(run, tmp_path, monkeypatch):
     assert "corruptions.accuracy" in found(accuracy)
     assert "corrupted_accuracy" in found(mean)
     assert "not saturate 3" in found(image)
-    # Another seed makes other noise, so other pixels; contrast and saturation have none.
+    # Another seed gives different noise and pixels; contrast and saturation use no noise.
     assert "not gaussian_noise 1" in found(lambda record: record.update(seed=1))
 
 
@@ -204,7 +204,7 @@ def test_boards_keep_corruptions_apart(run, tmp_path, capsys):
     assert "under corruptions" in capsys.readouterr().err
 
 
-def test_the_picture_is_the_same_each_time(run, tmp_path):
+def test_the_plot_is_deterministic(run, tmp_path):
     drawn = corruption_heatmap.of_record(read_record(run))
     assert [len(group) for group in drawn.groups] == [2, 1]
     assert drawn.groups[0][1].values[1:4] == [None, None, None]
@@ -224,7 +224,7 @@ def test_the_picture_is_the_same_each_time(run, tmp_path):
         (["--attack", 'pgd+corruption(name="fog")'], "run them separately"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, said, capsys, tmp_path):
+def test_mistakes_are_refused_in_one_line(arguments, said, capsys, tmp_path):
     assert call(["run", "--defense", "mimir", *arguments, "--results", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
 
@@ -234,7 +234,7 @@ def start(folder: Path) -> Command:
     return Command(*ARGUMENTS, "--samples", "100", "--json", cwd=folder, environment=environment, saves=True)
 
 
-def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
+def test_a_resumed_run_writes_the_same_bytes(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -243,7 +243,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
     process = start(killed)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        # A state without a record: there is work that would be lost.
+        # A state without a record: an interrupted run.
         if list(killed.glob("results/*/*/*/.partial/state")):
             process.send_signal(signal.SIGKILL)
             break

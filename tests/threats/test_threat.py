@@ -18,7 +18,7 @@ from robench.threats.threat import Threat, check_images, rownorm, whole
         (" L1 : 1e1 ", "L1", 10),
     ],
 )
-def test_reads_norm_and_radius(text, norm, eps):
+def test_norm_and_radius_are_parsed(text, norm, eps):
     threat = Threat.parse(text)
     assert (threat.norm, threat.eps) == (norm, pytest.approx(eps, rel=1e-15))
 
@@ -39,14 +39,14 @@ def test_reads_norm_and_radius(text, norm, eps):
         ":1",
     ],
 )
-def test_refuses_what_is_no_threat(text):
+def test_malformed_threats_are_refused(text):
     with pytest.raises(UsageError) as error:
         Threat.parse(text)
     assert "\n" not in str(error.value) and "expected" in str(error.value)
 
 
 @given(st.sampled_from(["Linf", "L2", "L1"]), st.integers(1, 255), st.integers(1, 1000))
-def test_prints_what_it_reads(norm, numerator, denominator):
+def test_a_threat_is_printed_as_parsed(norm, numerator, denominator):
     threat = Threat.parse(f"{norm}:{numerator}/{denominator}")
     assert Threat.parse(str(threat)) == threat
 
@@ -62,7 +62,7 @@ def test_clipped_perturbations_lie_in_the_ball(norm, eps, seed):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0", "patch"])
-def test_the_whole_of_a_norm_reaches_from_black_to_white_and_not_less(norm):
+def test_the_largest_radius_reaches_from_black_to_white(norm):
     black, white = torch.zeros(1, 3, 4, 6), torch.ones(1, 3, 4, 6)
     assert rownorm(white - black, norm).item() == pytest.approx(whole(norm, 3, 4, 6))
 
@@ -94,7 +94,7 @@ GOOD = torch.rand(4, 3, 8, 8)
         (GOOD, torch.tensor([0, 1, 2, -1]), "-1..2"),
     ],
 )
-def test_names_what_is_wrong_with_images(x, y, says):
+def test_errors_describe_invalid_images(x, y, says):
     with pytest.raises(UsageError, match=says):
         check_images(x, y, num_classes=10)
 
@@ -111,7 +111,7 @@ def test_names_what_is_wrong_with_images(x, y, says):
         max_size=3,
     ),
 )
-def test_any_radius_is_read_or_refused_at_once(kind, parts):
+def test_any_radius_is_parsed_or_refused_quickly(kind, parts):
     spec = f"{kind}:{'/'.join(parts)}"
     begun = time.perf_counter()
     try:
@@ -127,14 +127,14 @@ def test_any_radius_is_read_or_refused_at_once(kind, parts):
     "spec",
     ["Linf:1e-99999999/1e-9", "L2:1/1e99999999", "Linf:" + "1" * 65, "Linf:0." + "0" * 10**6, "a" * 10**6],
 )
-def test_a_number_that_would_take_long_is_refused_in_a_short_line(spec):
+def test_expensive_numbers_are_refused_in_a_short_line(spec):
     with pytest.raises(UsageError, match="expected") as refused:
         Threat.parse(spec)
     assert len(str(refused.value)) < 400
 
 
 def _float64(threat, x, points):
-    """The distance as someone without robench computes it."""
+    """The distance, computed without robench."""
     delta = points.double().numpy() - x.double().numpy()
     flat = delta.reshape(len(delta), -1)
     sizes = {"Linf": abs(flat).max(1), "L2": (flat**2).sum(1) ** 0.5, "L1": abs(flat).sum(1)}
@@ -163,14 +163,14 @@ def test_rounding_to_grains_never_leaves_the_ball(text, side, reach, seed):
     assert (_float64(threat, x, rounded) <= threat.eps * (1 + 1e-6) + slack).all()
     assert threat.contains(x, rounded).all()
     assert torch.equal(threat.rounded(x, rounded), rounded)
-    # No pixel moves by more than a grain, and none away from its image's side.
+    # No pixel moves by more than a step, and none away from the clean image.
     step = threat.grain[0]
     assert ((rounded - point).abs() <= step * 1.01 + 1e-7).all()
     assert (((rounded - x) * (point - x)) >= -1e-7).all()
 
 
 @pytest.mark.parametrize("text", ["Linf:8/255", "Linf:1/255", "L2:0.5", "L1:12"])
-def test_what_is_farther_than_a_millionth_of_the_radius_is_outside(text):
+def test_points_beyond_a_millionth_of_the_radius_are_outside(text):
     threat = Threat.parse(text)
     x = torch.zeros(1, 3, 4, 4)
     one = torch.zeros_like(x)

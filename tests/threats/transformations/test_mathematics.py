@@ -1,4 +1,4 @@
-"""Each transformation against an independent path: a codec, torchvision, SciPy, the CIE's formulas, plain loops."""
+"""Transformations compared with independent implementations: a codec, torchvision, SciPy, CIE formulas, plain loops."""
 
 import io
 
@@ -18,7 +18,7 @@ from tests.conftest import images
 
 
 def smooth_images(n, side, seed=0):
-    """Images with structure at every scale, 8 bits deep."""
+    """8-bit images with structure at every scale."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n, 3, side // 4, side // 4, generator=generator)
     fine = torch.rand(n, 3, side, side, generator=generator)
@@ -27,15 +27,15 @@ def smooth_images(n, side, seed=0):
 
 
 def one(spec, x, theta):
-    """The image of given parameters, the same for every row."""
+    """The image for the given parameters, which are the same for every row."""
     threat = Threat.parse(spec)
     return threat.image(x, theta.expand_as(threat.origin(x)), torch.arange(len(x)))
 
 
 @pytest.mark.parametrize("quality", [30, 60, 80])
-def test_jpeg_reaches_what_a_codec_makes_of_the_image(quality):
-    """The rounding errors of a file's coefficients, taken as parameters, give the picture that the file holds."""
-    # Far from black and white: a decoder clips colours before it turns them into red, green and blue.
+def test_jpeg_reproduces_the_errors_of_a_codec(quality):
+    """With the rounding errors of a file's coefficients as parameters, the result is the image in the file."""
+    # Far from black and white, because a decoder clips colours before converting them to RGB.
     x = (0.3 + 0.4 * smooth_images(3, 32)).mul(255).round() / 255
     for row in x:
         file = io.BytesIO()
@@ -56,23 +56,23 @@ def test_jpeg_reaches_what_a_codec_makes_of_the_image(quality):
         colours[0] -= 128
         exact, table = coefficients(colours), np.stack(tables)
         stored = np.round(coefficients(held) / table)
-        # It rounds what we have, but where integer arithmetic ends on the other side of a half.
+        # Equal to our coefficients after rounding, except where integer arithmetic rounds a half the other way.
         assert (stored == np.round(exact / table)).mean() > 0.99
         errors = stored * table - exact
         theta = torch.from_numpy(errors.transpose(0, 1, 3, 2, 4).reshape(3, 32, 32) / 255).float()
         off = 255 * (one("jpeg:1", row[None], theta)[0] - decoded).abs()
-        # Three colours of half a grey level, each rounded once more.
+        # Three colours of half a grey level each, rounded again.
         assert off.max() <= 3 and off.mean() <= 0.7
 
 
-def test_jpeg_s_waves_are_scipy_s():
+def test_the_dct_basis_matches_scipy():
     coefficients = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     blocks = coefficients.double().numpy().reshape(2, 3, 2, 8, 3, 8)
     theirs = fft.idctn(blocks, axes=(3, 5), norm="ortho").reshape(2, 3, 16, 24)
     assert np.allclose(from_blocks(coefficients).numpy(), theirs, atol=1e-5)
 
 
-def test_low_frequencies_are_scipy_s_and_as_long_in_pixels():
+def test_low_frequencies_match_scipy_and_keep_the_norm():
     x = torch.full((2, 3, 16, 16), 0.5)
     threat = Threat.parse("low-frequency(ratio=0.25):1")
     theta = 0.1 * torch.randn(threat.origin(x).shape, generator=torch.Generator().manual_seed(0))
@@ -84,7 +84,7 @@ def test_low_frequencies_are_scipy_s_and_as_long_in_pixels():
 
 
 @pytest.mark.parametrize("angle", [-30.0, 11.0, 90.0])
-def test_rotations_are_torchvision_s(angle):
+def test_rotations_match_torchvision(angle):
     x = smooth_images(2, 17)
     ours = one("rotation:90", x, torch.tensor([angle]).view(1, 1, 1, 1))
     theirs = tv.rotate(x, angle, interpolation=tv.InterpolationMode.BILINEAR)
@@ -92,7 +92,7 @@ def test_rotations_are_torchvision_s(angle):
 
 
 @pytest.mark.parametrize("moved", [(2.0, -1.0), (0.5, 0.25)])
-def test_translations_are_torchvision_s(moved):
+def test_translations_match_torchvision(moved):
     x = smooth_images(2, 16)
     ours = one("translation:3", x, torch.tensor(moved).view(1, 2, 1, 1))
     theirs = torch.from_numpy(
@@ -103,11 +103,11 @@ def test_translations_are_torchvision_s(moved):
         assert torch.allclose(ours, tv.affine(x, 0, [2, -1], 1, [0.0]), atol=1e-5)
 
 
-def test_both_at_once_are_torchvision_s():
+def test_rotation_and_translation_match_torchvision():
     x = smooth_images(2, 16)
     # Parameters are in units of `shift` pixels at 30 degrees.
     ours = one("spatial(shift=3):30", x, torch.tensor([20.0, 20.0, -10.0]).view(1, 3, 1, 1))
-    # torchvision's angle of `affine` is clockwise.
+    # The angle of torchvision's `affine` is clockwise.
     theirs = tv.affine(x, -20.0, [2, -1], 1.0, [0.0], interpolation=tv.InterpolationMode.BILINEAR)
     assert torch.allclose(ours, theirs, atol=2e-5)
 
@@ -117,19 +117,19 @@ def test_a_flow_of_whole_pixels_moves_pixels():
     flow = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1)
     ours = one("stadv:2", x, flow)
     assert torch.allclose(ours[..., 2:, :-1], x[..., :-2, 1:], atol=1e-5)
-    # Elastic's unit is half an image.
+    # The unit of elastic is half an image.
     assert torch.allclose(one("elastic:9", x, flow / 8), ours, atol=1e-5)
 
 
 def cubic(t):
-    """Keys' kernel with -0.75, as bicubic enlargement in torch has it."""
+    """Keys' kernel with -0.75, as in torch's bicubic interpolation."""
     t = np.abs(t)
     near = 1.25 * t**3 - 2.25 * t**2 + 1
     far = -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
     return np.where(t <= 1, near, np.where(t < 2, far, 0))
 
 
-def test_elastic_reads_where_its_enlarged_field_says():
+def test_elastic_samples_at_the_upsampled_displacements():
     x = smooth_images(1, 16)
     field = 0.2 * torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     place = (np.arange(16) + 0.5) / 2 - 0.5
@@ -170,7 +170,7 @@ def test_fog_is_the_diamond_square_algorithm():
     assert torch.allclose(made[0], x[0] * (1 - share) + grey * share, atol=1e-5)
 
 
-def test_blur_at_full_share_is_scipy_s_gaussian():
+def test_blur_at_full_share_matches_scipy():
     x = smooth_images(1, 16)
     share = torch.ones(1, 1, 16, 16)
     ours = one("blur(kernel=7, sigma=2, spread=3):1", x, share)[0]
@@ -184,7 +184,7 @@ def test_blur_at_full_share_is_scipy_s_gaussian():
     assert torch.allclose(ours, tv.gaussian_blur(x[0], 7, 2.0), atol=1e-5)
 
 
-def test_pixels_at_full_share_are_their_squares_mean():
+def test_pixel_at_full_share_is_the_mean_of_squares():
     x = smooth_images(1, 16)
     made = one("pixel:9", x, torch.ones(1, 3, 4, 4))
     expected = x.view(1, 3, 4, 4, 4, 4).mean((3, 5))
@@ -192,10 +192,10 @@ def test_pixels_at_full_share_are_their_squares_mean():
     assert torch.allclose(made[..., 3::4, 3::4], expected, atol=1e-6)
 
 
-def test_a_flake_lies_where_it_was_put_and_is_a_line():
+def test_a_flake_is_a_line_at_its_position():
     kernel = lines(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([1.0]), 5)[0]
     assert torch.equal(kernel, kernel.flip(0, 1))
-    # The line's own pixels are whole, and what is two away from it is empty.
+    # Pixels on the line have full value, and those two pixels away are empty.
     assert [float(kernel[i, j]) for i, j in ((0, 1), (2, 2), (4, 3))] == [1.0, 1.0, 1.0]
     assert float(kernel[0, 4]) == 0.0 and float(kernel[2, 0]) == 0.0
     black = torch.zeros(1, 3, 32, 32)
@@ -207,7 +207,7 @@ def test_a_flake_lies_where_it_was_put_and_is_a_line():
     assert 3 <= int((flake[0, 0] > 0).sum()) <= 9
 
 
-def test_a_gabor_wave_is_the_formula():
+def test_a_gabor_wave_matches_the_formula():
     grey = torch.full((1, 3, 33, 33), 0.5)
     threat = Threat.parse("gabor(sides=1, density=0.001, sigma=0.2):1")
     theta = threat.origin(grey).clone()
@@ -227,7 +227,7 @@ def test_a_gabor_wave_is_the_formula():
     assert peak != (0, 0)
 
 
-def test_colours_are_those_of_cieluv():
+def test_colours_match_cieluv():
     # From the CIE's formulas at sRGB's primaries, two greys and black (D65), by an independent computation.
     known = {
         (1.0, 0.0, 0.0): (53.2408, 175.0151, 37.7564),
@@ -242,12 +242,12 @@ def test_colours_are_those_of_cieluv():
     expected = (torch.tensor(list(known.values())).clamp(lower, upper) - lower) / (upper - lower)
     ours = to_luv(x)[0, :, 0].T
     assert torch.allclose(ours, expected, atol=2e-3)
-    # Where nothing is cut off the way back is the way there.
+    # Without clipping the inverse restores the input.
     muted = images(2, side=16)
     assert torch.allclose(to_rgb(to_luv(muted)), muted, atol=2e-3)
 
 
-def test_a_map_of_one_value_moves_all_colours_alike():
+def test_a_constant_map_moves_all_colours_equally():
     x = 0.35 + 0.3 * torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     theta = torch.tensor([0.05, 0.0, 0.0]).view(3, 1, 1).expand(3, 16, 1024)[None]
     lighter = one("recolor:0.06", x, theta)

@@ -1,4 +1,4 @@
-"""Every transformation: no parameters, the pixel range, gradients, budgets, and rows that do not know of each other."""
+"""Properties of every transformation: zero parameters, pixel range, gradients, budgets, independent rows."""
 
 import math
 
@@ -9,7 +9,7 @@ from robench.core import registry
 from robench.threats.threat import Threat
 from tests.conftest import images
 
-# One of each, with settings that fit 16 pixels.
+# One of each, with settings for 16 pixels.
 SPECS = {
     "blur": "blur(kernel=7, spread=3):0.8",
     "elastic": "elastic:0.5",
@@ -38,18 +38,18 @@ def parameters(threat: Threat, x: torch.Tensor, seed: int = 0, share: float = 0.
     return threat.moved(x, share * clipped)
 
 
-def test_each_is_tested():
+def test_every_transformation_is_tested():
     import robench.threats.transformations  # noqa: F401
 
     assert set(SPECS) == set(registry.transformations)
 
 
 @BOTH
-def test_no_parameters_are_no_change(spec):
+def test_zero_parameters_leave_images_unchanged(spec):
     threat, x = Threat.parse(spec), images(5, side=16)
     same = threat.image(x, threat.origin(x), torch.arange(5))
     if spec.startswith("snow"):
-        # The paper's wintry filter is there without any flake.
+        # The image is bleached even without flakes.
         grey = 0.2126 * x[:, :1] + 0.7152 * x[:, 1:2] + 0.0722 * x[:, 2:]
         x = 0.85 * x + 0.15 * torch.maximum(x, 1.5 * grey + 0.5)
     assert torch.allclose(same, x.clamp(0, 1), atol=1e-5)
@@ -65,11 +65,11 @@ def test_images_stay_in_range_and_change(spec):
 
 
 @BOTH
-def test_gradients_are_those_of_finite_differences(spec):
+def test_gradients_match_finite_differences(spec):
     threat, x = Threat.parse(spec), images(3, side=16).double()
     change, sample = threat.coordinates, torch.arange(3)
     generator = torch.Generator().manual_seed(2)
-    # Not at whole pixels, where bilinear reading has its kinks.
+    # Not at whole pixels, where bilinear sampling is not differentiable.
     point = parameters(threat, x.float(), seed=5, share=0.47).double()
     along = torch.randn(point.shape, generator=generator, dtype=torch.float64)
     weight = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_finite_differences(spec):
 
 
 @BOTH
-def test_penalties_have_the_gradient_of_finite_differences(spec):
+def test_gradients_of_penalties_match_finite_differences(spec):
     threat, x = Threat.parse(spec), images(2, side=16)
     change = threat.coordinates
     if not change.penalised:
@@ -114,7 +114,7 @@ def test_the_budget_is_the_norm_of_the_parameters(spec):
 
 
 @BOTH
-def test_rounded_parameters_are_kept_to_the_last_bit(spec):
+def test_rounded_parameters_are_recorded_exactly(spec):
     threat, x = Threat.parse(spec), images(4, side=16)
     point = threat.rounded(x, parameters(threat, x))
     assert torch.equal(threat.rounded(x, point), point)
@@ -123,7 +123,7 @@ def test_rounded_parameters_are_kept_to_the_last_bit(spec):
 
 
 @BOTH
-def test_a_row_does_not_know_of_the_others(spec):
+def test_rows_are_independent(spec):
     threat, x = Threat.parse(spec), images(11, side=16)
     point, ids = parameters(threat, x), torch.arange(11) * 3
     whole = threat.image(x, point, ids)
@@ -132,7 +132,7 @@ def test_a_row_does_not_know_of_the_others(spec):
 
 
 @pytest.mark.parametrize("spec", [SPECS["snow"], SPECS["gabor"]])
-def test_what_is_drawn_hangs_on_the_image_alone(spec):
+def test_random_quantities_depend_on_the_image_alone(spec):
     threat, x = Threat.parse(spec), images(1, side=16).expand(3, -1, -1, -1)
     point = parameters(threat, x[:1]).expand(3, -1, -1, -1)
     made = threat.image(x, point, torch.tensor([7, 8, 7]))
@@ -141,7 +141,7 @@ def test_what_is_drawn_hangs_on_the_image_alone(spec):
 
 @pytest.mark.parametrize("side", [(16, 24), (20, 20), (17, 33)])
 @pytest.mark.parametrize("name", [name for name in SPECS if name != "recolor"])
-def test_other_shapes_of_images_will_do(name, side):
+def test_other_image_shapes_work(name, side):
     threat = Threat.parse(SPECS[name])
     x = torch.rand(2, 3, *side, generator=torch.Generator().manual_seed(0))
     assert threat.image(x, parameters(threat, x), torch.arange(2)).shape == x.shape

@@ -1,4 +1,4 @@
-"""ImageNet-A, -R, -Sketch, -3DCC, -C-bar, Tiny-ImageNet-C and lists of images, in the layouts people have."""
+"""ImageNet-A, -R, -Sketch, -3DCC, -C-bar, Tiny-ImageNet-C and lists of images, in their usual layouts."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from tests.data.test_image_files import VAL, picture
 
 @pytest.fixture(scope="module")
 def renditions(tmp_path_factory):
-    """ImageNet-R's two hundred folders; a picture in each, two in the first."""
+    """The 200 folders of ImageNet-R with one image each, and two in the first."""
     root = tmp_path_factory.mktemp("data")
     for k, synset in enumerate(synsets_of("r")):
         picture(root / "imagenet-r" / synset / "art_0.jpg", seed=k)
@@ -36,13 +36,13 @@ def test_labels_count_the_two_hundred_classes(renditions):
     images = load_dataset(PART, data_dir=str(renditions))
     assert images.y.tolist() == [*range(200), 0] and len(images.classes) == 200
     assert images.among is not None and images.among.of == 1000
-    # Goldfish is class 1 of the thousand, and ImageNet-R's first.
+    # Goldfish is class 1 of ImageNet and the first of ImageNet-R.
     assert images.among.indices[0] == 1 and images.classes[0].startswith("goldfish")
     assert [synsets()[k] for k in images.among.indices] == sorted(synsets_of("r"))
     assert load_dataset(PART, samples=3, data_dir=str(renditions)).among == images.among
 
 
-def test_what_is_missing_is_counted_and_named(renditions, tmp_path):
+def test_missing_images_are_counted_and_listed(renditions, tmp_path):
     with pytest.raises(ResourceError, match=r"29799 of the 30000 images .* are missing; restore them, or"):
         load_dataset("imagenet-r", data_dir=str(renditions))
     picture(tmp_path / "imagenet-a" / synsets_of("a")[1] / "x.jpg")
@@ -63,13 +63,13 @@ def test_what_is_missing_is_counted_and_named(renditions, tmp_path):
         load_dataset("imagenet-a", data_dir=str(tmp_path / "nowhere"))
 
 
-def test_a_whole_set_needs_no_word(renditions, monkeypatch):
+def test_a_complete_set_needs_no_argument(renditions, monkeypatch):
     whole = variants.Variant(variants.R.synsets, 201, variants.R.places, variants.R.facts)
     monkeypatch.setattr(variants, "R", whole)
     assert load_dataset('imagenet-r(preprocessing="none")', data_dir=str(renditions)).among is not None
 
 
-def test_all_of_sketchs_classes_count(tmp_path):
+def test_all_classes_of_sketch_count(tmp_path):
     for label in (3, 700):
         picture(tmp_path / "sketch" / synsets()[label] / "sketch_0.JPEG", (40, 50))
     images = load_dataset('imagenet-sketch(partial=True, preprocessing="Res32")', data_dir=str(tmp_path))
@@ -77,7 +77,7 @@ def test_all_of_sketchs_classes_count(tmp_path):
 
 
 class Favourite(nn.Module):
-    """Prefers a class outside the two hundred to every other, and of these the one that the first pixel names."""
+    """Prefers a class outside the 200, and among the 200 the one given by the first pixel."""
 
     def forward(self, x):
         first = (x[:, 0, 0, 0] * 199).round().long()
@@ -96,7 +96,7 @@ def favourite():
 def test_only_the_logits_of_the_two_hundred_count(renditions, tmp_path, capsys, monkeypatch):
     images = load_dataset(PART, samples=20, data_dir=str(renditions))
     expected = ((images.x[:, 0, 0, 0] * 199).round() == images.y).float().mean()
-    defense = "python:tests.data.test_imagenet_kin.favourite(image_size=8)"
+    defense = "python:tests.data.test_imagenet_variants.favourite(image_size=8)"
     arguments = ["--dataset", PART, "--threat", "Linf:1/255", "--attack", "fgsm", "--samples", "20"]
     arguments += ["--data-dir", str(renditions), "--results", str(tmp_path), "--defense", defense]
     with pytest.raises(SystemExit) as end:
@@ -129,13 +129,13 @@ def test_corruptions_by_folder(tmp_path, name, place, severities):
         load_dataset(f'{name}(corruption="{corruption}", severity={k})', data_dir=str(tmp_path)).ids.item()
         for k in (1, 2, 5)
     ]
-    # 10.00 is the strongest of five.
+    # 10.00 is the most severe of five.
     assert found == ([0, 1, 4] if severities == "12345" else [1, 2, 0])
     with pytest.raises(UsageError, match="unknown corruption"):
         load_dataset(f'{name}(corruption="snow", severity=1)', data_dir=str(tmp_path))
 
 
-def test_a_severity_that_is_not_there_is_named(tmp_path):
+def test_a_missing_severity_is_reported(tmp_path):
     picture(tmp_path / "imagenet-c-bar" / "sparkles" / "1" / synsets()[4] / VAL.format(1))
     with pytest.raises(ResourceError, match=r"has no folder 2: .* found 1"):
         load_dataset('imagenet-c-bar(corruption="sparkles", severity=2)', data_dir=str(tmp_path))
@@ -154,7 +154,7 @@ def test_tiny_imagenet_c(tmp_path, monkeypatch):
     monkeypatch.setattr("robench.data.tiny_imagenet.IMAGES", 200)
     images = load_dataset(name, data_dir=str(tmp_path))
     assert images.y.tolist() == list(range(200)) and images.classes[-1] == synsets()[500]
-    # The clean data set beside it knows all classes, so that a lost folder shifts no label.
+    # The clean data set lists all classes, so that a missing folder does not shift labels.
     whole = tmp_path / "tiny-imagenet-200"
     whole.mkdir()
     (whole / "wnids.txt").write_text("\n".join(sorted([*synsets()[:199], synsets()[500]], reverse=True)))
@@ -176,7 +176,7 @@ def five(tmp_path):
     return tmp_path
 
 
-def test_a_list_picks_images_in_its_order(five):
+def test_a_list_selects_images_in_its_order(five):
     file = five / "list.txt"
     file.write_text(f"{synsets()[8]}/{VAL.format(8)}\n{VAL.format(1)}\nILSVRC2012_val_00000006\n")
     name = f'imagenet(ids="{file}", preprocessing="none")'
@@ -218,7 +218,7 @@ def test_robustbenchs_list_is_read_without_importing_it(five, tmp_path, monkeypa
     assert load_dataset(name, data_dir=str(five)).ids.tolist() == [3]
 
 
-def test_every_data_set_says_where_it_lies():
+def test_every_data_set_describes_its_files():
     silent = {name for name in registry.datasets if not facts_of(registry.datasets.get(name)).layout}
     assert {name for name in silent if registry.datasets.holder(name).startswith("robench.data.")} <= {
         "corrupted"
@@ -226,6 +226,6 @@ def test_every_data_set_says_where_it_lies():
 
 
 @needs("tiny-imagenet-200")
-def test_the_real_classes_of_tiny_imagenet_are_imagenets():
+def test_the_classes_of_tiny_imagenet_are_imagenet_classes():
     wnids = (REAL / "tiny-imagenet-200" / "wnids.txt").read_text().split()
     assert len(wnids) == 200 and len({*wnids} - {*synsets()}) < 40
