@@ -21,6 +21,7 @@ MOVED = {
     "check": "verification.regression",
     "choice": "evaluation.protocol",
     "cli.finetuning": "cli.transfer",
+    "cli.progress": "evaluation.progress",
     "cli.transferring": "cli.transfer",
     "content": "catalog",
     "coordinates": "threats.coordinates",

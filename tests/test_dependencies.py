@@ -18,18 +18,21 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python",
     "imagecorruptions": "imagecorruptions-imaug",
     "markdown_it": "markdown-it-py",
+    "mlflow": "mlflow-skinny",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 # Optional, without a suitable release on PyPI: see the comments of the extras.
 UNDECLARED = {"robustbench", "autoattack"}
-# Imports of robustbench, and tools that are run but not imported: plugins, linters and the type checker.
+# Imports of robustbench and torch.utils.tensorboard, and tools that are run but not imported: plugins, linters and the
+# type checker.
 NOT_IMPORTED = {"geotorch", "gdown", "pyyaml", "requests", "torchdiffeq", "tqdm"} | {
     "mkdocs-material",
     "mkdocstrings",
     "pre-commit",
     "pyright",
     "pytest-xdist",
+    "tensorboard",
     "ruff",
 }
 # Calls such as `importlib.import_module(name)` take the module as text.

@@ -34,6 +34,9 @@ _EXTRAS = {
     "pyautoattack": ("reference", "the suite autoattack-reference"),
     "onnx": ("onnx", "defenses from ONNX files"),
     "torchdiffeq": ("robustbench", "some of RobustBench's models"),
+    "wandb": ("wandb", "logging to Weights & Biases"),
+    "tensorboard": ("tensorboard", "logging to TensorBoard"),
+    "mlflow-skinny": ("mlflow", "logging to MLflow"),
     "mkdocs-material": ("docs", "building the documents"),
     "playwright": ("browser", "browser tests of the pages"),
 }
@@ -44,6 +47,7 @@ _PURPOSES = {
     "opencv-python": "ImageNet-C's corruptions",
     "diffusers": "diffusion purifiers",
     "peft": "training MAEP",
+    "pandas": "robench.records",
     "matplotlib": "plots",
     "jsonschema": "records",
     "pyarrow": "records",

@@ -17,13 +17,15 @@ from robench.verification.baselines import read_baselines
 
 @click.command("check")
 @click.argument("baselines", nargs=-1, required=True)
-@click.option("--defense", help="What is checked.  [default: the defense that the record names]")
+@click.option("--defense", help="Defense to check.  [default: the one that the record names]")
 @common.checkpoint
-@click.option("--margin", type=float, help="The loss of robust accuracy that must be found.  [default: 0.03]")
-@click.option("--miss", type=float, help="Probability of not finding it.  [default: 0.05]")
-@click.option("--false-alarm", type=float, help="Probability of failing a sound one.  [default: 0.05]")
-@click.option("--junit", help="Write a JUnit report there.")
-@click.option("--summary", help="Write a Markdown report there.")
+@click.option("--margin", type=float, help="Smallest drop in robust accuracy to detect.  [default: 0.03]")
+@click.option("--miss", type=float, help="Probability of missing such a drop.  [default: 0.05]")
+@click.option(
+    "--false-alarm", type=float, help="Probability of failing a defense that lost nothing.  [default: 0.05]"
+)
+@click.option("--junit", help="Write a JUnit report to this file.")
+@click.option("--summary", help="Write a Markdown report to this file.")
 @common.data_dir
 @common.device
 @common.trust
@@ -39,10 +41,10 @@ def command(
     data_dir: str | None,
     device: str,
 ) -> None:
-    """Hold defenses against BASELINES: records, or TOML files that list them.
+    """Compare defenses with recorded BASELINES: records, or TOML files that list them.
 
-    The record's certificates are tried on the weights of today, which costs next to nothing; then as many of the
-    images that were robust are attacked again as a sequential test needs. Exit code 1 when one is less robust.
+    The defense first classifies the record's adversarial examples, which takes seconds. Then images that were robust
+    are attacked again, as few as a sequential test needs. Exit code 1 if a defense is less robust.
 
     \b
     robench check results/digits-linf/mimir-digits/autoattack
@@ -85,6 +87,6 @@ def command(
         if page := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(page).open("a", encoding="utf-8") as file:
                 file.write(ci_report.summary(verdicts))
-    failed = [verdict.defense for verdict in verdicts if not verdict.held]
+    failed = [f"{verdict.defense}: {verdict.line}" for verdict in verdicts if not verdict.held]
     if failed:
-        raise CheckFailed(f"{len(failed)} of {len(verdicts)} checks failed: {', '.join(failed)}")
+        raise CheckFailed(f"{len(failed)} of {len(verdicts)} checks failed: {'; '.join(failed)}")

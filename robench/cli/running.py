@@ -15,9 +15,9 @@ from rich.text import Text
 
 from robench.catalog import Protocol
 from robench.cli import common
-from robench.cli.progress import Bar
 from robench.core.sanitize import plain
 from robench.evaluation.options import Options, default_results
+from robench.evaluation.progress import Bar
 from robench.evaluation.protocol import choose_protocol
 from robench.records.record import Record
 from robench.reports.table import Grid, render

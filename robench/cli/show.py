@@ -89,8 +89,8 @@ def _costs(console: Console, name: str, threat: str | None, classes: int) -> Non
 
 def _record(console: Console, path: Path, picture: str | None, data_dir: str | None) -> None:
     from robench.core.errors import ResourceError
-    from robench.data import load_dataset
     from robench.records.collection import usable
+    from robench.records.inputs import images_of
     from robench.records.record import Record
     from robench.reports.plots import corruption_heatmap
     from robench.reports.plots.adversarial_examples import picture as draw
@@ -108,7 +108,7 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
         )
         console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
         return
-    images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
+    images = images_of(record, data_dir)
     made = draw(folder, images, Path(picture) if picture else folder / "picture.png")
     console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
 

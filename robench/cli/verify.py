@@ -9,8 +9,8 @@ from rich.text import Text
 from robench.cli import common
 from robench.core.errors import CheckFailed
 from robench.core.sanitize import plain
-from robench.data import load_dataset
 from robench.defenses import load
+from robench.records.inputs import defense_of, images_of
 from robench.records.record import read_record
 from robench.verification.replay import REPLAYED, Sample
 from robench.verification.verify import Report, report
@@ -64,10 +64,8 @@ def command(
         if len(records) > 1:
             console.print(Text(plain(path), style="bold"), soft_wrap=True)
         record = read_record(path)
-        images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, data_dir)
-        loaded = load(
-            defense or record.job.defense.name, record.job.dataset.name, checkpoint, where, images.among
-        )
+        name, images = defense_of(record, defense), images_of(record, data_dir)
+        loaded = load(name, record.job.dataset.name, checkpoint, where, images.among)
         sample = Sample.of(replay, replay_seed) if replay else None
         made = report(Path(path), loaded, images, where, sample)
         if made.broken:

@@ -1,6 +1,6 @@
 """Attack any model: what someone with their own training script reaches for."""
 
-from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -14,13 +14,13 @@ from robench.core.torch_state import standard_state
 from robench.corruption.suite import corruptions
 from robench.engine.attack_context import Samples
 from robench.engine.device import choose_batch_size, choose_device, choose_precision
-from robench.engine.outcome import Outcome
-from robench.engine.progress import Progress
 from robench.engine.refusals import Model, check_model
 from robench.engine.run import Run
 from robench.engine.setup import Setup
 from robench.engine.workers import choose_workers
 from robench.evaluation.inputs import prepare
+from robench.evaluation.progress import Callback, shown
+from robench.evaluation.result import Attacked, Result
 from robench.threats.threat import Threat
 
 
@@ -38,8 +38,8 @@ def attack(
     precision: str = "fp32",
     stochastic: bool = False,
     workers: int | None = 1,
-    progress: Callable[[Progress], None] | None = None,
-) -> Outcome:
+    progress: bool | Callback | None = None,
+) -> Result:
     """Attack `model` on images `x` with labels `y`.
 
     The model is put into evaluation mode and its weights are frozen while it is attacked, and both are restored
@@ -61,13 +61,13 @@ def attack(
         workers: processes that share the images, on a CPU; None for one a core. Under Linux they are forked; elsewhere
             they are spawned, which needs a model that can be pickled and a script that calls this under
             `if __name__ == "__main__"`. What the model notes down while it is called stays in them.
-        progress: called after every question.
+        progress: True shows a progress bar on stderr; a function is called after every query.
 
     Returns:
-        x_adv (N, C, H, W), robust (N,), fooled_by, passes, health and more, on the CPU: see Outcome. `x_adv` is within
-        the radius times 1 + 1e-6, and the perturbation is rounded to whole grains where that fools as well: 1/127 of
-        the radius in Linf, 1/32767 in L2 and L1. A randomised model is judged on fresh draws, which the search has
-        not seen.
+        x_adv (N, C, H, W), robust (N,), fooled_by, passes, health and more, on the CPU: see Result, which also prints
+        a table and saves a record. `x_adv` is within the radius times 1 + 1e-6, and the perturbation is rounded to
+        whole grains where that fools as well: 1/127 of the radius in Linf, 1/32767 in L2 and L1. A randomised model
+        is judged on fresh draws, which the search has not seen.
 
     Raises:
         UsageError: for unknown names, malformed specs, images or labels that cannot be used, and for a model that
@@ -94,7 +94,11 @@ def attack(
     )
     samples = Samples(images, labels, torch.arange(len(images)))
     processes = choose_workers(workers, where, len(images), model)
-    return Run(setup, attacks, samples, chosen, workers=processes, progress=progress).play()
+    started = datetime.now(UTC)
+    with shown(progress) as update:
+        outcome = Run(setup, attacks, samples, chosen, workers=processes, progress=update).play()
+    specs = tuple(spec for spec, _ in attacks)
+    return Result.of(outcome, Attacked(setup, images, labels, chosen, suite.name, specs, started))
 
 
 def _device_of(model: Model, x: Any) -> torch.device:

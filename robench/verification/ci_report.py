@@ -1,4 +1,4 @@
-"""What checks found, for machines and people: JUnit XML, GitHub's annotations, Markdown."""
+"""Results of checks as JUnit XML, GitHub annotations and Markdown."""
 
 import xml.etree.ElementTree as tree
 from collections.abc import Sequence
@@ -26,7 +26,9 @@ def junit(verdicts: Sequence[Verdict], seconds: Sequence[float]) -> bytes:
             time=f"{spent:.3f}",
         )
         for step in verdict.steps:
-            case = tree.SubElement(suite, "testcase", name=step.name, classname=plain(verdict.defense))
+            case = tree.SubElement(
+                suite, "testcase", name=step.name, classname=f"robench.check.{plain(verdict.defense)}"
+            )
             if step.held:
                 tree.SubElement(case, "system-out").text = plain(step.detail)
             else:
@@ -48,7 +50,7 @@ def annotations(verdicts: Sequence[Verdict]) -> str:
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     """A short report in Markdown."""
-    lines = ["| | defense | step | what was found |", "|---|---|---|---|"]
+    lines = ["| | defense | step | result |", "|---|---|---|---|"]
     for verdict in verdicts:
         for step in verdict.steps:
             mark = "holds" if step.held else "**FAILS**"
@@ -63,8 +65,8 @@ def cost(verdict: Verdict) -> str:
     saved = verdict.saving
     ratio = f"{saved:.1f} times fewer" if saved >= 1 else f"{1 / saved:.1f} times more"
     return (
-        f"{verdict.attacked} of {verdict.open} open images attacked, {count(verdict.passes)} passes where the "
-        f"baseline took {count(verdict.baseline_passes)} ({ratio})"
+        f"{verdict.attacked} of {verdict.open} images attacked, {count(verdict.passes)} passes; the baseline took "
+        f"{count(verdict.baseline_passes)} ({ratio})"
     )
 
 

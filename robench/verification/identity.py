@@ -15,6 +15,7 @@ from robench.data._base import Images
 from robench.defenses import Loaded
 from robench.records import certificates, samples
 from robench.records.findings import Finding, equal
+from robench.records.inputs import nameless
 from robench.records.record import SCHEMA, Record
 
 
@@ -41,6 +42,9 @@ def findings(record: Record, folder: Path, images: Images, loaded: Loaded | None
 
 
 def _defense(record: Record, loaded: Loaded, images: Images) -> Iterator[Finding]:
+    if nameless(record):
+        yield from _weights(record, loaded)
+        return
     actual = {
         "name": loaded.name,
         "family": loaded.family,
@@ -58,6 +62,17 @@ def _defense(record: Record, loaded: Loaded, images: Images) -> Iterator[Finding
     if "classes" in record.extra:
         counted = {"counted": len(images.classes), "of": loaded.knows}
         yield equal("classes", record.extra["classes"], counted, "of those that the network knows")
+
+
+def _weights(record: Record, loaded: Loaded) -> Iterator[Finding]:
+    """Of a model without a name: its weights alone identify it."""
+    claims, what = record.job.defense, "the defense that was named"
+    if claims.parameters is not None:
+        actual = sum(p.numel() for p in loaded.defense.parameters())
+        yield equal("defense.parameters", claims.parameters, actual, what)
+    if claims.state_sha256:
+        yield equal("defense.state_sha256", claims.state_sha256, loaded.state_sha256, what)
+        yield equal("defense.checkpoint_sha256", claims.checkpoint_sha256, loaded.state_sha256, what)
 
 
 def _suite(record: Record) -> Iterator[Finding]:

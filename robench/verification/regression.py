@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robench.attacks.build import build_attacks
 from robench.core.errors import ResourceError, UsageError
-from robench.data import Images, load_dataset
+from robench.data import Images
 from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded, load
 from robench.engine.attack_context import Samples
@@ -22,10 +22,11 @@ from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import choose_workers
 from robench.evaluation.planning import check_fit
 from robench.records.certificates import Applied, certified, is_attacked, read_certificates
+from robench.records.inputs import defense_of, images_of
 from robench.records.randomized import FIELD, chosen_on
 from robench.records.record import Record, read_record
 from robench.records.samples import read_samples
-from robench.statistics.accuracy import mcnemar
+from robench.statistics.accuracy import Accuracy, interval, mcnemar, percent
 from robench.statistics.sequential import Plan
 from robench.threats.threat import check_images
 
@@ -35,7 +36,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that was looked at: whether it holds, and a sentence with the figures."""
+    """One part of a check: whether it holds, and a sentence with the figures."""
 
     name: str
     held: bool
@@ -64,6 +65,12 @@ class Verdict:
     @property
     def held(self) -> bool:
         return all(step.held for step in self.steps)
+
+    @property
+    def line(self) -> str:
+        """The outcome in one line: what fell, or what still holds."""
+        failed = [step.detail for step in self.steps if not step.held]
+        return f"FAILED: {failed[0]}" if failed else f"passed: {self.steps[-1].detail}"
 
     @property
     def saving(self) -> float:
@@ -104,7 +111,7 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
     record = read_record(baseline)
     if record.corrupted:
         raise UsageError(f"{baseline} is of a run under corruptions: robench verify re-checks it")
-    images = load_dataset(record.job.dataset.name, record.job.dataset.split, record.job.n, options.data_dir)
+    name, images = defense_of(record, defense), images_of(record, options.data_dir)
     check_images(images.x, images.y, len(images.classes))
     if images.digest != record.job.dataset.digest:
         raise ResourceError(
@@ -112,7 +119,6 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
             f"in the record, {images.digest[:12]} found"
         )
     device = choose_device(options.device)
-    name = defense or record.job.defense.name
     loaded = load(name, record.job.dataset.name, options.checkpoint, device, images.among)
     check_fit(loaded, images)
     return _Check(record, loaded, images, device, options).run()
@@ -167,21 +173,21 @@ class _Check:
         now = vote(answers)
         n, changed = len(labels), int((now != then).sum())
         before, after = int((then == labels).sum()), int((now == labels).sum())
-        figures = f"clean accuracy {100 * after / n:.2f} %, was {100 * before / n:.2f} %"
+        was = Accuracy.of(before, n)
+        figures = f"{100 * after / n:.2f} %, was {percent(was)} % {interval(was)}"
         if self.loaded.checkpoint_sha256 == self.record.job.defense.checkpoint_sha256 and self._alike():
             # The same weights must give the same logits, but for rounding.
             other = self._other_margins()
             held = max(changed, other) <= max(1, n // 1000)
-            detail = (
-                f"{figures}; of the same weights {changed} of {n} predictions differ, and {other} margins"
-            )
+            detail = f"clean accuracy {figures}; the weights are the same"
+            if changed or other:
+                detail += f", but {changed} of {n} predictions differ, and {other} margins"
             return Step("clean", held, detail)
         lost = int(((then == labels) & (now != labels)).sum())
         won = int(((then != labels) & (now == labels)).sum())
         worse = lost > won and (mcnemar(lost, won) < _LEVEL or (lost - won) / n >= self.options.margin)
-        return Step(
-            "clean", not worse, f"{figures}; {lost} images lost, {won} won (McNemar {mcnemar(lost, won):.2g})"
-        )
+        detail = f"{figures}; {lost} images lost, {won} won (McNemar's test: p = {mcnemar(lost, won):.2g})"
+        return Step("clean", not worse, f"clean accuracy{' fell:' if worse else ''} {detail}")
 
     def _other_margins(self) -> int:
         """Clean images whose margin between the two best logits is not what it was, by more than a percent."""
@@ -220,11 +226,15 @@ class _Check:
         n, held = len(self.images), self.record.robust_accuracy.correct
         attacked = sum(map(is_attacked, self.rows["fooled_by"]))
         fooled = attacked - sum(is_attacked(self.rows["fooled_by"][i]) for i in open_images)
-        detail = (
-            f"{fooled} of {attacked} certificates fool it: robust accuracy is at most "
-            f"{100 * len(open_images) / n:.2f} %, was {100 * held / n:.2f} %"
-        )
-        return Step("certificates", len(open_images) > held - self.options.margin * n or held == 0, detail)
+        still = len(open_images) > held - self.options.margin * n or held == 0
+        detail = f"{fooled} of {attacked} known adversarial examples fool it"
+        return Step("certificates", still, f"{self._figures(len(open_images), not still)}; {detail}")
+
+    def _figures(self, most: int, fell: bool) -> str:
+        """The bound on robust accuracy and what it was."""
+        was = self.record.robust_accuracy
+        bound = f"at most {100 * most / len(self.images):.2f} %, was {percent(was)} % {interval(was)}"
+        return f"robust accuracy {'fell' if fell else 'is'}{':' * fell} {bound}"
 
     def _attack(self, open_images: list[int]) -> Step:
         job, options = self.record.job, self.options
@@ -240,13 +250,15 @@ class _Check:
             batch = order[robust + fooled :][: plan.needed(robust, fooled)]
             kept = self._robust(batch)
             robust, fooled = robust + kept, fooled + len(batch) - kept
-            options.note(f"attacked {robust + fooled} of {len(order)} images: {robust} held")
+            options.note(f"attacked {robust + fooled} of {len(order)} images: {robust} are robust")
         self.attacked = robust + fooled
-        said = "as robust as it was" if answer else f"less robust by {100 * options.margin:g} points or more"
-        detail = (
-            f"{robust} of {robust + fooled} images attacked again held ({len(order)} were open): {said} "
-            f"(false alarms {options.false_alarm:.0%}, misses {options.miss:.0%})"
-        )
+        errors = f"(false alarms {options.false_alarm:.0%}, misses {options.miss:.0%})"
+        if answer:
+            again = f"{robust} of {robust + fooled} images attacked again are robust, {len(order)} could be"
+            detail = f"as robust as it was: {again} {errors}"
+        else:
+            again = f"{fooled} of {robust + fooled} images attacked again are fooled"
+            detail = f"{self._figures(len(order) - fooled, True)}; {again} {errors}"
         return Step("attack", answer, detail)
 
     def _robust(self, rows: list[int]) -> int:

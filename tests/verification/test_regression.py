@@ -224,11 +224,27 @@ def test_the_plugin_runs_each_check_as_a_test(baseline, tmp_path):
     (tmp_path / "test_nothing.py").write_text("")
     given = os.environ.get("PYTEST_ADDOPTS", "")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--robench", "baseline.toml"],
+        [sys.executable, "-m", "pytest", "-q", "--robench", "baseline.toml", "--junitxml=report.xml"],
         cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTEST_ADDOPTS": given},
     )  # fmt: skip
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    assert "standard-digits against" in done.stdout and done.returncode == 1
+    name = "standard-digits[apgd(steps=10)-Linf:0.1]"
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    assert line.startswith(f"FAILED baseline.toml::{name} - FAILED: robust accuracy fell: at most ")
+    cases = tree.parse(tmp_path / "report.xml").getroot().findall(".//testcase")
+    assert [(case.get("classname"), case.get("name")) for case in cases] == [
+        ("baseline.toml", "mimir-digits[apgd(steps=10)-Linf:0.1]"),
+        ("baseline.toml", name),
+    ]
+    assert cases[1][0].get("message").startswith("FAILED: robust accuracy fell: at most ")
+
+
+def test_the_plugin_shows_what_it_collects(baseline):
+    from robench import pytest_plugin
+
+    assert pytest_plugin.label(baseline, None) == "mimir-digits[apgd(steps=10)-Linf:0.1]"
+    assert pytest_plugin.label(baseline / "nowhere", "mine") == "mine[nowhere]"
+    assert pytest_plugin.unique(iter(["a", "b", "a"])) == ["a", "b", "a-2"]
 
 
 def test_annotations_hold_no_newlines():

@@ -1,4 +1,7 @@
-"""What a run shows on stderr."""
+"""What a run shows on stderr while it works."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -6,6 +9,18 @@ from rich.text import Text
 
 from robench.core.sanitize import plain
 from robench.engine.progress import Progress as Standing
+
+Callback = Callable[[Standing], None]
+
+
+@contextmanager
+def shown(progress: bool | Callback | None) -> Iterator[Callback | None]:
+    """What a run calls to show where it stands: a bar on stderr for True, nothing for False or None."""
+    if progress is True:
+        with Bar(Console(stderr=True)) as bar:
+            yield bar.update
+    else:
+        yield progress or None
 
 
 class Bar:
@@ -55,7 +70,7 @@ class Bar:
             self.task = self.bar.add_task(label, total=1.0, facts="")
             self.passes = (standing.passes, self.bar.get_time())
             if not self.console.is_terminal:
-                self.note(f"{label}: {standing.survivors} of {standing.samples} are left to it")
+                self.note(f"{label}: {standing.survivors} of {standing.samples} images still to attack")
         assert self.task is not None
         seconds = self.bar.get_time() - self.passes[1]
         speed = (standing.passes - self.passes[0]) / seconds if seconds > 0 else 0.0

@@ -1,0 +1,206 @@
+"""What `robench.attack` returns: an outcome that prints itself, and saves a record."""
+
+import base64
+import html
+import io
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from robench.core.formatting import count, duration, latex
+from robench.engine.outcome import Mark, Outcome
+from robench.engine.setup import Setup
+from robench.evaluation.saving import forgotten, model_name, save
+from robench.records.certificates import is_attacked
+from robench.records.record import Record
+from robench.statistics.accuracy import Accuracy, interval, percent
+from robench.threats.threat import Threat
+
+# Of the pictures in a notebook: how many, and the side of one in pixels.
+_MOST, _SIDE = 6, 96
+_COLUMNS = ("attack", "attacked", "survive", "forward", "backward", "time")
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What was attacked, and how.
+
+    Attributes:
+        setup: the model as it was given, device, seed, batch size.
+        x, y: images (N, C, H, W) and labels (N,), on the CPU.
+        suite: its name; specs: the canonical specs of its attacks.
+        started, finished: UTC.
+    """
+
+    setup: Setup
+    x: Tensor
+    y: Tensor
+    threat: Threat
+    suite: str
+    specs: tuple[str, ...]
+    started: datetime
+    finished: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def without_model(self) -> "Attacked":
+        """The same, to be pickled: a model need not be picklable, and is large."""
+        return replace(self, setup=replace(self.setup, model=forgotten))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Result(Outcome):
+    """An outcome, sample by sample (see `Outcome`), with what was attacked.
+
+    Printed, it is a short table; in a notebook, the table and some adversarial examples.
+
+    Attributes:
+        attacked: the model, images, threat model and suite. A pickled result leaves the model out.
+    """
+
+    attacked: Attacked = field(kw_only=True)
+
+    @classmethod
+    def of(cls, outcome: Outcome, attacked: Attacked) -> "Result":
+        """The result of an outcome."""
+        return cls(**{f.name: getattr(outcome, f.name) for f in fields(Outcome)}, attacked=attacked)
+
+    @property
+    def warnings(self) -> list[Mark]:
+        """Signs that the evaluation may have failed; empty when there are none."""
+        return self.health
+
+    @property
+    def clean(self) -> Accuracy:
+        """Clean accuracy with its 95 % interval."""
+        return Accuracy.of(sum(name != "clean" for name in self.fooled_by), len(self.fooled_by))
+
+    @property
+    def under_attack(self) -> Accuracy:
+        """Robust accuracy with its 95 % interval."""
+        return Accuracy.of(int(self.robust.sum()), len(self.fooled_by))
+
+    def save(
+        self, folder: Path | str, *, defense: str = "", dataset: str = "", data_dir: str | None = None
+    ) -> Record:
+        """Write a record with the adversarial examples, which `robench verify FOLDER` classifies again.
+
+        Args:
+            folder: where `record.json`, `samples.parquet` and `adversarials.safetensors` are written.
+            defense: a name that loads the same model, such as "python:my_module.build" or a card. Without one the
+                record identifies the model by its weights, and `robench verify FOLDER --defense NAME` names it.
+            dataset: the data set whose first N test images were attacked, such as "cifar10". Without one the images
+                are written beside the record, as `images.npz`.
+            data_dir: where the files of the data set lie.
+
+        Raises:
+            UsageError: when the name gives another model, the data set has other images, or the model has changed
+                since it was attacked.
+            ResourceError: when the folder cannot be written.
+        """
+        return save(self, self.attacked, Path(folder), (defense, dataset, data_dir))
+
+    def to_latex(self, name: str = "") -> str:
+        """A LaTeX table for booktabs: clean accuracy and robust accuracy after each attack, one row.
+
+        Args:
+            name: of the model; its class by default.
+        """
+        n = len(self.fooled_by)
+        shares = [percent(self.clean), *(percent(Accuracy.of(cost.survivors, n)) for cost in self.attacks)]
+        heads = ["model", "clean", *(cost.spec.partition("(")[0] for cost in self.attacks)]
+        shares[-1] += f" {interval(self.under_attack)}"
+        lines = [
+            f"% {self.attacked.suite}, {self.attacked.threat}, n = {n}: accuracy in %, after each attack in turn",
+            rf"\begin{{tabular}}{{l{'r' * len(shares)}}}",
+            r"\toprule",
+            " & ".join(map(latex, heads)) + r" \\",
+            r"\midrule",
+            " & ".join([latex(name or model_name(self.attacked.setup.model)), *shares]) + r" \\",
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def __repr__(self) -> str:
+        rows = [_COLUMNS, *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = [
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        marks = [f"warning: {mark.code}: {mark.text}" for mark in self.health]
+        return "\n".join([*self._headline(), "", *table, *([""] if marks else []), *marks])
+
+    def _repr_html_(self) -> str:
+        def line(cells: tuple[str, ...], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        marks = [f"<p><b>warning</b> {html.escape(f'{mark.code}: {mark.text}')}</p>" for mark in self.health]
+        body = "".join(line(row, "td") for row in self._rows())
+        return "".join(
+            [
+                "<div>",
+                f"<p>{'<br>'.join(map(html.escape, self._headline()))}</p>",
+                f"<table><thead>{line(_COLUMNS, 'th')}</thead><tbody>{body}</tbody></table>",
+                *marks,
+                self._pictures(),
+                "</div>",
+            ]
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "attacked": self.attacked.without_model()}
+
+    def _headline(self) -> tuple[str, str]:
+        n = len(self.fooled_by)
+        figures = ", ".join(
+            f"{name} {percent(share)} % {interval(share)}"
+            for name, share in (("clean", self.clean), ("robust", self.under_attack))
+        )
+        return f"{self.attacked.suite}, {self.attacked.threat}, {n:,} image{'s' * (n != 1)}", figures
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                cost.spec,
+                f"{cost.attacked:,}",
+                f"{cost.survivors:,}",
+                count(cost.forward),
+                count(cost.backward),
+                duration(cost.seconds),
+            )
+            for cost in self.attacks
+        ]
+
+    def _pictures(self) -> str:
+        """Some adversarial examples: clean, adversarial and the difference, amplified, above each other."""
+        rows = [i for i, name in enumerate(self.fooled_by) if is_attacked(name)][:_MOST]
+        if not rows or self.attacked.x.shape[1] not in (1, 3):
+            return ""
+        clean, adversarial = self.attacked.x[rows], self.x_adv[rows]
+        difference = adversarial - clean
+        scale = 0.5 / max(float(difference.abs().max()), 1e-9)
+        kinds = torch.cat([clean, adversarial, 0.5 + scale * difference])
+        text = ", ".join(f"{self.attacked.y[i]} as {self.prediction[i]}" for i in rows)
+        shown = f"{len(rows)} images, their adversarial examples and the difference (× {scale:.0f}): {text}"
+        return f'<p>{html.escape(shown)}</p><img alt="{html.escape(shown)}" src="{_png(kinds, len(rows))}">'
+
+
+def _png(images: Tensor, columns: int) -> str:
+    """Images (M, C, H, W) in a grid, as a data URI."""
+    # Imported here: only a notebook needs them.
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    factor = max(1, round(_SIDE / images.shape[-1]))
+    grid = make_grid(interpolate(images, scale_factor=factor), nrow=columns, padding=4, pad_value=1.0)
+    buffer = io.BytesIO()
+    to_pil_image(grid.clamp(0, 1)).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
