@@ -27,6 +27,7 @@ UNDECLARED = {"robustbench", "autoattack"}
 # Imports of robustbench and torch.utils.tensorboard, and tools that are run but not imported: plugins, linters and the
 # type checker.
 NOT_IMPORTED = {"geotorch", "gdown", "pyyaml", "requests", "torchdiffeq", "tqdm"} | {
+    "ipykernel",
     "mkdocs-material",
     "mkdocstrings",
     "pre-commit",

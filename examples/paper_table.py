@@ -1,0 +1,23 @@
+"""A paper's table: several defenses under several attacks, from records, in LaTeX.
+
+Runs that are recorded already are read from `results/`, so the table is cheap to make again.
+"""
+
+import robench
+
+DEFENSES = ("standard", "pgd-at", "mimir")
+ATTACKS = ("pgd-20", "autoattack")
+
+
+def main(samples: int = 50, attacks: tuple[str, ...] = ATTACKS) -> None:
+    for defense in DEFENSES:
+        for attack in attacks:
+            robench.run(defense, attack, dataset="digits", threat="Linf:0.1", samples=samples)
+    records = robench.records("results")
+    table = records.pivot_table(index=["defense", "clean"], columns="suite", values="robust", sort=False)
+    table = (100 * table.reset_index("clean").assign(clean=lambda t: t["clean"])).round(1)
+    print(table.to_latex(float_format="%.1f", caption=f"Accuracy in %, Linf 0.1, {samples} digits."))
+
+
+if __name__ == "__main__":
+    main()
