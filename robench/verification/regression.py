@@ -254,7 +254,7 @@ class _Check:
         self.attacked = robust + fooled
         errors = f"(false alarms {options.false_alarm:.0%}, misses {options.miss:.0%})"
         if answer:
-            again = f"{robust} of {robust + fooled} images attacked again are robust, {len(order)} could be"
+            again = f"{robust} of {robust + fooled} images attacked again are robust, of {len(order)} candidates"
             detail = f"as robust as it was: {again} {errors}"
         else:
             again = f"{fooled} of {robust + fooled} images attacked again are fooled"
