@@ -114,7 +114,7 @@ class Check(pytest.Item):
         for step in verdict.steps:
             self.add_report_section("call", "robench", f"{step.name}: {step.detail}")
         if not verdict.held:
-            raise Failed(verdict.line)
+            raise Failed(verdict.reason)
 
     def _say(self, line: str) -> None:
         capture = self.config.pluginmanager.get_plugin("capturemanager")

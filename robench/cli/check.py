@@ -87,6 +87,6 @@ def command(
         if page := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(page).open("a", encoding="utf-8") as file:
                 file.write(ci_report.summary(verdicts))
-    failed = [f"{verdict.defense}: {verdict.line}" for verdict in verdicts if not verdict.held]
+    failed = [f"{verdict.defense}: {verdict.reason}" for verdict in verdicts if not verdict.held]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(verdicts)} checks failed: {'; '.join(failed)}")

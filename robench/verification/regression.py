@@ -67,10 +67,9 @@ class Verdict:
         return all(step.held for step in self.steps)
 
     @property
-    def line(self) -> str:
-        """The outcome in one line: what fell, or what still holds."""
-        failed = [step.detail for step in self.steps if not step.held]
-        return f"FAILED: {failed[0]}" if failed else f"passed: {self.steps[-1].detail}"
+    def reason(self) -> str:
+        """Why the check failed, in one line; empty when it held."""
+        return next((step.detail for step in self.steps if not step.held), "")
 
     @property
     def saving(self) -> float:
@@ -254,7 +253,9 @@ class _Check:
         self.attacked = robust + fooled
         errors = f"(false alarms {options.false_alarm:.0%}, misses {options.miss:.0%})"
         if answer:
-            again = f"{robust} of {robust + fooled} images attacked again are robust, of {len(order)} candidates"
+            again = (
+                f"{robust} of {robust + fooled} images attacked again are robust, of {len(order)} candidates"
+            )
             detail = f"as robust as it was: {again} {errors}"
         else:
             again = f"{fooled} of {robust + fooled} images attacked again are fooled"
