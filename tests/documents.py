@@ -23,7 +23,7 @@ def play(page: Path, folder: Path, monkeypatch, shorter: dict[str, str] | None =
     """
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
+    before, namespace = set(sys.modules), {"__name__": "page"}
     try:
         for language, title, body in BLOCK.findall(page.read_text()):
             for old, new in (shorter or {}).items():
@@ -35,7 +35,7 @@ def play(page: Path, folder: Path, monkeypatch, shorter: dict[str, str] | None =
                 for line in body.replace("\\\n", " ").splitlines():
                     run(line, folder)
             elif language == "python":
-                exec(compile(body, str(page), "exec"), {"__name__": "page"})
+                exec(compile(body, str(page), "exec"), namespace)
     finally:
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
