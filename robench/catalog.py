@@ -330,9 +330,9 @@ def read(kind: type[Item], path: Path) -> Item:
                 raise UsageError(
                     f"{path}: {key} = {getattr(item, key)}: expected at least one name, none of them empty"
                 )
-        for each in item.ends or [item]:
-            if each.samples < 1:
-                raise UsageError(f"{path}: samples = {each.samples}: expected at least 1")
+        for part in item.ends or [item]:
+            if part.samples < 1:
+                raise UsageError(f"{path}: samples = {part.samples}: expected at least 1")
     elif isinstance(item, Suite):
         if bool(item.attacks) == bool(item.rungs):
             raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")

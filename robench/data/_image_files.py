@@ -68,12 +68,12 @@ class Blob:
 
 
 def check_complete(
-    found: dict[str, list[Path]], classes: Sequence[str], images: int, folder: Path, name: str, partial: bool
+    files: dict[str, list[Path]], classes: Sequence[str], images: int, folder: Path, name: str, partial: bool
 ) -> None:
     """Check that a folder has exactly the classes and the number of images of a data set.
 
     Args:
-        found: image files by class, see `list_classes`.
+        files: image files by class, see `list_classes`.
         classes: classes of the data set.
         images: number of images of the data set.
         partial: accept missing classes and images.
@@ -81,13 +81,13 @@ def check_complete(
     Raises:
         ResourceError: if it does not, with the number of missing images and the names of missing classes.
     """
-    if unknown := [folder / synset for synset in found if synset not in classes]:
+    if unknown := [folder / synset for synset in files if synset not in classes]:
         raise ResourceError(
-            f"{len(unknown)} of {len(found)} folders of {name} are none of its {len(classes)} classes: "
+            f"{len(unknown)} of {len(files)} folders of {name} are none of its {len(classes)} classes: "
             + named(unknown)
         )
-    lost = [folder / synset for synset in classes if synset not in found]
-    count = sum(map(len, found.values()))
+    lost = [folder / synset for synset in classes if synset not in files]
+    count = sum(map(len, files.values()))
     if (lost or count < images) and not partial:
         which = f"; {len(lost)} classes are missing: {named(lost)}" if lost else ""
         raise ResourceError(
@@ -179,10 +179,10 @@ def round_robin(groups: Iterable[Iterable[Item]]) -> list[Item]:
     return [item for items in rounds for item in items if item is not _MISSING]
 
 
-def labelled(found: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> list[tuple[int, Path]]:
+def labelled(files: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> list[tuple[int, Path]]:
     """Label and path of each image, alternating between classes; a label is the index in `classes`."""
     labels = {name: k for k, name in enumerate(classes)}
-    return round_robin([(labels[name], file) for file in files] for name, files in found.items())
+    return round_robin([(labels[name], path) for path in paths] for name, paths in files.items())
 
 
 def named(paths: Sequence[object]) -> str:

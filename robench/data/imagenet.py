@@ -200,21 +200,21 @@ def _numbered_rows(table: _parquet.Table, name: str) -> list[tuple[int, int, int
     return [rows[number] for number in sorted(rows)]
 
 
-def numbered(found: dict[str, list[Path]], folder: Path, name: str) -> list[tuple[int, int, Path]]:
+def numbered(files: dict[str, list[Path]], folder: Path, name: str) -> list[tuple[int, int, Path]]:
     """Id, label and path of each image, in canonical order.
 
     Raises:
         ResourceError: for a folder that is not one of the 1,000 synsets, or files not named like those of ImageNet.
     """
     labels = {synset: k for k, synset in enumerate(synsets())}
-    if unknown := [folder / synset for synset in found if synset not in labels]:
+    if unknown := [folder / synset for synset in files if synset not in labels]:
         raise ResourceError(
-            f"{len(unknown)} of {len(found)} folders of {name} are not among ImageNet's 1,000 synsets: "
+            f"{len(unknown)} of {len(files)} folders of {name} are not among ImageNet's 1,000 synsets: "
             f"{_image_files.named(unknown)}"
         )
     rows: dict[int, tuple[int, int, Path]] = {}
     strange: list[Path] = []
-    for synset, paths in found.items():
+    for synset, paths in files.items():
         for path in paths:
             match = _FILE.fullmatch(path.name)
             number = int(match[1]) - 1 if match else -1
