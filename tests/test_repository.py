@@ -34,3 +34,18 @@ def test_every_page_of_the_documents_is_listed():
     listed = set(re.findall(r"([\w/]+\.md)$", text, re.MULTILINE))
     docs = ROOT / "docs"
     assert listed == {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+
+
+def test_the_action_runs_other_actions_by_commit_only():
+    steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert used and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name) for name in used)
+
+
+def test_the_workflow_of_the_check_page_gives_inputs_that_the_action_has():
+    (text,) = re.findall(
+        r'```yaml title="[^"]+"\n(.*?)```', (ROOT / "docs" / "check.md").read_text(), re.DOTALL
+    )
+    steps = yaml.safe_load(text)["jobs"]["check"]["steps"]
+    (step,) = [step for step in steps if step.get("uses", "").startswith("OWNER/robench@")]
+    assert set(step["with"]) <= set(yaml.safe_load((ROOT / "action.yml").read_text())["inputs"])

@@ -29,6 +29,7 @@ from robench.engine.setup import Setup
 from robench.engine.workers import choose_workers
 from robench.evaluation.options import Options, default_results
 from robench.evaluation.planning import PlannedRun, plan
+from robench.evaluation.progress import Callback, shown
 from robench.evaluation.protocol import choose_protocol, find_suites
 from robench.evaluation.reuse import retire, saved_record
 from robench.records import corruption
@@ -49,6 +50,7 @@ def run(
     threat: str | None = None,
     samples: int | None = None,
     knowledge: str | None = None,
+    progress: bool | Callback | None = None,
     **options: Any,
 ) -> Record:
     """Run one suite on one defense and return its record. Re-running resumes, or returns the saved record.
@@ -57,6 +59,7 @@ def run(
         defense: a card, a family, a card's path or a builder's spec.
         attack: a suite or specs; None for the protocol's.
         protocol: by name or path; None for `dataset`, `threat` and `samples`, or the default protocol.
+        progress: True shows a progress bar on stderr; a function is called after every query.
         **options: the fields of `Options`.
 
     Raises:
@@ -65,7 +68,8 @@ def run(
     suites = find_suites(_names(attack)) if attack else None
     chosen = choose_protocol(protocol, dataset, threat, samples, suites)
     levels = [knowledge] if knowledge else None
-    records = list(run_all(_names(defense), suites, chosen, levels, Options(**options)))
+    with shown(progress) as update:
+        records = list(run_all(_names(defense), suites, chosen, levels, Options(progress=update, **options)))
     if len(records) != 1:
         raise UsageError(f"{len(records)} records came of this: robench.run takes one defense and one attack")
     return records[0]

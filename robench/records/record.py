@@ -17,7 +17,7 @@ from robench.core.trust import like, written
 from robench.corruption.suite import SPEC as CORRUPTION
 from robench.corruption.suite import Corruption
 from robench.engine.outcome import AttackCost, Mark
-from robench.statistics.accuracy import Accuracy
+from robench.statistics.accuracy import Accuracy, interval, percent
 from robench.threats.threat import Threat
 
 SCHEMA = 1
@@ -148,6 +148,14 @@ class Record:
     files: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        job = self.job
+        figures = ", ".join(
+            f"{name} {percent(share)} % {interval(share)}"
+            for name, share in (("clean", self.clean_accuracy), ("robust", self.robust_accuracy))
+        )
+        return f"Record({job.defense.name}, {job.suite.name}, {job.threat}, n={job.n}: {figures})"
 
     @property
     def corrupted(self) -> bool:

@@ -129,9 +129,11 @@ def test_a_pickled_result_has_everything_but_the_model(result):
         again.save("nowhere")
 
 
-def test_progress_true_says_where_it_stands_on_stderr(model, digits, capsys):
+def test_progress_true_says_where_it_stands_on_stderr(model, digits, tmp_path, capsys):
     robench.attack("pgd(steps=2)", model, digits.x[:4], digits.y[:4], threat="Linf:0.1", progress=True)
     assert "1/1 pgd(steps=2): " in capsys.readouterr().err
+    robench.run("standard-digits", "fgsm", samples=3, threat="Linf:0.1", results=tmp_path, progress=True)
+    assert "1/1 fgsm: " in capsys.readouterr().err
 
 
 def test_an_unknown_tracker_is_one_line(result):

@@ -315,3 +315,12 @@ def test_perturbations_stay_in_their_file(tmp_path):
     assert (x[0] == 0).all()
     assert (x[1] == 0.5).all()
     assert peak < 10e6
+
+
+def test_a_record_prints_in_one_line(run):
+    record = run.record()
+    shown = repr(record)
+    assert shown.startswith(
+        f"Record({record.job.defense.name}, {record.job.suite.name}, {record.job.threat}, n="
+    )
+    assert f"robust {100 * record.robust_accuracy.value:.2f} % [" in shown and "\n" not in shown
