@@ -8,11 +8,9 @@ Takes minutes on one core. Run it after changing an attack or a suite.
 import json
 import time
 
-import robench.threats.transformations  # noqa: F401  (registers the built-in ones)
 from robench.attacks.build import build_attacks
-from robench.cli.costs import CLASSES, countable
 from robench.core.errors import UsageError
-from robench.engine.counts import FILE
+from robench.engine.counts import CLASSES, FILE, countable
 from robench.engine.query_cost import passes
 
 

@@ -5,10 +5,9 @@ loaded here: a name that is not that of a shipped card or of something built in 
 name that was read from a file stays one (see `robench.core.trust`).
 """
 
-import robench.data  # noqa: F401  (registers the data sets)
 from robench import catalog
 from robench.core import registry, specs
-from robench.core.errors import UsageError
+from robench.core.errors import UsageError, unknown_name
 from robench.core.specs import Spec
 from robench.core.trust import like
 from robench.defenses.resolution import (
@@ -19,8 +18,17 @@ from robench.defenses.resolution import (
     family_card,
 )
 
-__all__ = ["builder_defaults", "dataset_name", "dataset_spec", "defense_name", "knowledge_name"]
+__all__ = [
+    "LEVELS",
+    "builder_defaults",
+    "check_knowledge",
+    "dataset_name",
+    "dataset_spec",
+    "defense_name",
+    "knowledge_name",
+]
 
+LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")
 # Knowledge levels that name a defense.
 _NAMING = ("transfer", "surrogate")
 # The preprocessing of images that are of one size already.
@@ -45,7 +53,7 @@ def dataset_spec(text: str | Spec) -> Spec:
     base = spec.name.partition(":")[0]
     if not registry.datasets.holder(base).startswith("robench."):
         return spec
-    known = specs.defaults(registry.datasets.get(base))
+    known = registry.datasets.describe(base).defaults
     if known.get("preprocessing", _NONE) != _NONE:
         # The name always says how pictures are prepared.
         spec = Spec(spec.name, {"preprocessing": known.pop("preprocessing"), **spec.arguments})
@@ -58,6 +66,19 @@ def defense_name(text: str, dataset: str | Spec | None = None) -> str:
         return canonical_name(text, dataset)
     except UsageError:
         return like(text, text.strip())
+
+
+def check_knowledge(text: str) -> None:
+    """Refuse a knowledge level that there is not; the name of a defense in it is not looked at.
+
+    Raises:
+        UsageError: for an unknown level, or one that lacks the name of a defense.
+    """
+    level, colon, name = (part.strip() for part in text.partition(":"))
+    if level in _NAMING and not name:
+        raise UsageError(f"knowledge {level} needs a defense to search on: write {level}:NAME")
+    if level not in _NAMING and (colon or level not in LEVELS):
+        raise unknown_name("knowledge level", text, LEVELS)
 
 
 def knowledge_name(text: str, dataset: str | Spec | None = None) -> str:

@@ -11,10 +11,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import robench.attacks  # noqa: F401  (registers the built-in attacks)
-from robench.attacks.build import canonical
 from robench.core import registry, specs
-from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.core.errors import ResourceError, UsageError, is_path, unknown_name
 from robench.core.fields import check_table
 from robench.core.specs import Spec
 from robench.core.trust import admit, like, written
@@ -110,7 +108,7 @@ class Rung:
     path: Path = Path()
 
     def __post_init__(self) -> None:
-        _read(self, "threats", {side: Threat.parse(threat) for side, threat in self.threats.items()})
+        _read(self, "threats", {side: Threat.parse(each, late=True) for side, each in self.threats.items()})
 
     def threat(self, side: int, otherwise: Threat) -> Threat:
         """The threat for images of `side` pixels: the one listed for the largest side that is at most `side`, else for
@@ -204,7 +202,7 @@ class Protocol:
     def __post_init__(self) -> None:
         _read(self, "dataset", specs.parse(self.dataset) if self.dataset else None)
         none = self.threat in (None, "", NO_THREAT)
-        _read(self, "threat", None if none else Threat.parse(self.threat or ""))
+        _read(self, "threat", None if none else Threat.parse(self.threat or "", late=True))
 
     @property
     def threat_name(self) -> str:
@@ -249,13 +247,15 @@ def find_suite(text: str) -> Suite:
         return known[text]
     if text.endswith(".toml"):
         return read_named(Suite, text)
-    pieces = [specs.parse(piece) for piece in specs.split(text, "+")]
+    if is_path(text):
+        raise unknown_name("attack", text, known)
+    pieces = list(map(specs.parse, specs.split(text, "+")))
     for piece in pieces:
         if piece.name not in registry.attacks and piece.name != SPEC:
             raise unknown_name("attack", piece.name, {*known, *registry.attacks, SPEC})
-    attacks = [corruption.spec for corruption in corruptions(pieces)] or [
-        canonical(piece) for piece in pieces
-    ]
+    from robench.attacks.build import canonical  # imports torch
+
+    attacks = [corruption.spec for corruption in corruptions(pieces)] or list(map(canonical, pieces))
     return Suite(name=like(text, "+".join(map(str, attacks))), attacks=attacks)
 
 
@@ -267,17 +267,15 @@ def find_protocol(name: str) -> Protocol:
     """
     if name.endswith(".toml"):
         return read_named(Protocol, name)
-    known = protocols()
-    if name not in known:
-        raise unknown_name("protocol", name, known)
-    return known[name]
+    if name not in protocols():
+        raise unknown_name("protocol", name, protocols())
+    return protocols()[name]
 
 
 def own_name(dataset: str, threat: str, samples: int) -> str:
     """The name of a protocol that is not shipped, made from a data set, a threat and a number of images."""
-    if threat == NO_THREAT:
-        return f"{dataset}-c-n{samples}"
-    return f"{dataset}-{threat.replace('/', 'over').replace(':', '-')}-n{samples}"
+    kind = "c" if threat == NO_THREAT else threat.replace("/", "over").replace(":", "-")
+    return f"{dataset}-{kind}-n{samples}"
 
 
 def protocol_name(dataset: str, threat: str, samples: int) -> str:
@@ -326,10 +324,9 @@ def read(kind: type[Item], path: Path) -> Item:
         if missing and not item.ends:
             raise UsageError(f"{path}: the field {missing[0]} is missing")
         for key in ("suites", "knowledge"):
-            if not getattr(item, key) or not all(map(str.strip, getattr(item, key))):
-                raise UsageError(
-                    f"{path}: {key} = {getattr(item, key)}: expected at least one name, none of them empty"
-                )
+            names = getattr(item, key)
+            if not names or not all(map(str.strip, names)):
+                raise UsageError(f"{path}: {key} = {names}: expected at least one name, none of them empty")
         for part in item.ends or [item]:
             if part.samples < 1:
                 raise UsageError(f"{path}: samples = {part.samples}: expected at least 1")

@@ -1,53 +1,12 @@
-"""Attacks, one paper in each file; importing this package registers the built-in ones."""
+"""Attacks, one paper a file; one that is built in is imported when it is asked for (`robench.core.registry`)."""
 
-from robench.attacks import (
-    apgd,
-    apgd_feature,
-    apgd_l1,
-    apgd_mi,
-    cw,
-    ddn,
-    fab,
-    fgsm,
-    fmn,
-    grid,
-    hopskipjump,
-    mifgsm,
-    nes,
-    pgd,
-    pgd_feature,
-    pgd_mi,
-    reference,
-    sigma_zero,
-    sparse_rs,
-    spsa,
-    square,
-)
-from robench.attacks._base import Answer, Ask, Attack, OnFeatures, Problem, Rows, State
+from typing import TYPE_CHECKING
+
+from robench.core.lazy import lazily
+
+if TYPE_CHECKING:
+    from robench.attacks._base import Answer, Ask, Attack, OnFeatures, Problem, Rows, State
 
 __all__ = ["Answer", "Ask", "Attack", "OnFeatures", "Problem", "Rows", "State"]
 
-# Imported to register them.
-BUILT_IN = (
-    apgd,
-    apgd_feature,
-    apgd_l1,
-    apgd_mi,
-    cw,
-    ddn,
-    fab,
-    fgsm,
-    fmn,
-    grid,
-    hopskipjump,
-    mifgsm,
-    nes,
-    pgd,
-    pgd_feature,
-    pgd_mi,
-    reference,
-    sigma_zero,
-    sparse_rs,
-    spsa,
-    square,
-)
+__getattr__ = lazily(__name__, dict.fromkeys(__all__, "_base"))

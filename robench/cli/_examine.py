@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-import torch
 from packaging.requirements import Requirement
 from rich import box
 from rich.console import Group, RenderableType
@@ -22,8 +21,7 @@ from robench.core.formatting import size
 from robench.core.sanitize import plain
 from robench.corruption.cache import Cache
 from robench.corruption.make import library
-from robench.data import cifar10, load_dataset
-from robench.defenses._checkpoints import sha256_of, split_location
+from robench.data import load_dataset
 from robench.records.provenance import device_name, git_state, installed_version, robench_version
 
 OK, WARN, MISSING = "ok", "warn", "missing"
@@ -74,24 +72,20 @@ class Finding:
     mend: str = ""
 
 
-def examine(results_dir: Path | str, data_dir: Path | str | None = None) -> list[Finding]:
+def examine(
+    results_dir: Path | str, data_dir: Path | str | None = None, quick: bool = False
+) -> list[Finding]:
     """Look at everything a run needs; nothing is downloaded and no network is called.
 
     Args:
         results_dir: where records would be written; it need not exist.
         data_dir: where data sets with files lie; None for where they are looked for by default.
+        quick: leave out what takes torch or reads large files: devices, images and checkpoints.
     """
     return [
         _system(),
         *_software(),
-        *_devices(),
-        _digits(),
-        _cifar10(Path(data_dir).expanduser() if data_dir else cifar10.default_root()),
-        *(
-            _checkpoint(card)
-            for card in cards().values()
-            if not card.download_page and (card.checkpoint or not card.recipe)
-        ),
+        *([] if quick else [*_devices(), _digits(), _cifar10(data_dir), *_checkpoints()]),
         _corruptions(),
         *_disk(Path(results_dir)),
     ]
@@ -154,6 +148,8 @@ def _bound(name: str, found: str | None, bound: str, mend: str, purpose: str = "
 
 
 def _devices() -> Iterator[Finding]:
+    import torch
+
     cores = os.cpu_count() or 1
     yield Finding("cpu", OK, f"{device_name('cpu').removeprefix('cpu: ')} on {cores} cores")
     if not torch.cuda.is_available():
@@ -171,7 +167,10 @@ def _digits() -> Finding:
     return Finding("digits", OK, f"{len(images):,} test images, with scikit-learn")
 
 
-def _cifar10(root: Path) -> Finding:
+def _cifar10(data_dir: Path | str | None) -> Finding:
+    from robench.data import cifar10
+
+    root = Path(data_dir).expanduser() if data_dir else cifar10.default_root()
     folder = root / cifar10.FOLDER
     lost = [name for name in _CIFAR_FILES if not (folder / name).is_file()]
     if not lost:
@@ -192,12 +191,20 @@ def _corruptions() -> Finding:
     try:
         cache = Cache()
     except RobenchError as error:
-        return Finding("corruptions", WARN, str(error), "set it anew, or unset it")
+        return Finding("corruptions", WARN, str(error), "correct it, or unset it")
     held = f"{size(cache.usage()[1])} of at most {size(cache.limit)} kept in {cache.folder}"
     return Finding("corruptions", OK, f"{made_by}, {held}; robench cache --clear removes them")
 
 
+def _checkpoints() -> Iterator[Finding]:
+    for card in cards().values():
+        if not card.download_page and (card.checkpoint or not card.recipe):
+            yield _checkpoint(card)
+
+
 def _checkpoint(card: Card) -> Finding:
+    from robench.defenses._checkpoints import sha256_of, split_location
+
     name, where = f"card {card.name}", card.checkpoint
     if not where:
         return Finding(name, OK, "brings its own weights, or needs none")

@@ -6,18 +6,17 @@ from pathlib import Path
 import click
 
 from robench.cli import common
+from robench.cli.completion import folders
 from robench.core.errors import UsageError
 from robench.core.formatting import location
-from robench.evaluation.run import default_results
-from robench.records.collection import collect
-from robench.reports.board import SORTS, board
-from robench.reports.table import FORMATS, WIDTH
+from robench.evaluation.options import default_results
+from robench.reports.table import FORMATS, SORTS, WIDTH
 
 PAGES = "html"
 
 
 @click.command("board")
-@click.argument("results", nargs=-1)
+@click.argument("results", nargs=-1, shell_complete=folders)
 @click.option(
     "--format",
     "form",
@@ -59,10 +58,12 @@ def command(
         raise UsageError("--output, --no-pictures and --data-dir are of pages: add --format html")
     if claims and form == "csv":
         raise UsageError("--claims are shown in text, md, latex and html: csv is of records alone")
-    roots = results or (str(default_results()),)
-    found = collect(roots)
+    from robench.records.collection import collect
+    from robench.reports.board import board
     from robench.reports.robustbench import read_claims
 
+    roots = results or (str(default_results()),)
+    found = collect(roots)
     if form == PAGES:
         from robench.reports.page import write_page
 

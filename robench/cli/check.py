@@ -11,13 +11,18 @@ from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
+from robench.cli.completion import folders, names_of
+from robench.core.errors import CheckFailed, RobenchError
 from robench.core.sanitize import plain
-from robench.verification.baselines import read_baselines
 
 
 @click.command("check")
-@click.argument("baselines", nargs=-1, required=True)
-@click.option("--defense", help="Defense to check.  [default: the one that the record names]")
+@click.argument("baselines", nargs=-1, shell_complete=folders, required=True)
+@click.option(
+    "--defense",
+    shell_complete=names_of("defense"),
+    help="Defense to check.  [default: the one that the record names]",
+)
 @common.checkpoint
 @click.option("--margin", type=float, help="Smallest drop in robust accuracy to detect.  [default: 0.03]")
 @click.option("--miss", type=float, help="Probability of missing such a drop.  [default: 0.05]")
@@ -50,9 +55,9 @@ def command(
     robench check results/digits-linf/mimir-digits/autoattack
     robench check baseline.toml --junit report.xml
     """
-    from robench.core.errors import CheckFailed
     from robench.core.io import write_file
     from robench.verification import ci_report
+    from robench.verification.baselines import Baseline, read_baselines
     from robench.verification.regression import Options, Verdict, check
 
     console, errors = Console(), Console(stderr=True)
@@ -64,12 +69,20 @@ def command(
 
     verdicts: list[Verdict] = []
     seconds: list[float] = []
-    for baseline in [each for path in baselines for each in read_baselines(path)]:
+    listed: list[Baseline] = []
+    unreadable: dict[str, RobenchError] = {}
+    for path in baselines:
+        with common.collected(unreadable, path, alone=len(baselines) == 1):
+            listed += read_baselines(path)
+    for baseline in listed:
         options = replace(Options(device=device, data_dir=data_dir, note=note), **baseline.settings | given)
         begun = time.monotonic()
-        verdict = check(baseline.folder, defense or baseline.defense, options)
+        with common.collected(unreadable, str(baseline.folder), alone=len(listed) == len(baselines) == 1):
+            verdicts.append(check(baseline.folder, defense or baseline.defense, options))
+        if str(baseline.folder) in unreadable:
+            continue
+        verdict = verdicts[-1]
         seconds.append(time.monotonic() - begun)
-        verdicts.append(verdict)
         console.print(
             Text(plain(f"{verdict.defense} against {verdict.baseline}"), style="bold"), soft_wrap=True
         )
@@ -89,4 +102,7 @@ def command(
                 file.write(ci_report.summary(verdicts))
     failed = [f"{verdict.defense}: {verdict.reason}" for verdict in verdicts if not verdict.held]
     if failed:
-        raise CheckFailed(f"{len(failed)} of {len(verdicts)} checks failed: {'; '.join(failed)}")
+        unreadable["checks"] = CheckFailed(
+            f"{len(failed)} of {len(verdicts)} checks failed: {'; '.join(failed)}"
+        )
+    common.raise_worst(unreadable)

@@ -1,11 +1,13 @@
 """Options that several commands take, worded once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from robench.core.errors import CheckFailed
+from robench.cli.completion import files, folders, names_of
+from robench.core.errors import CheckFailed, RobenchError
 from robench.core.sanitize import plain
 from robench.core.specs import split
 from robench.core.trust import trusting
@@ -31,12 +33,26 @@ defenses = click.option(
     multiple=True,
     required=True,
     callback=names,
+    shell_complete=names_of("defense"),
     help="Card, family, .toml or spec; several by commas.",
 )
-protocol = click.option("--protocol", metavar="NAME", help="Data set, images, threat and suites by one name.")
-dataset = click.option("--dataset", metavar="NAME", help="A data set, when no protocol is named.")
+protocol = click.option(
+    "--protocol",
+    metavar="NAME",
+    shell_complete=names_of("protocol"),
+    help="Data set, images, threat and suites by one name.",
+)
+dataset = click.option(
+    "--dataset",
+    metavar="NAME",
+    shell_complete=names_of("dataset"),
+    help="A data set, when no protocol is named.",
+)
 threat = click.option(
-    "--threat", metavar="KIND:RADIUS", help="Norm or transformation and radius: Linf:8/255, fog:0.4."
+    "--threat",
+    metavar="KIND:RADIUS",
+    shell_complete=names_of("threat"),
+    help="Norm or transformation and radius: Linf:8/255, fog:0.4.",
 )
 seed = click.option(
     "--seed",
@@ -52,9 +68,20 @@ device = click.option(
 batch_size = click.option(
     "--batch-size", metavar="N", default="auto", show_default=True, help="Images in one network call."
 )
-checkpoint = click.option("--checkpoint", metavar="FILE", help="Weights in place of the card's.")
-data_dir = click.option("--data-dir", metavar="DIR", help="Folder of data sets that have files.")
-results = click.option("--results", metavar="DIR", help="Folder of all records.  [default: results]")
+checkpoint = click.option(
+    "--checkpoint", metavar="FILE", shell_complete=files, help="Weights in place of the card's."
+)
+data_dir = click.option(
+    "--data-dir", metavar="DIR", shell_complete=folders, help="Folder of data sets that have files."
+)
+results = click.option(
+    "--results",
+    "--output",
+    "results",
+    metavar="DIR",
+    shell_complete=folders,
+    help="Folder of all records.  [default: results]",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
 trust = click.option(
     "--trust",
@@ -80,3 +107,31 @@ def report(left_out: "Sequence[LeftOut]", used: int, what: str = "left out", nam
     count = f"{len(left_out)} of {used + len(left_out)} {what}"
     lines = [] if named else [f"- {plain(str(each))}" for each in left_out]
     raise CheckFailed("\n".join([count + (":" if lines else ""), *lines]))
+
+
+@contextmanager
+def collected(errors: dict[str, RobenchError], name: str, alone: bool) -> Iterator[None]:
+    """Keep the error of one of several items, so that the others are looked at too; `raise_worst` raises it.
+
+    Args:
+        errors: where the error goes, under `name`.
+        alone: whether there is only this item; then the error is raised at once.
+    """
+    try:
+        yield
+    except RobenchError as error:
+        if alone:
+            raise
+        click.echo(plain(f"FAILED: {error}"))
+        errors[name] = error
+
+
+def raise_worst(errors: Mapping[str, RobenchError]) -> None:
+    """Raise one error for all, with the highest exit code among them and a line for each; nothing if there are none.
+
+    Raises:
+        RobenchError: of the kind with the highest exit code.
+    """
+    if errors:
+        worst = max(errors.values(), key=lambda error: error.exit_code)
+        raise type(worst)("\n".join(str(error) for error in errors.values()))

@@ -8,11 +8,12 @@ from rich.text import Text
 
 from robench.cli import common
 from robench.cli.common import names
+from robench.cli.completion import names_of
 from robench.core.sanitize import plain
 
 
 @click.command("corrupt")
-@click.option("--dataset", required=True, help="Whose test images.")
+@click.option("--dataset", required=True, shell_complete=names_of("dataset"), help="Whose test images.")
 @click.option("--output", required=True, help="Folder to write.")
 @click.option(
     "--corruption",

@@ -5,8 +5,6 @@ from collections.abc import Callable
 import click
 
 from robench.cli.running import GroupedCommand, Running, Selection, running, selecting, show_picture
-from robench.evaluation import security_curve
-from robench.reports import security_curve as report
 
 
 @click.command("curve", cls=GroupedCommand)
@@ -27,6 +25,9 @@ def command(radii: str, selection: Selection, running: Running) -> Callable[[], 
 
 def curve(radii: str, selection: Selection, running: Running) -> Callable[[], None]:
     """Run every radius; what is returned shows the result."""
+    from robench.evaluation import security_curve
+    from robench.reports import security_curve as report
+
     over = security_curve.Radii.parse(radii)
     levels = security_curve.protocols(
         over, selection.protocol, selection.dataset, selection.threat, selection.samples

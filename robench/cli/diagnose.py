@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 
 from robench.cli import common
-from robench.cli.running import GroupedCommand, Running, running
+from robench.cli.completion import names_of
+from robench.cli.running import GroupedCommand, Running, Selection, running
 from robench.core.errors import UsageError
-from robench.diagnosis.diagnose import diagnose, grid
 from robench.evaluation.protocol import choose_protocol
 from robench.reports.table import render
 
@@ -31,6 +31,7 @@ from robench.reports.table import render
 @click.option(
     "--knowledge",
     metavar="LEVEL",
+    shell_complete=names_of("knowledge"),
     default="full",
     show_default=True,
     help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
@@ -58,6 +59,9 @@ def command(
     """
     if seeds is not None and not mi:
         raise UsageError("--seeds says how often --mi measures: add --mi, or leave it out")
+    Selection(defenses, [], **named, samples=samples, knowledge=[knowledge]).check()
+    from robench.diagnosis.diagnose import diagnose, grid
+
     options = running.options
     if options.checkpoint and len(defenses) > 1:
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")

@@ -2,25 +2,19 @@
 
 import json
 import sys
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import robench.attacks
-import robench.data
-import robench.defenses
-import robench.threats.transformations  # noqa: F401  (importing registers what is built in)
 from robench import catalog
-from robench.attacks import Attack
-from robench.catalog import Suite
 from robench.cli import common, costs
-from robench.core import registry, specs
+from robench.cli.completion import names_among
+from robench.core import registry
 from robench.core.errors import unknown_name
+from robench.core.index import Description
 from robench.core.sanitize import plain
-from robench.data._base import facts_of
 
 KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations")
 
@@ -59,7 +53,7 @@ def _attacks() -> list[dict[str, str]]:
         {
             "name": suite.name,
             "kind": "suite",
-            "passes": costs.brief(suite),
+            "passes": costs.brief(suite.name),
             "description": suite.description,
         }
         for suite in catalog.suites().values()
@@ -67,28 +61,26 @@ def _attacks() -> list[dict[str, str]]:
     return suites + [
         {
             "name": name,
-            "kind": _kind(registry.attacks.get(name)),
-            "passes": costs.brief(Suite(name, [specs.Spec(name)])),
-            "description": _first_line(registry.attacks.get(name).__doc__),
+            "kind": _kind(registry.attacks.describe(name)),
+            "passes": costs.brief(name),
+            "description": registry.attacks.describe(name).summary,
         }
         for name in registry.attacks
     ]
 
 
-def _kind(builder: Any) -> str:
+def _kind(attack: Description) -> str:
     """What an attack is, by the facts that its class states."""
-    if not isinstance(builder, type) or not issubclass(builder, Attack):
-        return "attack"
-    facts = {"minimum-norm": builder.minimum_norm, "gradient-free": builder.gradient_free}
-    return " ".join([", ".join(fact for fact, holds in facts.items() if holds), "attack"]).strip()
+    facts = [fact.replace("_", "-") for fact in ("minimum_norm", "gradient_free") if attack.facts.get(fact)]
+    return f"{', '.join(facts)} attack".strip()
 
 
 def _datasets() -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "description": _first_line(registry.datasets.get(name).__doc__),
-            "layout": facts_of(registry.datasets.get(name)).layout,
+            "description": registry.datasets.describe(name).summary,
+            "layout": registry.datasets.describe(name).facts.get("layout", ""),
         }
         for name in registry.datasets
     ]
@@ -111,14 +103,10 @@ def _transformations() -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "description": _first_line(registry.transformations.get(name).__doc__),
+            "description": registry.transformations.describe(name).summary,
         }
         for name in registry.transformations
     ]
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n")[0]
 
 
 def _brought() -> list[dict[str, str]]:
@@ -169,18 +157,22 @@ def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, s
             shown[RECIPES] = [{key: row[key] for key in short} for row in rows if row["name"] in trained]
             shown[BROUGHT] = released
             shown[PURIFIERS] = [
-                {"name": f"{name}+", "description": _first_line(registry.purifiers.get(name).__doc__)}
+                {"name": f"{name}+", "description": registry.purifiers.describe(name).summary}
                 for name in registry.purifiers
             ]
             shown[SCHEMES] = [
-                {"name": f"{scheme}:", "description": _first_line(registry.loaders.get(scheme).__doc__)}
+                {"name": f"{scheme}:", "description": registry.loaders.describe(scheme).summary}
                 for scheme in registry.loaders
             ]
     return shown
 
 
 @click.command("list")
-@click.argument("kind", required=False)
+@click.argument(
+    "kind",
+    required=False,
+    shell_complete=names_among(KINDS),
+)
 @common.as_json
 def command(kind: str | None, as_json: bool) -> None:
     """List defenses, attacks, datasets, protocols or transformations; all of them when no KIND is given."""

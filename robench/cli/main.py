@@ -1,5 +1,6 @@
 """The group of commands, and how every one of them ends: an exit code, and no traceback for a user's mistake."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -11,6 +12,8 @@ from robench.core.errors import ResourceError, RobenchError, unknown_name
 from robench.core.interrupts import INTERRUPTED, end_at_once
 from robench.core.sanitize import plain_lines
 
+# Shells ask by this variable what to complete.
+COMPLETION = "_ROBENCH_COMPLETE"
 # name -> "module:command", imported when asked for: --help must not wait for torch.
 COMMANDS = {
     "run": ("robench.cli.run", "Attack defenses and write records."),
@@ -49,7 +52,7 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
         if args and args[0] not in COMMANDS:
-            ctx.fail(str(unknown_name("command", args[0], COMMANDS)))
+            ctx.fail(str(unknown_name("command", args[0], COMMANDS, "robench --help lists all")))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -57,19 +60,30 @@ class Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="robench")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Find out whether an image classifier's defense really holds.
 
     \b
     robench run --defense mimir --attack autoattack
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     open_standard_streams()
+    if COMPLETION in os.environ:
+        # click writes bytes for the shell, and exits.
+        cli.main(prog_name="robench")
     before = sys.stdout, sys.stderr
     output, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     sys.stdout = output

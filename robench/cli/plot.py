@@ -8,7 +8,8 @@ from rich.text import Text
 
 from robench.cli import common
 from robench.cli.common import names
-from robench.evaluation.run import default_results
+from robench.cli.completion import folders, names_among
+from robench.evaluation.options import default_results
 from robench.reports.plots import PLOTS
 from robench.reports.plots.style import FORMATS
 
@@ -28,8 +29,8 @@ all          every one that there are records for
 robench plot scatter
 robench plot all results/shipped --format svg,pdf --output pictures""",
 )
-@click.argument("kind")
-@click.argument("results", nargs=-1)
+@click.argument("kind", shell_complete=names_among((*PLOTS, ALL)))
+@click.argument("results", nargs=-1, shell_complete=folders)
 @click.option(
     "--format", "formats", multiple=True, callback=names, help=f"Of {', '.join(FORMATS)}.  [default: png]"
 )

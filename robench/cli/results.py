@@ -7,7 +7,7 @@ from rich.text import Text
 from robench.cli import common
 from robench.cli.common import names
 from robench.core.sanitize import plain
-from robench.evaluation.run import default_results
+from robench.evaluation.options import default_results
 
 _UNITS = ("B", "kB", "MB", "GB")
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -13,9 +14,10 @@ from robench.cli.running import GroupedCommand, Running, Selection, running, sel
 from robench.core.errors import UsageError
 from robench.core.sanitize import plain
 from robench.evaluation.protocol import find_suites
-from robench.evaluation.run import run_all
-from robench.records.record import Record
 from robench.reports.table import render
+
+if TYPE_CHECKING:
+    from robench.records.record import Record
 
 
 @click.command("run", cls=GroupedCommand)
@@ -68,6 +70,8 @@ def command(
         return sweep(swept, selection, running)
     suites = find_suites(selection.attacks)
     chosen = selection.chosen()
+    from robench.evaluation.run import run_all
+
     records: list[Record] = []
     for record in run_all(
         selection.defenses, suites or None, chosen, selection.knowledge or None, running.options
@@ -79,7 +83,7 @@ def command(
     return lambda: _show(records, list(dict.fromkeys(selection.attacks or chosen.suites)))
 
 
-def _show(records: list[Record], suites: list[str]) -> None:
+def _show(records: "list[Record]", suites: list[str]) -> None:
     from robench.reports.plots import corruption_heatmap
     from robench.reports.run_summary import run_table
     from robench.reports.unforeseen import unforeseen

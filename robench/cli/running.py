@@ -7,20 +7,27 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from robench.catalog import Protocol
+from robench.canonical import check_knowledge
+from robench.catalog import Protocol, find_protocol
 from robench.cli import common
+from robench.cli.completion import names_of
+from robench.core import registry, specs
+from robench.core.errors import is_path, unknown_name
 from robench.core.sanitize import plain
+from robench.defenses.resolution import is_family, resolve
 from robench.evaluation.options import Options, default_results
 from robench.evaluation.progress import Bar
-from robench.evaluation.protocol import choose_protocol
-from robench.records.record import Record
+from robench.evaluation.protocol import choose_protocol, find_suites
 from robench.reports.table import Grid, render
+
+if TYPE_CHECKING:
+    from robench.records.record import Record
 
 _GROUPS = {
     "What to run": "defenses attacks protocol sources targets dataset threat samples knowledge seeds mi finetune",
@@ -41,6 +48,26 @@ class Selection:
     samples: int | None = None
     knowledge: list[str] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Refuse unknown names before anything is imported that takes long.
+
+        Raises:
+            UsageError: with the nearest names.
+        """
+        protocol = find_protocol(self.protocol) if self.protocol else None
+        dataset = self.dataset or (protocol and protocol.dataset)
+        if isinstance(dataset, str) and is_path(dataset):
+            raise unknown_name("dataset", dataset, ())
+        if dataset and (base := specs.parse(dataset).name.partition(":")[0]) not in registry.datasets:
+            raise unknown_name("dataset", base, registry.datasets)
+        find_suites(self.attacks)
+        for level in self.knowledge:
+            check_knowledge(level)
+        for defense in self.defenses:
+            # Purifiers of a family may be for any data set of a protocol of transfer.
+            if dataset or not is_family(defense):
+                resolve(defense, dataset)
+
     def chosen(self) -> Protocol:
         """The protocol that these options name or make up."""
         return choose_protocol(self.protocol, self.dataset, self.threat, self.samples, self.attacks or None)
@@ -54,7 +81,7 @@ class Running:
     bar: Bar
     as_json: bool
 
-    def print_json(self, records: Sequence[Record], **more: Any) -> None:
+    def print_json(self, records: "Sequence[Record]", **more: Any) -> None:
         """Print what --json promises: one object on stdout, and nothing else."""
         json.dump({"records": [record.to_dict() for record in records], **more}, sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -80,7 +107,7 @@ _SELECTION = (
     common.defenses,
     click.option(
         "--attack", "attacks", metavar="SUITE|SPEC", multiple=True, callback=common.names,
-        help="Suite, spec, or specs joined by +; several by commas.",
+        shell_complete=names_of("attack"), help="Suite, spec, or specs joined by +; several by commas.",
     ),
     common.protocol,
     common.dataset,
@@ -89,7 +116,7 @@ _SELECTION = (
         "--samples", metavar="N", type=int, help="How many images, the first of the test split."
     ),
     click.option(
-        "--knowledge", metavar="LEVEL", multiple=True, callback=common.names,
+        "--knowledge", metavar="LEVEL", multiple=True, callback=common.names, shell_complete=names_of("knowledge"),
         help="full, bpda, oblivious, transfer:NAME or surrogate:NAME; several by commas.",
     ),
 )  # fmt: skip
@@ -121,6 +148,7 @@ def selecting(*without: str) -> Callable[[Callable], Callable]:
         def wrapped(**given: Any) -> Any:
             taken = {item.name: given.pop(item.name) for item in fields(Selection) if item.name in given}
             selection = Selection(**taken)
+            selection.check()
             return command(selection=selection, **given)
 
         return _with(wrapped, _SELECTION, without)

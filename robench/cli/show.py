@@ -1,10 +1,7 @@
 """robench show: one thing that has a name, or one record with a picture of its fooled images."""
 
 import dataclasses
-import inspect
-import re
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +10,19 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-import robench.attacks
-import robench.data
-import robench.defenses
-import robench.threats.transformations  # noqa: F401  (importing registers what is built in)
 from robench import catalog
 from robench.catalog import Card, End, Protocol, Rung, Suite
 from robench.cli import common, costs
-from robench.core import registry, specs
+from robench.cli.completion import names_of
+from robench.core import index, registry, specs
 from robench.core.errors import RobenchError, UsageError, unknown_name
 from robench.core.sanitize import plain, plain_lines
-from robench.defenses import describe as facts
-from robench.defenses import find_card
 from robench.defenses.loaders import scheme_of
+from robench.defenses.resolution import find_card
 
 
 @click.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=names_of("anything"))
 @click.option("--picture", help="Where a record's picture goes.  [default: picture.png in its folder]")
 @common.data_dir
 @click.option("--threat", help="In which an attack's passes are counted, such as L2:0.5.")
@@ -55,7 +48,7 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
             console.print(Text(plain(f"{kind} {name}"), style="bold"))
             found = names[name]()
             console.print(Text(plain_lines(found)) if isinstance(found, str) else found)
-            if kind in ("suite", "attack"):
+            if kind == "attack" or (kind == "suite" and not catalog.suites()[name].rungs):
                 _costs(console, name, threat, classes)
             return
     if _is_attack(name):
@@ -65,7 +58,7 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
     if name.endswith(".toml") or scheme_of(name) or "(" in name or "+" in name or name in registry.defenses:
         card = find_card(name)
         console.print(Text(plain(f"defense {card.name if card else name}"), style="bold"))
-        console.print(_card(card) if card else _table(facts.of_spec(name)))
+        console.print(_card(card) if card else _table(_network(name)))
         return
     if Path(name).is_dir():
         from robench.records.record import read_record
@@ -147,11 +140,20 @@ def _known() -> dict[str, dict[str, Any]]:
 
 def _card(card: Card) -> RenderableType:
     """A card's fields, and what its network takes and gives, where it can be built here."""
+    shipped = catalog.cards().get(card.name) == card
+    facts = index.section("network").get(card.name) if shipped else None
     try:
-        found = facts.of_card(card)
+        facts = facts or _network(card)
     except RobenchError as error:
-        found = {"network": f"cannot be built here: {error}"}
-    return Group(_fields(card), _table(found))
+        facts = {"network": f"cannot be built here: {error}"}
+    return Group(_fields(card), _table(facts))
+
+
+def _network(defense: Card | str) -> dict[str, str]:
+    """What the network of a card or a spec takes and gives, which is built for that."""
+    from robench.defenses import describe
+
+    return describe.of_card(defense) if isinstance(defense, Card) else describe.of_spec(defense)
 
 
 def _fields(item: Card | Suite | Protocol) -> RenderableType:
@@ -192,32 +194,18 @@ def _text(value: Any) -> str:
 
 def _rung(rung: Rung) -> str:
     """One line for the run, and one for its threats by the side of the images."""
-    told = rung.attack if rung.knowledge == "full" else f"{rung.attack} @{rung.knowledge}"
-    told += " on the classifier alone" if rung.subject == "classifier" else ""
-    told += f" ({rung.stochastic} defenses)" if rung.stochastic != "all" else ""
+    text = rung.attack if rung.knowledge == "full" else f"{rung.attack} @{rung.knowledge}"
+    text += " on the classifier alone" if rung.subject == "classifier" else ""
+    text += f" ({rung.stochastic} defenses)" if rung.stochastic != "all" else ""
     threats = ", ".join(f"{threat} at {side} px" for side, threat in rung.threats.items())
-    return f"{rung.name}: {told}" + (f"\n  {threats}" if threats else "")
+    return f"{rung.name}: {text}" + (f"\n  {threats}" if threats else "")
 
 
 def _builder(kind: registry.Registry, name: str) -> RenderableType:
-    builder = kind.get(name)
-    told = _reflowed(_documentation(builder), Console().width)
-    lines = [f"from {kind.holder(name)}", "", *told, ""]
-    arguments = {key: default for key, default in specs.defaults(builder).items() if key != "source"}
-    lines += [f"{key} = {default!r}" for key, default in arguments.items()]
-    return Text("\n".join(lines).replace("<class 'inspect._empty'>", "(needed)"))
-
-
-def _documentation(builder: Callable[..., Any]) -> str:
-    """A builder's docstring, with what its base classes say of parameters that it does not describe itself."""
-    text = inspect.getdoc(builder) or "no documentation"
-    bases = builder.__mro__[1:] if isinstance(builder, type) else ()
-    for name in specs.defaults(builder):
-        entry = re.compile(rf"^    {name}: .*(?:\n {{8}}.*)*", re.MULTILINE)
-        described = [match.group() for base in bases if (match := entry.search(inspect.getdoc(base) or ""))]
-        if described and not entry.search(text):
-            text += ("" if "\nArgs:" in text else "\n\nArgs:") + f"\n{described[0]}"
-    return text
+    builder = kind.describe(name)
+    lines = [f"from {kind.holder(name)}", "", *_reflowed(builder.documentation, Console().width), ""]
+    lines += [f"{key} = {default}" for key, default in builder.arguments.items() if key != "source"]
+    return Text("\n".join(lines))
 
 
 def _reflowed(docstring: str, width: int) -> list[str]:

@@ -7,9 +7,6 @@ import click
 
 from robench.cli.running import GroupedCommand, Running, Selection, running, selecting, show_picture
 from robench.core.errors import UsageError
-from robench.evaluation import sweep as sweeping
-from robench.records.store import slug
-from robench.reports import sweep as report
 
 
 @click.command("sweep", cls=GroupedCommand)
@@ -30,6 +27,10 @@ def command(setting: str, selection: Selection, running: Running) -> Callable[[]
 
 def sweep(setting: str, selection: Selection, running: Running) -> Callable[[], None]:
     """Run every value; what is returned shows the result."""
+    from robench.evaluation import sweep as sweeping
+    from robench.records.store import slug
+    from robench.reports import sweep as report
+
     protocol, defenses, attacks = selection.chosen(), selection.defenses, selection.attacks
     asked = sweeping.Sweep.parse(setting)
     if len(defenses) != 1 or len(attacks) > 1:

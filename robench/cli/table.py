@@ -5,13 +5,14 @@ import sys
 import click
 
 from robench.cli import common
-from robench.evaluation.run import default_results
+from robench.cli.completion import folders, names_of
+from robench.evaluation.options import default_results
 from robench.reports.table import FORMATS
 
 
 @click.command("table")
-@click.argument("paper")
-@click.argument("results", nargs=-1)
+@click.argument("paper", shell_complete=names_of("paper"))
+@click.argument("results", nargs=-1, shell_complete=folders)
 @click.option("--suite", help="The ladder whose records a table holds, where it is one.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @common.trust

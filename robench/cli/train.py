@@ -5,11 +5,12 @@ from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
+from robench.cli.completion import names_of
 from robench.core.sanitize import plain_lines
 
 
 @click.command("train")
-@click.argument("card")
+@click.argument("card", shell_complete=names_of("recipe"))
 @common.data_dir
 @click.option("--output", help="The checkpoint to write.  [default: NAME.safetensors]")
 @click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,13 +11,10 @@ from robench.catalog import Protocol, find_protocol, find_suite
 from robench.cli import common
 from robench.cli.running import GroupedCommand, Running, Selection, running, selecting
 from robench.core import specs
-from robench.evaluation.dataset_transfer import Cell, plan, play
-from robench.evaluation.finetune import counts, curve
-from robench.records.store import slug
-from robench.reports import finetune as finetuning
-from robench.reports.dataset_transfer import grid, matrices, picture
-from robench.reports.plots.style import save
 from robench.reports.table import WIDTH, render
+
+if TYPE_CHECKING:
+    from robench.evaluation.dataset_transfer import Cell
 
 
 @click.command("transfer", cls=GroupedCommand)
@@ -63,6 +61,11 @@ def transfer(
     running: Running,
 ) -> Callable[[], None]:
     """Run every cell; what is returned shows the matrix, or with `finetune` the curves."""
+    from robench.evaluation.dataset_transfer import plan, play
+    from robench.records.store import slug
+    from robench.reports.dataset_transfer import grid, matrices, picture
+    from robench.reports.plots.style import save
+
     protocol = find_protocol(selection.protocol or "transfer")
     cells = plan(protocol, selection.defenses, sources, targets, running.options)
     suites = selection.attacks or protocol.suites
@@ -88,13 +91,18 @@ def transfer(
 
 def _finetune(
     text: str,
-    cells: Sequence[Cell],
+    cells: "Sequence[Cell]",
     protocol: Protocol,
     suites: Sequence[str],
     selection: Selection,
     running: Running,
 ) -> Callable[[], None]:
     """Fine-tune and run the purifier of each cell on each number of images."""
+    from robench.evaluation.dataset_transfer import play
+    from robench.evaluation.finetune import counts, curve
+    from robench.records.store import slug
+    from robench.reports import finetune as finetuning
+
     images = counts(text)
     curves: list[tuple[Cell, finetuning.Found]] = []
     for cell in cells:

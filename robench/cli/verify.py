@@ -1,25 +1,27 @@
 """robench verify: re-check records from their certificates, by forward passes alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
-from robench.core.errors import CheckFailed
+from robench.cli.completion import folders, names_of
+from robench.core.errors import CheckFailed, RobenchError
 from robench.core.sanitize import plain
-from robench.defenses import load
-from robench.records.inputs import defense_of, images_of
-from robench.records.record import read_record
-from robench.verification.replay import REPLAYED, Sample
-from robench.verification.verify import Report, report
+
+if TYPE_CHECKING:
+    from robench.verification.verify import Report
 
 
 @click.command("verify")
-@click.argument("records", nargs=-1, required=True)
+@click.argument("records", nargs=-1, shell_complete=folders, required=True)
 @click.option(
-    "--defense", help="What is verified, by its name here.  [default: the defense that the record names]"
+    "--defense",
+    shell_complete=names_of("defense"),
+    help="What is verified, by its name here.  [default: the defense that the record names]",
 )
 @click.option(
     "--replay",
@@ -56,29 +58,36 @@ def command(
     these images is at most the figure. It does not prove that no stronger attack exists, and some fields rest on trust:
     the output names them. --replay attacks a few rows again, which tests those fields too.
     """
+    from robench.defenses import load
     from robench.engine.device import choose_device
+    from robench.records.inputs import defense_of, images_of
+    from robench.records.record import read_record
+    from robench.verification.replay import Sample
+    from robench.verification.verify import report
 
     where, console = choose_device(device), Console()
-    failed: dict[str, str] = {}
+    failed: dict[str, RobenchError] = {}
     for path in records:
         if len(records) > 1:
             console.print(Text(plain(path), style="bold"), soft_wrap=True)
-        record = read_record(path)
-        name, images = defense_of(record, defense), images_of(record, data_dir)
-        loaded = load(name, record.job.dataset.name, checkpoint, where, images.among)
-        sample = Sample.of(replay, replay_seed) if replay else None
-        made = report(Path(path), loaded, images, where, sample)
-        if made.broken:
-            failed[path] = ", ".join(dict.fromkeys(item.field for item in made.broken))
-        for line in _lines(made, verbose):
-            console.print(Text(plain(line)), soft_wrap=True)
-    if failed:
-        named = "; ".join(f"{plain(path)} does not hold: {broken}" for path, broken in failed.items())
-        raise CheckFailed(named)
+        with common.collected(failed, path, alone=len(records) == 1):
+            record = read_record(path)
+            name, images = defense_of(record, defense), images_of(record, data_dir)
+            loaded = load(name, record.job.dataset.name, checkpoint, where, images.among)
+            sample = Sample.of(replay, replay_seed) if replay else None
+            made = report(Path(path), loaded, images, where, sample)
+            for line in _lines(made, verbose):
+                console.print(Text(plain(line)), soft_wrap=True)
+            if made.broken:
+                fields = ", ".join(dict.fromkeys(item.field for item in made.broken))
+                failed[path] = CheckFailed(f"{plain(path)} does not hold: {fields}")
+    common.raise_worst(failed)
 
 
-def _lines(made: Report, verbose: bool) -> list[str]:
+def _lines(made: "Report", verbose: bool) -> list[str]:
     """What is printed of one record: the result first, then what fails, and every check where asked for."""
+    from robench.verification.replay import REPLAYED
+
     shown = [each for each in made.findings if verbose or not each.held or each.field == REPLAYED]
     lines = [str(made), *map(str, shown)]
     if verbose:

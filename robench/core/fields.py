@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from robench.core.errors import UsageError
+from robench.core.errors import UsageError, some
 
 # Maximum length of a string in a table, in characters.
 _LONGEST = 10_000
@@ -63,7 +63,7 @@ def check_table(
     known = {item.name: item for item in fields(kind) if item.name not in without}
     for key, value in table.items():
         if key not in known:
-            raise UsageError(f'{where}: unknown field "{key}": expected some of {", ".join(known)}')
+            raise UsageError(f'{where}: unknown field "{key}": expected some of {some(known, str(key))}')
         try:
             check_value(f"{where}{inside}{key}", value, known[key].type, ranges, sign=" = ")
         except ValueError as error:

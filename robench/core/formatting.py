@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from robench.core.errors import UsageError
+from robench.core.errors import UsageError, some
 from robench.core.sanitize import plain
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$])")
@@ -84,5 +84,5 @@ def one_of(kind: str, name: str, known: tuple[str, ...]) -> str:
         UsageError: otherwise, listing the known names.
     """
     if name not in known:
-        raise UsageError(f'unknown {kind} "{name}": expected one of {", ".join(known)}')
+        raise UsageError(f'unknown {kind} "{name}": expected one of {some(known, name)}')
     return name

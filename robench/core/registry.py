@@ -5,14 +5,18 @@ A package that declares
     [project.entry-points."robench.attacks"]
     my_attack = "my_package:MyAttack"
 
-makes its attack available by name on the command line and in suites.
+makes its attack available by name on the command line and in suites. Built-in names are known from
+`robench.core.index`, and their modules are imported on first use.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+from robench.core import index
 from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.core.index import Description
 
 Builder = Callable[..., Any]
 Kind = TypeVar("Kind", bound=Builder)
@@ -24,10 +28,12 @@ class Registry:
     Args:
         kind: singular noun ("defense", "purifier", "loader", "attack", "transformation",
             "dataset"); the entry-point group is `robench.<kind>s`.
+        built_in: descriptions of builders whose modules are imported on first use.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, built_in: Mapping[str, Description] | None = None):
         self.kind = kind
+        self._built_in = built_in or {}
         self.group = f"robench.{kind}s"
         self._builders: dict[str, Builder] = {}
         self._holders: dict[str, str] = {}
@@ -44,8 +50,8 @@ class Registry:
             holder = f"{builder.__module__}.{builder.__qualname__}"
             if self._outsiders and name in self._outsiders and _path(self._outsiders[name]) == holder:
                 return builder  # An entry point already refers to this builder.
-            taken = self._holders.get(name) or self._outside_holder(name)
-            if taken:
+            taken = self._holder_inside(name) or self._outside_holder(name)
+            if taken and not (taken == holder and name not in self._holders):
                 raise UsageError(f'{self.kind} "{name}" is taken by {taken}: {holder} needs another name')
             self._builders[name] = builder
             self._holders[name] = holder
@@ -69,18 +75,36 @@ class Registry:
                     f'{self.kind} "{name}" of {_origin(entry)} cannot be loaded from {entry.value}: {error}'
                 ) from error
         if name not in self._builders:
-            raise unknown_name(self.kind, name, self)
+            if name not in self._built_in:
+                raise unknown_name(self.kind, name, self)
+            import_module(self._built_in[name].place.partition(":")[0])
         return self._builders[name]
+
+    def describe(self, name: str) -> Description:
+        """The description of `name`; a built-in builder is not imported for it. Raises what `get` raises."""
+        if name in self._built_in and name not in self._entry_points():
+            return self._built_in[name]
+        return index.describe(self.get(name))
 
     def holder(self, name: str) -> str:
         """The provider of `name`: a module of robench, or another package."""
-        return self._holders.get(name) or self._outside_holder(name) or ""
+        return self._holder_inside(name) or self._outside_holder(name) or ""
+
+    @property
+    def registered(self) -> dict[str, Builder]:
+        """The builders of the modules that were imported so far."""
+        return dict(self._builders)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._builders or name in self._entry_points()
+        return name in self._builders or name in self._built_in or name in self._entry_points()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._builders, *self._entry_points()}))
+        return iter(sorted({*self._builders, *self._built_in, *self._entry_points()}))
+
+    def _holder_inside(self, name: str) -> str | None:
+        if name in self._built_in:
+            return self._built_in[name].place.replace(":", ".")
+        return self._holders.get(name)
 
     def _outside_holder(self, name: str) -> str | None:
         # During the import of robench its own names take precedence; entry points are checked on first use.
@@ -92,7 +116,7 @@ class Registry:
         if self._outsiders is None:
             entries: dict[str, EntryPoint] = {}
             for entry in entry_points(group=self.group):
-                holder = self._holders.get(entry.name)
+                holder = self._holder_inside(entry.name)
                 if holder == _path(entry):
                     continue
                 if not holder and entry.name in entries and entries[entry.name].value != entry.value:
@@ -114,9 +138,7 @@ def _origin(entry: EntryPoint) -> str:
     return f"package {entry.dist.name}" if entry.dist else f"entry point {entry.value}"
 
 
-defenses = Registry("defense")
-purifiers = Registry("purifier")
-loaders = Registry("loader")
-attacks = Registry("attack")
-transformations = Registry("transformation")
-datasets = Registry("dataset")
+defenses, purifiers, loaders, attacks, transformations, datasets = (
+    Registry(kind, index.built_in(kind))
+    for kind in ("defense", "purifier", "loader", "attack", "transformation", "dataset")
+)

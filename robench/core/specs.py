@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from robench.core.errors import UsageError
+from robench.core.errors import UsageError, some
 from robench.core.trust import like
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(:[^\s()][^()]*)?")
@@ -164,7 +164,7 @@ def canonical(spec: Spec, builder: Callable[..., Any]) -> Spec:
     kinds = {p.kind for p in inspect.signature(builder).parameters.values()}
     for key in spec.arguments:
         if key not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
-            raise UsageError(f"{spec.name} takes no argument {key}: it takes {', '.join(known) or 'none'}")
+            raise UsageError(f"{spec.name} takes no argument {key}: it takes {some(known, key)}")
     missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in spec.arguments]
     if missing:
         raise UsageError(f"{spec.name} needs {', '.join(missing)}: write {spec.name}({missing[0]}=...)")

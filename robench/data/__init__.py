@@ -1,27 +1,19 @@
 """Data sets: images in canonical order, float32 in [0, 1]."""
 
 import inspect
+from typing import TYPE_CHECKING
 
 from robench.core import registry, specs
 from robench.core.errors import UsageError
+from robench.core.lazy import lazily
 from robench.core.trust import admit
-from robench.data import (  # noqa: F401 - imported to register them
-    arrays,
-    cifar10,
-    cifar100,
-    cifar_variants,
-    corrupted,
-    digits,
-    folder,
-    imagenet,
-    imagenet_corrupted,
-    imagenet_variants,
-    parquet,
-    tiny_imagenet,
-)
-from robench.data._base import Images, facts_of
+
+if TYPE_CHECKING:
+    from robench.data._base import Images
 
 __all__ = ["Images", "load_dataset", "needs_files"]
+
+__getattr__ = lazily(__name__, {"Images": "_base"})
 
 # Arguments of `load_dataset`, which a spec may not set.
 _OURS = ("split", "data_dir", "samples", "path")
@@ -30,12 +22,12 @@ _OURS = ("split", "data_dir", "samples", "path")
 def needs_files(name: str) -> bool:
     """Whether a data set needs files on disk; True for a name that is not registered."""
     base = specs.parse(name).name.partition(":")[0]
-    return base not in registry.datasets or facts_of(registry.datasets.get(base)).needs_files
+    return base not in registry.datasets or registry.datasets.describe(base).facts.get("needs_files", True)
 
 
 def load_dataset(
     name: str | specs.Spec, split: str = "test", samples: int | None = None, data_dir: str | None = None
-) -> Images:
+) -> "Images":
     """Load the first `samples` images of a split, in canonical order.
 
     Args:

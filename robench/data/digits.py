@@ -4,14 +4,15 @@ Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machi
 contains the test part of that data set: digits of 43 writers, reduced to 8x8 counts in 0 .. 16.
 """
 
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from robench.core import registry
-from robench.core.errors import UsageError
+from robench.core.errors import ResourceError, UsageError
 from robench.data._base import Facts, Images, described
 
 SIZE = 16
@@ -19,6 +20,8 @@ SIZE = 16
 SIZES = (8, 16, 32, 64, 128, 256)
 # Three residues of ten, spread out because neighbouring images come from the same writer.
 TEST_RESIDUES = (2, 5, 8)
+# Within scikit-learn. Its `load_digits` gives the same numbers, after an import that takes longer than torch's.
+FILE = Path("datasets", "data", "digits.csv.gz")
 
 
 @registry.datasets.register("digits")
@@ -36,18 +39,30 @@ def load(split: str = "test", data_dir: str | None = None, size: int = SIZE) -> 
 
     Raises:
         UsageError: for another split or size.
+        ResourceError: when scikit-learn is not installed, or its file cannot be read.
     """
     if size not in SIZES:
         raise UsageError(f"digits(size={size!r}): expected one of {', '.join(map(str, SIZES))}")
     if split not in ("train", "test"):
         raise UsageError(f'digits has no split "{split}": expected train or test')
-    # The stubs also declare a tuple, which is only returned for `return_X_y=True`.
-    bunch: Any = load_digits()
-    ids = torch.arange(len(bunch.target))
+    table = _table()
+    ids = torch.arange(len(table))
     held_out = torch.isin(ids % 10, torch.tensor(TEST_RESIDUES))
     ids = ids[held_out == (split == "test")]
-    x = torch.from_numpy(bunch.images)[ids, None].float() / 16
+    x = table[ids, :-1].view(-1, 1, 8, 8).float() / 16
     x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
-    y = torch.from_numpy(bunch.target)[ids].long()
+    y = table[ids, -1].long()
     name = "digits" if size == SIZE else f"digits({size=})"
     return Images(name, split, x.repeat(1, 3, 1, 1), y, ids, tuple(str(k) for k in range(10)))
+
+
+def _table() -> torch.Tensor:
+    """scikit-learn's file: 64 counts and the label of each image, int64."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ResourceError("digits come with scikit-learn, which is not installed: pip install scikit-learn")
+    path = Path(package.origin).parent / FILE
+    try:
+        return torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.int64))
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"{path}: {error}: pip install --force-reinstall scikit-learn") from error

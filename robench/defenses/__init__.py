@@ -4,33 +4,24 @@ A card's settings can be changed, `de3-digits(sigma=70)`, and a purifier put in 
 `maep-digits+standard-digits`.
 """
 
+from typing import TYPE_CHECKING
+
 from robench._moved import old_names
-from robench.defenses import (  # noqa: F401 - they register themselves
-    _checkpoint_layouts,
-    cait,
-    cnn,
-    convit,
-    convnext,
-    dbat,
-    de3,
-    diffusion,
-    loaders,
-    maep,
-    swin,
-    vit,
-)
-from robench.defenses._base import Defense, Purifier
-from robench.defenses.loading import (
-    Loaded,
-    build_purifier,
-    card_digest,
-    checkpoint_of,
-    load,
-    load_defense,
-    load_purifier,
-    restrict_to_classes,
-)
-from robench.defenses.resolution import DEFAULT_DATASET, ResolvedDefense, find_card, find_cards, resolve
+from robench.core.lazy import lazily
+
+if TYPE_CHECKING:
+    from robench.defenses._base import Defense, Purifier
+    from robench.defenses.loading import (
+        Loaded,
+        build_purifier,
+        card_digest,
+        checkpoint_of,
+        load,
+        load_defense,
+        load_purifier,
+        restrict_to_classes,
+    )
+    from robench.defenses.resolution import DEFAULT_DATASET, ResolvedDefense, find_card, find_cards, resolve
 
 __all__ = [
     "DEFAULT_DATASET",
@@ -50,4 +41,10 @@ __all__ = [
     "restrict_to_classes",
 ]
 
-__getattr__ = old_names(__name__)
+_HOMES = {
+    **dict.fromkeys(("Defense", "Purifier"), "_base"),
+    **dict.fromkeys(
+        ("DEFAULT_DATASET", "ResolvedDefense", "find_card", "find_cards", "resolve"), "resolution"
+    ),
+}
+__getattr__ = lazily(__name__, dict.fromkeys(__all__, "loading") | _HOMES, old_names(__name__))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robench.catalog import Card
 from robench.core import registry, specs
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, UsageError, some
 from robench.core.specs import Spec
 from robench.defenses import _checkpoint_layouts
 from robench.defenses.resolution import ResolvedDefense
@@ -80,7 +80,7 @@ def _by_name(name: str, cards: Sequence[Card], hints: Sequence[Spec], digest: st
     if len(cards) > 1:
         raise UsageError(
             f"checkpoint {path} has the network of {len(cards)} cards: name one of "
-            + ", ".join(card.name for card in cards)
+            + some(card.name for card in cards)
         )
     (card,) = cards
     if _another(card, digest):

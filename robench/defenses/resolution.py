@@ -12,7 +12,7 @@ from typing import Any
 from robench import catalog
 from robench.catalog import Card
 from robench.core import registry, specs
-from robench.core.errors import UsageError, unknown_name
+from robench.core.errors import MOST, UsageError, is_path, some, unknown_name
 from robench.core.specs import Spec
 from robench.core.trust import like
 from robench.defenses import loaders
@@ -54,7 +54,7 @@ class ResolvedDefense:
         if len(ready) == 1:
             return ready[0]
         what = f"{len(self.cards)} cards for {self.cards[0].dataset}"
-        offers = ", ".join(card.name for card in ready or self.cards)
+        offers = some(card.name for card in ready or self.cards)
         raise UsageError(f"the family {self.name} has {what}: name one of {offers}, or give a --checkpoint")
 
     @property
@@ -126,7 +126,7 @@ def builder_defaults(builder: str) -> dict[str, Any]:
     """The defaults of a built-in builder of defenses or purifiers."""
     for kind in (registry.defenses, registry.purifiers):
         if kind.holder(builder).startswith("robench."):
-            return specs.defaults(kind.get(builder))
+            return kind.describe(builder).defaults
     return {}
 
 
@@ -134,6 +134,11 @@ def changed_arguments(spec: Spec, known: dict[str, Any]) -> dict[str, Any]:
     """The arguments that differ from those that are known, with whole numbers as such: 70 for 70.0."""
     given = {key: _plain(value) for key, value in spec.arguments.items()}
     return {k: v for k, v in given.items() if v != _plain(known.get(k, inspect.Parameter.empty))}
+
+
+def is_family(name: str) -> bool:
+    """Whether several cards go by that name, each for a data set of its own."""
+    return bool(name) and any(card.family == name for card in catalog.cards().values())
 
 
 def family_card(name: str, dataset: Spec) -> Card | None:
@@ -202,8 +207,14 @@ def _meaning(name: str, spec: Spec | None, dataset: Spec) -> tuple[list[Card], S
         # A defense is for a data set, however its images are prepared or corrupted.
         if fitting := [card for card in family if card.dataset == dataset.name]:
             return fitting, None
-        offers = ", ".join(f"{card.name} ({card.dataset})" for card in family)
-        raise UsageError(f"the family {name} has no card for {dataset.name}: name one of {offers}")
+        datasets = some({card.dataset: None for card in family}, dataset.name)
+        offers = some((card.name for card in family), f"{name}-{dataset.name}")
+        more = f" (robench show {name} lists them)" if len(family) > MOST else ""
+        raise UsageError(
+            f"the family {name} has no card for {dataset.name}, only for {datasets}: name one of {offers}{more}"
+        )
+    if is_path(name):
+        raise unknown_name("defense", name, ())
     spec = spec or specs.parse(name)
     if spec.name in registry.defenses or spec.name in registry.purifiers or loaders.scheme_of(spec.name):
         return [], spec

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.core.errors import UsageError, unknown_name
+from robench.canonical import check_knowledge
+from robench.core.errors import UsageError
 from robench.core.trust import like
 from robench.defenses._base import Defense, Purifier, with_purifier
 from robench.engine.batched_model import Model
 
-LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")
 # Where the attacker may ask the judge at every step; elsewhere once a row, at the end.
 _ASKING = {"full", "bpda", "surrogate"}
 
@@ -76,16 +76,13 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
     Raises:
         UsageError: for an unknown level, or one that needs a purifier where there is none.
     """
+    check_knowledge(knowledge)
     level, _, name = like(knowledge, knowledge.partition(":"))
     no_verdict_feedback = not asks_judge(knowledge)
-    if level == "full" and not name:
+    if level == "full":
         return Attacker()
     if level in ("transfer", "surrogate"):
-        if not name:
-            raise UsageError(f"knowledge {level} needs a defense to search on: write {level}:NAME")
         return Attacker(load(name), no_verdict_feedback)
-    if level not in ("bpda", "oblivious") or name:
-        raise unknown_name("knowledge level", knowledge, LEVELS)
     purifier = getattr(defense, "purifier", None)
     if purifier is None:
         raise UsageError(f"knowledge {level} needs a purifier, and this defense has none: use full")

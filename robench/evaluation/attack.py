@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench.attacks.build import build_attacks
 from robench.catalog import find_suite
 from robench.core.errors import UsageError

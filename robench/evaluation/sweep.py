@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from robench.attacks.build import canonical
 from robench.catalog import Protocol, Suite, find_suite
 from robench.core import registry, specs
-from robench.core.errors import UsageError
+from robench.core.errors import UsageError, some
 from robench.defenses import ResolvedDefense, resolve
 from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
@@ -101,9 +101,8 @@ def _builder_takes(defense: ResolvedDefense, name: str) -> None:
     kind = registry.purifiers if spec.name in registry.purifiers else registry.defenses
     known = specs.defaults(kind.get(spec.name)) if spec.name in kind else {}
     if name not in known:
-        offers = ", ".join(known) or "none"
         raise UsageError(
-            f"{spec.name} has no setting {name}: it has {offers}; those of attacks are attack.NAME"
+            f"{spec.name} has no setting {name}: it has {some(known, name)}; those of attacks are attack.NAME"
         )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import robench.data  # noqa: F401 - data sets register themselves
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, RobenchError
 from robench.core.io import open_ordinary

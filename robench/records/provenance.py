@@ -7,8 +7,10 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy")
@@ -31,8 +33,10 @@ def release() -> str:
     return f"{robench_version()} ({digest.hexdigest()[:8]})"
 
 
-def conditions(device: torch.device) -> dict[str, str]:
+def conditions(device: "torch.device") -> dict[str, str]:
     """What must be the same for an interrupted run to be gone on with: it decides bits, or what is saved."""
+    import torch
+
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"robench": release(), "torch": str(torch.__version__), "device": where}
 
@@ -76,8 +80,10 @@ def platform_facts() -> dict[str, str]:
     return facts | {name: installed_version(name) or "missing" for name in _LIBRARIES}
 
 
-def device_name(device: torch.device | str) -> str:
+def device_name(device: "torch.device | str") -> str:
     """A device in words: "cpu: AMD EPYC 7R13, 2 threads" or "cuda: NVIDIA H200"."""
+    import torch
+
     device = torch.device(device)
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"

@@ -9,7 +9,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import robench.attacks  # noqa: F401  (registers the built-in attacks)
 from robench.core import registry, specs, strict_json
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import read_ordinary

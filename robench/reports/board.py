@@ -261,6 +261,7 @@ def shown_name(record: Record) -> str:
     return record.job.defense.name + seed
 
 
+# A row for each of `SORTS`.
 _ORDERS: dict[str, Callable[[Row], tuple]] = {
     "robust": lambda row: (-row.record.robust_accuracy.value,),
     "clean": lambda row: (-row.record.clean_accuracy.value,),
@@ -269,7 +270,6 @@ _ORDERS: dict[str, Callable[[Row], tuple]] = {
     "defense": lambda row: (shown_name(row.record),),
     "n": lambda row: (-row.record.job.n,),
 }
-SORTS = tuple(_ORDERS)
 
 
 def sort_rows(section: Section, sort: str) -> Section:

@@ -17,6 +17,8 @@ from robench.core.sanitize import plain
 
 _FIGURE = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( \[[\d., -]*\])?", re.ASCII)
 FORMATS = ("text", "md", "csv", "latex")
+# The columns of a board that its rows can be sorted by.
+SORTS = ("robust", "clean", "claimed", "best-known", "defense", "n")
 WIDTH = 120
 # Characters of a heading above numbers before it goes on in the next line.
 _HEAD = 16

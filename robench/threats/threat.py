@@ -1,18 +1,25 @@
-"""Threat models: the set of images an attacker may choose from, written as `Linf:8/255` or `fog:0.4`."""
+"""Threat models: the set of images an attacker may choose from, written as `Linf:8/255` or `fog:0.4`.
+
+Protocols and suites are listed without torch, so torch is imported where it is used.
+"""
+
+from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from robench.core import registry, specs
 from robench.core.errors import UsageError, unknown_name
 from robench.threats.coordinates import PIXELS, Coordinates
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NORMS = ("Linf", "L2", "L1", "L0", "patch")
 # Norms that count pixels; their radii are whole numbers.
@@ -45,6 +52,8 @@ def rownorm(delta: Tensor, norm: str) -> Tensor:
     if norm == "L0":
         return delta.ne(0).any(1).flatten(1).sum(1).to(delta.dtype)
     if norm == "patch":
+        import torch
+
         changed = delta.ne(0).any(1)
         return torch.maximum(_extent(changed.any(2)), _extent(changed.any(1))).to(delta.dtype)
     raise UsageError(f'unknown norm "{norm}": expected one of {", ".join(NORMS)}')
@@ -52,6 +61,8 @@ def rownorm(delta: Tensor, norm: str) -> Tensor:
 
 def _extent(hit: Tensor) -> Tensor:
     """The number of entries from the first true one of each row (N, L) to the last; 0 if there is none."""
+    import torch
+
     place = torch.arange(1, hit.shape[1] + 1, device=hit.device)
     last = (hit * place).amax(1)
     first = torch.where(hit, place, hit.shape[1] + 1).amin(1)
@@ -103,19 +114,22 @@ class Threat:
         eps: the radius, in [0, 1] pixel values, numbers of pixels, or the unit of the transformation.
         text: the radius in canonical form, such as "8/255".
         name: canonical spec of the transformation; empty for none.
-        coordinates: the space the threat is a set in.
+        given: the transformation, where it is built already.
     """
 
     norm: str
     eps: float
     text: str
     name: str = ""
-    coordinates: Coordinates = PIXELS
+    given: Coordinates | None = field(default=None, compare=False)
     from_text: ClassVar[bool] = True
 
     @classmethod
-    def parse(cls, spec: "str | Threat") -> "Threat":
+    def parse(cls, spec: str | Threat, late: bool = False) -> Threat:
         """Parse `NORM:RADIUS` or `TRANSFORMATION:RADIUS`, where the radius is a number or a fraction.
+
+        Args:
+            late: build the transformation on first use, which finds what is wrong with the values of its arguments.
 
         Raises:
             UsageError: for an unknown norm or transformation, a radius that is not a finite number above 0, a text of
@@ -156,8 +170,20 @@ class Threat:
                     f'radius of threat "{spec}" is {eps:g}: {norm} counts, expected a whole number'
                 )
             return cls(norm, eps, text)
-        built, canonical = _transformation(name, spec, help_text)
-        return cls(built.norm, eps, text, canonical, built)
+        transformation = _spec(name, spec, help_text)
+        if late and (known := _known(transformation)):
+            return cls(known[0], eps, text, str(known[1]))
+        builder = registry.transformations.get(transformation.name)
+        built = specs.build(transformation, builder)
+        return cls(built.norm, eps, text, str(specs.canonical(transformation, builder)), built)
+
+    @cached_property
+    def coordinates(self) -> Coordinates:
+        """The space the threat is a set in."""
+        if self.given is not None or not self.name:
+            return self.given or PIXELS
+        transformation = specs.parse(self.name)
+        return specs.build(transformation, registry.transformations.get(transformation.name))
 
     @property
     def kind(self) -> str:
@@ -216,6 +242,8 @@ class Threat:
         In Linf 127 steps reach the radius, so that a pixel takes one byte. In L2 and L1 a pixel is usually a small
         part of the radius and takes two bytes. In L0 and for patches 127 steps reach from black to white.
         """
+        import torch
+
         if self.norm in COUNTED:
             return 1 / 127, torch.int8
         return (self.eps / 127, torch.int8) if self.norm == "Linf" else (self.eps / 32767, torch.int16)
@@ -227,6 +255,8 @@ class Threat:
         Only L2 and L1 need this: in Linf the radius is a whole number of steps, and norms that count pixels do not
         depend on their values.
         """
+        import torch
+
         nearest = self._grained(x, point, torch.round)
         if self.norm not in ("L2", "L1"):
             return nearest
@@ -234,6 +264,8 @@ class Threat:
         return torch.where(outside, self._grained(x, point, torch.trunc), nearest)
 
     def _grained(self, x: Tensor, point: Tensor, to_whole: Callable[[Tensor], Tensor]) -> Tensor:
+        import torch
+
         step, kind = self.grain
         limit = torch.iinfo(kind).max
         return self.moved(x, to_whole((point - self.origin(x)) / step).clamp(-limit, limit) * step)
@@ -247,7 +279,7 @@ class Threat:
         if self.slack:
             distance = self.distance(x, point)
             outside = (distance > self.reach) & (distance <= self.reach + self.slack)
-            delta = torch.where(outside.view(-1, *[1] * (point.dim() - 1)), delta * (1 - 2e-5), delta)
+            delta = (delta * (1 - 2e-5)).where(outside.view(-1, *[1] * (point.dim() - 1)), delta)
         once = self.moved(x, delta)
         return self.moved(x, once - origin)
 
@@ -285,22 +317,26 @@ def _written(value: Any) -> str:
     return f'"{norm}:{radius!r}"' if number and norm in NORMS else '"Linf:8/255"'
 
 
-def _transformation(name: str, spec: str, help_text: str):
-    """The transformation of a threat, and its canonical spec."""
-    # Imported late to register the transformations; threats in a norm do not need them.
-    import robench.threats.transformations  # noqa: F401
-
+def _spec(name: str, threat: str, help_text: str) -> specs.Spec:
+    """The spec of the transformation that a threat names."""
     try:
-        parsed = specs.parse(name)
+        spec = specs.parse(name)
     except UsageError as error:
-        raise UsageError(f'malformed threat "{spec}": {help_text}') from error
-    if parsed.name not in registry.transformations:
+        raise UsageError(f'malformed threat "{threat}": {help_text}') from error
+    if spec.name not in registry.transformations:
         raise UsageError(
             f"{unknown_name('norm or transformation', name, {*NORMS, *registry.transformations})}; {help_text}"
         )
-    builder = registry.transformations.get(parsed.name)
-    built = specs.build(parsed, builder)
-    return built, str(specs.canonical(parsed, builder))
+    return spec
+
+
+def _known(spec: specs.Spec) -> tuple[str, specs.Spec] | None:
+    """The norm and the canonical spec of a transformation by its description alone; None if that says too little."""
+    description = registry.transformations.describe(spec.name)
+    norm, defaults = description.facts.get("norm"), description.defaults
+    if not norm or not spec.arguments.keys() <= defaults.keys():
+        return None
+    return norm, specs.Spec(spec.name, {k: v for k, v in spec.arguments.items() if v != defaults[k]})
 
 
 def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
@@ -314,6 +350,8 @@ def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
     Raises:
         UsageError: naming the first thing that is wrong and where.
     """
+    import torch
+
     if len(x.shape) != 4:
         advice = ": for a single image, give x[None]" if len(x.shape) == 3 else ""
         raise UsageError(f"images have shape {tuple(x.shape)}: expected (N, C, H, W){advice}")
@@ -325,7 +363,7 @@ def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
         raise UsageError(f"labels have shape {tuple(y.shape)}: expected ({len(x)},), one an image")
     if y.is_floating_point() or y.dtype == torch.bool:
         raise UsageError(f"labels are {y.dtype}: expected integers")
-    if isinstance(x, Tensor):
+    if isinstance(x, torch.Tensor):
         _check_values(x)
     low_label, high_label = int(y.min()), int(y.max())
     if low_label < 0 or (num_classes is not None and high_label >= num_classes):
@@ -334,7 +372,7 @@ def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
 
 
 def _check_values(x: Tensor) -> None:
-    bad = (~torch.isfinite(x.flatten(1))).any(1).nonzero()
+    bad = (~x.flatten(1).isfinite()).any(1).nonzero()
     if len(bad):
         raise UsageError(f"image {int(bad[0])} has NaN or infinite pixels ({len(bad)} of {len(x)} images do)")
     low, high = float(x.min()), float(x.max())

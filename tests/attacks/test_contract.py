@@ -10,8 +10,7 @@ from torch import Tensor
 import robench
 from robench.attacks import Ask, Attack, State
 from robench.attacks.build import build_attacks
-from robench.cli.show import _documentation
-from robench.core import registry
+from robench.core import index, registry
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.conftest import images, small_net
@@ -133,7 +132,7 @@ def test_class_attributes_of_attacks():
 
 
 def test_parameters_of_a_base_class_are_described():
-    text = _documentation(registry.attacks.get("apgd"))
+    text = index.describe(registry.attacks.get("apgd")).documentation
     assert "rho: a checkpoint" in text and "eot: draws of a randomised surrogate" in text
     # PGD documents its steps itself.
-    assert _documentation(registry.attacks.get("pgd")).count("    steps: ") == 1
+    assert index.describe(registry.attacks.get("pgd")).documentation.count("    steps: ") == 1

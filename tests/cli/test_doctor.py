@@ -16,6 +16,7 @@ from robench.catalog import Card
 from robench.cli import _examine as doctor
 from robench.cli._examine import MISSING, OK, WARN, examine, report
 from robench.data import cifar10
+from robench.defenses._checkpoints import sha256_of
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -84,7 +85,7 @@ def test_checkpoints_are_held_against_their_cards(card, tmp_path):
     tampered = doctor._checkpoint(card)
     assert tampered.status == MISSING
     assert "has sha256" in tampered.detail
-    honest = dataclasses.replace(card, sha256=doctor.sha256_of(tmp_path / "weights.safetensors"))
+    honest = dataclasses.replace(card, sha256=sha256_of(tmp_path / "weights.safetensors"))
     assert doctor._checkpoint(honest).status == OK
     (tmp_path / "weights.safetensors").unlink()
     lost = doctor._checkpoint(dataclasses.replace(honest, recipe={"epochs": 1}))

@@ -44,7 +44,7 @@ def test_valid_tables_are_accepted(table):
     [
         (3, "a.toml: 3 stands where a kind should: expected a table"),
         ({}, "a.toml: the field name is missing"),
-        ({"nam": "a"}, 'a.toml: unknown field "nam": expected some of name, count'),
+        ({"nam": "a"}, 'a.toml: unknown field "nam": expected some of name, names'),
         ({"name": "a", "path": "b"}, 'a.toml: unknown field "path"'),
         ({"name": 3}, "a.toml: name = 3: expected str"),
         ({"name": "a\0"}, "holds a null byte: expected text"),

@@ -8,12 +8,11 @@ from robench import catalog
 from robench.attacks.build import build_attacks
 from robench.attacks.fgsm import FGSM
 from robench.catalog import Suite
-from robench.cli import costs
 from robench.cli.main import main
 from robench.core import registry
 from robench.corruption.suite import corruptions
 from robench.engine import counts, query_cost
-from robench.engine.counts import FILE, cost, shipped
+from robench.engine.counts import FILE, cost, countable, shipped, shipped_cost
 from robench.threats.threat import Threat
 
 CONTENT = json.loads(FILE.read_text("utf-8"))
@@ -47,7 +46,7 @@ def test_some_are_counted_again_in_every_run():
 def test_what_is_shipped_is_what_can_be_counted():
     """A suite or an attack that changes wants `python perf/count_passes.py` again."""
     wanted = set()
-    for attacks, threats in costs.countable():
+    for attacks, threats in countable():
         known = [threat for threat in threats if shipped(attacks, threat, CONTENT["classes"]) is not None]
         assert known, f"{attacks} are not counted: run python perf/count_passes.py"
         wanted |= {(known[0].kind, spec) for spec, _ in build_attacks(list(attacks), known[0])}
@@ -102,7 +101,7 @@ def test_show_counts_a_strangers_attack_and_takes_a_shipped_one_from_the_counts(
 
 
 def test_a_suite_that_says_something_else_takes_no_others_counts(played):
-    assert costs.brief(Suite("autoattack", ["pgd(steps=3)"])) == ""
+    assert shipped_cost(Suite("autoattack", ["pgd(steps=3)"])) is None
     assert [p.forward for p in cost(("pgd(steps=3)",), Threat.parse("Linf:0.1"), 10)] == [4]
     assert played == ["pgd(steps=3)"]
 

@@ -5,9 +5,9 @@ import torch
 
 from robench import catalog
 from robench.attacks._external import ForeignAttack
-from robench.cli.costs import costs
 from robench.cli.main import main
 from robench.core import registry
+from robench.engine.counts import suite_cost
 from robench.engine.query_cost import NeverFooled, passes
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
@@ -85,7 +85,7 @@ def test_every_attack_can_be_counted():
         kind = registry.attacks.get(name)
         if issubclass(kind, ForeignAttack) or (kind().num_queries > 1000 and kind.horizon == 1):
             continue
-        _, (found,) = costs(name)
+        _, (found,) = suite_cost(name)
         assert found.forward > 0, name
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from robench.canonical import LEVELS
 from robench.core.errors import ResourceError
-from robench.engine.knowledge import LEVELS
 from robench.engine.outcome import Mark
 from robench.records import record
 from robench.records.certificates import apply, encode, read_certificates

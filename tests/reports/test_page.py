@@ -15,8 +15,9 @@ from robench.core.errors import ResourceError, UsageError
 from robench.engine.outcome import Mark
 from robench.records.collection import collect
 from robench.records.record import read_record, stable
-from robench.reports.board import NO_RANK, SORTS
+from robench.reports.board import NO_RANK
 from robench.reports.page import view, write_page
+from robench.reports.table import SORTS
 from tests.fabricate import make_run
 from tests.reports.test_board import DOUBT, with_robust
 

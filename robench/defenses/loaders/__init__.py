@@ -16,21 +16,19 @@ in a package of one's own under the entry point `robench.loaders`. The arguments
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robench.core import registry, specs
 from robench.core.errors import UsageError
+from robench.core.lazy import lazily
 from robench.core.trust import admit
-from robench.defenses.loaders import (  # noqa: F401 - they register themselves
-    onnx,
-    python,
-    robustbench,
-    timm,
-    torchscript,
-    torchvision,
-)
-from robench.defenses.loaders._base import Found, Source
+
+if TYPE_CHECKING:
+    from robench.defenses.loaders._base import Found, Source
 
 __all__ = ["Found", "Source", "open_spec", "scheme_of"]
+
+__getattr__ = lazily(__name__, {"Found": "_base", "Source": "_base"})
 
 
 def scheme_of(name: str) -> str | None:
@@ -41,7 +39,7 @@ def scheme_of(name: str) -> str | None:
 
 def open_spec(
     spec: specs.Spec, checkpoint: Path | None = None, bare: bool = False, weights: str = ""
-) -> tuple[Found, str]:
+) -> "tuple[Found, str]":
     """The defense of a spec whose name has a scheme, and the spec's canonical form.
 
     Args:
@@ -52,6 +50,8 @@ def open_spec(
         Untrusted: for a name that was read from a file: every loader runs code, fetches a model or opens a file.
         ResourceError: when a file, a package or the network is missing.
     """
+    from robench.defenses.loaders._base import Found, Source
+
     scheme, _, target = spec.name.partition(":")
     admit(spec.name, "runs code, fetches a model or opens a file")
     loader = partial(registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare, weights))

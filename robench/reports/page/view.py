@@ -17,6 +17,7 @@ from robench.reports import board
 from robench.reports.board import Row, Section
 from robench.reports.cells import on_images, on_protocol, run_command
 from robench.reports.formatting import by_draws
+from robench.reports.table import SORTS
 from robench.statistics.accuracy import Accuracy, interval, percent
 
 # What is known of the defense decides what a figure means, so it is said in full above every table.
@@ -130,7 +131,7 @@ def parts(records: Iterable[Record], sort: str = "robust") -> list[Part]:
     Raises:
         UsageError: for a column that a board cannot be sorted by.
     """
-    one_of("column", sort, board.SORTS)
+    one_of("column", sort, SORTS)
     anchors: dict[str, int] = {}
     made = [_part(board.sort_rows(section, sort), anchors) for section in board.sections(records)]
     files = _files(line.record.job.defense.name for part in made for t in part.tables for line in t.lines)

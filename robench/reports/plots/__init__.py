@@ -1,15 +1,16 @@
 """Pictures from records: one row a kind. Whoever adds one adds a row here, and `robench plot` has it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from robench.core.errors import unknown_name
-from robench.records.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from robench.records.record import Record
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,10 @@ class Plot:
     place: str
     needs: str
 
-    def draw(self, records: Sequence[Record]) -> "dict[str, Figure]":
+    def draw(self, records: "Sequence[Record]") -> "dict[str, Figure]":
         """The pictures that can be made of these records, by name, in a fixed order."""
         module, _, name = self.place.partition(":")
-        function: Callable[[Sequence[Record]], dict[str, Figure]] = getattr(import_module(module), name)
-        return function(records)
+        return getattr(import_module(module), name)(records)
 
 
 PLOTS = {

@@ -1,21 +1,12 @@
-"""Transformations, one in each file; importing this package registers the built-in ones."""
+"""Transformations, one a file; one that is built in is imported when it is asked for (`robench.core.registry`)."""
 
-from robench.threats.transformations import (
-    blur,
-    elastic,
-    fog,
-    gabor,
-    jpeg,
-    low_frequency,
-    pixel,
-    recolor,
-    snow,
-    spatial,
-    stadv,
-)
-from robench.threats.transformations._base import Transformation
+from typing import TYPE_CHECKING
+
+from robench.core.lazy import lazily
+
+if TYPE_CHECKING:
+    from robench.threats.transformations._base import Transformation
 
 __all__ = ["Transformation"]
 
-# Imported to register them.
-BUILT_IN = (blur, elastic, fog, gabor, jpeg, low_frequency, pixel, recolor, snow, spatial, stadv)
+__getattr__ = lazily(__name__, {"Transformation": "_base"})

@@ -1,0 +1,84 @@
+"""What shells complete on TAB: names by kind, and paths.
+
+click writes the script of each shell: `_ROBENCH_COMPLETE=bash_source robench`.
+"""
+
+from collections.abc import Callable, Iterable
+
+import click
+from click.shell_completion import CompletionItem
+
+from robench import catalog
+from robench.canonical import LEVELS
+from robench.core import registry
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def _defenses() -> Iterable[str]:
+    cards = catalog.cards().values()
+    schemes = (f"{scheme}:" for scheme in registry.loaders)
+    return [*(card.name for card in cards), *(card.family for card in cards), *registry.defenses, *schemes]
+
+
+def _levels() -> Iterable[str]:
+    families = {card.family for card in catalog.cards().values()}
+    named = [level.removesuffix("NAME") for level in LEVELS if level.endswith(":NAME")]
+    return [
+        *(level for level in LEVELS if ":" not in level),
+        *(f"{level}{family}" for level in named for family in families),
+    ]
+
+
+def _listed() -> Iterable[str]:
+    kinds = (
+        registry.attacks,
+        registry.transformations,
+        registry.datasets,
+        registry.purifiers,
+        registry.loaders,
+    )
+    named = (catalog.suites(), catalog.protocols(), *kinds)
+    return [*_defenses(), *(name for names in named for name in names)]
+
+
+_NAMES: dict[str, Callable[[], Iterable[str]]] = {
+    "defense": _defenses,
+    "attack": lambda: [*catalog.suites(), *registry.attacks],
+    "dataset": lambda: registry.datasets,
+    "protocol": catalog.protocols,
+    "knowledge": _levels,
+    "threat": lambda: [f"{kind}:" for kind in ("Linf", "L2", "L1", "L0", "patch", *registry.transformations)],
+    "recipe": lambda: [card.name for card in catalog.cards().values() if card.recipe],
+    "paper": lambda: [path.stem for path in catalog.folder("paper").glob("*.toml")],
+    "anything": _listed,
+}
+
+
+def names_of(kind: str) -> Completer:
+    """Completes the last of several names, which commas separate, or "+" in front of a defense or an attack."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        cut = max(incomplete.rfind(","), incomplete.rfind("+")) + 1
+        before, start = incomplete[:cut], incomplete[cut:]
+        names = sorted({name for name in _NAMES[kind]() if name and name.startswith(start)})
+        return [CompletionItem(before + name) for name in names] or files(context, parameter, incomplete)
+
+    return complete
+
+
+def names_among(names: Iterable[str]) -> Completer:
+    """Completes one of a few names."""
+    return lambda context, parameter, start: [
+        CompletionItem(name) for name in names if name.startswith(start)
+    ]
+
+
+def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Leaves the path of a file to the shell."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Leaves the path of a folder to the shell."""
+    return [CompletionItem(incomplete, type="dir")]
