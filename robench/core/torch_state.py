@@ -7,6 +7,7 @@ them, so that an attack gives the same result everywhere, and restores the calle
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
@@ -18,7 +19,8 @@ _default_device: ContextVar[bool] = ContextVar("default_device", default=False)
 def standard_state() -> Iterator[None]:
     """Inside the block gradients are recorded, the default dtype is float32 and the default device is the CPU.
 
-    The setting for deterministic algorithms is not changed. Blocks may be nested; the context manager also works as a
+    Products and convolutions are computed in float32 and not in TF32, which moves logits by thousandths. The setting
+    for deterministic algorithms is not changed. Blocks may be nested; the context manager also works as a
     decorator.
     """
     with contextlib.ExitStack() as stack:
@@ -36,11 +38,25 @@ def standard_state() -> Iterator[None]:
         if (precision := torch.get_float32_matmul_precision()) != "highest":
             torch.set_float32_matmul_precision("highest")
             stack.callback(torch.set_float32_matmul_precision, precision)
+        _refuse_tf32(stack)
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
             token = _default_device.set(True)
             stack.callback(_default_device.reset, token)
         yield
+
+
+def _refuse_tf32(stack: contextlib.ExitStack) -> None:
+    """Turn TF32 off in cuDNN, by the setting that the caller uses: torch raises where both are read."""
+    cudnn: Any = torch.backends.cudnn
+    try:
+        if cudnn.allow_tf32:
+            cudnn.allow_tf32 = False
+            stack.callback(setattr, cudnn, "allow_tf32", True)
+    except RuntimeError:
+        for kind in (cudnn.conv, cudnn.rnn):
+            stack.callback(setattr, kind, "fp32_precision", kind.fp32_precision)
+            kind.fp32_precision = "ieee"
 
 
 def model_device(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -6,6 +6,7 @@ change, and its logits are copied before it is called again.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -28,6 +29,8 @@ Who = tuple[Tensor, Tensor, Tensor]
 
 # How many draws of a randomised defense decide a verdict.
 DRAWS = 10
+# What allocators, cuBLAS and cuDNN say when there is no memory left.
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -262,7 +265,9 @@ def _checked(logits: Tensor, x: Tensor) -> Tensor:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether a smaller batch may help."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    )
 
 
 def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:

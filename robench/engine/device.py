@@ -5,10 +5,12 @@ import torch
 from robench._moved import old_names
 from robench.core.errors import UsageError
 
-# Rows a network call by the side of the image: large enough to fill the device, small enough for its caches.
-_BATCH_SIZES = {"cpu": ((64, 64), (128, 32)), "cuda": ((64, 1024), (128, 512))}
-_LARGE = {"cpu": 16, "cuda": 128}
+# Images per network call by the side of the image: large enough to fill the device, small enough for its caches.
+_CPU_SIZES, _CPU_LARGE = ((64, 64), (128, 32)), 16
+_GPU_SIZES, _GPU_LARGE = ((64, 1024), (128, 512)), 128
 PRECISIONS = ("auto", "fp32", "bf16")
+# bf16 in hardware, from Ampere on; older GPUs emulate it.
+_BF16_CAPABILITY = (8, 0)
 
 
 def choose_device(name: str) -> torch.device:
@@ -23,13 +25,17 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(f'unknown device "{name}": expected auto, cpu, cuda or cuda:N')
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is not None and device.type == "mps":
+        raise UsageError("mps has no float64, in which distances are measured: use --device cpu")
+    if device is None or device.type not in ("cpu", "cuda", "xpu"):
+        raise UsageError(f'unknown device "{name}": expected auto, cpu, cuda, cuda:N or xpu')
+    if device.type != "cpu":
+        backend = torch.get_device_module(device.type)
+        count = backend.device_count() if backend.is_available() else 0
         if (device.index or 0) >= count:
+            kind = device.type.upper()
             raise UsageError(
-                f'no device "{name}" here ({count} CUDA devices found): use --device cpu or auto'
+                f'no device "{name}" here ({count} {kind} devices found): use --device cpu or auto'
             )
     return device
 
@@ -41,8 +47,11 @@ def choose_batch_size(batch_size: int | str, device: torch.device, side: int, sa
     same command gives the same record.
     """
     if batch_size == "auto":
-        cap = next((size for limit, size in _BATCH_SIZES[device.type] if side <= limit), _LARGE[device.type])
-        return min(cap, -(-samples // 8) * 8)
+        cpu = device.type == "cpu"
+        sizes, large = (_CPU_SIZES, _CPU_LARGE) if cpu else (_GPU_SIZES, _GPU_LARGE)
+        cap = next((size for limit, size in sizes if side <= limit), large)
+        # On a GPU a quarter of the images, so that lanes whose image is decided take up another.
+        return min(cap, -(-samples // (8 if cpu else 32)) * 8)
     try:
         size = int(batch_size)
         size = 0 if isinstance(batch_size, bool | float) and size != batch_size else size
@@ -54,11 +63,12 @@ def choose_batch_size(batch_size: int | str, device: torch.device, side: int, sa
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """The surrogate's precision: "auto" is bf16 on a GPU that has it, fp32 elsewhere."""
+    """The surrogate's precision: "auto" is bf16 on a GPU that computes in it, fp32 elsewhere."""
     if precision not in PRECISIONS:
         raise UsageError(f'unknown precision "{precision}": expected one of {", ".join(PRECISIONS)}')
     if precision == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
+        return "bf16" if native else "fp32"
     return precision
 
 

@@ -194,21 +194,31 @@ def test_weights_and_modes_are_put_back_as_they_were():
     assert all(p.grad is None for p in model.parameters())
 
 
+NO_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError("CUDA error: out of memory"),
+)
+
+
 class Greedy(nn.Module):
     """A model that runs out of memory on more than a few images."""
 
-    def __init__(self, most):
+    def __init__(self, most, error=NO_MEMORY[0]):
         super().__init__()
-        self.model, self.most = small_net(), most
+        self.model, self.most, self.error = small_net(), most, error
 
     def forward(self, x):
         if len(x) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return self.model(x)
 
 
-def test_out_of_memory_backs_off_and_loses_nothing():
-    model, x = Greedy(3), images(12)
+@pytest.mark.parametrize("error", NO_MEMORY, ids=str)
+def test_out_of_memory_backs_off_and_loses_nothing(error):
+    model, x = Greedy(3, error), images(12)
     y = model.model(x).argmax(1)
     result = attack("apgd(steps=4)", model, x, y, threat="Linf:0.004", batch_size=16)
     assert result.batch_size == 2
