@@ -107,7 +107,7 @@ def test_mistakes_are_reported(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="severity 0"):
         corrupt(scene(), "fog", 0, 0)
     monkeypatch.setattr("robench.corruption.make.PACKAGE", "no-such-package")
-    with pytest.raises(ResourceError, match=r"pip install 'robench\[corruptions\]'"):
+    with pytest.raises(ResourceError, match="pip install no-such-package"):
         corrupt(scene(), "fog", 1, 0)
 
 
