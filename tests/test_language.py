@@ -17,8 +17,10 @@ WORDS = re.compile(
 )
 # Code in a text keeps its names, and so do the arguments and attributes that a docstring lists.
 CODE = re.compile(r"```.*?```|`[^`]*`|^ +\w+(, \w+)*:", re.DOTALL | re.MULTILINE)
-FOLDERS = ("attacks", "benchmark", "defenses", "perf", "robench/attacks", "robench/core", "robench/corruption",
-           "robench/data", "robench/statistics", "robench/threats")  # fmt: skip
+FOLDERS = ("attacks", "benchmark", "defenses", "docs", "examples", "papers", "perf", "results", "robench")
+# Packages whose texts are still to be edited.
+PENDING = ("diagnosis", "evaluation", "reports", "verification")
+EXEMPT = [(name,) for name in PENDING]
 SUFFIXES = (".md", ".py", ".toml")
 
 
@@ -41,9 +43,12 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [".", *FOLDERS])
 def test_texts_use_plain_words(folder):
-    files = [path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
+    files = (ROOT / folder).glob("*" if folder == "." else "**/*")
+    files = [
+        path for path in files if path.suffix in SUFFIXES and path.relative_to(ROOT).parts[1:2] not in EXEMPT
+    ]
     assert files
     lines = [
         f"{path.relative_to(ROOT)}:{line}: {word}"

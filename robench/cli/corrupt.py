@@ -29,7 +29,9 @@ from robench.core.sanitize import plain
     type=click.IntRange(1, 5),
     help="Of ImageNet alone.  [default: all five]",
 )
-@click.option("--samples", type=click.IntRange(min=1), help="The first so many images.  [default: all]")
+@click.option(
+    "--samples", type=click.IntRange(min=1), help="Number of images, from the first.  [default: all]"
+)
 @common.seed
 @common.data_dir
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core]")

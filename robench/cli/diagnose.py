@@ -49,7 +49,7 @@ def command(
     seeds: int | None,
     **named: str | None,
 ) -> Callable[[], None]:
-    """Look for signs that an evaluation of DEFENSE fails; doubts become marks of its rows on the board.
+    """Look for signs that an evaluation of DEFENSE fails; they become warnings for its rows on the board.
 
     The exit code is 0 whatever is found. Interrupted, the same command goes on with the runs that are not done.
 

@@ -209,7 +209,7 @@ def _builder(kind: registry.Registry, name: str) -> RenderableType:
 
 
 def _reflowed(docstring: str, width: int) -> list[str]:
-    """A docstring's lines for a terminal of so many columns: what was wrapped at ours is wrapped at its own."""
+    """The lines of a docstring, wrapped again for a terminal with `width` columns."""
     joined: list[str] = []
     for line in docstring.splitlines():
         indent = len(line) - len(line.lstrip())

@@ -1,4 +1,4 @@
-"""What network a checkpoint is of, told from the names and shapes of its tensors alone.
+"""Recognising the network of a checkpoint from the names and shapes of its tensors.
 
 The layouts are those of MIMIR's released checkpoints (arXiv 2312.04960): ViT, ConViT, CaiT and Swin.
 """
@@ -51,8 +51,8 @@ def recognise(state: State, hints: Sequence[Spec], path: Path) -> Spec | None:
         path: of the checkpoint, for messages.
 
     Raises:
-        ResourceError: for a pre-trained checkpoint, which has no classifier, or where something can neither be
-            told from the shapes nor from `hints`.
+        ResourceError: for a pre-trained checkpoint, which has no classifier, or where something follows neither
+            from the shapes nor from `hints`.
     """
     check_classifier(state, path)
     for name, (mark, read) in _KINDS.items():

@@ -24,7 +24,7 @@ _ROW = "module.all_modules."
 
 
 def told(schedule: Schedule) -> Tensor:
-    """What the network is told of each time 1 .. length: 999 times the time of the continuous process, in [0, 1], at
+    """The network's time input for each time 1 .. length: 999 times the time of the continuous process, in [0, 1], at
     which as much of the image is left, exp(-t^2 (b1 - b0) / 2 - t b0), equation 33.
 
     The continuous process has length times the first and the last beta for b0 and b1. It ends a little before the

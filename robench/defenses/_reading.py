@@ -62,7 +62,7 @@ _STAND_INS: list[Any] = [
 
 
 def read_content(path: Path) -> Any:
-    """What the file at `path` holds, its tensors on the CPU; its kind is told by its content.
+    """What the file at `path` holds, its tensors on the CPU; its kind follows from its content.
 
     Of safetensors, or an index of shards, a mapping of tensors. Of `torch.save` what was saved: tensors, containers
     and plain values; values such as dates and NumPy arrays are replaced by stand-ins without content.

@@ -42,7 +42,7 @@ def choose(meant: ResolvedDefense, state: Mapping[str, Tensor], digest: str, pat
 
     Raises:
         UsageError: when several cards have that network.
-        ResourceError: when the card says another sha256, or the network cannot be told.
+        ResourceError: when the card says another sha256, or the network is not recognised.
     """
     name, cards = meant.name, meant.cards
     hints = [card.spec for card in cards] or [meant.spec]
@@ -56,7 +56,7 @@ def choose(meant: ResolvedDefense, state: Mapping[str, Tensor], digest: str, pat
         spec = _short(Spec(asked.name, {**found.arguments, **asked.arguments}))
         return Choice(name if spec == _short(asked) else str(spec), None, "", spec)
     if found is None:
-        # It may be of a kind that cannot be told; if not, loading it into a network says what is wrong with it.
+        # It may be of a kind that is not recognised; if not, loading it into a network says what is wrong with it.
         others = [
             card for card, hint in zip(cards, hints, strict=True) if not _checkpoint_layouts.knows(hint.name)
         ]

@@ -75,8 +75,8 @@ class Kind:
 
     Attributes:
         build: the network, its weights as they start.
-        told: what the network is told of each time 1 .. length, (length,).
-        noise: the noise in images (N, 3, H, W) in [-1, 1], by the network and what it is told, (N,).
+        told: the time input of the network for each time 1 .. length, (length,).
+        noise: the noise in images (N, 3, H, W) in [-1, 1], by the network and its time input, (N,).
         renamed: the tensors of its authors' file under the network's names; others as they are.
     """
 

@@ -207,7 +207,7 @@ def _apart(place: str, table: Mapping[str, Tensor]) -> Tables:
 def _averaged(state: Mapping[str, Tensor], average: Any, path: Path) -> dict[str, Tensor]:
     """The state with the moving average of its parameters in their place, which is kept as a list in their order.
 
-    Buffers stand between the parameters and have no average: they are told by their shape.
+    Buffers stand between the parameters and have no average: they are recognised by their shape.
     """
     averaged = dict(state)
     waiting = list(average) if isinstance(average, Sequence) else [average]

@@ -241,7 +241,7 @@ class Network:
         """Numbers for each row's own noise, by `robench.core.rng`.
 
         Models that draw from torch's own generators get them seeded by the first row, and put back afterwards:
-        their noise hangs on the batch.
+        their noise depends on the batch.
         """
         if self.stream is None:
             yield

@@ -155,7 +155,7 @@ def answers(
             defense's noise.
         workers: processes that make images; None for one a core, where there is enough to do.
         cache: where corrupted images are looked for and kept.
-        skip: answers that are not wanted again, the first so many.
+        skip: number of answers, from the first, that are not needed again.
     """
     network, device = setup.network("corruption"), setup.device
     wanted = list(_queries(images, cells, skip))

@@ -1,4 +1,4 @@
-"""What a run of a suite leaves in memory: one entry a sample, one an attack, and the doubts."""
+"""What a run of a suite leaves in memory: one entry for each sample and each attack, and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

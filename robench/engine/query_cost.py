@@ -41,7 +41,7 @@ class NeverFooled(nn.Module):
 
 
 class Still(Stream):
-    """Random numbers that are all the same: what is counted does not hang on them, and they cost nothing."""
+    """Random numbers that are all the same: counts do not depend on them, and they cost nothing."""
 
     def bits(self, sample: Tensor, rank: Tensor, step: Tensor | int, count: int) -> Tensor:
         return sample.new_full((len(sample), count), 1 << 30)

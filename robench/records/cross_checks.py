@@ -1,4 +1,4 @@
-"""Doubts that no single run can know: what other records on the same images, and diagnoses, say against it.
+"""Warnings that a single run cannot give: from other records on the same images, and from diagnoses.
 
 They are marks like those of a run, and stand beside them wherever a record is shown; no file is changed.
 """

@@ -8,7 +8,7 @@ from robench.core.errors import ResourceError
 from robench.defenses import _checkpoint_layouts
 from robench.defenses._checkpoints import read_state
 
-# What a masked autoencoder has besides its encoder, and what a classifier draws anew.
+# What a masked autoencoder has besides its encoder, and what a classifier draws again.
 _LEFT = ("decoder", "mask_token", "norm.", "fc_norm.", "head.")
 
 

@@ -56,7 +56,7 @@ class Reporter:
         self.task = self.bars.add_task(stage, total=total, completed=done, loss="")
 
     def epoch(self, done: int, loss: float) -> None:
-        """So many epochs of the stage are done, the last with this mean loss."""
+        """Show that `done` epochs of the stage are finished, the last with this mean loss."""
         self.bars.update(self.task, completed=done, loss=f"{loss:.4f}")
         now = time.monotonic()
         if self.plain and (done == self.total or now - self.last >= 30):

@@ -124,11 +124,11 @@ class Recipe:
         purifying: the stages of a purifier, `[[recipe.purifying]]`, one after another; none for a classifier.
         start: the card whose checkpoint training starts from, in place of random weights and of a pre-training: all
             of it for a purifier, what lies below the head for a classifier.
-        samples: train on the first so many images of the train split; 0 for all.
+        samples: number of training images, the first of the train split; 0 for all.
         measured: how many test images the finished defense is measured on, the first ones; 0 for all.
         seed: of every random number.
-        shift: random crops after padding by so many pixels with zeros.
-        rotation, scaling: random rotations up to so many degrees, and scales within 1 -+ so much.
+        shift: random crops after padding by this many pixels with zeros.
+        rotation, scaling: random rotations up to this many degrees, and scales within 1 -+ so much.
         flip: random mirror images.
         resized_crop: random crops of at least so much of the area, at most all of it, of a shape between 3 : 4
             and 4 : 3, resized to the whole; 0 for none.

@@ -6,7 +6,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-# A block by its whole path: those of a Swin or a ConvNeXt are numbered anew in every stage.
+# A block by its whole path: those of a Swin or a ConvNeXt have numbers that restart in every stage.
 _BLOCK = re.compile(r"^(.*?\bblocks\.\d+)\.")
 _TOKENS = ("cls_token", "pos_embed", "patch_embed", "stem.")
 _BETWEEN = re.compile(r"(?:^|\.)downsample\.")

@@ -24,7 +24,7 @@ from robench.training.purifying import Purifying
 from robench.training.recipe import Finetuning, Pretraining, PurifierStage, Recipe, choose_method
 from robench.training.schedule import cosine, parameter_groups, set_lr
 
-# What a classifier draws anew when it starts from an encoder.
+# What a classifier draws again when it starts from an encoder.
 HEAD = ("fc_norm.", "head.")
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 

@@ -95,7 +95,7 @@ def _prod(x: Tensor, dims: list[int], keep: bool) -> Tensor:
 
 
 def _along(function: Callable[[Tensor, int], Tensor]) -> Op:
-    """Softmax and its kin: before version 13 they flatten from `axis` on."""
+    """Softmax and its variants: before version 13 they flatten from `axis` on."""
 
     def op(node: Node, x: Tensor) -> Tensor:
         if node.opset >= 13:

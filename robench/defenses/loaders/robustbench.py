@@ -141,7 +141,7 @@ def import_robustbench(source: Source) -> ModuleType:
     """The package, imported although two modules that it asks for are not there.
 
     `autoattack` is on PyPI as `pyautoattack` only; `pkg_resources` left setuptools in release 82. For the
-    import they are stood in for, and then taken away again, so that nobody else finds them.
+    import they are stood in for, and then taken away again, so that no other module finds them.
 
     Raises:
         ResourceError: when it is not installed.

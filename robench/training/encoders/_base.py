@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         """Draw or set what the pre-training starts from, beside the linear maps."""
 
     def check(self, visible: int) -> None:
-        """Raise ValueError where the encoder cannot work on so many visible patches."""
+        """Raise ValueError if the encoder cannot work on this number of visible patches."""
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """Tokens after the last LayerNorm, computed from the visible patches alone.

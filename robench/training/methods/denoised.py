@@ -85,7 +85,7 @@ class Denoised(Method):
 
 
 def _hand_over(purifier: DE3, classifier: nn.Module) -> None:
-    """Start a ViT from the purifier's encoder; the head is drawn anew, of deviation 2e-5 as MAE's fine-tuning."""
+    """Start a ViT from the purifier's encoder; the head is drawn again, with deviation 2e-5 as MAE's fine-tuning."""
     state, wanted = purifier.encoder_state(), classifier.state_dict()
     new = {key for key in wanted if key.startswith(("fc_norm.", "head."))}
     if {key: value.shape for key, value in wanted.items() if key not in new} != {

@@ -40,7 +40,7 @@ class TrainMAEP(Purifying):
         source: the defense that the adversarial images x_a fool, for images of the purifier's size.
         eps, step_size, steps: of PGD on its cross entropy in Linf, from a uniform start; radii may be strings
             such as "8/255". The defaults are DISCO's.
-        offline: whether the pairs are made once, before the first epoch; otherwise every batch anew, after crops
+        offline: whether the pairs are made once, before the first epoch; otherwise for every batch, after crops
             and mirror images, which costs `steps` passes of the source each time.
         mask_ratio: the part of the patches that is hidden; 0 hides none, as at test.
         reconstruction: weight of the loss on the hidden patches.
