@@ -142,7 +142,7 @@ def test_specs_of_corruptions_are_canonical():
         (['corruption(name="fog", jpeg=85)'], "True or False"),
         (["corruption"], "needs name"),
         (['corruption(name="fog")', "pgd"], "run them separately"),
-        (['corruption(name="fog", severities=[1])', 'corruption(name="fog", severities=[2])'], "twice"),
+        (['corruption(name="fog", severities=[1])', 'corruption(name="fog", severities=[2])'], "is repeated"),
         (['corruption(name="fog")', 'corruption(name="snow", jpeg=True)'], "run them separately"),
     ],
 )
