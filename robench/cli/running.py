@@ -15,7 +15,7 @@ from rich.text import Text
 
 from robench.canonical import check_knowledge
 from robench.catalog import Protocol, find_protocol
-from robench.cli import common
+from robench.cli import common, config
 from robench.cli.completion import names_of
 from robench.core import registry, specs
 from robench.core.errors import is_path, unknown_name
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _GROUPS = {
     "What to run": "defenses attacks protocol sources targets dataset threat samples knowledge seeds mi finetune",
     "How to run it": "seed device batch_size precision workers checkpoint data_dir",
-    "Records and output": "results fresh as_json trust",
+    "Records and output": "results fresh as_json config save_config trust",
 }
 
 
@@ -147,11 +147,12 @@ def selecting(*without: str) -> Callable[[Callable], Callable]:
         @functools.wraps(command)
         def wrapped(**given: Any) -> Any:
             taken = {item.name: given.pop(item.name) for item in fields(Selection) if item.name in given}
-            selection = Selection(**taken)
+            selection = Selection(**{name: config.from_file(name, value) for name, value in taken.items()})
             selection.check()
+            config.save()
             return command(selection=selection, **given)
 
-        return _with(wrapped, _SELECTION, without)
+        return _with(wrapped, (*_SELECTION, *config.options), without)
 
     return decorate
 

@@ -43,6 +43,7 @@ def sweep(setting: str, selection: Selection, running: Running) -> Callable[[], 
     if running.as_json:
         return lambda: running.print_json([record for _, record in runs])
     suite = runs[0][1].job.suite.name.partition("(")[0]
-    name = f"sweep-{slug(defenses[0])}-{slug(suite)}-{slug(asked.name)}.png"
+    values = slug(",".join(f"{value:g}" for value in asked.values))
+    name = f"sweep-{slug(defenses[0])}-{slug(suite)}-{slug(asked.name)}-{values}.png"
     path = Path(running.options.results) / slug(protocol.name) / name
     return lambda: show_picture(report.grid(asked, runs), report.picture(asked, runs, path))

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from robench.catalog import Protocol, Suite
+from robench.catalog import Protocol, Suite, find_protocol
 from robench.core import registry, specs
 from robench.core.errors import UsageError
-from robench.evaluation.protocol import choose_protocol, find_suites
+from robench.evaluation.protocol import DEFAULT_PROTOCOL, choose_protocol, find_suites
 from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
 from robench.threats.threat import Threat
@@ -67,6 +67,9 @@ def protocols(
     Args:
         threat: its radius does not count; a norm or a transformation alone will do.
     """
+    if threat is None and dataset is not None:
+        default = find_protocol(DEFAULT_PROTOCOL).threat
+        threat = default and default.kind
     if threat is not None and ":" not in threat:
         threat = f"{threat}:{radii.texts[-1]}"
     kind = _threat(choose_protocol(protocol, dataset, threat, samples)).kind

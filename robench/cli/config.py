@@ -1,0 +1,91 @@
+"""`--config FILE` and `--save-config FILE`: the options of a command in a TOML file.
+
+A key is an option without its dashes, `defense = ["mimir", "pgd-at"]`; options on the command line win. What a file
+names is not trusted as what a person types is (`robench.core.trust`).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from robench.catalog import read_toml
+from robench.cli.completion import files
+from robench.core.errors import UsageError, unknown_name
+from robench.core.io import write_file
+from robench.core.trust import written
+
+_FILE, _SAVED = "robench.config", "robench.save_config"
+_GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+# Options of a command that a file cannot set: a file must not vouch for itself, for one.
+_NEVER = ("config", "save_config", "trust", "help")
+
+
+def _read(context: click.Context, option: click.Parameter, path: str | None) -> None:
+    if path is None:
+        return
+    table = read_toml(Path(path))
+    known = dict(_options(context))
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("_", "-")
+        if name not in known:
+            raise UsageError(f"{path}: {unknown_name('option', name, known)}")
+        parameter = known[name]
+        listed = value if isinstance(value, list) else [value]
+        if any(isinstance(item, dict | list) for item in listed) or (
+            listed != [value] and not parameter.multiple
+        ):
+            raise UsageError(f"{path}: {key} = {value!r:.80}: expected one value")
+        values[parameter.name or name] = [str(item) for item in listed] if parameter.multiple else value
+    context.default_map = {**(context.default_map or {}), **values}
+    context.meta[_FILE] = path
+
+
+def _save(context: click.Context, option: click.Parameter, path: str | None) -> None:
+    if path is not None:
+        context.meta[_SAVED] = path
+
+
+options = (
+    click.option(
+        "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_read, shell_complete=files,
+        help="Read options from a TOML file; those given here win.",
+    ),
+    click.option(
+        "--save-config", metavar="FILE", expose_value=False, callback=_save, shell_complete=files,
+        help="Write the options of this command to such a file.",
+    ),
+)  # fmt: skip
+
+
+def _options(context: click.Context) -> Iterator[tuple[str, click.Option]]:
+    """The options that a file can set, by name."""
+    for parameter in context.command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in _NEVER:
+            for name in parameter.opts:
+                yield name.lstrip("-"), parameter
+
+
+def from_file(name: str, value: Any) -> Any:
+    """The value of an option, as `written` if a file gave it."""
+    context = click.get_current_context()
+    if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
+        return written(value, context.meta[_FILE])
+    return value
+
+
+def save() -> None:
+    """Write the options that were given, where `--save-config` asks for it."""
+    context = click.get_current_context()
+    if path := context.meta.get(_SAVED):
+        parameters = {parameter.name: parameter for _, parameter in _options(context) if parameter.name}
+        lines = [
+            f"{parameter.opts[0].lstrip('-')} = {json.dumps(context.params[name], ensure_ascii=False)}\n"
+            for name, parameter in parameters.items()
+            if context.get_parameter_source(name) in _GIVEN
+        ]
+        write_file(Path(path), "".join(lines).encode())

@@ -1,0 +1,111 @@
+"""Options in a TOML file: saved and read back, overruled by the command line, and not trusted as what is typed."""
+
+import json
+import tomllib
+
+import pytest
+
+from robench.cli import main
+from robench.evaluation.protocol import DEFAULT_PROTOCOL
+from robench.evaluation.security_curve import Radii, protocols
+
+GRID = [
+    "run",
+    "--defense",
+    "standard,pgd-at",
+    "--attack",
+    "fgsm,pgd(steps=1)",
+    "--threat",
+    "Linf:0.1",
+    "--json",
+]
+
+
+@pytest.fixture
+def robench(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
+
+    return run
+
+
+def keys(text):
+    return [record["key"] for record in json.loads(text)["records"]]
+
+
+def test_a_saved_grid_is_the_same_runs(robench, tmp_path):
+    code, typed, err = robench(*GRID, "--samples", "4", "--save-config", "grid.toml")
+    assert code == 0, err
+    assert tomllib.loads((tmp_path / "grid.toml").read_text()) == {
+        "defense": ["standard", "pgd-at"],
+        "attack": ["fgsm", "pgd(steps=1)"],
+        "threat": "Linf:0.1",
+        "samples": 4,
+        "json": True,
+    }
+    code, read, err = robench("run", "--config", "grid.toml", "--results", "again")
+    assert code == 0 and keys(read) == keys(typed) and len(keys(read)) == 4
+    code, fewer, err = robench("run", "--config", "grid.toml", "--samples", "3", "--attack", "fgsm")
+    assert [record["n"] for record in json.loads(fewer)["records"]] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('defnse = "mimir"', 'grid.toml: unknown option "defnse": did you mean defense'),
+        ("trust = true", 'unknown option "trust"'),
+        ("samples = [1, 2]", "samples = [1, 2]: expected one value"),
+        ("[defense]\nname = 1", "expected one value"),
+        ('samples = "many"', "samples"),
+        ("samples =", "is not valid TOML"),
+    ],
+)
+def test_what_a_file_cannot_say(robench, tmp_path, content, text):
+    (tmp_path / "grid.toml").write_text(content)
+    code, _out, err = robench("run", "--config", "grid.toml", "--defense", "standard")
+    assert code == 2 and text in err and "Traceback" not in err
+
+
+def test_a_name_in_a_file_runs_no_code(robench, tmp_path):
+    (tmp_path / "grid.toml").write_text('defense = "python:os.getcwd"\n')
+    code, _out, err = robench("run", "--config", "grid.toml", "--attack", "fgsm", "--samples", "2")
+    assert code == 2 and 'grid.toml names "python:os.getcwd", which runs code' in err
+
+
+def test_a_missing_file_is_named(robench):
+    code, _out, err = robench("run", "--config", "none.toml")
+    assert code == 3 and "none.toml" in err
+
+
+def test_a_curve_needs_no_threat_beside_a_data_set():
+    levels = protocols(Radii.parse("0:8/255:3"), None, "cifar10", None, 10)
+    assert [str(level.threat) for level in levels] == ["Linf:4/255", "Linf:8/255"] and DEFAULT_PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--defense", "net.pth"], "net.pth: there is no such file: weights go with --checkpoint FILE"),
+        (["--defense", "there.pth"], "there.pth is a file, not a defense: weights go with --checkpoint"),
+        (["--defense", "there.onnx"], "--defense onnx:FILE"),
+        (["--defense", "weights/net"], "weights/net: there is no such file"),
+        (["--defense", "standard", "--attack", "mine/suite"], "mine/suite: there is no such file"),
+        (["--defense", "standard", "--dataset", "my/images"], "folder:PATH"),
+        (["--defense", "standard", "--protocol", "p.yaml"], "the file of a protocol ends in .toml"),
+    ],
+)
+def test_a_path_is_answered_as_a_path(robench, tmp_path, arguments, text):
+    for name in ("there.pth", "there.onnx"):
+        (tmp_path / name).touch()
+    code, _out, err = robench("run", *arguments)
+    assert code == 2 and text in err and len(err.splitlines()) <= 2
+
+
+def test_at_most_five_names_are_offered(robench):
+    code, _out, err = robench("run", "--defense", "mimir", "--dataset", "imagenet-r", "--threat", "Linf:0.1")
+    assert code == 2 and "robench show mimir lists them" in err and err.count("mimir-") == 5
