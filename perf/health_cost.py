@@ -21,7 +21,7 @@ from torch import Tensor
 from robench import attack
 from robench.data import load_dataset
 from robench.defenses import load_defense
-from robench.engine import health
+from robench.engine import result_warnings
 from robench.engine.loss_monitor import LossMonitor, LossStats
 from robench.engine.outcome import Outcome
 
@@ -54,9 +54,9 @@ def without_warnings() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch("robench.engine.attack_loop.LossMonitor", NoMonitor))
         for name in _WARNINGS:
-            stack.enter_context(patch.object(health, name, lambda *arguments: []))
-        stack.enter_context(patch.object(health, "looks_random", lambda *arguments: False))
-        stack.enter_context(patch.object(health, "count_nonfinite", lambda *arguments: 0))
+            stack.enter_context(patch.object(result_warnings, name, lambda *arguments: []))
+        stack.enter_context(patch.object(result_warnings, "looks_random", lambda *arguments: False))
+        stack.enter_context(patch.object(result_warnings, "count_nonfinite", lambda *arguments: 0))
         yield
 
 

@@ -3,11 +3,14 @@
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Target = TypeVar("Target", bound=Callable[..., Any])
 
 MOVED = {
     "attacks._estimated": "attacks._gradient_estimation",
@@ -45,6 +48,7 @@ MOVED = {
     "engine.corruption": "engine.corruption_run",
     "engine.found": "engine.adversarial_examples",
     "engine.groups": "engine.lanes",
+    "engine.health": "engine.result_warnings",
     "engine.loop": "engine.attack_loop",
     "engine.meter": "engine.query_cost",
     "engine.network": "engine.batched_model",
@@ -118,6 +122,10 @@ MOVED = {
     "sweep": "evaluation.sweep",
     "threat": "threats.threat",
     "torch_state": "core.torch_state",
+    "training.purifying._base": "training.purifier_training._base",
+    "training.purifying.ddpm": "training.purifier_training.ddpm",
+    "training.purifying.maep": "training.purifier_training.maep",
+    "training.purifying.nim": "training.purifier_training.nim",
     "training.run": "training.trainer",
     "training.settings": "core.fields",
     "training.team": "training.distributed",
@@ -135,11 +143,14 @@ MOVED = {
     "transformations.spatial": "threats.transformations.spatial",
     "transformations.stadv": "threats.transformations.stadv",
     "trust": "core.trust",
+    "verification.marks": "verification.result_warnings",
 }
 # Names that were renamed, or moved to a different module than the rest of their old module.
 NAMES = {
     "corruption.suite.NO_THREAT": "threats.threat.NO_THREAT",
     "defenses._base.behind": "defenses._base.with_purifier",
+    "defenses._fit.Fitting": "defenses._image_size.FixedSizePurifier",
+    "defenses._image_size.Fitting": "defenses._image_size.FixedSizePurifier",
     "defenses.behind": "defenses._base.with_purifier",
     "defenses.counting": "defenses.restrict_to_classes",
     "engine.attackers.Attacker": "engine.knowledge.Attacker",
@@ -147,6 +158,7 @@ NAMES = {
     "engine.battle.Table": "engine.attack_context.SampleResults",
     "engine.device.choose_lanes": "engine.device.choose_batch_size",
     "engine.found.Found": "engine.adversarial_examples.AdversarialExamples",
+    "engine.outcome.Mark": "engine.outcome.ResultWarning",
     "engine.team.Part": "engine.run_state.ShardResult",
     "engine.watch.Counts": "engine.loss_monitor.LossStats",
     "engine.watch.Watch": "engine.loss_monitor.LossMonitor",
@@ -161,10 +173,19 @@ NAMES = {
     },
     **{f"results.wording.{name}": f"statistics.accuracy.{name}" for name in ("interval", "percent", "span")},
     **{f"sweep.{name}": f"reports.sweep.{name}" for name in ("grid", "picture", "unconverged")},
+    "training.purifying.Purifying": "training.purifier_training.PurifierTraining",
+    "training.purifying.find_purifying": "training.purifier_training.find_purifier_training",
+    "training.purifying.purifying": "training.purifier_training.purifier_trainings",
+    "training.purifying._base.Purifying": "training.purifier_training._base.PurifierTraining",
+    "training.purifying._base.purifying": "training.purifier_training._base.purifier_trainings",
     "training.team.Team": "training.distributed.ProcessGroup",
 }
 # Packages whose modules moved to several packages, and the package that replaces them.
-PACKAGES = {"results": "records", "transformations": "threats.transformations"}
+PACKAGES = {
+    "results": "records",
+    "training.purifying": "training.purifier_training",
+    "transformations": "threats.transformations",
+}
 
 
 class OldNames(MetaPathFinder, Loader):
@@ -214,6 +235,38 @@ def old_names(module: str) -> Callable[[str], Any]:
         return named(old)
 
     return attribute
+
+
+def old_arguments(**names: str) -> Callable[[Target], Target]:
+    """Decorator: a function or class also takes arguments under their old names, `old="new"`; a class also has
+    attributes of those names."""
+
+    def decorate(target: Target) -> Target:
+        function: Any = vars(target)["__init__"] if isinstance(target, type) else target
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                warnings.warn(f"argument {old} is now {names[old]}", DeprecationWarning, stacklevel=2)
+                kwargs[names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        if not isinstance(target, type):
+            return cast(Target, call)
+        setattr(target, "__init__", call)  # noqa: B010 - pyright refuses the assignment
+        for old, new in names.items():
+            setattr(target, old, _old_attribute(old, new))
+        return cast(Target, target)
+
+    return decorate
+
+
+def _old_attribute(old: str, new: str) -> property:
+    def get(instance: Any) -> Any:
+        warnings.warn(f"attribute {old} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(instance, new)
+
+    return property(get)
 
 
 def install() -> None:

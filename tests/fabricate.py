@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robench.data._base import Images
 from robench.defenses import Loaded
-from robench.engine.outcome import AttackCost, Mark, Outcome
+from robench.engine.outcome import AttackCost, Outcome, ResultWarning
 from robench.records.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts
 from robench.records.store import make_record, record_folder, write_record
 from robench.threats.threat import Threat
@@ -70,7 +70,7 @@ def make_images(n: int, seed: int, judge: nn.Module) -> Images:
     return Images("digits", "test", x, y, torch.arange(n) * 2 + 5, ("zero", "one", "two"))
 
 
-def make_outcome(images: Images, judge: nn.Module, health: tuple[Mark, ...] = ()) -> Outcome:
+def make_outcome(images: Images, judge: nn.Module, health: tuple[ResultWarning, ...] = ()) -> Outcome:
     """A gradient-sign step of EPS replaces the first attack, one of EPS / 2 the second."""
     x, y, n = images.x, images.y, len(images)
     clean = judge(x).argmax(1)

@@ -67,6 +67,12 @@ DEFENSES = [
     ("mimir-cifar10", "cifar10", ["mimir"]),
     ("maep-digits+standard-digits", "digits", ["maep+standard", "maep-digits + standard"]),
     ("maep-digits+de3-digits(sigma=0)", "digits", ["maep+de3(sigma=0.)"]),
+    (
+        'maep-digits(size_mode="tile")+standard-cifar10',
+        "cifar10",
+        ['maep-digits(fit="tile")+standard', "maep-digits(fit='tile', width=64)+standard-cifar10"],
+    ),
+    ("diffpure-imagenet", "imagenet", ['diffpure-imagenet(fit="resize")']),
     ("timm:resnet50(mean=[0.5])", "imagenet", ["timm:resnet50( mean=[.5] )"]),
     ("maep-digits+timm:resnet50(a=1, b=2)", "digits", ["maep-digits+timm:resnet50(b=2, a=1)"]),
 ]

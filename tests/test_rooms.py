@@ -121,7 +121,7 @@ def test_old_names_refer_to_the_new_objects(old):
     home, _, name = old.rpartition(".")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if home in _moved.MOVED:
+        if home in {**_moved.MOVED, **_moved.PACKAGES}:
             sys.modules.pop(f"robench.{home}", None)
         value = getattr(importlib.import_module(f"robench.{home}"), name)
     assert any("is now robench." in str(each.message) for each in caught)
@@ -150,3 +150,24 @@ def test_old_imports_work_in_a_fresh_process(tmp_path):
     # One warning for each name, at the line of the import.
     assert end.stderr.count("DeprecationWarning: robench.threat is now robench.threats.threat") == 1
     assert "mine.py:2: DeprecationWarning: robench.threat is now" in end.stderr
+
+
+def test_arguments_and_attributes_of_before_work():
+    """`among` and `fit`, which are `class_subset` and `size_mode` now."""
+    from robench.data import load_dataset
+    from robench.data._base import Images
+    from robench.data.class_subset import Subset
+    from robench.defenses import load_defense
+    from robench.defenses.maep import MAEP
+
+    images = load_dataset("digits", "test", samples=2)
+    fields = (images.name, images.split, images.x, images.y, images.ids, images.classes)
+    with pytest.warns(DeprecationWarning, match="among is now class_subset"):
+        subset = Images(*fields, among=Subset((1,), 2)).class_subset  # pyright: ignore[reportCallIssue]
+    assert subset == Subset((1,), 2)
+    with pytest.warns(DeprecationWarning, match="attribute among is now class_subset"):
+        assert images.among is None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.warns(DeprecationWarning, match="argument among is now class_subset"):
+        assert load_defense("standard", among=None).num_classes == 10  # pyright: ignore[reportCallIssue]
+    with pytest.warns(DeprecationWarning, match="argument fit is now size_mode"):
+        assert MAEP(image_size=8, patch_size=4, fit="tile").size_mode == "tile"  # pyright: ignore[reportCallIssue]

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +20,8 @@ from robench.core.errors import UsageError, some
 from robench.core.trust import like
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(:[^\s()][^()]*)?")
+# Old names of arguments, which records and cards still use, and the new ones.
+RENAMED = {"fit": "size_mode"}
 # Maximum length of a spec, and of its excerpt in an error message; integers must fit into eight bytes.
 _LONGEST, _SHOWN, _WHOLE = 10_000, 200, 2**63
 
@@ -152,8 +154,33 @@ def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind in named}
 
 
+def renamed(spec: Spec, known: Container[str]) -> Spec:
+    """`spec` with the new names of arguments, for a builder that knows those and not the old ones.
+
+    Raises:
+        UsageError: when an argument is given under both names.
+    """
+    arguments: dict[str, Any] = {}
+    for key, value in spec.arguments.items():
+        new = RENAMED.get(key, key)
+        name = new if key not in known and new in known else key
+        if name in arguments:
+            raise UsageError(f"{spec.name}: {name} is given twice, once under its old name")
+        arguments[name] = value
+    return Spec(spec.name, arguments)
+
+
+def old_text(text: str) -> str:
+    """A spec with the old names of renamed arguments, as digests in records contain it; other specs stay as written."""
+    spec = parse(text)
+    old = {new: old for old, new in RENAMED.items()}
+    if old.keys().isdisjoint(spec.arguments):
+        return text
+    return str(Spec(spec.name, {old.get(key, key): value for key, value in spec.arguments.items()}))
+
+
 def canonical(spec: Spec, builder: Callable[..., Any]) -> Spec:
-    """`spec` without the arguments that equal the defaults of `builder`.
+    """`spec` without the arguments that equal the defaults of `builder`, renamed arguments under their new names.
 
     A builder with a `**` parameter accepts any argument.
 
@@ -161,6 +188,7 @@ def canonical(spec: Spec, builder: Callable[..., Any]) -> Spec:
         UsageError: for an unknown argument, or a missing required one.
     """
     known = defaults(builder)
+    spec = renamed(spec, known)
     kinds = {p.kind for p in inspect.signature(builder).parameters.values()}
     for key in spec.arguments:
         if key not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
@@ -179,6 +207,6 @@ def build(spec: Spec, builder: Callable[..., Any]) -> Any:
     """
     canonical(spec, builder)
     try:
-        return builder(**spec.arguments)
+        return builder(**renamed(spec, defaults(builder)).arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{spec} cannot be built: {' '.join(str(error).split())}") from error

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from robench._moved import old_arguments
 from robench.core.cache import home_cache
 from robench.core.errors import ResourceError, UsageError
 from robench.data._lazy_images import LazyImages, PixelFile
@@ -115,6 +116,7 @@ def check_channels(channels: int) -> None:
         raise UsageError(f"channels={channels}: expected 3, or 1 for grey images")
 
 
+@old_arguments(among="class_subset")
 @dataclass(frozen=True)
 class Images:
     """Images of a data set.
@@ -127,7 +129,8 @@ class Images:
         y: labels, (N,) int64.
         ids: index of each image in the canonical order of the data set, (N,) int64.
         classes: names of the K classes.
-        among: position of these classes among those of a network that has more; None if a network has exactly these.
+        class_subset: position of these classes among those of a network that has more; None if a network has exactly
+            these.
     """
 
     name: str
@@ -136,7 +139,7 @@ class Images:
     y: Tensor
     ids: Tensor
     classes: tuple[str, ...]
-    among: Subset | None = None
+    class_subset: Subset | None = None
 
     def __len__(self) -> int:
         return len(self.x)

@@ -136,5 +136,5 @@ def _load(
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     indices = tuple(synsets().index(synset) for synset in variant.synsets())
     words = tuple(imagenet_classes()[k] for k in indices)
-    among = Subset(indices, len(synsets())) if len(indices) < len(synsets()) else None
-    return Images(name, split, x, y, torch.arange(len(x)), words, among)
+    class_subset = Subset(indices, len(synsets())) if len(indices) < len(synsets()) else None
+    return Images(name, split, x, y, torch.arange(len(x)), words, class_subset)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench._moved import old_names
+from robench._moved import old_arguments, old_names
 from robench.core.errors import UsageError
 from robench.defenses._feature_hooks import capture_features
 from robench.defenses._normalisation import own_normalisations
@@ -72,6 +72,7 @@ class Purifier(nn.Module):
             )
 
 
+@old_arguments(among="class_subset")
 class Defense(nn.Module):
     """A classifier, with a purifier in front of it where the defense has one.
 
@@ -87,7 +88,7 @@ class Defense(nn.Module):
         std: one number per channel, by which the difference is divided; None with `mean`.
         stochastic: whether two calls on the same images may differ.
         differentiable: whether the exact gradient exists.
-        among: which of the classifier's logits count, in the order of the K classes; empty for all.
+        class_subset: which of the classifier's logits count, in the order of the K classes; empty for all.
         preprocessing: what the classifier's makers do to pictures before it, by a name of
             `robench.data.preprocessing`; empty where they do not say, or it has none.
 
@@ -107,7 +108,7 @@ class Defense(nn.Module):
         std: tuple[float, ...] | None = None,
         stochastic: bool = False,
         differentiable: bool = True,
-        among: tuple[int, ...] = (),
+        class_subset: tuple[int, ...] = (),
         preprocessing: str = "",
         channels: int = 3,
     ):
@@ -125,7 +126,7 @@ class Defense(nn.Module):
         self.channels = channels
         self.stochastic = stochastic
         self.differentiable = differentiable
-        self.among = among
+        self.class_subset = class_subset
         self.preprocessing = preprocessing
         self.mean: Tensor | None
         self.std: Tensor | None
@@ -179,7 +180,7 @@ class Defense(nn.Module):
         return forward_features
 
     def _counted(self, logits: Tensor) -> Tensor:
-        return logits[:, list(self.among)] if self.among else logits
+        return logits[:, list(self.class_subset)] if self.class_subset else logits
 
     def _inner(self, x: Tensor) -> Tensor:
         if self.purifier is not None:
@@ -197,9 +198,9 @@ def with_purifier(purifier: nn.Module | None, defense: Defense) -> Defense:
     )
 
 
-def restricted(defense: Defense, among: tuple[int, ...]) -> Defense:
+def restricted(defense: Defense, class_subset: tuple[int, ...]) -> Defense:
     """The same defense, of whose logits only those of some classes count, in the order given."""
-    return _like(defense, num_classes=len(among), among=among)
+    return _like(defense, num_classes=len(class_subset), class_subset=class_subset)
 
 
 def _like(defense: Defense, **changed: Any) -> Defense:
@@ -212,7 +213,7 @@ def _like(defense: Defense, **changed: Any) -> Defense:
         "std": None if std is None else tuple(std.flatten().tolist()),
         "stochastic": defense.stochastic,
         "differentiable": defense.differentiable,
-        "among": defense.among,
+        "class_subset": defense.class_subset,
         "preprocessing": defense.preprocessing,
         "channels": defense.channels,
     }

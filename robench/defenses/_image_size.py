@@ -4,38 +4,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from robench._moved import old_names
 from robench.core.rng import parts
 from robench.defenses._base import Purifier
 from robench.defenses._patches import patchify, unpatchify
 
-FITS = ("exact", "tile", "interpolate", "resize")
+SIZE_MODES = ("exact", "tile", "interpolate", "resize")
 
 
-class Fitting(Purifier):
+class FixedSizePurifier(Purifier):
     """Base of the purifiers that are trained on images of one size; a subclass gives `purify`, and not `forward`.
 
     Attributes:
         image_size: side of the images it is trained on.
         step: `purify` takes images whose side is a multiple of this.
-        fit: how images of another size are taken. "exact": not at all. "tile": cut into tiles of `image_size`, each
-            purified by itself, and put together again. "interpolate": as one image, by a network that goes on over
-            more (or fewer) places than it was trained on; a transformer's positions are resized. "resize": scaled
-            bilinearly to `image_size`, purified, and scaled back, as DiffPure does with 224 px before a network of 256.
+        size_mode: how images of another size are handled. "exact": they are refused. "tile": they are cut into tiles of
+            `image_size`, which are purified separately and reassembled. "interpolate": the network runs on the whole
+            image, at more or fewer positions than in training; a transformer's position embeddings are resized.
+            "resize": they are scaled bilinearly to `image_size`, purified and scaled back, as DiffPure does with
+            224 px images and a 256 px network.
 
     Raises:
-        ValueError: for an unknown `fit`.
+        ValueError: for an unknown `size_mode`.
     """
 
     image_size: int
     step: int
 
-    def __init__(self, image_size: int, step: int, fit: str):
+    def __init__(self, image_size: int, step: int, size_mode: str):
         super().__init__()
-        if fit not in FITS:
-            raise ValueError(f"{fit=}: expected one of {', '.join(FITS)}")
+        if size_mode not in SIZE_MODES:
+            raise ValueError(f"{size_mode=}: expected one of {', '.join(SIZE_MODES)}")
         # Never None, and never set again.
         self.image_size = image_size  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.step, self.fit = step, fit
+        self.step, self.size_mode = step, size_mode
 
     def purify(self, x: Tensor) -> Tensor:
         """The purified images of a batch whose side `step` divides, (N, 3, S, S) in [0, 1]."""
@@ -54,33 +56,35 @@ class Fitting(Purifier):
         count = len(rows) // len(x)
         with parts(count):
             clean = self.purify(rows)
-        if self.fit == "resize":
+        if self.size_mode == "resize":
             return _scaled(clean, x.shape[-1])
         return unpatchify(clean.reshape(len(x), count, -1), self.image_size)
 
     def cut(self, x: Tensor) -> Tensor:
         """What `purify` is called on: `x`, (N, C, S, S), its tiles, (N * tiles, C, s, s), or it scaled."""
         own = self.image_size
-        if x.shape[-1] == own or self.fit not in ("tile", "resize"):
+        if x.shape[-1] == own or self.size_mode not in ("tile", "resize"):
             return x
-        if self.fit == "resize":
+        if self.size_mode == "resize":
             return _scaled(x, own)
         return patchify(x, own).reshape(-1, x.shape[1], own, own)
 
     def check(self, side: int) -> None:
         """See `Purifier.check`."""
-        if self.fit == "resize":
+        if self.size_mode == "resize":
             return
         own, step = self.image_size, self.step
-        if self.fit == "exact" and side != own:
+        if self.size_mode == "exact" and side != own:
             raise ValueError(
                 f"this purifier takes images of {own} px, not of {side} px: "
-                f'fit="tile" takes multiples of {own} px, fit="interpolate" of {step} px, '
-                'fit="resize" any'
+                f'size_mode="tile" takes multiples of {own} px, size_mode="interpolate" of {step} px, '
+                'size_mode="resize" any'
             )
-        step = own if self.fit == "tile" else step
+        step = own if self.size_mode == "tile" else step
         if side < step or side % step:
-            raise ValueError(f'fit="{self.fit}" takes images of a multiple of {step} px, not of {side} px')
+            raise ValueError(
+                f'size_mode="{self.size_mode}" takes images of a multiple of {step} px, not of {side} px'
+            )
 
 
 def _scaled(x: Tensor, side: int) -> Tensor:
@@ -96,3 +100,7 @@ def resized(positions: Tensor, side: int) -> Tensor:
     grid = positions[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+
+
+# Names of release 0.1.
+__getattr__ = old_names(__name__)

@@ -17,9 +17,10 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from robench._moved import old_arguments
 from robench.core import registry
 from robench.core.rng import normal_like, uniform_like
-from robench.defenses._image_size import Fitting, resized
+from robench.defenses._image_size import FixedSizePurifier, resized
 from robench.defenses._patches import sincos_positions
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -70,7 +71,8 @@ STATISTICS = ("input", "noisy", "predicted")
 
 
 @registry.purifiers.register("de3")
-class DE3(Fitting):
+@old_arguments(fit="size_mode")
+class DE3(FixedSizePurifier):
     """Adds noise, denoises by an autoencoder of ViTs, and puts the patches back to their brightness and contrast.
 
     Images (N, 3, H, W) in [0, 1] to images of the same shape and range, one pass. The decoder guesses patches
@@ -94,7 +96,7 @@ class DE3(Fitting):
             decoder's tokens, so that nothing goes past the denoiser.
         statistics_head: whether the network has that head.
         mean, std: one number a channel, subtracted and divided before the encoder.
-        fit: how images of another size are taken, see `Fitting`.
+        size_mode: how images of another size are taken, see `FixedSizePurifier`.
 
     Raises:
         ValueError: for sizes that do not divide, a negative sigma, a mask of everything, an unknown noise or
@@ -120,9 +122,9 @@ class DE3(Fitting):
         statistics_head: bool = False,
         mean: tuple[float, ...] = _IMAGENET_MEAN,
         std: tuple[float, ...] = _IMAGENET_STD,
-        fit: str = "exact",
+        size_mode: str = "exact",
     ):
-        super().__init__(image_size, patch_size, fit)
+        super().__init__(image_size, patch_size, size_mode)
         sizes = {"patch_size": patch_size, "width": width, "heads": heads}
         sizes |= {"decoder_width": decoder_width, "decoder_heads": decoder_heads}
         for name, value in sizes.items():

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from robench._moved import old_arguments
 from robench.core import registry
 from robench.core.rng import normal_like
-from robench.defenses._image_size import Fitting
+from robench.defenses._image_size import FixedSizePurifier
 from robench.defenses._schedule import Schedule
 from robench.defenses._unets import INSTALL, KINDS, Sizes
 
@@ -20,7 +21,8 @@ _ETAS = {"ddpm": (1.0, (1.0, 1.0)), "ddim": (0.0, (0.0, 1.0))}
 
 
 @registry.purifiers.register("diffpure")
-class DiffPure(Fitting):
+@old_arguments(fit="size_mode")
+class DiffPure(FixedSizePurifier):
     """Noise to time `t`, then the reverse process of a diffusion model back to time 0.
 
     Nie et al. 2022, "Diffusion Models for Adversarial Purification", arXiv 2205.07460, in discrete time; the idea
@@ -54,8 +56,8 @@ class DiffPure(Fitting):
         eta: ddim's noise, 0 for none after the forward one, 1 for ddpm's; None for the sampler's own.
         clip: keep each predicted clean image in [0, 1].
         remember: keep every activation for the backward pass.
-        fit: how images of another size are taken, see `Fitting`; the network is convolutional, and its attention
-            knows no positions.
+        size_mode: how images of another size are handled, see `FixedSizePurifier`; the network is convolutional, and
+            its attention has no position embeddings.
 
     Raises:
         ValueError: for a setting out of range.
@@ -83,9 +85,9 @@ class DiffPure(Fitting):
         eta: float | None = None,
         clip: bool = True,
         remember: bool = False,
-        fit: str = "exact",
+        size_mode: str = "exact",
     ):
-        super().__init__(image_size, 2 ** max(0, len(widths) - 1), fit)
+        super().__init__(image_size, 2 ** max(0, len(widths) - 1), size_mode)
         self.schedule = Schedule(length, beta_start, beta_end)
         for name, value in {"t": t, "steps": steps}.items():
             if not isinstance(value, int) or isinstance(value, bool):
@@ -114,7 +116,7 @@ class DiffPure(Fitting):
         )
 
     def purify(self, x: Tensor) -> Tensor:
-        """See `Fitting.purify`."""
+        """See `FixedSizePurifier.purify`."""
         t = torch.full((len(x),), self.times[0], device=x.device)
         x = 2 * x - 1
         x = self.schedule.diffuse(x, t, normal_like(x))

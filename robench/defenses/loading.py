@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from robench._moved import old_arguments
 from robench.catalog import Card
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError
@@ -61,12 +62,13 @@ class Loaded:
 
 
 @standard_state()
+@old_arguments(among="class_subset")
 def load(
     name: str | ResolvedDefense,
     dataset: str | Spec | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
-    among: Subset | None = None,
+    class_subset: Subset | None = None,
 ) -> Loaded:
     """Build a defense and give it its weights.
 
@@ -77,7 +79,7 @@ def load(
             by its shapes, and decides which of a family's cards is meant; where it is no card's, it is built all the
             same, under its spec's name.
         device: where it runs.
-        among: classes that alone count of a network that knows more, as `Images.among`; None for all.
+        class_subset: classes that alone count of a network that knows more, as `Images.class_subset`; None for all.
 
     Raises:
         UsageError: for an unknown name, a builder's wrong arguments, a network without weights, or a checkpoint
@@ -89,17 +91,17 @@ def load(
     card, defense = found.card, found.defense
     if card and card.preprocessing:
         defense.preprocessing = card.preprocessing
-    return restrict_to_classes(found, among)
+    return restrict_to_classes(found, class_subset)
 
 
-def restrict_to_classes(loaded: Loaded, among: Subset | None) -> Loaded:
+def restrict_to_classes(loaded: Loaded, class_subset: Subset | None) -> Loaded:
     """The same, of whose classes only those count; unchanged where it was made for these alone, or all count."""
-    if among is None or loaded.defense.num_classes != among.of:
+    if class_subset is None or loaded.defense.num_classes != class_subset.of:
         return loaded
-    count = len(among.indices)
-    note = f"{loaded.name} tells {among.of} classes apart: only the {count} of this data set count"
-    defense = restricted(loaded.defense, among.indices).eval()
-    return replace(loaded, defense=defense, notes=(*loaded.notes, note), knows=among.of)
+    count = len(class_subset.indices)
+    note = f"{loaded.name} has {class_subset.of} classes: only the {count} of this data set count"
+    defense = restricted(loaded.defense, class_subset.indices).eval()
+    return replace(loaded, defense=defense, notes=(*loaded.notes, note), knows=class_subset.of)
 
 
 def _load(meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device) -> Loaded:
@@ -154,18 +156,19 @@ def _load(meant: ResolvedDefense, checkpoint: str | Path | None, device: str | t
     return Loaded(choice.name, defense, card, own, path, digest, choice.family, (*choice.notes, *told))
 
 
+@old_arguments(among="class_subset")
 def load_defense(
     name: str | ResolvedDefense,
     dataset: str | Spec | None = None,
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
-    among: Subset | None = None,
+    class_subset: Subset | None = None,
 ) -> Defense:
     """A defense: images (N, 3, H, W), float32 in [0, 1], to logits (N, K). See `load`.
 
     >>> defense = load_defense("mimir", dataset="digits")
     """
-    return load(name, dataset, checkpoint, device, among).defense
+    return load(name, dataset, checkpoint, device, class_subset).defense
 
 
 def _load_by_scheme(
@@ -277,7 +280,7 @@ def build_purifier(spec: specs.Spec) -> Purifier:
 
 def card_digest(card: Card) -> str:
     """sha256 of a card's file, and of what was changed in it on the way."""
-    changes = f"{card.builder}\n{card.classifier}".encode()
+    changes = f"{specs.old_text(card.builder)}\n{card.classifier}".encode()
     if not card.path.is_file():
         return _digest(changes)
     return _digest(card.path.read_bytes() + (changes if card.edited else b""))

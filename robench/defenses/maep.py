@@ -11,13 +11,15 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from robench._moved import old_arguments
 from robench.core import registry
-from robench.defenses._image_size import Fitting, resized
+from robench.defenses._image_size import FixedSizePurifier, resized
 from robench.defenses._patches import pick, sincos_positions, unpatchify
 
 
 @registry.purifiers.register("maep")
-class MAEP(Fitting):
+@old_arguments(fit="size_mode")
+class MAEP(FixedSizePurifier):
     """Encodes an image's patches, decodes them to a purified image: one pass, deterministic, nothing hidden.
 
     Its state has the key names of MAE's official code (arXiv 2111.06377); positions are fixed sine and cosine
@@ -29,10 +31,10 @@ class MAEP(Fitting):
         width, depth, heads: of the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         mlp_ratio: hidden width of each block's perceptron, in widths.
-        fit: how images of another size are taken, see `Fitting`.
+        size_mode: how images of another size are taken, see `FixedSizePurifier`.
 
     Raises:
-        ValueError: for sizes that do not divide, or an unknown `fit`.
+        ValueError: for sizes that do not divide, or an unknown `size_mode`.
     """
 
     def __init__(
@@ -46,9 +48,9 @@ class MAEP(Fitting):
         decoder_depth: int = 4,
         decoder_heads: int = 4,
         mlp_ratio: float = 4.0,
-        fit: str = "exact",
+        size_mode: str = "exact",
     ):
-        super().__init__(image_size, patch_size, fit)
+        super().__init__(image_size, patch_size, size_mode)
         sizes = {"patch_size": patch_size, "heads": heads, "decoder_heads": decoder_heads, "depth": depth}
         sizes |= {"decoder_depth": decoder_depth, "width": width, "decoder_width": decoder_width}
         for name, value in sizes.items():
@@ -90,7 +92,7 @@ class MAEP(Fitting):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def purify(self, x: Tensor) -> Tensor:
-        """See `Fitting.purify`."""
+        """See `FixedSizePurifier.purify`."""
         return unpatchify(self.pixels(x), self.patch_size).clamp(0, 1)
 
     def pixels(self, x: Tensor, keep: Tensor | None = None) -> Tensor:

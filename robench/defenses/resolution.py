@@ -171,7 +171,9 @@ def _canonical_piece(text: str, dataset: Spec) -> tuple[str, Spec | None]:
     if not loaders.scheme_of(text):
         card = catalog.cards().get(spec.name) or family_card(spec.name, dataset)
         built = card.spec if card else Spec(spec.name)
-        known = {**builder_defaults(built.name), **built.arguments}
+        defaults = builder_defaults(built.name)
+        known = {**defaults, **specs.renamed(built, defaults).arguments}
+        spec = specs.renamed(spec, known)
         spec = Spec(like(text, card.name if card else spec.name), changed_arguments(spec, known))
     return str(spec), spec
 
@@ -229,7 +231,8 @@ def _meaning(name: str, spec: Spec | None, dataset: Spec) -> tuple[list[Card], S
 
 def _changed(card: Card, spec: Spec) -> Card:
     """The card with some of its builder's arguments replaced, under a name that says so."""
-    builder = card.spec.replaced(**spec.arguments)
+    known = builder_defaults(card.spec.name)
+    builder = specs.renamed(card.spec, known).replaced(**specs.renamed(spec, known).arguments)
     return replace(card, name=str(Spec(card.name, spec.arguments)), builder=str(builder), edited=True)
 
 

@@ -10,7 +10,7 @@ from robench.core.errors import UsageError
 from robench.data import Images
 from robench.defenses import Loaded
 from robench.engine.batched_model import Judge, Network
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.engine.setup import Setup, find_attacker
 from robench.threats.threat import Threat
 
@@ -52,8 +52,8 @@ class Indicator:
         return self.value < self.threshold if self.falls else not self.value <= self.threshold
 
     @property
-    def mark(self) -> Mark:
-        return Mark(self.code, f"robench diagnose: {self.text}")
+    def mark(self) -> ResultWarning:
+        return ResultWarning(self.code, f"robench diagnose: {self.text}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Case:
             raise UsageError(
                 f"robench diagnose follows attacks in {', '.join(ATTACKS)}: {threat} is not among them"
             )
-        chosen = find_attacker(knowledge, loaded.defense, protocol.dataset, device, images.among)
+        chosen = find_attacker(knowledge, loaded.defense, protocol.dataset, device, images.class_subset)
         x, y, ids = (part.to(device) for part in (images.x, images.y, images.ids))
         setup = Setup(loaded.defense, seed, device, batch_size, chosen, loaded.defense.stochastic).checked(
             x, ids

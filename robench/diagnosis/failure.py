@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robench.diagnosis._base import OWN, PINTOR, Case, Indicator, share
 from robench.diagnosis.paths import Paths
-from robench.engine.health import ZERO_SHARE
+from robench.engine.result_warnings import ZERO_SHARE
 
 # The paper gives no thresholds for these two. In its table 1 APGD scores 0.31 to 0.41 and 0.09 to 0.33, attacks with
 # too few or too short steps 0.76 and 0.98, and one with noisy gradients 0.77.

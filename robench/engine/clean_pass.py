@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import UsageError
-from robench.engine import health
+from robench.engine import result_warnings
 from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Network, answer
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.engine.setup import Parties, Setup
 from robench.engine.tolerances import margins
 
@@ -28,7 +28,7 @@ class CleanPass:
     margin: Tensor
     shown: Tensor
     answers: Tensor
-    marks: list[Mark]
+    marks: list[ResultWarning]
     nonfinite: int
 
     @property
@@ -56,10 +56,10 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
         )
     if logits.shape[1] < 2:
         raise UsageError("the defense has one class: an attack needs at least two")
-    marks = health.squashed_outputs(logits)
+    marks = result_warnings.squashed_outputs(logits)
     if not setup.stochastic:
         x, ids = samples.x[:size].to(device), samples.ids[:size].to(device)
-        marks += health.batch_dependence(network, x, ids, logits[:size])
+        marks += result_warnings.batch_dependence(network, x, ids, logits[:size])
     # What an attack must beat is counted on the draws that it is shown; what is reported is not.
     if parties.judge.draws > 1:
         judges = parties.judges.search, parties.judges.clean
@@ -72,5 +72,5 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
         shown=shown,
         answers=answers,
         marks=marks,
-        nonfinite=health.count_nonfinite(logits),
+        nonfinite=result_warnings.count_nonfinite(logits),
     )

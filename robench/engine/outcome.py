@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from robench._moved import old_names
 from robench.data._lazy_images import LazyImages
 
 
@@ -41,7 +42,7 @@ class AttackCost:
 
 
 @dataclass(frozen=True)
-class Mark:
+class ResultWarning:
     """A sign that an evaluation may have failed: data in a record, a mark on a board.
 
     Attributes:
@@ -103,7 +104,7 @@ class Outcome:
     forward: Tensor
     backward: Tensor
     attacks: list[AttackCost]
-    health: list[Mark] = field(default_factory=list)
+    health: list[ResultWarning] = field(default_factory=list)
     precision: str = "fp32"
     batch_size: int = 0
     of_draws: int = 1
@@ -125,3 +126,7 @@ class Outcome:
     def robust_accuracy(self) -> float:
         """Fraction in [0, 1] classified rightly under every attack, in every draw."""
         return float(self.robust.double().mean())
+
+
+# Names of release 0.1.
+__getattr__ = old_names(__name__)

@@ -15,7 +15,7 @@ from robench.core.errors import ResourceError
 from robench.core.memory import give_back
 from robench.core.rng import Stream
 from robench.data._lazy_images import LazyImages
-from robench.engine import health, workers
+from robench.engine import result_warnings, workers
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
@@ -24,7 +24,7 @@ from robench.engine.checkpoint import Saved, Store
 from robench.engine.clean_pass import clean_pass
 from robench.engine.external import run_external
 from robench.engine.loss_monitor import LossStats
-from robench.engine.outcome import Mark, Outcome
+from robench.engine.outcome import Outcome, ResultWarning
 from robench.engine.outputs import adversarials, distances
 from robench.engine.progress import Progress
 from robench.engine.run_state import CLEAN, NOISE, ROBUST, RunState, ShardResult
@@ -348,18 +348,18 @@ class Run:
             single_draw_accuracy=float((answers[:, 0] == samples.y).double().mean()) if randomised else None,
         )
 
-    def _health(self) -> list[Mark]:
+    def _health(self) -> list[ResultWarning]:
         state, attacks = self.state, [attack for _, attack in self.attacks]
         blind = self.setup.attacker.no_verdict_feedback
         return [
             *self.clean.marks,
-            *health.nonfinite_logits(self.clean.nonfinite + state.nonfinite),
-            *health.randomised(self.setup.stochastic, self.declared, attacks, blind),
-            *health.few_classes(self.clean.num_classes, attacks),
-            *health.nonfinite_gradients(state.stats),
-            *health.zero_gradients(state.stats),
-            *health.losses(state.stats),
-            *health.gradient_free_wins(attacks, state.costs, self.threat.norm, len(self.samples)),
+            *result_warnings.nonfinite_logits(self.clean.nonfinite + state.nonfinite),
+            *result_warnings.randomised(self.setup.stochastic, self.declared, attacks, blind),
+            *result_warnings.few_classes(self.clean.num_classes, attacks),
+            *result_warnings.nonfinite_gradients(state.stats),
+            *result_warnings.zero_gradients(state.stats),
+            *result_warnings.losses(state.stats),
+            *result_warnings.gradient_free_wins(attacks, state.costs, self.threat.norm, len(self.samples)),
         ]
 
     def _verdicts(self, x_adv: Tensor | LazyImages, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,9 +13,9 @@ from robench.data._lazy_images import LazyImages
 from robench.data.class_subset import Subset
 from robench.defenses import Defense, load_defense
 from robench.engine.batched_model import Judge, Model, Network
-from robench.engine.health import looks_random
 from robench.engine.judges import Judges
 from robench.engine.knowledge import Attacker, attacker
+from robench.engine.result_warnings import looks_random
 
 
 class Settings(Protocol):
@@ -137,20 +137,24 @@ class Parties:
 
 
 def find_attacker(
-    knowledge: str, defense: Defense, dataset: str | Spec, device: torch.device, among: Subset | None = None
+    knowledge: str,
+    defense: Defense,
+    dataset: str | Spec,
+    device: torch.device,
+    class_subset: Subset | None = None,
 ) -> Attacker:
     """The attacker of that knowledge level, whose surrogate is found by name among the cards of a data set.
 
     Args:
         defense: the one attacked.
-        among: which classes of a network that knows more are counted.
+        class_subset: which classes of a network that knows more are counted.
 
     Raises:
         UsageError: for an unknown level or name, and for a surrogate that takes other images.
     """
 
     def load(name: str) -> Defense:
-        source = load_defense(name, dataset, device=device, among=among)
+        source = load_defense(name, dataset, device=device, class_subset=class_subset)
         for theirs, ours in (
             (f"{source.channels} channels", f"{defense.channels}"),
             (f"{source.image_size} px", f"{defense.image_size} px"),

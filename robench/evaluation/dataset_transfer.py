@@ -17,8 +17,8 @@ from robench.evaluation.protocol import choose_protocol, find_suites
 from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
 
-# How a purifier meets images of another size; "resize" is run where it is asked for.
-FITS = ("tile", "interpolate")
+# How a purifier takes images of another size; "resize" is run only on request.
+SIZE_MODES = ("tile", "interpolate")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cell:
     """A purifier before a classifier of another data set, or its own.
 
     Attributes:
-        purifier: its name, with how it takes images of another size: `maep-digits(fit="tile")`; or a card's path.
+        purifier: its name, with how it takes images of another size: `maep-digits(size_mode="tile")`; or a card's path.
         subject: the defense that is run.
         end: the data set it is tested on.
     """
@@ -43,7 +43,7 @@ def plan(
     targets: Sequence[str],
     options: Options,
 ) -> list[Cell]:
-    """Every cell: each purifier of each data set in `sources`, by every fit it takes, before each end of `targets`.
+    """Every cell: each purifier of each source in every size mode, before the classifier of each target.
 
     Cells that cannot be are left out with a note.
 
@@ -133,13 +133,15 @@ def _trained_on(name: str, source: str) -> tuple[str, Card]:
 
 
 def _fitting(name: str, card: Card, side: int, leave: Callable[[str], None]) -> Iterator[str]:
-    """`name` by every fit that takes images of `side`; what does not is left with the reason."""
+    """`name` in every size mode that takes images of `side`; what does not is left with the reason."""
     built = card.spec
-    free = "fit" in specs.defaults(registry.purifiers.get(built.name)) and "fit" not in built.arguments
+    known = specs.defaults(registry.purifiers.get(built.name))
+    built = specs.renamed(built, known)
+    free = "size_mode" in known and "size_mode" not in built.arguments
     free = free and not name.endswith(".toml") and build_purifier(built).image_size != side
-    for fit in FITS if free else [""]:
-        own = specs.parse(name) if fit else specs.Spec(name)
-        changed = {"fit": fit} if fit else {}
+    for size_mode in SIZE_MODES if free else [""]:
+        own = specs.parse(name) if size_mode else specs.Spec(name)
+        changed = {"size_mode": size_mode} if size_mode else {}
         try:
             build_purifier(specs.Spec(built.name, {**built.arguments, **changed})).check(side)
         except ValueError as error:

@@ -95,7 +95,7 @@ def plan(
     ready = []
     for loaded in [load(defense, dataset, options.checkpoint, device) for defense in resolved]:
         images = images_of(prepared(dataset, loaded))
-        loaded = restrict_to_classes(loaded, images.among)
+        loaded = restrict_to_classes(loaded, images.class_subset)
         check_fit(loaded, images)
         for line in loaded.notes:
             options.note(line)
@@ -125,7 +125,7 @@ def plan(
                         protocol,
                         images,
                         level,
-                        find_attacker(level, loaded.defense, dataset, device, images.among),
+                        find_attacker(level, loaded.defense, dataset, device, images.class_subset),
                     )
                     for level in levels
                 )
@@ -185,9 +185,9 @@ def _ladder(
         subject = loaded
         if rung.subject == "classifier":
             name = loaded.card.classifier if loaded.card else loaded.classifier
-            subject = load(name, dataset, device=device, among=images.among)
+            subject = load(name, dataset, device=device, class_subset=images.class_subset)
         try:
-            searching = find_attacker(rung.knowledge, subject.defense, dataset, device, images.among)
+            searching = find_attacker(rung.knowledge, subject.defense, dataset, device, images.class_subset)
         except Untrusted:
             raise
         except UsageError as error:

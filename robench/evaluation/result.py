@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from robench.core.formatting import count, duration, latex
-from robench.engine.outcome import Mark, Outcome
+from robench.engine.outcome import Outcome, ResultWarning
 from robench.engine.setup import Setup
 from robench.evaluation.saving import forgotten, model_name, save
 from robench.records.certificates import is_attacked
@@ -69,7 +69,7 @@ class Result(Outcome):
         return cls(**{f.name: getattr(outcome, f.name) for f in fields(Outcome)}, attacked=attacked)
 
     @property
-    def warnings(self) -> list[Mark]:
+    def warnings(self) -> list[ResultWarning]:
         """Signs that the evaluation may have failed; empty when there are none."""
         return self.health
 

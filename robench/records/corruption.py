@@ -13,7 +13,7 @@ from robench.corruption.make import JPEG, enlargement, library
 from robench.corruption.suite import Cell, cells, corruptions
 from robench.data._base import Images
 from robench.engine import corruption_run as engine
-from robench.engine import health
+from robench.engine import result_warnings
 from robench.engine.outcome import AttackCost, Outcome
 from robench.records import samples
 from robench.records.record import Job, Record
@@ -117,7 +117,7 @@ def _outcome(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Ce
         forward=zeros + len(asked) + 1,
         backward=zeros,
         attacks=costs,
-        health=health.nonfinite_logits(unfinished),
+        health=result_warnings.nonfinite_logits(unfinished),
         precision=job.precision,
         batch_size=found.batch_size,
     )

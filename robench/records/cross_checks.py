@@ -13,7 +13,7 @@ import numpy as np
 from robench.core import strict_json
 from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.engine.tolerances import beyond_chance
 from robench.records.identity import subjects
 from robench.records.randomized import chosen_on
@@ -48,13 +48,13 @@ def with_doubts(
         return (number[id(record)], parsed.kind, parsed.eps)
 
     transfer = _transfer(records, subject)
-    diagnosed: dict[tuple, dict[Mark, None]] = {}
+    diagnosed: dict[tuple, dict[ResultWarning, None]] = {}
     found, left_out = _diagnoses(roots)
     for each in found:
         marks = diagnosed.setdefault(_about(each), {})
-        marks.update({Mark(mark["code"], mark["text"]): None for mark in each["health"]})
+        marks.update({ResultWarning(mark["code"], mark["text"]): None for mark in each["health"]})
     # What is diagnosed of a defense holds for it under its other names.
-    spread: dict[tuple, dict[Mark, None]] = {}
+    spread: dict[tuple, dict[ResultWarning, None]] = {}
     for record in records:
         marks = diagnosed.get(_about(record.to_dict()), {})
         spread.setdefault((*subject(record), record.job.knowledge), {}).update(marks)
@@ -70,7 +70,7 @@ def with_doubts(
     return tuple(made), left_out
 
 
-def old_draws(record: Record) -> list[Mark]:
+def old_draws(record: Record) -> list[ResultWarning]:
     """The mark of a randomised defense's record that is judged on the draws its candidates were chosen on."""
     if not chosen_on(record):
         return []
@@ -78,7 +78,7 @@ def old_draws(record: Record) -> list[Mark]:
         "judged on the draws of noise that its candidates were chosen on, which makes robust accuracy look lower than "
         "it is: robench results migrate judges it again on fresh draws"
     )
-    return [Mark("chosen-draws", text)]
+    return [ResultWarning("chosen-draws", text)]
 
 
 def _knows(record: Record) -> bool:
@@ -92,12 +92,14 @@ def _about(content: dict[str, Any]) -> tuple:
     return (*named, content["threat"], content["knowledge"])
 
 
-def _transfer(records: Sequence[Record], subject: Callable[[Record], tuple]) -> dict[tuple, list[Mark]]:
+def _transfer(
+    records: Sequence[Record], subject: Callable[[Record], tuple]
+) -> dict[tuple, list[ResultWarning]]:
     """Images that fell to an attacker who does not know the defense, and to none who does."""
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         groups.setdefault(subject(record), []).append(record)
-    marks: dict[tuple, list[Mark]] = {}
+    marks: dict[tuple, list[ResultWarning]] = {}
     for about, own in groups.items():
         white = [record for record in own if _knows(record)]
         black = [record for record in own if not _knows(record)]
@@ -115,7 +117,7 @@ def _transfer(records: Sequence[Record], subject: Callable[[Record], tuple]) -> 
                     f"{record.job.suite.name} with knowledge {record.job.knowledge} fooled {won} images that survived "
                     "every white-box attack: gradients may be masked"
                 )
-                marks.setdefault(about, []).append(Mark("transfer-beats-white-box", text))
+                marks.setdefault(about, []).append(ResultWarning("transfer-beats-white-box", text))
                 break
     return marks
 

@@ -58,7 +58,12 @@ def others(folder: Path, job: Job) -> Iterator[Record]:
         folder: where the job's record belongs; they are looked for beside it, and under other protocols.
     """
     defense = folder.parent.name
-    places = [*folder.parent.glob("*"), *folder.parent.parent.parent.glob(f"*/{slug(defense)}/*")]
+    names = {
+        slug(defense),
+        *(slug(defense).replace(f"{new}-", f"{old}-") for old, new in specs.RENAMED.items()),
+    }
+    places = [*folder.parent.glob("*")]
+    places += [place for name in names for place in folder.parent.parent.parent.glob(f"*/{name}/*")]
     marks = (job.dataset.digest.encode(), (job.defense.checkpoint_sha256 or job.defense.name).encode())
     for place in sorted(dict.fromkeys(places)):
         file = place / record_file.FILE

@@ -20,7 +20,7 @@ from robench.defenses import Loaded
 from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Judge, frozen, vote
 from robench.engine.judges import Judges
-from robench.engine.outcome import Mark, Outcome
+from robench.engine.outcome import Outcome, ResultWarning
 from robench.engine.outputs import adversarials, distances
 from robench.records import certificates, randomized, samples
 from robench.records.record import Record, read_record
@@ -201,7 +201,7 @@ def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, dev
     spared = sum(by == "clean" and bool(right[i]) for i, by in enumerate(old.columns["fooled_by"]))
     return _outcome(
         old, images, rows, points, device, judges.final.network.batch_size,
-        health=[Mark(NOT_ATTACKED, _SPARED.format(spared))] if spared else [],
+        health=[ResultWarning(NOT_ATTACKED, _SPARED.format(spared))] if spared else [],
         fooled_by=fooled_by,
         clean_prediction=vote(clean),
         prediction=vote(answers),

@@ -15,7 +15,7 @@ from robench.core.io import read_ordinary
 from robench.core.trust import like, written
 from robench.corruption.suite import SPEC as CORRUPTION
 from robench.corruption.suite import Corruption
-from robench.engine.outcome import AttackCost, Mark
+from robench.engine.outcome import AttackCost, ResultWarning
 from robench.statistics.accuracy import Accuracy, interval, percent
 from robench.threats.threat import Threat
 
@@ -139,7 +139,7 @@ class Record:
     attacks: tuple[AttackCost, ...]
     passes: Mapping[str, int]
     seconds: float
-    health: tuple[Mark, ...]
+    health: tuple[ResultWarning, ...]
     device: str
     platform: Mapping[str, str]
     started: str
@@ -191,7 +191,7 @@ class Record:
         for name in ("clean_accuracy", "robust_accuracy"):
             own[name] = Accuracy(**own[name] | {"interval": tuple(own[name]["interval"])})
         own["attacks"] = tuple(AttackCost(**entry) for entry in own["attacks"])
-        own["health"] = tuple(Mark(**entry) for entry in own["health"])
+        own["health"] = tuple(ResultWarning(**entry) for entry in own["health"])
         return cls(job=Job(**job), extra=rest, folder=folder, **own)
 
     def encode(self) -> bytes:

@@ -47,10 +47,10 @@ class Source:
 
     dataset: str
     purifier: str
-    fit: str = ""
+    size_mode: str = ""
 
     def __str__(self) -> str:
-        return f"{self.dataset}, {self.fit}" if self.fit else self.dataset
+        return f"{self.dataset}, {self.size_mode}" if self.size_mode else self.dataset
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ def _source(record: Record) -> tuple[str, Source]:
     """The family of a record's purifier, and its row: by the card where that is known, else by its name."""
     facts = record.job.defense
     name = facts.name.removesuffix(f"+{facts.classifier}")
-    spec = specs.parse(name)
+    spec = specs.renamed(specs.parse(name), {"size_mode"})
     card = catalog.cards().get(spec.name)
     if card is None:
         return facts.family or spec.name, Source(name, name)
-    other = {key: value for key, value in spec.arguments.items() if key != "fit"}
+    other = {key: value for key, value in spec.arguments.items() if key != "size_mode"}
     shown = str(specs.Spec(card.dataset, other))
-    return facts.family or card.name, Source(shown, name, str(spec.arguments.get("fit", "")))
+    return facts.family or card.name, Source(shown, name, str(spec.arguments.get("size_mode", "")))
 
 
 def _matrix(family: str, found: list[tuple[Source, Target, Row]], rungs: dict[str, Rung]) -> Matrix:
@@ -145,11 +145,11 @@ def _filled(
     cells: dict[tuple[Source, Target], dict[str, Accuracy]],
     doubtful: set[tuple[Source, Target, str]],
 ) -> tuple[Source, ...]:
-    """The rows: what a purifier does with images of its own size stands in the row of each fit."""
+    """The rows: what a purifier does with images of its own size stands in the row of each size mode."""
     rows = []
     for source in sources:
-        others = [each for each in sources if each.dataset == source.dataset and each.fit]
-        if source.fit or not others:
+        others = [each for each in sources if each.dataset == source.dataset and each.size_mode]
+        if source.size_mode or not others:
             rows.append(source)
             continue
         for _, target in [key for key in cells if key[0] == source]:

@@ -9,7 +9,7 @@ from robench.core.errors import UsageError
 from robench.core.fields import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, check_table
 from robench.threats.threat import Threat
 from robench.training.methods import Method, find_method
-from robench.training.purifying import find_purifying
+from robench.training.purifier_training import find_purifier_training
 
 Count = Annotated[int, AT_LEAST_ONE]
 Share = Annotated[float, BELOW_ONE]
@@ -92,7 +92,7 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class PurifierStage:
-    """One stage of a purifier's training, by a way of `robench.training.purifying`.
+    """One stage of a purifier's training, by a way of `robench.training.purifier_training`.
 
     Attributes:
         method: spec of the way, such as "nim(sigma='gamma')".
@@ -203,24 +203,24 @@ def _read_stages(tables: Any, where: str) -> tuple[PurifierStage, ...]:
         if not stage.method:
             raise UsageError(f"{where}, stage {i}: the field method is missing")
         try:
-            find_purifying(stage.method)
+            find_purifier_training(stage.method)
         except UsageError as error:
             raise UsageError(f"{where}, stage {i}: {error}") from error
     return stages
 
 
-def choose_method(how: Finetuning) -> Method:
-    """The method of `how`, which suits its steps and average.
+def choose_method(config: Finetuning) -> Method:
+    """The method of `config`, which suits its steps and average.
 
     Raises:
         UsageError: when there is no such method, or it cannot be trained so.
     """
-    method = find_method(how.method)
-    if not method.fewest_steps <= how.steps <= method.most_steps:
+    method = find_method(config.method)
+    if not method.fewest_steps <= config.steps <= method.most_steps:
         limit = _between(method.fewest_steps, method.most_steps)
-        raise UsageError(f"{how.method} with steps = {how.steps}: expected {limit}")
-    if method.needs_average and not how.average:
-        raise UsageError(f"{how.method} keeps a running average: give its decay, such as average = 0.999")
+        raise UsageError(f"{config.method} with steps = {config.steps}: expected {limit}")
+    if method.needs_average and not config.average:
+        raise UsageError(f"{config.method} keeps a running average: give its decay, such as average = 0.999")
     return method
 
 

@@ -20,7 +20,7 @@ from robench.training.mae import MaskedAutoencoder
 from robench.training.methods import Budget, Method
 from robench.training.methods._base import tensors
 from robench.training.mimir import pretraining_loss
-from robench.training.purifying import Purifying
+from robench.training.purifier_training import PurifierTraining
 from robench.training.recipe import Finetuning, Pretraining, PurifierStage, Recipe, choose_method
 from robench.training.schedule import cosine, parameter_groups, set_lr
 
@@ -138,7 +138,7 @@ class Stage:
 
 
 def pretraining_stage(
-    classifier: nn.Module, how: Pretraining, device: torch.device, image_size: int | None = None
+    classifier: nn.Module, config: Pretraining, device: torch.device, image_size: int | None = None
 ) -> Stage:
     """MIMIR's pre-training of a classifier's encoder, in place (arXiv 2312.04960).
 
@@ -152,57 +152,62 @@ def pretraining_stage(
     """
     try:
         model = MaskedAutoencoder(
-            classifier, how.decoder_width, how.decoder_depth, how.decoder_heads, how.mask_ratio, image_size
+            classifier,
+            config.decoder_width,
+            config.decoder_depth,
+            config.decoder_heads,
+            config.mask_ratio,
+            image_size,
         ).to(device)
     except (ValueError, AssertionError) as error:
         raise UsageError(f"the masked autoencoder cannot be built: {error}") from error
     model.train()
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
-        with computing(how.precision, x.device):
-            return pretraining_loss(model, x, how.eps, how.step_size, how.mi_weight)
+        with computing(config.precision, x.device):
+            return pretraining_loss(model, x, config.eps, config.step_size, config.mi_weight)
 
     def lr(step: int, steps: int) -> float:
-        return cosine(step, how.epochs * steps, round(how.warmup * steps), how.lr)
+        return cosine(step, config.epochs * steps, round(config.warmup * steps), config.lr)
 
-    groups = parameter_groups(model, how.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=how.lr, betas=(0.9, 0.95))
-    return Stage("pre-training", model, optimizer, loss, lr, how.epochs, how.batch_size)
+    groups = parameter_groups(model, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
+    return Stage("pre-training", model, optimizer, loss, lr, config.epochs, config.batch_size)
 
 
-def purifier_stage(number: int, learner: nn.Module, way: Purifying, how: PurifierStage) -> Stage:
+def purifier_stage(number: int, learner: nn.Module, method: PurifierTraining, config: PurifierStage) -> Stage:
     """A stage of a purifier's training.
 
     Args:
         number: counts a recipe's stages, from 1.
-        learner: from `way`; only its parameters with gradient are trained.
+        learner: from `method`; only its parameters with gradient are trained.
     """
     learner.train()
-    average = copy.deepcopy(learner) if how.average else None
+    average = copy.deepcopy(learner) if config.average else None
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
-        with computing(how.precision, x.device):
-            return way.loss(learner, x, y)
+        with computing(config.precision, x.device):
+            return method.loss(learner, x, y)
 
     def lr(step: int, steps: int) -> float:
-        return cosine(step, how.epochs * steps, round(how.warmup * steps), how.lr, how.min_lr)
+        return cosine(step, config.epochs * steps, round(config.warmup * steps), config.lr, config.min_lr)
 
-    groups = parameter_groups(learner, how.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=how.lr, betas=(0.9, how.beta2))
+    groups = parameter_groups(learner, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
     return Stage(
         f"purifier stage {number}",
         learner,
         optimizer,
         loss,
         lr,
-        how.epochs,
-        how.batch_size,
-        average=(average, how.average) if average is not None else None,
-        accumulate=how.accumulate,
+        config.epochs,
+        config.batch_size,
+        average=(average, config.average) if average is not None else None,
+        accumulate=config.accumulate,
     )
 
 
-def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> Stage:
+def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning) -> Stage:
     """Adversarial training by the recipe's method, with a radius that may grow.
 
     Args:
@@ -211,8 +216,8 @@ def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> S
     Raises:
         UsageError: when there is no such method, or it does not suit the network or the recipe.
     """
-    method = choose_method(how)
-    if how.probe:
+    method = choose_method(config)
+    if config.probe:
         _freeze_encoder(model)
     try:
         learners = method.learners(model)
@@ -222,28 +227,32 @@ def finetuning_stage(model: nn.Module, average: nn.Module, how: Finetuning) -> S
     learners.train()
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
-        part = min(1.0, epoch / how.ramp) if how.ramp else 1.0
+        part = min(1.0, epoch / config.ramp) if config.ramp else 1.0
         budget = Budget(
-            how.eps * part, how.step_size * part, how.steps, how.label_smoothing, epoch / how.epochs
+            config.eps * part,
+            config.step_size * part,
+            config.steps,
+            config.label_smoothing,
+            epoch / config.epochs,
         )
-        with computing(how.precision, x.device):
+        with computing(config.precision, x.device):
             return method.loss(learners, x, y, budget)
 
     def lr(step: int, steps: int) -> float:
-        return cosine(step, how.epochs * steps, round(how.warmup * steps), how.lr, how.min_lr)
+        return cosine(step, config.epochs * steps, round(config.warmup * steps), config.lr, config.min_lr)
 
-    groups = method.groups(learners, how.weight_decay, how.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=how.lr)
+    groups = method.groups(learners, config.weight_decay, config.layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr)
     return Stage(
         "fine-tuning",
         learners,
         optimizer,
         loss,
         lr,
-        how.epochs,
-        how.batch_size,
-        average=(average, how.average) if how.average else None,
-        accumulate=how.accumulate,
+        config.epochs,
+        config.batch_size,
+        average=(average, config.average) if config.average else None,
+        accumulate=config.accumulate,
         method=method,
     )
 

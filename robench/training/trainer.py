@@ -29,7 +29,7 @@ from robench.training.log import Log
 from robench.training.partial import OPTION, check_writable, read_partial, write_partial
 from robench.training.pretrained import read_encoder
 from robench.training.progress import Reporter
-from robench.training.purifying import find_purifying
+from robench.training.purifier_training import find_purifier_training
 from robench.training.recipe import Recipe, decisive, read_recipe
 from robench.training.stages import HEAD, Stage, finetuning_stage, pretraining_stage, purifier_stage, seed_for
 
@@ -238,15 +238,15 @@ class _Run:
             stage = pretraining_stage(pretrained, self.recipe.pretraining, self.device, defense.image_size)
             self._train(stage, state, x, y, reporter)
             encoder = pretrained.state_dict()
-        how = self.recipe.finetuning
-        defense = self._build("fine-tuning", how.drop_path)
+        config = self.recipe.finetuning
+        defense = self._build("fine-tuning", config.drop_path)
         if self.encoder:
             encoder = read_encoder(self.encoder, defense.classifier)
         hand_over(encoder, defense.classifier)
         average = self._build("fine-tuning")
-        stage = finetuning_stage(defense.classifier, average.classifier, how)
+        stage = finetuning_stage(defense.classifier, average.classifier, config)
         self._train(stage, state if state and state["stage"] == "fine-tuning" else None, x, y, reporter)
-        return average if how.average else defense
+        return average if config.average else defense
 
     def _purifier(self, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter) -> Purifier:
         """The purifier after every stage of the recipe."""
@@ -254,25 +254,25 @@ class _Run:
         purifier = build_purifier(self.spec).to(self.device)
         if self.encoder:
             load_into(purifier, purifier.fitted(read_state(self.encoder)), self.encoder)
-        ways = [find_purifying(how.method) for how in self.recipe.purifying]
-        for way in ways:
-            way.check()
-        for number, (way, how) in enumerate(zip(ways, self.recipe.purifying, strict=True), 1):
+        methods = [find_purifier_training(config.method) for config in self.recipe.purifying]
+        for method in methods:
+            method.check()
+        for number, (method, config) in enumerate(zip(methods, self.recipe.purifying, strict=True), 1):
             torch.manual_seed(seed_for(self.recipe.seed, "learner", number))
             try:
-                learner = way.learner(purifier).to(self.device)
+                learner = method.learner(purifier).to(self.device)
             except ValueError as error:
-                raise UsageError(f"{how.method} does not suit {self.spec.name}: {error}") from error
-            stage = purifier_stage(number, learner, way, how)
+                raise UsageError(f"{config.method} does not suit {self.spec.name}: {error}") from error
+            stage = purifier_stage(number, learner, method, config)
             begun = state if state and state["stage"] == stage.name else None
             if begun or not state:
                 torch.manual_seed(seed_for(self.recipe.seed, "images", number))
-                self._train(stage, begun, way.images(learner, x, y), y, reporter)
+                self._train(stage, begun, method.images(learner, x, y), y, reporter)
                 state = None
                 if stage.average:
                     learner.load_state_dict(stage.average[0].state_dict())
             # A stage that was over before an interruption left its weights in the next one's state.
-            way.finish(learner, purifier)
+            method.finish(learner, purifier)
         return purifier.eval()
 
     def _build(self, purpose: str, drop_path: float = 0.0) -> Defense:

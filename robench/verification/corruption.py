@@ -15,7 +15,7 @@ from robench.core.errors import RobenchError
 from robench.corruption.make import JPEG, enlargement, library
 from robench.corruption.suite import Cell, cells, corruptions
 from robench.data._base import Images
-from robench.engine import health
+from robench.engine import result_warnings
 from robench.engine.corruption_run import answers
 from robench.engine.setup import Setup
 from robench.records.corruption import of_record, shown_accuracies
@@ -130,7 +130,7 @@ def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> I
         yield equal(f"passes.{direction}", record.passes[direction], value, what)
     unfinished = sum(row.count(-1) for row in rows["corrupted"]) + rows["clean_prediction"].count(-1)
     carried = [(mark.code, mark.text) for mark in record.health]
-    raised = [(mark.code, mark.text) for mark in health.nonfinite_logits(unfinished)]
+    raised = [(mark.code, mark.text) for mark in result_warnings.nonfinite_logits(unfinished)]
     yield Finding(
         "health", carried == raised, f"{', '.join(c for c, _ in raised) or 'no warnings'} by the samples"
     )

@@ -118,7 +118,7 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
             f"in the record, {images.digest[:12]} found"
         )
     device = choose_device(options.device)
-    loaded = load(name, record.job.dataset.name, options.checkpoint, device, images.among)
+    loaded = load(name, record.job.dataset.name, options.checkpoint, device, images.class_subset)
     check_fit(loaded, images)
     return _Check(record, loaded, images, device, options).run()
 
@@ -268,7 +268,7 @@ class _Check:
         threat, index = job.threat_model, torch.tensor(rows)
         defense = self.loaded.defense
         images = self.images
-        searching = find_attacker(job.knowledge, defense, job.dataset.name, self.device, images.among)
+        searching = find_attacker(job.knowledge, defense, job.dataset.name, self.device, images.class_subset)
         outcome = Run(
             Setup.of(defense, searching, job, self.device),
             build_attacks(list(job.suite.attacks), threat),

@@ -21,7 +21,7 @@ from robench.core.errors import UsageError
 from robench.data._base import Images
 from robench.defenses import Loaded
 from robench.engine.attack_context import Samples
-from robench.engine.outcome import Mark, Outcome
+from robench.engine.outcome import Outcome, ResultWarning
 from robench.engine.run import Run
 from robench.engine.setup import Setup, find_attacker
 from robench.records import randomized
@@ -91,7 +91,7 @@ def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], devi
         raise UsageError(
             f"{whole[0]} takes all images in one call: rows of it cannot be attacked again alone"
         )
-    searching = find_attacker(job.knowledge, defense, job.dataset.name, device, images.among)
+    searching = find_attacker(job.knowledge, defense, job.dataset.name, device, images.class_subset)
     setup = Setup.of(defense, searching, job, device)
     run = Run(setup, attacks, Samples(images.x, images.y, images.ids), threat)
     # Attacks that couple rows or compare images see the whole run, as they did.
@@ -162,7 +162,7 @@ def _whole(e: Evidence, again: Outcome) -> Iterator[Finding]:
     yield Finding("health", not lost, detail, ("health",))
 
 
-def _figures(mark: Mark) -> tuple[str, ...]:
+def _figures(mark: ResultWarning) -> tuple[str, ...]:
     """A warning's code and its numbers; a release may word it otherwise."""
     return mark.code, *re.findall(r"\d+", mark.text)
 

@@ -23,7 +23,16 @@ from robench.records.certificates import Applied, read_certificates, tensor_name
 from robench.records.findings import TIE, Finding, disagreeing, other_margins, rows_named
 from robench.records.record import Record, read_record
 from robench.records.samples import read_samples
-from robench.verification import corruption, costs, counts, fields, identity, marks, randomized, replay
+from robench.verification import (
+    corruption,
+    costs,
+    counts,
+    fields,
+    identity,
+    randomized,
+    replay,
+    result_warnings,
+)
 from robench.verification.evidence import Evidence
 from robench.verification.replay import Sample
 
@@ -173,7 +182,9 @@ def findings(
     rows = read_samples(place).to_pydict()
     e = Evidence(record, rows, read_certificates(place), images)
     if loaded is not None:
-        random = declared or marks.looks_random(judge, images.x, images.ids, record.job.batch_size, where)
+        random = declared or result_warnings.looks_random(
+            judge, images.x, images.ids, record.job.batch_size, where
+        )
         detail = f"the defense draws {'' if random else 'no '}noise"
         yield Finding(drawn.FIELD, random == (e.draws > 1), detail, (f"{drawn.FIELD}.draws",))
     aligned = [*counts.aligned(record.job.n, rows, images), *counts.certificates(e)]
@@ -217,7 +228,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     )
     off = other_margins(clean, rows["clean_margin"])
     yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
-    yield from marks.findings(e, clean, declared)
+    yield from result_warnings.findings(e, clean, declared)
     if e.draws > 1:
         yield from randomized.findings(e, judge, x_adv, device)
         return

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from robench.attacks.apgd import APGD
 from robench.core.errors import UsageError
-from robench.core.specs import Spec, build, canonical, parse, split
+from robench.core.specs import Spec, build, canonical, parse, renamed, split
 
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,10}", fullmatch=True)
 keys = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True).filter(lambda key: key.isidentifier())
@@ -88,3 +88,21 @@ def test_splits_outside_brackets_and_quotes_only():
     assert split("pgd(steps=2)+fab", "+") == ["pgd(steps=2)", "fab"]
     with pytest.raises(UsageError):
         split("a,,b")
+
+
+def sized(size_mode="exact"):
+    return size_mode
+
+
+def test_an_argument_is_taken_under_its_old_name():
+    assert canonical(parse('a(fit="tile")'), sized) == parse('a(size_mode="tile")')
+    assert canonical(parse('a(fit="exact")'), sized) == parse("a")
+    assert build(parse('a(fit="tile")'), sized) == "tile"
+    with pytest.raises(UsageError, match="size_mode is given twice"):
+        build(parse('a(fit="tile", size_mode="tile")'), sized)
+    # A package may have an argument that is called as the old one was.
+    assert (
+        renamed(parse("a(fit=1)"), {"fit", "size_mode"})
+        == parse("a(fit=1)")
+        == renamed(parse("a(fit=1)"), {})
+    )

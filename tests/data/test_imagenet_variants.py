@@ -35,11 +35,11 @@ PART = 'imagenet-r(partial=True, preprocessing="none")'
 def test_labels_count_the_two_hundred_classes(renditions):
     images = load_dataset(PART, data_dir=str(renditions))
     assert images.y.tolist() == [*range(200), 0] and len(images.classes) == 200
-    assert images.among is not None and images.among.of == 1000
+    assert images.class_subset is not None and images.class_subset.of == 1000
     # Goldfish is class 1 of ImageNet and the first of ImageNet-R.
-    assert images.among.indices[0] == 1 and images.classes[0].startswith("goldfish")
-    assert [synsets()[k] for k in images.among.indices] == sorted(synsets_of("r"))
-    assert load_dataset(PART, samples=3, data_dir=str(renditions)).among == images.among
+    assert images.class_subset.indices[0] == 1 and images.classes[0].startswith("goldfish")
+    assert [synsets()[k] for k in images.class_subset.indices] == sorted(synsets_of("r"))
+    assert load_dataset(PART, samples=3, data_dir=str(renditions)).class_subset == images.class_subset
 
 
 def test_missing_images_are_counted_and_listed(renditions, tmp_path):
@@ -66,14 +66,14 @@ def test_missing_images_are_counted_and_listed(renditions, tmp_path):
 def test_a_complete_set_needs_no_argument(renditions, monkeypatch):
     whole = variants.Variant(variants.R.synsets, 201, variants.R.places, variants.R.facts)
     monkeypatch.setattr(variants, "R", whole)
-    assert load_dataset('imagenet-r(preprocessing="none")', data_dir=str(renditions)).among is not None
+    assert load_dataset('imagenet-r(preprocessing="none")', data_dir=str(renditions)).class_subset is not None
 
 
 def test_all_classes_of_sketch_count(tmp_path):
     for label in (3, 700):
         picture(tmp_path / "sketch" / synsets()[label] / "sketch_0.JPEG", (40, 50))
     images = load_dataset('imagenet-sketch(partial=True, preprocessing="Res32")', data_dir=str(tmp_path))
-    assert (images.y.tolist(), images.among, images.x.shape) == ([3, 700], None, (2, 3, 32, 32))
+    assert (images.y.tolist(), images.class_subset, images.x.shape) == ([3, 700], None, (2, 3, 32, 32))
 
 
 class Favourite(nn.Module):

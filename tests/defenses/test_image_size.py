@@ -19,12 +19,12 @@ TINY = {
 STEPS = {"maep": 4, "de3": 4, "de3 by mask": 4, "diffpure": 2}
 
 
-def tiny(kind, fit):
+def tiny(kind, size_mode):
     if kind == "diffpure":
         pytest.importorskip("diffusers")
     spec = specs.parse(TINY[kind])
     torch.manual_seed(0)
-    return build_purifier(specs.Spec(spec.name, {**spec.arguments, "fit": fit})).eval()
+    return build_purifier(specs.Spec(spec.name, {**spec.arguments, "size_mode": size_mode})).eval()
 
 
 def images(n, side):
@@ -39,9 +39,9 @@ def called(purifier, x, samples):
 
 
 @pytest.mark.parametrize("kind", TINY)
-@pytest.mark.parametrize("fit", ["tile", "interpolate"])
-def test_noise_hangs_on_the_sample_alone(kind, fit):
-    purifier, x = tiny(kind, fit), images(3, 16)
+@pytest.mark.parametrize("size_mode", ["tile", "interpolate"])
+def test_noise_hangs_on_the_sample_alone(kind, size_mode):
+    purifier, x = tiny(kind, size_mode), images(3, 16)
     together = called(purifier, x, [5, 6, 7])
     assert together.shape == x.shape and together.min() >= 0 and together.max() <= 1
     for i in range(3):
@@ -62,10 +62,10 @@ def test_each_tile_has_noise_of_its_own(kind):
 
 
 @pytest.mark.parametrize("kind", TINY)
-@pytest.mark.parametrize("fit", ["tile", "interpolate"])
-def test_its_own_size_is_as_before(kind, fit):
+@pytest.mark.parametrize("size_mode", ["tile", "interpolate"])
+def test_its_own_size_is_as_before(kind, size_mode):
     x = images(2, 8)
-    assert torch.equal(called(tiny(kind, fit), x, [1, 2]), called(tiny(kind, "exact"), x, [1, 2]))
+    assert torch.equal(called(tiny(kind, size_mode), x, [1, 2]), called(tiny(kind, "exact"), x, [1, 2]))
 
 
 @pytest.mark.parametrize("kind", ["de3", "diffpure"])
@@ -74,8 +74,8 @@ def test_tiles_do_not_see_each_other_and_an_interpolated_image_is_whole(kind):
     other = x.clone()
     other[..., 8:, 8:] = 0.5
     here = (..., slice(0, 8), slice(0, 8))
-    for fit, reaches in (("interpolate", True), ("tile", False)):
-        purifier = tiny(kind, fit)
+    for size_mode, reaches in (("interpolate", True), ("tile", False)):
+        purifier = tiny(kind, size_mode)
         first, second = called(purifier, x, [0]), called(purifier, other, [0])
         assert torch.equal(first[here], second[here]) != reaches
 
@@ -83,17 +83,17 @@ def test_tiles_do_not_see_each_other_and_an_interpolated_image_is_whole(kind):
 @pytest.mark.parametrize("kind", TINY)
 def test_sizes_that_do_not_divide_are_refused(kind):
     step = STEPS[kind]
-    for fit, side, said in (
+    for size_mode, side, said in (
         (
             "exact",
             16,
-            f'takes images of 8 px, not of 16 px: fit="tile" .* 8 px, fit="interpolate" of {step} px',
+            f'takes images of 8 px, not of 16 px: size_mode="tile" .* 8 px, size_mode="interpolate" of {step} px',
         ),
         ("tile", 12, "multiple of 8 px, not of 12 px"),
         ("tile", 4, "multiple of 8 px, not of 4 px"),
         ("interpolate", 15, f"multiple of {step} px, not of 15 px"),
     ):
-        purifier = tiny(kind, fit)
+        purifier = tiny(kind, size_mode)
         for refuse in (lambda p=purifier, s=side: p.check(s), lambda p=purifier, s=side: p(images(1, s))):
             with pytest.raises(ValueError, match=said):
                 refuse()

@@ -20,9 +20,9 @@ from tests.defenses import files
 SIZES = "image_size=8, patch_size=4, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2"
 
 
-def tiny(fit="exact", sizes=SIZES):
+def tiny(size_mode="exact", sizes=SIZES):
     torch.manual_seed(0)
-    return build_purifier(specs.parse(f'maep({sizes}, fit="{fit}")')).eval()
+    return build_purifier(specs.parse(f'maep({sizes}, size_mode="{size_mode}")')).eval()
 
 
 def images(n, side):
@@ -46,10 +46,10 @@ def test_tiles_are_purified_each_by_itself():
             torch.testing.assert_close(whole[tile], alone(x[tile]))
 
 
-@pytest.mark.parametrize("fit", ["tile", "interpolate"])
-def test_the_training_size_is_taken_as_it_is(fit):
+@pytest.mark.parametrize("size_mode", ["tile", "interpolate"])
+def test_the_training_size_is_taken_as_it_is(size_mode):
     x = images(3, 8)
-    assert torch.equal(tiny(fit)(x), tiny()(x))
+    assert torch.equal(tiny(size_mode)(x), tiny()(x))
 
 
 def test_positions_are_resized_as_a_grid():
@@ -72,8 +72,8 @@ def test_interpolation_sees_the_image_as_a_whole_and_tiles_do_not():
     x = images(1, 16)
     other = x.clone()
     other[..., 8:, 8:] = 0.5
-    for fit, reaches in (("interpolate", True), ("tile", False)):
-        purifier = tiny(fit)
+    for size_mode, reaches in (("interpolate", True), ("tile", False)):
+        purifier = tiny(size_mode)
         torch.nn.init.constant_(purifier.decoder_pred.bias, 0.5)  # nothing is clipped
         here = (..., slice(0, 8), slice(0, 8))
         assert torch.equal(purifier(x)[here], purifier(other)[here]) != reaches
@@ -115,9 +115,9 @@ def test_hidden_patches_change_nothing():
     torch.testing.assert_close(purifier.pixels(x, every), purifier.pixels(x))
 
 
-@pytest.mark.parametrize("fit", ["tile", "interpolate"])
-def test_the_gradient_is_exact(fit):
-    purifier = tiny(fit).double()
+@pytest.mark.parametrize("size_mode", ["tile", "interpolate"])
+def test_the_gradient_is_exact(size_mode):
+    purifier = tiny(size_mode).double()
     # A sharper network: at its start the gradient of the pixels is too small to be measured well.
     torch.nn.init.normal_(purifier.decoder_pred.weight, std=0.5)
     x = images(1, 16).double().requires_grad_()
@@ -139,7 +139,7 @@ def test_the_gradient_is_exact(fit):
         ("heads=3", "must be multiples of heads=3"),
         ("patch_size=0", "patch_size=0: expected at least 1"),
         ("width=0", "width=0: expected at least 1"),
-        ('fit="crop"', "expected one of exact, tile, interpolate"),
+        ('size_mode="crop"', "expected one of exact, tile, interpolate"),
         ("width=6, heads=1", "multiple of 4"),
     ],
 )
@@ -151,20 +151,20 @@ def test_bad_settings_are_refused(changed, said):
 
 
 @pytest.mark.parametrize(
-    ("fit", "side", "said"),
+    ("size_mode", "side", "said"),
     [
         (
             "exact",
             16,
-            'takes images of 8 px, not of 16 px: fit="tile" takes multiples of 8 px, fit="interpolate" of 4',
+            'images of 8 px, not of 16 px: size_mode="tile" takes multiples of 8 px, size_mode="interpolate" of 4',
         ),
-        ("tile", 20, 'fit="tile" takes images of a multiple of 8 px, not of 20 px'),
+        ("tile", 20, 'size_mode="tile" takes images of a multiple of 8 px, not of 20 px'),
         ("tile", 4, "multiple of 8 px, not of 4 px"),
-        ("interpolate", 18, 'fit="interpolate" takes images of a multiple of 4 px, not of 18 px'),
+        ("interpolate", 18, 'size_mode="interpolate" takes images of a multiple of 4 px, not of 18 px'),
     ],
 )
-def test_images_that_do_not_fit_are_refused(fit, side, said):
-    purifier = tiny(fit)
+def test_images_that_do_not_fit_are_refused(size_mode, side, said):
+    purifier = tiny(size_mode)
     for refuse in (lambda: purifier.check(side), lambda: purifier(images(1, side))):
         with pytest.raises(ValueError, match=said):
             refuse()
@@ -194,11 +194,11 @@ def test_the_shipped_one_stands_before_any_classifier(tmp_path):
     card = behind_a_card(
         tmp_path, "torchvision:squeezenet1_1(num_classes=10, image_size=224)", tmp_path / "net.safetensors"
     )
-    for fit in ("tile", "interpolate"):
+    for size_mode in ("tile", "interpolate"):
         with trusting():
-            defense = load(f'maep-digits(fit="{fit}")+{card}').defense
+            defense = load(f'maep-digits(size_mode="{size_mode}")+{card}').defense
         assert defense(images(1, 224)).shape == (1, 10)
-    with trusting(), pytest.raises(UsageError, match="takes images of 16 px, not of 224 px: fit="):
+    with trusting(), pytest.raises(UsageError, match="takes images of 16 px, not of 224 px: size_mode="):
         load(f"maep-digits+{card}")
 
 
@@ -208,6 +208,6 @@ def test_the_shipped_one_stands_before_any_classifier(tmp_path):
 def test_it_stands_before_a_network_of_robustbench(tmp_path):
     network = files.write_robustbench(tmp_path / "tiny.pt")
     card = behind_a_card(tmp_path, f"robustbench:{files.ROBUSTBENCH}", tmp_path / "tiny.pt")
-    defense = load(f'maep-digits(fit="tile")+{card}').defense
+    defense = load(f'maep-digits(size_mode="tile")+{card}').defense
     x = images(2, 32)
     torch.testing.assert_close(defense(x), network(defense.purifier(x)), rtol=1e-4, atol=1e-4)

@@ -202,7 +202,7 @@ def test_a_time_is_told_as_that_of_the_same_noise(start, end):
         ({"t": 1.5}, "t=1.5: expected a whole number"),
         ({"t": "far"}, "t='far': expected a whole number"),
         ({"steps": True}, "steps=True: expected a whole number"),
-        ({"fit": "crop"}, "fit='crop': expected one of exact, tile, interpolate, resize"),
+        ({"size_mode": "crop"}, "size_mode='crop': expected one of exact, tile, interpolate, resize"),
     ],
 )
 def test_bad_settings_end_in_one_line(settings, said):
@@ -212,7 +212,7 @@ def test_bad_settings_end_in_one_line(settings, said):
 
 def test_images_of_another_size_are_scaled_to_its_own_and_back(tmp_path):
     write("ddpm++", tmp_path / "w.pth")
-    purifier = load_purifier(named("ddpm++", fit="resize"), checkpoint=tmp_path / "w.pth")
+    purifier = load_purifier(named("ddpm++", size_mode="resize"), checkpoint=tmp_path / "w.pth")
     x = torch.rand(2, 3, 14, 14, generator=torch.Generator().manual_seed(3))
 
     def scaled(images, side):

@@ -176,7 +176,7 @@ def test_a_shipped_one_stands_before_everybodys(scheme, tmp_path, monkeypatch):
     with trusting():
         inner = load(name).defense
         side = inner.image_size
-        purified = load(f'maep-digits(fit="interpolate")+{name}').defense
+        purified = load(f'maep-digits(size_mode="interpolate")+{name}').defense
     x = torch.rand(2, 3, side, side).requires_grad_()
     torch.testing.assert_close(purified(x), inner(purified.purifier(x)), rtol=1e-5, atol=1e-5)
     (gradient,) = torch.autograd.grad(purified(x).square().sum(), x)

@@ -50,7 +50,7 @@ def buffered(x):
     return out.copy_(NET(x))
 
 
-class Purifying(nn.Module):
+class PurifierTraining(nn.Module):
     """One step along a gradient of its own before it classifies."""
 
     def __init__(self, enables):
@@ -67,8 +67,8 @@ class Purifying(nn.Module):
 ALIKE = {
     "in place": (subtracting, lambda x: NET(x - 0.1), SHIFTED),
     "one buffer for all answers": (buffered, NET, Y),
-    "a gradient inside": (Purifying(True), NET, Y),
-    "a gradient inside, not enabled": (Purifying(False), NET, Y),
+    "a gradient inside": (PurifierTraining(True), NET, Y),
+    "a gradient inside, not enabled": (PurifierTraining(False), NET, Y),
 }
 
 

@@ -78,12 +78,12 @@ def test_every_fit_is_a_cell_and_its_own_classifier_needs_no_plus(played):
     cells, found, _, notes = played
     assert [cell.purifier for cell in cells] == [
         "maep-digits",
-        'maep-digits(fit="tile")',
-        'maep-digits(fit="interpolate")',
+        'maep-digits(size_mode="tile")',
+        'maep-digits(size_mode="interpolate")',
     ]
     assert cells[0].subject == "maep-digits"
     assert [cell.subject.partition("+")[2] == cell.end.classifier for cell in cells] == [False, True, True]
-    assert [r.job.defense.name for c, r in found if c is cells[1]][1] == 'maep-digits(fit="tile")+wide'
+    assert [r.job.defense.name for c, r in found if c is cells[1]][1] == 'maep-digits(size_mode="tile")+wide'
     assert [note for note in notes if "standard has no card for npz:wide.npz" in note]
     assert {record.job.protocol for _, record in found} == {
         "digits-Linf-0.1-n6",
@@ -159,12 +159,13 @@ def test_what_does_not_divide_is_left_out_with_a_reason(own):
     notes = []
     protocol = read(Protocol, own)
     cells = plan(protocol, ["maep"], ["cifar10"], ["digits"], Options(note=notes.append))
-    assert [cell.purifier for cell in cells] == ['maep-cifar10(fit="interpolate")']
+    assert [cell.purifier for cell in cells] == ['maep-cifar10(size_mode="interpolate")']
     assert notes == [
-        'left out: maep-cifar10 before images of 16 px: fit="tile" takes images of a multiple of 32 px, not of 16 px'
+        'left out: maep-cifar10 before images of 16 px: size_mode="tile" takes images of a multiple of 32 px, '
+        "not of 16 px"
     ]
-    with pytest.raises(UsageError, match='before images of 16 px: fit="tile" takes'):
-        plan(protocol, ['maep(fit="tile")'], ["cifar10"], ["digits"], Options())
+    with pytest.raises(UsageError, match='before images of 16 px: size_mode="tile" takes'):
+        plan(protocol, ['maep(size_mode="tile")'], ["cifar10"], ["digits"], Options())
 
 
 @pytest.mark.parametrize(

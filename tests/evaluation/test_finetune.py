@@ -32,7 +32,7 @@ def test_numbers_are_sorted():
     assert finetune.counts("50, 0,10") == (0, 10, 50)
 
 
-def cell(threat="Linf:0.1", purifier='maep-digits(fit="tile")'):
+def cell(threat="Linf:0.1", purifier='maep-digits(size_mode="tile")'):
     return Cell(purifier, f"{purifier}+standard-digits", End("digits", "standard-digits", threat, 5))
 
 
@@ -44,7 +44,7 @@ def test_it_leaves_a_card_that_makes_it_again(tmp_path, monkeypatch):
     options = Options(results=tmp_path, note=notes.append)
     assert finetune.finetuned(cell(), 0, options) == cell()
     tuned = finetune.finetuned(cell(), 6, options)
-    card = read(Card, tmp_path / "finetuned" / "maep-digits-fit-tile-digits-6.toml")
+    card = read(Card, tmp_path / "finetuned" / "maep-digits-size_mode-tile-digits-6.toml")
     assert tuned.purifier == tuned.subject == str(card.path)
     assert (card.family, card.classifier, card.recipe["samples"]) == ("maep", "standard-digits", 6)
     before = load_purifier("maep-digits").state_dict()

@@ -160,7 +160,7 @@ def test_channels_and_sizes_that_do_not_fit(run):
         ("python:own_grey.build(channels=1, image_size=9)", "two images of 9 px and 1 channel"),
         ("python:own_grey.plain(channels=2, image_size=8)", "expected 3, or 1 for grey"),
         (
-            "maep-digits(fit='interpolate')+python:own_grey.plain(image_size=8)",
+            "maep-digits(size_mode='interpolate')+python:own_grey.plain(image_size=8)",
             "purifies images of 3 channels",
         ),
     ):

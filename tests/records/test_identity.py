@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.records.identity import subjects
 from robench.records.record import DefenseFacts
@@ -135,5 +135,5 @@ def test_a_diagnosis_holds_under_every_name(tmp_path):
     }
     (tmp_path / "diagnosis.json").write_text(json.dumps(content))
     found = {record.job.defense.name: record.health for record in collect([tmp_path])}
-    mark = Mark("zero-gradients", "all of them")
+    mark = ResultWarning("zero-gradients", "all of them")
     assert found == {"first": (mark,), "renamed": (mark,), "other": ()}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from robench.canonical import LEVELS
 from robench.core.errors import ResourceError
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.records import record
 from robench.records.certificates import apply, encode, read_certificates
 from robench.records.record import DatasetFacts, DefenseFacts, SuiteFacts, read_record, stable, stable_digest
@@ -45,7 +45,7 @@ CHANGES = {
 @given(
     n=st.integers(1, 40),
     seed=st.integers(0, 1000),
-    marks=st.lists(st.builds(Mark, st.text(min_size=1), st.text()), max_size=3),
+    marks=st.lists(st.builds(ResultWarning, st.text(min_size=1), st.text()), max_size=3),
     command=st.text(),
     extra=st.dictionaries(st.sampled_from(["later_field", "average"]), st.floats(0, 1)),
 )
@@ -165,7 +165,7 @@ def test_what_is_not_a_record_is_refused(tmp_path, content):
     ],
 )
 def test_a_wrong_field_is_named(runs, place, value):
-    path = runs(health=[Mark("zero-gradients", "3 of 30")]).write().folder / "record.json"
+    path = runs(health=[ResultWarning("zero-gradients", "3 of 30")]).write().folder / "record.json"
     content = json.loads(path.read_text("utf-8"))
     inner, *outer = reversed(place.split("."))
     target = content

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from robench.engine.outcome import AttackCost, Mark
+from robench.engine.outcome import AttackCost, ResultWarning
 from robench.records import record
 from robench.records.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts
 from robench.statistics.accuracy import Accuracy
@@ -67,7 +67,7 @@ def check(fields: dict, schema: dict) -> None:
         (Accuracy, ["clean_accuracy"]),
         (Accuracy, ["robust_accuracy"]),
         (AttackCost, ["attacks", "items"]),
-        (Mark, ["health", "items"]),
+        (ResultWarning, ["health", "items"]),
     ],
 )
 def test_each_part_has_the_fields_of_its_data_class(kind, place):

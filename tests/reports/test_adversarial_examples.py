@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from robench.core.errors import ResourceError
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.records.record import read_record
 from robench.reports.plots.adversarial_examples import Example, amplification, examples, picture
 
@@ -26,7 +26,7 @@ def test_the_picture_is_a_png_and_the_same_again(run, tmp_path):
     [
         {"defense": "costs $5 and \x1b[31m $x^"},
         {"defense": "d" * 300},
-        {"health": [Mark("nan-logits", "3 of 30")]},
+        {"health": [ResultWarning("nan-logits", "3 of 30")]},
     ],
 )
 def test_odd_names_and_doubts_can_be_drawn(runs, tmp_path, changes):

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robench.core.errors import ResourceError, UsageError
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.reports.board import NO_RANK, board, sections
 from robench.statistics.accuracy import Accuracy, mcnemar, mean_and_deviation
 from tests.fabricate import make_run
 
-DOUBT = Mark("zero-gradients", "7 of 30 gradients are zero")
+DOUBT = ResultWarning("zero-gradients", "7 of 30 gradients are zero")
 
 
 def with_robust(run, correct, **changes):

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from robench.cli.main import main
 from robench.core.sanitize import plain, plain_lines
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.reports.board import board
 from robench.reports.page import write_page
 from robench.reports.run_summary import describe, run_table
@@ -157,7 +157,7 @@ class Tags(HTMLParser):
 def test_a_page_has_the_tags_of_a_harmless_one(tmp_path_factory, name):
     def tags(text):
         root = tmp_path_factory.mktemp("page")
-        run = make_run(root / "r", defense=text, protocol=text, health=[Mark(text, text)])
+        run = make_run(root / "r", defense=text, protocol=text, health=[ResultWarning(text, text)])
         record = run.write(command=text)
         index = write_page([record], root / "page", pictures=False)
         pages = [index, *sorted((root / "page" / "defense").glob("*.html"))]
@@ -185,7 +185,7 @@ def test_reports_for_ci_are_still_what_they_are(name):
 @quick
 @given(names)
 def test_a_record_is_shown_as_it_is(tmp_path_factory, name):
-    record = make_run(tmp_path_factory.mktemp("r"), defense=name, health=[Mark(name, name)]).record(
+    record = make_run(tmp_path_factory.mktemp("r"), defense=name, health=[ResultWarning(name, name)]).record(
         command=name
     )
     for shown in (run_table([record]), describe(record), board([record])):

@@ -12,7 +12,7 @@ from robench import catalog
 from robench.catalog import Card
 from robench.cli.main import main as command_line
 from robench.core.errors import ResourceError, UsageError
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.records.record import read_record, stable
 from robench.reports.board import NO_RANK
@@ -172,9 +172,11 @@ def test_texts_of_records_and_cards_stay_texts(tmp_path, monkeypatch, text):
         claims=[{"clean": 1, "robust": 1, "threat": "Linf:0.04", "attack": text, "source": text, "note": text}],
     )  # fmt: skip
     monkeypatch.setattr(catalog, "cards", lambda: {text: card})
-    run = make_run(tmp_path / "a", defense=text, protocol=text, health=[Mark(text, text)])
+    run = make_run(tmp_path / "a", defense=text, protocol=text, health=[ResultWarning(text, text)])
     run.write(command=text)
-    plain = make_run(tmp_path / "b", defense="plain", protocol="plain", health=[Mark("code", "text")])
+    plain = make_run(
+        tmp_path / "b", defense="plain", protocol="plain", health=[ResultWarning("code", "text")]
+    )
     plain.write()
     write_page(collect([tmp_path / "a"]), tmp_path / "hostile", pictures=False)
     write_page(collect([tmp_path / "b"]), tmp_path / "harmless", pictures=False)

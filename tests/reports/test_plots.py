@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 
 from robench.cli.main import main
 from robench.core.errors import UsageError
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.reports.plots import PLOTS, find_plot, style
 from robench.reports.plots.curves import Curve, Point, draw
@@ -101,7 +101,7 @@ def named_lines(figure):
 
 def test_a_scatter_shows_every_defense_of_a_ranking_and_hollow_the_doubtful(tmp_path):
     make_run(tmp_path, defense="sound").write()
-    make_run(tmp_path, defense="doubted", health=[Mark("zero-gradients", "all")]).write()
+    make_run(tmp_path, defense="doubted", health=[ResultWarning("zero-gradients", "all")]).write()
     make_run(tmp_path, defense="alone", knowledge="oblivious").write()
     figures = PLOTS["scatter"].draw(collect([tmp_path]))
     (figure,) = figures.values()

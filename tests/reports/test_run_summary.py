@@ -8,12 +8,12 @@ from rich.console import Console
 
 from robench.core.formatting import count, duration, markdown
 from robench.core.sanitize import plain
-from robench.engine.outcome import Mark
+from robench.engine.outcome import ResultWarning
 from robench.reports.run_summary import cost, describe, run_table
 from robench.statistics.accuracy import Accuracy, interval, percent
 from tests.fabricate import PARAMETERS
 
-DOUBT = Mark("zero-gradients", "7 of 30 gradients are zero")
+DOUBT = ResultWarning("zero-gradients", "7 of 30 gradients are zero")
 
 
 def shown(renderable, width=80):

@@ -10,7 +10,7 @@ from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.defenses import build_purifier, diffusion, load
 from robench.training import train, trainer
-from robench.training.purifying import find_purifying
+from robench.training.purifier_training import find_purifier_training
 from tests.defenses.test_purified import Blur
 
 pytest.importorskip("diffusers", reason=f"diffusion purifiers need {diffusion.INSTALL}")
@@ -109,7 +109,7 @@ def test_the_loss_is_equation_14(predict, expected):
     purifier.network = Given(predict, purifier.schedule)
     torch.manual_seed(0)
     x = torch.full((2000, 3, 4, 4), 0.5)
-    loss = find_purifying("ddpm").loss(purifier, x, torch.zeros(2000))
+    loss = find_purifier_training("ddpm").loss(purifier, x, torch.zeros(2000))
     assert float(loss) == pytest.approx(expected, rel=0.03, abs=1e-9)
     # Uniform times over the whole schedule, as diffusers counts them.
     times = torch.tensor(purifier.network.times, dtype=torch.float64)

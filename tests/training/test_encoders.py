@@ -143,14 +143,14 @@ def test_the_penalty_takes_the_tokens_after_the_last_norm(kind):
 
 def test_a_few_hundred_steps_lower_the_loss_and_the_classifier_starts_there(kind, digits):
     x, y = digits
-    how = Pretraining(
+    config = Pretraining(
         epochs=16, warmup=2, batch_size=16, lr=3e-3, decoder_width=32, decoder_depth=1, decoder_heads=2
     )
     torch.manual_seed(0)
     network = NETWORKS[kind]()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    stage = pretraining_stage(network, how, CPU, image_size=32)
-    losses = list(stage.run(x, y, Recipe(pretraining=how)))
+    stage = pretraining_stage(network, config, CPU, image_size=32)
+    losses = list(stage.run(x, y, Recipe(pretraining=config)))
     assert losses[-1] < 0.65 * losses[0]
     trained = network.state_dict()
     fresh = NETWORKS[kind]()
@@ -233,19 +233,19 @@ def test_swin_b_saves_three_quarters():
 
 
 def test_a_network_that_cannot_be_masked():
-    how = Pretraining(decoder_width=16, decoder_heads=2)
+    config = Pretraining(decoder_width=16, decoder_heads=2)
     with pytest.raises(UsageError, match="knows no Linear: expected one of timm's VisionTransformer, ConVit"):
-        pretraining_stage(torch.nn.Linear(2, 2), how, CPU)
+        pretraining_stage(torch.nn.Linear(2, 2), config, CPU)
     with pytest.raises(UsageError, match="the side of the images"):
-        pretraining_stage(NETWORKS["convnext"](), how, CPU)
+        pretraining_stage(NETWORKS["convnext"](), config, CPU)
     with pytest.raises(UsageError, match="multiple of 8 pixels for this ConvNeXt: got 30"):
-        pretraining_stage(NETWORKS["convnext"](), how, CPU, image_size=30)
+        pretraining_stage(NETWORKS["convnext"](), config, CPU, image_size=30)
     with pytest.raises(UsageError, match="got 8 of 16, change mask_ratio"):
         pretraining_stage(NETWORKS["convit"](), Pretraining(mask_ratio=0.5), CPU)
     with pytest.raises(UsageError, match="does not overlap"):
-        pretraining_stage(NETWORKS["convnext"](patch_size=4, stem_type="overlap"), how, CPU, image_size=32)
+        pretraining_stage(NETWORKS["convnext"](patch_size=4, stem_type="overlap"), config, CPU, image_size=32)
     with pytest.raises(UsageError, match="global response norm"):
-        pretraining_stage(NETWORKS["convnext"](use_grn=True), how, CPU, image_size=32)
+        pretraining_stage(NETWORKS["convnext"](use_grn=True), config, CPU, image_size=32)
 
 
 def test_the_whole_loss_of_mimir_runs_on_every_encoder(kind):

@@ -11,8 +11,8 @@ from robench.data import load_dataset
 from robench.defenses import Purifier, build_purifier, load
 from robench.defenses._patches import patchify
 from robench.training import read_recipe, train, trainer
-from robench.training.purifying import find_purifying
-from robench.training.purifying.maep import TrainMAEP
+from robench.training.purifier_training import find_purifier_training
+from robench.training.purifier_training.maep import TrainMAEP
 
 NETWORK = (
     "maep(image_size=16, patch_size=4, width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, "
@@ -43,7 +43,7 @@ lr = 5e-3
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="LoRA needs peft")
 
 
-def way(**settings):
+def training(**settings):
     return TrainMAEP(**{"source": "standard-digits", "eps": 0.1, "step_size": 0.05, "steps": 2, **settings})
 
 
@@ -60,9 +60,9 @@ def digits():
 
 def test_offline_pairs_lie_in_the_ball_and_fool_the_source(digits):
     x, y = digits
-    how = way(eps="25.5/255", steps=5)
-    assert how.eps == pytest.approx(0.1)
-    clean, x_a = how.images(how.learner(network()), x, y).split(3, 1)
+    config = training(eps="25.5/255", steps=5)
+    assert config.eps == pytest.approx(0.1)
+    clean, x_a = config.images(config.learner(network()), x, y).split(3, 1)
     assert torch.equal(clean, x)
     assert (x_a - x).abs().max() <= 0.1 + 1e-6 and x_a.min() >= 0 and x_a.max() <= 1
     source = load("standard-digits").defense
@@ -72,9 +72,9 @@ def test_offline_pairs_lie_in_the_ball_and_fool_the_source(digits):
 
 def test_on_the_fly_the_images_are_the_clean_ones_and_each_batch_is_attacked_anew(digits):
     x, y = digits
-    how = way(offline=False)
-    assert how.images(network(), x, y) is x
-    first, second = how.attacked(x[:8], y[:8]), how.attacked(x[:8], y[:8])
+    config = training(offline=False)
+    assert config.images(network(), x, y) is x
+    first, second = config.attacked(x[:8], y[:8]), config.attacked(x[:8], y[:8])
     assert not torch.equal(first, second)  # the random starts
     assert all((each - x[:8]).abs().max() <= 0.1 + 1e-6 for each in (first, second))
 
@@ -87,24 +87,24 @@ def test_the_loss_is_l1_on_what_is_seen_and_squared_on_what_is_hidden(digits):
     torch.nn.init.zeros_(model.decoder_pred.weight)
     torch.nn.init.constant_(model.decoder_pred.bias, 0.25)
     error = 0.25 - patchify(x, 4)
-    bare = way(mask_ratio=0).loss(model, pairs, digits[1][:5])
+    bare = training(mask_ratio=0).loss(model, pairs, digits[1][:5])
     torch.testing.assert_close(bare, error.abs().mean())
     torch.manual_seed(3)
     order = torch.rand(5, 16).argsort(1)[:, :, None].expand(-1, -1, 48)
     seen, hidden = error.gather(1, order[:, :12]), error.gather(1, order[:, 12:])
     torch.manual_seed(3)
-    loss = way(mask_ratio=0.25, reconstruction=2.0).loss(model, pairs, digits[1][:5])
+    loss = training(mask_ratio=0.25, reconstruction=2.0).loss(model, pairs, digits[1][:5])
     torch.testing.assert_close(loss, seen.abs().mean() + 2 * hidden.square().mean())
 
 
 def test_the_source_stays_frozen(digits):
     x, y = digits
-    how, model = way(offline=False), network()
-    before = {key: value.clone() for key, value in how._source.state_dict().items()}
-    how.loss(how.learner(model).train(), x[:8], y[:8]).backward()
-    assert all(p.grad is None and not p.requires_grad for p in how._source.parameters())
-    assert not how._source.training
-    assert all(torch.equal(value, before[key]) for key, value in how._source.state_dict().items())
+    config, model = training(offline=False), network()
+    before = {key: value.clone() for key, value in config._source.state_dict().items()}
+    config.loss(config.learner(model).train(), x[:8], y[:8]).backward()
+    assert all(p.grad is None and not p.requires_grad for p in config._source.parameters())
+    assert not config._source.training
+    assert all(torch.equal(value, before[key]) for key, value in config._source.state_dict().items())
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -113,16 +113,16 @@ def test_lora_changes_the_decoder_alone_and_merging_keeps_what_it_computes(digit
     x, y = digits
     model = network()
     start = {key: value.clone() for key, value in model.state_dict().items()}
-    how = way(mask_ratio=0, rank=2, offline=False)
-    learner = how.learner(model)
+    config = training(mask_ratio=0, rank=2, offline=False)
+    learner = config.learner(model)
     learning = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=1.0)
     for _ in range(3):
         optimizer.zero_grad()
-        how.loss(learner, x[:32], y[:32]).backward()
+        config.loss(learner, x[:32], y[:32]).backward()
         optimizer.step()
     adapted = model(x[:4])
-    how.finish(learner, model)
+    config.finish(learner, model)
     torch.testing.assert_close(model(x[:4]), adapted)
     assert list(model.state_dict()) == list(start) and all(p.requires_grad for p in model.parameters())
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, start[key])}
@@ -199,7 +199,7 @@ def test_without_peft_it_says_so_before_the_first_stage(tmp_path, monkeypatch):
 )
 def test_bad_settings_are_one_clear_line(settings, said):
     with pytest.raises(UsageError, match=said) as caught:
-        find_purifying(f"maep({settings})")
+        find_purifier_training(f"maep({settings})")
     assert "\n" not in str(caught.value)
 
 
@@ -228,20 +228,20 @@ def test_another_purifier_is_refused():
         pass
 
     with pytest.raises(ValueError, match="trains a maep, not a Other"):
-        way().learner(Other())
+        training().learner(Other())
 
 
 def test_a_source_for_other_images_is_refused(digits, monkeypatch):
-    how = way()
+    config = training()
     x, y = digits
     with pytest.raises(UsageError, match="its source standard-digits knows 10 classes"):
-        how.images(network(), x, y + 5)
-    monkeypatch.setattr(how._source, "image_size", 32)
+        config.images(network(), x, y + 5)
+    monkeypatch.setattr(config._source, "image_size", 32)
     with pytest.raises(UsageError, match="its source standard-digits is for images of 32 px"):
-        how.images(network(), x, y)
+        config.images(network(), x, y)
 
 
 def test_fractions_are_read_in_a_recipe():
     table = {"purifying": [{"method": 'maep(source="standard-digits", eps="8/255", step_size="2/255")'}]}
     stage = read_recipe(table, "a.toml").purifying[0]
-    assert find_purifying(stage.method) == TrainMAEP(source="standard-digits")
+    assert find_purifier_training(stage.method) == TrainMAEP(source="standard-digits")

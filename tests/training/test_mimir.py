@@ -93,11 +93,11 @@ def test_the_penalty_is_added_with_its_weight_and_reaches_the_encoder(model):
 def test_a_few_hundred_steps_lower_both_losses(digits):
     x, y = digits
     torch.manual_seed(0)
-    how = Pretraining(
+    config = Pretraining(
         epochs=40, warmup=5, batch_size=64, lr=2e-3, decoder_width=16, decoder_depth=1, decoder_heads=2
     )
     encoder = small(width=32)
-    losses = list(pretraining_stage(encoder, how, CPU).run(x, y, Recipe(pretraining=how)))
+    losses = list(pretraining_stage(encoder, config, CPU).run(x, y, Recipe(pretraining=config)))
     # Guessing each patch's mean costs 1 in normalised pixels, less where a patch is all black.
     assert losses[-1] < 0.8 * losses[4]
     tune = Finetuning(

@@ -12,7 +12,7 @@ from robench.defenses import build_purifier, load
 from robench.defenses.de3 import DE3
 from robench.training import train, trainer
 from robench.training.methods import Budget, find_method
-from robench.training.purifying import find_purifying
+from robench.training.purifier_training import find_purifier_training
 from robench.training.stages import Finetuning, finetuning_stage
 
 DENOISER = (
@@ -65,7 +65,7 @@ NETWORKS = {"nim": DENOISER.format(""), "mim": DENOISER.format(', noise="mask", 
 )
 def test_each_law_of_sigma(law, mean, deviation, skewness):
     torch.manual_seed(0)
-    sigma = find_purifying(law).draw(100_000, torch.device("cpu"))
+    sigma = find_purifier_training(law).draw(100_000, torch.device("cpu"))
     assert sigma.shape == (100_000,) and float(sigma.min()) >= 0
     assert float(sigma.mean()) == pytest.approx(mean, rel=0.01)
     assert float(sigma.std()) == pytest.approx(deviation, rel=0.01)
@@ -74,9 +74,9 @@ def test_each_law_of_sigma(law, mean, deviation, skewness):
         assert float(skew) == pytest.approx(skewness, abs=0.05)
 
 
-def denoiser(way, **changes):
+def denoiser(name, **changes):
     torch.manual_seed(0)
-    purifier = build_purifier(specs.parse(NETWORKS[way]))
+    purifier = build_purifier(specs.parse(NETWORKS[name]))
     assert isinstance(purifier, DE3)
     return purifier
 
@@ -91,15 +91,15 @@ def half_flat(n=8):
 def test_the_loss_of_a_guess_of_zero_has_a_closed_form():
     """A normalised patch of 48 pixels has a mean square of 47 / 48, a flat one of 0; MIM counts hidden ones."""
     x, y = half_flat(), torch.zeros(8, dtype=torch.int64)
-    for way in ("nim", "mim"):
-        purifier, method = denoiser(way), find_purifying(way)
+    for name in ("nim", "mim"):
+        purifier, method = denoiser(name), find_purifier_training(name)
         for parameter in purifier.decoder_pred.parameters():
             torch.nn.init.zeros_(parameter)
         torch.manual_seed(3)
         loss = float(method.loss(purifier, x, y).detach())
         torch.manual_seed(3)
         hidden = torch.ones(8, 16)
-        if way == "mim":
+        if name == "mim":
             seen = purifier.corrupt(x, 75.0)
             hidden = torch.zeros(8, 16).scatter(1, seen.order[:, seen.visible :], 1.0)
             assert hidden.sum(1).eq(12).all()
@@ -110,7 +110,7 @@ def test_nim_noises_each_image_by_a_sigma_of_its_own(monkeypatch):
     shown = []
     corrupt = DE3.corrupt
     monkeypatch.setattr(DE3, "corrupt", lambda self, x, s: shown.append((x, s)) or corrupt(self, x, s))
-    find_purifying("nim").loss(denoiser("nim"), half_flat(), torch.zeros(8))
+    find_purifier_training("nim").loss(denoiser("nim"), half_flat(), torch.zeros(8))
     sigma = shown[0][1]
     assert sigma.shape == (8,) and len(sigma.unique()) == 8 and 30 < float(sigma.mean()) < 120
 
@@ -119,11 +119,11 @@ def test_the_statistics_head_is_trained_along():
     torch.manual_seed(0)
     text = NETWORKS["nim"].replace("image_size", "statistics_head=True, image_size")
     purifier = build_purifier(specs.parse(text))
-    way = find_purifying('nim(sigma="fixed", level=0.0)')
+    method = find_purifier_training('nim(sigma="fixed", level=0.0)')
     x, y = half_flat(), torch.zeros(8)
     for parameter in [*purifier.decoder_pred.parameters(), *purifier.decoder_statistics.parameters()]:
         torch.nn.init.zeros_(parameter)
-    loss = way.loss(purifier, x, y)
+    loss = method.loss(purifier, x, y)
     loss.backward()
     assert (purifier.decoder_statistics.weight.grad != 0).any()
     pixels = purifier.pixels(x)
@@ -133,10 +133,10 @@ def test_the_statistics_head_is_trained_along():
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize("way", ["nim", "mim"])
-def test_training_lowers_the_loss_and_goes_on_after_an_interruption(way, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["nim", "mim"])
+def test_training_lowers_the_loss_and_goes_on_after_an_interruption(name, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "measure", lambda *_: (1, 1))
-    (tmp_path / "own.toml").write_text(PURIFIER.format(builder=NETWORKS[way], method=way))
+    (tmp_path / "own.toml").write_text(PURIFIER.format(builder=NETWORKS[name], method=name))
     card, output = str(tmp_path / "own.toml"), tmp_path / "cut.safetensors"
     whole = train(card, output=tmp_path / "whole.safetensors", csv=tmp_path / "a.csv", progress=False)
     losses = [float(row.split(",")[2]) for row in (tmp_path / "a.csv").read_text().splitlines()[1:]]
@@ -212,9 +212,9 @@ def test_it_starts_from_the_encoder_where_the_recipe_says_so(purifier_card):
 
 
 def test_a_classifier_of_another_shape_does_not_start_from_the_encoder(purifier_card):
-    how = Finetuning(method=str(denoised_spec(purifier_card)), steps=0)
+    config = Finetuning(method=str(denoised_spec(purifier_card)), steps=0)
     with pytest.raises(UsageError, match='give it the same sizes, or write start="new"'):
-        finetuning_stage(classifier(8), classifier(8), how)
+        finetuning_stage(classifier(8), classifier(8), config)
 
 
 def denoised_spec(card):
@@ -223,8 +223,8 @@ def denoised_spec(card):
 
 def test_the_average_starts_where_the_classifier_does(purifier_card):
     model, average = classifier(), classifier()
-    how = Finetuning(method=str(denoised_spec(purifier_card)), steps=0, average=0.9)
-    stage = finetuning_stage(model, average, how)
+    config = Finetuning(method=str(denoised_spec(purifier_card)), steps=0, average=0.9)
+    stage = finetuning_stage(model, average, config)
     for key, value in average.state_dict().items():
         assert torch.equal(value, model.state_dict()[key])
     assert len(stage.method.followed(stage.model, 0.5)) == len(list(average.parameters()))
@@ -270,7 +270,7 @@ def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp
 )
 def test_mistakes_in_pre_training(spec, said):
     with pytest.raises(UsageError, match=said):
-        find_purifying(spec)
+        find_purifier_training(spec)
 
 
 @pytest.mark.parametrize(
@@ -287,10 +287,10 @@ def test_mistakes_in_fine_tuning(spec, said):
         find_method(spec)
 
 
-@pytest.mark.parametrize(("way", "other"), [("nim", "mim"), ("mim", "nim")])
-def test_each_way_asks_for_its_own_noise(way, other, tmp_path):
-    (tmp_path / "own.toml").write_text(PURIFIER.format(builder=NETWORKS[other], method=way))
-    with pytest.raises(UsageError, match=f"{way} does not suit de3: it needs a purifier de3"):
+@pytest.mark.parametrize(("name", "other"), [("nim", "mim"), ("mim", "nim")])
+def test_each_method_needs_its_own_noise(name, other, tmp_path):
+    (tmp_path / "own.toml").write_text(PURIFIER.format(builder=NETWORKS[other], method=name))
+    with pytest.raises(UsageError, match=f"{name} does not suit de3: it needs a purifier de3"):
         train(str(tmp_path / "own.toml"), output=tmp_path / "a.safetensors", progress=False)
 
 

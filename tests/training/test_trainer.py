@@ -84,7 +84,7 @@ def digits():
 @pytest.mark.parametrize("method", ADVERSARIAL)
 def test_a_few_steps_lower_the_adversarial_loss(method, digits):
     x, y = digits
-    how = Finetuning(
+    config = Finetuning(
         method=SHORT.get(method, method),
         epochs=20,
         warmup=1,
@@ -99,7 +99,7 @@ def test_a_few_steps_lower_the_adversarial_loss(method, digits):
         average=0.9,
     )
     model, average = network(method), network(method)
-    stage = finetuning_stage(model, average, how)
+    stage = finetuning_stage(model, average, config)
 
     def adversarial_loss():
         torch.manual_seed(1)
@@ -113,7 +113,7 @@ def test_a_few_steps_lower_the_adversarial_loss(method, digits):
             return pgd(average, x, y, 0.05, 0.02, 5)
 
     before = adversarial_loss()
-    list(stage.run(x, y, Recipe(finetuning=how)))
+    list(stage.run(x, y, Recipe(finetuning=config)))
     assert adversarial_loss() < 0.9 * before
 
 
@@ -169,12 +169,12 @@ def test_the_benchmark_writes_cards_that_can_be_trained(tmp_path):
         for method in ADVERSARIAL:
             card = catalog.read(catalog.Card, benchmark.write_card(tmp_path, name, method, epochs=10))
             recipe = read_recipe(card.recipe, card.name)
-            how = recipe.finetuning
-            assert (how.epochs, how.warmup, how.ramp) == (10, pytest.approx(0.3), 5)
+            config = recipe.finetuning
+            assert (config.epochs, config.warmup, config.ramp) == (10, pytest.approx(0.3), 5)
             defense = specs.build(
                 specs.parse(card.builder), registry.defenses.get(specs.parse(card.builder).name)
             )
-            finetuning_stage(defense.classifier, copy.deepcopy(defense.classifier), how)
+            finetuning_stage(defense.classifier, copy.deepcopy(defense.classifier), config)
 
 
 def test_generalists_average_follows_the_mix_and_is_handed_out():
@@ -201,9 +201,9 @@ def test_accumulated_gradients_are_the_whole_batchs(method, digits):
     x, y = digits[0][:10], digits[1][:10]
     gradients = []
     for parts in (1, 4):  # 3, 3, 2 and 2 rows
-        how = Finetuning(method=method, accumulate=parts, eps=0.0, steps=1, drop_path=0.0, average=0.9)
+        config = Finetuning(method=method, accumulate=parts, eps=0.0, steps=1, drop_path=0.0, average=0.9)
         model = network(method)
-        stage = finetuning_stage(model, network(method), how)
+        stage = finetuning_stage(model, network(method), config)
         loss = stage._backward(x, y, 0.0, len(x))
         gradients.append([loss, *(p.grad for p in stage.model.parameters())])
     for whole, parts in zip(*gradients, strict=True):
@@ -215,8 +215,8 @@ def test_bf16_computes_nearly_the_same_loss_and_leaves_weights_in_fp32(method, d
     x, y = digits[0][:32], digits[1][:32]
     losses = []
     for precision in ("fp32", "bf16"):
-        how = Finetuning(method=method, precision=precision, eps=0.05, steps=1, average=0.9)
-        stage = finetuning_stage(network(method), network(method), how)
+        config = Finetuning(method=method, precision=precision, eps=0.05, steps=1, average=0.9)
+        stage = finetuning_stage(network(method), network(method), config)
         torch.manual_seed(3)
         losses.append(float(stage._backward(x, y, 0.0, len(x))))
         assert {p.dtype for p in stage.model.parameters()} == {torch.float32}
@@ -346,7 +346,7 @@ def test_a_team_as_torchrun_describes_it(monkeypatch):
 
 def test_a_batch_too_small_to_share(digits):
     x, y = digits
-    how = Finetuning(batch_size=2, steps=0)
-    stage = finetuning_stage(network(), network(), how)
+    config = Finetuning(batch_size=2, steps=0)
+    stage = finetuning_stage(network(), network(), config)
     with pytest.raises(UsageError, match="3 processes cannot share a batch of 2 images"):
-        next(stage.run(x, y, Recipe(finetuning=how), ProcessGroup(0, 3)))
+        next(stage.run(x, y, Recipe(finetuning=config), ProcessGroup(0, 3)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robench.data._lazy_images import LazyImages
-from robench.engine import health
+from robench.engine import result_warnings
 from robench.engine.batched_model import Network
 from robench.records.findings import Finding
 from robench.verification.evidence import Evidence
@@ -21,14 +21,14 @@ def findings(e: Evidence, clean: Tensor, declared: bool) -> Iterator[Finding]:
     """
     attacks = [attack for attack in e.attacks if attack is not None]
     raised = [
-        *health.squashed_outputs(clean),
-        *health.nonfinite_logits(health.count_nonfinite(clean)),
+        *result_warnings.squashed_outputs(clean),
+        *result_warnings.nonfinite_logits(result_warnings.count_nonfinite(clean)),
     ]
     # What an attack that cannot be built here does is not known, nor what costs are of a suite that was changed.
     if len(attacks) == len(e.attacks) == len(e.record.attacks):
-        raised += health.gradient_free_wins(attacks, e.record.attacks, e.threat.norm, e.record.job.n)
-        raised += health.few_classes(clean.shape[1], attacks)
-        raised += health.randomised(e.draws > 1, declared, attacks, not e.asks)
+        raised += result_warnings.gradient_free_wins(attacks, e.record.attacks, e.threat.norm, e.record.job.n)
+        raised += result_warnings.few_classes(clean.shape[1], attacks)
+        raised += result_warnings.randomised(e.draws > 1, declared, attacks, not e.asks)
     carried = {mark.code for mark in e.record.health}
     missing = [mark for mark in raised if mark.code not in carried]
     detail = f"{len(raised)} warnings by logits, classes and survivors" + "".join(
@@ -42,4 +42,6 @@ def looks_random(
 ) -> bool:
     """Whether a model that does not say so answers the same images in two ways."""
     with torch.inference_mode():
-        return health.looks_random(Network(model, lanes), x[:lanes].to(device), ids[:lanes].to(device))
+        return result_warnings.looks_random(
+            Network(model, lanes), x[:lanes].to(device), ids[:lanes].to(device)
+        )

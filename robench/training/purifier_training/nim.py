@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from robench.defenses._base import Purifier
 from robench.defenses.de3 import DE3, Seen, statistics_of
-from robench.training.purifying._base import Purifying, purifying
+from robench.training.purifier_training._base import PurifierTraining, purifier_trainings
 
 
-@purifying.register("nim")
+@purifier_trainings.register("nim")
 @dataclass(frozen=True)
-class NIM(Purifying):
+class NIM(PurifierTraining):
     """The squared error of every patch of the clean image, its pixels normalised, under Gaussian noise.
 
     The noise has a deviation of its own for each image, in units of 1/255. A network with a statistics head
@@ -61,9 +61,9 @@ class NIM(Purifying):
         return errors(learner, x, seen).mean()
 
 
-@purifying.register("mim")
+@purifier_trainings.register("mim")
 @dataclass(frozen=True)
-class MIM(Purifying):
+class MIM(PurifierTraining):
     """The squared error of the patches that are hidden, their pixels normalised: MAE's pre-training.
 
     Args:
@@ -104,17 +104,17 @@ def errors(purifier: DE3, x: Tensor, seen: Seen) -> Tensor:
     return found + F.mse_loss(guess, torch.cat([mean, deviation], 2), reduction="none").mean(2)
 
 
-def _fixed(way: NIM, empty: Tensor) -> Tensor:
-    return empty.fill_(way.level)
+def _fixed(method: NIM, empty: Tensor) -> Tensor:
+    return empty.fill_(method.level)
 
 
-def _gamma(way: NIM, empty: Tensor) -> Tensor:
-    law = torch.distributions.Gamma(torch.tensor(way.shape), torch.tensor(1 / way.scale))
+def _gamma(method: NIM, empty: Tensor) -> Tensor:
+    law = torch.distributions.Gamma(torch.tensor(method.shape), torch.tensor(1 / method.scale))
     return law.sample(empty.shape).to(empty.device)
 
 
-def _uniform(way: NIM, empty: Tensor) -> Tensor:
-    return empty.uniform_(way.low, way.high)
+def _uniform(method: NIM, empty: Tensor) -> Tensor:
+    return empty.uniform_(method.low, method.high)
 
 
 _LAWS: dict[str, Callable[[NIM, Tensor], Tensor]] = {"gamma": _gamma, "fixed": _fixed, "uniform": _uniform}

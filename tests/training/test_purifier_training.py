@@ -10,7 +10,7 @@ from robench.core import registry
 from robench.core.errors import UsageError
 from robench.defenses import Purifier, load
 from robench.training import train
-from robench.training.purifying import Purifying, purifying
+from robench.training.purifier_training import PurifierTraining, purifier_trainings
 
 CARD = """
 builder = "shade"
@@ -48,7 +48,7 @@ class Shade(Purifier):
 
 
 @dataclass(frozen=True)
-class Denoise(Purifying):
+class Denoise(PurifierTraining):
     """Clean images from noisy ones that are drawn once."""
 
     sigma: float = 0.1
@@ -64,7 +64,10 @@ class Denoise(Purifying):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    for kind, name, builder in ((registry.purifiers, "shade", Shade), (purifying, "denoise", Denoise)):
+    for kind, name, builder in (
+        (registry.purifiers, "shade", Shade),
+        (purifier_trainings, "denoise", Denoise),
+    ):
         monkeypatch.setitem(kind._builders, name, builder)
         monkeypatch.setitem(kind._holders, name, f"tests.{name}")
 

@@ -9,11 +9,11 @@ from robench.core.registry import Registry
 from robench.defenses._base import Purifier
 
 # A package adds its own by the entry-point group `robench.purifyings`.
-purifying = Registry("purifying")
+purifier_trainings = Registry("purifying")
 
 
 @dataclass(frozen=True)
-class Purifying:
+class PurifierTraining:
     """Base of every way to train a purifier: a frozen dataclass whose fields are the spec's keywords.
 
     A subclass gives `loss`; the rest has defaults that suit a purifier trained on clean images alone. Numbers are

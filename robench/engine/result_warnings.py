@@ -12,7 +12,7 @@ from robench.core import specs
 from robench.core.errors import RobenchError
 from robench.engine.batched_model import Network, out_of_memory
 from robench.engine.loss_monitor import LossStats
-from robench.engine.outcome import AttackCost, Mark
+from robench.engine.outcome import AttackCost, ResultWarning
 from robench.engine.tolerances import beyond_chance
 
 # In L0 gradients guide less: on networks with sound gradients (two of digits, 69 images each) Sparse-RS fools up to 9
@@ -38,7 +38,7 @@ def looks_random(network: Network, x: Tensor, ids: Tensor) -> bool:
     return bool(((first - second).abs() > 1e-4 * scale).any())
 
 
-def batch_dependence(network: Network, x: Tensor, ids: Tensor, logits: Tensor) -> list[Mark]:
+def batch_dependence(network: Network, x: Tensor, ids: Tensor, logits: Tensor) -> list[ResultWarning]:
     """Answers that depend on the other images of a batch: batch statistics or adaptation at test time.
 
     Half of the images are evaluated once more, at other places of a batch whose other rows are black and white.
@@ -71,10 +71,10 @@ def batch_dependence(network: Network, x: Tensor, ids: Tensor, logits: Tensor) -
         f"logits change by up to {most:.2g} of the largest with the other images in a batch: results depend on "
         "the batch size and cannot be re-checked"
     )
-    return [Mark("batch-dependent", text)]
+    return [ResultWarning("batch-dependent", text)]
 
 
-def squashed_outputs(logits: Tensor) -> list[Mark]:
+def squashed_outputs(logits: Tensor) -> list[ResultWarning]:
     """Outputs that are not logits but squashed to a range, where gradients nearly vanish: (N, K) of clean images."""
     low, high = float(logits.min()), float(logits.max())
     sums = logits.sum(1)
@@ -86,44 +86,48 @@ def squashed_outputs(logits: Tensor) -> list[Mark]:
     alike = len(logits) >= _ENOUGH and bool(apart <= 5e-2 * (logits.amax(1) - logits.amin(1)).mean())
     if low >= -1e-5 and total > 0 and (usual or alike) and bool(apart <= 1e-2 * total):
         scale = "" if abs(total - 1) <= 1e-2 else f", which sum to {total:.4g}"
-        return [Mark("softmax-outputs", f"the outputs are probabilities{scale}: {_ADVICE}")]
+        return [ResultWarning("softmax-outputs", f"the outputs are probabilities{scale}: {_ADVICE}")]
     sums = logits.double().exp().sum(1)
     if high <= 1e-4 and bool(((sums - 1).abs() <= 1e-2 + logits.shape[1] * math.exp(low)).all()):
         cut = int((logits <= low + 1e-3).sum())
         if cut > max(_CUT_SHARE * logits.numel(), 1):
             text = f"the outputs are log-probabilities, {cut} of {logits.numel()} cut off at {low:.4g}"
-            return [Mark("softmax-outputs", f"{text}: {_ADVICE}")]
+            return [ResultWarning("softmax-outputs", f"{text}: {_ADVICE}")]
     if logits.numel() < _ENOUGH:
         return []
     if low >= 0 and high <= 1:
-        return [Mark("bounded-outputs", f"all outputs lie in [0, 1], as of a sigmoid: {_ADVICE}")]
+        return [ResultWarning("bounded-outputs", f"all outputs lie in [0, 1], as of a sigmoid: {_ADVICE}")]
     saturated = (logits.abs() >= 1 - 1e-3).double().mean()
     if low >= -1 and high <= 1 and saturated >= _SATURATED:
-        return [Mark("bounded-outputs", f"all outputs lie in [-1, 1], as of a tanh: {_ADVICE}")]
+        return [ResultWarning("bounded-outputs", f"all outputs lie in [-1, 1], as of a tanh: {_ADVICE}")]
     return []
 
 
-def nonfinite_logits(count: int) -> list[Mark]:
+def nonfinite_logits(count: int) -> list[ResultWarning]:
     """NaN or infinite logits seen anywhere."""
     if not count:
         return []
     return [
-        Mark("nonfinite-logits", f"NaN or infinite logits in {count} answers; NaN counts as a wrong answer")
+        ResultWarning(
+            "nonfinite-logits", f"NaN or infinite logits in {count} answers; NaN counts as a wrong answer"
+        )
     ]
 
 
 def randomised(
     stochastic: bool, declared: bool, attacks: list[Attack], no_verdict_feedback: bool
-) -> list[Mark]:
+) -> list[ResultWarning]:
     """A randomised defense under attacks that see its draws, unless the attacker has no feedback, without averaging."""
     marks = []
     if stochastic and not declared:
         marks.append(
-            Mark("undeclared-randomness", "two calls on the same images differ; judged on several draws")
+            ResultWarning(
+                "undeclared-randomness", "two calls on the same images differ; judged on several draws"
+            )
         )
     if stochastic and not no_verdict_feedback and not any(attack.eot > 1 for attack in attacks):
         marks.append(
-            Mark(
+            ResultWarning(
                 "deterministic-attack",
                 "a randomised defense under attacks without EOT: run autoattack-rand as well",
             )
@@ -131,7 +135,7 @@ def randomised(
     return marks
 
 
-def few_classes(num_classes: int, attacks: list[Attack]) -> list[Mark]:
+def few_classes(num_classes: int, attacks: list[Attack]) -> list[ResultWarning]:
     """Losses or target counts that need more classes than there are."""
     needed = max(
         (CLASSES_NEEDED.get(attack.loss, (0, 0))[attack.targets > 0] for attack in attacks), default=0
@@ -141,27 +145,31 @@ def few_classes(num_classes: int, attacks: list[Attack]) -> list[Mark]:
     text = (
         f"{num_classes} classes, and the difference of logits ratio needs {needed}: a plainer margin was used"
     )
-    return [Mark("few-classes", text)]
+    return [ResultWarning("few-classes", text)]
 
 
-def nonfinite_gradients(stats: list[LossStats]) -> list[Mark]:
+def nonfinite_gradients(stats: list[LossStats]) -> list[ResultWarning]:
     """NaN or infinite gradients in any attack: it does not see where they are."""
     count = sum(each.broken for each in stats)
     if not count:
         return []
-    return [Mark("nonfinite-gradients", f"NaN or infinite gradients in {count} answers; they count as zero")]
+    return [
+        ResultWarning(
+            "nonfinite-gradients", f"NaN or infinite gradients in {count} answers; they count as zero"
+        )
+    ]
 
 
-def zero_gradients(stats: list[LossStats]) -> list[Mark]:
+def zero_gradients(stats: list[LossStats]) -> list[ResultWarning]:
     """Rows whose first gradient vanishes, in the attack that has fewest of them."""
     found = _fewest([(each.vanished, each.gradients) for each in stats], ZERO_SHARE)
     return [
-        Mark("zero-gradients", f"{bad} of {total} rows start with a zero gradient: it may be masked")
+        ResultWarning("zero-gradients", f"{bad} of {total} rows start with a zero gradient: it may be masked")
         for bad, total in found
     ]
 
 
-def losses(stats: list[LossStats]) -> list[Mark]:
+def losses(stats: list[LossStats]) -> list[ResultWarning]:
     """Attacks that do not climb, do not stay up, or are not done, on the images that survive them."""
     flat = _fewest([(each.flat, each.ended) for each in stats], _FLAT_SHARE)
     fallen = _fewest([(each.fallen, each.ended) for each in stats], _FALLEN_SHARE)
@@ -172,7 +180,9 @@ def losses(stats: list[LossStats]) -> list[Mark]:
         (undone, "more-steps-help", "the loss still rose in the last tenth of the steps: give it more"),
     )
     return [
-        Mark(code, f"in {bad} of {total} rows {text}") for found, code, text in said for bad, total in found
+        ResultWarning(code, f"in {bad} of {total} rows {text}")
+        for found, code, text in said
+        for bad, total in found
     ]
 
 
@@ -186,7 +196,7 @@ def _fewest(counts: list[tuple[int, int]], most: float) -> list[tuple[int, int]]
 
 def gradient_free_wins(
     attacks: Sequence[Attack], costs: Sequence[AttackCost], norm: str, n: int
-) -> list[Mark]:
+) -> list[ResultWarning]:
     """Attacks that see no gradient and still fool images that survived white-box attacks.
 
     Args:
@@ -203,7 +213,7 @@ def gradient_free_wins(
                 f"{type(attack).__name__} fooled {won} images that survived the white-box attacks: gradients may be "
                 "masked"
             )
-            return [Mark(f"{specs.parse(cost.spec).name}-beats-white-box", text)]
+            return [ResultWarning(f"{specs.parse(cost.spec).name}-beats-white-box", text)]
     return []
 
 

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from robench.defenses._base import Purifier
 from robench.defenses.diffusion import DiffPure
-from robench.training.purifying._base import Purifying, purifying
+from robench.training.purifier_training._base import PurifierTraining, purifier_trainings
 
 
-@purifying.register("ddpm")
+@purifier_trainings.register("ddpm")
 @dataclass(frozen=True)
-class Ddpm(Purifying):
+class Ddpm(PurifierTraining):
     """Predicting the noise in x_t, equation 14: times uniform over the whole schedule, every one of equal weight."""
 
     def learner(self, purifier: Purifier) -> nn.Module:

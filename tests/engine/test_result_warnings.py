@@ -7,7 +7,7 @@ from robench.attacks._base import Answer
 from robench.attacks.build import build_attacks
 from robench.data import load_dataset
 from robench.defenses import load_defense
-from robench.engine import health
+from robench.engine import result_warnings
 from robench.engine.loss_monitor import LossMonitor, LossStats
 from robench.engine.outcome import AttackCost
 from robench.evaluation.attack import attack
@@ -92,5 +92,7 @@ def test_an_attack_that_creeps_is_marked():
 def test_which_wins_of_an_attack_without_gradients_are_marked(specs, threat, survivors, code):
     built = build_attacks(specs, Threat.parse(threat))
     costs = [AttackCost(spec, 100, left, 0, 0, 0.0) for (spec, _), left in zip(built, survivors, strict=True)]
-    marks = health.gradient_free_wins([each for _, each in built], costs, Threat.parse(threat).norm, 100)
+    marks = result_warnings.gradient_free_wins(
+        [each for _, each in built], costs, Threat.parse(threat).norm, 100
+    )
     assert [mark.code for mark in marks] == [code] * bool(code)

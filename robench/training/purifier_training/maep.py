@@ -21,16 +21,16 @@ from robench.defenses._patches import patchify, pick
 from robench.defenses.maep import MAEP
 from robench.threats.threat import Threat
 from robench.training.adversarial import pgd
-from robench.training.purifying._base import Purifying, purifying
+from robench.training.purifier_training._base import PurifierTraining, purifier_trainings
 
 INSTALL = "pip install peft"
 # Every linear map of the decoder.
 _DECODER = r"decoder_embed|decoder_pred|decoder_blocks\..*\.(qkv|proj|fc1|fc2)"
 
 
-@purifying.register("maep")
+@purifier_trainings.register("maep")
 @dataclass(frozen=True)
-class TrainMAEP(Purifying):
+class TrainMAEP(PurifierTraining):
     """Clean images from adversarial ones of which some patches are hidden.
 
     loss = mean |P(x_a) - x| over the patches seen + reconstruction * mean (P(x_a) - x)^2 over the hidden ones,
@@ -77,7 +77,7 @@ class TrainMAEP(Purifying):
         find_card(self.source)
 
     def check(self) -> None:
-        """See `Purifying.check`: `peft` for LoRA, and the source's weights."""
+        """See `PurifierTraining.check`: `peft` for LoRA, and the source's weights."""
         if self.rank and importlib.util.find_spec("peft") is None:
             raise ResourceError(f"maep(rank={self.rank}) trains by LoRA, which needs peft: {INSTALL}")
         _ = self._source
