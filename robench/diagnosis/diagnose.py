@@ -40,7 +40,7 @@ class Diagnosis:
 
 
 def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Options) -> Iterator[Diagnosis]:
-    """Diagnose defenses, one after another; doubts are data, not errors.
+    """Diagnose defenses, one after another; warnings are data, not errors.
 
     Args:
         knowledge: the attacker's, as for a run.
@@ -124,8 +124,8 @@ def grid(found: Diagnosis) -> Grid:
             f"{content['defense']['name']} · {content['threat']} · {content['n']} images · "
             f"knowledge {content['knowledge']} · path of {content['attack']}"
         ),
-        columns=("indicator", "value", "doubt if", "threshold from", "verdict"),
+        columns=("indicator", "value", "warning if", "threshold from", "verdict"),
         groups=(tuple(rows),),
-        numbers=frozenset(("value", "doubt if")),
+        numbers=frozenset(("value", "warning if")),
         notes=(*said, *places),
     )

@@ -4,7 +4,7 @@ Limits, in short:
 
 - nHSIC (robench.core.hsic), as MIMIR computes it: a number without a unit, whose kernel has a fixed width: it sees
   next to nothing of images in [0, 1], and grows with the number of rows even for independent ones.
-- Matrix-based Renyi entropy: bits, at most log2 of the number of rows; it hangs on the kernel's width.
+- Matrix-based Renyi entropy: bits, at most log2 of the number of rows; it depends on the kernel's width.
 - InfoNCE: a lower bound in nats that a trained critic reaches; at most log of the number of rows it is asked to tell
   apart. Where a latent determines its image the true value is infinite, and the bound says how well the critic learned.
 """
@@ -20,7 +20,7 @@ from robench.core.hsic import nhsic
 from robench.core.rng import Stream
 
 ALPHA = 1.01
-# Rows that are told apart or make a kernel: MIMIR's batch.
+# Rows that are distinguished or make a kernel: MIMIR's batch.
 GROUP = 128
 # InfoNCE's critic.
 COMPONENTS, WIDTH, STEPS, BATCH, RATE, DECAY = 32, 64, 120, 128, 2e-3, 1e-2

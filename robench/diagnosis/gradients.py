@@ -54,7 +54,7 @@ def between_draws(grads: Tensor) -> Tensor:
 
 
 def averaged(cosine: float, draws: int) -> float:
-    """The cosine between two means of so many draws, when two draws have `cosine`: k c / (1 + (k - 1) c)."""
+    """The cosine between two means of `draws` draws, when two draws have `cosine`: k c / (1 + (k - 1) c)."""
     cosine = max(cosine, 0.0)
     return draws * cosine / (1 + (draws - 1) * cosine)
 

@@ -41,7 +41,7 @@ class Paths:
 def follow(case: Case, spec: str) -> Paths:
     """Play `spec` on every image of `case` to its end.
 
-    A sample's path hangs on seed, spec and sample alone.
+    A sample's path depends on seed, spec and sample alone.
     """
     ((name, attack),) = build_attacks([spec], case.threat)
     parts = []

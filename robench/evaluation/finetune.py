@@ -20,7 +20,7 @@ from robench.evaluation.run import Options
 from robench.records.store import slug
 from robench.training import train
 
-# Our choices, the same for every number of images: so many steps of the optimiser, batches, and LoRA's rank; pairs as
+# Our choices, the same for every number of images: steps of the optimiser, batches, and LoRA's rank; pairs as
 # MAEP's recipes make theirs, by PGD on the classifier behind.
 STEPS, BATCH, RANK, PGD_STEPS = 300, 32, 16, 10
 FOLDER = "finetuned"

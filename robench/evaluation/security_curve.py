@@ -4,7 +4,7 @@ Each radius is a run of its own, with the record that `robench run` at that thre
 added to. The curve is read from all of them: an image counts as robust at a radius when none of their certificates
 lies within it. A certificate is an image that fools the judge, whichever radius it was looked for in, so one found
 at a smaller radius carries over to the larger ones, and one found at a larger radius counts wherever it is near
-enough. So the curve never rises, and no run hangs on another.
+enough. So the curve never rises, and no run depends on another.
 
 A single attack for the least distance (one with the setting `minimise`) answers for all radii by one run at the
 largest: it knows of no radius, and its certificates are as near as it could make them.

@@ -37,7 +37,7 @@ COLUMNS = ("fooled_by", "steps", "forward", "backward")
 # On another processor or release of torch the last bits of logits differ, and an attack may take another way: of the
 # rows played again this part may end otherwise, and the passes of all.
 ELSEWHERE = 0.02
-# Shares of false rows for which the probability of missing them all is told.
+# Shares of false rows for which the probability of missing them all is reported.
 _SHARES = (0.05, 0.2)
 
 

@@ -1,6 +1,6 @@
 """Re-check a record from its certificates, by forward passes alone.
 
-What it proves: this checkpoint gives wrong answers on so many allowed images, so its robust accuracy is at
+What it proves: this checkpoint gives wrong answers on that many allowed images, so its robust accuracy is at
 most the figure. What it cannot prove: that no stronger attack would lower it, and the fields on trust, which
 `robench.verification.fields` lists. Rows that are attacked again (`robench.verification.replay`) say more of those.
 """
