@@ -1,1 +1,1 @@
-"""The engine: it batches rows, asks the judge, drops and refills, counts, saves and resumes."""
+"""The engine: batches rows, queries the judge, drops finished rows, refills, counts passes, saves and resumes."""

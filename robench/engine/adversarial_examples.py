@@ -1,4 +1,4 @@
-"""The images that an attack found: held until they are saved, then on the disk alone."""
+"""Adversarial examples: in memory until they are saved, then on disk only."""
 
 import json
 import math
@@ -18,8 +18,8 @@ class Shard:
     """A file of images.
 
     Attributes:
-        begin: where the first begins, in bytes.
-        shape: of each, (C, H, W); float32.
+        begin: byte offset of the first image.
+        shape: of one image, (C, H, W); float32.
     """
 
     file: Path
@@ -31,7 +31,7 @@ class Shard:
         """The tensor `image` of a safetensors file.
 
         Args:
-            header: the file's content, or as much of it as says where the tensors are.
+            header: the beginning of the file, at least its safetensors header.
         """
         length = int.from_bytes(header[:8], "little")
         entry = json.loads(header[8 : 8 + length])["image"]
@@ -41,7 +41,7 @@ class Shard:
         """One image.
 
         Raises:
-            ResourceError: when the file is gone or damaged.
+            ResourceError: when the file is missing or damaged.
         """
         count = math.prod(self.shape)
         try:
@@ -49,13 +49,13 @@ class Shard:
         except OSError:
             image = np.empty(0, np.float32)
         if len(image) != count:
-            raise ResourceError(f"{self.file} is gone or damaged: repeat the run with --fresh")
+            raise ResourceError(f"{self.file} is missing or damaged: repeat the run with --fresh")
         return torch.from_numpy(image).view(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an image was saved: a row of a file."""
+    """The location of a saved image: a row of a file."""
 
     shard: Shard
     row: int
@@ -64,7 +64,7 @@ class Place:
         """The image, (C, H, W).
 
         Raises:
-            ResourceError: when the file is gone or damaged.
+            ResourceError: when the file is missing or damaged.
         """
         return self.shard.read(self.row)
 
@@ -73,7 +73,7 @@ class AdversarialExamples(Mapping[int, Tensor]):
     """The image that fools the defense, (C, H, W), of each sample that has one.
 
     Attributes:
-        fresh: those that are not saved yet.
+        fresh: the images that are not saved yet.
     """
 
     def __init__(self, saved: Mapping[int, Place] | None = None):
@@ -82,12 +82,12 @@ class AdversarialExamples(Mapping[int, Tensor]):
 
     @classmethod
     def together(cls, parts: Iterable["AdversarialExamples"]) -> "AdversarialExamples":
-        """What processes found that share the samples."""
-        both = cls()
+        """The examples of all processes that share the samples."""
+        merged = cls()
         for part in parts:
-            both.fresh |= part.fresh
-            both._saved |= part._saved
-        return both
+            merged.fresh |= part.fresh
+            merged._saved |= part._saved
+        return merged
 
     def __setitem__(self, sample: int, image: Tensor) -> None:
         self.fresh[sample] = image
@@ -102,12 +102,12 @@ class AdversarialExamples(Mapping[int, Tensor]):
         return len(self.fresh.keys() | self._saved.keys())
 
     @property
-    def held(self) -> int:
-        """Bytes in memory."""
+    def nbytes(self) -> int:
+        """Bytes of the unsaved images."""
         return sum(image.nbytes for image in self.fresh.values())
 
     def let_go(self, places: Mapping[int, Place]) -> None:
-        """Forget the fresh images, which have been saved at `places`."""
+        """Drop the fresh images that have been saved at `places`."""
         self._saved |= places
         for sample in places:
             del self.fresh[sample]

@@ -1,4 +1,4 @@
-"""What an attack works with, and its results sample by sample."""
+"""The inputs of an attack, and its results for each sample."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,7 +19,7 @@ class Samples:
     """The images of a run.
 
     Attributes:
-        x: (N, C, H, W) float32 in [0, 1], kept where the data set is; y: (N,) int64; ids: (N,) int64.
+        x: (N, C, H, W) float32 in [0, 1], on the data set's device; y: (N,) int64; ids: (N,) int64.
     """
 
     x: Tensor | LazyImages
@@ -32,13 +32,13 @@ class Samples:
 
 @dataclass
 class SampleResults:
-    """What is known of each sample after an attack; every tensor on the CPU.
+    """The results of an attack for each sample; all tensors are on the CPU.
 
     Attributes:
-        draws: (n,) in how many of the judge's draws the best candidate fools it.
-        rank, steps: (n,) of the row that won; rank is _NEVER where none did.
+        draws: (n,) number of the judge's draws that the best candidate fools.
+        rank, steps: (n,) of the winning row; rank is _NEVER where no row won.
         forward, backward: (n, ranks) passes of each row.
-        examples: the winning point of each sample that has one; the image itself, (C, H, W), where a norm bounds it.
+        examples: the winning point of each fooled sample; under a norm threat the image itself, (C, H, W).
     """
 
     draws: Tensor
@@ -68,11 +68,10 @@ class SampleResults:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "examples"}
 
     def spent(self, full: int, every: bool = False) -> tuple[Tensor, Tensor]:
-        """Forward and backward passes a sample, (n,) each, as if its rows had run one after another.
+        """Forward and backward passes per sample, (n,) each, as if its rows had run sequentially.
 
         Args:
-            full: draws of the judge; the rows after one that fools all of them cost nothing, unless `every`
-                row runs.
+            full: draws of the judge. Rows after one that fools all draws cost nothing, unless `every` is set.
         """
         if every:
             return self.forward.sum(1), self.backward.sum(1)
@@ -83,16 +82,15 @@ class SampleResults:
 
 @dataclass(frozen=True)
 class AttackContext:
-    """Everything one attack needs that does not change while it runs.
+    """The inputs of one attack that stay constant while it runs.
 
     Attributes:
         network: the surrogate.
-        judge: the whole defense.
+        judge: the full defense.
         surrogate_is_judge: whether the surrogate's logits are the judge's verdict.
-        no_verdict_feedback: whether the attacker does not learn of verdicts: the judge is asked once a row, at the
-            end.
-        samples, clean_logits: of the whole run; moved to the device a row at a time.
-        device: where the lanes are.
+        no_verdict_feedback: whether the attacker learns no verdicts; the judge is queried once per row, at the end.
+        samples, clean_logits: of the whole run; rows are moved to the device as they start.
+        device: device of the lanes.
     """
 
     attack: Attack[Any]

@@ -1,19 +1,17 @@
-"""The loop that runs one attack: it fills lanes, asks the surrogate, lets the judge decide, drops rows and refills.
+"""The loop that runs one attack: it fills lanes, queries surrogate and judge, drops finished rows and refills.
 
-A sample's rows have ranks (targets x restarts). They wait in the order of their rank, so that the second
-target of an image starts when every image has had its first, or when lanes would be idle. The row of the
-lowest rank that fools the judge wins, whichever came first on the clock: rows of a higher rank are dropped,
-rows of a lower one go on. So a sample's result depends on the sample alone, and costs no more than if
-its rows ran one after another.
+A sample's rows have ranks (targets x restarts) and wait in the order of their rank: the second target of an image
+starts when every image has had its first target, or when lanes would be idle. The lowest rank that fools the judge
+wins, regardless of which row finished first: rows of higher rank are dropped, rows of lower rank continue. A sample's
+result therefore depends on the sample alone and costs no more than if its rows ran sequentially.
 
-Lanes are filled by blocks, each with a group of rows. A block is one lane, except for an attack that couples rows:
-there a group starts together and keeps its lanes until none of its rows counts any more, and a row that is over
-goes on as padding.
+Lanes are filled in blocks, one group of rows per block. A block is one lane, except for attacks that couple rows:
+their groups start together and keep their lanes until no row of the group counts, and finished rows stay as padding.
 
-A row of an attack that minimises (`Attack.minimise`) is not over when it fools: every row runs to its end, and the
-nearest image that fools is kept, of all ranks. An attack made to transfer (`Attack.transfers`) runs to its end if the
-attacker may not ask the judge, because the surrogate's verdict is not what it works for; its best point is judged then.
-If only the last iterate counts (`Attack.judged_at_end`), rows run to their end against every defense.
+Rows of a minimum-norm attack (`Attack.minimise`) do not stop when they fool the judge: every row runs to its end, and
+the nearest adversarial example over all ranks is kept. A transfer attack (`Attack.transfers`) runs to its end if the
+attacker gets no verdicts, and its best point is judged then. If only the last iterate counts (`Attack.judged_at_end`),
+rows run to their end against every defense.
 """
 
 from collections.abc import Callable
@@ -38,11 +36,11 @@ class Loop:
     Args:
         context: what the attack works with.
         samples: indices of the samples attacked, in order.
-        results: so far; filled in place.
+        results: results so far, updated in place.
 
     Attributes:
-        images: that the surrogate was called on.
-        whole: False while a query is under way: what is saved then would lack its verdict.
+        images: number of images that the surrogate was called on.
+        whole: False during a query, when a saved state would lack the verdict.
     """
 
     def __init__(self, context: AttackContext, samples: list[int], results: SampleResults):
@@ -63,7 +61,7 @@ class Loop:
         self._plan: tuple[Tensor, Tensor, Rows] | None = None
 
     def play(self, between: Callable[["Loop"], None]) -> None:
-        """Run to the end, calling `between` after every query (to save, to show progress)."""
+        """Run to the end; `between` is called after every query, to save or to show progress."""
         while True:
             self.whole = False
             more = self._refill()
@@ -76,12 +74,12 @@ class Loop:
 
     @property
     def total(self) -> int:
-        """Rows there are at the most."""
+        """Maximum number of rows."""
         return self.queue.total
 
     @property
     def remaining(self) -> int:
-        """Rows not finished yet."""
+        """Number of unfinished rows."""
         return self.queue.waiting + int(self.lanes.active.sum())
 
     # -- filling the lanes -------------------------------------------------------------------------------
@@ -92,16 +90,16 @@ class Loop:
         return won and not self.verdicts.minimise
 
     def _counting(self, rank: int, group: Group) -> list[int]:
-        """The group's samples, -1 in place of those whose row of that rank does not count."""
-        own = self.attacked.intersection(group.members[: group.own])
-        return [s if s in own and not self._needless(rank, s) else -1 for s in group.members]
+        """The group's samples; -1 where the row of that rank does not count."""
+        members = self.attacked.intersection(group.members[: group.size])
+        return [s if s in members and not self._needless(rank, s) else -1 for s in group.members]
 
     def _refill(self) -> bool:
-        """Put waiting groups into idle blocks of lanes; False when nothing is left to run."""
+        """Move waiting groups into idle blocks of lanes; False when nothing is left to run."""
         idle = self.lanes.idle_blocks(self.block)
         blocks = self.count // self.block
         busy = blocks - len(idle)
-        # Starting rows has a cost of its own, so a few lanes are left to gather first.
+        # Starting rows is expensive, so wait until several blocks are idle.
         if idle and self.queue and (len(idle) >= blocks // 8 or not busy):
             filled: list[Tensor] = []
             for block in idle:
@@ -138,10 +136,10 @@ class Loop:
 
     def _rows(self, lanes: Tensor) -> Rows:
         context, samples = self.context, self.context.samples
-        held = self.lanes.held[lanes]
-        active = torch.ones_like(held, dtype=torch.bool)
+        index = self.lanes.held[lanes]
+        active = torch.ones_like(index, dtype=torch.bool)
         rows = Rows(
-            samples.x[held], samples.y[held], context.clean_logits[held], samples.ids[held],
+            samples.x[index], samples.y[index], context.clean_logits[index], samples.ids[index],
             self.lanes.rank[lanes], active,
         )  # fmt: skip
         references = context.attack.references(self._run, rows)
@@ -153,9 +151,9 @@ class Loop:
 
     @cached_property
     def _run(self) -> Rows:
-        """Every image of the run, for attacks that choose among them."""
+        """All images of the run, for attacks that select reference images."""
         samples, none = self.context.samples, torch.zeros_like(self.context.samples.ids)
-        # Images on the disk stay there: they are indexed as a tensor is.
+        # LazyImages stay on disk and are indexed like a tensor.
         x = cast(Tensor, samples.x)
         return Rows(x, samples.y, self.context.clean_logits, samples.ids, none, torch.ones_like(none).bool())
 
@@ -175,38 +173,39 @@ class Loop:
         x = ask.x
         points = x if ask.point is None else ask.point
         if self.verdicts.minimise:
-            # The nearest image lies on the boundary: asked as it will be kept, rounding cannot cost its verdict.
+            # The nearest image lies on the decision boundary: query it as recorded, so that rounding cannot change the
+            # verdict.
             points = problem.threat.as_recorded(self.rows.x, points)
             x = problem.threat.image(self.rows.x, points, self.rows.sample)
-        answer = self._ask(x, ask.objective, self.rows, self.lanes.queries[:, 0])
+        answer = self._query(x, ask.objective, self.rows, self.lanes.queries[:, 0])
         answer = attack.pull_back(problem, self.rows, self.state, answer)
         self.state = attack.tell(problem, self.rows, self.state, answer)
         answered = torch.ones_like(active) if ask.waits is None else ~ask.waits.cpu()
         passes = self._passes(answer)
-        # Rows that are over count on: padding draws a randomised surrogate's noise as if it still counted.
+        # Finished rows keep counting: padding draws a randomised surrogate's noise as if it were active.
         self.lanes.queries += answered[:, None] * passes
         self.losses.note(active & answered, self.lanes.queries[:, 1] == passes[1], answer)
         draws = self.verdicts.judge(x, points, answer.logits, self.rows, active & answered)
         self._settle(active, draws, points, attack.finished(self.state).cpu())
 
-    def _ask(self, x: Tensor, objective: Any, rows: Rows, queries: Tensor) -> Answer:
+    def _query(self, x: Tensor, objective: Any, rows: Rows, queries: Tensor) -> Answer:
         eot = self.context.attack.eot
         answer = self.context.network.answer(x, objective, rows, eot, queries.to(self.context.device))
         self.images += self.count * eot
         return answer
 
     def _passes(self, answer: Answer) -> Tensor:
-        """Forward and backward passes of an answer, (2,)."""
+        """Forward and backward passes of one answer, (2,)."""
         gradients = 0
         if answer.grad.numel():
             gradients = answer.loss.shape[1] if answer.loss.dim() == 2 else 1
         return torch.tensor([1, gradients]) * self.context.attack.eot
 
     def _turn_ahead(self, active: Tensor) -> None:
-        """A query for few rows of an attack whose next queries are known unless one is accepted.
+        """Query several steps ahead when few rows are left and rejected candidates do not change the next query.
 
-        Idle lanes ask a row's later queries. The first accepted one makes those behind it void: they are
-        asked again, so the row runs exactly as if it had been alone in its lane.
+        Idle lanes evaluate later queries of the same row. The first accepted one invalidates those after it, which are
+        queried again, so the row runs exactly as if it were alone in its lane.
         """
         assert self.rows is not None and self.state is not None
         context, attack, problem = self.context, self.context.attack, self.context.problem
@@ -219,16 +218,16 @@ class Loop:
         home, offset, rows = self._plan
         begun = gather(self.state, home)
         before = attack.advance(problem, rows, begun, offset)
-        # Of lanes that would look past the horizon only the first at it counts.
+        # Of the lanes beyond the horizon, only the first counts.
         valid = ~attack.finished(before).cpu() & (lane < count * attack.horizon)
         ask = attack.ask(problem, rows, before)
         queries = self.lanes.queries[home.cpu(), 0] + offset.cpu() * attack.eot
-        answer = self._ask(ask.x, ask.objective, rows, queries)
+        answer = self._query(ask.x, ask.objective, rows, queries)
         after = attack.tell(problem, rows, before, answer)
         draws = self.verdicts.judge(ask.x, ask.x, answer.logits, rows, valid)
         event = valid & (attack.moved(after).cpu() | (draws > 0))
 
-        # For each row: its first lane with an event, else its last valid lane.
+        # For each row: the first lane with an event, else the last valid lane.
         first = _first(event, lane, count)
         chosen = torch.where(first < self.count, first, _last(valid, lane, count))
         home, picked = homes.to(context.device), chosen.to(context.device)
@@ -244,7 +243,7 @@ class Loop:
     # -- the end of a row --------------------------------------------------------------------------------
 
     def _settle(self, active: Tensor, draws: Tensor, points: Tensor, finished: Tensor) -> None:
-        """Keep what fooled, end the rows that are over, and free their lanes."""
+        """Keep the points that fool the judge, end finished rows and free their lanes."""
         if not bool(draws.any()) and not bool((active & finished).any()):
             return
         assert self.rows is not None and self.state is not None
@@ -253,25 +252,25 @@ class Loop:
         enough = kept_draws >= (1 if context.no_verdict_feedback else context.judge.draws)
         over = active & (finished if verdicts.minimise else enough | finished)
         if not context.surrogate_is_judge or context.attack.judged_at_end:
-            # The best point of a search that found nothing that fools is judged too.
-            hopeless = (over & (kept_draws == 0)).nonzero()[:, 0]
-            if len(hopeless):
+            # Where the search kept no point, its best point is judged.
+            unsuccessful = (over & (kept_draws == 0)).nonzero()[:, 0]
+            if len(unsuccessful):
                 best = context.attack.best(self.state)
-                for lane in hopeless.tolist():
+                for lane in unsuccessful.tolist():
                     verdicts.kept[lane] = best[lane]
         candidates = [lane for lane in over.nonzero()[:, 0].tolist() if lane in verdicts.kept]
         confirmed = verdicts.confirm(candidates, self.rows) if candidates else {}
         for lane in over.nonzero()[:, 0].tolist():
             image, count = confirmed.get(lane, (None, 0))
             if image is None and not context.no_verdict_feedback and not bool(finished[lane]):
-                # The verdict depended on the last bit of a pixel: the row has not fooled the judge yet.
+                # Rounding changed the verdict: the row has not fooled the judge yet.
                 kept_draws[lane] = 0
                 verdicts.kept.pop(lane)
                 continue
             self._end(lane, image, count)
 
     def _end(self, lane: int, image: Tensor | None, count: int) -> None:
-        """Write a row's result down, free its lane and those of the rows that it makes needless."""
+        """Record a row's result; free its lane and those of rows that are no longer needed."""
         results, lanes = self.results, self.lanes
         sample, rank = int(lanes.sample[lane]), int(lanes.rank[lane])
         if sample < 0:
@@ -293,11 +292,11 @@ class Loop:
                 self._free(other)
 
     def _standing(self, sample: int, rank: int, draws: int, image: Tensor | None) -> tuple[int, float, int]:
-        """What makes one row's image better than another's: draws, nearness where it counts, a low rank."""
-        far = 0.0
+        """Sort key of a row's image: draws, distance (for minimum-norm attacks), rank."""
+        distance = 0.0
         if self.verdicts.minimise and image is not None:
-            far = float(self.verdicts.distance(self.context.samples.x[sample][None], image[None]))
-        return draws, -far, -rank
+            distance = float(self.verdicts.distance(self.context.samples.x[sample][None], image[None]))
+        return draws, -distance, -rank
 
     def _free(self, lane: int) -> None:
         self.lanes.sample[lane] = -1
@@ -307,7 +306,7 @@ class Loop:
     # -- saving and resuming -----------------------------------------------------------------------------
 
     def dump(self) -> dict[str, Tensor]:
-        """Everything that `load` needs to go on as if nothing had happened."""
+        """The state that `load` needs to continue identically."""
         return {
             "counters": torch.tensor([self.queue.next, self.images, self.verdicts.nonfinite]),
             **named("lanes", self.lanes),
@@ -318,7 +317,7 @@ class Loop:
         }
 
     def load(self, saved: dict[str, Tensor]) -> None:
-        """Take up what `dump` saved; the examples are restored by who saved them."""
+        """Restore the state of `dump`; the caller restores the examples."""
         self.queue.next, self.images, self.verdicts.nonfinite = saved["counters"].tolist()
         self.lanes = self.verdicts.lanes = restored("lanes", self.lanes, saved)
         for name in self.results.tensors:
@@ -338,14 +337,14 @@ class Loop:
 
 
 def _first(event: Tensor, lane: Tensor, count: int) -> Tensor:
-    """For each of `count` rows whose lanes are row, row + count, ...: the first lane with an event, or one beyond the
-    last lane."""
+    """The first lane with an event of each of `count` rows, whose lanes are row, row + count, ...; the number of lanes
+    where there is none."""
     never = len(lane)
-    marked = torch.where(event, lane, never)
-    return torch.full((count,), never).scatter_reduce(0, lane % count, marked, "amin")
+    candidates = torch.where(event, lane, never)
+    return torch.full((count,), never).scatter_reduce(0, lane % count, candidates, "amin")
 
 
 def _last(valid: Tensor, lane: Tensor, count: int) -> Tensor:
-    """For each of `count` rows: its last valid lane (lanes of a row become invalid from the end)."""
-    marked = torch.where(valid, lane, -1)
-    return torch.full((count,), -1).scatter_reduce(0, lane % count, marked, "amax")
+    """The last valid lane of each of `count` rows (lanes of a row become invalid from the end)."""
+    candidates = torch.where(valid, lane, -1)
+    return torch.full((count,), -1).scatter_reduce(0, lane % count, candidates, "amax")

@@ -1,8 +1,8 @@
-"""Where a network is called: always on one batch shape and in one state of torch, without weight gradients.
+"""Calls of a network, always with one batch shape, in one global state of torch and without weight gradients.
 
-A network's arithmetic depends on the shape it is called with, not on who else is in the batch. So every call
-here has exactly `batch_size` rows; what is missing is padded. A network is given a copy of the images, which it may
-change, and its logits are copied before it is called again.
+A network's arithmetic depends on the shape of its input, not on the other images of the batch. Every call therefore
+has exactly `batch_size` rows, padded where necessary. A network receives a copy of the images, which it may modify, and
+its logits are copied before the next call.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from robench.engine.refusals import Model, check_logits, check_model, model_erro
 T = TypeVar("T")
 Both = Callable[[Tensor, str], tuple[Tensor, tuple[Tensor, ...]]]
 
-# For every row: its sample, its rank, and the number of the draw; (batch_size,) int64 each.
+# Sample, rank and draw of every row, (batch_size,) int64 each.
 Who = tuple[Tensor, Tensor, Tensor]
 
-# How many draws of a randomised defense decide a verdict.
+# Number of draws that decide a verdict on a randomised defense.
 DRAWS = 10
 # What allocators, cuBLAS and cuDNN say when there is no memory left.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)
@@ -35,7 +35,7 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAIL
 
 @contextlib.contextmanager
 def frozen(model: Model) -> Iterator[None]:
-    """Evaluation mode, no weight gradients and torch's standard state, all restored afterwards.
+    """Evaluation mode, no weight gradients and torch's standard state; everything is restored afterwards.
 
     Raises:
         UsageError: for a model that cannot be called.
@@ -45,7 +45,7 @@ def frozen(model: Model) -> Iterator[None]:
         with standard_state():
             yield
         return
-    # Frozen TorchScript is for evaluation alone, and says nothing of it.
+    # Frozen TorchScript modules have no attribute `training`.
     training = {module: module.training for module in model.modules() if hasattr(module, "training")}
     learning = [p for p in model.parameters() if p.requires_grad]
     if hasattr(model, "training"):
@@ -63,13 +63,13 @@ def frozen(model: Model) -> Iterator[None]:
 
 
 class Network:
-    """A model called on a fixed number of rows.
+    """A model that is called on a fixed number of rows.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
-        batch_size: rows a call.
-        precision: "fp32", or "bf16" to search in reduced precision.
-        stream: random numbers for a randomised model, or None for a deterministic one.
+        batch_size: rows per call.
+        precision: "fp32" or "bf16".
+        stream: random numbers of a randomised model; None for a deterministic model.
     """
 
     def __init__(self, model: Model, batch_size: int, precision: str = "fp32", stream: Stream | None = None):
@@ -77,13 +77,13 @@ class Network:
         self.batch_size = batch_size
         self.precision = precision
         self.stream = stream
-        # Whether the model has to be called with gradients enabled even where none is wanted.
+        # Whether the model must be called with gradients enabled, even when no gradient is needed.
         self.enables_grad = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, K), float32, of a batch of any size, with a graph where gradients are enabled.
 
-        It is for attacks that call the network themselves; a randomised model draws its own noise.
+        For attacks that call the network themselves; a randomised model draws its own noise.
         """
         none = x.new_zeros(1, dtype=torch.int64)
         who = (none, none, none)
@@ -93,23 +93,25 @@ class Network:
         """Logits (N, K), float32, of any number of images, padded to whole batches.
 
         Args:
-            ids: (N,) int64, of the samples: they and `draw` decide a randomised model's noise.
+            ids: (N,) int64, of the samples; with `draw` they determine the noise of a randomised model.
         """
         return self._batches(x, ids, draw, self._call)
 
     def features(self, x: Tensor, ids: Tensor, layers: str) -> Tensor:
-        """Features of any number of images, each layer's flattened, one after the other, (N, F) float32.
+        """Features of any number of images, (N, F) float32: the flattened features of each layer, concatenated.
 
         Args:
-            ids: (N,) int64, of the samples, as for `logits`.
+            ids: (N,) int64, as for `logits`.
             layers: "last" or "all".
 
         Raises:
-            UsageError: when the model offers none.
+            UsageError: when the model has no features.
         """
 
         def flat(part: Tensor, who: Who) -> Tensor:
-            return torch.cat([each.flatten(1) for each in self._call_inside(part, who, layers)[1]], 1)
+            return torch.cat(
+                [layer.flatten(1) for layer in self._call_with_features(part, who, layers)[1]], 1
+            )
 
         return self._batches(x, ids, 0, flat)
 
@@ -119,17 +121,17 @@ class Network:
             part = x[start : start + self.batch_size]
             sample = pad(ids[start : start + self.batch_size], self.batch_size)
             who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
-            # The copy stays what it is when a model writes its next logits over these.
+            # Copy: a model may overwrite its previous logits.
             parts.append(self._without_graph(call, pad(part, self.batch_size), who)[: len(part)].clone())
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def answer(
         self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, eot: int, queries: Tensor
     ) -> Answer:
-        """What an attack asked for at `x` (batch_size, C, H, W), averaged over `eot` draws.
+        """Logits, loss and gradient at `x` (batch_size, C, H, W), averaged over `eot` draws.
 
         Args:
-            queries: (batch_size,) int64, passes that each row has had: they decide a randomised model's noise.
+            queries: (batch_size,) int64, earlier passes of each row; they determine the noise of a randomised model.
         """
         answers = [
             self._answer(x, objective, rows, (rows.sample, rows.rank, queries + draw)) for draw in range(eot)
@@ -152,7 +154,7 @@ class Network:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             if isinstance(objective, OnFeatures):
-                logits, features = self._call_inside(point, who, objective.layers)
+                logits, features = self._call_with_features(point, who, objective.layers)
                 loss = objective(logits, rows, point, features)
             else:
                 logits = self._call(point, who)
@@ -167,9 +169,9 @@ class Network:
         return Answer(x, logits.detach().clone(), loss.detach(), *finite(grad))
 
     def _without_graph(self, call: Callable[[Tensor, Who], T], x: Tensor, who: Who) -> T:
-        """What `call` gives without a graph.
+        """The result of `call`, computed without a graph.
 
-        A model that takes gradients inside forward, and does not enable them there, is called with them enabled.
+        A model that computes gradients in its forward pass without enabling them is called with gradients enabled.
         """
         if self.enables_grad:
             with torch.enable_grad():
@@ -187,13 +189,13 @@ class Network:
             return answer
 
     def _call(self, x: Tensor, who: Who) -> Tensor:
-        return _checked(self._asked(self.model, x, who), x)
+        return _checked(self._run(self.model, x, who), x)
 
-    def _asked(self, function: Callable[[Tensor], T], x: Tensor, who: Who) -> T:
-        """The one place where a model's function is called, on a copy of the images that it may change.
+    def _run(self, function: Callable[[Tensor], T], x: Tensor, who: Who) -> T:
+        """Call a function of the model on a copy of the images; every call of the model is made here.
 
         Raises:
-            UsageError: what it raised, in one line.
+            UsageError: when the model raises, with its message in one line.
         """
         with (
             self._blamed(x),
@@ -205,7 +207,7 @@ class Network:
 
     @contextlib.contextmanager
     def _blamed(self, x: Tensor, doing: str = "the model") -> Iterator[None]:
-        """What is raised inside is the model's mistake, but for a lack of memory."""
+        """Exceptions inside the block become the model's UsageError, except for out of memory."""
         try:
             yield
         except RobenchError:
@@ -215,26 +217,24 @@ class Network:
                 raise
             raise model_error(error, self.model, x, doing) from error
 
-    def _call_inside(self, x: Tensor, who: Who, layers: str) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits (N, K) and features (N, ...), float32: from one pass where the model can give both."""
+    def _call_with_features(self, x: Tensor, who: Who, layers: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits (N, K) and features (N, ...), float32; from one pass where the model supports it."""
         both: Both | None = getattr(self.model, "logits_and_features", None)
         if both is not None:
-            logits, features = self._asked(lambda x: both(x, layers), x, who)
+            logits, features = self._run(lambda x: both(x, layers), x, who)
         else:
-            alone: Callable[[Tensor], Tensor] | None = getattr(self.model, "features", None)
-            if not callable(alone):
+            features_only: Callable[[Tensor], Tensor] | None = getattr(self.model, "features", None)
+            if not callable(features_only):
                 raise UsageError(
-                    "this model offers no features(x), which the attack looks at: wrap its network in "
-                    "robench.defenses.Defense, or choose attacks on the logits, such as autoattack"
+                    "this model has no features(x), which the attack needs: wrap its network in "
+                    "robench.defenses.Defense, or use attacks on the logits, such as autoattack"
                 )
             logits = self._call(x, who)
-            # The same noise again: features and logits of one draw.
-            features = (self._asked(alone, x, who),)
-        if not all(isinstance(each, Tensor) and len(each) == len(x) for each in features):
-            raise UsageError(
-                f"features(x) of this model are no tensors ({len(x)}, ...): one row an image is expected"
-            )
-        return _checked(logits, x), tuple(each.float() for each in features)
+            # The same noise: features and logits belong to one draw.
+            features = (self._run(features_only, x, who),)
+        if not all(isinstance(layer, Tensor) and len(layer) == len(x) for layer in features):
+            raise UsageError(f"features(x) of this model must be tensors ({len(x)}, ...): one row per image")
+        return _checked(logits, x), tuple(layer.float() for layer in features)
 
     @contextlib.contextmanager
     def _noise(self, who: Who, device: torch.device) -> Iterator[None]:
@@ -256,22 +256,22 @@ class Network:
 
 
 def _checked(logits: Tensor, x: Tensor) -> Tensor:
-    """Logits as float32 where the images are, if they are some."""
+    """Validated logits, float32, on the device of the images."""
     check_logits(logits, len(x))
-    # Tensors made in a model's own inference mode cannot enter a graph: a copy can.
+    # Inference tensors cannot enter a graph; a copy can.
     logits = logits.clone() if logits.is_inference() else logits
     return logits.to(x.device, torch.float32)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may help."""
+    """Whether the error is a lack of memory, which a smaller batch may avoid."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
     )
 
 
 def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
-    """The gradient at `point`, zero where the model's graph does not reach it."""
+    """The gradient at `point`; zero where the graph does not reach it."""
     if not loss.requires_grad:
         return torch.zeros_like(point)
     (grad,) = torch.autograd.grad(loss, point, retain_graph=retain, allow_unused=True)
@@ -279,34 +279,34 @@ def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
 
 
 def pad(x: Tensor, length: int) -> Tensor:
-    """`x` with its first row repeated until it has `length` rows."""
+    """`x` padded to `length` rows with copies of its first row."""
     missing = length - len(x)
     return x if missing == 0 else torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
 
 def undefined(logits: Tensor) -> Tensor:
-    """Rows with a NaN among their logits, which answer nothing, bool (N,)."""
+    """Rows with a NaN logit, which have no prediction, bool (N,)."""
     return logits.isnan().any(1)
 
 
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Which rows are not classified as `y`, bool (N,). A NaN among the logits is a wrong answer: it must
-    not pass for class 0, which is what argmax makes of it."""
+    """Rows that are not classified as `y`, bool (N,). A NaN logit counts as wrong, whereas argmax would return its
+    index."""
     return (logits.argmax(1) != y) | undefined(logits)
 
 
 def answer(logits: Tensor) -> Tensor:
-    """The class of each row, int64 (N,); -1 where a logit is NaN."""
+    """The predicted class of each row, int64 (N,); -1 where a logit is NaN."""
     return torch.where(undefined(logits), -1, logits.argmax(1))
 
 
 def vote(answers: Tensor) -> Tensor:
-    """The class that most draws give, int64 (N,) of (N, draws); the smaller one of two that tie."""
+    """The majority vote of (N, draws) predictions, int64 (N,); the smaller class on ties."""
     return answers.mode(1).values
 
 
 class Judge:
-    """The whole defense in fp32, which alone says whether an image fools it.
+    """The full defense in fp32, which decides whether an image fools it.
 
     Args:
         network: the defense.
@@ -318,16 +318,16 @@ class Judge:
         self.draws = draws
 
     def answers(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The class that each draw gives each image, int64 (N, draws); -1 where a logit is NaN."""
+        """The prediction of each draw, int64 (N, draws); -1 where a logit is NaN."""
         return torch.stack([answer(self.network.logits(x, ids, draw)) for draw in range(self.draws)], 1)
 
     def answers_of(
         self, x: Tensor | LazyImages, ids: Tensor, device: torch.device, rows: Tensor | None = None
     ) -> Tensor:
-        """The answers to any number of images, moved to the device a batch at a time; int64 (N, draws) on the CPU.
+        """The predictions on any number of images, moved to the device batch by batch; int64 (N, draws) on the CPU.
 
         Args:
-            x: (N, C, H, W), or (M, C, H, W) of which `rows` (N,) are asked for; ids: (N,).
+            x: (N, C, H, W), or (M, C, H, W) with the indices `rows` (N,); ids: (N,).
         """
         size, parts = self.network.batch_size, [torch.zeros(0, self.draws, dtype=torch.int64)]
         for start in range(0, len(ids), size):
@@ -337,5 +337,5 @@ class Judge:
         return torch.cat(parts)
 
     def fooled(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """In how many draws each image is classified wrongly, int64 (N,), 0 .. draws."""
+        """The number of draws that misclassify each image, int64 (N,), 0 .. draws."""
         return (self.answers(x, ids) != y[:, None]).sum(1)

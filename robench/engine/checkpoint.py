@@ -33,7 +33,7 @@ _ORIGIN = "origin"
 
 # Seconds between two saves, at the least; a save may cost one part in twenty of the time it protects.
 _INTERVAL, _SHARE = 2.0, 20
-# Bytes of images found that are held until then, at the most.
+# Maximum bytes of unsaved images.
 _MOST = 1 << 24
 
 
@@ -52,7 +52,7 @@ class Saved:
 
 
 class Store(Protocol):
-    """Where a run keeps what it would be sorry to lose."""
+    """Where a run saves its partial results."""
 
     note: Callable[[str], None]
 
@@ -266,7 +266,7 @@ def _difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     """What differs between the run that left a state and this one, in words."""
     names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
     # A key of settings says nothing to a reader.
-    told = [
+    changes = [
         f"{name} {then.get(name, '?')} (now {now.get(name, '?')})" for name in names if name != "settings"
     ]
-    return "it was interrupted under " + " and ".join(told or ["other settings"])
+    return "it was interrupted under " + " and ".join(changes or ["other settings"])

@@ -1,4 +1,4 @@
-"""The defense on the clean images: what it answers, how sure it is, and what that says of its health."""
+"""The defense on the clean images: predictions, margins and warnings."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,14 @@ class CleanPass:
     Attributes:
         logits: (N, K), the surrogate's; margin: (N,), of the defense, see `Outcome.clean_margin`.
         shown, answers: (N, draws), what the judge of the search and the judge of clean images say.
-        marks: warnings; nonfinite: images with NaN or infinite logits.
+        warnings: raised by the clean pass; nonfinite: number of images with NaN or infinite logits.
     """
 
     logits: Tensor
     margin: Tensor
     shown: Tensor
     answers: Tensor
-    marks: list[ResultWarning]
+    warnings: list[ResultWarning]
     nonfinite: int
 
     @property
@@ -56,10 +56,10 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
         )
     if logits.shape[1] < 2:
         raise UsageError("the defense has one class: an attack needs at least two")
-    marks = result_warnings.squashed_outputs(logits)
+    warnings = result_warnings.squashed_outputs(logits)
     if not setup.stochastic:
         x, ids = samples.x[:size].to(device), samples.ids[:size].to(device)
-        marks += result_warnings.batch_dependence(network, x, ids, logits[:size])
+        warnings += result_warnings.batch_dependence(network, x, ids, logits[:size])
     # What an attack must beat is counted on the draws that it is shown; what is reported is not.
     if parties.judge.draws > 1:
         judges = parties.judges.search, parties.judges.clean
@@ -71,6 +71,6 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
         margin=margins(logits),
         shown=shown,
         answers=answers,
-        marks=marks,
+        warnings=warnings,
         nonfinite=result_warnings.count_nonfinite(logits),
     )

@@ -1,4 +1,4 @@
-"""What runs side by side: rows of attacks in lanes, filled from a queue of groups."""
+"""Lanes, which run rows of an attack side by side, and the queue of groups that fills them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robench.attacks._base import tensors
 
-# Rows are started in groups of one shape, so that their start does not depend on how many start together.
+# Rows are initialised in groups of this size, so that results do not depend on how many start together.
 START = 8
 
 
@@ -20,11 +20,11 @@ class Group:
 
     Attributes:
         members: in the order of their lanes.
-        own: how many of them, the first, belong here; the others are padding and count elsewhere.
+        size: number of members, from the first, that belong to this group; the others are padding.
     """
 
     members: tuple[int, ...]
-    own: int
+    size: int
 
 
 def fixed_groups(ids: Tensor, size: int) -> list[Group]:
@@ -43,7 +43,7 @@ def fixed_groups(ids: Tensor, size: int) -> list[Group]:
 
 
 class Queue:
-    """The groups that wait, in the order of their rank.
+    """The waiting groups, in the order of their rank.
 
     Args:
         ids: (N,) of every sample of the run.
@@ -55,11 +55,11 @@ class Queue:
     """
 
     def __init__(self, ids: Tensor, attacked: set[int], ranks: int, size: int):
-        groups = [g for g in fixed_groups(ids, size) if not attacked.isdisjoint(g.members[: g.own])]
+        groups = [g for g in fixed_groups(ids, size) if not attacked.isdisjoint(g.members[: g.size])]
         self.groups = [(rank, group) for rank in range(ranks) for group in groups]
         self.next = 0
         # Rows before each group: the rows that wait are asked for ten times a second.
-        self._before = [0, *accumulate(group.own for _, group in self.groups)]
+        self._before = [0, *accumulate(group.size for _, group in self.groups)]
 
     def __bool__(self) -> bool:
         return self.next < len(self.groups)
@@ -85,7 +85,7 @@ class Queue:
 
 @dataclass
 class Lanes:
-    """What each lane runs, (S,) each, on the CPU.
+    """The state of each lane, (S,) each, on the CPU.
 
     Attributes:
         sample: of the row that counts; -1 for an idle lane, whose row (of the sample `held`) is padding.
@@ -121,16 +121,16 @@ class Lanes:
         return self.sample >= 0
 
     def idle_blocks(self, size: int) -> list[int]:
-        """Blocks of `size` lanes in which no row counts any more."""
+        """Blocks of `size` lanes without an active row."""
         return (self.sample.view(-1, size) < 0).all(1).nonzero()[:, 0].tolist()
 
     def start(self, lanes: Tensor) -> None:
-        """Rows begin in these lanes."""
+        """Reset these lanes for new rows."""
         self.queries[lanes] = 0
         self.drop(lanes)
 
     def drop(self, lanes: Tensor | int) -> None:
-        """Forget what is known of the kept points of these lanes."""
+        """Reset the kept points of these lanes."""
         self.kept_draws[lanes] = 0
         self.kept_distance[lanes] = torch.inf
 

@@ -1,4 +1,4 @@
-"""What an attack's own numbers say of its health: first gradients; whether the loss rises, stays up, is done."""
+"""Statistics of an attack's gradients and losses, from which warnings are derived."""
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass

@@ -30,7 +30,7 @@ class AttackCost:
 
     @classmethod
     def together(cls, parts: Sequence["AttackCost"]) -> "AttackCost":
-        """Of processes that share the samples and play side by side."""
+        """The cost of an attack whose samples are shared by processes running in parallel."""
         return cls(
             parts[0].spec,
             attacked=sum(part.attacked for part in parts),
@@ -43,7 +43,7 @@ class AttackCost:
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A sign that an evaluation may have failed: data in a record, a mark on a board.
+    """A reason why an evaluation may have failed, stored in the record and shown wherever its figures are.
 
     Attributes:
         code: short and fixed, such as "zero-gradients".
@@ -69,7 +69,7 @@ class Outcome:
             wrong without an attack, though most are right, and no attack made it worse; "" where the candidate
             that an attack left fails none of the fresh draws.
         passes: {"forward": n, "backward": n}, over all samples and attacks.
-        health: marks; empty when clean.
+        health: warnings; empty when there are none.
         clean_prediction, prediction: int64 (N,), on the clean image and on `x_adv`; the majority's vote of a
             randomised defense's draws.
         clean_margin: float32 (N,), how far the best logit of the clean image lies above the second, in the first

@@ -1,4 +1,4 @@
-"""Signs of a failed evaluation: each a mark in the record, so that every number comes with its warnings."""
+"""Warnings of a failed evaluation, stored in the record so that every figure comes with them."""
 
 import math
 from collections.abc import Sequence
@@ -118,21 +118,21 @@ def randomised(
     stochastic: bool, declared: bool, attacks: list[Attack], no_verdict_feedback: bool
 ) -> list[ResultWarning]:
     """A randomised defense under attacks that see its draws, unless the attacker has no feedback, without averaging."""
-    marks = []
+    warnings = []
     if stochastic and not declared:
-        marks.append(
+        warnings.append(
             ResultWarning(
                 "undeclared-randomness", "two calls on the same images differ; judged on several draws"
             )
         )
     if stochastic and not no_verdict_feedback and not any(attack.eot > 1 for attack in attacks):
-        marks.append(
+        warnings.append(
             ResultWarning(
                 "deterministic-attack",
                 "a randomised defense under attacks without EOT: run autoattack-rand as well",
             )
         )
-    return marks
+    return warnings
 
 
 def few_classes(num_classes: int, attacks: list[Attack]) -> list[ResultWarning]:

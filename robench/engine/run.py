@@ -1,4 +1,4 @@
-"""A suite from start to end: the clean pass, each attack on the survivors of the last, and what they leave."""
+"""Runs a suite: the clean pass, then each attack on the survivors of the previous one."""
 
 import time
 from collections.abc import Callable
@@ -123,7 +123,7 @@ class Run:
                 self.setup = replace(self.setup, batch_size=self.setup.batch_size // 2)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            # What is finished stays; the attack under way starts again, or from its last save.
+            # Finished attacks stay; the current one restarts, or continues from its last save.
             self.note(f"out of memory on {self.device}: going on with batches of {self.setup.batch_size}")
 
     def _attacks(self) -> None:
@@ -175,7 +175,7 @@ class Run:
         samples = self.samples
         self.setup = self.setup.checked(samples.x, samples.ids)
         self.parties = self.setup.parties()
-        # A defense without features is refused now, and not when earlier attacks have run.
+        # Refuse a defense without features before any attack runs.
         x, ids = samples.x[:1].to(self.device), samples.ids[:1].to(self.device)
         for layers in sorted({attack.layers for _, attack in self.attacks} - {""}):
             self.parties.surrogate.features(x, ids, layers)
@@ -189,7 +189,7 @@ class Run:
     # -- attacks -----------------------------------------------------------------------------------------
 
     def _survivors(self) -> list[int]:
-        """A randomised defense is attacked until every draw fails; else being fooled once is enough."""
+        """Samples to attack: those that do not fail in every draw (in the single draw of a deterministic defense)."""
         standing = (self.state.fooled_by != CLEAN) & (self.state.draws < self.judge.draws)
         return (standing & self.mine).nonzero()[:, 0].tolist()
 
@@ -248,13 +248,13 @@ class Run:
             if self.progress and time.monotonic() >= self.shown + _SHOW_EVERY:
                 self.shown = time.monotonic()
                 self.progress(self._progress(index, loop))
-            if self.store and self.store.due(examples.held):
+            if self.store and self.store.due(examples.nbytes):
                 keep()
 
         try:
             loop.play(between)
         except KeyboardInterrupt:
-            # In the middle of a query there is nothing whole to save: the last save stands.
+            # A state within a query is incomplete: keep the last save.
             if self.store and loop.whole:
                 keep()
             raise
@@ -286,7 +286,7 @@ class Run:
             tensors |= {f"loop.{name}": tensor for name, tensor in loop.dump().items()}
         facts = {**self.state.facts, "playing": loop is not None, "batch_size": self.setup.batch_size}
         places = self.store.save(tensors, facts, len(self.state.examples) - 1, examples.fresh)
-        # Only now: an interrupt in the middle of a save must not leave an image out of the next one.
+        # After the save: an interrupt during a save must not exclude an image from the next one.
         examples.let_go(places)
         give_back()
 
@@ -340,7 +340,7 @@ class Run:
             forward=state.forward,
             backward=state.backward,
             attacks=[replace(cost) for cost in state.costs],
-            health=self._health(),
+            health=self._warnings(),
             precision=self.setup.precision,
             batch_size=size,
             clean_answers=self.clean.answers if randomised else None,
@@ -348,13 +348,13 @@ class Run:
             single_draw_accuracy=float((answers[:, 0] == samples.y).double().mean()) if randomised else None,
         )
 
-    def _health(self) -> list[ResultWarning]:
+    def _warnings(self) -> list[ResultWarning]:
         state, attacks = self.state, [attack for _, attack in self.attacks]
-        blind = self.setup.attacker.no_verdict_feedback
+        no_feedback = self.setup.attacker.no_verdict_feedback
         return [
-            *self.clean.marks,
+            *self.clean.warnings,
             *result_warnings.nonfinite_logits(self.clean.nonfinite + state.nonfinite),
-            *result_warnings.randomised(self.setup.stochastic, self.declared, attacks, blind),
+            *result_warnings.randomised(self.setup.stochastic, self.declared, attacks, no_feedback),
             *result_warnings.few_classes(self.clean.num_classes, attacks),
             *result_warnings.nonfinite_gradients(state.stats),
             *result_warnings.zero_gradients(state.stats),

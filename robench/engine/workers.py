@@ -154,7 +154,7 @@ class _Team:
             theirs.close()
 
     def listen(self) -> list[ShardResult]:
-        """What every process found, when all are done."""
+        """The results of all processes."""
         parts: dict[int, ShardResult] = {}
         standing: dict[int, Progress] = {}
         playing = dict(enumerate(self.pipes))
@@ -214,12 +214,12 @@ class _Team:
 
 def _silence(run: Player) -> None:
     """Take out of a run what only the process that started it can call, and pickle may refuse."""
-    run.progress, run.note = None, _unheard
+    run.progress, run.note = None, _ignore
     if run.store:
-        run.store.note = _unheard
+        run.store.note = _ignore
 
 
-def _unheard(text: str) -> None:
+def _ignore(text: str) -> None:
     pass
 
 
@@ -233,25 +233,25 @@ def _serve(run: Player | bytes, pipe: Connection, others: list[Connection]) -> N
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
-    def tell(kind: str, what: object) -> None:
+    def send(kind: str, what: object) -> None:
         pipe.send_bytes(pickle.dumps((kind, what), protocol=5))
 
     def progress(standing: Progress) -> None:
-        tell("progress", standing)
+        send("progress", standing)
         if pipe.poll():
             raise KeyboardInterrupt
 
     try:
         share: Player = pickle.loads(run) if isinstance(run, bytes) else run
-        share.progress, share.note = progress, lambda text: tell("note", text)
+        share.progress, share.note = progress, lambda text: send("note", text)
         if share.store:
             share.store.note = share.note
         share.attack()
-        tell("done", share.part())
+        send("done", share.part())
     except KeyboardInterrupt:
-        tell("stopped", None)
+        send("stopped", None)
     except Exception as error:
-        tell("failed", _portable(error))
+        send("failed", _portable(error))
 
 
 def _end_with_parent() -> None:

@@ -246,7 +246,7 @@ def test_features_of_another_shape_are_refused():
             return [x.flatten(1)]
 
     model, x = Odd(4, (3, SIDE, SIDE)), images(4, SIDE)
-    with pytest.raises(UsageError, match=r"features\(x\) of this model are no tensors"):
+    with pytest.raises(UsageError, match=r"features\(x\) of this model must be tensors"):
         attack("pgd-mi", model, x, model(x).argmax(1), threat="Linf:0.01")
 
 
@@ -254,7 +254,7 @@ def test_features_of_another_shape_are_refused():
 def test_a_defense_without_features_is_refused_before_the_first_query(spec):
     model, calls = Linear(4, (3, SIDE, SIDE)), []
     model.register_forward_hook(lambda *said: calls.append(1))
-    with pytest.raises(UsageError, match=r"offers no features.*robench\.defenses\.Defense.*autoattack"):
+    with pytest.raises(UsageError, match=r"has no features.*robench\.defenses\.Defense.*autoattack"):
         attack(spec, model, images(4, SIDE), torch.zeros(4).long(), threat="Linf:0.1")
     assert len(calls) <= 2
 

@@ -259,7 +259,7 @@ def test_the_gradient_is_that_of_the_logits(case):
 def test_features_lead_back_to_the_image_or_are_refused_clearly(case):
     x = case.images().requires_grad_()
     if not callable(getattr(case.defense.classifier, "forward_features", None)):
-        with pytest.raises(UsageError, match="offers no features"):
+        with pytest.raises(UsageError, match="has no features"):
             case.defense.features(x)
         return
     features = case.defense.features(x)
@@ -270,7 +270,7 @@ def test_features_lead_back_to_the_image_or_are_refused_clearly(case):
 
 def test_features_come_with_the_logits_and_are_the_same(case):
     if not callable(getattr(case.defense.classifier, "forward_features", None)):
-        pytest.skip("it offers no features")
+        pytest.skip("it has no features")
     defense, x = case.defense, case.images()
     if defense.stochastic:
         pytest.skip("two calls draw other noise")

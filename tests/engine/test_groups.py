@@ -63,7 +63,7 @@ def whole():
 
 def test_groups_are_of_rising_ids_and_filled_up_with_the_first():
     groups = fixed_groups(torch.tensor([40, 10, 30, 20, 50]), 2)
-    assert [(group.members, group.own) for group in groups] == [((1, 3), 2), ((2, 0), 2), ((4, 1), 1)]
+    assert [(group.members, group.size) for group in groups] == [((1, 3), 2), ((2, 0), 2), ((4, 1), 1)]
     assert [group.members for group in fixed_groups(torch.tensor([3, 1, 2]), 3)] == [(1, 2, 0)]
 
 
