@@ -31,7 +31,7 @@ def test_the_citation_is_of_this_version():
 
 def test_every_page_of_the_documents_is_listed():
     text = (ROOT / "mkdocs.yml").read_text()
-    listed = set(re.findall(r"([\w/]+\.md)$", text, re.MULTILINE))
+    listed = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
     docs = ROOT / "docs"
     assert listed == {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
 

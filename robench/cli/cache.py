@@ -8,11 +8,11 @@ from robench.corruption.cache import Cache
 
 
 @click.command("cache")
-@click.option("--clear", is_flag=True, help="Remove everything in it.")
+@click.option("--clear", is_flag=True, help="Remove all of them.")
 def command(clear: bool) -> None:
     """Show the corrupted images that are kept for the next defense, or remove them.
 
-    ROBENCH_CACHE names another folder; ROBENCH_CACHE_LIMIT another limit, such as 500M or 20G, or 0 for none.
+    The variables ROBENCH_CACHE and ROBENCH_CACHE_LIMIT set the folder and the limit, such as 20G, or 0 to keep none.
     """
     cache = Cache()
     files, held = cache.clear() if clear else cache.usage()

@@ -34,19 +34,19 @@ defenses = click.option(
     required=True,
     callback=names,
     shell_complete=names_of("defense"),
-    help="Card, family, .toml or spec; several by commas.",
+    help="Card, family, .toml file or spec; comma-separated.",
 )
 protocol = click.option(
     "--protocol",
     metavar="NAME",
     shell_complete=names_of("protocol"),
-    help="Data set, images, threat and suites by one name.",
+    help="Sets data set, number of images, threat and suites.",
 )
 dataset = click.option(
     "--dataset",
     metavar="NAME",
     shell_complete=names_of("dataset"),
-    help="A data set, when no protocol is named.",
+    help="Data set, instead of a protocol.",
 )
 threat = click.option(
     "--threat",
@@ -60,19 +60,19 @@ seed = click.option(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Decides every random number.",
+    help="Seed of every random number.",
 )
 device = click.option(
     "--device", metavar="NAME", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
 batch_size = click.option(
-    "--batch-size", metavar="N", default="auto", show_default=True, help="Images in one network call."
+    "--batch-size", metavar="N", default="auto", show_default=True, help="Images per call of the network."
 )
 checkpoint = click.option(
-    "--checkpoint", metavar="FILE", shell_complete=files, help="Weights in place of the card's."
+    "--checkpoint", metavar="FILE", shell_complete=files, help="Weights to use instead of the card's."
 )
 data_dir = click.option(
-    "--data-dir", metavar="DIR", shell_complete=folders, help="Folder of data sets that have files."
+    "--data-dir", metavar="DIR", shell_complete=folders, help="Folder of the data sets' files."
 )
 results = click.option(
     "--results",
@@ -82,13 +82,13 @@ results = click.option(
     shell_complete=folders,
     help="Folder of all records.  [default: results]",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 trust = click.option(
     "--trust",
     is_flag=True,
     expose_value=False,
     callback=_trust,
-    help="Load code, models and paths that records, cards and other files name, and say which.",
+    help="Allow records, cards and other files to name code, models and paths; says what is loaded.",
 )
 
 

@@ -53,11 +53,11 @@ def _save(context: click.Context, option: click.Parameter, path: str | None) -> 
 options = (
     click.option(
         "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_read, shell_complete=files,
-        help="Read options from a TOML file; those given here win.",
+        help="Read options from a TOML file; the command line overrides it.",
     ),
     click.option(
         "--save-config", metavar="FILE", expose_value=False, callback=_save, shell_complete=files,
-        help="Write the options of this command to such a file.",
+        help="Write the options of this command to a TOML file.",
     ),
 )  # fmt: skip
 

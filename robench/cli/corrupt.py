@@ -13,28 +13,33 @@ from robench.core.sanitize import plain
 
 
 @click.command("corrupt")
-@click.option("--dataset", required=True, shell_complete=names_of("dataset"), help="Whose test images.")
-@click.option("--output", required=True, help="Folder to write.")
+@click.option(
+    "--dataset",
+    required=True,
+    shell_complete=names_of("dataset"),
+    help="Data set whose test images are corrupted.",
+)
+@click.option("--output", required=True, help="Folder to write to.")
 @click.option(
     "--corruption",
     "corruptions",
     multiple=True,
     callback=names,
-    help="Names, or common, validation or all.  [default: common]",
+    help="Names of corruptions, or common, validation or all.  [default: common]",
 )
 @click.option(
     "--severity",
     "severities",
     multiple=True,
     type=click.IntRange(1, 5),
-    help="Of ImageNet alone.  [default: all five]",
+    help="Severities, for ImageNet only.  [default: all five]",
 )
 @click.option(
     "--samples", type=click.IntRange(min=1), help="Number of images, from the first.  [default: all]"
 )
 @common.seed
 @common.data_dir
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
 def command(
     dataset: str,
     output: str,
@@ -45,10 +50,10 @@ def command(
     data_dir: str | None,
     workers: int | None,
 ) -> None:
-    """Write the corruptions of ImageNet-C, of any data set.
+    """Write the corruptions of ImageNet-C for any data set.
 
-    ImageNet's images go into folders as ImageNet-C has them, all others into .npy files as CIFAR-10-C has
-    them. An interrupted run goes on where it was when the command is repeated.
+    ImageNet's images are written to folders in the layout of ImageNet-C, all others to .npy files in the layout of
+    CIFAR-10-C. Repeat the command to resume an interrupted run.
 
     \b
     robench corrupt --dataset cifar10 --output CIFAR-10-C

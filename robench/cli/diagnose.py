@@ -18,7 +18,11 @@ from robench.reports.table import render
 
 @click.command("diagnose", cls=GroupedCommand)
 @common.defenses
-@click.option("--mi", is_flag=True, help="What each layer tells of the image, instead of signs of failure.")
+@click.option(
+    "--mi",
+    is_flag=True,
+    help="Estimate what each layer tells about the image, instead of looking for failures.",
+)
 @common.protocol
 @common.dataset
 @common.threat
@@ -26,7 +30,7 @@ from robench.reports.table import render
     "--samples",
     metavar="N",
     type=int,
-    help="How many images, the first of the test split; 256 or more for --mi.",
+    help="Number of images, from the first of the test split; at least 256 with --mi.",
 )
 @click.option(
     "--knowledge",
@@ -37,7 +41,10 @@ from robench.reports.table import render
     help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
 )
 @click.option(
-    "--seeds", metavar="N", type=click.IntRange(min=1), help="Of --mi: how many, from --seed.  [default: 3]"
+    "--seeds",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Number of seeds for --mi, starting at --seed.  [default: 3]",
 )
 @running("precision", "workers", precision="fp32")
 def command(
@@ -49,9 +56,9 @@ def command(
     seeds: int | None,
     **named: str | None,
 ) -> Callable[[], None]:
-    """Look for signs that an evaluation of DEFENSE fails; they become warnings for its rows on the board.
+    """Look for signs that attacks on a defense fail; boards show them as warnings.
 
-    The exit code is 0 whatever is found. Interrupted, the same command goes on with the runs that are not done.
+    The exit code is 0 whatever is found. Repeat the command to resume an interrupted diagnosis.
 
     \b
     robench diagnose --defense pgd-at

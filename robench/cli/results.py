@@ -21,10 +21,10 @@ def command() -> None:
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--into", help="Folder of all records.  [default: results]")
 def merge_command(sources: tuple[str, ...], into: str | None) -> None:
-    """Bring the records of SOURCES (folders, or archives of robench results export) into one folder.
+    """Merge the records of SOURCES (folders, or archives from robench results export) into one folder.
 
-    Each goes to the place that its content says. Of two for one place the later stands, the other is kept under
-    superseded/, and the conflict is named. Damaged ones are named and left out.
+    The content of a record determines its place. If two records have one place, the later one stays, the other is kept
+    under superseded/, and the conflict is named. Damaged records are named and left out.
     """
     from robench.core.errors import CheckFailed
     from robench.core.formatting import location
@@ -57,12 +57,12 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--output", required=True, help="A new folder, or an archive that ends in .zip.")
 @click.option(
-    "--model-info", is_flag=True, help="Files as RobustBench's model_info has them, in place of records."
+    "--model-info", is_flag=True, help="Write files in RobustBench's model_info format instead of records."
 )
 def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> None:
-    """Write the records of SOURCES (records, or folders of them) with their certificates, to be checked elsewhere.
+    """Export the records of SOURCES (records, or folders of them) with their adversarial examples.
 
-    With --model-info a JSON file a record for RobustBench: what a record does not know is null there, to be filled in.
+    With --model-info, one JSON file per record for RobustBench is written; fields that a record lacks are null.
 
     \b
     robench results export results/digits-linf --output mine.zip
@@ -93,13 +93,13 @@ def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> N
 @common.data_dir
 @common.device
 @common.trust
-@click.option("--dry-run", is_flag=True, help="Name the records that are due, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print which records would change, and change nothing.")
 def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str, dry_run: bool) -> None:
-    """Judge the certificates of old records again, by forward passes alone.
+    """Judge the adversarial examples of old records again, by forward passes alone.
 
-    Due are records of randomised defenses that were judged on the draws their candidates were chosen on, and records
-    with certificates that exceed the radius by more than a millionth of it. Others are left as they are; of each
-    record that changes the old one is kept under superseded/.
+    This affects records of randomized defenses that were judged on the draws on which their candidates were chosen,
+    and records with adversarial examples that exceed the radius by more than a millionth of it. Other records are left
+    as they are. The old version of a changed record is kept under superseded/.
     """
     from robench.core.errors import ResourceError, RobenchError
     from robench.core.formatting import location
@@ -145,13 +145,16 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
 @command.command("prune")
 @click.argument("results", nargs=-1)
 @click.option(
-    "--only", multiple=True, callback=names, help="Of partial, superseded, temporary.  [default: all three]"
+    "--only",
+    multiple=True,
+    callback=names,
+    help="What to remove: partial, superseded or temporary.  [default: all three]",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> None:
-    """Remove interrupted runs, superseded records and what a kill left behind from the RESULTS folders.
+    """Remove interrupted runs, superseded records and temporary files from the RESULTS folders.
 
-    What a run is writing at this moment stays.
+    Files that a run is writing at this moment stay.
     """
     from robench.core.errors import ResourceError
     from robench.core.formatting import location, one_of

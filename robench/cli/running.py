@@ -107,17 +107,17 @@ _SELECTION = (
     common.defenses,
     click.option(
         "--attack", "attacks", metavar="SUITE|SPEC", multiple=True, callback=common.names,
-        shell_complete=names_of("attack"), help="Suite, spec, or specs joined by +; several by commas.",
+        shell_complete=names_of("attack"), help="Suite, spec, or specs joined by +; comma-separated.",
     ),
     common.protocol,
     common.dataset,
     common.threat,
     click.option(
-        "--samples", metavar="N", type=int, help="How many images, the first of the test split."
+        "--samples", metavar="N", type=int, help="Number of images, from the first of the test split."
     ),
     click.option(
         "--knowledge", metavar="LEVEL", multiple=True, callback=common.names, shell_complete=names_of("knowledge"),
-        help="full, bpda, oblivious, transfer:NAME or surrogate:NAME; several by commas.",
+        help="full, bpda, oblivious, transfer:NAME or surrogate:NAME; comma-separated.",
     ),
 )  # fmt: skip
 _PRECISION = (
@@ -126,12 +126,12 @@ _PRECISION = (
         help="auto, fp32 or bf16; verdicts are always fp32.",
     ),
     click.option(
-        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes, on a CPU.  [default: one a core]"
+        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes on a CPU.  [default: one per core]"
     ),
 )  # fmt: skip
 _RUNNING = (
     common.seed, common.device, common.batch_size, *_PRECISION, common.checkpoint, common.data_dir, common.results,
-    click.option("--fresh", is_flag=True, help="Start over, even where there is a record."),
+    click.option("--fresh", is_flag=True, help="Start over, even if there is a record."),
     common.as_json, common.trust,
 )  # fmt: skip
 

@@ -23,19 +23,22 @@ from robench.defenses.resolution import find_card
 
 @click.command("show")
 @click.argument("name", shell_complete=names_of("anything"))
-@click.option("--picture", help="Where a record's picture goes.  [default: picture.png in its folder]")
+@click.option("--picture", help="File for a record's picture.  [default: picture.png in its folder]")
 @common.data_dir
-@click.option("--threat", help="In which an attack's passes are counted, such as L2:0.5.")
+@click.option("--threat", help="Threat model for counting an attack's passes, such as L2:0.5.")
 @click.option(
-    "--classes", type=click.IntRange(min=2), default=costs.CLASSES, show_default=True, help="The same."
+    "--classes",
+    type=click.IntRange(min=2),
+    default=costs.CLASSES,
+    show_default=True,
+    help="Number of classes for counting an attack's passes.",
 )
 @common.trust
 def command(name: str, picture: str | None, data_dir: str | None, threat: str | None, classes: int) -> None:
     """Show a defense, suite, attack, transformation, data set or protocol by NAME, or the record in a folder.
 
-    A defense is a card, its path, or a spec such as timm:resnet50: what it takes and gives is shown, and no
-    weights are fetched. An attack, a spec of one, or a suite is shown with what it costs on an image that is never
-    fooled: its passes are counted by playing it.
+    A defense is a card, its path, or a spec such as timm:resnet50; its inputs and outputs are shown, and no weights are
+    downloaded. For an attack or a suite, the number of passes on an image that is never fooled is counted.
     """
     console = Console()
     if threat is not None and not (name in catalog.suites() or _is_attack(name)):

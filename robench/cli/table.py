@@ -13,16 +13,17 @@ from robench.reports.table import FORMATS
 @click.command("table")
 @click.argument("paper", shell_complete=names_of("paper"))
 @click.argument("results", nargs=-1, shell_complete=folders)
-@click.option("--suite", help="The ladder whose records a table holds, where it is one.")
+@click.option("--suite", help="Suite whose records the table shows, such as purifier-cheap.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @common.trust
 def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) -> None:
     """Print the tables of PAPER with our figures from the records in the RESULTS folders (default: results).
 
-    mimir, maep and de3 are printed in their own shape, the published figures beside ours with the source of each.
+    mimir, maep and de3: the tables of these papers, with the published figures beside ours and the source of each.
     purifiers: each purifier undefended, oblivious, under BPDA and under exact gradients, with and without EOT.
-    unforeseen: what attacks of other kinds leave of each defense, and their mean.
-    A TOML file of one's own, like those in papers/, will do too. Cells without a record say which command fills them.
+    unforeseen: each defense under transformations and other norms, and the mean.
+    PAPER can also be a TOML file of your own, like those in papers/. Cells without a record name the command that
+    fills them.
 
     \b
     robench run --defense maep-digits --attack purifier

@@ -12,12 +12,12 @@ from robench.core.sanitize import plain_lines
 @click.command("train")
 @click.argument("card", shell_complete=names_of("recipe"))
 @common.data_dir
-@click.option("--output", help="The checkpoint to write.  [default: NAME.safetensors]")
-@click.option("--seed", type=click.IntRange(min=0), help="In place of the recipe's.")
+@click.option("--output", help="File for the checkpoint.  [default: NAME.safetensors]")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed to use instead of the recipe's.")
 @common.device
-@click.option("--csv", help="CSV file for the epochs: stage, epoch, loss, lr, seconds.")
-@click.option("--pretrained", help="A pre-trained encoder, in place of the recipe's own pre-training.")
-@click.option("--fresh", is_flag=True, help="Start over, whatever was trained before.")
+@click.option("--csv", help="CSV file to log epochs to: stage, epoch, loss, lr, seconds.")
+@click.option("--pretrained", help="Pre-trained encoder to use instead of the recipe's pre-training.")
+@click.option("--fresh", is_flag=True, help="Start over, even if there is an interrupted training.")
 @common.trust
 def command(
     card: str,
@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Train the checkpoint of CARD (a name or a .toml file) by its recipe.
 
-    An interrupted training goes on where it was when the command is repeated.
+    Repeat the command to resume an interrupted training.
 
     \b
     robench train trades-digits --csv trades.csv

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     multiple=True,
     callback=common.names,
-    help="Data sets that the purifiers are trained on; several by commas.",
+    help="Data sets that the purifiers are trained on; comma-separated.",
 )
 @click.option(
     "--to",
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     metavar="NAME",
     multiple=True,
     callback=common.names,
-    help="Data sets that they are tested on; several by commas.",
+    help="Data sets that they are tested on; comma-separated.",
 )
 @click.option(
     "--finetune",
     metavar="N,N,...",
-    help="Fine-tune on this many target images (comma-separated), as 0,10,50.",
+    help="Numbers of target images to fine-tune on, such as 0,10,50.",
 )
 @running("checkpoint")
 def command(

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 @click.option(
     "--defense",
     shell_complete=names_of("defense"),
-    help="What is verified, by its name here.  [default: the defense that the record names]",
+    help="Defense to verify.  [default: the one that the record names]",
 )
 @click.option(
     "--replay",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Attack K rows of each record again, with its seed and specs: they must come out the same.",
+    help="Attack K random images of each record again; their results must be the same.",
 )
 @click.option(
     "--replay-seed",
     type=int,
     metavar="S",
-    help="Draws those rows; random by default, so that whoever made the record cannot know them.",
+    help="Seed that chooses those images.  [default: random, so that the record's author cannot know it]",
 )
 @click.option(
     "-v", "--verbose", is_flag=True, help="Print a line for each check, and why a field is on trust."
@@ -52,11 +52,11 @@ def command(
     data_dir: str | None,
     device: str,
 ) -> None:
-    """Re-check RECORDS (folders) from their certificates, by forward passes alone.
+    """Verify RECORDS (folders) by classifying their adversarial examples again.
 
-    This proves that the checkpoint gives wrong answers on the counted, allowed images, so that its robust accuracy on
-    these images is at most the figure. It does not prove that no stronger attack exists, and some fields rest on trust:
-    the output names them. --replay attacks a few rows again, which tests those fields too.
+    This proves that each adversarial example is within the threat model and is classified wrongly, so robust accuracy
+    is at most the reported figure. It does not prove that no stronger attack exists. Some fields rest on trust: the
+    output names them. --replay attacks a few images again, which tests those fields too.
     """
     from robench.defenses import load
     from robench.engine.device import choose_device
