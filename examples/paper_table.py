@@ -1,6 +1,6 @@
 """A paper's table: several defenses under several attacks, from records, in LaTeX.
 
-Runs that are recorded already are read from `results/`, so the table is cheap to make again.
+Runs that are already recorded are read from `results/`, so making the table again is cheap.
 """
 
 import robench
