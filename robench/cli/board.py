@@ -10,7 +10,8 @@ from robench.cli.completion import folders
 from robench.core.errors import UsageError
 from robench.core.formatting import location
 from robench.evaluation.options import default_results
-from robench.reports.table import FORMATS, SORTS, WIDTH
+from robench.reports.table import BOARD_FORMATS as FORMATS
+from robench.reports.table import COLUMNS, FIELDS, SORTS, WIDTH
 
 PAGES = "html"
 
@@ -20,69 +21,86 @@ PAGES = "html"
 @click.option(
     "--format",
     "form",
+    metavar="NAME",
     type=click.Choice((*FORMATS, PAGES)),
     default="text",
     show_default=True,
-    help="Of the table.",
+    help=f"One of {', '.join((*FORMATS, PAGES))}.",
 )
 @click.option(
+    "--only",
+    metavar="PATTERN",
+    multiple=True,
+    callback=common.names,
+    help=f"Rows: defenses (mimir-*), or FIELD=PATTERN with {', '.join(FIELDS)}.",
+)
+@click.option(
+    "--columns", metavar="NAME", multiple=True, callback=common.names, help=f"Of {', '.join(COLUMNS)}."
+)
+@click.option("--more", is_flag=True, help="Also other suites, attackers, smaller protocols, sweeps.")
+@click.option(
     "--sort",
+    metavar="COLUMN",
     type=click.Choice(SORTS),
     default="robust",
     show_default=True,
-    help="The column whose best comes first.",
+    help=f"Best first: {', '.join(SORTS)}.",
 )
-@click.option("--no-intervals", is_flag=True, help="Accuracies alone.")
-@click.option(
-    "--claims", multiple=True, help="Files or folders of RobustBench's model_info: shown apart, as claimed."
-)
-@click.option("--output", help="Folder of the pages.  [default: board, beside the first RESULTS]")
-@click.option("--no-pictures", is_flag=True, help="Pages without pictures of the certificates.")
-@click.option("--data-dir", help="Where data sets with files lie, to draw pictures from them.")
+@click.option("--no-intervals", is_flag=True, help="Accuracies without confidence intervals.")
+@click.option("--no-header", is_flag=True, help="Rows alone, for a table of your own.")
+@click.option("--claims", metavar="PATH", multiple=True, help="RobustBench's model_info, shown as claimed.")
+@click.option("--output", metavar="DIR", help="Folder of the pages.  [default: board]")
+@click.option("--no-pictures", is_flag=True, help="Pages without adversarial examples.")
+@common.data_dir
 @common.trust
-def command(
-    results: tuple[str, ...],
-    form: str,
-    sort: str,
-    no_intervals: bool,
-    claims: tuple[str, ...],
-    output: str | None,
-    no_pictures: bool,
-    data_dir: str | None,
-) -> None:
-    """Make a table from the records in the RESULTS folders (default: results).
+def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
+    """Make leaderboards from the records in the RESULTS folders (default: results).
 
-    With --format html it is a folder of pages, which open from disk and from any static host.
+    One for each data set and threat: the protocol's own suite, full attacker knowledge, most images first. With
+    --format html it is a folder of pages, which open from disk and from any static host.
+
+    \b
+    robench board --only mimir-digits --columns defense,clean,robust --format latex --no-header
+    robench board --only "dataset=cifar10,suite=pgd*" --more --format csv
     """
-    if form != PAGES and (output or no_pictures or data_dir):
+    pages = form == PAGES
+    if not pages and (options["output"] or options["no_pictures"] or options["data_dir"]):
         raise UsageError("--output, --no-pictures and --data-dir are of pages: add --format html")
-    if claims and form == "csv":
-        raise UsageError("--claims are shown in text, md, latex and html: csv is of records alone")
+    if pages and (options["columns"] or options["more"] or options["no_header"]):
+        raise UsageError(
+            "--columns, --more and --no-header are of tables; a page shows all and folds what it must"
+        )
+    if options["claims"] and form in ("csv", "json"):
+        raise UsageError(f"--claims are shown in text, md, latex and html: {form} is of records alone")
     from robench.records.collection import collect
-    from robench.reports.board import board
+    from robench.reports.board import Choice, board
     from robench.reports.robustbench import read_claims
 
     roots = results or (str(default_results()),)
-    found = collect(roots)
-    if form == PAGES:
+    records = collect(roots)
+
+    choice = Choice(
+        only=options["only"],
+        columns=options["columns"],
+        more=options["more"] or None,
+        header=not options["no_header"],
+        intervals=not options["no_intervals"],
+        claims=read_claims(options["claims"]),
+    )
+    if pages:
         from robench.reports.page import write_page
 
-        made = write_page(
-            found,
-            output or Path(roots[0]).resolve().parent / "board",
+        index = write_page(
+            records,
+            options["output"] or Path(roots[0]).resolve().parent / "board",
             sort=sort,
-            intervals=not no_intervals,
-            pictures=not no_pictures,
-            data_dir=data_dir,
-            claims=read_claims(claims),
+            choice=choice,
+            pictures=not options["no_pictures"],
+            data_dir=options["data_dir"],
         )
-        click.echo(f"{len(found)} records: {location(made)}")
-        common.report(found.left_out, len(found))
+        click.echo(f"{len(records)} records: {location(index)}")
+        common.report(records.left_out, len(records))
         return
-    theirs = read_claims(claims)
-    sys.stdout.write(
-        board(
-            found, form, width=WIDTH + 40 * bool(theirs), sort=sort, intervals=not no_intervals, claims=theirs
-        )
-    )
-    common.report(found.left_out, len(found), named=form != "csv")
+    sys.stdout.write(board(records, form, WIDTH + 40 * bool(choice.claims), sort, choice=choice))
+    named = form != "csv" and choice.header
+    common.report(records.left_out, len(records), named=named)

@@ -1,79 +1,58 @@
-"""A board: a table made from records alone.
+"""robench board: leaderboards as text, Markdown, LaTeX, CSV and JSON, made from records alone."""
 
-Like is ranked with like: rows under the same suite, knowledge and images. A rank says how many defenses are better
-beyond chance, by McNemar's exact test on the same images: two rows six images apart share it. A row with a health
-mark has no rank; what is doubted stands beneath.
-"""
-
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-
-import numpy as np
+from typing import Any
 
 from robench import catalog
-from robench.core import specs
+from robench.core.errors import UsageError
 from robench.core.formatting import markdown, one_of
 from robench.core.sanitize import plain
 from robench.records.collection import Collection
-from robench.records.identity import by_subject, subjects
 from robench.records.randomized import single_draw
 from robench.records.record import Record
-from robench.records.samples import held
 from robench.reports import corruption
-from robench.reports.cells import on_protocol, run_command
-from robench.reports.formatting import by_draws
+from robench.reports.formatting import kinds
+from robench.reports.leaderboards import Leaderboard, Table, every_row, leaderboards
+from robench.reports.ranking import NO_RANK, Row, Section, sections, shown_name
 from robench.reports.robustbench import Claim, with_claims
-from robench.reports.table import FORMATS, WIDTH, Grid, render
-from robench.statistics.accuracy import Accuracy, interval, mcnemar, mean_and_deviation, percent
-from robench.threats.threat import Threat, same_threat
+from robench.reports.table import BOARD_FORMATS, COLUMNS, SORTS, WIDTH, Grid, render
+from robench.statistics.accuracy import Accuracy, interval, percent
 
-COLUMNS = (
-    "rank", "defense", "clean %", "robust %", "claimed %", "best known %", "suite", "knowledge", "n", "marks"
-)  # fmt: skip
-NO_RANK = "–"
+__all__ = ["COLUMNS", "EMPTY", "FORMATS", "NO_RANK", "SORTS", "Row", "Section", "board", "sections", "shown_name"]
+
 EMPTY = "–"
-# Two defenses whose difference has at least this p-value share a rank.
-SAME = 0.05
-_NUMBERS = frozenset(("rank", "clean %", "robust %", "claimed %", "best known %", "n"))
+FORMATS = BOARD_FORMATS
+USUAL = ("rank", "defense", "clean", "robust", "claimed", "best-known", "warnings")
+_WORDS = ("defense", "suite", "knowledge", "warnings", "paper", "architecture")
+_NUMBERS = frozenset(
+    COLUMNS[name] for name in ("rank", "clean", "robust", "claimed", "best-known", "n", "parameters")
+)
+# What protocols of older files call a column.
+_OLD = {"marks": "warnings", **{heading: name for name, heading in COLUMNS.items()}}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a board.
+class Choice:
+    """What of a board is shown.
 
     Attributes:
-        rank: 1 + the number of sound rows that are better beyond chance; NO_RANK where the row is marked.
-        marks: numbers of its footnotes.
-        claimed: robust accuracy that its authors claim at this threat, in percent, or None.
-        best_known: the lowest robust accuracy of all records of this defense, under any name, on these images at this
-            threat or a smaller radius of it.
+        only: the rows, as `leaderboards` takes them; all by default.
+        columns: names of `COLUMNS`; by default the protocol's, or `USUAL`.
+        more: whether other suites, attackers and smaller protocols follow each leaderboard; by default in Markdown
+            alone, folded.
+        header: False for rows alone, to be put into a table of one's own.
+        intervals: whether accuracies are followed by theirs.
+        claims: of others, in groups of their own beneath; CSV and JSON are of records alone.
     """
 
-    rank: str
-    record: Record
-    marks: tuple[int, ...]
-    claimed: float | None
-    best_known: Accuracy
-
-
-@dataclass(frozen=True)
-class Section:
-    """What is ranked together, best first, in one protocol and threat.
-
-    Attributes:
-        notes: the doubts, numbered from 1.
-        remarks: what randomised defenses score by other counts, and several seeds together.
-        missing: for each defense that lacks a run of its protocol the command that makes it.
-    """
-
-    protocol: str
-    threat: str
-    groups: tuple[tuple[Row, ...], ...]
-    notes: tuple[str, ...]
-    remarks: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
+    only: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    more: bool | None = None
+    header: bool = True
+    intervals: bool = True
+    claims: Sequence[Claim] = ()
 
 
 def board(
@@ -83,257 +62,194 @@ def board(
     sort: str = "robust",
     intervals: bool = True,
     claims: Sequence[Claim] = (),
+    choice: Choice | None = None,
 ) -> str:
-    """A table for each protocol, ending in a newline; CSV is one table for all.
+    """A leaderboard for each data set and threat, ending in a newline; CSV and JSON are one table of all rows.
 
     Records under corruptions follow in tables of their own; CSV has them where there are no others.
 
     Args:
         records: from `collect`, whose files that were left out are then named at the end, or any others.
-        format: "text", "md", "csv" or "latex".
+        format: one of `FORMATS`.
         width: of the text, in characters.
-        sort: the column whose best comes first in each group, one of `SORTS`.
-        intervals: whether accuracies are followed by theirs.
-        claims: of others, in groups of their own beneath; CSV is of records alone.
+        sort: the column whose best comes first in each table, one of `SORTS`.
+        intervals, claims: of the choice, where none is given.
+        choice: what is shown.
 
     Raises:
-        UsageError: for another format or column.
+        UsageError: for another format or column, or where no row matches.
     """
     one_of("format", format, FORMATS)
-    one_of("column", sort, tuple(_ORDERS))
-    found = [sort_rows(section, sort) for section in sections(records)]
-    grids = [_grid(section, intervals) for section in found]
-    apart = list(corruption.grids(records))
-    if format == "csv" and (found or not apart):
-        return render(_merged(found), format)
-    if claims:
-        placed = {
-            (*_place(section), i): grid for i, (section, grid) in enumerate(zip(found, grids, strict=True))
-        }
-        grids = with_claims(placed, claims)
-    parts = [render(grid, format, width) for grid in [*grids, *apart]]
+    one_of("column", sort, SORTS)
+    choice = choice or Choice(intervals=intervals, claims=claims)
+    columns = [one_of("column", _OLD.get(name, name), tuple(COLUMNS)) for name in choice.columns]
+    more = format == "md" if choice.more is None else choice.more
+    choice = replace(choice, columns=columns, more=more)
+    if not choice.header and format == "json":
+        raise UsageError("JSON has no header to leave out: give csv, latex, md or text")
+    boards = leaderboards(records, sort, choice.only)
+    apart = [] if choice.only else list(corruption.grids(records))
+    lost = list(map(str, records.left_out)) if isinstance(records, Collection) else []
+    if format == "json":
+        content = {"rows": list(_flat(boards, choice)), "left_out": lost}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if format == "csv" and (boards or not apart):
+        return all_rows(boards, choice)
+    parts = [part for each in boards for part in _parts(each, format, width, choice)]
+    shown = {(each.dataset, each.threat) for each in boards if each.main}
+    others = with_claims({}, [claim for claim in choice.claims if (claim.dataset, claim.threat) not in shown])
+    parts += [render(grid, format, width, choice.header) for grid in [*others, *apart]]
     if not parts:
-        parts.append("No records: robench run --defense mimir --attack autoattack makes one.\n")
-    lost = records.left_out if isinstance(records, Collection) else ()
-    clean = markdown if format == "md" else plain
-    if lost:
-        mark = "% " if format == "latex" else ""
-        parts.append(f"{mark}Left out:\n" + "".join(f"{mark}- {clean(str(each))}\n" for each in lost))
-    return "\n".join(parts)
+        parts.append(_nothing(sum(1 for _ in every_row(boards))))
+    if lost and choice.header:
+        mark, clean = "% " if format == "latex" else "", markdown if format == "md" else plain
+        parts.append(f"{mark}Left out:\n" + "".join(f"{mark}- {clean(text)}\n" for text in lost))
+    return ("\n" if choice.header else "").join(parts)
 
 
-def sections(records: Iterable[Record]) -> Iterator[Section]:
-    """The records by protocol and threat, then in groups of like with like, each by robust accuracy."""
-    tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
-    # Corruptions have a table of their own, and never rank beside attacks.
-    records = [record for record in records if not record.corrupted]
-    subject = subjects(records)
-    lowest = _best_known(records, subject)
-    for record in records:
-        job = record.job
-        groups = tables.setdefault((job.protocol, job.threat), {})
-        # What an attacker knew comes first, the whole defense before less: the figures mean different things.
-        like = (
-            job.knowledge != "full",
-            job.knowledge,
-            job.suite.name,
-            job.suite.attacks,
-            job.dataset.digest,
-            job.n,
-        )
-        groups.setdefault(like, []).append(record)
-    for protocol, threat in sorted(tables):
-        notes: list[str] = []
-        groups = tables[protocol, threat]
-        ranked = tuple(tuple(_ranked(groups[key], notes, lowest)) for key in sorted(groups))
-        drawn = [(row.record, by_draws(row.record)) for group in ranked for row in group]
-        remarks = [f"{shown_name(record)}, {_attacked_by(record)}: {text}" for record, text in drawn if text]
-        for key in sorted(groups):
-            remarks += _seeds(groups[key], subject)
-        missing = tuple(_missing(protocol, threat, [row.record for group in ranked for row in group]))
-        yield Section(protocol, threat, ranked, tuple(notes), tuple(remarks), missing)
+def _nothing(hidden: int) -> str:
+    if hidden:
+        return f"No leaderboard has such a row, but {hidden} rows of other attacks match: add --more.\n"
+    return "No records: robench run --defense mimir --attack autoattack makes one.\n"
 
 
-def _attacked_by(record: Record) -> str:
-    job = record.job
-    return job.suite.name if job.knowledge == "full" else f"{job.suite.name} @{job.knowledge}"
+def _parts(each: Leaderboard, format: str, width: int, choice: Choice) -> Iterator[str]:
+    """A leaderboard with what lies behind it."""
+    grids = [_grid(each.main, choice)] if each.main else []
+    if grids:
+        theirs = [
+            claim for claim in choice.claims if (claim.dataset, claim.threat) == (each.dataset, each.threat)
+        ]
+        grids = with_claims({(each.dataset, each.threat, 0): grids[0]}, theirs) if theirs else grids
+    behind = [_grid(one, choice) for one in each.more] + ([_series_grid(each)] if each.series else [])
+    folded = format == "md" and choice.header and choice.more and behind
+    yield from (render(grid, format, width, choice.header) for grid in grids)
+    if folded:
+        place = f"{markdown(each.dataset)} · {markdown(each.threat)}"
+        yield f"<details><summary>More attacks: {place}</summary>\n"
+    if choice.more:
+        yield from (render(grid, format, width, choice.header) for grid in behind)
+    elif behind and choice.header and each.main:
+        names = [f"{one.suite} ({len(one.rows)})" for one in each.more]
+        names += [f"{len(each.series)} series"] if each.series else []
+        text = f"--more shows {len(behind)} more: {', '.join(names)}"
+        yield {"latex": f"% {plain(text)}\n", "md": f"{markdown(text)}\n"}.get(format, f"{plain(text)}\n")
+    if folded:
+        yield "</details>\n"
 
 
-def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
-    """What the protocol wants of each defense and no record has."""
-    known = catalog.protocols().get(protocol)
-    if known is None or not same_threat(known.threat_name, threat):
-        return
-    have = {(r.job.defense.name, r.job.suite.name, r.job.knowledge) for r in records}
-    for name in sorted({record.job.defense.name for record in records}):
-        for suite, level in itertools.product(known.suites, known.knowledge):
-            if (name, suite, level) not in have:
-                command = run_command(name, suite, on_protocol(protocol), level)
-                yield f"{name} lacks {suite}{'' if level == 'full' else f'@{level}'}: {command}"
-
-
-def _place(section: Section) -> tuple[str, str]:
-    """The data set of a section, as it is called everywhere, and its threat."""
-    return specs.parse(section.groups[0][0].record.job.dataset.name).name, section.threat
-
-
-def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int, Accuracy]:
-    """By the id of a record the lowest robust accuracy of its defense on its images, by whatever name.
-
-    What fools it within a smaller radius does so within a larger one.
-    """
-    threats = {id(record): record.job.threat_model for record in records}
-    found = {}
-    for own in by_subject(records, subject).values():
-        for record in own:
-            threat = threats[id(record)]
-            bounds = [
-                other.robust_accuracy
-                for other in own
-                if threats[id(other)].kind == threat.kind
-                and threats[id(other)].eps <= threat.eps * (1 + 1e-9)
-            ]
-            found[id(record)] = min(bounds, key=lambda accuracy: accuracy.value)
-    return found
-
-
-def _ranked(records: list[Record], notes: list[str], lowest: dict[int, Accuracy]) -> Iterator[Row]:
-    order = sorted(
-        records,
-        key=lambda r: (-r.robust_accuracy.value, -r.clean_accuracy.value, r.job.defense.name, r.job.seed),
-    )
-    ranks = _ranks([record for record in order if not record.health])
-    for record in order:
-        marks, rank = [], ranks.get(id(record), NO_RANK)
-        doubts = [f"{mark.code}: {mark.text}" for mark in record.health]
-        if not doubts and rank == NO_RANK:
-            doubts = ["no-samples: its samples.parquet cannot be read, so it cannot be compared"]
-        for doubt in doubts:
-            notes.append(f"{shown_name(record)}: {doubt}")
-            marks.append(len(notes))
-        yield Row(rank, record, tuple(marks), _claimed(record), lowest[id(record)])
-
-
-def _ranks(records: list[Record]) -> dict[int, str]:
-    """By the id of the record; those without samples have none."""
-    kept = {id(record): own for record in records if (own := held(record)) is not None}
-    if not kept:
-        return {}
-    matrix = np.stack(list(kept.values())).astype(np.int64)
-    # only[i, j]: images that i has right and j has not.
-    only = matrix @ (1 - matrix).T
-    better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
-    return {key: str(1 + int(count)) for key, count in zip(kept, better.sum(0), strict=True)}
-
-
-@cache
-def _chance(b: int, c: int) -> float:
-    return mcnemar(int(b), int(c))
-
-
-def _claimed(record: Record) -> float | None:
-    """The lowest robust accuracy that the card's authors claim at the record's threat."""
-    card = catalog.cards().get(record.job.defense.name)
-    if card is None or card.dataset != specs.parse(record.job.dataset.name).name:
-        return None
-    threat = record.job.threat_model
-    return min((c["robust"] for c in card.claims if Threat.parse(c["threat"]) == threat), default=None)
-
-
-def _seeds(records: list[Record], subject: dict[int, int]) -> Iterator[str]:
-    """Several seeds of one run, taken together."""
-    same: dict[tuple, list[Record]] = {}
-    for record in records:
-        same.setdefault((subject[id(record)], record.job.defense.name), []).append(record)
-    for own in same.values():
-        if len({record.job.seed for record in own}) > 1:
-            mean, deviation = mean_and_deviation([100 * record.robust_accuracy.value for record in own])
-            job = own[0].job
-            yield (
-                f"{job.defense.name}, {job.suite.name}: robust {mean:.2f} ± {deviation:.2f} %, mean and standard "
-                f"deviation of {len(own)} seeds"
-            )
-
-
-def shown_name(record: Record) -> str:
-    """The defense, with the seed where it is not 0."""
-    seed = f" (seed {record.job.seed})" if record.job.seed else ""
-    return record.job.defense.name + seed
-
-
-# A row for each of `SORTS`.
-_ORDERS: dict[str, Callable[[Row], tuple]] = {
-    "robust": lambda row: (-row.record.robust_accuracy.value,),
-    "clean": lambda row: (-row.record.clean_accuracy.value,),
-    "claimed": lambda row: (-(row.claimed if row.claimed is not None else -1.0),),
-    "best-known": lambda row: (-row.best_known.value,),
-    "defense": lambda row: (shown_name(row.record),),
-    "n": lambda row: (-row.record.job.n,),
-}
-
-
-def sort_rows(section: Section, sort: str) -> Section:
-    """The section with each group ordered by a column, one of `SORTS`, the best first."""
-    return replace(section, groups=tuple(tuple(sorted(g, key=_ORDERS[sort])) for g in section.groups))
-
-
-def _cells(row: Row, intervals: bool) -> dict[str, str]:
-    def said(accuracy: Accuracy) -> str:
-        return percent(accuracy) + (f" {interval(accuracy)}" if intervals else "")
-
-    job = row.record.job
-    return {
-        "rank": row.rank,
-        "defense": shown_name(row.record),
-        "clean %": said(row.record.clean_accuracy),
-        "robust %": said(row.record.robust_accuracy),
-        "claimed %": EMPTY if row.claimed is None else f"{row.claimed:.2f}",
-        "best known %": percent(row.best_known),
-        "suite": job.suite.name,
-        "knowledge": job.knowledge,
-        "n": f"{job.n:,}",
-        "marks": " ".join(f"({number})" for number in row.marks),
-    }
-
-
-def chosen_columns(section: Section) -> tuple[str, ...]:
-    """Those that the protocol chooses; else all, without claims where nobody claims anything."""
-    known = catalog.protocols().get(section.protocol)
+def usual_columns(shown: Table) -> tuple[str, ...]:
+    """Those that the protocol chooses; else the usual ones, without claims where there is none."""
+    known = catalog.protocols().get(shown.job.protocol)
     if known and known.columns:
-        return tuple(one_of(f"column of the protocol {known.name}:", name, COLUMNS) for name in known.columns)
-    claims = any(row.claimed is not None for group in section.groups for row in group)
-    return tuple(name for name in COLUMNS if claims or name != "claimed %")
+        place = f"column of the protocol {known.name}:"
+        return tuple(one_of(place, _OLD.get(name, name), tuple(COLUMNS)) for name in known.columns)
+    claims = any(row.claimed is not None for row in shown.rows)
+    return tuple(name for name in USUAL if claims or name != "claimed")
 
 
-def _grid(section: Section, intervals: bool) -> Grid:
-    columns = chosen_columns(section)
+def _grid(shown: Table, choice: Choice) -> Grid:
+    columns = choice.columns or usual_columns(shown)
+    notes: dict[tuple[str, str], list[str]] = {}
+    for row in shown.rows:
+        for warning in row.warnings:
+            notes.setdefault(warning, []).append(row.name)
     return Grid(
-        title=f"{section.protocol} · {section.threat}",
-        columns=columns,
-        groups=tuple(
-            tuple(tuple(_cells(row, intervals)[name] for name in columns) for row in group)
-            for group in section.groups
-        ),
-        names=frozenset(("defense", "suite", "knowledge")),
+        title=f"{shown.title} (protocol {shown.job.protocol})",
+        columns=tuple(COLUMNS[name] for name in columns),
+        groups=(tuple(tuple(_cell(row, name, choice.intervals) for name in columns) for row in shown.rows),),
+        names=frozenset(COLUMNS[name] for name in _WORDS),
         numbers=_NUMBERS,
         best=frozenset(("clean %", "robust %")),
         notes=(
-            *(f"({i}) {note}" for i, note in enumerate(section.notes, 1)),
-            *section.remarks,
-            *section.missing,
+            *(f"{', '.join(names)}: {code}: {text}" for (code, text), names in notes.items()),
+            *shown.remarks,
+            *shown.missing,
         ),
     )
 
 
-def _merged(found: list[Section]) -> Grid:
-    """One table of all sections, for programs."""
-    columns = ("protocol", "threat", *COLUMNS, "single draw %")
-    rows = []
-    for section in found:
-        for group in section.groups:
-            for row in group:
-                cells = _cells(row, True)
-                single = single_draw(row.record)
-                last = EMPTY if single is None else f"{100 * single.value:.2f}"
-                rows.append((section.protocol, section.threat, *(cells[name] for name in COLUMNS), last))
-    return Grid("", columns, (tuple(rows),))
+def _series_grid(each: Leaderboard) -> Grid:
+    columns = ("defense", "suite", "knowledge", "over", "curve", "value: robust %")
+    rows = tuple(
+        (one.defense, one.suite, one.knowledge, one.setting, one.sparkline, one.values) for one in each.series
+    )
+    title = f"{each.dataset} · {each.threat} · robust accuracy over a radius or a setting"
+    return Grid(title, columns, (rows,), names=frozenset(columns[:4]))
+
+
+def _cell(row: Row, name: str, intervals: bool) -> str:
+    """What a table shows in a column."""
+    if name in ("clean", "robust"):
+        accuracy = row.record.clean_accuracy if name == "clean" else row.record.robust_accuracy
+        return percent(accuracy) + (f" {interval(accuracy)}" if intervals else "")
+    if name == "rank":
+        return row.rank
+    if name == "warnings":
+        return row.why_not_ranked
+    value = _VALUES[name](row)
+    if value is None or value == "":
+        return EMPTY
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _share(accuracy: Accuracy) -> float:
+    return round(100 * accuracy.value, 4)
+
+
+# Values for programs: numbers as numbers, accuracies in percent.
+_VALUES: dict[str, Callable[[Row], Any]] = {
+    "rank": lambda row: None if row.rank == NO_RANK else int(row.rank),
+    "defense": lambda row: row.name,
+    "clean": lambda row: _share(row.record.clean_accuracy),
+    "robust": lambda row: _share(row.record.robust_accuracy),
+    "claimed": lambda row: row.claimed,
+    "best-known": lambda row: _share(row.best_known),
+    "warnings": lambda row: row.why_not_ranked,
+    "suite": lambda row: row.record.job.suite.name,
+    "knowledge": lambda row: row.record.job.knowledge,
+    "n": lambda row: row.record.job.n,
+    "architecture": lambda row: kinds(row.record)[1],
+    "parameters": lambda row: row.record.job.defense.parameters,
+    "paper": lambda row: card.paper if (card := catalog.cards().get(row.record.job.defense.name)) else "",
+    "date": lambda row: row.record.finished[:10],
+}
+
+
+def _flat(boards: Sequence[Leaderboard], choice: Choice) -> Iterator[dict[str, Any]]:
+    """A mapping for each row; an accuracy has its interval in fields of their own."""
+    for where, each, row in every_row(boards):
+        record = row.record
+        fields = {
+            "table": where,
+            "dataset": each.dataset,
+            "threat": record.job.threat,
+            "protocol": record.job.protocol,
+        }
+        fields = {} if choice.columns else fields
+        for name in choice.columns or COLUMNS:
+            key = name.replace("-", "_")
+            fields[key] = _VALUES[name](row)
+            if name in ("clean", "robust") and choice.intervals:
+                accuracy = record.clean_accuracy if name == "clean" else record.robust_accuracy
+                fields[f"{key}_low"], fields[f"{key}_high"] = (
+                    round(100 * end, 4) for end in accuracy.interval
+                )
+        if not choice.columns:
+            single = single_draw(record)
+            fields |= {"single_draw": None if single is None else _share(single), "key": record.key}
+        yield fields
+
+
+def all_rows(boards: Sequence[Leaderboard], choice: Choice) -> str:
+    """Every row as CSV."""
+    return render(_merged(list(_flat(boards, choice)), choice), "csv", header=choice.header)
+
+
+def _merged(rows: list[dict[str, Any]], choice: Choice) -> Grid:
+    """One table of all rows, for programs; a value that is not known is empty."""
+    names = tuple(rows[0]) if rows else tuple(choice.columns or COLUMNS)
+    cells = tuple(tuple("" if value is None else str(value) for value in row.values()) for row in rows)
+    return Grid("", names, (cells,))

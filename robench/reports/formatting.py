@@ -1,5 +1,9 @@
 """How the figures of a record are written, the same in every table, board and picture."""
 
+from robench import catalog
+from robench.core import specs
+from robench.core.errors import RobenchError
+from robench.defenses import loaders
 from robench.records.record import Record
 
 
@@ -30,3 +34,16 @@ def suite_label(record: Record) -> str:
     job = record.job
     knowledge = "" if job.knowledge == "full" else f"@{job.knowledge}"
     return job.suite.name + knowledge + (f"+seed{job.seed}" if job.seed else "")
+
+
+def kinds(record: Record) -> tuple[str, str]:
+    """Family and architecture: the card's builder, or the loader of a spec; empty where neither is known."""
+    name = record.job.defense.name
+    card = catalog.cards().get(name)
+    family = record.job.defense.family or (card.family if card else "")
+    try:
+        builder = (card.spec if card else specs.parse(name)).name
+    except RobenchError:
+        return family, ""
+    scheme = loaders.scheme_of(builder)
+    return family, scheme or (builder if card else "")

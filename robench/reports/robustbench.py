@@ -24,7 +24,7 @@ from robench.threats.threat import NORMS, Threat
 
 FOLDER = "model_info"
 # Columns of a table that holds nothing but claims.
-_ALONE = ("defense", "clean %", "claimed %", "best known %", "marks")
+_ALONE = ("defense", "clean %", "claimed %", "best known %", "warnings")
 _ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 
 
@@ -196,7 +196,7 @@ def _with(grid: Grid, claims: list[Claim]) -> Grid:
             "claimed %": f"{claim.robust:.2f}",
             "best known %": "–" if claim.best_known is None else f"{claim.best_known:.2f}",
             "suite": "autoattack",
-            "marks": "!" if claim.doubts else "",
+            "warnings": "!" if claim.doubts else "",
         }
         lines.append(tuple(cells.get(name, "–") for name in columns))
     notes = [f"! {claim.name}: {claim.doubts}" for claim in claims if claim.doubts]

@@ -19,6 +19,27 @@ _FIGURE = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( \[[\d., -]*\])?", re.ASCII)
 FORMATS = ("text", "md", "csv", "latex")
 # The columns of a board that its rows can be sorted by.
 SORTS = ("robust", "clean", "claimed", "best-known", "defense", "n")
+# Of a board, which has those of every table and one more.
+BOARD_FORMATS = (*FORMATS, "json")
+# The columns that --columns chooses from, with their headings.
+COLUMNS = {
+    "rank": "rank",
+    "defense": "defense",
+    "clean": "clean %",
+    "robust": "robust %",
+    "claimed": "claimed %",
+    "best-known": "best known %",
+    "warnings": "warnings",
+    "suite": "suite",
+    "knowledge": "knowledge",
+    "n": "n",
+    "architecture": "architecture",
+    "parameters": "parameters",
+    "paper": "paper",
+    "date": "date",
+}
+# What a word of a board's --only may name before its "=".
+FIELDS = ("defense", "dataset", "threat", "protocol", "suite", "knowledge")
 WIDTH = 120
 # Characters of a heading above numbers before it goes on in the next line.
 _HEAD = 16
@@ -52,16 +73,20 @@ class Grid:
         return [row for group in self.groups for row in group]
 
 
-def render(grid: Grid, format: str = "text", width: int = WIDTH) -> str:
+def render(grid: Grid, format: str = "text", width: int = WIDTH, header: bool = True) -> str:
     """The table as text, ending in a newline.
 
     Args:
         format: "text", "md", "csv" or "latex" (for booktabs).
         width: of the text, in characters.
+        header: False for the rows alone, without title, headings and notes.
 
     Raises:
         UsageError: for another format.
     """
+    one_of("format", format, FORMATS)
+    if not header:
+        return _ROWS[format](grid)
     return _RENDERERS[one_of("format", format, FORMATS)](grid, width)
 
 
@@ -86,27 +111,42 @@ def _text(grid: Grid, width: int) -> str:
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().rstrip().splitlines())
 
 
+def _text_rows(grid: Grid) -> str:
+    """Cells parted by tabs."""
+    rows = ("\t".join(_lines(cell, plain, " ") for cell in row) for row in grid.rows)
+    return "".join(f"{row}\n" for row in rows)
+
+
+def _markdown_row(grid: Grid, row: Line) -> str:
+    cells = (
+        _lines(cell, markdown if name in grid.names else plain, "<br>")
+        for name, cell in zip(grid.columns, row, strict=True)
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def _markdown(grid: Grid, width: int) -> str:
     lines = [f"### {markdown(grid.title)}", "", f"| {' | '.join(map(markdown, grid.columns))} |"]
     lines.append("|" + "|".join("---:" if name in grid.numbers else "---" for name in grid.columns) + "|")
     for number, group in enumerate(grid.groups):
         # Markdown has no rule within a table.
         lines += [f"|{' |' * len(grid.columns)}"] if number else []
-        for row in group:
-            cells = (
-                _lines(cell, markdown if name in grid.names else plain, "<br>")
-                for name, cell in zip(grid.columns, row, strict=True)
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+        lines += [_markdown_row(grid, row) for row in group]
     lines += ["", *(f"- {markdown(note)}" for note in grid.notes)] if grid.notes else []
     return "\n".join(lines) + "\n"
 
 
 def _csv(grid: Grid, width: int) -> str:
+    return _csv_lines([list(map(plain, grid.columns))]) + _csv_rows(grid)
+
+
+def _csv_rows(grid: Grid) -> str:
+    return _csv_lines([[_lines(cell, _no_formula, " ") for cell in row] for row in grid.rows])
+
+
+def _csv_lines(rows: list[list[str]]) -> str:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(map(plain, grid.columns))
-    writer.writerows([_lines(cell, _no_formula, " ") for cell in row] for row in grid.rows)
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
 
 
@@ -120,19 +160,24 @@ def _latex(grid: Grid, width: int) -> str:
     ]
     lines.append(" & ".join(map(latex, grid.columns)) + r" \\")
     for group in grid.groups:
-        lines.append(r"\midrule")
-        loud = {i: _largest(group, i) for i, name in enumerate(grid.columns) if name in grid.best}
-        for row in group:
-            cells = [_lines(cell, latex, " ") for cell in row]
-            for i, best in loud.items():
-                first, space, rest = cells[i].partition(" ")
-                if len(group) > 1 and best is not None and _number(row[i]) == best:
-                    cells[i] = rf"\textbf{{{first}}}{space}{rest}"
-            # After the end of a line these would be read as its argument.
-            guard = "{}" if cells[0][:1] in ("[", "*") else ""
-            lines.append(guard + " & ".join(cells) + r" \\")
+        lines += [r"\midrule", *_latex_rows(grid, group)]
     lines += [r"\bottomrule", r"\end{tabular}", *(f"% {plain(note)}" for note in grid.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _latex_rows(grid: Grid, group: tuple[Line, ...]) -> list[str]:
+    lines = []
+    loud = {i: _largest(group, i) for i, name in enumerate(grid.columns) if name in grid.best}
+    for row in group:
+        cells = [_lines(cell, latex, " ") for cell in row]
+        for i, best in loud.items():
+            first, space, rest = cells[i].partition(" ")
+            if len(group) > 1 and best is not None and _number(row[i]) == best:
+                cells[i] = rf"\textbf{{{first}}}{space}{rest}"
+        # After the end of a line these would be read as its argument.
+        guard = "{}" if cells[0][:1] in ("[", "*") else ""
+        lines.append(guard + " & ".join(cells) + r" \\")
+    return lines
 
 
 def _lines(cell: str, clean: Callable[[str], str], joint: str) -> str:
@@ -161,4 +206,10 @@ _RENDERERS: dict[str, Callable[[Grid, int], str]] = {
     "md": _markdown,
     "csv": _csv,
     "latex": _latex,
+}
+_ROWS: dict[str, Callable[[Grid], str]] = {
+    "text": _text_rows,
+    "md": lambda grid: "".join(f"{_markdown_row(grid, row)}\n" for row in grid.rows),
+    "csv": _csv_rows,
+    "latex": lambda grid: "".join(f"{line}\n" for group in grid.groups for line in _latex_rows(grid, group)),
 }

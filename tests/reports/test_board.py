@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from robench.core.errors import ResourceError, UsageError
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
-from robench.reports.board import NO_RANK, board, sections
+from robench.records.record import SuiteFacts
+from robench.reports.board import NO_RANK, Choice, board, sections
+from robench.reports.leaderboards import leaderboards
 from robench.statistics.accuracy import Accuracy, mcnemar, mean_and_deviation
 from tests.fabricate import make_run
 
@@ -42,9 +44,9 @@ def test_rows_are_ranked_by_robust_accuracy_and_ties_share_a_rank(tmp_path):
     for name, correct in (("low", 3), ("high", 20), ("same", 20)):
         with_robust(make_run(tmp_path, defense=name), correct)
     text = board(collect([tmp_path]))
-    rows = [line.split()[:2] for line in text.splitlines() if "autoattack" in line]
+    rows = [line.split()[:2] for line in text.splitlines() if "[" in line]
     assert rows == [["1", "high"], ["1", "same"], ["3", "low"]]
-    assert "digits-linf · Linf:0.04" in text
+    assert "digits · Linf:0.04 · autoattack · 30 images (protocol digits-linf)" in text
     assert "66.67 [48.8, 80.8]" in text
 
 
@@ -54,8 +56,8 @@ def test_a_doubtful_row_has_no_rank_and_its_doubt_stands_beneath(tmp_path):
     for form in ("text", "md"):
         text = board(collect([tmp_path]), form)
         (doubtful, note) = lines(text, "doubtful")
-        assert NO_RANK in doubtful and "(1)" in doubtful
-        assert "(1) doubtful: zero-gradients: 7 of 30" in note.replace("\\", "")
+        assert NO_RANK in doubtful and "not ranked: zero-gradients" in doubtful
+        assert "doubtful: zero-gradients: 7 of 30" in note.replace("\\", "")
         (sound,) = lines(text, "sound")
         assert re.search(r"^\W*1\b", sound)
 
@@ -66,8 +68,12 @@ def test_oblivious_and_adaptive_figures_are_never_ranked_together(tmp_path):
     (section,) = sections(collect([tmp_path]))
     assert [[row.rank for row in group] for group in section.groups] == [["1"], ["1"]]
     assert [group[0].record.job.defense.name for group in section.groups] == ["hard", "easy"]
-    rows = board(collect([tmp_path]), "md").splitlines()[4:]
-    assert ["hard" in rows[0], set(rows[1]), "easy" in rows[2]] == [True, {"|", " "}, True]
+    text = board(collect([tmp_path]), "md")
+    before, after = text.split("<details>")
+    assert "hard" in before and "easy" not in before and "easy" in after
+    text = board(collect([tmp_path]))
+    assert "easy" not in text and "--more shows 1 more: autoattack@oblivious (1)" in text
+    assert "easy" in board(collect([tmp_path]), choice=Choice(more=True))
 
 
 def test_each_protocol_and_threat_has_its_own_table(tmp_path):
@@ -114,8 +120,8 @@ def test_hostile_names_break_neither_table_nor_terminal(tmp_path):
     make_run(tmp_path, defense="a|b\x1b[31m<img src=x>").write()
     text, md = board(collect([tmp_path])), board(collect([tmp_path]), "md")
     assert "\x1b" not in text + md
-    (row,) = lines(md, "autoattack")
-    assert len(re.findall(r"(?<!\\)\|", row)) == 10
+    (row,) = lines(md, "img")
+    assert len(re.findall(r"(?<!\\)\|", row)) == 7
     assert r"\<img" in row
 
 
@@ -183,8 +189,9 @@ def test_csv_is_one_table_and_opens_no_formula(tmp_path):
     make_run(tmp_path, defense="=cmd()", protocol="a").write()
     make_run(tmp_path, protocol="b").write()
     rows = list(csv.DictReader(io.StringIO(board(collect([tmp_path]), "csv"))))
-    assert [row["protocol"] for row in rows] == ["a", "b"] and rows[0]["defense"] == "'=cmd()"
-    assert float(rows[1]["robust %"].split()[0]) >= 0
+    assert [(row["table"], row["protocol"]) for row in rows] == [("leaderboard", "a"), ("more", "b")]
+    assert rows[0]["defense"] == "'=cmd()"
+    assert float(rows[1]["robust_low"]) <= float(rows[1]["robust"]) <= float(rows[1]["robust_high"])
 
 
 def test_latex_escapes_names_and_shows_the_best_in_bold(tmp_path):
@@ -206,3 +213,65 @@ def test_another_column_can_come_first(tmp_path):
     assert text.index("  a ") < text.index("  b ")
     with pytest.raises(UsageError, match='unknown column "height"'):
         board(collect([tmp_path]), sort="height")
+
+
+def test_json_has_numbers_as_numbers_and_null_for_what_is_not_known(tmp_path):
+    with_robust(make_run(tmp_path, health=[DOUBT]), 15)
+    (row,) = json.loads(board(collect([tmp_path]), "json"))["rows"]
+    assert (row["robust"], row["n"], row["rank"], row["claimed"]) == (50.0, 30, None, None)
+    low, high = Accuracy.of(15, 30).interval
+    assert (row["robust_low"], row["robust_high"]) == pytest.approx((100 * low, 100 * high), abs=1e-3)
+    assert row["warnings"] == "not ranked: zero-gradients"
+
+
+def test_the_leaderboard_is_the_protocols_suite_on_the_most_images(tmp_path):
+    make_run(tmp_path, defense="few", n=30).write()
+    make_run(tmp_path, defense="many", n=60, protocol="many-images").write()
+    make_run(
+        tmp_path, defense="weak", n=90, protocol="more-images", suite=SuiteFacts("pgd", ("apgd", "square"))
+    ).write()
+    (found,) = leaderboards(collect([tmp_path]))
+    assert [row.name for row in found.main.rows] == ["many"]
+    assert [row.name for table in found.more for row in table.rows] == ["few", "weak"]
+
+
+def test_rows_and_columns_are_chosen_and_ranks_stay(tmp_path):
+    for name, correct in (("first-a", 28), ("second-b", 10), ("third-b", 2)):
+        with_robust(make_run(tmp_path, defense=name), correct)
+    records = collect([tmp_path])
+    text = board(
+        records, "latex", choice=Choice(only=["*-b"], columns=["rank", "defense", "robust"], header=False)
+    )
+    assert [line.split(" & ")[:2] for line in text.splitlines()] == [["2", "second-b"], ["3", "third-b"]]
+    assert text.endswith(" \\\\\n") and "toprule" not in text
+    flat = board(records, "csv", choice=Choice(only=["first-a", "suite=auto*"], columns=["defense", "clean"]))
+    assert flat.splitlines()[0] == "defense,clean,clean_low,clean_high" and len(flat.splitlines()) == 2
+    for only, message in ((["frist-a"], "did you mean first-a"), (["suite=pgd"], "no row matches --only suite=pgd"),
+                          (["colour=red"], 'unknown field "colour"')):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            board(records, choice=Choice(only=only))
+    with pytest.raises(UsageError, match='unknown column "height"'):
+        board(records, choice=Choice(columns=["height"]))
+
+
+def test_points_of_a_curve_are_one_row_and_no_tables(tmp_path):
+    for eps in (0.01, 0.02, 0.05):
+        make_run(tmp_path, protocol=f"digits-Linf-{eps}-n30", threat=f"Linf:{eps}").write()
+    make_run(tmp_path).write()
+    records = collect([tmp_path])
+    text = board(records, "md")
+    assert text.count("###") == 2 and len(lines(text, "Linf radius")) == 1
+    (row,) = lines(text, "Linf radius")
+    assert "0.01: " in row and "0.02: " in row and "0.04: " in row
+    rows = json.loads(board(records, "json"))["rows"]
+    assert sorted(row["table"] for row in rows) == ["leaderboard", "series", "series", "series"]
+
+
+def test_a_sweep_of_a_setting_is_one_row(tmp_path):
+    for name in ("de3-digits", "de3-digits(sigma=0)", "de3-digits(sigma=140)"):
+        make_run(tmp_path, defense=name).write()
+    (found,) = leaderboards(collect([tmp_path]))
+    assert [row.name for row in found.main.rows] == ["de3-digits"]
+    (one,) = found.series
+    assert (one.setting, [value for value, _ in one.points]) == ("sigma", [0, 70, 140])
+    assert len(one.sparkline) == 3 and one.values.startswith("0: ")

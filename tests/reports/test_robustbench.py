@@ -169,7 +169,7 @@ def test_a_board_says_what_its_protocol_wants_and_refuses_columns_it_has_not(tmp
     ours(tmp_path, protocol="p")
     made = board(collect([tmp_path]), "md")
     assert (
-        "- mimir-digits lacks pgd-20: robench run --defense mimir-digits --attack pgd-20 --protocol p\n"
+        "- not yet run under pgd-20: robench run --defense mimir-digits --attack pgd-20 --protocol p\n"
         in made
     )
     assert made.count(" lacks ") == 3 and "--attack autoattack --protocol p --knowledge bpda" in made

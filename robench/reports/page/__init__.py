@@ -13,13 +13,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robench.core.errors import ResourceError
-from robench.core.formatting import count, duration
+from robench.core.formatting import count, duration, one_of
 from robench.core.io import refuse_link, write_whole
 from robench.core.sanitize import plain
 from robench.records.collection import Collection
+from robench.records.provenance import robench_version
 from robench.records.record import Record
 from robench.reports import corruption
-from robench.reports.board import board
+from robench.reports.board import SORTS, Choice, all_rows
+from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view
 from robench.reports.page.pictures import Gallery, Picture
 from robench.reports.robustbench import Claim, with_claims
@@ -41,6 +43,7 @@ def write_page(
     pictures: bool = True,
     data_dir: str | None = None,
     claims: Sequence[Claim] = (),
+    choice: Choice | None = None,
 ) -> Path:
     """Write the board of `records` into the folder `output`, and give the path of its first page.
 
@@ -49,38 +52,35 @@ def write_page(
     Args:
         records: from `robench.records.collection.collect`, or any others.
         sort: the column whose best comes first.
-        intervals: whether accuracies are followed by theirs.
-        pictures: whether certificates are drawn.
-        data_dir: where data sets with files lie; None draws only records of data sets that need none.
-        claims: of others, in tables of their own beneath.
+        intervals, claims: of the choice, where none is given.
+        pictures: whether adversarial examples are shown.
+        data_dir: where data sets with files lie; None shows only records of data sets that need none.
+        choice: the rows, the intervals and the claims of others, which stand in tables of their own.
 
     Raises:
-        UsageError: for another column.
+        UsageError: for another column, or where no row matches.
         ResourceError: when the folder holds something else than a board, or cannot be written.
     """
     output = Path(output)
+    one_of("column", sort, SORTS)
     _check(output)
-    found = view.parts(records, sort)
-    made = view.pages(found)
+    choice = choice or Choice(intervals=intervals, claims=claims)
+    boards = leaderboards(records, sort, choice.only)
+    tabs, pages = view.tabs(boards)
     gallery = Gallery(output / "pictures", data_dir)
     drawn: dict[str, Picture] = {}
     if pictures:
-        drawn = {
-            line.anchor: gallery.of(line.record)
-            for part in found
-            for table in part.tables
-            for line in table.lines
-        }
+        drawn = {line.anchor: gallery.of(line.record) for page in pages for line in page.lines}
     environment = _environment()
-    shared = {"intervals": intervals, "view": view, "drawn": drawn}
-    defenses = {
-        page.file: environment.get_template("defense.html").render(page=page, root="../", **shared).encode()
-        for page in made
-    }
+    shared = {"intervals": choice.intervals, "view": view, "drawn": drawn, "version": robench_version()}
+    template = environment.get_template("defense.html")
+    defenses = {page.file: template.render(page=page, root="../", **shared).encode() for page in pages}
     index = environment.get_template(INDEX).render(
-        parts=found,
-        apart=[*corruption.grids(records), *with_claims({}, claims)],
+        tabs=tabs,
+        pages=pages,
+        apart=[*([] if choice.only else corruption.grids(records)), *with_claims({}, choice.claims)],
         sort=sort,
+        newest=max((record.finished[:10] for record in records), default=""),
         root="",
         left_out=records.left_out if isinstance(records, Collection) else (),
         **shared,
@@ -91,7 +91,7 @@ def write_page(
     write_whole(output / "pictures", {name: png for name, png in images.items() if png})
     write_whole(output / "defense", defenses)
     assets = {name: (_TEMPLATES / name).read_bytes() for name in _ASSETS}
-    assets["board.csv"] = board(records, "csv", sort=sort).encode()
+    assets["board.csv"] = all_rows(boards, Choice()).encode()
     # The first page comes last: what it links is there when it is.
     write_whole(output, {**assets, INDEX: index.encode()})
     for folder, kept in (("pictures", images), ("defense", defenses)):

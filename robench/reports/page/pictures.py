@@ -1,16 +1,22 @@
-"""Pictures of certificates for the pages, of records whose images are at hand."""
+"""Adversarial examples for the pages, of records whose images are at hand."""
 
 import hashlib
-import json
+import io
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from robench.core.errors import RobenchError
 from robench.data import load_dataset, needs_files
 from robench.data._base import Images
 from robench.records.record import Record
-from robench.reports.plots.adversarial_examples import draw, examples
+from robench.reports.plots.adversarial_examples import Example, amplification, examples
+
+# The side of an image on the page, in pixels; larger ones are thinned out to it.
+_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -18,12 +24,16 @@ class Picture:
     """A PNG under the name that its content decides, with the same in words.
 
     Attributes:
-        png: empty when a file of that name is there already, or when there is no picture.
+        rows: of the picture, from above.
+        examples: each column's label, prediction, attack and distance.
+        png: empty when there is no picture.
         missing: why there is none; empty when there is one.
     """
 
     file: str = ""
     alt: str = ""
+    rows: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
     png: bytes = b""
     missing: str = ""
 
@@ -50,12 +60,12 @@ class Gallery:
             return Picture(missing="Its samples or certificates cannot be read, or are of other images.")
         if not chosen:
             return Picture(missing="No image was fooled by an attack.")
+        factor = amplification(chosen)
         shown = "; ".join(f"{e.label} taken for {e.prediction} after {e.attack}" for e in chosen)
         alt = f"{len(chosen)} fooled images, clean, adversarial and the difference: {shown}"
-        told = [record.to_dict()[name] for name in ("key", "files", "health", "robust_accuracy")]
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-        file = f"{digest[:20]}.png"
-        return Picture(file, alt, b"" if (self._folder / file).is_file() else draw(record, chosen))
+        png = _png(chosen, factor)
+        file = f"{hashlib.sha256(png).hexdigest()[:20]}.png"
+        return Picture(file, alt, ("clean", "adversarial", f"difference × {factor}"), tuple(chosen), png)
 
     def _load(self, name: str, split: str, n: int) -> Images | None:
         # Loading files without a folder that the user names could start a download.
@@ -65,3 +75,28 @@ class Gallery:
             return load_dataset(name, split, n, self._data_dir)
         except RobenchError:
             return None
+
+
+def _png(chosen: list[Example], factor: int) -> bytes:
+    """A column an example: clean, adversarial, difference; words stand on the page."""
+    columns = [
+        np.concatenate(
+            [_tile(image) for image in (e.clean, e.adversarial, 0.5 + factor * (e.adversarial - e.clean))]
+        )
+        for e in chosen
+    ]
+    picture = Image.fromarray(np.concatenate(columns, 1))
+    # Most small images have few colours, and a palette halves their files.
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def _tile(image) -> np.ndarray:
+    """An image (C, H, W) as 8-bit RGB on white, `_SIDE` pixels a side with a margin."""
+    pixels = image if len(image) == 3 else image.mean(0).expand(3, -1, -1)
+    whole = (255 * pixels.clamp(0, 1)).round().byte().permute(1, 2, 0).contiguous().numpy()
+    scale = max(1, _SIDE // max(whole.shape[:2]))
+    thin = max(1, -(-max(whole.shape[:2]) // (2 * _SIDE)))
+    tile = whole[::thin, ::thin].repeat(scale, 0).repeat(scale, 1)
+    return np.pad(tile, ((3, 3), (3, 3), (0, 0)), constant_values=255)

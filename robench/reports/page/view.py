@@ -2,22 +2,23 @@
 
 import re
 import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 from robench import catalog
 from robench.catalog import Card
-from robench.core import specs
 from robench.core.errors import RobenchError
-from robench.core.formatting import one_of
-from robench.defenses import loaders
 from robench.records.record import Record
 from robench.records.store import record_folder, slug
-from robench.reports import board
-from robench.reports.board import Row, Section
+from robench.reports import security_curve
+from robench.reports.board import usual_columns
 from robench.reports.cells import on_images, on_protocol, run_command
-from robench.reports.formatting import by_draws
-from robench.reports.table import SORTS
+from robench.reports.formatting import by_draws, kinds, suite_label
+from robench.reports.leaderboards import Leaderboard, Table, every_row
+from robench.reports.page import chart
+from robench.reports.page.chart import Chart
+from robench.reports.ranking import Row
 from robench.statistics.accuracy import Accuracy, interval, percent
 
 # What is known of the defense decides what a figure means, so it is said in full above every table.
@@ -29,6 +30,8 @@ KNOWLEDGE = {
     "surrogate": "the attacker takes gradients from another network and asks the defense",
 }
 ADAPTIVE = ("full", "bpda")
+# Of a spec: de3-digits(sigma=0).
+_ARGUMENTS = re.compile(r"\([^()]*\)")
 _ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 
@@ -53,27 +56,34 @@ class Line:
     """One row of a table, and one record of a defense's page.
 
     Attributes:
-        name: with the seed.
+        name: with the seed; `short` without arguments, where that is no other's name in its table.
         anchor: of the record on the defense's page.
         band: 0 or 1, changing where the rank does.
-        doubts: its health marks, as (code, text).
+        peers: how many rows its table has.
     """
 
     row: Row
     name: str
+    short: str
     family: str
     architecture: str
+    paper: str
     anchor: str
     band: int
-    doubts: tuple[tuple[str, str], ...]
+    peers: int
     clean: Figure
     robust: Figure
     best_known: Figure
-    page: str = ""
+    page: str
 
     @property
     def record(self) -> Record:
         return self.row.record
+
+    @property
+    def suite(self) -> str:
+        """The suite, with the attacker's knowledge where it is not full."""
+        return suite_label(self.record).partition("+seed")[0]
 
     @property
     def order(self) -> int:
@@ -82,39 +92,40 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
-    """What is ranked together: one suite, one knowledge, one set of images."""
+class TableView:
+    """A table of a leaderboard; `columns` are those that the protocol chooses."""
 
-    suite: str
-    attacks: tuple[str, ...]
-    knowledge: str
+    table: Table
+    id: str
+    columns: frozenset[str]
     known: str
-    n: int
     lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
-class Part:
-    """One protocol under one threat, with its tables; `columns` are those that the protocol chooses."""
+class Tab:
+    """A leaderboard with what lies behind it."""
 
-    protocol: str
-    threat: str
+    id: str
+    board: Leaderboard
     description: str
-    columns: frozenset[str]
-    tables: tuple[Table, ...]
-    remarks: tuple[str, ...]
+    main: TableView | None
+    more: tuple[TableView, ...]
+    chart: Chart | None
 
-
-# The lines of one defense, with the table and the part that they stand in.
-Entry = tuple[Part, Table, tuple[Line, ...]]
+    @property
+    def tables(self) -> tuple[TableView, ...]:
+        return (*([self.main] if self.main else []), *self.more)
 
 
 @dataclass(frozen=True)
 class Page:
-    """One defense: its card, if there is one, and its records by what the attacker knew.
+    """One defense: its card, if there is one, and its records.
 
     Attributes:
-        levels: a level of knowledge, with what was found under it; the whole defense before less.
+        lines: AutoAttack first, then by the number of images.
+        curves: robust accuracy over the radius, a chart a norm that has several.
+        levels: a level of knowledge, with what was measured under it; the whole defense before less.
     """
 
     name: str
@@ -122,34 +133,38 @@ class Page:
     card: Card | None
     family: str
     architecture: str
-    levels: tuple[tuple[str, tuple[Entry, ...]], ...]
+    lines: tuple[Line, ...]
+    curves: tuple[Chart, ...]
+    levels: tuple[tuple[str, tuple[Line, ...]], ...]
 
 
-def parts(records: Iterable[Record], sort: str = "robust") -> list[Part]:
-    """The sections of the board, as tables.
-
-    Raises:
-        UsageError: for a column that a board cannot be sorted by.
-    """
-    one_of("column", sort, SORTS)
+def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
+    """The leaderboards as tabs of the first page, and a page for each defense, by name."""
+    files = _files(row.record.job.defense.name for _, _, row in every_row(boards))
     anchors: dict[str, int] = {}
-    made = [_part(board.sort_rows(section, sort), anchors) for section in board.sections(records)]
-    files = _files(line.record.job.defense.name for part in made for t in part.tables for line in t.lines)
-    return [
-        replace(part, tables=tuple(replace(table, lines=_paged(table.lines, files)) for table in part.tables))
-        for part in made
-    ]
-
-
-def pages(found: list[Part]) -> list[Page]:
-    """One page for each defense, by name."""
-    own: dict[str, list[Entry]] = {}
-    for part in found:
-        for table in part.tables:
-            for name in dict.fromkeys(line.record.job.defense.name for line in table.lines):
-                lines = tuple(line for line in table.lines if line.record.job.defense.name == name)
-                own.setdefault(name, []).append((part, table, lines))
-    return [_page(name, own[name]) for name in sorted(own)]
+    ids: dict[str, int] = {}
+    shown, lines = [], []
+    for board in boards:
+        # Beside the rows that a series stands for there is none of their table.
+        lines += [_line(row, row.name, 0, 1, anchors, files) for row in board.folded]
+        if not board.tables and not board.series:
+            continue
+        name = slug(f"{board.dataset}-{board.threat}").lower()
+        ids[name] = ids.get(name, 0) + 1
+        name += f"-{ids[name]}" if ids[name] > 1 else ""
+        views = [_table(table, f"{name}-{i}", anchors, files) for i, table in enumerate(board.tables)]
+        lines += [line for view in views for line in view.lines]
+        main, more = (views[0], views[1:]) if board.main else (None, views)
+        protocol = catalog.protocols().get(main.table.job.protocol) if main else None
+        drawn = (
+            chart.scatter(main.lines, f"Robust against clean accuracy, {main.table.title}") if main else None
+        )
+        description = protocol.description if protocol else ""
+        shown.append(Tab(name, board, description, main, tuple(more), drawn))
+    own: dict[str, list[Line]] = {}
+    for line in lines:
+        own.setdefault(line.record.job.defense.name, []).append(line)
+    return shown, [_page(name, own[name]) for name in sorted(own)]
 
 
 def known(knowledge: str) -> str:
@@ -203,58 +218,52 @@ def draws(record: Record) -> str:
     return by_draws(record)
 
 
+def citation(version: str) -> str:
+    """BibTeX of robench."""
+    return (
+        "@software{robench,\n  title = {robench: robustness evaluation of image classification defenses},\n"
+        f"  author = {{The robench authors}},\n  version = {{{version}}}\n}}"
+    )
+
+
 def papers(text: str) -> list[str]:
     """The arXiv numbers in a text."""
     return _ARXIV.findall(text)
 
 
-def _part(section: Section, anchors: dict[str, int]) -> Part:
-    protocol = catalog.protocols().get(section.protocol)
-    return Part(
-        section.protocol,
-        section.threat,
-        protocol.description if protocol else "",
-        frozenset(board.chosen_columns(section)),
-        tuple(_table(section, group, anchors) for group in section.groups),
-        section.remarks,
-    )
-
-
-def _table(section: Section, group: tuple[Row, ...], anchors: dict[str, int]) -> Table:
+def _table(table: Table, id: str, anchors: dict[str, int], files: dict[str, str]) -> TableView:
     lines, band, before = [], 1, ""
-    for row in group:
+    short = [_ARGUMENTS.sub("", row.name).replace("+", " + ") for row in table.rows]
+    for row, name in zip(table.rows, short, strict=True):
         band, before = (band if row.rank == before else 1 - band), row.rank
-        lines.append(_line(section, row, band, anchors))
-    job = group[0].record.job
-    return Table(job.suite.name, job.suite.attacks, job.knowledge, known(job.knowledge), job.n, tuple(lines))
+        name = name if short.count(name) == 1 else row.name
+        lines.append(_line(row, name, band, len(table.rows), anchors, files))
+    return TableView(table, id, frozenset(usual_columns(table)), known(table.job.knowledge), tuple(lines))
 
 
-def _line(section: Section, row: Row, band: int, anchors: dict[str, int]) -> Line:
+def _line(
+    row: Row, short: str, band: int, peers: int, anchors: dict[str, int], files: dict[str, str]
+) -> Line:
     record = row.record
-    name = board.shown_name(record)
-    notes = [section.notes[mark - 1].removeprefix(f"{name}: ") for mark in row.marks]
-    doubts = tuple((code, text) for code, _, text in (note.partition(": ") for note in notes))
     anchor = f"record-{slug(record.key[:12])}"
     anchors[anchor] = anchors.get(anchor, 0) + 1
     if anchors[anchor] > 1:
         anchor += f"-{anchors[anchor]}"
     family, architecture = kinds(record)
-    clean, robust = Figure.of(record.clean_accuracy), Figure.of(record.robust_accuracy)
-    best = Figure.of(row.best_known)
-    return Line(row, name, family, architecture, anchor, band, doubts, clean, robust, best)
-
-
-def kinds(record: Record) -> tuple[str, str]:
-    """Family and architecture: the card's builder, or the loader of a spec; empty where neither is known."""
-    name = record.job.defense.name
-    card = catalog.cards().get(name)
-    family = record.job.defense.family or (card.family if card else "")
-    try:
-        builder = (card.spec if card else specs.parse(name)).name
-    except RobenchError:
-        return family, ""
-    scheme = loaders.scheme_of(builder)
-    return family, scheme or (builder if card else "")
+    card = catalog.cards().get(record.job.defense.name)
+    return Line(
+        row,
+        row.name,
+        short,
+        family,
+        architecture,
+        card.paper if card else "",
+        anchor,
+        band,
+        peers,
+        *map(Figure.of, (record.clean_accuracy, record.robust_accuracy, row.best_known)),
+        files[record.job.defense.name],
+    )
 
 
 def _files(names: Iterable[str]) -> dict[str, str]:
@@ -269,20 +278,42 @@ def _files(names: Iterable[str]) -> dict[str, str]:
     return files
 
 
-def _paged(lines: tuple[Line, ...], files: dict[str, str]) -> tuple[Line, ...]:
-    return tuple(replace(line, page=files[line.record.job.defense.name]) for line in lines)
-
-
-def _page(name: str, own: list[Entry]) -> Page:
-    first = own[0][2][0]
-    levels: dict[str, list[Entry]] = {}
-    for entry in sorted(own, key=lambda entry: not adaptive(entry[1].knowledge)):
-        levels.setdefault(entry[1].knowledge, []).append(entry)
+def _page(name: str, lines: list[Line]) -> Page:
+    levels: dict[str, list[Line]] = {}
+    for line in sorted(lines, key=lambda line: not adaptive(line.record.job.knowledge)):
+        levels.setdefault(line.record.job.knowledge, []).append(line)
     return Page(
         name,
-        first.page,
+        lines[0].page,
         catalog.cards().get(name),
-        first.family,
-        first.architecture,
+        lines[0].family,
+        lines[0].architecture,
+        tuple(sorted(lines, key=_standing)),
+        tuple(_curves(name, lines)),
         tuple((knowledge, tuple(entries)) for knowledge, entries in levels.items()),
     )
+
+
+def _standing(line: Line) -> tuple:
+    job = line.record.job
+    return job.suite.name != "autoattack", job.knowledge != "full", -job.n, job.dataset.name, job.threat
+
+
+def _curves(name: str, lines: list[Line]) -> Iterator[Chart]:
+    """A chart for each data set and norm with records at two radii or more."""
+    places: dict[tuple, dict[tuple, list[Record]]] = {}
+    for line in sorted(lines, key=_standing):
+        job = line.record.job
+        place = (job.dataset.name, job.threat_model.kind, job.dataset.digest, job.n, job.seed)
+        places.setdefault(place, {}).setdefault((job.suite.name, job.knowledge), []).append(line.record)
+    for (dataset, kind, _, n, _), series in places.items():
+        drawn = []
+        for records in series.values():
+            radii = {record.job.threat_model.eps: record.job.threat_model.text for record in records}
+            if len(radii) > 1:
+                # Without samples there is no curve.
+                with suppress(RobenchError, AssertionError):
+                    drawn += security_curve.curves(["0", *(radii[eps] for eps in sorted(radii))], records)
+        title = f"Security curve of {name}: {dataset}, {kind}, {n:,} images"
+        if made := chart.curves(drawn, title, f"{kind} radius"):
+            yield made

@@ -19,12 +19,12 @@
     root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 
   const say = (text) => {
-    document.getElementById("said").textContent = text;
+    document.getElementById("status").textContent = text;
   };
 
   const theme = () => {
     const button = document.getElementById("theme");
-    const show = () => button.setAttribute("aria-pressed", String(isDark()));
+    const show = () => (button.textContent = `Switch to ${isDark() ? "light" : "dark"} theme`);
     button.addEventListener("click", () => {
       root.dataset.theme = isDark() ? "light" : "dark";
       remembered(root.dataset.theme);
@@ -72,8 +72,8 @@
       const body = head.closest("table").tBodies[0];
       const valued = [...body.rows].map((row) => {
         const cell = row.cells[head.cellIndex];
-        const said = cell.dataset.value;
-        const value = said === undefined ? cell.textContent.trim() : said === "" ? null : Number(said);
+        const number = cell.dataset.value;
+        const value = number === undefined ? cell.textContent.trim() : number === "" ? null : Number(number);
         return { row, value };
       });
       valued.sort((a, b) => {
@@ -83,55 +83,130 @@
         return rising ? order : -order;
       });
       body.append(...valued.map(({ row }) => row));
+      paginate(body, 0);
       say(`Sorted by ${label}, ${rising ? "ascending" : "descending"}`);
     });
   };
 
-  const filters = () => {
+  // A table shows a hundred of its rows at a time; those that the filters leave out count for none.
+  const PAGE = 100;
+  const starts = new WeakMap();
+  const paginate = (body, start = starts.get(body) ?? 0) => {
+    const rows = [...body.rows].filter((row) => !row.hidden);
+    const first = Math.min(start, Math.max(0, Math.floor((rows.length - 1) / PAGE) * PAGE));
+    starts.set(body, first);
+    rows.forEach((row, i) => row.classList.toggle("later", i < first || i >= first + PAGE));
+    const scroll = body.closest(".scroll");
+    let bar = scroll.nextElementSibling;
+    if (!bar?.classList.contains("pages")) {
+      if (rows.length <= PAGE) return;
+      bar = document.createElement("div");
+      bar.className = "pages";
+      const step = (text, way) => {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.textContent = text;
+        button.addEventListener("click", () => {
+          paginate(body, starts.get(body) + way * PAGE);
+          scroll.scrollTop = 0;
+          say(bar.querySelector("span").textContent);
+        });
+        return button;
+      };
+      bar.append(step("Previous", -1), document.createElement("span"), step("Next", 1));
+      scroll.after(bar);
+    }
+    const [previous, text, next] = bar.children;
+    bar.hidden = rows.length <= PAGE;
+    text.textContent = `Rows ${first + 1} to ${Math.min(first + PAGE, rows.length)} of ${rows.length}`;
+    previous.disabled = first === 0;
+    next.disabled = first + PAGE >= rows.length;
+  };
+
+  const leaderboards = () => {
     const form = document.getElementById("filters");
     if (!form) return;
-    const names = ["protocol", "threat", "knowledge", "family", "architecture"];
-    const regions = [...document.querySelectorAll(".part .board")];
-    const rows = regions.flatMap((region) => {
-      const part = region.closest(".part");
-      const shared = { ...part.dataset, ...region.dataset };
-      const context = [part.querySelector("h2"), region.querySelector("h3")].map((e) => e.textContent);
-      return [...region.querySelectorAll("tbody tr")].map((row) => ({
-        row,
-        facts: { ...shared, ...row.dataset },
-        text: [...context, row.textContent].join(" ").toLowerCase(),
-      }));
-    });
+    const names = ["knowledge", "family", "architecture"];
+    const tabs = [...document.querySelectorAll(".tab")];
+    const links = new Map(tabs.map((tab) => [tab, document.querySelector(`[data-tab="${CSS.escape(tab.id)}"]`)]));
+    const rows = tabs.flatMap((tab) =>
+      [...tab.querySelectorAll(".board")].flatMap((region) => {
+        const context = [tab.querySelector("h2"), region.querySelector("h3")].map((e) => e.textContent).join(" ");
+        return [...region.querySelectorAll("tbody tr")].map((row) => ({ row, tab, region, context, text: null }));
+      }),
+    );
+    const current = () => tabs.find((tab) => tab.classList.contains("current"));
+    const fields = () => new FormData(form);
 
     const apply = () => {
-      const asked = new FormData(form);
+      const asked = fields();
       const words = asked.get("q").toLowerCase().split(/\s+/).filter(Boolean);
       const wanted = names.filter((name) => asked.get(name));
-      let shown = 0;
-      for (const { row, facts, text } of rows) {
+      const counts = new Map(tabs.map((tab) => [tab, { shown: 0, all: 0 }]));
+      for (const item of rows) {
+        const { row, tab, region } = item;
+        const facts = { ...region.dataset, ...row.dataset };
+        if (words.length && item.text === null)
+          item.text = `${item.context} ${row.dataset.spec} ${row.textContent}`.toLowerCase();
         row.hidden =
-          !wanted.every((name) => facts[name] === asked.get(name)) || !words.every((word) => text.includes(word));
-        shown += !row.hidden;
+          !wanted.every((name) => facts[name] === asked.get(name)) || !words.every((word) => item.text.includes(word));
+        const count = counts.get(tab);
+        count.shown += !row.hidden;
+        count.all += 1;
       }
-      const without = (element) => !element.querySelector("tbody tr:not([hidden])");
-      for (const region of regions) region.hidden = without(region);
-      for (const part of document.querySelectorAll(".part")) part.hidden = without(part);
-      document.getElementById("nothing").hidden = shown > 0;
-      document.getElementById("found").textContent = `${shown} of ${rows.length} rows`;
+      const filtering = words.length > 0 || wanted.length > 0;
+      for (const tab of tabs) {
+        for (const region of tab.querySelectorAll(".board"))
+          region.hidden = filtering && !region.querySelector("tbody tr:not([hidden])");
+        for (const body of tab.querySelectorAll("tbody")) paginate(body);
+        const more = tab.querySelector(".more");
+        if (more) {
+          more.hidden = filtering && !more.querySelector("tbody tr:not([hidden])");
+          if (filtering && !more.hidden) more.open = true;
+        }
+        links.get(tab).classList.toggle("none", counts.get(tab).shown === 0);
+      }
+      const here = counts.get(current());
+      const elsewhere = [...counts].reduce((sum, [tab, count]) => sum + (tab === current() ? 0 : count.shown), 0);
+      const others = filtering && tabs.length > 1 ? `, ${elsewhere} in other tabs` : "";
+      document.getElementById("nothing").hidden = here.shown > 0;
+      document.getElementById("elsewhere").textContent = elsewhere ? `${elsewhere} rows of other tabs do.` : "";
+      document.getElementById("count").textContent = `${here.shown} of ${here.all} rows${others}`;
     };
-    // The address keeps the choice, so that it can be passed on.
-    const keep = () => {
-      const set = [...new FormData(form)].filter(([, value]) => value);
-      history.replaceState(null, "", set.length ? `#${new URLSearchParams(set)}` : "#");
-    };
-    const recall = () => {
-      for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-        if (name === "q" || names.includes(name)) form.elements[name].value = value;
+    const choose = (tab) => {
+      for (const other of tabs) {
+        other.classList.toggle("current", other === tab);
+        if (other === tab) links.get(other).setAttribute("aria-current", "true");
+        else links.get(other).removeAttribute("aria-current");
       }
       apply();
     };
+    // The address keeps the choice, so that it can be passed on.
+    const keep = () => {
+      const set = [...fields()].filter(([, value]) => value);
+      if (current() !== tabs[0]) set.unshift(["tab", current().id]);
+      history.replaceState(null, "", set.length ? `#${new URLSearchParams(set)}` : "#");
+    };
+    const recall = () => {
+      const hash = decodeURIComponent(location.hash.slice(1));
+      if (current() && document.getElementById(hash)?.closest(".tab") === null) return;
+      const plain = tabs.find((tab) => tab.id === hash);
+      let tab = plain ?? tabs[0];
+      for (const [name, value] of new URLSearchParams(plain ? "" : location.hash.slice(1))) {
+        if (name === "q" || names.includes(name)) form.elements[name].value = value;
+        if (name === "tab") tab = tabs.find((each) => each.id === value) ?? tab;
+      }
+      choose(tab);
+    };
+    for (const [tab, link] of links)
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        choose(tab);
+        keep();
+      });
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.addEventListener("input", () => {
+    form.addEventListener("input", (event) => {
+      if (event.target.closest("#columns")) return;
       apply();
       keep();
     });
@@ -144,13 +219,34 @@
       }),
     );
     document.getElementById("clear").addEventListener("click", () => form.reset());
+    addEventListener("hashchange", recall);
     recall();
+  };
+
+  // Which columns are shown follows the width of the screen until some are chosen.
+  const columns = () => {
+    const boxes = [...document.querySelectorAll("#columns input")];
+    const shown = (name) => {
+      const head = document.querySelector(`.tab.current thead .c-${name}`);
+      return head !== null && getComputedStyle(head).display !== "none";
+    };
+    const show = () => {
+      if (root.classList.contains("auto")) for (const box of boxes) box.checked = shown(box.value);
+    };
+    for (const box of boxes)
+      box.addEventListener("change", () => {
+        root.classList.remove("auto");
+        root.dataset.off = boxes.filter((other) => !other.checked).map((other) => other.value).join(" ");
+      });
+    addEventListener("resize", show);
+    show();
   };
 
   document.addEventListener("DOMContentLoaded", () => {
     theme();
     commands();
     for (const head of document.querySelectorAll("th[data-kind]")) sortable(head);
-    filters();
+    leaderboards();
+    columns();
   });
 })();

@@ -1,0 +1,218 @@
+"""Leaderboards: one for each data set and threat, with everything else about them behind it.
+
+The leaderboard is the table of the protocol's own suite under full knowledge, on the most images. Other suites, weaker
+attackers and smaller protocols are `more`; runs that differ in one number alone are one row of `series`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from robench import catalog
+from robench.catalog import find_suite
+from robench.core import specs
+from robench.core.errors import UsageError, unknown_name
+from robench.records.record import Record
+from robench.reports.ranking import Group, Row, Section, sections, sort_rows
+from robench.reports.series import RADIUS, Series, folded, series
+
+# By the names of `robench.reports.table.FIELDS`.
+_FIELDS: dict[str, Callable[[Record], str]] = {
+    "defense": lambda record: record.job.defense.name,
+    "dataset": lambda record: _dataset(record),
+    "threat": lambda record: record.job.threat,
+    "protocol": lambda record: record.job.protocol,
+    "suite": lambda record: record.job.suite.name,
+    "knowledge": lambda record: record.job.knowledge,
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are ranked together: one protocol, suite and attacker knowledge.
+
+    Attributes:
+        remarks: what randomised defenses score by other counts, and several seeds together.
+        missing: the commands that fill the table up.
+    """
+
+    rows: Group
+    remarks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def job(self):
+        return self.rows[0].record.job
+
+    @property
+    def suite(self) -> str:
+        """The suite, with the attacker's knowledge where it is not full: "pgd@bpda"."""
+        job = self.job
+        return job.suite.name if job.knowledge == "full" else f"{job.suite.name}@{job.knowledge}"
+
+    @property
+    def title(self) -> str:
+        job = self.job
+        return f"{_dataset(self.rows[0].record)} · {job.threat} · {self.suite} · {job.n:,} images"
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All that is known about one data set and threat.
+
+    Attributes:
+        main: the leaderboard itself; None where there is nothing but series.
+        folded: the rows that series stand for.
+    """
+
+    dataset: str
+    threat: str
+    main: Table | None
+    more: tuple[Table, ...] = ()
+    series: tuple[Series, ...] = ()
+    folded: Group = ()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return (*([self.main] if self.main else []), *self.more)
+
+
+def leaderboards(
+    records: Sequence[Record], sort: str = "robust", only: Sequence[str] = ()
+) -> list[Leaderboard]:
+    """The leaderboards, those on the most images first.
+
+    Args:
+        sort: the column whose best comes first, one of `robench.reports.table.SORTS`.
+        only: which rows to keep: patterns of defenses ("mimir-*"), or "field=pattern" with one of `robench.reports.table.FIELDS`. Ranks are
+            those among all rows.
+
+    Raises:
+        UsageError: when there are records and no row of them matches.
+    """
+    keep = _keeping(only)
+    runs = series(records)
+    hidden = folded(runs)
+    places: dict[tuple[str, str], list[Table]] = {}
+    for section in sections(records):
+        for table in _tables(section):
+            places.setdefault((_dataset(table.rows[0].record), section.threat), []).append(table)
+    boards = [_leaderboard(*place, tables, hidden) for place, tables in places.items()]
+    boards = _with_series(boards, runs)
+    kept = [_filtered(board, sort, keep) for board in sorted(boards, key=_order)]
+    kept = [board for board in kept if board.tables or board.series or board.folded]
+    if only and records and not kept:
+        raise _nothing(records, only)
+    return kept
+
+
+def _dataset(record: Record) -> str:
+    """A data set as it is called everywhere, without its arguments."""
+    return specs.parse(record.job.dataset.name).name
+
+
+def _tables(section: Section) -> Iterable[Table]:
+    suites = _own_suites(section.protocol)
+    for rows, remarks in zip(section.groups, section.remarks, strict=True):
+        table = Table(rows, remarks)
+        yield replace(table, missing=section.missing) if table.suite == suites[0] else table
+
+
+def _own_suites(protocol: str) -> list[str]:
+    """The suites of a protocol, rungs of ladders as suites; AutoAttack where it is not shipped."""
+    known = catalog.protocols().get(protocol)
+    shipped = catalog.suites()
+    names = []
+    for name in known.suites if known else ["autoattack"]:
+        rungs = shipped[name].rungs if name in shipped else []
+        names += [find_suite(rung.attack).name for rung in rungs if rung.knowledge == "full"] or [name]
+    return names
+
+
+def _leaderboard(dataset: str, threat: str, tables: list[Table], hidden: set[int]) -> Leaderboard:
+    def standing(table: Table) -> tuple:
+        job, suites = table.job, _own_suites(table.job.protocol)
+        return (
+            job.knowledge != "full",
+            job.suite.name not in suites,
+            -job.n,
+            suites.index(job.suite.name) if job.suite.name in suites else 0,
+            -len(table.rows),
+        )
+
+    shown = [replace(t, rows=tuple(row for row in t.rows if id(row.record) not in hidden)) for t in tables]
+    main, *more = sorted((table for table in shown if table.rows), key=standing) or [None]
+    rest = tuple(row for table in tables for row in table.rows if id(row.record) in hidden)
+    return Leaderboard(dataset, threat, main, tuple(more), folded=rest)
+
+
+def _with_series(boards: list[Leaderboard], runs: list[Series]) -> list[Leaderboard]:
+    """Each series behind the leaderboard of its data set and threat; one over radii behind the first of the norm."""
+    ranked = sorted((board for board in boards if board.tables), key=_order)
+    behind: dict[tuple[str, str], list[Series]] = {}
+    for one in runs:
+        record = one.points[0][1]
+        place = _dataset(record), record.job.threat
+        if one.kind == RADIUS:
+            kind = record.job.threat_model.kind
+            near = [b for b in ranked if b.dataset == place[0] and b.threat.rpartition(":")[0] == kind]
+            place = (near[0].dataset, near[0].threat) if near else (place[0], kind)
+        behind.setdefault(place, []).append(one)
+    boards = [replace(b, series=tuple(behind.pop((b.dataset, b.threat), ()))) for b in boards]
+    return boards + [Leaderboard(*place, None, series=tuple(own)) for place, own in behind.items()]
+
+
+def _order(board: Leaderboard) -> tuple:
+    if board.main is None:
+        return (0, True, 0, board.dataset, board.threat)
+    job = board.main.job
+    official = job.protocol in catalog.protocols() and job.suite.name in catalog.suites()
+    return (-job.n, not official, -len(board.main.rows), board.dataset, board.threat)
+
+
+def _filtered(board: Leaderboard, sort: str, keep: Callable[[Record], bool]) -> Leaderboard:
+    def filtered(table: Table) -> Table:
+        rows = tuple(row for row in table.rows if keep(row.record))
+        whole = len(rows) == len(table.rows)
+        named = {row.name for row in rows}
+        remarks = table.remarks if whole else tuple(r for r in table.remarks if r.partition(":")[0] in named)
+        return Table(sort_rows(rows, sort), remarks, table.missing if whole else ())
+
+    main = filtered(board.main) if board.main else None
+    more = tuple(table for table in map(filtered, board.more) if table.rows)
+    runs = tuple(one for one in board.series if all(keep(record) for _, record in one.points))
+    rest = tuple(row for row in board.folded if keep(row.record))
+    main = main if main and main.rows else None
+    return replace(board, main=main, more=more, series=runs, folded=rest)
+
+
+def _keeping(only: Sequence[str]) -> Callable[[Record], bool]:
+    """Whether a record matches one pattern of each field that is named."""
+    patterns: dict[str, list[str]] = {}
+    for word in only:
+        field, equals, pattern = word.partition("=")
+        field, pattern = (field, pattern) if equals and field in _FIELDS else ("defense", word)
+        if equals and field == "defense" and "(" not in word and not word.startswith("defense="):
+            raise unknown_name("field", word.partition("=")[0], _FIELDS)
+        patterns.setdefault(field, []).append(pattern)
+    # A name is itself, whatever brackets it has.
+    return lambda record: all(
+        any(_FIELDS[field](record) == p or fnmatchcase(_FIELDS[field](record), p) for p in listed)
+        for field, listed in patterns.items()
+    )
+
+
+def _nothing(records: Sequence[Record], only: Sequence[str]) -> UsageError:
+    if len(only) == 1 and "=" not in only[0]:
+        return unknown_name("defense", only[0], {record.job.defense.name for record in records})
+    return UsageError(f"no row matches --only {','.join(only)}: robench board --format csv lists all rows")
+
+
+def every_row(boards: Sequence[Leaderboard]) -> Iterable[tuple[str, Leaderboard, Row]]:
+    """All rows, each with where it stands: "leaderboard", "more" or "series"."""
+    for board in boards:
+        for table in board.tables:
+            for row in table.rows:
+                yield "leaderboard" if table is board.main else "more", board, row
+        for row in board.folded:
+            yield "series", board, row

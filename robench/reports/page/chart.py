@@ -1,0 +1,138 @@
+"""Charts of the pages as numbers for an SVG: accuracy against clean accuracy, and robust accuracy over the radius."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from robench.core.sanitize import plain
+from robench.reports.labels import place_labels
+from robench.reports.security_curve import Curve
+
+WIDTH, HEIGHT = 640, 360
+# Room for the numbers beside the axes.
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 48
+# Width of a letter of a label, and its height.
+_LETTER, _LINE = 6.6, 15
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point, with its label's place where there is room for one."""
+
+    x: float
+    y: float
+    text: str
+    link: str = ""
+    hollow: bool = False
+    bars: tuple[float, float, float, float] | None = None
+    label: tuple[float, float] | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: its name, its points as SVG has them, and the number of its style."""
+
+    name: str
+    points: str
+    style: int
+    label: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What an SVG of `WIDTH` x `HEIGHT` shows."""
+
+    title: str
+    x_name: str
+    y_name: str
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    marks: tuple[Mark, ...] = ()
+    lines: tuple[Line, ...] = ()
+    size: tuple[int, int] = (WIDTH, HEIGHT)
+
+
+def scatter(lines: Sequence, title: str) -> Chart | None:
+    """A point a defense, zoomed to the data; None for fewer than two."""
+    if len(lines) < 2:
+        return None
+    x_axis = _Axis([end for line in lines for end in (line.clean.low, line.clean.high)], LEFT, WIDTH - RIGHT)
+    y_axis = _Axis(
+        [end for line in lines for end in (line.robust.low, line.robust.high)], HEIGHT - BOTTOM, TOP
+    )
+    places = [(x_axis(line.clean.value), y_axis(line.robust.value)) for line in lines]
+    shifted = [(x - LEFT, y - TOP) for x, y in places]
+    sizes = [(_LETTER * len(line.short), _LINE) for line in lines]
+    corners = place_labels(shifted, sizes, (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM))
+    marks = []
+    for line, (x, y), corner in zip(lines, places, corners, strict=True):
+        both = f"clean {line.clean.text} % {line.clean.interval}, robust {line.robust.text} % {line.robust.interval}"
+        bars = (
+            x_axis(line.clean.low),
+            x_axis(line.clean.high),
+            y_axis(line.robust.low),
+            y_axis(line.robust.high),
+        )
+        label = (corner[0] + LEFT, corner[1] + TOP + 0.75 * _LINE) if corner else None
+        link = f"defense/{line.page}#{line.anchor}"
+        marks.append(
+            Mark(
+                x,
+                y,
+                f"{plain(line.name)}: {both}",
+                link,
+                bool(line.row.warnings),
+                bars,
+                label,
+                plain(line.short),
+            )
+        )
+    return Chart(title, "clean accuracy, %", "robust accuracy, %", x_axis.ticks, y_axis.ticks, tuple(marks))
+
+
+def curves(found: Sequence[Curve], title: str, axis: str) -> Chart | None:
+    """Robust accuracy over the radius, from clean accuracy at 0."""
+    if not found:
+        return None
+    x_axis = _Axis([point.eps for curve in found for point in curve.points], LEFT, WIDTH - RIGHT, whole=False)
+    y_axis = _Axis([0, 100], HEIGHT - BOTTOM, TOP)
+    marks, lines = [], []
+    for number, curve in enumerate(found):
+        places = [(x_axis(p.eps), y_axis(100 * p.accuracy.value)) for p in curve.points]
+        name = curve.attack if curve.knowledge == "full" else f"{curve.attack}@{curve.knowledge}"
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        lines.append(Line(plain(name), points, number % 4, (WIDTH - RIGHT - 8, TOP + 16 + 16 * number)))
+        for point, (x, y) in zip(curve.points, places, strict=True):
+            what = "clean" if point.eps == 0 else f"radius {point.radius}, robust"
+            marks.append(Mark(x, y, f"{plain(name)}: {what} {100 * point.accuracy.value:.2f} %"))
+    return Chart(title, axis, "accuracy, %", x_axis.ticks, y_axis.ticks, tuple(marks), tuple(lines))
+
+
+class _Axis:
+    """From values to places on a page, with round ticks; a share of a hundred stays within it."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float, whole: bool = True):
+        low, high = min(values), max(values)
+        step = _step((high - low) or 1.0)
+        self._low, self._high = math.floor(low / step) * step, math.ceil(high / step) * step
+        if whole:
+            self._low, self._high = max(0.0, self._low), min(100.0, self._high)
+        if self._high <= self._low:
+            self._high = self._low + step
+        self._start, self._end = start, end
+        count = round((self._high - self._low) / step)
+        values = [self._low + i * step for i in range(count + 1)]
+        self.ticks = tuple(
+            (round(self(value), 1), f"{value:.6g}") for value in values if value <= self._high + 1e-9
+        )
+
+    def __call__(self, value: float) -> float:
+        share = (value - self._low) / (self._high - self._low)
+        return round(self._start + share * (self._end - self._start), 1)
+
+
+def _step(span: float) -> float:
+    """A round step that parts a span into four to ten."""
+    unit = 10 ** math.floor(math.log10(span / 4))
+    return max(unit * factor for factor in (1, 2, 2.5, 5) if unit * factor <= span / 4 * 1.0000001)

@@ -1,0 +1,222 @@
+"""Ranking: records of the same suite, attacker knowledge and images, best first.
+
+A rank says how many defenses are better beyond chance, by McNemar's exact test on the same images: two rows a few
+images apart share it. A row with a warning has no rank.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from robench import catalog
+from robench.core import specs
+from robench.records.identity import by_subject, subjects
+from robench.records.record import Record
+from robench.records.samples import held
+from robench.reports.cells import on_protocol, run_command
+from robench.reports.formatting import by_draws
+from robench.statistics.accuracy import Accuracy, mcnemar, mean_and_deviation
+from robench.threats.threat import Threat, same_threat
+
+NO_RANK = "–"
+# Two defenses whose difference has at least this p-value share a rank.
+SAME = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a board.
+
+    Attributes:
+        rank: 1 + the number of rows without warnings that are better beyond chance; NO_RANK where there is a warning.
+        warnings: as (code, text); why the row is not ranked.
+        claimed: robust accuracy that its authors claim at this threat, in percent, or None.
+        best_known: the lowest robust accuracy of all records of this defense, under any name, on these images at this
+            threat or a smaller radius of it.
+    """
+
+    rank: str
+    record: Record
+    warnings: tuple[tuple[str, str], ...]
+    claimed: float | None
+    best_known: Accuracy
+
+    @property
+    def name(self) -> str:
+        """The defense, with the seed where it is not 0."""
+        return shown_name(self.record)
+
+    @property
+    def why_not_ranked(self) -> str:
+        """ "not ranked: zero-gradients", or nothing."""
+        codes = dict.fromkeys(code for code, _ in self.warnings)
+        return f"not ranked: {', '.join(codes)}" if codes else ""
+
+
+Group = tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The records of one protocol and threat.
+
+    Attributes:
+        groups: rows that are ranked together, best first.
+        remarks: for each group what randomised defenses score by other counts, and several seeds together.
+        missing: for each suite of the protocol that a defense lacks, the command that runs it.
+    """
+
+    protocol: str
+    threat: str
+    groups: tuple[Group, ...]
+    remarks: tuple[tuple[str, ...], ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+def sections(records: Iterable[Record]) -> Iterator[Section]:
+    """The records by protocol and threat, then in groups of like with like, each by robust accuracy."""
+    tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
+    # Corruptions have a table of their own, and never rank beside attacks.
+    records = [record for record in records if not record.corrupted]
+    subject = subjects(records)
+    lowest = _best_known(records, subject)
+    for record in records:
+        job = record.job
+        groups = tables.setdefault((job.protocol, job.threat), {})
+        # What an attacker knew comes first, the whole defense before less: the figures mean different things.
+        like = (
+            job.knowledge != "full",
+            job.knowledge,
+            job.suite.name,
+            job.suite.attacks,
+            job.dataset.digest,
+            job.n,
+        )
+        groups.setdefault(like, []).append(record)
+    for (protocol, threat), groups in sorted(tables.items()):
+        keys = sorted(groups)
+        ranked = tuple(tuple(_ranked(groups[key], lowest)) for key in keys)
+        remarks = tuple((*_by_draws(groups[key]), *_seeds(groups[key], subject)) for key in keys)
+        missing = tuple(_missing(protocol, threat, [row.record for group in ranked for row in group]))
+        yield Section(protocol, threat, ranked, remarks, missing)
+
+
+def _by_draws(records: list[Record]) -> Iterator[str]:
+    for record in records:
+        if text := by_draws(record):
+            yield f"{shown_name(record)}: {text}"
+
+
+def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
+    """What the protocol asks of each defense and no record has; ladders say that in tables of their own."""
+    known = catalog.protocols().get(protocol)
+    if known is None or not same_threat(known.threat_name, threat):
+        return
+    have = {(r.job.defense.name, r.job.suite.name, r.job.knowledge) for r in records}
+    names = sorted({record.job.defense.name for record in records})
+    ladders = {name for name, suite in catalog.suites().items() if suite.rungs}
+    for suite, level in itertools.product(known.suites, known.knowledge):
+        lacking = [name for name in names if (name, suite, level) not in have]
+        if lacking and suite not in ladders:
+            command = run_command(",".join(lacking), suite, on_protocol(protocol), level)
+            yield f"not yet run under {suite}{'' if level == 'full' else f'@{level}'}: {command}"
+
+
+def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int, Accuracy]:
+    """By the id of a record the lowest robust accuracy of its defense on its images, by whatever name.
+
+    What fools it within a smaller radius does so within a larger one.
+    """
+    threats = {id(record): record.job.threat_model for record in records}
+    lowest = {}
+    for same in by_subject(records, subject).values():
+        for record in same:
+            threat = threats[id(record)]
+            bounds = [
+                other.robust_accuracy
+                for other in same
+                if threats[id(other)].kind == threat.kind
+                and threats[id(other)].eps <= threat.eps * (1 + 1e-9)
+            ]
+            lowest[id(record)] = min(bounds, key=lambda accuracy: accuracy.value)
+    return lowest
+
+
+def _ranked(records: list[Record], lowest: dict[int, Accuracy]) -> Iterator[Row]:
+    order = sorted(
+        records,
+        key=lambda r: (-r.robust_accuracy.value, -r.clean_accuracy.value, r.job.defense.name, r.job.seed),
+    )
+    ranks = _ranks([record for record in order if not record.health])
+    for record in order:
+        rank = ranks.get(id(record), NO_RANK)
+        warnings = tuple((mark.code, mark.text) for mark in record.health)
+        if not warnings and rank == NO_RANK:
+            warnings = (("no-samples", "its samples.parquet cannot be read, so it cannot be compared"),)
+        yield Row(rank, record, warnings, _claimed(record), lowest[id(record)])
+
+
+def _ranks(records: list[Record]) -> dict[int, str]:
+    """By the id of the record; those without samples have none."""
+    kept = {id(record): right for record in records if (right := held(record)) is not None}
+    if not kept:
+        return {}
+    matrix = np.stack(list(kept.values())).astype(np.int64)
+    # only[i, j]: images that i has right and j has not.
+    only = matrix @ (1 - matrix).T
+    better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
+    return {key: str(1 + int(count)) for key, count in zip(kept, better.sum(0), strict=True)}
+
+
+@cache
+def _chance(b: int, c: int) -> float:
+    return mcnemar(int(b), int(c))
+
+
+def _claimed(record: Record) -> float | None:
+    """The lowest robust accuracy that the card's authors claim at the record's threat."""
+    card = catalog.cards().get(record.job.defense.name)
+    if card is None or card.dataset != specs.parse(record.job.dataset.name).name:
+        return None
+    threat = record.job.threat_model
+    return min((c["robust"] for c in card.claims if Threat.parse(c["threat"]) == threat), default=None)
+
+
+def _seeds(records: list[Record], subject: dict[int, int]) -> Iterator[str]:
+    """Several seeds of one run, taken together."""
+    same: dict[tuple, list[Record]] = {}
+    for record in records:
+        same.setdefault((subject[id(record)], record.job.defense.name), []).append(record)
+    for group in same.values():
+        if len({record.job.seed for record in group}) > 1:
+            mean, deviation = mean_and_deviation([100 * record.robust_accuracy.value for record in group])
+            job = group[0].job
+            yield (
+                f"{job.defense.name}, {job.suite.name}: robust {mean:.2f} ± {deviation:.2f} %, mean and standard "
+                f"deviation of {len(group)} seeds"
+            )
+
+
+def shown_name(record: Record) -> str:
+    """The defense, with the seed where it is not 0."""
+    seed = f" (seed {record.job.seed})" if record.job.seed else ""
+    return record.job.defense.name + seed
+
+
+# A row for each of `robench.reports.table.SORTS`.
+_ORDERS: dict[str, Callable[[Row], tuple]] = {
+    "robust": lambda row: (-row.record.robust_accuracy.value,),
+    "clean": lambda row: (-row.record.clean_accuracy.value,),
+    "claimed": lambda row: (-(row.claimed if row.claimed is not None else -1.0),),
+    "best-known": lambda row: (-row.best_known.value,),
+    "defense": lambda row: (row.name,),
+    "n": lambda row: (-row.record.job.n,),
+}
+
+
+def sort_rows(rows: Group, sort: str) -> Group:
+    """The rows ordered by a column, one of `robench.reports.table.SORTS`, the best first."""
+    return tuple(sorted(rows, key=_ORDERS[sort]))

@@ -1,0 +1,119 @@
+"""Series: records that differ in one number alone, a radius, a setting of the attack or a setting of the defense."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from robench import catalog
+from robench.canonical import builder_defaults
+from robench.core import registry, specs
+from robench.core.errors import UsageError
+from robench.records.record import Record
+from robench.reports.ranking import shown_name
+
+# A board shows records as a series from this many values on.
+LEAST = 3
+RADIUS, ATTACK, DEFENSE = "radius", "attack", "defense"
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One row of a board that stands for several records.
+
+    Attributes:
+        kind: what differs, `RADIUS`, or a setting of the `ATTACK` or of the `DEFENSE`.
+        setting: its name, "Linf radius" or "steps".
+        defense, suite: without the setting.
+        points: (value, record), by value.
+    """
+
+    kind: str
+    setting: str
+    defense: str
+    suite: str
+    knowledge: str
+    points: tuple[tuple[float, Record], ...]
+
+    @property
+    def sparkline(self) -> str:
+        """Robust accuracy at each value as a bar of 0 to 100 %."""
+        top = len(_BARS) - 1
+        return "".join(_BARS[round(record.robust_accuracy.value * top)] for _, record in self.points)
+
+    @property
+    def values(self) -> str:
+        """Each value with its robust accuracy: "0.05: 80.00, 0.1: 61.00"."""
+        return ", ".join(f"{x:.4g}: {100 * record.robust_accuracy.value:.2f}" for x, record in self.points)
+
+
+def series(records: Sequence[Record]) -> list[Series]:
+    """Every series of at least `LEAST` values, in the order of its first record."""
+    points: dict[tuple, dict[float, Record]] = {}
+    for record in records:
+        if not record.corrupted:
+            for place, value in _places(record):
+                points.setdefault(place, {})[value] = record
+    return [
+        Series(*place[:5], points=tuple(sorted(own.items())))
+        for place, own in points.items()
+        if len(own) >= LEAST
+    ]
+
+
+def folded(found: Iterable[Series]) -> set[int]:
+    """The ids of the records that need no row beside their series: what is neither a shipped protocol, a shipped
+    suite nor a defense under its plain name."""
+    return {id(record) for one in found for _, record in one.points if _FOLDED[one.kind](one, record)}
+
+
+_FOLDED = {
+    RADIUS: lambda one, record: record.job.protocol not in catalog.protocols(),
+    ATTACK: lambda one, record: record.job.suite.name not in catalog.suites(),
+    DEFENSE: lambda one, record: shown_name(record) != one.defense,
+}
+
+
+def _places(record: Record) -> Iterator[tuple[tuple, float]]:
+    """What a record shares with the others of each series that it may belong to, and its value there."""
+    job, threat = record.job, record.job.threat_model
+    name, suite = shown_name(record), job.suite.name
+    images = (job.dataset.digest, job.n, job.defense.checkpoint_sha256)
+    yield (RADIUS, f"{threat.kind} radius", name, suite, job.knowledge, *images), threat.eps
+    for base, setting, value in attack_settings(job.suite.attacks):
+        yield (ATTACK, setting, name, base, job.knowledge, job.threat, *images), value
+    for base, setting, value in defense_settings(job.defense.name):
+        yield (DEFENSE, setting, base, suite, job.knowledge, job.threat, job.seed, *images), value
+
+
+def defense_settings(defense: str) -> Iterator[tuple[str, str, float]]:
+    """Each numeric setting of a defense: its name without the setting, the setting, the value.
+
+    What the name does not say is taken from the card and its builder, so that "de3-digits" stands among
+    "de3-digits(sigma=140)".
+    """
+    try:
+        first, *rest = specs.split(defense, "+")
+        spec = specs.parse(first)
+        card = catalog.cards().get(spec.name)
+        built = card.spec if card else specs.Spec(spec.name)
+        arguments = {**builder_defaults(built.name), **built.arguments}
+    except UsageError:
+        return
+    for base, setting, value in _settings(spec, arguments):
+        yield "+".join([base, *rest]), setting, value
+
+
+def attack_settings(attacks: Sequence[str]) -> Iterator[tuple[str, str, float]]:
+    """Each numeric setting of a suite of one attack: its spec without the setting, the setting, the value."""
+    # Defaults of attacks of other packages are not looked up: that would load them.
+    if len(attacks) == 1:
+        spec = specs.parse(attacks[0])
+        if spec.name in registry.attacks and registry.attacks.holder(spec.name).startswith("robench."):
+            yield from _settings(spec, specs.defaults(registry.attacks.get(spec.name)))
+
+
+def _settings(spec: specs.Spec, defaults: dict) -> Iterator[tuple[str, str, float]]:
+    for name, value in {**defaults, **spec.arguments}.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            others = {key: argument for key, argument in spec.arguments.items() if key != name}
+            yield str(specs.Spec(spec.name, others)), name, float(value)
