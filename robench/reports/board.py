@@ -18,9 +18,20 @@ from robench.reports.leaderboards import Leaderboard, Table, every_row, leaderbo
 from robench.reports.ranking import NO_RANK, Row, Section, sections, shown_name
 from robench.reports.robustbench import Claim, with_claims
 from robench.reports.table import BOARD_FORMATS, COLUMNS, SORTS, WIDTH, Grid, render
-from robench.statistics.accuracy import Accuracy, interval, percent
+from robench.statistics.accuracy import interval, percent
 
-__all__ = ["COLUMNS", "EMPTY", "FORMATS", "NO_RANK", "SORTS", "Row", "Section", "board", "sections", "shown_name"]
+__all__ = [
+    "COLUMNS",
+    "EMPTY",
+    "FORMATS",
+    "NO_RANK",
+    "SORTS",
+    "Row",
+    "Section",
+    "board",
+    "sections",
+    "shown_name",
+]
 
 EMPTY = "–"
 FORMATS = BOARD_FORMATS
@@ -195,18 +206,18 @@ def _cell(row: Row, name: str, intervals: bool) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def _share(accuracy: Accuracy) -> float:
-    return round(100 * accuracy.value, 4)
+def _percent(share: float) -> float:
+    return round(100 * share, 4)
 
 
 # Values for programs: numbers as numbers, accuracies in percent.
 _VALUES: dict[str, Callable[[Row], Any]] = {
     "rank": lambda row: None if row.rank == NO_RANK else int(row.rank),
     "defense": lambda row: row.name,
-    "clean": lambda row: _share(row.record.clean_accuracy),
-    "robust": lambda row: _share(row.record.robust_accuracy),
+    "clean": lambda row: _percent(row.record.clean_accuracy.value),
+    "robust": lambda row: _percent(row.record.robust_accuracy.value),
     "claimed": lambda row: row.claimed,
-    "best-known": lambda row: _share(row.best_known),
+    "best-known": lambda row: _percent(row.best_known.value),
     "warnings": lambda row: row.why_not_ranked,
     "suite": lambda row: row.record.job.suite.name,
     "knowledge": lambda row: row.record.job.knowledge,
@@ -222,7 +233,7 @@ def _flat(boards: Sequence[Leaderboard], choice: Choice) -> Iterator[dict[str, A
     """A mapping for each row; an accuracy has its interval in fields of their own."""
     for where, each, row in every_row(boards):
         record = row.record
-        fields = {
+        fields: dict[str, Any] = {
             "table": where,
             "dataset": each.dataset,
             "threat": record.job.threat,
@@ -239,7 +250,7 @@ def _flat(boards: Sequence[Leaderboard], choice: Choice) -> Iterator[dict[str, A
                 )
         if not choice.columns:
             single = single_draw(record)
-            fields |= {"single_draw": None if single is None else _share(single), "key": record.key}
+            fields |= {"single_draw": None if single is None else _percent(single.value), "key": record.key}
         yield fields
 
 

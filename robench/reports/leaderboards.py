@@ -84,8 +84,8 @@ def leaderboards(
 
     Args:
         sort: the column whose best comes first, one of `robench.reports.table.SORTS`.
-        only: which rows to keep: patterns of defenses ("mimir-*"), or "field=pattern" with one of `robench.reports.table.FIELDS`. Ranks are
-            those among all rows.
+        only: which rows to keep: patterns of defenses ("mimir-*"), or "field=pattern" with one of
+            `robench.reports.table.FIELDS`. Ranks are those among all rows.
 
     Raises:
         UsageError: when there are records and no row of them matches.
@@ -141,9 +141,9 @@ def _leaderboard(dataset: str, threat: str, tables: list[Table], hidden: set[int
         )
 
     shown = [replace(t, rows=tuple(row for row in t.rows if id(row.record) not in hidden)) for t in tables]
-    main, *more = sorted((table for table in shown if table.rows), key=standing) or [None]
+    ranked = sorted((table for table in shown if table.rows), key=standing)
     rest = tuple(row for table in tables for row in table.rows if id(row.record) in hidden)
-    return Leaderboard(dataset, threat, main, tuple(more), folded=rest)
+    return Leaderboard(dataset, threat, ranked[0] if ranked else None, tuple(ranked[1:]), folded=rest)
 
 
 def _with_series(boards: list[Leaderboard], runs: list[Series]) -> list[Leaderboard]:

@@ -215,6 +215,6 @@ def test_headers_and_names_stay_in_sight(page):
     page.reload()
     page.get_by_text("Filters and columns").click()
     for name in ("clean %", "best known %", "architecture", "date"):
-        page.get_by_label(name).check()
+        page.get_by_role("checkbox", name=name).check()
     page.evaluate("document.querySelector('.scroll').scrollLeft = 400")
     assert page.locator("tbody .c-defense").first.bounding_box()["x"] < 30

@@ -108,11 +108,25 @@ def test_a_scatter_shows_every_defense_of_a_ranking_and_hollow_the_doubtful(tmp_
     assert list(figures) == ["digits-linf-autoattack-full"]
     (axes,) = figure.axes
     handles, labels = axes.get_legend_handles_labels()
-    assert sorted(labels) == ["doubted !", "sound"]
+    assert sorted(labels) == ["doubted", "sound"]
     face = {
         label: handle.lines[0].get_markerfacecolor() for label, handle in zip(labels, handles, strict=True)
     }
-    assert face["doubted !"] == "white" and face["sound"] != "white"
+    assert face["doubted"] == "white" and face["sound"] != "white"
+
+
+def test_the_names_in_a_scatter_overlap_neither_each_other_nor_the_frame(tmp_path):
+    for i in range(12):
+        make_run(tmp_path, draw=0, defense=f"defense-number-{i}").write()
+    (figure,) = PLOTS["scatter"].draw(collect([tmp_path])).values()
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    frame = axes.get_window_extent()
+    assert boxes and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in boxes)
+    low, high = axes.get_ylim()
+    assert high - low < 60  # zoomed to the intervals
 
 
 def test_security_curves_begin_with_clean_accuracy_and_go_over_the_radii(tmp_path):

@@ -261,7 +261,9 @@ def _line(
         anchor,
         band,
         peers,
-        *map(Figure.of, (record.clean_accuracy, record.robust_accuracy, row.best_known)),
+        Figure.of(record.clean_accuracy),
+        Figure.of(record.robust_accuracy),
+        Figure.of(row.best_known),
         files[record.job.defense.name],
     )
 

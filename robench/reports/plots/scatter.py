@@ -1,73 +1,100 @@
-"""Clean against robust accuracy: a point a defense, with both intervals; what is claimed beside it, hollow."""
+"""Clean against robust accuracy: a point a defense with both intervals, its name beside it, and what is claimed."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robench.records.record import Record
 from robench.records.store import slug
-from robench.reports.board import Row, Section, sections, shown_name
-from robench.reports.formatting import suite_label
+from robench.reports.labels import place_labels
+from robench.reports.leaderboards import Table, leaderboards
 from robench.reports.plots import style
+from robench.reports.ranking import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Inches, the axes' share of them, and points an inch.
+_SIZE, _AXES, _POINTS = (7.6, 4.8), (0.09, 0.12, 0.88, 0.75), 72
+_FONT, _LETTER = 8, 0.58
+_ARGUMENTS = re.compile(r"\([^()]*\)")
+
 
 def draw(records: Sequence[Record]) -> "dict[str, Figure]":
     """A picture for each two or more defenses that a board ranks together."""
-    found = {}
-    for section in sections(records):
-        for group in section.groups:
-            if len({shown_name(row.record) for row in group}) > 1:
-                record = group[0].record
-                name = slug(f"{section.protocol}-{record.job.suite.name}-{record.job.knowledge}")
-                found[name] = _draw(section, group)
-    return found
+    figures = {}
+    for board in leaderboards(records):
+        for table in board.tables:
+            if len({row.name for row in table.rows}) > 1:
+                job = table.job
+                name = slug(f"{job.protocol}-{job.suite.name}-{job.knowledge}")
+                figures[name] = _draw(table)
+    return figures
 
 
-def _draw(section: Section, group: tuple[Row, ...]) -> "Figure":
-    figure = style.figure(7.6, 4.4, layout="constrained")
-    axes = figure.subplots()
-    axes.plot((0, 100), (0, 100), color=style.LINE, linewidth=1, zorder=0)
-    note = {"fontsize": 8, "color": style.QUIET, "ha": "right", "va": "top", "textcoords": "offset points"}
-    axes.annotate("nothing lost", (100, 100), (-26, 2), **note)
-    for i, row in enumerate(group):
-        _point(axes, i, row)
-    lowest = min(100 * row.record.clean_accuracy.interval[0] for row in group)
-    axes.set_xlim(max(0, 10 * (lowest // 10 - 1)), 102)
-    axes.set_ylim(-2, 102)
-    record = group[0].record
-    told = f"{section.protocol} · {section.threat} · {suite_label(record).partition('+seed')[0]}"
-    style.frame(axes, told, "clean accuracy, %", "robust accuracy, %")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), title=_told(group))
+def _draw(table: Table) -> "Figure":
+    figure = style.figure(*_SIZE)
+    axes = figure.add_axes(_AXES)
+    rows = table.rows
+    for row in rows:
+        _point(axes, row)
+    for accuracies, limit in (
+        ([row.record.clean_accuracy for row in rows], axes.set_xlim),
+        ([row.record.robust_accuracy for row in rows], axes.set_ylim),
+    ):
+        low, high = (100 * end(a.interval[i] for a in accuracies) for i, end in ((0, min), (1, max)))
+        margin = max(1.0, 0.06 * (high - low))
+        limit(max(-1.0, low - margin), min(101.0, high + margin))
+    style.frame(axes, "", "clean accuracy, %", "robust accuracy, %")
+    figure.text(_AXES[0], 0.945, style.literal(f"Robust against clean accuracy: {table.title}"), fontsize=10)
+    figure.text(_AXES[0], 0.9, _key(rows), fontsize=8, color=style.QUIET)
+    _labels(axes, rows)
     return figure
 
 
-def _told(group: tuple[Row, ...]) -> str:
-    hollow = "\nhollow: doubtful" if any(row.marks for row in group) else ""
-    return (
-        "bars: 95 %" + hollow + ("\ndash: claimed" if any(row.claimed is not None for row in group) else "")
-    )
+def _key(rows: Sequence[Row]) -> str:
+    hollow = "; hollow: not ranked, for there is a warning" if any(row.warnings for row in rows) else ""
+    claimed = "; dash: claimed" if any(row.claimed is not None for row in rows) else ""
+    return f"lines: 95 % intervals{hollow}{claimed}"
 
 
-def _point(axes: "Axes", i: int, row: Row) -> None:
+def _labels(axes: "Axes", rows: Sequence[Row]) -> None:
+    """Names beside their points, where there is room."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    room = (_SIZE[0] * _AXES[2] * _POINTS, _SIZE[1] * _AXES[3] * _POINTS)
+    points = [
+        (
+            (100 * row.record.clean_accuracy.value - left) / (right - left) * room[0],
+            (100 * row.record.robust_accuracy.value - low) / (high - low) * room[1],
+        )
+        for row in rows
+    ]
+    names = [_ARGUMENTS.sub("", row.name) for row in rows]
+    names = [name if names.count(name) == 1 else row.name for name, row in zip(names, rows, strict=True)]
+    sizes = [(_LETTER * _FONT * len(name), 1.3 * _FONT) for name in names]
+    for name, corner in zip(names, place_labels(points, sizes, room), strict=True):
+        if corner:
+            place = (corner[0] / room[0], (corner[1] + 0.2 * _FONT) / room[1])
+            axes.text(*place, style.literal(name), transform=axes.transAxes, fontsize=_FONT, color=style.INK)
+
+
+def _point(axes: "Axes", row: Row) -> None:
     clean, robust = row.record.clean_accuracy, row.record.robust_accuracy
     bars = [[[100 * (a.value - a.interval[0])], [100 * (a.interval[1] - a.value)]] for a in (clean, robust)]
-    doubt = " !" if row.marks else ""
+    colour = style.colour(4)
     axes.errorbar(
         100 * clean.value,
         100 * robust.value,
         xerr=bars[0],
         yerr=bars[1],
-        fmt=style.marker(i),
-        color=style.colour(i),
-        markerfacecolor="white" if row.marks else style.colour(i),
-        markersize=7,
-        elinewidth=1,
-        label=style.literal(shown_name(row.record) + doubt),
+        fmt="o",
+        color=colour,
+        ecolor=style.colour(1),
+        markerfacecolor="white" if row.warnings else colour,
+        markersize=6,
+        elinewidth=0.9,
+        label=style.literal(row.name),
     )
     if row.claimed is not None:
-        axes.plot(
-            100 * clean.value, row.claimed, marker="_", color=style.colour(i), markersize=14, linestyle="none"
-        )
+        axes.plot(100 * clean.value, row.claimed, marker="_", color=colour, markersize=14, linestyle="none")
