@@ -178,9 +178,7 @@ def test_a_board_says_what_its_protocol_wants_and_refuses_columns_it_has_not(tmp
     monkeypatch.setitem(
         catalog.protocols(), "p", catalog.Protocol("p", "digits", "Linf:8/255", 30, columns=["rank", "high"])
     )
-    with pytest.raises(
-        UsageError, match=r'unknown column of the protocol p: "high": expected one of '
-    ):
+    with pytest.raises(UsageError, match=r'unknown column of the protocol p: "high": expected one of '):
         board(collect([tmp_path]))
     monkeypatch.setitem(
         catalog.protocols(), "p", catalog.Protocol("p", "digits", "Linf:8/255", 30, columns=["defense", "n"])
