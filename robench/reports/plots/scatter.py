@@ -70,13 +70,24 @@ def _labels(axes: "Axes", rows: Sequence[Row]) -> None:
         )
         for row in rows
     ]
+    from matplotlib.patheffects import withStroke
+
+    # Names stay readable where an interval crosses them.
+    halo = [withStroke(linewidth=2.5, foreground="white")]
     names = [_ARGUMENTS.sub("", row.name) for row in rows]
     names = [name if names.count(name) == 1 else row.name for name, row in zip(names, rows, strict=True)]
     sizes = [(_LETTER * _FONT * len(name), 1.3 * _FONT) for name in names]
     for name, corner in zip(names, place_labels(points, sizes, room), strict=True):
         if corner:
             place = (corner[0] / room[0], (corner[1] + 0.2 * _FONT) / room[1])
-            axes.text(*place, style.literal(name), transform=axes.transAxes, fontsize=_FONT, color=style.INK)
+            axes.text(
+                *place,
+                style.literal(name),
+                transform=axes.transAxes,
+                fontsize=_FONT,
+                color=style.INK,
+                path_effects=halo,
+            )
 
 
 def _point(axes: "Axes", row: Row) -> None:
