@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from robench.core.errors import ResourceError, UsageError
 from robench.engine.outcome import ResultWarning
@@ -154,8 +155,6 @@ def test_without_samples_there_is_no_rank(run):
 
 @given(b=st.integers(0, 400), c=st.integers(0, 400))
 def test_mcnemar_is_the_exact_binomial_test(b, c):
-    from scipy.stats import binomtest
-
     expected = binomtest(b, b + c).pvalue if b + c else 1.0
     assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
 
