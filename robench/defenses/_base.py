@@ -174,7 +174,7 @@ class Defense(nn.Module):
         forward_features: Any = getattr(self.classifier, "forward_features", None)
         if forward_features is None:
             raise UsageError(
-                f"this defense offers no features: its classifier, a {type(self.classifier).__name__}, has no "
+                f"this defense has no features: its classifier, a {type(self.classifier).__name__}, has no "
                 "forward_features(x); give it one, or choose attacks on the logits, such as autoattack"
             )
         return forward_features
