@@ -116,7 +116,7 @@ def _run(arguments: list[str] | None) -> int:
     except click.ClickException as error:
         _say(error.format_message())
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            _say(f"{error.ctx.command_path} --help explains")
+            _say(f"see {error.ctx.command_path} --help")
         return error.exit_code
     except RobenchError as error:
         _say(str(error))
