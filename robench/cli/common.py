@@ -1,10 +1,12 @@
 """Options that several commands take, worded once."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
 from robench.cli.completion import files, folders, names_of
 from robench.core.errors import CheckFailed, RobenchError
@@ -14,6 +16,10 @@ from robench.core.trust import trusting
 
 if TYPE_CHECKING:
     from robench.records.reading import LeftOut
+
+
+# Columns of output that goes to a file or a pipe.
+_UNBOUNDED = 10_000
 
 
 def _trust(context: click.Context, option: click.Parameter, value: bool) -> None:
@@ -90,6 +96,12 @@ trust = click.option(
     callback=_trust,
     help="Allow records, cards and other files to name code, models and paths; says what is loaded.",
 )
+
+
+def console() -> Console:
+    """What a command prints tables on: as wide as the terminal; elsewhere as wide as they are, so nothing is folded."""
+    terminal = Console()
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=_UNBOUNDED)
 
 
 def report(left_out: "Sequence[LeftOut]", used: int, what: str = "left out", named: bool = False) -> None:

@@ -4,7 +4,6 @@ import json
 import sys
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -183,7 +182,7 @@ def command(kind: str | None, as_json: bool) -> None:
         json.dump(found, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    console = Console()
+    console = common.console()
     for name, rows in _shown(found).items():
         console.print(name, style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim")

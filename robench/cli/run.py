@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from robench.catalog import find_protocol
@@ -88,7 +87,7 @@ def _show(records: "list[Record]", suites: list[str]) -> None:
     from robench.reports.run_summary import run_table
     from robench.reports.unforeseen import unforeseen
 
-    console = Console()
+    console = common.console()
     console.print(run_table(records))
     for suite in find_suites(suites):
         # A ladder of threats is summarised by their mean.
