@@ -9,7 +9,7 @@ import click
 
 from robench.cli.output import Output, open_standard_streams
 from robench.core.errors import ResourceError, RobenchError, unknown_name
-from robench.core.interrupts import INTERRUPTED, end_at_once
+from robench.core.interrupts import INTERRUPTED, end, end_at_once, importing
 from robench.core.sanitize import plain_lines
 
 # Shells ask by this variable what to complete.
@@ -103,6 +103,8 @@ def _run(arguments: list[str] | None) -> int:
     interrupts: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if importing(frame):
+            end(number, frame)
         interrupts.append(number)
         raise KeyboardInterrupt
 

@@ -16,14 +16,22 @@ def end_at_once() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
-    before = signal.signal(signal.SIGINT, _end)
+    before = signal.signal(signal.SIGINT, end)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where `frame` is."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def end(number: int, frame: FrameType | None) -> NoReturn:
+    """End the process with one line; a handler of signals."""
     # An exception would be swallowed or replaced by extension modules during their initialisation.
     with suppress(OSError):
         os.write(2, b"robench: interrupted\n")

@@ -155,12 +155,12 @@ def test_so_it_is_in_a_process_of_its_own(tmp_path, shell, code):
     assert len(done.stderr.splitlines()) == (code == 3 and "2>&-" not in shell)
 
 
-@pytest.mark.parametrize("after", [0.15, 0.8])
+@pytest.mark.parametrize("after", [0.15, 0.8, 1.5, 2.5])
 def test_an_interrupt_while_modules_load_is_one_line(tmp_path, after):
     # Not before Python itself has begun: then it is Python's.
     start = (
         "import sys, time, runpy; import robench.core.interrupts as i; begun = i.signal.signal\n"
-        "print('here', flush=True); sys.argv = ['robench', 'list', 'attacks']\n"
+        "print('here', flush=True); sys.argv = ['robench', 'doctor']\n"
         "runpy.run_module('robench', run_name='__main__')"
     )
     process = subprocess.Popen(
