@@ -342,7 +342,21 @@ def finite(grad: Tensor) -> tuple[Tensor, Tensor]:
     """A gradient (S, ...) with NaN and infinite entries set to 0, and which rows had such entries, bool (S,)."""
     # Checking the sum of each row is much cheaper than checking every entry.
     broken = ~torch.isfinite(grad.flatten(1).sum(1))
-    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if bool(broken.any()) else grad, broken
+    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if occurs(broken) else grad, broken
+
+
+def occurs(mask: Tensor) -> bool:
+    """Whether to do what is only needed where a mask (S,) holds.
+
+    On a CPU: whether it holds anywhere. Elsewhere always, since the host would wait for the answer longer than the work
+    takes; the work must change nothing where the mask does not hold.
+    """
+    return mask.device.type != "cpu" or bool(mask.any())
+
+
+def lanes_of(mask: Tensor) -> Tensor:
+    """The lanes to compute for a mask (S,), int64: on a CPU those where it holds, elsewhere all, as in `occurs`."""
+    return mask.nonzero()[:, 0] if mask.device.type == "cpu" else torch.arange(len(mask), device=mask.device)
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, check_count, spread, where
+from robench.attacks._base import (
+    Answer,
+    Ask,
+    Attack,
+    Problem,
+    Rows,
+    State,
+    check_count,
+    occurs,
+    spread,
+    where,
+)
 from robench.attacks._losses import UNTARGETED, check_loss, margin
 
 
@@ -100,7 +111,7 @@ class Estimated(Attack[EstimatedState]):
             told=state.told + 1,
         )
         over = after.told > 2 * self.samples
-        if bool(over.any()):
+        if occurs(over):
             x, first, other = self.move(problem, rows, after, after.total)
             after = replace(
                 after,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, GradientAttack, Problem, Rows, State, where
+from robench.attacks._base import Answer, Ask, GradientAttack, Problem, Rows, State, occurs, where
 from robench.attacks._losses import ball, check_loss, into_l2_ball, normalize, objective, random_start
 from robench.core.registry import attacks
 
@@ -103,7 +103,7 @@ class APGD(GradientAttack[APGDState]):
         stalled = ~state.halved & (best_at_check >= best_loss)
         halve = check & ((rises <= self.rho * state.period) | stalled)
         x, grad = state.x, answer.grad
-        if bool(halve.any()):
+        if occurs(halve):
             x, grad = where(halve, best, x), where(halve, best_grad, grad)
         step_size = torch.where(halve, state.step_size / 2, state.step_size)
         shorter = (state.period - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))

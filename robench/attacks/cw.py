@@ -20,6 +20,7 @@ from robench.attacks._base import (
     Rows,
     State,
     check_count,
+    occurs,
     select,
     spread,
     where,
@@ -184,7 +185,7 @@ class CW(Attack[CWState]):
 
 def _next_c(over: Tensor, state: CWState, rows: Rows) -> CWState:
     """Where a round is over, restart from the clean image with c bisected, or tenfold if no c has succeeded."""
-    if not bool(over.any()):
+    if not occurs(over):
         return state
     high = torch.where(state.found, torch.minimum(state.high, state.c), state.high)
     low = torch.where(state.found, state.low, torch.maximum(state.low, state.c))
@@ -199,7 +200,7 @@ def _next_threshold(over: Tensor, inside: Tensor, distance: Tensor, state: CWSta
     Both continue from the current point.
     """
     over = over | inside
-    if not bool(over.any()):
+    if not occurs(over):
         return state
     threshold = torch.where(inside, _SHRINK * distance, state.threshold)
     c = torch.where(inside, state.c, 2 * state.c)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, occurs, spread, where
 from robench.attacks._losses import check_loss, margin, normalize, objective
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
@@ -103,7 +103,7 @@ class DDN(Attack[DDNState]):
         size = self.step_size * cosine(state.step, self.steps, 1.0, _LAST)
         grad = answer.grad
         zero = rownorm(grad, "L2") < _NOTHING
-        if bool(zero.any()):
+        if occurs(zero):
             # A random direction where the gradient is zero, as in the authors' code.
             noise = problem.stream.normal(rows.sample, rows.rank, state.step, tuple(grad.shape[1:]))
             grad = where(zero, noise, grad)

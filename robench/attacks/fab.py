@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, lanes_of, occurs, spread, where
 from robench.attacks._losses import _START, margin, objective
 from robench.attacks._projections import project_hyperplane
 from robench.core.registry import attacks
@@ -115,12 +115,12 @@ class FAB(Attack[FABState]):
         retreats = judged & adversarial
         steps = answered & ~over & ~retreats & (not probing)
         x = state.x
-        if bool(retreats.any()):
+        if occurs(retreats):
             x = where(retreats, torch.add(rows.x, delta, alpha=self.beta), x)
-        if bool(steps.any()):
-            lanes = steps.nonzero()[:, 0]
+        lanes = lanes_of(steps)
+        if not probing and len(lanes):
             selected = (tensor.index_select(0, lanes) for tensor in (rows.x, x, answer.loss, answer.grad))
-            x = x.index_copy(0, lanes, self._step(norm, *selected))
+            x = where(steps, x.index_copy(0, lanes, self._step(norm, *selected)), x)
         expects = torch.where(judged, adversarial, state.expects)
         return replace(
             state,

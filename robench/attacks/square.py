@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, check_count, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, check_count, occurs, where
 from robench.attacks._losses import _START, margin
 from robench.attacks._projections import project_l1_box
 from robench.core.registry import attacks
@@ -86,16 +86,13 @@ class Square(Attack[SquareState]):
         propose = _linf if problem.threat.norm == "Linf" else _other
         point = propose(rows, state.best, words, self._side(problem, rows, state.step), problem.threat)
         first = state.step == 0
-        return Ask(where(first, state.best, point) if bool(first.any()) else point)
+        return Ask(where(first, state.best, point) if occurs(first) else point)
 
     def tell(self, problem: Problem, rows: Rows, state: SquareState, answer: Answer) -> SquareState:
         loss = -margin(answer.logits, rows.y)
         accepted = (loss < state.loss) | (loss <= 0)
-        lanes = accepted.nonzero()[:, 0]
         after = SquareState(
-            best=state.best.index_copy(0, lanes, answer.x.index_select(0, lanes))
-            if len(lanes)
-            else state.best,
+            best=where(accepted, answer.x, state.best),
             loss=torch.where(accepted, loss, state.loss),
             accepted=accepted,
             step=state.step + 1,

@@ -25,6 +25,7 @@ from torch import Tensor
 from robench.attacks._base import Answer, Rows, State, gather, tensors
 from robench.engine.attack_context import AttackContext, SampleResults
 from robench.engine.batched_model import pad
+from robench.engine.host import on_host
 from robench.engine.lanes import START, Group, Lanes, Queue, in_parts, named, put, restored
 from robench.engine.loss_monitor import LossMonitor
 from robench.engine.verdicts import Verdicts
@@ -180,17 +181,23 @@ class Loop:
         answer = self._query(x, ask.objective, self.rows, self.lanes.queries[:, 0])
         answer = attack.pull_back(problem, self.rows, self.state, answer)
         self.state = attack.tell(problem, self.rows, self.state, answer)
-        answered = torch.ones_like(active) if ask.waits is None else ~ask.waits.cpu()
+        facts = on_host(
+            waits=ask.waits,
+            finished=attack.finished(self.state),
+            **self.verdicts.facts(answer.logits, self.rows),
+            **self.losses.facts(answer, starting=bool((self.lanes.queries[:, 1] == 0)[active].any())),
+        )
+        answered = ~facts["waits"] if "waits" in facts else torch.ones_like(active)
         passes = self._passes(answer)
         # Finished rows keep counting: padding draws a randomised surrogate's noise as if it were active.
         self.lanes.queries += answered[:, None] * passes
-        self.losses.note(active & answered, self.lanes.queries[:, 1] == passes[1], answer)
-        draws = self.verdicts.judge(x, points, answer.logits, self.rows, active & answered)
-        self._settle(active, draws, points, attack.finished(self.state).cpu())
+        self.losses.note(active & answered, self.lanes.queries[:, 1] == passes[1], facts)
+        draws = self.verdicts.judge(x, points, facts, self.rows, active & answered)
+        self._settle(active, draws, points, facts["finished"])
 
     def _query(self, x: Tensor, objective: Any, rows: Rows, queries: Tensor) -> Answer:
         eot = self.context.attack.eot
-        answer = self.context.network.answer(x, objective, rows, eot, queries.to(self.context.device))
+        answer = self.context.network.answer(x, objective, rows, eot, queries)
         self.images += self.count * eot
         return answer
 
@@ -211,21 +218,26 @@ class Loop:
         context, attack, problem = self.context, self.context.attack, self.context.problem
         homes = active.nonzero()[:, 0]
         lane, count = torch.arange(self.count), len(homes)
+        ahead = (lane // count).clamp_max(attack.horizon - 1)
         if self._plan is None:
             home = homes[lane % count].to(context.device)
-            offset = (lane // count).clamp_max(attack.horizon - 1).to(context.device)
-            self._plan = home, offset, gather(self.rows, home)
+            self._plan = home, ahead.to(context.device), gather(self.rows, home)
         home, offset, rows = self._plan
         begun = gather(self.state, home)
         before = attack.advance(problem, rows, begun, offset)
-        # Of the lanes beyond the horizon, only the first counts.
-        valid = ~attack.finished(before).cpu() & (lane < count * attack.horizon)
         ask = attack.ask(problem, rows, before)
-        queries = self.lanes.queries[home.cpu(), 0] + offset.cpu() * attack.eot
+        queries = self.lanes.queries[homes[lane % count], 0] + ahead * attack.eot
         answer = self._query(ask.x, ask.objective, rows, queries)
         after = attack.tell(problem, rows, before, answer)
-        draws = self.verdicts.judge(ask.x, ask.x, answer.logits, rows, valid)
-        event = valid & (attack.moved(after).cpu() | (draws > 0))
+        facts = on_host(
+            finished=attack.finished(before),
+            moved=attack.moved(after),
+            **self.verdicts.facts(answer.logits, rows),
+        )
+        # Of the lanes beyond the horizon, only the first counts.
+        valid = ~facts["finished"] & (lane < count * attack.horizon)
+        draws = self.verdicts.judge(ask.x, ask.x, facts, rows, valid)
+        event = valid & (facts["moved"] | (draws > 0))
 
         # For each row: the first lane with an event, else the last valid lane.
         first = _first(event, lane, count)

@@ -1,6 +1,6 @@
 """Statistics of an attack's gradients and losses, from which warnings are derived."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 
 import torch
@@ -58,24 +58,36 @@ class LossMonitor:
         self.losses = torch.zeros(lanes, 4, dtype=torch.float64)
         self.step = torch.zeros(lanes, dtype=torch.int64)
 
-    def note(self, asking: Tensor, first: Tensor, answer: Answer) -> None:
+    def facts(self, answer: Answer, starting: bool) -> dict[str, Tensor | None]:
+        """What `note` needs to know of each lane's answer, (lanes,), for `on_host`.
+
+        Args:
+            answer: as the attack receives it, with gradients in what it searches.
+            starting: whether some lane's first gradient may be among them.
+        """
+        if not answer.grad.numel():
+            return {}
+        return {
+            "tiny": answer.grad.flatten(1).abs().amax(1) < VANISHED if starting else None,
+            "broken": answer.broken,
+            "loss": answer.loss if self.ascends and answer.loss.dim() == 1 else None,
+        }
+
+    def note(self, asking: Tensor, first: Tensor, facts: Mapping[str, Tensor]) -> None:
         """Take an answer into account.
 
         Args:
             asking: bool (lanes,) on the CPU, lanes that the answer is for; first: those whose first gradient it is.
-            answer: as the attack hears it, with gradients in what it searches.
+            facts: of the answer, on the CPU.
         """
-        if not answer.grad.numel():
-            return
         first = asking & first
-        if bool(first.any()):
-            tiny = (answer.grad.flatten(1).abs().amax(1) < VANISHED).cpu()
-            self.stats.vanished += int((tiny & first).sum())
+        if "tiny" in facts and bool(first.any()):
+            self.stats.vanished += int((facts["tiny"] & first).sum())
             self.stats.gradients += int(first.sum())
-        if answer.broken is not None:
-            self.stats.broken += int((answer.broken.cpu() & asking).sum())
-        if self.ascends and answer.loss.dim() == 1:
-            loss = answer.loss.double().cpu()
+        if "broken" in facts:
+            self.stats.broken += int((facts["broken"] & asking).sum())
+        if "loss" in facts:
+            loss = facts["loss"].double()
             begun, best, _, before = self.losses.unbind(1)
             begun = torch.where(first, loss, begun)
             best = torch.where(first, loss, torch.maximum(best, loss))

@@ -1,6 +1,6 @@
 """The judge's verdicts on the points of an attack, and the point that each lane keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,15 +30,21 @@ class Verdicts:
         self.kept: dict[int, Tensor] = {}
         self.nonfinite = 0
 
-    def judge(self, x: Tensor, points: Tensor, logits: Tensor, rows: Rows, active: Tensor) -> Tensor:
+    def facts(self, logits: Tensor, rows: Rows) -> dict[str, Tensor]:
+        """What `judge` needs to know of each lane's logits, bool (S,), for `on_host`."""
+        return {"nonfinite": (~torch.isfinite(logits)).any(1), "wrong": wrong(logits, rows.y)}
+
+    def judge(
+        self, x: Tensor, points: Tensor, facts: Mapping[str, Tensor], rows: Rows, active: Tensor
+    ) -> Tensor:
         """In how many draws each lane's image fools the judge, int64 (S,) on the CPU; 0 where its point is not allowed.
 
         Attackers without feedback see their surrogate instead, as if it were a judge of one draw. Of an attack that
         minimises, only points that are better than the kept one count.
         """
         context, lanes = self.context, self.lanes
-        self.nonfinite += int((~torch.isfinite(logits)).any(1).cpu()[active].sum())
-        suspect = (wrong(logits, rows.y).cpu() & active).nonzero()[:, 0]
+        self.nonfinite += int((facts["nonfinite"] & active).sum())
+        suspect = (facts["wrong"] & active).nonzero()[:, 0]
         draws = torch.zeros(len(active), dtype=torch.int64)
         if self.deferred or not len(suspect):
             return draws

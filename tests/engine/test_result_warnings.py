@@ -8,6 +8,7 @@ from robench.attacks.build import build_attacks
 from robench.data import load_dataset
 from robench.defenses import load_defense
 from robench.engine import result_warnings
+from robench.engine.host import on_host
 from robench.engine.loss_monitor import LossMonitor, LossStats
 from robench.engine.outcome import AttackCost
 from robench.evaluation.attack import attack
@@ -39,8 +40,8 @@ def test_losses_are_followed_lane_by_lane():
     watch, off = LossMonitor(3, ascends=True), torch.tensor([True, True, False])
     grad = torch.ones(3, 1, 1, 1)
     for step, losses in enumerate([(1.0, 1.0, 9.0), (2.0, 0.5, 9.0), (1.2, 0.9, 9.0)]):
-        told = Answer(torch.zeros(3), torch.zeros(3, 2), torch.tensor(losses), grad)
-        watch.note(off, torch.tensor([step == 0] * 3), told)
+        answer = Answer(torch.zeros(3), torch.zeros(3, 2), torch.tensor(losses), grad)
+        watch.note(off, torch.tensor([step == 0] * 3), on_host(**watch.facts(answer, step == 0)))
     watch.end(0)
     watch.end(1)
     assert watch.stats == LossStats(vanished=0, gradients=2, flat=1, fallen=1, undone=0, ended=2)
@@ -54,8 +55,8 @@ def test_what_still_rises_in_the_last_tenth_is_counted():
     # One rises to the end; the other has all but a fiftieth of its rise before the last step.
     for step in range(11):
         losses = torch.tensor([float(step), 1.0 if step == 10 else 0.98 * min(step, 5) / 5])
-        told = Answer(torch.zeros(2), torch.zeros(2, 2), losses, torch.ones(2, 1, 1, 1))
-        watch.note(both, torch.tensor([step == 0] * 2), told)
+        answer = Answer(torch.zeros(2), torch.zeros(2, 2), losses, torch.ones(2, 1, 1, 1))
+        watch.note(both, torch.tensor([step == 0] * 2), on_host(**watch.facts(answer, step == 0)))
     watch.end(0)
     watch.end(1)
     assert (watch.stats.undone, watch.stats.ended) == (1, 2)

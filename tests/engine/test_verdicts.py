@@ -50,16 +50,16 @@ def moved(rows, *steps):
 def test_only_points_that_are_allowed_and_fool_count(rows, surrogate_is_judge):
     points = moved(rows, 0.06, 0.04, 0.11, 0.09)
     active = torch.tensor([True, True, True, False])
-    draws = verdicts(surrogate_is_judge=surrogate_is_judge).judge(
-        points, points, brightness(points), rows, active
-    )
+    of = verdicts(surrogate_is_judge=surrogate_is_judge)
+    draws = of.judge(points, points, of.facts(brightness(points), rows), rows, active)
     assert draws.tolist() == [1, 0, 0, 0]
 
 
 def test_the_judge_and_not_the_surrogate_decides(rows):
     points = moved(rows, 0.04, 0.04, 0.06, 0.06)
     says_all = torch.tensor([[0.0, 1.0]]).expand(LANES, -1)
-    draws = verdicts().judge(points, points, says_all, rows, torch.ones(LANES, dtype=torch.bool))
+    of = verdicts()
+    draws = of.judge(points, points, of.facts(says_all, rows), rows, torch.ones(LANES, dtype=torch.bool))
     assert draws.tolist() == [0, 0, 1, 1]
 
 
@@ -79,7 +79,9 @@ def test_of_an_attack_that_minimises_the_nearest_point_is_kept(rows):
     active = torch.ones(LANES, dtype=torch.bool)
     for step in (0.08, 0.06, 0.07):
         points = moved(rows, step, step, step, step)
-        of.keep(active, of.judge(points, points, brightness(points), rows, active), points, rows)
+        of.keep(
+            active, of.judge(points, points, of.facts(brightness(points), rows), rows, active), points, rows
+        )
     assert of.lanes.kept_distance.tolist() == pytest.approx([0.06] * LANES, abs=1e-6)
 
 
