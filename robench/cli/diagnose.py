@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import click
-from rich.console import Console
 
 from robench.cli import common
 from robench.cli.completion import names_of
@@ -95,7 +94,7 @@ def command(
             json.dump({"information" if mi else "diagnoses": content}, sys.stdout, indent=2)
             sys.stdout.write("\n")
             return
-        texts = [render(table, "text", Console().width) for table in tables]
+        texts = [render(table, "text", common.console().width) for table in tables]
         sys.stdout.write("".join(text + "\n" for text in texts) if mi else "\n".join(texts))
 
     return show

@@ -20,6 +20,7 @@ from robench.records import provenance
 from robench.records.cross_checks import DIAGNOSIS, FILE, SCHEMA
 from robench.records.store import record_folder
 from robench.reports.table import Grid
+from robench.statistics.accuracy import clopper_pearson
 
 PICTURE = "surfaces.png"
 
@@ -88,6 +89,7 @@ def _content(case: Case, signs: tuple[Indicator, ...], picture: str) -> dict[str
         "knowledge": case.knowledge,
         "seed": case.seed,
         "n": len(images),
+        "unseen": _unseen(int(case.right.sum())),
         "attack": case.followed,
         "indicators": [
             {
@@ -105,6 +107,21 @@ def _content(case: Case, signs: tuple[Indicator, ...], picture: str) -> dict[str
         "health": [{"code": s.mark.code, "text": s.mark.text} for s in signs if s.doubt],
         "picture": picture,
     }
+
+
+def _unseen(n: int) -> dict[str, Any]:
+    """The share of all images that a sign may have which none of n images shows: an exact 95 % interval."""
+    return {"images": n, "interval": [round(end, 6) for end in clopper_pearson(0, n)] if n else [0.0, 1.0]}
+
+
+def _proof(unseen: dict[str, Any]) -> str:
+    """How little a sign proves that no image shows."""
+    if not unseen["images"]:
+        return "0 images are classified correctly without an attack: this diagnosis proves nothing"
+    return (
+        f"a sign in 0 of {unseen['images']} images that are classified correctly without an attack: its true share may "
+        f"be up to {100 * unseen['interval'][1]:.1f} % (exact 95 % interval, Clopper-Pearson)"
+    )
 
 
 def grid(found: Diagnosis) -> Grid:
@@ -127,5 +144,5 @@ def grid(found: Diagnosis) -> Grid:
         columns=("indicator", "value", "warning if", "threshold from", "verdict"),
         groups=(tuple(rows),),
         numbers=frozenset(("value", "warning if")),
-        notes=(*said, *places),
+        notes=(*said, _proof(content["unseen"]), *places),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr, betaincinv, ndtri
 
 _Z95 = float(ndtri(0.975))
 
@@ -32,6 +32,25 @@ def wilson(k: float, n: int) -> tuple[float, float]:
     # The ends are exactly 0 and 1 where k is 0 or n; rounding could change their last bit.
     low = 0.0 if k == 0 else centre - half
     high = 1.0 if k == n else centre + half
+    return low, high
+
+
+def clopper_pearson(k: int, n: int) -> tuple[float, float]:
+    """The exact 95 % interval for a proportion, as fractions in [0, 1]; it holds for every n, however small.
+
+    Args:
+        k: number of successes, 0 .. n.
+        n: number of trials, at least 1.
+
+    Raises:
+        ValueError: if k or n is out of range.
+
+    Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the binomial".
+    """
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"{k=}, {n=}: expected n >= 1 and 0 <= k <= n")
+    low = float(betaincinv(k, n - k + 1, 0.025)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
     return low, high
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from robench.statistics.accuracy import Accuracy, bootstrap, wilson
+from robench.statistics.accuracy import Accuracy, bootstrap, clopper_pearson, wilson
 
 
 @st.composite
@@ -20,6 +20,19 @@ def counts(draw, most=100_000):
 def test_the_interval_of_2984_in_5000_is_as_published():
     low, high = wilson(2984, 5000)
     assert (round(100 * low, 2), round(100 * high, 2)) == (58.31, 61.03)
+
+
+@given(counts(2000))
+def test_the_exact_interval_matches_scipy(kn):
+    k, n = kn
+    theirs = binomtest(k, n).proportion_ci(0.95, "exact")
+    assert clopper_pearson(k, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 4), (5, 4)])
+def test_the_exact_interval_refuses_impossible_counts(k, n):
+    with pytest.raises(ValueError, match="0 <= k <= n"):
+        clopper_pearson(k, n)
 
 
 @given(counts())
