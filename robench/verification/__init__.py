@@ -1,1 +1,1 @@
-"""Is this record true, and is this checkpoint still as robust?"""
+"""Verify records, and check whether a checkpoint is still as robust."""

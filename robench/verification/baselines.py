@@ -1,4 +1,4 @@
-"""Which checks to make: a record's folder, or a TOML file that lists several."""
+"""Read which checks to run: one record folder, or a TOML file that lists several checks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from robench.core.fields import check_table
 
 @dataclass(frozen=True)
 class Check:
-    """The fields of a table [[check]]; a file need not give those that have a default."""
+    """The fields of a table [[check]]. Those with a default are optional."""
 
     baseline: str
     defense: str = ""
@@ -27,8 +27,8 @@ class Baseline:
     """One check.
 
     Attributes:
-        folder: of the record.
-        defense: what is held against it; None for what the record names.
+        folder: the folder of the record.
+        defense: the defense to compare with the record; None for the one that the record names.
         settings: fields of `robench.verification.regression.Options`.
     """
 
@@ -38,14 +38,14 @@ class Baseline:
 
 
 def read_baselines(path: Path | str) -> list[Baseline]:
-    """The checks that `path` stands for.
+    """Read the checks of `path`.
 
-    A file has tables `[[check]]` with `baseline`, a folder relative to the file, and perhaps `defense`,
-    `checkpoint`, `margin`, `tolerance`, `false_alarm`, `miss`.
+    A TOML file has tables `[[check]]`. Each has `baseline`, a folder relative to the file, and optionally `defense`,
+    `checkpoint`, `margin`, `tolerance`, `false_alarm` and `miss`.
 
     Raises:
         ResourceError: when the file cannot be read.
-        UsageError: when it is not TOML, or a field is unknown, missing or of another type.
+        UsageError: when it is not TOML, or a field is unknown, missing or of the wrong type.
     """
     path = Path(path)
     if path.suffix != ".toml":

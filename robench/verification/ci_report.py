@@ -9,10 +9,10 @@ from robench.verification.regression import Verdict
 
 
 def junit(verdicts: Sequence[Verdict], seconds: Sequence[float]) -> bytes:
-    """A JUnit report: a suite a baseline, a case a step; ends in a newline.
+    """Write a JUnit report with one test suite per baseline and one test case per step. It ends with a newline.
 
     Args:
-        seconds: that each check took.
+        seconds: the duration of each check.
     """
     root = tree.Element("testsuites", name="robench check")
     for verdict, spent in zip(verdicts, seconds, strict=True):
@@ -38,7 +38,7 @@ def junit(verdicts: Sequence[Verdict], seconds: Sequence[float]) -> bytes:
 
 
 def annotations(verdicts: Sequence[Verdict]) -> str:
-    """A line for each step that failed, as GitHub Actions shows it beside the run; empty when none did."""
+    """One GitHub Actions annotation per failed step; empty when every step holds."""
     lines = []
     for verdict in verdicts:
         for step in verdict.steps:
@@ -49,19 +49,21 @@ def annotations(verdicts: Sequence[Verdict]) -> str:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """A short report in Markdown."""
+    """Write a short report in Markdown."""
     lines = ["| | defense | step | result |", "|---|---|---|---|"]
     for verdict in verdicts:
         for step in verdict.steps:
-            mark = "holds" if step.held else "**FAILS**"
-            lines.append(f"| {mark} | {markdown(verdict.defense)} | {step.name} | {markdown(step.detail)} |")
+            status = "holds" if step.held else "**FAILS**"
+            lines.append(
+                f"| {status} |  {markdown(verdict.defense)} | {step.name} | {markdown(step.detail)} |"
+            )
     for verdict in verdicts:
         lines += ["", f"{markdown(verdict.defense)}: {cost(verdict)}."]
     return "\n".join(lines) + "\n"
 
 
 def cost(verdict: Verdict) -> str:
-    """What the check cost, beside the baseline's run."""
+    """The cost of the check compared with the baseline's run."""
     saved = verdict.saving
     ratio = f"{saved:.1f} times fewer" if saved >= 1 else f"{1 / saved:.1f} times more"
     return (

@@ -1,6 +1,6 @@
-"""Re-check a record of a run under corruptions: the images made again from the seed, the network asked again.
+"""Verify a record of a run under corruptions: make the images again from the seed and classify them again.
 
-What it proves: these images, made by this release of the library, are answered so by this checkpoint.
+This proves that the checkpoint gives these answers on the images that this release of the library makes.
 """
 
 import hashlib
@@ -28,120 +28,124 @@ from robench.verification.counts import accuracies, aligned, column
 
 Model = Callable[[Tensor], Tensor]
 
-# Of record.json, what `figures` gives.
+# The fields of record.json that `figures` returns.
 FIGURES = ("corrupted_accuracy", "mce", "relative_mce")
 
 
 def findings(
     record: Record, model: Model, images: Images, stochastic: bool, device: torch.device | str = "cpu"
 ) -> Iterator[Finding]:
-    """The checks that are particular to corruptions, those that fail included.
+    """Run the checks that are specific to corruptions, and yield passed and failed ones.
 
     Args:
         record: as read from its folder.
-        model: images to logits, on `device`.
-        images: those of the record's data set, split and n.
+        model: maps images to logits, on `device`.
+        images: the images of the record's data set, split and n.
     """
     rows, job = read_samples(record.folder or Path()).to_pydict(), record.job
     for name, fixed in (("threat", NO_THREAT), ("knowledge", "full"), ("precision", "fp32")):
-        yield equal(name, getattr(job, name), fixed, "of a run under corruptions")
+        yield equal(name, getattr(job, name), fixed, "fixed for runs under corruptions")
     same = list(aligned(job.n, rows, images))
     yield from same
     if job.seed < 0:
         yield Finding("seed", False, f"{job.seed}: seeds of corruptions start at 0")
         return
     try:
-        asked = cells(corruptions(job.suite.attacks))
+        requested = cells(corruptions(job.suite.attacks))
     except RobenchError as error:
         yield Finding("suite.attacks", False, str(error))
         return
-    if "corrupted" not in rows or not asked:
+    if "corrupted" not in rows or not requested:
         yield Finding("samples.corrupted", False, "no predictions under corruptions")
         return
-    uneven = [i for i, row in enumerate(rows["corrupted"]) if len(row) != len(asked)]
-    yield Finding("samples.corrupted", not uneven, f"{len(asked)} predictions a row; {rows_named(uneven)}")
+    uneven = [i for i, row in enumerate(rows["corrupted"]) if len(row) != len(requested)]
+    yield Finding(
+        "samples.corrupted", not uneven, f"{len(requested)} predictions per row; {rows_named(uneven)}"
+    )
     if uneven or not all(finding.held for finding in same):
         return
-    yield from _settings(record, images, asked)
+    yield from _settings(record, images, requested)
     yield from _arithmetic(record, rows, images)
     yield from _replay(record, rows, model, images, stochastic, torch.device(device))
 
 
-def _settings(record: Record, images: Images, asked: list[Cell]) -> Iterator[Finding]:
-    """How the images were made, as far as it is not in the images."""
-    made = {
-        "jpeg": dict(JPEG) if asked[0].jpeg else None,
+def _settings(record: Record, images: Images, requested: list[Cell]) -> Iterator[Finding]:
+    """Check how the images were made, as far as the images do not show it."""
+    settings = {
+        "jpeg": dict(JPEG) if requested[0].jpeg else None,
         "enlarged": enlargement(*images.x.shape[2:]),
         "draws": 1,
     }
-    for name, value in made.items():
-        yield equal(f"corruptions.{name}", record.extra["corruptions"][name], value, "how these are made")
+    for name, value in settings.items():
+        yield equal(
+            f"corruptions.{name}", record.extra["corruptions"][name], value, "how the images are made"
+        )
 
 
 def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> Iterator[Finding]:
-    held, extra, n = of_record(record), record.extra, record.job.n
-    fooled_by, place = first_wrong(held, record.job.suite.attacks)
-    yield column(rows, "fooled_by", fooled_by, "the first corruption that turned each")
+    outcomes, extra, n = of_record(record), record.extra, record.job.n
+    fooled_by, place = first_wrong(outcomes, record.job.suite.attacks)
+    yield column(rows, "fooled_by", fooled_by, "the first corruption that changed each prediction")
     pairs = zip(rows["corrupted"], rows["clean_prediction"], place.tolist(), strict=True)
-    turned = [cells_[at] if at >= 0 else clean for cells_, clean, at in pairs]
-    passes = len(held.cells) + 1
+    predictions = [cells_[at] if at >= 0 else clean for cells_, clean, at in pairs]
+    passes = len(outcomes.cells) + 1
     for name, values, what in (
-        ("prediction", turned, "of the first corruption that turned each"),
-        ("clean_draws", (~held.clean).astype(int).tolist(), "1 where it is wrong"),
-        ("draws", [int(by != "") for by in fooled_by], "1 where it is wrong"),
+        ("prediction", predictions, "under the first corruption that changed it"),
+        ("clean_draws", (~outcomes.clean).astype(int).tolist(), "1 where the answer is wrong"),
+        ("draws", [int(by != "") for by in fooled_by], "1 where the answer is wrong"),
         ("distance", [0.0] * n, "nothing is attacked"),
         ("steps", [0] * n, "nothing is attacked"),
-        ("forward", [passes] * n, "each image, clean and at every cell"),
+        ("forward", [passes] * n, "each image, clean and under every corruption"),
         ("backward", [0] * n, "nothing is attacked"),
     ):
         yield column(rows, name, values, what)
-    yield from accuracies(record, int(held.clean.sum()), fooled_by.count(""))
-    claimed, found = extra["corruptions"]["accuracy"], shown_accuracies(held)
-    off = [name for name in found if not same(claimed.get(name), found[name])]
-    detail = f"{len(held.cells)} cells counted from the samples, with Wilson's intervals"
+    yield from accuracies(record, int(outcomes.clean.sum()), fooled_by.count(""))
+    claimed, expected = extra["corruptions"]["accuracy"], shown_accuracies(outcomes)
+    off = [name for name in expected if not same(claimed.get(name), expected[name])]
+    detail = f"{len(outcomes.cells)} cells counted from the samples, with Wilson's intervals"
     yield Finding(
-        "corruptions.accuracy", same(claimed, found), detail + (f"; {off[0]} is another" if off else "")
+        "corruptions.accuracy", same(claimed, expected), detail + (f"; {off[0]} differs" if off else "")
     )
-    # The images decide whether AlexNet's errors mean anything for them.
+    # The image size decides whether AlexNet's errors apply.
     by = normaliser(record.job.dataset.name, images.x.shape[-1])
-    found = figures(held, by, record.job.seed)
-    close = [_close(name, extra.get(name), found.get(name)) for name in FIGURES]
+    expected = figures(outcomes, by, record.job.seed)
+    close = [_close(name, extra.get(name), expected.get(name)) for name in FIGURES]
     yield from close
-    if figures(held, by, record.job.seed + 1) != found:
-        detail = "of the bootstrap intervals"
-        yield Finding("seed", all(each.held for each in close), detail)
+    if figures(outcomes, by, record.job.seed + 1) != expected:
+        detail = "seed of the bootstrap intervals"
+        yield Finding("seed", all(finding.held for finding in close), detail)
     specs = tuple(cost.spec for cost in record.attacks)
     covers = ("attacks.spec", "suite.attacks")
     yield equal("suite.attacks", record.job.suite.attacks, specs, "the corruptions that were run", *covers)
-    for cost, name in zip(record.attacks, held.names, strict=False):
-        columns = [i for i, cell in enumerate(held.cells) if cell.name == name]
-        right = int(held.corrupted[:, columns].all(1).sum())
+    for cost, name in zip(record.attacks, outcomes.names, strict=False):
+        columns = [i for i, cell in enumerate(outcomes.cells) if cell.name == name]
+        right = int(outcomes.corrupted[:, columns].all(1).sum())
         for part, value, what in (
             ("attacked", n, "every image"),
-            ("survivors", right, "right at all its severities"),
+            ("survivors", right, "correct at all severities"),
             ("forward", n * len(columns), "each image at every severity"),
             ("backward", 0, "nothing is attacked"),
         ):
-            said = getattr(cost, part)
-            yield equal(f"attacks.{name}.{part}", said, value, what, f"attacks.{part}")
+            claimed_value = getattr(cost, part)
+            yield equal(f"attacks.{name}.{part}", claimed_value, value, what, f"attacks.{part}")
     total = {"forward": n * passes, "backward": 0}
     for direction, value in total.items():
-        what = "each image, clean and at every cell"
+        what = "each image, clean and under every corruption"
         yield equal(f"passes.{direction}", record.passes[direction], value, what)
-    unfinished = sum(row.count(-1) for row in rows["corrupted"]) + rows["clean_prediction"].count(-1)
-    carried = [(mark.code, mark.text) for mark in record.health]
-    raised = [(mark.code, mark.text) for mark in result_warnings.nonfinite_logits(unfinished)]
+    nonfinite = sum(row.count(-1) for row in rows["corrupted"]) + rows["clean_prediction"].count(-1)
+    recorded = [(warning.code, warning.text) for warning in record.health]
+    raised = [(warning.code, warning.text) for warning in result_warnings.nonfinite_logits(nonfinite)]
     yield Finding(
-        "health", carried == raised, f"{', '.join(c for c, _ in raised) or 'no warnings'} by the samples"
+        "health", recorded == raised, f"{', '.join(c for c, _ in raised) or 'no warnings'} from the samples"
     )
 
 
-def _close(name: str, said: Any, found: Any) -> Finding:
-    """Equal up to the last bits of a sum, which another NumPy may add up in another order."""
-    shown = _percent(found)
-    if same(said, found):
+def _close(name: str, claimed: Any, expected: Any) -> Finding:
+    """Compare up to the last bits of a sum, because another NumPy may add in another order."""
+    shown = _percent(expected)
+    if same(claimed, expected):
         return Finding(name, True, f"{shown} (%, with intervals, from the samples)")
-    return Finding(name, False, f"the record says {_percent(said)}, found {shown} (%, from the samples)")
+    return Finding(name, False, f"the record says {_percent(claimed)}, found {shown} (%, from the samples)")
 
 
 def _percent(value: Any) -> str:
@@ -173,19 +177,19 @@ def _replay(
     stochastic: bool,
     device: torch.device,
 ) -> Iterator[Finding]:
-    job, said = record.job, record.extra["corruptions"]
-    asked = cells(corruptions(job.suite.attacks))
-    told = {-1: rows["clean_prediction"]} | {
-        k: [row[k] for row in rows["corrupted"]] for k in range(len(asked))
+    job, claims = record.job, record.extra["corruptions"]
+    requested = cells(corruptions(job.suite.attacks))
+    recorded = {-1: rows["clean_prediction"]} | {
+        k: [row[k] for row in rows["corrupted"]] for k in range(len(requested))
     }
-    digests = [hashlib.sha256() for _ in asked]
+    digests = [hashlib.sha256() for _ in requested]
     broken: dict[int, list[int]] = {}
     off: list[int] = []
     ties = 0
     for answer in answers(
-        Setup(model, job.seed, device, job.batch_size, stochastic=stochastic), images, asked
+        Setup(model, job.seed, device, job.batch_size, stochastic=stochastic), images, requested
     ):
-        wrong, tied = disagreeing(answer.logits, told[answer.cell][answer.rows])
+        wrong, tied = disagreeing(answer.logits, recorded[answer.cell][answer.rows])
         ties += tied
         if wrong:
             broken.setdefault(answer.cell, []).extend(answer.rows.start + row for row in wrong)
@@ -197,23 +201,29 @@ def _replay(
         if answer.cell >= 0:
             digests[answer.cell].update(bytes.fromhex(answer.digest))
     equal_pixels = [
-        said["pixels"][cell.name][str(cell.severity)] == digest.hexdigest()
-        for cell, digest in zip(asked, digests, strict=True)
+        claims["pixels"][cell.name][str(cell.severity)] == digest.hexdigest()
+        for cell, digest in zip(requested, digests, strict=True)
     ]
-    made_by = "" if said["library"] == library() else f" (made by {said['library']}, here is {library()})"
-    lost = [
-        f"{cell.name} {cell.severity}" for cell, held in zip(asked, equal_pixels, strict=True) if not held
+    origin = (
+        "" if claims["library"] == library() else f" (made by {claims['library']}, repeated with {library()})"
+    )
+    differing_cells = [
+        f"{cell.name} {cell.severity}" for cell, held in zip(requested, equal_pixels, strict=True) if not held
     ]
-    detail = f"{sum(equal_pixels)} of {len(asked)} sets of corrupted images are the same, made from the seed{made_by}"
-    yield Finding("corruptions.pixels", not lost, detail + (f"; not {lost[0]}" if lost else ""))
+    detail = f"{sum(equal_pixels)} of {len(requested)} sets of corrupted images are the same when made again{origin}"
+    yield Finding(
+        "corruptions.pixels",
+        not differing_cells,
+        detail + (f"; not {differing_cells[0]}" if differing_cells else ""),
+    )
     clean = broken.pop(-1, [])
     yield Finding("samples.clean_prediction", not clean, f"{len(images)} predictions; {rows_named(clean)}")
     yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
-    count = len(images) * len(asked)
+    count = len(images) * len(requested)
     differing = sum(map(len, broken.values()))
     tied = f", {ties} of them a tie here" if ties else ""
     detail = f"{count - differing} of {count} predictions are the same{tied}"
     if broken:
         first = min(broken)
-        detail += f"; {asked[first].name} {asked[first].severity}: {rows_named(broken[first])}"
+        detail += f"; {requested[first].name} {requested[first].severity}: {rows_named(broken[first])}"
     yield Finding("samples.corrupted", not broken, detail, proven=_proven(record))

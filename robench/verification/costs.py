@@ -1,8 +1,8 @@
-"""The passes that a record claims, held to what its attacks can cost.
+"""Compare the passes that a record claims with the possible cost of its attacks.
 
-An attack that a row survives costs a known number of passes, counted by playing it on a dummy network
-(`robench.engine.query_cost`). So a record in which an attack did not run, or ran with fewer steps than its spec says,
-must claim passes that it did not spend, row by row.
+An attack that a row survives costs a known number of passes, which is counted by running it on a dummy network
+(`robench.engine.query_cost`). A record in which an attack did not run, or ran with fewer steps than its spec says,
+would therefore have to claim passes that it did not spend, in every row.
 """
 
 import math
@@ -24,20 +24,20 @@ from robench.verification.evidence import Evidence
 # The fewest and the most passes.
 Span = tuple[float, float]
 
-# Counting what takes more turns than this would take longer than everything else here.
-_TURNS = 1000
+# Counting attacks with more iterations would take longer than all other checks.
+_MOST_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of one attack on one row that survives it.
+    """The passes of one attack on one row that survives it.
 
     Attributes:
-        forward, backward: at least and at most; infinite where it is not known.
-        ranks: rows an image gives, one after another.
-        minimises: whether a row that is fooled costs as much.
-        at_end: whether a row is fooled only when it has played to its end.
-        least: forward passes of a row that is fooled at once.
+        forward, backward: fewest and most passes; the upper bound is infinite where it is unknown.
+        ranks: restarts or targets of an image, which are attacked one after another.
+        minimises: whether a fooled row costs as much as a surviving row.
+        at_end: whether a row is judged only after the last step.
+        least: forward passes of a row that is fooled at the first step.
     """
 
     forward: Span
@@ -52,7 +52,7 @@ class Cost:
         return self.forward[0] == self.forward[1]
 
     def won(self, steps: int, claimed: Span) -> tuple[Span, Span]:
-        """Forward and backward passes of a row that it fools after `steps`, `claimed` forward ones for it."""
+        """Forward and backward passes of a row fooled after `steps`, given the `claimed` forward passes."""
         if self.minimises and self.exact:
             return self.forward, self.backward
         earlier = (self.ranks - 1) * self.forward[1] / self.ranks if self.ranks > 1 else 0
@@ -63,25 +63,25 @@ class Cost:
 
 
 def cost(attack: Attack[Any] | None, spec: str, threat: Threat, classes: int) -> Cost:
-    """What an attack costs; where it cannot be counted, at least one pass.
+    """The cost of an attack; at least one pass where the cost cannot be counted.
 
     Args:
-        attack: of that spec; None when it cannot be built here.
+        attack: the attack of the spec; None when it cannot be built here.
     """
-    # What another library's attack does is counted in sum, and shared out.
+    # Passes of another library's attack are counted in total and divided among the rows.
     if attack is None or isinstance(attack, ForeignAttack):
         return Cost((0, math.inf), (0, math.inf), least=0)
     ranks = attack.ranks(classes)
     unknown = Cost((1, math.inf), (0, math.inf), ranks, attack.minimise)
-    ours = registry.attacks.holder(specs.parse(spec).name).startswith("robench.")
-    quick = attack.num_queries <= _TURNS * attack.horizon
+    built_in = registry.attacks.holder(specs.parse(spec).name).startswith("robench.")
+    countable = attack.num_queries <= _MOST_ITERATIONS * attack.horizon
     try:
-        known = shipped((spec,), threat, classes) if ours else None
-        if known is None and ours and quick:
-            known = passes((spec,), threat, classes)
-        if not known:
+        costs_known = shipped((spec,), threat, classes) if built_in else None
+        if costs_known is None and built_in and countable:
+            costs_known = passes((spec,), threat, classes)
+        if not costs_known:
             return unknown
-        (counted,) = known
+        (counted,) = costs_known
     except (UsageError, ValueError):
         return unknown
     if attack.cost_varies == 1:
@@ -92,80 +92,86 @@ def cost(attack: Attack[Any] | None, spec: str, threat: Threat, classes: int) ->
 
 
 def findings(e: Evidence) -> Iterator[Finding]:
-    """Sums of passes, and for each row and each attack whether they can be true."""
+    """Check the sums of passes, and whether the passes of each row and each attack are possible."""
     record, rows = e.record, e.rows
     for direction in ("forward", "backward"):
         total = sum(rows[direction])
         yield equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
-        total = sum(getattr(each, direction) for each in record.attacks)
+        total = sum(getattr(attack, direction) for attack in record.attacks)
         yield equal(f"attacks.{direction}", total, record.passes[direction], "summed over the attacks")
     names = record.job.suite.attacks
     classes = len(e.images.classes)
-    costs = [cost(*each, e.threat, classes) for each in zip(e.attacks, names, strict=True)]
+    costs = [cost(attack, spec, e.threat, classes) for attack, spec in zip(e.attacks, names, strict=True)]
     spent = [_spent(e, i, costs) for i in range(len(rows["id"]))]
-    odd = [i for i in range(len(spent)) if not _steps_fit(e, i, costs)]
-    yield Finding("samples.steps", not odd, f"what the attack that fooled a row can take; {rows_named(odd)}")
+    impossible = [i for i in range(len(spent)) if not _steps_fit(e, i, costs)]
+    yield Finding(
+        "samples.steps",
+        not impossible,
+        f"possible for the attack that fooled the row; {rows_named(impossible)}",
+    )
     for place, direction in enumerate(("forward", "backward")):
-        odd = [i for i, parts in enumerate(spent) if not _within(rows[direction][i], _sum(parts[place]))]
-        detail = f"what its attacks can cost each row; {rows_named(odd)}"
-        yield Finding(f"samples.{direction}", not odd, detail)
-        if odd or len(record.attacks) != len(costs):
+        impossible = [
+            i for i, parts in enumerate(spent) if not _within(rows[direction][i], _sum(parts[place]))
+        ]
+        detail = f"possible passes of the attacks on each row; {rows_named(impossible)}"
+        yield Finding(f"samples.{direction}", not impossible, detail)
+        if impossible or len(record.attacks) != len(costs):
             continue
-        for j, each in enumerate(record.attacks):
+        for j, attack_cost in enumerate(record.attacks):
             low, high = _sum([parts[place][j] for parts in spent if j < len(parts[place])])
-            # Whatever an attack is, it asks something.
-            low = max(low, int(each.attacked > 0 and direction == "forward"))
-            claimed = getattr(each, direction)
+            # Every attack calls the network at least once.
+            low = max(low, int(attack_cost.attacked > 0 and direction == "forward"))
+            claimed = getattr(attack_cost, direction)
             shown = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            detail = f"{claimed} on {each.attacked} samples, which can take {shown}"
-            yield Finding(f"attacks.{each.spec}.{direction}", _within(claimed, (low, high)), detail)
+            detail = f"{claimed} on {attack_cost.attacked} samples; possible: {shown}"
+            yield Finding(f"attacks.{attack_cost.spec}.{direction}", _within(claimed, (low, high)), detail)
 
 
 def _place(e: Evidence, i: int) -> int:
-    """Which attack fooled a row; how many there are where none did."""
+    """Index of the attack that fooled a row; the number of attacks where none did."""
     names = e.record.job.suite.attacks
     by = e.rows["fooled_by"][i]
     return names.index(by) if is_attacked(by) and by in names else len(names)
 
 
 def _steps_fit(e: Evidence, i: int, costs: list[Cost]) -> bool:
-    """Whether the row that fooled can have taken its number of steps; none where no attack fooled."""
+    """Whether a row's number of steps is possible; 0 where no attack fooled it."""
     steps, forward, place = e.rows["steps"][i], e.rows["forward"][i], _place(e, i)
     if place == len(costs):
-        # What an attack of a randomised defense left may fool no fresh draw.
+        # A candidate against a randomised defense may fool none of the fresh draws.
         return steps == 0 or e.draws > 1
     winner, before = costs[place], costs[:place]
     longest = winner.forward[1] / winner.ranks
-    if e.draws == 1 and e.asks and all(each.exact for each in [*before, winner]):
-        own = forward - sum(each.forward[0] for each in before)
+    if e.draws == 1 and e.asks and all(cost.exact for cost in [*before, winner]):
+        last_forward = forward - sum(cost.forward[0] for cost in before)
         at_end = winner.minimises or winner.at_end
-        return steps == (longest if at_end else (own - 1) % longest + 1)
+        return steps == (longest if at_end else (last_forward - 1) % longest + 1)
     return winner.least <= steps <= min(longest, max(forward, winner.least))
 
 
 def _spent(e: Evidence, i: int, costs: list[Cost]) -> tuple[list[Span], list[Span]]:
-    """Forward and backward passes that each attack can have cost a row, up to the last one that did."""
+    """The possible forward and backward passes of each attack on a row, up to the last attack that ran on it."""
     if e.rows["fooled_by"][i] == "clean":
-        # Judged again on fresh draws, a row that was attacked may have its clean image wrong.
-        played = costs if e.draws > 1 else []
-        return [(0, each.forward[1]) for each in played], [(0, each.backward[1]) for each in played]
+        # On fresh draws, the clean image of an attacked row may be misclassified.
+        possible = costs if e.draws > 1 else []
+        return [(0, cost.forward[1]) for cost in possible], [(0, cost.backward[1]) for cost in possible]
     place = _place(e, i)
     if e.draws > 1 or not e.asks:
-        # A row leaves an attack when its surrogate is fooled, or the suite when every draw of the search is.
-        played = costs if e.draws > 1 else costs[: place + 1]
-        sure = min(place + 1, len(costs)) if e.draws == 1 or place < len(costs) else 0
-        least = [min(each.least, each.forward[0]) * (j < sure) for j, each in enumerate(played)]
-        forward = [(low, each.forward[1]) for low, each in zip(least, played, strict=True)]
-        return forward, [(0, each.backward[1]) for each in played]
-    forward = [each.forward for each in costs[:place]]
-    backward = [each.backward for each in costs[:place]]
+        # A row leaves an attack when the surrogate is fooled, and the suite when every draw of the search is fooled.
+        possible = costs if e.draws > 1 else costs[: place + 1]
+        certain = min(place + 1, len(costs)) if e.draws == 1 or place < len(costs) else 0
+        least = [min(cost.least, cost.forward[0]) * (j < certain) for j, cost in enumerate(possible)]
+        forward = [(low, cost.forward[1]) for low, cost in zip(least, possible, strict=True)]
+        return forward, [(0, cost.backward[1]) for cost in possible]
+    forward = [cost.forward for cost in costs[:place]]
+    backward = [cost.backward for cost in costs[:place]]
     if place < len(costs):
         low, high = _sum(forward)
         claimed = (e.rows["forward"][i] - high, e.rows["forward"][i] - low)
-        own = costs[place].won(e.rows["steps"][i], claimed)
-        forward.append(own[0])
+        winner_passes = costs[place].won(e.rows["steps"][i], claimed)
+        forward.append(winner_passes[0])
         low, high = _sum(backward)
-        backward.append(_meet(own[1], (e.rows["backward"][i] - high, e.rows["backward"][i] - low)))
+        backward.append(_meet(winner_passes[1], (e.rows["backward"][i] - high, e.rows["backward"][i] - low)))
     return forward, backward
 
 

@@ -1,4 +1,4 @@
-"""The rows of a record held against its images, and its figures against the rows."""
+"""Compare the rows of a record with its images, and its figures with the rows."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from robench.verification.evidence import Evidence
 
 
 def aligned(job_n: int, rows: dict[str, list[Any]], images: Images) -> Iterator[Finding]:
-    """Whether the rows are of these images, one by one."""
+    """Check that each row belongs to its image."""
     yield equal("n", job_n, len(images), "images that were loaded")
     yield equal("n", job_n, len(rows["id"]), f"rows of {FILE}")
     for name, actual in (
@@ -27,7 +27,7 @@ def aligned(job_n: int, rows: dict[str, list[Any]], images: Images) -> Iterator[
 
 
 def column(rows: dict[str, list[Any]], name: str, actual: Sequence[Any], what: str) -> Finding:
-    """Whether a column of samples.parquet is what it should be, row by row."""
+    """Compare a column of samples.parquet with the expected values, row by row."""
     claimed = rows[name]
     broken = [i for i, (a, b) in enumerate(zip(claimed, actual, strict=False)) if a != b]
     held = not broken and len(claimed) == len(actual)
@@ -35,7 +35,7 @@ def column(rows: dict[str, list[Any]], name: str, actual: Sequence[Any], what: s
 
 
 def accuracies(record: Record, clean: int, robust: int) -> Iterator[Finding]:
-    """The two accuracies of every record, from their counts."""
+    """Check clean and robust accuracy against their counts."""
     for name, claimed, correct in (
         ("clean_accuracy", record.clean_accuracy, clean),
         ("robust_accuracy", record.robust_accuracy, robust),
@@ -47,7 +47,7 @@ def accuracies(record: Record, clean: int, robust: int) -> Iterator[Finding]:
 
 
 def certificates(e: Evidence) -> Iterator[Finding]:
-    """Whether each row that an attack fooled has its certificate, of the right shape and in whole grains."""
+    """Check that each row that an attack fooled has a certificate of the right shape."""
     expected = [e.rows["id"][i] for i in e.attacked]
     held = e.certificates.ids.tolist() == expected
     shape = e.threat.origin(e.images.x[:1]).shape[1:]
@@ -57,18 +57,18 @@ def certificates(e: Evidence) -> Iterator[Finding]:
 
 
 def arithmetic(e: Evidence) -> Iterator[Finding]:
-    """Figures of the record that are counted from the rows."""
+    """Check the figures of the record that are counted from the rows."""
     record, fooled_by = e.record, e.rows["fooled_by"]
     n = len(fooled_by)
     if e.certificates.grain is not None:
         yield equal("adversarials.grain", e.certificates.grain, e.threat.grain[0], f"of {e.threat}")
     right = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
-    turned = [i for i in range(n) if right[i] == (fooled_by[i] == "clean")]
-    detail = f'"clean" stands where the clean prediction is wrong; {rows_named(turned)}'
-    yield Finding("samples.fooled_by", not turned, detail)
+    mismatched = [i for i in range(n) if right[i] == (fooled_by[i] == "clean")]
+    detail = f'"clean" exactly where the clean prediction is wrong; {rows_named(mismatched)}'
+    yield Finding("samples.fooled_by", not mismatched, detail)
     known = {"", "clean", "noise", *record.job.suite.attacks}
-    strange = [i for i in range(n) if fooled_by[i] not in known]
-    yield Finding("samples.fooled_by", not strange, f"attacks of this record; {rows_named(strange)}")
+    unknown = [i for i in range(n) if fooled_by[i] not in known]
+    yield Finding("samples.fooled_by", not unknown, f"attacks of this record; {rows_named(unknown)}")
     yield from accuracies(record, sum(right), fooled_by.count(""))
     specs = tuple(cost.spec for cost in record.attacks)
     yield equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run", "attacks.spec")
@@ -79,20 +79,23 @@ def arithmetic(e: Evidence) -> Iterator[Finding]:
         yield equal(drawn.FIELD, claimed, figures, "counted from the samples", *parts)
         return
     for name, fooled in (
-        ("clean_draws", [not each for each in right]),
+        ("clean_draws", [not correct for correct in right]),
         ("draws", [by != "" for by in fooled_by]),
     ):
-        yield column(e.rows, name, fooled, "1 where it is wrong, of one draw")
+        yield column(e.rows, name, fooled, "1 where the answer is wrong")
     yield from _chain(e, sum(right))
 
 
 def _chain(e: Evidence, left: int) -> Iterator[Finding]:
-    """Of a deterministic defense: the survivors of one attack are all that the next one is run on."""
+    """For a deterministic defense, each attack runs on the survivors of the attack before it."""
     hits = Counter(name for name in e.rows["fooled_by"] if is_attacked(name))
     for cost in e.record.attacks:
-        yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the one before")
-        # A spec that stands there twice finds nothing new the second time.
+        yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the attack before it")
+        # A spec that is listed twice fools no further sample the second time.
         left -= hits.pop(cost.spec, 0)
         yield equal(
-            f"attacks.{cost.spec}.survivors", cost.survivors, left, "attacked, less the samples it fooled"
+            f"attacks.{cost.spec}.survivors",
+            cost.survivors,
+            left,
+            "attacked minus the samples that it fooled",
         )

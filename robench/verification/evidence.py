@@ -1,4 +1,4 @@
-"""A record with all that it is held against."""
+"""A record with everything that is needed to verify it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +18,10 @@ from robench.verification import fields
 
 @dataclass(frozen=True)
 class Evidence:
-    """A record of attacks, its files, and the images of its data set.
+    """A record of attacks with its files and the images of its data set.
 
     Attributes:
-        rows: columns of samples.parquet.
+        rows: the columns of samples.parquet.
     """
 
     record: Record
@@ -35,7 +35,7 @@ class Evidence:
 
     @property
     def draws(self) -> int:
-        """Of the judge: 1 for a deterministic defense."""
+        """Number of the judge's noise draws; 1 for a deterministic defense."""
         return self.record.extra.get(draws.FIELD, {}).get("draws", 1)
 
     @property
@@ -44,17 +44,17 @@ class Evidence:
 
     @property
     def asks(self) -> bool:
-        """Whether the attacker learned of each verdict."""
+        """Whether the attacker learned each verdict."""
         return asks_judge(self.record.job.knowledge)
 
     @cached_property
     def attacked(self) -> list[int]:
-        """Which rows carry a certificate."""
+        """The rows that have a certificate."""
         return certified(self.rows["fooled_by"], self.rows["distance"], self.draws > 1)
 
     @cached_property
     def attacks(self) -> list[Attack[Any] | None]:
-        """The attacks of the record's specs; None for one that cannot be built here."""
+        """The attacks of the record's specs; None for an attack that cannot be built here."""
         return [_built(spec, self.threat) for spec in self.record.job.suite.attacks]
 
 

@@ -1,4 +1,4 @@
-"""Which defense, suite, images and files a record names, held against those that are here."""
+"""Compare the defense, suite, images and files that a record names with those at hand."""
 
 import hashlib
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ from robench.records.record import SCHEMA, Record
 
 
 def findings(record: Record, folder: Path, images: Images, loaded: Loaded | None) -> Iterator[Finding]:
-    """Key, defense, data set, suite and files.
+    """Check the key, the defense, the data set, the suite and the files.
 
     Args:
-        loaded: the defense that the record names, or what was brought in its place; None to leave it unchecked.
+        loaded: the defense that the record names, or its replacement; None to skip the check.
 
     Raises:
         ResourceError: when a file of the record is missing.
     """
     job = record.job
     yield Finding("schema", True, f"{SCHEMA}; every field has the type that the schema gives it")
-    decisive = "sha256 over defense, attacks, dataset, n, threat, knowledge, seed, precision and batch_size"
-    yield equal("key", record.key, job.key, decisive)
+    key_detail = "sha256 over defense, attacks, dataset, n, threat, knowledge, seed, precision and batch_size"
+    yield equal("key", record.key, job.key, key_detail)
     if loaded is not None:
         yield from _defense(record, loaded, images)
     yield equal("dataset.name", job.dataset.name, images.name, "the images that were loaded")
@@ -56,60 +56,62 @@ def _defense(record: Record, loaded: Loaded, images: Images) -> Iterator[Finding
     }
     for name, value in actual.items():
         claim = getattr(record.job.defense, name)
-        # A record need not say how many there are, and a checkpoint that was brought has its family from elsewhere.
+        # A record may omit the number of parameters, and a user's own checkpoint has no family.
         if claim is not None and (value or name != "family"):
             yield equal(f"defense.{name}", claim, value, "the defense that was loaded")
     if "classes" in record.extra:
-        counted = {"counted": len(images.classes), "of": loaded.knows}
-        yield equal("classes", record.extra["classes"], counted, "of those that the network knows")
+        class_counts = {"counted": len(images.classes), "of": loaded.knows}
+        yield equal("classes", record.extra["classes"], class_counts, "of the classes that the network knows")
 
 
 def _weights(record: Record, loaded: Loaded) -> Iterator[Finding]:
-    """Of a model without a name: its weights alone identify it."""
-    claims, what = record.job.defense, "the defense that was named"
+    """A model without a name is identified by its weights alone."""
+    claims, source = record.job.defense, "the defense that was named"
     if claims.parameters is not None:
         actual = sum(p.numel() for p in loaded.defense.parameters())
-        yield equal("defense.parameters", claims.parameters, actual, what)
+        yield equal("defense.parameters", claims.parameters, actual, source)
     if claims.state_sha256:
-        yield equal("defense.state_sha256", claims.state_sha256, loaded.state_sha256, what)
-        yield equal("defense.checkpoint_sha256", claims.checkpoint_sha256, loaded.state_sha256, what)
+        yield equal("defense.state_sha256", claims.state_sha256, loaded.state_sha256, source)
+        yield equal("defense.checkpoint_sha256", claims.checkpoint_sha256, loaded.state_sha256, source)
 
 
 def _suite(record: Record) -> Iterator[Finding]:
-    """A suite that is known by its name, or named by its specs, must be the attacks that it stands for.
+    """Check that a suite known by its name, or named by its specs, has the attacks that the name implies.
 
-    Of a suite that is not known here nothing is said: its name rests on trust.
+    The name of an unknown suite is taken on trust.
     """
     suite = record.job.suite
-    chosen = catalog.suites().get(suite.name)
-    if chosen is not None and chosen.rungs:
-        yield Finding("suite.name", False, f"{suite.name} is a ladder of runs, each with a suite of its own")
+    known_suite = catalog.suites().get(suite.name)
+    if known_suite is not None and known_suite.rungs:
+        yield Finding(
+            "suite.name", False, f"{suite.name} is a ladder of runs, and each run has its own suite"
+        )
         return
     try:
         if record.corrupted:
-            texts = chosen.attacks if chosen else specs.split(suite.name, "+")
-            meant = tuple(map(str, corruptions(texts)))
+            attack_specs = known_suite.attacks if known_suite else specs.split(suite.name, "+")
+            expected = tuple(map(str, corruptions(attack_specs)))
         else:
             threat = record.job.threat_model
-            texts = chosen.specs(threat.norm) if chosen else specs.split(suite.name, "+")
-            meant = tuple(spec for spec, _ in build_attacks(texts, threat))
+            attack_specs = known_suite.specs(threat.norm) if known_suite else specs.split(suite.name, "+")
+            expected = tuple(spec for spec, _ in build_attacks(attack_specs, threat))
     except RobenchError as error:
-        if chosen is not None:
+        if known_suite is not None:
             yield Finding("suite.name", False, f"{suite.name} is not for {record.job.threat}: {error}")
         return
-    if chosen is not None or meant:
-        yield equal("suite.name", suite.attacks, meant, f"what {suite.name} stands for")
+    if known_suite is not None or expected:
+        yield equal("suite.name", suite.attacks, expected, f"the attacks of {suite.name}")
 
 
 def _files(record: Record, folder: Path) -> Iterator[Finding]:
     expected = [samples.FILE] if record.corrupted else sorted([samples.FILE, certificates.FILE])
-    yield equal("files", sorted(record.files), expected, "the files that belong to such a record")
+    yield equal("files", sorted(record.files), expected, "the files of such a record")
     for name in expected:
         if name not in record.files:
             continue
         try:
             actual: Any = hashlib.sha256(read_ordinary(folder / name)).hexdigest()
         except OSError as error:
-            mend = "repeat the run with --fresh, or restore the file"
-            raise ResourceError(f"{folder / name}: {error.strerror or error}: {mend}") from error
-        yield equal(f"files.{name}", record.files[name], actual, "the file as it is")
+            remedy = "repeat the run with --fresh, or restore the file"
+            raise ResourceError(f"{folder / name}: {error.strerror or error}: {remedy}") from error
+        yield equal(f"files.{name}", record.files[name], actual, "digest of the file")

@@ -1,4 +1,4 @@
-"""Re-check the record of a randomised defense: the same draws of noise again, which depend on seed, sample and draw."""
+"""Verify the record of a randomised defense on the same noise draws, which depend on seed, sample and draw."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +18,11 @@ from robench.verification.evidence import Evidence
 def findings(
     e: Evidence, model: Model, x_adv: Tensor | LazyImages, device: torch.device
 ) -> Iterator[Finding]:
-    """What the draws that a record was judged on say now; the last one says what that proves.
+    """Repeat the draws that the record was judged on. The last finding says what they prove.
 
     Args:
         model: the defense, on `device`.
-        x_adv: (M, C, H, W), the adversarial images of the samples that have a certificate.
+        x_adv: adversarial images (M, C, H, W) of the samples that have a certificate.
     """
     record, rows, images, certified = e.record, e.rows, e.images, e.attacked
     count = record.extra[randomized.FIELD]["draws"]
@@ -38,9 +38,9 @@ def findings(
     yield from _verdicts(rows, certified)
     for column, name, answers in (("clean_draws", "clean", clean), ("draws", "robust", final)):
         wrong = (answers != images.y[:, None]).sum(1).tolist()
-        # Another device rounds logits elsewhere, which may turn a draw on the boundary.
+        # Another device rounds logits differently, which may change a draw on the decision boundary.
         broken = [i for i, (a, b) in enumerate(zip(rows[column], wrong, strict=True)) if abs(a - b) > 1]
-        detail = f"wrong ones of {count} draws, one more or less for a tie; {rows_named(broken)}"
+        detail = f"number of wrong answers in {count} draws, give or take one for a tie; {rows_named(broken)}"
         yield Finding(f"samples.{column}", not broken, detail)
         if fresh:
             yield from _answers(rows, randomized.ANSWERS[name], column, answers)
@@ -50,7 +50,7 @@ def findings(
     kind = (
         "fresh draws"
         if fresh
-        else "draws, those that the candidates were chosen on (see robench results migrate)"
+        else "draws, the same ones that the candidates were chosen on (see robench results migrate)"
     )
     detail = f"at most {most:.2f} % in the worst of {count} {kind}, and {average:.2f} % on average"
     proven = f"robust accuracy is {detail}, on these {len(images)} images"
@@ -58,7 +58,7 @@ def findings(
 
 
 def _verdicts(rows: dict[str, list[Any]], certified: list[int]) -> Iterator[Finding]:
-    """What fooled a sample follows from its draws, and from whether it has a certificate."""
+    """Check `fooled_by` against each sample's draws and certificate."""
     kept, broken = set(certified), []
     for i, (by, wrong) in enumerate(zip(rows["fooled_by"], rows["draws"], strict=True)):
         if by == "clean":
@@ -69,11 +69,11 @@ def _verdicts(rows: dict[str, list[Any]], certified: list[int]) -> Iterator[Find
             holds = (wrong > 0) == (by == "noise") and not (by == "noise" and i in kept)
         if not holds:
             broken.append(i)
-    yield Finding("samples.fooled_by", not broken, f"by the draws of each sample; {rows_named(broken)}")
+    yield Finding("samples.fooled_by", not broken, f"from the draws of each sample; {rows_named(broken)}")
 
 
 def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) -> Iterator[Finding]:
-    """The answer to each draw: as many wrong ones as the counts, the vote that is recorded, and the same now."""
+    """Check the answer to each draw against the recorded counts, the recorded vote and the answers given now."""
     then = torch.tensor(rows[name])
     if then.shape != now.shape:
         yield Finding(f"samples.{name}", False, f"{now.shape[1]} draws decide a verdict")
@@ -83,10 +83,10 @@ def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) ->
     prediction = "clean_prediction" if name == randomized.ANSWERS["clean"] else "prediction"
     counted |= vote(then) != torch.tensor(rows[prediction])
     off = _where(counted)
-    detail = f"their wrong ones are the {column}, their vote the {prediction}; {rows_named(off)}"
+    detail = f"the wrong answers match {column}, the vote matches {prediction}; {rows_named(off)}"
     yield Finding(f"samples.{name}", not off, detail, (f"samples.{prediction}",))
     changed = _where((then != now).sum(1) > 1)
-    detail = f"what each draw says, but for one a sample on a boundary; {rows_named(changed)}"
+    detail = f"the answer to each draw, except one per sample on the decision boundary; {rows_named(changed)}"
     yield Finding(f"samples.{name}", not changed, detail)
 
 

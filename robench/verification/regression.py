@@ -1,4 +1,4 @@
-"""Is this checkpoint still as robust as it was? Certificates first, then as few attacks as a sequential test needs."""
+"""Check whether a checkpoint is still as robust: certificates first, then a sequential test with few attacks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,13 +30,13 @@ from robench.statistics.accuracy import Accuracy, interval, mcnemar, percent
 from robench.statistics.sequential import Plan
 from robench.threats.threat import check_images
 
-# Clean accuracy is lost where the paired test says so at this level.
+# Significance level of the paired test for a loss of clean accuracy.
 _LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Step:
-    """One part of a check: whether it holds, and a sentence with the figures."""
+    """One step of a check: whether it holds, and a sentence with the figures."""
 
     name: str
     held: bool
@@ -45,12 +45,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        baseline: the folder of the record; defense: what was held against it.
-        steps: in order; the check ends with the first that fails.
-        attacked: images that were attacked again, of `open` that certificates had left.
+        baseline: the folder of the record; defense: the defense that was compared with it.
+        steps: in order; the check ends at the first failed step.
+        attacked: images that were attacked again; open: images that no certificate fools.
         passes: images sent through the network, forward and backward; baseline_passes: what the record cost.
     """
 
@@ -79,7 +79,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Options:
-    """How sure, and where; fractions of the baseline's images. See `Plan`."""
+    """Tolerances and error rates (see `Plan`), as fractions of the baseline's images, and where to run."""
 
     margin: float = 0.03
     tolerance: float = 0.005
@@ -92,14 +92,14 @@ class Options:
 
 
 def check(baseline: Path | str, defense: str | None = None, options: Options | None = None) -> Verdict:
-    """Hold a defense against the record of an earlier one.
+    """Compare a defense with the record of an earlier one.
 
     Args:
         baseline: the record's folder.
-        defense: None for the one that the record names, as it is today.
+        defense: name of the defense; None for the one that the record names.
 
     Raises:
-        ResourceError: when the record, the data or the checkpoint cannot be read, or the data are others.
+        ResourceError: when the record, the data or the checkpoint cannot be read, or the data differ.
         UsageError: for an unknown defense or impossible options.
     """
     options = options or Options()
@@ -114,8 +114,8 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
     check_images(images.x, images.y, len(images.classes))
     if images.digest != record.job.dataset.digest:
         raise ResourceError(
-            f"{baseline} is of other images than {images.name} has here: digest {record.job.dataset.digest[:12]} "
-            f"in the record, {images.digest[:12]} found"
+            f"the images of {baseline} differ from those of {images.name} here: digest "
+            f"{record.job.dataset.digest[:12]} in the record, {images.digest[:12]} found"
         )
     device = choose_device(options.device)
     loaded = load(name, record.job.dataset.name, options.checkpoint, device, images.class_subset)
@@ -124,7 +124,7 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
 
 
 class _Check:
-    """One check under way."""
+    """One running check."""
 
     def __init__(
         self, record: Record, loaded: Loaded, images: Images, device: torch.device, options: Options
@@ -142,8 +142,8 @@ class _Check:
     def run(self) -> Verdict:
         if chosen_on(self.record):
             self.options.note(
-                f"{self.folder} is judged on the draws that its candidates were chosen on, and images attacked again "
-                "are judged on fresh ones: robench results migrate makes them comparable"
+                f"{self.folder} is judged on the draws that its candidates were chosen on, but images attacked again "
+                "are judged on fresh draws: robench results migrate makes the two comparable"
             )
         answers = self._answers(self.judges.clean, self.images.x, torch.arange(len(self.images)))
         steps = [self._clean(answers)]
@@ -162,7 +162,7 @@ class _Check:
         )
 
     def _answers(self, judge: Judge, x: Tensor | LazyImages, rows: Tensor) -> Tensor:
-        """What a judge says of one image for each of `rows`, (N, draws)."""
+        """The answers of a judge to one image for each of `rows`, (N, draws)."""
         self.passes += len(x) * judge.draws
         return judge.answers_of(x, self.images.ids[rows], self.device)
 
@@ -175,12 +175,12 @@ class _Check:
         was = Accuracy.of(before, n)
         figures = f"{100 * after / n:.2f} %, was {percent(was)} % {interval(was)}"
         if self.loaded.checkpoint_sha256 == self.record.job.defense.checkpoint_sha256 and self._alike():
-            # The same weights must give the same logits, but for rounding.
-            other = self._other_margins()
-            held = max(changed, other) <= max(1, n // 1000)
+            # The same weights must give the same logits up to rounding.
+            margins_changed = self._other_margins()
+            held = max(changed, margins_changed) <= max(1, n // 1000)
             detail = f"clean accuracy {figures}; the weights are the same"
-            if changed or other:
-                detail += f", but {changed} of {n} predictions differ, and {other} margins"
+            if changed or margins_changed:
+                detail += f", but {changed} of {n} predictions differ, and {margins_changed} margins"
             return Step("clean", held, detail)
         lost = int(((then == labels) & (now != labels)).sum())
         won = int(((then != labels) & (now == labels)).sum())
@@ -189,7 +189,7 @@ class _Check:
         return Step("clean", not worse, f"clean accuracy{' fell:' if worse else ''} {detail}")
 
     def _other_margins(self) -> int:
-        """Clean images whose margin between the two best logits is not what it was, by more than a percent."""
+        """Number of clean images whose margin between the two best logits changed beyond rounding."""
         logits = [
             self.judges.search.network.logits(x.to(self.device), ids.to(self.device)).cpu()
             for x, ids in zip(self.images.x.split(1024), self.images.ids.split(1024), strict=True)
@@ -199,14 +199,14 @@ class _Check:
         return int((~same_margins(then, margins(torch.cat(logits)))).sum())
 
     def _alike(self) -> bool:
-        """Whether nothing but the libraries differs: the card may have changed around the same weights."""
+        """Whether only libraries can differ: a changed card may have the same weights."""
         return self.loaded.name == self.record.job.defense.name
 
     def _open(self, clean: Tensor) -> list[int]:
-        """The images that may still be robust: right without an attack, and not fooled by their certificate.
+        """The images that may still be robust: classified correctly, and not fooled by their certificate.
 
         Args:
-            clean: (N, draws), what is said of the clean images. Where there is a certificate, its own draws count.
+            clean: answers to the clean images, (N, draws). Images with a certificate are judged on its draws.
         """
         certificates = read_certificates(self.folder)
         rows = certified(self.rows["fooled_by"], self.rows["distance"], FIELD in self.record.extra)
@@ -222,24 +222,24 @@ class _Check:
         return still.nonzero()[:, 0].tolist()
 
     def _certificates(self, open_images: list[int]) -> Step:
-        n, held = len(self.images), self.record.robust_accuracy.correct
+        n, robust_then = len(self.images), self.record.robust_accuracy.correct
         attacked = sum(map(is_attacked, self.rows["fooled_by"]))
         fooled = attacked - sum(is_attacked(self.rows["fooled_by"][i]) for i in open_images)
-        still = len(open_images) > held - self.options.margin * n or held == 0
+        holds = len(open_images) > robust_then - self.options.margin * n or robust_then == 0
         detail = f"{fooled} of {attacked} known adversarial examples fool it"
-        return Step("certificates", still, f"{self._figures(len(open_images), not still)}; {detail}")
+        return Step("certificates", holds, f"{self._figures(len(open_images), not holds)}; {detail}")
 
     def _figures(self, most: int, fell: bool) -> str:
-        """The bound on robust accuracy and what it was."""
+        """The bound on robust accuracy, and the baseline's robust accuracy."""
         was = self.record.robust_accuracy
         bound = f"at most {100 * most / len(self.images):.2f} %, was {percent(was)} % {interval(was)}"
         return f"robust accuracy {'fell' if fell else 'is'}{':' * fell} {bound}"
 
     def _attack(self, open_images: list[int]) -> Step:
         job, options = self.record.job, self.options
-        held = self.record.robust_accuracy.correct
+        robust_then = self.record.robust_accuracy.correct
         plan = Plan(
-            len(self.images), held, len(open_images), options.margin, options.tolerance,
+            len(self.images), robust_then, len(open_images), options.margin, options.tolerance,
             options.false_alarm, options.miss,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(job.seed)
@@ -263,14 +263,14 @@ class _Check:
         return Step("attack", answer, detail)
 
     def _robust(self, rows: list[int]) -> int:
-        """How many of these images the baseline's suite leaves robust."""
+        """Number of these images that survive the baseline's suite."""
         job = self.record.job
         threat, index = job.threat_model, torch.tensor(rows)
         defense = self.loaded.defense
         images = self.images
-        searching = find_attacker(job.knowledge, defense, job.dataset.name, self.device, images.class_subset)
+        attacker = find_attacker(job.knowledge, defense, job.dataset.name, self.device, images.class_subset)
         outcome = Run(
-            Setup.of(defense, searching, job, self.device),
+            Setup.of(defense, attacker, job, self.device),
             build_attacks(list(job.suite.attacks), threat),
             Samples(images.x[index], images.y[index], images.ids[index]),
             threat,

@@ -1,8 +1,8 @@
-"""Attack some rows of a record again, with its own seed and specs: they must come out the same.
+"""Attack some rows of a record again, with the same seed and specs, and compare the results.
 
-Forward passes prove what fooled a defense. That an attack of these specs failed on the rows called robust, and what
-the others cost, shows only when it is run again. A few rows, drawn after the record was made, are enough to find out a
-record with many false ones: the sample says with what probability it would have missed them.
+Forward passes prove that certificates fool a defense. Only running the attacks again can show that they failed on the
+rows called robust, and what the other rows cost. A few rows, drawn after the record was made, suffice to expose a
+record with many false rows. The finding states the probability of missing them.
 """
 
 import hashlib
@@ -32,22 +32,22 @@ from robench.records.record import Job, Record
 from robench.verification.evidence import Evidence
 
 REPLAYED = "samples.replayed"
-# What must come out the same of a row.
+# The columns that must be the same.
 COLUMNS = ("fooled_by", "steps", "forward", "backward")
-# On another processor or release of torch the last bits of logits differ, and an attack may take another way: of the
-# rows played again this part may end otherwise, and the passes of all.
-ELSEWHERE = 0.02
+# On another processor or release of torch the last bits of logits differ, and an attack may take another path: this
+# share of the rows may get another verdict, and all of them other passes.
+TOLERATED_SHARE = 0.02
 # Shares of false rows for which the probability of missing them all is reported.
 _SHARES = (0.05, 0.2)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Which rows are attacked again.
+    """Which rows to attack again.
 
     Attributes:
-        count: of them, at the most.
-        seed: draws them; whoever made the record must not know it.
+        count: the maximum number of rows.
+        seed: selects the rows; the author of the record must not know it.
     """
 
     count: int
@@ -58,7 +58,7 @@ class Sample:
         return cls(count, secrets.randbits(32) if seed is None else seed)
 
     def rows(self, ids: list[int]) -> list[int]:
-        """Indices into `ids`, rising: the order of sha256 over seed and id decides, so that anyone draws the same."""
+        """Sorted indices into `ids`, selected by sha256 of seed and id, so that anyone draws the same rows."""
 
         def place(i: int) -> bytes:
             return hashlib.sha256(f"{self.seed} {ids[i]}".encode()).digest()
@@ -67,10 +67,10 @@ class Sample:
 
 
 def missed(rows: int, false: int, drawn: int, allowed: int = 0) -> float:
-    """The probability that a sample holds no more than `allowed` of the false rows.
+    """The probability that a sample contains at most `allowed` of the false rows.
 
     Args:
-        rows: all there are, `false` of them false, `drawn` in the sample.
+        rows: total number of rows; `false` of them are false, and `drawn` are in the sample.
     """
     ways = sum(
         math.comb(false, k) * math.comb(rows - false, drawn - k) for k in range(min(allowed, drawn) + 1)
@@ -79,64 +79,62 @@ def missed(rows: int, false: int, drawn: int, allowed: int = 0) -> float:
 
 
 def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], device: torch.device) -> Outcome:
-    """The attacks of a job on some of its rows, as they were run: the others stand by and are not attacked.
+    """Repeat the attacks of a job on some of its rows. The other rows are present but not attacked.
 
     Raises:
         UsageError: when an attack is unknown or takes all images in one call, or the attacker cannot be set up.
     """
     threat, defense = job.threat_model, loaded.defense
     attacks = build_attacks(list(job.suite.attacks), threat)
-    whole = [spec for spec, attack in attacks if isinstance(attack, ForeignAttack)]
-    if whole:
-        raise UsageError(
-            f"{whole[0]} takes all images in one call: rows of it cannot be attacked again alone"
-        )
-    searching = find_attacker(job.knowledge, defense, job.dataset.name, device, images.class_subset)
-    setup = Setup.of(defense, searching, job, device)
+    external = [spec for spec, attack in attacks if isinstance(attack, ForeignAttack)]
+    if external:
+        raise UsageError(f"{external[0]} takes all images in one call: single rows cannot be attacked again")
+    attacker = find_attacker(job.knowledge, defense, job.dataset.name, device, images.class_subset)
+    setup = Setup.of(defense, attacker, job, device)
     run = Run(setup, attacks, Samples(images.x, images.y, images.ids), threat)
-    # Attacks that couple rows or compare images see the whole run, as they did.
+    # Attacks that couple rows or compare images see all rows, as in the original run.
     run.mine = torch.zeros(len(images), dtype=torch.bool)
     run.mine[rows] = True
     return run.play()
 
 
 def findings(e: Evidence, loaded: Loaded, device: torch.device, sample: Sample) -> Iterator[Finding]:
-    """Draw rows, attack them, compare, and say what such a sample misses."""
+    """Draw rows, attack them again, compare the results, and report the probability of missing false rows."""
     if randomized.chosen_on(e.record):
         raise UsageError(
-            f"{e.record.folder} is judged on the draws that its candidates were chosen on: robench results migrate, "
-            "then --replay"
+            f"{e.record.folder} is judged on the draws that its candidates were chosen on: run robench results "
+            "migrate, then use --replay"
         )
-    # Of a row that is wrong without an attack nothing is left to play, nor of one that a mark says was not attacked.
-    spared = any(mark.code == NOT_ATTACKED for mark in e.record.health)
-    rows_ = zip(e.rows["fooled_by"], e.rows["forward"], strict=True)
-    open_ = [
+    # Skip rows that are misclassified without an attack, and rows that a warning says were not attacked.
+    skipped = any(warning.code == NOT_ATTACKED for warning in e.record.health)
+    pairs = zip(e.rows["fooled_by"], e.rows["forward"], strict=True)
+    candidates = [
         i
-        for i, (by, forward) in enumerate(rows_)
-        if by != "clean" and not (spared and by in ("", "noise") and not forward)
+        for i, (by, forward) in enumerate(pairs)
+        if by != "clean" and not (skipped and by in ("", "noise") and not forward)
     ]
-    rows = [open_[k] for k in sample.rows([e.rows["id"][i] for i in open_])]
+    rows = [candidates[k] for k in sample.rows([e.rows["id"][i] for i in candidates])]
     again = attack_again(e.record.job, loaded, e.images, rows, device)
-    played: dict[str, list[Any]] = {name: _list(getattr(again, name)) for name in COLUMNS}
-    here = same_machine(e.record, device)
-    allowed = 0 if here else math.ceil(ELSEWHERE * len(rows))
-    compared = COLUMNS if here else COLUMNS[:1]
-    other = [i for i in rows if any(e.rows[name][i] != played[name][i] for name in compared)]
-    complete = len(rows) == len(open_) and here
+    replayed: dict[str, list[Any]] = {name: _list(getattr(again, name)) for name in COLUMNS}
+    same_device = same_machine(e.record, device)
+    allowed = 0 if same_device else math.ceil(TOLERATED_SHARE * len(rows))
+    compared = COLUMNS if same_device else COLUMNS[:1]
+    differing = [i for i in rows if any(e.rows[name][i] != replayed[name][i] for name in compared)]
+    complete = len(rows) == len(candidates) and same_device
     yield Finding(
         REPLAYED,
-        len(other) <= allowed,
-        _detail(e, played, rows, other, sample, here),
+        len(differing) <= allowed,
+        _detail(e, replayed, rows, differing, sample, same_device),
         tuple(f"samples.{name}" for name in COLUMNS) if complete else (),
     )
     if complete:
         yield from _whole(e, again)
     elif rows:
-        yield Finding(REPLAYED, True, _odds(len(open_), len(rows), allowed))
+        yield Finding(REPLAYED, True, _odds(len(candidates), len(rows), allowed))
 
 
 def same_machine(record: Record, device: torch.device) -> bool:
-    """Whether the bits must be the same here: one processor, one release of torch."""
+    """Whether results must be bit-identical: the same processor and the same release of torch."""
     processor = record.device.rpartition(", ")[0] or record.device
     here = device_name(device)
     return (
@@ -146,25 +144,25 @@ def same_machine(record: Record, device: torch.device) -> bool:
 
 
 def _whole(e: Evidence, again: Outcome) -> Iterator[Finding]:
-    """When every row was attacked again, the costs of the attacks and all warnings are known too."""
+    """After attacking every row again, compare the costs of the attacks and all warnings too."""
 
-    def told(costs: Any) -> list[tuple[Any, ...]]:
+    def figures(costs: Any) -> list[tuple[Any, ...]]:
         return [(c.spec, c.attacked, c.survivors, c.forward, c.backward) for c in costs]
 
-    same = told(again.attacks) == told(e.record.attacks)
+    same = figures(again.attacks) == figures(e.record.attacks)
     names = ("attacked", "survivors", "forward", "backward")
     covered = tuple(f"attacks.{name}" for name in names)
-    yield Finding("attacks", same, "each as it was, attacked again", (*covered, "passes"))
-    carried = {_figures(mark) for mark in e.record.health}
-    lost = [mark for mark in again.health if _figures(mark) not in carried]
-    detail = f"{', '.join(mark.code for mark in again.health) or 'no warnings'} when attacked again"
-    detail += "".join(f"; {mark.code} is missing: {mark.text}" for mark in lost)
-    yield Finding("health", not lost, detail, ("health",))
+    yield Finding("attacks", same, "costs of each attack when attacked again", (*covered, "passes"))
+    recorded = {_figures(warning) for warning in e.record.health}
+    missing = [warning for warning in again.health if _figures(warning) not in recorded]
+    detail = f"{', '.join(warning.code for warning in again.health) or 'no warnings'} when attacked again"
+    detail += "".join(f"; {warning.code} is missing: {warning.text}" for warning in missing)
+    yield Finding("health", not missing, detail, ("health",))
 
 
-def _figures(mark: ResultWarning) -> tuple[str, ...]:
-    """A warning's code and its numbers; a release may word it otherwise."""
-    return mark.code, *re.findall(r"\d+", mark.text)
+def _figures(warning: ResultWarning) -> tuple[str, ...]:
+    """A warning's code and numbers; its wording may differ between releases."""
+    return warning.code, *re.findall(r"\d+", warning.text)
 
 
 def _detail(
@@ -178,8 +176,8 @@ def _detail(
     what = "verdict, attack, steps and passes" if here else "verdict and attack"
     detail = f"{len(rows) - len(other)} of {len(rows)} rows attacked again (seed {sample.seed}) have the same {what}"
     if not here:
-        made = f"{e.record.device} with torch {e.record.platform.get('torch')}"
-        detail += f" (made on {made}: {ELSEWHERE:.0%} may differ)"
+        origin = f"{e.record.device} with torch {e.record.platform.get('torch')}"
+        detail += f" (made on {origin}: {TOLERATED_SHARE:.0%} may differ)"
     if other:
         i = other[0]
         was, now = (", ".join(f"{name} {rows_[name][i]!r}" for name in COLUMNS) for rows_ in (e.rows, played))
@@ -188,7 +186,7 @@ def _detail(
 
 
 def _odds(population: int, drawn: int, allowed: int) -> str:
-    what = "misses them all" if not allowed else "finds too few of them"
+    what = "misses all of them" if not allowed else "finds too few of them"
     parts = []
     for share in _SHARES:
         false = max(1, round(share * population))

@@ -1,8 +1,8 @@
-"""Re-check a record from its certificates, by forward passes alone.
+"""Verify a record from its certificates, with forward passes alone.
 
-What it proves: this checkpoint gives wrong answers on that many allowed images, so its robust accuracy is at
-most the figure. What it cannot prove: that no stronger attack would lower it, and the fields on trust, which
-`robench.verification.fields` lists. Rows that are attacked again (`robench.verification.replay`) say more of those.
+This proves that the checkpoint misclassifies the given number of allowed images, so its robust accuracy is at most the
+figure. It cannot prove that no stronger attack would lower the figure, nor the fields on trust, which
+`robench.verification.fields` lists. Attacking rows again (`robench.verification.replay`) checks more of those.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,19 +37,19 @@ from robench.verification.evidence import Evidence
 from robench.verification.replay import Sample
 
 Model = Callable[[Tensor], Tensor]
-# Certificates in memory at a time.
+# Number of certificates in memory at a time.
 _PART = 1024
 
 
 @dataclass(frozen=True)
 class Report:
-    """What verifying a record has shown.
+    """The result of verifying a record.
 
     Attributes:
         findings: everything that was checked, in order.
-        held, failed: fields, by their names in the table.
-        trusted: field -> why it rests on trust.
-        proven: of the defense, in a few words; empty when a check failed before that.
+        held, failed: fields by their names in the table.
+        trusted: maps each field on trust to the reason.
+        proven: what is proven about the defense; empty when an earlier check failed.
     """
 
     findings: tuple[Finding, ...]
@@ -73,25 +73,25 @@ class Report:
 def verify(
     folder: Path | str, loaded: Loaded, images: Images, device: torch.device | str = "cpu"
 ) -> list[Finding]:
-    """Re-check every figure of a record.
+    """Verify every figure of a record.
 
     Args:
-        folder: the record's.
-        loaded: the defense that it names, on `device`.
-        images: those of the record's data set, split and n.
+        folder: the folder of the record.
+        loaded: the defense that the record names, on `device`.
+        images: the images of the record's data set, split and n.
 
     Returns:
-        What was checked; the last one says what is proven.
+        The findings; the last one states what is proven.
 
     Raises:
         CheckFailed: naming every field that does not hold.
         ResourceError: when a file of the record is missing or damaged.
     """
-    made = report(folder, loaded, images, device)
-    broken = [f"{item.field}: {item.detail}" for item in made.broken]
+    result = report(folder, loaded, images, device)
+    broken = [f"{item.field}: {item.detail}" for item in result.broken]
     if broken:
         raise CheckFailed(f"{folder} does not hold. " + "; ".join(broken))
-    return list(made.findings)
+    return list(result.findings)
 
 
 def report(
@@ -101,24 +101,24 @@ def report(
     device: torch.device | str = "cpu",
     sample: Sample | None = None,
 ) -> Report:
-    """Re-check a record, and sort its fields into those that hold, those that fail and those on trust.
+    """Verify a record, and sort its fields into those that hold, those that fail and those on trust.
 
     Args:
-        sample: rows that are attacked again; None for none. A run under corruptions is made again in any case.
+        sample: rows to attack again; None for none. A run under corruptions is always repeated.
 
     Raises:
         ResourceError: when a file of the record is missing or damaged.
         UsageError: when its rows cannot be attacked again.
     """
     record = read_record(folder)
-    place = record.folder or Path(folder)
+    record_folder = record.folder or Path(folder)
     checked = list(findings(folder, loaded.defense, images, loaded=loaded, device=device, sample=sample))
-    kind, present, unknown = _present(record, place)
+    kind, present, unknown = _present(record, record_folder)
     held, failed, trusted = [], [], {}
     for line in present:
-        about = [item for item in checked if line.name in _covered(item, kind)]
-        if about and (not line.trust or any(line.name in item.covers for item in about)):
-            (held if all(item.held for item in about) else failed).append(line.name)
+        relevant = [item for item in checked if line.name in _covered(item, kind)]
+        if relevant and (not line.trust or any(line.name in item.covers for item in relevant)):
+            (held if all(item.held for item in relevant) else failed).append(line.name)
         else:
             trusted[line.name] = line.trust or "cannot be checked here"
     trusted |= dict.fromkeys(unknown, "a field that this release does not know")
@@ -127,7 +127,7 @@ def report(
 
 
 def _covered(finding: Finding, kind: str) -> list[str]:
-    """Which lines of the table a finding speaks of."""
+    """The lines of the table that a finding covers."""
     lines = [fields.decision(name, kind) for name in finding.covers or (finding.field,)]
     return [line.name for line in lines if line]
 
@@ -139,7 +139,7 @@ def _kind(record: Record) -> str:
 
 
 def _present(record: Record, folder: Path) -> tuple[str, list[fields.Field], list[str]]:
-    """The record's kind, the lines of the table that its fields are in, and fields that this release does not know."""
+    """The record's kind, the table lines of its fields, and the fields that this release does not know."""
     kind = _kind(record)
     present, _, unknown = fields.split(_names(record, folder), kind)
     return kind, present, unknown
@@ -162,12 +162,12 @@ def findings(
     device: torch.device | str = "cpu",
     sample: Sample | None = None,
 ) -> Iterator[Finding]:
-    """The checks of `verify` one after the other, those that fail included.
+    """Run the checks of `verify` in order, and yield passed and failed ones.
 
     Args:
-        judge: (N, C, H, W) float32 in [0, 1] to logits (N, K), on `device`.
-        loaded: what is known of the defense; None to leave that unchecked.
-        sample: rows that are attacked again; needs `loaded`.
+        judge: maps (N, C, H, W) float32 in [0, 1] to logits (N, K), on `device`.
+        loaded: the loaded defense; None to skip its checks.
+        sample: rows to attack again; requires `loaded`.
     """
     record = read_record(folder)
     place, where = record.folder or Path(folder), torch.device(device)
@@ -191,7 +191,7 @@ def findings(
     yield from aligned
     yield from counts.arithmetic(e)
     yield from costs.findings(e)
-    # Without the same images, row by row, a forward pass would compare unlike things.
+    # A forward pass is meaningful only if the images match, row by row.
     if not all(finding.held for finding in aligned):
         return
     *checked, proven = _forward(e, judge, where, declared)
@@ -202,7 +202,7 @@ def findings(
 
 
 def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) -> Iterator[Finding]:
-    """Ask the defense again, at clean images and at certificates; the last finding says what that proves."""
+    """Classify the clean images and the certificates again. The last finding states what they prove."""
     threat, rows, attacked = e.threat, e.rows, e.attacked
     x, labels = e.images.x, e.images.y
     x_adv = Applied(threat, x, e.certificates.delta, e.images.ids, attacked)
@@ -217,9 +217,11 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     covers = ("adversarials.delta", "adversarials.grains")
     detail = f"inside {threat} and {box}; {rows_named(outside)}"
     yield Finding("adversarials.delta", not outside, detail, covers)
-    said = rows["distance"]
+    recorded = rows["distance"]
     far = [
-        i for i in range(len(said)) if not abs(said[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(said[i]))
+        i
+        for i in range(len(recorded))
+        if not abs(recorded[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(recorded[i]))
     ]
     yield Finding("samples.distance", not far, f"distance of the perturbed image; {rows_named(far)}")
 
@@ -237,19 +239,23 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     predictions = [rows["prediction"][i] for i in attacked]
     yield _predictions("samples.prediction", logits, predictions, attacked)
     unattacked = [i for i in range(len(x)) if i not in distance]
-    kept = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
-    yield Finding("samples.prediction", not kept, f"unattacked rows keep theirs; {rows_named(kept)}")
+    changed = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
+    yield Finding(
+        "samples.prediction",
+        not changed,
+        f"rows without an attack keep the clean prediction; {rows_named(changed)}",
+    )
 
-    # NaN is a wrong answer where the record says so too, and proves nothing elsewhere.
+    # NaN counts as a wrong answer only if the record has NaN too.
     wrong_margin = _wrong_margin(logits, labels[attacked], predictions)
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
-    nothing = int(_by_nan(logits, predictions).sum())
-    by_nan = f", {nothing} of them by NaN" if nothing else ""
+    nan_count = int(_by_nan(logits, predictions).sum())
+    by_nan = f", {nan_count} of them by NaN" if nan_count else ""
     detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}; {rows_named(refuted)}"
     yield Finding("adversarials.delta", not refuted, detail, covers)
 
-    without = _wrong_margin(clean, labels, rows["clean_prediction"])
-    wrong = int((wrong_margin > 0).sum()) + int((without > 0)[unattacked].sum())
+    clean_margin = _wrong_margin(clean, labels, rows["clean_prediction"])
+    wrong = int((wrong_margin > 0).sum()) + int((clean_margin > 0)[unattacked].sum())
     ties = int(((wrong_margin > -TIE) & (wrong_margin <= 0)).sum())
     tied = f" ({ties} more lie on the boundary here)" if ties else ""
     most = f"{100 * (len(x) - wrong) / len(x):.2f} %"
@@ -259,7 +265,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
 
 
 def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
-    """Logits of the clean images of a randomised defense, on the CPU, in the first draw that its attacks saw."""
+    """Logits (CPU) of a randomised defense on the clean images, in the first draw that its attacks saw."""
     job = e.record.job
     network = Network(judge, job.batch_size, stream=Stream.of(job.seed, "judge"))
     parts = zip(e.images.x.split(job.batch_size), e.images.ids.split(job.batch_size), strict=True)
@@ -267,7 +273,7 @@ def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
 
 
 def _logits(judge: Model, x: Tensor | LazyImages, batch_size: int, device: torch.device) -> Tensor:
-    """Logits on the CPU, called on one fixed shape: what the engine did, so that the bits are the same."""
+    """Logits on the CPU, computed at a fixed batch shape as in the engine, so that they are bit-identical."""
     network = Network(judge, batch_size)
     with frozen(judge):
         parts = [
@@ -277,25 +283,25 @@ def _logits(judge: Model, x: Tensor | LazyImages, batch_size: int, device: torch
     return torch.cat(parts) if parts else torch.zeros(0, 2)
 
 
-def _wrong_margin(logits: Tensor, labels: Tensor, said: list[int]) -> Tensor:
-    """How far the best wrong logit lies above the right one, (M,).
+def _wrong_margin(logits: Tensor, labels: Tensor, recorded: list[int]) -> Tensor:
+    """The best wrong logit minus the correct one, (M,).
 
-    NaN is a wrong answer, infinitely far, where the record `said` -1 of it; elsewhere it proves nothing and stays NaN.
+    NaN counts as infinitely wrong where the record has -1; elsewhere it proves nothing and stays NaN.
     """
     right = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf)
     margins = (others.amax(1, keepdim=True) - right).squeeze(1)
-    return margins.masked_fill(_by_nan(logits, said), torch.inf)
+    return margins.masked_fill(_by_nan(logits, recorded), torch.inf)
 
 
-def _by_nan(logits: Tensor, said: list[int]) -> Tensor:
-    """Rows that are NaN and that the record says so of, bool (M,)."""
-    return undefined(logits) & (torch.tensor(said, dtype=torch.int64) == -1)
+def _by_nan(logits: Tensor, recorded: list[int]) -> Tensor:
+    """Rows whose logits are NaN now and in the record, bool (M,)."""
+    return undefined(logits) & (torch.tensor(recorded, dtype=torch.int64) == -1)
 
 
-def _predictions(field: str, logits: Tensor, said: list[int], rows: Sequence[int]) -> Finding:
-    broken, ties = disagreeing(logits, said)
+def _predictions(field: str, logits: Tensor, recorded: list[int], rows: Sequence[int]) -> Finding:
+    broken, ties = disagreeing(logits, recorded)
     tied = f", {ties} of them a tie here" if ties else ""
     return Finding(
-        field, not broken, f"{len(said)} predictions{tied}; {rows_named([rows[i] for i in broken])}"
+        field, not broken, f"{len(recorded)} predictions{tied}; {rows_named([rows[i] for i in broken])}"
     )
