@@ -1,1 +1,1 @@
-"""What more can be spent on finding out whether an evaluation failed, and what a latent tells of its image."""
+"""Find out whether an evaluation failed, and how much a latent tells about its image."""

@@ -1,4 +1,4 @@
-"""What a diagnosis looks at, and what it says: one indicator a line, with its threshold and where that comes from."""
+"""The input of a diagnosis, and its indicators: each has a value, a threshold and the source of the threshold."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from robench.engine.outcome import ResultWarning
 from robench.engine.setup import Setup, find_attacker
 from robench.threats.threat import Threat
 
-# Draws of a randomised defense that every gradient is averaged over.
+# Number of noise draws of a randomised defense that each gradient is averaged over.
 EOT = 5
-# The attack whose path is looked at, by norm; PGD's fixed step leaves a straight line on sound networks too, where
-# the steps are as many as it takes to cross the ball.
+# The attack to follow, by norm. Not PGD: its fixed step gives a straight loss curve on sound networks too, if the steps
+# just suffice to cross the ball.
 ATTACKS = {"Linf": "apgd", "L2": "apgd", "L1": "apgd-l1"}
 STEPS = 50
 PINTOR = "Pintor 2022"
@@ -26,14 +26,14 @@ OWN = "own choice"
 
 @dataclass(frozen=True)
 class Indicator:
-    """One sign.
+    """One indicator of a failed attack.
 
     Attributes:
-        code: of its mark, short and fixed.
-        name: for people.
-        value: what was found; None where it has no meaning here, which `text` then says.
-        threshold: doubtful beyond it: above, or below for one that `falls`.
-        source: of the threshold.
+        code: the code of its warning, short and fixed.
+        name: the name that is displayed.
+        value: the measured value; None where it is undefined, as explained in `text`.
+        threshold: a value above it gives a warning; a value below it if `falls`.
+        source: the source of the threshold.
         text: one sentence with the figures.
     """
 
@@ -46,26 +46,26 @@ class Indicator:
     falls: bool = False
 
     @property
-    def doubt(self) -> bool:
+    def warns(self) -> bool:
         if self.value is None:
             return False
         return self.value < self.threshold if self.falls else not self.value <= self.threshold
 
     @property
-    def mark(self) -> ResultWarning:
+    def warning(self) -> ResultWarning:
         return ResultWarning(self.code, f"robench diagnose: {self.text}")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A defense with its images and attacker, ready to be asked.
+    """A defense with its images and attacker, ready for a diagnosis.
 
     Attributes:
-        network: what the attacker searches on; judge: the whole defense.
-        surrogate_is_judge: whether the surrogate's logits are the judge's verdict.
-        eot: draws a gradient, 1 for a deterministic defense.
-        x, y, ids: of the images, (N, 3, H, W), (N,), (N,), on the device.
-        right: bool (N,), classified rightly in every draw without an attack.
+        network: the network that the attacker searches on; judge: the whole defense.
+        surrogate_is_judge: whether the surrogate's logits decide the verdict.
+        eot: noise draws per gradient, 1 for a deterministic defense.
+        x, y, ids: images (N, 3, H, W), labels (N,) and ids (N,), on the device.
+        right: bool (N,), classified correctly in every draw without an attack.
     """
 
     loaded: Loaded
@@ -94,10 +94,10 @@ class Case:
         device: torch.device,
         batch_size: int,
     ) -> "Case":
-        """Asks the defense twice, to learn whether it is randomised, and its judge once.
+        """Call the defense twice, to learn whether it is randomised, and its judge once.
 
         Raises:
-            UsageError: for a knowledge level that does not suit, or a norm without an attack here.
+            UsageError: for an unsuitable attacker knowledge, or a norm that no attack here supports.
         """
         threat = protocol.threat
         if threat is None:
@@ -105,11 +105,11 @@ class Case:
         assert protocol.dataset is not None
         if threat.norm not in ATTACKS or threat.name:
             raise UsageError(
-                f"robench diagnose follows attacks in {', '.join(ATTACKS)}: {threat} is not among them"
+                f"robench diagnose supports the norms {', '.join(ATTACKS)}: {threat} is not one of them"
             )
-        chosen = find_attacker(knowledge, loaded.defense, protocol.dataset, device, images.class_subset)
+        attacker = find_attacker(knowledge, loaded.defense, protocol.dataset, device, images.class_subset)
         x, y, ids = (part.to(device) for part in (images.x, images.y, images.ids))
-        setup = Setup(loaded.defense, seed, device, batch_size, chosen, loaded.defense.stochastic).checked(
+        setup = Setup(loaded.defense, seed, device, batch_size, attacker, loaded.defense.stochastic).checked(
             x, ids
         )
         parties = setup.parties()
@@ -131,17 +131,17 @@ class Case:
         )
 
     def spec(self, attack: str, **arguments: object) -> str:
-        """The spec of an attack that averages over draws, where there are any."""
+        """The spec of an attack, with EOT for a randomised defense."""
         if self.eot > 1:
             arguments["eot"] = self.eot
         return f"{attack}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
     @property
     def followed(self) -> str:
-        """The spec of the attack whose path is looked at."""
+        """The spec of the attack to follow."""
         return self.spec(ATTACKS[self.threat.norm], steps=STEPS)
 
 
 def share(part: Tensor) -> float:
-    """The fraction of a bool tensor that holds; 0 of none."""
+    """The share of True in a bool tensor; 0 for an empty tensor."""
     return float(part.double().mean()) if part.numel() else 0.0

@@ -1,4 +1,4 @@
-"""What `robench diagnose` does: runs first, for they are records and resume; then what is quickly done again."""
+"""`robench diagnose`: first the runs, whose records allow it to resume, then the cheap parts."""
 
 import json
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ PICTURE = "surfaces.png"
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found of one defense.
+    """The diagnosis of one defense.
 
     Attributes:
-        content: of diagnosis.json.
-        indicators: the same, to show.
-        folder: where it lies, with the picture.
+        content: the content of diagnosis.json.
+        indicators: the same as values.
+        folder: the folder of diagnosis.json and the picture.
     """
 
     content: dict[str, Any]
@@ -41,19 +41,19 @@ class Diagnosis:
 
 
 def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Options) -> Iterator[Diagnosis]:
-    """Diagnose defenses, one after another; warnings are data, not errors.
+    """Diagnose defenses one after another. Warnings are data, not errors.
 
     Args:
-        knowledge: the attacker's, as for a run.
+        knowledge: the attacker knowledge, as for a run.
 
     Raises:
-        RobenchError: for everything a user can mend.
+        RobenchError: for every mistake that a user can fix.
     """
     device = choose_device(options.device)
-    found, images = load_for_images(names, protocol, options, device)
+    loaded_defenses, images = load_for_images(names, protocol, options, device)
     protocol = replace(protocol, samples=len(images))
     batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))
-    for name, loaded in zip(names, found, strict=True):
+    for name, loaded in zip(names, loaded_defenses, strict=True):
         with frozen(loaded.defense):
             case = Case.of(loaded, images, protocol, knowledge, options.seed, device, batch_size)
             with frozen(case.network.model):
@@ -64,20 +64,20 @@ def _diagnose(case: Case, name: str, options: Options) -> Diagnosis:
     job = (case.protocol.name, case.loaded.name, DIAGNOSIS, case.knowledge, case.seed)
     folder = record_folder(options.results, *job)
     refuse_link(folder)
-    played = runs.play(case, name, folder, options)
+    run_records = runs.play(case, name, folder, options)
     paths = follow(case, case.followed)
-    signs = (*failure.indicators(case, paths), *runs.indicators(played), gradients.indicator(case))
-    drawn = surface.surfaces(case)
-    if drawn:
-        surface.draw(drawn, case, folder / PICTURE)
-    content = _content(case, signs, PICTURE if drawn else "")
+    indicators = (*failure.indicators(case, paths), *runs.indicators(run_records), gradients.indicator(case))
+    surfaces = surface.surfaces(case)
+    if surfaces:
+        surface.draw(surfaces, case, folder / PICTURE)
+    content = _content(case, indicators, PICTURE if surfaces else "")
     write_whole(
         folder, {FILE: (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()}
     )
-    return Diagnosis(content, signs, folder)
+    return Diagnosis(content, indicators, folder)
 
 
-def _content(case: Case, signs: tuple[Indicator, ...], picture: str) -> dict[str, Any]:
+def _content(case: Case, indicators: tuple[Indicator, ...], picture: str) -> dict[str, Any]:
     loaded, images = case.loaded, case.images
     return {
         "schema": SCHEMA,
@@ -93,29 +93,29 @@ def _content(case: Case, signs: tuple[Indicator, ...], picture: str) -> dict[str
         "attack": case.followed,
         "indicators": [
             {
-                "code": sign.code,
-                "name": sign.name,
-                "value": None if sign.value is None else round(sign.value, 6),
-                "threshold": sign.threshold,
-                "doubtful": "below" if sign.falls else "above",
-                "source": sign.source,
-                "doubt": sign.doubt,
-                "text": sign.text,
+                "code": indicator.code,
+                "name": indicator.name,
+                "value": None if indicator.value is None else round(indicator.value, 6),
+                "threshold": indicator.threshold,
+                "doubtful": "below" if indicator.falls else "above",
+                "source": indicator.source,
+                "doubt": indicator.warns,
+                "text": indicator.text,
             }
-            for sign in signs
+            for indicator in indicators
         ],
-        "health": [{"code": s.mark.code, "text": s.mark.text} for s in signs if s.doubt],
+        "health": [{"code": i.warning.code, "text": i.warning.text} for i in indicators if i.warns],
         "picture": picture,
     }
 
 
 def _unseen(n: int) -> dict[str, Any]:
-    """The share of all images that a sign may have which none of n images shows: an exact 95 % interval."""
+    """The exact 95 % interval of the true share of images with a sign that 0 of n images show."""
     return {"images": n, "interval": [round(end, 6) for end in clopper_pearson(0, n)] if n else [0.0, 1.0]}
 
 
 def _proof(unseen: dict[str, Any]) -> str:
-    """How little a sign proves that no image shows."""
+    """State how large the true share of an unobserved sign may be."""
     if not unseen["images"]:
         return "0 images are classified correctly without an attack: this diagnosis proves nothing"
     return (
@@ -124,18 +124,20 @@ def _proof(unseen: dict[str, Any]) -> str:
     )
 
 
-def grid(found: Diagnosis) -> Grid:
-    """The table: indicator, value, threshold, verdict; what was found stands beneath."""
-    content = found.content
-    rows, said = [], []
-    for sign in found.indicators:
-        value = "–" if sign.value is None else f"{sign.value:.3g}"
-        bound = f"{'<' if sign.falls else '>'} {sign.threshold:g}"
-        rows.append((sign.name, value, bound, sign.source, "DOUBT" if sign.doubt else "fine"))
-        said.append(f"{'!' if sign.doubt else '·'} {sign.name}: {sign.text}")
-    places = [f"diagnosis: {location(found.folder / FILE)}"]
+def grid(diagnosis: Diagnosis) -> Grid:
+    """The table of indicator, value, threshold and verdict, with one sentence per indicator below."""
+    content = diagnosis.content
+    rows, sentences = [], []
+    for indicator in diagnosis.indicators:
+        value = "–" if indicator.value is None else f"{indicator.value:.3g}"
+        bound = f"{'<' if indicator.falls else '>'} {indicator.threshold:g}"
+        rows.append(
+            (indicator.name, value, bound, indicator.source, "WARNING" if indicator.warns else "fine")
+        )
+        sentences.append(f"{'!' if indicator.warns else '·'} {indicator.name}: {indicator.text}")
+    files = [f"diagnosis: {location(diagnosis.folder / FILE)}"]
     if content["picture"]:
-        places.append(f"picture: {location(found.folder / PICTURE)}")
+        files.append(f"picture: {location(diagnosis.folder / PICTURE)}")
     return Grid(
         title=(
             f"{content['defense']['name']} · {content['threat']} · {content['n']} images · "
@@ -144,5 +146,5 @@ def grid(found: Diagnosis) -> Grid:
         columns=("indicator", "value", "warning if", "threshold from", "verdict"),
         groups=(tuple(rows),),
         numbers=frozenset(("value", "warning if")),
-        notes=(*said, _proof(content["unseen"]), *places),
+        notes=(*sentences, _proof(content["unseen"]), *files),
     )

@@ -1,12 +1,13 @@
-"""Three estimates of what a latent tells of an image, from pairs of vectors; none is the mutual information itself.
+"""Three estimates of how much a latent tells about an image, from pairs of vectors. None is the mutual information.
 
 Limits, in short:
 
-- nHSIC (robench.core.hsic), as MIMIR computes it: a number without a unit, whose kernel has a fixed width: it sees
-  next to nothing of images in [0, 1], and grows with the number of rows even for independent ones.
-- Matrix-based Renyi entropy: bits, at most log2 of the number of rows; it depends on the kernel's width.
-- InfoNCE: a lower bound in nats that a trained critic reaches; at most log of the number of rows it is asked to tell
-  apart. Where a latent determines its image the true value is infinite, and the bound says how well the critic learned.
+- nHSIC (robench.core.hsic), as MIMIR computes it: no unit. Its kernel has a fixed width, so it hardly responds to
+  images in [0, 1], and it grows with the number of rows even if they are independent.
+- Matrix-based Renyi entropy: bits, at most log2 of the number of rows. It depends on the kernel width.
+- InfoNCE: a lower bound in nats from a trained critic, at most log of the number of rows that the critic must
+  distinguish. If a latent determines its image, the true value is infinite, and the bound shows how well the critic
+  learned.
 """
 
 import math
@@ -20,14 +21,14 @@ from robench.core.hsic import nhsic
 from robench.core.rng import Stream
 
 ALPHA = 1.01
-# Rows that are distinguished or make a kernel: MIMIR's batch.
+# Rows per kernel, and rows that the critic must distinguish: MIMIR's batch size.
 GROUP = 128
-# InfoNCE's critic.
+# Hyperparameters of InfoNCE's critic.
 COMPONENTS, WIDTH, STEPS, BATCH, RATE, DECAY = 32, 64, 120, 128, 2e-3, 1e-2
 
 
 def kernel(x: Tensor) -> Tensor:
-    """A Gaussian kernel (m, m) over rows (m, d) with trace 1, its width the median distance of two rows.
+    """A Gaussian kernel (m, m) over rows (m, d) with trace 1; its width is the median distance of two rows.
 
     Equal rows give a constant kernel.
     """
@@ -61,12 +62,12 @@ def renyi_information(x: Tensor, y: Tensor, alpha: float = ALPHA) -> float:
 
 
 def plain_nhsic(x: Tensor, y: Tensor) -> float:
-    """nHSIC as MIMIR penalises it, in float64: see robench.core.hsic."""
+    """nHSIC as MIMIR penalises it, in float64; see robench.core.hsic."""
     return float(nhsic(x.double(), y.double()))
 
 
 class Critic(nn.Module):
-    """exp f(x, y) with f = g(x).h(y) / temperature, both of unit length."""
+    """The critic exp f(x, y) with f = g(x).h(y) / temperature, where g(x) and h(y) have unit length."""
 
     def __init__(self, d_x: int, d_y: int):
         super().__init__()
@@ -76,7 +77,7 @@ class Critic(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(5.0)))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Scores (m, m) of every x with every y."""
+        """Scores (m, m) of every pair of x and y."""
         g, h = functional.normalize(self.g(x), dim=1), functional.normalize(self.h(y), dim=1)
         return self.scale.exp().clamp_max(100.0) * g @ h.T
 
@@ -84,33 +85,33 @@ class Critic(nn.Module):
 def infonce(x: Tensor, y: Tensor, seed: int, group: int = GROUP) -> float:
     """van den Oord et al. 2018, "Representation learning with contrastive predictive coding" (arXiv 1807.03748).
 
-    A lower bound on I(x; y) in nats, at most log(group): log(group) minus the mean cross-entropy of telling which y of
-    `group` goes with an x. Two critics are trained, each on one half of the rows, and each judges the other half, so
-    that none is asked about what it has seen; the mean of both. A critic that learned by heart falls below 0: read it
-    as 0. The rows are first brought to principal components, which see the training half alone: a function of x tells
-    no more of y than x does, so the bound stays one.
+    A lower bound on I(x; y) in nats, at most log(group): log(group) minus the mean cross-entropy of finding the y of an
+    x among `group` candidates. Two critics are each trained on one half of the rows and evaluated on the other half;
+    the result is their mean. An overfitted critic can fall below 0, which counts as 0. The rows are first projected on
+    principal components of the training half. A function of x has no more information about y than x, so this is still
+    a lower bound.
 
     Args:
-        x, y: (N, ...), N at least 2 group; pairs.
-        seed: decides halves, critics and batches.
+        x, y: pairs of rows, (N, ...), with N at least 2 * group.
+        seed: determines halves, critics and batches.
     """
     if len(x) != len(y) or len(x) < 2 * group:
         raise ValueError(
-            f"infonce needs two batches of one length, at least {2 * group}: got {len(x)=} and {len(y)=}"
+            f"infonce needs two batches of equal length, at least {2 * group}: got {len(x)=} and {len(y)=}"
         )
     order = _order(len(x), seed, "halves")
     middle = len(x) // 2
     halves = order[:middle], order[middle:]
-    found = []
+    bounds = []
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         for number, (train, test) in enumerate((halves, halves[::-1])):
             torch.manual_seed(int(Stream.of(seed, "infonce", number).key[0]))
-            found.append(_bound(x.flatten(1).float(), y.flatten(1).float(), train, test, group))
-    return sum(found) / len(found)
+            bounds.append(_bound(x.flatten(1).float(), y.flatten(1).float(), train, test, group))
+    return sum(bounds) / len(bounds)
 
 
 def _bound(x: Tensor, y: Tensor, train: Tensor, test: Tensor, group: int) -> float:
-    (x, y), count = (_components(each, train) for each in (x, y)), min(BATCH, len(train))
+    (x, y), count = (_components(rows, train) for rows in (x, y)), min(BATCH, len(train))
     critic = Critic(x.shape[1], y.shape[1])
     optimiser = torch.optim.AdamW(critic.parameters(), RATE, weight_decay=DECAY)
     for _ in range(STEPS):
@@ -130,7 +131,7 @@ def _bound(x: Tensor, y: Tensor, train: Tensor, test: Tensor, group: int) -> flo
 
 
 def _components(x: Tensor, train: Tensor) -> Tensor:
-    """The rows' principal components, of the training rows, each with their variance 1."""
+    """Project rows on the principal components of the training rows, scaled to variance 1 on these."""
     mean = x[train].mean(0)
     centred = x[train] - mean
     _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
@@ -140,16 +141,16 @@ def _components(x: Tensor, train: Tensor) -> Tensor:
 
 
 def in_groups(estimate: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, seed: int) -> float:
-    """The mean of an estimate over groups of GROUP rows, chosen by the seed; what is left over is not used."""
+    """The mean of an estimate over groups of GROUP rows, chosen by the seed. Left-over rows are not used."""
     order = _order(len(x), seed, "groups")
     parts = [order[start : start + GROUP] for start in range(0, len(x) - GROUP + 1, GROUP)]
     return sum(estimate(x[part], y[part]) for part in parts) / len(parts)
 
 
 def unpaired(y: Tensor, seed: int) -> Tensor:
-    """The rows of `y` (N, ...) where other rows were, at random and none where it was.
+    """A random permutation of the rows of `y` (N, ...) in which no row keeps its place.
 
-    Not simply the next row's: neighbours in a data set's order may share a class, or be alike otherwise.
+    Shifting by one row would not do, because neighbours in a data set may share a class or be similar otherwise.
     """
     order = _order(len(y), seed, "unpaired")
     others = torch.empty_like(y)

@@ -1,7 +1,7 @@
-"""What each layer tells of an image, its adversarial example and the perturbation, across defenses.
+"""How much each layer tells about an image, its adversarial example and the perturbation, across defenses.
 
-MIMIR (arXiv 2312.04960) argues from bounds on the mutual information of an adversarial example and its latent. The
-estimators and their limits stand in `estimators`; the layers are those of `Defense.all_features`.
+MIMIR (arXiv 2312.04960) argues from bounds on the mutual information between an adversarial example and its latent.
+`estimators` describes the estimators and their limits. The layers are those of `Defense.all_features`.
 """
 
 import json
@@ -31,14 +31,14 @@ from robench.reports.table import Grid
 from robench.statistics.accuracy import mean_and_deviation
 
 FILE, PICTURE = "information.json", "information.png"
-# Unless another number is asked for: four groups, two for each of InfoNCE's halves.
+# Default number of images: four groups, two for each half of InfoNCE.
 SAMPLES = 4 * estimators.GROUP
 SEEDS = 3
 ATTACK_STEPS = 20
 PAIRS = {"image": "x and z(x)", "adversarial": "x' and z(x')", "perturbation": "x' - x and z(x')"}
-# Of the estimates that are not 0 for rows put together at random, what they give there.
+# Suffix of the estimates for randomly paired rows, where these are not 0.
 RANDOM = " at random"
-# How each is called, and its unit.
+# Title and unit of each estimate.
 ESTIMATES = {
     "nhsic": ("nHSIC (sigma 5)", "no unit"),
     "renyi": (f"Renyi, alpha {estimators.ALPHA}", "bits"),
@@ -48,11 +48,11 @@ ESTIMATES = {
 
 @dataclass(frozen=True)
 class Information:
-    """What was measured.
+    """The result of a measurement.
 
     Attributes:
-        content: of information.json; `values[defense][layer][pair][estimate]` holds one number a seed.
-        folder: where it lies, with the picture.
+        content: the content of information.json; `values[defense][layer][pair][estimate]` has one number per seed.
+        folder: the folder of information.json and the picture.
     """
 
     content: dict[str, Any]
@@ -60,37 +60,37 @@ class Information:
 
 
 def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], options: Options) -> Information:
-    """Estimate, for every defense, layer and seed; a seed decides attack, groups and critics.
+    """Estimate for every defense, layer and seed. A seed determines the attack, the groups and the critics.
 
     Args:
-        names: of defenses that offer features.
+        names: names of defenses that have features.
 
     Raises:
-        RobenchError: for everything a user can mend; too few images, a defense without features.
+        RobenchError: for every mistake that a user can fix, such as too few images or a defense without features.
     """
     least = 2 * estimators.GROUP
     if protocol.samples < least:
         raise UsageError(
-            f"--mi with {protocol.samples} samples: it needs at least {least}, two groups of a kernel"
+            f"--mi needs at least {least} samples (two groups of {estimators.GROUP}), got {protocol.samples}"
         )
     device = choose_device(options.device)
-    found, images = load_for_images(names, protocol, options, device)
+    loaded_defenses, images = load_for_images(names, protocol, options, device)
     if len(images) < least:
-        raise UsageError(f"{images.name} has {len(images)} images there: --mi needs at least {least}")
+        raise UsageError(f"--mi needs at least {least} images: {images.name} has only {len(images)}")
     batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))
-    for loaded in found:
-        loaded.defense.features(images.x[:1].to(device))  # says who offers none
+    for loaded in loaded_defenses:
+        loaded.defense.features(images.x[:1].to(device))  # raises for a defense without features
     values: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
-    for loaded in found:
+    for loaded in loaded_defenses:
         for seed in seeds:
             options.note(f"{loaded.name}, seed {seed}")
             with frozen(loaded.defense):
                 case = Case.of(loaded, images, protocol, "full", seed, device, batch_size)
-                own = values.setdefault(loaded.name, [])
+                layers = values.setdefault(loaded.name, [])
                 for layer, pair, estimate, value in _estimates(case):
-                    if layer == len(own):
-                        own.append({name: {} for name in PAIRS})
-                    own[layer][pair].setdefault(estimate, []).append(round(value, 5))
+                    if layer == len(layers):
+                        layers.append({name: {} for name in PAIRS})
+                    layers[layer][pair].setdefault(estimate, []).append(round(value, 5))
     content = {
         "robench_version": provenance.robench_version(),
         "dataset": {"name": images.name, "split": images.split, "digest": images.digest},
@@ -100,7 +100,7 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
         "seeds": list(seeds),
         "group": estimators.GROUP,
         "limits": {"renyi": math.log2(estimators.GROUP), "infonce": math.log(estimators.GROUP)},
-        "defenses": {loaded.name: loaded.checkpoint_sha256 for loaded in found},
+        "defenses": {loaded.name: loaded.checkpoint_sha256 for loaded in loaded_defenses},
         "values": values,
     }
     folder = Path(options.results) / slug(protocol.name) / slug(f"information-{'-'.join(values)}")
@@ -112,7 +112,7 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
 
 
 def _estimates(case: Case) -> Iterator[tuple[int, str, str, float]]:
-    """(layer, pair, estimate, value) of one defense and seed."""
+    """Yield (layer, pair, estimate, value) for one defense and seed."""
     clean = case.x.cpu()
     spec = case.spec("pgd" if case.threat.norm != "L1" else "apgd-l1", steps=ATTACK_STEPS)
     adversarial = follow(case, spec).last
@@ -135,32 +135,34 @@ def _estimates(case: Case) -> Iterator[tuple[int, str, str, float]]:
 
 
 def _layers(case: Case, x: Tensor) -> tuple[Tensor, ...]:
-    """What each layer gives for images (N, 3, H, W), flattened, on the CPU."""
+    """Flattened features of each layer for images (N, 3, H, W), on the CPU."""
     with torch.inference_mode():
-        widths = [each[0].numel() for each in case.loaded.defense.all_features(case.x[:1])]
+        widths = [features[0].numel() for features in case.loaded.defense.all_features(case.x[:1])]
     parts = zip(x.split(case.network.batch_size), case.ids.split(case.network.batch_size), strict=True)
     features = [case.judge.network.features(part.to(case.x.device), ids, "all").cpu() for part, ids in parts]
     return torch.cat(features).split(widths, 1)
 
 
-def grids(found: Information) -> list[Grid]:
-    """A table for each estimate: layers down, pairs across, mean and standard deviation over the seeds."""
-    content = found.content
+def grids(information: Information) -> list[Grid]:
+    """One table per estimate: layers in rows, pairs in columns, mean and standard deviation over the seeds."""
+    content = information.content
     tables = []
     for estimate, (title, unit) in ESTIMATES.items():
         groups = [
             tuple(
-                (name, str(layer + 1), *(_said(own[pair], estimate) for pair in PAIRS))
-                for layer, own in enumerate(layers)
+                (name, str(layer + 1), *(_cell(layer_values[pair], estimate) for pair in PAIRS))
+                for layer, layer_values in enumerate(layers)
             )
             for name, layers in content["values"].items()
         ]
         limit = content["limits"].get(estimate)
         notes = [] if limit is None else [f"at most {limit:.2f} {unit}, whatever the truth"]
         if any(
-            estimate + RANDOM in own for layers in content["values"].values() for own in layers[0].values()
+            estimate + RANDOM in layer_values
+            for layers in content["values"].values()
+            for layer_values in layers[0].values()
         ):
-            notes.append("in brackets: of rows put together at random, which share nothing but their kind")
+            notes.append("in brackets: for randomly paired rows")
         tables.append(
             Grid(
                 title=f"{title}, {unit} · {content['threat']} · {content['n']} images, groups of {content['group']} · "
@@ -172,7 +174,10 @@ def grids(found: Information) -> list[Grid]:
                 notes=tuple(notes),
             )
         )
-    places = (f"information: {location(found.folder / FILE)}", f"picture: {location(found.folder / PICTURE)}")
+    places = (
+        f"information: {location(information.folder / FILE)}",
+        f"picture: {location(information.folder / PICTURE)}",
+    )
     last = tables[-1]
     return [*tables[:-1], Grid(**{**vars(last), "notes": (*last.notes, *places)})]
 
@@ -182,17 +187,17 @@ def _seeds(content: Mapping[str, Any], what: str) -> str:
     return f"{what} {count} seeds" if count > 1 else "one seed"
 
 
-def _said(found: Mapping[str, Sequence[float]], estimate: str) -> str:
-    mean, deviation = mean_and_deviation(found[estimate])
+def _cell(estimates: Mapping[str, Sequence[float]], estimate: str) -> str:
+    mean, deviation = mean_and_deviation(estimates[estimate])
     text = f"{mean:.3g}" + (
         "" if math.isnan(deviation) else f" ± {deviation:.{1 if deviation < 9.5 else 2}g}"
     )
-    at_random = found.get(estimate + RANDOM)
+    at_random = estimates.get(estimate + RANDOM)
     return text + (f"\n({mean_and_deviation(at_random)[0]:.3g})" if at_random else "")
 
 
 def picture(content: dict[str, Any], path: Path) -> Path:
-    """Write a PNG: an estimate a row, a pair a column, a curve a defense over its layers.
+    """Write a PNG with one row per estimate, one column per pair, and one curve per defense over its layers.
 
     Raises:
         ResourceError: when the file cannot be written.
@@ -202,20 +207,23 @@ def picture(content: dict[str, Any], path: Path) -> Path:
     figure = style.figure(9.6, 7.6, layout="constrained")
     panels = figure.subplots(len(ESTIMATES), len(PAIRS), sharex=True, sharey="row")
     for down, (estimate, (title, unit)) in enumerate(ESTIMATES.items()):
-        for across, (pair, said) in enumerate(PAIRS.items()):
+        for across, (pair, pair_title) in enumerate(PAIRS.items()):
             axes = panels[down][across]
             for i, (name, layers) in enumerate(content["values"].items()):
                 colour = style.colour(i)
-                seen = [mean_and_deviation(own[pair][estimate]) for own in layers]
-                spread = [0.0 if math.isnan(deviation) else deviation for _, deviation in seen]
-                places = [layer + 1 + 0.05 * (i - 1) for layer in range(len(layers))]
+                statistics = [mean_and_deviation(layer_values[pair][estimate]) for layer_values in layers]
+                spread = [0.0 if math.isnan(deviation) else deviation for _, deviation in statistics]
+                positions = [layer + 1 + 0.05 * (i - 1) for layer in range(len(layers))]
                 axes.errorbar(
-                    places, [mean for mean, _ in seen], spread, color=colour, marker=style.marker(i), markersize=5,
-                    linewidth=1.3, capsize=2, label=style.literal(name),
+                    positions, [mean for mean, _ in statistics], spread, color=colour, marker=style.marker(i),
+                    markersize=5, linewidth=1.3, capsize=2, label=style.literal(name),
                 )  # fmt: skip
-                if all(estimate + RANDOM in own[pair] for own in layers):
-                    level = [mean_and_deviation(own[pair][estimate + RANDOM])[0] for own in layers]
-                    axes.plot(places, level, color=colour, linestyle=":", linewidth=1.1)
+                if all(estimate + RANDOM in layer_values[pair] for layer_values in layers):
+                    level = [
+                        mean_and_deviation(layer_values[pair][estimate + RANDOM])[0]
+                        for layer_values in layers
+                    ]
+                    axes.plot(positions, level, color=colour, linestyle=":", linewidth=1.1)
             if estimate in content["limits"] and estimate == "infonce":
                 axes.axhline(
                     content["limits"][estimate],
@@ -226,7 +234,7 @@ def picture(content: dict[str, Any], path: Path) -> Path:
                 )
             style.frame(
                 axes,
-                title=said if down == 0 else "",
+                title=pair_title if down == 0 else "",
                 x="layer" if down == len(ESTIMATES) - 1 else "",
                 y=f"{title}\n{unit}" if across == 0 else "",
             )
@@ -241,11 +249,11 @@ def picture(content: dict[str, Any], path: Path) -> Path:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=9
     )
-    what = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
+    description = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
     figure.suptitle(
-        f"What each layer z tells of its image; {style.literal(what)}\n"
+        f"What each layer z tells about its image; {style.literal(description)}\n"
         f"{_seeds(content, 'bars: standard deviation of')}; "
-        "dotted: rows put together at random, which share nothing but their kind",
+        "dotted: randomly paired rows",
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip
     return style.save(figure, path)

@@ -1,4 +1,4 @@
-"""The path of an attack, point by point: unlike in a run, a row goes on when it has fooled somebody."""
+"""The path of an attack, point by point. Unlike in a run, a row continues after it has fooled the defense."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +16,13 @@ from robench.engine.loss_monitor import VANISHED
 
 @dataclass(frozen=True)
 class Paths:
-    """Of N images over T points, on the CPU.
+    """The paths of N images over T points, on the CPU.
 
     Attributes:
-        loss: (N, T) float64, what the attack climbs.
-        vanished: bool (N, T), gradients that are as good as zero.
-        wrong: bool (N, T), the surrogate is fooled there; fooled: bool (N, T), the judge is, in some draw.
-        last: (N, C, H, W), the image with the highest loss; fooled_last: bool (N,), the judge by it.
+        loss: (N, T) float64, the loss that the attack maximises.
+        vanished: bool (N, T), whether the gradient is practically zero.
+        wrong: bool (N, T), whether the surrogate is fooled; fooled: bool (N, T), whether the judge is, in any draw.
+        last: (N, C, H, W), the attack's final answer; fooled_last: bool (N,), whether it fools the judge.
     """
 
     loss: Tensor
@@ -34,14 +34,14 @@ class Paths:
 
     @property
     def failed(self) -> Tensor:
-        """Images that no point of their path fooled the judge with, bool (N,)."""
+        """Whether no point of an image's path fools the judge, bool (N,)."""
         return ~self.fooled.any(1)
 
 
 def follow(case: Case, spec: str) -> Paths:
-    """Play `spec` on every image of `case` to its end.
+    """Run the attack `spec` on every image of `case` to its end.
 
-    A sample's path depends on seed, spec and sample alone.
+    The path of a sample depends only on seed, spec and sample.
     """
     ((name, attack),) = build_attacks([spec], case.threat)
     parts = []
@@ -58,20 +58,20 @@ def _follow(case: Case, name: str, attack: Any, x: Tensor, y: Tensor, ids: Tenso
     rows = Rows(x, y, clean, ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
     problem = Problem(case.threat, clean.shape[1], Stream.of(case.seed, name))
     state = attack.init(problem, rows)
-    asked = torch.zeros_like(ids)
-    said: list[tuple[Tensor, ...]] = []
+    queries = torch.zeros_like(ids)
+    points: list[tuple[Tensor, ...]] = []
     while not bool(attack.finished(state).all()):
         ask = attack.ask(problem, rows, state)
-        answer = network.answer(ask.x, ask.objective, rows, case.eot, asked)
+        answer = network.answer(ask.x, ask.objective, rows, case.eot, queries)
         answer = attack.pull_back(problem, rows, state, answer)
         state = attack.tell(problem, rows, state, answer)
-        asked += case.eot
+        queries += case.eot
         surrogate = wrong(answer.logits, y)
         judged = surrogate if case.surrogate_is_judge else judge.fooled(ask.x, y, ids) > 0
         tiny = answer.grad.flatten(1).abs().amax(1) < VANISHED
-        said.append((answer.loss.double(), tiny, surrogate, judged))
+        points.append((answer.loss.double(), tiny, surrogate, judged))
     loss, vanished, fooled_network, fooled = (
-        torch.stack(each, 1)[:n].cpu() for each in zip(*said, strict=True)
+        torch.stack(column, 1)[:n].cpu() for column in zip(*points, strict=True)
     )
     last = attack.best(state)
     fooled_last = judge.fooled(last, y, ids)[:n].cpu() > 0

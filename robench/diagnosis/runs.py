@@ -1,4 +1,4 @@
-"""What a diagnosis learns from runs, each a record: a radius that must reach 0, and more steps."""
+"""The runs of a diagnosis: radii at which robust accuracy must reach 0, and increasing numbers of steps."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,19 +18,19 @@ from robench.threats.threat import Threat, whole
 
 RUNS = "runs"
 STEPS = (20, 40, 80)
-# Steps of the runs at a large radius.
+# Number of steps of the runs at a large radius.
 FAR = 100
-# Fewer images than chance could explain on other images: as for the ranks of a board.
+# Significance level of McNemar's test, as for the ranks of a board.
 CHANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Played:
-    """The records that a diagnosis made.
+    """The records of a diagnosis.
 
     Attributes:
-        steps: by rising number of steps.
-        grey: at a radius where every image can be made the same grey one; everywhere: where it can be made any.
+        steps: in increasing order of steps.
+        grey: at the radius at which every image can become the same grey image; everywhere: any image.
     """
 
     steps: tuple[Record, ...]
@@ -43,19 +43,19 @@ class Played:
 
 
 def radius(norm: str, shape: Sequence[int], share: float) -> str:
-    """The threat in which each value of an image (C, H, W) may change by `share`."""
+    """The threat model in which each value of an image (C, H, W) may change by `share`."""
     return f"{norm}:{share * whole(norm, *shape):.6g}"
 
 
 def play(case: Case, name: str, folder: Path, options: Options) -> Played:
-    """Make the runs, or answer from their records.
+    """Execute the runs, or read their saved records.
 
     Args:
-        name: of the defense, as it was asked for.
-        folder: of the diagnosis.
+        name: name of the defense as the user gave it.
+        folder: folder of the diagnosis.
     """
     options = replace(options, results=folder / RUNS, command=options.command or "robench diagnose")
-    # Without a random start only the number of steps tells the runs apart.
+    # Without a random start, the runs differ only in the number of steps.
     plain = ("pgd", {"random_start": False}) if case.threat.norm != "L1" else ("apgd-l1", {})
 
     def run(threat: str | Threat, spec: str) -> Record:
@@ -74,37 +74,43 @@ def play(case: Case, name: str, folder: Path, options: Options) -> Played:
 
 
 def indicators(played: Played) -> Iterator[Indicator]:
-    """What the runs say."""
+    """The indicators of the runs."""
     for code, name, record, why, source in (
-        ("large-radius", "large radius", played.grey, "each image can be made the same grey one", OWN),
-        ("unconstrained-failure", "unconstrained attack", played.everywhere, "it may be any image", PINTOR),
+        ("large-radius", "large radius", played.grey, "every image can become the same grey image", OWN),
+        (
+            "unconstrained-failure",
+            "unconstrained attack",
+            played.everywhere,
+            "every image can become any other",
+            PINTOR,
+        ),
     ):
         left = record.robust_accuracy
         text = f"{left.correct} of {record.job.n} images survive at {record.job.threat}, where {why}"
         yield Indicator(code, name, left.value, 0.0, source, text)
     yield _doubling(played.steps)
-    found = {
-        mark.code: mark.text
+    warnings = {
+        warning.code: warning.text
         for record in played.records
-        for mark in record.health
-        if mark.code != "more-steps-help"
+        for warning in record.health
+        if warning.code != "more-steps-help"
     }
-    text = "; ".join(f"{code}: {said}" for code, said in found.items()) or "its runs have no marks"
-    yield Indicator("marks-of-runs", "marks of the runs", float(len(found)), 0.0, "robench run", text)
+    text = "; ".join(f"{code}: {text}" for code, text in warnings.items()) or "the runs have no warnings"
+    yield Indicator("marks-of-runs", "warnings of the runs", float(len(warnings)), 0.0, "robench run", text)
 
 
 def _doubling(steps: tuple[Record, ...]) -> Indicator:
     before, after = (_robust(record) for record in steps[-2:])
-    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    newly_fooled, newly_robust = int((before & ~after).sum()), int((after & ~before).sum())
     n = steps[-1].job.n
-    said = ", ".join(
+    accuracies = ", ".join(
         f"{100 * record.robust_accuracy.value:.1f} % after {count}"
         for record, count in zip(steps, STEPS, strict=True)
     )
-    # The share lost counts where chance does not explain it.
-    sure = mcnemar(lost, won) < CHANCE
-    value = max(0.0, (lost - won) / n) if sure else 0.0
-    text = f"{said} steps; from the last doubling {lost} images fall and {won} hold again"
+    # The lost share counts only if chance does not explain it.
+    significant = mcnemar(newly_fooled, newly_robust) < CHANCE
+    value = max(0.0, (newly_fooled - newly_robust) / n) if significant else 0.0
+    text = f"{accuracies} steps; the last doubling fools {newly_fooled} more images and misses {newly_robust}"
     return Indicator("more-steps-help", "step doubling", value, POINTS, OWN, text)
 
 

@@ -91,14 +91,14 @@ def test_a_surrogate_that_is_not_the_defense_does_not_transfer():
     theirs = case_of(other, x, other(x).argmax(1))
     blind = replace(case, network=theirs.network, surrogate_is_judge=False)
     by_code = {sign.code: sign for sign in failure.indicators(blind, follow(blind, blind.followed))}
-    assert by_code["non-transferable"].doubt
+    assert by_code["non-transferable"].warns
     sound = {sign.code: sign for sign in failure.indicators(case, follow(case, case.followed))}
-    assert sound["non-transferable"].value == 0 and not sound["non-transferable"].doubt
+    assert sound["non-transferable"].value == 0 and not sound["non-transferable"].warns
 
 
 def test_an_indicator_is_doubtful_beyond_its_threshold_and_nan_is_not_fine():
     def doubt(value, falls=False):
-        return Indicator("a", "a", value, 0.5, "", "", falls).doubt
+        return Indicator("a", "a", value, 0.5, "", "", falls).warns
 
     assert [doubt(v) for v in (0.4, 0.5, 0.6, None, math.nan)] == [False, False, True, False, True]
     assert [doubt(v, True) for v in (0.4, 0.5, 0.6, None)] == [True, False, False, False]
@@ -127,7 +127,7 @@ def test_gradients_of_a_linear_classifier_agree_and_those_of_noise_do_not():
             return model(x) + 1e-6 * model((x * 4.3e6).sin())
 
     found = gradients.indicator(case_of(Shattered(), x, y, "Linf:0.0001"))
-    assert found.doubt and found.value < 0.3
+    assert found.warns and found.value < 0.3
 
 
 @pytest.mark.parametrize(("norm", "grey"), [("Linf", "0.5"), ("L2", "6.9282"), ("L1", "96")])
