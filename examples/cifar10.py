@@ -7,7 +7,7 @@ import robench
 from robench.data import load_dataset
 
 
-def build(image_size=32):
+def build():
     model = torchvision.models.resnet18(num_classes=10)
     model.load_state_dict(torch.load("weights.pt", weights_only=True))
     normalize = torchvision.transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

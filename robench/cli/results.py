@@ -123,7 +123,9 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
                 continue
             done = ""
             if not dry_run:
-                loaded = load(job.defense.name, job.dataset.name, None, where, images.class_subset)
+                loaded = load(
+                    job.defense.name, job.dataset.name, None, where, images.class_subset, images.image_size
+                )
                 after = migrate(record.folder or place, loaded, images, where)
                 change = f"{percent(record.robust_accuracy)} to {percent(after.robust_accuracy)}"
                 done = f"; robust % {change}"

@@ -73,7 +73,9 @@ def command(
         with common.collected(failed, path, alone=len(records) == 1):
             record = read_record(path)
             name, images = defense_of(record, defense), images_of(record, data_dir)
-            loaded = load(name, record.job.dataset.name, checkpoint, where, images.class_subset)
+            loaded = load(
+                name, record.job.dataset.name, checkpoint, where, images.class_subset, images.image_size
+            )
             sample = Sample.of(replay, replay_seed) if replay else None
             made = report(Path(path), loaded, images, where, sample)
             for line in _lines(made, verbose):

@@ -144,6 +144,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return self.x.shape[-1]
+
     @cached_property
     def digest(self) -> str:
         """sha256 over pixels, labels and ids."""

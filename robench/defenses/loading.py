@@ -69,6 +69,7 @@ def load(
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
     class_subset: Subset | None = None,
+    image_size: int | None = None,
 ) -> Loaded:
     """Build a defense and give it its weights.
 
@@ -80,6 +81,7 @@ def load(
             same, under its spec's name.
         device: where it runs.
         class_subset: classes that alone count of a network that knows more, as `Images.class_subset`; None for all.
+        image_size: of the images it will be given, for your own network that does not say which it takes.
 
     Raises:
         UsageError: for an unknown name, a builder's wrong arguments, a network without weights, or a checkpoint
@@ -87,7 +89,7 @@ def load(
         ResourceError: when the checkpoint is missing, damaged, another one than the card names, or of another
             network.
     """
-    found = _load(resolve(name, dataset), checkpoint, device)
+    found = _load(resolve(name, dataset), checkpoint, device, image_size)
     card, defense = found.card, found.defense
     if card and card.preprocessing:
         defense.preprocessing = card.preprocessing
@@ -104,12 +106,14 @@ def restrict_to_classes(loaded: Loaded, class_subset: Subset | None) -> Loaded:
     return replace(loaded, defense=defense, notes=(*loaded.notes, note), knows=class_subset.of)
 
 
-def _load(meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device) -> Loaded:
+def _load(
+    meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device, image_size: int | None
+) -> Loaded:
     name, spec = meant.name, meant.spec
     if loaders.scheme_of(spec.name):
-        return _load_by_scheme(meant, checkpoint, device)
+        return _load_by_scheme(meant, checkpoint, device, image_size)
     if spec.name in registry.purifiers:
-        return _load_purified(meant, checkpoint, device)
+        return _load_purified(meant, checkpoint, device, image_size)
     path, state, digest, told = None, {}, "", ()
     if checkpoint:
         file = fetch(checkpoint, Path())
@@ -163,16 +167,17 @@ def load_defense(
     checkpoint: str | Path | None = None,
     device: str | torch.device = "cpu",
     class_subset: Subset | None = None,
+    image_size: int | None = None,
 ) -> Defense:
     """A defense: images (N, 3, H, W), float32 in [0, 1], to logits (N, K). See `load`.
 
     >>> defense = load_defense("mimir", dataset="digits")
     """
-    return load(name, dataset, checkpoint, device, class_subset).defense
+    return load(name, dataset, checkpoint, device, class_subset, image_size).defense
 
 
 def _load_by_scheme(
-    meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device
+    meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device, image_size: int | None
 ) -> Loaded:
     card = meant.card
     name, spec = (card.name, card.spec) if card else (meant.name, meant.spec)
@@ -180,7 +185,7 @@ def _load_by_scheme(
     if card and card.checkpoint and not checkpoint:
         file = _own_file(card)
     found, canonical = loaders.open_spec(
-        spec, file.path if file else None, weights=file.weights if file else ""
+        spec, file.path if file else None, weights=file.weights if file else "", image_size=image_size
     )
     digest = sha256_of(found.file) if found.file else state_digest(found.defense)
     # A card that names no file may still say the digest of the state that the loader finds.
@@ -196,7 +201,7 @@ def _load_by_scheme(
 
 
 def _load_purified(
-    meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device
+    meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device, image_size: int | None
 ) -> Loaded:
     """A purifier with its weights, in front of the classifier of another defense."""
     name, card = meant.name, meant.card
@@ -205,7 +210,7 @@ def _load_purified(
             f"{name} is a purifier: name the defense behind it, such as {name}+timm:resnet50, or "
             f"{name}+standard-digits"
         )
-    inner = load(meant.classifier, device=device)
+    inner = load(meant.classifier, device=device, image_size=image_size)
     purifier, path, digest, told = _weighted(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)

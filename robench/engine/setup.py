@@ -154,7 +154,9 @@ def find_attacker(
     """
 
     def load(name: str) -> Defense:
-        source = load_defense(name, dataset, device=device, class_subset=class_subset)
+        source = load_defense(
+            name, dataset, device=device, class_subset=class_subset, image_size=defense.image_size
+        )
         for theirs, ours in (
             (f"{source.channels} channels", f"{defense.channels}"),
             (f"{source.image_size} px", f"{defense.image_size} px"),

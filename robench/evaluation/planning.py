@@ -86,14 +86,15 @@ def plan(
         check_images(images.x, images.y, len(images.classes))
         return images
 
-    if not prepared_by_defense(dataset):
-        # Missing images are reported before weights are fetched.
-        images_of(dataset)
+    # Missing images are reported before weights are fetched.
+    side = None if prepared_by_defense(dataset) else images_of(dataset).image_size
     device = choose_device(options.device)
     if options.checkpoint and len(defenses) > 1:
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
     ready = []
-    for loaded in [load(defense, dataset, options.checkpoint, device) for defense in resolved]:
+    for loaded in [
+        load(defense, dataset, options.checkpoint, device, image_size=side) for defense in resolved
+    ]:
         images = images_of(prepared(dataset, loaded))
         loaded = restrict_to_classes(loaded, images.class_subset)
         check_fit(loaded, images)
@@ -185,7 +186,7 @@ def _ladder(
         subject = loaded
         if rung.subject == "classifier":
             name = loaded.card.classifier if loaded.card else loaded.classifier
-            subject = load(name, dataset, device=device, class_subset=images.class_subset)
+            subject = load(name, dataset, device=device, class_subset=images.class_subset, image_size=side)
         try:
             searching = find_attacker(rung.knowledge, subject.defense, dataset, device, images.class_subset)
         except Untrusted:
@@ -207,9 +208,11 @@ def load_for_images(
 ) -> tuple[list[Loaded], Images]:
     """Defenses and the images of a protocol, as the first defense wants them prepared, which suit them all."""
     assert protocol.dataset is not None
-    loaded = [load(name, protocol.dataset, options.checkpoint, device) for name in names]
-    dataset = prepared(protocol.dataset, loaded[0]) if loaded else protocol.dataset
-    images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
+    images_of = cache(lambda chosen: load_dataset(chosen, protocol.split, protocol.samples, options.data_dir))
+    dataset = protocol.dataset
+    side = None if prepared_by_defense(dataset) else images_of(dataset).image_size
+    loaded = [load(name, dataset, options.checkpoint, device, image_size=side) for name in names]
+    images = images_of(prepared(dataset, loaded[0]) if loaded else dataset)
     check_images(images.x, images.y, len(images.classes))
     for defense in loaded:
         check_fit(defense, images)

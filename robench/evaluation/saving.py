@@ -67,7 +67,7 @@ def save(outcome: Outcome, attacked: "Attacked", folder: Path, names: tuple[str,
 def _defense(outcome: Outcome, attacked: "Attacked", name: str, dataset: str) -> DefenseFacts:
     model = attacked.setup.model
     if name:
-        loaded = load(name, dataset or None, device=attacked.setup.device)
+        loaded = load(name, dataset or None, device=attacked.setup.device, image_size=attacked.x.shape[-1])
         if not _agrees(loaded.defense, outcome, attacked):
             raise UsageError(f"{name} is another model than the one that was attacked: its logits differ")
         return DefenseFacts(

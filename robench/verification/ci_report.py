@@ -65,10 +65,10 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 def cost(verdict: Verdict) -> str:
     """The cost of the check compared with the baseline's run."""
     saved = verdict.saving
-    ratio = f"{saved:.1f} times fewer" if saved >= 1 else f"{1 / saved:.1f} times more"
+    ratio = f" ({saved:.1f} times fewer)" if saved >= 1 else f" ({1 / saved:.1f} times more)" if saved else ""
     return (
         f"{verdict.attacked} of {verdict.open} images attacked, {count(verdict.passes)} passes; the baseline took "
-        f"{count(verdict.baseline_passes)} ({ratio})"
+        f"{count(verdict.baseline_passes)}{ratio}"
     )
 
 

@@ -118,7 +118,9 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
             f"{record.job.dataset.digest[:12]} in the record, {images.digest[:12]} found"
         )
     device = choose_device(options.device)
-    loaded = load(name, record.job.dataset.name, options.checkpoint, device, images.class_subset)
+    loaded = load(
+        name, record.job.dataset.name, options.checkpoint, device, images.class_subset, images.image_size
+    )
     check_fit(loaded, images)
     return _Check(record, loaded, images, device, options).run()
 

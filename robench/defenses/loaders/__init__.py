@@ -38,12 +38,16 @@ def scheme_of(name: str) -> str | None:
 
 
 def open_spec(
-    spec: specs.Spec, checkpoint: Path | None = None, bare: bool = False, weights: str = ""
+    spec: specs.Spec,
+    checkpoint: Path | None = None,
+    bare: bool = False,
+    weights: str = "",
+    image_size: int | None = None,
 ) -> "tuple[Found, str]":
     """The defense of a spec whose name has a scheme, and the spec's canonical form.
 
     Args:
-        checkpoint, bare, weights: see Source.
+        checkpoint, bare, weights, image_size: see Source.
 
     Raises:
         UsageError: for arguments the loader does not take, or a target that it does not know.
@@ -54,7 +58,9 @@ def open_spec(
 
     scheme, _, target = spec.name.partition(":")
     admit(spec.name, "runs code, fetches a model or opens a file")
-    loader = partial(registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare, weights))
+    loader = partial(
+        registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare, weights, image_size)
+    )
     found = specs.build(spec, loader)
     if not isinstance(found, Found):
         raise UsageError(f"loader {scheme} gives a {type(found).__name__}: expected a Found")

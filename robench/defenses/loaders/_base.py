@@ -35,6 +35,7 @@ class Source:
         checkpoint: weights to take in place of the published ones, or of the file that `target` names.
         bare: only the network is wanted, as `robench show` does: fetch no weights.
         weights: of several sets in the checkpoint the one that is meant; empty for the usual one.
+        image_size: of the data set's images, for a model that does not say which it takes; None if unknown.
     """
 
     scheme: str
@@ -42,6 +43,7 @@ class Source:
     checkpoint: Path | None = None
     bare: bool = False
     weights: str = ""
+    image_size: int | None = None
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.target}"

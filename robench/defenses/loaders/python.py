@@ -32,7 +32,8 @@ def load(
 
     Args:
         image_size, mean, std, channels: of a bare module. A function that takes arguments of these names gets them,
-            and then normalises by itself. Without channels, 1 for grey images, both kinds of images are tried.
+            and then normalises by itself. Without image_size, the data set decides; without one, the default of the
+            function's parameter. Without channels, 1 for grey images, both kinds of images are tried.
 
     Raises:
         UsageError: when there is no such function, it refuses its arguments, or gives something else.
@@ -44,7 +45,8 @@ def load(
         function = _find(source)
         taken = specs.defaults(function)
         shared = {key: value for key, value in given.items() if key in taken}
-        made = _call(specs.Spec(str(source), arguments | shared), function)
+        sized = {"image_size": source.image_size} if source.image_size and "image_size" in taken else {}
+        made = _call(specs.Spec(str(source), arguments | sized | shared), function)
     if isinstance(made, Defense):
         unused = sorted(set(given) - set(shared))
         if unused:
@@ -53,7 +55,7 @@ def load(
     elif isinstance(made, nn.Module):
         theirs = ("mean", "std")
         given = {key: value for key, value in given.items() if key not in theirs or key not in shared}
-        size = given.get("image_size", taken.get("image_size"))
+        size = given.get("image_size", source.image_size or taken.get("image_size"))
         size = None if size is inspect.Parameter.empty else size
         normalised = normalisation(given.get("mean"), given.get("std"), (None, None))
         defense = wrap(source, made, size, normalised, channels=channels)
