@@ -1,7 +1,7 @@
-"""A safetensors file written and read piece by piece, when what it holds is more than fits in memory.
+"""Write and read a safetensors file piece by piece, because its content may exceed memory.
 
-Byte for byte what `safetensors.torch.save` gives: an eight-byte length, a JSON header, then the tensors, those of the
-widest type first and of one type by name.
+The bytes are those of `safetensors.torch.save`: an eight-byte length, a JSON header, then the tensors, ordered by
+decreasing type width and then by name.
 """
 
 import io
@@ -36,8 +36,8 @@ class Entry:
     """One tensor of the file.
 
     Attributes:
-        dtype, shape: of the whole.
-        parts: gives it from its beginning to its end, split along the first dimension.
+        dtype, shape: of the whole tensor.
+        parts: yields the tensor in order, split along the first dimension.
     """
 
     dtype: torch.dtype
@@ -68,10 +68,10 @@ def encode(entries: Mapping[str, Entry]) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of one of its tensors.
+    """The header of one tensor in a file.
 
     Attributes:
-        start: the byte of the file at which it begins.
+        start: offset in the file, in bytes.
     """
 
     dtype: torch.dtype
@@ -83,16 +83,16 @@ class Header:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, file: IO[bytes]) -> RowFile:
-        """The tensor's rows in its file, which is closed with them."""
+        """The rows of the tensor in its file. Closing them closes the file."""
         return RowFile(file, self.shape, str(self.dtype).removeprefix("torch."), self.start)
 
 
 def read_headers(file: IO[bytes]) -> dict[str, Header]:
-    """The tensors that a file holds, by name; what is in them is not read.
+    """The headers of the tensors in a file, by name. The tensors are not read.
 
     Raises:
         ValueError: in one line, when it is truncated or damaged, or holds a tensor of another type than `TYPES`.
@@ -113,7 +113,7 @@ def read_headers(file: IO[bytes]) -> dict[str, Header]:
         ends = {name: 8 + length + int(entry["data_offsets"][1]) for name, entry in entries.items()}
     except (KeyError, IndexError, TypeError, AttributeError):
         raise ValueError("damaged or of other types of tensors") from None
-    # One behind the other, from the header to the file's end.
+    # The tensors must fill the file without gaps, from the header to the end.
     at = 8 + length
     for name, header in sorted(headers.items(), key=lambda item: (item[1].start, item[1].size)):
         if min((0, *header.shape)) < 0 or header.start != at or header.start + header.size != ends[name]:

@@ -12,7 +12,7 @@ from robench.core.io import open_ordinary
 from robench.corruption.suite import cells, corruptions
 from robench.records import certificates, samples
 from robench.records import record as record_file
-from robench.records.cross_checks import with_doubts
+from robench.records.cross_checks import with_warnings
 from robench.records.jobs import once
 from robench.records.randomized import ANSWERS, FIELD
 from robench.records.reading import LeftOut, files_named
@@ -65,7 +65,7 @@ def collect(results: Iterable[Path | str]) -> Collection:
                     left_out.append(record)
                 else:
                     found[place] = record
-    warned, damaged = with_doubts(tuple(once(found.values())), roots)
+    warned, damaged = with_warnings(tuple(once(found.values())), roots)
     return Collection(warned, (*left_out, *damaged))
 
 

@@ -1,4 +1,4 @@
-"""The record of a run under corruptions, in the one schema."""
+"""Records of runs under corruptions, in the common schema."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from robench.statistics.corruption import Verdicts, accuracies, figures, first_w
 
 
 def verdicts(images: Images, found: engine.Outcome, asked: Sequence[Cell]) -> Verdicts:
-    """Which images are right, clean and at every cell."""
+    """Which images are classified correctly, clean and under every corruption and severity."""
     clean = (found.clean == images.y).numpy()
     return Verdicts(tuple(asked), clean, (found.predictions == images.y[:, None]).numpy())
 
 
 def of_record(record: Record) -> Verdicts:
-    """The same, from the files of a record.
+    """The same from the files of a record.
 
     Raises:
         ResourceError: when samples.parquet is missing or damaged.
@@ -42,7 +42,7 @@ def of_record(record: Record) -> Verdicts:
 
 
 def outcome(job: Job, images: Images, found: engine.Outcome) -> tuple[Outcome, dict[str, Any]]:
-    """The outcome in the terms of attacks, and the fields that a record under corruptions adds."""
+    """The outcome in terms of attacks, and the fields that a record under corruptions adds."""
     asked = cells(corruptions(job.suite.attacks))
     return _outcome(job, images, found, asked), extra(job, images, found, asked)
 
@@ -60,7 +60,7 @@ def extra(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Cell]
     """The fields that a run under corruptions adds."""
     right = verdicts(images, found, asked)
     height, width = images.x.shape[2:]
-    told = {
+    fields = {
         "library": library(),
         "jpeg": dict(JPEG) if asked[0].jpeg else None,
         "enlarged": enlargement(height, width),
@@ -68,32 +68,32 @@ def extra(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Cell]
         "accuracy": shown_accuracies(right),
         "pixels": pixels(found, asked),
     }
-    return {"corruptions": told, **figures(right, normaliser(job.dataset.name, width), job.seed)}
+    return {"corruptions": fields, **figures(right, normaliser(job.dataset.name, width), job.seed)}
 
 
 def shown_accuracies(right: Verdicts) -> dict[str, dict[str, Any]]:
-    """Accuracy by corruption and severity, as a record has it."""
+    """Accuracy by corruption and severity, as stored in a record."""
     return {
-        name: {k: asdict(each) | {"interval": list(each.interval)} for k, each in own.items()}
-        for name, own in accuracies(right).items()
+        name: {k: asdict(share) | {"interval": list(share.interval)} for k, share in by_severity.items()}
+        for name, by_severity in accuracies(right).items()
     }
 
 
 def pixels(found: engine.Outcome, asked: Sequence[Cell]) -> dict[str, dict[str, str]]:
-    """By corruption and severity the sha256 over those of the chunks."""
-    made: dict[str, dict[str, str]] = {}
+    """sha256 over the digests of the chunks, by corruption and severity."""
+    digests: dict[str, dict[str, str]] = {}
     for number, cell in enumerate(asked):
         digest = hashlib.sha256(found.pixels[:, number].contiguous().numpy().tobytes()).hexdigest()
-        made.setdefault(cell.name, {})[str(cell.severity)] = digest
-    return made
+        digests.setdefault(cell.name, {})[str(cell.severity)] = digest
+    return digests
 
 
 def _outcome(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Cell]) -> Outcome:
-    """In the terms of attacks: a corruption fools an image that is right without it."""
+    """The outcome in terms of attacks: a corruption fools an image that is classified correctly without it."""
     right, n = verdicts(images, found, asked), len(images)
     fooled_by, place = first_wrong(right, job.suite.attacks)
     at = torch.from_numpy(place)
-    turned = found.predictions.gather(1, at.clamp_min(0)[:, None]).squeeze(1)
+    fooled_prediction = found.predictions.gather(1, at.clamp_min(0)[:, None]).squeeze(1)
     zeros = torch.zeros(n, dtype=torch.int64)
     wrong = found.clean != images.y
     costs = []
@@ -102,22 +102,22 @@ def _outcome(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Ce
         survivors = int(right.corrupted[:, columns].all(1).sum())
         spent = float(found.seconds[columns].sum())
         costs.append(AttackCost(spec, n, survivors, n * len(columns), 0, spent))
-    unfinished = int((found.predictions < 0).sum() + (found.clean < 0).sum())
+    nonfinite = int((found.predictions < 0).sum() + (found.clean < 0).sum())
     return Outcome(
         x_adv=images.x,
-        robust=torch.tensor([said == "" for said in fooled_by]),
+        robust=torch.tensor([name == "" for name in fooled_by]),
         fooled_by=fooled_by,
         clean_prediction=found.clean,
-        prediction=torch.where(at < 0, found.clean, turned),
+        prediction=torch.where(at < 0, found.clean, fooled_prediction),
         clean_margin=found.margin,
         clean_draws=wrong.long(),
-        draws=torch.tensor([int(said != "") for said in fooled_by]),
+        draws=torch.tensor([int(name != "") for name in fooled_by]),
         distance=torch.zeros(n, dtype=torch.float64),
         steps=zeros,
         forward=zeros + len(asked) + 1,
         backward=zeros,
         attacks=costs,
-        health=result_warnings.nonfinite_logits(unfinished),
+        health=result_warnings.nonfinite_logits(nonfinite),
         precision=job.precision,
         batch_size=found.batch_size,
     )

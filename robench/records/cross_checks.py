@@ -1,6 +1,6 @@
-"""Warnings that a single run cannot give: from other records on the same images, and from diagnoses.
+"""Warnings that need more than one run: from other records on the same images, and from diagnoses.
 
-They are marks like those of a run, and stand beside them wherever a record is shown; no file is changed.
+They are shown together with the warnings of the run wherever a record is shown. No file is changed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,17 +25,17 @@ from robench.threats.threat import Threat
 DIAGNOSIS = "diagnosis"
 FILE = "diagnosis.json"
 SCHEMA = 1
-# Attackers who know the defense, and those who know less and ask it nothing.
+# Attacker knowledge that counts as white box.
 _WHITE = ("full", "bpda", "surrogate")
 
 
-def with_doubts(
+def with_warnings(
     records: Sequence[Record], roots: Iterable[Path | str]
 ) -> tuple[tuple[Record, ...], tuple[LeftOut, ...]]:
-    """The records, each with the marks that others and the diagnoses under `roots` put on it.
+    """Add the warnings from other records and from the diagnoses under `roots` to the records.
 
     Returns:
-        The records, and what cannot be read of the diagnoses.
+        The records, and the diagnoses that cannot be read.
     """
     number = subjects(records)
 
@@ -49,34 +49,36 @@ def with_doubts(
 
     transfer = _transfer(records, subject)
     diagnosed: dict[tuple, dict[ResultWarning, None]] = {}
-    found, left_out = _diagnoses(roots)
-    for each in found:
-        marks = diagnosed.setdefault(_about(each), {})
-        marks.update({ResultWarning(mark["code"], mark["text"]): None for mark in each["health"]})
-    # What is diagnosed of a defense holds for it under its other names.
+    diagnoses, left_out = _diagnoses(roots)
+    for diagnosis in diagnoses:
+        warnings = diagnosed.setdefault(_about(diagnosis), {})
+        warnings.update(
+            {ResultWarning(warning["code"], warning["text"]): None for warning in diagnosis["health"]}
+        )
+    # A diagnosis of a defense also applies to the same defense under other names.
     spread: dict[tuple, dict[ResultWarning, None]] = {}
     for record in records:
-        marks = diagnosed.get(_about(record.to_dict()), {})
-        spread.setdefault((*subject(record), record.job.knowledge), {}).update(marks)
-    made = []
+        warnings = diagnosed.get(_about(record.to_dict()), {})
+        spread.setdefault((*subject(record), record.job.knowledge), {}).update(warnings)
+    warned = []
     for record in records:
         extra = [*transfer.get(subject(record), []), *spread[(*subject(record), record.job.knowledge)]]
         if not _knows(record):
             extra = []
         extra += old_draws(record)
-        known = {mark.code for mark in record.health}
-        extra = [mark for mark in extra if mark.code not in known]
-        made.append(replace(record, health=(*record.health, *extra)) if extra else record)
-    return tuple(made), left_out
+        known = {warning.code for warning in record.health}
+        extra = [warning for warning in extra if warning.code not in known]
+        warned.append(replace(record, health=(*record.health, *extra)) if extra else record)
+    return tuple(warned), left_out
 
 
 def old_draws(record: Record) -> list[ResultWarning]:
-    """The mark of a randomised defense's record that is judged on the draws its candidates were chosen on."""
+    """The warning for a record that is judged on the draws that its candidates were chosen on."""
     if not chosen_on(record):
         return []
     text = (
-        "judged on the draws of noise that its candidates were chosen on, which makes robust accuracy look lower than "
-        "it is: robench results migrate judges it again on fresh draws"
+        "judged on the noise draws that its candidates were chosen on, which underestimates robust accuracy: robench "
+        "results migrate judges it again on fresh draws"
     )
     return [ResultWarning("chosen-draws", text)]
 
@@ -86,7 +88,7 @@ def _knows(record: Record) -> bool:
 
 
 def _about(content: dict[str, Any]) -> tuple:
-    """What a diagnosis and the records that it speaks of share: weights, data set, threat and knowledge."""
+    """The key that a diagnosis shares with its records: weights, data set, threat and knowledge."""
     defense, dataset = content["defense"], content["dataset"]
     named = (defense["name"], defense["checkpoint_sha256"], dataset["name"], dataset["split"])
     return (*named, content["threat"], content["knowledge"])
@@ -95,35 +97,35 @@ def _about(content: dict[str, Any]) -> tuple:
 def _transfer(
     records: Sequence[Record], subject: Callable[[Record], tuple]
 ) -> dict[tuple, list[ResultWarning]]:
-    """Images that fell to an attacker who does not know the defense, and to none who does."""
+    """Warn if an attacker who does not know the defense fooled images that no white-box attack fooled."""
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         groups.setdefault(subject(record), []).append(record)
-    marks: dict[tuple, list[ResultWarning]] = {}
-    for about, own in groups.items():
-        white = [record for record in own if _knows(record)]
-        black = [record for record in own if not _knows(record)]
+    warnings: dict[tuple, list[ResultWarning]] = {}
+    for about, subject_records in groups.items():
+        white = [record for record in subject_records if _knows(record)]
+        black = [record for record in subject_records if not _knows(record)]
         if not white or not black:
             continue
         standing = [held(record) for record in white]
-        if any(each is None for each in standing):
+        if any(robust is None for robust in standing):
             continue
-        left = np.logical_and.reduce([each for each in standing if each is not None])
+        left = np.logical_and.reduce([robust for robust in standing if robust is not None])
         for record in black:
-            found = held(record)
-            won = int((left & ~found).sum()) if found is not None else 0
-            if beyond_chance(won, record.job.n):
+            robust = held(record)
+            fooled = int((left & ~robust).sum()) if robust is not None else 0
+            if beyond_chance(fooled, record.job.n):
                 text = (
-                    f"{record.job.suite.name} with knowledge {record.job.knowledge} fooled {won} images that survived "
-                    "every white-box attack: gradients may be masked"
+                    f"{record.job.suite.name} with knowledge {record.job.knowledge} fooled {fooled} images that "
+                    "survived every white-box attack: gradients may be masked"
                 )
-                marks.setdefault(about, []).append(ResultWarning("transfer-beats-white-box", text))
+                warnings.setdefault(about, []).append(ResultWarning("transfer-beats-white-box", text))
                 break
-    return marks
+    return warnings
 
 
 def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple[LeftOut, ...]]:
-    found: dict[Path, dict[str, Any]] = {}
+    diagnoses: dict[Path, dict[str, Any]] = {}
     left_out = []
     for root in roots:
         if Path(root).is_file():
@@ -131,12 +133,12 @@ def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple
         for file in files_named(FILE, root):
             if isinstance(file, LeftOut):
                 left_out.append(file)
-            elif (place := file.resolve()) not in found:
+            elif (place := file.resolve()) not in diagnoses:
                 try:
-                    found[place] = read_diagnosis(file)
+                    diagnoses[place] = read_diagnosis(file)
                 except ResourceError as error:
                     left_out.append(LeftOut.of(file, error))
-    return list(found.values()), tuple(left_out)
+    return list(diagnoses.values()), tuple(left_out)
 
 
 def read_diagnosis(file: Path) -> dict[str, Any]:
@@ -145,14 +147,14 @@ def read_diagnosis(file: Path) -> dict[str, Any]:
     Raises:
         ResourceError: when it is missing, damaged or of another kind.
     """
-    mend = "repeat robench diagnose, or remove it"
+    remedy = "repeat robench diagnose, or remove it"
     try:
         content = strict_json.loads(read_ordinary(file, strict_json.LONGEST + 1))
-        marks = [part for mark in content["health"] for part in (mark["code"], mark["text"])]
-        if content["schema"] == SCHEMA and all(isinstance(part, str) for part in (*_about(content), *marks)):
+        texts = [part for warning in content["health"] for part in (warning["code"], warning["text"])]
+        if content["schema"] == SCHEMA and all(isinstance(part, str) for part in (*_about(content), *texts)):
             return content
     except OSError as error:
-        raise ResourceError(f"{file}: {error.strerror or error}: {mend}") from error
+        raise ResourceError(f"{file}: {error.strerror or error}: {remedy}") from error
     except (ValueError, KeyError, TypeError):
         pass
-    raise ResourceError(f"{file}: damaged or no diagnosis of schema {SCHEMA}: {mend}")
+    raise ResourceError(f"{file}: damaged or no diagnosis of schema {SCHEMA}: {remedy}")

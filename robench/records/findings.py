@@ -1,4 +1,4 @@
-"""What re-checking a record finds, one thing at a time."""
+"""The findings of verifying a record."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from torch import Tensor
 from robench.engine.batched_model import undefined
 from robench.engine.tolerances import margins, same_margins
 
-# Other devices and batch shapes round logits elsewhere; an attack stops at the boundary, where that can turn
-# a verdict. A difference of logits below this is called a tie and said so, never counted as proven.
+# Other devices and batch shapes round logits differently, which can change a verdict, because an attack stops at the
+# decision boundary. A smaller difference of logits is reported as a tie and never counted as proven.
 TIE = 1e-3
-# Of a figure between 0 and 1: another library, or the same one elsewhere, rounds its last bits otherwise.
+# Tolerance of figures between 0 and 1, because libraries and machines round the last bits differently.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked.
+    """The result of one check.
 
     Attributes:
-        field: of the record, "robust_accuracy.value" say, or the file it lies in.
-        held: whether it is as the record says.
+        field: field of the record, such as "robust_accuracy.value", or a file.
+        held: whether the record is correct.
         detail: one sentence with the figures.
-        covers: what it settles of `robench.verification.fields.TABLE`; `field` alone where nothing is named.
-        proven: what is proven of the defense in a few words; of the last finding.
+        covers: the fields of `robench.verification.fields.TABLE` that it checks; `field` alone if empty.
+        proven: what is proven about the defense; set in the last finding.
     """
 
     field: str
@@ -39,15 +39,17 @@ class Finding:
         return f"{'holds' if self.held else 'FAILS'}  {self.field}: {self.detail}"
 
 
-def equal(field: str, said: Any, actual: Any, what: str, *covers: str) -> Finding:
-    """Whether the record says what was found, up to rounding."""
-    if same(said, actual):
-        return Finding(field, True, f"{_short(said)} ({what})", covers)
-    return Finding(field, False, f"the record says {_short(said)}, found {_short(actual)} ({what})", covers)
+def equal(field: str, claimed: Any, actual: Any, what: str, *covers: str) -> Finding:
+    """Whether the record agrees with the actual value, up to rounding."""
+    if same(claimed, actual):
+        return Finding(field, True, f"{_short(claimed)} ({what})", covers)
+    return Finding(
+        field, False, f"the record says {_short(claimed)}, found {_short(actual)} ({what})", covers
+    )
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, numbers in them up to 1e-9; lists and tuples are alike."""
+    """Whether two values are equal, with numbers compared up to 1e-9 and lists equal to tuples."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -57,25 +59,25 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def disagreeing(logits: Tensor, said: list[int]) -> tuple[list[int], int]:
-    """Rows whose recorded prediction (-1 for NaN) is none of these logits (M, K), and how many of the others lie on a
-    boundary, where rounding decides."""
-    recorded = torch.tensor(said, dtype=torch.int64)
-    best, found = logits.nan_to_num(-torch.inf).max(1)
+def disagreeing(logits: Tensor, predictions: list[int]) -> tuple[list[int], int]:
+    """Rows whose recorded prediction (-1 for NaN) contradicts these logits (M, K), and the number of ties among the
+    other rows, where rounding decides."""
+    recorded = torch.tensor(predictions, dtype=torch.int64)
+    best, predicted = logits.nan_to_num(-torch.inf).max(1)
     known = (recorded >= 0) & (recorded < logits.shape[1])
     chosen = logits.gather(1, recorded.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
     held = torch.where(undefined(logits), recorded == -1, known & (best - chosen < TIE))
-    ties = int((held & known & (found != recorded)).sum())
+    ties = int((held & known & (predicted != recorded)).sum())
     return (~held).nonzero().flatten().tolist(), ties
 
 
 def other_margins(logits: Tensor, recorded: list[float]) -> list[int]:
-    """Rows whose two best logits (M, K) lie further apart, or less far, than the record says of them."""
+    """Rows whose margin between the two best logits (M, K) differs from the record."""
     return (~same_margins(torch.tensor(recorded), margins(logits))).nonzero().flatten().tolist()
 
 
 def rows_named(rows: list[int]) -> str:
-    """Rows that do not hold, in words."""
+    """A short text that names the failing rows."""
     if not rows:
         return "all do"
     return f"row {rows[0]} does not" + (f", nor do {len(rows) - 1} more" if len(rows) > 1 else "")

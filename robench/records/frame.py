@@ -1,4 +1,4 @@
-"""Records as a table for pandas."""
+"""Records as a pandas DataFrame."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,24 +16,24 @@ def frame(results: Path | str | Sequence[Path | str] = "results") -> "DataFrame"
     """The records under one folder or several, as a pandas DataFrame of one row each.
 
     Accuracies are fractions in [0, 1], with the ends of their 95 % intervals in columns of their own. `warnings` holds
-    the codes of a record's warnings, separated by spaces; `folder` is where the record lies.
+    the codes of a record's warnings, separated by spaces; `folder` is the record's folder.
 
     >>> robench.records("results").sort_values("robust")[["defense", "suite", "clean", "robust"]]
 
     Raises:
-        ResourceError: when a folder is not there. A record that cannot be read is left out, with a warning.
+        ResourceError: when a folder does not exist. A record that cannot be read is left out, with a warning.
     """
     # Imported here: it takes a third of a second, and only this function needs it.
     import pandas
 
-    found = collect([results] if isinstance(results, str | Path) else results)
-    for left_out in found.left_out:
+    records = collect([results] if isinstance(results, str | Path) else results)
+    for left_out in records.left_out:
         warnings.warn(f"left out: {left_out}", stacklevel=2)
-    return pandas.DataFrame([row(record) for record in found], columns=list(_COLUMNS))
+    return pandas.DataFrame([row(record) for record in records], columns=list(_COLUMNS))
 
 
 def row(record: Record) -> dict[str, Any]:
-    """What a record says, as one flat row."""
+    """The fields of a record as one flat row."""
     return {name: value(record) for name, value in _COLUMNS.items()}
 
 
@@ -51,7 +51,7 @@ _COLUMNS = {
     "robust": lambda record: record.robust_accuracy.value,
     "robust_low": lambda record: record.robust_accuracy.interval[0],
     "robust_high": lambda record: record.robust_accuracy.interval[1],
-    "warnings": lambda record: " ".join(str(mark.code) for mark in record.health),
+    "warnings": lambda record: " ".join(str(warning.code) for warning in record.health),
     "forward": lambda record: record.passes["forward"],
     "backward": lambda record: record.passes["backward"],
     "seconds": lambda record: record.seconds,

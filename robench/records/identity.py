@@ -1,4 +1,4 @@
-"""Which records are of one defense on the same images: by weights and answers, never by name."""
+"""Group the records of one defense on the same images, by weights and answers, not by name."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,18 +9,18 @@ from robench.records.randomized import FIELD
 from robench.records.record import Record
 from robench.records.samples import read_samples
 
-# Of a margin between logits: other devices round it by less, other weights or code move it by more. Where a record
-# does not know the digest of what was loaded, and answers alone must show it, the bound is closer.
+# Tolerances of margins between logits: rounding on other devices is smaller, and other weights or code change them by
+# more. The closer bound is for records without a digest of the loaded state, which only their answers can identify.
 _LOOSE, _CLOSE = 1e-2, 1e-4
 
 
 def subjects(records: Sequence[Record]) -> dict[int, int]:
     """A number for each record, by its `id`: the same for records of one defense on the same images.
 
-    Records share a defense where they share a digest, of the checkpoint or of the loaded state, and give the same clean
-    margins, image by image: one checkpoint under other settings, or in edited code, is another defense. Older records
-    know no digest of the loaded state. One of those shares a defense, too, with a record of as many parameters whose
-    margins are the same almost to the last bit, for the digest of a file says nothing of the same weights in another.
+    Records share a defense if they share a digest, of the checkpoint or of the loaded state, and have the same clean
+    margins, image by image. One checkpoint with other settings, or in edited code, is another defense. Older records
+    have no digest of the loaded state. They also share a defense with a record that has the same number of parameters
+    and almost bit-identical margins, because the same weights in another file have another file digest.
     """
     margins: dict[int, np.ndarray | None] = {}
 
@@ -35,7 +35,7 @@ def subjects(records: Sequence[Record]) -> dict[int, int]:
         place = (record.job.dataset.digest, record.job.n, record.corrupted)
         known = groups.setdefault(place, [])
         alike = [group for group in known if any(_same(record, other, of) for other in group)]
-        joined = [record, *(each for group in alike for each in group)]
+        joined = [record, *(other for group in alike for other in group)]
         groups[place] = [group for group in known if all(group is not other for other in alike)] + [joined]
     for count, group in enumerate(group for known in groups.values() for group in known):
         number |= {id(record): count for record in group}
@@ -56,7 +56,7 @@ def _same(one: Record, other: Record, margins: Callable[[Record], np.ndarray | N
         return False
     named = (a.name, a.card_digest, a.checkpoint_sha256) == (b.name, b.card_digest, b.checkpoint_sha256)
     if FIELD in one.extra and one.job.seed != other.job.seed:
-        # Other noise, other margins: digests that know the settings decide, or else the card.
+        # Other noise gives other margins, so digests that cover the settings decide, or else the card.
         return bool(a.state_sha256 and b.state_sha256) or named
     first, second = margins(one), margins(other)
     if first is None or second is None:
@@ -65,7 +65,7 @@ def _same(one: Record, other: Record, margins: Callable[[Record], np.ndarray | N
 
 
 def _agree(one: np.ndarray, other: np.ndarray, slack: float) -> bool:
-    """Whether margins (N,) are the same up to rounding, for all images but one of a thousand."""
+    """Whether margins (N,) are equal up to rounding, except for one image in a thousand."""
     with np.errstate(invalid="ignore"):
         close = np.abs(one - other) <= slack * (1 + np.abs(one))
     off = ~(close | (one == other) | (np.isnan(one) & np.isnan(other)))
@@ -73,7 +73,7 @@ def _agree(one: np.ndarray, other: np.ndarray, slack: float) -> bool:
 
 
 def _margins(record: Record) -> np.ndarray | None:
-    """Clean margins in the order of the ids, (n,); None where no samples can be read."""
+    """Clean margins in the order of the ids, (n,); None if the samples cannot be read."""
     try:
         rows = read_samples(record.folder).sort_by("id") if record.folder else None
     except ResourceError:
@@ -85,7 +85,7 @@ def _margins(record: Record) -> np.ndarray | None:
 
 def by_subject(records: Iterable[Record], number: dict[int, int]) -> dict[int, list[Record]]:
     """The records of each number of `subjects`."""
-    found: dict[int, list[Record]] = {}
+    grouped: dict[int, list[Record]] = {}
     for record in records:
-        found.setdefault(number[id(record)], []).append(record)
-    return found
+        grouped.setdefault(number[id(record)], []).append(record)
+    return grouped

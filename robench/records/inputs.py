@@ -1,4 +1,4 @@
-"""What a record is checked with: its images, and the name of its defense."""
+"""The inputs for checking a record: its images, and the name of its defense."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from robench.core.errors import ResourceError, UsageError
 from robench.data import Images, load_dataset
 from robench.records.record import Record
 
-# Images that lie beside a record, because they are of no data set; and the data set's name that says so.
+# File of a record's own images if they are from no data set, and the data set name for these.
 FILE = "images.npz"
 BESIDE = f"npz:{FILE}"
-# Before the class of a model that had no name when it was attacked.
+# Prefix of the class name of a model that had no name when it was attacked.
 MODEL = "model:"
 
 
 def images_of(record: Record, data_dir: str | None = None) -> Images:
-    """The images of a record: those beside it where it brings them, else those of its data set.
+    """The images of a record: its own file if it has one, otherwise those of its data set.
 
     Raises:
         UsageError, ResourceError: as `robench.data.load_dataset`.
@@ -25,24 +25,24 @@ def images_of(record: Record, data_dir: str | None = None) -> Images:
         return load_dataset(dataset.name, dataset.split, record.job.n, data_dir)
     if (record.folder / FILE).is_symlink():
         raise ResourceError(f"{record.folder / FILE} is a link: expected the images themselves")
-    # The file is part of the record, so reading it is no matter of trust.
+    # The file is part of the record, so reading it needs no trust.
     return load_dataset(str(dataset.name), dataset.split, record.job.n, str(record.folder))
 
 
 def nameless(record: Record) -> bool:
-    """Whether a record is of a model that had no name when it was attacked; its weights identify it."""
+    """Whether a record's model had no name when it was attacked. Its weights identify it."""
     return record.job.defense.name.startswith(MODEL)
 
 
 def defense_of(record: Record, typed: str | None = None) -> str:
-    """The name of the defense to check a record with: what was typed, or what the record says.
+    """The name of the defense to check a record with: the user's choice, or the one in the record.
 
     Raises:
         UsageError: when neither names one.
     """
     if not typed and nameless(record):
         raise UsageError(
-            f"{record.folder or Path()} is of a {record.job.defense.name.removeprefix(MODEL)} without a name: say what "
-            "loads it, such as --defense python:MODULE.FUNCTION"
+            f"{record.folder or Path()} is of a {record.job.defense.name.removeprefix(MODEL)} without a name: specify "
+            "how to load it, such as --defense python:MODULE.FUNCTION"
         )
     return typed or record.job.defense.name

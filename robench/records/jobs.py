@@ -1,4 +1,4 @@
-"""Which records are of one job, however its parts were written when they were made."""
+"""Group the records of one job, whatever names they use for its parts."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -17,7 +17,7 @@ from robench.threats.threat import NO_THREAT, Threat
 
 
 def canonical(job: Job) -> Job:
-    """The job under the names of today. Its key may differ from the one that a record of it holds."""
+    """The job under its current names. Its key may differ from the key in an older record."""
     dataset = job.dataset.name
     threat = _threat(job.threat)
     protocol = job.protocol
@@ -36,7 +36,7 @@ def canonical(job: Job) -> Job:
 def once(records: Iterable[Record]) -> list[Record]:
     """The records under canonical names, one for each job of a protocol.
 
-    Of several it is one under the name of a shipped suite, where there is one, and among those the latest.
+    Records under the name of a shipped suite are preferred, and among those the latest.
     """
     kept: dict[tuple[str, str], Record] = {}
     for record in records:
@@ -51,11 +51,11 @@ def _standing(record: Record) -> tuple[bool, str]:
 
 
 def others(folder: Path, job: Job) -> Iterator[Record]:
-    """The records of a job's suite and protocol that lie elsewhere than in its folder, for their names were written
-    in another way; of which job they are is not looked at.
+    """The records of a job's suite and protocol in other folders, because their names are spelled differently. They may
+    be of other jobs.
 
     Args:
-        folder: where the job's record belongs; they are looked for beside it, and under other protocols.
+        folder: the folder of the job's record. The search covers its siblings and other protocols.
     """
     defense = folder.parent.name
     names = {
@@ -64,15 +64,15 @@ def others(folder: Path, job: Job) -> Iterator[Record]:
     }
     places = [*folder.parent.glob("*")]
     places += [place for name in names for place in folder.parent.parent.parent.glob(f"*/{name}/*")]
-    marks = (job.dataset.digest.encode(), (job.defense.checkpoint_sha256 or job.defense.name).encode())
+    digests = (job.dataset.digest.encode(), (job.defense.checkpoint_sha256 or job.defense.name).encode())
     for place in sorted(dict.fromkeys(places)):
         file = place / record_file.FILE
         if place == folder or aside(place.parts[-1:]) or not file.is_file():
             continue
         try:
-            # Reading a record whole takes its time: most are of other images.
+            # Parsing a record is slow, and most are of other images.
             encoded = file.read_bytes()
-            record = read_record(place) if all(mark in encoded for mark in marks) else None
+            record = read_record(place) if all(digest in encoded for digest in digests) else None
         except (OSError, ResourceError):
             continue
         if record and (canonical(record.job).protocol, record.job.suite.name) == (

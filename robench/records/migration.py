@@ -1,8 +1,8 @@
-"""Records of before, brought to what a run writes today, by forward passes alone.
+"""Migrate old records to the current rules, with forward passes alone.
 
-Two things have changed. A randomised defense is judged on fresh draws, where it was judged on the draws that its
-candidates were chosen on. And a certificate lies within a millionth of the radius, where L2 and L1 allowed ten times as
-much. Neither needs an attack: the certificates that a record holds are judged again.
+Two rules have changed. A randomised defense is now judged on fresh draws instead of the draws that its candidates were
+chosen on. A certificate may now exceed the radius by a millionth, while L2 and L1 allowed ten times as much. Neither
+change needs an attack: the certificates of a record are judged again.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from robench.threats.threat import Threat
 
 @dataclass(frozen=True)
 class _Old:
-    """A record as it was, on its images: `rows` are the samples that have a certificate, `points` where those lead."""
+    """An old record: `rows` are the samples with a certificate, `points` their adversarial points."""
 
     record: Record
     columns: dict[str, list[Any]]
@@ -45,7 +45,7 @@ class _Old:
 
 
 def overdue(record: Record, images: Images) -> list[str]:
-    """Why a record is due to be migrated, a line each; empty where it is not.
+    """The reasons to migrate a record, one line each; empty if there are none.
 
     Raises:
         ResourceError: when a file of the record is missing or damaged.
@@ -62,19 +62,19 @@ def overdue(record: Record, images: Images) -> list[str]:
 
 
 def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.device | str = "cpu") -> Record:
-    """Judge a record's certificates again and write what comes of it; the old record is kept under `superseded/`.
+    """Judge a record's certificates again and write the result. The old record is kept under `superseded/`.
 
     Args:
-        folder: the record's.
-        loaded: the defense that it names, on `device`.
-        images: those of the record's data set, split and n.
+        folder: the folder of the record.
+        loaded: the defense that the record names, on `device`.
+        images: the images of the record's data set, split and n.
 
     Returns:
-        The new record, or the one that is there where nothing is due.
+        The new record, or the old one if no migration is needed.
 
     Raises:
-        CheckFailed: when the defense or the images are others, or a certificate inside the ball proves nothing any
-            more; the record stays as it is.
+        CheckFailed: when the defense or the images differ, or a certificate inside the ball no longer fools the
+            defense. The record is then unchanged.
         ResourceError: when a file is missing or damaged, or the folder cannot be written.
     """
     device = torch.device(device)
@@ -82,10 +82,10 @@ def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.de
         record = read_record(folder)
         if not overdue(record, images):
             return record
-        said, here = record.job.defense.checkpoint_sha256, loaded.checkpoint_sha256
-        if (said, record.job.dataset.digest) != (here, images.digest):
+        recorded, actual = record.job.defense.checkpoint_sha256, loaded.checkpoint_sha256
+        if (recorded, record.job.dataset.digest) != (actual, images.digest):
             raise CheckFailed(
-                f"{folder} is of other weights or other images than those loaded here: it stays"
+                f"{folder} is of other weights or other images than those loaded here: it is not changed"
             )
         old = _read(record, images)
         randomised = randomized.chosen_on(record)
@@ -115,10 +115,10 @@ def _read(record: Record, images: Images) -> _Old:
 
 
 def _inside(old: _Old, images: Images, judge: Judge, device: torch.device) -> Tensor:
-    """The points, those outside drawn to the radius: in whole grains where that fools as well, else to the last bit.
+    """The points, with those outside projected on the ball: in whole grains if these still fool, else exactly.
 
     Raises:
-        CheckFailed: naming the samples that neither fools.
+        CheckFailed: naming the samples that neither projection fools.
     """
     points, threat = old.points.clone(), old.threat
     left = old.outside.nonzero().flatten().tolist()
@@ -144,7 +144,7 @@ def _inside(old: _Old, images: Images, judge: Judge, device: torch.device) -> Te
             return points
     named = ", ".join(str(int(images.ids[old.rows[i]])) for i in left[:5])
     raise CheckFailed(
-        f"{old.record.folder}: {len(left)} certificates (samples {named}) prove nothing inside {threat}: "
+        f"{old.record.folder}: {len(left)} certificates (samples {named}) do not fool the defense inside {threat}: "
         "repeat the run with --fresh"
     )
 
@@ -156,17 +156,17 @@ def _images(threat: Threat, images: Images, rows: list[int], points: Tensor, dev
 def _answers(
     judge: Judge, x: Tensor | LazyImages, rows: list[int], images: Images, device: torch.device
 ) -> Tensor:
-    """What a judge says of images (M, C, H, W) of the samples `rows`, (M, draws)."""
+    """The answers of a judge to images (M, C, H, W) of the samples `rows`, (M, draws)."""
     return judge.answers_of(x, images.ids[rows], device)
 
 
 def _as_before(old: _Old, images: Images, points: Tensor, judges: Judges, device: torch.device) -> Outcome:
-    """The outcome of a deterministic defense: its verdicts stand, for each certificate still fools."""
+    """The outcome of a deterministic defense. Its verdicts are unchanged, because every certificate still fools it."""
     prediction = torch.tensor(old.columns["prediction"])
     rows = [row for row, outside in zip(old.rows, old.outside.tolist(), strict=True) if outside]
     moved = points[old.outside]
-    found = _answers(judges.final, _images(old.threat, images, rows, moved, device), rows, images, device)
-    prediction[rows] = vote(found)
+    answers = _answers(judges.final, _images(old.threat, images, rows, moved, device), rows, images, device)
+    prediction[rows] = vote(answers)
     return _outcome(
         old, images, old.rows, points, device, judges.final.network.batch_size,
         fooled_by=old.columns["fooled_by"],
@@ -180,8 +180,8 @@ def _as_before(old: _Old, images: Images, points: Tensor, judges: Judges, device
 def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, device: torch.device) -> Outcome:
     """The outcome of a randomised defense on fresh draws.
 
-    A sample that was not attacked, for its clean image was wrong in most draws of the search, may be right in most of
-    the fresh ones: a mark says how many those are.
+    A sample was not attacked if most draws of the search misclassified its clean image. Most fresh draws may
+    classify it correctly. A warning states the number of such samples.
     """
     labels = images.y
     clean = _answers(judges.clean, images.x, list(range(len(images))), images, device)
@@ -198,10 +198,10 @@ def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, dev
         "clean" if not right[i] else "" if not wrong[i] else by if i in attacked else "noise"
         for i, by in enumerate(old.columns["fooled_by"])
     ]
-    spared = sum(by == "clean" and bool(right[i]) for i, by in enumerate(old.columns["fooled_by"]))
+    skipped = sum(by == "clean" and bool(right[i]) for i, by in enumerate(old.columns["fooled_by"]))
     return _outcome(
         old, images, rows, points, device, judges.final.network.batch_size,
-        health=[ResultWarning(NOT_ATTACKED, _SPARED.format(spared))] if spared else [],
+        health=[ResultWarning(NOT_ATTACKED, _SPARED.format(skipped))] if skipped else [],
         fooled_by=fooled_by,
         clean_prediction=vote(clean),
         prediction=vote(answers),
@@ -244,10 +244,10 @@ def _outcome(
 
 NOT_ATTACKED = "not-attacked"
 _SPARED = (
-    "{} of the samples were not attacked, for most draws of the search had their clean image wrong, and most fresh "
-    "draws have it right: an attack on them may lower the figures"
+    "{} of the samples were not attacked, because most draws of the search misclassified the clean image, but most "
+    "fresh draws classify it correctly: an attack on them may lower the figures"
 )
-# What no judge decides.
+# Columns that do not depend on the judge.
 _KEPT = ("clean_margin", "steps", "forward", "backward")
 
 
@@ -260,7 +260,7 @@ def _write(folder: Path, record: Record, outcome: Outcome, images: Images) -> Re
     figures = (
         {randomized.FIELD: randomized.figures(columns, outcome.of_draws)} if outcome.of_draws > 1 else {}
     )
-    made = replace(
+    migrated = replace(
         record,
         clean_accuracy=Accuracy.of(sum(by != "clean" for by in outcome.fooled_by), n),
         robust_accuracy=Accuracy.of(int(outcome.robust.sum()), n),
@@ -271,4 +271,4 @@ def _write(folder: Path, record: Record, outcome: Outcome, images: Images) -> Re
         samples.FILE: samples.encode(outcome, images),
         certificates.FILE: certificates.encode(outcome, images, record.job.threat_model),
     }
-    return write_files(folder, made, contents)
+    return write_files(folder, migrated, contents)

@@ -1,4 +1,4 @@
-"""Where a number was made: robench's version and commit, the machine, the libraries."""
+"""The origin of a result: robench's version and commit, the machine, the libraries."""
 
 import hashlib
 import os
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy")
-# What decides a result; a new file among the results or the docs does not make a commit untrue.
+# The files that decide a result. A new file in results or docs does not make a commit dirty.
 _DECISIVE = ("robench", "attacks", "defenses", "benchmark", "pyproject.toml")
 
 
 def robench_version() -> str:
-    """The installed version; "0" in a checkout that was never installed."""
+    """The installed version; "0" in a checkout that is not installed."""
     return installed_version("robench") or "0"
 
 
 @cache
 def release() -> str:
-    """The version and a digest of the package's sources, so that a checkout that was edited is another release."""
+    """The version and a digest of the package's sources, so that an edited checkout counts as another release."""
     root = _CHECKOUT / "robench"
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -34,7 +34,7 @@ def release() -> str:
 
 
 def conditions(device: "torch.device") -> dict[str, str]:
-    """What must be the same for an interrupted run to be gone on with: it decides bits, or what is saved."""
+    """What must be unchanged to resume an interrupted run, because it affects bits or the saved state."""
     import torch
 
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -42,7 +42,7 @@ def conditions(device: "torch.device") -> dict[str, str]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed package, None when it is not installed; nothing is imported."""
+    """The version of an installed package, or None. Nothing is imported."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -52,10 +52,10 @@ def installed_version(package: str) -> str | None:
 def git_state(checkout: Path = _CHECKOUT) -> dict[str, str | bool] | None:
     """Commit and dirty flag of the checkout that robench is imported from; None for an installed wheel.
 
-    The flag is set when what decides a result differs from the commit: code, suites, cards, protocols.
+    The flag is set when code, suites, cards or protocols differ from the commit.
     """
     top = _git(checkout, "rev-parse", "--show-toplevel")
-    # A wheel in an environment that lies inside somebody's own repository is not a checkout of robench.
+    # An installed wheel may be inside another repository, which is not a checkout of robench.
     if not top or Path(top).resolve() != checkout.resolve():
         return None
     commit = _git(checkout, "rev-parse", "HEAD")
@@ -64,7 +64,7 @@ def git_state(checkout: Path = _CHECKOUT) -> dict[str, str | bool] | None:
 
 
 def _git(checkout: Path, *arguments: str) -> str | None:
-    # Without this a status would take the index lock and disturb whoever works in the checkout.
+    # Otherwise git status would take the index lock and disturb other git commands.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     command = ["git", "-C", str(checkout), *arguments]
     try:
@@ -81,7 +81,7 @@ def platform_facts() -> dict[str, str]:
 
 
 def device_name(device: "torch.device | str") -> str:
-    """A device in words: "cpu: AMD EPYC 7R13, 2 threads" or "cuda: NVIDIA H200"."""
+    """A description of a device: "cpu: AMD EPYC 7R13, 2 threads" or "cuda: NVIDIA H200"."""
     import torch
 
     device = torch.device(device)

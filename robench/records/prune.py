@@ -1,4 +1,4 @@
-"""What a folder of records no longer needs: partial runs, superseded records, what a kill left behind."""
+"""Find and remove what a folder of records no longer needs: partial runs, superseded records, temporary files."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ KINDS = ("partial", "superseded", "temporary")
 
 @dataclass(frozen=True)
 class Waste:
-    """Something that may go: a folder or a file, of one of `KINDS`."""
+    """A removable folder or file, of one of `KINDS`."""
 
     path: Path
     kind: str
@@ -24,26 +24,28 @@ class Waste:
 
 
 def waste(root: Path | str, kinds: Sequence[str] = KINDS) -> Iterator[Waste]:
-    """What `prune` takes away under a folder of records: partial runs, superseded records, temporary files.
+    """What `prune` removes under a folder of records: partial runs, superseded records, temporary files.
 
-    What a run is writing at this moment is left out.
+    Files of running processes are left out.
 
     Raises:
-        ResourceError: when the folder is not there.
+        ResourceError: when the folder does not exist.
     """
     root = Path(root)
     if not root.is_dir():
         raise ResourceError(f"{root}: no such folder: robench run writes records there, --results elsewhere")
     for path, folders, files in os.walk(root):
         folder = Path(path)
-        found = [(folder / name, kind) for name in sorted(folders) if (kind := _kind_of_folder(folder, name))]
-        found += [(folder / name, "temporary") for name in sorted(files) if _is_temporary(name)]
-        taken = {each.name for each, _ in found}
+        removable = [
+            (folder / name, kind) for name in sorted(folders) if (kind := _kind_of_folder(folder, name))
+        ]
+        removable += [(folder / name, "temporary") for name in sorted(files) if _is_temporary(name)]
+        taken = {path.name for path, _ in removable}
         folders[:] = sorted(
             name for name in folders if name not in taken and not (folder / name).is_symlink()
         )
-        if found and not _in_use(folder):
-            yield from (Waste(each, kind, _size(each)) for each, kind in found if kind in kinds)
+        if removable and not _in_use(folder):
+            yield from (Waste(path, kind, _size(path)) for path, kind in removable if kind in kinds)
 
 
 def _kind_of_folder(folder: Path, name: str) -> str:
@@ -59,7 +61,7 @@ def _kind_of_folder(folder: Path, name: str) -> str:
 
 
 def _is_temporary(name: str) -> bool:
-    """Files that `write_whole` was killed over."""
+    """Whether this is a file that an interrupted `write_whole` left."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
@@ -68,22 +70,22 @@ def _in_use(folder: Path) -> bool:
 
 
 def prune(found: Iterable[Waste]) -> None:
-    """Take it away. Of a record its record.json goes first: what a kill leaves behind is no record.
+    """Remove it. The record.json of a record is removed first, so that an interruption leaves no broken record.
 
     Raises:
         ResourceError: when something cannot be removed.
     """
-    for each in found:
-        with disk_errors(each.path):
-            if each.path.is_dir():
-                (each.path / record.FILE).unlink(missing_ok=True)
-                shutil.rmtree(each.path)
-                if each.path.parent.name == SUPERSEDED and not any(each.path.parent.iterdir()):
-                    each.path.parent.rmdir()
+    for item in found:
+        with disk_errors(item.path):
+            if item.path.is_dir():
+                (item.path / record.FILE).unlink(missing_ok=True)
+                shutil.rmtree(item.path)
+                if item.path.parent.name == SUPERSEDED and not any(item.path.parent.iterdir()):
+                    item.path.parent.rmdir()
             else:
-                each.path.unlink(missing_ok=True)
+                item.path.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    return sum(each.lstat().st_size for each in files)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.lstat().st_size for file in files)

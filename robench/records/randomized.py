@@ -1,8 +1,8 @@
-"""What a randomised defense scores: on average, in the worst of its draws, by majority vote, and in a single draw.
+"""Accuracies of a randomised defense: average, worst draw, majority vote and single draw.
 
-Adversarial examples of a randomised defense must be submitted more than once: DiffHammer, NeurIPS 2024. All figures
-are of fresh draws, which no attack has seen (robench.engine.judges). Records made before they came in hold figures of
-the draws that their candidates were chosen on; `robench results migrate` judges those again.
+Adversarial examples of a randomised defense must be submitted more than once (DiffHammer, NeurIPS 2024). All figures
+are from fresh draws, which no attack has seen (robench.engine.judges). Older records have figures from the draws that
+their candidates were chosen on; `robench results migrate` judges them again.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robench.records.record import Record
 
 FIELD = "stochastic"
-# The columns of samples.parquet that hold what each fresh draw says.
+# The columns of samples.parquet with the answers to each fresh draw.
 ANSWERS = {"clean": "clean_answers", "robust": "answers"}
 
 
@@ -32,10 +32,10 @@ class Figures:
     """Accuracy of a randomised defense on its draws.
 
     Attributes:
-        average: mean over samples of the part of the draws that are right. Its interval is Wilson's for as many
-            samples, which is wide enough: no mean of numbers in [0, 1] varies more than one of zeros and ones.
-        worst_draw: a sample counts when every draw is right.
-        majority: a sample counts when most draws say its class.
+        average: mean over samples of the share of correct draws. Its interval is Wilson's for this number of samples,
+            which is wide enough, because a mean of numbers in [0, 1] varies at most as much as one of zeros and ones.
+        worst_draw: share of samples for which every draw is correct.
+        majority: share of samples for which the majority vote is correct.
     """
 
     average: Share
@@ -45,9 +45,9 @@ class Figures:
     @classmethod
     def of(cls, wrong: Sequence[int], right_by_vote: int, draws: int) -> "Figures":
         """Args:
-        wrong: how many draws are wrong, for each sample.
-        right_by_vote: samples whose vote is right.
-        draws: a sample.
+        wrong: number of wrong draws of each sample.
+        right_by_vote: number of samples with a correct majority vote.
+        draws: number of draws per sample.
         """
         n = len(wrong)
         right = (n * draws - sum(wrong)) / draws
@@ -55,48 +55,48 @@ class Figures:
 
 
 def figures(rows: dict[str, list[Any]], draws: int) -> dict[str, Any]:
-    """What a record says of a randomised defense, from the columns of samples.parquet.
+    """The figures of a randomised defense in a record, from the columns of samples.parquet.
 
-    Where those hold the answers of fresh draws, the figures say so, and the first draw alone is one of them: a single
-    draw an image is what AutoAttack and most papers report.
+    If the columns have answers to fresh draws, the figures include `fresh` and the accuracy in the first draw alone.
+    AutoAttack and most papers report a single draw per image.
     """
-    said = {}
+    accuracies = {}
     for name, prediction, wrong in (
         ("clean", "clean_prediction", "clean_draws"),
         ("robust", "prediction", "draws"),
     ):
         right = sum(a == b for a, b in zip(rows[prediction], rows["label"], strict=True))
-        said[name] = asdict(Figures.of(rows[wrong], right, draws))
+        accuracies[name] = asdict(Figures.of(rows[wrong], right, draws))
         if ANSWERS[name] in rows:
             first = [answers[0] for answers in rows[ANSWERS[name]]]
             correct = sum(a == b for a, b in zip(first, rows["label"], strict=True))
-            said[name]["single_draw"] = asdict(_share(correct, len(first)))
+            accuracies[name]["single_draw"] = asdict(_share(correct, len(first)))
     fresh = {"fresh": True} if ANSWERS["robust"] in rows else {}
-    return plain({"draws": draws, **fresh, **said})
+    return plain({"draws": draws, **fresh, **accuracies})
 
 
 def chosen_on(record: "Record") -> bool:
-    """Whether a record's figures are of the draws that its candidates were chosen on, as those of a randomised
-    defense were before fresh draws came in."""
+    """Whether a record's figures are from the draws that its candidates were chosen on, as in records made before
+    fresh draws were introduced."""
     return FIELD in record.extra and not record.extra[FIELD].get("fresh", False)
 
 
 def single_draw(record: "Record") -> Share | None:
-    """Robust accuracy in the first fresh draw, one an image; None where a record does not say."""
-    found = record.extra.get(FIELD, {}).get("robust", {}).get("single_draw")
-    return Share(found["value"], tuple(found["interval"])) if found else None
+    """Robust accuracy in the first fresh draw; None where a record does not have it."""
+    share = record.extra.get(FIELD, {}).get("robust", {}).get("single_draw")
+    return Share(share["value"], tuple(share["interval"])) if share else None
 
 
 def unattacked(record: "Record") -> Accuracy:
-    """Clean accuracy by the measure of a record's robust accuracy: where noise is drawn, of the worst draw."""
-    drawn = record.extra.get(FIELD)
-    if not drawn:
+    """Clean accuracy measured like the record's robust accuracy: in the worst draw for a randomised defense."""
+    figures = record.extra.get(FIELD)
+    if not figures:
         return record.clean_accuracy
-    return Accuracy.of(round(drawn["clean"]["worst_draw"]["value"] * record.job.n), record.job.n)
+    return Accuracy.of(round(figures["clean"]["worst_draw"]["value"] * record.job.n), record.job.n)
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON gives it back."""
+    """`value` as it is after writing and reading JSON."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Files of one name under folders of others, found whatever else lies there."""
+"""Find files of one name under a folder, whatever else it contains."""
 
 import os
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ class LeftOut:
 
     @classmethod
     def of(cls, file: Path, error: Exception) -> "LeftOut":
-        """`error`'s text without the name of the file, which its message may begin with."""
+        """The file with the text of `error`, without the file name that the text may begin with."""
         text = " ".join(str(error).split()) or type(error).__name__
         return cls(file, text.removeprefix(f"{file}: "))
 
 
 def files_named(name: str, root: Path | str) -> Iterator[Path | LeftOut]:
-    """Every regular file of that name under `root`, or `root` itself where it is a file, in the order of their paths.
+    """Every regular file of that name under `root`, or `root` itself if it is a file, sorted by path.
 
-    Links to folders are not followed. A folder that cannot be listed, and what has the name and is no file, is left
-    out.
+    Links to folders are not followed. Folders that cannot be listed, and anything of that name that is not a file, are
+    yielded as `LeftOut`.
 
     Raises:
-        ResourceError: when `root` is not there.
+        ResourceError: when `root` does not exist.
     """
     root = Path(root)
     if not root.exists():
@@ -40,16 +40,16 @@ def files_named(name: str, root: Path | str) -> Iterator[Path | LeftOut]:
     if not root.is_dir():
         yield root if root.is_file() else LeftOut(root, "no regular file")
         return
-    lost: list[LeftOut] = []
+    left_out: list[LeftOut] = []
 
-    def lose(error: OSError) -> None:
-        lost.append(LeftOut(Path(error.filename or root), error.strerror or type(error).__name__))
+    def leave_out(error: OSError) -> None:
+        left_out.append(LeftOut(Path(error.filename or root), error.strerror or type(error).__name__))
 
-    for folder, folders, files in os.walk(root, onerror=lose):
-        yield from lost
-        lost.clear()
+    for folder, folders, files in os.walk(root, onerror=leave_out):
+        yield from left_out
+        left_out.clear()
         folders.sort()
         if name in files or name in folders:
             path = Path(folder, name)
             yield path if path.is_file() else LeftOut(path, "no regular file")
-    yield from lost
+    yield from left_out

@@ -1,4 +1,4 @@
-"""The record of a run: its fields, its key, reading it back. `record.schema.json` documents each field."""
+"""The record of a run: its fields, its key, and how to read it. `record.schema.json` documents each field."""
 
 import dataclasses
 import hashlib
@@ -20,21 +20,21 @@ from robench.statistics.accuracy import Accuracy, interval, percent
 from robench.threats.threat import Threat
 
 SCHEMA = 1
-# What a key is made of; another layout of the file alone does not raise it, so that old records answer still.
+# Version of the key. A new file layout does not change it, so that old records still match.
 _KEY = 1
 # schema -> what makes a record.json of the next one out of one of that schema.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 FILE = "record.json"
-# What may differ between two runs with one outcome; all else in record.json is the same, byte for byte.
+# Fields that may differ between two runs of one job. All others are the same, byte for byte.
 VOLATILE = ("command", "seconds", "started", "finished", "device", "platform", "git")
 
 
 @dataclass(frozen=True)
 class DefenseFacts:
-    """Which defense: digests are sha256, empty where there is no card or checkpoint.
+    """The defense of a run. Digests are sha256, and empty without a card or checkpoint.
 
-    `classifier` is the defense whose classifier stands behind a purifier. `state_sha256` is that of the loaded weights,
-    the same however they are named and kept; empty in records older than it, which leave it out of the file.
+    `classifier` is the defense whose classifier follows a purifier. `state_sha256` is the digest of the loaded weights,
+    which does not depend on file or names. It is empty for older records, whose files do not have it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class DefenseFacts:
 
 @dataclass(frozen=True)
 class SuiteFacts:
-    """Which attacks: canonical specs, in order."""
+    """The attacks of a run: canonical specs, in order."""
 
     name: str
     attacks: tuple[str, ...]
@@ -56,7 +56,7 @@ class SuiteFacts:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """Which images: `digest` is `Images.digest`."""
+    """The images of a run; `digest` is `Images.digest`."""
 
     name: str
     split: str
@@ -65,15 +65,15 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked, known before the run starts; most of it decides the outcome.
+    """The configuration of a run, known before it starts. Most of it affects the outcome.
 
     Attributes:
-        protocol: its name, or any short name for an ad hoc choice of images and threat.
-        threat: canonical, "Linf:8/255".
+        protocol: name of the protocol, or a short name for an ad hoc choice of images and threat.
+        threat: canonical text, such as "Linf:8/255".
         knowledge: "full", "bpda", "oblivious", "transfer:NAME" or "surrogate:NAME".
-        precision: "fp32" or "bf16", resolved ("auto" decides nothing).
-        batch_size: lanes, resolved.
-        n: images.
+        precision: "fp32" or "bf16", never "auto".
+        batch_size: the resolved batch size.
+        n: number of images.
     """
 
     defense: DefenseFacts
@@ -92,13 +92,13 @@ class Job:
         """The threat as a value.
 
         Raises:
-            UsageError: when there is none, as under corruptions, or its text is malformed.
+            UsageError: when there is none, as under corruptions, or the text is malformed.
         """
         return Threat.parse(self.threat)
 
     @property
     def key(self) -> str:
-        """sha256 over what decides the outcome; names of suite and protocol, say, do not."""
+        """sha256 over what decides the outcome. It leaves out the names of suite and protocol, for example."""
         decisive = {
             "schema": _KEY,
             "defense": [self.defense.name, self.defense.card_digest, self.defense.checkpoint_sha256],
@@ -116,17 +116,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """What a run leaves behind, as in record.json.
+    """The record of a run, as in record.json.
 
     Attributes:
-        job: what was asked; in the file its fields stand beside the others.
-        key: of the job; a record answers for a job with the same key.
-        attacks: one entry an attack, in order.
+        job: the configuration; in the file, its fields are at the top level.
+        key: the key of the job; a job with the same key reuses the record.
+        attacks: one entry per attack, in order.
         passes: {"forward": images, "backward": images}.
         files: sha256 of samples.parquet and adversarials.safetensors, by file name.
         started, finished: ISO 8601, UTC.
-        extra: top-level fields of other kinds of run, kept as they were read.
-        folder: where it was read from or written to; not in the file.
+        extra: top-level fields of other kinds of runs, as they were read.
+        folder: the folder of the record; not in the file.
     """
 
     job: Job
@@ -158,11 +158,11 @@ class Record:
 
     @property
     def corrupted(self) -> bool:
-        """Whether it is of a run under corruptions, which never stands beside attacks."""
+        """Whether this is a run under corruptions, which has no attacks."""
         return "corruptions" in self.extra
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of record.json, in its order."""
+        """The content of record.json, in order."""
         fields = _plain(self)
         job = fields.pop("job")
         extra = fields.pop("extra")
@@ -175,10 +175,10 @@ class Record:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], folder: Path | None = None) -> "Record":
-        """The record in the content of a record.json.
+        """Create a record from the content of a record.json.
 
         Raises:
-            ResourceError: when it breaks the schema, naming the first field that does.
+            ResourceError: when it violates the schema, naming the first such field.
         """
         validate(content)
         rest = {name: value for name, value in content.items() if name != "schema"}
@@ -187,12 +187,12 @@ class Record:
         attacks = tuple(job["suite"]["attacks"])
         job["suite"] = SuiteFacts(suite_name(job["suite"]["name"], attacks), attacks)
         job["dataset"] = DatasetFacts(**job["dataset"])
-        own = {f.name: rest.pop(f.name) for f in dataclasses.fields(cls) if f.name in rest}
+        fields = {f.name: rest.pop(f.name) for f in dataclasses.fields(cls) if f.name in rest}
         for name in ("clean_accuracy", "robust_accuracy"):
-            own[name] = Accuracy(**own[name] | {"interval": tuple(own[name]["interval"])})
-        own["attacks"] = tuple(AttackCost(**entry) for entry in own["attacks"])
-        own["health"] = tuple(ResultWarning(**entry) for entry in own["health"])
-        return cls(job=Job(**job), extra=rest, folder=folder, **own)
+            fields[name] = Accuracy(**fields[name] | {"interval": tuple(fields[name]["interval"])})
+        fields["attacks"] = tuple(AttackCost(**entry) for entry in fields["attacks"])
+        fields["health"] = tuple(ResultWarning(**entry) for entry in fields["health"])
+        return cls(job=Job(**job), extra=rest, folder=folder, **fields)
 
     def encode(self) -> bytes:
         """record.json, ending in a newline.
@@ -203,15 +203,14 @@ class Record:
         content = self.to_dict()
         validate(content)
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # A command line may hold bytes that are no UTF-8, as lone surrogates: JSON writes those as escapes.
+        # Bytes of a command line that are not UTF-8 are lone surrogates, which JSON escapes.
         return text.encode(errors="backslashreplace")
 
 
 def suite_name(name: str, attacks: Sequence[str]) -> str:
-    """The canonical name of a record's suite: of one that was written as specs, its canonical specs.
+    """The canonical name of a record's suite. If the name consists of specs, these become canonical.
 
-    Records of older releases hold the specs as they were typed. A name that says something else than `attacks`
-    stays as it is.
+    Records of older releases have the specs as the user typed them. A name that does not match `attacks` is unchanged.
     """
     canonical = "+".join(attacks)
     if name == canonical or len(name) > 100 * len(canonical) + 1000:
@@ -225,8 +224,8 @@ def suite_name(name: str, attacks: Sequence[str]) -> str:
 
 
 def _means(written: str, canonical: str) -> bool:
-    """Whether a spec as it was written is `canonical`. The defaults of attacks of other packages are not looked up:
-    that would load them."""
+    """Whether a spec as written means `canonical`. Defaults of attacks from other packages are ignored, because reading
+    them would import the packages."""
     spec = specs.parse(written)
     if spec.name == CORRUPTION:
         return str(specs.build(spec, Corruption)) == canonical
@@ -247,7 +246,7 @@ def read_record(path: Path | str) -> Record:
         encoded = read_ordinary(file, strict_json.LONGEST + 1)
     except OSError as error:
         raise ResourceError(
-            f"{file}: {error.strerror or error}: give a folder that robench run has written"
+            f"{file}: {error.strerror or error}: expected a folder written by robench run"
         ) from error
     try:
         return decode(encoded, file.parent)
@@ -256,7 +255,7 @@ def read_record(path: Path | str) -> Record:
 
 
 def decode(encoded: bytes, folder: Path | None = None) -> Record:
-    """The record in the bytes of a record.json, of this schema or an older one; its strings are `Written`.
+    """Decode a record.json of this or an older schema. Its strings are `Written`.
 
     Raises:
         ResourceError: when it is truncated, not JSON, of a newer schema or breaks it, naming the field.
@@ -270,7 +269,7 @@ def decode(encoded: bytes, folder: Path | None = None) -> Record:
 
 
 def migrate(content: Any) -> Any:
-    """The content of a record.json in the schema of today.
+    """Convert the content of a record.json to the current schema.
 
     Raises:
         ResourceError: when its schema is newer.
@@ -287,7 +286,7 @@ def migrate(content: Any) -> Any:
 
 
 def validate(content: Any) -> None:
-    """Hold the content of a record.json against the schema.
+    """Validate the content of a record.json against the schema.
 
     Raises:
         ResourceError: naming the first field that is missing or wrong.
@@ -309,7 +308,7 @@ def stable(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stable_digest(content: Mapping[str, Any]) -> str:
-    """sha256 over `stable(content)`: equal for two runs that found the same, bit for bit."""
+    """sha256 over `stable(content)`, equal for two runs with bit-identical results."""
     return _digest(stable(content))
 
 
@@ -333,11 +332,11 @@ def _schema() -> dict[str, Any]:
 
 @cache
 def _validator() -> Any:
-    # Imported here: only reading and writing a record need it, and it takes a tenth of a second.
+    # Imported here, because it takes a tenth of a second and only reading and writing records need it.
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    # JSON Schema takes 30.0 for an integer; what counts images here is an int.
+    # JSON Schema accepts 30.0 as an integer, but numbers of images must be an int.
     types = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )

@@ -1,4 +1,4 @@
-"""samples.parquet: one row a sample, what happened to it."""
+"""samples.parquet: one row per sample with its result."""
 
 import hashlib
 import io
@@ -35,12 +35,12 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Of a run under corruptions: what was predicted at every corruption and severity, in the record's order.
+# For a run under corruptions: the prediction at every corruption and severity, in the record's order.
 CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
-# Of a run on a randomised defense: the class that each fresh draw gives, -1 where a logit is NaN.
+# For a run on a randomised defense: the predicted class of each fresh draw, -1 where a logit is NaN.
 DRAWN = (pa.field("clean_answers", pa.list_(pa.int32())), pa.field("answers", pa.list_(pa.int32())))
 
-# Rows, cells of a row under corruptions, and characters: what a file may ask memory for.
+# Limits of memory use: rows, cells of a row under corruptions, and characters of a text.
 _MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
 _TEXTS = [name for name, field in zip(SCHEMA.names, SCHEMA, strict=True) if field.type == pa.string()]
 
@@ -85,20 +85,20 @@ def encode(outcome: Outcome, images: Images, corrupted: Tensor | None = None) ->
 
 
 def read_samples(folder: Path) -> pa.Table:
-    """The rows of a record's folder, with the columns of `SCHEMA`, `CORRUPTED` after a run under corruptions, and
-    `DRAWN` after one on a randomised defense.
+    """The rows of a record's folder, with the columns of `SCHEMA`, `CORRUPTED` for a run under corruptions, and
+    `DRAWN` for a randomised defense.
 
     Raises:
         ResourceError: when the file is missing, damaged or has other columns.
     """
     path = Path(folder) / FILE
-    mend = "repeat the run with --fresh, or restore the file"
+    remedy = "repeat the run with --fresh, or restore the file"
     try:
         return decode(read_ordinary(path))
     except OSError as error:
-        raise ResourceError(f"{path}: {error.strerror or error}: {mend}") from error
+        raise ResourceError(f"{path}: {error.strerror or error}: {remedy}") from error
     except ValueError as error:
-        raise ResourceError(f"{path}: {error}: {mend}") from error
+        raise ResourceError(f"{path}: {error}: {remedy}") from error
 
 
 def decode(encoded: bytes) -> pa.Table:
@@ -111,14 +111,14 @@ def decode(encoded: bytes) -> pa.Table:
     try:
         metadata = pq.read_metadata(io.BytesIO(encoded))
         _check_schema(metadata.schema.to_arrow_schema())
-        # A file of some bytes can stand for any number of rows, and for a long text in each.
+        # A small file can decode to any number of rows with long texts.
         if metadata.num_rows > _MOST or _values(metadata) > _MOST * _CELLS:
             raise ValueError("more rows than a record counts")
         table = pq.read_table(io.BytesIO(encoded), read_dictionary=_TEXTS)
         _check_texts(table)
         table = table.cast(pa.schema([_without_dictionary(field) for field in table.schema]))
         table.validate(full=True)
-    # pyarrow reports damage inside a file as an OSError, and what it does not know as other errors.
+    # pyarrow reports damage as an OSError and unknown content as other errors.
     except (OSError, OverflowError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError("damaged or truncated") from error
     empty = [name for name in table.schema.names if table[name].null_count]
@@ -134,7 +134,7 @@ def decode(encoded: bytes) -> pa.Table:
 
 def _check_schema(schema: pa.Schema) -> None:
     known = (SCHEMA, SCHEMA.append(CORRUPTED), pa.schema([*SCHEMA, *DRAWN]))
-    if not any(schema.equals(each) for each in known):
+    if not any(schema.equals(other) for other in known):
         wrong = [name for name, field in _fields() if name not in schema.names or
                  schema.field(name).type != field.type]  # fmt: skip
         raise ValueError(
@@ -150,7 +150,7 @@ def _values(metadata: pq.FileMetaData) -> int:
 
 
 def _check_texts(table: pa.Table) -> None:
-    """Refuse long texts while each stands in its column's dictionary once, before rows are made of them."""
+    """Refuse long texts in the dictionaries of the columns, before they are expanded to rows."""
     for name in _TEXTS:
         for chunk in table[name].chunks:
             if any(len(text or "") > _LONGEST for text in chunk.dictionary.to_pylist()):
@@ -167,7 +167,7 @@ def _fields() -> list[tuple[str, pa.Field]]:
 
 
 def held(record: Record) -> np.ndarray | None:
-    """Which images are still right, bool (n,) in the order of the data set; None where no samples can be read."""
+    """Which images are robust, bool (n,) in data set order; None if the samples cannot be read."""
     try:
         rows = read_samples(record.folder) if record.folder else None
     except ResourceError:

@@ -81,7 +81,7 @@ def test_a_saved_result_of_no_card_and_no_data_set_is_verified_by_its_weights(re
     record = result.save(tmp_path)
     assert record.job.defense.name == "model:Defense" and (tmp_path / "images.npz").is_file()
     assert verified(tmp_path) == 2
-    assert "say what loads it, such as --defense python:MODULE.FUNCTION" in capsys.readouterr().err
+    assert "specify how to load it, such as --defense python:MODULE.FUNCTION" in capsys.readouterr().err
     assert verified(tmp_path, "--defense", "mimir-digits") == 0
     assert verified(tmp_path, "--defense", "standard-digits") == 1
     assert "FAILS  defense.state_sha256" in capsys.readouterr().out
