@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from robench.core.errors import ResourceError, UsageError, unknown_name
-from robench.core.io import claim, disk_errors, write_file, write_quickly
+from robench.core.io import claim, disk_errors, read_ordinary, write_file, write_quickly
 from robench.core.specs import parse
 from robench.corruption.make import JPEG, SMALLEST, enlargement, library
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION
@@ -38,6 +38,8 @@ def write_corrupted(
 ) -> Path:
     """Write corrupted images to a folder; a repeated call continues after an interruption.
 
+    Files that exist are kept if their first image, of each severity, is the one that would be written.
+
     ImageNet uses the layout of ImageNet-C, <corruption>/<severity>/<synset>/<name>.JPEG, with JPEG files of the same
     quality. Other data sets use that of CIFAR-10-C, without JPEG: an array <corruption>.npy with five severities one
     after another, and labels.npy. A file `robench-corrupt.json` describes the content.
@@ -56,7 +58,8 @@ def write_corrupted(
 
     Raises:
         UsageError: for an unknown name, or missing severities if the layout needs all.
-        ResourceError: if images or the library are missing, or the folder cannot be written or contains other images.
+        ResourceError: if images or the library are missing, or the folder cannot be written or contains other images
+            or labels.
     """
     known = GROUPS["all"]
     for name in corruptions:
@@ -132,6 +135,7 @@ def _write_folders(
     ]
     cells = [(name, severity) for name in corruptions for severity in severities]
     places = [output / name / str(severity) for name, severity in cells]
+    parts = len(list(spans(images)))
     work = [
         (
             number,
@@ -146,6 +150,16 @@ def _write_folders(
             if rows:
                 yield _task(images, rows, *cells[number], seed, jpeg=True)
 
+    kept = set()
+    for number, place in enumerate(places):
+        missing = {row for _, rows in work[number * parts : (number + 1) * parts] for row in rows}
+        row = next((row for row in range(len(images)) if row not in missing), None)
+        if row is not None:
+            file = place.joinpath(*names[row])
+            (content,) = _task(images, [row], *cells[number], seed, jpeg=True).files()
+            _keep(file, read_ordinary(file) == content)
+        if not missing:
+            kept.add(number)
     results = in_order(tasks(), workers, files=True)
     for i, (number, rows) in enumerate(work):
         for synset in {names[row][0] for row in rows}:
@@ -154,7 +168,7 @@ def _write_folders(
         for row, file in zip(rows, next(results) if rows else (), strict=True):
             write_quickly(places[number].joinpath(*names[row]), file)
         if i + 1 == len(work) or work[i + 1][0] != number:
-            note(f"{' '.join(map(str, cells[number]))} is in {places[number]}")
+            note(f"{' '.join(map(str, cells[number]))} is {'kept ' * (number in kept)}in {places[number]}")
 
 
 def _whole(file: Path) -> bool:
@@ -175,9 +189,20 @@ def _write_arrays(
     workers: int,
     note: Callable[[str], None],
 ) -> None:
-    truths = output / "labels.npy"
-    if not truths.is_file():
-        write_file(truths, _npy(np.tile(images.y.numpy(), len(SEVERITIES))))
+    truths, labels = output / "labels.npy", np.tile(images.y.numpy(), len(SEVERITIES))
+    if truths.is_file():
+        _keep(truths, np.array_equal(_read_npy(truths), labels))
+    else:
+        write_file(truths, _npy(labels))
+    for name in corruptions:
+        if (file := output / f"{name}.npy").is_file():
+            firsts = [
+                _task(images, [0], name, severity, seed, jpeg=False).run().pixels[0]
+                for severity in SEVERITIES
+            ]
+            array = _read_npy(file)
+            whole = array.dtype == np.uint8 and array.shape == (len(labels), *firsts[0].shape)
+            _keep(file, whole and np.array_equal(array[:: len(images)], firsts))
     missing = [name for name in corruptions if not (output / f"{name}.npy").is_file()]
     parts = [range(rows.start, rows.stop) for rows in spans(images)]
     results = in_order(
@@ -193,7 +218,21 @@ def _write_arrays(
         if name in missing:
             whole = np.concatenate([next(results).pixels for _ in SEVERITIES for _ in parts])
             write_file(output / f"{name}.npy", _npy(whole))
-        note(f"{name} is in {output / name}.npy")
+        note(f"{name} is {'kept ' * (name not in missing)}in {output / name}.npy")
+
+
+def _keep(file: Path, same: bool) -> None:
+    """Refuse to keep a file that is not the one that would be written."""
+    if not same:
+        raise ResourceError(f"{file} is not what would be written there: remove it, or give an empty folder")
+
+
+def _read_npy(file: Path) -> np.ndarray:
+    """The array in a file, read on access; an empty one if the file is damaged."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return np.empty(0)
 
 
 def _task(images: Images, rows: Sequence[int], name: str, severity: int, seed: int, jpeg: bool) -> Task:

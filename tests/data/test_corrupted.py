@@ -151,6 +151,29 @@ def test_arrays_in_the_layout_of_cifar10_c(archive, tmp_path):
         write_corrupted(images, tmp_path, ["fog"])
 
 
+@pytest.mark.parametrize("file", ["fog.npy", "labels.npy"])
+@pytest.mark.parametrize("damage", ["pixel", "truncated", "shape", "pickle"])
+def test_arrays_that_exist_are_kept_only_if_they_are_the_same(archive, tmp_path, file, damage):
+    images, output, lines = load_dataset(archive, samples=2), tmp_path / "C", []
+    write_corrupted(images, output, ["fog"], note=lines.append)
+    assert lines[-1] == f"fog is in {output}/fog.npy"
+    before = (output / file).read_bytes()
+    write_corrupted(images, output, ["fog"], note=lines.append)
+    assert lines[-1] == f"fog is kept in {output}/fog.npy" and (output / file).read_bytes() == before
+    array = np.load(output / file)
+    if damage == "pixel":
+        array[-2] += 1  # of the last severity, the first image
+        np.save(output / file, array)
+    elif damage == "truncated":
+        (output / file).write_bytes(before[:-1])
+    elif damage == "shape":
+        np.save(output / file, array[1:])
+    else:
+        np.save(output / file, np.array([{}]), allow_pickle=True)
+    with pytest.raises(ResourceError, match=rf"{file} is not what would be written there: remove it"):
+        write_corrupted(images, output, ["fog"])
+
+
 def test_folders_in_the_layout_of_imagenet_c_after_an_interruption(tmp_path, capsys, monkeypatch):
     for number, label in ((3, 0), (1, 7), (2, 0)):
         path = tmp_path / "val" / synsets()[label] / f"ILSVRC2012_val_{number:08d}.JPEG"
@@ -187,6 +210,14 @@ def test_folders_in_the_layout_of_imagenet_c_after_an_interruption(tmp_path, cap
     assert (found.ids.tolist(), found.y.tolist()) == ([0, 1, 2], [7, 0, 0])
     expected = decode_jpeg(to_jpeg(corrupt(scene(1), "snow", 5, 0)))
     assert torch.equal((found.x[0] * 255).round().byte(), torch.from_numpy(expected).permute(2, 0, 1))
+    assert "snow 5 is in" in err and "snow 5 is kept in" in call()[1].err
+    # Another image in its place is refused.
+    first = output / "snow" / "5" / synsets()[7] / "ILSVRC2012_val_00000001.JPEG"
+    content = first.read_bytes()
+    Image.fromarray(scene(9)).save(first, format="JPEG")
+    code, (_, err) = call()
+    assert code == 3 and "is not what would be written there" in err and len(err.splitlines()) == 1
+    first.write_bytes(content)
     # A file truncated by a power cut is written again.
     whole = [each.read_bytes() for each in written]
     written[0].write_bytes(b"")
