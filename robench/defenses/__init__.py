@@ -1,6 +1,6 @@
-"""Defenses: by card, by family and data set, by a card's path, by a loader's scheme, or by a builder.
+"""Defenses, named by a card, a family and data set, a card's path, a loader's scheme, or a builder.
 
-A card's settings can be changed, `de3-digits(sigma=70)`, and a purifier put in front of any defense,
+A name may override a card's settings, as in `de3-digits(sigma=70)`, or put a purifier in front of any defense, as in
 `maep-digits+standard-digits`.
 """
 

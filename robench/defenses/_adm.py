@@ -1,7 +1,8 @@
-"""The published files of "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal and Nichol 2021, arXiv 2105.05233).
+"""Published files of "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal and Nichol 2021, arXiv 2105.05233).
 
-Their network is a `UNet2DModel` of diffusers in other words; this is the dictionary. Theirs counts the blocks of the
-way down, and those of the way up, in one row each, and keeps an attention's three matrices in one, head by head.
+Their network is equivalent to a `UNet2DModel` of diffusers under other names; this module translates them. The
+checkpoints number all down blocks, and all up blocks, consecutively, and store queries, keys and values of an attention
+layer in one matrix, head by head.
 """
 
 import re
@@ -33,51 +34,51 @@ _ATTENTION = {"norm.": "group_norm.", "proj_out.": "to_out.0.", "qkv.": "qkv."}
 
 
 def renamed(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    """The tensors of a file under the names of `network`, a UNet2DModel; a file in another layout as it is."""
+    """Rename a checkpoint's tensors to those of `network`, a UNet2DModel; other layouts are returned unchanged."""
     if "input_blocks.0.0.weight" not in state:
         return state
     config: Any = network.config
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = _name(key, config.layers_per_block)
-        place, parted, last = name.rpartition(".qkv.")
-        if not parted:
-            # A convolution of one number is the linear map that diffusers has.
-            found[name] = tensor.squeeze(-1) if ".to_out." in name and tensor.ndim == 3 else tensor
+        prefix, separator, last = name.rpartition(".qkv.")
+        if not separator:
+            # A 1D convolution of kernel size 1 is a linear layer in diffusers.
+            tensors[name] = tensor.squeeze(-1) if ".to_out." in name and tensor.ndim == 3 else tensor
             continue
         width = len(tensor) // 3
-        # Rows: head, then query, key, value, then the head's channels.
+        # Rows are ordered by head, then query/key/value, then channel.
         rows = tensor.reshape(width // (config.attention_head_dim or width), 3, -1, *tensor.shape[1:2])
         for i, matrix in enumerate(("to_q", "to_k", "to_v")):
-            found[f"{place}.{matrix}.{last}"] = rows[:, i].flatten(0, 1)
-    return found
+            tensors[f"{prefix}.{matrix}.{last}"] = rows[:, i].flatten(0, 1)
+    return tensors
 
 
 def _name(key: str, layers: int) -> str:
-    for theirs, ours in _FIXED.items():
-        if key.startswith(theirs):
-            return ours + _inside(key.removeprefix(theirs))
+    for old, new in _FIXED.items():
+        if key.startswith(old):
+            return new + _within_block(key.removeprefix(old))
     if not (match := _BLOCK.fullmatch(key)):
         return key
-    way, number, piece, rest = match[1], int(match[2]), int(match[3]), match[4]
-    down = way == "input_blocks"
-    # The first block of the way down is the convolution that comes before the levels.
+    side, number, index, rest = match[1], int(match[2]), int(match[3]), match[4]
+    down = side == "input_blocks"
+    # The first input block is the convolution before the levels.
     level, layer = divmod(number - down, layers + 1)
     if _table(rest) is _ATTENTION:
-        what = f"attentions.{layer}"
-    elif piece or (down and layer == layers):
-        what = "downsamplers.0" if down else "upsamplers.0"
+        module = f"attentions.{layer}"
+    elif index or (down and layer == layers):
+        module = "downsamplers.0" if down else "upsamplers.0"
     else:
-        what = f"resnets.{layer}"
-    return f"{'down' if down else 'up'}_blocks.{level}.{what}.{_inside(rest)}"
+        module = f"resnets.{layer}"
+    return f"{'down' if down else 'up'}_blocks.{level}.{module}.{_within_block(rest)}"
 
 
 def _table(rest: str) -> Mapping[str, str]:
     return _ATTENTION if rest.startswith(tuple(_ATTENTION)) else _RESIDUAL
 
 
-def _inside(rest: str) -> str:
-    for theirs, ours in _table(rest).items():
-        if rest.startswith(theirs):
-            return ours + rest.removeprefix(theirs)
+def _within_block(rest: str) -> str:
+    for old, new in _table(rest).items():
+        if rest.startswith(old):
+            return new + rest.removeprefix(old)
     return rest

@@ -1,6 +1,7 @@
-"""What a defense is: an `nn.Module` from images in [0, 1] to logits, with what the suite must know of it.
+"""Base classes of defenses and purifiers.
 
-A purifier is its first stage, where it has one: images to images, in front of any classifier.
+A defense is an `nn.Module` that maps images in [0, 1] to logits, with the attributes that an evaluation needs. Its
+optional first stage is a purifier, which maps images to images and works in front of any classifier.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,19 +15,19 @@ from robench.core.errors import UsageError
 from robench.defenses._feature_hooks import capture_features
 from robench.defenses._normalisation import own_normalisations
 
-_LOOSE = 1e-3  # for the arithmetic of a purifier that normalises and scales back
+_LOOSE = 1e-3  # tolerance for rounding in purifiers that normalise and scale back
 
 
 class Purifier(nn.Module):
-    """Base of every purifier: images (N, 3, H, W) in [0, 1] to images of the same shape and range.
+    """Base class of purifiers: maps images (N, 3, H, W) in [0, 1] to images of the same shape and range.
 
-    A subclass gives `forward`. Noise comes from `robench.core.rng.normal_like` and `uniform_like`, so that the
-    engine decides it row by row.
+    Subclasses implement `forward`. They draw noise with `robench.core.rng.normal_like` and `uniform_like`, so that
+    the engine controls the noise of each row.
 
     Attributes:
         stochastic: whether two calls on the same images may differ.
         differentiable: whether the exact gradient exists.
-        image_size: side of the square images it was built for; None takes every size.
+        image_size: side of the square images it was built for; None accepts every size.
     """
 
     stochastic: bool = False
@@ -37,64 +38,64 @@ class Purifier(nn.Module):
         raise NotImplementedError
 
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A checkpoint's tensors under this purifier's names: where others publish theirs in a layout of their own."""
+        """Rename a checkpoint's tensors to this purifier's names, for checkpoints published in another layout."""
         return state
 
     def check(self, side: int) -> None:
-        """Refuse images of a side that it cannot purify.
+        """Check that images of this side can be purified.
 
         Raises:
-            ValueError: saying what it takes, and how it would take others.
+            ValueError: stating which sizes are accepted, and how to accept others.
         """
         if self.image_size not in (None, side):
             raise ValueError(f"this purifier takes images of {self.image_size} px, not of {side} px")
 
     def try_out(self, side: int, channels: int = 3) -> None:
-        """Refuse what does not give images in [0, 1] for such images, a black and a white one.
+        """Check on a black and a white image that the output is images in [0, 1].
 
         Raises:
-            ValueError: saying what it gives.
+            ValueError: describing the output.
         """
         x = torch.stack([torch.zeros(channels, side, side), torch.ones(channels, side, side)])
         try:
             with torch.no_grad():
-                got = self(x)
+                output = self(x)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"it does not take images of shape {tuple(x.shape)} ({reason})") from error
-        if got.shape != x.shape:
-            raise ValueError(f"it gives {tuple(got.shape)} for images of shape {tuple(x.shape)}")
-        low, high = float(got.min()), float(got.max())
+        if output.shape != x.shape:
+            raise ValueError(f"it gives {tuple(output.shape)} for images of shape {tuple(x.shape)}")
+        low, high = float(output.min()), float(output.max())
         if not (low > -_LOOSE and high < 1 + _LOOSE):
             raise ValueError(
                 f"it gives pixels from {low:.3g} to {high:.3g}, where [0, 1] is expected: if it was trained for "
-                "another range, let it scale what it takes and what it gives"
+                "another range, let it rescale its input and output"
             )
 
 
 @old_arguments(among="class_subset")
 class Defense(nn.Module):
-    """A classifier, with a purifier in front of it where the defense has one.
+    """A classifier with an optional purifier in front of it.
 
-    Variation comes by what is put inside, not by subclassing.
+    Defenses differ in their parts; there are no subclasses.
 
     Args:
-        classifier: images to logits; a `forward_features` method makes `features` available.
+        classifier: maps images to logits; a `forward_features` method makes `features` available.
         num_classes: K.
         image_size: side of the square images, in pixels.
-        channels: C of the images: 3, or 1 for grey ones.
-        purifier: images to images, both in [0, 1], or None.
+        channels: C of the images: 3, or 1 for greyscale images.
+        purifier: maps images to images, both in [0, 1], or None.
         mean: one number per channel, subtracted before the classifier; None for no normalisation.
-        std: one number per channel, by which the difference is divided; None with `mean`.
+        std: one number per channel, which the difference is divided by; None exactly if `mean` is None.
         stochastic: whether two calls on the same images may differ.
         differentiable: whether the exact gradient exists.
-        class_subset: which of the classifier's logits count, in the order of the K classes; empty for all.
-        preprocessing: what the classifier's makers do to pictures before it, by a name of
-            `robench.data.preprocessing`; empty where they do not say, or it has none.
+        class_subset: indices of the logits that are used, in the order of the K classes; empty for all.
+        preprocessing: the preprocessing that the classifier was published with, a name of
+            `robench.data.preprocessing`; empty if unknown or none.
 
     Raises:
-        ValueError: for a mean without a std, or both for a classifier that seems to normalise by itself: it
-            has a number for each channel called mean (or mu) and std (or sigma).
+        ValueError: for a mean without a std, or for a mean and std with a classifier that seems to normalise its
+            input itself: it has per-channel constants called mean (or mu) and std (or sigma).
     """
 
     def __init__(
@@ -115,9 +116,9 @@ class Defense(nn.Module):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError(f"{mean=} and {std=}: give both or neither")
-        if mean is not None and (own := own_normalisations(classifier)):
+        if mean is not None and (constants := own_normalisations(classifier)):
             raise ValueError(
-                f"{mean=} for a classifier that normalises by itself, with its {own[0].names[0]}: leave it out"
+                f"{mean=} for a classifier that normalises by itself, with its {constants[0].names[0]}: leave it out"
             )
         self.classifier = classifier
         self.purifier = purifier
@@ -135,22 +136,22 @@ class Defense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (N, K), of images (N, C, H, W), float32 in [0, 1]."""
-        return self._counted(self.classifier(self._inner(x)))
+        return self._selected(self.classifier(self._inner(x)))
 
     predict = forward
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier's last block gives for `x`: (N, tokens, D) for a transformer.
+        """Output of the classifier's last block for `x`: (N, tokens, D) for a transformer.
 
         Raises:
-            UsageError: when the classifier has no `forward_features`.
+            UsageError: if the classifier has no `forward_features`.
         """
         return self._forward_features()(self._inner(x))
 
     def all_features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What each of the classifier's blocks (or stages) gives for `x`, the first block's first.
+        """Output of each of the classifier's blocks (or stages) for `x`, in order.
 
-        A classifier without blocks gives its `features` alone.
+        For a classifier without blocks, this is its `features` alone.
 
         Raises:
             UsageError: as `features`.
@@ -158,17 +159,17 @@ class Defense(nn.Module):
         return self.logits_and_features(x, "all")[1]
 
     def logits_and_features(self, x: Tensor, layers: str = "last") -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`forward(x)` with `features(x)` ("last") or `all_features(x)` ("all"), of one draw of the purifier's noise.
+        """`forward(x)` with `features(x)` ("last") or `all_features(x)` ("all"), for one draw of the purifier's noise.
 
-        One pass, or two where the classifier computes its logits without calling its `forward_features`.
+        This takes one pass, or two if the classifier computes its logits without calling its `forward_features`.
 
         Raises:
             UsageError: as `features`.
         """
         forward_features, inner = self._forward_features(), self._inner(x)
-        with capture_features(self.classifier, layers) as heard:
-            logits = self._counted(self.classifier(inner))
-        return logits, tuple(heard) or (forward_features(inner),)
+        with capture_features(self.classifier, layers) as features:
+            logits = self._selected(self.classifier(inner))
+        return logits, tuple(features) or (forward_features(inner),)
 
     def _forward_features(self) -> Callable[[Tensor], Tensor]:
         forward_features: Any = getattr(self.classifier, "forward_features", None)
@@ -179,7 +180,7 @@ class Defense(nn.Module):
             )
         return forward_features
 
-    def _counted(self, logits: Tensor) -> Tensor:
+    def _selected(self, logits: Tensor) -> Tensor:
         return logits[:, list(self.class_subset)] if self.class_subset else logits
 
     def _inner(self, x: Tensor) -> Tensor:
@@ -189,8 +190,8 @@ class Defense(nn.Module):
 
 
 def with_purifier(purifier: nn.Module | None, defense: Defense) -> Defense:
-    """The same classifier behind another purifier, or none; a purifier it already has is replaced."""
-    return _like(
+    """A copy of the defense with another purifier, or none; its current purifier is replaced."""
+    return _copy(
         defense,
         purifier=purifier,
         stochastic=bool(getattr(purifier, "stochastic", purifier is not None and defense.stochastic)),
@@ -199,13 +200,13 @@ def with_purifier(purifier: nn.Module | None, defense: Defense) -> Defense:
 
 
 def restricted(defense: Defense, class_subset: tuple[int, ...]) -> Defense:
-    """The same defense, of whose logits only those of some classes count, in the order given."""
-    return _like(defense, num_classes=len(class_subset), class_subset=class_subset)
+    """A copy of the defense that returns only the logits of the given classes, in their order."""
+    return _copy(defense, num_classes=len(class_subset), class_subset=class_subset)
 
 
-def _like(defense: Defense, **changed: Any) -> Defense:
+def _copy(defense: Defense, **changed: Any) -> Defense:
     mean, std = defense.mean, defense.std
-    same = {
+    arguments = {
         "num_classes": defense.num_classes,
         "image_size": defense.image_size,
         "purifier": defense.purifier,
@@ -217,9 +218,9 @@ def _like(defense: Defense, **changed: Any) -> Defense:
         "preprocessing": defense.preprocessing,
         "channels": defense.channels,
     }
-    made = Defense(defense.classifier, **same | changed)
+    copy = Defense(defense.classifier, **arguments | changed)
     parameter = next(defense.parameters(), None)
-    return made if parameter is None else made.to(parameter.device)
+    return copy if parameter is None else copy.to(parameter.device)
 
 
 def _channels(values: tuple[float, ...] | None) -> Tensor | None:

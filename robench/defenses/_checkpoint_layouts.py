@@ -1,4 +1,4 @@
-"""Recognising the network of a checkpoint from the names and shapes of its tensors.
+"""Recognise the network of a checkpoint from the names and shapes of its tensors.
 
 The layouts are those of MIMIR's released checkpoints (arXiv 2312.04960): ViT, ConViT, CaiT and Swin.
 """
@@ -20,58 +20,58 @@ State = Mapping[str, Tensor]
 Hints = Sequence[Mapping[str, Any]]
 Arguments = dict[str, Any]
 
-# Heads do not show in a ViT's shapes. These are the family's tiny, small and base (arXiv 2010.11929, 2012.12877).
+# A ViT's shapes do not determine its number of heads. These are tiny, small and base (arXiv 2010.11929, 2012.12877).
 VIT_HEADS = {192: 3, 384: 6, 768: 12}
-# Of a defense saved whole, of adversarial training under DistributedDataParallel, and of SimMIM.
+# From a whole defense, adversarial training under DistributedDataParallel, and SimMIM.
 _PREFIXES = ("classifier.", "module.base_model.", "module.", "encoder.")
 _STAGE = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
 
 
 def knows(name: str) -> bool:
-    """Whether the builder called `name` gives one of these networks."""
+    """Whether the builder `name` builds one of these networks."""
     return name in _KINDS
 
 
 def unwrapped(state: State) -> dict[str, Tensor]:
-    """`state` without the prefixes that wrappers put before its keys; as it is where two would become one."""
-    found = plain_names(state)
+    """`state` without the key prefixes that wrappers add, unless two keys would become equal."""
+    plain = plain_names(state)
     for prefix in _PREFIXES:
-        bare = {key.removeprefix(prefix): value for key, value in found.items()}
-        if len(bare) == len(found):
-            found = bare
-    return found
+        bare = {key.removeprefix(prefix): value for key, value in plain.items()}
+        if len(bare) == len(plain):
+            plain = bare
+    return plain
 
 
 def recognise(state: State, hints: Sequence[Spec], path: Path) -> Spec | None:
-    """The spec of the network that `state` is of; None when it is of no known kind.
+    """The spec of the network that `state` belongs to; None for an unknown kind of network.
 
     Args:
         state: of the classifier, from `unwrapped`.
-        hints: the specs it may be of, for what the shapes do not tell: a ViT's heads, a Swin's image size.
+        hints: candidate specs, for what the shapes do not determine: a ViT's heads, a Swin's image size.
         path: of the checkpoint, for messages.
 
     Raises:
-        ResourceError: for a pre-trained checkpoint, which has no classifier, or where something follows neither
-            from the shapes nor from `hints`.
+        ResourceError: for a pre-trained checkpoint, which has no classifier, or if neither the shapes nor `hints`
+            determine an argument.
     """
     check_classifier(state, path)
-    for name, (mark, read) in _KINDS.items():
-        if mark in state:
+    for name, (key, read) in _KINDS.items():
+        if key in state:
             try:
-                found = read(state, [hint.arguments for hint in hints if hint.name == name], path)
-            # A tensor that is missing, empty or of too few dimensions: loading it will say which.
+                arguments = read(state, [hint.arguments for hint in hints if hint.name == name], path)
+            # A tensor is missing, empty or has too few dimensions; loading the state reports which.
             except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
                 return None
-            return Spec(name, found)
+            return Spec(name, arguments)
     return None
 
 
 def fitted(state: State, name: str, network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """`state` under the names that the builder called `name` gives its tensors.
+    """Rename the tensors of `state` to the names that the builder `name` uses.
 
     Args:
         state: from `unwrapped`.
-        network: what the builder made.
+        network: the network that was built.
 
     Raises:
         ResourceError: for a pre-trained checkpoint, or one that contradicts `network`.
@@ -81,27 +81,27 @@ def fitted(state: State, name: str, network: nn.Module, path: Path) -> dict[str,
 
 
 def check_classifier(state: State, path: Path) -> None:
-    """Refuse what masked pre-training leaves behind.
+    """Refuse a checkpoint of masked pre-training.
 
     Raises:
-        ResourceError: naming the tensor that gives it away.
+        ResourceError: naming the tensor of the decoder.
     """
-    telling = next((key for key in state if key.startswith(("decoder", "mask_token"))), None)
-    if telling:
+    decoder = next((key for key in state if key.startswith(("decoder", "mask_token"))), None)
+    if decoder:
         raise ResourceError(
-            f"checkpoint {path} is a pre-trained masked autoencoder (it has {telling}), not a classifier: "
+            f"checkpoint {path} is a pre-trained masked autoencoder (it has {decoder}), not a classifier: "
             "fine-tune it first, or give the fine-tuned checkpoint"
         )
 
 
 def _vit(state: State, hints: Hints, path: Path) -> Arguments:
     width = _width(state)
-    said = [hint["heads"] for hint in hints if "heads" in hint and hint.get("width", width) == width]
-    heads = said[0] if said else VIT_HEADS.get(width)
+    hinted = [hint["heads"] for hint in hints if "heads" in hint and hint.get("width", width) == width]
+    heads = hinted[0] if hinted else VIT_HEADS.get(width)
     if heads is None:
         raise ResourceError(
-            f"checkpoint {path} is of a ViT of width {width}, whose shapes do not tell its heads: name them, "
-            f"--defense 'vit(width={width}, heads=...)'"
+            f"checkpoint {path} is of a ViT of width {width}, whose shapes do not determine its number of heads: "
+            f"give it, --defense 'vit(width={width}, heads=...)'"
         )
     return _patches(state, prefix=1, path=path) | _sizes(state, "blocks") | {"heads": heads}
 
@@ -135,14 +135,14 @@ def _swin(state: State, hints: Hints, path: Path) -> Arguments:
     depths = tuple(_count(state, f"layers.{s}.blocks") for s in stages)
     patch = state["patch_embed.proj.weight"].shape[-1]
     grid = _swin_grid(state, windows)
-    said = [hint["image_size"] for hint in hints if "image_size" in hint]
-    if not grid and not said:
+    hinted = [hint["image_size"] for hint in hints if "image_size" in hint]
+    if not grid and not hinted:
         raise ResourceError(
-            f"checkpoint {path} is of a Swin whose shapes do not tell its image size: name it, "
+            f"checkpoint {path} is of a Swin whose shapes do not determine its image size: give it, "
             "--defense 'swin(image_size=...)'"
         )
     return {
-        "image_size": grid * patch or said[0],
+        "image_size": grid * patch or hinted[0],
         "patch_size": patch,
         "width": _width(state),
         "depths": depths,
@@ -154,10 +154,10 @@ def _swin(state: State, hints: Hints, path: Path) -> Arguments:
 
 
 def _swin_grid(state: State, windows: list[int]) -> int:
-    """Side of the first stage's grid in tokens; 0 where nothing tells.
+    """Side of the first stage's grid in tokens; 0 if the shapes do not determine it.
 
-    A mask of shifted attention has one entry a window. A stage with a smaller window than the first's is one
-    window.
+    The mask of shifted attention has one entry per window. A stage whose window is smaller than the first stage's
+    consists of one window.
     """
     for stage, window in enumerate(windows):
         if (mask := state.get(f"layers.{stage}.blocks.1.attn_mask")) is not None:
@@ -168,7 +168,7 @@ def _swin_grid(state: State, windows: list[int]) -> int:
 
 
 def _patches(state: State, prefix: int, path: Path) -> Arguments:
-    """Patch and image size; `prefix` tokens have a position and no patch."""
+    """Patch and image size; the first `prefix` positions belong to no patch."""
     patch = state["patch_embed.proj.weight"].shape[-1]
     tokens = state["pos_embed"].shape[1] - prefix
     side = math.isqrt(tokens)
@@ -191,8 +191,8 @@ def _width(state: State) -> int:
 
 
 def _count(state: State, blocks: str) -> int:
-    found = {match[1] for key in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", key))}
-    return len(found)
+    indices = {match[1] for key in state if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", key))}
+    return len(indices)
 
 
 def _mlp_ratio(state: State, block: str) -> float:
@@ -200,7 +200,7 @@ def _mlp_ratio(state: State, block: str) -> float:
     return hidden / width
 
 
-# Builder -> the key that gives the kind away, and what reads its arguments. The first that is found counts.
+# Builder -> the key that identifies its networks, and the reader of its arguments. The first match is used.
 _KINDS: dict[str, tuple[str, Callable[[State, Hints, Path], Arguments]]] = {
     "swin": ("layers.0.blocks.0.attn.relative_position_bias_table", _swin),
     "convit": ("blocks.0.attn.gating_param", _convit),

@@ -1,5 +1,5 @@
-"""Checkpoints: found (`_fetch`), read without executing anything (`_reading`), the weights in them chosen (`_weights`)
-and fitted to a network (`_keys`)."""
+"""Checkpoints: fetch them (`_fetch`), read them without executing code (`_reading`), choose a set of weights
+(`_weights`) and load it into a network (`_keys`)."""
 
 from robench.defenses._fetch import Fetched, fetch, sha256_of, split_location
 from robench.defenses._keys import load_into

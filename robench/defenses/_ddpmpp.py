@@ -1,7 +1,7 @@
 """DDPM++: "Score-Based Generative Modeling through Stochastic Differential Equations", arXiv 2011.13456.
 
-Song et al. 2021, appendix H: Ho's U-Net with BigGAN's residual blocks, which change the resolution too, and every
-sum of a block's input and output divided by the root of two. The time is continuous.
+Song et al. 2021, appendix H: Ho's U-Net with BigGAN's residual blocks, which also change the resolution, and every
+sum of a block's input and output is divided by the square root of two. Time is continuous.
 """
 
 import math
@@ -17,36 +17,40 @@ _NAMES = {
     "GroupNorm_0": "norm1", "Conv_0": "conv1", "Dense_0": "time", "GroupNorm_1": "norm2", "Conv_1": "conv2",
     "Conv_2": "skip", "NIN_0": "query", "NIN_1": "key", "NIN_2": "value", "NIN_3": "out",
 }  # fmt: skip
-# It weighs the inputs of a 1 x 1 convolution by a matrix, input by output.
+# Published 1 x 1 convolutions store their weight as a matrix of inputs by outputs.
 _PARTS = {"W": "weight", "b": "bias"}
-# What published files call the row of all layers; DataParallel's prefix comes first.
-_ROW = "module.all_modules."
+# Prefix of the list of all layers in published files, after DataParallel's prefix.
+_LAYERS = "module.all_modules."
 
 
-def told(schedule: Schedule) -> Tensor:
-    """The network's time input for each time 1 .. length: 999 times the time of the continuous process, in [0, 1], at
-    which as much of the image is left, exp(-t^2 (b1 - b0) / 2 - t b0), equation 33.
+def time_inputs(schedule: Schedule) -> Tensor:
+    """The network's time input for each time 1 .. length.
 
-    The continuous process has length times the first and the last beta for b0 and b1. It ends a little before the
-    discretised one: the last few times count as its end.
+    It is 999 times the time in [0, 1] at which the continuous process has the same alpha bar,
+    exp(-t^2 (b1 - b0) / 2 - t b0), equation 33; b0 and b1 are the first and the last beta times the length. The
+    continuous process ends slightly before the discretised one, so the last few times are clamped to its end.
     """
     low, high = schedule.length * schedule.beta_start, schedule.length * schedule.beta_end
-    gone = -torch.tensor(schedule.kept[1:], dtype=torch.float64).log()
-    # The root of the quadratic in the form that does not cancel, and that a flat schedule (b0 = b1) has too.
-    return (999 * 2 * gone / (low + (low**2 + 2 * (high - low) * gone).sqrt())).clamp(max=999).float()
+    neg_log_kept = -torch.tensor(schedule.kept[1:], dtype=torch.float64).log()
+    # This form of the quadratic's root avoids cancellation and also holds for a constant beta (b0 = b1).
+    return (
+        (999 * 2 * neg_log_kept / (low + (low**2 + 2 * (high - low) * neg_log_kept).sqrt()))
+        .clamp(max=999)
+        .float()
+    )
 
 
 class DDPMpp(nn.Module):
-    """The noise in images (N, C, H, W) in [-1, 1] at times (N,) that count to 999.
+    """Predicts the noise in images (N, C, H, W) in [-1, 1] at times (N,) in [0, 999].
 
     Args:
         widths: channels of each resolution.
-        attention: whether it has self-attention, after each block on the way down and once on the way up; the
-            middle has it always.
-        layers: residual blocks a resolution on the way down; one more on the way up.
+        attention: whether each resolution has self-attention, after each down block and after the last up block; the
+            middle block always has it.
+        layers: residual blocks per resolution on the down path; the up path has one more.
         groups: of the group normalisation.
-        head_width: channels of an attention's head; 0 for one head.
-        dropout: in training.
+        head_width: channels per attention head; 0 for a single head.
+        dropout: rate in training.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class DDPMpp(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier uniform, and zero where a branch ends, so that each block starts as the identity but for its scale."""
+        """Xavier uniform; the last layer of a branch is zero, so each block starts as a scaled identity."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -100,8 +104,8 @@ class DDPMpp(nn.Module):
                 nn.init.zeros_(module.out.weight)
         nn.init.zeros_(self.leave.weight)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        emb = self.time(_waves(told, self.enter.out_channels).to(self.enter.weight.dtype))
+    def forward(self, x: Tensor, times: Tensor) -> Tensor:
+        emb = self.time(_time_embedding(times, self.enter.out_channels).to(self.enter.weight.dtype))
         x = self.enter(x)
         kept = [x]
         for unit in self.down:
@@ -114,34 +118,34 @@ class DDPMpp(nn.Module):
             x = unit(x if unit.residual.scale > 1 else torch.cat([x, kept.pop()], 1), emb)
         return self.leave(F.silu(self.norm(x)))
 
-    def row(self) -> Iterator[str]:
-        """The names of all layers that have weights, in the order of the computation."""
+    def layer_names(self) -> Iterator[str]:
+        """Names of all layers with weights, in the order of computation."""
         yield from ("time.0", "time.2", "enter")
-        for way in ("down", "middle", "up"):
-            for i, unit in enumerate(self.get_submodule(way).children()):
+        for path in ("down", "middle", "up"):
+            for i, unit in enumerate(self.get_submodule(path).children()):
                 for part, _ in unit.named_children():
-                    yield f"{way}.{i}.{part}"
+                    yield f"{path}.{i}.{part}"
         yield from ("norm", "leave")
 
 
 def renamed(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    """The tensors of a published file, a row of layers, under the names of `network`; any other file as it is."""
-    if f"{_ROW}0.weight" not in state:
+    """Rename the tensors of a published file, a flat list of layers, to those of `network`; others are unchanged."""
+    if f"{_LAYERS}0.weight" not in state:
         return state
     assert isinstance(network, DDPMpp)
-    names = list(network.row())
-    found = {}
+    names = list(network.layer_names())
+    tensors = {}
     for key, tensor in state.items():
-        number, _, rest = key.removeprefix(_ROW).partition(".")
-        if key.startswith(_ROW) and number.isdecimal() and int(number) < len(names):
+        number, _, rest = key.removeprefix(_LAYERS).partition(".")
+        if key.startswith(_LAYERS) and number.isdecimal() and int(number) < len(names):
             layer, _, part = rest.rpartition(".")
             if part == "W":
                 tensor = tensor.T[:, :, None, None]
             pieces = (names[int(number)], _NAMES.get(layer, layer), _PARTS.get(part, part))
             key = ".".join(piece for piece in pieces if piece)
-        if key != "module.sigmas":  # the noise levels of another process, which this network does not use
-            found[key] = tensor
-    return found
+        if key != "module.sigmas":  # the noise levels of another process, unused by this network
+            tensors[key] = tensor
+    return tensors
 
 
 class _Residual(nn.Module):
@@ -183,7 +187,7 @@ class _Attention(nn.Module):
 
 
 class _Unit(nn.Module):
-    """A residual block, and self-attention after it or not."""
+    """A residual block, optionally followed by self-attention."""
 
     def __init__(self, residual: _Residual, attention: _Attention | None):
         super().__init__()
@@ -199,8 +203,8 @@ def _norm(groups: int, width: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, width, eps=1e-6)
 
 
-def _waves(times: Tensor, width: int) -> Tensor:
-    """Sines and cosines of the times, (N,) -> (N, width), their frequencies from 1 down to 1e-4."""
+def _time_embedding(times: Tensor, width: int) -> Tensor:
+    """Sines and cosines of the times, (N,) -> (N, width), with frequencies from 1 down to 1e-4."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=times.device) / max(1, half - 1)
     angles = times.float()[:, None] * (-math.log(10_000) * steps).exp()

@@ -1,4 +1,4 @@
-"""Overhearing a classifier's features while it computes its logits, so that one pass gives both."""
+"""Capture a classifier's features while it computes its logits, so that one pass gives both."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,25 +6,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What networks of blocks call the sequence of them (of stages, where they are hierarchical).
+# Names that networks give to their sequence of blocks (or stages, in hierarchical networks).
 _SEQUENCES = ("blocks", "stages", "layers")
 
 
 @contextmanager
 def capture_features(classifier: nn.Module, layers: str) -> Iterator[list[Tensor]]:
-    """Inside the block, what the classifier computes on its way is put into the list given, in order.
+    """A context manager that appends the classifier's features to the list it yields, in order.
 
     Args:
-        layers: "last" for what its `forward_features` gives, "all" for each of its blocks. Nothing is heard
-            of a network that does not call the former, or has none of the latter.
+        layers: "last" for the output of `forward_features`, "all" for the output of each block. The list stays
+            empty for a network that does not call the former or has no blocks.
     """
-    heard: list[Tensor] = []
+    captured: list[Tensor] = []
     if layers == "all":
         hooks = [
-            block.register_forward_hook(lambda *said: heard.append(said[2])) for block in blocks(classifier)
+            block.register_forward_hook(lambda *call: captured.append(call[2]))
+            for block in blocks(classifier)
         ]
         try:
-            yield heard
+            yield captured
         finally:
             for hook in hooks:
                 hook.remove()
@@ -32,20 +33,20 @@ def capture_features(classifier: nn.Module, layers: str) -> Iterator[list[Tensor
     network: Any = classifier
     forward_features = network.forward_features
 
-    def listening(*args, **kwargs) -> Tensor:
-        heard.append(forward_features(*args, **kwargs))
-        return heard[-1]
+    def capturing(*args, **kwargs) -> Tensor:
+        captured.append(forward_features(*args, **kwargs))
+        return captured[-1]
 
-    # Shadows the class's method for this one object.
-    network.forward_features = listening
+    # Shadow the class's method on this instance.
+    network.forward_features = capturing
     try:
-        yield heard
+        yield captured
     finally:
         del network.forward_features
 
 
 def blocks(classifier: nn.Module) -> list[nn.Module]:
-    """The blocks (or stages) of the outermost part that has a sequence of them; empty where none has."""
+    """The blocks (or stages) of the outermost module that has a sequence of them; empty if none has."""
     for module in classifier.modules():
         for name in _SEQUENCES:
             sequence = getattr(module, name, None)

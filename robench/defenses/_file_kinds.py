@@ -1,4 +1,4 @@
-"""What kind of file something is, by its content: its name may say anything."""
+"""Detect the kind of a file by its content, whatever its name."""
 
 import json
 import struct
@@ -22,9 +22,9 @@ class Kind:
     """One kind of file.
 
     Attributes:
-        name: "safetensors", "torch" or "index" for those that hold weights; empty for every other.
-        words: what it is, with its article.
-        mend: what to do about one that holds no weights.
+        name: "safetensors", "torch" or "index" for files of weights; empty for all others.
+        words: description with its article.
+        mend: advice for a file without weights.
     """
 
     name: str
@@ -44,11 +44,11 @@ _STARTS = (
     (b"Rar!", Kind("", "a rar archive", _UNPACK)),
     (b"\x28\xb5\x2f\xfd", Kind("", "a zstd archive", _UNPACK)),
     (b"\x89HDF", Kind("", "an HDF5 file, as Keras writes", "convert it to safetensors")),
-    (b"GGUF", Kind("", "a GGUF file", "give the weights that it was made from")),
+    (b"GGUF", Kind("", "a GGUF file", "give the weights that it was converted from")),
     (b"\x93NUMPY", Kind("", "a NumPy array", "convert it to safetensors")),
     (
         b"\x80",
-        Kind("", "a pickle that torch.save has not written", "get it again, or convert it to safetensors"),
+        Kind("", "a pickle that torch.save did not write", "get it again, or convert it to safetensors"),
     ),
     (
         b"version https://git-lfs",
@@ -61,7 +61,7 @@ def kind_of(path: Path) -> Kind:
     """The kind of the file at `path`.
 
     Raises:
-        ResourceError: when it cannot be read.
+        ResourceError: if it cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -86,11 +86,11 @@ def kind_of(path: Path) -> Kind:
 
 
 def refuse_strays(path: Path) -> None:
-    """Refuse what is often saved in the place of a file of weights, whatever its format: an empty file, a page in HTML,
-    a Git LFS pointer.
+    """Refuse what is often saved in place of weights, whatever the format: an empty file, an HTML page or a Git LFS
+    pointer.
 
     Raises:
-        ResourceError: naming it.
+        ResourceError: naming what it is.
     """
     kind = kind_of(path)
     if not kind.name and kind.words.startswith(("an empty", "a page", "a Git LFS")):
@@ -118,7 +118,7 @@ def _archive(path: Path) -> Kind:
 def _text(path: Path, head: bytes, size: int) -> Kind:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(_PAGES):
-        return Kind("", "a page in HTML, not the file itself", "download it by the address of the file")
+        return Kind("", "a page in HTML, not the file itself", "download it from the URL of the file")
     if start.startswith(b"{") and size < _INDEX_LIMIT:
         try:
             content = json.loads(path.read_bytes())
@@ -126,7 +126,7 @@ def _text(path: Path, head: bytes, size: int) -> Kind:
             content = None
         if isinstance(content, dict) and isinstance(content.get("weight_map"), dict):
             return INDEX
-        return Kind("", "a JSON file that is no index of shards", "give the file of weights")
+        return Kind("", "a JSON file, but not an index of shards", "give the file of weights")
     if head.isascii() and b"\x00" not in head:
         return Kind("", f'a text that begins "{head[:40].decode().splitlines()[0]}"')
-    return Kind("", "neither a safetensors file nor one of torch.save, or not a whole one")
+    return Kind("", "not a complete safetensors or torch.save file")

@@ -1,4 +1,4 @@
-"""The normalisation that a network carries inside itself."""
+"""Find the normalisation constants inside a network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# What modules that normalise call their two constants, and how many numbers they hold: one a channel.
+# Names that normalising modules give to their two constants, and how many numbers they hold: one per channel.
 _NAMES = (("mean", "std"), ("mu", "sigma"), ("mean", "sigma"), ("mu", "std"))
 _CHANNELS = (1, 3)
 
@@ -16,10 +16,10 @@ Numbers = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """A pair of constants of a module, as float32 numbers.
+    """The mean and std of a module, as float32 numbers.
 
     Attributes:
-        names: of the two, with the module's own name before them.
+        names: of the two constants, prefixed with the module's name.
     """
 
     names: tuple[str, str]
@@ -28,24 +28,24 @@ class Normalisation:
 
 
 def own_normalisations(network: nn.Module) -> list[Normalisation]:
-    """Every pair of constants in `network` that seems to be subtracted and divided, in the order of its modules.
+    """Every pair of constants in `network` that looks like a mean and std, in the order of its modules.
 
-    They may be buffers, parameters, or plain attributes as in `torchvision.transforms.Normalize`.
+    The constants may be buffers, parameters, or plain attributes as in `torchvision.transforms.Normalize`.
     """
     pairs = []
-    for place, module in network.named_modules():
-        prefix = f"{place}." if place else ""
-        held: Mapping[str, Any] = {**vars(module), **module._buffers, **module._parameters}
+    for name, module in network.named_modules():
+        prefix = f"{name}." if name else ""
+        values: Mapping[str, Any] = {**vars(module), **module._buffers, **module._parameters}
         for mean, std in _NAMES:
-            values = _numbers(held.get(mean)), _numbers(held.get(std))
-            if values[0] and values[1]:
-                pairs.append(Normalisation((prefix + mean, prefix + std), values[0], values[1]))
+            pair = _numbers(values.get(mean)), _numbers(values.get(std))
+            if pair[0] and pair[1]:
+                pairs.append(Normalisation((prefix + mean, prefix + std), pair[0], pair[1]))
                 break
     return pairs
 
 
 def _numbers(values: Any) -> Numbers:
-    """The numbers of a tensor or sequence that holds one a channel; none for anything else."""
+    """The numbers of a tensor or sequence with one number per channel; empty for anything else."""
     if isinstance(values, Tensor):
         if (
             values.dim() == 0

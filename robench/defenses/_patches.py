@@ -1,4 +1,4 @@
-"""Images as rows of patches, and where each patch is: what encoders and masked autoencoders share."""
+"""Patches and position embeddings, shared by encoders and masked autoencoders."""
 
 import math
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def sincos_positions(width: int, side: int) -> Tensor:
-    """Fixed sine and cosine positions of a square grid, a row of zeros first for the class token.
+    """Fixed sine and cosine positions of a square grid, after a row of zeros for the class token.
 
-    Half of the width tells the column and half the row, each as in "Attention Is All You Need" (arXiv
-    1706.03762, section 3.5). Shape (1, side * side + 1, width); width a multiple of 4.
+    Half of the width encodes the column and half the row, as in "Attention Is All You Need" (arXiv 1706.03762,
+    section 3.5). The shape is (1, side * side + 1, width); width must be a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"sine and cosine positions need a width that is a multiple of 4: got {width}")
@@ -31,7 +31,7 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(pixels: Tensor, patch: int) -> Tensor:
-    """The square images that `patchify` cut up, (N, patches, 3 * patch * patch) -> (N, 3, H, W)."""
+    """The inverse of `patchify` for square images, (N, patches, 3 * patch * patch) -> (N, 3, H, W)."""
     n, patches, numbers = pixels.shape
     side, channels = math.isqrt(patches), numbers // patch**2
     x = pixels.reshape(n, side, side, channels, patch, patch).permute(0, 3, 1, 4, 2, 5)
@@ -39,5 +39,5 @@ def unpatchify(pixels: Tensor, patch: int) -> Tensor:
 
 
 def pick(rows: Tensor, keep: Tensor) -> Tensor:
-    """Some rows of each image, (N, M, D) and (N, K) -> (N, K, D)."""
+    """Select rows of each image, (N, M, D) and (N, K) -> (N, K, D)."""
     return rows.gather(1, keep[:, :, None].expand(-1, -1, rows.shape[2]))

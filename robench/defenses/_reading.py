@@ -1,4 +1,4 @@
-"""What a file of weights holds, read as plain data: nothing in it is executed."""
+"""Read files of weights as plain data, without executing anything in them."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from robench.core.errors import ResourceError
 from robench.defenses._file_kinds import INDEX, SAFETENSORS, TORCH, kind_of
 
-# What torch says of a class that may not be unpickled.
+# torch's message about a class that may not be unpickled.
 _REFUSED = re.compile(r"unsupported global(?:: global)? ([\w.]+)", re.IGNORECASE)
 
 
 class _Plain:
-    """Stands for a plain value beside the weights: it takes what the value is made of, and keeps none of it."""
+    """Stand-in for a plain value beside the weights: accepts any content and discards it."""
 
     def __new__(cls, *parts: Any, **more: Any) -> "_Plain":
         return super().__new__(cls)
@@ -37,8 +37,8 @@ def _row(*parts: Any) -> list[Any]:
     return []
 
 
-# No class of these names is ever called. A real NumPy array, say, could not be allowed: the flags of its dtype come
-# from the file, and decide whether its bytes are taken for pointers.
+# The classes of these names are never called. Real NumPy arrays, for example, are unsafe: the dtype flags come from the
+# file and decide whether the bytes are interpreted as pointers.
 _VALUES = (
     *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in (
         "multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer"
@@ -62,13 +62,13 @@ _STAND_INS: list[Any] = [
 
 
 def read_content(path: Path) -> Any:
-    """What the file at `path` holds, its tensors on the CPU; its kind follows from its content.
+    """The content of the file at `path`, with tensors on the CPU; the file's kind is detected from its content.
 
-    Of safetensors, or an index of shards, a mapping of tensors. Of `torch.save` what was saved: tensors, containers
-    and plain values; values such as dates and NumPy arrays are replaced by stand-ins without content.
+    Safetensors and an index of shards give a mapping of tensors. `torch.save` files give what was saved: tensors,
+    containers and plain values; values such as dates and NumPy arrays are replaced by empty stand-ins.
 
     Raises:
-        ResourceError: when it is of another kind, damaged, or holds a class that is no plain value.
+        ResourceError: if the file is of another kind, is damaged, or holds a class that is not a plain value.
     """
     kind = kind_of(path)
     if kind == SAFETENSORS:
@@ -81,10 +81,10 @@ def read_content(path: Path) -> Any:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The files that an index of shards names, beside it and in order.
+    """The files that an index of shards names, in order; they must lie in its folder.
 
     Raises:
-        ResourceError: when it names a file elsewhere.
+        ResourceError: if it names a file elsewhere.
     """
     content = json.loads(index.read_bytes())["weight_map"]
     names = (
@@ -93,10 +93,10 @@ def shards_of(index: Path) -> list[Path]:
     for name in names:
         if not name or name in (".", "..") or any(c in name for c in "/\\\0:") or name == index.name:
             raise ResourceError(
-                f"checkpoint {index} names a shard {json.dumps(name)}: expected files beside it, by their names alone"
+                f"checkpoint {index} names a shard {json.dumps(name)}: expected file names in its own folder"
             )
     if not names:
-        raise ResourceError(f"checkpoint {index} names no shard: get it again")
+        raise ResourceError(f"checkpoint {index} names no shards: get it again")
     return [index.parent / name for name in names]
 
 
@@ -105,25 +105,25 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ResourceError(
-            f"checkpoint {path} is not a whole safetensors file ({error}): get it again"
+            f"checkpoint {path} is not a complete safetensors file ({error}): get it again"
         ) from error
 
 
 def _unpickled(path: Path) -> Any:
     try:
-        # By its path torch would judge the kind of file by its name.
+        # Given a path, torch would infer the kind of file from its name.
         with (
             torch.serialization.safe_globals(_STAND_INS),
             warnings.catch_warnings(action="ignore"),
             path.open("rb") as file,
         ):
             return torch.load(file, map_location="cpu", weights_only=True)
-    # torch.load raises a dozen kinds of error on damaged files.
+    # torch.load raises many kinds of errors on damaged files.
     except Exception as error:
         if refused := _REFUSED.search(str(error)):
             raise ResourceError(
                 f"checkpoint {path} holds a {refused[1]}, which is not unpickled: only tensors and plain values are; "
-                "save the state_dict() of the network, or convert it to safetensors where you trust it"
+                "save the state_dict() of the network, or, if you trust the file, convert it to safetensors"
             ) from error
         raise ResourceError(
             f"checkpoint {path} is damaged, or holds more than tensors and is not unpickled: get it again, "
@@ -137,7 +137,7 @@ def _shards(index: Path) -> dict[str, Any]:
     for path in shards_of(index):
         if not path.is_file():
             raise ResourceError(
-                f"checkpoint {index} needs {path.name} beside it, which is missing: put it there"
+                f"checkpoint {index} needs {path.name} in its folder, which is missing: put it there"
             )
         if kind_of(path) == INDEX:
             raise ResourceError(

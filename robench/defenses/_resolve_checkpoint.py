@@ -1,4 +1,4 @@
-"""Which card, and which network, a checkpoint given by hand is of."""
+"""Choose the card and network for a checkpoint that the user gives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from robench.defenses.resolution import ResolvedDefense
 
 @dataclass(frozen=True)
 class Choice:
-    """What is built for a checkpoint.
+    """The network to build for a checkpoint.
 
     Attributes:
-        name: the card's; the spec where the network is no card's.
-        card: None where the network is no card's.
-        family: of the cards there were to choose from.
+        name: of the card; the spec if no card has that network.
+        card: None if no card has that network.
+        family: of the candidate cards.
         spec: of the network.
-        notes: what a user should know, a line each.
+        notes: messages for the user, one line each.
     """
 
     name: str
@@ -34,72 +34,72 @@ class Choice:
 
 
 def choose(meant: ResolvedDefense, state: Mapping[str, Tensor], digest: str, path: Path) -> Choice:
-    """The card whose network the checkpoint is of; the network by itself when it is no card's.
+    """Choose the card whose network fits the checkpoint, or the network alone if no card has it.
 
     Args:
-        meant: what was asked for: a card, a family, or a builder's spec, whose arguments count before the shapes.
+        meant: the requested card, family or builder's spec; a spec's arguments take precedence over the shapes.
         state, digest: of the checkpoint at `path`.
 
     Raises:
-        UsageError: when several cards have that network.
-        ResourceError: when the card says another sha256, or the network is not recognised.
+        UsageError: if several cards have that network.
+        ResourceError: if the card has another sha256, or the network is not recognised.
     """
     name, cards = meant.name, meant.cards
     hints = [card.spec for card in cards] or [meant.spec]
     if not any(_checkpoint_layouts.knows(hint.name) for hint in hints):
         return _by_name(name, cards, hints, digest, path)
-    found = _checkpoint_layouts.recognise(_checkpoint_layouts.unwrapped(state), hints, path)
+    recognised = _checkpoint_layouts.recognise(_checkpoint_layouts.unwrapped(state), hints, path)
     if not cards:
-        asked = hints[0]
-        if found is None or found.name != asked.name:
-            return Choice(name, None, "", asked)
-        spec = _short(Spec(asked.name, {**found.arguments, **asked.arguments}))
-        return Choice(name if spec == _short(asked) else str(spec), None, "", spec)
-    if found is None:
-        # It may be of a kind that is not recognised; if not, loading it into a network says what is wrong with it.
+        given = hints[0]
+        if recognised is None or recognised.name != given.name:
+            return Choice(name, None, "", given)
+        spec = _short(Spec(given.name, {**recognised.arguments, **given.arguments}))
+        return Choice(name if spec == _short(given) else str(spec), None, "", spec)
+    if recognised is None:
+        # Its kind may be one that is not recognised; otherwise loading it into a network reports what is wrong.
         others = [
             card for card, hint in zip(cards, hints, strict=True) if not _checkpoint_layouts.knows(hint.name)
         ]
         return _by_name(name, others or cards[:1], hints, digest, path)
-    found = _short(found)
-    fitting = [card for card, hint in zip(cards, hints, strict=True) if _short(hint) == found]
+    recognised = _short(recognised)
+    fitting = [card for card, hint in zip(cards, hints, strict=True) if _short(hint) == recognised]
     if fitting:
-        return _by_name(name, fitting, [found], digest, path)
-    whose = (
-        f"that of the card {cards[0].name}" if len(cards) == 1 else f"one of the {len(cards)} cards of {name}"
+        return _by_name(name, fitting, [recognised], digest, path)
+    candidates = (
+        f"the card {cards[0].name}" if len(cards) == 1 else f"any of the {len(cards)} cards of {name}"
     )
-    note = f"the network of {path} is not {whose}: it is recorded as {found}"
-    return Choice(str(found), None, cards[0].family, found, (note,))
+    note = f"the network of {path} is not that of {candidates}: it is recorded as {recognised}"
+    return Choice(str(recognised), None, cards[0].family, recognised, (note,))
 
 
 def _by_name(name: str, cards: Sequence[Card], hints: Sequence[Spec], digest: str, path: Path) -> Choice:
     if not cards:
         return Choice(name, None, "", hints[0])
-    same = [card for card in cards if card.sha256 == digest]
-    cards = same or [card for card in cards if not _another(card, digest)] or cards
+    matching = [card for card in cards if card.sha256 == digest]
+    cards = matching or [card for card in cards if not _is_other_file(card, digest)] or cards
     if len(cards) > 1:
         raise UsageError(
             f"checkpoint {path} has the network of {len(cards)} cards: name one of "
             + some(card.name for card in cards)
         )
     (card,) = cards
-    if _another(card, digest):
+    if _is_other_file(card, digest):
         raise ResourceError(
-            f"checkpoint {path} has sha256 {digest}: the card {card.name} says {card.sha256}; get the file from "
+            f"checkpoint {path} has sha256 {digest}: the card {card.name} has {card.sha256}; get the file from "
             f"{card.download_page} again, or name the network itself, --defense '{_short(hints[0])}'"
         )
     return Choice(card.name, card, card.family, card.spec, notes(card, digest, path))
 
 
-def _another(card: Card, digest: str) -> bool:
-    """Whether the card is of one released file, and this is another."""
+def _is_other_file(card: Card, digest: str) -> bool:
+    """Whether the card describes one released file, and this is a different one."""
     return bool(card.sha256) and not card.checkpoint and card.sha256 != digest
 
 
 def notes(card: Card, digest: str, path: Path) -> tuple[str, ...]:
-    """What a user should know of the file that gives a card its weights, a line each."""
+    """Messages about the file that gives a card its weights, one line each."""
     if not card.sha256:
-        return (f"the card {card.name} knows no sha256 yet: {path} is taken on trust, {digest}",)
+        return (f"the card {card.name} has no sha256 yet: {path} is not verified, its sha256 is {digest}",)
     if card.sha256 != digest:
         return (f"{path} is not the checkpoint of the card {card.name}: the record has its sha256, {digest}",)
     return ()

@@ -3,8 +3,9 @@
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models", arXiv 2006.11239; Song et al. 2020, "Denoising Diffusion
 Implicit Models", arXiv 2010.02502, whose alpha is Ho's alpha bar.
 
-The schedulers of `diffusers` do the same, but DDPMScheduler draws its noise by the batch and DDIMScheduler walks in
-strides that divide the whole length: ours take the noise, and any two times. The tests hold them against both.
+The schedulers of `diffusers` do the same, but DDPMScheduler draws its noise per batch and DDIMScheduler takes strides
+that divide the whole length. This schedule takes the noise as an argument, and any two times. The tests compare it with
+both.
 """
 
 from dataclasses import dataclass, field
@@ -16,12 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear betas; a time t = 0 .. length counts the noising steps, 0 being the clean image.
+    """Linear beta schedule; a time t = 0 .. length counts the noising steps, and 0 is the clean image.
 
     Attributes:
         length: T.
         beta_start, beta_end: the first and the last beta.
-        kept: alpha bar of every time, the part of the variance that is still the image's; 1 at time 0.
+        kept: alpha bar of every time, the share of the variance that comes from the image; 1 at time 0.
     """
 
     length: int = 1000
@@ -42,7 +43,7 @@ class Schedule:
         object.__setattr__(self, "kept", tuple(kept))
 
     def diffuse(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t of x_0, Ho's equation 4.
+        """Sample x_t from x_0, Ho's equation 4.
 
         Args:
             x, noise: (N, C, H, W); the noise is standard normal.
@@ -52,20 +53,21 @@ class Schedule:
         return kept.sqrt() * x + (1 - kept).sqrt() * noise
 
     def sigma(self, t: int, before: int, eta: float) -> float:
-        """Deviation of the noise that a reverse step adds, DDIM's equation 16; Ho's beta tilde for eta 1."""
+        """Standard deviation of the noise that a reverse step adds, DDIM's equation 16; Ho's beta tilde if eta is 1."""
         now, then = self.kept[t], self.kept[before]
         return eta * ((1 - then) / (1 - now) * (1 - now / then)) ** 0.5
 
     def reverse(
         self, x: Tensor, predicted: Tensor, t: int, before: int, eta: float, noise: Tensor | None, clip: bool
     ) -> Tensor:
-        """x at time `before` from x at time `t`, DDIM's equation 12; for eta 1 that is Ho's equation 7.
+        """Compute x at time `before` from x at time `t` by DDIM's equation 12; for eta 1 this is Ho's equation 7.
 
         Args:
-            x, predicted: (N, C, H, W), the second being the predicted noise.
+            x: (N, C, H, W).
+            predicted: the predicted noise, of the shape of `x`.
             t, before: length >= t > before >= 0.
-            noise: standard normal, of the shape of `x`; None where sigma is 0.
-            clip: keep the predicted x_0 in [-1, 1], and take the direction from what is kept.
+            noise: standard normal, of the shape of `x`; None if sigma is 0.
+            clip: clip the predicted x_0 to [-1, 1] and recompute the predicted noise from it.
         """
         now, then = self.kept[t], self.kept[before]
         clean = (x - (1 - now) ** 0.5 * predicted) / now**0.5

@@ -1,4 +1,4 @@
-"""Digests of the state of a network: of all that is loaded, and of one set of weights by whatever way it came."""
+"""Digests of a network's state: of everything that is loaded, and of a set of weights however it was loaded."""
 
 import hashlib
 import itertools
@@ -11,7 +11,7 @@ from robench.core.errors import UsageError
 from robench.defenses._base import Defense
 from robench.defenses._normalisation import Normalisation, own_normalisations
 
-# What training, a FLOP counter and an average of weights count; none of it changes a logit in evaluation.
+# Counters of training, FLOP counting and weight averaging; none of them changes a logit in evaluation.
 COUNTERS = frozenset(("num_batches_tracked", "total_ops", "total_params", "n_averaged"))
 
 
@@ -21,16 +21,16 @@ def is_counter(key: str) -> bool:
 
 
 def shared_prefix(names: Iterable[str]) -> str:
-    """The modules that stand before every one of some names of tensors, with a dot at the end: "module.model."."""
+    """The module path shared by all tensor names, with a trailing dot, such as "module.model."."""
     places = [name.split(".")[:-1] for name in names]
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*places, strict=False))
     return "".join(f"{parts[0]}." for parts in shared)
 
 
 def state_digest(network: nn.Module) -> str:
-    """sha256 over every parameter and buffer: name, dtype, shape and bytes, in order of names.
+    """sha256 over every parameter and buffer: name, dtype, shape and bytes, sorted by name.
 
-    It stands for a checkpoint where the weights come from no single file. The normalisation is in it.
+    It identifies weights that come from no single file. It covers the normalisation.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(network).items()):
@@ -39,35 +39,35 @@ def state_digest(network: nn.Module) -> str:
 
 
 def state_sha256(network: nn.Module, purifier: str = "") -> str:
-    """sha256 of one set of weights, the same by whatever way they are loaded.
+    """sha256 of a set of weights, independent of how they were loaded.
 
-    Names are relative to the part of the network that holds all weights, so that a wrapper changes nothing; floats of
-    any precision count as float32 and whole numbers as int64; counters are left out. The normalisation counts by
-    its numbers, whether the defense or its classifier holds them. Whether the defense is randomised counts too.
+    Names are relative to the part of the network that holds all weights, so wrappers change nothing. Floats of any
+    precision are hashed as float32 and integers as int64; counters are left out. The numbers of the normalisation are
+    included, whether the defense or its classifier holds them, and so is whether the defense is randomised.
 
-    Equal digests mean equal weights, not equal functions: what is no tensor, such as an activation, is not in it.
+    Equal digests mean equal weights, not equal functions: activations, for example, are not tensors and not covered.
 
     Args:
         network: a defense, or any module.
-        purifier: canonical spec of the defense's purifier, whose settings are no tensors; empty where it is unknown,
-            and then the purifier's class and plain attributes stand for it.
+        purifier: canonical spec of the defense's purifier, whose settings are not tensors; if empty, the purifier's
+            class and plain attributes are hashed instead.
 
     Raises:
-        UsageError: when the network has tensors without data.
+        UsageError: if the network has tensors without data.
     """
-    whole = isinstance(network, Defense)
-    classifier = network.classifier if whole else network
+    is_defense = isinstance(network, Defense)
+    classifier = network.classifier if is_defense else network
     digest = hashlib.sha256()
     pairs = own_normalisations(classifier)
-    own = pairs[0] if len(pairs) == 1 else None
-    constants = own.names if own else ()
-    if whole and network.mean is not None and network.std is not None:
+    constants = pairs[0] if len(pairs) == 1 else None
+    names = constants.names if constants else ()
+    if is_defense and network.mean is not None and network.std is not None:
         mean, std = (tuple(values.flatten().tolist()) for values in (network.mean, network.std))
-        own = Normalisation(("mean", "std"), mean, std)
-    digest.update(f"normalisation {_plain(own)}\n".encode())
+        constants = Normalisation(("mean", "std"), mean, std)
+    digest.update(f"normalisation {_plain(constants)}\n".encode())
     digest.update(f"randomised {bool(getattr(network, 'stochastic', False))}\n".encode())
-    _add_all(digest, {k: v for k, v in _tensors(classifier).items() if k not in constants})
-    if whole and network.purifier is not None:
+    _add_all(digest, {k: v for k, v in _tensors(classifier).items() if k not in names})
+    if is_defense and network.purifier is not None:
         digest.update(f"purifier {purifier or _settings(network.purifier)}\n".encode())
         _add_all(digest, _tensors(network.purifier))
     return digest.hexdigest()
@@ -99,15 +99,19 @@ def _add(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
     digest.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
-def _plain(own: Normalisation | None) -> str:
-    """The numbers of a normalisation; one of equal numbers for every channel counts as one number."""
-    if own is None:
+def _plain(constants: Normalisation | None) -> str:
+    """The numbers of a normalisation as text; if all channels have the same numbers, only one is kept."""
+    if constants is None:
         return ""
-    mean, std = (values[:1] if len(set(values)) == 1 else values for values in (own.mean, own.std))
+    mean, std = (
+        values[:1] if len(set(values)) == 1 else values for values in (constants.mean, constants.std)
+    )
     return "" if (mean, std) == ((0.0,), (1.0,)) else f"{mean} {std}"
 
 
 def _settings(purifier: nn.Module) -> str:
     kinds = bool | int | float | str
-    held = {k: v for k, v in vars(purifier).items() if not k.startswith("_") and k != "training"}
-    return f"{type(purifier).__qualname__} {sorted((k, v) for k, v in held.items() if isinstance(v, kinds))}"
+    settings = {k: v for k, v in vars(purifier).items() if not k.startswith("_") and k != "training"}
+    return (
+        f"{type(purifier).__qualname__} {sorted((k, v) for k, v in settings.items() if isinstance(v, kinds))}"
+    )

@@ -1,4 +1,4 @@
-"""The networks that predict a diffusion model's noise: three kinds, by whose published weights they take."""
+"""Networks that predict the noise of a diffusion model: three kinds, named after the published weights they load."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from robench.defenses._schedule import Schedule
 from robench.defenses.loaders._base import needed
 
 INSTALL = "pip install diffusers"
-# How the attention's tensors are called in files from before diffusers 0.17.
+# Names of the attention's tensors before diffusers 0.17.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What every kind of network is built from; see `DiffPure`.
+    """Sizes that every kind of network is built from; see `DiffPure`.
 
     Raises:
-        ValueError: for sizes that do not go together.
+        ValueError: for incompatible sizes.
     """
 
     image_size: int
@@ -47,9 +47,9 @@ class Sizes:
             raise ValueError(
                 f"image_size={self.image_size}: expected a multiple of {factor} for {len(widths)} widths"
             )
-        if strangers := set(self.attention) - set(self.sides):
+        if unknown := set(self.attention) - set(self.sides):
             raise ValueError(
-                f"attention={list(self.attention)}: no resolution has side {min(strangers)}, only {self.sides}"
+                f"attention={list(self.attention)}: no resolution has side {min(unknown)}, only {self.sides}"
             )
         attending = {
             widths[-1],
@@ -57,12 +57,12 @@ class Sizes:
         }
         if head < 0 or (head and any(width % head for width in attending)):
             raise ValueError(
-                f"head_width={head}: expected 0, or what divides the widths that have attention, {sorted(attending)}"
+                f"head_width={head}: expected 0, or a divisor of the widths that have attention, {sorted(attending)}"
             )
 
     @property
     def sides(self) -> list[int]:
-        """Of the resolutions, from the whole image on."""
+        """Side of each resolution, from the whole image down."""
         return [self.image_size >> i for i in range(len(self.widths))]
 
     def attends(self, side: int) -> bool:
@@ -74,20 +74,20 @@ class Kind:
     """One kind of network.
 
     Attributes:
-        build: the network, its weights as they start.
-        told: the time input of the network for each time 1 .. length, (length,).
-        noise: the noise in images (N, 3, H, W) in [-1, 1], by the network and its time input, (N,).
-        renamed: the tensors of its authors' file under the network's names; others as they are.
+        build: builds the network with initial weights.
+        time_inputs: the network's time input for each time 1 .. length, (length,).
+        noise: predicts the noise in images (N, 3, H, W) in [-1, 1], from the network, the images and time inputs (N,).
+        renamed: renames the tensors of the authors' file to the network's; other files are returned unchanged.
     """
 
     build: Callable[[Sizes], nn.Module]
-    told: Callable[[Schedule], Tensor]
+    time_inputs: Callable[[Schedule], Tensor]
     noise: Callable[[nn.Module, Tensor, Tensor], Tensor]
     renamed: Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]]
 
 
 def _ho(sizes: Sizes) -> nn.Module:
-    """One head, and the constants of Ho's network."""
+    """Ho's network, with one attention head."""
     return _unet(
         sizes, "DownBlock2D", "UpBlock2D", norm_eps=1e-6, downsample_padding=0, flip_sin_to_cos=False,
         freq_shift=1,
@@ -95,7 +95,7 @@ def _ho(sizes: Sizes) -> nn.Module:
 
 
 def _dhariwal(sizes: Sizes) -> nn.Module:
-    """Residual blocks that change the resolution; scale and shift by the time; three channels more for the variance."""
+    """Residual blocks that change the resolution, scale and shift by the time; three more channels for the variance."""
     return _unet(
         sizes, "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D", out_channels=6,
         resnet_time_scale_shift="scale_shift", downsample_type="resnet", upsample_type="resnet",
@@ -120,32 +120,32 @@ def _unet(sizes: Sizes, down: str, up: str, **constants: Any) -> nn.Module:
     )
     for module in network.modules():
         if isinstance(module, attending.Attention):
-            # Torch's fused attention has several kernels, and a step computed again might get another one.
+            # Torch's fused attention chooses among several kernels, so a recomputed step might use another one.
             module.set_processor(attending.AttnProcessor())
     return network
 
 
-def _todays_names(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
-    found = {}
+def _current_names(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    tensors = {}
     for key, tensor in state.items():
         for old, new in _OLD_NAMES.items():
             key = key.replace(old, new)
-        found[key] = tensor
-    return found
+        tensors[key] = tensor
+    return tensors
 
 
 def _index(schedule: Schedule) -> Tensor:
-    """The number of a time among those with noise, which is counted from 0."""
+    """Index of each noisy time, counted from 0."""
     return torch.arange(schedule.length)
 
 
-def _first_three(network: nn.Module, x: Tensor, told: Tensor) -> Tensor:
-    return network(x, told).sample[:, :3]
+def _first_three(network: nn.Module, x: Tensor, times: Tensor) -> Tensor:
+    return network(x, times).sample[:, :3]
 
 
 KINDS = {
-    # Ho et al. 2020, arXiv 2006.11239; the files of google/ddpm-cifar10-32 and its like.
-    "ddpm": Kind(_ho, _index, _first_three, _todays_names),
+    # Ho et al. 2020, arXiv 2006.11239; the files of google/ddpm-cifar10-32 and similar models.
+    "ddpm": Kind(_ho, _index, _first_three, _current_names),
     # Dhariwal and Nichol 2021, arXiv 2105.05233; the unconditional files of openai/guided-diffusion.
     "adm": Kind(_dhariwal, _index, _first_three, _adm.renamed),
     # Song et al. 2021, arXiv 2011.13456; the vp/cifar10_ddpmpp files of yang-song/score_sde_pytorch.
@@ -158,8 +158,8 @@ KINDS = {
             sizes.head_width,
             sizes.dropout,
         ),
-        _ddpmpp.told,
-        lambda network, x, told: network(x, told),
+        _ddpmpp.time_inputs,
+        lambda network, x, times: network(x, times),
         _ddpmpp.renamed,
     ),
 }

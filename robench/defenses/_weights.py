@@ -1,4 +1,4 @@
-"""Which weights in a checkpoint are meant: files keep them under many names, and often two sets of them."""
+"""Choose the weights in a checkpoint: files keep them under many names, and often hold two sets of them."""
 
 import hashlib
 import re
@@ -16,13 +16,13 @@ from robench.defenses._state import is_counter
 
 Tables = dict[str, Mapping[str, Tensor]]
 
-# Where common training scripts keep the weights inside a checkpoint, the first of them first; MIMIR's use "model".
+# Keys under which common training scripts store the weights, by precedence; MIMIR uses "model".
 _KNOWN = (
     "model", "state_dict", "model_state_dict", "model_state", "net", "net_state_dict", "network", "network_state_dict",
     "weights", "params", "module", "state",
 )  # fmt: skip
 _AVERAGES = frozenset(("ema", "swa", "average", "averaged", "avg", "shadow", "polyak"))
-# What stands beside the weights to go on with the training.
+# Prefixes of what is stored beside the weights to resume training.
 _TRAINING = (
     "optim",
     "sched",
@@ -46,9 +46,9 @@ class Weights:
 
     Attributes:
         state: tensors by name, on the CPU, floats of any precision as float32.
-        name: where it is in the file, such as "model_ema"; empty for the whole file.
-        chosen: whether it is another set than the one that is taken where none is named.
-        notes: what a user should know, a line each.
+        name: place in the file, such as "model_ema"; empty for the whole file.
+        chosen: whether it differs from the set that is loaded by default.
+        notes: messages for the user, one line each.
     """
 
     state: dict[str, Tensor]
@@ -57,7 +57,7 @@ class Weights:
     notes: tuple[str, ...] = ()
 
     def digest(self, of_file: str) -> str:
-        """What a record keeps: the file's sha256, and for a set that had to be named that of both."""
+        """The digest for the record: the file's sha256, combined with the set's name if it is not the default set."""
         return hashlib.sha256(f"{of_file}#{self.name}".encode()).hexdigest() if self.chosen else of_file
 
 
@@ -66,11 +66,11 @@ def read_weights(path: Path, name: str = "") -> Weights:
 
     Args:
         path: a safetensors file, what `torch.save` wrote, or an index of shards.
-        name: of the set that is meant, its place in the file such as "model_ema" or "ema.module", or a prefix of
-            the names of its tensors; empty for the usual one.
+        name: of the set to read: its place in the file, such as "model_ema" or "ema.module", or a prefix of the names
+            of its tensors; empty for the default one.
 
     Raises:
-        ResourceError: when the file is damaged, holds no weights, no such set, or several sets of which none is usual.
+        ResourceError: if the file is damaged, has no weights or no such set, or has several sets without a default.
     """
     content = read_content(path)
     tables = _tables(content, path)
@@ -78,46 +78,48 @@ def read_weights(path: Path, name: str = "") -> Weights:
         raise ResourceError(
             f"checkpoint {path} holds no table of tensors{_contents(content)}: expected a state dict"
         )
-    usual = _usual(tables)
-    if not name and usual is None:
+    default = _default(tables)
+    if not name and default is None:
         raise ResourceError(
             f"checkpoint {path} holds {len(tables)} sets of weights, {_listed(tables)}: name one of them, "
             f"--checkpoint '{path}#{next(iter(tables))}'"
         )
     if not name:
-        assert usual is not None
-        return _made(tables, usual, False, path)
+        assert default is not None
+        return _weights_of(tables, default, False, path)
     if name in tables:
-        return _made(tables, name, name != usual, path)
-    if len(inside := [each for each in tables if each.startswith(f"{name}.")]) == 1:
-        return _made(tables, inside[0], inside[0] != usual, path)
+        return _weights_of(tables, name, name != default, path)
+    if len(inside := [place for place in tables if place.startswith(f"{name}.")]) == 1:
+        return _weights_of(tables, inside[0], inside[0] != default, path)
     prefix = f"{name}."
     for place, table in tables.items():
         if part := {
             key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)
         }:
-            return _made({name: part}, name, len(part) < len(table) or place != usual, path)
+            return _weights_of({name: part}, name, len(part) < len(table) or place != default, path)
     raise ResourceError(f"checkpoint {path} holds no weights {name}: it holds {_listed(tables)}")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of the usual set of weights in a checkpoint, see `read_weights`."""
+    """The tensors of the default set of weights in a checkpoint; see `read_weights`."""
     return read_weights(path).state
 
 
-def _made(tables: Tables, name: str, chosen: bool, path: Path) -> Weights:
+def _weights_of(tables: Tables, name: str, chosen: bool, path: Path) -> Weights:
     notes = []
     if len(tables) > 1:
         others = [other for other in tables if other != name]
         notes.append(
-            f"{path} holds {len(tables)} sets of weights, {_listed(tables)}: {name} is judged, "
-            f"--checkpoint '{path}#{others[0]}' judges {others[0]}"
+            f"{path} holds {len(tables)} sets of weights, {_listed(tables)}: {name} is evaluated, "
+            f"--checkpoint '{path}#{others[0]}' evaluates {others[0]}"
         )
     state = {}
     for key, value in tables[name].items():
         if value.is_quantized or value.is_complex() or value.is_meta:
             kind = "quantised" if value.is_quantized else "complex" if value.is_complex() else "without data"
-            raise ResourceError(f"checkpoint {path} has {key}, which is {kind}: give one of ordinary numbers")
+            raise ResourceError(
+                f"checkpoint {path} has {key}, which is {kind}: give a checkpoint of ordinary numbers"
+            )
         dense = value.detach().to_dense() if value.is_sparse else value.detach()
         state[key] = dense.float() if dense.is_floating_point() else dense
     stored = {
@@ -126,12 +128,12 @@ def _made(tables: Tables, name: str, chosen: bool, path: Path) -> Weights:
         if value.is_floating_point() and not is_counter(key)
     }
     if others := sorted(str(kind).removeprefix("torch.") for kind in stored - {float32}):
-        notes.append(f"{path} keeps its weights in {' and '.join(others)}: they are judged as float32")
+        notes.append(f"{path} keeps its weights in {' and '.join(others)}: they are evaluated as float32")
     return Weights(state, name, chosen, tuple(notes))
 
 
-def _usual(tables: Tables) -> str | None:
-    """The set that is meant where none is named; None where that cannot be said."""
+def _default(tables: Tables) -> str | None:
+    """The default set of weights; None if there is none."""
     if lists := [name for name in tables if name.endswith("shadow_params")]:
         return lists[0]
     names = [name for name in tables if not _is_average(name)] or list(tables)
@@ -144,16 +146,16 @@ def _usual(tables: Tables) -> str | None:
 
 
 def _tables(content: Any, path: Path) -> Tables:
-    """Every table of tensors in a file by its place, without those of an optimiser."""
-    found = dict(_walk(content, "", 0))
+    """Every table of tensors in a file by its place, except those of an optimiser."""
+    tables = dict(_walk(content, "", 0))
     lists = dict(_averages(content, "", 0))
-    if len(found) == 1 and not lists:
-        ((place, table),) = found.items()
-        return _apart(place, table)
-    if (base := _usual(found) if found else None) is not None:
+    if len(tables) == 1 and not lists:
+        ((place, table),) = tables.items()
+        return _split_average(place, table)
+    if (base := _default(tables) if tables else None) is not None:
         for place, average in lists.items():
-            found[place] = _averaged(found[base], average, path)
-    return found
+            tables[place] = _averaged(tables[base], average, path)
+    return tables
 
 
 def _walk(content: Any, place: str, depth: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
@@ -162,17 +164,17 @@ def _walk(content: Any, place: str, depth: int) -> Iterator[tuple[str, Mapping[s
     inside = False
     for key, value in content.items():
         if isinstance(key, str) and not _of_training(key):
-            for found in _walk(value, f"{place}.{key}" if place else key, depth + 1):
+            for table in _walk(value, f"{place}.{key}" if place else key, depth + 1):
                 inside = True
-                yield found
+                yield table
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    # A tensor beside a table of them is a figure, such as the best accuracy.
+    # A tensor beside a table of tensors is a metric, such as the best accuracy.
     if tensors and not inside and all(isinstance(key, str) for key in tensors):
         yield place, tensors
 
 
 def _averages(content: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Moving averages that are kept as a list, in the order of the parameters, by their place."""
+    """Moving averages that are stored as a list in the order of the parameters, by their place."""
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
     for key, value in content.items():
@@ -183,8 +185,8 @@ def _averages(content: Any, place: str, depth: int) -> Iterator[tuple[str, Any]]
             yield from _averages(value, here, depth + 1)
 
 
-def _apart(place: str, table: Mapping[str, Tensor]) -> Tables:
-    """A table as it is; as two where it holds one network twice, an average beside the network itself."""
+def _split_average(place: str, table: Mapping[str, Tensor]) -> Tables:
+    """Split a table that holds both a network and its average in two; other tables are returned unchanged."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in table.items():
         first, _, rest = key.partition(".")
@@ -195,26 +197,26 @@ def _apart(place: str, table: Mapping[str, Tensor]) -> Tables:
     averages = [first for first in parts if _is_average(first)]
     plain = [first for first in parts if not _is_average(first)]
     if len(averages) == len(plain) == 1:
-        own, average = (
+        network, average = (
             {key: value.shape for key, value in plain_names(parts[first]).items() if not is_counter(key)}
             for first in (plain[0], averages[0])
         )
-        if own == average:
+        if network == average:
             return {f"{place}.{first}" if place else first: parts[first] for first in (plain[0], averages[0])}
     return {place: table}
 
 
 def _averaged(state: Mapping[str, Tensor], average: Any, path: Path) -> dict[str, Tensor]:
-    """The state with the moving average of its parameters in their place, which is kept as a list in their order.
+    """The state with its parameters replaced by their moving average, a list in the order of the parameters.
 
-    Buffers stand between the parameters and have no average: they are recognised by their shape.
+    Buffers stand between the parameters and have no average; they are recognised by their shape.
     """
     averaged = dict(state)
-    waiting = list(average) if isinstance(average, Sequence) else [average]
+    remaining = list(average) if isinstance(average, Sequence) else [average]
     for key, tensor in state.items():
-        if waiting and tensor.shape == getattr(waiting[0], "shape", ()):
-            averaged[key] = waiting.pop(0)
-    if waiting:
+        if remaining and tensor.shape == getattr(remaining[0], "shape", ()):
+            averaged[key] = remaining.pop(0)
+    if remaining:
         raise ResourceError(
             f"checkpoint {path} has a moving average that does not fit its parameters: get it again"
         )
@@ -236,7 +238,7 @@ def _listed(tables: Tables) -> str:
 
 
 def _contents(content: Any) -> str:
-    """What a file holds in place of weights, for messages."""
+    """What a file holds instead of weights, for messages."""
     if not isinstance(content, Mapping):
         return f", but a {type(content).__name__.lstrip('_').lower()}"
     if not content:

@@ -1,7 +1,7 @@
-"""CaiT, from timm's own parts.
+"""CaiT, built from timm's layers.
 
-Touvron et al., "Going deeper with Image Transformers", arXiv 2103.17239; as MIMIR (arXiv 2312.04960) fine-tunes
-it.
+Touvron et al., "Going deeper with Image Transformers", arXiv 2103.17239; fine-tuned as in
+MIMIR (arXiv 2312.04960).
 """
 
 from timm.models.cait import Cait
@@ -20,15 +20,15 @@ class CaiT(Cait):
         return self.forward_cls(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, (N, K), of what `forward_features` gives."""
+        """Logits, (N, K), from the output of `forward_features`."""
         return super().forward_head(self.norm(x), pre_logits)
 
 
 def layer_scale(depth: int) -> float:
-    """What the scales of the residual branches start from: 1e-5 up to 24 blocks, 1e-6 beyond.
+    """Initial scale of the residual branches: 1e-5 up to 24 blocks, 1e-6 beyond.
 
-    CaiT's values for its 24- and 36-block networks (arXiv 2103.17239, section 2). Shallower ones take that of 24
-    blocks here: our choice.
+    These are CaiT's values for networks of 24 and 36 blocks (arXiv 2103.17239, section 2). Using the value of 24 blocks
+    for shallower networks is our choice.
     """
     return 1e-5 if depth <= 24 else 1e-6
 
@@ -45,15 +45,15 @@ def cait(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """A CaiT: talking-heads blocks on the patches, then class-attention blocks; pixels go in as they are.
+    """CaiT: talking-heads blocks on the patches, then class-attention blocks; pixels are not normalised.
 
-    Its state has the keys of MIMIR's fine-tuned checkpoints. Its features are the tokens after the last block,
+    The state has the keys of MIMIR's fine-tuned checkpoints. The features are the tokens after the last block,
     before the norm, the class token first, (N, tokens + 1, width).
 
     Args:
         width, depth, heads: XXS24 is 192, 24, 4 and S36 is 384, 36, 8.
-        class_depth: how many class-attention blocks follow.
-        drop_path: rate of stochastic depth at every block, for training alone.
+        class_depth: number of class-attention blocks.
+        drop_path: rate of stochastic depth in every block, in training only.
 
     Raises:
         ValueError: for sizes that do not divide.

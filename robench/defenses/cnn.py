@@ -1,8 +1,8 @@
-"""A small convolutional network without normalisation layers, to hold a ViT against.
+"""A small convolutional network without normalisation layers, for comparison with a ViT.
 
 The layers of Carlini & Wagner's MNIST network ("Towards Evaluating the Robustness of Neural Networks", arXiv
-1608.04644, table 1), which TRADES (arXiv 1901.08573) trains too; the padding by one pixel is our choice, so
-that small images keep a map.
+1608.04644, table 1), which TRADES (arXiv 1901.08573) also trains. The padding by one pixel is our choice: it
+keeps the feature maps of small images from vanishing.
 """
 
 from itertools import pairwise
@@ -14,14 +14,14 @@ from robench.defenses._base import Defense
 
 
 class SmallCNN(nn.Module):
-    """Two pairs of 3x3 convolutions, each halved by max pooling, and three linear layers."""
+    """Two pairs of 3x3 convolutions, each followed by 2x2 max pooling, and three linear layers."""
 
     def __init__(self, image_size: int, width: int, hidden: int, num_classes: int):
         super().__init__()
         layers: list[nn.Module] = []
         for wide_in, wide in ((3, width), (width, 2 * width)):
-            for one, two in ((wide_in, wide), (wide, wide)):
-                layers += [nn.Conv2d(one, two, 3, padding=1), nn.ReLU()]
+            for inputs, outputs in ((wide_in, wide), (wide, wide)):
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
         self.body = nn.Sequential(*layers)
         sizes = (2 * width * (image_size // 4) ** 2, hidden, hidden)
@@ -29,7 +29,7 @@ class SmallCNN(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), *linear, nn.Linear(hidden, num_classes))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, (N, 2 width, image_size / 4, image_size / 4)."""
+        """The last feature map, (N, 2 width, image_size / 4, image_size / 4)."""
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class SmallCNN(nn.Module):
 
 @registry.defenses.register("cnn")
 def cnn(image_size: int = 32, width: int = 32, hidden: int = 200, num_classes: int = 10) -> Defense:
-    """A small CNN; pixels go in as they are.
+    """A small CNN; pixels are not normalised.
 
     Args:
         image_size: at least 4.

@@ -1,7 +1,7 @@
-"""ConViT, from timm's own parts.
+"""ConViT, built from timm's layers.
 
 d'Ascoli et al., "ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases", arXiv
-2103.10697; as MIMIR (arXiv 2312.04960) fine-tunes it.
+2103.10697; fine-tuned as in MIMIR (arXiv 2312.04960).
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class ConViT(ConVit):
         return tokens
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, (N, K), of what `forward_features` gives."""
+        """Logits, (N, K), from the output of `forward_features`."""
         return super().forward_head(self.norm(x), pre_logits)
 
 
@@ -44,20 +44,19 @@ def convit(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """A ConViT that classifies its class token; pixels go in as they are.
+    """ConViT that classifies its class token; pixels are not normalised.
 
-    Its state has the keys of MIMIR's fine-tuned checkpoints: no bias in queries, keys and values, positions for
-    the patches alone. Its features are the tokens after the last block, before the norm, the class token first,
+    The state has the keys of MIMIR's fine-tuned checkpoints: queries, keys and values have no bias, and only patches
+    have positions. The features are the tokens after the last block, before the norm, the class token first,
     (N, tokens + 1, width).
 
     Args:
-        width, heads: the MIMIR paper's T, S, B are 48 channels a head with 4, 9, 16 heads.
-        local: how many blocks from the first are gated positional self-attention; the class token joins after
-            them.
-        drop_path: rate of stochastic depth at the last block, for training alone.
+        width, heads: the MIMIR paper's T, S, B have 48 channels per head and 4, 9, 16 heads.
+        local: number of initial blocks with gated positional self-attention; the class token joins after them.
+        drop_path: rate of stochastic depth in the last block, in training only.
 
     Raises:
-        ValueError: for sizes that do not divide, or no block after the local ones.
+        ValueError: for sizes that do not divide, or if no block follows the local ones.
     """
     if image_size % patch_size or width % heads:
         raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
@@ -76,8 +75,8 @@ def convit(
     )
     for module in network.modules():
         if isinstance(module, GPSA):
-            # timm fills these on the first call; filled here, they follow the network to any device, and a first
-            # call under inference mode spoils nothing.
+            # timm fills these on the first call. As a buffer filled here, they follow the network to any device,
+            # and a first call under inference mode is safe.
             gated: Any = module
             grid = gated.get_rel_indices(network.num_patches)
             del gated.rel_indices

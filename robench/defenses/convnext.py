@@ -1,4 +1,4 @@
-"""ConvNeXt, from timm's own parts.
+"""ConvNeXt, built from timm's layers.
 
 Liu et al., "A ConvNet for the 2020s", arXiv 2201.03545; one of the networks that MIMIR (arXiv 2312.04960)
 pre-trains.
@@ -19,18 +19,19 @@ def convnext(
     num_classes: int = 1000,
     drop_path: float = 0.0,
 ) -> Defense:
-    """A ConvNeXt that averages its last map; pixels go in as they are.
+    """ConvNeXt that averages its last feature map; pixels are not normalised.
 
-    Its features are the last map before the average and its norm, (N, 8 * width, side, side).
+    The features are the last feature map before the average and its norm, (N, 8 * width, side, side).
 
     Args:
-        patch_size: of the first layer, 4 in the paper; with 1, small images keep a map of an eighth of their side.
+        patch_size: of the first layer, 4 in the paper; with 1, the last feature map of small images keeps an eighth of
+            their side.
         width: of the first stage; each of the four has twice as many channels as the one before.
-        depths: blocks of the stages. T is the default; S is depths (3, 3, 27, 3); B that and width 128.
-        drop_path: rate of stochastic depth at the last block, for training alone.
+        depths: blocks of each stage. The default is T; S has depths (3, 3, 27, 3), and B also has width 128.
+        drop_path: rate of stochastic depth in the last block, in training only.
 
     Raises:
-        ValueError: for other than four stages, or an image that the network's stride does not divide.
+        ValueError: if there are not four stages, or if the network's stride does not divide the image size.
     """
     if len(depths) != 4:
         raise ValueError(f"{depths=}: expected four stages")

@@ -10,7 +10,7 @@ from robench.defenses._base import Defense
 
 
 class PairedClasses(nn.Module):
-    """A network of 2K logits, of which class k's is the larger of the clean one, k, and the adversarial, k + K."""
+    """Reads 2K logits as K classes: the logit of class k is the larger of k (clean) and k + K (adversarial)."""
 
     def __init__(self, network: nn.Module, num_classes: int):
         super().__init__()
@@ -29,15 +29,15 @@ class PairedClasses(nn.Module):
 
 @registry.defenses.register("dbat")
 def dbat(base: str, drop_path: float = 0.0) -> Defense:
-    """DBAT's classifier: the network of another builder with twice the classes, each pair read as one.
+    """DBAT's classifier: another builder's network with twice the classes, each pair read as one class.
 
     Args:
-        base: the other builder's spec, such as "vit(image_size=32, patch_size=4, num_classes=10)", with the
-            number of classes K of the data.
-        drop_path: handed on to `base`, for training alone.
+        base: spec of the other builder with the K classes of the data, such as
+            "vit(image_size=32, patch_size=4, num_classes=10)".
+        drop_path: passed on to `base`, in training only.
 
     Raises:
-        ValueError: when `base` has no argument num_classes.
+        ValueError: if `base` has no argument num_classes.
     """
     spec = specs.parse(base)
     builder = registry.defenses.get(spec.name)

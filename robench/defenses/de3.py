@@ -1,9 +1,9 @@
-"""De^3: a purifier that denoises an image to which it has added noise itself.
+"""De^3: a purifier that adds noise to an image and then denoises it.
 
 You et al., "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", arXiv 2302.01056. The
-encoder and decoder are a masked autoencoder's (He et al., arXiv 2111.06377) that has learnt to guess clean
-patches from noisy ones, NIM, or from a part of them, MIM. Written from what is known of the official code, not
-from the paper's text.
+encoder and decoder form a masked autoencoder (He et al., arXiv 2111.06377) trained to predict clean patches from
+noisy ones (NIM) or from a part of them (MIM). This implementation follows what is known of the official code, not
+the paper's text.
 """
 
 import math
@@ -28,12 +28,12 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Seen:
-    """What the encoder is shown of a batch.
+    """Input of the encoder for a batch.
 
     Attributes:
-        x: (N, 3, H, W), images in [0, 1] with their noise, which is not clipped.
-        order: (N, patches) int64, the patches of each image, the visible ones first; None where all are.
-        visible: how many are.
+        x: (N, 3, H, W), images in [0, 1] plus noise, not clipped.
+        order: (N, patches) int64, the patches of each image, visible ones first; None if all are visible.
+        visible: number of visible patches.
     """
 
     x: Tensor
@@ -42,11 +42,11 @@ class Seen:
 
 
 def noisy(x: Tensor, sigma: float | Tensor, patches: int) -> Seen:
-    """Gaussian noise, every patch visible.
+    """Add Gaussian noise; every patch is visible.
 
     Args:
         x: (N, 3, H, W) in [0, 1].
-        sigma: deviation in units of 1/255; one number, or one an image, (N,).
+        sigma: standard deviation in units of 1/255; one number, or one per image, (N,).
     """
     if isinstance(sigma, Tensor):
         return Seen(x + sigma.to(x).view(-1, 1, 1, 1) / 255 * normal_like(x), None, patches)
@@ -54,10 +54,10 @@ def noisy(x: Tensor, sigma: float | Tensor, patches: int) -> Seen:
 
 
 def masked(x: Tensor, sigma: float | Tensor, patches: int) -> Seen:
-    """A random part of the patches is hidden.
+    """Hide a random part of the patches.
 
     Args:
-        sigma: 100 times that part, one number for all images; at least one patch stays.
+        sigma: percentage of hidden patches, one number for all images; at least one patch stays visible.
     """
     ratio = float(sigma) / 100
     if not ratio:
@@ -73,33 +73,33 @@ STATISTICS = ("input", "noisy", "predicted")
 @registry.purifiers.register("de3")
 @old_arguments(fit="size_mode")
 class DE3(FixedSizePurifier):
-    """Adds noise, denoises by an autoencoder of ViTs, and puts the patches back to their brightness and contrast.
+    """Adds noise, denoises with an autoencoder of ViTs, and restores the mean and standard deviation of each patch.
 
-    Images (N, 3, H, W) in [0, 1] to images of the same shape and range, one pass. The decoder guesses patches
-    that have mean 0 and deviation 1, so each needs its statistics back. As in the official code they are taken
-    from the image before the noise: what an attacker does to a patch's mean and deviation goes past the
-    denoiser, without noise and with an exact gradient. `statistics` closes that way. Its other two values, and
-    how a hidden patch gets its own under "noisy", are our choices.
+    Maps images (N, 3, H, W) in [0, 1] to images of the same shape and range in one pass. The decoder predicts
+    patches with mean 0 and standard deviation 1, so their statistics must be restored. As in the official code, they
+    are taken from the image before the noise. An attacker's change to a patch's mean and deviation therefore bypasses
+    the denoiser, without noise and with an exact gradient. The other two values of `statistics` close this bypass;
+    they are our choices, as are the statistics of hidden patches under "noisy".
 
-    Its state has the official MAE's keys, and its patches MAE's order of pixels (channel last);
-    `statistics_head` adds `decoder_statistics`.
+    The state has the official MAE's keys, and patches have MAE's pixel order (channel last); `statistics_head` adds
+    `decoder_statistics`.
 
     Args:
         image_size, patch_size: side of the images and of a patch, in pixels.
         width, depth, heads, decoder_width, decoder_depth, decoder_heads: of the two ViTs; the defaults are
             MAE's for ViT-B/16.
-        sigma: of the noise at test time: its deviation in units of 1/255, or 100 times the part of the patches
-            that is hidden; 0 for none.
+        sigma: noise at test time: its standard deviation in units of 1/255, or the percentage of hidden patches; 0 for
+            none.
         noise: "gaussian", or "mask" for the variant that hides patches (MIM).
-        statistics: where a patch's mean and deviation come from: "input", the image before the noise; "noisy",
-            after it (a hidden patch gets the average of the visible ones); "predicted", a linear head on the
-            decoder's tokens, so that nothing goes past the denoiser.
+        statistics: source of a patch's mean and deviation: "input", the image before the noise; "noisy", the image
+            after it (hidden patches get the average of the visible ones); "predicted", a linear head on the
+            decoder's tokens, so that nothing bypasses the denoiser.
         statistics_head: whether the network has that head.
-        mean, std: one number a channel, subtracted and divided before the encoder.
-        size_mode: how images of another size are taken, see `FixedSizePurifier`.
+        mean, std: one number per channel, subtracted and divided by before the encoder.
+        size_mode: how images of another size are handled, see `FixedSizePurifier`.
 
     Raises:
-        ValueError: for sizes that do not divide, a negative sigma, a mask of everything, an unknown noise or
+        ValueError: for sizes that do not divide, a negative sigma, a mask that hides everything, an unknown noise or
             statistics, or predicted statistics without the head.
     """
 
@@ -134,7 +134,7 @@ class DE3(FixedSizePurifier):
             raise ValueError(f"{image_size=}: expected a multiple of {patch_size=}")
         for side, count in ((width, heads), (decoder_width, decoder_heads)):
             if side % count:
-                raise ValueError(f"a width of {side} cannot be shared by {count} heads")
+                raise ValueError(f"a width of {side} cannot be split into {count} heads")
         if noise not in NOISES:
             raise ValueError(f"{noise=}: expected one of {', '.join(NOISES)}")
         if statistics not in STATISTICS:
@@ -188,22 +188,22 @@ class DE3(FixedSizePurifier):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def purify(self, x: Tensor) -> Tensor:
-        """The images with noise of the purifier's own sigma, denoised."""
+        """Denoise the images with noise of the purifier's sigma."""
         return self.denoise(x, self.sigma)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The images with noise of another sigma, denoised: one number, or for Gaussian noise one an image."""
+        """Denoise the images with noise of a given sigma: one number, or for Gaussian noise one per image."""
         seen = self.corrupt(x, sigma)
         tokens = self.tokens(seen)
         mean, deviation = self._statistics(x, seen, tokens)
         return self.images(self.decoder_pred(tokens) * deviation + mean).clamp(0, 1)
 
     def corrupt(self, x: Tensor, sigma: float | Tensor) -> Seen:
-        """What the encoder sees of `x` at a sigma."""
+        """Input of the encoder for `x` at a given sigma."""
         return NOISES[self.noise](x, sigma, (x.shape[-1] // self.patch_size) ** 2)
 
     def tokens(self, seen: Seen) -> Tensor:
-        """The decoder's tokens of all patches, (N, patches, decoder_width), after its last LayerNorm."""
+        """Decoder tokens of all patches, (N, patches, decoder_width), after its last LayerNorm."""
         side = seen.x.shape[-1] // self.patch_size
         positions = resized(self.pos_embed, side)
         tokens = self.patch_embed((seen.x - self.mean) / self.std) + positions[:, 1:]
@@ -224,7 +224,7 @@ class DE3(FixedSizePurifier):
         return self.decoder_norm(tokens)[:, 1:]
 
     def predicted(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each clean patch guessed by the head, (N, patches, 1) both, deviation above 0."""
+        """Mean and positive deviation of each clean patch as predicted by the head, (N, patches, 1) each."""
         assert self.decoder_statistics is not None
         mean, raw = self.decoder_statistics(tokens).split(1, dim=2)
         return mean, nn.functional.softplus(raw)
@@ -232,12 +232,13 @@ class DE3(FixedSizePurifier):
     def _statistics(self, x: Tensor, seen: Seen, tokens: Tensor) -> tuple[Tensor, Tensor]:
         if self.statistics == "predicted":
             return self.predicted(tokens)
-        found = statistics_of(self.pixels(x if self.statistics == "input" else seen.x))
+        statistics = statistics_of(self.pixels(x if self.statistics == "input" else seen.x))
         if self.statistics == "input" or seen.order is None:
-            return found
+            return statistics
         shown = seen.order.argsort(1)[:, :, None] < seen.visible
         mean, deviation = (
-            torch.where(shown, each, (each * shown).sum(1, keepdim=True) / seen.visible) for each in found
+            torch.where(shown, values, (values * shown).sum(1, keepdim=True) / seen.visible)
+            for values in statistics
         )
         return mean, deviation
 
@@ -249,17 +250,17 @@ class DE3(FixedSizePurifier):
         return x.permute(0, 2, 4, 3, 5, 1).reshape(len(x), side**2, p * p * 3)
 
     def images(self, pixels: Tensor) -> Tensor:
-        """The images that have these normalised pixels: the inverse of `pixels`."""
+        """Images with the given normalised pixels; the inverse of `pixels`."""
         p, n = self.patch_size, len(pixels)
         side = math.isqrt(pixels.shape[1])
         x = pixels.view(n, side, side, p, p, 3).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(n, 3, side * p, side * p) * self.std + self.mean
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """The encoder's weights for a classifier that takes images in [0, 1] as they are.
+        """The encoder's weights for a classifier that takes unnormalised images in [0, 1].
 
-        The normalisation is folded into the patch embedding. The last LayerNorm is left out: the classifier
-        has a new `fc_norm` in its place.
+        The normalisation is folded into the patch embedding. The last LayerNorm is left out, since the classifier
+        replaces it by a new `fc_norm`.
         """
         outside = ("decoder_", "mask_token", "norm.")
         state = {key: value for key, value in self.state_dict().items() if not key.startswith(outside)}
@@ -270,16 +271,16 @@ class DE3(FixedSizePurifier):
 
 
 def statistics_of(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each patch, (N, patches, 1) both; the variance is unbiased, plus 1e-6, as MAE's."""
+    """Mean and deviation of each patch, (N, patches, 1) each; the variance is unbiased, plus 1e-6, as in MAE."""
     variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
 
 def _fixed(values: Tensor) -> nn.Parameter:
-    """Positions stand among MAE's parameters and are not trained."""
+    """Positions, which are untrained parameters in MAE."""
     return nn.Parameter(values, requires_grad=False)
 
 
 def _pick(tokens: Tensor, keep: Tensor) -> Tensor:
-    """Some tokens of each image, (N, M, D) and (N, K) -> (N, K, D)."""
+    """Select tokens of each image, (N, M, D) and (N, K) -> (N, K, D)."""
     return tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))

@@ -1,4 +1,4 @@
-"""What a defense takes and gives, in words: what `robench show` prints, without fetching weights."""
+"""Describe the input and output of a defense for `robench show`, without fetching weights."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from robench.defenses._checkpoints import split_location
 def network_of(
     spec: specs.Spec, folder: Path = Path(), checkpoint: str = "", classifier: str = ""
 ) -> Defense:
-    """The network of a spec, with whatever weights it happens to have: not to be attacked.
+    """Build the network of a spec with arbitrary weights, for description only.
 
     Args:
-        folder, checkpoint: of a card, whose file some loaders need to know the network.
-        classifier: the defense behind it, where the spec is a purifier's.
+        folder, checkpoint: of a card; some loaders need the file to build the network.
+        classifier: the defense behind the purifier, for a purifier's spec.
 
     Raises:
-        RobenchError: when it cannot be built here.
+        RobenchError: if the network cannot be built here.
     """
     if spec.name in registry.purifiers:
         card = find_card(classifier or "standard-digits")
@@ -41,12 +41,12 @@ def network_of(
 
 
 def of_card(card: Card) -> dict[str, str]:
-    """`describe` of a card's network. See `network_of` for what is raised."""
+    """`describe` for a card's network; raises as `network_of` does."""
     return describe(network_of(card.spec, card.path.parent, card.checkpoint, card.classifier))
 
 
 def of_spec(text: str) -> dict[str, str]:
-    """`describe` of a spec's network, with who provides it. See `network_of` for what is raised."""
+    """`describe` for a spec's network, with its provider; raises as `network_of` does."""
     spec = specs.parse(text)
     holder = _holder(spec.name)
     return {"from": holder, **describe(network_of(spec))}
@@ -59,30 +59,30 @@ def _holder(name: str) -> str:
 
 
 def describe(defense: Defense) -> dict[str, str]:
-    """Input, normalisation, classes and nature of a defense, as lines of a table.
+    """Input, normalisation, classes and properties of a defense, as lines of a table.
 
     Raises:
-        UsageError: when it is no Defense.
+        UsageError: if it is not a Defense.
     """
     if not isinstance(defense, Defense):
         raise UsageError(f"a {type(defense).__name__} was built: expected a robench.defenses.Defense")
     side = defense.image_size
-    yes = {True: "yes", False: "no"}
+    words = {True: "yes", False: "no"}
     return {
         "images": f"(N, {defense.channels}, {side}, {side}), float32 in [0, 1]",
         "mean": _numbers(defense.mean),
         "std": _numbers(defense.std),
-        "preprocessing": defense.preprocessing or "not said",
+        "preprocessing": defense.preprocessing or "unknown",
         "classes": str(defense.num_classes),
         "parameters": f"{sum(p.numel() for p in defense.parameters()):,}",
         "purifier": type(defense.purifier).__name__ if defense.purifier is not None else "none",
-        "stochastic": yes[defense.stochastic],
-        "differentiable": yes[defense.differentiable],
-        "features": yes[callable(getattr(defense.classifier, "forward_features", None))],
+        "stochastic": words[defense.stochastic],
+        "differentiable": words[defense.differentiable],
+        "features": words[callable(getattr(defense.classifier, "forward_features", None))],
     }
 
 
 def _numbers(values: Tensor | None) -> str:
     if values is None:
-        return "none: pixels go in as they are"
+        return "none: pixels are not normalised"
     return ", ".join(f"{value:.6g}" for value in values.flatten().tolist())

@@ -1,4 +1,4 @@
-"""Purification by a diffusion model: some steps of noise, and the way back."""
+"""Purification by a diffusion model: add noise, then run the reverse process."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -16,45 +16,44 @@ from robench.defenses._unets import INSTALL, KINDS, Sizes
 
 __all__ = ["INSTALL", "DiffPure"]
 
-# What eta each sampler has unless it is given, and which it takes.
+# Default eta and its allowed range for each sampler.
 _ETAS = {"ddpm": (1.0, (1.0, 1.0)), "ddim": (0.0, (0.0, 1.0))}
 
 
 @registry.purifiers.register("diffpure")
 @old_arguments(fit="size_mode")
 class DiffPure(FixedSizePurifier):
-    """Noise to time `t`, then the reverse process of a diffusion model back to time 0.
+    """Diffuses images to time `t`, then runs the reverse process of a diffusion model back to time 0.
 
-    Nie et al. 2022, "Diffusion Models for Adversarial Purification", arXiv 2205.07460, in discrete time; the idea
-    for editing images is SDEdit's, Meng et al. 2021, arXiv 2108.01073.
+    Nie et al. 2022, "Diffusion Models for Adversarial Purification", arXiv 2205.07460, in discrete time. The idea
+    comes from image editing by SDEdit, Meng et al. 2021, arXiv 2108.01073.
 
-    What differs from DiffPure's published code: it integrates the reverse SDE of the continuous process by
-    Euler-Maruyama steps of 1e-3, whose noise has the variance beta and whose clean images are not clipped, and it
-    leaves the purified image unclipped. Here each step is the ancestral one of the discretised process, with the
-    variance beta tilde, or DDIM's. The variance that an "adm" network has learnt is not used, there or here.
+    DiffPure's published code differs: it integrates the reverse SDE of the continuous process by Euler-Maruyama steps
+    of 1e-3 with noise of variance beta, and clips neither the predicted clean images nor the purified image. Here each
+    step is the ancestral step of the discretised process, with variance beta tilde, or DDIM's step. Neither uses the
+    learned variance of an "adm" network.
 
-    The gradient is exact. With `remember=False` each reverse step is computed again on the way back, so that the
-    memory does not grow with the steps but for the images between them.
+    The gradient is exact. With `remember=False`, the backward pass recomputes each reverse step, so memory grows only
+    by one image per step.
 
     Args:
-        network: whose, which decides what published files can be loaded. "ddpm": Ho et al. 2020, arXiv 2006.11239;
-            "adm": Dhariwal and Nichol 2021, arXiv 2105.05233; "ddpm++": Song et al. 2021, arXiv 2011.13456, asked
-            at the continuous time of the same noise. All predict the noise; the first two are `UNet2DModel` of
-            `diffusers`.
+        network: architecture, which decides which published files can be loaded. "ddpm": Ho et al. 2020, arXiv
+            2006.11239; "adm": Dhariwal and Nichol 2021, arXiv 2105.05233; "ddpm++": Song et al. 2021, arXiv 2011.13456,
+            evaluated at the continuous time of the same noise level. All predict the noise; the first two are
+            `UNet2DModel` of `diffusers`.
         image_size: side of the images.
-        widths: channels of each resolution, from the whole image on; each has half the side of the one before.
-        layers: residual blocks a resolution on the way down; one more on the way up.
-        attention: sides, in pixels, of the resolutions that have self-attention; the smallest always has it, once
-            in the middle.
-        head_width: channels of an attention's head; 0 for one head.
+        widths: channels of each resolution, from the whole image down; each has half the side of the previous one.
+        layers: residual blocks per resolution on the down path; the up path has one more.
+        attention: sides, in pixels, of the resolutions with self-attention; the middle block always has it.
+        head_width: channels per attention head; 0 for a single head.
         groups: of the group normalisation.
-        dropout: in training.
+        dropout: rate in training.
         length, beta_start, beta_end: of the schedule.
-        t: how far the images are noised, in steps of the schedule (DiffPure's t* is t / length).
-        steps: how many reverse steps lead back, spread evenly; 0 for every one.
+        t: time to which the images are diffused, in steps of the schedule (DiffPure's t* is t / length).
+        steps: number of reverse steps, evenly spaced; 0 for every one.
         sampler: "ddpm", Ho's equation 7 with the variance beta tilde, or "ddim", Song's equation 12.
-        eta: ddim's noise, 0 for none after the forward one, 1 for ddpm's; None for the sampler's own.
-        clip: keep each predicted clean image in [0, 1].
+        eta: noise of ddim's reverse steps, from 0 (none) to 1 (that of ddpm); None for the sampler's default.
+        clip: clip each predicted clean image to [0, 1].
         remember: keep every activation for the backward pass.
         size_mode: how images of another size are handled, see `FixedSizePurifier`; the network is convolutional, and
             its attention has no position embeddings.
@@ -98,8 +97,8 @@ class DiffPure(FixedSizePurifier):
             raise ValueError(f"steps={steps}: expected 1 to t={t}, or 0 for every one")
         if sampler not in _ETAS:
             raise ValueError(f"sampler={sampler!r}: expected {' or '.join(_ETAS)}")
-        own, (low, high) = _ETAS[sampler]
-        self.eta = own if eta is None else eta
+        default, (low, high) = _ETAS[sampler]
+        self.eta = default if eta is None else eta
         if not low <= self.eta <= high:
             raise ValueError(
                 f"eta={eta} for {sampler}: expected {low:g}" + (f" to {high:g}" if low < high else "")
@@ -110,7 +109,7 @@ class DiffPure(FixedSizePurifier):
         if network not in KINDS:
             raise ValueError(f"{network=}: expected one of {', '.join(KINDS)}")
         self.kind = KINDS[network]
-        self.told = self.kind.told(self.schedule)
+        self.time_inputs = self.kind.time_inputs(self.schedule)
         self.network = self.kind.build(
             Sizes(image_size, widths, layers, attention, groups, head_width, dropout)
         )
@@ -120,31 +119,31 @@ class DiffPure(FixedSizePurifier):
         t = torch.full((len(x),), self.times[0], device=x.device)
         x = 2 * x - 1
         x = self.schedule.diffuse(x, t, normal_like(x))
-        forget = not self.remember and torch.is_grad_enabled() and x.requires_grad
+        recompute = not self.remember and torch.is_grad_enabled() and x.requires_grad
         for now, before in pairwise(self.times):
-            # Drawn here and not in the step, which may be computed twice.
+            # Drawn outside the step, which may be computed twice.
             noise = normal_like(x) if self.schedule.sigma(now, before, self.eta) else None
-            if forget:
+            if recompute:
                 x = checkpoint(self._step, x, now, before, noise, use_reentrant=False)
             else:
                 x = self._step(x, now, before, noise)
         return ((x + 1) / 2).clamp(0, 1)
 
     def predict_noise(self, x: Tensor, t: Tensor) -> Tensor:
-        """The noise in x_t.
+        """Predict the noise in x_t.
 
         Args:
             x: (N, 3, H, W), images in [-1, 1] at time t.
             t: (N,) int64, 1 .. length.
         """
-        return self.kind.noise(self.network, x, self.told.to(t.device)[t - 1])
+        return self.kind.noise(self.network, x, self.time_inputs.to(t.device)[t - 1])
 
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The network's own file, as its authors published it, is taken as well."""
+        """Also accepts the network's own file, as its authors published it."""
         if any(key.startswith("network.") for key in state):
             return state
-        own = self.kind.renamed(state, self.network)
-        return {f"network.{key}": tensor for key, tensor in own.items()}
+        renamed = self.kind.renamed(state, self.network)
+        return {f"network.{key}": tensor for key, tensor in renamed.items()}
 
     def _step(self, x: Tensor, t: int, before: int, noise: Tensor | None) -> Tensor:
         predicted = self.predict_noise(x, torch.full((len(x),), t, device=x.device))

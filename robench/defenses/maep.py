@@ -1,7 +1,7 @@
 """MAEP: "Adversarial Masked Autoencoder Purifier" (arXiv 2501.16904), a masked ViT autoencoder before a classifier.
 
-No code of the paper is public, and its network's sizes are not known here: the defaults are our choice. So is
-that the decoder gives the pixels themselves, and not a correction that is added to the image.
+The paper has no public code, and the sizes of its network are not known here, so the defaults are our choice. It is
+also our choice that the decoder predicts the pixels, rather than a correction to the image.
 """
 
 from functools import partial
@@ -20,18 +20,18 @@ from robench.defenses._patches import pick, sincos_positions, unpatchify
 @registry.purifiers.register("maep")
 @old_arguments(fit="size_mode")
 class MAEP(FixedSizePurifier):
-    """Encodes an image's patches, decodes them to a purified image: one pass, deterministic, nothing hidden.
+    """Encodes all patches of an image and decodes them to a purified image, deterministically and in one pass.
 
-    Its state has the key names of MAE's official code (arXiv 2111.06377); positions are fixed sine and cosine
-    ones. Pixels go in as they are, and come out clipped to [0, 1], so that a pixel beyond has no gradient, in
-    truth as in autograd.
+    The state has the key names of MAE's official code (arXiv 2111.06377); positions are fixed sine and cosine
+    embeddings. Pixels are not normalised. The output is clipped to [0, 1], so pixels outside this range have no
+    gradient.
 
     Args:
-        image_size: side of the images it is trained on.
+        image_size: side of the training images.
         width, depth, heads: of the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
-        mlp_ratio: hidden width of each block's perceptron, in widths.
-        size_mode: how images of another size are taken, see `FixedSizePurifier`.
+        mlp_ratio: hidden width of each block's MLP, as a multiple of the width.
+        size_mode: how images of another size are handled, see `FixedSizePurifier`.
 
     Raises:
         ValueError: for sizes that do not divide, or an unknown `size_mode`.
@@ -82,7 +82,7 @@ class MAEP(FixedSizePurifier):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Start as MAE does: linear maps, the patch embedding among them, by Xavier uniform."""
+        """Initialise as MAE does: Xavier uniform for linear layers and the patch embedding."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
@@ -96,15 +96,14 @@ class MAEP(FixedSizePurifier):
         return unpatchify(self.pixels(x), self.patch_size).clamp(0, 1)
 
     def pixels(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Every patch's pixels, not clipped, as the decoder gives them.
+        """The decoder's prediction of every patch's pixels, not clipped.
 
         Args:
             x: (N, 3, S, S) in [0, 1].
-            keep: the patches to see, (N, visible) int64, numbered row by row; the others are guessed. None sees
-                all.
+            keep: the visible patches, (N, visible) int64, numbered row by row; the others are predicted. None for all.
 
         Returns:
-            (N, patches, 3 * patch_size ** 2), the numbers of a patch in the order of `patchify`.
+            (N, patches, 3 * patch_size ** 2), each patch in the order of `patchify`.
         """
         side = x.shape[-1] // self.patch_size
         positions = resized(self.pos_embed, side)
@@ -127,7 +126,7 @@ class MAEP(FixedSizePurifier):
 
 
 class _PatchEmbed(nn.Module):
-    """A linear map of each patch's pixels, under MAE's name."""
+    """A linear layer on each patch's pixels, with MAE's parameter names."""
 
     def __init__(self, width: int, patch: int):
         super().__init__()

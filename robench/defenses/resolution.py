@@ -1,4 +1,4 @@
-"""What the name of a defense means: cards, a builder's spec, and the defense behind a purifier.
+"""Resolve the name of a defense: cards, a builder's spec, and the defense behind a purifier.
 
 A name is resolved once, into a `ResolvedDefense`; nothing is built or fetched here.
 """
@@ -22,14 +22,14 @@ DEFAULT_DATASET = "digits"
 
 @dataclass(frozen=True)
 class ResolvedDefense:
-    """What a name means.
+    """The meaning of a name.
 
     Attributes:
-        name: the name; canonical where that was asked for.
-        dataset: picks among a family's cards.
-        cards: every card that the name may mean: one, or a family's for one data set; none for a builder's or a
+        name: the name; its canonical form if requested.
+        dataset: selects among a family's cards.
+        cards: every card that the name may refer to: one, or a family's for one data set; none for a builder's or a
             loader's spec.
-        written: the spec in the name; None where the name is that of cards.
+        written: the spec in the name; None if the name refers to cards.
         behind: the defense after the "+" of the name.
     """
 
@@ -41,12 +41,12 @@ class ResolvedDefense:
 
     @cached_property
     def card(self) -> Card | None:
-        """The one card that is meant; None for a builder's or a loader's spec.
+        """The card; None for a builder's or a loader's spec.
 
-        Of a family's cards for one data set, the one that comes with its checkpoint is meant.
+        Of a family's cards for one data set, this is the one that comes with its checkpoint.
 
         Raises:
-            UsageError: when the family has several cards for that data set.
+            UsageError: if the family has several cards for that data set.
         """
         if len(self.cards) < 2:
             return self.cards[0] if self.cards else None
@@ -59,7 +59,7 @@ class ResolvedDefense:
 
     @property
     def spec(self) -> Spec:
-        """Of the builder or the loader; of several cards, the first one's."""
+        """Spec of the builder or the loader; of the first card if there are several."""
         if self.cards:
             return self.cards[0].spec
         assert self.written is not None
@@ -67,7 +67,7 @@ class ResolvedDefense:
 
     @cached_property
     def classifier(self) -> "ResolvedDefense | None":
-        """The defense whose classifier stands behind this purifier; None where no purifier's card says."""
+        """The defense whose classifier stands behind this purifier; None if neither the name nor a card gives one."""
         if self.behind is not None:
             return self.behind
         return resolve(self.card.classifier, self.dataset) if self.card and self.card.classifier else None
@@ -76,19 +76,19 @@ class ResolvedDefense:
 def resolve(
     name: str | ResolvedDefense, dataset: str | Spec | None = None, canonical: bool = False
 ) -> ResolvedDefense:
-    """What `name` means.
+    """Resolve the name of a defense.
 
     Args:
         name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
-            `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`. A card or family with
-            arguments has them in place of its builder's (a builder of that name comes first); PURIFIER+DEFENSE
-            stands before that defense's classifier. What is resolved already is returned as it is.
-        dataset: picks among a family's cards, its arguments do not count; None for "digits".
+            `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`. Arguments after a card or
+            family override those of its builder (a builder of that name takes precedence); PURIFIER+DEFENSE
+            puts the purifier in front of that defense's classifier. A resolved defense is returned unchanged.
+        dataset: selects among a family's cards, its arguments are ignored; None for "digits".
         canonical: resolve the canonical name, see `canonical_name`.
 
     Raises:
-        UsageError: when nothing has that name, or the family has no card for that data set.
-        ResourceError: when the card's file cannot be read.
+        UsageError: if nothing has that name, or the family has no card for that data set.
+        ResourceError: if the card's file cannot be read.
     """
     if isinstance(name, ResolvedDefense):
         return name
@@ -102,19 +102,19 @@ def resolve(
 
 
 def find_card(name: str, dataset: str | Spec | None = None) -> Card | None:
-    """The card that `name` means; None when it is a builder's or a loader's spec. See `resolve`."""
+    """The card that `name` refers to; None for a builder's or a loader's spec. See `resolve`."""
     return resolve(name, dataset).card
 
 
 def find_cards(name: str, dataset: str | Spec | None = None) -> list[Card]:
-    """Every card that `name` may mean; none when it is a builder's or a loader's spec. See `resolve`."""
+    """Every card that `name` may refer to; empty for a builder's or a loader's spec. See `resolve`."""
     return list(resolve(name, dataset).cards)
 
 
 def canonical_name(text: str, dataset: str | Spec | None = None) -> str:
-    """A defense's canonical name: a family's card for the data set, without settings that the card has anyway.
+    """A defense's canonical name: a family's card for the data set, without settings equal to the card's own.
 
-    A path stays as it is, and so does a name that means nothing. No file is read.
+    Paths and unknown names are returned unchanged. No file is read.
     """
     pieces = _canonical(text, specs.parse(dataset or DEFAULT_DATASET))
     if pieces is None:
@@ -131,18 +131,18 @@ def builder_defaults(builder: str) -> dict[str, Any]:
 
 
 def changed_arguments(spec: Spec, known: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that differ from those that are known, with whole numbers as such: 70 for 70.0."""
+    """The arguments that differ from `known`, with integral floats as integers: 70 for 70.0."""
     given = {key: _plain(value) for key, value in spec.arguments.items()}
     return {k: v for k, v in given.items() if v != _plain(known.get(k, inspect.Parameter.empty))}
 
 
 def is_family(name: str) -> bool:
-    """Whether several cards go by that name, each for a data set of its own."""
+    """Whether `name` is the family of one or more cards."""
     return bool(name) and any(card.family == name for card in catalog.cards().values())
 
 
 def family_card(name: str, dataset: Spec) -> Card | None:
-    """The card that a family's name means; None where that is no family, or of several cards for the data set."""
+    """The card of a family for a data set; None if there is no such family, or if several cards fit."""
     cards = [
         card for card in catalog.cards().values() if card.family == name and card.dataset == dataset.name
     ]
@@ -157,7 +157,7 @@ def _split(text: str) -> list[str]:
 
 
 def _canonical(text: str, dataset: Spec) -> list[tuple[str, Spec | None]] | None:
-    """The canonical name of each piece of PURIFIER+DEFENSE, with its spec; None where the text is malformed."""
+    """The canonical name of each piece of PURIFIER+DEFENSE, with its spec; None if the text is malformed."""
     try:
         return [_canonical_piece(like(text, piece), dataset) for piece in _split(text.strip())]
     except UsageError:
@@ -188,7 +188,7 @@ def _resolved(pieces: Sequence[tuple[str, Spec | None]], name: str, dataset: Spe
     cards, _ = _meaning(text, spec, dataset)
     for built in [card.spec for card in cards] or [spec or specs.parse(text)]:
         if built.name not in registry.purifiers:
-            raise UsageError(f"{text} is no purifier: only one can stand before {behind.name}")
+            raise UsageError(f"{text} is not a purifier: only a purifier can stand before {behind.name}")
     if not cards:
         cards = [Card(text, text, str(dataset))]
     # Records use the names of cards, not the paths of their files.
@@ -198,7 +198,7 @@ def _resolved(pieces: Sequence[tuple[str, Spec | None]], name: str, dataset: Spe
 
 
 def _meaning(name: str, spec: Spec | None, dataset: Spec) -> tuple[list[Card], Spec | None]:
-    """The cards that one piece of a name may mean, or the spec of a builder or a loader."""
+    """The cards that one piece of a name may refer to, or the spec of a builder or a loader."""
     if name.endswith(".toml"):
         return [catalog.read_named(Card, name)], None
     cards = catalog.cards()
@@ -206,7 +206,7 @@ def _meaning(name: str, spec: Spec | None, dataset: Spec) -> tuple[list[Card], S
         return [cards[name]], None
     family = [card for card in cards.values() if card.family == name]
     if family:
-        # A defense is for a data set, however its images are prepared or corrupted.
+        # A defense belongs to a data set, whatever the preprocessing or corruption of its images.
         if fitting := [card for card in family if card.dataset == dataset.name]:
             return fitting, None
         datasets = some({card.dataset: None for card in family}, dataset.name)
@@ -222,15 +222,15 @@ def _meaning(name: str, spec: Spec | None, dataset: Spec) -> tuple[list[Card], S
         return [], spec
     families = {card.family for card in cards.values() if card.family}
     if spec.arguments and (spec.name in cards or spec.name in families):
-        found, _ = _meaning(spec.name, None, dataset)
-        return [_changed(card, spec) for card in found], None
+        originals, _ = _meaning(spec.name, None, dataset)
+        return [_changed(card, spec) for card in originals], None
     if ":" in spec.name:
         raise unknown_name("scheme of a defense", spec.name.partition(":")[0], registry.loaders)
     raise unknown_name("defense", name, {*cards, *families, *registry.defenses})
 
 
 def _changed(card: Card, spec: Spec) -> Card:
-    """The card with some of its builder's arguments replaced, under a name that says so."""
+    """The card with some of its builder's arguments replaced, which its name states."""
     known = builder_defaults(card.spec.name)
     builder = specs.renamed(card.spec, known).replaced(**specs.renamed(spec, known).arguments)
     return replace(card, name=str(Spec(card.name, spec.arguments)), builder=str(builder), edited=True)

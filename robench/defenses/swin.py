@@ -1,7 +1,7 @@
-"""The Swin transformer, from timm's own parts.
+"""Swin transformer, built from timm's layers.
 
-Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030; as
-MIMIR (arXiv 2312.04960) fine-tunes it, in the layout of SimMIM (arXiv 2111.09886).
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030; fine-tuned
+as in MIMIR (arXiv 2312.04960), in the layout of SimMIM (arXiv 2111.09886).
 """
 
 import re
@@ -17,19 +17,19 @@ from robench.core import registry
 from robench.core.errors import ResourceError
 from robench.defenses._base import Defense
 
-# What SimMIM's class saves and timm's computes.
+# Buffers that SimMIM saves and timm computes.
 COMPUTED = ("attn.relative_position_index", "attn_mask")
 
 
 class Swin(SwinTransformer):
-    """timm's Swin, whose features are a row of tokens before the last LayerNorm."""
+    """timm's Swin, whose features are the tokens before the last LayerNorm."""
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens after the last block, (N, tokens, 8 * width for four stages); there is no class token."""
         return self.layers(self.patch_embed(x)).flatten(1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, (N, K), of what `forward_features` gives."""
+        """Logits, (N, K), from the output of `forward_features`."""
         # timm's head averages over two axes of a grid.
         return self.head(self.norm(x)[:, :, None], pre_logits=pre_logits)
 
@@ -46,23 +46,23 @@ def swin(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """A Swin that averages its last tokens; pixels go in as they are.
+    """Swin that averages its last tokens; pixels are not normalised.
 
-    A stage whose grid is no larger than the window is one window, without a shift. Its features are the tokens
+    A stage whose grid is no larger than the window is a single window without a shift. The features are the tokens
     after the last block, before the norm, (N, tokens, width * 2 ** (stages - 1)).
 
     Args:
-        width: of the first stage; each next one has twice as many channels on a grid of half the side.
-        depths, heads: one number a stage. The MIMIR paper's B is the default; its L is width 192, heads
-            (6, 12, 24, 48), window 14.
+        width: of the first stage; each later stage has twice the channels on a grid of half the side.
+        depths, heads: one number per stage. The default is the MIMIR paper's B; its L has width 192, heads
+            (6, 12, 24, 48) and window 14.
         window: side of the attention windows, in tokens.
-        drop_path: rate of stochastic depth at the last block, for training alone.
+        drop_path: rate of stochastic depth in the last block, in training only.
 
     Raises:
         ValueError: for sizes that do not divide.
     """
     if len(depths) != len(heads):
-        raise ValueError(f"{depths=} and {heads=}: expected one number a stage in both")
+        raise ValueError(f"{depths=} and {heads=}: expected one number per stage in both")
     if image_size % (patch_size * 2 ** (len(depths) - 1)):
         raise ValueError(f"{image_size=} must be a multiple of {patch_size=} times 2 for every later stage")
     for stage, count in enumerate(heads):
@@ -85,14 +85,15 @@ def swin(
 
 
 def from_simmim(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """A state in SimMIM's layout in that of `network`; a state in timm's layout as it is.
+    """Convert a state from SimMIM's layout to that of `network`; a state in timm's layout is returned unchanged.
 
-    SimMIM halves the grid at the end of a stage and timm at the start of the next, both taking the four
-    neighbours column by column; `head` is `head.fc` there. The position indices and attention masks, which timm
-    computes, are compared and left out.
+    SimMIM halves the grid at the end of a stage, timm at the start of the next; both take the four neighbours column by
+    column. SimMIM's `head` is timm's `head.fc`. The position indices and attention masks, which timm computes, are
+    compared and left out.
 
     Raises:
-        ResourceError: when one of them is not what `network` computes: then the weights are another network's.
+        ResourceError: if one of them differs from what `network` computes, since the weights are then of another
+            network.
     """
     if "head.weight" not in state:
         return dict(state)
@@ -104,8 +105,8 @@ def from_simmim(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> 
         if key.endswith(COMPUTED):
             if key not in computed or not torch.equal(value.double(), computed[key].double()):
                 raise ResourceError(
-                    f"checkpoint {path} has {key} of shape {tuple(value.shape)} unlike the network that its other "
-                    "shapes tell: it is of another network or image size"
+                    f"checkpoint {path} has {key} of shape {tuple(value.shape)}, which differs from the network "
+                    "that its other shapes imply: it is of another network or image size"
                 )
             continue
         key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key)

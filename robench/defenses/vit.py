@@ -1,4 +1,4 @@
-"""The vision transformer of MIMIR's fine-tuned checkpoints, from timm's own parts.
+"""The vision transformer of MIMIR's fine-tuned checkpoints, built from timm's layers.
 
 Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversarial Robustness", arXiv
 2312.04960; Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929.
@@ -24,15 +24,15 @@ def vit(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """A ViT that averages its patch tokens, normalises the average, classifies it; pixels go in as they are.
+    """ViT that classifies the normalised average of its patch tokens; pixels are not normalised.
 
-    Its state has the keys of a checkpoint that MIMIR's official code writes after fine-tuning: class token,
-    biased qkv, LayerNorm eps 1e-6, `fc_norm`, no `norm`. Its features are the tokens after the last block,
+    The state has the keys of a checkpoint that MIMIR's official code writes after fine-tuning: class token,
+    biased qkv, LayerNorm eps 1e-6, `fc_norm`, no `norm`. The features are the tokens after the last block,
     the class token first, (N, tokens + 1, width).
 
     Args:
         width, depth, heads: of the encoder; the MIMIR paper's T, S, B are 192/384/768, 12, 3/6/12.
-        drop_path: rate of stochastic depth at the last block, for training alone.
+        drop_path: rate of stochastic depth in the last block, in training only.
 
     Raises:
         ValueError: for sizes that do not divide.

@@ -106,7 +106,7 @@ def test_only_the_logits_of_the_two_hundred_count(renditions, tmp_path, capsys, 
     (record,) = json.loads(out)["records"]
     assert record["clean_accuracy"]["value"] == pytest.approx(float(expected))
     assert record["classes"] == {"counted": 200, "of": 1000}
-    assert "only the 200 of this data set count" in err
+    assert "only the 200 of this data set are used" in err
     folder = next(tmp_path.rglob("record.json")).parent
     with pytest.raises(SystemExit) as end:
         main(["verify", str(folder), "--data-dir", str(renditions), "--trust"])

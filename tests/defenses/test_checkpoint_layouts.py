@@ -288,7 +288,9 @@ def test_a_network_that_no_card_has_is_built_and_recorded_as_itself(tmp_path):
 
 def test_heads_that_nothing_tells_are_asked_for(tmp_path):
     torch.save(layouts.filled(layouts.vit(40, 2, 32, 8, 10)), tmp_path / "own.pth")
-    with pytest.raises(ResourceError, match=r"width 40, whose shapes do not tell its heads: name them"):
+    with pytest.raises(
+        ResourceError, match=r"width 40, whose shapes do not determine its number of heads: give it"
+    ):
         load("mimir", "cifar10", tmp_path / "own.pth")
     found = load("vit(width=40, heads=5)", checkpoint=tmp_path / "own.pth")
     assert found.name == "vit(depth=2, heads=5, image_size=32, num_classes=10, patch_size=8, width=40)"
@@ -298,7 +300,7 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path):
 def test_a_swins_image_size_that_nothing_tells_is_asked_for(tmp_path):
     shapes = layouts.simmim_swin(12, (1, 1), (2, 4), 4, image=32, patch=2)
     torch.save(layouts.filled(shapes), tmp_path / "own.pth")
-    with pytest.raises(ResourceError, match="do not tell its image size: name it"):
+    with pytest.raises(ResourceError, match="do not determine its image size: give it"):
         load("mimir", "cifar10", tmp_path / "own.pth")
 
 

@@ -80,7 +80,7 @@ def test_a_wrapper_around_a_part():
 
 
 def test_names_that_differ_by_more_are_refused(saved):
-    with pytest.raises(ResourceError, match=r"lacks 0\.weight, .*#model' takes what is under model alone"):
+    with pytest.raises(ResourceError, match=r"lacks 0\.weight, .*#model' loads only the tensors under model"):
         saved({**prefixed("model."), "more.weight": torch.zeros(3)})
     saved({**prefixed("model."), "more.weight": torch.zeros(3)}, "model")
     with pytest.raises(ResourceError, match=r"lacks 3\.bias"):
@@ -133,8 +133,8 @@ PAIRS = [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("model", "em
 def test_of_two_sets_the_one_that_is_judged_is_said(saved, first, second):
     content = {second: prefixed("module."), "epoch": 3, first: OTHER}
     usual = saved(content, expected=OTHER)
-    assert f"{first} is judged" in usual.notes[0] and f"#{second}' judges {second}" in usual.notes[0]
-    assert f"{second} is judged" in (average := saved(content, second)).notes[0]
+    assert f"{first} is evaluated" in usual.notes[0] and f"#{second}' evaluates {second}" in usual.notes[0]
+    assert f"{second} is evaluated" in (average := saved(content, second)).notes[0]
     named = saved(content, first, expected=OTHER)
     # A record tells them apart, and the usual one has the file's own digest.
     assert usual.digest("f") == named.digest("f") == "f" != average.digest("f")
@@ -153,7 +153,7 @@ def test_two_sets_in_one_table(saved):
         **prefixed("model_ema.module."),
         "model_ema.n_averaged": torch.tensor(3),
     }
-    assert "model is judged" in saved(content, expected=OTHER).notes[0]
+    assert "model is evaluated" in saved(content, expected=OTHER).notes[0]
     saved(content, "model_ema")
 
 
@@ -161,7 +161,7 @@ def test_an_average_that_is_a_list(saved):
     parameters = [value for key, value in STATE.items() if key.endswith(("weight", "bias"))]
     state = {key: OTHER[key] if key.endswith(("weight", "bias")) else value for key, value in STATE.items()}
     content = {"model": state, "ema": {"decay": 0.9, "shadow_params": parameters}}
-    assert "ema.shadow_params is judged" in saved(content).notes[0]
+    assert "ema.shadow_params is evaluated" in saved(content).notes[0]
     saved(content, "model", state)
 
 
@@ -266,7 +266,7 @@ def test_shards_are_read_beside_their_index(tmp_path):
         torch.save(half, tmp_path / f"{name}.safetensors")
     assert equal(read_state(tmp_path / "model.safetensors.index.json"))
     (tmp_path / "two.safetensors").unlink()
-    with pytest.raises(ResourceError, match=r"needs two\.safetensors beside it, which is missing"):
+    with pytest.raises(ResourceError, match=r"needs two\.safetensors in its folder, which is missing"):
         read_state(tmp_path / "model.safetensors.index.json")
 
 
@@ -278,7 +278,7 @@ def test_an_index_reads_nothing_elsewhere(tmp_path, name):
     index.parent.mkdir()
     save_file(STATE, tmp_path / "a")
     index.write_text(json.dumps({"weight_map": {"0.weight": name}}))
-    with pytest.raises(ResourceError, match="expected files beside it"):
+    with pytest.raises(ResourceError, match="expected file names in its own folder"):
         read_state(index)
 
 
@@ -323,8 +323,8 @@ def npz():
         (tarred(), "a tar archive: unpack it"),
         (b"\x1f\x8b\x08", "a gzip archive: unpack it"),
         (npz(), "a NumPy archive"),
-        (pickle.dumps({"a": 1}), "a pickle that torch.save has not written"),
-        (b'{"a": 1}', "a JSON file that is no index of shards"),
+        (pickle.dumps({"a": 1}), "a pickle that torch.save did not write"),
+        (b'{"a": 1}', "a JSON file, but not an index of shards"),
         (b"Access denied\n", 'a text that begins "Access denied"'),
         (b"\x00\x01\x02\xff" * 99, "get it again"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),

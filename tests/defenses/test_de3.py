@@ -208,7 +208,7 @@ def test_a_classifier_gets_the_encoder_with_the_normalisation_folded_in():
         ("de3(image_size=30)", "image_size=30: expected a multiple of patch_size=16"),
         ("de3(patch_size=0)", "patch_size=0: expected at least 1"),
         ("de3(heads=0)", "heads=0: expected at least 1"),
-        ("de3(width=100)", "a width of 100 cannot be shared by 12 heads"),
+        ("de3(width=100)", "a width of 100 cannot be split into 12 heads"),
         ("de3(std=(1, 0, 1))", "every std above 0"),
         ("de3(radius=3)", "de3 takes no argument radius"),
     ],
@@ -228,7 +228,7 @@ def test_another_image_size_than_the_classifiers_is_refused(tmp_path):
 
 def test_a_purifier_alone_needs_no_classifier():
     assert not any(parameter.requires_grad for parameter in load_purifier("de3-digits").parameters())
-    with pytest.raises(UsageError, match="standard-digits is no purifier"):
+    with pytest.raises(UsageError, match="standard-digits is not a purifier"):
         load_purifier("standard-digits")
 
 

@@ -66,7 +66,7 @@ def test_tampered(card):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(
-        ResourceError, match=f"has sha256 {hashlib.sha256(data).hexdigest()}: the card small says"
+        ResourceError, match=f"has sha256 {hashlib.sha256(data).hexdigest()}: the card small has"
     ):
         load(str(card))
 

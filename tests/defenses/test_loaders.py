@@ -87,7 +87,7 @@ def test_a_card_may_name_a_loader(tmp_path, script):
     torch.testing.assert_close(loaded.defense(x), network(x))
     assert loaded.checkpoint_sha256 == sha256(path) and loaded.name == "mine"
     card.write_text(card.read_text().replace('sha256 = "', 'sha256 = "0'))
-    with trusting(), pytest.raises(ResourceError, match="the card mine says 0"):
+    with trusting(), pytest.raises(ResourceError, match="the card mine has 0"):
         load(str(card))
 
 
@@ -136,24 +136,24 @@ def test_timm_says_normalisation_size_and_classes(tmp_path):
     ("name", "said"),
     [
         ("timm:resnet5", r'unknown timm model "resnet5": did you mean resnet50.*timm\.list_models\(\)'),
-        ("timm:test_vit(num_classes=10)", "published weights of timm:test_vit tell 1000 classes apart"),
-        ("timm:test_vit(num_classes=1)", "tell 1000 classes apart"),
+        ("timm:test_vit(num_classes=10)", "published weights of timm:test_vit have 1000 classes"),
+        ("timm:test_vit(num_classes=1)", "have 1000 classes"),
         ("timm:test_vit(mean=0.5)", "give both or neither"),
         ("timm:test_vit(mean=0.5, std=0)", "one positive number, or three"),
-        ("timm:test_vit(mean=[1, 2], std=1)", "or three, one a channel"),
+        ("timm:test_vit(mean=[1, 2], std=1)", "or three, one per channel"),
         ("timm:test_vit(depth=3)", "takes no argument depth"),
         ("timm:", "malformed spec"),
         ("hf-hub:justaname", "expected hf-hub:OWNER/NAME"),
         ("torchvision:resnet5", r'unknown torchvision classifier "resnet5": did you mean'),
-        ("torchvision:resnet18(num_classes=10)", "published weights of torchvision:resnet18 tell 1000"),
+        ("torchvision:resnet18(num_classes=10)", "published weights of torchvision:resnet18 have 1000"),
         ("python:tiny_module", "expected python:module.function"),
         ("python:tiny_module.bild", r'unknown function of tiny_module "bild": did you mean build'),
         ("python:tiny_module.build(depth=2)", "takes no argument depth: it takes width"),
-        ("python:tiny_module.number", "gives a int: expected a Defense or an nn.Module"),
+        ("python:tiny_module.number", "returns a int: expected a Defense or an nn.Module"),
         ("python:tiny_module.fails", "cannot be built: no width"),
         ("python:tiny_module.needs(image_size=8)", r"needs width: write"),
         ("python:tiny_module.network", "add image_size="),
-        ("python:tiny_module.build(mean=0.5, std=0.5)", "gives a whole Defense: leave mean, std to it"),
+        ("python:tiny_module.build(mean=0.5, std=0.5)", "returns a whole Defense: leave mean, std to it"),
     ],
 )
 def test_a_name_that_cannot_be_served_is_refused_in_one_line(here, monkeypatch, name, said):
@@ -166,15 +166,18 @@ def test_a_name_that_cannot_be_served_is_refused_in_one_line(here, monkeypatch, 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("timm:test_vit", r"weights of timm:test_vit cannot be had \(no network in tests\).*--checkpoint"),
+        (
+            "timm:test_vit",
+            r"weights of timm:test_vit cannot be downloaded \(no network in tests\).*--checkpoint",
+        ),
         ("hf-hub:nobody/nothing", r"hf-hub:nobody/nothing cannot be reached \(no network in tests\)"),
         (
             "torchvision:resnet18",
-            r"weights of torchvision:resnet18 cannot be had \(.*no network.*--checkpoint",
+            r"weights of torchvision:resnet18 cannot be downloaded \(.*no network.*--checkpoint",
         ),
         ("torchscript:gone.pt", r"gone\.pt is missing: put it there or give another with --checkpoint"),
-        ("python:no_such_module.build", "no module no_such_module: run robench in the folder where it lies"),
-        ("torchscript:tiny_module.py", r"tiny_module\.py is no whole TorchScript file"),
+        ("python:no_such_module.build", "no module no_such_module: run robench in its folder"),
+        ("torchscript:tiny_module.py", r"tiny_module\.py is not a complete TorchScript file"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(here, monkeypatch, name, said):
@@ -264,13 +267,13 @@ def test_torchscript_by_spec_by_note_and_by_checkpoint(tmp_path, script):
 
 def test_a_module_without_logits_is_refused(tmp_path):
     files.write_torchscript(nn.Sequential(nn.Conv2d(3, 2, 1)), tmp_path / "map.pt", image_size=4)
-    with pytest.raises(UsageError, match=r"gives \(2, 2, 4, 4\) for two images: expected logits"):
+    with pytest.raises(UsageError, match=r"returns \(2, 2, 4, 4\) for two images: expected logits"):
         load(f"torchscript:{tmp_path / 'map.pt'}")
 
 
 def test_a_note_that_is_no_table_is_refused(tmp_path):
     files.write_torchscript(small_net(), tmp_path / "odd.pt", "[1")
-    with pytest.raises(ResourceError, match=r"robench\.json that is no JSON object"):
+    with pytest.raises(ResourceError, match=r"robench\.json that is not a JSON object"):
         load(f"torchscript:{tmp_path / 'odd.pt'}")
 
 
@@ -300,7 +303,7 @@ def test_ones_own_code(here):
         ("timm:test_vit", ["(N, 3, 160, 160)", "classes", "1000", "mean", "0.5"]),
         ("torchvision:squeezenet1_1", ["(N, 3, 224, 224)", "0.485, 0.456, 0.406", "1,235,496"]),
         ("python:tiny_module.build", ["(N, 3, 8, 8)", "std", "0.25", "classes", "10"]),
-        ("mimir-digits", ["(N, 3, 16, 16)", "none: pixels go in as they are", "205,002", "arXiv"]),
+        ("mimir-digits", ["(N, 3, 16, 16)", "none: pixels are not normalised", "205,002", "arXiv"]),
         ("vit(image_size=32)", ["(N, 3, 32, 32)", "robench.defenses.vit"]),
         ("timm", ["robench.defenses.loaders.timm", "num_classes = None"]),
     ],

@@ -69,7 +69,7 @@ def test_weights_in_another_file_are_refused_with_the_mend(tmp_path):
 def test_a_damaged_onnx_file_is_refused(tmp_path):
     files.write_onnx(tmp_path / "net.onnx")
     (tmp_path / "net.onnx").write_bytes((tmp_path / "net.onnx").read_bytes()[:200])
-    with pytest.raises(ResourceError, match="is no whole ONNX file") as caught:
+    with pytest.raises(ResourceError, match="is not a complete ONNX file") as caught:
         load(f"onnx:{tmp_path / 'net.onnx'}")
     assert "\n" not in str(caught.value)
 

@@ -10,7 +10,7 @@ from robench import catalog
 from robench.core import specs
 from robench.core.errors import ResourceError, UsageError
 from robench.defenses import build_purifier, diffusion, find_card, load, load_purifier
-from robench.defenses._ddpmpp import told
+from robench.defenses._ddpmpp import time_inputs
 from robench.defenses._schedule import Schedule
 from tests.defenses import published
 from tests.defenses.test_diffusion import rows
@@ -48,7 +48,7 @@ def write(kind, path, state=None):
 def wanted(kind, state, x, t, purifier):
     if kind == "adm":
         return published.adm_noise(state, x, t - 1, LAYERS, GROUPS, 4)
-    return published.ddpmpp_noise(state, x, purifier.told[t - 1], LAYERS, ATTENDS, GROUPS)
+    return published.ddpmpp_noise(state, x, purifier.time_inputs[t - 1], LAYERS, ATTENDS, GROUPS)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
@@ -124,7 +124,7 @@ def test_a_brought_file_is_taken_on_trust_and_said_to_be(tmp_path, monkeypatch):
         "checkpoint = 'w.pth'\norigin = 'somewhere'\n"
     )
     loaded = load(str(card))
-    assert "own knows no sha256 yet" in loaded.notes[0] and loaded.checkpoint == tmp_path / "w.pth"
+    assert "own has no sha256 yet" in loaded.notes[0] and loaded.checkpoint == tmp_path / "w.pth"
     assert loaded.defense(torch.rand(2, 3, 16, 16)).shape == (2, 10)
 
 
@@ -180,9 +180,9 @@ def test_an_average_of_other_weights_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("start", "end"), [(1e-4, 0.02), (0.001, 0.001)])
-def test_a_time_is_told_as_that_of_the_same_noise(start, end):
+def test_a_time_maps_to_that_of_the_same_noise(start, end):
     schedule = Schedule(1000, start, end)
-    times = told(schedule).double() / 999
+    times = time_inputs(schedule).double() / 999
     left = (-(times**2) * 1000 * (end - start) / 2 - times * 1000 * start).exp()
     kept = torch.tensor(schedule.kept[1:], dtype=torch.float64)
     early = slice(0, 900)
@@ -196,7 +196,7 @@ def test_a_time_is_told_as_that_of_the_same_noise(start, end):
         ({"network": "unet"}, "network='unet': expected one of ddpm, adm, ddpm"),
         (
             {"head_width": 3},
-            r"head_width=3: expected 0, or what divides the widths that have attention, \[16\]",
+            r"head_width=3: expected 0, or a divisor of the widths that have attention, \[16\]",
         ),
         ({"groups": 0}, "groups=0: expected at least 1"),
         ({"t": 1.5}, "t=1.5: expected a whole number"),

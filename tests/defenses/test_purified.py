@@ -88,7 +88,7 @@ def test_a_cards_arguments_can_be_changed():
     ("name", "said"),
     [
         ("blur", "is a purifier: name the defense behind it"),
-        ("pgd-at-digits+standard-digits", "pgd-at-digits is no purifier"),
+        ("pgd-at-digits+standard-digits", "pgd-at-digits is not a purifier"),
         ("blur(sigma=-1)+standard-digits", "expected at least 0"),
         ("blur(image_size=8)+standard-digits", "takes images of 8 px, not of 16 px"),
         ("blur+nobody", 'unknown defense "nobody"'),

@@ -48,12 +48,14 @@ def test_a_card_that_knows_another_sha256_is_passed_over(shelf):
     shelf(one="", two="0" * 64)
     found = load("mimir", "cifar10", "t.pth")
     assert found.name == "one"
-    assert found.notes == (f"the card one knows no sha256 yet: t.pth is taken on trust, {shelf.digest}",)
+    assert found.notes == (
+        f"the card one has no sha256 yet: t.pth is not verified, its sha256 is {shelf.digest}",
+    )
 
 
 def test_a_file_that_is_not_the_released_one_is_refused_under_its_name(shelf):
     shelf(one="0" * 64)
-    said = rf"has sha256 {shelf.digest}: the card one says 0{{64}}; get the file from https.*--defense 'vit\("
+    said = rf"has sha256 {shelf.digest}: the card one has 0{{64}}; get the file from https.*--defense 'vit\("
     with pytest.raises(ResourceError, match=said):
         load("one", "cifar10", "t.pth")
 

@@ -210,7 +210,7 @@ def test_weights_that_a_person_brings_are_looked_for(capsys, tmp_path, monkeypat
     from robench.core.errors import ResourceError
     from robench.defenses import load
 
-    with pytest.raises(ResourceError, match="a folder that the variable ROBENCH_CHECKPOINTS names"):
+    with pytest.raises(ResourceError, match="the folder that the variable ROBENCH_CHECKPOINTS names"):
         load("squeezenet-imagenet")
     (tmp_path / "squeezenet1_1_imagenet.safetensors").write_bytes(save({"a": torch.zeros(1)}))
     monkeypatch.setenv("ROBENCH_CHECKPOINTS", str(tmp_path))

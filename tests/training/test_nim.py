@@ -305,5 +305,5 @@ def test_a_purifier_without_weights_is_asked_for(tmp_path):
     (tmp_path / "p.toml").write_text(PURIFIER.format(builder=NETWORKS["nim"], method="nim"))
     with pytest.raises(ResourceError, match="comes without its weights"):
         denoised(tmp_path / "p.toml").learners(classifier())
-    with pytest.raises(UsageError, match="standard-digits is no purifier"):
+    with pytest.raises(UsageError, match="standard-digits is not a purifier"):
         denoised("standard-digits").learners(classifier())

@@ -1,4 +1,4 @@
-"""Everybody's checkpoints as defenses, named `scheme:target`, wherever a defense is named.
+"""Load third-party models as defenses by the name `scheme:target`, wherever a defense is named.
 
 | scheme | target |
 |---|---|
@@ -8,10 +8,10 @@
 | `robustbench` | NAME[@dataset/threat], a model of RobustBench's zoo |
 | `onnx` | a file |
 | `torchscript` | a file |
-| `python` | module.function of one's own, which gives a Defense or a module |
+| `python` | module.function of your own, which returns a Defense or a module |
 
-A scheme is a function `(source: Source, **arguments) -> Found`, registered under `robench.core.registry.loaders`, or
-in a package of one's own under the entry point `robench.loaders`. The arguments are those of the spec.
+A scheme is a function `(source: Source, **arguments) -> Found`, registered in `robench.core.registry.loaders`, or
+by a package under the entry point `robench.loaders`. The arguments are those of the spec.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ __getattr__ = lazily(__name__, {"Found": "_base", "Source": "_base"})
 
 
 def scheme_of(name: str) -> str | None:
-    """The scheme of a name such as `timm:resnet50`; None where it has none that is known."""
+    """The scheme of a name such as `timm:resnet50`; None without a known scheme."""
     scheme, colon, _ = name.partition(":")
     return scheme if colon and scheme in registry.loaders else None
 
@@ -44,15 +44,15 @@ def open_spec(
     weights: str = "",
     image_size: int | None = None,
 ) -> "tuple[Found, str]":
-    """The defense of a spec whose name has a scheme, and the spec's canonical form.
+    """Open the defense of a spec whose name has a scheme; returns it with the spec's canonical form.
 
     Args:
         checkpoint, bare, weights, image_size: see Source.
 
     Raises:
-        UsageError: for arguments the loader does not take, or a target that it does not know.
+        UsageError: for arguments that the loader does not accept, or an unknown target.
         Untrusted: for a name that was read from a file: every loader runs code, fetches a model or opens a file.
-        ResourceError: when a file, a package or the network is missing.
+        ResourceError: if a file, a package or the network is missing.
     """
     from robench.defenses.loaders._base import Found, Source
 
@@ -61,7 +61,7 @@ def open_spec(
     loader = partial(
         registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare, weights, image_size)
     )
-    found = specs.build(spec, loader)
-    if not isinstance(found, Found):
-        raise UsageError(f"loader {scheme} gives a {type(found).__name__}: expected a Found")
-    return found, str(specs.canonical(spec, loader))
+    opened = specs.build(spec, loader)
+    if not isinstance(opened, Found):
+        raise UsageError(f"loader {scheme} returned a {type(opened).__name__}: expected a Found")
+    return opened, str(specs.canonical(spec, loader))

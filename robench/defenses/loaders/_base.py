@@ -1,4 +1,4 @@
-"""What a loader is asked for, what it gives, and what several of them need."""
+"""Input and output of loaders, and helpers that several of them share."""
 
 import contextlib
 import functools
@@ -19,23 +19,23 @@ from robench.defenses._base import Defense
 from robench.defenses._checkpoints import Weights, load_into, read_weights
 from robench.defenses._file_kinds import refuse_strays
 
-# One number for every channel, or one a channel.
+# One number for all channels, or one per channel.
 Channels = float | Sequence[float] | None
 Numbers = tuple[float, ...] | None
-# Of images: colour, which is tried first, and grey.
+# Channels of images, in the order of trial: colour, then greyscale.
 _CHANNELS = (3, 1)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a loader is asked for.
+    """Input of a loader.
 
     Attributes:
-        scheme, target: what stands before and behind the colon.
-        checkpoint: weights to take in place of the published ones, or of the file that `target` names.
-        bare: only the network is wanted, as `robench show` does: fetch no weights.
-        weights: of several sets in the checkpoint the one that is meant; empty for the usual one.
-        image_size: of the data set's images, for a model that does not say which it takes; None if unknown.
+        scheme, target: the parts before and after the colon.
+        checkpoint: weights to use in place of the published ones, or of the file that `target` names.
+        bare: build only the network and fetch no weights, as for `robench show`.
+        weights: the set of weights in the checkpoint to use; empty for the default one.
+        image_size: of the data set's images, for a model that does not specify its input size; None if unknown.
     """
 
     scheme: str
@@ -50,11 +50,11 @@ class Source:
 
     @property
     def file(self) -> Path:
-        """The file that `target` names, relative to the current folder; the checkpoint where one is given.
+        """The file that `target` names, relative to the current folder; the checkpoint if one is given.
 
         Raises:
-            ResourceError: when it is missing, empty, or a page or pointer in its place.
-            UsageError: when a set of weights in it is named: it is one network.
+            ResourceError: if it is missing or empty, or is an HTML page or a Git LFS pointer instead.
+            UsageError: if a set of weights in it is named, since it holds one network.
         """
         path = self.checkpoint or Path(self.target).expanduser()
         if not path.is_file():
@@ -67,13 +67,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """What a loader gives.
+    """Output of a loader.
 
     Attributes:
         defense: with its weights, unless the source is bare.
-        file: where the weights are from, whose sha256 goes into the record; None where no single file holds
-            them, and the digest of the loaded state goes there.
-        weights: those in the file, where there may be several sets of them.
+        file: the file of the weights, whose sha256 is recorded; None if no single file holds them, in which case the
+            digest of the loaded state is recorded.
+        weights: the weights in the file, for files that may hold several sets.
     """
 
     defense: Defense
@@ -82,10 +82,10 @@ class Found:
 
 
 def fill(defense: Defense, checkpoint: Path, name: str = "") -> Found:
-    """Give `defense` the weights in `checkpoint`, of the whole or of its network.
+    """Load the weights in `checkpoint` into `defense`; they may be those of the defense or of its network.
 
     Args:
-        name: of the set of weights that is meant, see `read_weights`.
+        name: of the set of weights to use, see `read_weights`.
 
     Raises:
         ResourceError: as `read_weights` and `load_into`.
@@ -96,10 +96,10 @@ def fill(defense: Defense, checkpoint: Path, name: str = "") -> Found:
 
 
 def attempt(source: Source, get: Callable[[], Any]) -> Any:
-    """Call `get`, which reaches for published weights.
+    """Call `get`, which downloads published weights.
 
     Raises:
-        ResourceError: in one line, when that fails for any reason: hubs, proxies and sockets share no error.
+        ResourceError: in one line, if the download fails for any reason.
     """
     try:
         with quiet():
@@ -108,14 +108,14 @@ def attempt(source: Source, get: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         raise ResourceError(
-            f"the weights of {source} cannot be had ({one_line(error)}): get them by other means and give "
+            f"the weights of {source} cannot be downloaded ({one_line(error)}): get them another way and give "
             "their file with --checkpoint"
         ) from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the hub from reporting each of its retries: what comes of them is said in one line."""
+    """Silence the hub's messages about retries; only the final outcome is reported."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -129,33 +129,35 @@ def needed(module: str, source: Source | str, extra: str) -> ModuleType:
     """Import a package that only some loaders and defenses need.
 
     Raises:
-        ResourceError: when it is not there or cannot be imported, saying how to install it.
+        ResourceError: if it is missing or cannot be imported, stating how to install it.
     """
     try:
         with warnings.catch_warnings():
-            # What a package says of its own dependencies is no matter of the user's.
+            # Warnings about a package's own dependencies do not concern the user.
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
-    # A package too old for its own dependencies raises anything.
+    # A package too old for its own dependencies may raise anything.
     except Exception as error:
         raise ResourceError(f"{source} needs {module} ({one_line(error)}): {extra}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text in one line of at most 200 characters; its kind where it has none."""
+    """An error's text in one line of at most 200 characters; its type if it has no text."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def normalisation(mean: Channels, std: Channels, said: tuple[Channels, Channels]) -> tuple[Numbers, Numbers]:
-    """What the spec says; `said`, by the model or its file, where it says nothing.
+def normalisation(
+    mean: Channels, std: Channels, default: tuple[Channels, Channels]
+) -> tuple[Numbers, Numbers]:
+    """The mean and std of the spec, or else `default`, that of the model or its file.
 
     Raises:
-        UsageError: for one without the other, or anything but a number or three, `std` above zero.
+        UsageError: for one without the other, or for anything but one or three numbers, with `std` above zero.
     """
     if (mean is None) != (std is None):
         raise UsageError(f"{mean=} and {std=}: give both or neither")
     if mean is None:
-        mean, std = said
+        mean, std = default
     return _numbers("mean", mean), _numbers("std", std)
 
 
@@ -166,7 +168,7 @@ def _numbers(name: str, values: Channels) -> Numbers:
     good = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in listed)
     if len(listed) not in (1, 3) or not good or (name == "std" and min(listed) <= 0):
         positive = "positive " if name == "std" else ""
-        raise UsageError(f"{name}={values}: expected one {positive}number, or three, one a channel")
+        raise UsageError(f"{name}={values}: expected one {positive}number, or three, one per channel")
     return tuple(float(v) for v in listed)
 
 
@@ -179,16 +181,16 @@ def wrap(
     preprocessing: str = "",
     channels: int | None = None,
 ) -> Defense:
-    """A network that takes normalised images as a defense that takes images in [0, 1].
+    """Wrap a network that takes normalised images as a defense that takes images in [0, 1].
 
     Args:
         normalised: mean and std.
         num_classes: None to find it by calling the network on two black images.
-        channels: of the images, 3 or 1; None to find it by that call too, and for 3 where there is none.
-        preprocessing: of pictures before it, see `Defense`.
+        channels: of the images, 3 or 1; None to find it by that call too, or for 3 if `num_classes` is given.
+        preprocessing: see `Defense`.
 
     Raises:
-        UsageError: for sizes that make no sense, or a network that gives something other than logits.
+        UsageError: for invalid sizes, or a network that does not return logits.
     """
     if image_size is None:
         raise UsageError(f"{source} does not say which images it takes: add image_size=..., in pixels")
@@ -197,23 +199,25 @@ def wrap(
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
         raise UsageError(f"{source} with {num_classes=}: expected a whole number of at least 2")
     if channels not in (None, *_CHANNELS) or isinstance(channels, bool):
-        raise UsageError(f"{source} with {channels=}: expected 3, or 1 for grey images")
+        raise UsageError(f"{source} with {channels=}: expected 3, or 1 for greyscale images")
     mean, std = normalised
     make = functools.partial(
         Defense, network.eval(), image_size=image_size, mean=mean, std=std, preprocessing=preprocessing
     )
     if num_classes is not None:
         return make(num_classes=num_classes, channels=channels or 3)
-    # Three numbers of a normalisation are of three channels.
+    # A normalisation by three numbers implies three channels.
     wanted = [channels] if channels else [3] if mean and len(mean) == 3 else list(_CHANNELS)
-    refused: UsageError | None = None
-    for each in wanted:
+    first_error: UsageError | None = None
+    for count in wanted:
         try:
-            return make(num_classes=_count_classes(source, make(num_classes=0, channels=each)), channels=each)
+            return make(
+                num_classes=_count_classes(source, make(num_classes=0, channels=count)), channels=count
+            )
         except UsageError as error:
-            refused = refused or error
-    assert refused
-    raise refused
+            first_error = first_error or error
+    assert first_error
+    raise first_error
 
 
 def _count_classes(source: Source, defense: Defense) -> int:
@@ -230,8 +234,8 @@ def _count_classes(source: Source, defense: Defense) -> int:
             "and is the batch dimension free?"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"{source} gives {found} for two images: expected logits (2, K)")
+        output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"{source} returns {output} for two images: expected logits (2, K)")
     return logits.shape[1]
 
 

@@ -1,6 +1,6 @@
-"""An ONNX graph as a module: its nodes called one after the other, its weights parameters.
+"""An ONNX graph as a module, with its weights as parameters.
 
-Our own, since onnx2torch 1.5.15 knows the operators of opset 17 and less, and torch exports opset 20 today.
+We do not use onnx2torch: release 1.5.15 supports operators up to opset 17, and torch now exports opset 20.
 """
 
 import importlib
@@ -20,31 +20,31 @@ class Graph(nn.Module):
         model: an `onnx.ModelProto`, its weights inside.
 
     Raises:
-        ResourceError: when it uses an operator that is not in OPS.
+        ResourceError: if it uses an operator that is not in OPS.
     """
 
     def __init__(self, model: Any):
         super().__init__()
         model = importlib.import_module("onnx.inliner").inline_local_functions(model)
-        opsets = {each.domain: each.version for each in model.opset_import}
+        opsets = {opset.domain: opset.version for opset in model.opset_import}
         opset = opsets.get("", opsets.get("ai.onnx", 1))
         self.constants: dict[str, Tensor] = {}
         self.weights: dict[str, str] = {}
-        for each in model.graph.initializer:
-            self._keep(each.name, _tensor(each))
+        for weight in model.graph.initializer:
+            self._keep(weight.name, _tensor(weight))
         nodes = []
-        for each in model.graph.node:
-            attributes = {a.name: _attribute(a) for a in each.attribute}
-            if each.op_type == "Constant":
+        for proto in model.graph.node:
+            attributes = {a.name: _attribute(a) for a in proto.attribute}
+            if proto.op_type == "Constant":
                 (value,) = attributes.values()
-                self._keep(each.output[0], value if isinstance(value, Tensor) else torch.tensor(value))
+                self._keep(proto.output[0], value if isinstance(value, Tensor) else torch.tensor(value))
             else:
-                nodes.append(Node(each.op_type, tuple(each.input), tuple(each.output), attributes, opset))
-                if each.domain not in ("", "ai.onnx") or each.op_type not in OPS:
-                    name = f"{each.domain}.{each.op_type}" if each.domain else each.op_type
+                nodes.append(Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, opset))
+                if proto.domain not in ("", "ai.onnx") or proto.op_type not in OPS:
+                    name = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
                     raise ResourceError(
-                        f"the operator {name} is none of the {len(OPS)} that robench knows: export the "
-                        "network otherwise, or load it as torchscript: or python:"
+                        f"the operator {name} is not among the {len(OPS)} that robench supports: export the "
+                        "network differently, or load it as torchscript: or python:"
                     )
         self.nodes = tuple(nodes)
         (self.input,) = (i.name for i in model.graph.input if i.name not in {*self.weights, *self.constants})
@@ -59,13 +59,13 @@ class Graph(nn.Module):
             self.constants[name] = tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the graph gives for its input."""
+        """Evaluate the graph on its input."""
         known = {self.input: x, **self.constants}
         known |= {name: getattr(self, attribute) for name, attribute in self.weights.items()}
         for node in self.nodes:
             given = [known[name] if name else None for name in node.inputs]
-            made = OPS[node.op](node, *given)
-            outputs = made if isinstance(made, tuple) else (made,)
+            result = OPS[node.op](node, *given)
+            outputs = result if isinstance(result, tuple) else (result,)
             known.update(zip(node.outputs, outputs, strict=False))
         return known[self.output]
 

@@ -1,7 +1,7 @@
-"""ONNX's operators in PyTorch, as many as exported classifiers use: differentiable, on any device.
+"""The ONNX operators that exported classifiers use, in PyTorch: differentiable, on any device.
 
 The semantics are those of ONNX's operator specification, versions 7 to 23 of its default domain. Shapes and
-indices stay on the CPU, whatever the images are on.
+indices stay on the CPU, whatever the device of the images.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# TensorProto's numbers for types.
+# TensorProto's type numbers.
 _TYPES = {1: torch.float32, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
           11: torch.float64, 16: torch.bfloat16, 2: torch.uint8, 3: torch.int8}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation of a graph; an input's name is empty where an optional one is left out."""
+    """One operation of a graph; the name of an omitted optional input is empty."""
 
     op: str
     inputs: tuple[str, ...]
@@ -35,8 +35,8 @@ class Node:
 Op = Callable[..., Any]
 
 
-def _together(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """On one device: what was computed from shapes joins what was computed from images."""
+def _on_one_device(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Move tensors to one device: those computed from shapes to those computed from images."""
     devices = {tensor.device for tensor in tensors}
     if len(devices) == 1:
         return tensors
@@ -50,7 +50,7 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Op:
 
 def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Op:
     def op(node: Node, *tensors: Tensor) -> Tensor:
-        first, *rest = _together(*tensors)
+        first, *rest = _on_one_device(*tensors)
         for tensor in rest:
             first = function(first, tensor)
         return first
@@ -63,16 +63,16 @@ def _div(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _mod(node: Node, a: Tensor, b: Tensor) -> Tensor:
-    a, b = _together(a, b)
+    a, b = _on_one_device(a, b)
     return torch.fmod(a, b) if node.get("fmod", 0) else torch.remainder(a, b)
 
 
 def _where(node: Node, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(*_together(condition, a, b))
+    return torch.where(*_on_one_device(condition, a, b))
 
 
 def _ints(node: Node, name: str, given: Tensor | None) -> list[int] | None:
-    """What older versions of an operator have as an attribute, newer ones as an input."""
+    """A value that older versions of an operator take as an attribute, newer ones as an input."""
     return node.get(name) if given is None else given.flatten().tolist()
 
 
@@ -124,7 +124,7 @@ def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 
 def _padding(node: Node, x: Tensor, window: list[int], strides: list[int], dilations: list[int]) -> list[int]:
-    """What is added before and after each spatial dimension, first to last, interleaved."""
+    """Padding before and after each spatial dimension, first to last, interleaved."""
     kind = node.get("auto_pad", "NOTSET")
     sides = len(window)
     if kind == "VALID":
@@ -132,16 +132,16 @@ def _padding(node: Node, x: Tensor, window: list[int], strides: list[int], dilat
     if kind == "NOTSET":
         pads = node.get("pads", [0] * (2 * sides))
         return [pads[i + half] for i in range(sides) for half in (0, sides)]
-    found = []
+    pads = []
     for size, width, stride, dilation in zip(x.shape[2:], window, strides, dilations, strict=True):
         total = max((-(-size // stride) - 1) * stride + (width - 1) * dilation + 1 - size, 0)
         less = total // 2
-        found += [less, total - less] if kind == "SAME_UPPER" else [total - less, less]
-    return found
+        pads += [less, total - less] if kind == "SAME_UPPER" else [total - less, less]
+    return pads
 
 
 def _pad_by(x: Tensor, pads: list[int], value: float) -> Tensor:
-    """`pads` as `_padding` gives them; F.pad wants the last dimension first."""
+    """Pad by `pads` in the order of `_padding`; F.pad takes the last dimension first."""
     pairs = [pads[i : i + 2] for i in range(0, len(pads), 2)]
     flat = [n for pair in reversed(pairs) for n in pair]
     return F.pad(x, flat, value=value) if any(flat) else x
@@ -195,7 +195,7 @@ def _layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None
 
 def _group_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     groups = node.get("num_groups")
-    # Up to version 20 there is one scale a group.
+    # Up to version 20 there is one scale per group.
     if len(scale) != x.shape[1]:
         scale, bias = (t.repeat_interleave(x.shape[1] // groups) for t in (scale, bias))
     return F.group_norm(x, groups, scale, bias, node.get("epsilon", 1e-5))
@@ -265,8 +265,8 @@ def _gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
     axis = node.get("axis", 0) % x.dim()
     indices = indices.to(x.device)
     indices = torch.where(indices < 0, indices + x.shape[axis], indices)
-    found = x.index_select(axis, indices.reshape(-1).long())
-    return found.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+    rows = x.index_select(axis, indices.reshape(-1).long())
+    return rows.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def _pad(node: Node, x: Tensor, pads: Tensor | None = None, value: Any = None, axes: Any = None) -> Tensor:
@@ -347,7 +347,7 @@ OPS: dict[str, Op] = {
     "ArgMax": _argmax,
     "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose, "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze, "Split": _split, "Slice": _slice, "Gather": _gather, "Pad": _pad,
-    "Concat": lambda node, *tensors: torch.cat(_together(*tensors), node.get("axis")),
+    "Concat": lambda node, *tensors: torch.cat(_on_one_device(*tensors), node.get("axis")),
     "Expand": _expand,
     "Tile": lambda node, x, repeats: x.repeat(repeats.tolist()),
     "Shape": _shape,

@@ -1,4 +1,4 @@
-"""`python:module.function`: one's own code, found in the current folder or among the installed packages."""
+"""`python:module.function`: your own code, in the current folder or an installed package."""
 
 import contextlib
 import importlib
@@ -25,42 +25,42 @@ def load(
     channels: int | None = None,
     **arguments: Any,
 ) -> Found:
-    """What a function gives: a Defense, or a module from images to logits, with its weights.
+    """The return value of a function: a Defense, or a module from images to logits, with its weights.
 
-    The function is called with the arguments of the spec: `python:mine.build(width=3)`. With --checkpoint its
-    weights are replaced.
+    The function is called with the arguments of the spec: `python:mine.build(width=3)`. --checkpoint replaces the
+    weights.
 
     Args:
-        image_size, mean, std, channels: of a bare module. A function that takes arguments of these names gets them,
-            and then normalises by itself. Without image_size, the data set decides; without one, the default of the
-            function's parameter. Without channels, 1 for grey images, both kinds of images are tried.
+        image_size, mean, std, channels: of a bare module. A function that has parameters of these names receives
+            them and must normalise by itself. image_size defaults to that of the data set, or else to the default of
+            the parameter. Use channels=1 for greyscale images; by default, colour is tried first, then greyscale.
 
     Raises:
-        UsageError: when there is no such function, it refuses its arguments, or gives something else.
-        ResourceError: when its module cannot be imported.
+        UsageError: if there is no such function, it refuses its arguments, or it returns something else.
+        ResourceError: if its module cannot be imported.
     """
-    ours = {"image_size": image_size, "mean": mean, "std": std, "channels": channels}
-    given = {key: value for key, value in ours.items() if value is not None}
+    options = {"image_size": image_size, "mean": mean, "std": std, "channels": channels}
+    given = {key: value for key, value in options.items() if value is not None}
     with _current_folder():
         function = _find(source)
         taken = specs.defaults(function)
         shared = {key: value for key, value in given.items() if key in taken}
         sized = {"image_size": source.image_size} if source.image_size and "image_size" in taken else {}
-        made = _call(specs.Spec(str(source), arguments | sized | shared), function)
-    if isinstance(made, Defense):
+        built = _call(specs.Spec(str(source), arguments | sized | shared), function)
+    if isinstance(built, Defense):
         unused = sorted(set(given) - set(shared))
         if unused:
-            raise UsageError(f"{source} gives a whole Defense: leave {', '.join(unused)} to it")
-        defense = made
-    elif isinstance(made, nn.Module):
-        theirs = ("mean", "std")
-        given = {key: value for key, value in given.items() if key not in theirs or key not in shared}
+            raise UsageError(f"{source} returns a whole Defense: leave {', '.join(unused)} to it")
+        defense = built
+    elif isinstance(built, nn.Module):
+        constants = ("mean", "std")
+        given = {key: value for key, value in given.items() if key not in constants or key not in shared}
         size = given.get("image_size", source.image_size or taken.get("image_size"))
         size = None if size is inspect.Parameter.empty else size
         normalised = normalisation(given.get("mean"), given.get("std"), (None, None))
-        defense = wrap(source, made, size, normalised, channels=channels)
+        defense = wrap(source, built, size, normalised, channels=channels)
     else:
-        raise UsageError(f"{source} gives a {type(made).__name__}: expected a Defense or an nn.Module")
+        raise UsageError(f"{source} returns a {type(built).__name__}: expected a Defense or an nn.Module")
     return fill(defense, source.checkpoint, source.weights) if source.checkpoint else Found(defense)
 
 
@@ -71,18 +71,18 @@ def _find(source: Source) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A package that their module lacks is another matter than their module itself.
+        # Distinguish a missing module from a missing dependency of the module.
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            mend = "run robench in the folder where it lies, or install it"
+            mend = "run robench in its folder, or install it"
             raise ResourceError(f"{source}: there is no module {error.name}: {mend}") from error
         raise ResourceError(f"{source} needs {error.name}, which is not installed") from error
-    # Their module may raise anything.
+    # The module may raise anything.
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise ResourceError(f"{source}: {module_name} cannot be imported ({what})") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        names = [name for name, each in vars(module).items() if callable(each) and not name.startswith("_")]
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise unknown_name(f"function of {module_name}", function_name, names)
     return function
 
@@ -92,7 +92,7 @@ def _call(spec: specs.Spec, function: Callable[..., Any]) -> Any:
         return specs.build(spec, function)
     except RobenchError:
         raise
-    # Their function may raise anything.
+    # The function may raise anything.
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(error)}"
         raise UsageError(f"{spec} cannot be built: it raises {what}") from error
@@ -100,7 +100,7 @@ def _call(spec: specs.Spec, function: Callable[..., Any]) -> Any:
 
 @contextlib.contextmanager
 def _current_folder() -> Iterator[None]:
-    """As `python -m` does, look for modules in the current folder first."""
+    """Search the current folder for modules first, as `python -m` does."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

@@ -2,7 +2,7 @@
 
 Croce et al., "RobustBench: a standardized adversarial robustness benchmark", arXiv 2010.09670.
 
-robustbench 1.1.1 cannot be imported as it installs. All that mends it is here, in `import_robustbench`.
+robustbench 1.1.1 cannot be imported as installed; `import_robustbench` contains all workarounds.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from robench.core.errors import ResourceError, UsageError, unknown_name
 from robench.data.preprocessing import side
 from robench.defenses.loaders._base import Found, Source, attempt, needed, one_line, wrap
 
-# robustbench pins an old timm, so no resolver can install it beside robench: its own line goes without.
+# robustbench pins an old timm, so it can be installed beside robench only without its dependencies.
 INSTALL = 'pip install "robench[robustbench]" && pip install --no-deps robustbench==1.1.1'
 # RobustBench's own defaults.
 _DATASET, _THREAT = "cifar10", "Linf"
@@ -35,23 +35,23 @@ _SIZES = {"cifar10": 32, "cifar100": 32, "imagenet": 224}
 
 @registry.loaders.register("robustbench")
 def load(source: Source) -> Found:
-    """A model of RobustBench's zoo; without `@dataset/threat` it is `@cifar10/Linf`.
+    """A model of RobustBench's zoo; the default of `@dataset/threat` is `@cifar10/Linf`.
 
-    The models take images in [0, 1] and normalise by themselves. Their weights are downloaded by robustbench
-    into ~/.cache/robench/robustbench (or ROBENCH_CACHE); --checkpoint takes a file that it published.
+    The models take images in [0, 1] and normalise by themselves. robustbench downloads their weights into
+    ~/.cache/robench/robustbench (or ROBENCH_CACHE); --checkpoint accepts a file that it published.
 
     Raises:
-        UsageError: for a name the zoo does not have.
-        ResourceError: when robustbench is not installed, or the weights are missing, or not whole.
+        UsageError: for a name that the zoo does not have.
+        ResourceError: if robustbench is not installed, or the weights are missing or incomplete.
     """
     name, dataset, threat = _split(source)
     package = import_robustbench(source)
     enums = needed("robustbench.model_zoo.enums", source, INSTALL)
     zoo = importlib.import_module("robustbench.model_zoo").model_dicts
-    datasets = [each.value for each in enums.BenchmarkDataset]
+    datasets = [entry.value for entry in enums.BenchmarkDataset]
     if dataset not in datasets:
         raise unknown_name("data set of RobustBench", dataset, datasets)
-    threats = [each.value for each in zoo[enums.BenchmarkDataset(dataset)]]
+    threats = [entry.value for entry in zoo[enums.BenchmarkDataset(dataset)]]
     if threat not in threats:
         raise unknown_name(f"threat of RobustBench on {dataset}", threat, threats)
     models = zoo[enums.BenchmarkDataset(dataset)][enums.ThreatModel(threat)]
@@ -62,10 +62,12 @@ def load(source: Source) -> Found:
         network = attempt(source, models[name]["model"])
     else:
         network, file = _with_weights(source, package, name, dataset, threat, models[name].get("gdrive_id"))
-    # The name of one, or a function of timm's, which has no name.
-    said = models[name].get("preprocessing")
-    own = said if isinstance(said, str) else ""
-    return Found(wrap(source, network, side(own) or _SIZES[dataset], preprocessing=own), file)
+    # A name, or one of timm's functions, which has no name.
+    declared = models[name].get("preprocessing")
+    preprocessing = declared if isinstance(declared, str) else ""
+    return Found(
+        wrap(source, network, side(preprocessing) or _SIZES[dataset], preprocessing=preprocessing), file
+    )
 
 
 def _split(source: Source) -> tuple[str, str, str]:
@@ -82,7 +84,9 @@ def _with_weights(
     source: Source, package: Any, name: str, dataset: str, threat: str, parts: Any
 ) -> tuple[nn.Module, Path | None]:
     if source.checkpoint and not isinstance(parts, str):
-        raise UsageError(f"the weights of {source} are not one file of RobustBench's: leave --checkpoint out")
+        raise UsageError(
+            f"the weights of {source} are not a single file of RobustBench: leave --checkpoint out"
+        )
     with contextlib.ExitStack() as stack:
         folder = cache_folder("robustbench")
         if source.checkpoint:
@@ -90,7 +94,7 @@ def _with_weights(
             place = folder / dataset / threat / f"{name}.pt"
             place.parent.mkdir(parents=True)
             place.symlink_to(source.file.resolve())
-        # It prints to stdout, which `--json` keeps for itself.
+        # It prints to stdout, which is reserved for the output of `--json`.
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(torch.serialization.safe_globals([argparse.Namespace]))
         stack.enter_context(_whole(source))
@@ -102,15 +106,15 @@ def _with_weights(
             except pickle.UnpicklingError as error:
                 raise ResourceError(
                     f"the checkpoint of {source} is damaged, or holds more than tensors and is not unpickled: "
-                    "write its tensors alone, by torch.save, and give that with --checkpoint"
+                    "save only its tensors with torch.save, and give that file with --checkpoint"
                 ) from error
-            # load_model has no errors of its own.
+            # load_model may raise anything.
             except Exception as error:
                 if not source.checkpoint or isinstance(error, ResourceError):
                     raise
                 raise ResourceError(
-                    f"checkpoint {source.checkpoint} does not fit {source} ({one_line(error)}): is it another "
-                    "network's?"
+                    f"checkpoint {source.checkpoint} does not fit {source} ({one_line(error)}): does it belong "
+                    "to another network?"
                 ) from error
 
         network = attempt(source, get)
@@ -120,15 +124,17 @@ def _with_weights(
 
 @contextlib.contextmanager
 def _whole(source: Source) -> Iterator[None]:
-    """Refuse a checkpoint that leaves parameters as they were drawn: robustbench loads some leniently."""
+    """Refuse a checkpoint that leaves parameters at random values, since robustbench loads some leniently."""
     load_state_dict = nn.Module.load_state_dict
 
     def strict(self: nn.Module, *arguments: Any, **options: Any) -> Any:
-        found = load_state_dict(self, *arguments, **options)
-        lost = sorted(set(found.missing_keys) & {name for name, _ in self.named_parameters()})
-        if lost:
-            raise ResourceError(f"the checkpoint of {source} lacks {lost[0]}: is it another network's?")
-        return found
+        result = load_state_dict(self, *arguments, **options)
+        missing = sorted(set(result.missing_keys) & {name for name, _ in self.named_parameters()})
+        if missing:
+            raise ResourceError(
+                f"the checkpoint of {source} lacks {missing[0]}: does it belong to another network?"
+            )
+        return result
 
     nn.Module.load_state_dict = strict
     try:
@@ -138,13 +144,13 @@ def _whole(source: Source) -> Iterator[None]:
 
 
 def import_robustbench(source: Source) -> ModuleType:
-    """The package, imported although two modules that it asks for are not there.
+    """Import the package although two modules that it imports are missing.
 
-    `autoattack` is on PyPI as `pyautoattack` only; `pkg_resources` left setuptools in release 82. For the
-    import they are stood in for, and then taken away again, so that no other module finds them.
+    `autoattack` is on PyPI only as `pyautoattack`; `pkg_resources` left setuptools in release 82. Both are replaced
+    during the import and removed afterwards, so no other module finds the replacements.
 
     Raises:
-        ResourceError: when it is not installed.
+        ResourceError: if it is not installed.
     """
     if "robustbench" in sys.modules:
         return sys.modules["robustbench"]

@@ -1,4 +1,4 @@
-"""`timm:NAME` and `hf-hub:OWNER/NAME`: timm's models, with the weights timm knows or those of --checkpoint.
+"""`timm:NAME` and `hf-hub:OWNER/NAME`: timm's models, with timm's published weights or those of --checkpoint.
 
 Wightman, "PyTorch Image Models", doi 10.5281/zenodo.4414861.
 """
@@ -33,15 +33,15 @@ def load(
     mean: Channels = None,
     std: Channels = None,
 ) -> Found:
-    """A model of timm, by the name timm gives it, its tag included: `timm:resnet50.a1_in1k`.
+    """A model of timm by its timm name, including the tag: `timm:resnet50.a1_in1k`.
 
     Args:
-        num_classes, image_size, mean, std: None for what timm says of the weights of that name. Another
-            number of classes needs a checkpoint, since published weights have no head for it.
+        num_classes, image_size, mean, std: None for the values of timm's weights of that name. Another number of
+            classes needs a checkpoint, since published weights have no head for it.
 
     Raises:
-        UsageError: for a name timm does not know, one without a classifier, or one without weights.
-        ResourceError: when the weights cannot be downloaded.
+        UsageError: for a name unknown to timm, or a model without a classifier or without weights.
+        ResourceError: if the weights cannot be downloaded.
     """
     if not timm.is_model(source.target):
         known = timm.list_models()
@@ -57,10 +57,9 @@ def load_hub(
     mean: Channels = None,
     std: Channels = None,
 ) -> Found:
-    """A timm model on the Hugging Face hub, `hf-hub:OWNER/NAME[@REVISION]`, from safetensors where it has them.
+    """A timm model on the Hugging Face hub, `hf-hub:OWNER/NAME[@REVISION]`, from safetensors if available.
 
-    Its network is described on the hub: without the hub, or a copy in its cache, there is nothing to load, with
-    --checkpoint or without.
+    The hub holds the description of the network, so the hub or its local cache is needed even with --checkpoint.
 
     Args:
         num_classes, image_size, mean, std: as for `timm`.
@@ -76,34 +75,34 @@ def _load(
 ) -> Found:
     with_weights = not source.checkpoint and not source.bare
     network = _create(source, name, classes, size)
-    said: dict[str, Any] = network.pretrained_cfg
-    normalised = normalisation(mean, std, (said["mean"], said["std"]))
+    config: dict[str, Any] = network.pretrained_cfg
+    normalised = normalisation(mean, std, (config["mean"], config["std"]))
     if with_weights:
-        network = _pretrained(source, name, said, classes, size)
-    found = getattr(network, "num_classes", 0)
-    if not found:
+        network = _pretrained(source, name, config, classes, size)
+    network_classes = getattr(network, "num_classes", 0)
+    if not network_classes:
         raise UsageError(f"{source} has no classifier: add num_classes=... and give a file with --checkpoint")
-    channels, *sides = said["input_size"]
+    channels, *sides = config["input_size"]
     if channels != 3 or len(set(sides)) != 1:
-        raise UsageError(f"{source} takes images of shape {tuple(said['input_size'])}: expected (3, S, S)")
+        raise UsageError(f"{source} takes images of shape {tuple(config['input_size'])}: expected (3, S, S)")
     side = size or sides[0]
-    told = resolve_data_config(pretrained_cfg=said)
-    own = of_evaluation(
-        side, told["crop_pct"], told["interpolation"], told["crop_mode"], told.get("crop_border_pixels")
+    data = resolve_data_config(pretrained_cfg=config)
+    preprocessing = of_evaluation(
+        side, data["crop_pct"], data["interpolation"], data["crop_mode"], data.get("crop_border_pixels")
     )
-    defense = wrap(source, network, side, normalised, found, own)
+    defense = wrap(source, network, side, normalised, network_classes, preprocessing)
     return fill(defense, source.checkpoint, source.weights) if source.checkpoint else Found(defense)
 
 
 def _create(source: Source, name: str, classes: int | None, size: int | None) -> Any:
     """The network with random weights."""
-    chosen: dict[str, Any] = {"num_classes": classes} if classes is not None else {}
+    options: dict[str, Any] = {"num_classes": classes} if classes is not None else {}
     try:
         with quiet():
-            network: Any = timm.create_model(name, pretrained=False, **chosen)
+            network: Any = timm.create_model(name, pretrained=False, **options)
         if size is not None and network.pretrained_cfg.get("fixed_input_size"):
-            network = timm.create_model(name, pretrained=False, img_size=size, **chosen)
-    # timm lets through whatever a network's own constructor, or the hub, raises.
+            network = timm.create_model(name, pretrained=False, img_size=size, **options)
+    # timm passes on any error of a network's constructor or of the hub.
     except Exception as error:
         if name.startswith("hf-hub:"):
             raise ResourceError(
@@ -115,14 +114,16 @@ def _create(source: Source, name: str, classes: int | None, size: int | None) ->
 
 
 def _pretrained(
-    source: Source, name: str, said: dict[str, Any], classes: int | None, size: int | None
+    source: Source, name: str, config: dict[str, Any], classes: int | None, size: int | None
 ) -> nn.Module:
-    if not any(said.get(key) for key in ("hf_hub_id", "url", "file")):
+    if not any(config.get(key) for key in ("hf_hub_id", "url", "file")):
         raise UsageError(f"{source} comes without trained weights: give a file with --checkpoint")
-    if classes not in (None, said["num_classes"]):
+    if classes not in (None, config["num_classes"]):
         raise UsageError(
-            f"the published weights of {source} tell {said['num_classes']} classes apart: for {classes} give a "
+            f"the published weights of {source} have {config['num_classes']} classes: for {classes} give a "
             "file with --checkpoint"
         )
-    resized: dict[str, Any] = {"img_size": size} if size is not None and said.get("fixed_input_size") else {}
+    resized: dict[str, Any] = (
+        {"img_size": size} if size is not None and config.get("fixed_input_size") else {}
+    )
     return attempt(source, lambda: timm.create_model(name, pretrained=True, **resized))

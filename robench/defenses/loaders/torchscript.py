@@ -1,6 +1,6 @@
-"""`torchscript:FILE`: a scripted or traced module that `torch.jit.save` wrote.
+"""`torchscript:FILE`: a scripted or traced module written by `torch.jit.save`.
 
-TorchScript runs no Python, but it is a program all the same: open files of people you trust.
+TorchScript does not run Python, but it is a program: open only files that you trust.
 """
 
 import json
@@ -13,7 +13,7 @@ from robench.core import registry
 from robench.core.errors import ResourceError
 from robench.defenses.loaders._base import Channels, Found, Source, normalisation, one_line, wrap
 
-# Our choice: what a file may say of itself, written by torch.jit.save(module, FILE, _extra_files={NOTE: json}).
+# Our choice: a file's description of itself, written by torch.jit.save(module, FILE, _extra_files={NOTE: json}).
 NOTE = "robench.json"
 
 
@@ -22,33 +22,33 @@ def load(source: Source, image_size: int | None = None, mean: Channels = None, s
     """A TorchScript module from images, normalised by `mean` and `std` if given, to logits.
 
     The file may carry these in an extra file `robench.json`, {"image_size": 32, "mean": [...], "std": [...]};
-    what the spec says comes first. --checkpoint puts another file in the place of FILE.
+    the spec takes precedence. --checkpoint replaces FILE by another file.
 
     Raises:
-        UsageError: when neither the file nor the spec gives image_size, or it gives no logits (N, K).
-        ResourceError: when the file is missing or is no TorchScript.
+        UsageError: if neither the file nor the spec gives image_size, or if the output is not logits (N, K).
+        ResourceError: if the file is missing or not TorchScript.
     """
     path, note = source.file, {NOTE: ""}
     try:
         with warnings.catch_warnings():
-            # torch speaks of TorchScript as deprecated on every load.
+            # torch emits a deprecation warning for TorchScript on every load.
             warnings.simplefilter("ignore")
             network = torch.jit.load(path, map_location="cpu", _extra_files=note)
     except (RuntimeError, ValueError, OSError) as error:
         raise ResourceError(
-            f"{path} is no whole TorchScript file ({one_line(error)}): write it by torch.jit.save"
+            f"{path} is not a complete TorchScript file ({one_line(error)}): write it with torch.jit.save"
         ) from error
-    said = _read(source, note[NOTE])
-    normalised = normalisation(mean, std, (said.get("mean"), said.get("std")))
-    size = said.get("image_size") if image_size is None else image_size
+    description = _read(source, note[NOTE])
+    normalised = normalisation(mean, std, (description.get("mean"), description.get("std")))
+    size = description.get("image_size") if image_size is None else image_size
     return Found(wrap(source, network, size, normalised), path)
 
 
 def _read(source: Source, text: str | bytes) -> dict[str, Any]:
     try:
-        said = json.loads(text) if text else {}
+        description = json.loads(text) if text else {}
     except ValueError:
-        said = None
-    if not isinstance(said, dict):
-        raise ResourceError(f"{source} carries a {NOTE} that is no JSON object: save the file again")
-    return said
+        description = None
+    if not isinstance(description, dict):
+        raise ResourceError(f"{source} carries a {NOTE} that is not a JSON object: save the file again")
+    return description

@@ -12,7 +12,7 @@ from robench.core.errors import UsageError, unknown_name
 from robench.data.preprocessing import of_sizes
 from robench.defenses.loaders._base import Channels, Found, Source, attempt, fill, normalisation, wrap
 
-# What torchvision itself sets where these two have their published weights.
+# Options that torchvision sets for the published weights of these two models.
 _INCEPTION = {"transform_input": True, "aux_logits": True, "init_weights": False}
 _WITH_WEIGHTS = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
 
@@ -25,49 +25,53 @@ def load(
     mean: Channels = None,
     std: Channels = None,
 ) -> Found:
-    """A classifier of torchvision, with its default weights, or another set: `torchvision:resnet50`.
+    """A classifier of torchvision, with its default weights or those of --checkpoint: `torchvision:resnet50`.
 
     Args:
-        num_classes, image_size, mean, std: None for what the default weights' transforms say. Another number
+        num_classes, image_size, mean, std: None for the values of the default weights' transforms. Another number
             of classes needs a checkpoint, since published weights have no head for it.
 
     Raises:
-        UsageError: for a name torchvision does not know.
-        ResourceError: when the weights cannot be downloaded.
+        UsageError: for a name unknown to torchvision.
+        ResourceError: if the weights cannot be downloaded.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if source.target not in known:
         listing = f"torchvision.models.list_models() shows all {len(known)}"
         raise unknown_name("torchvision classifier", source.target, known, listing)
-    # Each set of weights is a class of its own, which the stubs know nothing of.
+    # Each model has its own class of weights, which the stubs do not cover.
     sets: Any = torchvision.models.get_model_weights(source.target)
     weights = sets.DEFAULT
-    told = len(weights.meta["categories"])
+    published = len(weights.meta["categories"])
     transforms = weights.transforms()
     normalised = normalisation(mean, std, (transforms.mean, transforms.std))
     file = None
     if source.checkpoint or source.bare:
         options = _WITH_WEIGHTS.get(source.target, {})
         network = torchvision.models.get_model(
-            source.target, weights=None, num_classes=num_classes or told, **options
+            source.target, weights=None, num_classes=num_classes or published, **options
         )
-    elif num_classes not in (None, told):
+    elif num_classes not in (None, published):
         raise UsageError(
-            f"the published weights of {source} tell {told} classes apart: for {num_classes} give a file with "
+            f"the published weights of {source} have {published} classes: for {num_classes} give a file with "
             "--checkpoint"
         )
     else:
         network, file = attempt(source, lambda: _published(source.target, weights))
     size = image_size or transforms.crop_size[0]
-    # Said of its own size; of another one nothing is.
-    own = of_sizes(transforms.resize_size, transforms.crop_size, transforms.interpolation.value)
-    own = own if size == transforms.crop_size[0] else ""
-    defense = wrap(source, network, size, normalised, num_classes or told, own)
+    # The preprocessing is known only for the published image size.
+    known_size = size == transforms.crop_size[0]
+    preprocessing = (
+        of_sizes(transforms.resize_size, transforms.crop_size, transforms.interpolation.value)
+        if known_size
+        else ""
+    )
+    defense = wrap(source, network, size, normalised, num_classes or published, preprocessing)
     return fill(defense, source.checkpoint, source.weights) if source.checkpoint else Found(defense, file)
 
 
 def _published(name: str, weights: Any) -> tuple[nn.Module, Path]:
-    # torchvision unpickles freely. So the file is read here first, tensors alone allowed; torchvision then
+    # torchvision unpickles without restrictions, so the file is first read here as tensors only; torchvision then
     # finds it in the cache.
     torch.hub.load_state_dict_from_url(weights.url, progress=False, check_hash=True, weights_only=True)
     network = torchvision.models.get_model(name, weights=weights, progress=False)
