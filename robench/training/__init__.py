@@ -1,4 +1,4 @@
-"""Training: how the shipped checkpoints are made, and how one's own card makes its own."""
+"""Train defenses: the shipped checkpoints, and those of your own cards."""
 
 from robench.training.recipe import Finetuning, Pretraining, Recipe, read_recipe
 from robench.training.trainer import TrainResult, train

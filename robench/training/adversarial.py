@@ -1,4 +1,4 @@
-"""Adversarial training's inner maximisers in Linf, and how many images a model classifies right.
+"""Inner maximisers of adversarial training in Linf, and the number of correctly classified images.
 
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", arXiv 1706.06083, eq. 2.1, with
 the settings of MIMIR's fine-tuning (arXiv 2312.04960). Evaluations use `robench.attacks`, not this.
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and its weights without gradients, until the block ends."""
+    """A context in which the model is in evaluation mode and its weights need no gradients."""
     was_training = model.training
     model.eval()
     wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:  # a gradient of the weights would cost a third of the time, for nothing
+    for parameter in wanted:  # unused gradients of the weights would cost a third of the time
         parameter.requires_grad_(False)
     try:
         yield
@@ -34,7 +34,7 @@ def uniform_start(x: Tensor, eps: float) -> Tensor:
 
 
 def normal_start(x: Tensor, deviation: float = 0.001) -> Tensor:
-    """Each pixel of `x` moved by a normal number: where TRADES' code starts, and those that follow it."""
+    """Each pixel of `x` moved by a normal number, the start of TRADES' code and of those based on it."""
     return x + deviation * torch.randn_like(x)
 
 
@@ -86,5 +86,5 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, st
 
 @torch.no_grad()
 def correct(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    """How many images the model classifies right."""
+    """Number of images that the model classifies correctly."""
     return int((model(x).argmax(1) == y).sum())

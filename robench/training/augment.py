@@ -1,4 +1,4 @@
-"""Random crops, mirror images, rotations and scales of a batch, on its own device."""
+"""Random crops, flips, rotations and scales of a batch, on its device."""
 
 import math
 
@@ -10,7 +10,7 @@ from robench.training.recipe import Recipe
 
 
 def augment(x: Tensor, recipe: Recipe) -> Tensor:
-    """A random variant of every image, as `recipe` says; outside the image is black.
+    """Augment every image as `recipe` says; pixels outside the image are black.
 
     Args:
         x: (N, C, H, W) in [0, 1].
@@ -44,8 +44,7 @@ def _resized_crop(x: Tensor, smallest: float) -> Tensor:
     """A part of each image, stretched to the whole by bicubic interpolation.
 
     The area is uniform in [smallest, 1] and the logarithm of the shape uniform, as in Szegedy et al., arXiv
-    1409.4842, section 6. Where the part would stick out of the image that side is cut to the image's, which is our
-    choice.
+    1409.4842, section 6. A side that exceeds the image is cut to the image's side, which is our choice.
     """
     draw = torch.rand(4, len(x), device=x.device)
     area = smallest + (1 - smallest) * draw[0]
@@ -66,5 +65,5 @@ def _turn(x: Tensor, angle: float, scaling: float) -> Tensor:
     zero = torch.zeros_like(cosine)
     maps = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3)
     grid = F.affine_grid(maps, list(x.shape), align_corners=False)
-    # Interpolation rounds: a pixel may land a last bit above 1.
+    # Rounding in the interpolation may exceed 1 by one bit.
     return F.grid_sample(x, grid, align_corners=False).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Several processes that train one network together, started by `torchrun`; alone where there is no torchrun.
+"""Train one network in several processes started by `torchrun`, or in a single process without it.
 
 Each takes its part of every batch, and gradients are added up before the step. That is what
 DistributedDataParallel does; its hooks want one forward and one backward pass a step, though, where
@@ -33,7 +33,7 @@ class ProcessGroup:
 
     @classmethod
     def here(cls) -> "ProcessGroup":
-        """The team that torchrun's variables describe; alone without them.
+        """The process group that torchrun's variables describe; a single process without them.
 
         Raises:
             UsageError: when they are not numbers, or rank and size do not fit.
@@ -44,8 +44,8 @@ class ProcessGroup:
         except ValueError:
             rank, size, local = -1, 0, 0
         if not 0 <= rank < size:
-            said = ", ".join(f"{name}={value}" for name, value in zip(_VARIABLES, values, strict=True))
-            raise UsageError(f"{said}: expected a rank below the world size, as torchrun sets them")
+            settings = ", ".join(f"{name}={value}" for name, value in zip(_VARIABLES, values, strict=True))
+            raise UsageError(f"{settings}: expected a rank below the world size, as torchrun sets them")
         return cls(rank, size, local)
 
     @property
@@ -92,18 +92,18 @@ class ProcessGroup:
             tensor.copy_(part.view_as(tensor))
 
     def wait(self) -> None:
-        """Go on when all have come this far."""
+        """Wait until all processes reach this point."""
         if self.size > 1:
             distributed.barrier()
 
     def from_leader(self, value: T | None) -> T:
-        """What rank 0 gives, on every rank."""
+        """Broadcast the value of rank 0 to every rank."""
         box = [value]
         if self.size > 1:
             distributed.broadcast_object_list(box)
-        found = box[0]
-        assert found is not None
-        return found
+        received = box[0]
+        assert received is not None
+        return received
 
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

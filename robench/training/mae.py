@@ -1,4 +1,4 @@
-"""The masked autoencoder: an encoder that sees a few patches of an image, a decoder that guesses the rest.
+"""The masked autoencoder: an encoder of the visible patches and a decoder that predicts the others.
 
 He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377, section 3, in the shape that
 MIMIR (arXiv 2312.04960) pre-trains. What the encoder is, for each kind of network, stands in `encoders`.
@@ -20,14 +20,14 @@ def random_order(n: int, patches: int, device: torch.device) -> Tensor:
 
 
 class MaskedAutoencoder(nn.Module):
-    """An encoder that sees a few patches, and a small decoder that guesses the rest.
+    """An encoder that sees a few patches, and a small decoder that predicts the others.
 
     Args:
         network: a classifier whose layers below the head are trained in place: a timm ViT, ConViT, CaiT, Swin
             or ConvNeXt. Absolute positions become fixed sine and cosine ones, as in the MAE paper; fine-tuning
             is free to change them.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
-        mask_ratio: the part of the patches that is hidden.
+        mask_ratio: fraction of the patches that are hidden.
         image_size: side of the images, for a network that does not know it (ConvNeXt).
 
     Raises:
@@ -92,7 +92,7 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder(x, order[:, : self.visible])
 
     def decode(self, latent: Tensor, order: Tensor) -> Tensor:
-        """Every patch's normalised pixels guessed from the visible ones, (N, patches, 3 * patch * patch)."""
+        """Predict every patch's normalised pixels from the visible ones, (N, patches, 3 * patch * patch)."""
         prefix = self.encoder.prefix
         tokens = self.decoder_embed(latent)
         blanks = self.mask_token.expand(len(tokens), self.patches - self.visible, -1)

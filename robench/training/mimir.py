@@ -1,4 +1,4 @@
-"""MIMIR's pre-training: reconstruct clean pixels from a few adversarial ones, telling little about the input.
+"""MIMIR's pre-training: reconstruct clean pixels from a few adversarial ones with a penalty on mutual information.
 
 Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversarial Robustness", arXiv
 2312.04960.
@@ -39,7 +39,7 @@ def inner_attack(model: MaskedAutoencoder, x: Tensor, eps: float, step_size: flo
 def pretraining_loss(
     model: MaskedAutoencoder, x: Tensor, eps: float, step_size: float, mi_weight: float
 ) -> Tensor:
-    """Guessing the clean images from adversarial ones, plus `mi_weight` times nHSIC(latent, adversarial).
+    """Loss of reconstructing the clean images from adversarial ones, plus `mi_weight` times nHSIC(latent, adversarial).
 
     Args:
         x: (N, 3, H, W) in [0, 1], clean.

@@ -1,4 +1,4 @@
-"""An interrupted training, beside its output: written whole or not at all, read without executing any."""
+"""Interrupted training, saved beside its output: written atomically, read without executing code."""
 
 import io
 import os
@@ -14,12 +14,12 @@ from robench.core.errors import ResourceError
 from robench.core.io import Damaged, read_sealed, seal, write_file
 from robench.records.provenance import release
 
-# By what a user gives another place for a checkpoint, its log and what is kept of an interrupted training.
+# Option for the place of a checkpoint, its log and the file of an interrupted training.
 OPTION = "--output"
 
 
 def check_writable(path: Path) -> None:
-    """Find out before a long training whether its outcome can be written.
+    """Check before a long training that its output can be written.
 
     Raises:
         ResourceError: when it cannot.
@@ -30,7 +30,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_partial(path: Path, state: Mapping[str, Any], fingerprint: str) -> None:
-    """Keep the state of a training under way, with what it belongs to.
+    """Save the state of a running training with the fingerprint of its settings.
 
     Raises:
         ResourceError: when the folder is missing, full or not writable.

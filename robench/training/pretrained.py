@@ -1,4 +1,4 @@
-"""An encoder that somebody has pre-trained, as the start of a fine-tuning."""
+"""Read a pre-trained encoder as the start of fine-tuning."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from robench.core.errors import ResourceError
 from robench.defenses import _checkpoint_layouts
 from robench.defenses._checkpoints import read_state
 
-# What a masked autoencoder has besides its encoder, and what a classifier draws again.
+# Parts of a masked autoencoder besides its encoder, and layers that a classifier reinitialises.
 _LEFT = ("decoder", "mask_token", "norm.", "fc_norm.", "head.")
 
 
@@ -21,12 +21,12 @@ def read_encoder(path: Path, classifier: nn.Module) -> dict[str, Tensor]:
         ResourceError: when the file is damaged, or its encoder is of another network: naming the first tensor.
     """
     state = _checkpoint_layouts.unwrapped(read_state(path))
-    found = {key: value for key, value in state.items() if not key.startswith(_LEFT)}
+    weights = {key: value for key, value in state.items() if not key.startswith(_LEFT)}
     wanted = {key: value for key, value in classifier.state_dict().items() if not key.startswith(_LEFT)}
     for key, value in wanted.items():
-        if key not in found:
+        if key not in weights:
             raise ResourceError(f"pre-trained {path} lacks {key}: it is of another network")
-        if found[key].shape != value.shape:
-            shapes = f"{tuple(found[key].shape)}: the recipe's network has {tuple(value.shape)}"
+        if weights[key].shape != value.shape:
+            shapes = f"{tuple(weights[key].shape)}: the recipe's network has {tuple(value.shape)}"
             raise ResourceError(f"pre-trained {path} has {key} of shape {shapes}")
-    return {key: found[key] for key in wanted}
+    return {key: weights[key] for key in wanted}

@@ -1,4 +1,4 @@
-"""What a training shows on stderr while it runs: stage, epoch, loss, time left."""
+"""Show the progress of training on stderr: stage, epoch, loss, time left."""
 
 import time
 from types import TracebackType
@@ -18,7 +18,7 @@ from robench.core.sanitize import plain_lines
 
 
 class Reporter:
-    """A bar a stage on a terminal; elsewhere a line every half minute; nothing when `shown` is false."""
+    """One progress bar per stage on a terminal, else a line every 30 seconds; nothing if `shown` is false."""
 
     def __init__(self, shown: bool):
         self.console = Console(stderr=True, quiet=not shown)
@@ -50,7 +50,7 @@ class Reporter:
         self.bars.stop()
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """A stage of `total` epochs starts, or is resumed with `done` of them behind it."""
+        """Start a stage of `total` epochs, or resume it after `done` of them."""
         self.stage, self.total, self.first = stage, total, done
         self.started = self.last = time.monotonic()
         self.task = self.bars.add_task(stage, total=total, completed=done, loss="")
@@ -65,5 +65,5 @@ class Reporter:
             self.say(f"{self.stage}: epoch {done}/{self.total}, loss {loss:.4f}, {left:.0f} s left")
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self.console.print(Text(plain_lines(text)), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Learning rates: warm-up, cosine, and less for the layers nearer the pixels."""
+"""Learning rates: warm-up, cosine decay, and layer-wise decay towards the input."""
 
 import math
 import re
@@ -68,6 +68,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group `lr` times its own factor."""
+    """Set the learning rate of every group to `lr` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

@@ -33,7 +33,7 @@ from robench.training.purifier_training import find_purifier_training
 from robench.training.recipe import Recipe, decisive, read_recipe
 from robench.training.stages import HEAD, Stage, finetuning_stage, pretraining_stage, purifier_stage, seed_for
 
-# How long a training goes on before what it has is written; a kill loses no more than this and an epoch.
+# Interval between saves; a killed training loses at most this time plus an epoch.
 SAVE_EVERY_SECONDS = 10.0
 
 
@@ -68,13 +68,13 @@ class TrainResult:
         return self.robust / self.n if self.n else math.nan
 
     def __str__(self) -> str:
-        found = "not measured: the classifier behind it has no weights"
+        accuracies = "not measured: the classifier behind it has no weights"
         if self.n:
-            found = (
+            accuracies = (
                 f"clean {self.clean_accuracy:.1%}, PGD-20 at {self.threat} {self.robust_accuracy:.1%} "
                 f"of {self.n} test images"
             )
-        return f"{self.path}: {found}; seed {self.seed}, {self.seconds:.0f} s, sha256 {self.sha256}"
+        return f"{self.path}: {accuracies}; seed {self.seed}, {self.seconds:.0f} s, sha256 {self.sha256}"
 
 
 def train(
@@ -341,7 +341,7 @@ class _Run:
         return with_purifier(trained, inner)
 
     def save(self, stage: Stage) -> None:
-        """Write what there is."""
+        """Save the state of the training."""
         state = {"stage": stage.name, "seconds": self.seconds(), "progress": stage.state()}
         write_partial(self.partial, state, self.fingerprint)
         self.saved = time.monotonic()
