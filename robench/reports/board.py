@@ -1,4 +1,4 @@
-"""robench board: leaderboards as text, Markdown, LaTeX, CSV and JSON, made from records alone."""
+"""robench board: leaderboards as text, Markdown, LaTeX, CSV and JSON, from records alone."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -40,22 +40,22 @@ _WORDS = ("defense", "suite", "knowledge", "warnings", "paper", "architecture")
 _NUMBERS = frozenset(
     COLUMNS[name] for name in ("rank", "clean", "robust", "claimed", "best-known", "n", "parameters")
 )
-# What protocols of older files call a column.
+# Column names of older protocol files.
 _OLD = {"marks": "warnings", **{heading: name for name, heading in COLUMNS.items()}}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a board is shown.
+    """Which parts of a board to show.
 
     Attributes:
         only: the rows, as `leaderboards` takes them; all by default.
         columns: names of `COLUMNS`; by default the protocol's, or `USUAL`.
         more: whether other suites, attackers and smaller protocols follow each leaderboard; by default in Markdown
             alone, folded.
-        header: False for rows alone, to be put into a table of one's own.
-        intervals: whether accuracies are followed by theirs.
-        claims: of others, in groups of their own beneath; CSV and JSON are of records alone.
+        header: False for rows alone, for use in another table.
+        intervals: whether accuracies are shown with confidence intervals.
+        claims: published claims, in separate groups below; CSV and JSON contain only records.
     """
 
     only: Sequence[str] = ()
@@ -75,16 +75,16 @@ def board(
     claims: Sequence[Claim] = (),
     choice: Choice | None = None,
 ) -> str:
-    """A leaderboard for each data set and threat, ending in a newline; CSV and JSON are one table of all rows.
+    """A leaderboard for each data set and threat, ending in a newline. CSV and JSON have one table of all rows.
 
-    Records under corruptions follow in tables of their own; CSV has them where there are no others.
+    Records under corruptions follow in separate tables; CSV includes them only if there are no others.
 
     Args:
-        records: from `collect`, whose files that were left out are then named at the end, or any others.
+        records: any records; for those from `collect`, the files that were left out are listed at the end.
         format: one of `FORMATS`.
-        width: of the text, in characters.
-        sort: the column whose best comes first in each table, one of `SORTS`.
-        intervals, claims: of the choice, where none is given.
+        width: width of the text in characters.
+        sort: the column to sort each table by, best first; one of `SORTS`.
+        intervals, claims: used if `choice` is None.
         choice: what is shown.
 
     Raises:
@@ -100,9 +100,9 @@ def board(
         raise UsageError("JSON has no header to leave out: give csv, latex, md or text")
     boards = leaderboards(records, sort, choice.only)
     apart = [] if choice.only else list(corruption.grids(records))
-    lost = list(map(str, records.left_out)) if isinstance(records, Collection) else []
+    left_out = list(map(str, records.left_out)) if isinstance(records, Collection) else []
     if format == "json":
-        content = {"rows": list(_flat(boards, choice)), "left_out": lost}
+        content = {"rows": list(_flat(boards, choice)), "left_out": left_out}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if format == "csv" and (boards or not apart):
         return all_rows(boards, choice)
@@ -112,9 +112,9 @@ def board(
     parts += [render(grid, format, width, choice.header) for grid in [*others, *apart]]
     if not parts:
         parts.append(_nothing(sum(1 for _ in every_row(boards))))
-    if lost and choice.header:
-        mark, clean = "% " if format == "latex" else "", markdown if format == "md" else plain
-        parts.append(f"{mark}Left out:\n" + "".join(f"{mark}- {clean(text)}\n" for text in lost))
+    if left_out and choice.header:
+        prefix, clean = "% " if format == "latex" else "", markdown if format == "md" else plain
+        parts.append(f"{prefix}Left out:\n" + "".join(f"{prefix}-  {clean(text)}\n" for text in left_out))
     return ("\n" if choice.header else "").join(parts)
 
 
@@ -125,7 +125,7 @@ def _nothing(hidden: int) -> str:
 
 
 def _parts(each: Leaderboard, format: str, width: int, choice: Choice) -> Iterator[str]:
-    """A leaderboard with what lies behind it."""
+    """A leaderboard and the tables behind it."""
     grids = [_grid(each.main, choice)] if each.main else []
     if grids:
         theirs = [
@@ -150,7 +150,7 @@ def _parts(each: Leaderboard, format: str, width: int, choice: Choice) -> Iterat
 
 
 def usual_columns(shown: Table) -> tuple[str, ...]:
-    """Those that the protocol chooses; else the usual ones, without claims where there is none."""
+    """The columns that the protocol chooses, or the usual ones, without claims if there are none."""
     known = catalog.protocols().get(shown.job.protocol)
     if known and known.columns:
         place = f"column of the protocol {known.name}:"
@@ -230,7 +230,7 @@ _VALUES: dict[str, Callable[[Row], Any]] = {
 
 
 def _flat(boards: Sequence[Leaderboard], choice: Choice) -> Iterator[dict[str, Any]]:
-    """A mapping for each row; an accuracy has its interval in fields of their own."""
+    """A mapping for each row. The interval of an accuracy has separate fields."""
     for where, each, row in every_row(boards):
         record = row.record
         fields: dict[str, Any] = {
@@ -260,7 +260,7 @@ def all_rows(boards: Sequence[Leaderboard], choice: Choice) -> str:
 
 
 def _merged(rows: list[dict[str, Any]], choice: Choice) -> Grid:
-    """One table of all rows, for programs; a value that is not known is empty."""
+    """One table of all rows, for programs. An unknown value is empty."""
     names = tuple(rows[0]) if rows else tuple(choice.columns or COLUMNS)
     cells = tuple(tuple("" if value is None else str(value) for value in row.values()) for row in rows)
     return Grid("", names, (cells,))

@@ -1,4 +1,4 @@
-"""Cells of tables: which record fills one, and which command makes it."""
+"""Cells of tables: which record fills a cell, and which command creates the record."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -10,18 +10,18 @@ from robench.records.record import Job, Record
 
 
 def lowest(records: Iterable[Record]) -> Record | None:
-    """The record with the lowest robust accuracy; None of none."""
+    """The record with the lowest robust accuracy; None if there are no records."""
     return min(records, key=lambda record: record.robust_accuracy.value, default=None)
 
 
 def run_command(
     defense: str, attack: str, images: Sequence[str], knowledge: str = "full", more: Sequence[str] = ()
 ) -> str:
-    """The command that makes a record.
+    """The command that creates a record.
 
     Args:
-        images: the words that say on which images and threat, see `on_protocol` and `on_images`.
-        more: words at the end.
+        images: the arguments for images and threat, see `on_protocol` and `on_images`.
+        more: further arguments.
     """
     words = ["robench", "run", "--defense", defense, "--attack", attack, *images]
     words += ["--knowledge", knowledge] if knowledge != "full" else []
@@ -29,20 +29,20 @@ def run_command(
 
 
 def on_protocol(name: str) -> list[str]:
-    """The words for a protocol's images and threat."""
+    """The arguments for a protocol's images and threat."""
     return ["--protocol", name]
 
 
 def on_images(job: Job) -> list[str]:
-    """The words for the images and the threat of a record."""
+    """The arguments for the images and the threat of a record."""
     return ["--dataset", job.dataset.name, "--threat", job.threat, "--samples", str(job.n)]
 
 
 def with_files(dataset: str) -> list[str]:
-    """The words for the folder of a data set that has files."""
+    """The arguments for the folder of a data set that needs files."""
     return ["--data-dir", "DIR"] if needs_files(dataset) else []
 
 
 def ordinary_protocols() -> list[Protocol]:
-    """The shipped protocols of one data set."""
+    """The shipped protocols with one data set."""
     return [protocol for protocol in catalog.protocols().values() if protocol.dataset is not None]

@@ -1,4 +1,4 @@
-"""Runs under corruptions in words: on a terminal, and as tables of their own, never beside attacks."""
+"""Runs under corruptions, on a terminal and in tables separate from attacks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from robench.statistics.accuracy import interval, percent
 from robench.statistics.corruption import PLAIN
 
 EMPTY = "–"
-COLUMNS = ("defense", "clean %", "common %", "mCE %", "relative mCE %", "extra %", "suite", "n", "marks")
+COLUMNS = ("defense", "clean %", "common %", "mCE %", "relative mCE %", "extra %", "suite", "n", "warnings")
 
 
 def headline(record: Record) -> list[str]:
-    """What a picture says above it, a line each."""
+    """The lines above a picture."""
     job, extra = record.job, record.extra
     means = [f"clean {percent(record.clean_accuracy)} %"]
     if "common" in extra.get("corrupted_accuracy", {}):
@@ -39,15 +39,16 @@ def headline(record: Record) -> list[str]:
 
 
 def images_made(record: Record) -> str:
-    """How the corrupted images came to the network."""
+    """How the corrupted images were made."""
     held = record.extra["corruptions"]
-    way = f"through JPEG (quality {held['jpeg']['quality']})" if held["jpeg"] else "in memory (no JPEG)"
+    source = f"through JPEG (quality {held['jpeg']['quality']})" if held["jpeg"] else "in memory (no JPEG)"
     times = held["enlarged"]
-    return way + (f", corrupted at {times} times their size" if times > 1 else "")
+
+    return source + (f", corrupted at {times} times their size" if times > 1 else "")
 
 
 def divided(record: Record) -> str:
-    """Whose errors the mCE is divided by."""
+    """The errors that the mCE is divided by."""
     name = record.extra["mce"]["normaliser"]
     plainly = "plain mean errors (AlexNet's are of ImageNet at 224 px alone)"
     return plainly if name == PLAIN else f"divided by the errors of {name}"
@@ -71,8 +72,8 @@ def report(record: Record) -> RenderableType:
     cost = f"{count(record.passes['forward'])} images classified, {speed}{duration(record.seconds)}"
     parts.append(Text(cost, style="dim"))
     parts += [
-        Text.assemble(("! ", "bold yellow"), (plain(mark.code), "yellow"), ": ", plain(mark.text))
-        for mark in record.health
+        Text.assemble(("! ", "bold yellow"), (plain(warning.code), "yellow"), ": ", plain(warning.text))
+        for warning in record.health
     ]
     return Group(*parts)
 
@@ -104,11 +105,11 @@ def _cells(record: Record) -> Table:
     names = list(held)
     for name in names:
         values = [held[name].get(str(k)) for k in SEVERITIES]
-        present = [each["value"] for each in values if each]
+        present = [share["value"] for share in values if share]
         last_common = name in COMMON and names[-1] != name and names[names.index(name) + 1] not in COMMON
         grid.add_row(
             name,
-            *(f"{100 * each['value']:.1f}" if each else EMPTY for each in values),
+            *(f"{100 * share['value']:.1f}" if share else EMPTY for share in values),
             Text(f"{100 * sum(present) / len(present):.1f}", style="bold"),
             end_section=last_common,
         )
@@ -116,7 +117,7 @@ def _cells(record: Record) -> Table:
 
 
 def grids(records: Sequence[Record]) -> Iterator[Grid]:
-    """A table a protocol of the records under corruptions, the least mCE first; nothing of it is ranked."""
+    """One table per protocol of the records under corruptions, sorted by mCE. They have no ranks."""
     tables: dict[str, list[Record]] = {}
     for record in records:
         if record.corrupted:
@@ -131,7 +132,7 @@ def grids(records: Sequence[Record]) -> Iterator[Grid]:
             tuple(_line(record, notes) for record in sorted(groups[key], key=_order))
             for key in sorted(groups)
         )
-        said = dict.fromkeys(
+        descriptions = dict.fromkeys(
             f"{record.job.suite.name}: images {images_made(record)}"
             + (f"; mCE {divided(record)}" if "mce" in record.extra else "")
             for record in tables[protocol]
@@ -142,17 +143,17 @@ def grids(records: Sequence[Record]) -> Iterator[Grid]:
             groups=rows,
             names=frozenset(("defense", "suite")),
             numbers=frozenset(("clean %", "common %", "mCE %", "relative mCE %", "extra %", "n")),
-            notes=(*said, *notes),
+            notes=(*descriptions, *notes),
         )
 
 
 def _line(record: Record, notes: list[str]) -> tuple[str, ...]:
     job, extra = record.job, record.extra
     means = extra.get("corrupted_accuracy", {})
-    marks = []
-    for mark in record.health:
-        notes.append(f"({len(notes) + 1}) {job.defense.name}: {mark.code}: {mark.text}")
-        marks.append(f"({len(notes)})")
+    warnings = []
+    for warning in record.health:
+        notes.append(f"({len(notes) + 1}) {job.defense.name}: {warning.code}: {warning.text}")
+        warnings.append(f"({len(notes)})")
     seed = f" (seed {job.seed})" if job.seed else ""
     return (
         job.defense.name + seed,
@@ -161,7 +162,7 @@ def _line(record: Record, notes: list[str]) -> tuple[str, ...]:
           for held, name in ((means, "common"), (extra, "mce"), (extra, "relative_mce"), (means, "validation"))),
         job.suite.name,
         f"{job.n:,}",
-        " ".join(marks),
+        " ".join(warnings),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The matrix of transfer, (trained on) x (tested on), from records alone: what a purifier keeps before a stranger."""
+"""Transfer matrices, (trained on) x (tested on), from records alone: purifiers with classifiers of other data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLEAN, UNDEFENDED = "clean", "undefended"
-# What the attacker knows, in the order of tables and pictures; "full" has the exact gradients.
+# Attacker knowledge in the order of tables and pictures; "full" has the exact gradients.
 LEVELS = ("oblivious", "bpda", "full")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A column: what is tested on."""
+    """A column: the data set, classifier and threat of the test."""
 
     dataset: str
     classifier: str
@@ -60,8 +60,8 @@ class Matrix:
     Attributes:
         cells: (source, target) -> level -> accuracy, "clean" among the levels.
         bare: (target) -> level -> accuracy of the classifier alone.
-        doubtful: the (source, target, level) whose record carries a mark.
-        doubts: a line for each such mark.
+        warned: each (source, target, level) whose record has a warning.
+        warnings: one line per warning.
     """
 
     family: str
@@ -69,18 +69,19 @@ class Matrix:
     targets: tuple[Target, ...]
     cells: dict[tuple[Source, Target], dict[str, Accuracy]]
     bare: dict[Target, dict[str, Accuracy]]
-    doubtful: frozenset[tuple[Source, Target, str]] = frozenset()
-    doubts: tuple[str, ...] = ()
+    warned: frozenset[tuple[Source, Target, str]] = frozenset()
+    warnings: tuple[str, ...] = ()
 
 
 def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: bool = False) -> list[Matrix]:
-    """A matrix for each family of purifiers that stands before classifiers of other data sets.
+    """A matrix for each family of purifiers that is used with classifiers of other data sets.
 
-    Its columns are those classifiers, and the ends of protocols of transfer that are at home. A cell holds, for each
-    level of knowledge, the lowest accuracy of the ladder's rungs; of a randomised purifier the worst of its draws.
+    Its columns are those classifiers, and the classifiers of transfer protocols on the purifiers' own data sets. A cell
+    has, for each attacker knowledge, the lowest accuracy of the ladder's rungs; for a randomised purifier, in the worst
+    draw.
 
     Args:
-        whole: every column that the records have, for every family.
+        whole: include every column of the records, for every family.
 
     Raises:
         UsageError: when there is no such ladder.
@@ -94,7 +95,7 @@ def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: b
         target = Target(job.dataset.name, job.defense.classifier, job.threat, job.n, job.dataset.digest)
         family, source = _source(row.purified)
         families.setdefault(family, []).append((source, target, row))
-    made = []
+    result = []
     for family, found in sorted(families.items()):
         strange = {
             target for source, target, _ in found if source.dataset != specs.parse(target.dataset).name
@@ -103,12 +104,12 @@ def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: b
         columns = strange and strange | at_home
         shown = [each for each in found if whole or each[1] in columns]
         if shown:
-            made.append(_matrix(family, shown, {rung.name: rung for rung in suite.rungs}))
-    return made
+            result.append(_matrix(family, shown, {rung.name: rung for rung in suite.rungs}))
+    return result
 
 
 def _source(record: Record) -> tuple[str, Source]:
-    """The family of a record's purifier, and its row: by the card where that is known, else by its name."""
+    """The family and the row of a record's purifier, from its card if known, else from its name."""
     facts = record.job.defense
     name = facts.name.removesuffix(f"+{facts.classifier}")
     spec = specs.renamed(specs.parse(name), {"size_mode"})
@@ -123,29 +124,29 @@ def _source(record: Record) -> tuple[str, Source]:
 def _matrix(family: str, found: list[tuple[Source, Target, Row]], rungs: dict[str, Rung]) -> Matrix:
     cells: dict[tuple[Source, Target], dict[str, Accuracy]] = {}
     bare: dict[Target, dict[str, Accuracy]] = {}
-    doubtful, doubts = set(), []
+    warned, warnings = set(), []
     for source, target, row in found:
-        own = cells.setdefault((source, target), {CLEAN: unattacked(row.purified)})
+        levels = cells.setdefault((source, target), {CLEAN: unattacked(row.purified)})
         for level, record in by_level(row, rungs).items():
-            own[level] = record.robust_accuracy
+            levels[level] = record.robust_accuracy
             if record.health:
-                doubtful.add((source, target, level))
+                warned.add((source, target, level))
             name = row.purified.job.defense.name
-            doubts += [f"! {name}, {level}: {mark.code}: {mark.text}" for mark in record.health]
+            warnings += [f"! {name}, {level}: {warning.code}: {warning.text}" for warning in record.health]
         for name in (n for n, rung in rungs.items() if rung.subject == "classifier"):
             for record in row.found.get(name, []):
                 bare[target] = {CLEAN: record.clean_accuracy, UNDEFENDED: record.robust_accuracy}
-    sources = _filled(list(dict.fromkeys(source for source, _, _ in found)), cells, doubtful)
+    sources = _filled(list(dict.fromkeys(source for source, _, _ in found)), cells, warned)
     targets = tuple(dict.fromkeys(target for _, target, _ in found))
-    return Matrix(family, sources, targets, cells, bare, frozenset(doubtful), tuple(dict.fromkeys(doubts)))
+    return Matrix(family, sources, targets, cells, bare, frozenset(warned), tuple(dict.fromkeys(warnings)))
 
 
 def _filled(
     sources: list[Source],
     cells: dict[tuple[Source, Target], dict[str, Accuracy]],
-    doubtful: set[tuple[Source, Target, str]],
+    warned: set[tuple[Source, Target, str]],
 ) -> tuple[Source, ...]:
-    """The rows: what a purifier does with images of its own size stands in the row of each size mode."""
+    """The rows. Results on images of the purifier's own size are repeated in the row of each size mode."""
     rows = []
     for source in sources:
         others = [each for each in sources if each.dataset == source.dataset and each.size_mode]
@@ -155,12 +156,12 @@ def _filled(
         for _, target in [key for key in cells if key[0] == source]:
             for other in others:
                 cells[other, target] = cells[source, target]
-                doubtful |= {(other, target, level) for s, t, level in doubtful if (s, t) == (source, target)}
+                warned |= {(other, target, level) for s, t, level in warned if (s, t) == (source, target)}
     return tuple(sorted(rows, key=str))
 
 
 def by_level(row: Row, rungs: Mapping[str, Rung]) -> dict[str, Record]:
-    """For each level of knowledge the record of `row` that keeps least; none where no rung has been played."""
+    """The record of `row` with the lowest robust accuracy for each attacker knowledge that has a record."""
     found = {}
     for level in LEVELS:
         names = [name for name, rung in rungs.items() if (rung.subject, rung.knowledge) == ("defense", level)]
@@ -170,7 +171,7 @@ def by_level(row: Row, rungs: Mapping[str, Rung]) -> dict[str, Record]:
 
 
 def grid(matrix: Matrix) -> Grid:
-    """The matrix as a table: a group of lines a source, a line a level of knowledge, a column a target."""
+    """The matrix as a table: one group per source, one line per attacker knowledge, one column per target."""
     heads = [str(target) for target in matrix.targets]
     groups = [
         tuple(
@@ -188,7 +189,7 @@ def grid(matrix: Matrix) -> Grid:
             cells = [
                 _cell(
                     matrix.cells.get((source, target), {}).get(level),
-                    (source, target, level) in matrix.doubtful,
+                    (source, target, level) in matrix.warned,
                 )
                 for target in matrix.targets
             ]
@@ -203,7 +204,7 @@ def grid(matrix: Matrix) -> Grid:
         notes=(
             "undefended: the classifier alone; full: exact gradients",
             "of a randomised purifier the worst draw, clean too: any failure counts",
-            *matrix.doubts,
+            *matrix.warnings,
         ),
     )
 
@@ -214,22 +215,22 @@ def transfer(records: Sequence[Record], ladder: str = "purifier-cheap") -> list[
 
 
 def picture(matrix: Matrix) -> "Figure":
-    """A heat map a level of knowledge, side by side; "no purifier" is the classifier alone, attacked or not."""
+    """One heat map per attacker knowledge, side by side; "no purifier" is the classifier alone, attacked or not."""
     from robench.reports.plots.heatmaps import heat_maps
 
     rows, columns = ["no purifier", *map(str, matrix.sources)], [target.short for target in matrix.targets]
     found: dict[str, dict[tuple[str, str], float]] = {}
     for level in (CLEAN, *LEVELS):
-        own = found.setdefault(level if level == CLEAN else f"attacker: {level}", {})
+        panel = found.setdefault(level if level == CLEAN else f"attacker: {level}", {})
         for target, levels in matrix.bare.items():
-            own["no purifier", target.short] = levels[CLEAN if level == CLEAN else UNDEFENDED].value
+            panel["no purifier", target.short] = levels[CLEAN if level == CLEAN else UNDEFENDED].value
         for (source, target), levels in matrix.cells.items():
             if level in levels:
-                own[str(source), target.short] = levels[level].value
+                panel[str(source), target.short] = levels[level].value
     return heat_maps(found, rows, columns, f"{matrix.family} across data sets", "tested on", "trained on")
 
 
-def _cell(accuracy: Accuracy | None, doubted: bool = False) -> str:
+def _cell(accuracy: Accuracy | None, warned: bool = False) -> str:
     if accuracy is None:
         return EMPTY
-    return f"{percent(accuracy)}{' !' if doubted else ''}\n{span(accuracy)}"
+    return f"{percent(accuracy)}{' !' if warned else ''}\n{span(accuracy)}"

@@ -17,27 +17,29 @@ Found = Sequence[tuple[int, Sequence[Record]]]
 
 
 def grid(title: str, found: Found, suite: Suite) -> Grid:
-    """A line a number of images, a column a level of knowledge.
+    """A table with one line per number of images and one column per attacker knowledge.
 
     Args:
-        found: the number of images, and the records of the ladder for it.
+        found: numbers of images with their records.
     """
     columns = ("images", CLEAN, *LEVELS)
-    doubts, lines = {}, []
+    warnings, lines = {}, []
     for count, records in found:
-        levels, marked = _levels(records, suite)
+        levels, warned = _levels(records, suite)
         cells = []
         for name in columns[1:]:
-            mark = " !" if name in marked else ""
-            cells.append(f"{percent(levels[name])}{mark}\n{span(levels[name])}" if name in levels else EMPTY)
+            suffix = " !" if name in warned else ""
+            cells.append(
+                f"{percent(levels[name])}{suffix}\n{span(levels[name])}" if name in levels else EMPTY
+            )
         lines.append((str(count), *cells))
-        doubts |= {f"! {count} images, {name}: {text}": None for name, text in marked.items()}
+        warnings |= {f"! {count} images, {name}: {text}": None for name, text in warned.items()}
     return Grid(
         title=f"{title} · accuracy in %, 95 % intervals",
         columns=columns,
         groups=(tuple(lines),),
         numbers=frozenset(columns),
-        notes=("full: exact gradients", *doubts),
+        notes=("full: exact gradients", *warnings),
     )
 
 
@@ -53,14 +55,14 @@ def picture(title: str, found: Found, suite: Suite, path: Path) -> Path:
 
 
 def _levels(records: Sequence[Record], suite: Suite) -> tuple[dict[str, Accuracy], dict[str, str]]:
-    """Accuracy by level, and the doubts by level, of one purifier's records."""
+    """Accuracy and warnings by attacker knowledge of one purifier's records."""
     rungs = {rung.name: rung for rung in suite.rungs}
     found: dict[str, Accuracy] = {}
-    marked: dict[str, str] = {}
+    warnings: dict[str, str] = {}
     for row in rows_of(records, suite):
         found[CLEAN] = unattacked(row.purified)
         for level, record in by_level(row, rungs).items():
             found[level] = record.robust_accuracy
             if record.health:
-                marked[level] = "; ".join(f"{mark.code}: {mark.text}" for mark in record.health)
-    return found, marked
+                warnings[level] = "; ".join(f"{warning.code}: {warning.text}" for warning in record.health)
+    return found, warnings

@@ -1,4 +1,4 @@
-"""How the figures of a record are written, the same in every table, board and picture."""
+"""Formatting of a record's figures, common to all tables, boards and pictures."""
 
 from robench import catalog
 from robench.core import specs
@@ -8,36 +8,36 @@ from robench.records.record import Record
 
 
 def by_draws(record: Record) -> str:
-    """What a randomised defense keeps on average, by vote and in a single draw, beside the worst draw; empty for
-    others."""
-    found = record.extra.get("stochastic")
-    if not found:
+    """Robust accuracy of a randomised defense in the worst draw, on average, by vote and in a single draw; empty for
+    other defenses."""
+    figures = record.extra.get("stochastic")
+    if not figures:
         return ""
 
     def figure(name: str) -> str:
-        robust, clean = found["robust"][name], found["clean"][name]
+        robust, clean = figures["robust"][name], figures["clean"][name]
         low, high = (100 * end for end in robust["interval"])
         return f"{100 * robust['value']:.2f} [{low:.1f}, {high:.1f}] (clean {100 * clean['value']:.2f})"
 
-    draws = f"{found['draws']} {'fresh draws' if found.get('fresh') else 'draws'}"
+    draws = f"{figures['draws']} {'fresh draws' if figures.get('fresh') else 'draws'}"
     text = (
         f"robust %, of {draws}: worst draw {figure('worst_draw')}, average {figure('average')}, "
         f"majority {figure('majority')}"
     )
-    if "single_draw" not in found["robust"]:
+    if "single_draw" not in figures["robust"]:
         return text
     return f"{text}, single draw {figure('single_draw')}; published figures are mostly of a single draw"
 
 
 def suite_label(record: Record) -> str:
-    """The suite with what is unusual about the run: "autoattack@oblivious+seed1"."""
+    """The suite with knowledge and seed where they are not the defaults: "autoattack@oblivious+seed1"."""
     job = record.job
     knowledge = "" if job.knowledge == "full" else f"@{job.knowledge}"
     return job.suite.name + knowledge + (f"+seed{job.seed}" if job.seed else "")
 
 
 def kinds(record: Record) -> tuple[str, str]:
-    """Family and architecture: the card's builder, or the loader of a spec; empty where neither is known."""
+    """Family and architecture (the card's builder, or the loader of a spec), or empty strings."""
     name = record.job.defense.name
     card = catalog.cards().get(name)
     family = record.job.defense.family or (card.family if card else "")

@@ -1,4 +1,4 @@
-"""Labels beside points, placed so that none overlaps another label, a point or the frame."""
+"""Place labels beside points so that none overlaps another label, a point or the frame."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ _PLACES = [
     (x, y) for reach in (0.0, 0.8, 1.8) for x, y in ((0, 0), (-1, 0), (-0.5, 0.9 + reach), (-0.5, -0.9 - reach))
 ]  # fmt: skip
 _NEAR = 7.0
-# More labels than this are a thicket, and are not tried.
+# Further labels are left out, because they would be too dense.
 _MOST = 40
 
 
 def place_labels(
     points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], room: tuple[float, float]
 ) -> list[tuple[float, float] | None]:
-    """The corner with the least x and y of each label; None for one that fits nowhere.
+    """The lower left corner of each label; None for a label that does not fit.
 
     Args:
         points: in the units of `room`, the most important first.

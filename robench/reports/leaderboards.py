@@ -1,7 +1,7 @@
-"""Leaderboards: one for each data set and threat, with everything else about them behind it.
+"""Leaderboards: one for each data set and threat, with all other tables behind it.
 
-The leaderboard is the table of the protocol's own suite under full knowledge, on the most images. Other suites, weaker
-attackers and smaller protocols are `more`; runs that differ in one number alone are one row of `series`.
+The leaderboard is the table of the protocol's suite under full knowledge, on the most images. Other suites, weaker
+attackers and smaller protocols are in `more`. Runs that differ in a single number are one row of `series`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,8 +32,8 @@ class Table:
     """Rows that are ranked together: one protocol, suite and attacker knowledge.
 
     Attributes:
-        remarks: what randomised defenses score by other counts, and several seeds together.
-        missing: the commands that fill the table up.
+        remarks: further accuracies of randomised defenses, and the mean over several seeds.
+        missing: the commands that complete the table.
     """
 
     rows: Group
@@ -61,8 +61,8 @@ class Leaderboard:
     """All that is known about one data set and threat.
 
     Attributes:
-        main: the leaderboard itself; None where there is nothing but series.
-        folded: the rows that series stand for.
+        main: the leaderboard itself; None if there are only series.
+        folded: the rows that series replace.
     """
 
     dataset: str
@@ -83,7 +83,7 @@ def leaderboards(
     """The leaderboards, those on the most images first.
 
     Args:
-        sort: the column whose best comes first, one of `robench.reports.table.SORTS`.
+        sort: the column to sort by, best first; one of `robench.reports.table.SORTS`.
         only: which rows to keep: patterns of defenses ("mimir-*"), or "field=pattern" with one of
             `robench.reports.table.FIELDS`. Ranks are those among all rows.
 
@@ -107,7 +107,7 @@ def leaderboards(
 
 
 def _dataset(record: Record) -> str:
-    """A data set as it is called everywhere, without its arguments."""
+    """The name of a data set without arguments."""
     return specs.parse(record.job.dataset.name).name
 
 
@@ -119,7 +119,7 @@ def _tables(section: Section) -> Iterable[Table]:
 
 
 def _own_suites(protocol: str) -> list[str]:
-    """The suites of a protocol, rungs of ladders as suites; AutoAttack where it is not shipped."""
+    """The suites of a protocol, with the rungs of ladders as suites; AutoAttack for an unknown protocol."""
     known = catalog.protocols().get(protocol)
     shipped = catalog.suites()
     names = []
@@ -159,7 +159,9 @@ def _with_series(boards: list[Leaderboard], runs: list[Series]) -> list[Leaderbo
             place = (near[0].dataset, near[0].threat) if near else (place[0], kind)
         behind.setdefault(place, []).append(one)
     boards = [replace(b, series=tuple(behind.pop((b.dataset, b.threat), ()))) for b in boards]
-    return boards + [Leaderboard(*place, None, series=tuple(own)) for place, own in behind.items()]
+    return boards + [
+        Leaderboard(*place, None, series=tuple(runs_behind)) for place, runs_behind in behind.items()
+    ]
 
 
 def _order(board: Leaderboard) -> tuple:
@@ -187,7 +189,7 @@ def _filtered(board: Leaderboard, sort: str, keep: Callable[[Record], bool]) -> 
 
 
 def _keeping(only: Sequence[str]) -> Callable[[Record], bool]:
-    """Whether a record matches one pattern of each field that is named."""
+    """A function that checks whether a record matches one pattern for each given field."""
     patterns: dict[str, list[str]] = {}
     for word in only:
         field, equals, pattern = word.partition("=")
@@ -195,7 +197,7 @@ def _keeping(only: Sequence[str]) -> Callable[[Record], bool]:
         if equals and field == "defense" and "(" not in word and not word.startswith("defense="):
             raise unknown_name("field", word.partition("=")[0], _FIELDS)
         patterns.setdefault(field, []).append(pattern)
-    # A name is itself, whatever brackets it has.
+    # An exact name always matches, even with brackets.
     return lambda record: all(
         any(_FIELDS[field](record) == p or fnmatchcase(_FIELDS[field](record), p) for p in listed)
         for field, listed in patterns.items()
@@ -209,7 +211,7 @@ def _nothing(records: Sequence[Record], only: Sequence[str]) -> UsageError:
 
 
 def every_row(boards: Sequence[Leaderboard]) -> Iterable[tuple[str, Leaderboard, Row]]:
-    """All rows, each with where it stands: "leaderboard", "more" or "series"."""
+    """All rows with their place: "leaderboard", "more" or "series"."""
     for board in boards:
         for table in board.tables:
             for row in table.rows:

@@ -1,6 +1,6 @@
-"""Papers' tables in their own shape, from `papers/*.toml`: the published figures, and ours from records beside them.
+"""Tables in the layout of papers, from `papers/*.toml`: published figures, and ours from records.
 
-A figure that a card claims is taken from the card; what nobody found stays "not found", never a number.
+A figure that a card claims is taken from the card. An unknown figure reads "not found".
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ from robench.statistics.accuracy import interval, percent
 from robench.threats.threat import Threat, same_threat
 
 UNKNOWN = "not found"
-# Tables made from the records of a ladder: (records, the ladder's name) -> tables.
+# Tables of the records of a ladder; each function takes the records and the name of the ladder.
 SHAPES: dict[str, Callable[[Sequence[Record], str], list[Grid]]] = {
     "purifiers": purifiers,
     "unforeseen": unforeseen,
@@ -36,7 +36,7 @@ SHAPES: dict[str, Callable[[Sequence[Record], str], list[Grid]]] = {
 
 @dataclass(frozen=True)
 class Column:
-    """What was measured: clean accuracy where there is no attack."""
+    """A measured quantity: clean accuracy if there is no attack."""
 
     name: str
     attack: str = ""
@@ -46,13 +46,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """What it was measured on.
+    """A measured defense.
 
     Attributes:
-        defense: ours to run; where it is a card, its claims are the published figures.
-        published: figures by column, in percent, of which no card knows: a number, or "about 74".
-        source: of those.
-        ours: nothing was ever published of it.
+        defense: the defense here; if it has a card, its claims are the published figures.
+        published: published figures that no card has, by column, in percent: a number, or "about 74".
+        source: the source of these figures.
+        ours: whether there are no published figures.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: a data set, a threat, rows and columns; `notes` say how its figures were measured."""
+    """One table: data set, threat, rows and columns. `notes` explain how its figures were measured."""
 
     title: str
     dataset: str
@@ -78,10 +78,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's tables, or the ladder of attacks whose records make some.
+    """The tables of a paper, or a ladder of attacks whose records fill tables.
 
     Attributes:
-        ladder: a suite with rungs; shape: what its tables look like, of SHAPES; example: a defense it is made for.
+        ladder: a suite with rungs; shape: the layout of its tables, one of SHAPES; example: a suitable defense.
     """
 
     name: str
@@ -96,15 +96,15 @@ class Paper:
 
 @cache
 def papers() -> dict[str, Paper]:
-    """Every paper whose tables are known, by name."""
+    """All papers with tables, by name."""
     return {path.stem: read(path) for path in sorted(catalog.folder("paper").glob("*.toml"))}
 
 
 def find_paper(name: str) -> Paper:
-    """The paper called `name`, or the one in the TOML file of that path.
+    """The paper called `name`, or the paper in the TOML file of that path.
 
     Raises:
-        UsageError: for an unknown one, naming what is known.
+        UsageError: for an unknown paper, listing the known ones.
     """
     if name.endswith(".toml"):
         admit(name, "is another file")
@@ -130,10 +130,10 @@ def read(path: Path) -> Paper:
 
 
 def _table(table: Any, path: Path) -> Table:
-    made = make(Table, table, path)
-    columns = [make(Column, each, path) for each in made.columns]
-    rows = [make(Row, each, path) for each in made.rows]
-    threat = Threat.parse(made.threat)
+    table_file = make(Table, table, path)
+    columns = [make(Column, each, path) for each in table_file.columns]
+    rows = [make(Row, each, path) for each in table_file.rows]
+    threat = Threat.parse(table_file.threat)
     for column in columns:
         if column.attack:
             _specs(column, threat)
@@ -155,14 +155,14 @@ def _table(table: Any, path: Path) -> Table:
                 )
         if row.published and not row.source:
             raise UsageError(f"{path}: {row.name} has published figures and no source")
-    return replace(made, columns=columns, rows=rows)
+    return replace(table_file, columns=columns, rows=rows)
 
 
 def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) -> list[Grid]:
-    """The paper's tables; of a ladder one for each protocol.
+    """The paper's tables; for a ladder, one per protocol.
 
     Args:
-        ladder: another one than the paper's.
+        ladder: a ladder that replaces the paper's.
 
     Raises:
         UsageError: when there is no such ladder, or the paper has none.
@@ -180,12 +180,12 @@ def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: 
     found = grids(paper, records, ladder)
     if not found:
         command = f"robench run --defense {paper.example} --attack {ladder or paper.ladder}"
-        kin = [
+        related = [
             name
             for name, suite in catalog.suites().items()
             if suite.rungs and name != ladder and name.startswith(paper.ladder)
         ]
-        others = [f"--suite {name}" for name in kin if grids(paper, records, name)]
+        others = [f"--suite {name}" for name in related if grids(paper, records, name)]
         known = f" There are some for {', '.join(others)}." if others else ""
         return f"No records for this table: {command} makes them.{known}\n"
     if format == "csv" and paper.tables:
@@ -247,7 +247,7 @@ def _published(table: Table, row: Row, column: Column) -> str:
 
 
 def _measured(table: Table, row: Row, column: Column, records: Sequence[Record]) -> Record | None:
-    """Our record of a cell: of most images, and among those the one that leaves least."""
+    """Our record of a cell: on the most images, and among those with the lowest robust accuracy."""
     threat = Threat.parse(table.threat)
     wanted = _specs(column, threat) if column.attack else None
     level = _level(row, column)
@@ -264,7 +264,7 @@ def _measured(table: Table, row: Row, column: Column, records: Sequence[Record])
 
 
 def _level(row: Row, column: Column) -> str:
-    """What the attacker of a cell knows: everything, of a defense without a purifier to be ignorant of."""
+    """The attacker knowledge of a cell: always full for a defense without a purifier."""
     card = catalog.cards().get(row.defense)
     return "full" if card and not card.classifier else column.knowledge
 
@@ -277,19 +277,19 @@ def _figure(record: Record | None, column: Column) -> str:
     if record is None:
         return EMPTY
     accuracy = record.robust_accuracy if column.attack else record.clean_accuracy
-    doubt = " !" if column.attack and record.health else ""
-    return f"{percent(accuracy)}{doubt}\n{interval(accuracy)}"
+    suffix = " !" if column.attack and record.health else ""
+    return f"{percent(accuracy)}{suffix}\n{interval(accuracy)}"
 
 
 def _sources(table: Table) -> Iterator[str]:
-    told: dict[str, list[str]] = {}
+    names_by_source: dict[str, list[str]] = {}
     for row in table.rows:
         if row.published:
-            told.setdefault(row.source, []).append(row.name)
+            names_by_source.setdefault(row.source, []).append(row.name)
         for claim in _claims(table, row):
             note = f" ({claim['note']})" if claim.get("note") else ""
-            told.setdefault(claim["source"] + note, []).append(row.name)
-    for source, names in told.items():
+            names_by_source.setdefault(claim["source"] + note, []).append(row.name)
+    for source, names in names_by_source.items():
         yield f"published, {_list(names)}: {source}"
 
 
@@ -298,29 +298,30 @@ def _list(names: list[str]) -> str:
 
 
 def _images(table: Table, records: Sequence[Record]) -> Iterator[str]:
-    """On how many images ours were measured, and what is doubted."""
+    """The number of images of our figures, and their warnings."""
     counts: dict[int, list[str]] = {}
-    doubts = []
+    warnings = []
     for row in table.rows:
         for column in table.columns:
             record = _measured(table, row, column, records)
             if record is not None:
                 counts.setdefault(record.job.n, []).append(row.name)
                 if column.attack:
-                    doubts += [
-                        f"! {row.name}, {column.name}: {mark.code}: {mark.text}" for mark in record.health
+                    warnings += [
+                        f"! {row.name}, {column.name}: {warning.code}: {warning.text}"
+                        for warning in record.health
                     ]
     for n, names in sorted(counts.items()):
         yield f"ours, on {n:,} images, 95 % intervals: {_list(names)}"
-    yield from doubts
+    yield from warnings
 
 
-# Of a command: attacks, images, knowledge, and what follows.
+# Parts of a command: attacks, images, knowledge, and further arguments.
 _Words = tuple[str, tuple[str, ...], str, tuple[str, ...]]
 
 
 def _commands(table: Table, empty: list[tuple[Row, list[Column]]]) -> Iterator[str]:
-    """For the cells without a record the command that fills them; rows that need the same one share a line."""
+    """The commands that fill empty cells. Rows that need the same command share a line."""
     like: dict[_Words, list[str]] = {}
     for row, columns in empty:
         levels: dict[str, list[str]] = {}

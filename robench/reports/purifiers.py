@@ -1,4 +1,4 @@
-"""The table of purifiers: what is left of each as the attacker knows more, from records alone."""
+"""The table of purifiers: robust accuracy under increasing attacker knowledge, from records alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ EMPTY = "–"
 
 @dataclass(frozen=True)
 class Row:
-    """One purifier before one classifier.
+    """One purifier with one classifier.
 
     Attributes:
-        purified: the record that names it.
-        found: the records of each column, by the name of its rungs.
-        missing: columns without a record, that the ladder would fill.
+        purified: a record of the purifier.
+        found: the records of each column, by the name of the rungs.
+        missing: columns without a record that the ladder would fill.
     """
 
     purified: Record
@@ -35,10 +35,10 @@ class Row:
 
 
 def purifiers(records: Sequence[Record], ladder: str = "purifier") -> list[Grid]:
-    """A table for each protocol: undefended, oblivious, BPDA, exact, with and without EOT.
+    """One table per protocol: undefended, oblivious, BPDA and exact gradients, with and without EOT.
 
-    A cell holds the lowest figure of its rungs. Of a randomised purifier it is the worst of its draws, the average
-    beneath.
+    A cell has the lowest accuracy of its rungs. For a randomised purifier this is the accuracy in the worst draw, with
+    the average below.
 
     Args:
         ladder: the suite whose rungs are the columns.
@@ -65,13 +65,13 @@ def find_ladder(name: str) -> Suite:
 
 
 def rows_of(records: Sequence[Record], suite: Suite) -> Iterator[Row]:
-    """Every purifier before a classifier, with the records that fill the rungs of `suite`."""
+    """Every purifier with a classifier, and the records of the rungs of `suite`."""
     for own in _groups(records).values():
         yield from _rows(own, suite)
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """The records of protocols that hold a purifier's, by protocol and threat."""
+    """The records of protocols that have a purifier, by protocol and threat."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.corrupted:
@@ -95,13 +95,13 @@ def _rows(records: list[Record], suite: Suite) -> Iterator[Row]:
             if rung.suits(randomised):
                 matching = [each for each in records if _fills(each, rung, purified)]
                 found.setdefault(rung.name, []).extend(matching)
-        # Runs that are no rungs, a sweep's say, are no reason for a row.
+        # Runs outside the ladder, for example of a sweep, do not make a row.
         if any(_of_one(each, purified) for own in found.values() for each in own):
             yield Row(purified, found, tuple(name for name, own in found.items() if not own))
 
 
 def _of_one(record: Record, purified: Record) -> bool:
-    """Whether two records are of one name and one checkpoint."""
+    """Whether two records have the same defense name and checkpoint."""
     one, other = record.job.defense, purified.job.defense
     return (one.name, one.checkpoint_sha256) == (other.name, other.checkpoint_sha256)
 
@@ -129,7 +129,7 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
             images = on_protocol(protocol) if protocol in catalog.protocols() else on_images(job)
             command = run_command(job.defense.name, suite.name, images, more=with_files(job.dataset.name))
             notes.append(f"{', '.join(missing)} of {job.defense.name}: {command}")
-    notes += _marks(rows)
+    notes += _warnings(rows)
     if any(FIELD in record.extra for row in rows for own in row.found.values() for record in own):
         notes.append(
             "of a randomised purifier the worst draw, clean too: any failure counts; the average beneath"
@@ -145,7 +145,7 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
 
 
 def _playable(name: str, purified: Record, suite: Suite) -> bool:
-    """Whether a rung can be played: the family that its attacker searches on may have no card for the data set."""
+    """Whether a rung can run: its surrogate's family may have no card for the data set."""
     dataset = specs.parse(purified.job.dataset.name).name
     known = {(name, card.dataset) for card in catalog.cards().values() for name in (card.family, card.name)}
     sources = [rung.knowledge.partition(":")[2] for rung in suite.rungs if rung.name == name]
@@ -154,7 +154,7 @@ def _playable(name: str, purified: Record, suite: Suite) -> bool:
 
 def _cells(row: Row, suite: Suite) -> tuple[str, ...]:
     names = dict.fromkeys(rung.name for rung in suite.rungs)
-    # The attacker knows the whole defense, and so has its own gradients.
+    # Rungs whose attacker has the exact gradients of the defense.
     exact = dict.fromkeys(
         rung.name for rung in suite.rungs if rung.subject == "defense" and rung.knowledge == "full"
     )
@@ -190,13 +190,13 @@ def _robust(record: Record) -> float:
     return record.robust_accuracy.value
 
 
-def _marks(rows: list[Row]) -> list[str]:
-    """The doubts of the records that are shown."""
+def _warnings(rows: list[Row]) -> list[str]:
+    """The warnings of the records that are shown."""
     lines = []
     for row in rows:
         for name, own in row.found.items():
             if own:
                 shown = min(own, key=_robust)
                 subject = f"{row.purified.job.defense.name}, {name}"
-                lines += [f"! {subject}: {mark.code}: {mark.text}" for mark in shown.health]
+                lines += [f"! {subject}: {warning.code}: {warning.text}" for warning in shown.health]
     return lines

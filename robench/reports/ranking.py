@@ -1,7 +1,7 @@
 """Ranking: records of the same suite, attacker knowledge and images, best first.
 
-A rank says how many defenses are better beyond chance, by McNemar's exact test on the same images: two rows a few
-images apart share it. A row with a warning has no rank.
+A rank is 1 + the number of defenses that are significantly better, by McNemar's exact test on the same images, so rows
+that differ by a few images share it. A row with a warning has no rank.
 """
 
 import itertools
@@ -31,8 +31,8 @@ class Row:
     """One line of a board.
 
     Attributes:
-        rank: 1 + the number of rows without warnings that are better beyond chance; NO_RANK where there is a warning.
-        warnings: as (code, text); why the row is not ranked.
+        rank: 1 + the number of significantly better rows without warnings; NO_RANK for a row with a warning.
+        warnings: the warnings as (code, text), for which the row is not ranked.
         claimed: robust accuracy that its authors claim at this threat, in percent, or None.
         best_known: the lowest robust accuracy of all records of this defense, under any name, on these images at this
             threat or a smaller radius of it.
@@ -65,7 +65,7 @@ class Section:
 
     Attributes:
         groups: rows that are ranked together, best first.
-        remarks: for each group what randomised defenses score by other counts, and several seeds together.
+        remarks: for each group, further accuracies of randomised defenses and the mean over several seeds.
         missing: for each suite of the protocol that a defense lacks, the command that runs it.
     """
 
@@ -79,14 +79,14 @@ class Section:
 def sections(records: Iterable[Record]) -> Iterator[Section]:
     """The records by protocol and threat, then in groups of like with like, each by robust accuracy."""
     tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
-    # Corruptions have a table of their own, and never rank beside attacks.
+    # Corruptions have separate tables and are not ranked with attacks.
     records = [record for record in records if not record.corrupted]
     subject = subjects(records)
     lowest = _best_known(records, subject)
     for record in records:
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
-        # What an attacker knew comes first, the whole defense before less: the figures mean different things.
+        # Attacker knowledge comes first, full before less, because the figures have different meanings.
         like = (
             job.knowledge != "full",
             job.knowledge,
@@ -111,7 +111,7 @@ def _by_draws(records: list[Record]) -> Iterator[str]:
 
 
 def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
-    """What the protocol asks of each defense and no record has; ladders say that in tables of their own."""
+    """The commands for missing runs of the protocol. Ladders list theirs in their own tables."""
     known = catalog.protocols().get(protocol)
     if known is None or not same_threat(known.threat_name, threat):
         return
@@ -126,9 +126,9 @@ def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]
 
 
 def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int, Accuracy]:
-    """By the id of a record the lowest robust accuracy of its defense on its images, by whatever name.
+    """Map the id of a record to the lowest robust accuracy of its defense, under any name, on its images.
 
-    What fools it within a smaller radius does so within a larger one.
+    An adversarial example within a smaller radius is also one within a larger radius.
     """
     threats = {id(record): record.job.threat_model for record in records}
     lowest = {}
@@ -153,19 +153,19 @@ def _ranked(records: list[Record], lowest: dict[int, Accuracy]) -> Iterator[Row]
     ranks = _ranks([record for record in order if not record.health])
     for record in order:
         rank = ranks.get(id(record), NO_RANK)
-        warnings = tuple((mark.code, mark.text) for mark in record.health)
+        warnings = tuple((warning.code, warning.text) for warning in record.health)
         if not warnings and rank == NO_RANK:
             warnings = (("no-samples", "its samples.parquet cannot be read, so it cannot be compared"),)
         yield Row(rank, record, warnings, _claimed(record), lowest[id(record)])
 
 
 def _ranks(records: list[Record]) -> dict[int, str]:
-    """By the id of the record; those without samples have none."""
+    """Ranks by the id of the record. Records without samples have none."""
     kept = {id(record): right for record in records if (right := held(record)) is not None}
     if not kept:
         return {}
     matrix = np.stack(list(kept.values())).astype(np.int64)
-    # only[i, j]: images that i has right and j has not.
+    # only[i, j]: number of images that i classifies correctly and j does not.
     only = matrix @ (1 - matrix).T
     better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
     return {key: str(1 + int(count)) for key, count in zip(kept, better.sum(0), strict=True)}
@@ -186,7 +186,7 @@ def _claimed(record: Record) -> float | None:
 
 
 def _seeds(records: list[Record], subject: dict[int, int]) -> Iterator[str]:
-    """Several seeds of one run, taken together."""
+    """The mean over several seeds of one run."""
     same: dict[tuple, list[Record]] = {}
     for record in records:
         same.setdefault((subject[id(record)], record.job.defense.name), []).append(record)

@@ -1,7 +1,7 @@
-"""RobustBench's `model_info` files: written from our records, and read as claims that no board ranks with ours.
+"""Write RobustBench's `model_info` files from our records, and read theirs as claims, which no board ranks.
 
 A file is `model_info/<data set>/<norm>/<model>.json` (github.com/RobustBench/robustbench); accuracies are percent, in
-strings; `external` is the lowest robust accuracy that anybody reported.
+strings; `external` is the lowest reported robust accuracy.
 """
 
 import json
@@ -23,20 +23,20 @@ from robench.statistics.accuracy import interval, percent
 from robench.threats.threat import NORMS, Threat
 
 FOLDER = "model_info"
-# Columns of a table that holds nothing but claims.
+# Columns of a table of claims alone.
 _ALONE = ("defense", "clean %", "claimed %", "best known %", "warnings")
 _ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a file of theirs says.
+    """The claim in a file of RobustBench.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         threat: canonical, from the file's folder and its radius.
-        clean, robust: percent; `best_known` the lowest that anybody reported, None where nobody did.
-        doubts: what they hold against it.
+        clean, robust: percent; `best_known` is the lowest reported robust accuracy, or None.
+        warning: their remark on an unreliable result.
     """
 
     name: str
@@ -45,47 +45,49 @@ class Claim:
     clean: float
     robust: float
     best_known: float | None = None
-    doubts: str = ""
+    warning: str = ""
 
 
 def read_claims(sources: Iterable[Path | str]) -> list[Claim]:
-    """The claims in files and folders of theirs; those of corruptions, which have no radius, are left out.
+    """Read claims from files and folders of RobustBench. Claims on corruptions, which have no radius, are left out.
 
     Raises:
-        ResourceError: when a file cannot be read, is none of theirs, or there is none.
+        ResourceError: when a file cannot be read or is not a model_info file, or there is none.
     """
-    found: list[Claim] = []
+    all_claims: list[Claim] = []
     for source in map(Path, sources):
         if not source.exists():
             raise ResourceError(f"{source}: no such file: give a file or folder of RobustBench's {FOLDER}")
         files = [source] if source.is_file() else sorted(source.rglob("*.json"))
-        own = [_claim(file) for file in files if file.parent.name in NORMS or source.is_file()]
-        if not own:
+        claims = [_claim(file) for file in files if file.parent.name in NORMS or source.is_file()]
+        if not claims:
             raise ResourceError(
                 f"{source} holds no <data set>/<norm>/<model>.json, as RobustBench's {FOLDER} does"
             )
-        found += own
-    return found
+        all_claims += claims
+    return all_claims
 
 
 def _claim(file: Path) -> Claim:
     try:
-        said = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
         if file.parent.name not in NORMS:
             raise ValueError(f"lies in {file.parent.name}, which is none of {', '.join(NORMS)}")
-        external = said.get("external")
-        numbers = [float(said[name]) for name in ("clean_acc", "autoattack_acc")]
+        external = content.get("external")
+        numbers = [float(content[name]) for name in ("clean_acc", "autoattack_acc")]
         numbers += [float(external)] if external not in (None, "") else []
         if not all(0 <= number <= 100 for number in numbers):
             raise ValueError("has an accuracy that is no percentage")
         return Claim(
             name=file.stem,
-            dataset=str(said["dataset"]),
-            threat=str(Threat.parse(f"{file.parent.name}:{said['eps']}")),
+            dataset=str(content["dataset"]),
+            threat=str(Threat.parse(f"{file.parent.name}:{content['eps']}")),
             clean=numbers[0],
             robust=numbers[1],
             best_known=numbers[2] if len(numbers) > 2 else None,
-            doubts=str(said.get("footnote") or "called unreliable there") if said.get("unreliable") else "",
+            warning=str(content.get("footnote") or "called unreliable there")
+            if content.get("unreliable")
+            else "",
         )
     except OSError as error:
         raise ResourceError(f"{file}: {error.strerror or error}") from error
@@ -96,7 +98,7 @@ def _claim(file: Path) -> Claim:
 
 
 def model_info(record: Record) -> dict[str, Any]:
-    """The fields of a file of theirs; what a record does not know is null, for a person to fill in.
+    """The fields of a model_info file. Fields that a record does not have are null, to be filled in by hand.
 
     Raises:
         UsageError: when the record is not of AutoAttack on the whole defense in Linf or L2, which their field means.
@@ -119,7 +121,7 @@ def model_info(record: Record) -> dict[str, Any]:
         f"{job.dataset.split}: robust {percent(record.robust_accuracy)} %, 95 % interval "
         f"{interval(record.robust_accuracy)}; record {record.key[:12]}."
     )
-    doubts = "; ".join(f"{mark.code}: {mark.text}" for mark in record.health)
+    warnings = "; ".join(f"{warning.code}: {warning.text}" for warning in record.health)
     return {
         "link": f"https://arxiv.org/abs/{number.group(1)}" if number else None,
         "name": title or None,
@@ -133,46 +135,46 @@ def model_info(record: Record) -> dict[str, Any]:
         "clean_acc": percent(record.clean_accuracy),
         "reported": f"{min(claims):.2f}" if claims else None,
         "autoattack_acc": percent(record.robust_accuracy),
-        "footnote": footnote + (f" Doubts: {doubts}." if doubts else ""),
+        "footnote": footnote + (f" Warnings: {warnings}." if warnings else ""),
         "unreliable": bool(record.health),
     }
 
 
 def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
-    """Write a file for each record under `output`, where their repository has it.
+    """Write a model_info file for each record under `output`, in the folders of their repository.
 
     Raises:
         UsageError: as `model_info`; ResourceError: when a file cannot be written.
     """
-    made = {}
+    files = {}
     for record in records:
         info = model_info(record)
         norm = record.job.threat_model.norm
         place = Path(output) / FOLDER / info["dataset"] / norm / f"{slug(record.job.defense.name)}.json"
-        made[place] = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
-    for place, encoded in made.items():
+        files[place] = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
+    for place, encoded in files.items():
         write_file(place, encoded)
-    return list(made)
+    return list(files)
 
 
 def with_claims(grids: dict[tuple[str, str, int], Grid], claims: Sequence[Claim]) -> list[Grid]:
-    """The grids with the claims of their data set and threat in a group of their own; others in grids of their own.
+    """Add claims to the grids of their data set and threat, in separate groups. Other claims get separate grids.
 
     Args:
-        grids: by data set, threat and a number that tells them apart.
+        grids: grids by data set, threat and a distinguishing number.
     """
     tables: dict[tuple[str, str], list[Claim]] = {}
     for claim in claims:
         tables.setdefault((claim.dataset, claim.threat), []).append(claim)
-    made, used = [], set()
+    result, used = [], set()
     for (dataset, threat, _), grid in grids.items():
-        own = tables.get((dataset, threat), [])
+        matching = tables.get((dataset, threat), [])
         used.add((dataset, threat))
-        made.append(_with(grid, own) if own else grid)
-    for (dataset, threat), own in sorted(tables.items()):
+        result.append(_with(grid, matching) if matching else grid)
+    for (dataset, threat), matching in sorted(tables.items()):
         if (dataset, threat) not in used:
-            made.append(_with(Grid(f"{dataset} · {threat} · claims alone", _ALONE, ()), own))
-    return made
+            result.append(_with(Grid(f"{dataset} · {threat} · claims alone", _ALONE, ()), matching))
+    return result
 
 
 def _with(grid: Grid, claims: list[Claim]) -> Grid:
@@ -196,11 +198,11 @@ def _with(grid: Grid, claims: list[Claim]) -> Grid:
             "claimed %": f"{claim.robust:.2f}",
             "best known %": "–" if claim.best_known is None else f"{claim.best_known:.2f}",
             "suite": "autoattack",
-            "warnings": "!" if claim.doubts else "",
+            "warnings": "!" if claim.warning else "",
         }
         lines.append(tuple(cells.get(name, "–") for name in columns))
-    notes = [f"! {claim.name}: {claim.doubts}" for claim in claims if claim.doubts]
-    told = "claimed: by RobustBench's model_info; measured by others, on their images, and ranked with nothing here"
+    notes = [f"! {claim.name}: {claim.warning}" for claim in claims if claim.warning]
+    source = "claimed: from RobustBench's model_info; measured by others on their images, and not ranked here"
     return Grid(
         title=grid.title,
         columns=columns,
@@ -208,5 +210,5 @@ def _with(grid: Grid, claims: list[Claim]) -> Grid:
         names=frozenset(("defense", "suite", "knowledge")),
         numbers=grid.numbers | {"rank", "clean %", "robust %", "claimed %", "best known %", "n"},
         best=grid.best,
-        notes=(*grid.notes, told, *notes),
+        notes=(*grid.notes, source, *notes),
     )

@@ -1,4 +1,4 @@
-"""What a run shows on a terminal: figures first, then what each attack did, the cost, the doubts."""
+"""The summary of a run on a terminal: accuracies, attacks, cost and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +18,9 @@ from robench.statistics.accuracy import Accuracy, interval, percent
 
 
 def run_table(records: Sequence[Record], details: bool = True) -> RenderableType:
-    """One row a record; with details also its attacks, cost and health beneath.
+    """One row per record; with details, also attacks, cost and warnings below.
 
-    Fits 80 columns. Text from cards and records is shown as it is, never read as markup.
+    Fits 80 columns. Text from cards and records is never interpreted as markup.
     """
     attacked = [record for record in records if not record.corrupted]
     parts: list[RenderableType] = [_figures(attacked)] if attacked else []
@@ -43,9 +43,9 @@ def _figures(records: Sequence[Record]) -> Table:
     grid.add_column("robust %", justify="right", min_width=12)
     for record in records:
         job = record.job
-        doubt = Text(" !", style="bold yellow") if record.health else Text()
+        warning = Text(" !", style="bold yellow") if record.health else Text()
         grid.add_row(
-            Text(plain(job.defense.name), style="bold") + doubt,
+            Text(plain(job.defense.name), style="bold") + warning,
             Text(plain(suite_label(record)).replace("@", "\n@")),
             Text(job.threat),
             f"{job.n:,}",
@@ -73,13 +73,13 @@ def _details(record: Record, named: bool) -> list[RenderableType]:
 
 
 def attacks(record: Record) -> Table:
-    """What each attack of the suite did, in order."""
+    """The result of each attack of the suite, in order."""
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     grid.add_column("attack", overflow="fold", ratio=1)
     for name in ("attacked", "survive", "forward", "backward", "time"):
         grid.add_column(name, justify="right", no_wrap=True)
     for spent in record.attacks:
-        # The parameters are told apart more easily than they are read: only the name is loud.
+        # Only the name is emphasised; parameters are dimmed.
         name, bracket, rest = plain(spent.spec).partition("(")
         grid.add_row(
             Text.assemble(name, (bracket + rest, "dim")),
@@ -93,31 +93,31 @@ def attacks(record: Record) -> Table:
 
 
 def cost(record: Record) -> str:
-    """ "1,234 forward and 567 backward passes an image, 42 images/s, 12.3 s on cpu" """
+    """ "1,234 forward and 567 backward passes per image, 42 images/s, 12.3 s on cpu" """
     n, passes = record.job.n, record.passes
     speed = f"{count(n / record.seconds)} images/s, " if record.seconds >= 1 else ""
     device = plain(record.device).partition(":")[0]
     forward, backward = (count(passes[direction] / n) for direction in ("forward", "backward"))
     spent = f"{speed}{duration(record.seconds)} on {device}"
-    return f"{forward} forward and {backward} backward passes an image, {spent}"
+    return f"{forward} forward and {backward} backward passes per image, {spent}"
 
 
 def health(record: Record) -> list[RenderableType]:
-    """One line for each doubt; none when there is none."""
+    """One line per warning."""
     return [
-        Text.assemble(("! ", "bold yellow"), (plain(mark.code), "yellow"), ": ", plain(mark.text))
-        for mark in record.health
+        Text.assemble(("! ", "bold yellow"), (plain(warning.code), "yellow"), ": ", plain(warning.text))
+        for warning in record.health
     ]
 
 
 def describe(record: Record) -> RenderableType:
-    """Everything a record says, for `robench show`."""
+    """The full content of a record, for `robench show`."""
     record = replace(record, health=(*record.health, *old_draws(record)))
     return Group(run_table([record]), Text(), provenance(record))
 
 
 def provenance(record: Record) -> Table:
-    """Where the figures come from, one fact a line."""
+    """The origin of the figures, one fact per line."""
     job, git = record.job, record.git
     commit = "" if git is None else f", commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}"
     libraries = ", ".join(
@@ -132,7 +132,7 @@ def provenance(record: Record) -> Table:
         ("parameters", "" if job.defense.parameters is None else f"{job.defense.parameters:,}"),
         ("knowledge", job.knowledge),
         ("seed", str(job.seed)),
-        ("arithmetic", f"{job.precision}, {job.batch_size} lanes"),
+        ("arithmetic", f"{job.precision}, batch size {job.batch_size}"),
         ("device", record.device),
         ("system", record.platform["system"]),
         ("libraries", libraries),

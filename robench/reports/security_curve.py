@@ -1,4 +1,4 @@
-"""Security curves read from records, as table and picture; see robench.evaluation.security_curve."""
+"""Security curves from records, as table and picture; see robench.evaluation.security_curve."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,10 +28,10 @@ class Point:
     """One radius of a curve.
 
     Attributes:
-        radius, eps: as written, and as a number.
-        accuracy: clean at radius 0, else robust by all certificates.
-        carried: images that fall here by another radius's certificate alone; None where no run was made.
-        record: of the run at this radius, if there is one.
+        radius, eps: the radius as text and as a number.
+        accuracy: clean at radius 0, else robust with respect to all certificates.
+        carried: images that only a certificate of another radius fools here; None without a run.
+        record: the record of the run at this radius, if any.
     """
 
     radius: str
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One defense under one suite, with one level of knowledge."""
+    """The curve of one defense, suite and attacker knowledge."""
 
     defense: str
     attack: str
@@ -51,7 +51,7 @@ class Curve:
     points: tuple[Point, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; a point names the folder of its record."""
+        """The curve for JSON. A point has the folder of its record."""
         points = [
             {
                 "radius": point.radius,
@@ -71,28 +71,28 @@ class Curve:
 
 
 def curves(radii: Sequence[str], records: Sequence[Record]) -> list[Curve]:
-    """The curves of records, in the order in which they first appear.
+    """The curves of records, in order of first appearance.
 
     Args:
-        radii: as in threats, in rising order; "0" is for clean accuracy.
+        radii: as in threats, in increasing order; "0" means clean accuracy.
     """
     series: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         job = record.job
         series.setdefault((job.defense.name, job.suite.name, job.knowledge), []).append(record)
-    return [Curve(*names, _points(radii, own)) for names, own in series.items()]
+    return [Curve(*names, _points(radii, members)) for names, members in series.items()]
 
 
 def grid(found: list[Curve]) -> Grid:
-    """The curves as a table; what is the same in all of them stands in its title."""
+    """The curves as a table. What they have in common is in the title."""
     job = _job(found)
-    told = [name for name in NAMES if len(_each(found, name)) > 1]
-    same = [_each(found, name)[0] for name in NAMES if name not in told]
+    varying = [name for name in NAMES if len(_values(found, name)) > 1]
+    same = [_values(found, name)[0] for name in NAMES if name not in varying]
     carries = any(point.carried is not None for curve in found for point in curve.points)
     groups = tuple(
         tuple(
             (
-                *(getattr(curve, name) for name in told),
+                *(getattr(curve, name) for name in varying),
                 point.radius,
                 f"{percent(point.accuracy)} {interval(point.accuracy)}",
                 *(["" if point.carried is None else str(point.carried)] if carries else []),
@@ -102,20 +102,20 @@ def grid(found: list[Curve]) -> Grid:
         )
         for curve in found
     )
-    marks = [
-        f"! {', '.join([*(getattr(curve, name) for name in told), point.radius])}: {mark.code}: {mark.text}"
+    warnings = [
+        f"! {', '.join([*(getattr(curve, name) for name in varying), point.radius])}: {warning.code}: {warning.text}"
         for curve in found
         for point in curve.points
-        for mark in (point.record.health if point.record else ())
+        for warning in (point.record.health if point.record else ())
     ]
-    says = "carried: images that fall by the certificate of another radius alone"
+    carried_note = "carried: images that only a certificate of another radius fools"
     return Grid(
         title=" · ".join([*same, job.dataset.name, job.threat_model.kind, f"n = {job.n}"]),
-        columns=(*told, "radius", "accuracy %", *(["carried"] if carries else []), "marks"),
+        columns=(*varying, "radius", "accuracy %", *(["carried"] if carries else []), "warnings"),
         groups=groups,
-        names=frozenset(told),
+        names=frozenset(varying),
         numbers=frozenset(("radius", "accuracy %", "carried")),
-        notes=(says if carries else f"read from one run at {job.threat}", *dict.fromkeys(marks)),
+        notes=(carried_note if carries else f"read from one run at {job.threat}", *dict.fromkeys(warnings)),
     )
 
 
@@ -127,23 +127,23 @@ def picture(found: list[Curve], results: Path | str) -> Path:
     """
     job = _job(found)
     kind = job.threat_model.kind
-    names = [name for kind in NAMES for name in _each(found, kind)]
+    names = [name for kind in NAMES for name in _values(found, kind)]
     file = slug("-".join([job.dataset.name, kind, f"n{job.n}", *names, *(p.radius for p in _ends(found))]))
     return save(figure(found), Path(results) / "curves" / f"{file}.png")
 
 
 def figure(found: list[Curve]) -> "Figure":
-    """The curves as a picture; what is the same in all of them stands in its title."""
+    """The curves as a picture. What they have in common is in the title."""
     job = _job(found)
     units = {point.radius.partition("/")[2] for point in found[0].points if point.eps}
-    # Radii of one denominator are told in that unit: 8 on the axis is 8/255.
+    # Radii with a common denominator use it as unit: 8 on the axis is 8/255.
     unit = units.pop() if len(units) == 1 else ""
     scale = float(Fraction(unit)) if unit else 1.0
-    told = [name for name in NAMES if len(_each(found, name)) > 1]
-    same = [_each(found, name)[0] for name in NAMES if name not in told]
+    varying = [name for name in NAMES if len(_values(found, name)) > 1]
+    same = [_values(found, name)[0] for name in NAMES if name not in varying]
     drawn = [
         plotted.Curve(
-            ", ".join(getattr(curve, name) for name in told or NAMES[:1]),
+            ", ".join(getattr(curve, name) for name in varying or NAMES[:1]),
             [plotted.Point.of(point.eps * scale, point.accuracy) for point in curve.points],
         )
         for curve in found
@@ -155,10 +155,10 @@ def figure(found: list[Curve]) -> "Figure":
 def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
     """The curve of one series of records."""
     kind = records[0].job.threat_model.kind
-    # (records, n): how far each run's image that fools is, infinite where it found none.
+    # (records, n): distance of each run's adversarial example, infinite where there is none.
     distances = torch.tensor([_distances(record) for record in records], dtype=torch.float64)
     least = distances.amin(0)
-    own = {record.job.threat_model.eps: record for record in records}
+    by_radius = {record.job.threat_model.eps: record for record in records}
     points = []
     for text in radii:
         if text == "0":
@@ -166,14 +166,14 @@ def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
             continue
         threat = Threat.parse(f"{kind}:{text}")
         correct = int((least > threat.reach).sum())
-        record = own.get(threat.eps)
+        record = by_radius.get(threat.eps)
         carried = record.robust_accuracy.correct - correct if record and len(records) > 1 else None
         points.append(Point(text, threat.eps, Accuracy.of(correct, len(least)), carried, record))
     return tuple(points)
 
 
 def _distances(record: Record) -> list[float]:
-    """How far the image that fools is, for each sample; infinite where there is none."""
+    """The distance of each sample's adversarial example, infinite where there is none."""
     assert record.folder is not None
     rows = read_samples(record.folder).to_pydict()
     return [far if by else torch.inf for by, far in zip(rows["fooled_by"], rows["distance"], strict=True)]
@@ -183,7 +183,7 @@ def _job(found: list[Curve]) -> Job:
     return next(point.record for curve in found for point in curve.points if point.record).job
 
 
-def _each(found: list[Curve], name: str) -> list[str]:
+def _values(found: list[Curve], name: str) -> list[str]:
     """The different values of a field, in order."""
     return list(dict.fromkeys(getattr(curve, name) for curve in found))
 

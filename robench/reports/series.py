@@ -1,4 +1,4 @@
-"""Series: records that differ in one number alone, a radius, a setting of the attack or a setting of the defense."""
+"""Series: records that differ in a single number: a radius, or a setting of the attack or of the defense."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from robench.core.errors import UsageError
 from robench.records.record import Record
 from robench.reports.ranking import shown_name
 
-# A board shows records as a series from this many values on.
+# Smallest number of values that a board shows as a series.
 LEAST = 3
 RADIUS, ATTACK, DEFENSE = "radius", "attack", "defense"
 _BARS = "▁▂▃▄▅▆▇█"
@@ -18,12 +18,12 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Series:
-    """One row of a board that stands for several records.
+    """One row of a board that represents several records.
 
     Attributes:
-        kind: what differs, `RADIUS`, or a setting of the `ATTACK` or of the `DEFENSE`.
-        setting: its name, "Linf radius" or "steps".
-        defense, suite: without the setting.
+        kind: what varies: the `RADIUS`, or a setting of the `ATTACK` or of the `DEFENSE`.
+        setting: name of the setting, such as "Linf radius" or "steps".
+        defense, suite: names without the setting.
         points: (value, record), by value.
     """
 
@@ -36,7 +36,7 @@ class Series:
 
     @property
     def sparkline(self) -> str:
-        """Robust accuracy at each value as a bar of 0 to 100 %."""
+        """Robust accuracy at each value, as a bar from 0 to 100 %."""
         top = len(_BARS) - 1
         return "".join(_BARS[round(record.robust_accuracy.value * top)] for _, record in self.points)
 
@@ -54,15 +54,15 @@ def series(records: Sequence[Record]) -> list[Series]:
             for place, value in _places(record):
                 points.setdefault(place, {})[value] = record
     return [
-        Series(*place[:5], points=tuple(sorted(own.items())))
-        for place, own in points.items()
-        if len(own) >= LEAST
+        Series(*place[:5], points=tuple(sorted(members.items())))
+        for place, members in points.items()
+        if len(members) >= LEAST
     ]
 
 
 def folded(found: Iterable[Series]) -> set[int]:
-    """The ids of the records that need no row beside their series: what is neither a shipped protocol, a shipped
-    suite nor a defense under its plain name."""
+    """The ids of the records that need no row besides their series, because they have no shipped protocol, no shipped
+    suite and no plain defense name."""
     return {id(record) for one in found for _, record in one.points if _FOLDED[one.kind](one, record)}
 
 
@@ -74,7 +74,7 @@ _FOLDED = {
 
 
 def _places(record: Record) -> Iterator[tuple[tuple, float]]:
-    """What a record shares with the others of each series that it may belong to, and its value there."""
+    """For each series that a record may belong to, the common properties and the record's value."""
     job, threat = record.job, record.job.threat_model
     name, suite = shown_name(record), job.suite.name
     images = (job.dataset.digest, job.n, job.defense.checkpoint_sha256)
@@ -88,7 +88,7 @@ def _places(record: Record) -> Iterator[tuple[tuple, float]]:
 def defense_settings(defense: str) -> Iterator[tuple[str, str, float]]:
     """Each numeric setting of a defense: its name without the setting, the setting, the value.
 
-    What the name does not say is taken from the card and its builder, so that "de3-digits" stands among
+    Defaults come from the card and its builder, so that "de3-digits" is in a series with
     "de3-digits(sigma=140)".
     """
     try:
@@ -105,7 +105,7 @@ def defense_settings(defense: str) -> Iterator[tuple[str, str, float]]:
 
 def attack_settings(attacks: Sequence[str]) -> Iterator[tuple[str, str, float]]:
     """Each numeric setting of a suite of one attack: its spec without the setting, the setting, the value."""
-    # Defaults of attacks of other packages are not looked up: that would load them.
+    # Defaults of attacks from other packages are ignored, because reading them would import the packages.
     if len(attacks) == 1:
         spec = specs.parse(attacks[0])
         if spec.name in registry.attacks and registry.attacks.holder(spec.name).startswith("robench."):

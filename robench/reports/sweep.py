@@ -12,7 +12,7 @@ from robench.statistics.accuracy import interval, percent
 
 
 def grid(sweep: Sweep, found: list[tuple[float, Record]]) -> Grid:
-    """The sweep's table, with a note for each level of knowledge whose curve has not converged."""
+    """The sweep's table, with a note for each attacker knowledge whose curve has not converged."""
     rows = [
         (
             f"{value:g}",
@@ -24,26 +24,26 @@ def grid(sweep: Sweep, found: list[tuple[float, Record]]) -> Grid:
         for value, record in found
     ]
     job = found[0][1].job
-    columns = (sweep.name, "knowledge", "clean %", "robust %", "marks")
-    marks = {f"! {mark.code}: {mark.text}": None for _, record in found for mark in record.health}
+    columns = (sweep.name, "knowledge", "clean %", "robust %", "warnings")
+    warnings = {f"! {warning.code}: {warning.text}": None for _, record in found for warning in record.health}
     return Grid(
         title=f"{job.defense.name.partition('(')[0]} · {job.protocol} · {job.threat}",
         columns=columns,
         groups=(tuple(rows),),
         names=frozenset(("knowledge",)),
         numbers=frozenset((sweep.name, "clean %", "robust %")),
-        notes=(*unconverged(sweep, found), *marks),
+        notes=(*unconverged(sweep, found), *warnings),
     )
 
 
 def unconverged(sweep: Sweep, found: list[tuple[float, Record]]) -> list[str]:
-    """A line for each level of knowledge at which the last value of an attack's setting still costs accuracy."""
+    """One line per attacker knowledge for which the last value of an attack's setting still lowers accuracy."""
     if not sweep.of_attack:
         return []
     lines = []
     for level in dict.fromkeys(record.job.knowledge for _, record in found):
-        own = [(value, record) for value, record in found if record.job.knowledge == level]
-        (before, first), (last, second) = own[-2:]
+        points = [(value, record) for value, record in found if record.job.knowledge == level]
+        (before, first), (last, second) = points[-2:]
         lost = first.robust_accuracy.correct - second.robust_accuracy.correct
         if beyond_chance(lost, second.job.n):
             lines.append(
@@ -56,10 +56,12 @@ def unconverged(sweep: Sweep, found: list[tuple[float, Record]]) -> list[str]:
 def picture(sweep: Sweep, found: list[tuple[float, Record]], path: Path) -> Path:
     """Write the curves as PNG: clean accuracy once, robust accuracy for each level of knowledge."""
     levels = list(dict.fromkeys(record.job.knowledge for _, record in found))
-    own = {level: [(v, record) for v, record in found if record.job.knowledge == level] for level in levels}
-    curves = [Curve("clean", [Point.of(v, record.clean_accuracy) for v, record in own[levels[0]]])]
+    points = {
+        level: [(v, record) for v, record in found if record.job.knowledge == level] for level in levels
+    }
+    curves = [Curve("clean", [Point.of(v, record.clean_accuracy) for v, record in points[levels[0]]])]
     for level in levels:
-        curves.append(Curve(f"robust, {level}", [Point.of(v, r.robust_accuracy) for v, r in own[level]]))
+        curves.append(Curve(f"robust, {level}", [Point.of(v, r.robust_accuracy) for v, r in points[level]]))
     job = found[0][1].job
     title = f"{job.defense.name.partition('(')[0]} under {job.suite.name.partition('(')[0]}, {job.threat}"
     return save(draw(curves, sweep.name.removeprefix(ATTACK), title), path)

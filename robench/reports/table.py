@@ -1,4 +1,4 @@
-"""A table of texts, written for a terminal, as Markdown, CSV or LaTeX, with names made safe for each."""
+"""A table of texts, rendered for a terminal or as Markdown, CSV or LaTeX, with proper escaping."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ _FIGURE = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( \[[\d., -]*\])?", re.ASCII)
 FORMATS = ("text", "md", "csv", "latex")
 # The columns of a board that its rows can be sorted by.
 SORTS = ("robust", "clean", "claimed", "best-known", "defense", "n")
-# Of a board, which has those of every table and one more.
+# The formats of a board.
 BOARD_FORMATS = (*FORMATS, "json")
 # The columns that --columns chooses from, with their headings.
 COLUMNS = {
@@ -38,10 +38,10 @@ COLUMNS = {
     "paper": "paper",
     "date": "date",
 }
-# What a word of a board's --only may name before its "=".
+# The fields that --only of a board accepts before "=".
 FIELDS = ("defense", "dataset", "threat", "protocol", "suite", "knowledge")
 WIDTH = 120
-# Characters of a heading above numbers before it goes on in the next line.
+# Width in characters at which headings of numeric columns wrap.
 _HEAD = 16
 Line = tuple[str, ...]
 
@@ -51,13 +51,13 @@ class Grid:
     """A table.
 
     Attributes:
-        title: above it.
-        columns: their names.
-        groups: rows that belong together, one text a column; a text may have several lines.
-        names: columns with words of others, of which Markdown must not make markup.
-        numbers: columns that stand to the right.
-        best: columns of which LaTeX shows the largest number of a group in bold.
-        notes: lines below it; CSV leaves them out.
+        title: title above the table.
+        columns: names of the columns.
+        groups: groups of rows, with one text per column; a text may have several lines.
+        names: columns with foreign text, which must be escaped in Markdown.
+        numbers: right-aligned columns.
+        best: columns in which LaTeX shows the largest number of a group in bold.
+        notes: lines below the table; not in CSV.
     """
 
     title: str
@@ -78,7 +78,7 @@ def render(grid: Grid, format: str = "text", width: int = WIDTH, header: bool = 
 
     Args:
         format: "text", "md", "csv" or "latex" (for booktabs).
-        width: of the text, in characters.
+        width: width of the text in characters.
         header: False for the rows alone, without title, headings and notes.
 
     Raises:
@@ -96,7 +96,7 @@ def _text(grid: Grid, width: int) -> str:
     )
     for name in grid.columns:
         number = name in grid.numbers
-        # Numbers stay in one piece, so the words above them give way.
+        # Numbers do not wrap, so their headings must.
         head = "\n".join(wrap(plain(name), _HEAD, break_long_words=False)) if number else plain(name)
         table.add_column(Text(head), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for group in grid.groups:
@@ -112,7 +112,7 @@ def _text(grid: Grid, width: int) -> str:
 
 
 def _text_rows(grid: Grid) -> str:
-    """Cells parted by tabs."""
+    """Cells separated by tabs."""
     rows = ("\t".join(_lines(cell, plain, " ") for cell in row) for row in grid.rows)
     return "".join(f"{row}\n" for row in rows)
 
@@ -129,7 +129,7 @@ def _markdown(grid: Grid, width: int) -> str:
     lines = [f"### {markdown(grid.title)}", "", f"| {' | '.join(map(markdown, grid.columns))} |"]
     lines.append("|" + "|".join("---:" if name in grid.numbers else "---" for name in grid.columns) + "|")
     for number, group in enumerate(grid.groups):
-        # Markdown has no rule within a table.
+        # Markdown has no rules within a table.
         lines += [f"|{' |' * len(grid.columns)}"] if number else []
         lines += [_markdown_row(grid, row) for row in group]
     lines += ["", *(f"- {markdown(note)}" for note in grid.notes)] if grid.notes else []
@@ -174,7 +174,7 @@ def _latex_rows(grid: Grid, group: tuple[Line, ...]) -> list[str]:
             first, space, rest = cells[i].partition(" ")
             if len(group) > 1 and best is not None and _number(row[i]) == best:
                 cells[i] = rf"\textbf{{{first}}}{space}{rest}"
-        # After the end of a line these would be read as its argument.
+        # After the end of a line, LaTeX would read these as its argument.
         guard = "{}" if cells[0][:1] in ("[", "*") else ""
         lines.append(guard + " & ".join(cells) + r" \\")
     return lines
@@ -185,7 +185,7 @@ def _lines(cell: str, clean: Callable[[str], str], joint: str) -> str:
 
 
 def _no_formula(text: str) -> str:
-    """Quoted where a spreadsheet would read it as a formula; a figure, perhaps with its interval, is none."""
+    """The text, quoted if a spreadsheet would read it as a formula. Figures with intervals are not formulas."""
     text = plain(text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _FIGURE.fullmatch(text) else text
 

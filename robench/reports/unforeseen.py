@@ -1,4 +1,4 @@
-"""The table of unforeseen attacks: what each leaves of each defense, and their mean, from records alone."""
+"""The table of unforeseen attacks: robust accuracy of each defense, and the mean, from records alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Column:
     """One defense on one set of images.
 
     Attributes:
-        name: its heading.
-        found: the record of each rung that has one, by the rung's place in the ladder.
-        threats: of each rung.
+        name: heading of the column.
+        found: the record of each rung that has one, by index of the rung in the ladder.
+        threats: the threat of each rung.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Column:
         return next(iter(self.found.values()))
 
     def robust(self) -> np.ndarray | None:
-        """Which images each attack leaves, bool (attacks, n); None where a record or its samples are missing."""
+        """Which images survive each attack, bool (attacks, n); None if a record or its samples are missing."""
         rows = [held(record) for record in self.found.values()]
         if len(rows) < len(self.threats) or any(row is None for row in rows):
             return None
@@ -45,7 +45,7 @@ class Column:
 
 
 def unforeseen(records: Sequence[Record], ladder: str | Suite = "unforeseen") -> list[Grid]:
-    """A table for each set of images: a column a defense, a row an attack, their mean (mUA) and all at once.
+    """One table per set of images: defenses in columns; attacks, their mean (mUA) and all at once in rows.
 
     The mean's interval is a bootstrap over images, which all attacks share.
 
@@ -64,26 +64,26 @@ def unforeseen(records: Sequence[Record], ladder: str | Suite = "unforeseen") ->
         job = record.job
         groups.setdefault((job.dataset.name, job.dataset.split, job.dataset.digest, job.n), []).append(record)
     grids = []
-    for (dataset, split, _, n), own in sorted(groups.items()):
-        columns = _columns(own, suite)
+    for (dataset, split, _, n), image_records in sorted(groups.items()):
+        columns = _columns(image_records, suite)
         if columns:
             grids.append(_grid(f"{dataset} {split}, n = {n:,}", suite, columns))
     return grids
 
 
 def _columns(records: list[Record], suite: Suite) -> list[Column]:
-    """The defenses with at least two of the ladder's records: one alone may be of another run."""
+    """The defenses with at least two records of the ladder. A single one may be from another run."""
     sides = sorted({int(side) for rung in suite.rungs for side in rung.threats})
     by_side = {side: _threats(suite, side) for side in sides}
-    # The records do not say how large the images are, but which side's radii they were made at.
-    threats = max(by_side.values(), key=lambda own: sum(r.job.threat in own for r in records))
+    # Records have no image size, but their radii reveal it.
+    threats = max(by_side.values(), key=lambda texts: sum(r.job.threat in texts for r in records))
     subjects: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
         job = record.job
         subjects.setdefault((job.defense.name, job.defense.checkpoint_sha256, job.seed), []).append(record)
     columns = []
-    for (name, checkpoint, seed), own in sorted(subjects.items()):
-        pairs = ((i, _filling(own, rung, threats[i])) for i, rung in enumerate(suite.rungs))
+    for (name, checkpoint, seed), members in sorted(subjects.items()):
+        pairs = ((i, _filling(members, rung, threats[i])) for i, rung in enumerate(suite.rungs))
         found = {i: record for i, record in pairs if record is not None}
         if len(found) > 1:
             heading = name + (f" (seed {seed})" if seed else "")
@@ -92,7 +92,7 @@ def _columns(records: list[Record], suite: Suite) -> list[Column]:
     return columns
 
 
-# For rungs of the protocol's own threat, which are no rows here.
+# Placeholder for rungs with the protocol's threat, which are not rows here.
 _ANY = Threat.parse("Linf:1")
 
 
@@ -142,7 +142,7 @@ def _accuracy(accuracy: Accuracy, mark: str = "") -> str:
 
 
 def _together(column: Column) -> tuple[str, str]:
-    """The mean over the attacks, and what is left under all of them."""
+    """The mean over the attacks, and robust accuracy under all of them."""
     robust = column.robust()
     if robust is None:
         return EMPTY, EMPTY
@@ -153,7 +153,7 @@ def _together(column: Column) -> tuple[str, str]:
 
 
 def _command(record: Record, suite: Suite) -> str:
-    """What makes the records that are missing."""
+    """The command that creates the missing records."""
     job = record.job
     place = (job.dataset.name, job.dataset.split)
     fitting = [p.name for p in ordinary_protocols() if (str(p.dataset), p.split) == place]

@@ -45,7 +45,7 @@ def test_their_claims_are_read_with_the_norm_of_their_folder(tmp_path):
     (tmp_path / "model_info" / "digits" / "corruptions").mkdir()
     (tmp_path / "model_info" / "digits" / "corruptions" / "c.json").write_text("{}")
     l2, linf = sorted(read_claims([tmp_path / "model_info"]), key=lambda claim: claim.threat)
-    assert (l2.threat, l2.best_known, l2.doubts) == ("L2:0.5", None, "")
+    assert (l2.threat, l2.best_known, l2.warning) == ("L2:0.5", None, "")
     assert (linf.name, linf.threat, linf.clean, linf.robust, linf.best_known) == (
         "Theirs2024", "Linf:8/255", 78.80, 62.12, 58.92,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def test_claims_stand_apart_and_change_no_rank(tmp_path):
         (own,) = [line for line in made.splitlines() if "mimir-digits" in line]
         (before,) = [line for line in alone.splitlines() if "mimir-digits" in line]
         assert own.split()[:2] == before.split()[:2]
-        assert "ranked with nothing here" in made
+        assert "not ranked here" in made
     assert "<b>" not in board(found, "md", claims=claims)
     assert board(found, "csv", claims=claims) == board(found, "csv")
 
@@ -156,7 +156,7 @@ def test_the_commands_take_and_give_them(tmp_path, capsys, monkeypatch):
         assert ended.value.code == code and said in told.out + told.err
     page = (tmp_path / "board" / "index.html").read_text()
     claimed = page[page.index("digits · Linf:8/255 · claims alone") :]
-    assert "Theirs2024" in claimed and "62.12" in claimed and "ranked with nothing here" in claimed
+    assert "Theirs2024" in claimed and "62.12" in claimed and "not ranked here" in claimed
     # Footnotes are words of others.
     assert "<b>APGD</b>" not in page and "by &lt;b&gt;APGD&lt;/b&gt;" in claimed
 

@@ -1,8 +1,8 @@
-"""The board as a folder of pages that open from disk and from any static host, and ask no network for anything.
+"""The board as a folder of pages that open from disk and from any static host, without network requests.
 
-The table is plain HTML, so it reads without JavaScript, and some hundred lines of it sort and filter. Table libraries
-were looked at and left: Tabulator (MIT) is 448 kB and builds its tables of `div`s, simple-datatables is under the
-LGPL, and List.js does not know `aria-sort`.
+The table is plain HTML, so it works without JavaScript, and some hundred lines of JavaScript sort and filter it. Table
+libraries did not fit: Tabulator (MIT) is 448 kB and builds tables from `div`s, simple-datatables is under the LGPL, and
+List.js does not support `aria-sort`.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from robench.reports.run_summary import cost
 INDEX = "index.html"
 _TEMPLATES = Path(__file__).with_name("templates")
 _ASSETS = ("board.css", "board.js")
-# Stands in every page: a folder whose index has it may be written again.
+# Is in every page. A folder whose index has it may be overwritten.
 _MARK = '<meta name="generator" content="robench board">'
 
 
@@ -54,7 +54,7 @@ def write_page(
         sort: the column whose best comes first.
         intervals, claims: of the choice, where none is given.
         pictures: whether adversarial examples are shown.
-        data_dir: where data sets with files lie; None shows only records of data sets that need none.
+        data_dir: folder of data sets with files; None shows pictures only for data sets that need none.
         choice: the rows, the intervals and the claims of others, which stand in tables of their own.
 
     Raises:
@@ -92,7 +92,7 @@ def write_page(
     write_whole(output / "defense", defenses)
     assets = {name: (_TEMPLATES / name).read_bytes() for name in _ASSETS}
     assets["board.csv"] = all_rows(boards, Choice()).encode()
-    # The first page comes last: what it links is there when it is.
+    # The index is written last, so that its links always work.
     write_whole(output, {**assets, INDEX: index.encode()})
     for folder, kept in (("pictures", images), ("defense", defenses)):
         for path in (output / folder).iterdir():
@@ -128,5 +128,5 @@ def _environment() -> Environment:
 
 
 def _printable(value: Any) -> Any:
-    """Texts of cards and records without control characters; Jinja escapes what this gives."""
+    """Remove control characters from texts of cards and records. Jinja escapes the result."""
     return plain(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

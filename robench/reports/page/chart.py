@@ -54,7 +54,7 @@ class Chart:
 
 
 def scatter(lines: Sequence, title: str) -> Chart | None:
-    """A point a defense, zoomed to the data; None for fewer than two."""
+    """One point per defense, zoomed to the data; None for fewer than two."""
     if len(lines) < 2:
         return None
     x_axis = _Axis([end for line in lines for end in (line.clean.low, line.clean.high)], LEFT, WIDTH - RIGHT)
@@ -110,7 +110,7 @@ def curves(found: Sequence[Curve], title: str, axis: str) -> Chart | None:
 
 
 class _Axis:
-    """From values to places on a page, with round ticks; a share of a hundred stays within it."""
+    """Map values to page coordinates, with round ticks. Percentages are clipped to [0, 100]."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, whole: bool = True):
         low, high = min(values), max(values)
@@ -133,6 +133,6 @@ class _Axis:
 
 
 def _step(span: float) -> float:
-    """A round step that parts a span into four to ten."""
+    """A round step that divides a span into four to ten parts."""
     unit = 10 ** math.floor(math.log10(span / 4))
     return max(unit * factor for factor in (1, 2, 2.5, 5) if unit * factor <= span / 4 * 1.0000001)

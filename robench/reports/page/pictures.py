@@ -1,4 +1,4 @@
-"""Adversarial examples for the pages, of records whose images are at hand."""
+"""Adversarial examples for the pages, for records whose images are available."""
 
 import hashlib
 import io
@@ -15,13 +15,13 @@ from robench.data._base import Images
 from robench.records.record import Record
 from robench.reports.plots.adversarial_examples import Example, amplification, examples
 
-# The side of an image on the page, in pixels; larger ones are thinned out to it.
+# Side of an image on the page in pixels; larger images are subsampled.
 _SIDE = 64
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG under the name that its content decides, with the same in words.
+    """A PNG, named by its content, with a description.
 
     Attributes:
         rows: of the picture, from above.
@@ -51,12 +51,12 @@ class Gallery:
         images = self._images(job.dataset.name, job.dataset.split, job.n)
         if images is None:
             return Picture(
-                missing=f"The images of {job.dataset.name} were not at hand when this page was made."
+                missing=f"The images of {job.dataset.name} were not available when this page was made."
             )
         try:
             chosen = examples(record, images)
         except RobenchError:
-            # The message names files of this machine, which readers elsewhere have no use for.
+            # The message names local files, which do not help other readers.
             return Picture(missing="Its samples or certificates cannot be read, or are of other images.")
         if not chosen:
             return Picture(missing="No image was fooled by an attack.")
@@ -78,7 +78,7 @@ class Gallery:
 
 
 def _png(chosen: list[Example], factor: int) -> bytes:
-    """A column an example: clean, adversarial, difference; words stand on the page."""
+    """One column per example: clean, adversarial, difference. The page has the text."""
     columns = [
         np.concatenate(
             [_tile(image) for image in (e.clean, e.adversarial, 0.5 + factor * (e.adversarial - e.clean))]

@@ -1,4 +1,4 @@
-"""What the pages say, in words and numbers, before any of it is HTML."""
+"""The content of the pages, before it becomes HTML."""
 
 import re
 import shlex
@@ -21,13 +21,13 @@ from robench.reports.page.chart import Chart
 from robench.reports.ranking import Row
 from robench.statistics.accuracy import Accuracy, interval, percent
 
-# What is known of the defense decides what a figure means, so it is said in full above every table.
+# Attacker knowledge determines the meaning of a figure, so every table spells it out.
 KNOWLEDGE = {
     "full": "the attacker knows the whole defense",
     "bpda": "the attacker knows the defense and replaces the purifier's gradient by the identity (BPDA)",
     "oblivious": "the attacker does not know the purifier",
     "transfer": "the attack is made on another network and carried over",
-    "surrogate": "the attacker takes gradients from another network and asks the defense",
+    "surrogate": "the attacker takes gradients from another network and queries the defense",
 }
 ADAPTIVE = ("full", "bpda")
 # Of a spec: de3-digits(sigma=0).
@@ -104,7 +104,7 @@ class TableView:
 
 @dataclass(frozen=True)
 class Tab:
-    """A leaderboard with what lies behind it."""
+    """A leaderboard with the tables behind it."""
 
     id: str
     board: Leaderboard
@@ -124,8 +124,8 @@ class Page:
 
     Attributes:
         lines: AutoAttack first, then by the number of images.
-        curves: robust accuracy over the radius, a chart a norm that has several.
-        levels: a level of knowledge, with what was measured under it; the whole defense before less.
+        curves: robust accuracy over the radius, one chart per norm with several radii.
+        levels: each attacker knowledge with its lines, full knowledge first.
     """
 
     name: str
@@ -145,7 +145,7 @@ def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
     ids: dict[str, int] = {}
     shown, lines = [], []
     for board in boards:
-        # Beside the rows that a series stands for there is none of their table.
+        # Rows that a series replaces are not in a table.
         lines += [_line(row, row.name, 0, 1, anchors, files) for row in board.folded]
         if not board.tables and not board.series:
             continue
@@ -161,10 +161,10 @@ def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
         )
         description = protocol.description if protocol else ""
         shown.append(Tab(name, board, description, main, tuple(more), drawn))
-    own: dict[str, list[Line]] = {}
+    by_defense: dict[str, list[Line]] = {}
     for line in lines:
-        own.setdefault(line.record.job.defense.name, []).append(line)
-    return shown, [_page(name, own[name]) for name in sorted(own)]
+        by_defense.setdefault(line.record.job.defense.name, []).append(line)
+    return shown, [_page(name, by_defense[name]) for name in sorted(by_defense)]
 
 
 def known(knowledge: str) -> str:
@@ -179,7 +179,7 @@ def adaptive(knowledge: str) -> bool:
 
 
 def reproduce(record: Record) -> str:
-    """The command that makes the record again, under `results`."""
+    """The command that reproduces the record under `results`."""
     job = record.job
     suite = catalog.suites().get(job.suite.name)
     attack = job.suite.name if suite and not suite.rungs else "+".join(job.suite.attacks)
@@ -198,7 +198,7 @@ def reproduce(record: Record) -> str:
 
 
 def verify(record: Record) -> str:
-    """The command that re-checks the record where `reproduce` has put it."""
+    """The command that verifies the record that `reproduce` creates."""
     job = record.job
     place = record_folder(
         "results", job.protocol, job.defense.name, job.suite.name, job.knowledge, job.seed
@@ -214,7 +214,7 @@ def other_weights(record: Record) -> bool:
 
 
 def draws(record: Record) -> str:
-    """What a randomised defense scores by other counts; empty for others."""
+    """Further accuracies of a randomised defense; empty for other defenses."""
     return by_draws(record)
 
 
@@ -269,13 +269,13 @@ def _line(
 
 
 def _files(names: Iterable[str]) -> dict[str, str]:
-    """A file for each name; two names that a disk would take for one get different ones."""
+    """A file name for each defense, also different on file systems that ignore case."""
     taken: dict[str, int] = {}
     files = {}
     for name in sorted(set(names)):
         stem = slug(name)
         count = taken[stem.lower()] = taken.get(stem.lower(), 0) + 1
-        # A tilde is in no slug, so the number cannot make it another's.
+        # A slug has no tilde, so the numbered name is unique.
         files[name] = f"{stem}~{count}.html" if count > 1 else f"{stem}.html"
     return files
 

@@ -1,4 +1,4 @@
-"""Pictures from records: one row a kind. Whoever adds one adds a row here, and `robench plot` has it."""
+"""Pictures from records. To add a kind of picture to `robench plot`, add a row here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Plot:
     """A kind of picture.
 
     Attributes:
-        shows: in a few words.
-        place: "module:function", from records to figures by the name of their file; nothing for records it cannot use.
-        needs: a command that makes records for it.
+        shows: short description.
+        place: "module:function", a function from records to figures by file name; unusable records are ignored.
+        needs: a command that creates records for it.
     """
 
     shows: str
@@ -35,12 +35,12 @@ class Plot:
 
 PLOTS = {
     "scatter": Plot(
-        "clean against robust accuracy, a point a defense",
+        "clean against robust accuracy, one point per defense",
         "robench.reports.plots.scatter:draw",
         "robench run --defense mimir-digits,pgd-at-digits --attack autoattack",
     ),
     "security": Plot(
-        "accuracy over the radius, a curve a defense",
+        "accuracy over the radius, one curve per defense",
         "robench.reports.plots.settings:security",
         "robench curve 0:0.2:5 --defense mimir-digits --attack autoattack",
     ),
@@ -55,12 +55,12 @@ PLOTS = {
         "robench run --defense mimir-digits,pgd-at-digits --attack pgd --knowledge transfer:standard",
     ),
     "data-sets": Plot(
-        "purifiers trained on one data set before classifiers of others",
+        "purifiers trained on one data set with classifiers of others",
         "robench.reports.plots.heatmaps:data_sets",
         "robench transfer --defense maep --from digits --to cifar10",
     ),
     "corruptions": Plot(
-        "accuracy by corruption and severity, a map a record",
+        "accuracy by corruption and severity, one map per record",
         "robench.reports.plots.corruption_heatmap:figures",
         "robench run --defense mimir-digits --attack imagenet-c-memory",
     ),
@@ -71,7 +71,7 @@ def find_plot(name: str) -> Plot:
     """The kind of picture called `name`.
 
     Raises:
-        UsageError: for an unknown one, naming what is known.
+        UsageError: for an unknown kind, listing the known ones.
     """
     if name not in PLOTS:
         raise unknown_name("picture", name, PLOTS)

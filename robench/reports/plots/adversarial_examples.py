@@ -25,7 +25,7 @@ _SIDE, _LEFT = 1.45, 1.25  # inches: one image, and the names of the rows
 
 @dataclass(frozen=True)
 class Example:
-    """One fooled sample: images (C, H, W), the names of the classes, what fooled it and how far it is."""
+    """One fooled sample: images (C, H, W), names of the classes, the attack that fooled it, and the distance."""
 
     sample: int
     clean: Tensor
@@ -40,9 +40,9 @@ def picture(folder: Path | str, images: Images, path: Path | str) -> Path:
     """Write a PNG of up to six fooled samples of a record.
 
     Args:
-        folder: the record's.
-        images: those of the record's data set, split and n.
-        path: of the PNG; its folder is made if need be.
+        folder: the folder of the record.
+        images: the images of the record's data set, split and n.
+        path: path of the PNG; its folder is created if necessary.
 
     Raises:
         ResourceError: when no sample was fooled, the record is damaged, the images are not the record's, or
@@ -71,8 +71,8 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
     rows = {row["id"]: row for row in read_samples(folder).to_pylist()}
     places = {sample: i for i, sample in enumerate(images.ids.tolist())}
     kept = read_certificates(folder)
-    if lost := set(kept.ids.tolist()) - (rows.keys() & places.keys()):
-        raise ResourceError(f"{folder}: certificate of sample {min(lost)}, which the record does not have")
+    if unknown := set(kept.ids.tolist()) - (rows.keys() & places.keys()):
+        raise ResourceError(f"{folder}: certificate of sample {min(unknown)}, which the record does not have")
     # The first of every class, then the second of every class, and so on.
     seen: dict[int, int] = {}
     queue = []
@@ -107,7 +107,7 @@ def amplification(chosen: list[Example]) -> int:
 
 
 def draw(record: Record, chosen: list[Example]) -> bytes:
-    """The PNG: a column a sample, under one line that says what was run and what came out."""
+    """The PNG with one column per sample, below a line with run and result."""
     factor, n = amplification(chosen), len(chosen)
     width = max(_LEFT + n * (_SIDE + 0.15) + 0.2, 7.0)
     height = 6.85
@@ -161,7 +161,7 @@ def _header(figure, record: Record, width: float, height: float) -> None:
     room = int(width * 13)
     lines = textwrap.wrap(plain(facts), room)[:2]
     if record.health:
-        lines = [*lines[:1], f"doubtful: {', '.join(mark.code for mark in record.health)}"]
+        lines = [*lines[:1], f"warnings: {', '.join(warning.code for warning in record.health)}"]
     text = literal("\n".join(line[:room] for line in lines))
     figure.text(0.2 / width, 1 - 0.5 / height, text, va="top", fontsize=9.5, color=QUIET, linespacing=1.4)
 
@@ -172,7 +172,7 @@ def _titles(figure, example: Example, left: float, width: float, height: float) 
         fitted = literal(textwrap.shorten(text, 18, placeholder="…"))
         style = {"ha": "center", "va": "bottom", "fontsize": 11, "weight": "bold"}
         figure.text(middle, y / height, fitted, color=color, **style)
-    # Two attacks often share a name and differ in an argument, the loss above all.
+    # Attacks often share a name and differ in an argument, such as the loss.
     attack = textwrap.shorten(example.attack.replace("(", " (", 1), 40, placeholder="…")
     lines = [*textwrap.wrap(attack, 20)[:2], f"distance {example.distance:.3g}"]
     text = literal("\n".join(lines))

@@ -1,4 +1,4 @@
-"""A heat map of accuracies under corruptions: a row a corruption, a column a severity."""
+"""A heat map of accuracies under corruptions: one row per corruption, one column per severity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Map:
-    """What is drawn.
+    """The content of a heat map.
 
     Attributes:
         title, facts: above it; facts in smaller print, a line each.

@@ -26,7 +26,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in rising order of x, under a name."""
+    """Named points in increasing order of x."""
 
     name: str
     points: Sequence[Point]
@@ -41,7 +41,7 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
         low, high = ([100 * p.interval[end] for p in curve.points] for end in (0, 1))
         colour, dash = style.colour(i), style.dash(i)
         axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
-        # A band's edges are dashed as its line is: where bands overlap in grey, one still sees whose is whose.
+        # The edges of a band are dashed like its line, so that overlapping bands can be told from each other in grey.
         for edge in (low, high):
             axes.plot(x, edge, color=colour, linestyle=dash, linewidth=0.7, alpha=0.6)
         label = style.literal(curve.name)
@@ -58,7 +58,7 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
     values = sorted({p.x for curve in curves for p in curve.points})
     least = next((value for value in values if value > 0), 1.0)
     if len(values) > 1 and values[0] >= 0 and values[-1] / least >= 20:
-        # Zero has no logarithm: it stands as far before the least value as that is before its e-fold.
+        # A logarithmic axis has no zero, so use a linear range up to the smallest positive value.
         if values[0] > 0:
             axes.set_xscale("log")
         else:

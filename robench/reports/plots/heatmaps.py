@@ -1,4 +1,4 @@
-"""Heat maps: accuracy by two names, a number in every cell, so that no shade has to be read."""
+"""Heat maps: accuracy by two names, with a number in every cell."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ def heat_map(
     x: str,
     y: str,
 ) -> "Figure":
-    """A picture of `cells`, (row, column) -> accuracy in [0, 1]; a cell that is not there stays hatched."""
+    """A picture of `cells`, (row, column) -> accuracy in [0, 1]; missing cells are hatched."""
     return heat_maps({title: cells}, rows, columns, "", x, y)
 
 
@@ -83,7 +83,7 @@ def _short(name: str) -> str:
 
 
 def transfer(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Rows are attacked, columns are what the attack was made on; in the first column the defense itself."""
+    """Rows are attacked defenses, columns the networks that attacks were made on, the defense itself first."""
     tables: dict[tuple, dict[tuple[str, str], Record]] = {}
     for record in records:
         job = record.job
@@ -103,7 +103,7 @@ def transfer(records: Sequence[Record]) -> "dict[str, Figure]":
 
 
 def data_sets(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Purifiers before classifiers of other data sets: a picture a family, a panel a level of knowledge."""
+    """Purifiers with classifiers of other data sets: one picture per family, one panel per attacker knowledge."""
     from robench.reports.dataset_transfer import matrices, picture
 
     return {slug(matrix.family): picture(matrix) for matrix in matrices(records)}

@@ -1,4 +1,4 @@
-"""Clean against robust accuracy: a point a defense with both intervals, its name beside it, and what is claimed."""
+"""Clean against robust accuracy: one labelled point per defense, with both intervals and any claim."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _ARGUMENTS = re.compile(r"\([^()]*\)")
 
 
 def draw(records: Sequence[Record]) -> "dict[str, Figure]":
-    """A picture for each two or more defenses that a board ranks together."""
+    """One picture for each table of a board with at least two defenses."""
     figures = {}
     for board in leaderboards(records):
         for table in board.tables:
@@ -54,7 +54,7 @@ def _draw(table: Table) -> "Figure":
 
 
 def _key(rows: Sequence[Row]) -> str:
-    hollow = "; hollow: not ranked, for there is a warning" if any(row.warnings for row in rows) else ""
+    hollow = "; hollow: not ranked because of a warning" if any(row.warnings for row in rows) else ""
     claimed = "; dash: claimed" if any(row.claimed is not None for row in rows) else ""
     return f"lines: 95 % intervals{hollow}{claimed}"
 
@@ -72,7 +72,7 @@ def _labels(axes: "Axes", rows: Sequence[Row]) -> None:
     ]
     from matplotlib.patheffects import withStroke
 
-    # Names stay readable where an interval crosses them.
+    # A halo keeps names readable where an interval crosses them.
     halo = [withStroke(linewidth=2.5, foreground="white")]
     names = [_ARGUMENTS.sub("", row.name) for row in rows]
     names = [name if names.count(name) == 1 else row.name for name, row in zip(names, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Curves over what differs between records alone: the radius, or a setting of the defense."""
+"""Curves over the radius, or over a setting of the defense."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,18 +17,18 @@ from robench.threats.threat import COUNTED
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A setting is drawn from this many values on.
+# Smallest number of values of a curve.
 _LEAST = 2
-# One record of least distances answers for every radius up to its own: so many steps are drawn.
+# A record of a minimum-norm attack covers every smaller radius: the number of steps to draw.
 _BETWEEN = 8
 
 
 def security(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Robust accuracy over the radius, from 0 (clean), a picture an attack.
+    """Robust accuracy over the radius, from 0 (clean), one picture per attack.
 
-    A curve a defense with two radii or more, or with one record of least distances.
+    Draws one curve per defense with at least two radii, or with one record of a minimum-norm attack.
 
-    Certificates count at every radius that holds them, so no curve rises.
+    Certificates count at every radius that contains them, so no curve increases.
     """
     tables: dict[tuple, dict[tuple, dict[float, Record]]] = {}
     for record in records:
@@ -58,7 +58,7 @@ def security(records: Sequence[Record]) -> "dict[str, Figure]":
 
 
 def _radii(own: dict[float, Record]) -> list[str]:
-    """Where a curve has points: clean, at each record's radius, and between where one record answers for all."""
+    """The radii of a curve: 0, the radius of each record, and steps between for a minimum-norm attack."""
     texts = [own[eps].job.threat_model.text for eps in sorted(own)]
     if len(own) >= _LEAST:
         return ["0", *texts]
@@ -115,7 +115,7 @@ def _curves(levels: dict[str, dict[float, Record]]) -> list[Curve]:
 def _settings(defense: str) -> Iterator[tuple[str, str, float]]:
     """Each numeric setting of a defense: its name without the setting, the setting, the value.
 
-    What the name does not say is taken from the card and its builder, so that "de3-digits" stands among
+    Defaults come from the card and its builder, so that "de3-digits" is in a curve with
     "de3-digits(sigma=140)".
     """
     try:
@@ -123,17 +123,17 @@ def _settings(defense: str) -> Iterator[tuple[str, str, float]]:
         spec = specs.parse(first)
         card = catalog.cards().get(spec.name)
         built = card.spec if card else specs.Spec(spec.name)
-        said = {**builder_defaults(built.name), **built.arguments, **spec.arguments}
+        arguments = {**builder_defaults(built.name), **built.arguments, **spec.arguments}
     except UsageError:
         return
-    for name, value in said.items():
+    for name, value in arguments.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
-            others = {key: each for key, each in spec.arguments.items() if key != name}
+            others = {key: argument for key, argument in spec.arguments.items() if key != name}
             yield "+".join([str(specs.Spec(spec.name, others)), *rest]), name, float(value)
 
 
 def _free(taken: "dict[str, Figure]", name: str) -> str:
-    """The name as a file's; with a number where other images made the same one."""
+    """The file name, with a number if it is already taken."""
     stem, count = slug(name), 1
     while (f"{stem}-{count}" if count > 1 else stem) in taken:
         count += 1

@@ -1,7 +1,7 @@
-"""How every picture looks, and how it becomes a file: colours, markers, hatches, type, PNG, SVG and PDF.
+"""The style of all pictures (colours, markers, hatches, font), and how they are saved as PNG, SVG and PDF.
 
-The same figure gives the same bytes: no date, no version, no random ids. Colours are told apart by the colour-blind
-and, by their lightness alone, in grey (Paul Tol's medium-contrast scheme and black); markers and hatches differ too.
+The same figure gives the same bytes: no date, no version, no random ids. Colours are distinguishable for the
+colour-blind and in grey (Paul Tol's medium-contrast scheme and black); markers and hatches differ too.
 """
 
 from functools import cache
@@ -38,7 +38,7 @@ def colour(i: int) -> str:
 
 
 def marker(i: int) -> str:
-    """Another one where the colours begin again."""
+    """A marker, shifted by one when the colours repeat."""
     return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
@@ -47,7 +47,7 @@ def dash(i: int) -> str:
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib shows as it is: no mathematics, no control characters, no letter that its font lacks."""
+    """Text that matplotlib shows literally: no mathematics, no control characters, no letters missing in the font."""
     lines = ("".join(c if ord(c) in _letters() else "�" for c in plain(line)) for line in text.split("\n"))
     return "\n".join(lines).replace("$", r"\$")
 
@@ -60,7 +60,7 @@ def _letters() -> frozenset[int]:
 
 
 def figure(width: float, height: float, **options) -> "Figure":
-    """An empty figure of that many inches. No pyplot: nothing global is touched and no display is asked for."""
+    """An empty figure of that many inches. Without pyplot, there is no global state and no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -70,7 +70,7 @@ def figure(width: float, height: float, **options) -> "Figure":
 
 
 def frame(axes: "Axes", title: str = "", x: str = "", y: str = "") -> None:
-    """Titles, a quiet grid and no box."""
+    """Set titles and a light grid, and remove the box."""
     axes.set_title(literal(title), fontsize=10, loc="left")
     axes.set_xlabel(literal(x))
     axes.set_ylabel(literal(y))
