@@ -11,7 +11,7 @@ from robench.core.errors import UsageError
 from robench.core.formatting import location
 from robench.evaluation.options import default_results
 from robench.reports.table import BOARD_FORMATS as FORMATS
-from robench.reports.table import COLUMNS, FIELDS, SORTS, WIDTH
+from robench.reports.table import COLUMNS, FIELDS, SORTS
 
 PAGES = "html"
 
@@ -101,6 +101,6 @@ def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
         click.echo(f"{len(records)} records: {location(index)}")
         common.report(records.left_out, len(records))
         return
-    sys.stdout.write(board(records, form, WIDTH + 40 * bool(choice.claims), sort, choice=choice))
+    sys.stdout.write(board(records, form, common.console().width, sort, choice=choice))
     named = form != "csv" and choice.header
     common.report(records.left_out, len(records), named=named)

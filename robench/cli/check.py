@@ -60,7 +60,7 @@ def command(
     from robench.verification.baselines import Baseline, read_baselines
     from robench.verification.regression import Options, Verdict, check
 
-    console, errors = Console(), Console(stderr=True)
+    console, errors = common.console(), Console(stderr=True)
     given = {"margin": margin, "miss": miss, "false_alarm": false_alarm, "checkpoint": checkpoint}
     given = {name: value for name, value in given.items() if value is not None}
 

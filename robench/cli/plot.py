@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
@@ -44,7 +43,7 @@ def command(kind: str, results: tuple[str, ...], formats: list[str], output: str
     chosen = PLOTS if kind == ALL else {kind: find_plot(kind)}
     for form in formats or ["png"]:
         one_of("format", form, FORMATS)
-    console = Console()
+    console = common.console()
     found = collect(results or (str(default_results()),))
     for name, plot in chosen.items():
         figures = plot.draw(found)

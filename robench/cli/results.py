@@ -1,7 +1,6 @@
 """robench results: records merged from several machines, exported with their certificates, migrated and pruned."""
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
@@ -31,7 +30,7 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     from robench.core.sanitize import plain
     from robench.records.archive import merge
 
-    console = Console()
+    console = common.console()
     done = []
     for each in merge(sources, into or default_results()):
         done.append(each)
@@ -70,7 +69,7 @@ def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> N
     """
     from robench.records.archive import export
 
-    console = Console()
+    console = common.console()
     if model_info:
         from robench.core.formatting import location
         from robench.records.collection import collect
@@ -110,7 +109,7 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
     from robench.records.migration import migrate, overdue
     from robench.statistics.accuracy import percent
 
-    where, console = choose_device(device), Console()
+    where, console = choose_device(device), common.console()
     found = collect(results or (str(default_results()),))
     failed = list(map(str, found.left_out))
     due = 0
@@ -165,7 +164,7 @@ def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> N
 
     for kind in only:
         one_of("kind", kind, KINDS)
-    console = Console()
+    console = common.console()
     total = count = 0
     left_out = []
     for root in results or (str(default_results()),):

@@ -210,5 +210,5 @@ def _with(command: Callable, options: Sequence[Callable], without: Sequence[str]
 
 def show_picture(table: Grid, picture: Path) -> None:
     """A table, and where its picture is."""
-    sys.stdout.write(render(table, "text", Console().width))
-    Console().print(Text(plain(f"picture: {picture}")), soft_wrap=True)
+    sys.stdout.write(render(table, "text", common.console().width))
+    common.console().print(Text(plain(f"picture: {picture}")), soft_wrap=True)

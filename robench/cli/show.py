@@ -40,7 +40,7 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
     A defense is a card, its path, or a spec such as timm:resnet50; its inputs and outputs are shown, and no weights are
     downloaded. For an attack or a suite, the number of passes on an image that is never fooled is counted.
     """
-    console = Console()
+    console = common.console()
     if threat is not None and not (name in catalog.suites() or _is_attack(name)):
         raise UsageError(f"--threat goes with an attack or a suite, and {name} is none")
     if (Path(name) / "record.json").is_file() or name.endswith(".json"):
@@ -206,7 +206,7 @@ def _rung(rung: Rung) -> str:
 
 def _builder(kind: registry.Registry, name: str) -> RenderableType:
     builder = kind.describe(name)
-    lines = [f"from {kind.holder(name)}", "", *_reflowed(builder.documentation, Console().width), ""]
+    lines = [f"from {kind.holder(name)}", "", *_reflowed(builder.documentation, common.console().width), ""]
     lines += [f"{key} = {default}" for key, default in builder.arguments.items() if key != "source"]
     return Text("\n".join(lines))
 

@@ -11,7 +11,7 @@ from robench.catalog import Protocol, find_protocol, find_suite
 from robench.cli import common
 from robench.cli.running import GroupedCommand, Running, Selection, running, selecting
 from robench.core import specs
-from robench.reports.table import WIDTH, render
+from robench.reports.table import render
 
 if TYPE_CHECKING:
     from robench.evaluation.dataset_transfer import Cell
@@ -80,7 +80,7 @@ def transfer(
 
     def show() -> None:
         for matrix in matrices(records, suites[0], whole=True):
-            sys.stdout.write(render(grid(matrix), "text", WIDTH))
+            sys.stdout.write(render(grid(matrix), "text", common.console().width))
             path = save(
                 picture(matrix), Path(running.options.results) / f"transfer-{slug(matrix.family)}.png"
             )
@@ -125,7 +125,7 @@ def _finetune(
         for cell, points in curves:
             dataset = specs.parse(cell.end.dataset).name
             title = f"{cell.purifier} before {cell.end.classifier}, fine-tuned on {dataset}"
-            sys.stdout.write(render(finetuning.grid(title, points, suite), "text", WIDTH))
+            sys.stdout.write(render(finetuning.grid(title, points, suite), "text", common.console().width))
             name = f"finetune-{slug(cell.purifier)}-{slug(cell.end.dataset)}.png"
             path = finetuning.picture(title, points, suite, Path(running.options.results) / name)
             click.echo(f"picture: {path}")

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
@@ -65,7 +64,7 @@ def command(
     from robench.verification.replay import Sample
     from robench.verification.verify import report
 
-    where, console = choose_device(device), Console()
+    where, console = choose_device(device), common.console()
     failed: dict[str, RobenchError] = {}
     for path in records:
         if len(records) > 1:

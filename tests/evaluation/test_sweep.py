@@ -116,3 +116,27 @@ def test_mistakes_end_in_one_line(options, said, capsys, tmp_path):
         main(["run", "--samples", "5", "--threat", "Linf:0.1", "--results", str(tmp_path), *options])
     lines = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and said in lines[-1]
+
+
+def test_sweeps_of_different_values_draw_pictures_of_different_names(tmp_path):
+    for values in ("1,3", "1,4"):
+        with pytest.raises(SystemExit) as end:
+            main(
+                [
+                    "sweep",
+                    f"attack.steps={values}",
+                    "--defense",
+                    "standard-digits",
+                    "--attack",
+                    "pgd",
+                    "--samples",
+                    "2",
+                    "--threat",
+                    "Linf:0.1",
+                    "--results",
+                    str(tmp_path),
+                ]
+            )
+        assert end.value.code == 0
+    pictures = [path.name for path in tmp_path.rglob("sweep-*.png")]
+    assert len(pictures) == 2 and len(set(pictures)) == 2
