@@ -172,3 +172,33 @@ def test_what_the_host_waits_for_is_counted():
         there[there > 3]
         there[torch.tensor([1, 2], device=DEVICE)]
     assert device.counts[ENGINE, TO_HOST] + device.counts[ENGINE, SYNC] == 4
+
+
+# How often a step waits for the device outside of the network: copies to the host and synchronisations, of rows that
+# nothing fools. A table that may only fall. FAB, DDN, FMN and C&W ask the judge along the way at so small a radius.
+WAITS = {
+    ("pgd(steps={})", "Linf:1e-6"): 1,
+    ("mifgsm(steps={})", "Linf:1e-6"): 1,
+    ("apgd(steps={})", "Linf:1e-6"): 1,
+    ("apgd(steps={})", "L2:1e-6"): 1,
+    ('apgd(steps={}, loss="dlr", targets=1)', "Linf:1e-6"): 1,
+    ("apgd-l1(steps={})", "L1:1e-6"): 5,
+    ("pgd-mi(steps={})", "Linf:1e-6"): 2,
+    ("fab(steps={}, targets=1)", "Linf:1e-6"): 9,
+    ("fab(steps={}, targets=1)", "L1:1e-6"): 7,
+    ("square(queries={})", "Linf:1e-6"): 3,
+    ("square(queries={})", "L2:1e-6"): 3,
+    ("cw(steps={}, rounds=1)", "L2:1e-6"): 1.3,
+    ("ddn(steps={})", "L2:1e-6"): 4,
+    ("fmn(steps={})", "Linf:1e-6"): 4,
+}
+
+
+@pytest.mark.parametrize(("spec", "threat"), WAITS)
+def test_a_step_waits_for_the_device_no_more_often_than_before(spec, threat):
+    waits, steps = [], (10, 20)
+    for count in steps:
+        with PretendDevice() as device:
+            play([spec.format(count)], threat, device, n=8)
+        waits.append(device.counts[ENGINE, SYNC] + device.counts[ENGINE, TO_HOST])
+    assert (waits[1] - waits[0]) / (steps[1] - steps[0]) <= WAITS[spec, threat]
