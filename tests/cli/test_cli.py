@@ -339,7 +339,7 @@ def test_documentation_is_wrapped_once_at_the_width_of_the_terminal(robench_cli,
     assert code == 0
     lines = out.partition("Args:\n")[2].partition("\n\n")[0].splitlines()
     assert all(len(line) <= 60 for line in lines)
-    steps = next(i for i, line in enumerate(lines) if line.startswith("    steps: iterations;"))
+    steps = next(i for i, line in enumerate(lines) if line.startswith("    steps: iterations, "))
     assert len(lines[steps]) > 40 and lines[steps + 1].startswith("        ")
 
 
