@@ -1,6 +1,7 @@
 """Output that goes to a pipe is never folded or cropped."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 
 RECORD = Path(__file__).parents[2] / "results/shipped/digits-gabor/standard-digits/apgd-steps-50"
-NAME = "digits-linf"
 
 
 def run(*arguments, columns=""):
@@ -18,15 +18,12 @@ def run(*arguments, columns=""):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("board", str(RECORD.parent)),
-        ("show", str(RECORD)),
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_piped_output_is_as_wide_as_its_lines(arguments):
+@pytest.mark.parametrize("command", ["board", "show", "verify"])
+def test_piped_output_is_as_wide_as_its_lines(tmp_path, command):
+    # A copy: `show` draws a picture beside the record.
+    record = tmp_path / RECORD.parent.name / RECORD.name
+    shutil.copytree(RECORD, record)
+    arguments = (command, str(record.parent if command == "board" else record))
     piped, wide = run(*arguments), run(*arguments, columns="5000")
     assert piped.splitlines() == wide.splitlines()
     assert max(map(len, piped.splitlines())) > 80
