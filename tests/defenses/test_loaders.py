@@ -67,9 +67,7 @@ def test_a_target_may_be_any_path_or_address(scheme, target):
 
 
 def test_an_unknown_scheme_is_answered_with_the_nearest():
-    with pytest.raises(
-        UsageError, match=r'unknown scheme of a defense "tim": did you mean timm\?'
-    ):
+    with pytest.raises(UsageError, match=r'unknown scheme of a defense "tim": did you mean timm\?'):
         find_card("tim:resnet50")
 
 
