@@ -5,7 +5,9 @@ import os
 import pathlib
 import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,10 +63,12 @@ FEW = (
     "maep-digits+python:payload.build",
 )
 DATASETS = (
-    "npz:images.npz",
+    "npz:others.npz",
     "folder:/etc",
     "parquet:/etc",
-    "npz:images.npz(classes=10)",
+    "npz:others.npz(classes=10)",
+    "npz:../images.npz",
+    "npz:./images.npz",
     'corrupted(dataset="npz:images.npz", corruption="fog", severity=1)',
     'corrupted(dataset="corrupted(dataset=\\"folder:/etc\\", corruption=\\"fog\\", severity=1)", corruption="fog", '
     "severity=1)",
@@ -93,6 +97,7 @@ def room(tmp_path, monkeypatch):
         CARD.format(builder="diffpure(t=1)", more='classifier = "python:payload.build"')
     )
     (tmp_path / "images.npz").write_bytes(b"")
+    (tmp_path / "others.npz").write_bytes(b"")
 
     def trap(*arguments, **settings):
         mark.touch()
@@ -170,6 +175,29 @@ def test_a_data_set_that_a_record_names(command, name, base, room, call):
     record = planted(base, room / "record", dataset__name=name)
     code, out, err = call(command, record)
     assert code == 2 and "--trust" in err and "root:" not in err + out, (code, out, err)
+
+
+@pytest.mark.parametrize("command", ["verify", "check", "show"])
+def test_images_beside_a_record_are_its_own_and_those_elsewhere_are_not(
+    command, base, tmp_path, monkeypatch, call
+):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    monkeypatch.chdir(tmp_path)
+    record = planted(base, tmp_path / "record", dataset__name="npz:images.npz")
+    np.savez(tmp_path / "images.npz", x=np.zeros((16, 3, 16, 16), np.float32), y=np.zeros(16, np.int64))
+    code, _, err = call(command, record)
+    assert code == 3 and f"{record / 'images.npz'}: No such file" in err
+    (record / "images.npz").symlink_to(tmp_path / "images.npz")
+    code, _, err = call(command, record)
+    assert code == 3 and "is a link" in err
+    (record / "images.npz").unlink()
+    np.savez(record / "images.npz", x=np.array([Trap()], object), y=np.zeros(1, np.int64))
+    code, _, err = call(command, record)
+    assert code in (2, 3) and len(err.splitlines()) == 1
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("level", ["transfer", "surrogate"])
