@@ -290,10 +290,11 @@ def build_purifier(spec: specs.Spec) -> Purifier:
 
 def card_digest(card: Card) -> str:
     """sha256 of a card's file and of any changes to the card."""
+    is_file = card.path.is_file()
+    if is_file and not card.edited:
+        return _digest(card.path.read_bytes())
     changes = f"{specs.old_text(card.builder)}\n{card.classifier}".encode()
-    if not card.path.is_file():
-        return _digest(changes)
-    return _digest(card.path.read_bytes() + (changes if card.edited else b""))
+    return _digest((card.path.read_bytes() if is_file else b"") + changes)
 
 
 def checkpoint_of(name: str) -> Path:
