@@ -172,8 +172,10 @@ def renamed(spec: Spec, known: Container[str]) -> Spec:
 
 def old_text(text: str) -> str:
     """A spec with the old names of renamed arguments, as digests in records contain it; other specs stay as written."""
-    spec = parse(text)
     old = {new: old for old, new in RENAMED.items()}
+    if not any(name in text for name in old):
+        return text
+    spec = parse(text)
     if old.keys().isdisjoint(spec.arguments):
         return text
     return str(Spec(spec.name, {old.get(key, key): value for key, value in spec.arguments.items()}))
