@@ -150,7 +150,7 @@ def test_the_same_again_answers_from_its_runs(cli, tmp_path):
     ("arguments", "code", "said"),
     [
         (("--knowledge", "bpda"), 2, "needs a purifier"),
-        (("--threat", "fog:0.4"), 2, "fog:0.4 is not among them"),
+        (("--threat", "fog:0.4"), 2, "fog:0.4 is not one of them"),
         (("--samples", "0"), 2, "expected at least 1"),
         (("--seeds", "0"), 2, "is not in the range"),
         (("--seeds", "2"), 2, "add --mi"),
