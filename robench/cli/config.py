@@ -16,12 +16,17 @@ from robench.catalog import read_toml
 from robench.cli.completion import files
 from robench.core.errors import UsageError, unknown_name
 from robench.core.io import write_file
-from robench.core.trust import written
+from robench.core.trust import admit, written
 
 _FILE, _SAVED = "robench.config", "robench.save_config"
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 # Options of a command that a file cannot set: a file must not vouch for itself, for one.
 _NEVER = ("config", "save_config", "trust", "help")
+_PATHS = {
+    "results": "is a folder to write to",
+    "data_dir": "is a folder of files here",
+    "checkpoint": "is a file or a download",
+}
 
 
 def _read(context: click.Context, option: click.Parameter, path: str | None) -> None:
@@ -70,12 +75,15 @@ def _options(context: click.Context) -> Iterator[tuple[str, click.Option]]:
                 yield name.lstrip("-"), parameter
 
 
-def from_file(name: str, value: Any) -> Any:
-    """The value of an option, as `written` if a file gave it."""
-    context = click.get_current_context()
-    if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
-        return written(value, context.meta[_FILE])
-    return value
+def mark(context: click.Context) -> None:
+    """Mark the values that a file gave as `written`, and refuse the folders and files among them without `--trust`."""
+    if _FILE not in context.meta:
+        return
+    for name, value in context.params.items():
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
+            context.params[name] = written(value, context.meta[_FILE])
+            if name in _PATHS:
+                admit(context.params[name], _PATHS[name])
 
 
 def save() -> None:

@@ -88,7 +88,11 @@ class Running:
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists its options in groups."""
+    """A command whose help lists its options in groups, and whose options may come from a file."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        config.mark(ctx)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         names = {name: title for title, listed in _GROUPS.items() for name in listed.split()}
@@ -147,7 +151,7 @@ def selecting(*without: str) -> Callable[[Callable], Callable]:
         @functools.wraps(command)
         def wrapped(**given: Any) -> Any:
             taken = {item.name: given.pop(item.name) for item in fields(Selection) if item.name in given}
-            selection = Selection(**{name: config.from_file(name, value) for name, value in taken.items()})
+            selection = Selection(**taken)
             selection.check()
             config.save()
             return command(selection=selection, **given)

@@ -97,7 +97,7 @@ def findings(e: Evidence) -> Iterator[Finding]:
     for direction in ("forward", "backward"):
         total = sum(rows[direction])
         yield equal(f"passes.{direction}", record.passes[direction], total, "summed over the samples")
-        total = sum(getattr(attack, direction) for attack in record.attacks)
+        total = sum(getattr(cost, direction) for cost in record.attacks)
         yield equal(f"attacks.{direction}", total, record.passes[direction], "summed over the attacks")
     names = record.job.suite.attacks
     classes = len(e.images.classes)

@@ -77,6 +77,35 @@ def test_a_name_in_a_file_runs_no_code(robench, tmp_path):
     assert code == 2 and 'grid.toml names "python:os.getcwd", which runs code' in err
 
 
+@pytest.mark.parametrize(
+    ("content", "arguments", "text"),
+    [
+        ('results = "elsewhere"', [], 'names "elsewhere", which is a folder to write to'),
+        ('output = "elsewhere"', [], 'names "elsewhere", which is a folder to write to'),
+        ('data-dir = "/etc"', [], 'names "/etc", which is a folder of files here'),
+        ('checkpoint = "https://a.b/c.pth"', [], "which is a file or a download"),
+        ('dataset = "folder:/etc"', ["standard-digits", "--threat", "Linf:0.1"], 'names "folder:/etc"'),
+        ('knowledge = "transfer:python:os.getcwd"', [], "which runs code"),
+        ('protocol = "/etc/p.toml"', [], "/etc/p.toml"),
+    ],
+)
+def test_a_file_opens_no_other_file_and_writes_nowhere_else(robench, tmp_path, content, arguments, text):
+    (tmp_path / "grid.toml").write_text(f"{content}\n")
+    before = sorted(tmp_path.rglob("*"))
+    few = ["--attack", "fgsm", "--samples", "2", "--defense", *(arguments or ["standard"])]
+    code, _out, err = robench("run", "--config", "grid.toml", *few)
+    assert code == 2 and text in err and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_trusted_file_may_name_folders(robench, tmp_path):
+    (tmp_path / "grid.toml").write_text('results = "elsewhere"\n')
+    few = ["--defense", "standard", "--attack", "fgsm", "--samples", "2"]
+    code, _out, err = robench("run", "--config", "grid.toml", "--trust", *few)
+    assert code == 0 and 'trusting grid.toml names "elsewhere"' in err
+    assert list((tmp_path / "elsewhere").rglob("record.json"))
+
+
 def test_a_missing_file_is_named(robench):
     code, _out, err = robench("run", "--config", "none.toml")
     assert code == 3 and "none.toml" in err
