@@ -14,7 +14,7 @@ _BF16_CAPABILITY = (8, 0)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called "auto", "cpu", "cuda" or "cuda:1".
+    """The device called "auto", "cpu", "cuda", "cuda:1" or "xpu".
 
     Raises:
         UsageError: when there is no such device here.

@@ -1,4 +1,4 @@
-"""Boards are made from records alone, rank like with like, and never rank a doubtful row silently."""
+"""Boards are made from records alone, rank like with like, and never rank a suspicious row silently."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ from robench.reports.leaderboards import leaderboards
 from robench.statistics.accuracy import Accuracy, mcnemar, mean_and_deviation
 from tests.fabricate import make_run
 
-DOUBT = ResultWarning("zero-gradients", "7 of 30 gradients are zero")
+WARNING = ResultWarning("zero-gradients", "7 of 30 gradients are zero")
 
 
 def with_robust(run, correct, **changes):
@@ -51,14 +51,14 @@ def test_rows_are_ranked_by_robust_accuracy_and_ties_share_a_rank(tmp_path):
     assert "66.67 [48.8, 80.8]" in text
 
 
-def test_a_doubtful_row_has_no_rank_and_its_doubt_stands_beneath(tmp_path):
-    with_robust(make_run(tmp_path, defense="doubtful", health=[DOUBT]), 29)
+def test_a_suspicious_row_has_no_rank_and_its_warning_stands_beneath(tmp_path):
+    with_robust(make_run(tmp_path, defense="suspicious", health=[WARNING]), 29)
     with_robust(make_run(tmp_path, defense="sound"), 5)
     for form in ("text", "md"):
         text = board(collect([tmp_path]), form)
-        (doubtful, note) = lines(text, "doubtful")
-        assert NO_RANK in doubtful and "not ranked: zero-gradients" in doubtful
-        assert "doubtful: zero-gradients: 7 of 30" in note.replace("\\", "")
+        (suspicious, note) = lines(text, "suspicious")
+        assert NO_RANK in suspicious and "not ranked: zero-gradients" in suspicious
+        assert "suspicious: zero-gradients: 7 of 30" in note.replace("\\", "")
         (sound,) = lines(text, "sound")
         assert re.search(r"^\W*1\b", sound)
 
@@ -215,7 +215,7 @@ def test_another_column_can_come_first(tmp_path):
 
 
 def test_json_has_numbers_as_numbers_and_null_for_what_is_not_known(tmp_path):
-    with_robust(make_run(tmp_path, health=[DOUBT]), 15)
+    with_robust(make_run(tmp_path, health=[WARNING]), 15)
     (row,) = json.loads(board(collect([tmp_path]), "json"))["rows"]
     assert (row["robust"], row["n"], row["rank"], row["claimed"]) == (50.0, 30, None, None)
     low, high = Accuracy.of(15, 30).interval

@@ -19,7 +19,7 @@ from robench.reports.board import NO_RANK
 from robench.reports.page import view, write_page
 from robench.reports.table import SORTS
 from tests.fabricate import make_run
-from tests.reports.test_board import DOUBT, with_robust
+from tests.reports.test_board import WARNING, with_robust
 
 VOID = frozenset(("meta", "link", "img", "input"))
 LOADS = frozenset(("src", "srcset", "poster", "data", "action", "formaction", "background"))
@@ -91,13 +91,13 @@ def main(arguments):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A board of four records, one of them doubtful and one oblivious."""
+    """A board of four records, one of them suspicious and one oblivious."""
     place = tmp_path_factory.mktemp("page")
     results, output = place / "results", place / "board"
     for name, correct, changes in (
         ("high", 28, {}),
         ("low", 3, {}),
-        ("doubtful", 29, {"health": [DOUBT]}),
+        ("suspicious", 29, {"health": [WARNING]}),
         ("high", 30, {"knowledge": "oblivious"}),
     ):
         with_robust(make_run(results, defense=name, **changes), correct)
@@ -121,18 +121,18 @@ def test_the_numbers_are_the_boards(made):
 def test_what_the_attacker_knew_is_never_mixed_in_a_table(made):
     (adaptive, (_, *first)), (oblivious, (_, *second)) = rows(made[1])
     assert "knows the whole defense" in adaptive and oblivious.startswith("oblivious")
-    assert [row[1].split()[0] for row in first] == ["doubtful", "high", "low"]
+    assert [row[1].split()[0] for row in first] == ["suspicious", "high", "low"]
     assert [row[1].split()[0] for row in second] == ["high"]
     text = (made[1] / "defense" / "high.html").read_text("utf-8")
     full, weak = (text.index(f'tag {kind}"') for kind in ("strong", "weak"))
     assert full < text.index("93.33", full) < weak < text.index(">100.00<", weak)
 
 
-def test_a_doubtful_row_has_no_rank_and_its_doubt_in_words(made):
-    (_, (_, doubtful, *_)), _ = rows(made[1])
-    assert doubtful[0] == NO_RANK
-    assert doubtful[3] == "⚠ not ranked: zero-gradients zero-gradients : 7 of 30 gradients are zero"
-    assert "7 of 30 gradients" in (made[1] / "defense" / "doubtful.html").read_text("utf-8")
+def test_a_suspicious_row_has_no_rank_and_its_warning_in_words(made):
+    (_, (_, suspicious, *_)), _ = rows(made[1])
+    assert suspicious[0] == NO_RANK
+    assert suspicious[3] == "⚠ not ranked: zero-gradients zero-gradients : 7 of 30 gradients are zero"
+    assert "7 of 30 gradients" in (made[1] / "defense" / "suspicious.html").read_text("utf-8")
 
 
 def test_the_bars_are_drawn_to_scale(made):
@@ -141,7 +141,7 @@ def test_the_bars_are_drawn_to_scale(made):
     records = {
         record.job.defense.name: record for record in collect([made[0]]) if record.job.knowledge == "full"
     }
-    low, high = records["doubtful"].robust_accuracy.interval
+    low, high = records["suspicious"].robust_accuracy.interval
     assert float(ranges[0]["x"]) == pytest.approx(100 * low, abs=0.006)
     assert float(ranges[0]["width"]) == pytest.approx(100 * (high - low), abs=0.011)
 

@@ -7,7 +7,7 @@ import pytest
 from robench.records.collection import collect
 from robench.reports.page import write_page
 from tests.fabricate import make_run
-from tests.reports.test_board import DOUBT, with_robust
+from tests.reports.test_board import WARNING, with_robust
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
 axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-playwright-python")
@@ -39,7 +39,7 @@ def board(tmp_path_factory):
     for name, correct, changes in (
         ("mimir-digits", 28, {}),
         ("pgd-at-digits", 12, {}),
-        ("doubtful", 29, {"health": [DOUBT]}),
+        ("suspicious", 29, {"health": [WARNING]}),
         ("<b>bold</b>", 3, {}),
         ("mimir-digits", 30, {"knowledge": "oblivious"}),
     ):
@@ -70,15 +70,15 @@ def shown(page):
 
 
 def test_search_and_filters_leave_the_rows_that_match(page):
-    assert shown(page) == ["doubtful", "mimir-digits", "pgd-at-digits", "<b>bold</b>"]
+    assert shown(page) == ["suspicious", "mimir-digits", "pgd-at-digits", "<b>bold</b>"]
     page.get_by_text("More attacks (1)").click()
-    assert shown(page) == ["doubtful", "mimir-digits", "pgd-at-digits", "<b>bold</b>", "mimir-digits"]
+    assert shown(page) == ["suspicious", "mimir-digits", "pgd-at-digits", "<b>bold</b>", "mimir-digits"]
     assert page.locator("#count").inner_text() == "5 of 5 rows"
     page.get_by_label("Search").fill("DIGITS pgd")
     assert shown(page) == ["pgd-at-digits"]
     assert page.locator(".board:visible").count() == 1
     page.get_by_label("Search").fill("zero-gradients")
-    assert shown(page) == ["doubtful"]
+    assert shown(page) == ["suspicious"]
     page.get_by_label("Search").fill("nothing like it")
     assert shown(page) == [] and page.get_by_text("No row matches").is_visible()
     page.get_by_role("button", name="Show all rows").click()
@@ -101,14 +101,14 @@ def test_headers_sort_both_ways_by_mouse_and_keyboard(page):
     assert head.get_attribute("aria-sort") == "descending"
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "ascending"
-    assert shown(page)[:4] == ["<b>bold</b>", "pgd-at-digits", "mimir-digits", "doubtful"]
+    assert shown(page)[:4] == ["<b>bold</b>", "pgd-at-digits", "mimir-digits", "suspicious"]
     first.get_by_role("button", name="defense").focus()
     page.keyboard.press("Enter")
-    assert shown(page)[:4] == ["<b>bold</b>", "doubtful", "mimir-digits", "pgd-at-digits"]
+    assert shown(page)[:4] == ["<b>bold</b>", "suspicious", "mimir-digits", "pgd-at-digits"]
     assert head.get_attribute("aria-sort") is None
     assert page.locator("#status").inner_text() == "Sorted by defense, ascending"
     first.get_by_role("button", name="rank").click()
-    assert shown(page)[3] == "doubtful"
+    assert shown(page)[3] == "suspicious"
 
 
 def test_a_row_opens_and_its_command_is_copied(page):
@@ -142,7 +142,7 @@ def test_dark_and_light_follow_the_system_until_one_is_chosen(page):
 def test_axe_finds_no_serious_violation_and_nothing_is_wider_than_the_screen(page, board, scheme, width):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 800})
-    for path in (board, board.parent / "defense" / "doubtful.html"):
+    for path in (board, board.parent / "defense" / "suspicious.html"):
         page.goto(path.as_uri())
         # Without its preload, which reads style sheets again by requests that the page's policy refuses.
         found = axe_module.Axe().run(page, options={"preload": False}).response
@@ -195,7 +195,7 @@ def test_on_a_phone_name_accuracy_and_warning_are_in_sight(page):
     page.set_viewport_size({"width": 360, "height": 740})
     page.reload()
     row = page.locator("tbody tr").first
-    assert row.locator("th, td").filter(visible=True).all_inner_texts()[0] == "doubtful"
+    assert row.locator("th, td").filter(visible=True).all_inner_texts()[0] == "suspicious"
     boxes = [row.locator(f".c-{name}").bounding_box() for name in ("defense", "robust", "warnings")]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 360 for box in boxes)
     assert not page.locator("#columns").is_visible() and not row.locator(".c-clean").is_visible()

@@ -13,7 +13,7 @@ from robench.reports.run_summary import cost, describe, run_table
 from robench.statistics.accuracy import Accuracy, interval, percent
 from tests.fabricate import PARAMETERS
 
-DOUBT = ResultWarning("zero-gradients", "7 of 30 gradients are zero")
+WARNING = ResultWarning("zero-gradients", "7 of 30 gradients are zero")
 
 
 def shown(renderable, width=80):
@@ -25,7 +25,7 @@ def shown(renderable, width=80):
 
 
 def test_a_run_shows_its_figures_attacks_cost_and_doubts(runs):
-    record = runs(health=[DOUBT]).write()
+    record = runs(health=[WARNING]).write()
     text = shown(run_table([record]))
     for part in (
         "mimir-digits !",

@@ -1,17 +1,15 @@
 """Curves over the radius, or over a setting of the defense."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from robench import catalog
-from robench.canonical import builder_defaults
 from robench.core import specs
-from robench.core.errors import UsageError
 from robench.records.record import Record
 from robench.records.store import slug
 from robench.reports import security_curve as over_radius
 from robench.reports.plots.curves import Curve, Point, draw
+from robench.reports.series import defense_settings
 from robench.threats.threat import COUNTED
 
 if TYPE_CHECKING:
@@ -74,7 +72,7 @@ def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
     tables: dict[tuple, dict[str, dict[float, Record]]] = {}
     for record in records:
         job = record.job
-        for base, setting, value in _settings(job.defense.name):
+        for base, setting, value in defense_settings(job.defense.name):
             place = (
                 base,
                 setting,
@@ -110,26 +108,6 @@ def _curves(levels: dict[str, dict[float, Record]]) -> list[Curve]:
             for level, own in levels.items()
         ),
     ]
-
-
-def _settings(defense: str) -> Iterator[tuple[str, str, float]]:
-    """Each numeric setting of a defense: its name without the setting, the setting, the value.
-
-    Defaults come from the card and its builder, so that "de3-digits" is in a curve with
-    "de3-digits(sigma=140)".
-    """
-    try:
-        first, *rest = specs.split(defense, "+")
-        spec = specs.parse(first)
-        card = catalog.cards().get(spec.name)
-        built = card.spec if card else specs.Spec(spec.name)
-        arguments = {**builder_defaults(built.name), **built.arguments, **spec.arguments}
-    except UsageError:
-        return
-    for name, value in arguments.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            others = {key: argument for key, argument in spec.arguments.items() if key != name}
-            yield "+".join([str(specs.Spec(spec.name, others)), *rest]), name, float(value)
 
 
 def _free(taken: "dict[str, Figure]", name: str) -> str:
