@@ -135,21 +135,24 @@ class Result(Outcome):
             )
             for row in rows
         ]
-        marks = [f"warning: {mark.code}: {mark.text}" for mark in self.health]
-        return "\n".join([*self._headline(), "", *table, *([""] if marks else []), *marks])
+        warnings = [f"warning: {warning.code}: {warning.text}" for warning in self.health]
+        return "\n".join([*self._headline(), "", *table, *([""] if warnings else []), *warnings])
 
     def _repr_html_(self) -> str:
         def line(cells: tuple[str, ...], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-        marks = [f"<p><b>warning</b> {html.escape(f'{mark.code}: {mark.text}')}</p>" for mark in self.health]
+        warnings = [
+            f"<p><b>warning</b> {html.escape(f'{warning.code}: {warning.text}')}</p>"
+            for warning in self.health
+        ]
         body = "".join(line(row, "td") for row in self._rows())
         return "".join(
             [
                 "<div>",
                 f"<p>{'<br>'.join(map(html.escape, self._headline()))}</p>",
                 f"<table><thead>{line(_COLUMNS, 'th')}</thead><tbody>{body}</tbody></table>",
-                *marks,
+                *warnings,
                 self._pictures(),
                 "</div>",
             ]

@@ -10,7 +10,7 @@ from torch import nn
 
 from robench import catalog
 from robench.core.errors import UsageError
-from robench.core.io import write_file
+from robench.core.io import read_ordinary, write_file
 from robench.data import Images, load_dataset
 from robench.defenses import load
 from robench.defenses._state import state_sha256
@@ -140,7 +140,10 @@ def _images(attacked: "Attacked", folder: Path, dataset: str, data_dir: str | No
         )
     content = io.BytesIO()
     np.savez_compressed(content, x=_pixels(x), y=y.numpy())
-    write_file(folder / FILE, content.getvalue())
+    file = folder / FILE
+    if file.is_file() and read_ordinary(file) != content.getvalue():
+        raise UsageError(f"{folder} contains other images: give an empty folder")
+    write_file(file, content.getvalue())
     channels = ", channels=1" if x.shape[1] == 1 else ""
     return load_dataset(f"{BESIDE}(classes={_classes(attacked)}{channels})", "test", None, str(folder))
 

@@ -95,6 +95,16 @@ def test_other_images_beside_a_record_are_seen(result, tmp_path, capsys):
     assert "FAILS  dataset.digest" in capsys.readouterr().out
 
 
+def test_the_images_of_another_record_are_not_overwritten(result, tmp_path):
+    result.save(tmp_path)
+    before = (tmp_path / "images.npz").read_bytes()
+    attacked = result.attacked
+    other = robench.attack("fgsm", attacked.setup.model, attacked.x.flip(0), attacked.y, threat="Linf:0.1")
+    with pytest.raises(UsageError, match="contains other images: give an empty folder"):
+        other.save(tmp_path)
+    assert (tmp_path / "images.npz").read_bytes() == before
+
+
 def test_a_link_beside_a_record_is_not_followed(result, tmp_path):
     result.save(tmp_path / "a")
     (tmp_path / "a" / "images.npz").rename(tmp_path / "elsewhere.npz")
