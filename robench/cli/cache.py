@@ -1,8 +1,8 @@
 """robench cache: where corrupted images are kept, how much room they take, and how to have it back."""
 
 import click
-from rich.console import Console
 
+from robench.cli import common
 from robench.core.formatting import size
 from robench.corruption.cache import Cache
 
@@ -22,4 +22,4 @@ def command(clear: bool) -> None:
         if clear
         else f"{said} of at most {size(cache.limit)}: {cache.folder}"
     )
-    Console().print(text, soft_wrap=True, highlight=False)
+    common.console().print(text, soft_wrap=True, highlight=False)

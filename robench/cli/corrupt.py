@@ -74,4 +74,4 @@ def command(
         workers=workers or os.cpu_count() or 1,
         note=lambda text: errors.print(Text(plain(f"robench: {text}")), soft_wrap=True),
     )
-    Console().print(Text(plain(f"corrupted images: {folder}")), soft_wrap=True)
+    common.console().print(Text(plain(f"corrupted images: {folder}")), soft_wrap=True)

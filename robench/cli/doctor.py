@@ -1,7 +1,6 @@
 """robench doctor: what is installed, what is missing and how to get it."""
 
 import click
-from rich.console import Console
 
 from robench.cli import common
 from robench.evaluation.options import default_results
@@ -20,4 +19,4 @@ def command(data_dir: str | None, results: str | None, quick: bool) -> None:
     from robench.cli._examine import examine, report
 
     findings = examine(results or default_results(), data_dir, quick)
-    Console().print(report(findings), highlight=False)
+    common.console().print(report(findings), highlight=False)

@@ -1,7 +1,6 @@
 """robench train: make a card's checkpoint by its recipe."""
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
@@ -52,4 +51,4 @@ def command(
     )
     if not ProcessGroup.here().leads:
         return
-    Console().print(Text(plain_lines(str(result))), soft_wrap=True)
+    common.console().print(Text(plain_lines(str(result))), soft_wrap=True)

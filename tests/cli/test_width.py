@@ -18,12 +18,13 @@ def run(*arguments, columns=""):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("command", ["board", "show", "verify"])
+@pytest.mark.parametrize("command", ["board", "show", "verify", "doctor"])
 def test_piped_output_is_as_wide_as_its_lines(tmp_path, command):
     # A copy: `show` draws a picture beside the record.
     record = tmp_path / RECORD.parent.name / RECORD.name
     shutil.copytree(RECORD, record)
-    arguments = (command, str(record.parent if command == "board" else record))
+    places = {"board": [str(record.parent)], "doctor": ["--quick"]}
+    arguments = (command, *places.get(command, [str(record)]))
     piped, wide = run(*arguments), run(*arguments, columns="5000")
     assert piped.splitlines() == wide.splitlines()
     assert max(map(len, piped.splitlines())) > 80
