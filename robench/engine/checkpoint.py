@@ -6,8 +6,8 @@ a file that was damaged, deleted or taken from another run is noticed. What is d
 is what another release of robench or torch, another device or another run left behind: a resumed run ends in the same
 bytes as an uninterrupted one.
 
-A run shared by processes keeps one such folder per process. It resumes with the number of processes it began with,
-whatever number is asked for; shares of different splits are never combined.
+A run in several shares keeps one such folder per share. It resumes with the shares it began with, whatever number is
+asked for; shares of different splits are never combined.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from robench.core.io import Damaged, read_sealed, refuse_link, seal, write_whole
+from robench.core.io import Damaged, claim, read_sealed, refuse_link, seal, write_whole
 from robench.engine.adversarial_examples import Place, Shard
 
 _STATE = "state"
@@ -72,6 +72,8 @@ class Store(Protocol):
 
     def share(self, index: int, of: int) -> "Store": ...
 
+    def claimed(self) -> AbstractContextManager[None]: ...
+
     def forget(self, reason: str) -> None: ...
 
 
@@ -83,7 +85,7 @@ class FolderStore:
         key: what the run is; a folder of another run is not resumed from.
         made_by: what else must be the same, such as the release: name -> value.
         note: called with one line about what is dropped, and why.
-        share: which part of a run that processes share; empty for all of it.
+        share: the share of the run that is kept here; empty for all of it.
     """
 
     def __init__(
@@ -109,19 +111,27 @@ class FolderStore:
         return self.shares() > 0
 
     def shares(self) -> int:
-        """How many processes shared the run that left a state here; 0 where there is none."""
+        """Number of shares of the run that left a state here; 0 if there is none."""
         if self.load() is not None:
             return 1
         return max((of for part, of in self._parts() if part.load() is not None), default=0)
 
     def share(self, index: int, of: int) -> "FolderStore":
-        """Where one of the processes that share a run keeps its own."""
+        """The store of one share of the run."""
         name = f"share-{index}-of-{of}"
         key, made_by = self.origin["settings"], {k: v for k, v in self.origin.items() if k != "settings"}
         return FolderStore(self.folder / name, key, made_by, self.note, name)
 
+    def claimed(self) -> AbstractContextManager[None]:
+        """A lock against others who play this share; the folder of a whole run is locked by its record's.
+
+        Raises:
+            ResourceError: inside the block, when another process plays the share.
+        """
+        return claim(self.folder) if self._share_of else nullcontext()
+
     def _parts(self) -> list[tuple["FolderStore", int]]:
-        """The stores of the processes that shared a run here, each with their number."""
+        """The stores of all shares that are here, and the number of shares of each one's run."""
         numbers = (folder.name.split("-") for folder in sorted(self.folder.glob("share-*-of-*")))
         pairs = [(int(n[1]), int(n[3])) for n in numbers if len(n) == 4 and n[1].isdigit() and n[3].isdigit()]
         return [(self.share(index, of), of) for index, of in pairs]
@@ -239,7 +249,7 @@ class FolderStore:
         return found
 
     def forget(self, reason: str) -> None:
-        """Drop the state and say so: it is played again. What other processes saved stays."""
+        """Drop the state and say so: it is played again. What other shares saved stays."""
         self._say(reason)
         for place in (self.folder / _STATE, *self.folder.glob("found-*.safetensors")):
             place.unlink(missing_ok=True)
@@ -249,8 +259,8 @@ class FolderStore:
         self.shards = []
 
     def _say(self, reason: str) -> None:
-        whose = f"what process {self._share_of} had played" if self._share_of else "the run"
-        self.note(f"{self.folder}: {reason}; {whose} is played again from its start")
+        what = "this share" if self._share_of else "the run"
+        self.note(f"{self.folder}: {reason}; {what} starts again")
 
     def drop(self) -> None:
         """Forget everything: the run is over, or starts again."""

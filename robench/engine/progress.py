@@ -27,6 +27,23 @@ class Progress:
     share: float = 0.0
 
     @classmethod
+    def of_shares(cls, parts: Sequence["Progress"]) -> "Progress":
+        """Where a run stands that plays its shares in turns: the "attacks" are its shares."""
+        done = [(part.index + part.share) / part.attacks for part in parts]
+        finished = sum(share == 1.0 for share in done)
+        return cls(
+            "shares",
+            min(finished, len(parts) - 1),
+            len(parts),
+            rows=finished,
+            of_rows=len(parts),
+            survivors=sum(part.survivors for part in parts),
+            samples=sum(part.samples for part in parts),
+            passes=sum(part.passes for part in parts),
+            share=sum(done) / len(done),
+        )
+
+    @classmethod
     def together(cls, parts: Sequence["Progress"]) -> "Progress":
         """Where a run stands whose processes stand there: at the attack that some of them still play."""
         last = min(parts, key=lambda part: part.index)

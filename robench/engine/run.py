@@ -1,7 +1,9 @@
 """Runs a suite: the clean pass, then each attack on the survivors of the previous one."""
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from math import lcm
 from typing import TypeVar
@@ -15,13 +17,13 @@ from robench.core.errors import ResourceError
 from robench.core.memory import give_back
 from robench.core.rng import Stream
 from robench.data._lazy_images import LazyImages
-from robench.engine import result_warnings, workers
+from robench.engine import result_warnings
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
 from robench.engine.batched_model import Judge, Model, frozen, out_of_memory, vote
 from robench.engine.checkpoint import Saved, Store
-from robench.engine.clean_pass import clean_pass
+from robench.engine.clean_pass import CleanPass, clean_pass
 from robench.engine.external import run_external
 from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import Outcome, ResultWarning
@@ -30,12 +32,16 @@ from robench.engine.progress import Progress
 from robench.engine.run_state import CLEAN, NOISE, ROBUST, RunState, ShardResult
 from robench.engine.setup import Setup
 from robench.engine.tolerances import same_margins
+from robench.engine.workers import play_in_processes
 from robench.threats.threat import Threat
 
 # Seconds between two calls of `progress`.
 _SHOW_EVERY = 0.1
 
 T = TypeVar("T")
+
+# Plays all shares of a run, bool (n,) each, and returns their results in order.
+Executor = Callable[["Run", list[Tensor]], list[ShardResult]]
 
 
 class Run:
@@ -45,10 +51,11 @@ class Run:
         setup: the defense and its attacker.
         attacks: canonical spec and attack, in order.
         samples: the images.
-        workers: processes that share the samples, on a CPU (see robench.engine.workers); a run that is resumed keeps
-            the number it began with, or starts again where only one process can run it.
+        workers: number of processes that play shares of the samples, on a CPU.
         store: where to save to and resume from, or None.
         progress: called after every query.
+        executor: plays the shares of a run that has more than one; None for the processes of `robench.engine.workers`.
+        shares: number of shares of the samples, None for one per process; a resumed run keeps the shares it began with.
 
     Attributes:
         mine: bool (n,), the samples that this process attacks.
@@ -65,37 +72,62 @@ class Run:
         store: Store | None = None,
         progress: Callable[[Progress], None] | None = None,
         note: Callable[[str], None] = lambda text: None,
+        executor: Executor | None = None,
+        shares: int | None = None,
     ):
         self.setup, self.attacks, self.samples, self.threat = setup, attacks, samples, threat
         self.declared = setup.stochastic
         self.workers, self.store, self.progress, self.note = workers, store, progress, note
+        self.executor, self.shares = executor or play_in_processes, shares or workers
         self.mine = torch.ones(len(samples), dtype=torch.bool)
         self.state = RunState.empty(len(samples))
         self.shown = 0.0
 
     def play(self) -> Outcome:
         """Run to the end, backing off to smaller batches when memory runs out."""
-        with frozen(self.setup.model), frozen(self.setup.searched):
-            self._backing_off(self._prepare)
+        with self.prepared():
             shares = self._shares()
             if len(shares) > 1:
-                workers.play(self, shares)
+                parts = self.executor(self, shares)
+                self.state.merge(parts)
+                self.setup = replace(self.setup, batch_size=min(part.batch_size for part in parts))
             else:
                 self.attack()
             return self._backing_off(self._outcome)
 
-    def attack(self) -> None:
-        """Run every attack on this process's share, or what is left of them."""
-        self._backing_off(self._attacks)
+    @contextmanager
+    def prepared(self, clean: CleanPass | None = None) -> Iterator[None]:
+        """Inside the block, `attack` can be called: the model is frozen, and the clean images have been classified.
 
-    def part(self) -> ShardResult:
-        """What this process knows of its share."""
+        Args:
+            clean: the result of another process's clean pass; None to make one.
+        """
+        with frozen(self.setup.model), frozen(self.setup.searched):
+            self._backing_off(lambda: self._prepare(clean))
+            yield
+
+    def share(self, number: int, shares: list[Tensor]) -> "Run":
+        """The part of this run that attacks one share of the samples, saved in a place of its own."""
+        part = copy.copy(self)
+        part.mine, part.state = shares[number], self.state.unplayed()
+        part.store = self.store.share(number, len(shares)) if self.store else None
+        return part
+
+    def attack(self) -> ShardResult:
+        """Run all attacks on this run's share, or those that are left."""
+        with self.store.claimed() if self.store else nullcontext():
+            self._backing_off(self._attacks)
         return ShardResult(self.mine, self.state, self.setup.batch_size)
 
-    def absorb(self, parts: list[ShardResult]) -> None:
-        """Take what the processes found, each of its share."""
-        self.state.merge(parts)
-        self.setup = replace(self.setup, batch_size=min(part.batch_size for part in parts))
+    def split(self, count: int) -> list[Tensor]:
+        """The samples of each of at most `count` shares, bool (n,) each. Samples of one group are in one share."""
+        group = lcm(*(min(attack.group, len(self.samples)) for _, attack in self.attacks))
+        n = len(self.samples)
+        place = torch.empty(n, dtype=torch.int64)
+        place[self.samples.ids.argsort(stable=True)] = torch.arange(n)
+        # In turns, because images of one class often follow each other.
+        turn = place // group % count
+        return [turn == i for i in range(min(count, -(-n // group)))]
 
     @property
     def model(self) -> Model:
@@ -136,42 +168,42 @@ class Run:
             saved = None
 
     def _shares(self) -> list[Tensor]:
-        """Which samples each process attacks, bool (n,) each. What runs together stays together."""
         if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
             return [self.mine]
-        begun = self._begun_with()
-        group = lcm(*(min(attack.group, len(self.samples)) for _, attack in self.attacks))
-        return workers.shares(self.samples.ids, begun or self.workers, group)
+        return self.split(self._begun_with() or self.shares)
 
     def _begun_with(self) -> int:
-        """How many processes shared the run that is resumed; 0 for a run that starts."""
+        """Number of shares of the run that is resumed; 0 for a run that starts."""
         if self.store is None or not (begun := self.store.shares()):
             return 0
-        if begun > 1 and not workers.start_method(self.device, self.model):
-            self.store.forget(f"{begun} processes shared the run, and here only one can run it")
-            return 0
         stores = [self.store.share(i, begun) for i in range(begun)] if begun > 1 else [self.store]
-        states = [saved for store in stores if (saved := store.load())]
-        if not all(self._answers_as(saved) for saved in states):
-            for store in stores:
+        usable = 0
+        for store in stores:
+            saved = store.load()
+            if saved and self._answers_as(saved):
+                usable += 1
+            elif saved:
                 store.forget("the defense gives other logits here than when the run was interrupted")
+        if not usable:
             return 0
-        if begun != self.workers:
-            self.note(f"resuming with {begun} processes, as the interrupted run began")
+        if begun != self.shares:
+            self.note(f"resuming in {begun} shares, as the interrupted run began")
         return begun
 
     def _answers_as(self, saved: Saved) -> bool:
         """Whether the clean images' margins are those of the run that was interrupted.
 
-        On a CPU with the same batch shape they are the same bits, or the run would end in other bytes than an
-        uninterrupted one; a GPU may round otherwise each time.
+        A run that continues on a CPU with the same batch shape needs the same bits, or it would end in other bytes than
+        an uninterrupted one. A GPU may round differently each time, and a finished share may come from another machine.
         """
         then, now = saved.tensors["run.clean_margin"], self.clean.margin
-        if self.device.type == "cpu" and saved.facts["batch_size"] == self.setup.batch_size:
+        finished = len(saved.facts["costs"]) == len(self.attacks)
+        same_shape = saved.facts["batch_size"] == self.setup.batch_size
+        if self.device.type == "cpu" and same_shape and not finished:
             return torch.allclose(then, now, rtol=0, atol=0, equal_nan=True)
         return bool(same_margins(then, now).all())
 
-    def _prepare(self) -> None:
+    def _prepare(self, clean: CleanPass | None = None) -> None:
         samples = self.samples
         self.setup = self.setup.checked(samples.x, samples.ids)
         self.parties = self.setup.parties()
@@ -179,7 +211,7 @@ class Run:
         x, ids = samples.x[:1].to(self.device), samples.ids[:1].to(self.device)
         for layers in sorted({attack.layers for _, attack in self.attacks} - {""}):
             self.parties.surrogate.features(x, ids, layers)
-        self.clean = clean_pass(self.setup, self.parties, samples)
+        self.clean = clean or clean_pass(self.setup, self.parties, samples)
         y, state = samples.y, self.state
         standing = state.fooled_by == ROBUST
         wrong = (self.clean.shown != y[:, None]).sum(1)
@@ -258,6 +290,22 @@ class Run:
             if self.store and loop.whole:
                 keep()
             raise
+
+    def standing(self) -> Progress:
+        """Where this run's share stands between two attacks."""
+        played, state = len(self.state.costs), self.state
+        index = min(played, len(self.attacks) - 1)
+        return Progress(
+            attack=self.attacks[index][0],
+            index=index,
+            attacks=len(self.attacks),
+            rows=0,
+            of_rows=0,
+            survivors=int(((state.fooled_by == ROBUST) & self.mine).sum()),
+            samples=int(self.mine.sum()),
+            passes=state.images,
+            share=float(played == len(self.attacks)),
+        )
 
     def _progress(self, index: int, loop: Loop) -> Progress:
         spec, attack = self.attacks[index]

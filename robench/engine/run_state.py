@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class RunState:
     def empty(cls, n: int) -> "RunState":
         draws, steps, forward, backward = torch.zeros(4, n, dtype=torch.int64).unbind()
         return cls(torch.full((n,), ROBUST), draws, steps, forward, backward)
+
+    def unplayed(self) -> "RunState":
+        """The clean pass's results alone, for one share of the run."""
+        return replace(self, examples=[], costs=[], stats=[])
 
     def begin(self, index: int) -> AdversarialExamples:
         """Where the images go that an attack finds, or has found before it was interrupted."""

@@ -1,12 +1,11 @@
-"""Processes that share a run's samples, on a CPU: a small network keeps one core busy, not many.
+"""Processes that play the shares of a run on a CPU: a small network keeps one core busy, not many.
 
-Under Linux they are forked, so each has the defense as it is, whatever it is made of; elsewhere they are started from
-nothing and receive a pickled copy. A sample's result depends on nothing but the sample, so it is the same whichever
-process attacks it, and each process saves its own share: killed, the run goes on from there. They end with the process
-that started them, however it ends.
+On Linux the processes are forked, so each has the defense as it is, whatever it is made of; elsewhere they are spawned
+and receive a pickled copy. A sample's result depends on the sample alone, so it is the same whichever process attacks
+it. Each share is saved in a place of its own, from which a killed run resumes. The processes end with the process that
+started them, however it ends.
 """
 
-import copy
 import multiprocessing
 import os
 import pickle
@@ -15,8 +14,9 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -32,10 +32,10 @@ from robench.engine.run_state import ShardResult
 _SHARE = 16
 
 
-class Player(Protocol):
-    """A run (robench.engine.run.Run), as far as it is shared."""
+class Playable(Protocol):
+    """A run (robench.engine.run.Run), as far as executors need it."""
 
-    mine: Tensor
+    workers: int
     store: Store | None
     progress: Callable[[Progress], None] | None
     note: Callable[[str], None]
@@ -46,11 +46,11 @@ class Player(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def attack(self) -> None: ...
+    def share(self, number: int, shares: list[Tensor]) -> "Playable": ...
 
-    def part(self) -> ShardResult: ...
+    def attack(self) -> ShardResult: ...
 
-    def absorb(self, parts: list[ShardResult]) -> None: ...
+    def standing(self) -> Progress: ...
 
 
 def start_method(device: torch.device, model: Any) -> str:
@@ -102,117 +102,154 @@ def choose_workers(
     return min(workers, samples)
 
 
-def shares(ids: Tensor, count: int, group: int) -> list[Tensor]:
-    """Which samples each process attacks, bool (n,) each: by turns in the order of their ids, `group` together."""
-    n = len(ids)
-    place = torch.empty(n, dtype=torch.int64)
-    place[ids.argsort(stable=True)] = torch.arange(n)
-    turn = place // group % count
-    return [turn == i for i in range(min(count, -(-n // group)))]
-
-
-def play(run: Player, shares: list[Tensor]) -> None:
-    """Let one process for each share play the run's attacks, and take what they found into the run.
+def play_in_processes(run: Playable, shares: list[Tensor]) -> list[ShardResult]:
+    """Play the shares of a run, at most `run.workers` at the same time; in this process where no others can be had.
 
     Raises:
-        ResourceError: when a process ends before it is done.
+        ResourceError: when a process ends before its share is finished.
         Exception: what a process raised.
     """
-    team = _Team(run, shares, start_method(run.device, run.model))
+    method = start_method(run.device, run.model)
+    if run.workers == 1 or not method:
+        return _play_in_turns(run, shares)
+    pool = _Pool(run, shares, method)
     try:
-        run.absorb(team.listen())
+        return pool.listen()
     finally:
-        team.end()
+        pool.end()
 
 
-class _Team:
-    def __init__(self, run: Player, shares: list[Tensor], method: str):
+def _play_in_turns(run: Playable, shares: list[Tensor]) -> list[ShardResult]:
+    standings, results = Standings(run, shares), []
+    for number in range(len(shares)):
+        share = run.share(number, shares)
+        share.progress = partial(standings.show, number)
+        with single_thread(run.device):
+            results.append(share.attack())
+        standings.show(number, share.standing())
+    return results
+
+
+class Standings:
+    """Shows where a run stands from where its shares stand."""
+
+    def __init__(self, run: Playable, shares: list[Tensor]):
         self.run = run
-        context: Any = multiprocessing.get_context(method)
-        pipes = [context.Pipe() for _ in shares]
-        self.pipes = [ours for ours, _ in pipes]
-        self.processes = []
-        for number, (_, theirs) in enumerate(pipes):
-            share = copy.copy(run)
-            share.mine = shares[number]
-            share.store = run.store.share(number, len(shares)) if run.store else None
-            _silence(share)
-            if method == "fork":
-                # Pipes of the others are closed here, or their end could not be seen.
-                others = [*self.pipes, *(other for _, other in pipes if other is not theirs)]
-                arguments = (share, theirs, others)
-            else:
-                # Not by multiprocessing's own pickling, which torch makes share memory.
-                arguments = (pickle.dumps(share, protocol=5), theirs, [])
-            self.processes.append(context.Process(target=_serve, args=arguments))
-        with warnings.catch_warnings():
-            # Python warns of forks beside threads: torch's own, which the process does without.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            for process in self.processes:
-                process.start()
-        for _, theirs in pipes:
-            theirs.close()
+        self.parts = [run.share(number, shares).standing() for number in range(len(shares))]
+
+    def show(self, number: int, standing: Progress) -> None:
+        """Show the run's progress after one share's."""
+        self.parts[number] = standing
+        if self.run.progress:
+            at_once = len(self.parts) <= self.run.workers
+            self.run.progress((Progress.together if at_once else Progress.of_shares)(self.parts))
+
+
+@contextmanager
+def single_thread(device: torch.device) -> Iterator[None]:
+    """Inside the block, torch uses one thread on a CPU, as the processes of a pool do: their bits must agree."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Pool:
+    """Processes that play one share each, the next as soon as one ends."""
+
+    def __init__(self, run: Playable, shares: list[Tensor], method: str):
+        self.run, self.shares, self.method = run, shares, method
+        self.context: Any = multiprocessing.get_context(method)
+        self.playing: dict[int, tuple[Any, Connection]] = {}
+        self.waiting = list(range(len(shares)))
+        self.standings = Standings(run, shares)
 
     def listen(self) -> list[ShardResult]:
-        """The results of all processes."""
-        parts: dict[int, ShardResult] = {}
-        standing: dict[int, Progress] = {}
-        playing = dict(enumerate(self.pipes))
+        """The results of all shares."""
+        results: dict[int, ShardResult] = {}
         failure: BaseException | None = None
-        while playing:
+        while self.playing or self.waiting:
             try:
-                for pipe in wait(list(playing.values())):
-                    number = self.pipes.index(pipe)  # type: ignore[arg-type]
-                    kind, what = self._hear(number)
+                while self.waiting and len(self.playing) < self.run.workers:
+                    self._start(self.waiting.pop(0))
+                numbers = {pipe: number for number, (_, pipe) in self.playing.items()}
+                for pipe in wait(list(numbers)):
+                    number = numbers[pipe]  # type: ignore[index]
+                    kind, content = self._receive(number)
                     if kind == "progress":
-                        standing[number] = what
-                        if self.run.progress and len(standing) == len(self.pipes):
-                            self.run.progress(Progress.together(list(standing.values())))
+                        self.standings.show(number, content)
                     elif kind == "note":
-                        self.run.note(what)
+                        self.run.note(content)
                     else:
-                        del playing[number]
+                        self._finish(number)
                         if kind == "done":
-                            parts[number] = what
+                            results[number] = content
                         elif failure is None and kind == "failed":
-                            failure = what
+                            failure = content
                             self._stop()
             except KeyboardInterrupt as interrupt:
-                # Each saves what it has, unless one cannot wait.
+                # Each process saves its state; a second interrupt does not wait for that.
                 if failure is not None:
                     raise
                 failure = interrupt
                 self._stop()
         if failure is not None:
             raise failure
-        return [parts[number] for number in range(len(self.pipes))]
+        return [results[number] for number in range(len(self.shares))]
 
-    def _hear(self, number: int) -> tuple[str, Any]:
+    def _start(self, number: int) -> None:
+        ours, theirs = self.context.Pipe()
+        share = self.run.share(number, self.shares)
+        _silence(share)
+        if self.method == "fork":
+            # The child closes its copies of the other pipes, or their end would go unnoticed.
+            arguments = (share, theirs, [ours, *(pipe for _, pipe in self.playing.values())])
+        else:
+            # Not by multiprocessing's own pickling, for which torch shares memory.
+            arguments = (pickle.dumps(share, protocol=5), theirs, [])
+        process = self.context.Process(target=_serve, args=arguments)
+        self.playing[number] = process, ours
+        with warnings.catch_warnings():
+            # Python warns of forks beside threads: torch's own, which the process does without.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        theirs.close()
+
+    def _receive(self, number: int) -> tuple[str, Any]:
+        process, pipe = self.playing[number]
         try:
-            return pickle.loads(self.pipes[number].recv_bytes())
+            return pickle.loads(pipe.recv_bytes())
         except (EOFError, OSError):
-            self.processes[number].join()
-            code = self.processes[number].exitcode
+            process.join()
             return "failed", ResourceError(
-                f"a process of the run ended (exit code {code}), most likely for want of memory: repeat the command "
-                "with fewer --workers; what was saved before is intact"
+                f"a process of the run ended (exit code {process.exitcode}), most likely for want of memory: repeat "
+                "the command with fewer --workers; what was saved before is intact"
             )
 
+    def _finish(self, number: int) -> None:
+        process, pipe = self.playing.pop(number)
+        process.kill()
+        process.join()
+        process.close()
+        pipe.close()
+
     def _stop(self) -> None:
-        for pipe in self.pipes:
+        """Start no other share, and ask those that are under way to save their state."""
+        self.waiting.clear()
+        for _, pipe in self.playing.values():
             with suppress(OSError):
                 pipe.send_bytes(b"stop")
 
     def end(self) -> None:
         """Leave no process behind."""
-        for process, pipe in zip(self.processes, self.pipes, strict=True):
-            process.kill()
-            process.join()
-            process.close()
-            pipe.close()
+        for number in list(self.playing):
+            self._finish(number)
 
 
-def _silence(run: Player) -> None:
+def _silence(run: Playable) -> None:
     """Take out of a run what only the process that started it can call, and pickle may refuse."""
     run.progress, run.note = None, _ignore
     if run.store:
@@ -223,7 +260,7 @@ def _ignore(text: str) -> None:
     pass
 
 
-def _serve(run: Player | bytes, pipe: Connection, others: list[Connection]) -> None:
+def _serve(run: Playable | bytes, pipe: Connection, others: list[Connection]) -> None:
     """Play one share, in a process of its own."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for other in others:
@@ -242,12 +279,13 @@ def _serve(run: Player | bytes, pipe: Connection, others: list[Connection]) -> N
             raise KeyboardInterrupt
 
     try:
-        share: Player = pickle.loads(run) if isinstance(run, bytes) else run
+        share: Playable = pickle.loads(run) if isinstance(run, bytes) else run
         share.progress, share.note = progress, lambda text: send("note", text)
         if share.store:
             share.store.note = share.note
-        share.attack()
-        send("done", share.part())
+        result = share.attack()
+        send("progress", share.standing())
+        send("done", result)
     except KeyboardInterrupt:
         send("stopped", None)
     except Exception as error:

@@ -93,7 +93,7 @@ def test_every_damage_is_noticed_and_said_in_one_line(tmp_path, damage, name):
     assert again.begin("now") == ("now" if name == "origin" else "then")
     assert again.resumes == (name == "origin") and len(lines) == 1
     assert str(tmp_path) in lines[0] and name in lines[0]
-    assert ("goes on" if name == "origin" else "is played again from its start") in lines[0]
+    assert ("goes on" if name == "origin" else "starts again") in lines[0]
     # And once only.
     assert again.resumes == (name == "origin") and len(lines) == 1
 
@@ -136,7 +136,7 @@ def test_shares_that_were_exchanged_are_played_again(tmp_path, whole, name):
     other.rename(one)
     (tmp_path / "aside").rename(other)
     outcome, lines = resumed(tmp_path, workers=2)
-    assert len(lines) == 2 and all("is played again" in line for line in lines)
+    assert len(lines) == 2 and all("this share starts again" in line for line in lines)
     same(outcome, whole)
 
 
@@ -148,10 +148,10 @@ def test_a_share_that_is_gone_is_played_again(tmp_path, whole):
 
 
 @pytest.mark.parametrize(("began", "now"), [(1, 3), (2, 1), (3, 2)])
-def test_the_processes_are_as_many_as_it_began_with(tmp_path, whole, began, now):
+def test_a_resumed_run_keeps_its_shares(tmp_path, whole, began, now):
     interrupted(tmp_path, began)
     outcome, lines = resumed(tmp_path, now)
-    assert lines == [f"resuming with {began} processes, as the interrupted run began"]
+    assert lines == [f"resuming in {began} shares, as the interrupted run began"]
     same(outcome, whole)
 
 
@@ -160,7 +160,7 @@ def test_releases_and_devices_are_never_mixed(tmp_path, whole, name):
     interrupted(tmp_path)
     outcome, lines = resumed(tmp_path, made_by=MADE_BY | {name: "other"})
     (line,) = lines
-    assert f"interrupted under {name} {MADE_BY[name]} (now other); the run is played again" in line
+    assert f"interrupted under {name} {MADE_BY[name]} (now other); the run starts again" in line
     same(outcome, whole)
 
 

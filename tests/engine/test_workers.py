@@ -219,7 +219,7 @@ def test_so_many_as_there_are_threads_and_samples_enough(monkeypatch):
     assert choose_workers(9, torch.device("cuda"), 1000) == 1
 
 
-def test_a_shared_run_goes_on_anew_where_nothing_can_be_forked(tmp_path, monkeypatch):
+def test_a_run_in_shares_resumes_where_nothing_can_be_forked(tmp_path, monkeypatch):
     def interrupt(standing: Progress):
         if (tmp_path / "share-0-of-2").is_dir():
             raise KeyboardInterrupt
@@ -227,8 +227,32 @@ def test_a_shared_run_goes_on_anew_where_nothing_can_be_forked(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         test_promises.play(workers=2, store=FolderStore(tmp_path, "key"), progress=interrupt)
     monkeypatch.setattr(team, "start_method", lambda device, model: "")
-    monkeypatch.setattr(team, "play", lambda *args: pytest.fail("forked"))
-    same(test_promises.play(), test_promises.play(store=FolderStore(tmp_path, "key")))
+    monkeypatch.setattr(team, "_Pool", lambda *args: pytest.fail("forked"))
+    seen: list[Progress] = []
+    resumed = test_promises.play(store=FolderStore(tmp_path, "key"), progress=seen.append)
+    same(test_promises.play(), resumed)
+    assert {each.attack for each in seen} == {"shares"} and seen[-1].share == 1.0
+    assert [each.share for each in seen] == sorted(each.share for each in seen)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_there_may_be_more_shares_than_processes(tmp_path, workers):
+    seen: list[Progress] = []
+    store = FolderStore(tmp_path, "key")
+    found = test_promises.play(workers=workers, shares=5, store=store, progress=seen.append)
+    same(test_promises.play(), found)
+    assert store.shares() == 5
+    assert [(each.index, each.samples) for each in seen] == sorted((each.index, 24) for each in seen)
+    assert (seen[-1].attacks, seen[-1].rows, seen[-1].share) == (5, 5, 1.0)
+
+
+def test_one_share_is_played_by_one_process_at_a_time(tmp_path):
+    store = FolderStore(tmp_path, "key")
+    with (
+        store.share(1, 2).claimed(),
+        pytest.raises(ResourceError, match=r"another run is writing .*share-1-of-2"),
+    ):
+        test_promises.play(workers=2, store=store)
 
 
 def test_spawned_ones_find_the_same_and_tell_and_save(monkeypatch, tmp_path):
