@@ -156,9 +156,9 @@ def test_saved_images_are_released(tmp_path):
     saved = [sample for _, own in seen for sample in own]
     # Each image is written once and read back from the file.
     assert sorted(saved) == sorted({*saved}) == [i for i, name in enumerate(outcome.fooled_by) if name]
-    assert all(found.held == 0 for found in run.state.examples)
+    assert all(found.nbytes == 0 for found in run.state.examples)
     store.drop()
-    with pytest.raises(ResourceError, match="gone or damaged"):
+    with pytest.raises(ResourceError, match="missing or damaged"):
         outcome.x_adv[saved[:1]]
 
 
