@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from robench.records.record import Record
 
 
+def share_of(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """A share "3/16" as number, from 0, and count."""
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f'--share "{text}": expected I/K with I from 1 to K, such as 3/16')
+    return int(number) - 1, int(count)
+
+
 @click.command("run", cls=GroupedCommand)
 @selecting()
 # Commands of their own by now: robench sweep, curve and transfer.
@@ -27,6 +38,12 @@ if TYPE_CHECKING:
 @click.option("--finetune", hidden=True)
 @click.option("--sweep", "swept", hidden=True)
 @click.option("--curve", "radii", hidden=True)
+@click.option(
+    "--share",
+    metavar="I/K",
+    callback=share_of,
+    help="Play one of K shares of the images, in one process; without it, the command completes the record.",
+)
 @running()
 def command(
     selection: Selection,
@@ -36,6 +53,7 @@ def command(
     finetune: str | None,
     swept: str | None,
     radii: str | None,
+    share: tuple[int, int] | None,
 ) -> Callable[[], None] | None:
     """Attack defenses and write records.
 
@@ -46,9 +64,18 @@ def command(
     robench run --defense mimir,pgd-at --attack 'pgd(steps=50)' \\
         --threat Linf:0.05 --samples 200
 
+    Several machines play one run by shares, in any order; the same command without --share writes the record:
+
+    \b
+    robench run --defense mimir --attack autoattack --share 1/16
+
     See also robench sweep, robench curve and robench transfer.
     """
     protocol = selection.protocol
+    if share and (sources or targets or finetune or swept or radii):
+        raise UsageError(
+            "--share goes with one suite: leave --from, --to, --finetune, --sweep and --curve out"
+        )
     if sources or targets or finetune or (protocol and find_protocol(protocol).ends):
         if selection.dataset or selection.knowledge or swept or radii or running.options.checkpoint:
             raise UsageError(
@@ -72,13 +99,14 @@ def command(
     from robench.evaluation.run import run_all
 
     records: list[Record] = []
-    for record in run_all(
-        selection.defenses, suites or None, chosen, selection.knowledge or None, running.options
-    ):
+    options = replace(running.options, share=share)
+    for record in run_all(selection.defenses, suites or None, chosen, selection.knowledge or None, options):
         records.append(record)
         running.bar.done()
     if running.as_json:
         return lambda: running.print_json(records)
+    if not records:
+        return None
     return lambda: _show(records, list(dict.fromkeys(selection.attacks or chosen.suites)))
 
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from filelock import lock_descriptor
 from robench.core.errors import ResourceError
 
 _LOCK = ".lock"
+# Seconds between two attempts to lock a folder.
+_POLL = 0.05
 # Maximum length of a process id, in bytes.
 _PID = 20
 # Flags that only some systems define; on Windows, O_BINARY turns off the translation of line ends.
@@ -221,10 +224,13 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Lock `folder` against other runs, in this process or another, until the block ends.
 
     The lock belongs to the open file, so the system releases it when the process ends for any reason.
+
+    Args:
+        patience: seconds to wait for a run that holds the lock.
 
     Raises:
         ResourceError: if another run holds the lock, or the folder cannot be written or is a symbolic link.
@@ -233,7 +239,7 @@ def claim(folder: Path) -> Iterator[None]:
     path = folder / _LOCK
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path, folder)
+        descriptor = _lock(path, folder, time.monotonic() + patience)
         try:
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
@@ -315,7 +321,7 @@ def _holder(descriptor: int) -> bytes:
     return b""
 
 
-def _lock(path: Path, folder: Path) -> int:
+def _lock(path: Path, folder: Path, deadline: float) -> int:
     while True:
         descriptor = open_lock(path)
         try:
@@ -326,6 +332,9 @@ def _lock(path: Path, folder: Path) -> int:
         if not locked:
             holder = _holder(descriptor).decode("ascii", "replace") or "unknown"
             os.close(descriptor)
+            if time.monotonic() < deadline:
+                time.sleep(_POLL)
+                continue
             raise ResourceError(
                 f"another run is writing {folder} (pid {holder}): wait for it, or give another by --results or --output"
             )

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from robench.core.errors import ResourceError
 from robench.core.io import Damaged, claim, read_sealed, refuse_link, seal, write_whole
 from robench.engine.adversarial_examples import Place, Shard
 
@@ -136,13 +137,16 @@ class FolderStore:
         pairs = [(int(n[1]), int(n[3])) for n in numbers if len(n) == 4 and n[1].isdigit() and n[3].isdigit()]
         return [(self.share(index, of), of) for index, of in pairs]
 
-    def begin(self, moment: str) -> str:
+    def begin(self, moment: str, shares: int = 0) -> str:
         """Note when the run began; a run that is resumed began when it first did.
 
-        What another run, release or device left in the folder is dropped.
+        What another run, release or device left in the folder is dropped, except for shares that were asked for.
+
+        Args:
+            shares: number of shares that are played one by one (`Run.play_share`); 0 for a whole run.
 
         Raises:
-            ResourceError: when the folder cannot be written.
+            ResourceError: when the folder cannot be written, or holds what these shares do not belong to.
         """
         refuse_link(self.folder)
         place = self.folder / _ORIGIN
@@ -151,7 +155,17 @@ class FolderStore:
         except Damaged:
             begun = None
         if begun is not None and begun["origin"] == self.origin:
+            if shares and begun.get("shares") != shares:
+                other = f"{begun['shares']} shares" if begun.get("shares") else "a whole run"
+                raise ResourceError(
+                    f"{self.folder} was begun as {other}: finish it so, or remove it with robench results prune"
+                )
             return begun["started"]
+        if begun is not None and begun.get("shares"):
+            raise ResourceError(
+                f"{self.folder} holds shares of a run: {_difference(begun['origin'], self.origin)}; go on as they were "
+                "played, or start over with --fresh"
+            )
         if begun is not None:
             self._say(_difference(begun["origin"], self.origin))
             self.drop()
@@ -160,9 +174,20 @@ class FolderStore:
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             self._say("it holds nothing that this release can go on with")
             self.drop()
-        content = seal(json.dumps({"origin": self.origin, "started": moment}).encode())
+        facts = {"origin": self.origin, "started": moment} | ({"shares": shares} if shares else {})
+        content = seal(json.dumps(facts).encode())
         write_whole(self.folder, {_ORIGIN: content})
         return moment
+
+    def finished(self, shares: int, attacks: int) -> int:
+        """Number of shares that have played all attacks, without a look at their images."""
+        count = 0
+        for index in range(shares):
+            with suppress(Damaged):
+                content = read_sealed(self.share(index, shares).folder / _STATE)
+                state = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+                count += state["origin"] == self.origin and len(state["facts"]["costs"]) == attacks
+        return count
 
     def due(self, held: int = 0) -> bool:
         """Whether it is time to save again, when `held` bytes of images wait for it."""

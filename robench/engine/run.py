@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from math import lcm
 from typing import TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from robench.attacks._base import Attack, Problem
 from robench.attacks._external import ForeignAttack
-from robench.core.errors import ResourceError
+from robench.core.errors import ResourceError, UsageError
 from robench.core.memory import give_back
 from robench.core.rng import Stream
 from robench.data._lazy_images import LazyImages
@@ -31,17 +30,15 @@ from robench.engine.outputs import adversarials, distances
 from robench.engine.progress import Progress
 from robench.engine.run_state import CLEAN, NOISE, ROBUST, RunState, ShardResult
 from robench.engine.setup import Setup
+from robench.engine.shares import shares_begun, split
 from robench.engine.tolerances import same_margins
-from robench.engine.workers import play_in_processes
+from robench.engine.workers import Executor, Processes, single_thread
 from robench.threats.threat import Threat
 
 # Seconds between two calls of `progress`.
 _SHOW_EVERY = 0.1
 
 T = TypeVar("T")
-
-# Plays all shares of a run, bool (n,) each, and returns their results in order.
-Executor = Callable[["Run", list[Tensor]], list[ShardResult]]
 
 
 class Run:
@@ -51,11 +48,9 @@ class Run:
         setup: the defense and its attacker.
         attacks: canonical spec and attack, in order.
         samples: the images.
-        workers: number of processes that play shares of the samples, on a CPU.
+        executor: plays the shares of the samples, None for one process; a resumed run keeps the shares it began with.
         store: where to save to and resume from, or None.
         progress: called after every query.
-        executor: plays the shares of a run that has more than one; None for the processes of `robench.engine.workers`.
-        shares: number of shares of the samples, None for one per process; a resumed run keeps the shares it began with.
 
     Attributes:
         mine: bool (n,), the samples that this process attacks.
@@ -68,17 +63,14 @@ class Run:
         samples: Samples,
         threat: Threat,
         *,
-        workers: int = 1,
+        executor: Executor | None = None,
         store: Store | None = None,
         progress: Callable[[Progress], None] | None = None,
         note: Callable[[str], None] = lambda text: None,
-        executor: Executor | None = None,
-        shares: int | None = None,
     ):
         self.setup, self.attacks, self.samples, self.threat = setup, attacks, samples, threat
         self.declared = setup.stochastic
-        self.workers, self.store, self.progress, self.note = workers, store, progress, note
-        self.executor, self.shares = executor or play_in_processes, shares or workers
+        self.executor, self.store, self.progress, self.note = executor or Processes(), store, progress, note
         self.mine = torch.ones(len(samples), dtype=torch.bool)
         self.state = RunState.empty(len(samples))
         self.shown = 0.0
@@ -88,12 +80,25 @@ class Run:
         with self.prepared():
             shares = self._shares()
             if len(shares) > 1:
-                parts = self.executor(self, shares)
+                parts = self.executor.play(self, shares)
                 self.state.merge(parts)
                 self.setup = replace(self.setup, batch_size=min(part.batch_size for part in parts))
             else:
                 self.attack()
             return self._backing_off(self._outcome)
+
+    def play_share(self, number: int, count: int) -> None:
+        """Play one of `count` shares and save its result, for a later `play` of the same run to complete.
+
+        Raises:
+            UsageError: for attacks that cannot be shared.
+        """
+        if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
+            raise UsageError("attacks of other libraries are not played in shares: leave --share out")
+        with self.prepared(), single_thread(self.device):
+            shares = self.split(count)
+            if number < len(shares):
+                self.share(number, shares).attack()
 
     @contextmanager
     def prepared(self, clean: CleanPass | None = None) -> Iterator[None]:
@@ -120,14 +125,12 @@ class Run:
         return ShardResult(self.mine, self.state, self.setup.batch_size)
 
     def split(self, count: int) -> list[Tensor]:
-        """The samples of each of at most `count` shares, bool (n,) each. Samples of one group are in one share."""
-        group = lcm(*(min(attack.group, len(self.samples)) for _, attack in self.attacks))
-        n = len(self.samples)
-        place = torch.empty(n, dtype=torch.int64)
-        place[self.samples.ids.argsort(stable=True)] = torch.arange(n)
-        # In turns, because images of one class often follow each other.
-        turn = place // group % count
-        return [turn == i for i in range(min(count, -(-n // group)))]
+        """The samples of each of at most `count` shares, bool (n,) each."""
+        return split(self.samples.ids, [attack for _, attack in self.attacks], count)
+
+    def standing(self) -> Progress:
+        """Where this run's share stands between two attacks."""
+        return self.state.standing([spec for spec, _ in self.attacks], self.mine)
 
     @property
     def model(self) -> Model:
@@ -170,25 +173,10 @@ class Run:
     def _shares(self) -> list[Tensor]:
         if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
             return [self.mine]
-        return self.split(self._begun_with() or self.shares)
-
-    def _begun_with(self) -> int:
-        """Number of shares of the run that is resumed; 0 for a run that starts."""
-        if self.store is None or not (begun := self.store.shares()):
-            return 0
-        stores = [self.store.share(i, begun) for i in range(begun)] if begun > 1 else [self.store]
-        usable = 0
-        for store in stores:
-            saved = store.load()
-            if saved and self._answers_as(saved):
-                usable += 1
-            elif saved:
-                store.forget("the defense gives other logits here than when the run was interrupted")
-        if not usable:
-            return 0
-        if begun != self.shares:
+        begun = shares_begun(self.store, self._answers_as) if self.store else 0
+        if begun and begun != self.executor.shares:
             self.note(f"resuming in {begun} shares, as the interrupted run began")
-        return begun
+        return self.split(begun or self.executor.shares)
 
     def _answers_as(self, saved: Saved) -> bool:
         """Whether the clean images' margins are those of the run that was interrupted.
@@ -279,7 +267,7 @@ class Run:
             seen = loop.images
             if self.progress and time.monotonic() >= self.shown + _SHOW_EVERY:
                 self.shown = time.monotonic()
-                self.progress(self._progress(index, loop))
+                self.progress(self._progress(loop))
             if self.store and self.store.due(examples.nbytes):
                 keep()
 
@@ -291,37 +279,16 @@ class Run:
                 keep()
             raise
 
-    def standing(self) -> Progress:
-        """Where this run's share stands between two attacks."""
-        played, state = len(self.state.costs), self.state
-        index = min(played, len(self.attacks) - 1)
-        return Progress(
-            attack=self.attacks[index][0],
-            index=index,
-            attacks=len(self.attacks),
-            rows=0,
-            of_rows=0,
-            survivors=int(((state.fooled_by == ROBUST) & self.mine).sum()),
-            samples=int(self.mine.sum()),
-            passes=state.images,
-            share=float(played == len(self.attacks)),
-        )
-
-    def _progress(self, index: int, loop: Loop) -> Progress:
-        spec, attack = self.attacks[index]
+    def _progress(self, loop: Loop) -> Progress:
         lanes, state, total = loop.lanes, self.state, loop.total
         done = total - loop.remaining
-        under_way = float(lanes.queries[lanes.active, 0].sum()) / attack.num_queries
+        under_way = float(lanes.queries[lanes.active, 0].sum()) / loop.context.attack.num_queries
         held = loop.results.draws == self.judge.draws
-        return Progress(
-            attack=spec,
-            index=index,
-            attacks=len(self.attacks),
+        return replace(
+            self.standing(),
             rows=done,
             of_rows=total,
             survivors=int(((state.fooled_by == ROBUST) & self.mine & ~held).sum()),
-            samples=int(self.mine.sum()),
-            passes=state.images,
             share=min((done + under_way) / max(total, 1), 1.0),
         )
 
@@ -347,11 +314,7 @@ class Run:
         self.state.resume(saved)
         if not saved.facts["playing"] or saved.facts["batch_size"] != self.setup.batch_size:
             return None
-        return {
-            name.removeprefix("loop."): tensor
-            for name, tensor in saved.tensors.items()
-            if name.startswith("loop.")
-        }
+        return {name[5:]: tensor for name, tensor in saved.tensors.items() if name.startswith("loop.")}
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -368,9 +331,9 @@ class Run:
             batch_size=size,
         )
         answers, draws, fooled_by = self._verdicts(x_adv, torch.tensor(rows, dtype=torch.int64))
-        names = {CLEAN: "clean", ROBUST: "", NOISE: "noise"} | {
-            i: spec for i, (spec, _) in enumerate(self.attacks)
-        }
+        names = {CLEAN: "clean", ROBUST: "", NOISE: "noise"} | dict(
+            enumerate(spec for spec, _ in self.attacks)
+        )
         randomised = self.judge.draws > 1
         return Outcome(
             x_adv=x_adv,

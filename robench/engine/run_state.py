@@ -13,6 +13,7 @@ from robench.engine.attack_context import SampleResults
 from robench.engine.checkpoint import Saved
 from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import AttackCost
+from robench.engine.progress import Progress
 
 # In `fooled_by`, beside the place of an attack in the suite.
 CLEAN, ROBUST, NOISE = -2, -1, -3
@@ -52,6 +53,22 @@ class RunState:
     def unplayed(self) -> "RunState":
         """The clean pass's results alone, for one share of the run."""
         return replace(self, examples=[], costs=[], stats=[])
+
+    def standing(self, specs: Sequence[str], mine: Tensor) -> Progress:
+        """Where the samples `mine`, bool (n,), stand between two attacks of these specs."""
+        played = len(self.costs)
+        index = min(played, len(specs) - 1)
+        return Progress(
+            attack=specs[index],
+            index=index,
+            attacks=len(specs),
+            rows=0,
+            of_rows=0,
+            survivors=int(((self.fooled_by == ROBUST) & mine).sum()),
+            samples=int(mine.sum()),
+            passes=self.images,
+            share=float(played == len(specs)),
+        )
 
     def begin(self, index: int) -> AdversarialExamples:
         """Where the images go that an attack finds, or has found before it was interrupted."""

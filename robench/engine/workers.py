@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
@@ -35,7 +36,6 @@ _SHARE = 16
 class Playable(Protocol):
     """A run (robench.engine.run.Run), as far as executors need it."""
 
-    workers: int
     store: Store | None
     progress: Callable[[Progress], None] | None
     note: Callable[[str], None]
@@ -102,25 +102,54 @@ def choose_workers(
     return min(workers, samples)
 
 
-def play_in_processes(run: Playable, shares: list[Tensor]) -> list[ShardResult]:
-    """Play the shares of a run, at most `run.workers` at the same time; in this process where no others can be had.
+class Executor(Protocol):
+    """Plays the shares of a run; their results do not depend on how.
 
-    Raises:
-        ResourceError: when a process ends before its share is finished.
-        Exception: what a process raised.
+    Attributes:
+        shares: number of shares of a run that starts.
     """
-    method = start_method(run.device, run.model)
-    if run.workers == 1 or not method:
-        return _play_in_turns(run, shares)
-    pool = _Pool(run, shares, method)
-    try:
-        return pool.listen()
-    finally:
-        pool.end()
+
+    @property
+    def shares(self) -> int: ...
+
+    def play(self, run: Playable, shares: list[Tensor]) -> list[ShardResult]: ...
 
 
-def _play_in_turns(run: Playable, shares: list[Tensor]) -> list[ShardResult]:
-    standings, results = Standings(run, shares), []
+@dataclass(frozen=True)
+class Processes:
+    """Plays shares in processes of this machine, or in turns in this process where no others can be had.
+
+    Attributes:
+        workers: number of processes at the same time.
+        shares: number of shares of a run that starts; 0 for one per process.
+    """
+
+    workers: int = 1
+    shares: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shares", self.shares or self.workers)
+
+    def play(self, run: Playable, shares: list[Tensor]) -> list[ShardResult]:
+        """The results of all shares, in order.
+
+        Raises:
+            ResourceError: when a process ends before its share is finished.
+            Exception: what a process raised.
+        """
+        standings = Standings(run, shares, self.workers)
+        method = start_method(run.device, run.model)
+        if self.workers == 1 or not method:
+            return _play_in_turns(run, shares, standings)
+        pool = _Pool(run, shares, method, self.workers, standings)
+        try:
+            return pool.listen()
+        finally:
+            pool.end()
+
+
+def _play_in_turns(run: Playable, shares: list[Tensor], standings: "Standings") -> list[ShardResult]:
+    results = []
     for number in range(len(shares)):
         share = run.share(number, shares)
         share.progress = partial(standings.show, number)
@@ -133,16 +162,16 @@ def _play_in_turns(run: Playable, shares: list[Tensor]) -> list[ShardResult]:
 class Standings:
     """Shows where a run stands from where its shares stand."""
 
-    def __init__(self, run: Playable, shares: list[Tensor]):
-        self.run = run
+    def __init__(self, run: Playable, shares: list[Tensor], at_once: int):
+        self.run, self.at_once = run, at_once
         self.parts = [run.share(number, shares).standing() for number in range(len(shares))]
 
     def show(self, number: int, standing: Progress) -> None:
         """Show the run's progress after one share's."""
         self.parts[number] = standing
         if self.run.progress:
-            at_once = len(self.parts) <= self.run.workers
-            self.run.progress((Progress.together if at_once else Progress.of_shares)(self.parts))
+            together = Progress.together if len(self.parts) <= self.at_once else Progress.of_shares
+            self.run.progress(together(self.parts))
 
 
 @contextmanager
@@ -160,12 +189,14 @@ def single_thread(device: torch.device) -> Iterator[None]:
 class _Pool:
     """Processes that play one share each, the next as soon as one ends."""
 
-    def __init__(self, run: Playable, shares: list[Tensor], method: str):
-        self.run, self.shares, self.method = run, shares, method
+    def __init__(
+        self, run: Playable, shares: list[Tensor], method: str, workers: int, standings: "Standings"
+    ):
+        self.run, self.shares, self.method, self.workers = run, shares, method, workers
+        self.standings = standings
         self.context: Any = multiprocessing.get_context(method)
         self.playing: dict[int, tuple[Any, Connection]] = {}
         self.waiting = list(range(len(shares)))
-        self.standings = Standings(run, shares)
 
     def listen(self) -> list[ShardResult]:
         """The results of all shares."""
@@ -173,7 +204,7 @@ class _Pool:
         failure: BaseException | None = None
         while self.playing or self.waiting:
             try:
-                while self.waiting and len(self.playing) < self.run.workers:
+                while self.waiting and len(self.playing) < self.workers:
                     self._start(self.waiting.pop(0))
                 numbers = {pipe: number for number, (_, pipe) in self.playing.items()}
                 for pipe in wait(list(numbers)):

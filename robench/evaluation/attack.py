@@ -16,7 +16,7 @@ from robench.engine.device import choose_batch_size, choose_device, choose_preci
 from robench.engine.refusals import Model, check_model
 from robench.engine.run import Run
 from robench.engine.setup import Setup
-from robench.engine.workers import choose_workers
+from robench.engine.workers import Processes, choose_workers
 from robench.evaluation.inputs import prepare
 from robench.evaluation.progress import Callback, shown
 from robench.evaluation.result import Attacked, Result
@@ -95,7 +95,7 @@ def attack(
     processes = choose_workers(workers, where, len(images), model)
     started = datetime.now(UTC)
     with shown(progress) as update:
-        outcome = Run(setup, attacks, samples, chosen, workers=processes, progress=update).play()
+        outcome = Run(setup, attacks, samples, chosen, executor=Processes(processes), progress=update).play()
     specs = tuple(spec for spec, _ in attacks)
     return Result.of(outcome, Attacked(setup, images, labels, chosen, suite.name, specs, started))
 

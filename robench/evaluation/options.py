@@ -15,6 +15,7 @@ class Options:
     Attributes:
         workers: processes that share the samples of an attack on a CPU, or make corrupted images; None for one a core,
             where there is enough to do.
+        share: (number, count): play one of several shares of each run and leave the rest to others; None for all.
         results: folder of all records.
         fresh: start over, whatever record or partial run is there.
         progress: called after every query; note: called with each line that a user should read.
@@ -29,6 +30,7 @@ class Options:
     fresh: bool = False
     checkpoint: str | None = None
     workers: int | None = None
+    share: tuple[int, int] | None = None
     command: str = ""
     progress: Callable[[Progress], None] | None = None
     note: Callable[[str], None] = lambda text: None

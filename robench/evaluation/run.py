@@ -11,7 +11,7 @@ import torch
 
 from robench.catalog import Protocol, Suite
 from robench.core.errors import ResourceError, UsageError
-from robench.core.io import claim
+from robench.core.io import claim, is_claimed
 from robench.core.specs import split
 from robench.core.torch_state import standard_state
 from robench.corruption.cache import Cache
@@ -26,7 +26,7 @@ from robench.engine.knowledge import Attacker
 from robench.engine.outcome import Outcome
 from robench.engine.run import Run
 from robench.engine.setup import Setup
-from robench.engine.workers import choose_workers
+from robench.engine.workers import Processes, choose_workers
 from robench.evaluation.options import Options, default_results
 from robench.evaluation.planning import PlannedRun, plan
 from robench.evaluation.progress import Callback, shown
@@ -36,6 +36,9 @@ from robench.records import corruption
 from robench.records.provenance import conditions
 from robench.records.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts
 from robench.records.store import PARTIAL, make_record, record_folder, write_record
+
+# Seconds that a share waits for others that start at the same time.
+_PATIENCE = 60.0
 
 __all__ = ["Options", "default_results", "run", "run_all"]
 
@@ -68,6 +71,8 @@ def run(
     suites = find_suites(_names(attack)) if attack else None
     chosen = choose_protocol(protocol, dataset, threat, samples, suites)
     levels = [knowledge] if knowledge else None
+    if options.get("share"):
+        raise UsageError("robench.run returns a record: play shares with robench.evaluation.run.run_all")
     with shown(progress) as update:
         records = list(run_all(_names(defense), suites, chosen, levels, Options(progress=update, **options)))
     if len(records) != 1:
@@ -86,20 +91,23 @@ def run_all(
     for planned in plan(defenses, suites, protocol, knowledge, options):
         if planned.note:
             options.note(planned.note)
-        yield _play(planned, options)
+        if record := (_play_share if options.share else _play)(planned, options):
+            yield record
 
 
 def _play(planned: PlannedRun, options: Options) -> Record:
     """The record of a run: the saved one, or one made now."""
     device = choose_device(options.device)
-    job, loaded = _job(planned, options, device), planned.loaded
-    folder = record_folder(
-        options.results, job.protocol, loaded.name, job.suite.name, job.knowledge, options.seed
-    )
+    job = _job(planned, options, device)
+    folder = _folder(job, options)
     with claim(folder):
-        if not options.fresh and (saved := saved_record(folder, job, loaded, planned.images, options)):
+        if not options.fresh and (
+            saved := saved_record(folder, job, planned.loaded, planned.images, options)
+        ):
             return saved
         store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
+        if busy := [share.name for share in sorted(store.folder.glob("share-*")) if is_claimed(share)]:
+            raise ResourceError(f"{store.folder}: {busy[0]} is being played: wait for it")
         if options.fresh:
             store.drop()
         # Written before the first query, so that a folder that cannot be written is reported now.
@@ -123,6 +131,43 @@ def _play(planned: PlannedRun, options: Options) -> Record:
         retire(folder, job, options)
         store.drop()
         return record
+
+
+def _play_share(planned: PlannedRun, options: Options) -> Record | None:
+    """Play one share of a run. The record is made when the run is repeated without `share`.
+
+    Returns:
+        The record, if it is there already.
+    """
+    assert options.share
+    (number, count), device = options.share, choose_device(options.device)
+    if options.fresh:
+        raise UsageError("--share starts nothing over: remove earlier shares with robench results prune")
+    if planned.attacker is None:
+        raise UsageError(f"{planned.suite.name} is not played in shares: leave --share out")
+    job = _job(planned, options, device)
+    if count > job.n:
+        raise UsageError(f"{count} shares of {job.n} images: give at most as many shares as images")
+    folder = _folder(job, options)
+    # Other shares may be starting at this moment.
+    with claim(folder, patience=_PATIENCE):
+        if saved := saved_record(folder, job, planned.loaded, planned.images, options):
+            return saved
+        store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
+        store.begin(datetime.now(UTC).isoformat(), shares=count)
+    run = _run(planned, job, store, device, options)
+    run.play_share(number, count)
+    finished = store.finished(count, len(run.attacks))
+    end = "; repeat the command without --share to write the record" if finished == count else ""
+    subject = f"{job.defense.name}, {job.suite.name}"
+    options.note(f"share {number + 1}/{count} of {subject}: finished, {finished} of {count} so far{end}")
+    return None
+
+
+def _folder(job: Job, options: Options) -> Path:
+    return record_folder(
+        options.results, job.protocol, job.defense.name, job.suite.name, job.knowledge, options.seed
+    )
 
 
 @dataclass(frozen=True)
@@ -165,24 +210,31 @@ def _attack(
     planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options
 ) -> _Played:
     loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
-    assert threat is not None and planned.attacker is not None
-    play = Run(
-        Setup.of(loaded.defense, planned.attacker, job, device),
-        planned.attacks,
-        Samples(lazily(images.x), images.y, images.ids),
-        threat,
-        workers=choose_workers(options.workers, device, len(images), loaded.defense, options.note),
-        store=store,
-        progress=options.progress,
-        note=options.note,
-    )
-    outcome = play.play()
+    assert threat is not None
+    outcome = _run(planned, job, store, device, options).play()
     counted = {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
     return _Played(
         outcome,
         counted,
         sum(cost.seconds for cost in outcome.attacks),
         lambda folder, record: write_record(folder, record, outcome, images, threat),
+    )
+
+
+def _run(planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options) -> Run:
+    loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
+    assert threat is not None and planned.attacker is not None
+    return Run(
+        Setup.of(loaded.defense, planned.attacker, job, device),
+        planned.attacks,
+        Samples(lazily(images.x), images.y, images.ids),
+        threat,
+        executor=Processes(
+            choose_workers(options.workers, device, len(images), loaded.defense, options.note)
+        ),
+        store=store,
+        progress=options.progress,
+        note=options.note,
     )
 
 

@@ -66,7 +66,8 @@ def _is_temporary(name: str) -> bool:
 
 
 def _in_use(folder: Path) -> bool:
-    return is_claimed(folder.parent if folder.name == SUPERSEDED else folder)
+    folder = folder.parent if folder.name == SUPERSEDED else folder
+    return any(map(is_claimed, (folder, *(folder / PARTIAL).glob("share-*"))))
 
 
 def prune(found: Iterable[Waste]) -> None:

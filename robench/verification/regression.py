@@ -19,7 +19,7 @@ from robench.engine.knowledge import Attacker
 from robench.engine.run import Run
 from robench.engine.setup import Setup, find_attacker
 from robench.engine.tolerances import margins, same_margins
-from robench.engine.workers import choose_workers
+from robench.engine.workers import Processes, choose_workers
 from robench.evaluation.planning import check_fit
 from robench.records.certificates import Applied, certified, is_attacked, read_certificates
 from robench.records.inputs import defense_of, images_of
@@ -276,7 +276,7 @@ class _Check:
             build_attacks(list(job.suite.attacks), threat),
             Samples(images.x[index], images.y[index], images.ids[index]),
             threat,
-            workers=choose_workers(None, self.device, len(rows)),
+            executor=Processes(choose_workers(None, self.device, len(rows))),
         ).play()
         self.passes += sum(outcome.passes.values())
         return int(outcome.robust.sum())

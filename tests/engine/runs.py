@@ -6,6 +6,7 @@ from robench.engine.attack_context import Samples
 from robench.engine.knowledge import Attacker
 from robench.engine.run import Run
 from robench.engine.setup import Setup
+from robench.engine.workers import Processes
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,9 @@ def run_of(
     attacker=None,
     stochastic=False,
     precision="fp32",
+    workers=1,
+    shares=0,
     **options,
 ):
     setup = Setup(model, seed, CPU, batch_size, attacker or Attacker(), stochastic, precision)
-    return Run(setup, attacks, Samples(x, y, ids), threat, **options)
+    return Run(setup, attacks, Samples(x, y, ids), threat, executor=Processes(workers, shares), **options)

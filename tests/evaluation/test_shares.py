@@ -1,0 +1,141 @@
+"""Shares of a run, played one by one in any order, and the record that completes them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import robench
+from robench.cli.main import main
+from robench.core.errors import ResourceError, UsageError
+from robench.core.io import claim
+from robench.evaluation.options import Options
+from robench.evaluation.protocol import choose_protocol
+from robench.evaluation.run import run_all
+from robench.records.prune import waste
+
+SUITE = "pgd(steps=2)+square(queries=10)"
+FOLDER = Path("digits-Linf-0.13-n12/pgd-at-digits/pgd-steps-2-square-queries-10")
+
+
+def play(results, share=None, attack=SUITE, **options):
+    """The records of a run, and the lines that it prints."""
+    lines: list[str] = []
+    protocol = choose_protocol(None, "digits", None, 12, [attack])
+    settings = Options(results=results, share=share, note=lines.append, **options)
+    return list(run_all(["pgd-at-digits"], [attack], protocol, None, settings)), lines
+
+
+def files(results):
+    """The bytes of a record that no clock decides."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted((results / FOLDER).iterdir())
+        if path.suffix != ".json"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    results = tmp_path_factory.mktemp("whole")
+    ((record,), _) = play(results, workers=1)
+    return record, files(results)
+
+
+def test_shares_in_any_order_end_in_the_bytes_of_a_whole_run(tmp_path, whole):
+    for done, number in enumerate((2, 0, 1), 1):
+        records, (line,) = play(tmp_path, (number, 3))
+        assert (
+            not records and f"share {number + 1}/3 of pgd-at-digits" in line and f"{done} of 3 so far" in line
+        )
+        assert ("without --share" in line) == (done == 3)
+    ((record,), lines) = play(tmp_path)
+    assert files(tmp_path) == whole[1] and record.job == whole[0].job
+    assert [cost.spec for cost in record.attacks] == [cost.spec for cost in whole[0].attacks]
+    assert record.passes == whole[0].passes and any("in 3 shares" in line for line in lines)
+    assert not (tmp_path / FOLDER / ".partial").exists()
+    # A share of a finished run is answered by its record.
+    assert [r.key for r in play(tmp_path, (0, 3))[0]] == [record.key]
+
+
+def test_shares_that_are_missing_are_played_by_the_run_that_completes_them(tmp_path, whole):
+    play(tmp_path, (1, 3))
+    ((record,), _) = play(tmp_path, workers=1)
+    assert files(tmp_path) == whole[1] and record.passes == whole[0].passes
+
+
+def test_shares_from_other_disks_may_be_put_together(tmp_path, whole):
+    for number in range(2):
+        play(tmp_path / str(number), (number, 2))
+        shutil.copytree(tmp_path / str(number), tmp_path / "all", dirs_exist_ok=True)
+    play(tmp_path / "all", workers=1)
+    assert files(tmp_path / "all") == whole[1]
+
+
+def test_another_split_is_refused_and_loses_nothing(tmp_path):
+    play(tmp_path, (0, 3))
+    before = sorted((tmp_path / FOLDER).rglob("*"))
+    with pytest.raises(ResourceError, match="was begun as 3 shares"):
+        play(tmp_path, (0, 2))
+    # Finished shares are not dropped by a run of other settings, as a machine with another device would be.
+    with pytest.raises(ResourceError, match="holds shares of a run: it was interrupted under other settings"):
+        play(tmp_path, batch_size=5)
+    assert sorted((tmp_path / FOLDER).rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("share", "options", "text"),
+    [
+        ((0, 13), {}, "13 shares of 12 images"),
+        ((0, 2), {"fresh": True}, "robench results prune"),
+        ((0, 2), {"attack": "foolbox:FGSM"}, "of other libraries|foolbox"),
+        ((0, 2), {"attack": "corruption(severity=1)"}, "not played in shares|corruption"),
+    ],
+)
+def test_what_cannot_be_shared_is_one_line(tmp_path, share, options, text):
+    with pytest.raises((UsageError, ResourceError), match=text):
+        play(tmp_path, share, **options)
+    with pytest.raises(UsageError, match="returns a record"):
+        robench.run("pgd-at-digits", SUITE, share=(0, 2), results=tmp_path)
+
+
+def test_a_share_under_way_is_left_alone(tmp_path):
+    play(tmp_path, (0, 2))
+    share = tmp_path / FOLDER / ".partial/share-1-of-2"
+    with claim(share):
+        with pytest.raises(ResourceError, match="share-1-of-2 is being played"):
+            play(tmp_path, fresh=True)
+        with pytest.raises(ResourceError, match=r"another run is writing .*share-1-of-2"):
+            play(tmp_path, (1, 2))
+        assert not list(waste(tmp_path))
+    assert [each.kind for each in waste(tmp_path)] == ["partial"]
+
+
+def test_a_damaged_share_is_not_counted_and_starts_again(tmp_path, whole):
+    play(tmp_path, (0, 2))
+    state = tmp_path / FOLDER / ".partial/share-0-of-2/state"
+    state.write_bytes(state.read_bytes()[:-1])
+    _, (line,) = play(tmp_path, (1, 2))
+    assert "1 of 2 so far" in line
+    _, lines = play(tmp_path, workers=1)
+    assert any("this share starts again" in line for line in lines)
+    assert files(tmp_path) == whole[1]
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["run", "--defense", "pgd-at-digits", "--attack", SUITE, "--samples", "12", *arguments])
+        return ended.value.code, *capsys.readouterr()
+
+    for share in ("0/3", "4/3", "x", "1"):
+        code, _, err = call("--share", share)
+        assert code == 2 and f'--share "{share}": expected I/K' in err
+    for number in (1, 2):
+        code, out, err = call("--share", f"{number}/2")
+        assert (code, out) == (0, "") and f"share {number}/2" in err
+    code, out, _ = call("--json")
+    assert code == 0 and json.loads(out)
