@@ -163,7 +163,7 @@ NAMES = {
     "engine.watch.Counts": "engine.loss_monitor.LossStats",
     "engine.watch.Watch": "engine.loss_monitor.LossMonitor",
     "evaluate.check_fit": "evaluation.planning.check_fit",
-    "evaluate.prepared": "evaluation.planning.prepared",
+    "evaluate.prepared": "evaluation.planning.with_preprocessing",
     "evaluate.prepared_by_defense": "evaluation.planning.prepared_by_defense",
     "results.answering.MARGIN": "engine.tolerances.MARGIN",
     "results.findings.MARGIN": "engine.tolerances.MARGIN",

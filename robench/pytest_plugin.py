@@ -1,6 +1,6 @@
-"""A pytest plugin: `pytest --robench baseline.toml` runs each check as a test of its own.
+"""Pytest plugin: `pytest --robench baseline.toml` runs each check as a separate test.
 
-It is loaded by every pytest where robench is installed, so it imports nothing heavy until a check runs.
+Pytest loads the plugin in every environment that has robench installed, so it imports nothing large until a check runs.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 
 
 class Failed(Exception):
-    """A check that did not hold."""
+    """A failed check."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,17 +25,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="BASELINE",
-        help="a record of robench, or a TOML file that lists several: check defenses against them",
+        help="check defenses against a record of robench, or the records listed in a TOML file",
     )
     group.addoption(
         "--robench-trust",
         action="store_true",
-        help="load code, models and paths that robench's baselines name",
+        help="load the code, models and paths named in baselines",
     )
-    group.addoption("--robench-data-dir", metavar="DIR", help="folder of the data sets that robench reads")
+    group.addoption("--robench-data-dir", metavar="DIR", help="folder with the data sets of robench")
 
 
-# First, so that -k and other plugins choose among these items too.
+# First, so that -k and other plugins can select these items.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
@@ -61,28 +61,28 @@ class Baselines(pytest.File):
 
 
 def label(folder: Path, defense: str | None) -> str:
-    """The id of a check: its defense, and suite and threat model of the baseline."""
+    """The id of a check: the defense, and the suite and threat model of the baseline."""
     try:
         record = json.loads((folder / "record.json").read_bytes())
         run = f"{record['suite']['name']}-{record['threat']}"
         return f"{defense or record['defense']['name']}[{run}]"
     except (OSError, ValueError, KeyError, TypeError):
-        # The check itself says what is wrong with the record.
+        # The check reports what is wrong with the record.
         return f"{defense or 'baseline'}[{folder.name}]"
 
 
 def unique(names: Iterator[str]) -> list[str]:
-    """The names, with a number behind those that come again."""
-    seen: dict[str, int] = {}
+    """Append a number to repeated names."""
+    counts: dict[str, int] = {}
     numbered = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        numbered.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        counts[name] = counts.get(name, 0) + 1
+        numbered.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
     return numbered
 
 
 class Line:
-    """A failure in one line: in the report, in the short summary and in JUnit."""
+    """A failure as one line in the report, the short summary and JUnit."""
 
     def __init__(self, text: str):
         self.text = text
@@ -96,10 +96,10 @@ class Line:
 
 
 class Check(pytest.Item):
-    """One baseline."""
+    """The check of one baseline."""
 
-    def __init__(self, *, baseline: Any, **rest: Any):
-        super().__init__(**rest)
+    def __init__(self, *, baseline: Any, **kwargs: Any):
+        super().__init__(**kwargs)
         self.baseline = baseline
 
     def runtest(self) -> None:
@@ -108,7 +108,7 @@ class Check(pytest.Item):
 
         data_dir = self.config.getoption("--robench-data-dir")
         options = Options(data_dir=data_dir, **self.baseline.settings)
-        trust = trusting(self._say) if self.config.getoption("--robench-trust") else nullcontext()
+        trust = trusting(self._print) if self.config.getoption("--robench-trust") else nullcontext()
         with trust:
             verdict = check(self.baseline.folder, self.baseline.defense, options)
         for step in verdict.steps:
@@ -116,7 +116,7 @@ class Check(pytest.Item):
         if not verdict.held:
             raise Failed(verdict.reason)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         capture = self.config.pluginmanager.get_plugin("capturemanager")
         with capture.global_and_fixture_disabled() if capture else nullcontext():
             print(f"\nrobench: {line}", file=sys.stderr)

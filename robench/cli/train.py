@@ -49,6 +49,6 @@ def command(
         csv=csv,
         pretrained=pretrained,
     )
-    if not ProcessGroup.here().leads:
+    if not ProcessGroup.from_environment().is_main:
         return
     common.console().print(Text(plain_lines(str(result))), soft_wrap=True)

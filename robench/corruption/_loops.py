@@ -126,9 +126,9 @@ def streak(x, downs, rights, weights):
     for i in range(height):
         line = out[i]
         for k in range(weights.size):
-            moved = wide[min(max(i - downs[k], 0), height - 1), (reach - rights[k]) * channels :]
+            shifted = wide[min(max(i - downs[k], 0), height - 1), (reach - rights[k]) * channels :]
             for j in range(line.size):
-                line[j] += weights[k] * moved[j]
+                line[j] += weights[k] * shifted[j]
     return out.reshape(x.shape)
 
 

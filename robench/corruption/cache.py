@@ -24,7 +24,7 @@ _DEFAULT = "8G"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SUFFIX, _SIZE, _LOCK = ".chunk", ".size", ".lock"
 # Bytes left free on the disk regardless of the limit, and seconds after which unfinished files are removed.
-_SPARE, _STALE = 2**30, 3600.0
+_MIN_FREE, _STALE = 2**30, 3600.0
 
 
 def default_folder() -> Path:
@@ -87,16 +87,16 @@ class Cache:
                 total = self._total()
                 if total + size > self.limit:
                     total = self._shrink(self.limit - size)
-                if total + size > self.limit or shutil.disk_usage(self.folder).free < size + _SPARE:
+                if total + size > self.limit or shutil.disk_usage(self.folder).free < size + _MIN_FREE:
                     self._note(total)
                     return False
                 path.parent.mkdir(exist_ok=True)
-                descriptor, waiting = tempfile.mkstemp(suffix=".tmp", dir=self.folder)
+                descriptor, temporary = tempfile.mkstemp(suffix=".tmp", dir=self.folder)
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(content)
-                before = path.stat().st_size if path.exists() else 0
-                Path(waiting).replace(path)
-                self._note(total + size - before)
+                replaced_size = path.stat().st_size if path.exists() else 0
+                Path(temporary).replace(path)
+                self._note(total + size - replaced_size)
         except OSError:
             # The cache is optional: the caller still has the images.
             return False
@@ -137,8 +137,8 @@ class Cache:
     def _note(self, total: int) -> None:
         write_quickly(self.folder / _SIZE, str(total).encode())
 
-    def _shrink(self, wanted: int) -> int:
-        """Remove unfinished files, and the oldest until at most `wanted` bytes are left; return the bytes left."""
+    def _shrink(self, limit: int) -> int:
+        """Remove stale unfinished files, then the oldest files until at most `limit` bytes remain; return that size."""
         for path in self.folder.glob("*.tmp"):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _STALE:
@@ -146,7 +146,7 @@ class Cache:
         files = sorted(self._files(), key=lambda item: item[1].st_mtime)
         total = sum(entry.st_size for _, entry in files)
         for path, entry in files:
-            if total <= wanted or entry.st_mtime >= self.since:
+            if total <= limit or entry.st_mtime >= self.since:
                 break
             path.unlink(missing_ok=True)
             total -= entry.st_size

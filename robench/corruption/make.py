@@ -52,12 +52,12 @@ def maker(code: Path = Path(__file__).parent) -> str:
         ResourceError: if the library is not installed.
     """
     parts = [library()]
-    for needed in sorted(Requirement(line).name for line in requires(PACKAGE) or ()):
+    for requirement in sorted(Requirement(line).name for line in requires(PACKAGE) or ()):
         # A package may be installed under another name, as with OpenCV.
         with contextlib.suppress(PackageNotFoundError):
-            parts.append(f"{needed} {version(needed)}")
-    texts = b"".join(path.read_bytes() for path in sorted(code.glob("*.py")))
-    return "\x1f".join((*parts, hashlib.sha256(texts).hexdigest()))
+            parts.append(f"{requirement} {version(requirement)}")
+    source = b"".join(path.read_bytes() for path in sorted(code.glob("*.py")))
+    return "\x1f".join((*parts, hashlib.sha256(source).hexdigest()))
 
 
 def enlargement(height: int, width: int) -> int:
@@ -85,15 +85,15 @@ def corrupt(
         (H, W, 3) uint8.
 
     Raises:
-        UsageError: for another corruption or severity.
+        UsageError: if the corruption or severity is unknown.
         ResourceError: if the library is not installed.
     """
     check_corruption(corruption, severity, COMMON + VALIDATION)
     library()
-    times = enlargement(*image.shape[:2])
-    large = image.repeat(times, 0).repeat(times, 1) if times > 1 else image
+    scale = enlargement(*image.shape[:2])
+    large = image.repeat(scale, 0).repeat(scale, 1) if scale > 1 else image
     # The library draws from NumPy's legacy global generator, whose state is restored afterwards.
-    before = np.random.get_state()  # noqa: NPY002
+    state = np.random.get_state()  # noqa: NPY002
     try:
         image_seed = _seed(seed, corruption, severity, sample)
         np.random.seed(image_seed)  # noqa: NPY002
@@ -101,10 +101,10 @@ def corrupt(
         with contextlib.redirect_stdout(sys.stderr):
             result = apply(large, corruption, severity, image_seed)
     finally:
-        np.random.set_state(before)  # noqa: NPY002
-    if times > 1:
+        np.random.set_state(state)  # noqa: NPY002
+    if scale > 1:
         height, width = image.shape[:2]
-        blocks = result.reshape(height, times, width, times, 3)
+        blocks = result.reshape(height, scale, width, scale, 3)
         result = np.rint(blocks.mean((1, 3))).astype(np.uint8)
     return decode_jpeg(to_jpeg(result)) if jpeg else result
 

@@ -28,7 +28,7 @@ def check_corruption(corruption: str, severity: int, known: tuple[str, ...]) -> 
     """Check the name of a corruption and its severity.
 
     Raises:
-        UsageError: for a name that is not in `known`, with the closest names, or a severity other than 1 .. 5.
+        UsageError: if the name is not in `known` (the message lists the closest names), or the severity is not 1 to 5.
     """
     if corruption not in known:
         raise unknown_name("corruption", str(corruption), known)

@@ -67,7 +67,7 @@ def zoom_blur(x: np.ndarray, severity: int) -> np.ndarray:
 
 
 def snow(x: np.ndarray, severity: int) -> np.ndarray:
-    mean, scale, factor, least, radius, sigma, keep = (
+    mean, scale, factor, threshold, radius, sigma, keep = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
         (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
@@ -76,7 +76,7 @@ def snow(x: np.ndarray, severity: int) -> np.ndarray:
     )[severity - 1]
     height, width = x.shape[:2]
     layer = _zoom(np.random.normal(size=(height, width), loc=mean, scale=scale)[..., None], factor)  # noqa: NPY002
-    layer[layer < least] = 0
+    layer[layer < threshold] = 0
     layer = _streak(np.clip(layer, 0, 1), radius, sigma, np.random.uniform(-135, -45))  # noqa: NPY002
     flakes = np.round(layer[:height, :width, 0] * 255).astype(np.uint8)
     x = x.astype(np.float32) / np.float32(255)
@@ -111,10 +111,10 @@ def contrast(x: np.ndarray, severity: int) -> np.ndarray:
 def elastic_transform(x: np.ndarray, severity: int) -> np.ndarray:
     alpha = 250 * (0.05, 0.065, 0.085, 0.1, 0.12)[severity - 1]
     height, width = x.shape[:2]
-    along, across, most = _gaussian(height * 0.01, 3.0), _gaussian(width * 0.01, 3.0), height * 0.005
+    along, across, amplitude = _gaussian(height * 0.01, 3.0), _gaussian(width * 0.01, 3.0), height * 0.005
 
     def displacement() -> np.ndarray:
-        noise = np.random.uniform(-most, most, size=(height, width, 1))  # noqa: NPY002
+        noise = np.random.uniform(-amplitude, amplitude, size=(height, width, 1))  # noqa: NPY002
         return (_loops.blur(noise, along, across, True)[..., 0] * alpha).astype(np.float32)
 
     right, down = displacement(), displacement()
@@ -198,13 +198,13 @@ def _zoom(x: np.ndarray, factor: float, onto: np.ndarray | None = None) -> np.nd
 
 
 @lru_cache(256)
-def _places(size: int, whole: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the first `wanted` of `whole` pixels among `size`: lower neighbours, and weights of upper ones."""
-    place = np.arange(wanted) * ((size - 1) / (whole - 1) if whole > 1 else 1.0)
-    lower = np.floor(place).astype(np.int64)
+def _places(size: int, total: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the first `count` of `total` pixels among `size`: lower neighbours, and weights of upper ones."""
+    position = np.arange(count) * ((size - 1) / (total - 1) if total > 1 else 1.0)
+    lower = np.floor(position).astype(np.int64)
     # Rounding can move the last pixel beyond the border, where SciPy uses zero.
-    lower[place > size - 1] = -1
-    return lower, place - np.floor(place)
+    lower[position > size - 1] = -1
+    return lower, position - np.floor(position)
 
 
 @lru_cache(12)

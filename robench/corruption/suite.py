@@ -65,9 +65,9 @@ def corruptions(attacks: Sequence[str | specs.Spec]) -> list[Corruption]:
     parsed = [specs.parse(text) for text in attacks]
     if not any(spec.name == SPEC for spec in parsed):
         return []
-    if strange := [spec.name for spec in parsed if spec.name != SPEC]:
+    if attack_names := [spec.name for spec in parsed if spec.name != SPEC]:
         raise UsageError(
-            f"{strange[0]} is an attack and cannot be mixed with corruptions: run them separately"
+            f"{attack_names[0]} is an attack and cannot be mixed with corruptions: run them separately"
         )
     suite = [specs.build(spec, Corruption) for spec in parsed]
     names = [corruption.name for corruption in suite]

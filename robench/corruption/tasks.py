@@ -39,9 +39,12 @@ class Task:
     digest: str = ""
     cache: Cache | None = None
 
-    def run(self) -> "Made":
+    def run(self) -> "CorruptedImages":
         """Corrupt the images."""
-        return Made.of(decode_jpeg(image) if isinstance(image, bytes) else image for image in self._images())
+        images = self._images()
+        return CorruptedImages.of(
+            decode_jpeg(image) if isinstance(image, bytes) else image for image in images
+        )
 
     def files(self) -> list[bytes]:
         """Corrupt the images and return JPEG files; `jpeg` must be set."""
@@ -53,26 +56,27 @@ class Task:
             return _decode(cached, self.jpeg)
         images: list[bytes | np.ndarray] = []
         for image, sample in zip(self.pixels, self.ids, strict=True):
-            plain = corrupt(image, self.corruption, self.severity, sample, self.seed)
-            images.append(to_jpeg(plain) if self.jpeg else plain)
+            corrupted = corrupt(image, self.corruption, self.severity, sample, self.seed)
+            images.append(to_jpeg(corrupted) if self.jpeg else corrupted)
         if self.cache:
             self.cache.put(self._key(), _encode(images))
         return images
 
     def _key(self) -> str:
-        decisive = (_maker(), self.digest, self.corruption, self.severity, self.seed)
-        return _hash("\x1f".join(map(str, (*decisive, sorted(JPEG.items()) if self.jpeg else ""))).encode())
+        jpeg = sorted(JPEG.items()) if self.jpeg else ""
+        parts = (_maker(), self.digest, self.corruption, self.severity, self.seed, jpeg)
+        return _hash("\x1f".join(map(str, parts)).encode())
 
 
 @dataclass(frozen=True)
-class Made:
-    """Corrupted images, (N, H, W, 3) uint8, and the sha256 of their bytes."""
+class CorruptedImages:
+    """Corrupted images, (N, H, W, 3) uint8, with the sha256 of their bytes."""
 
     pixels: np.ndarray
     digest: str
 
     @classmethod
-    def of(cls, images: Iterable[np.ndarray]) -> "Made":
+    def of(cls, images: Iterable[np.ndarray]) -> "CorruptedImages":
         pixels = np.stack(list(images))
         return cls(pixels, _hash(pixels.tobytes()))
 
@@ -83,7 +87,7 @@ def digest_of(pixels: np.ndarray, ids: Sequence[int]) -> str:
 
 
 def in_order(tasks: Iterable[Task], workers: int = 1, files: bool = False) -> Iterator:
-    """Yield the results of tasks in order: `Made`, or lists of JPEG files.
+    """Yield the results of tasks in order: `CorruptedImages`, or lists of JPEG files.
 
     Args:
         tasks: the tasks, consumed a few ahead.
@@ -100,14 +104,14 @@ def in_order(tasks: Iterable[Task], workers: int = 1, files: bool = False) -> It
         return
     library()
     with Workers(workers) as pool:
-        waiting: deque = deque()
+        pending: deque = deque()
         for task in tasks:
-            waiting.append(pool.submit(task, method))
+            pending.append(pool.submit(task, method))
             # Enough to keep all processes busy, few enough to bound memory.
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _encode(images: Sequence[bytes | np.ndarray]) -> bytes:
@@ -124,8 +128,8 @@ def _encode(images: Sequence[bytes | np.ndarray]) -> bytes:
 
 def _decode(content: bytes, jpeg: bool) -> Sequence[bytes | np.ndarray]:
     file = io.BytesIO(content)
-    first = np.load(file, allow_pickle=False)
-    return [file.read(length) for length in first.tolist()] if jpeg else list(first)
+    array = np.load(file, allow_pickle=False)
+    return [file.read(length) for length in array.tolist()] if jpeg else list(array)
 
 
 def _hash(content: bytes) -> str:

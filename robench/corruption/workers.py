@@ -68,8 +68,8 @@ class Workers:
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             code = None if self._ended else process.wait()
             raise ResourceError(
-                f"a process that makes corrupted images ended (exit code {code}), most likely out of memory: "
-                "repeat the command with fewer --workers; what was saved before is intact"
+                f"a process that generates corrupted images ended (exit code {code}), most likely out of memory: "
+                "repeat the command with fewer --workers; results saved before are kept"
             ) from error
         if succeeded:
             return answer

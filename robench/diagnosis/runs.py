@@ -14,7 +14,7 @@ from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
 from robench.records.samples import read_samples
 from robench.statistics.accuracy import mcnemar
-from robench.threats.threat import Threat, whole
+from robench.threats.threat import Threat, largest_distance
 
 RUNS = "runs"
 STEPS = (20, 40, 80)
@@ -44,7 +44,7 @@ class Played:
 
 def radius(norm: str, shape: Sequence[int], share: float) -> str:
     """The threat model in which each value of an image (C, H, W) may change by `share`."""
-    return f"{norm}:{share * whole(norm, *shape):.6g}"
+    return f"{norm}:{share * largest_distance(norm, *shape):.6g}"
 
 
 def play(case: Case, name: str, folder: Path, options: Options) -> Played:

@@ -1,1 +1,1 @@
-"""The engine: batches rows, queries the judge, drops finished rows, refills, counts passes, saves and resumes."""
+"""The engine, which runs attacks: batches, verdicts, counts of passes, saving and resuming."""

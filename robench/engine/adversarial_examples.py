@@ -1,4 +1,4 @@
-"""Adversarial examples: in memory until they are saved, then on disk only."""
+"""Adversarial examples, which are in memory until they are saved and then only on disk."""
 
 import json
 import math
@@ -19,7 +19,7 @@ class Shard:
 
     Attributes:
         begin: byte offset of the first image.
-        shape: of one image, (C, H, W); float32.
+        shape: shape of one image, (C, H, W); float32.
     """
 
     file: Path
@@ -28,7 +28,7 @@ class Shard:
 
     @classmethod
     def of(cls, file: Path, header: bytes) -> "Shard":
-        """The tensor `image` of a safetensors file.
+        """The shard of the tensor `image` in a safetensors file.
 
         Args:
             header: the beginning of the file, at least its safetensors header.
@@ -38,10 +38,10 @@ class Shard:
         return cls(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"][1:]))
 
     def read(self, row: int) -> Tensor:
-        """One image.
+        """Read one image, (C, H, W).
 
         Raises:
-            ResourceError: when the file is missing or damaged.
+            ResourceError: if the file is missing or damaged.
         """
         count = math.prod(self.shape)
         try:
@@ -55,25 +55,25 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The location of a saved image: a row of a file."""
+    """The location of a saved image: a file and its row."""
 
     shard: Shard
     row: int
 
     def read(self) -> Tensor:
-        """The image, (C, H, W).
+        """Read the image, (C, H, W).
 
         Raises:
-            ResourceError: when the file is missing or damaged.
+            ResourceError: if the file is missing or damaged.
         """
         return self.shard.read(self.row)
 
 
 class AdversarialExamples(Mapping[int, Tensor]):
-    """The image that fools the defense, (C, H, W), of each sample that has one.
+    """The adversarial example, (C, H, W), of each fooled sample.
 
     Attributes:
-        fresh: the images that are not saved yet.
+        fresh: images that are not saved yet.
     """
 
     def __init__(self, saved: Mapping[int, Place] | None = None):
@@ -82,7 +82,7 @@ class AdversarialExamples(Mapping[int, Tensor]):
 
     @classmethod
     def together(cls, parts: Iterable["AdversarialExamples"]) -> "AdversarialExamples":
-        """The examples of all processes that share the samples."""
+        """Merge the examples of all shares of a run."""
         merged = cls()
         for part in parts:
             merged.fresh |= part.fresh
@@ -103,11 +103,11 @@ class AdversarialExamples(Mapping[int, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the unsaved images."""
+        """Size of the unsaved images in bytes."""
         return sum(image.nbytes for image in self.fresh.values())
 
     def let_go(self, places: Mapping[int, Place]) -> None:
-        """Drop the fresh images that have been saved at `places`."""
+        """Remove images that have been saved at `places` from memory."""
         self._saved |= places
         for sample in places:
             del self.fresh[sample]

@@ -19,7 +19,9 @@ class Samples:
     """The images of a run.
 
     Attributes:
-        x: (N, C, H, W) float32 in [0, 1], on the data set's device; y: (N,) int64; ids: (N,) int64.
+        x: images, (N, C, H, W) float32 in [0, 1], on the device of the data set.
+        y: labels, (N,) int64.
+        ids: indices in the data set, (N,) int64.
     """
 
     x: Tensor | LazyImages
@@ -35,10 +37,10 @@ class SampleResults:
     """The results of an attack for each sample; all tensors are on the CPU.
 
     Attributes:
-        draws: (n,) number of the judge's draws that the best candidate fools.
-        rank, steps: (n,) of the winning row; rank is _NEVER where no row won.
+        draws: (n,) number of the judge's noise draws that the best candidate fools.
+        rank, steps: (n,) rank and steps of the winning row; rank is _NEVER if no row won.
         forward, backward: (n, ranks) passes of each row.
-        examples: the winning point of each fooled sample; under a norm threat the image itself, (C, H, W).
+        examples: winning point of each fooled sample; under a norm threat, the image itself, (C, H, W).
     """
 
     draws: Tensor
@@ -64,20 +66,21 @@ class SampleResults:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All but the examples, by name."""
+        """All fields except the examples, by name."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "examples"}
 
     def spent(self, full: int, every: bool = False) -> tuple[Tensor, Tensor]:
         """Forward and backward passes per sample, (n,) each, as if its rows had run sequentially.
 
         Args:
-            full: draws of the judge. Rows after one that fools all draws cost nothing, unless `every` is set.
+            full: number of draws of the judge.
+            every: whether to count all rows; otherwise rows after one that fools all draws are not counted.
         """
         if every:
             return self.forward.sum(1), self.backward.sum(1)
         last = torch.where(self.draws == full, self.rank, _NEVER)[:, None]
-        counted = torch.arange(self.forward.shape[1])[None, :] <= last
-        return (self.forward * counted).sum(1), (self.backward * counted).sum(1)
+        is_counted = torch.arange(self.forward.shape[1])[None, :] <= last
+        return (self.forward * is_counted).sum(1), (self.backward * is_counted).sum(1)
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,14 @@ class AttackContext:
     """The inputs of one attack that stay constant while it runs.
 
     Attributes:
+        attack: the attack.
+        problem: threat model, number of classes and random numbers.
         network: the surrogate.
         judge: the full defense.
         surrogate_is_judge: whether the surrogate's logits are the judge's verdict.
-        no_verdict_feedback: whether the attacker learns no verdicts; the judge is queried once per row, at the end.
-        samples, clean_logits: of the whole run; rows are moved to the device as they start.
+        no_verdict_feedback: whether the attacker receives no verdicts; the judge is queried once per row, at its end.
+        samples: all samples of the run; rows are moved to the device when they start.
+        clean_logits: logits of all samples.
         device: device of the lanes.
     """
 

@@ -1,8 +1,8 @@
-"""The loop that runs one attack: it fills lanes, queries surrogate and judge, drops finished rows and refills.
+"""The loop that runs one attack: it fills lanes, queries surrogate and judge, drops finished rows and refills lanes.
 
 A sample's rows have ranks (targets x restarts) and wait in the order of their rank: the second target of an image
 starts when every image has had its first target, or when lanes would be idle. The lowest rank that fools the judge
-wins, regardless of which row finished first: rows of higher rank are dropped, rows of lower rank continue. A sample's
+wins, regardless of which row finishes first: rows of higher rank are dropped, rows of lower rank continue. A sample's
 result therefore depends on the sample alone and costs no more than if its rows ran sequentially.
 
 Lanes are filled in blocks, one group of rows per block. A block is one lane, except for attacks that couple rows:
@@ -10,8 +10,8 @@ their groups start together and keep their lanes until no row of the group count
 
 Rows of a minimum-norm attack (`Attack.minimise`) do not stop when they fool the judge: every row runs to its end, and
 the nearest adversarial example over all ranks is kept. A transfer attack (`Attack.transfers`) runs to its end if the
-attacker gets no verdicts, and its best point is judged then. If only the last iterate counts (`Attack.judged_at_end`),
-rows run to their end against every defense.
+attacker receives no verdicts, and then its best point is judged. If only the last iterate counts
+(`Attack.judged_at_end`), rows run to their end against every defense.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Loop:
     """One attack on some samples.
 
     Args:
-        context: what the attack works with.
-        samples: indices of the samples attacked, in order.
+        context: the inputs of the attack.
+        samples: indices of the samples to attack, in order.
         results: results so far, updated in place.
 
     Attributes:
@@ -62,7 +62,7 @@ class Loop:
         self._plan: tuple[Tensor, Tensor, Rows] | None = None
 
     def play(self, between: Callable[["Loop"], None]) -> None:
-        """Run to the end; `between` is called after every query, to save or to show progress."""
+        """Run the attack to its end; `between` is called after every query, to save or to show progress."""
         while True:
             self.whole = False
             more = self._refill()
@@ -85,15 +85,16 @@ class Loop:
 
     # -- filling the lanes -------------------------------------------------------------------------------
 
-    def _needless(self, rank: int, sample: int) -> bool:
+    def _is_decided(self, rank: int, sample: int) -> bool:
+        """Whether a row of lower rank has won, so that the row of this rank is not needed."""
         results = self.results
         won = int(results.draws[sample]) == self.context.judge.draws and int(results.rank[sample]) < rank
         return won and not self.verdicts.minimise
 
-    def _counting(self, rank: int, group: Group) -> list[int]:
-        """The group's samples; -1 where the row of that rank does not count."""
+    def _counted_samples(self, rank: int, group: Group) -> list[int]:
+        """The group's samples, with -1 for rows of this rank that do not count."""
         members = self.attacked.intersection(group.members[: group.size])
-        return [s if s in members and not self._needless(rank, s) else -1 for s in group.members]
+        return [s if s in members and not self._is_decided(rank, s) else -1 for s in group.members]
 
     def _refill(self) -> bool:
         """Move waiting groups into idle blocks of lanes; False when nothing is left to run."""
@@ -104,14 +105,14 @@ class Loop:
         if idle and self.queue and (len(idle) >= blocks // 8 or not busy):
             filled: list[Tensor] = []
             for block in idle:
-                while self.queue and max(self._counting(*self.queue.first)) < 0:
+                while self.queue and max(self._counted_samples(*self.queue.first)) < 0:
                     self.queue.pop()
                 if not self.queue:
                     break
                 rank, group = self.queue.pop()
                 lane = torch.arange(block * self.block, (block + 1) * self.block)
                 self.lanes.rank[lane], self.lanes.held[lane] = rank, torch.tensor(group.members)
-                self.lanes.sample[lane] = torch.tensor(self._counting(rank, group))
+                self.lanes.sample[lane] = torch.tensor(self._counted_samples(rank, group))
                 filled.append(lane)
             if filled:
                 self._start(torch.cat(filled))
@@ -125,8 +126,8 @@ class Loop:
         self._plan = None
         started = self._rows(lanes)
         for start, part in in_parts(lanes, START):
-            picked = pad(torch.arange(start, start + len(part)), START)
-            rows = gather(started, picked.to(device))
+            padded = pad(torch.arange(start, start + len(part)), START)
+            rows = gather(started, padded.to(device))
             state = self.context.attack.init(self.context.problem, rows)
             if self.state is None or self.rows is None:
                 fill = torch.zeros(self.count, dtype=torch.int64, device=device)
@@ -153,10 +154,12 @@ class Loop:
     @cached_property
     def _run(self) -> Rows:
         """All images of the run, for attacks that select reference images."""
-        samples, none = self.context.samples, torch.zeros_like(self.context.samples.ids)
+        samples, zeros = self.context.samples, torch.zeros_like(self.context.samples.ids)
         # LazyImages stay on disk and are indexed like a tensor.
         x = cast(Tensor, samples.x)
-        return Rows(x, samples.y, self.context.clean_logits, samples.ids, none, torch.ones_like(none).bool())
+        return Rows(
+            x, samples.y, self.context.clean_logits, samples.ids, zeros, torch.ones_like(zeros).bool()
+        )
 
     # -- one query ---------------------------------------------------------------------------------------
 
@@ -174,8 +177,8 @@ class Loop:
         x = ask.x
         points = x if ask.point is None else ask.point
         if self.verdicts.minimise:
-            # The nearest image lies on the decision boundary: query it as recorded, so that rounding cannot change the
-            # verdict.
+            # The nearest image lies on the decision boundary. It is queried as a record stores it, so that rounding
+            # cannot change the verdict.
             points = problem.threat.as_recorded(self.rows.x, points)
             x = problem.threat.image(self.rows.x, points, self.rows.sample)
         answer = self._query(x, ask.objective, self.rows, self.lanes.queries[:, 0])
@@ -216,17 +219,17 @@ class Loop:
         """
         assert self.rows is not None and self.state is not None
         context, attack, problem = self.context, self.context.attack, self.context.problem
-        homes = active.nonzero()[:, 0]
-        lane, count = torch.arange(self.count), len(homes)
+        active_lanes = active.nonzero()[:, 0]
+        lane, count = torch.arange(self.count), len(active_lanes)
         ahead = (lane // count).clamp_max(attack.horizon - 1)
         if self._plan is None:
-            home = homes[lane % count].to(context.device)
-            self._plan = home, ahead.to(context.device), gather(self.rows, home)
-        home, offset, rows = self._plan
-        begun = gather(self.state, home)
-        before = attack.advance(problem, rows, begun, offset)
+            source = active_lanes[lane % count].to(context.device)
+            self._plan = source, ahead.to(context.device), gather(self.rows, source)
+        source, offset, rows = self._plan
+        current = gather(self.state, source)
+        before = attack.advance(problem, rows, current, offset)
         ask = attack.ask(problem, rows, before)
-        queries = self.lanes.queries[homes[lane % count], 0] + ahead * attack.eot
+        queries = self.lanes.queries[active_lanes[lane % count], 0] + ahead * attack.eot
         answer = self._query(ask.x, ask.objective, rows, queries)
         after = attack.tell(problem, rows, before, answer)
         facts = on_host(
@@ -242,15 +245,15 @@ class Loop:
         # For each row: the first lane with an event, else the last valid lane.
         first = _first(event, lane, count)
         chosen = torch.where(first < self.count, first, _last(valid, lane, count))
-        home, picked = homes.to(context.device), chosen.to(context.device)
-        self.state = put(self.state, home, after, picked, begun)
-        self.lanes.queries[homes] += (chosen // count + 1)[:, None] * self._passes(answer)
-        at_home = torch.zeros(self.count, dtype=torch.int64)
-        at_home[homes] = draws[chosen]
+        source, index = active_lanes.to(context.device), chosen.to(context.device)
+        self.state = put(self.state, source, after, index, current)
+        self.lanes.queries[active_lanes] += (chosen // count + 1)[:, None] * self._passes(answer)
+        lane_draws = torch.zeros(self.count, dtype=torch.int64)
+        lane_draws[active_lanes] = draws[chosen]
         points = self.rows.x
-        if bool(at_home.any()):
-            points = points.index_copy(0, home, ask.x.index_select(0, picked))
-        self._settle(active, at_home, points, attack.finished(self.state).cpu())
+        if bool(lane_draws.any()):
+            points = points.index_copy(0, source, ask.x.index_select(0, index))
+        self._settle(active, lane_draws, points, attack.finished(self.state).cpu())
 
     # -- the end of a row --------------------------------------------------------------------------------
 
@@ -261,10 +264,10 @@ class Loop:
         assert self.rows is not None and self.state is not None
         context, verdicts, kept_draws = self.context, self.verdicts, self.lanes.kept_draws
         verdicts.keep(active, draws, points, self.rows)
-        enough = kept_draws >= (1 if context.no_verdict_feedback else context.judge.draws)
-        over = active & (finished if verdicts.minimise else enough | finished)
+        fooled = kept_draws >= (1 if context.no_verdict_feedback else context.judge.draws)
+        over = active & (finished if verdicts.minimise else fooled | finished)
         if not context.surrogate_is_judge or context.attack.judged_at_end:
-            # Where the search kept no point, its best point is judged.
+            # A row without a kept point is judged at its best point.
             unsuccessful = (over & (kept_draws == 0)).nonzero()[:, 0]
             if len(unsuccessful):
                 best = context.attack.best(self.state)
@@ -275,14 +278,14 @@ class Loop:
         for lane in over.nonzero()[:, 0].tolist():
             image, count = confirmed.get(lane, (None, 0))
             if image is None and not context.no_verdict_feedback and not bool(finished[lane]):
-                # Rounding changed the verdict: the row has not fooled the judge yet.
+                # The rounded point does not fool the judge, so the row continues.
                 kept_draws[lane] = 0
                 verdicts.kept.pop(lane)
                 continue
             self._end(lane, image, count)
 
     def _end(self, lane: int, image: Tensor | None, count: int) -> None:
-        """Record a row's result; free its lane and those of rows that are no longer needed."""
+        """Record a row's result, and free its lane and those of rows that are no longer needed."""
         results, lanes = self.results, self.lanes
         sample, rank = int(lanes.sample[lane]), int(lanes.rank[lane])
         if sample < 0:
@@ -290,21 +293,21 @@ class Loop:
         results.forward[sample, rank], results.backward[sample, rank] = lanes.queries[lane].tolist()
         if image is None:
             self.losses.end(lane)
-        standing = self._standing(
+        best = self._sort_key(
             sample, int(results.rank[sample]), int(results.draws[sample]), results.examples.get(sample)
         )
-        if image is not None and self._standing(sample, rank, count, image) > standing:
+        if image is not None and self._sort_key(sample, rank, count, image) > best:
             results.draws[sample], results.rank[sample] = count, rank
             results.steps[sample] = lanes.queries[lane, 0]
             results.examples[sample] = image
         self._free(lane)
         if int(results.draws[sample]) == self.context.judge.draws and not self.verdicts.minimise:
-            needless = (lanes.sample == sample) & (lanes.rank > results.rank[sample])
-            for other in needless.nonzero()[:, 0].tolist():
+            unneeded = (lanes.sample == sample) & (lanes.rank > results.rank[sample])
+            for other in unneeded.nonzero()[:, 0].tolist():
                 self._free(other)
 
-    def _standing(self, sample: int, rank: int, draws: int, image: Tensor | None) -> tuple[int, float, int]:
-        """Sort key of a row's image: draws, distance (for minimum-norm attacks), rank."""
+    def _sort_key(self, sample: int, rank: int, draws: int, image: Tensor | None) -> tuple[int, float, int]:
+        """Sort key of a row's image, largest for the best: draws, distance (of minimum-norm attacks), rank."""
         distance = 0.0
         if self.verdicts.minimise and image is not None:
             distance = float(self.verdicts.distance(self.context.samples.x[sample][None], image[None]))
@@ -318,7 +321,7 @@ class Loop:
     # -- saving and resuming -----------------------------------------------------------------------------
 
     def dump(self) -> dict[str, Tensor]:
-        """The state that `load` needs to continue identically."""
+        """The state that `load` needs to resume with identical results."""
         return {
             "counters": torch.tensor([self.queue.next, self.images, self.verdicts.nonfinite]),
             **named("lanes", self.lanes),
@@ -349,14 +352,14 @@ class Loop:
 
 
 def _first(event: Tensor, lane: Tensor, count: int) -> Tensor:
-    """The first lane with an event of each of `count` rows, whose lanes are row, row + count, ...; the number of lanes
-    where there is none."""
-    never = len(lane)
-    candidates = torch.where(event, lane, never)
-    return torch.full((count,), never).scatter_reduce(0, lane % count, candidates, "amin")
+    """The first lane with an event for each of `count` rows, whose lanes are row, row + count, ...; the number of lanes
+    if there is none."""
+    no_lane = len(lane)
+    candidates = torch.where(event, lane, no_lane)
+    return torch.full((count,), no_lane).scatter_reduce(0, lane % count, candidates, "amin")
 
 
 def _last(valid: Tensor, lane: Tensor, count: int) -> Tensor:
-    """The last valid lane of each of `count` rows (lanes of a row become invalid from the end)."""
+    """The last valid lane of each of `count` rows; only the last lanes of a row are invalid."""
     candidates = torch.where(valid, lane, -1)
     return torch.full((count,), -1).scatter_reduce(0, lane % count, candidates, "amax")

@@ -29,16 +29,16 @@ Who = tuple[Tensor, Tensor, Tensor]
 
 # Number of draws that decide a verdict on a randomised defense.
 DRAWS = 10
-# What allocators, cuBLAS and cuDNN say when there is no memory left.
+# Messages of allocators, cuBLAS and cuDNN when memory is exhausted.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)
 
 
 @contextlib.contextmanager
 def frozen(model: Model) -> Iterator[None]:
-    """Evaluation mode, no weight gradients and torch's standard state; everything is restored afterwards.
+    """Set evaluation mode, disable weight gradients and set torch's standard state inside the block; restore all after.
 
     Raises:
-        UsageError: for a model that cannot be called.
+        UsageError: if the model cannot be called.
     """
     check_model(model)
     if not isinstance(model, nn.Module):
@@ -47,10 +47,10 @@ def frozen(model: Model) -> Iterator[None]:
         return
     # Frozen TorchScript modules have no attribute `training`.
     training = {module: module.training for module in model.modules() if hasattr(module, "training")}
-    learning = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     if hasattr(model, "training"):
         model.eval()
-    for parameter in learning:
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         with standard_state():
@@ -58,7 +58,7 @@ def frozen(model: Model) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
@@ -66,8 +66,8 @@ class Network:
     """A model that is called on a fixed number of rows.
 
     Args:
-        model: images (N, C, H, W) in [0, 1] to logits (N, K).
-        batch_size: rows per call.
+        model: function of images (N, C, H, W) in [0, 1] to logits (N, K).
+        batch_size: number of rows per call.
         precision: "fp32" or "bf16".
         stream: random numbers of a randomised model; None for a deterministic model.
     """
@@ -81,19 +81,20 @@ class Network:
         self.enables_grad = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits (N, K), float32, of a batch of any size, with a graph where gradients are enabled.
+        """Logits (N, K), float32, of a batch of any size, with a graph if gradients are enabled.
 
         For attacks that call the network themselves; a randomised model draws its own noise.
         """
-        none = x.new_zeros(1, dtype=torch.int64)
-        who = (none, none, none)
+        zero = x.new_zeros(1, dtype=torch.int64)
+        who = (zero, zero, zero)
         return self._call(x, who) if torch.is_grad_enabled() else self._without_graph(self._call, x, who)
 
     def logits(self, x: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
         """Logits (N, K), float32, of any number of images, padded to whole batches.
 
         Args:
-            ids: (N,) int64, of the samples; with `draw` they determine the noise of a randomised model.
+            ids: ids of the samples, (N,) int64.
+            draw: number of the noise draw; with the ids it determines the noise of a randomised model.
         """
         return self._batches(x, ids, draw, self._call)
 
@@ -105,25 +106,25 @@ class Network:
             layers: "last" or "all".
 
         Raises:
-            UsageError: when the model has no features.
+            UsageError: if the model has no features.
         """
 
-        def flat(part: Tensor, who: Who) -> Tensor:
+        def flat(batch: Tensor, who: Who) -> Tensor:
             return torch.cat(
-                [layer.flatten(1) for layer in self._call_with_features(part, who, layers)[1]], 1
+                [layer.flatten(1) for layer in self._call_with_features(batch, who, layers)[1]], 1
             )
 
         return self._batches(x, ids, 0, flat)
 
     def _batches(self, x: Tensor, ids: Tensor, draw: int, call: Callable[[Tensor, Who], Tensor]) -> Tensor:
-        parts = []
+        outputs = []
         for start in range(0, len(x), self.batch_size):
-            part = x[start : start + self.batch_size]
+            batch = x[start : start + self.batch_size]
             sample = pad(ids[start : start + self.batch_size], self.batch_size)
             who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
-            # Copy: a model may overwrite its previous logits.
-            parts.append(self._without_graph(call, pad(part, self.batch_size), who)[: len(part)].clone())
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            # Copied, because a model may overwrite its previous logits.
+            outputs.append(self._without_graph(call, pad(batch, self.batch_size), who)[: len(batch)].clone())
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def answer(
         self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, eot: int, queries: Tensor
@@ -131,7 +132,8 @@ class Network:
         """Logits, loss and gradient at `x` (batch_size, C, H, W), averaged over `eot` draws.
 
         Args:
-            queries: (batch_size,) int64, earlier passes of each row; they determine the noise of a randomised model.
+            queries: number of earlier passes of each row, (batch_size,) int64, which determine the noise of a
+                randomised model.
         """
         answers = [
             self._answer(x, objective, rows, (rows.sample, rows.rank, queries + draw)) for draw in range(eot)
@@ -160,7 +162,7 @@ class Network:
                 logits = self._call(point, who)
                 loss = objective(logits, rows)
             columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
-            with self._blamed(x, "the model's gradient"):
+            with self._model_errors(x, "the model's gradient"):
                 grads = [
                     _gradient(column.sum(), point, retain=i + 1 < len(columns))
                     for i, column in enumerate(columns)
@@ -195,10 +197,10 @@ class Network:
         """Call a function of the model on a copy of the images; every call of the model is made here.
 
         Raises:
-            UsageError: when the model raises, with its message in one line.
+            UsageError: if the model raises an exception; the message quotes it in one line.
         """
         with (
-            self._blamed(x),
+            self._model_errors(x),
             model_device(x.device),
             self._noise(who, x.device),
             computing(self.precision, x.device),
@@ -206,8 +208,8 @@ class Network:
             return function(x.clone())
 
     @contextlib.contextmanager
-    def _blamed(self, x: Tensor, doing: str = "the model") -> Iterator[None]:
-        """Exceptions inside the block become the model's UsageError, except for out of memory."""
+    def _model_errors(self, x: Tensor, source: str = "the model") -> Iterator[None]:
+        """Convert exceptions inside the block to a UsageError about the model, except when memory is exhausted."""
         try:
             yield
         except RobenchError:
@@ -215,10 +217,10 @@ class Network:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise model_error(error, self.model, x, doing) from error
+            raise model_error(error, self.model, x, source) from error
 
     def _call_with_features(self, x: Tensor, who: Who, layers: str) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits (N, K) and features (N, ...), float32; from one pass where the model supports it."""
+        """Logits (N, K) and features (N, ...), float32; from one pass if the model supports it."""
         both: Both | None = getattr(self.model, "logits_and_features", None)
         if both is not None:
             logits, features = self._run(lambda x: both(x, layers), x, who)
@@ -230,7 +232,7 @@ class Network:
                     "robench.defenses.Defense, or use attacks on the logits, such as autoattack"
                 )
             logits = self._call(x, who)
-            # The same noise: features and logits belong to one draw.
+            # With the same noise, because features and logits belong to one draw.
             features = (self._run(features_only, x, who),)
         if not all(isinstance(layer, Tensor) and len(layer) == len(x) for layer in features):
             raise UsageError(f"features(x) of this model must be tensors ({len(x)}, ...): one row per image")
@@ -238,10 +240,10 @@ class Network:
 
     @contextlib.contextmanager
     def _noise(self, who: Who, device: torch.device) -> Iterator[None]:
-        """Numbers for each row's own noise, by `robench.core.rng`.
+        """Provide the random numbers of each row inside the block, see `robench.core.rng`.
 
-        Models that draw from torch's own generators get them seeded by the first row, and put back afterwards:
-        their noise depends on the batch.
+        Torch's generators are seeded from the first row and restored afterwards. The noise of models that use them
+        depends on the batch.
         """
         if self.stream is None:
             yield
@@ -264,14 +266,14 @@ def _checked(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether the error is a lack of memory, which a smaller batch may avoid."""
+    """Whether memory is exhausted, which a smaller batch may avoid."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
     )
 
 
 def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
-    """The gradient at `point`; zero where the graph does not reach it."""
+    """The gradient at `point`; zero if the loss does not depend on it."""
     if not loss.requires_grad:
         return torch.zeros_like(point)
     (grad,) = torch.autograd.grad(loss, point, retain_graph=retain, allow_unused=True)
@@ -279,7 +281,7 @@ def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
 
 
 def pad(x: Tensor, length: int) -> Tensor:
-    """`x` padded to `length` rows with copies of its first row."""
+    """Pad `x` to `length` rows with copies of its first row."""
     missing = length - len(x)
     return x if missing == 0 else torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
@@ -290,13 +292,12 @@ def undefined(logits: Tensor) -> Tensor:
 
 
 def wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Rows that are not classified as `y`, bool (N,). A NaN logit counts as wrong, whereas argmax would return its
-    index."""
+    """Rows that are not classified as `y`, bool (N,). A NaN logit counts as wrong; argmax would return its index."""
     return (logits.argmax(1) != y) | undefined(logits)
 
 
 def answer(logits: Tensor) -> Tensor:
-    """The predicted class of each row, int64 (N,); -1 where a logit is NaN."""
+    """The predicted class of each row, int64 (N,); -1 if a logit is NaN."""
     return torch.where(undefined(logits), -1, logits.argmax(1))
 
 
@@ -310,7 +311,7 @@ class Judge:
 
     Args:
         network: the defense.
-        draws: 1, or DRAWS for a randomised defense.
+        draws: number of noise draws: 1, or DRAWS for a randomised defense.
     """
 
     def __init__(self, network: Network, draws: int = 1):
@@ -318,7 +319,7 @@ class Judge:
         self.draws = draws
 
     def answers(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The prediction of each draw, int64 (N, draws); -1 where a logit is NaN."""
+        """The prediction of each draw, int64 (N, draws); -1 if a logit is NaN."""
         return torch.stack([answer(self.network.logits(x, ids, draw)) for draw in range(self.draws)], 1)
 
     def answers_of(
@@ -327,14 +328,16 @@ class Judge:
         """The predictions on any number of images, moved to the device batch by batch; int64 (N, draws) on the CPU.
 
         Args:
-            x: (N, C, H, W), or (M, C, H, W) with the indices `rows` (N,); ids: (N,).
+            x: images, (N, C, H, W), or (M, C, H, W) if `rows` is given.
+            ids: ids of the samples, (N,).
+            rows: indices of the N images in `x`.
         """
-        size, parts = self.network.batch_size, [torch.zeros(0, self.draws, dtype=torch.int64)]
+        size, answers = self.network.batch_size, [torch.zeros(0, self.draws, dtype=torch.int64)]
         for start in range(0, len(ids), size):
-            part = slice(start, start + size)
-            images = x[part] if rows is None else x[rows[part]]
-            parts.append(self.answers(images.to(device), ids[part].to(device)).cpu())
-        return torch.cat(parts)
+            batch = slice(start, start + size)
+            images = x[batch] if rows is None else x[rows[batch]]
+            answers.append(self.answers(images.to(device), ids[batch].to(device)).cpu())
+        return torch.cat(answers)
 
     def fooled(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """The number of draws that misclassify each image, int64 (N,), 0 .. draws."""

@@ -1,13 +1,13 @@
-"""What a run keeps on disk while it plays: its state, and each fooling image once.
+"""Partial results of a run on disk: its state and its adversarial examples, each of which is saved once.
 
-The folder holds `state`, a sealed file replaced whole at every save, and `found-NNNN.safetensors`, each written once.
-The state lists the sha256 of the images that belong to it, so a kill between two writes loses only what is newer, and
-a file that was damaged, deleted or taken from another run is noticed. What is damaged is dropped and played again. So
-is what another release of robench or torch, another device or another run left behind: a resumed run ends in the same
-bytes as an uninterrupted one.
+The folder contains `state`, a sealed file that every save replaces atomically, and files `found-NNNN.safetensors`,
+which are written once. The state lists the sha256 of the examples that belong to it, so a kill between two writes loses
+only newer results, and files that are damaged, deleted or from another run are detected. Damaged results, and those of
+another release of robench or torch, another device or another run, are deleted and computed again: a resumed run gives
+the same bytes as an uninterrupted one.
 
-A run in several shares keeps one such folder per share. It resumes with the shares it began with, whatever number is
-asked for; shares of different splits are never combined.
+A run in several shares has one such folder per share. It resumes with the shares that it started with, regardless of
+the requested number; shares of different splits are never combined.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ from robench.engine.adversarial_examples import Place, Shard
 _STATE = "state"
 _ORIGIN = "origin"
 
-# Seconds between two saves, at the least; a save may cost one part in twenty of the time it protects.
-_INTERVAL, _SHARE = 2.0, 20
-# Maximum bytes of unsaved images.
-_MOST = 1 << 24
+# Minimum seconds between two saves, and the minimum ratio of this time to the duration of a save.
+_INTERVAL, _RATIO = 2.0, 20
+# Maximum size of unsaved images in bytes.
+_MAX_UNSAVED = 1 << 24
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run goes on from.
+    """A saved state.
 
     Attributes:
-        tensors, facts: as they were saved.
-        found: attack -> sample -> where the image is.
+        tensors, facts: the arguments of `Store.save`.
+        found: location of each adversarial example: attack -> sample -> place.
     """
 
     tensors: dict[str, Tensor]
@@ -53,7 +53,7 @@ class Saved:
 
 
 class Store(Protocol):
-    """Where a run saves its partial results."""
+    """Interface of stores for the partial results of a run."""
 
     note: Callable[[str], None]
 
@@ -79,14 +79,14 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """A run's partial results in a folder.
+    """A store in a folder.
 
     Args:
-        folder: made on the first save.
-        key: what the run is; a folder of another run is not resumed from.
-        made_by: what else must be the same, such as the release: name -> value.
-        note: called with one line about what is dropped, and why.
-        share: the share of the run that is kept here; empty for all of it.
+        folder: created on the first save.
+        key: identifies the run; the state of another run is not resumed.
+        made_by: other conditions that must be the same, such as the release: name -> value.
+        note: called with one line that explains why results are deleted.
+        share: the share of the run that is stored; empty for the whole run.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class FolderStore:
         self.origin = {"settings": key, **(made_by or {})}
         self.note = note
         self._share_of = share
-        # The sha256 of each file of images that belongs to the state.
+        # The sha256 of each file of examples that belongs to the state.
         self.shards: list[str] = []
         self._last = time.monotonic()
         self._cost = 0.0
 
     @property
     def resumes(self) -> bool:
-        """Whether there is a state of this run to go on from."""
+        """Whether there is a state of this run to resume."""
         return self.shares() > 0
 
     def shares(self) -> int:
@@ -124,55 +124,56 @@ class FolderStore:
         return FolderStore(self.folder / name, key, made_by, self.note, name)
 
     def claimed(self) -> AbstractContextManager[None]:
-        """A lock against others who play this share; the folder of a whole run is locked by its record's.
+        """Lock the share inside the block; a whole run is locked by the folder of its record.
 
         Raises:
-            ResourceError: inside the block, when another process plays the share.
+            ResourceError: if another process runs the share.
         """
         return claim(self.folder) if self._share_of else nullcontext()
 
     def _parts(self) -> list[tuple["FolderStore", int]]:
-        """The stores of all shares that are here, and the number of shares of each one's run."""
+        """The stores of all saved shares, each with the number of shares of its run."""
         numbers = (folder.name.split("-") for folder in sorted(self.folder.glob("share-*-of-*")))
         pairs = [(int(n[1]), int(n[3])) for n in numbers if len(n) == 4 and n[1].isdigit() and n[3].isdigit()]
         return [(self.share(index, of), of) for index, of in pairs]
 
     def begin(self, moment: str, shares: int = 0) -> str:
-        """Note when the run began; a run that is resumed began when it first did.
+        """Save the time when the run started and return it; a resumed run returns the time when it first started.
 
-        What another run, release or device left in the folder is dropped, except for shares that were asked for.
+        Results of another run, release or device are deleted, except for shares that were run separately.
 
         Args:
-            shares: number of shares that are played one by one (`Run.play_share`); 0 for a whole run.
+            shares: number of shares that are run separately (`Run.play_share`); 0 for a whole run.
 
         Raises:
-            ResourceError: when the folder cannot be written, or holds what these shares do not belong to.
+            ResourceError: if the folder cannot be written, or contains results of other shares or of a whole run.
         """
         refuse_link(self.folder)
-        place = self.folder / _ORIGIN
+        file = self.folder / _ORIGIN
         try:
-            begun = json.loads(read_sealed(place))
+            saved = json.loads(read_sealed(file))
         except Damaged:
-            begun = None
-        if begun is not None and begun["origin"] == self.origin:
-            if shares and begun.get("shares") != shares:
-                other = f"{begun['shares']} shares" if begun.get("shares") else "a whole run"
+            saved = None
+        if saved is not None and saved["origin"] == self.origin:
+            if shares and saved.get("shares") != shares:
+                split = f"{saved['shares']} shares" if saved.get("shares") else "a whole run"
                 raise ResourceError(
-                    f"{self.folder} was begun as {other}: finish it so, or remove it with robench results prune"
+                    f"{self.folder} was started as {split}: finish it in the same way, or remove it with robench "
+                    "results prune"
                 )
-            return begun["started"]
-        if begun is not None and begun.get("shares"):
+            return saved["started"]
+        if saved is not None and saved.get("shares"):
             raise ResourceError(
-                f"{self.folder} holds shares of a run: {_difference(begun['origin'], self.origin)}; go on as they were "
-                "played, or start over with --fresh"
+                f"{self.folder} contains shares of a run: {_difference(saved['origin'], self.origin)}; continue with "
+                "the same settings, or start over with --fresh"
             )
-        if begun is not None:
-            self._say(_difference(begun["origin"], self.origin))
+        if saved is not None:
+            self._note_restart(_difference(saved["origin"], self.origin))
             self.drop()
         elif self.resumes:
-            self.note(f"{place} is missing or damaged: it is written again, and the run goes on")
+            self.note(f"{file} is missing or damaged: it is written again, and the run is resumed")
         elif self.folder.is_dir() and any(self.folder.iterdir()):
-            self._say("it holds nothing that this release can go on with")
+            self._note_restart("it contains nothing that this release can resume")
             self.drop()
         facts = {"origin": self.origin, "started": moment} | ({"shares": shares} if shares else {})
         content = seal(json.dumps(facts).encode())
@@ -180,7 +181,7 @@ class FolderStore:
         return moment
 
     def finished(self, shares: int, attacks: int) -> int:
-        """Number of shares that have played all attacks, without a look at their images."""
+        """Number of shares that have finished all attacks; their images are not read."""
         count = 0
         for index in range(shares):
             with suppress(Damaged):
@@ -190,8 +191,8 @@ class FolderStore:
         return count
 
     def due(self, held: int = 0) -> bool:
-        """Whether it is time to save again, when `held` bytes of images wait for it."""
-        return held >= _MOST or time.monotonic() - self._last >= max(_INTERVAL, _SHARE * self._cost)
+        """Whether it is time to save again, with `held` bytes of unsaved images."""
+        return held >= _MAX_UNSAVED or time.monotonic() - self._last >= max(_INTERVAL, _RATIO * self._cost)
 
     def save(
         self,
@@ -200,15 +201,15 @@ class FolderStore:
         attack: int = 0,
         found: Mapping[int, Tensor] | None = None,
     ) -> dict[int, Place]:
-        """Write the state, and the images that an attack found since the last save.
+        """Save the state and the examples that an attack has found since the last save.
 
         Returns:
-            Where each image is.
+            The location of each example.
 
         Raises:
-            ResourceError: when the folder cannot be written.
+            ResourceError: if the folder cannot be written.
         """
-        begun, places = time.monotonic(), {}
+        start_time, places = time.monotonic(), {}
         if found:
             ids = sorted(found)
             images = torch.stack([found[i].cpu() for i in ids])
@@ -221,31 +222,31 @@ class FolderStore:
             places = {sample: Place(shard, row) for row, sample in enumerate(ids)}
             self.shards.append(hashlib.sha256(content).hexdigest())
         state = {"origin": self.origin, "share": self._share_of, "facts": facts, "shards": self.shards}
-        # Tensors may share memory while they live; on disk each stands for itself.
-        plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        # Before the tensors, so that one digest is of everything.
+        # Cloned, because safetensors does not save tensors that share memory.
+        clones = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        # In one file with the tensors, so that one digest covers both.
         header = json.dumps(state).encode()
-        content = len(header).to_bytes(8, "little") + header + save(plain)
+        content = len(header).to_bytes(8, "little") + header + save(clones)
         write_whole(self.folder, {_STATE: seal(content)})
         self._last = time.monotonic()
-        self._cost = self._last - begun
+        self._cost = self._last - start_time
         return places
 
     def load(self) -> Saved | None:
-        """The last state saved by this run, or None; what is damaged or of another run is dropped with a note."""
-        place = self.folder / _STATE
-        if not place.exists():
+        """The last state of this run, or None. A state that is damaged or of another run is deleted with a note."""
+        file = self.folder / _STATE
+        if not file.exists():
             if (self.folder / _shard(0)).exists():
-                self.forget(f"{place.name} is missing")
+                self.forget(f"{file.name} is missing")
             return None
         try:
-            content = read_sealed(place)
+            content = read_sealed(file)
             end = 8 + int.from_bytes(content[:8], "little")
             state, tensors = json.loads(content[8:end]), load(content[end:])
             if state["origin"] != self.origin:
                 raise Damaged(_difference(state["origin"], self.origin))
             if state["share"] != self._share_of:
-                raise Damaged(f"{place.name} is of another share of the run")
+                raise Damaged(f"{file.name} belongs to another share of the run")
             found = self._found(state["shards"])
         except Damaged as error:
             self.forget(str(error))
@@ -254,14 +255,14 @@ class FolderStore:
         return Saved(tensors, state["facts"], found)
 
     def _found(self, shards: list[str]) -> dict[int, dict[int, Place]]:
-        """Where the images are that belong to a state: attack -> sample -> place."""
+        """The locations of the examples of a state: attack -> sample -> place."""
         found: dict[int, dict[int, Place]] = {}
         for number, digest in enumerate(shards):
             path = self.folder / _shard(number)
             try:
                 with path.open("rb") as opened:
                     if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
-                        raise Damaged(f"{path.name} is damaged: its sha256 is not the one that was noted")
+                        raise Damaged(f"{path.name} is damaged: its sha256 does not match the recorded one")
                     opened.seek(0)
                     length = opened.read(8)
                     shard = Shard.of(path, length + opened.read(int.from_bytes(length, "little")))
@@ -274,21 +275,21 @@ class FolderStore:
         return found
 
     def forget(self, reason: str) -> None:
-        """Drop the state and say so: it is played again. What other shares saved stays."""
-        self._say(reason)
-        for place in (self.folder / _STATE, *self.folder.glob("found-*.safetensors")):
-            place.unlink(missing_ok=True)
+        """Delete the state with a note, so that the share starts again; other shares are kept."""
+        self._note_restart(reason)
+        for file in (self.folder / _STATE, *self.folder.glob("found-*.safetensors")):
+            file.unlink(missing_ok=True)
         if self._share_of:
             with suppress(OSError):
                 self.folder.rmdir()
         self.shards = []
 
-    def _say(self, reason: str) -> None:
-        what = "this share" if self._share_of else "the run"
-        self.note(f"{self.folder}: {reason}; {what} starts again")
+    def _note_restart(self, reason: str) -> None:
+        subject = "this share" if self._share_of else "the run"
+        self.note(f"{self.folder}: {reason}; {subject} starts again")
 
     def drop(self) -> None:
-        """Forget everything: the run is over, or starts again."""
+        """Delete the folder, after the end of the run or to start again."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.shards = []
 
@@ -297,11 +298,13 @@ def _shard(number: int) -> str:
     return f"found-{number:04d}.safetensors"
 
 
-def _difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What differs between the run that left a state and this one, in words."""
-    names = [name for name in {**now, **then} if then.get(name) != now.get(name)]
-    # A key of settings says nothing to a reader.
+def _difference(saved: Mapping[str, str], current: Mapping[str, str]) -> str:
+    """Describe the differences between the run that saved a state and this one."""
+    names = [name for name in {**current, **saved} if saved.get(name) != current.get(name)]
+    # The key of the settings is a digest, which means nothing to a user.
     changes = [
-        f"{name} {then.get(name, '?')} (now {now.get(name, '?')})" for name in names if name != "settings"
+        f"{name} {saved.get(name, '?')} (now {current.get(name, '?')})"
+        for name in names
+        if name != "settings"
     ]
     return "it was interrupted under " + " and ".join(changes or ["other settings"])

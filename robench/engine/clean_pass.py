@@ -1,4 +1,4 @@
-"""The defense on the clean images: predictions, margins and warnings."""
+"""The clean pass: predictions, margins and warnings on the clean images."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,15 @@ from robench.engine.tolerances import margins
 
 @dataclass(frozen=True)
 class CleanPass:
-    """Of N images, on the CPU.
+    """The results of the clean pass on N images, on the CPU.
 
     Attributes:
-        logits: (N, K), the surrogate's; margin: (N,), of the defense, see `Outcome.clean_margin`.
-        shown, answers: (N, draws), what the judge of the search and the judge of clean images say.
-        warnings: raised by the clean pass; nonfinite: number of images with NaN or infinite logits.
+        logits: logits of the surrogate, (N, K).
+        margin: clean margins of the defense, (N,), see `Outcome.clean_margin`.
+        shown: predictions of the judge of the search, (N, draws).
+        answers: predictions of the judge of clean images, (N, draws).
+        warnings: warnings of the clean pass.
+        nonfinite: number of images with NaN or infinite logits.
     """
 
     logits: Tensor
@@ -37,22 +40,22 @@ class CleanPass:
 
 
 def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
-    """Call defense and surrogate on every clean image.
+    """Call the defense and the surrogate on every clean image.
 
     Raises:
-        UsageError: when labels and classes do not fit.
+        UsageError: if a label exceeds the number of classes, or there is only one class.
     """
     device, size = setup.device, setup.batch_size
 
     def logits_of(network: Network) -> Tensor:
-        parts = zip(samples.x.split(size), samples.ids.split(size), strict=True)
-        return torch.cat([network.logits(x.to(device), ids.to(device)).cpu() for x, ids in parts])
+        batches = zip(samples.x.split(size), samples.ids.split(size), strict=True)
+        return torch.cat([network.logits(x.to(device), ids.to(device)).cpu() for x, ids in batches])
 
     network = parties.judge.network
     logits, y = logits_of(network), samples.y
     if int(y.max()) >= logits.shape[1]:
         raise UsageError(
-            f"labels lie in {int(y.min())}..{int(y.max())}: the defense has {logits.shape[1]} classes"
+            f"labels lie in {int(y.min())}..{int(y.max())}, but the defense has {logits.shape[1]} classes"
         )
     if logits.shape[1] < 2:
         raise UsageError("the defense has one class: an attack needs at least two")
@@ -60,7 +63,7 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
     if not setup.stochastic:
         x, ids = samples.x[:size].to(device), samples.ids[:size].to(device)
         warnings += result_warnings.batch_dependence(network, x, ids, logits[:size])
-    # What an attack must beat is counted on the draws that it is shown; what is reported is not.
+    # Attacks must fool more of the search's draws than the clean image does; the record reports other draws.
     if parties.judge.draws > 1:
         judges = parties.judges.search, parties.judges.clean
         shown, answers = (judge.answers_of(samples.x, samples.ids, device) for judge in judges)

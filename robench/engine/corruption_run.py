@@ -1,7 +1,7 @@
-"""A defense under corruptions: each image, at each corruption and severity, classified once.
+"""Corruption runs: each image is classified once at each corruption and severity.
 
-Chunks of images go through all corruptions before the next chunk, and processes make the next images while the
-network is busy with these. Nothing that comes out depends on how many there are.
+Images are processed in chunks, each through all corruptions. Other processes generate the next corrupted images while
+the network classifies the current ones. The results do not depend on the number of processes.
 """
 
 import os
@@ -25,19 +25,20 @@ from robench.engine.progress import Progress
 from robench.engine.setup import Setup
 from robench.engine.tolerances import margins, same_margins
 
-# Pixels of all images and cells from which on other processes are worth their start.
-_MANY = 30e6
+# Minimum number of pixels, over all images and cells, at which other processes save more time than their start takes.
+_MIN_PIXELS = 30e6
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the network says to one chunk of images: (n, K) logits at one cell.
+    """The network's logits for one chunk of images at one cell.
 
     Attributes:
-        rows: which images.
-        cell: its place among the cells; -1 for the images as they are.
-        digest: sha256 of the pixels that were asked about, empty for the images as they are.
-        seconds: since the answers before.
+        rows: the images of the chunk.
+        cell: index of the cell; -1 for the clean images.
+        logits: (n, K).
+        digest: sha256 of the corrupted pixels; empty for the clean images.
+        seconds: time since the previous answers.
     """
 
     rows: slice
@@ -49,14 +50,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a defense says to images under corruptions.
+    """The results of a corruption run.
 
     Attributes:
-        clean: int64 (N,), predictions on the images as they are; margin: float32 (N,), of the best logit there.
-        predictions: int64 (N, cells).
-        pixels: uint8 (chunks, cells, 32), sha256 of the corrupted pixels of each chunk.
-        seconds: float64 (cells,), spent on each.
-        batch_size: images a network call.
+        clean: predictions on the clean images, int64 (N,).
+        margin: margins between the two highest logits of the clean images, float32 (N,).
+        predictions: predictions on the corrupted images, int64 (N, cells).
+        pixels: sha256 of the corrupted pixels of each chunk, uint8 (chunks, cells, 32).
+        seconds: time spent on each cell, float64 (cells,).
+        batch_size: number of images per network call.
     """
 
     clean: Tensor
@@ -77,32 +79,32 @@ def play(
     store: Store | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Outcome:
-    """Ask for everything that `store` does not hold yet.
+    """Classify all images at all cells, except those that `store` has results of.
 
     Args:
         setup, workers, cache: see `answers`.
         store: where to save to and resume from.
         progress: called after every chunk at every cell.
     """
-    n, blocks = len(images), len(spans(images))
+    n, count = len(images), len(spans(images))
     state = {
         "clean": torch.zeros(n, dtype=torch.int64),
         "margin": torch.zeros(n),
         "predictions": torch.zeros(n, len(cells), dtype=torch.int32),
-        "pixels": torch.zeros(blocks, len(cells), 32, dtype=torch.uint8),
+        "pixels": torch.zeros(count, len(cells), 32, dtype=torch.uint8),
         "seconds": torch.zeros(len(cells), dtype=torch.float64),
     }
     facts: dict[str, Any] = {"done": 0}
     if store and (saved := store.load()):
-        if _answers_as(saved, setup, images):
+        if _matches(saved, setup, images):
             state, facts = saved.tensors, saved.facts
         else:
-            store.forget("the defense gives other logits here than when the run was interrupted")
-    total, done = blocks * (len(cells) + 1), facts["done"]
+            store.forget("the logits of the defense differ from those before the interruption")
+    total, done = count * (len(cells) + 1), facts["done"]
     calls = 0
-    queries = answers(setup, images, cells, workers=workers, cache=cache, skip=done)
-    for number, answer in enumerate(queries, done):
-        # A NaN among the logits is a wrong answer: argmax would make it a class.
+    remaining = answers(setup, images, cells, workers=workers, cache=cache, skip=done)
+    for number, answer in enumerate(remaining, done):
+        # A NaN logit counts as wrong; argmax would return its index.
         predicted = torch.where(undefined(answer.logits), -1, answer.logits.topk(1, 1).indices[:, 0])
         if answer.cell < 0:
             state["clean"][answer.rows] = predicted
@@ -117,7 +119,7 @@ def play(
         if store and number + 1 < total and store.due():
             store.save(state, facts)
         if progress:
-            progress(_standing(state, images, answer.rows.stop, number + 1, total, calls))
+            progress(_progress(state, images, answer.rows.stop, number + 1, total, calls))
     return Outcome(
         state["clean"],
         state["margin"],
@@ -128,15 +130,15 @@ def play(
     )
 
 
-def _answers_as(saved: Saved, setup: Setup, images: Images) -> bool:
-    """Whether the first images' clean margins are those of the run that was interrupted: on a CPU bit for bit."""
-    queries = answers(setup, images, (), workers=1)
-    with closing(queries):
-        first = next(queries)
-    then, now = saved.tensors["margin"][first.rows], margins(first.logits)
+def _matches(saved: Saved, setup: Setup, images: Images) -> bool:
+    """Whether the first clean margins equal those of the interrupted run, on a CPU bit for bit."""
+    clean = answers(setup, images, (), workers=1)
+    with closing(clean):
+        first = next(clean)
+    saved_margins, current = saved.tensors["margin"][first.rows], margins(first.logits)
     if setup.device.type == "cpu":
-        return torch.allclose(then, now, rtol=0, atol=0, equal_nan=True)
-    return bool(same_margins(then, now).all())
+        return torch.allclose(saved_margins, current, rtol=0, atol=0, equal_nan=True)
+    return bool(same_margins(saved_margins, current).all())
 
 
 def answers(
@@ -148,32 +150,32 @@ def answers(
     cache: Cache | None = None,
     skip: int = 0,
 ) -> Generator[Answers]:
-    """The network's answers, chunk by chunk, for each first the images as they are and then every cell.
+    """Yield the network's answers chunk by chunk: for each chunk first the clean images, then every cell.
 
     Args:
-        setup: the defense; its seed decides the corruptions, and with image and cell the one draw of a randomised
-            defense's noise.
-        workers: processes that make images; None for one a core, where there is enough to do.
-        cache: where corrupted images are looked for and kept.
-        skip: number of answers, from the first, that are not needed again.
+        setup: the defense. The seed determines the corruptions; seed, image and cell determine the single noise draw of
+            a randomised defense.
+        workers: number of processes that generate images; None for one per core, if there is enough work.
+        cache: cache of corrupted images.
+        skip: number of answers to skip.
     """
     network, device = setup.network("corruption"), setup.device
-    wanted = list(_queries(images, cells, skip))
-    tasks = _tasks(images, cells, setup.seed, cache, [(rows, cell) for rows, cell in wanted if cell >= 0])
-    made = in_order(tasks, _workers(images, cells, workers))
-    before = time.monotonic()
+    queries = list(_queries(images, cells, skip))
+    tasks = _tasks(images, cells, setup.seed, cache, [(rows, cell) for rows, cell in queries if cell >= 0])
+    results = in_order(tasks, _workers(images, cells, workers))
+    last_time = time.monotonic()
     with frozen(setup.model):
-        for rows, cell in wanted:
+        for rows, cell in queries:
             if cell < 0:
                 x, digest = images.x[rows], ""
             else:
-                found = next(made)
-                x, digest = tensor(found.pixels), found.digest
+                corrupted = next(results)
+                x, digest = tensor(corrupted.pixels), corrupted.digest
             ids = images.ids[rows].to(device)
             logits = network.logits(x.to(device), ids, draw=cell + 1).float().cpu()
             now = time.monotonic()
-            yield Answers(rows, cell, logits, digest, now - before)
-            before = now
+            yield Answers(rows, cell, logits, digest, now - last_time)
+            last_time = now
 
 
 def _queries(images: Images, cells: Sequence[Cell], skip: int) -> Iterator[tuple[slice, int]]:
@@ -188,29 +190,29 @@ def _tasks(
     cells: Sequence[Cell],
     seed: int,
     cache: Cache | None,
-    wanted: Sequence[tuple[slice, int]],
+    queries: Sequence[tuple[slice, int]],
 ) -> Iterator[Task]:
-    asked: dict[int, list[int]] = {}
-    for rows, cell in wanted:
-        asked.setdefault(rows.start, []).append(cell)
+    cells_of: dict[int, list[int]] = {}
+    for rows, cell in queries:
+        cells_of.setdefault(rows.start, []).append(cell)
     for rows, pixels, ids in chunks(images):
-        if rows.start not in asked:
+        if rows.start not in cells_of:
             continue
         digest = digest_of(pixels, ids) if cache else ""
-        for number in asked[rows.start]:
+        for number in cells_of[rows.start]:
             cell = cells[number]
             yield Task(pixels, ids, cell.name, cell.severity, seed, cell.jpeg, digest, cache)
 
 
-def _workers(images: Images, cells: Sequence[Cell], asked: int | None) -> int:
-    if asked is not None:
-        return asked
-    much = images.x[:1].numel() / 3 * len(images) * len(cells) >= _MANY
-    return (os.cpu_count() or 1) if much else 1
+def _workers(images: Images, cells: Sequence[Cell], workers: int | None) -> int:
+    if workers is not None:
+        return workers
+    pixels = images.x[:1].numel() / 3 * len(images) * len(cells)
+    return (os.cpu_count() or 1) if pixels >= _MIN_PIXELS else 1
 
 
-def _standing(
-    state: dict[str, Tensor], images: Images, begun: int, done: int, total: int, calls: int
+def _progress(
+    state: dict[str, Tensor], images: Images, started: int, done: int, total: int, calls: int
 ) -> Progress:
-    right = int((state["clean"][:begun] == images.y[:begun]).sum())
-    return Progress("corruptions", 0, 1, done, total, right, begun, calls, done / total)
+    correct = int((state["clean"][:started] == images.y[:started]).sum())
+    return Progress("corruptions", 0, 1, done, total, correct, started, calls, done / total)

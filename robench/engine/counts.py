@@ -1,7 +1,7 @@
-"""What attacks cost on an image that is never fooled, from the counts that are shipped, or counted.
+"""Costs of attacks on an image that is never fooled, from the shipped counts, or counted.
 
-`passes.json` holds, for each norm or transformation and each canonical spec, forward and backward passes with ten
-classes; null for other libraries' attacks, whose passes are not counted. `perf/count_passes.py` writes it.
+`passes.json` has the forward and backward passes of each canonical spec under each norm or transformation, with ten
+classes; null for attacks of other libraries, whose passes are not counted. `perf/count_passes.py` writes it.
 """
 
 import json
@@ -22,29 +22,29 @@ from robench.threats.threat import Threat
 
 FILE = Path(__file__).with_name("passes.json")
 CLASSES = 10
-# Where no threat is named; on an image that is never fooled the radius costs nothing.
+# Radii to use without a threat; the costs on an image that is never fooled do not depend on the radius.
 _RADII = {"Linf": "8/255", "L2": "0.5", "L1": "12"}
 
 
 def cost(attacks: tuple[str, ...], threat: Threat, classes: int) -> tuple[Passes, ...]:
-    """What each attack costs on an image that no attack fools: as shipped where that is known, else counted by
-    `passes`, which can take minutes.
+    """The cost of each attack on an image that no attack fools: from the shipped counts, else counted by `passes`,
+    which can take minutes.
 
     Args:
         attacks: specs.
 
     Raises:
-        UsageError: for an unknown attack, a wrong argument, or one not defined in the threat's norm.
+        UsageError: if an attack is unknown, has an invalid argument, or does not support the threat's norm.
     """
-    known = shipped(attacks, threat, classes)
-    return passes(attacks, threat, classes) if known is None else known
+    counts = shipped(attacks, threat, classes)
+    return passes(attacks, threat, classes) if counts is None else counts
 
 
 def shipped(attacks: tuple[str, ...], threat: Threat, classes: int) -> tuple[Passes, ...] | None:
-    """The shipped counts of these attacks, without other libraries'; None when one of them is not there.
+    """The shipped counts of these attacks, without attacks of other libraries; None if a count is missing.
 
     Raises:
-        UsageError: as `cost`.
+        UsageError: as in `cost`.
     """
     content = _content()
     counts = content["counts"].get(threat.kind, {})
@@ -57,23 +57,25 @@ def shipped(attacks: tuple[str, ...], threat: Threat, classes: int) -> tuple[Pas
 def suite_cost(
     name: str, threat: str | None = None, classes: int = CLASSES
 ) -> tuple[str, tuple[Passes, ...]]:
-    """The norm (or transformation), and what each attack of a suite (or spec) costs in it; the first that suits them
-    if none is given.
+    """The norm (or transformation), and the cost of each attack of a suite (or spec) under it.
+
+    Args:
+        threat: a threat; None for the first norm or transformation that all attacks support.
 
     Raises:
-        UsageError: as `cost`; also for a ladder of runs, and an attack that needs an argument.
+        UsageError: as in `cost`; also if the suite is a ladder of runs, or an attack needs an argument.
     """
     suite = find_suite(name)
     if suite.rungs:
-        raise UsageError(f"{suite.name} is a ladder of runs: each has attacks of its own")
+        raise UsageError(f"{suite.name} is a ladder of runs, which have different attacks")
     if threat is not None:
-        chosen = Threat.parse(threat)
-        return chosen.kind, cost(_texts(suite, chosen.norm), chosen, classes)
+        parsed = Threat.parse(threat)
+        return parsed.kind, cost(_texts(suite, parsed.norm), parsed, classes)
     return _first(suite, shipped, classes) or _first(suite, cost, classes) or ("", ())
 
 
 def shipped_cost(suite: Suite) -> tuple[str, tuple[Passes, ...]] | None:
-    """`suite_cost` from the counts that are shipped alone; None where there are none."""
+    """`suite_cost` from the shipped counts only; None if there are none."""
     try:
         return _first(suite, shipped, CLASSES)
     except UsageError:
@@ -81,16 +83,16 @@ def shipped_cost(suite: Suite) -> tuple[str, tuple[Passes, ...]] | None:
 
 
 def countable() -> Iterator[tuple[tuple[str, ...], list[Threat]]]:
-    """Specs whose passes are shipped, with the threats of which the first suits that they can be counted in.
+    """Specs whose passes are shipped, with threats; the passes are counted under the first threat that works.
 
-    Every suite's, in each norm it is written for, and every built-in attack's.
+    These are all suites, under each norm with its own attacks, and all built-in attacks.
     """
     for suite in [*suites().values(), *built_in()]:
         if not suite.rungs and not corruptions(suite.attacks):
             try:
                 threats = list(_threats(suite))
             except UsageError:
-                # It needs an argument.
+                # The attack needs an argument.
                 continue
             first = _texts(suite, threats[0].norm)
             yield first, [threat for threat in threats if _texts(suite, threat.norm) == first]
@@ -99,7 +101,7 @@ def countable() -> Iterator[tuple[tuple[str, ...], list[Threat]]]:
 
 
 def built_in() -> list[Suite]:
-    """Every built-in attack, as a suite of its own."""
+    """All built-in attacks, each as a suite."""
     return [
         Suite(name, [Spec(name)])
         for name in registry.attacks
@@ -110,25 +112,25 @@ def built_in() -> list[Suite]:
 def _first(
     suite: Suite, count: Callable[[tuple[str, ...], Threat, int], tuple[Passes, ...] | None], classes: int
 ) -> tuple[str, tuple[Passes, ...]] | None:
-    """The counts in the first norm or transformation that has them.
+    """The counts under the first norm or transformation that has counts.
 
     Raises:
-        UsageError: where no norm or transformation suits, as for the first of them.
+        UsageError: if no norm or transformation is supported; the error of the first one.
     """
-    refused: UsageError | None = None
-    suited = False
+    first_error: UsageError | None = None
+    supported = False
     for threat in _threats(suite):
         try:
             counts = count(_texts(suite, threat.norm), threat, classes)
         except UsageError as error:
-            refused = refused or error
+            first_error = first_error or error
             continue
-        suited = True
+        supported = True
         if counts is not None:
             return threat.kind, counts
-    if suited:
+    if supported:
         return None
-    raise refused or UsageError(f"{suite.name} is defined in no norm")
+    raise first_error or UsageError(f"{suite.name} supports no norm")
 
 
 def _texts(suite: Suite, norm: str) -> tuple[str, ...]:
@@ -136,16 +138,16 @@ def _texts(suite: Suite, norm: str) -> tuple[str, ...]:
 
 
 def _threats(suite: Suite) -> Iterator[Threat]:
-    """The norms, and then the transformations, that all attacks of a suite are defined in.
+    """The norms, then the transformations, that all attacks of a suite support.
 
     Raises:
-        UsageError: when its first attack cannot be built, or there is none, as in a ladder of runs.
+        UsageError: if the first attack cannot be built, or the suite is a ladder of runs.
     """
     if not suite.attacks:
-        raise UsageError(f"{suite.name} is a ladder of runs: each has attacks of its own")
+        raise UsageError(f"{suite.name} is a ladder of runs, which have different attacks")
     spec = suite.attacks[0]
     norms = specs.build(spec, registry.attacks.get(spec.name)).norms
-    # Some search over few parameters, which only a transformation has.
+    # Some attacks search few parameters, so they support only transformations.
     for name in (*norms, *registry.transformations):
         with suppress(UsageError):
             threat = Threat.parse(f"{name}:{_RADII.get(name, '1')}")

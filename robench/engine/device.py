@@ -1,23 +1,23 @@
-"""Which device, how many images a call, which precision: what `auto` means."""
+"""Choice of device, batch size and precision, including the meaning of `auto`."""
 
 import torch
 
 from robench._moved import old_names
 from robench.core.errors import UsageError
 
-# Images per network call by the side of the image: large enough to fill the device, small enough for its caches.
+# Batch size by the side of the image: large enough to use the whole device, small enough for its caches.
 _CPU_SIZES, _CPU_LARGE = ((64, 64), (128, 32)), 16
 _GPU_SIZES, _GPU_LARGE = ((64, 1024), (128, 512)), 128
 PRECISIONS = ("auto", "fp32", "bf16")
-# bf16 in hardware, from Ampere on; older GPUs emulate it.
+# Compute capability with bf16 in hardware (Ampere); older GPUs emulate it.
 _BF16_CAPABILITY = (8, 0)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called "auto", "cpu", "cuda", "cuda:1" or "xpu".
+    """The device with this name: "auto", "cpu", "cuda", "cuda:N" or "xpu".
 
     Raises:
-        UsageError: when there is no such device here.
+        UsageError: if this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is not None and device.type == "mps":
-        raise UsageError("mps has no float64, in which distances are measured: use --device cpu")
+        raise UsageError("mps does not support float64, which distances need: use --device cpu")
     if device is None or device.type not in ("cpu", "cuda", "xpu"):
         raise UsageError(f'unknown device "{name}": expected auto, cpu, cuda, cuda:N or xpu')
     if device.type != "cpu":
@@ -41,16 +41,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_batch_size(batch_size: int | str, device: torch.device, side: int, samples: int) -> int:
-    """Rows a network call, for "auto" or a number of at least 1.
+    """The number of rows per network call, from "auto" or a number of at least 1.
 
-    "auto" depends on nothing but the kind of device, the image's side and the number of samples, so that the
-    same command gives the same record.
+    "auto" depends only on the type of device, the image size and the number of samples, so that the same command gives
+    the same record.
     """
     if batch_size == "auto":
         cpu = device.type == "cpu"
         sizes, large = (_CPU_SIZES, _CPU_LARGE) if cpu else (_GPU_SIZES, _GPU_LARGE)
         cap = next((size for limit, size in sizes if side <= limit), large)
-        # On a GPU a quarter of the images, so that lanes whose image is decided take up another.
+        # On a GPU a quarter of the images, so that lanes with a decided image are refilled.
         return min(cap, -(-samples // (8 if cpu else 32)) * 8)
     try:
         size = int(batch_size)
@@ -63,7 +63,7 @@ def choose_batch_size(batch_size: int | str, device: torch.device, side: int, sa
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """The surrogate's precision: "auto" is bf16 on a GPU that computes in it, fp32 elsewhere."""
+    """The precision of the surrogate: "auto" is bf16 on a GPU with bf16 in hardware, fp32 elsewhere."""
     if precision not in PRECISIONS:
         raise UsageError(f'unknown precision "{precision}": expected one of {", ".join(PRECISIONS)}')
     if precision == "auto":

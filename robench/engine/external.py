@@ -1,4 +1,4 @@
-"""An attack of another library: it calls the model by itself, its images are judged, its passes counted in sum."""
+"""Attacks of other libraries, which call the model themselves; their images are judged and their passes are counted."""
 
 from robench.attacks._external import Counted, ForeignAttack
 from robench.engine.attack_context import SampleResults, Samples
@@ -16,15 +16,15 @@ def run_external(
     attacked: list[int],
     results: SampleResults,
 ) -> None:
-    """Attack some samples at once, and fill their results in."""
+    """Attack some samples at once and write their results."""
     device, size = setup.device, setup.batch_size
     counted = Counted(Network(setup.searched, size))
     x, y, ids = (part[attacked].to(device) for part in (samples.x, samples.y, samples.ids))
-    found = attack.perturb(counted, x, y, threat, setup.seed, size).detach()
-    images = threat.as_recorded(x, found)
+    candidates = attack.perturb(counted, x, y, threat, setup.seed, size).detach()
+    images = threat.as_recorded(x, candidates)
     draws = judge.fooled(images, y, ids) * threat.contains(x, images)
     for i, sample in enumerate(attacked):
-        # Which sample a pass was for is not known here: they are shared out evenly.
+        # The passes of each sample are not known, so the total is divided evenly.
         results.forward[sample, 0] = _share(counted.forward_passes, i, len(attacked))
         results.backward[sample, 0] = _share(counted.backward_passes, i, len(attacked))
         if int(draws[i]):
@@ -33,5 +33,5 @@ def run_external(
 
 
 def _share(total: int, i: int, n: int) -> int:
-    """The i-th of n whole shares of `total`, as even as they go."""
+    """The i-th of n integer shares of `total`, which are as equal as possible."""
     return total * (i + 1) // n - total * i // n

@@ -1,13 +1,13 @@
-"""Facts of every lane, brought from the device together."""
+"""Copies of per-lane values from the device to the host."""
 
 import torch
 from torch import Tensor
 
 
 def on_host(**columns: Tensor | None) -> dict[str, Tensor]:
-    """Columns (S,) of bools or float32 on the CPU, None left out.
+    """Copy columns (S,) of bools or float32 to the CPU in one transfer; None is left out.
 
-    One copy takes all of them: the host waits for the device at every copy.
+    The host waits for the device at every transfer.
     """
     present = {name: column for name, column in columns.items() if column is not None}
     if all(column.device.type == "cpu" for column in present.values()):

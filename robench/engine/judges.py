@@ -1,12 +1,12 @@
-"""Who judges a randomised defense, and on which draws of its noise.
+"""The judges of a randomised defense, which use separate noise draws.
 
-An attack keeps the candidate that fools most of the draws it was shown. Counted on those same draws its success is
-overstated, as training accuracy is. So a run judges three times, each on numbers of its own: the search sees
-`search`; `clean` decides about the clean images, and `final` about the candidate that each image ends with. What is
-reported comes from `clean` and `final` alone.
+An attack keeps the candidate that fools most of the noise draws it has seen. Its success on these draws is
+overestimated, like a training accuracy. A run therefore has three judges with separate noise: the search uses `search`,
+`clean` judges the clean images, and `final` judges the final candidate of each image. Only `clean` and `final` are
+reported.
 
-Each number is a function of seed, sample and draw (`robench.core.rng`), so batch size, workers and an interruption
-change none, and `robench verify` draws them again.
+The noise is a function of seed, sample and draw (`robench.core.rng`), so it does not depend on batch size, workers or
+interruptions, and `robench verify` can reproduce it.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from robench.core.rng import Stream
 from robench.engine.batched_model import DRAWS, Judge, Model, Network
 
-# What the noise of each is drawn for: part of the key of its stream.
+# Purposes of the noise draws, which are part of the keys of the random streams.
 SEARCH, CLEAN, FINAL = "judge", "judge of clean images", "judge of candidates"
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The judges of a run; one and the same for a deterministic defense.
+    """The judges of a run; all three are the same for a deterministic defense.
 
     Attributes:
-        search: asked while an attack plays.
-        clean: of the clean images.
-        final: of the candidates that the attacks leave.
+        search: judge during an attack.
+        clean: judge of the clean images.
+        final: judge of the final candidates.
     """
 
     search: Judge
@@ -34,17 +34,18 @@ class Judges:
 
     @classmethod
     def of(cls, model: Model, batch_size: int, seed: int, stochastic: bool, fresh: bool = True) -> "Judges":
-        """The judges of a defense.
+        """Create the judges of a defense.
 
         Args:
-            model: images (N, C, H, W) in [0, 1] to logits (N, K).
-            batch_size: rows a call.
+            model: function of images (N, C, H, W) in [0, 1] to logits (N, K).
+            batch_size: number of rows per call.
+            seed: seed of the noise.
             stochastic: whether the defense is randomised.
-            fresh: False for all on the draws of the search, as records were judged before fresh draws came in.
+            fresh: whether the judges use separate draws; False reproduces old records, which reuse those of the search.
         """
         if not stochastic:
-            only = Judge(Network(model, batch_size))
-            return cls(only, only, only)
+            single = Judge(Network(model, batch_size))
+            return cls(single, single, single)
 
         def judge(purpose: str) -> Judge:
             return Judge(Network(model, batch_size, stream=Stream.of(seed, purpose)), DRAWS)

@@ -1,4 +1,4 @@
-"""What the attacker knows, as the choice of a surrogate: full, bpda, oblivious, transfer:NAME or surrogate:NAME."""
+"""Attacker knowledge as the choice of a surrogate: full, bpda, oblivious, transfer:NAME or surrogate:NAME."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from robench.core.trust import like
 from robench.defenses._base import Defense, Purifier, with_purifier
 from robench.engine.batched_model import Model
 
-# Where the attacker may ask the judge at every step; elsewhere once a row, at the end.
-_ASKING = {"full", "bpda", "surrogate"}
+# Levels at which the attacker receives a verdict at every step; at others the judge is queried at the end of a row.
+_WITH_FEEDBACK = {"full", "bpda", "surrogate"}
 
 
 @dataclass(frozen=True)
 class Attacker:
-    """What the attacker knows: the surrogate it searches on, and whether it may ask the judge.
+    """The attacker's surrogate, and whether it receives verdicts.
 
     Attributes:
-        surrogate: images to logits; None is the defense itself.
-        no_verdict_feedback: the judge is asked only at the end of each row.
+        surrogate: the model that is searched; None for the defense itself.
+        no_verdict_feedback: whether the judge is queried only at the end of each row.
     """
 
     surrogate: Model | None = None
     no_verdict_feedback: bool = False
 
 
-class _Straight(torch.autograd.Function):
-    """The value of one tensor with the gradient of another: identity backward."""
+class _StraightThrough(torch.autograd.Function):
+    """Returns `purified`; the backward pass is the identity with respect to `x`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, purified: Tensor) -> Tensor:
@@ -53,28 +53,28 @@ class IdentityBackward(Purifier):
         self.stochastic = bool(getattr(purifier, "stochastic", False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images to images, both (N, 3, H, W) in [0, 1]."""
+        """Purify images (N, C, H, W) in [0, 1]."""
         with torch.no_grad():
             purified = self.purifier(x)
-        return _Straight.apply(x, purified)
+        return _StraightThrough.apply(x, purified)
 
 
 def asks_judge(knowledge: str) -> bool:
-    """Whether an attacker of that knowledge level learns of each verdict."""
-    return knowledge.partition(":")[0] in _ASKING
+    """Whether an attacker with this knowledge receives a verdict at every step."""
+    return knowledge.partition(":")[0] in _WITH_FEEDBACK
 
 
 def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module]) -> Attacker:
-    """The attacker of that knowledge level.
+    """The attacker with this knowledge.
 
-    `transfer:NAME` searches on another defense and learns of no verdict. `surrogate:NAME` does learn: white box, by
-    a stand-in whose gradient costs less, such as a diffusion purifier with fewer reverse steps.
+    `transfer:NAME` searches on another defense and receives no verdicts. `surrogate:NAME` receives verdicts: it is a
+    white-box attack on a model with cheaper gradients, such as a diffusion purifier with fewer reverse steps.
 
     Args:
-        load: gives the defense called NAME.
+        load: loads the defense NAME.
 
     Raises:
-        UsageError: for an unknown level, or one that needs a purifier where there is none.
+        UsageError: if the level is unknown, or needs a purifier and the defense has none.
     """
     check_knowledge(knowledge)
     level, _, name = like(knowledge, knowledge.partition(":"))
@@ -85,7 +85,7 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
         return Attacker(load(name), no_verdict_feedback)
     purifier = getattr(defense, "purifier", None)
     if purifier is None:
-        raise UsageError(f"knowledge {level} needs a purifier, and this defense has none: use full")
+        raise UsageError(f"knowledge {level} needs a purifier, but this defense has none: use full")
     if level == "oblivious":
         return Attacker(with_purifier(None, defense), no_verdict_feedback)
     return Attacker(with_purifier(IdentityBackward(purifier), defense), no_verdict_feedback)

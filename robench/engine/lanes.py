@@ -1,4 +1,4 @@
-"""Lanes, which run rows of an attack side by side, and the queue of groups that fills them."""
+"""Lanes, which run rows of an attack in parallel, and the queue of groups that fills them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ START = 8
 
 @dataclass(frozen=True)
 class Group:
-    """Some samples of a run, by their place in it.
+    """A group of samples that run together.
 
     Attributes:
-        members: in the order of their lanes.
-        size: number of members, from the first, that belong to this group; the others are padding.
+        members: indices of the samples in the run, in the order of their lanes.
+        size: number of members that belong to the group; the following members are padding.
     """
 
     members: tuple[int, ...]
@@ -28,10 +28,10 @@ class Group:
 
 
 def fixed_groups(ids: Tensor, size: int) -> list[Group]:
-    """The run's samples by rising id, `size` together; the last group is padded with the first samples.
+    """Divide the samples of a run, by id, into groups of `size`; the last group is padded with the first samples.
 
     Args:
-        ids: (N,) int64, of every sample of the run, fooled or not, so that a group never changes.
+        ids: ids of all samples of the run, (N,) int64, including fooled ones, so that the groups never change.
         size: at most N.
     """
     order = ids.argsort(stable=True).tolist()
@@ -43,22 +43,23 @@ def fixed_groups(ids: Tensor, size: int) -> list[Group]:
 
 
 class Queue:
-    """The waiting groups, in the order of their rank.
+    """The waiting groups in the order of their rank.
 
     Args:
-        ids: (N,) of every sample of the run.
-        attacked: indices of the samples attacked.
-        ranks: rows of an image; size: samples a group.
+        ids: ids of all samples of the run, (N,).
+        attacked: indices of the samples to attack.
+        ranks: number of rows per sample.
+        size: number of samples per group.
 
     Attributes:
-        next: the place of the first group that waits.
+        next: index of the first waiting group.
     """
 
     def __init__(self, ids: Tensor, attacked: set[int], ranks: int, size: int):
         groups = [g for g in fixed_groups(ids, size) if not attacked.isdisjoint(g.members[: g.size])]
         self.groups = [(rank, group) for rank in range(ranks) for group in groups]
         self.next = 0
-        # Rows before each group: the rows that wait are asked for ten times a second.
+        # Number of rows before each group, because `waiting` is called ten times a second.
         self._before = [0, *accumulate(group.size for _, group in self.groups)]
 
     def __bool__(self) -> bool:
@@ -74,12 +75,12 @@ class Queue:
 
     @property
     def total(self) -> int:
-        """Rows of all groups."""
+        """Number of rows of all groups."""
         return self._before[-1]
 
     @property
     def waiting(self) -> int:
-        """Rows of the groups that wait."""
+        """Number of rows of the waiting groups."""
         return self._before[-1] - self._before[self.next]
 
 
@@ -88,12 +89,12 @@ class Lanes:
     """The state of each lane, (S,) each, on the CPU.
 
     Attributes:
-        sample: of the row that counts; -1 for an idle lane, whose row (of the sample `held`) is padding.
-        held: the sample whose image is in the lane.
-        rank: of the row.
-        queries: (S, 2) forward and backward passes of the row.
-        kept_draws: in how many draws the kept point fools the judge; kept_distance: how far it is from its image,
-            where that matters.
+        sample: sample of the lane's row; -1 for an idle lane, whose row (of the sample `held`) is padding.
+        held: sample whose image is in the lane.
+        rank: rank of the row.
+        queries: forward and backward passes of the row, (S, 2).
+        kept_draws: number of draws in which the kept point fools the judge.
+        kept_distance: distance of the kept point from its image, for minimum-norm attacks.
     """
 
     sample: Tensor
@@ -117,7 +118,7 @@ class Lanes:
 
     @property
     def active(self) -> Tensor:
-        """Which lanes have a row that counts, bool (S,)."""
+        """Lanes with a row that counts, bool (S,)."""
         return self.sample >= 0
 
     def idle_blocks(self, size: int) -> list[int]:
@@ -125,41 +126,44 @@ class Lanes:
         return (self.sample.view(-1, size) < 0).all(1).nonzero()[:, 0].tolist()
 
     def start(self, lanes: Tensor) -> None:
-        """Reset these lanes for new rows."""
+        """Reset lanes for new rows."""
         self.queries[lanes] = 0
         self.drop(lanes)
 
     def drop(self, lanes: Tensor | int) -> None:
-        """Reset the kept points of these lanes."""
+        """Reset the kept points of lanes."""
         self.kept_draws[lanes] = 0
         self.kept_distance[lanes] = torch.inf
 
 
 def named(prefix: str, value: Any) -> dict[str, Tensor]:
-    """The tensors of a dataclass under names with a prefix, for a checkpoint."""
+    """The tensors of a dataclass with a prefix before their names, for a checkpoint."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors(value).items()}
 
 
 def restored(prefix: str, template: Any, saved: dict[str, Tensor], device: torch.device | None = None) -> Any:
-    """`template` with the tensors that `named` gave."""
+    """Replace the tensors of `template` with those that `named` returned."""
     return replace(
         template, **{name: saved[f"{prefix}.{name}"].to(device or "cpu") for name in tensors(template)}
     )
 
 
-def put(value: Any, lanes: Tensor, new: Any, rows: Tensor, begun: Any = None) -> Any:
-    """A state (or Rows) with the `rows` of `new` written into `lanes`; a field that is still that of `begun`, which
-    was gathered from there, stays."""
-    old = tensors(begun) if begun is not None else {}
-    written = {
+def put(value: Any, lanes: Tensor, new: Any, rows: Tensor, unchanged: Any = None) -> Any:
+    """Write the `rows` of `new` into the `lanes` of a state (or Rows).
+
+    Args:
+        unchanged: the rows of `value` before the change; fields of `new` that are the same tensor are not written.
+    """
+    old = tensors(unchanged) if unchanged is not None else {}
+    changed = {
         name: getattr(value, name).index_copy(0, lanes, tensor.index_select(0, rows))
         for name, tensor in tensors(new).items()
         if tensor is not old.get(name)
     }
-    return replace(value, **written)
+    return replace(value, **changed)
 
 
 def in_parts(lanes: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    """Some lanes, `size` at a time, each part with the place of its first."""
+    """Split lanes into parts of `size`, each with the index of its first lane."""
     for start in range(0, len(lanes), size):
         yield start, lanes[start : start + size]

@@ -8,23 +8,25 @@ from torch import Tensor
 
 from robench.attacks._base import Answer
 
-# Below this the largest entry of a gradient is as good as zero: losses of order one change by nothing.
+# A gradient whose largest entry is below this counts as zero, because it does not change a loss of order one.
 VANISHED = 1e-12
-# A loss that wins more than this share of its rise in the last tenth of the steps is not done: "incomplete
-# optimization" of Pintor et al. 2022 (arXiv 2106.09947) has the same 5 %, of the last ten steps.
+# An attack has not converged if the last tenth of the steps adds more than this fraction of the loss's increase.
+# "Incomplete optimization" of Pintor et al. 2022 (arXiv 2106.09947) uses the same 5 %, for the last ten steps.
 UNDONE = 0.05
 
 
 @dataclass
 class LossStats:
-    """Of one attack, over its rows.
+    """Statistics over the rows of one attack. The last four count unsuccessful rows of an ascending attack.
 
     Attributes:
-        vanished, gradients: rows whose first gradient is (nearly) zero, and all with a gradient.
-        broken: gradients with NaN or infinite entries, of all steps.
-        flat, fallen, undone, ended: of rows that an ascending attack played to the end without fooling: those whose
-            loss never rose above the first, those whose last loss has lost half of what the best had won, those whose
-            best still rose in the last tenth of the steps, and all.
+        vanished: number of rows whose first gradient is (nearly) zero.
+        gradients: number of rows with a gradient.
+        broken: number of gradients with NaN or infinite entries, over all steps.
+        flat: number of rows whose loss never exceeded the first loss.
+        fallen: number of rows whose last loss is below half of the best increase.
+        undone: number of rows whose best loss still increased in the last tenth of the steps.
+        ended: number of rows.
     """
 
     vanished: int = 0
@@ -37,33 +39,33 @@ class LossStats:
 
     @classmethod
     def together(cls, parts: Iterable["LossStats"]) -> "LossStats":
-        """Of processes that share the rows."""
+        """Sum the statistics of the shares of a run."""
         return cls(*map(sum, zip(*(astuple(part) for part in parts), strict=True)))
 
 
 class LossMonitor:
-    """The losses of every lane so far.
+    """Monitors the losses of all lanes.
 
     Args:
-        lanes: rows played side by side.
-        ascends: whether the attack climbs one loss a row from its first question to its last.
-        steps: how many steps a row has; of fewer than ten none is a tenth, and `undone` stays 0.
+        lanes: number of lanes.
+        ascends: whether the attack maximises one loss per row from its first query to its last.
+        steps: number of steps of a row; with fewer than ten, `undone` is not counted.
     """
 
     def __init__(self, lanes: int, ascends: bool, steps: int = 0):
         self.ascends = ascends
         self.early = steps - steps // 10 if steps >= 10 else -1
         self.stats = LossStats()
-        # First, best and last loss of each lane's row, and its best before the last tenth of the steps.
+        # First, best and last loss of each lane's row, and the best loss before the last tenth of the steps.
         self.losses = torch.zeros(lanes, 4, dtype=torch.float64)
         self.step = torch.zeros(lanes, dtype=torch.int64)
 
     def facts(self, answer: Answer, starting: bool) -> dict[str, Tensor | None]:
-        """What `note` needs to know of each lane's answer, (lanes,), for `on_host`.
+        """The values of each lane's answer that `note` needs, (lanes,), for `on_host`.
 
         Args:
-            answer: as the attack receives it, with gradients in what it searches.
-            starting: whether some lane's first gradient may be among them.
+            answer: as the attack receives it, with gradients in the coordinates of its search.
+            starting: whether the answer may contain the first gradient of a lane.
         """
         if not answer.grad.numel():
             return {}
@@ -74,11 +76,12 @@ class LossMonitor:
         }
 
     def note(self, asking: Tensor, first: Tensor, facts: Mapping[str, Tensor]) -> None:
-        """Take an answer into account.
+        """Add an answer to the statistics.
 
         Args:
-            asking: bool (lanes,) on the CPU, lanes that the answer is for; first: those whose first gradient it is.
-            facts: of the answer, on the CPU.
+            asking: lanes with a query in this answer, bool (lanes,) on the CPU.
+            first: lanes whose first gradient is in this answer.
+            facts: values from `facts`, on the CPU.
         """
         first = asking & first
         if "tiny" in facts and bool(first.any()):
@@ -88,27 +91,27 @@ class LossMonitor:
             self.stats.broken += int((facts["broken"] & asking).sum())
         if "loss" in facts:
             loss = facts["loss"].double()
-            begun, best, _, before = self.losses.unbind(1)
-            begun = torch.where(first, loss, begun)
+            initial, best, _, early_best = self.losses.unbind(1)
+            initial = torch.where(first, loss, initial)
             best = torch.where(first, loss, torch.maximum(best, loss))
             self.step = torch.where(asking, torch.where(first, 0, self.step + 1), self.step)
-            before = torch.where(self.step <= self.early, best, before)
+            early_best = torch.where(self.step <= self.early, best, early_best)
             self.losses = torch.where(
-                asking[:, None], torch.stack([begun, best, loss, before], 1), self.losses
+                asking[:, None], torch.stack([initial, best, loss, early_best], 1), self.losses
             )
 
     def end(self, lane: int) -> None:
-        """A row has ended without fooling the judge."""
+        """Count a row that ended without fooling the judge."""
         if not self.ascends:
             return
-        begun, best, last, before = self.losses[lane].tolist()
+        initial, best, last, early_best = self.losses[lane].tolist()
         self.stats.ended += 1
-        self.stats.flat += best <= begun
-        self.stats.fallen += best > begun and last - begun < 0.5 * (best - begun)
-        self.stats.undone += self.early >= 0 and best - before > UNDONE * (best - begun)
+        self.stats.flat += best <= initial
+        self.stats.fallen += best > initial and last - initial < 0.5 * (best - initial)
+        self.stats.undone += self.early >= 0 and best - early_best > UNDONE * (best - initial)
 
     def dump(self) -> dict[str, Tensor]:
-        """For `load`."""
+        """The state for `load`."""
         return {"losses": self.losses, "step": self.step, "watched": torch.tensor(astuple(self.stats))}
 
     def load(self, saved: dict[str, Tensor]) -> None:

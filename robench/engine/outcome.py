@@ -1,4 +1,4 @@
-"""What a run of a suite leaves in memory: one entry for each sample and each attack, and warnings."""
+"""The outcome of a run in memory: results of each sample and each attack, and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from robench.data._lazy_images import LazyImages
 
 @dataclass(frozen=True)
 class AttackCost:
-    """What one attack of the suite did.
+    """The cost and the success of one attack of the suite.
 
     Attributes:
-        spec: canonical.
-        attacked: samples it was run on.
-        survivors: samples still robust after it.
-        forward, backward: passes spent on them, counted per image.
+        spec: canonical spec.
+        attacked: number of samples attacked.
+        survivors: number of samples that are robust after the attack.
+        forward, backward: number of passes, counted per image.
         seconds: wall time.
     """
 
@@ -30,7 +30,7 @@ class AttackCost:
 
     @classmethod
     def together(cls, parts: Sequence["AttackCost"]) -> "AttackCost":
-        """The cost of an attack whose samples are shared by processes running in parallel."""
+        """Combine the costs of one attack on the shares of a run; the time is their mean."""
         return cls(
             parts[0].spec,
             attacked=sum(part.attacked for part in parts),
@@ -43,10 +43,10 @@ class AttackCost:
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason why an evaluation may have failed, stored in the record and shown wherever its figures are.
+    """A reason why an evaluation may have failed, stored in the record and shown next to its figures.
 
     Attributes:
-        code: short and fixed, such as "zero-gradients".
+        code: short fixed name, such as "zero-gradients".
         text: one sentence with the figures.
     """
 
@@ -56,39 +56,39 @@ class ResultWarning:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attack or suite found, sample by sample.
+    """The results of an attack or suite for each sample.
+
+    A randomised defense is judged on `of_draws` noise draws that the search has not used (see `robench.engine.judges`).
 
     Attributes:
-        x_adv: (N, C, H, W) float32: the image that fools the defense, or the clean one; a `LazyImages` where the
-            images were one. Of a randomised defense: the candidate that fooled most draws of the search, even where
-            it fails none of the fresh ones. Perturbations are rounded to whole grains (`Threat.grain`) where that
-            fools as well.
-        robust: bool (N,): classified rightly, clean and under every attack, in every draw.
-        fooled_by: one string a sample: "" when robust, "clean" when wrong without an attack, else the
-            canonical spec of the attack that fooled it. Of a randomised defense: "noise" where some draws are
-            wrong without an attack, though most are right, and no attack made it worse; "" where the candidate
-            that an attack left fails none of the fresh draws.
+        x_adv: adversarial example of each fooled sample, else the clean image, (N, C, H, W) float32; `LazyImages` if
+            the input was. For a randomised defense: the candidate that fools most draws of the search, even if it
+            fools none of the new draws. Perturbations are rounded to steps of `Threat.grain` if the result still
+            fools the defense.
+        robust: whether the sample is classified correctly in every draw, clean and under every attack, bool (N,).
+        fooled_by: one string per sample: "" if robust, "clean" if misclassified without an attack, else the canonical
+            spec of the attack that fooled it. For a randomised defense: "noise" if a minority of the draws is wrong
+            without an attack and no attack fools more; "" if an attack's candidate fools none of the new draws.
         passes: {"forward": n, "backward": n}, over all samples and attacks.
-        health: warnings; empty when there are none.
-        clean_prediction, prediction: int64 (N,), on the clean image and on `x_adv`; the majority's vote of a
-            randomised defense's draws.
-        clean_margin: float32 (N,), how far the best logit of the clean image lies above the second, in the first
-            draw of the search: what tells another network from the same one.
-        clean_draws, draws: int64 (N,), how many of the `of_draws` fresh draws are wrong there; of_draws is 1
-            for a deterministic defense. See robench.engine.judges.
-        distance: float64 (N,), of `x_adv` from the clean image in the threat's norm; 0 where it is the clean image.
-        steps: int64 (N,), queries of the attack that fooled it until it did, or to its end where it
-            minimises; 0 where none did.
-        forward, backward: int64 (N,), passes spent on each sample.
-        attacks: one entry an attack, in order.
-        precision: "fp32" or "bf16", the surrogate's.
-        batch_size: rows a network call.
-        points: (N, ...) float32, what each `x_adv` is the image of in the threat's coordinates; None where they are
-            the pixels themselves.
-        clean_answers, answers: int64 (N, of_draws), the class that each fresh draw gives to the clean image and to
-            `x_adv`, -1 where a logit is NaN; None for a deterministic defense.
-        single_draw_accuracy: fraction in [0, 1] classified rightly in the first fresh draw, one an image, as
-            AutoAttack reports it for randomised defenses; None for a deterministic one.
+        health: warnings; empty if there are none.
+        clean_prediction, prediction: predictions on the clean image and on `x_adv`, int64 (N,); the majority vote over
+            the draws of a randomised defense.
+        clean_margin: difference between the two highest logits of the clean image in the first draw of the search,
+            float32 (N,), by which `robench verify` recognises the network.
+        clean_draws, draws: number of wrong draws on the clean image and on `x_adv`, int64 (N,).
+        of_draws: number of draws; 1 for a deterministic defense.
+        distance: distance of `x_adv` from the clean image in the threat's norm, float64 (N,); 0 for the clean image.
+        steps: number of queries until the attack fooled the sample, or in total for a minimum-norm attack, int64 (N,);
+            0 if no attack fooled it.
+        forward, backward: number of passes spent on each sample, int64 (N,).
+        attacks: costs of the attacks, in order.
+        precision: precision of the surrogate, "fp32" or "bf16".
+        batch_size: number of rows per network call.
+        points: points of `x_adv` in the threat's coordinates, (N, ...) float32; None if these are the pixels.
+        clean_answers, answers: predictions of every draw on the clean image and on `x_adv`, int64 (N, of_draws), -1 if
+            a logit is NaN; None for a deterministic defense.
+        single_draw_accuracy: accuracy in [0, 1] in the first new draw, as AutoAttack reports it for randomised
+            defenses; None for a deterministic defense.
     """
 
     x_adv: Tensor | LazyImages
@@ -119,12 +119,12 @@ class Outcome:
 
     @property
     def clean_accuracy(self) -> float:
-        """Fraction in [0, 1] classified rightly without an attack."""
+        """Fraction of samples in [0, 1] that are classified correctly without an attack."""
         return sum(name != "clean" for name in self.fooled_by) / len(self.fooled_by)
 
     @property
     def robust_accuracy(self) -> float:
-        """Fraction in [0, 1] classified rightly under every attack, in every draw."""
+        """Fraction of samples in [0, 1] that are classified correctly under every attack, in every draw."""
         return float(self.robust.double().mean())
 
 

@@ -1,4 +1,4 @@
-"""The images that fool a defense among those that do not, and how far they are from where they came from."""
+"""Adversarial images of a run and their distances from the clean images."""
 
 from collections.abc import Callable
 
@@ -19,28 +19,29 @@ def adversarials(
     device: torch.device,
     batch_size: int,
 ) -> tuple[Tensor | LazyImages, Tensor | LazyImages]:
-    """The points that fool, every other sample's being its origin, and their images; in memory only where the
-    images are.
+    """The points of all samples and their images: adversarial ones of fooled samples, else the origin.
+
+    The results are lazy if the images are.
 
     Args:
-        rows: of the samples that have a point that fools.
-        point: what it is, in the threat's coordinates.
-        batch_size: images made at a time.
+        rows: indices of the fooled samples.
+        point: the adversarial point of a sample in the threat's coordinates.
+        batch_size: number of images computed at a time.
     """
 
     x, ids = samples.x, samples.ids
 
-    def points_of(chosen: list[int]) -> Tensor:
-        return torch.stack([point(i) for i in chosen])
+    def points_of(indices: list[int]) -> Tensor:
+        return torch.stack([point(i) for i in indices])
 
-    def images(chosen: list[int], points: Tensor) -> Tensor:
-        return threat.image(x[chosen].to(device), points.to(device), ids[chosen].to(device)).cpu()
+    def images(indices: list[int], points: Tensor) -> Tensor:
+        return threat.image(x[indices].to(device), points.to(device), ids[indices].to(device)).cpu()
 
     if isinstance(x, LazyImages):
         points = Replaced(Mapped(x, threat.origin), rows, points_of)
         if not threat.name:
             return points, points
-        return points, Replaced(x, rows, lambda chosen: images(chosen, points_of(chosen)))
+        return points, Replaced(x, rows, lambda indices: images(indices, points_of(indices)))
     points = threat.origin(x).clone()
     for i in rows:
         points[i] = point(i)
@@ -49,17 +50,17 @@ def adversarials(
         return points, points
     x_adv = x.clone()
     for start in range(0, len(rows), batch_size):
-        some = rows[start : start + batch_size]
-        x_adv[some] = images(some, points[some])
+        batch = rows[start : start + batch_size]
+        x_adv[batch] = images(batch, points[batch])
     return points, x_adv
 
 
 def distances(threat: Threat, x: Tensor | LazyImages, points: Tensor | LazyImages, batch_size: int) -> Tensor:
-    """How far each point is from its image, float64 (N,)."""
+    """The distance of each point from its clean image, float64 (N,)."""
     parts = []
-    for one, other in zip(x.split(batch_size), points.split(batch_size), strict=True):
-        # A single row is summed in another order than a row among others.
-        twice = len(one) == 1 < len(x)
-        one, other = (torch.cat([each, each]) if twice else each for each in (one, other))
-        parts.append(threat.distance(one, other)[: 1 if twice else None])
+    for clean, perturbed in zip(x.split(batch_size), points.split(batch_size), strict=True):
+        # A single row is duplicated, because the order of summation differs from that of a row in a batch.
+        is_single = len(clean) == 1 < len(x)
+        clean, perturbed = (torch.cat([row, row]) if is_single else row for row in (clean, perturbed))
+        parts.append(threat.distance(clean, perturbed)[: 1 if is_single else None])
     return torch.cat(parts)

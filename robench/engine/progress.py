@@ -1,4 +1,4 @@
-"""Where a run stands, for whoever shows it."""
+"""Progress of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run, or one process of it, stands.
+    """The progress of a run or of one of its shares.
 
     Attributes:
-        attack: canonical spec of the attack that plays; index, of attacks, in the suite.
-        rows, of_rows: rows finished of this attack, and all of them (an upper bound).
-        survivors, samples: robust so far, of all.
-        passes: images the network was called on so far in this process.
-        share: part of this attack that is done, 0 to 1.
+        attack: canonical spec of the current attack.
+        index: index of the current attack in the suite.
+        attacks: number of attacks in the suite.
+        rows: number of finished rows of the current attack.
+        of_rows: maximum number of rows of the current attack.
+        survivors: number of samples that are robust so far.
+        samples: number of samples.
+        passes: number of images that the network has been called on in this process.
+        share: finished fraction of the current attack, 0 to 1.
     """
 
     attack: str
@@ -28,7 +32,7 @@ class Progress:
 
     @classmethod
     def of_shares(cls, parts: Sequence["Progress"]) -> "Progress":
-        """Where a run stands that plays its shares in turns: the "attacks" are its shares."""
+        """The progress of a run whose shares run one after another; each share counts as an "attack"."""
         done = [(part.index + part.share) / part.attacks for part in parts]
         finished = sum(share == 1.0 for share in done)
         return cls(
@@ -45,16 +49,16 @@ class Progress:
 
     @classmethod
     def together(cls, parts: Sequence["Progress"]) -> "Progress":
-        """Where a run stands whose processes stand there: at the attack that some of them still play."""
-        last = min(parts, key=lambda part: part.index)
-        there = [part for part in parts if part.index == last.index]
-        done = [1.0 if part.index > last.index else part.share for part in parts]
+        """The progress of a run whose shares run in parallel: at the first attack that any of them still runs."""
+        slowest = min(parts, key=lambda part: part.index)
+        current = [part for part in parts if part.index == slowest.index]
+        done = [1.0 if part.index > slowest.index else part.share for part in parts]
         return cls(
-            last.attack,
-            last.index,
-            last.attacks,
-            rows=sum(part.rows for part in there),
-            of_rows=sum(part.of_rows for part in there),
+            slowest.attack,
+            slowest.index,
+            slowest.attacks,
+            rows=sum(part.rows for part in current),
+            of_rows=sum(part.of_rows for part in current),
             survivors=sum(part.survivors for part in parts),
             samples=sum(part.samples for part in parts),
             passes=sum(part.passes for part in parts),

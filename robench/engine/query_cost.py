@@ -1,4 +1,4 @@
-"""What an attack costs on an image that is never fooled: counted by playing it, on a dummy in place of a network."""
+"""Costs of attacks on an image that is never fooled, counted by running them on a dummy network."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -15,15 +15,15 @@ from robench.engine.attack_loop import Loop
 from robench.engine.batched_model import Judge, Network
 from robench.threats.threat import Threat
 
-# Small enough to cost nothing, large enough for every attack's windows and resizings.
+# Small enough to be fast, large enough for the windows and resizing of every attack.
 _SHAPE = (3, 8, 8)
 _SLOPE = 1e-6
 
 
 class NeverFooled(nn.Module):
-    """A classifier so sure of class 0 that no image in [0, 1] fools it, with a gradient all the same.
+    """A classifier that predicts class 0 for every image in [0, 1] and has nonzero gradients.
 
-    Logits are 1 for class 0 and 0 for the others, and a millionth of a linear function of the image each.
+    The logits are 1 for class 0 and 0 for the others, plus 1e-6 times a linear function of the image.
     """
 
     def __init__(self, classes: int):
@@ -41,7 +41,7 @@ class NeverFooled(nn.Module):
 
 
 class Still(Stream):
-    """Random numbers that are all the same: counts do not depend on them, and they cost nothing."""
+    """Constant "random" numbers, which are fast; the counts do not depend on them."""
 
     def bits(self, sample: Tensor, rank: Tensor, step: Tensor | int, count: int) -> Tensor:
         return sample.new_full((len(sample), count), 1 << 30)
@@ -54,7 +54,7 @@ class Still(Stream):
 
 @dataclass(frozen=True)
 class Passes:
-    """Of one attack on one image: its canonical spec, and forward and backward passes."""
+    """The forward and backward passes of one attack on one image, with its canonical spec."""
 
     spec: str
     forward: int
@@ -63,27 +63,27 @@ class Passes:
 
 @cache
 def passes(attacks: tuple[str, ...], threat: Threat, classes: int) -> tuple[Passes, ...]:
-    """What each attack costs on an image that no attack fools; other libraries' attacks are left out.
+    """Count the passes of each attack on an image that no attack fools; attacks of other libraries are left out.
 
     Args:
         attacks: specs.
 
     Raises:
-        UsageError: for an unknown attack, a wrong argument, or one not defined in the threat's norm.
+        UsageError: if an attack is unknown, has an invalid argument, or does not support the threat's norm.
     """
     return tuple(
-        Passes(spec, *_played(attack, threat, classes))
+        Passes(spec, *_count(attack, threat, classes))
         for spec, attack in build_attacks(list(attacks), threat)
         if not isinstance(attack, ForeignAttack)
     )
 
 
-def _played(attack: Attack, threat: Threat, classes: int) -> tuple[int, int]:
-    """Forward and backward passes of all the rows of one image, side by side."""
+def _count(attack: Attack, threat: Threat, classes: int) -> tuple[int, int]:
+    """Count the forward and backward passes of all rows of one image, which run in parallel."""
     ranks, group = attack.ranks(classes), min(attack.group, 2)
     model = NeverFooled(classes)
     generator = torch.Generator().manual_seed(0)
-    # An image of each other class as well, said to be one, for attacks that look at some; they are not attacked.
+    # Images labelled with each other class, for attacks that need reference images; they are not attacked.
     y = torch.cat([torch.zeros(group, dtype=torch.int64), torch.arange(1, classes)])
     x = torch.rand(len(y), *_SHAPE, generator=generator)
     ids = torch.arange(len(y))

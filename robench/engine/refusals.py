@@ -1,4 +1,4 @@
-"""What is said of a model that cannot be attacked: one line with what to do about it."""
+"""Checks of models and their outputs, with one-line messages that suggest a solution."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,19 +12,19 @@ from robench.core.errors import UsageError
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 
-_LONGEST = 300
-# What torch writes when a model that takes gradients inside forward finds its weights frozen.
+_MAX_LENGTH = 300
+# Torch's message if a model computes gradients of its frozen weights in its forward pass.
 _NO_GRADIENT = "does not require grad"
 
 
 def check_model(model: Any, device: torch.device | None = None) -> None:
-    """Refuse what no network call could succeed on.
+    """Check that a model can be called.
 
     Args:
-        device: where the images will be; None where that is not known yet.
+        device: device of the images; None if not known yet.
 
     Raises:
-        UsageError: for anything but a callable, and for weights that cannot be computed with.
+        UsageError: if the model is not callable, or its weights are not usable.
     """
     if isinstance(model, str):
         raise UsageError(
@@ -43,7 +43,7 @@ def check_model(model: Any, device: torch.device | None = None) -> None:
             raise UsageError(f"the model's {name} is on the meta device: load its weights before the attack")
         if weight.is_inference():
             raise UsageError(
-                f"the model's {name} was made in torch.inference_mode(), which gradients cannot pass: "
+                f"the model's {name} was created in torch.inference_mode(), which prevents gradients: "
                 "build and load the model outside of it, or under torch.no_grad()"
             )
     weight = next(model.parameters(), None)
@@ -54,21 +54,21 @@ def check_model(model: Any, device: torch.device | None = None) -> None:
         )
 
 
-def model_error(error: Exception, model: Model, x: Tensor, doing: str = "the model") -> UsageError:
-    """What a model raised on images `x`, as one line."""
+def model_error(error: Exception, model: Model, x: Tensor, source: str = "the model") -> UsageError:
+    """Describe the exception of a model on images `x` in one line."""
     hint = _hint(str(error), model, x)
-    kind = str(x.dtype).removeprefix("torch.")
+    dtype = str(x.dtype).removeprefix("torch.")
     return UsageError(
-        f"{doing} raised {type(error).__name__} on images {tuple(x.shape)} of {kind} on {x.device}: "
+        f"{source} raised {type(error).__name__} on images {tuple(x.shape)} of {dtype} on {x.device}: "
         f"{_in_one_line(error)}{hint}"
     )
 
 
 def _in_one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["(no message)"]
-    # TorchScript quotes the model's code first, and says at the end what is wrong.
+    # TorchScript quotes the model's code first and describes the error in the last line.
     text = lines[-1] if "TorchScript" in str(error) else lines[0]
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."
 
 
 def _hint(text: str, model: Model, x: Tensor) -> str:
@@ -78,8 +78,8 @@ def _hint(text: str, model: Model, x: Tensor) -> str:
         return f". The weights are {dtype}: use model.float(), or lambda x: model(x.to({dtype}))"
     if _NO_GRADIENT in text:
         return (
-            ". Weights are frozen during an attack: a model that adapts its own "
-            "is attacked as lambda x: model(x)"
+            ". Weights are frozen during an attack: if the model adapts its weights, "
+            "attack lambda x: model(x)"
         )
     if re.search(r"\bbatch", text, re.IGNORECASE):
         return f". The model is called on {len(x)} images at a time: see batch_size"
@@ -87,45 +87,46 @@ def _hint(text: str, model: Model, x: Tensor) -> str:
 
 
 def check_logits(logits: Any, n: int) -> None:
-    """Refuse a model's output for `n` images that is not logits (n, classes).
+    """Check that a model's output for `n` images is logits (n, classes).
 
     Raises:
-        UsageError: with what to do.
+        UsageError: if it is not; the message suggests a solution.
     """
     if not isinstance(logits, Tensor):
-        raise _refused(_described(logits), n, _extraction(logits))
+        raise _output_error(_describe(logits), n, _extraction(logits))
     if logits.layout != torch.strided:
-        raise _refused(f"a {str(logits.layout).removeprefix('torch.')} tensor", n, "return it.to_dense()")
+        layout = str(logits.layout).removeprefix("torch.")
+        raise _output_error(f"a {layout} tensor", n, "return output.to_dense()")
     if logits.is_meta:
-        raise _refused("a tensor on the meta device", n, "it holds no values")
+        raise _output_error("a tensor on the meta device", n, "it has no values")
     if logits.is_complex() or logits.is_quantized:
-        raise _refused(f"a tensor of {logits.dtype}", n, "return real numbers")
+        raise _output_error(f"a tensor of {logits.dtype}", n, "return real numbers")
     if tuple(logits.shape) in ((n,), (n, 1)):
-        raise _refused(
-            f"one number an image, {tuple(logits.shape)},",
+        raise _output_error(
+            f"one number per image, {tuple(logits.shape)},",
             n,
-            "of two classes both need one, such as lambda x: torch.stack([-z, z], 1) with z = model(x).view(-1)",
+            "two classes need two logits, such as lambda x: torch.stack([-z, z], 1) with z = model(x).view(-1)",
         )
     if logits.dim() != 2 or len(logits) != n:
-        raise _refused(f"a tensor {tuple(logits.shape)}", n, "")
+        raise _output_error(f"a tensor {tuple(logits.shape)}", n, "")
 
 
-def _refused(output: str, n: int, mend: str) -> UsageError:
+def _output_error(output: str, n: int, advice: str) -> UsageError:
     return UsageError(
-        f"the model gave {output} for {n} images: expected logits ({n}, classes){mend and ': '}{mend}"
+        f"the model returned {output} for {n} images: expected logits ({n}, classes){advice and ': '}{advice}"
     )
 
 
-def _described(output: Any) -> str:
+def _describe(output: Any) -> str:
     if isinstance(output, Mapping):
-        return f"a {type(output).__name__} of {', '.join(map(str, output)) or 'nothing'}"[:_LONGEST]
+        return f"a {type(output).__name__} of {', '.join(map(str, output)) or 'nothing'}"[:_MAX_LENGTH]
     if isinstance(output, list | tuple):
         return f"a {type(output).__name__} of {len(output)}"
     return "None" if output is None else f"an object of type {type(output).__name__}"
 
 
 def _extraction(output: Any) -> str:
-    """How to get at the logits inside of an output, where they can be seen."""
+    """Advice on how to extract the logits from an output."""
     if isinstance(getattr(output, "logits", None), Tensor):
         return "use lambda x: model(x).logits"
     if isinstance(output, Mapping):
@@ -133,6 +134,6 @@ def _extraction(output: Any) -> str:
         key = "logits" if "logits" in tensors else next(iter(tensors), None)
         return f"use lambda x: model(x)[{key!r}]" if key is not None else ""
     if isinstance(output, list | tuple):
-        places = [i for i, value in enumerate(output) if isinstance(value, Tensor) and value.dim() == 2]
-        return f"use lambda x: model(x)[{places[0] if places else 0}]"
+        indices = [i for i, value in enumerate(output) if isinstance(value, Tensor) and value.dim() == 2]
+        return f"use lambda x: model(x)[{indices[0] if indices else 0}]"
     return "return a torch tensor"

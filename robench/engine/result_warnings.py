@@ -1,4 +1,4 @@
-"""Warnings of a failed evaluation, stored in the record so that every figure comes with them."""
+"""Warnings that an evaluation may have failed, stored in the record with its figures."""
 
 import math
 from collections.abc import Sequence
@@ -15,76 +15,81 @@ from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import AttackCost, ResultWarning
 from robench.engine.tolerances import beyond_chance
 
-# In L0 gradients guide less: on networks with sound gradients (two of digits, 69 images each) Sparse-RS fools up to 9
-# points more than Sigma-zero.
+# Gradients are less informative in L0: on two networks for digits with useful gradients (69 images each), Sparse-RS
+# fools up to 9 points more images than Sigma-zero.
 _SPARSE_SHARE = 0.2
-# Shares of bad rows, in the gradient attack that has fewest of them: first gradients that vanish, losses that never
-# rise, losses that fall again, losses that still rise at the end (PGD's fixed step sways around its best: on sound
-# networks many rows find a better point that late, APGD's few).
+# Thresholds for the fraction of rows whose first gradient vanishes, whose loss never increases, whose loss decreases
+# again, and whose loss still increases at the end. The gradient attack with the lowest fraction counts. The last
+# threshold is high because PGD with a fixed step size oscillates: with useful gradients, many of its rows, but few of
+# APGD's, still find a better point at the end.
 ZERO_SHARE, _FLAT_SHARE, _FALLEN_SHARE, _UNDONE_SHARE = 0.01, 0.05, 0.25, 0.5
-# How far logits may change with the other images in a batch, as a share of the largest: in batches of one shape
-# arithmetic is the same, in two shapes networks in half precision round differently.
+# Maximum change of logits with the other images in a batch, relative to the largest logit: for batches of one shape,
+# where the arithmetic is the same, and of two shapes, where networks in half precision round differently.
 _SAME_SHAPE, _OTHER_SHAPE = 1e-4, 1e-2
-# Values or rows that show a range by more than chance; shares of log-probabilities that are cut off, and of outputs
-# at the end of a tanh.
-_ENOUGH, _CUT_SHARE, _SATURATED = 8, 0.01, 0.25
+# Minimum number of values or rows to detect a range; minimum fraction of log-probabilities that are clipped, and of
+# outputs at the ends of a tanh.
+_MIN_VALUES, _CUT_SHARE, _SATURATED = 8, 0.01, 0.25
 _ADVICE = "give logits, or gradients may vanish"
 
 
 def looks_random(network: Network, x: Tensor, ids: Tensor) -> bool:
-    """Whether the same images get other logits the second time, beyond the last bits."""
+    """Whether the logits of the same images differ between two calls by more than rounding."""
     first, second = network.logits(x, ids), network.logits(x, ids)
     scale = first.abs().amax(1, keepdim=True).clamp_min(1e-6)
     return bool(((first - second).abs() > 1e-4 * scale).any())
 
 
 def batch_dependence(network: Network, x: Tensor, ids: Tensor, logits: Tensor) -> list[ResultWarning]:
-    """Answers that depend on the other images of a batch: batch statistics or adaptation at test time.
+    """Warn of logits that depend on the other images of a batch: batch statistics or test-time adaptation.
 
-    Half of the images are evaluated once more, at other places of a batch whose other rows are black and white.
+    Half of the images are evaluated again, at other positions of a batch whose other rows are black-and-white images.
 
     Args:
-        x: (N, C, H, W), at most one batch, of a deterministic network.
-        logits: (N, K), the network's answers to them.
+        network: a deterministic network.
+        x: at most one batch of images, (N, C, H, W).
+        ids: ids of the samples, (N,).
+        logits: the network's logits of the images, (N, K).
     """
     rows = torch.arange(len(x), device=x.device).flip(0)[: (len(x) + 1) // 2]
-    # A batch of one image has no other composition: there a batch of two is tried, whose rounding may differ.
-    alone = network.batch_size == 1
-    size = 2 if alone else network.batch_size
+    # With a batch size of one, a batch of two is used, which may be rounded differently.
+    is_single = network.batch_size == 1
+    size = 2 if is_single else network.batch_size
     others = torch.arange(size - len(rows), device=x.device) % len(x)
-    batch, names = torch.cat([x[rows], (x[others] < 0.5).to(x)]), torch.cat([ids[rows], ids[others]])
+    batch, batch_ids = torch.cat([x[rows], (x[others] < 0.5).to(x)]), torch.cat([ids[rows], ids[others]])
     try:
-        found = Network(network.model, size).logits(batch, names)[: len(rows)]
+        changed = Network(network.model, size).logits(batch, batch_ids)[: len(rows)]
     except RobenchError:
-        # A network for batches of a fixed size.
+        # The network only supports a fixed batch size.
         return []
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         return []
-    expected = logits[rows.cpu()].to(found.device)
+    expected = logits[rows.cpu()].to(changed.device)
     scale = expected.abs().amax(1, keepdim=True).clamp_min(1e-6)
-    most = float(((found - expected).abs() / scale).nan_to_num(0).max())
-    if most <= (_OTHER_SHAPE if alone else _SAME_SHAPE):
+    change = float(((changed - expected).abs() / scale).nan_to_num(0).max())
+    if change <= (_OTHER_SHAPE if is_single else _SAME_SHAPE):
         return []
     text = (
-        f"logits change by up to {most:.2g} of the largest with the other images in a batch: results depend on "
+        f"logits change by up to {change:.2g} of the largest with the other images in a batch: results depend on "
         "the batch size and cannot be re-checked"
     )
     return [ResultWarning("batch-dependent", text)]
 
 
 def squashed_outputs(logits: Tensor) -> list[ResultWarning]:
-    """Outputs that are not logits but squashed to a range, where gradients nearly vanish: (N, K) of clean images."""
+    """Warn of outputs (N, K) on clean images that are not logits but have a limited range, where gradients vanish."""
     low, high = float(logits.min()), float(logits.max())
     sums = logits.sum(1)
     total = float(sums.median())
-    # Rounding in half precision takes less than 1 %. Sums other than 1 and 100 must be alike against what differs
-    # within a row, and in more than a few rows, or it may be chance.
-    apart = (sums - total).abs().max()
-    usual = any(abs(total - each) <= 1e-2 * each for each in (1, 100))
-    alike = len(logits) >= _ENOUGH and bool(apart <= 5e-2 * (logits.amax(1) - logits.amin(1)).mean())
-    if low >= -1e-5 and total > 0 and (usual or alike) and bool(apart <= 1e-2 * total):
+    # Rounding in half precision changes sums by less than 1 %. For sums other than 1 and 100, the sums must vary less
+    # than the values within a row, in at least several rows, so that it is not chance.
+    deviation = (sums - total).abs().max()
+    is_common = any(abs(total - common) <= 1e-2 * common for common in (1, 100))
+    is_constant = len(logits) >= _MIN_VALUES and bool(
+        deviation <= 5e-2 * (logits.amax(1) - logits.amin(1)).mean()
+    )
+    if low >= -1e-5 and total > 0 and (is_common or is_constant) and bool(deviation <= 1e-2 * total):
         scale = "" if abs(total - 1) <= 1e-2 else f", which sum to {total:.4g}"
         return [ResultWarning("softmax-outputs", f"the outputs are probabilities{scale}: {_ADVICE}")]
     sums = logits.double().exp().sum(1)
@@ -93,7 +98,7 @@ def squashed_outputs(logits: Tensor) -> list[ResultWarning]:
         if cut > max(_CUT_SHARE * logits.numel(), 1):
             text = f"the outputs are log-probabilities, {cut} of {logits.numel()} cut off at {low:.4g}"
             return [ResultWarning("softmax-outputs", f"{text}: {_ADVICE}")]
-    if logits.numel() < _ENOUGH:
+    if logits.numel() < _MIN_VALUES:
         return []
     if low >= 0 and high <= 1:
         return [ResultWarning("bounded-outputs", f"all outputs lie in [0, 1], as of a sigmoid: {_ADVICE}")]
@@ -104,7 +109,7 @@ def squashed_outputs(logits: Tensor) -> list[ResultWarning]:
 
 
 def nonfinite_logits(count: int) -> list[ResultWarning]:
-    """NaN or infinite logits seen anywhere."""
+    """Warn of NaN or infinite logits."""
     if not count:
         return []
     return [
@@ -117,7 +122,7 @@ def nonfinite_logits(count: int) -> list[ResultWarning]:
 def randomised(
     stochastic: bool, declared: bool, attacks: list[Attack], no_verdict_feedback: bool
 ) -> list[ResultWarning]:
-    """A randomised defense under attacks that see its draws, unless the attacker has no feedback, without averaging."""
+    """Warn of undeclared randomness, and of a randomised defense that no attack averages over (EOT)."""
     warnings = []
     if stochastic and not declared:
         warnings.append(
@@ -136,7 +141,7 @@ def randomised(
 
 
 def few_classes(num_classes: int, attacks: list[Attack]) -> list[ResultWarning]:
-    """Losses or target counts that need more classes than there are."""
+    """Warn of losses that need more classes than the defense has."""
     needed = max(
         (CLASSES_NEEDED.get(attack.loss, (0, 0))[attack.targets > 0] for attack in attacks), default=0
     )
@@ -149,8 +154,8 @@ def few_classes(num_classes: int, attacks: list[Attack]) -> list[ResultWarning]:
 
 
 def nonfinite_gradients(stats: list[LossStats]) -> list[ResultWarning]:
-    """NaN or infinite gradients in any attack: it does not see where they are."""
-    count = sum(each.broken for each in stats)
+    """Warn of NaN or infinite gradients in any attack."""
+    count = sum(attack.broken for attack in stats)
     if not count:
         return []
     return [
@@ -161,56 +166,57 @@ def nonfinite_gradients(stats: list[LossStats]) -> list[ResultWarning]:
 
 
 def zero_gradients(stats: list[LossStats]) -> list[ResultWarning]:
-    """Rows whose first gradient vanishes, in the attack that has fewest of them."""
-    found = _fewest([(each.vanished, each.gradients) for each in stats], ZERO_SHARE)
+    """Warn of rows whose first gradient vanishes, in the attack with the fewest of them."""
+    counts = _fewest([(attack.vanished, attack.gradients) for attack in stats], ZERO_SHARE)
     return [
         ResultWarning("zero-gradients", f"{bad} of {total} rows start with a zero gradient: it may be masked")
-        for bad, total in found
+        for bad, total in counts
     ]
 
 
 def losses(stats: list[LossStats]) -> list[ResultWarning]:
-    """Attacks that do not climb, do not stay up, or are not done, on the images that survive them."""
-    flat = _fewest([(each.flat, each.ended) for each in stats], _FLAT_SHARE)
-    fallen = _fewest([(each.fallen, each.ended) for each in stats], _FALLEN_SHARE)
-    undone = _fewest([(each.undone, each.ended) for each in stats], _UNDONE_SHARE)
-    said = (
+    """Warn of attacks whose loss does not increase, decreases again, or still increases at the end, on survivors."""
+    flat = _fewest([(attack.flat, attack.ended) for attack in stats], _FLAT_SHARE)
+    fallen = _fewest([(attack.fallen, attack.ended) for attack in stats], _FALLEN_SHARE)
+    undone = _fewest([(attack.undone, attack.ended) for attack in stats], _UNDONE_SHARE)
+    warnings = (
         (flat, "loss-not-increasing", "no step raised the loss: gradients may mislead"),
         (fallen, "final-worse-than-best", "the loss fell again: the step may be too long"),
         (undone, "more-steps-help", "the loss still rose in the last tenth of the steps: give it more"),
     )
     return [
         ResultWarning(code, f"in {bad} of {total} rows {text}")
-        for found, code, text in said
-        for bad, total in found
+        for counts, code, text in warnings
+        for bad, total in counts
     ]
 
 
-def _fewest(counts: list[tuple[int, int]], most: float) -> list[tuple[int, int]]:
-    """The (bad, all) of the attack with the smallest share of bad rows, if that is more than `most`."""
-    shares = [(bad / total, bad, total) for bad, total in counts if total]
-    if not shares or min(shares)[0] <= most:
+def _fewest(counts: list[tuple[int, int]], threshold: float) -> list[tuple[int, int]]:
+    """The (bad, all) rows of the attack with the smallest fraction of bad rows, if it exceeds the threshold."""
+    fractions = [(bad / total, bad, total) for bad, total in counts if total]
+    if not fractions or min(fractions)[0] <= threshold:
         return []
-    return [min(shares)[1:]]
+    return [min(fractions)[1:]]
 
 
 def gradient_free_wins(
     attacks: Sequence[Attack], costs: Sequence[AttackCost], norm: str, n: int
 ) -> list[ResultWarning]:
-    """Attacks that see no gradient and still fool images that survived white-box attacks.
+    """Warn of gradient-free attacks that fool images which survived white-box attacks.
 
     Args:
-        attacks, costs: of the suite, in order.
-        norm: of the threat; n: images of the run.
+        attacks, costs: attacks of the suite and their costs, in order.
+        norm: norm of the threat.
+        n: number of images of the run.
     """
-    share = 0.0 if norm in ("Linf", "L2", "L1") else _SPARSE_SHARE
+    threshold = 0.0 if norm in ("Linf", "L2", "L1") else _SPARSE_SHARE
     for i, (attack, cost) in enumerate(zip(attacks, costs, strict=True)):
         if not attack.gradient_free or all(before.gradient_free for before in attacks[:i]):
             continue
-        won = costs[i - 1].survivors - cost.survivors
-        if beyond_chance(won, n) and won > share * n:
+        fooled = costs[i - 1].survivors - cost.survivors
+        if beyond_chance(fooled, n) and fooled > threshold * n:
             text = (
-                f"{type(attack).__name__} fooled {won} images that survived the white-box attacks: gradients may be "
+                f"{type(attack).__name__} fooled {fooled} images that survived the white-box attacks: gradients may be "
                 "masked"
             )
             return [ResultWarning(f"{specs.parse(cost.spec).name}-beats-white-box", text)]
@@ -218,5 +224,5 @@ def gradient_free_wins(
 
 
 def count_nonfinite(logits: Tensor) -> int:
-    """Rows with a NaN or infinite logit."""
+    """Count the rows with a NaN or infinite logit."""
     return int((~torch.isfinite(logits)).any(1).sum())

@@ -1,4 +1,4 @@
-"""Runs a suite: the clean pass, then each attack on the survivors of the previous one."""
+"""Runs of a suite: the clean pass, then each attack on the survivors of the previous one."""
 
 import copy
 import time
@@ -30,7 +30,7 @@ from robench.engine.outputs import adversarials, distances
 from robench.engine.progress import Progress
 from robench.engine.run_state import CLEAN, NOISE, ROBUST, RunState, ShardResult
 from robench.engine.setup import Setup
-from robench.engine.shares import shares_begun, split
+from robench.engine.shares import saved_shares, split
 from robench.engine.tolerances import same_margins
 from robench.engine.workers import Executor, Processes, single_thread
 from robench.threats.threat import Threat
@@ -46,14 +46,16 @@ class Run:
 
     Args:
         setup: the defense and its attacker.
-        attacks: canonical spec and attack, in order.
+        attacks: canonical specs and attacks, in order.
         samples: the images.
-        executor: plays the shares of the samples, None for one process; a resumed run keeps the shares it began with.
+        threat: threat model.
+        executor: runs the shares of the samples; None for one process. A resumed run keeps its number of shares.
         store: where to save to and resume from, or None.
         progress: called after every query.
+        note: called with each line for the user.
 
     Attributes:
-        mine: bool (n,), the samples that this process attacks.
+        mine: samples that this process attacks, bool (n,).
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Run:
         self.shown = 0.0
 
     def play(self) -> Outcome:
-        """Run to the end, backing off to smaller batches when memory runs out."""
+        """Run all attacks; the batch size is reduced when memory is exhausted."""
         with self.prepared():
             shares = self._shares()
             if len(shares) > 1:
@@ -88,13 +90,13 @@ class Run:
             return self._backing_off(self._outcome)
 
     def play_share(self, number: int, count: int) -> None:
-        """Play one of `count` shares and save its result, for a later `play` of the same run to complete.
+        """Run one of `count` shares and save its result; a later `play` of the same run uses it.
 
         Raises:
-            UsageError: for attacks that cannot be shared.
+            UsageError: if an attack does not support shares.
         """
         if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
-            raise UsageError("attacks of other libraries are not played in shares: leave --share out")
+            raise UsageError("attacks of other libraries cannot run in shares: remove --share")
         with self.prepared(), single_thread(self.device):
             shares = self.split(count)
             if number < len(shares):
@@ -102,24 +104,24 @@ class Run:
 
     @contextmanager
     def prepared(self, clean: CleanPass | None = None) -> Iterator[None]:
-        """Inside the block, `attack` can be called: the model is frozen, and the clean images have been classified.
+        """Freeze the model and classify the clean images, so that `attack` can be called inside the block.
 
         Args:
-            clean: the result of another process's clean pass; None to make one.
+            clean: result of a clean pass in another process; None to run one.
         """
         with frozen(self.setup.model), frozen(self.setup.searched):
             self._backing_off(lambda: self._prepare(clean))
             yield
 
     def share(self, number: int, shares: list[Tensor]) -> "Run":
-        """The part of this run that attacks one share of the samples, saved in a place of its own."""
+        """The part of this run that attacks one share of the samples, with a separate store."""
         part = copy.copy(self)
         part.mine, part.state = shares[number], self.state.unplayed()
         part.store = self.store.share(number, len(shares)) if self.store else None
         return part
 
     def attack(self) -> ShardResult:
-        """Run all attacks on this run's share, or those that are left."""
+        """Run all remaining attacks on the share of this run."""
         with self.store.claimed() if self.store else nullcontext():
             self._backing_off(self._attacks)
         return ShardResult(self.mine, self.state, self.setup.batch_size)
@@ -129,7 +131,7 @@ class Run:
         return split(self.samples.ids, [attack for _, attack in self.attacks], count)
 
     def standing(self) -> Progress:
-        """Where this run's share stands between two attacks."""
+        """The progress of this run's share between two attacks."""
         return self.state.standing([spec for spec, _ in self.attacks], self.mine)
 
     @property
@@ -153,13 +155,13 @@ class Run:
                     raise
                 if self.setup.batch_size == 1:
                     raise ResourceError(
-                        f"no memory on {self.device} for a single image: use another --device"
+                        f"{self.device} ran out of memory with a single image: use another --device"
                     ) from error
                 self.setup = replace(self.setup, batch_size=self.setup.batch_size // 2)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            # Finished attacks stay; the current one restarts, or continues from its last save.
-            self.note(f"out of memory on {self.device}: going on with batches of {self.setup.batch_size}")
+            # Results of finished attacks are kept; the current one restarts, or resumes from its last save.
+            self.note(f"{self.device} ran out of memory: continuing with batch size {self.setup.batch_size}")
 
     def _attacks(self) -> None:
         if self.judge.network.batch_size != self.setup.batch_size:
@@ -173,45 +175,45 @@ class Run:
     def _shares(self) -> list[Tensor]:
         if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
             return [self.mine]
-        begun = shares_begun(self.store, self._answers_as) if self.store else 0
-        if begun and begun != self.executor.shares:
-            self.note(f"resuming in {begun} shares, as the interrupted run began")
-        return self.split(begun or self.executor.shares)
+        count = saved_shares(self.store, self._matches) if self.store else 0
+        if count and count != self.executor.shares:
+            self.note(f"resuming with {count} share{'s' * (count != 1)}, as in the interrupted run")
+        return self.split(count or self.executor.shares)
 
-    def _answers_as(self, saved: Saved) -> bool:
-        """Whether the clean images' margins are those of the run that was interrupted.
+    def _matches(self, saved: Saved) -> bool:
+        """Whether the clean margins equal those of the interrupted run.
 
-        A run that continues on a CPU with the same batch shape needs the same bits, or it would end in other bytes than
+        On a CPU with the same batch shape they must be bit-identical, because a resumed run must give the same bytes as
         an uninterrupted one. A GPU may round differently each time, and a finished share may come from another machine.
         """
-        then, now = saved.tensors["run.clean_margin"], self.clean.margin
+        expected, actual = saved.tensors["run.clean_margin"], self.clean.margin
         finished = len(saved.facts["costs"]) == len(self.attacks)
         same_shape = saved.facts["batch_size"] == self.setup.batch_size
         if self.device.type == "cpu" and same_shape and not finished:
-            return torch.allclose(then, now, rtol=0, atol=0, equal_nan=True)
-        return bool(same_margins(then, now).all())
+            return torch.allclose(expected, actual, rtol=0, atol=0, equal_nan=True)
+        return bool(same_margins(expected, actual).all())
 
     def _prepare(self, clean: CleanPass | None = None) -> None:
         samples = self.samples
         self.setup = self.setup.checked(samples.x, samples.ids)
         self.parties = self.setup.parties()
-        # Refuse a defense without features before any attack runs.
+        # Raises an error for a defense without features, before any attack runs.
         x, ids = samples.x[:1].to(self.device), samples.ids[:1].to(self.device)
         for layers in sorted({attack.layers for _, attack in self.attacks} - {""}):
             self.parties.surrogate.features(x, ids, layers)
         self.clean = clean or clean_pass(self.setup, self.parties, samples)
         y, state = samples.y, self.state
-        standing = state.fooled_by == ROBUST
+        robust = state.fooled_by == ROBUST
         wrong = (self.clean.shown != y[:, None]).sum(1)
-        state.draws = torch.where(standing, wrong, state.draws)
-        state.fooled_by = torch.where((vote(self.clean.answers) != y) & standing, CLEAN, state.fooled_by)
+        state.draws = torch.where(robust, wrong, state.draws)
+        state.fooled_by = torch.where((vote(self.clean.answers) != y) & robust, CLEAN, state.fooled_by)
 
     # -- attacks -----------------------------------------------------------------------------------------
 
     def _survivors(self) -> list[int]:
-        """Samples to attack: those that do not fail in every draw (in the single draw of a deterministic defense)."""
-        standing = (self.state.fooled_by != CLEAN) & (self.state.draws < self.judge.draws)
-        return (standing & self.mine).nonzero()[:, 0].tolist()
+        """Samples to attack: those that are classified correctly in at least one draw."""
+        survives = (self.state.fooled_by != CLEAN) & (self.state.draws < self.judge.draws)
+        return (survives & self.mine).nonzero()[:, 0].tolist()
 
     def _attack(self, index: int, saved: dict[str, Tensor] | None) -> None:
         spec, attack = self.attacks[index]
@@ -220,7 +222,7 @@ class Run:
             state.examples[index:], state.seconds = [], 0.0
         ranks = 1 if isinstance(attack, ForeignAttack) else attack.ranks(self.clean.num_classes)
         results = SampleResults.empty(len(self.samples), ranks, state.begin(index))
-        begun = time.monotonic() - state.seconds
+        start_time = time.monotonic() - state.seconds
         if isinstance(attack, ForeignAttack):
             if survivors:
                 run_external(attack, self.setup, self.judge, self.samples, self.threat, survivors, results)
@@ -229,9 +231,9 @@ class Run:
             loop = Loop(self._context(spec, attack), survivors, results)
             if saved is not None:
                 loop.load(saved)
-            self._play(index, loop, begun)
+            self._play(index, loop, start_time)
             stats, state.nonfinite = loop.losses.stats, state.nonfinite + loop.verdicts.nonfinite
-        state.seconds = time.monotonic() - begun
+        state.seconds = time.monotonic() - start_time
         passes = results.spent(self.judge.draws, every=attack.minimise)
         state.take(spec, results, passes, self.mine, len(survivors))
         state.stats.append(stats)
@@ -252,48 +254,48 @@ class Run:
             device=self.device,
         )
 
-    def _play(self, index: int, loop: Loop, begun: float) -> None:
-        """Run a loop to its end, saving and showing progress between its queries."""
+    def _play(self, index: int, loop: Loop, start_time: float) -> None:
+        """Run a loop to its end, and save and show progress between its queries."""
         state, examples = self.state, loop.results.examples
-        seen = loop.images
+        counted = loop.images
 
-        def keep() -> None:
-            state.seconds = time.monotonic() - begun
+        def save() -> None:
+            state.seconds = time.monotonic() - start_time
             self._save(loop, examples)
 
         def between(loop: Loop) -> None:
-            nonlocal seen
-            state.images += loop.images - seen
-            seen = loop.images
+            nonlocal counted
+            state.images += loop.images - counted
+            counted = loop.images
             if self.progress and time.monotonic() >= self.shown + _SHOW_EVERY:
                 self.shown = time.monotonic()
                 self.progress(self._progress(loop))
             if self.store and self.store.due(examples.nbytes):
-                keep()
+                save()
 
         try:
             loop.play(between)
         except KeyboardInterrupt:
-            # A state within a query is incomplete: keep the last save.
+            # During a query the state is incomplete, so the last save is kept.
             if self.store and loop.whole:
-                keep()
+                save()
             raise
 
     def _progress(self, loop: Loop) -> Progress:
         lanes, state, total = loop.lanes, self.state, loop.total
         done = total - loop.remaining
-        under_way = float(lanes.queries[lanes.active, 0].sum()) / loop.context.attack.num_queries
-        held = loop.results.draws == self.judge.draws
+        partial_rows = float(lanes.queries[lanes.active, 0].sum()) / loop.context.attack.num_queries
+        fooled = loop.results.draws == self.judge.draws
         return replace(
             self.standing(),
             rows=done,
             of_rows=total,
-            survivors=int(((state.fooled_by == ROBUST) & self.mine & ~held).sum()),
-            share=min((done + under_way) / max(total, 1), 1.0),
+            survivors=int(((state.fooled_by == ROBUST) & self.mine & ~fooled).sum()),
+            share=min((done + partial_rows) / max(total, 1), 1.0),
         )
 
     def _save(self, loop: Loop | None, examples: AdversarialExamples) -> None:
-        """Save the state, and what the last attack that has begun found."""
+        """Save the state and the new examples of the current attack."""
         if self.store is None:
             return
         tensors = {**self.state.tensors, "run.clean_margin": self.clean.margin}
@@ -301,15 +303,15 @@ class Run:
             tensors |= {f"loop.{name}": tensor for name, tensor in loop.dump().items()}
         facts = {**self.state.facts, "playing": loop is not None, "batch_size": self.setup.batch_size}
         places = self.store.save(tensors, facts, len(self.state.examples) - 1, examples.fresh)
-        # After the save: an interrupt during a save must not exclude an image from the next one.
+        # After saving, so that an image is saved again if an interrupt stops the save.
         examples.let_go(places)
         give_back()
 
     def _resume(self, saved: Saved) -> dict[str, Tensor] | None:
-        """Take up a saved state.
+        """Restore a saved state.
 
         Returns:
-            Of the loop that was under way; None where it starts again.
+            The state of the attack loop; None if the current attack starts over.
         """
         self.state.resume(saved)
         if not saved.facts["playing"] or saved.facts["batch_size"] != self.setup.batch_size:
@@ -374,14 +376,14 @@ class Run:
         ]
 
     def _verdicts(self, x_adv: Tensor | LazyImages, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the final judge says of the images that the attacks leave.
+        """Judge the final candidates.
 
         Args:
-            rows: (M,) int64, the samples with a candidate; of the others the clean image is reported.
+            rows: samples with a candidate, (M,) int64; for the others the clean image is reported.
 
         Returns:
-            answers (N, draws), how many of them are wrong (N,), and what fooled each sample (N,): of a randomised
-            defense what the fresh draws say, so that a candidate that fails none of them counts for nothing.
+            The predictions (N, draws), the number of wrong ones (N,), and the attack that fooled each sample (N,). For
+            a randomised defense these use the new draws: a candidate that fools none of them does not count.
         """
         state, answers = self.state, self.clean.answers.clone()
         answers[rows] = self.parties.judges.final.answers_of(x_adv, self.samples.ids[rows], self.device, rows)
@@ -389,5 +391,5 @@ class Run:
             return answers, state.draws, state.fooled_by
         wrong = (answers != self.samples.y[:, None]).sum(1)
         fooled_by = torch.where((state.fooled_by >= 0) & (wrong == 0), ROBUST, state.fooled_by)
-        # Right in most draws without an attack, wrong in some, and no attack made it worse.
+        # Classified correctly in most draws but not in all, and no attack fooled more draws.
         return answers, wrong, torch.where((fooled_by == ROBUST) & (wrong > 0), NOISE, fooled_by)

@@ -1,4 +1,4 @@
-"""What a run knows at any moment: sample by sample, attack by attack; saved, resumed, and merged from processes."""
+"""The state of a run: results of each sample and each attack, which are saved, resumed and merged from shares."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import AttackCost
 from robench.engine.progress import Progress
 
-# In `fooled_by`, beside the place of an attack in the suite.
+# Values of `fooled_by` other than the index of an attack in the suite.
 CLEAN, ROBUST, NOISE = -2, -1, -3
 _SAMPLES = ("fooled_by", "draws", "steps", "forward", "backward")
 
@@ -25,12 +25,15 @@ class RunState:
     """The results of a run so far.
 
     Attributes:
-        fooled_by: (n,) the attack that fooled each sample, by its place, or CLEAN, ROBUST, NOISE.
-        draws, steps: (n,) in how many draws, after how many queries; forward, backward: (n,) passes.
-        examples, costs, stats: one an attack, of those that have begun; costs and stats of those that are over.
-        nonfinite: NaN or infinite logits that attacks met.
-        images: that the surrogate was called on in this process.
-        seconds: that the attack under way has taken.
+        fooled_by: index of the attack that fooled each sample, or CLEAN, ROBUST, NOISE, (n,).
+        draws: number of draws that the sample's candidate fools, (n,).
+        steps: number of queries of the attack that fooled it, (n,).
+        forward, backward: number of passes, (n,).
+        examples: adversarial examples of each attack that has started.
+        costs, stats: costs and loss statistics of each finished attack.
+        nonfinite: number of answers with NaN or infinite logits during attacks.
+        images: number of images that the surrogate was called on in this process.
+        seconds: time spent on the current attack.
     """
 
     fooled_by: Tensor
@@ -51,13 +54,18 @@ class RunState:
         return cls(torch.full((n,), ROBUST), draws, steps, forward, backward)
 
     def unplayed(self) -> "RunState":
-        """The clean pass's results alone, for one share of the run."""
+        """The state after the clean pass, for one share of the run."""
         return replace(self, examples=[], costs=[], stats=[])
 
     def standing(self, specs: Sequence[str], mine: Tensor) -> Progress:
-        """Where the samples `mine`, bool (n,), stand between two attacks of these specs."""
-        played = len(self.costs)
-        index = min(played, len(specs) - 1)
+        """The progress between two attacks.
+
+        Args:
+            specs: canonical specs of the attacks.
+            mine: samples of the share, bool (n,).
+        """
+        finished = len(self.costs)
+        index = min(finished, len(specs) - 1)
         return Progress(
             attack=specs[index],
             index=index,
@@ -67,11 +75,11 @@ class RunState:
             survivors=int(((self.fooled_by == ROBUST) & mine).sum()),
             samples=int(mine.sum()),
             passes=self.images,
-            share=float(played == len(specs)),
+            share=float(finished == len(specs)),
         )
 
     def begin(self, index: int) -> AdversarialExamples:
-        """Where the images go that an attack finds, or has found before it was interrupted."""
+        """The adversarial examples of an attack, with those from before an interruption."""
         if index == len(self.examples):
             self.examples.append(AdversarialExamples())
         return self.examples[index]
@@ -82,8 +90,10 @@ class RunState:
         """Add the results of the next attack.
 
         Args:
-            passes: (n,) forward and (n,) backward ones.
-            mine: bool (n,), the samples of this process; attacked: how many of them.
+            spec: canonical spec of the attack.
+            passes: forward and backward passes, (n,) each.
+            mine: samples of this share, bool (n,).
+            attacked: number of samples attacked.
         """
         index, (forward, backward) = len(self.costs), passes
         won = results.draws > self.draws
@@ -105,7 +115,7 @@ class RunState:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The rest, as JSON holds it."""
+        """The other fields that are saved, as JSON values."""
         facts = {
             "costs": [asdict(cost) for cost in self.costs],
             "stats": [asdict(stats) for stats in self.stats],
@@ -115,25 +125,25 @@ class RunState:
         return json.loads(json.dumps(facts))
 
     def resume(self, saved: Saved) -> None:
-        """Take up what `tensors` and `facts` were when they were saved."""
+        """Restore a saved state."""
         facts = saved.facts
         for name in _SAMPLES:
             setattr(self, name, saved.tensors[f"run.{name}"])
         self.costs = [AttackCost(**cost) for cost in facts["costs"]]
         self.stats = [LossStats(**stats) for stats in facts["stats"]]
         self.seconds, self.nonfinite = facts["seconds"], facts["nonfinite"]
-        begun = len(self.costs) + facts["playing"]
-        self.examples = [AdversarialExamples(saved.found.get(index)) for index in range(begun)]
+        started = len(self.costs) + facts["playing"]
+        self.examples = [AdversarialExamples(saved.found.get(index)) for index in range(started)]
         if facts["playing"]:
-            # An attempt that was given up may have left others behind.
-            known = saved.tensors["loop.results.draws"].nonzero()[:, 0].tolist()
+            # An earlier attempt at the same attack may have saved examples of other samples.
+            fooled = saved.tensors["loop.results.draws"].nonzero()[:, 0].tolist()
             places = saved.found.get(len(self.costs), {})
-            self.examples[-1] = AdversarialExamples({i: places[i] for i in known if i in places})
+            self.examples[-1] = AdversarialExamples({i: places[i] for i in fooled if i in places})
 
     # -- sharing -----------------------------------------------------------------------------------------
 
     def merge(self, shards: Sequence["ShardResult"]) -> None:
-        """Take what processes found, each of its share."""
+        """Merge the results of all shares."""
         states = [shard.state for shard in shards]
         for shard in shards:
             for name in _SAMPLES:
@@ -147,11 +157,12 @@ class RunState:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What one process found of its share.
+    """The results of one share of a run.
 
     Attributes:
-        mine: bool (n,), its share; of samples outside of it the state says nothing.
-        batch_size: images a call at the end.
+        mine: samples of the share, bool (n,); the state of other samples is meaningless.
+        state: results of the share.
+        batch_size: final batch size.
     """
 
     mine: Tensor

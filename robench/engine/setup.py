@@ -1,4 +1,4 @@
-"""How a defense is set up to be attacked: who is randomised, on which random numbers, and who the surrogate is."""
+"""The setup of an attack on a defense: judges, surrogate and their random numbers."""
 
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -19,7 +19,7 @@ from robench.engine.result_warnings import looks_random
 
 
 class Settings(Protocol):
-    """What a job says of how it is run (robench.records.record.Job)."""
+    """The settings of a job that a setup needs (`robench.records.record.Job`)."""
 
     @property
     def seed(self) -> int: ...
@@ -33,15 +33,17 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """A defense, its attacker, and how they are called.
+    """A defense, its attacker and the settings of network calls.
 
     Attributes:
         model: the whole defense.
-        seed: decides every random number.
-        batch_size: images a network call.
-        stochastic: whether the defense is randomised, as far as is known.
-        precision: the surrogate's, "fp32" or "bf16".
-        fresh_draws: False to judge a randomised defense on the draws of the search, as records once were.
+        seed: seed of all random numbers.
+        device: device of network calls.
+        batch_size: number of images per network call.
+        attacker: surrogate and feedback of the attacker.
+        stochastic: whether the defense is known to be randomised.
+        precision: precision of the surrogate, "fp32" or "bf16".
+        fresh_draws: whether a randomised defense is judged on new draws; False reproduces old records.
     """
 
     model: Model
@@ -54,60 +56,61 @@ class Setup:
     fresh_draws: bool = True
 
     @classmethod
-    def of(cls, defense: Defense, searching: Attacker, settings: Settings, device: torch.device) -> "Setup":
-        """That of a job."""
+    def of(cls, defense: Defense, attacker: Attacker, settings: Settings, device: torch.device) -> "Setup":
+        """The setup of a job."""
         return cls(
             defense,
             settings.seed,
             device,
             settings.batch_size,
-            searching,
+            attacker,
             defense.stochastic,
             settings.precision,
         )
 
     def network(self, purpose: str) -> Network:
-        """The defense, drawing the noise of one purpose where it is randomised."""
+        """The defense; if it is randomised, with the noise draws of a purpose."""
         stream = Stream.of(self.seed, purpose) if self.stochastic else None
         return Network(self.model, self.batch_size, stream=stream)
 
     @property
     def judges(self) -> Judges:
-        """The defense as judge."""
+        """The judges of the defense."""
         return Judges.of(self.model, self.batch_size, self.seed, self.stochastic, self.fresh_draws)
 
     @property
     def searched(self) -> Model:
-        """The model that attacks search on: the surrogate, or the defense itself."""
+        """The model that attacks search: the surrogate, or the defense itself."""
         return self.model if self.attacker.surrogate is None else self.attacker.surrogate
 
     def checked(self, x: Tensor | LazyImages, ids: Tensor) -> "Setup":
-        """The same, randomised where two calls on the first images (N, C, H, W) differ."""
+        """The same setup, with `stochastic` set if two calls on the first images (N, C, H, W) differ."""
         if self.stochastic:
             return self
         first = x[: self.batch_size].to(self.device), ids[: self.batch_size].to(self.device)
         return replace(self, stochastic=looks_random(Network(self.model, self.batch_size), *first))
 
     def parties(self) -> "Parties":
-        """Judges and surrogate, once it is known whether the defense is randomised."""
+        """The judges and the surrogate; `stochastic` must be final."""
         judges = self.judges
-        itself = self.attacker.surrogate is None
-        if itself and self.precision == "fp32" and not self.stochastic:
+        is_defense = self.attacker.surrogate is None
+        if is_defense and self.precision == "fp32" and not self.stochastic:
             return Parties(judges, judges.search.network, True, self.seed)
-        # Any surrogate may draw noise; seeding one that does not costs next to nothing.
-        stream = Stream.of(self.seed, "surrogate") if self.stochastic or not itself else None
+        # Another surrogate may draw noise; seeding a deterministic one costs almost nothing.
+        stream = Stream.of(self.seed, "surrogate") if self.stochastic or not is_defense else None
         surrogate = Network(self.searched, self.batch_size, self.precision, stream)
         return Parties(judges, surrogate, False, self.seed)
 
 
 @dataclass(frozen=True)
 class Parties:
-    """Who is asked in a run.
+    """The judges and the surrogate of a run.
 
     Attributes:
-        judges: decide who is fooled.
-        surrogate: what attacks search on.
-        surrogate_is_judge: whether its logits are the judge's verdict.
+        judges: the judges.
+        surrogate: the network that attacks search.
+        surrogate_is_judge: whether the surrogate's logits are the judge's verdict.
+        seed: seed of all random numbers.
     """
 
     judges: Judges
@@ -117,22 +120,21 @@ class Parties:
 
     @property
     def judge(self) -> Judge:
-        """The judge that is asked during the search."""
+        """The judge of the search."""
         return self.judges.search
 
     def for_attack(self, spec: str, group: int) -> "Parties":
-        """The surrogate with the random numbers of one attack, on a batch of whole groups, one at the least."""
+        """The parties for one attack, with its random numbers and a batch size that is a multiple of `group`."""
         network = self.surrogate
         batch_size = max(network.batch_size // group, 1) * group
         stream = None if network.stream is None else Stream.of(self.seed, "surrogate", spec)
         if batch_size == network.batch_size and stream is None:
             return self
-        # Other batch shapes round otherwise: their logits are no verdict.
-        same = self.surrogate_is_judge and batch_size == network.batch_size
+        # With another batch shape logits are rounded differently, so they are not the judge's verdict.
         return replace(
             self,
             surrogate=Network(network.model, batch_size, network.precision, stream),
-            surrogate_is_judge=same,
+            surrogate_is_judge=self.surrogate_is_judge and batch_size == network.batch_size,
         )
 
 
@@ -143,27 +145,28 @@ def find_attacker(
     device: torch.device,
     class_subset: Subset | None = None,
 ) -> Attacker:
-    """The attacker of that knowledge level, whose surrogate is found by name among the cards of a data set.
+    """The attacker with this knowledge; a surrogate's name refers to the cards of the data set.
 
     Args:
-        defense: the one attacked.
-        class_subset: which classes of a network that knows more are counted.
+        defense: the attacked defense.
+        class_subset: the classes of the data set, for a surrogate with more classes.
 
     Raises:
-        UsageError: for an unknown level or name, and for a surrogate that takes other images.
+        UsageError: if the level or the name is unknown, or the surrogate does not support the images.
     """
 
     def load(name: str) -> Defense:
         source = load_defense(
             name, dataset, device=device, class_subset=class_subset, image_size=defense.image_size
         )
-        for theirs, ours in (
-            (f"{source.channels} channels", f"{defense.channels}"),
-            (f"{source.image_size} px", f"{defense.image_size} px"),
+        for needed, attacked, unit in (
+            (source.channels, defense.channels, "channels"),
+            (source.image_size, defense.image_size, "px"),
         ):
-            if theirs.split()[0] != ours.split()[0]:
+            if needed != attacked:
                 raise UsageError(
-                    f"{name} takes images of {theirs} and the defense attacked {ours}: nothing transfers from it"
+                    f"{name} takes images of {needed} {unit}, but the attacked defense takes {attacked} {unit}: its "
+                    "adversarial examples cannot be transferred"
                 )
         return source
 

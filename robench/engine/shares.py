@@ -1,4 +1,4 @@
-"""Shares of a run's samples, which processes and machines play independently of each other."""
+"""Shares of a run's samples, which run independently in several processes or on several machines."""
 
 from collections.abc import Callable, Sequence
 from math import lcm
@@ -14,27 +14,27 @@ def split(ids: Tensor, attacks: Sequence[Attack], count: int) -> list[Tensor]:
     """The samples of each of at most `count` shares, bool (n,) each. Samples of one group are in one share."""
     n = len(ids)
     group = lcm(*(min(attack.group, n) for attack in attacks))
-    place = torch.empty(n, dtype=torch.int64)
-    place[ids.argsort(stable=True)] = torch.arange(n)
-    # In turns, because images of one class often follow each other.
-    turn = place // group % count
-    return [turn == i for i in range(min(count, -(-n // group)))]
+    position = torch.empty(n, dtype=torch.int64)
+    position[ids.argsort(stable=True)] = torch.arange(n)
+    # Groups are dealt out in turn, because consecutive images are often of the same class.
+    share = position // group % count
+    return [share == i for i in range(min(count, -(-n // group)))]
 
 
-def shares_begun(store: Store, usable: Callable[[Saved], bool]) -> int:
+def saved_shares(store: Store, is_usable: Callable[[Saved], bool]) -> int:
     """Number of shares of the run that a store can resume; 0 if there is none.
 
     Args:
-        usable: whether a saved state can be continued here; what cannot is dropped.
+        is_usable: whether a saved state can be resumed here; other states are deleted.
     """
-    begun = store.shares()
-    if not begun:
+    count = store.shares()
+    if not count:
         return 0
-    kept = 0
-    for part in [store.share(i, begun) for i in range(begun)] if begun > 1 else [store]:
-        saved = part.load()
-        if saved and usable(saved):
-            kept += 1
+    usable = 0
+    for share in [store.share(i, count) for i in range(count)] if count > 1 else [store]:
+        saved = share.load()
+        if saved and is_usable(saved):
+            usable += 1
         elif saved:
-            part.forget("the defense gives other logits here than when the run was interrupted")
-    return begun if kept else 0
+            share.forget("the logits of the defense differ from those before the interruption")
+    return count if usable else 0

@@ -1,25 +1,25 @@
-"""When two runs say the same: how far margins may differ by rounding, and how many images are more than chance."""
+"""Tolerances for comparing two runs: differences of margins by rounding, and numbers of images beyond chance."""
 
 from torch import Tensor
 
-# Of a margin between logits: other devices and libraries round it by less, other weights move it by more.
+# Tolerance of a margin between logits. Other devices and libraries change it by less, other weights by more.
 MARGIN = 0.01
-# More than 0.2 points, which is AutoAttack's threshold for Square, and more than one image that chance could explain.
+# More than 0.2 points, AutoAttack's threshold for Square, and more than a single image.
 POINTS, _IMAGES = 0.002, 2
 
 
 def margins(logits: Tensor) -> Tensor:
-    """How far the best of the logits (N, K) lies above the next one, (N,); 0 where there is one class."""
-    best = logits.topk(min(2, logits.shape[1]), 1).values
-    return best[:, 0] - best[:, -1]
+    """The difference between the two highest of the logits (N, K), (N,); 0 for a single class."""
+    highest = logits.topk(min(2, logits.shape[1]), 1).values
+    return highest[:, 0] - highest[:, -1]
 
 
-def same_margins(then: Tensor, now: Tensor) -> Tensor:
-    """Which margins (N,) are the same up to rounding, bool (N,); NaN is NaN."""
-    close = (now - then).abs() <= MARGIN * (1 + then.abs())
-    return close | (now.isnan() & then.isnan()) | (now == then)
+def same_margins(expected: Tensor, actual: Tensor) -> Tensor:
+    """Which margins (N,) are equal up to rounding, bool (N,); NaN equals NaN."""
+    close = (actual - expected).abs() <= MARGIN * (1 + expected.abs())
+    return close | (actual.isnan() & expected.isnan()) | (actual == expected)
 
 
 def beyond_chance(images: int, n: int) -> bool:
-    """Whether a number of images out of `n` is more than chance or rounding explains."""
+    """Whether a number of images out of `n` is larger than chance or rounding can explain."""
     return images > POINTS * n and images >= _IMAGES

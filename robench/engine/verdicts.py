@@ -12,18 +12,18 @@ from robench.engine.lanes import Lanes
 
 
 class Verdicts:
-    """Who is fooled, lane by lane.
+    """Judges the points of all lanes and keeps the best ones.
 
     Attributes:
-        kept: the point of each lane that fooled most draws so far; of an attack that minimises, the nearest one.
-        nonfinite: answers with NaN or infinite logits.
+        kept: best point of each lane, which fools the most draws; of a minimum-norm attack, the nearest of these.
+        nonfinite: number of answers with NaN or infinite logits.
     """
 
     def __init__(self, context: AttackContext, lanes: Lanes):
         self.context, self.lanes = context, lanes
         attack = context.attack
         self.minimise = attack.minimise
-        # Whether no point is judged before its row ends.
+        # Whether points are judged only at the end of their row.
         self.deferred = attack.judged_at_end or (
             context.no_verdict_feedback and (self.minimise or attack.transfers)
         )
@@ -31,56 +31,56 @@ class Verdicts:
         self.nonfinite = 0
 
     def facts(self, logits: Tensor, rows: Rows) -> dict[str, Tensor]:
-        """What `judge` needs to know of each lane's logits, bool (S,), for `on_host`."""
+        """The values of each lane's logits that `judge` needs, bool (S,), for `on_host`."""
         return {"nonfinite": (~torch.isfinite(logits)).any(1), "wrong": wrong(logits, rows.y)}
 
     def judge(
         self, x: Tensor, points: Tensor, facts: Mapping[str, Tensor], rows: Rows, active: Tensor
     ) -> Tensor:
-        """In how many draws each lane's image fools the judge, int64 (S,) on the CPU; 0 where its point is not allowed.
+        """The number of draws in which each lane's image fools the judge, int64 (S,) on the CPU.
 
-        Attackers without feedback see their surrogate instead, as if it were a judge of one draw. Of an attack that
-        minimises, only points that are better than the kept one count.
+        It is 0 for points outside the threat model. For an attacker without feedback, the surrogate acts as a judge
+        with one draw. For a minimum-norm attack, only points that are better than the kept point count.
         """
         context, lanes = self.context, self.lanes
         self.nonfinite += int((facts["nonfinite"] & active).sum())
-        suspect = (facts["wrong"] & active).nonzero()[:, 0]
+        candidates = (facts["wrong"] & active).nonzero()[:, 0]
         draws = torch.zeros(len(active), dtype=torch.int64)
-        if self.deferred or not len(suspect):
+        if self.deferred or not len(candidates):
             return draws
-        index = suspect.to(context.device)
+        index = candidates.to(context.device)
         origins, points = rows.x.index_select(0, index), points.index_select(0, index)
         threat = context.problem.threat
         allowed = threat.contains(origins, points, threat.slack).cpu()
         nearer = allowed
         if self.minimise:
-            nearer = self.distance(origins, points) < lanes.kept_distance[suspect]
-            allowed &= nearer | (lanes.kept_draws[suspect] < context.judge.draws)
-        suspect, index, nearer = suspect[allowed], index[allowed.to(context.device)], nearer[allowed]
-        if not len(suspect):
+            nearer = self.distance(origins, points) < lanes.kept_distance[candidates]
+            allowed &= nearer | (lanes.kept_draws[candidates] < context.judge.draws)
+        candidates, index, nearer = candidates[allowed], index[allowed.to(context.device)], nearer[allowed]
+        if not len(candidates):
             return draws
         if context.surrogate_is_judge or context.no_verdict_feedback:
-            fooled = torch.ones_like(suspect)
+            fooled = torch.ones_like(candidates)
         else:
             fooled = context.judge.fooled(x[index], rows.y[index], rows.sample[index]).cpu()
-        kept = lanes.kept_draws[suspect]
+        kept = lanes.kept_draws[candidates]
         better = (fooled > kept) | ((fooled == kept) & nearer) if self.minimise else fooled > 0
-        draws[suspect] = fooled * better
+        draws[candidates] = fooled * better
         return draws
 
     def distance(self, x: Tensor, points: Tensor) -> Tensor:
-        """How far points are from their images, float64 (N,) on the CPU."""
+        """The distances of points from their clean images, float64 (N,) on the CPU."""
         return self.context.problem.threat.distance(x, points).cpu()
 
     def keep(self, active: Tensor, draws: Tensor, points: Tensor, rows: Rows) -> None:
-        """Keep the points that are better than those kept before."""
+        """Keep the points that are better than the kept ones."""
         better = active & (draws > 0 if self.minimise else draws > self.lanes.kept_draws)
         for lane in better.nonzero()[:, 0].tolist():
             self.kept[lane] = points[lane].clone()
             self.lanes.kept_draws[lane] = draws[lane]
             if self.minimise:
-                here = slice(lane, lane + 1)
-                self.lanes.kept_distance[lane] = self.distance(rows.x[here], points[here])
+                row = slice(lane, lane + 1)
+                self.lanes.kept_distance[lane] = self.distance(rows.x[row], points[row])
 
     def forget(self, lane: int) -> None:
         """Drop the kept point of a lane."""
@@ -88,30 +88,30 @@ class Verdicts:
         self.kept.pop(lane, None)
 
     def confirm(self, lanes: list[int], rows: Rows) -> dict[int, tuple[Tensor, int]]:
-        """Ask the judge once more at the points as a record holds them: origin plus perturbation, in whole
-        grains where that fools as well.
+        """Judge the kept points as a record stores them: origin plus perturbation, rounded to steps of `Threat.grain`
+        if the result still fools the judge.
 
         Returns:
-            The point and the number of draws its image fools, for the lanes where it does.
+            The point and the number of draws that its image fools, for each lane whose image fools any.
         """
         threat = self.context.problem.threat
         if self.minimise:
-            # A grain more would be further away.
+            # Not rounded, because rounding may increase the distance.
             return self._confirmed(lanes, rows, threat.as_recorded)
         rounded = self._confirmed(lanes, rows, threat.rounded)
-        # What rounding would cost a draw is kept to the last bit.
+        # Points that fool fewer draws after rounding are stored exactly.
         kept_draws = self.lanes.kept_draws
         exact = [lane for lane in lanes if rounded.get(lane, (None, 0))[1] < max(1, int(kept_draws[lane]))]
         return rounded | (self._confirmed(exact, rows, threat.as_recorded) if exact else {})
 
     def _confirmed(
-        self, lanes: list[int], rows: Rows, kept_as: Callable[[Tensor, Tensor], Tensor]
+        self, lanes: list[int], rows: Rows, stored: Callable[[Tensor, Tensor], Tensor]
     ) -> dict[int, tuple[Tensor, int]]:
-        """What the judge says of the lanes' kept points, as `kept_as` writes them down."""
+        """Judge the kept points of lanes after `stored`, a function of origins and points, is applied."""
         context, threat = self.context, self.context.problem.threat
         index = torch.tensor(lanes, device=context.device)
         x, y, sample = rows.x[index], rows.y[index], rows.sample[index]
-        points = kept_as(x, torch.stack([self.kept[lane] for lane in lanes]))
+        points = stored(x, torch.stack([self.kept[lane] for lane in lanes]))
         counts = context.judge.fooled(threat.image(x, points, sample), y, sample).cpu()
         counts = counts * threat.contains(x, points).cpu()
         return {lane: (points[i].cpu(), int(counts[i])) for i, lane in enumerate(lanes) if int(counts[i]) > 0}

@@ -1,9 +1,8 @@
-"""Processes that play the shares of a run on a CPU: a small network keeps one core busy, not many.
+"""Processes that run the shares of a run on a CPU, because a small network does not use several cores.
 
-On Linux the processes are forked, so each has the defense as it is, whatever it is made of; elsewhere they are spawned
-and receive a pickled copy. A sample's result depends on the sample alone, so it is the same whichever process attacks
-it. Each share is saved in a place of its own, from which a killed run resumes. The processes end with the process that
-started them, however it ends.
+On Linux the processes are forked, so any defense works; elsewhere they are spawned and receive a pickled copy. A
+sample's result depends only on the sample, so it is the same in every process. Each share has its own store, from
+which a killed run resumes. The processes end with the process that started them, even if it is killed.
 """
 
 import multiprocessing
@@ -29,12 +28,12 @@ from robench.engine.checkpoint import Store
 from robench.engine.progress import Progress
 from robench.engine.run_state import ShardResult
 
-# Samples that are worth a process.
-_SHARE = 16
+# Minimum number of samples per process.
+_MIN_SAMPLES = 16
 
 
 class Playable(Protocol):
-    """A run (robench.engine.run.Run), as far as executors need it."""
+    """The part of `robench.engine.run.Run` that executors need."""
 
     store: Store | None
     progress: Callable[[Progress], None] | None
@@ -54,13 +53,14 @@ class Playable(Protocol):
 
 
 def start_method(device: torch.device, model: Any) -> str:
-    """How processes that share a run on this device start: "fork" or "spawn"; "" where they cannot.
+    """The start method of processes that run shares on this device: "fork" or "spawn"; "" if not supported.
 
-    They cannot on or beside a GPU, inside a pool's process, or where a model that pickle refuses would be sent to them.
+    Processes are not supported on machines with a GPU, inside the processes of a pool, or if they must be spawned and
+    the model cannot be pickled.
     """
     if multiprocessing.current_process().daemon or device.type != "cpu" or torch.cuda.is_available():
         return ""
-    # macOS forks too, but its own libraries do not survive it.
+    # macOS supports fork, but its system libraries do not.
     if sys.platform != "darwin" and hasattr(os, "fork"):
         return "fork"
     try:
@@ -80,33 +80,34 @@ def choose_workers(
     """The number of processes that share a run.
 
     Args:
-        workers: at the most; None for one a thread that torch would use, each with samples enough.
-        samples: of the run.
-        model: what would be sent to processes that cannot be forked.
-        note: called with one line where fewer processes than asked for share the run.
+        workers: maximum number; None for one per torch thread, if there are enough samples.
+        device: device of the run.
+        samples: number of samples of the run.
+        model: the model that spawned processes receive.
+        note: called with one line if fewer processes than requested share the run.
 
     Returns:
-        1 where processes cannot share a run, see `start_method`.
+        The number of processes; 1 if they are not supported, see `start_method`.
 
     Raises:
-        UsageError: for less than one.
+        UsageError: if `workers` is less than 1.
     """
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise UsageError(f"workers={workers!r}: expected a whole number of at least 1, or None")
     if workers is None:
-        workers = max(1, min(torch.get_num_threads(), samples // _SHARE))
+        workers = max(1, min(torch.get_num_threads(), samples // _MIN_SAMPLES))
     if workers > 1 and not start_method(device, model):
         if device.type == "cpu" and not torch.cuda.is_available():
-            note("one process runs it: none can be forked here, and the model cannot be pickled")
+            note("running in one process: this system cannot fork, and the model cannot be pickled")
         return 1
     return min(workers, samples)
 
 
 class Executor(Protocol):
-    """Plays the shares of a run; their results do not depend on how.
+    """Runs the shares of a run; the results do not depend on the executor.
 
     Attributes:
-        shares: number of shares of a run that starts.
+        shares: number of shares of a new run.
     """
 
     @property
@@ -117,11 +118,11 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Processes:
-    """Plays shares in processes of this machine, or in turns in this process where no others can be had.
+    """Runs shares in processes of this machine, or one after another in this process if others are not supported.
 
     Attributes:
-        workers: number of processes at the same time.
-        shares: number of shares of a run that starts; 0 for one per process.
+        workers: number of processes at a time.
+        shares: number of shares of a new run; 0 for one per process.
     """
 
     workers: int = 1
@@ -131,11 +132,11 @@ class Processes:
         object.__setattr__(self, "shares", self.shares or self.workers)
 
     def play(self, run: Playable, shares: list[Tensor]) -> list[ShardResult]:
-        """The results of all shares, in order.
+        """Run all shares and return their results in order.
 
         Raises:
-            ResourceError: when a process ends before its share is finished.
-            Exception: what a process raised.
+            ResourceError: if a process ends before its share is finished.
+            Exception: the exception of a process.
         """
         standings = Standings(run, shares, self.workers)
         method = start_method(run.device, run.model)
@@ -160,14 +161,14 @@ def _play_in_turns(run: Playable, shares: list[Tensor], standings: "Standings") 
 
 
 class Standings:
-    """Shows where a run stands from where its shares stand."""
+    """Shows the progress of a run from the progress of its shares."""
 
     def __init__(self, run: Playable, shares: list[Tensor], at_once: int):
         self.run, self.at_once = run, at_once
         self.parts = [run.share(number, shares).standing() for number in range(len(shares))]
 
     def show(self, number: int, standing: Progress) -> None:
-        """Show the run's progress after one share's."""
+        """Update the progress of one share and show that of the run."""
         self.parts[number] = standing
         if self.run.progress:
             together = Progress.together if len(self.parts) <= self.at_once else Progress.of_shares
@@ -176,7 +177,7 @@ class Standings:
 
 @contextmanager
 def single_thread(device: torch.device) -> Iterator[None]:
-    """Inside the block, torch uses one thread on a CPU, as the processes of a pool do: their bits must agree."""
+    """Use one CPU thread inside the block, as the processes of a pool do, so that the results are bit-identical."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -187,7 +188,7 @@ def single_thread(device: torch.device) -> Iterator[None]:
 
 
 class _Pool:
-    """Processes that play one share each, the next as soon as one ends."""
+    """Processes that run one share each; when one ends, the next is started."""
 
     def __init__(
         self, run: Playable, shares: list[Tensor], method: str, workers: int, standings: "Standings"
@@ -222,7 +223,7 @@ class _Pool:
                             failure = content
                             self._stop()
             except KeyboardInterrupt as interrupt:
-                # Each process saves its state; a second interrupt does not wait for that.
+                # Each process saves its state; a second interrupt ends the processes immediately.
                 if failure is not None:
                     raise
                 failure = interrupt
@@ -236,15 +237,15 @@ class _Pool:
         share = self.run.share(number, self.shares)
         _silence(share)
         if self.method == "fork":
-            # The child closes its copies of the other pipes, or their end would go unnoticed.
+            # The child closes its copies of the other pipes, or the end of other processes would not be detected.
             arguments = (share, theirs, [ours, *(pipe for _, pipe in self.playing.values())])
         else:
-            # Not by multiprocessing's own pickling, for which torch shares memory.
+            # Pickled here, because torch would share memory if multiprocessing pickled it.
             arguments = (pickle.dumps(share, protocol=5), theirs, [])
         process = self.context.Process(target=_serve, args=arguments)
         self.playing[number] = process, ours
         with warnings.catch_warnings():
-            # Python warns of forks beside threads: torch's own, which the process does without.
+            # Python warns of forks in a process with threads; these are torch's, which the child does not use.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
@@ -256,8 +257,8 @@ class _Pool:
         except (EOFError, OSError):
             process.join()
             return "failed", ResourceError(
-                f"a process of the run ended (exit code {process.exitcode}), most likely for want of memory: repeat "
-                "the command with fewer --workers; what was saved before is intact"
+                f"a process of the run ended (exit code {process.exitcode}), most likely out of memory: repeat the "
+                "command with fewer --workers; results saved before are kept"
             )
 
     def _finish(self, number: int) -> None:
@@ -268,20 +269,20 @@ class _Pool:
         pipe.close()
 
     def _stop(self) -> None:
-        """Start no other share, and ask those that are under way to save their state."""
+        """Start no more shares and stop the running ones, which save their state."""
         self.waiting.clear()
         for _, pipe in self.playing.values():
             with suppress(OSError):
                 pipe.send_bytes(b"stop")
 
     def end(self) -> None:
-        """Leave no process behind."""
+        """End all processes."""
         for number in list(self.playing):
             self._finish(number)
 
 
 def _silence(run: Playable) -> None:
-    """Take out of a run what only the process that started it can call, and pickle may refuse."""
+    """Remove callbacks that only work in the main process and may not be picklable."""
     run.progress, run.note = None, _ignore
     if run.store:
         run.store.note = _ignore
@@ -292,17 +293,17 @@ def _ignore(text: str) -> None:
 
 
 def _serve(run: Playable | bytes, pipe: Connection, others: list[Connection]) -> None:
-    """Play one share, in a process of its own."""
+    """Run one share; the target of a process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for other in others:
         other.close()
-    # An interrupt from the keyboard goes to all processes alike: whoever started this one tells it to stop.
+    # An interrupt from the keyboard reaches all processes; the main process asks this one to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
-    def send(kind: str, what: object) -> None:
-        pipe.send_bytes(pickle.dumps((kind, what), protocol=5))
+    def send(kind: str, content: object) -> None:
+        pipe.send_bytes(pickle.dumps((kind, content), protocol=5))
 
     def progress(standing: Progress) -> None:
         send("progress", standing)
@@ -324,7 +325,7 @@ def _serve(run: Playable | bytes, pipe: Connection, others: list[Connection]) ->
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone."""
+    """End this process when its parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -332,14 +333,14 @@ def _end_with_parent() -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or what it said where it cannot be pickled, with the place where it was raised."""
-    place = "".join(traceback.format_exception(error))
-    # What a model raised is the cause of the line about it, and its place is lost with the process.
-    mistake = isinstance(error, RobenchError) and error.__cause__ is None
+    """A picklable copy of an error, with its traceback as a note unless it is a user's mistake."""
+    lines = "".join(traceback.format_exception(error))
+    # An error with a cause comes from a model, and the traceback of the cause is not pickled.
+    is_mistake = isinstance(error, RobenchError) and error.__cause__ is None
     try:
         error = pickle.loads(pickle.dumps(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    if not mistake:
-        error.add_note(f"in a process of the run:\n{place}")
+    if not is_mistake:
+        error.add_note(f"in a process of the run:\n{lines}")
     return error

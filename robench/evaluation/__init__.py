@@ -1,1 +1,1 @@
-"""Running suites on defenses: one run, a sweep, a security curve, transfer, fine-tuning."""
+"""Evaluation of defenses: runs of suites, sweeps, security curves, transfer between data sets and fine-tuning."""

@@ -1,4 +1,4 @@
-"""Whether a record still speaks of a defense: a name and weights stay the same when the code around them changes."""
+"""Check that a saved record still describes a defense, whose code may have changed under the same name and weights."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,18 +21,18 @@ from robench.records.findings import disagreeing
 from robench.records.record import Record
 from robench.records.samples import CORRUPTED, read_samples
 
-# Images that are asked again; and those at the first cells of a run under corruptions.
+# Number of clean images that are classified again; and of a corruption run, the number of images and of cells.
 _IMAGES, _CORRUPTED, _CELLS = 64, 8, 2
 
 
 def contradiction(record: Record, defense: Defense, images: Images, device: torch.device) -> str:
-    """Why a record does not speak of the defense as it is now, in words; empty where nothing says so.
+    """Classify some images again and describe how the results contradict the record; empty if they agree.
 
-    At most 64 images, spread over the data set, are asked again: a randomised defense in the draw that the record
-    keeps, and of a run under corruptions some at its first cells.
+    At most 64 images, spread over the data set, are classified. A randomised defense repeats the noise draw of the
+    record. For a corruption run, some images are also classified at its first cells.
 
     Args:
-        record: of these images, read from its folder.
+        record: a record of these images, read from its folder.
         defense: on `device`.
     """
     try:
@@ -40,19 +40,25 @@ def contradiction(record: Record, defense: Defense, images: Images, device: torc
     except ResourceError as error:
         return str(error)
     if rows["id"] != images.ids.tolist():
-        return "its samples are of other images"
-    n = len(images)
-    chosen = sorted({i * n // _IMAGES for i in range(_IMAGES)})
-    then = torch.tensor(rows["clean_margin"])[chosen]
-    now = _margins(record, defense, images, chosen, device)
-    changed = int((~same_margins(then, now)).sum())
+        return "its samples are other images"
+    subset = _spread(len(images), _IMAGES)
+    recorded = torch.tensor(rows["clean_margin"])[subset]
+    current = _margins(record, defense, images, subset, device)
+    changed = int((~same_margins(recorded, current)).sum())
     if changed:
-        return f"{changed} of {len(chosen)} clean margins have changed"
+        return f"{changed} of {len(subset)} clean margins have changed"
     if record.corrupted:
-        for cell, wrong, asked in _at_cells(record, rows[CORRUPTED.name], defense, images, device):
-            if wrong:
-                return f"{wrong} of {asked} predictions at {cell} have changed"
+        for cell, changed, total in _changed_predictions(
+            record, rows[CORRUPTED.name], defense, images, device
+        ):
+            if changed:
+                return f"{changed} of {total} predictions at {cell} have changed"
     return ""
+
+
+def _spread(n: int, count: int) -> list[int]:
+    """At most `count` indices, evenly spread over `n`."""
+    return sorted({i * n // count for i in range(count)})
 
 
 def _margins(
@@ -60,28 +66,27 @@ def _margins(
 ) -> Tensor:
     job = record.job
     network = Setup.of(defense, Attacker(), job, device).network("corruption" if record.corrupted else SEARCH)
-    parts = []
+    batches = []
     with frozen(defense):
         for start in range(0, len(rows), job.batch_size):
-            part = rows[start : start + job.batch_size]
-            logits = network.logits(images.x[part].to(device), images.ids[part].to(device)).float().cpu()
-            parts.append(margins(logits))
-    return torch.cat(parts)
+            batch = rows[start : start + job.batch_size]
+            logits = network.logits(images.x[batch].to(device), images.ids[batch].to(device)).float().cpu()
+            batches.append(margins(logits))
+    return torch.cat(batches)
 
 
-def _at_cells(
+def _changed_predictions(
     record: Record, predictions: list[list[int]], defense: Defense, images: Images, device: torch.device
 ) -> Iterator[tuple[str, int, int]]:
-    """A cell, how many predictions there are others than the record's, and of how many."""
-    n = len(images)
-    chosen = sorted({i * n // _CORRUPTED for i in range(_CORRUPTED)})
-    some = replace(images, x=images.x[chosen], y=images.y[chosen], ids=images.ids[chosen])
-    asked = cells(corruptions(record.job.suite.attacks))[:_CELLS]
+    """For the first cells: the cell's name, the number of changed predictions and the number of predictions."""
+    rows = _spread(len(images), _CORRUPTED)
+    subset = replace(images, x=images.x[rows], y=images.y[rows], ids=images.ids[rows])
+    first_cells = cells(corruptions(record.job.suite.attacks))[:_CELLS]
     for answer in corruption_run.answers(
-        Setup.of(defense, Attacker(), record.job, device), some, asked, workers=1
+        Setup.of(defense, Attacker(), record.job, device), subset, first_cells, workers=1
     ):
         if answer.cell >= 0:
-            then = [predictions[row][answer.cell] for row in chosen[answer.rows]]
-            cell = asked[answer.cell]
-            wrong, _ = disagreeing(answer.logits, then)
-            yield f"{cell.name} {cell.severity}", len(wrong), len(then)
+            recorded = [predictions[row][answer.cell] for row in rows[answer.rows]]
+            cell = first_cells[answer.cell]
+            changed, _ = disagreeing(answer.logits, recorded)
+            yield f"{cell.name} {cell.severity}", len(changed), len(recorded)

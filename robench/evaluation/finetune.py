@@ -1,7 +1,7 @@
-"""A purifier that learns from a few images of another data set: MAEP (arXiv 2501.16904) suggests it.
+"""Fine-tuning of a purifier on a few images of another data set, as MAEP (arXiv 2501.16904) suggests.
 
-The fine-tuned purifier is a card with a recipe, written beside the records with its checkpoint: any other command takes
-it by its path, and `robench train` makes it again.
+The fine-tuned purifier is saved next to the records as a card with a recipe and a checkpoint. Other commands load it by
+its path, and `robench train` reproduces it.
 """
 
 import math
@@ -20,35 +20,35 @@ from robench.evaluation.run import Options
 from robench.records.store import slug
 from robench.training import train
 
-# Our choices, the same for every number of images: steps of the optimiser, batches, and LoRA's rank; pairs as
-# MAEP's recipes make theirs, by PGD on the classifier behind.
+# Our choices for every number of images: steps of the optimiser, batch size, LoRA's rank, and steps of PGD on the
+# purifier's classifier, which generates the pairs as in MAEP's recipes.
 STEPS, BATCH, RANK, PGD_STEPS = 300, 32, 16, 10
 FOLDER = "finetuned"
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Numbers of images, `0,10,50`, in rising order; 0 is the purifier as it was.
+    """Parse numbers of images such as `0,10,50`, in increasing order; 0 is the purifier without fine-tuning.
 
     Raises:
-        UsageError: for anything else, and for fewer than two.
+        UsageError: if the text is malformed or has fewer than two numbers.
     """
     try:
-        found = sorted({int(part) for part in text.split(",")})
+        numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        found = []
-    if len(found) < 2 or found[0] < 0:
+        numbers = []
+    if len(numbers) < 2 or numbers[0] < 0:
         raise UsageError(f'--finetune "{text}": expected two or more numbers of images, such as 0,10,50,100')
-    return tuple(found)
+    return tuple(numbers)
 
 
 def finetuned(cell: Cell, images: int, options: Options) -> Cell:
     """The cell with its purifier fine-tuned by LoRA on the first `images` training images of the cell's data set.
 
-    What is there already is taken; what was interrupted goes on.
+    An existing fine-tuned purifier is reused, and an interrupted training is resumed.
 
     Raises:
-        UsageError: when the purifier cannot be trained so, or the threat is not in Linf.
-        ResourceError: when images or packages are missing, or the folder cannot be written.
+        UsageError: if the purifier does not support this training, or the threat is not in Linf.
+        ResourceError: if images or packages are missing, or the folder cannot be written.
     """
     if images == 0:
         return cell
@@ -58,7 +58,7 @@ def finetuned(cell: Cell, images: int, options: Options) -> Cell:
     folder = Path(options.results) / FOLDER
     path = folder / f"{name}.toml"
     text = _card(name, base, cell, images)
-    if not _is_there(path, text):
+    if not _exists(path, text):
         write_file(path, text.encode())
         options.note(f"fine-tuning {cell.purifier} on {images} images of {cell.end.dataset}")
         result = train(
@@ -69,15 +69,15 @@ def finetuned(cell: Cell, images: int, options: Options) -> Cell:
             progress=False,
             fresh=options.fresh,
         )
-        found = f'checkpoint = "{name}.safetensors"\nsha256 = "{result.sha256}"\n'
-        write_file(path, (found + text).encode())
+        checkpoint = f'checkpoint = "{name}.safetensors"\nsha256 = "{result.sha256}"\n'
+        write_file(path, (checkpoint + text).encode())
     return replace(cell, purifier=str(path), subject=str(path))
 
 
 def _card(name: str, base: Card, cell: Cell, images: int) -> str:
     threat = cell.end.threat
     if threat.norm != "Linf":
-        raise UsageError(f"--finetune makes its pairs in Linf: {cell.end.dataset} is tested at {threat}")
+        raise UsageError(f"--finetune needs a threat in Linf: {cell.end.dataset} is evaluated at {threat}")
     batch = min(BATCH, images)
     radius = str(threat).partition(":")[2]
     method = specs.Spec(
@@ -116,15 +116,15 @@ def _card(name: str, base: Card, cell: Cell, images: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _is_there(path: Path, text: str) -> bool:
-    """Whether the card at `path` is this one, with the checkpoint that it names."""
+def _exists(path: Path, text: str) -> bool:
+    """Whether `path` is a card with this text and an intact checkpoint."""
     if not path.is_file() or not path.read_text("utf-8").endswith(text):
         return False
     card = read(Card, path)
-    file = path.parent / card.checkpoint
-    return bool(card.checkpoint) and file.is_file() and sha256_of(file) == card.sha256
+    checkpoint = path.parent / card.checkpoint
+    return bool(card.checkpoint) and checkpoint.is_file() and sha256_of(checkpoint) == card.sha256
 
 
 def curve(cell: Cell, images: Sequence[int], options: Options) -> list[tuple[int, Cell]]:
-    """The cell's purifier fine-tuned on each number of images."""
+    """The cell with its purifier fine-tuned on each number of images."""
     return [(count, finetuned(cell, count, options)) for count in images]

@@ -1,4 +1,4 @@
-"""Images and labels as a caller has them, prepared for an attack: see `prepare`."""
+"""Validation and conversion of the images and labels that a user passes to `robench.attack`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from robench.core.errors import UsageError
 from robench.data._lazy_images import LazyImages
 from robench.threats.threat import check_images
 
-# How far outside [0, 1] rounding leaves pixels: undoing a normalisation takes 2e-7, in half precision it takes more
-# than is taken for rounding here.
+# Largest deviation from [0, 1] that counts as a rounding error. Undoing a normalisation leaves 2e-7 in float32; in
+# half precision the error exceeds this limit.
 ROUNDING = 1e-5
-_WHOLE = (
+_INTEGER_TYPES = (
     torch.uint8,
     torch.int8,
     torch.int16,
@@ -27,17 +27,17 @@ _WHOLE = (
 
 
 def prepare(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W), float32 in [0, 1], and labels (N,), int64: contiguous, on the CPU and checked.
+    """Convert images to float32 (N, C, H, W) in [0, 1] and labels to int64 (N,), contiguous on the CPU.
 
-    The caller's own are not changed, though what is returned may share their memory.
+    The arguments are not changed, but the results may share their memory.
 
     Args:
-        x: a tensor, a NumPy array, or a list of either; floats of any precision. Pixels outside [0, 1] by no more
-            than `ROUNDING` are clipped.
-        y: a tensor, a NumPy array or a list of whole numbers.
+        x: a tensor, a NumPy array, or a list of either, with floats of any precision. Pixels outside [0, 1] by at
+            most `ROUNDING` are clipped.
+        y: a tensor, a NumPy array or a list of integers.
 
     Raises:
-        UsageError: naming the first thing that is wrong and what to do.
+        UsageError: if images or labels are invalid; the message describes the first problem and its solution.
     """
     images, labels = _images(x), _labels(y)
     check_images(images, labels)
@@ -46,66 +46,67 @@ def prepare(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 def _images(x: Any) -> Tensor:
     images = _tensor(x[:] if isinstance(x, LazyImages) else x, "images")
-    if images.dtype in _WHOLE:
-        advice = "divide by 255, as in x.float() / 255"
-        raise UsageError(f"images are {images.dtype}: expected floats in [0, 1] ({advice})")
+    if images.dtype in _INTEGER_TYPES:
+        raise UsageError(
+            f"images are {images.dtype}: expected floats in [0, 1] (divide by 255, as in x.float() / 255)"
+        )
     if not images.is_floating_point():
         raise UsageError(f"images are {images.dtype}: expected floats in [0, 1]")
     images = images.to("cpu", torch.float32).contiguous()
     if not images.numel():
         return images
     low, high = float(images.min()), float(images.max())
-    near = low >= -ROUNDING and high <= 1 + ROUNDING
-    return images.clamp(0, 1) if near and (low < 0 or high > 1) else images
+    in_range = low >= -ROUNDING and high <= 1 + ROUNDING
+    return images.clamp(0, 1) if in_range and (low < 0 or high > 1) else images
 
 
 def _labels(y: Any) -> Tensor:
     labels = _tensor(y, "labels").cpu()
-    return labels.long() if labels.dtype in _WHOLE else labels
+    return labels.long() if labels.dtype in _INTEGER_TYPES else labels
 
 
-def _tensor(value: Any, what: str) -> Tensor:
-    """A plain, dense tensor of the values, without a graph."""
+def _tensor(value: Any, name: str) -> Tensor:
+    """Convert a value to a plain, dense tensor without gradients; `name` is used in messages."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        value = _stacked(value, what)
+        value = _stacked(value, name)
     if isinstance(value, Tensor):
-        return _plain(value, what)
+        return _plain(value, name)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):
         array = np.asarray(None)
     if array.dtype.kind not in "biuf":
-        kind = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise UsageError(f"{what} are {kind}: expected a tensor or a NumPy array of numbers")
-    # torch reads neither negative strides nor another byte order nor wider floats, and warns of read-only memory.
+        description = f"an array of {array.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise UsageError(f"{name} are {description}: expected a tensor or a NumPy array of numbers")
+    # torch supports no negative strides, other byte orders or long doubles, and warns of read-only memory.
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
     if array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _stacked(values: Sequence[Any], what: str) -> Any:
-    """One tensor or array of a list's: all of one shape."""
+def _stacked(values: Sequence[Any], name: str) -> Any:
+    """Stack a list of tensors, arrays or numbers of equal shape."""
     if not any(isinstance(value, Tensor) for value in values):
         try:
             return np.array(values)
         except ValueError as error:
-            raise UsageError(f"{what} are a list of different shapes: expected one shape") from error
-    parts = [_tensor(value, what).cpu() for value in values]
-    shapes = {tuple(part.shape) for part in parts}
+            raise UsageError(f"{name} are a list of different shapes: expected equal shapes") from error
+    tensors = [_tensor(value, name).cpu() for value in values]
+    shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
-        raise UsageError(f"{what} are a list of different shapes, {sorted(shapes)}: expected one shape")
-    return torch.stack(parts)
+        raise UsageError(f"{name} are a list of different shapes, {sorted(shapes)}: expected equal shapes")
+    return torch.stack(tensors)
 
 
-def _plain(value: Tensor, what: str) -> Tensor:
+def _plain(value: Tensor, name: str) -> Tensor:
     if value.is_nested or value.layout != torch.strided:
-        kind = "a nested" if value.is_nested else f"a {str(value.layout).removeprefix('torch.')}"
+        description = "a nested" if value.is_nested else f"a {str(value.layout).removeprefix('torch.')}"
         advice = "torch.nested.to_padded_tensor(...)" if value.is_nested else ".to_dense()"
-        raise UsageError(f"{what} are {kind} tensor: expected a dense one, see {advice}")
+        raise UsageError(f"{name} are {description} tensor: expected a dense one, see {advice}")
     if value.is_meta:
-        raise UsageError(f"{what} are on the meta device, where they have no values")
+        raise UsageError(f"{name} are on the meta device, where they have no values")
     if value.is_quantized:
-        raise UsageError(f"{what} are {value.dtype}: expected floats in [0, 1], see .dequantize()")
+        raise UsageError(f"{name} are {value.dtype}: expected floats in [0, 1], see .dequantize()")
     value = value.detach().as_subclass(Tensor)
     return value.clone() if value.is_inference() else value

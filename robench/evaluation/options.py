@@ -1,4 +1,4 @@
-"""How jobs are run, whatever they are."""
+"""Options that every kind of evaluation takes."""
 
 import os
 from collections.abc import Callable
@@ -10,15 +10,23 @@ from robench.engine.progress import Progress
 
 @dataclass(frozen=True)
 class Options:
-    """How a job is run; only seed, precision and batch size change its result.
+    """Options of a run. Only the seed, the precision and the batch size affect its result.
 
     Attributes:
-        workers: processes that share the samples of an attack on a CPU, or make corrupted images; None for one a core,
-            where there is enough to do.
-        share: (number, count): play one of several shares of each run and leave the rest to others; None for all.
+        seed: seed of all random numbers.
+        device: torch device; "auto" uses CUDA if available.
+        batch_size: number of images per network call, or "auto".
+        precision: "fp32", "bf16" or "auto" for the search; verdicts are always fp32.
+        data_dir: folder with the files of the data sets.
         results: folder of all records.
-        fresh: start over, whatever record or partial run is there.
-        progress: called after every query; note: called with each line that a user should read.
+        fresh: ignore a saved record or an interrupted run and start over.
+        checkpoint: checkpoint to load instead of the card's.
+        workers: number of processes that split the samples of an attack on a CPU, or generate corrupted images; None
+            for one per core, if there is enough work.
+        share: (number, count) to run only one of several shares of each run; None for the whole run.
+        command: the command line, for the record.
+        progress: called after every query.
+        note: called with each line for the user.
     """
 
     seed: int = 0
@@ -37,5 +45,5 @@ class Options:
 
 
 def default_results() -> Path:
-    """Where records go by default: ROBENCH_RESULTS, or `results` in the current folder."""
+    """The default folder of records: ROBENCH_RESULTS, or `results` in the current folder."""
     return Path(os.environ.get("ROBENCH_RESULTS", "results"))

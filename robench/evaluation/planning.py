@@ -1,4 +1,4 @@
-"""Names become runs: defenses with their images, suites with their attacks, checked before the first network call."""
+"""Planning of runs: names are resolved to defenses, images and attacks, and validated before the first network call."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,18 +24,18 @@ from robench.engine.device import choose_device
 from robench.engine.knowledge import Attacker
 from robench.engine.setup import find_attacker
 from robench.evaluation.options import Options
-from robench.evaluation.protocol import find_suites, with_own_name
-from robench.threats.threat import check_images, whole
+from robench.evaluation.protocol import find_suites, with_name
+from robench.threats.threat import check_images, largest_distance
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One suite on one defense: what becomes one record.
+    """A run of one suite on one defense, which makes one record.
 
     Attributes:
-        protocol: with the threat of this run, none under corruptions.
-        attacker: None under corruptions.
-        note: a line for the user before it starts; empty for none.
+        protocol: protocol with the threat model of this run; a corruption run has no threat model.
+        attacker: None for a corruption run.
+        note: a line for the user before the run starts; empty for none.
     """
 
     loaded: Loaded
@@ -48,12 +48,12 @@ class PlannedRun:
 
     @cached_property
     def corruptions(self) -> list[Corruption]:
-        """Of a suite of corruptions; else none."""
+        """The corruptions of a corruption suite; empty for other suites."""
         return corruptions(self.suite.attacks)
 
     @cached_property
     def attacks(self) -> list[tuple[str, Attack]]:
-        """The suite's attacks with their canonical specs; none under corruptions."""
+        """The suite's attacks with their canonical specs; not available for a corruption run."""
         assert self.protocol.threat is not None
         return build_attacks(self.suite.specs(self.protocol.threat.norm), self.protocol.threat)
 
@@ -65,18 +65,22 @@ def plan(
     knowledge: Sequence[str] | None,
     options: Options,
 ) -> Iterator[PlannedRun]:
-    """Every combination in turn; see `robench.evaluation.run.run_all`."""
+    """Plan the runs of every combination; see `robench.evaluation.run.run_all`."""
     dataset, threat = protocol.dataset, protocol.threat
     assert dataset is not None
-    chosen = find_suites(suites or protocol.suites)
+    all_suites = find_suites(suites or protocol.suites)
     levels = [knowledge_name(level, dataset) for level in knowledge or protocol.knowledge]
-    adversarial = [suite for suite in chosen if not _check_corruptions(suite, levels if knowledge else None)]
+    adversarial = [
+        suite for suite in all_suites if not _check_corruptions(suite, levels if knowledge else None)
+    ]
     if adversarial and threat is None:
-        raise UsageError(f"{adversarial[0].name} needs a threat, and {protocol.name} has none: add --threat")
-    # The network in a checkpoint decides which of a family's cards is meant.
+        raise UsageError(
+            f"{adversarial[0].name} needs a threat, but protocol {protocol.name} has none: add --threat"
+        )
+    # With --checkpoint, the network in the checkpoint determines the card of a family.
     resolved = [resolve(name, dataset, canonical=not options.checkpoint) for name in defenses]
     for defense in resolved if not options.checkpoint else ():
-        _ = defense.card  # an ambiguous family is refused here
+        _ = defense.card  # raises an error for an ambiguous family
     for suite in adversarial:
         _check_attacks(suite, protocol, knowledge)
 
@@ -86,40 +90,42 @@ def plan(
         check_images(images.x, images.y, len(images.classes))
         return images
 
-    # Missing images are reported before weights are fetched.
+    # Images are loaded first, so that missing ones are reported before weights are downloaded.
     side = None if prepared_by_defense(dataset) else images_of(dataset).image_size
     device = choose_device(options.device)
     if options.checkpoint and len(defenses) > 1:
-        raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
-    ready = []
+        raise UsageError(f"--checkpoint needs exactly one defense: got {len(defenses)}")
+    pairs = []
     for loaded in [
         load(defense, dataset, options.checkpoint, device, image_size=side) for defense in resolved
     ]:
-        images = images_of(prepared(dataset, loaded))
+        images = images_of(with_preprocessing(dataset, loaded))
         loaded = restrict_to_classes(loaded, images.class_subset)
         check_fit(loaded, images)
         for line in loaded.notes:
             options.note(line)
-        ready.append((loaded, images))
-    # A radius of exactly that size may be intended.
+        pairs.append((loaded, images))
+    # A radius equal to that of the whole image space may be intended.
     if (
         adversarial
         and threat
         and not threat.name
-        and threat.eps > whole(threat.norm, *ready[0][1].x.shape[1:])
+        and threat.eps > largest_distance(threat.norm, *pairs[0][1].x.shape[1:])
     ):
-        options.note(f"{threat} holds every image there is: Linf:8/255 is 8 grey levels, L0:24 is 24 pixels")
-    if len(adversarial) < len(chosen):
-        for _, images in ready:
+        options.note(
+            f"{threat} contains every possible image: Linf:8/255 is 8 grey levels, L0:24 is 24 pixels"
+        )
+    if len(adversarial) < len(all_suites):
+        for _, images in pairs:
             check_colours(images)
-    for loaded, images in ready:
-        for suite in chosen:
+    for loaded, images in pairs:
+        for suite in all_suites:
             if suite not in adversarial:
                 yield PlannedRun(loaded, suite, replace(protocol, threat=None), images)
             elif suite.rungs:
-                yield from _in_order(_ladder(loaded, suite, protocol, images, device, options.note))
+                yield from _checked(_ladder(loaded, suite, protocol, images, device, options.note))
             else:
-                yield from _in_order(
+                yield from _checked(
                     PlannedRun(
                         loaded,
                         suite,
@@ -132,8 +138,8 @@ def plan(
                 )
 
 
-def _in_order(runs: Iterator[PlannedRun]) -> Iterator[PlannedRun]:
-    """The runs, when every attacker is ready and every threat has been tried on an image."""
+def _checked(runs: Iterator[PlannedRun]) -> Iterator[PlannedRun]:
+    """Load the attackers of all runs and test their threat models on an image, before the first run starts."""
     planned = list(runs)
     for run in planned:
         assert run.protocol.threat is not None
@@ -142,23 +148,23 @@ def _in_order(runs: Iterator[PlannedRun]) -> Iterator[PlannedRun]:
 
 
 def _check_corruptions(suite: Suite, knowledge: Sequence[str] | None) -> bool:
-    """Whether a suite is one of corruptions, after checking that it can be run."""
+    """Whether a suite consists of corruptions, after checking that it can be run."""
     if not corruptions(suite.attacks):
         return False
     if knowledge and list(knowledge) != ["full"]:
-        raise UsageError(f"{suite.name} has no attacker who could know anything: leave --knowledge out")
+        raise UsageError(f"{suite.name} has no attacker: remove --knowledge")
     library()
     return True
 
 
 def _check_attacks(suite: Suite, protocol: Protocol, knowledge: Sequence[str] | None) -> None:
-    """Refuse attacks that cannot be built in their threat."""
+    """Raise an error if an attack of the suite does not support its threat model."""
     assert protocol.threat is not None
     if not suite.rungs:
         build_attacks(suite.specs(protocol.threat.norm), protocol.threat)
         return
     if knowledge:
-        raise UsageError(f"{suite.name} says what the attacker knows: leave --knowledge out")
+        raise UsageError(f"{suite.name} sets the attacker knowledge of each run: remove --knowledge")
     for rung in suite.rungs:
         attacks = find_suite(rung.attack)
         for threat in rung.threats.values() or (protocol.threat,):
@@ -173,12 +179,13 @@ def _ladder(
     device: torch.device,
     note: Callable[[str], None],
 ) -> Iterator[PlannedRun]:
-    """The runs of a ladder's rungs."""
+    """Plan the runs of a ladder."""
     dataset, side = protocol.dataset, images.x.shape[-1]
     assert dataset is not None and protocol.threat is not None
     if loaded.defense.purifier is None and any(rung.of_purifiers for rung in suite.rungs):
         raise UsageError(
-            f"{suite.name} is for purifiers, and {loaded.name} has none: use autoattack, or PURIFIER+{loaded.name}"
+            f"suite {suite.name} needs a defense with a purifier, but {loaded.name} has none: use autoattack, or "
+            f"PURIFIER+{loaded.name}"
         )
     for rung in suite.rungs:
         if not rung.suits(loaded.defense.stochastic):
@@ -188,31 +195,31 @@ def _ladder(
             name = loaded.card.classifier if loaded.card else loaded.classifier
             subject = load(name, dataset, device=device, class_subset=images.class_subset, image_size=side)
         try:
-            searching = find_attacker(rung.knowledge, subject.defense, dataset, device, images.class_subset)
+            attacker = find_attacker(rung.knowledge, subject.defense, dataset, device, images.class_subset)
         except Untrusted:
             raise
         except UsageError as error:
             if not rung.knowledge.startswith("transfer:"):
                 raise
-            note(f"{suite.name} leaves the rung {rung.name} out: {error}")
+            note(f"skipped run {rung.name} of {suite.name}: {error}")
             continue
-        own = with_own_name(replace(protocol, threat=rung.threat(side, protocol.threat)), protocol)
+        rung_protocol = with_name(replace(protocol, threat=rung.threat(side, protocol.threat)), protocol)
         attacks = find_suite(rung.attack)
-        knowing = "" if rung.knowledge == "full" else f" @{rung.knowledge}"
-        line = f"{subject.name} under {attacks.name}{knowing}, {own.threat}"
-        yield PlannedRun(subject, attacks, own, images, rung.knowledge, searching, line)
+        knowledge = "" if rung.knowledge == "full" else f" @{rung.knowledge}"
+        line = f"{subject.name} under {attacks.name}{knowledge}, {rung_protocol.threat}"
+        yield PlannedRun(subject, attacks, rung_protocol, images, rung.knowledge, attacker, line)
 
 
 def load_for_images(
     names: Sequence[str], protocol: Protocol, options: Options, device: torch.device
 ) -> tuple[list[Loaded], Images]:
-    """Defenses and the images of a protocol, as the first defense wants them prepared, which suit them all."""
+    """Load defenses and the images of a protocol, with the preprocessing of the first defense; all must support it."""
     assert protocol.dataset is not None
-    images_of = cache(lambda chosen: load_dataset(chosen, protocol.split, protocol.samples, options.data_dir))
+    images_of = cache(lambda spec: load_dataset(spec, protocol.split, protocol.samples, options.data_dir))
     dataset = protocol.dataset
     side = None if prepared_by_defense(dataset) else images_of(dataset).image_size
     loaded = [load(name, dataset, options.checkpoint, device, image_size=side) for name in names]
-    images = images_of(prepared(dataset, loaded[0]) if loaded else dataset)
+    images = images_of(with_preprocessing(dataset, loaded[0]) if loaded else dataset)
     check_images(images.x, images.y, len(images.classes))
     for defense in loaded:
         check_fit(defense, images)
@@ -220,46 +227,47 @@ def load_for_images(
 
 
 def prepared_by_defense(dataset: Spec) -> bool:
-    """Whether a data set is to have the preprocessing of the defense that is run on it."""
+    """Whether the evaluated defense determines the preprocessing of the data set."""
     return dataset.arguments.get("preprocessing") == OWN
 
 
-def prepared(dataset: Spec, loaded: Loaded) -> Spec:
-    """The data set with the defense's own preprocessing, where it asks for that, and with one channel where the
-    defense takes grey images and the data set has them.
+def with_preprocessing(dataset: Spec, loaded: Loaded) -> Spec:
+    """The data set's spec with the preprocessing of the defense, if the data set requests it.
+
+    For a defense of grey images, it also selects one channel if the data set supports that.
 
     Raises:
-        UsageError: when the defense does not say which preprocessing that is.
+        UsageError: if the defense does not specify its preprocessing.
     """
     if loaded.defense.channels == 1:
-        takes = specs.defaults(registry.datasets.get(dataset.name.partition(":")[0]))
-        if "channels" in takes and "channels" not in dataset.arguments:
+        parameters = specs.defaults(registry.datasets.get(dataset.name.partition(":")[0]))
+        if "channels" in parameters and "channels" not in dataset.arguments:
             dataset = dataset.replaced(channels=1)
     if not prepared_by_defense(dataset):
         return dataset
-    own = loaded.defense.preprocessing
-    if not own:
+    preprocessing = loaded.defense.preprocessing
+    if not preprocessing:
         raise UsageError(
-            f"{loaded.name} does not say how pictures are prepared for it: name the preprocessing of {dataset}, one of "
-            f"{', '.join(USUAL)}, or give its card a line preprocessing = ..."
+            f"{loaded.name} does not specify its preprocessing: set the preprocessing of {dataset} to one of "
+            f"{', '.join(USUAL)}, or add a line preprocessing = ... to the card"
         )
-    return dataset.replaced(preprocessing=own)
+    return dataset.replaced(preprocessing=preprocessing)
 
 
 def check_fit(loaded: Loaded, images: Images) -> None:
-    """Refuse a defense made for other images or classes, before anything is computed."""
+    """Raise an error, before anything is computed, if a defense does not support the size, channels or classes."""
     defense, side = loaded.defense, images.x.shape[-1]
     if defense.image_size != side:
         raise UsageError(
-            f"{loaded.name} takes images of {defense.image_size} px and {images.name} has {side} px: "
+            f"{loaded.name} takes images of {defense.image_size} px, but data set {images.name} has {side} px: "
             "choose a defense of that data set (robench list defenses)"
         )
     if defense.channels != images.x.shape[1]:
         raise UsageError(
-            f"{loaded.name} takes images of {defense.channels} channels and {images.name} has {images.x.shape[1]}: 3 "
-            "are colours, 1 is grey"
+            f"{loaded.name} takes images with {defense.channels} channels, but data set {images.name} has "
+            f"{images.x.shape[1]} (3 for RGB, 1 for grey)"
         )
     if defense.num_classes != len(images.classes):
         raise UsageError(
-            f"{loaded.name} tells {defense.num_classes} classes apart and {images.name} has {len(images.classes)}"
+            f"{loaded.name} has {defense.num_classes} classes, but data set {images.name} has {len(images.classes)}"
         )

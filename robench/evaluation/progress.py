@@ -1,4 +1,4 @@
-"""What a run shows on stderr while it works."""
+"""Progress of a run on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from robench.core.sanitize import plain
-from robench.engine.progress import Progress as Standing
+from robench.engine.progress import Progress as RunProgress
 
-Callback = Callable[[Standing], None]
+Callback = Callable[[RunProgress], None]
 
 
 @contextmanager
 def shown(progress: bool | Callback | None) -> Iterator[Callback | None]:
-    """What a run calls to show where it stands: a bar on stderr for True, nothing for False or None."""
+    """The function that a run calls to report its progress: True for a bar on stderr, False or None for none."""
     if progress is True:
         with Bar(Console(stderr=True)) as bar:
             yield bar.update
@@ -24,7 +24,7 @@ def shown(progress: bool | Callback | None) -> Iterator[Callback | None]:
 
 
 class Bar:
-    """What a run shows on stderr: a moving bar on a terminal, a line an attack elsewhere."""
+    """Shows a progress bar on a terminal, and one line per attack elsewhere."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -39,8 +39,9 @@ class Bar:
             disable=not console.is_terminal,
         )
         self.task: TaskID | None = None
-        self.last: Standing | None = None
-        self.passes = (0, 0.0)
+        self.last: RunProgress | None = None
+        # Passes and time at the start of the current attack.
+        self.start = (0, 0.0)
 
     def __enter__(self) -> "Bar":
         self.bar.start()
@@ -50,29 +51,29 @@ class Bar:
         self.bar.stop()
 
     def note(self, text: str) -> None:
-        """A line for the user that stays."""
+        """Print a line that stays on the screen."""
         self.console.print(Text(plain(f"robench: {text}")), soft_wrap=True)
 
     def done(self) -> None:
-        """A record is there: the next one gets a bar of its own."""
+        """Remove the bar of a finished run."""
         if self.task is not None:
             self.bar.remove_task(self.task)
-        self.task, self.last, self.passes = None, None, (0, 0.0)
+        self.task, self.last, self.start = None, None, (0, 0.0)
 
-    def update(self, standing: Standing) -> None:
-        """Show where a run stands."""
-        fresh = self.last is None or self.last.index != standing.index
-        self.last = standing
-        if fresh and self.task is not None:
+    def update(self, progress: RunProgress) -> None:
+        """Show the progress of a run."""
+        is_new_attack = self.last is None or self.last.index != progress.index
+        self.last = progress
+        if is_new_attack and self.task is not None:
             self.bar.remove_task(self.task)
-        if fresh:
-            label = f"{standing.index + 1}/{standing.attacks} {standing.attack}"
+        if is_new_attack:
+            label = f"{progress.index + 1}/{progress.attacks} {progress.attack}"
             self.task = self.bar.add_task(label, total=1.0, facts="")
-            self.passes = (standing.passes, self.bar.get_time())
+            self.start = (progress.passes, self.bar.get_time())
             if not self.console.is_terminal:
-                self.note(f"{label}: {standing.survivors} of {standing.samples} images still to attack")
+                self.note(f"{label}: {progress.survivors} of {progress.samples} images still to attack")
         assert self.task is not None
-        seconds = self.bar.get_time() - self.passes[1]
-        speed = (standing.passes - self.passes[0]) / seconds if seconds > 0 else 0.0
-        facts = f"{standing.survivors}/{standing.samples} survive, {speed:,.0f} passes/s"
-        self.bar.update(self.task, completed=standing.share, facts=facts)
+        seconds = self.bar.get_time() - self.start[1]
+        speed = (progress.passes - self.start[0]) / seconds if seconds > 0 else 0.0
+        facts = f"{progress.survivors}/{progress.samples} survive, {speed:,.0f} passes/s"
+        self.bar.update(self.task, completed=progress.share, facts=facts)

@@ -1,4 +1,4 @@
-"""What `robench.attack` returns: an outcome that prints itself, and saves a record."""
+"""The result of `robench.attack`, which prints a table and saves a record."""
 
 import base64
 import html
@@ -21,20 +21,21 @@ from robench.records.record import Record
 from robench.statistics.accuracy import Accuracy, interval, percent
 from robench.threats.threat import Threat
 
-# Of the pictures in a notebook: how many, and the side of one in pixels.
-_MOST, _SIDE = 6, 96
+# Number of pictures in a notebook and their side in pixels.
+_PICTURES, _SIDE = 6, 96
 _COLUMNS = ("attack", "attacked", "survive", "forward", "backward", "time")
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What was attacked, and how.
+    """The inputs of an attack.
 
     Attributes:
-        setup: the model as it was given, device, seed, batch size.
+        setup: model, device, seed and batch size.
         x, y: images (N, C, H, W) and labels (N,), on the CPU.
-        suite: its name; specs: the canonical specs of its attacks.
-        started, finished: UTC.
+        suite: name of the suite.
+        specs: canonical specs of its attacks.
+        started, finished: times in UTC.
     """
 
     setup: Setup
@@ -47,30 +48,30 @@ class Attacked:
     finished: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def without_model(self) -> "Attacked":
-        """The same, to be pickled: a model need not be picklable, and is large."""
+        """A copy for pickling: the model is large and may not be picklable."""
         return replace(self, setup=replace(self.setup, model=forgotten))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Result(Outcome):
-    """An outcome, sample by sample (see `Outcome`), with what was attacked.
+    """An outcome per sample (see `Outcome`), with the inputs of the attack.
 
-    Printed, it is a short table; in a notebook, the table and some adversarial examples.
+    It prints as a short table; a notebook also shows some adversarial examples.
 
     Attributes:
-        attacked: the model, images, threat model and suite. A pickled result leaves the model out.
+        attacked: the model, images, threat model and suite. A pickled result does not contain the model.
     """
 
     attacked: Attacked = field(kw_only=True)
 
     @classmethod
     def of(cls, outcome: Outcome, attacked: Attacked) -> "Result":
-        """The result of an outcome."""
+        """Add the inputs of the attack to an outcome."""
         return cls(**{f.name: getattr(outcome, f.name) for f in fields(Outcome)}, attacked=attacked)
 
     @property
     def warnings(self) -> list[ResultWarning]:
-        """Signs that the evaluation may have failed; empty when there are none."""
+        """Warnings that the evaluation may have failed; empty if there are none."""
         return self.health
 
     @property
@@ -89,37 +90,40 @@ class Result(Outcome):
         """Write a record with the adversarial examples, which `robench verify FOLDER` classifies again.
 
         Args:
-            folder: where `record.json`, `samples.parquet` and `adversarials.safetensors` are written.
-            defense: a name that loads the same model, such as "python:my_module.build" or a card. Without one the
-                record identifies the model by its weights, and `robench verify FOLDER --defense NAME` names it.
-            dataset: the data set whose first N test images were attacked, such as "cifar10". Without one the images
-                are written beside the record, as `images.npz`.
-            data_dir: where the files of the data set lie.
+            folder: folder for `record.json`, `samples.parquet` and `adversarials.safetensors`.
+            defense: a name that loads the same model, such as "python:my_module.build" or a card. Without a name, the
+                record identifies the model by its weights, and `robench verify FOLDER --defense NAME` needs the name.
+            dataset: the data set whose first N test images were attacked, such as "cifar10". Without a data set, the
+                images are saved next to the record in `images.npz`.
+            data_dir: folder with the files of the data set.
 
         Raises:
-            UsageError: when the name gives another model, the data set has other images, or the model has changed
-                since it was attacked.
-            ResourceError: when the folder cannot be written.
+            UsageError: if the name loads another model, the data set has other images, or the model has changed since
+                the attack.
+            ResourceError: if the folder cannot be written.
         """
         return save(self, self.attacked, Path(folder), (defense, dataset, data_dir))
 
     def to_latex(self, name: str = "") -> str:
-        """A LaTeX table for booktabs: clean accuracy and robust accuracy after each attack, one row.
+        """A LaTeX table for booktabs with one row: clean accuracy, and robust accuracy after each attack.
 
         Args:
-            name: of the model; its class by default.
+            name: name of the model; by default its class.
         """
         n = len(self.fooled_by)
-        shares = [percent(self.clean), *(percent(Accuracy.of(cost.survivors, n)) for cost in self.attacks)]
-        heads = ["model", "clean", *(cost.spec.partition("(")[0] for cost in self.attacks)]
-        shares[-1] += f" {interval(self.under_attack)}"
+        accuracies = [
+            percent(self.clean),
+            *(percent(Accuracy.of(cost.survivors, n)) for cost in self.attacks),
+        ]
+        headers = ["model", "clean", *(cost.spec.partition("(")[0] for cost in self.attacks)]
+        accuracies[-1] += f" {interval(self.under_attack)}"
         lines = [
-            f"% {self.attacked.suite}, {self.attacked.threat}, n = {n}: accuracy in %, after each attack in turn",
-            rf"\begin{{tabular}}{{l{'r' * len(shares)}}}",
+            f"% {self.attacked.suite}, {self.attacked.threat}, n = {n}: accuracy in % after each attack in turn",
+            rf"\begin{{tabular}}{{l{'r' * len(accuracies)}}}",
             r"\toprule",
-            " & ".join(map(latex, heads)) + r" \\",
+            " & ".join(map(latex, headers)) + r" \\",
             r"\midrule",
-            " & ".join([latex(name or model_name(self.attacked.setup.model)), *shares]) + r" \\",
+            " & ".join([latex(name or model_name(self.attacked.setup.model)), *accuracies]) + r" \\",
             r"\bottomrule",
             r"\end{tabular}",
         ]
@@ -164,8 +168,8 @@ class Result(Outcome):
     def _headline(self) -> tuple[str, str]:
         n = len(self.fooled_by)
         figures = ", ".join(
-            f"{name} {percent(share)} % {interval(share)}"
-            for name, share in (("clean", self.clean), ("robust", self.under_attack))
+            f"{name} {percent(accuracy)} % {interval(accuracy)}"
+            for name, accuracy in (("clean", self.clean), ("robust", self.under_attack))
         )
         return f"{self.attacked.suite}, {self.attacked.threat}, {n:,} image{'s' * (n != 1)}", figures
 
@@ -183,22 +187,24 @@ class Result(Outcome):
         ]
 
     def _pictures(self) -> str:
-        """Some adversarial examples: clean, adversarial and the difference, amplified, above each other."""
-        rows = [i for i, name in enumerate(self.fooled_by) if is_attacked(name)][:_MOST]
+        """Some adversarial examples: clean images, adversarial images and amplified differences in three rows."""
+        rows = [i for i, name in enumerate(self.fooled_by) if is_attacked(name)][:_PICTURES]
         if not rows or self.attacked.x.shape[1] not in (1, 3):
             return ""
         clean, adversarial = self.attacked.x[rows], self.x_adv[rows]
         difference = adversarial - clean
         scale = 0.5 / max(float(difference.abs().max()), 1e-9)
-        kinds = torch.cat([clean, adversarial, 0.5 + scale * difference])
-        text = ", ".join(f"{self.attacked.y[i]} as {self.prediction[i]}" for i in rows)
-        shown = f"{len(rows)} images, their adversarial examples and the difference (× {scale:.0f}): {text}"
-        return f'<p>{html.escape(shown)}</p><img alt="{html.escape(shown)}" src="{_png(kinds, len(rows))}">'
+        pictures = torch.cat([clean, adversarial, 0.5 + scale * difference])
+        classes = ", ".join(f"{self.attacked.y[i]} as {self.prediction[i]}" for i in rows)
+        caption = html.escape(
+            f"{len(rows)} images, their adversarial examples and the difference (× {scale:.0f}): {classes}"
+        )
+        return f'<p>{caption}</p><img alt="{caption}" src="{_png(pictures, len(rows))}">'
 
 
 def _png(images: Tensor, columns: int) -> str:
     """Images (M, C, H, W) in a grid, as a data URI."""
-    # Imported here: only a notebook needs them.
+    # Imported here, because only notebooks need them.
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 

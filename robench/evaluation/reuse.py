@@ -1,4 +1,4 @@
-"""The record that answers a job, so that it need not be run again."""
+"""Reuse of a saved record instead of repeating its run."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -18,43 +18,44 @@ from robench.records.store import supersede
 
 
 def saved_record(folder: Path, job: Job, loaded: Loaded, images: Images, options: Options) -> Record | None:
-    """The complete record of this job in `folder`, or one that lies elsewhere; None where there is none.
+    """The complete record of this job, in `folder` or in another folder of the results; None if there is none.
 
-    A record whose defense answers some images differently now, because its code has changed, say, is superseded.
+    A record is superseded if the defense now classifies some images differently, for example because its code has
+    changed.
     """
     record = None
     if (folder / "record.json").is_file():
         with suppress(ResourceError):
             record = read_record(folder)
-    if record is None or not _same(record, job, options):
-        record = next((other for other in jobs.others(folder, job) if _same(other, job, options)), None)
+    if record is None or not _is_of_job(record, job, options):
+        record = next((other for other in jobs.others(folder, job) if _is_of_job(other, job, options)), None)
     if record is None:
         return None
     folder = record.folder or folder
     if reason := contradiction(record, loaded.defense, images, choose_device(options.device)):
-        kept = supersede(folder)
+        superseded = supersede(folder)
         options.note(
-            f"the record in {folder} is not of {loaded.name} as it is now: {reason}; it is kept in {kept}"
+            f"the record in {folder} does not match the current {loaded.name}: {reason}; it was moved to {superseded}"
         )
         return None
-    # Another release may give warnings that this record does not hold.
-    made, here = record.robench_version, robench_version()
-    by = "" if made == here else f", made by robench {made} (this is {here})"
-    options.note(f"answered from {folder}{by}; --fresh runs it again")
-    for mark in old_draws(record):
-        options.note(f"{folder}: {mark.text}")
+    # Another release may give warnings that this record does not contain.
+    recorded, current = record.robench_version, robench_version()
+    version = "" if recorded == current else f", made by robench {recorded} (this is {current})"
+    options.note(f"using the saved record in {folder}{version}; --fresh runs it again")
+    for warning in old_draws(record):
+        options.note(f"{folder}: {warning.text}")
     return record
 
 
 def retire(folder: Path, job: Job, options: Options) -> None:
-    """Move records of this job that lie elsewhere to `superseded/`: the new one takes their place."""
+    """Move records of this job in other folders to `superseded/`, because a new record replaces them."""
     for record in jobs.others(folder, job):
-        if _same(record, job, options) and record.folder:
+        if _is_of_job(record, job, options) and record.folder:
             supersede(record.folder)
 
 
-def _same(record: Record, job: Job, options: Options) -> bool:
-    """Whether a record is of this job."""
-    # A run that ran out of memory went on with smaller batches than "auto" had chosen: its record still counts.
-    asked = replace(job, batch_size=record.job.batch_size) if options.batch_size == "auto" else job
-    return asked.key in (record.key, jobs.canonical(record.job).key)
+def _is_of_job(record: Record, job: Job, options: Options) -> bool:
+    # With "auto", the batch size may differ: a run reduces it when it runs out of memory.
+    if options.batch_size == "auto":
+        job = replace(job, batch_size=record.job.batch_size)
+    return job.key in (record.key, jobs.canonical(record.job).key)

@@ -1,4 +1,4 @@
-"""Run suites on defenses into records: what `robench run` does, from Python."""
+"""`robench.run`: run suites on defenses and save records."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,24 +59,29 @@ def run(
     """Run one suite on one defense and return its record. Re-running resumes, or returns the saved record.
 
     Args:
-        defense: a card, a family, a card's path or a builder's spec.
-        attack: a suite or specs; None for the protocol's.
-        protocol: by name or path; None for `dataset`, `threat` and `samples`, or the default protocol.
+        defense: a card, a family, the path of a card or a builder's spec.
+        attack: a suite or specs; None for the suite of the protocol.
+        protocol: name or path; None to use `dataset`, `threat` and `samples`, or the default protocol.
+        dataset, threat, samples: data set, threat model and number of images, instead of a protocol's.
+        knowledge: attacker knowledge; None for that of the protocol.
         progress: True shows a progress bar on stderr; a function is called after every query.
         **options: the fields of `Options`.
 
     Raises:
-        RobenchError: for everything a user can mend.
+        RobenchError: for every error that a user can fix.
     """
     suites = find_suites(_names(attack)) if attack else None
-    chosen = choose_protocol(protocol, dataset, threat, samples, suites)
+    chosen_protocol = choose_protocol(protocol, dataset, threat, samples, suites)
     levels = [knowledge] if knowledge else None
     if options.get("share"):
-        raise UsageError("robench.run returns a record: play shares with robench.evaluation.run.run_all")
+        raise UsageError("robench.run returns a record: use robench.evaluation.run.run_all to run shares")
     with shown(progress) as update:
-        records = list(run_all(_names(defense), suites, chosen, levels, Options(progress=update, **options)))
+        run_options = Options(progress=update, **options)
+        records = list(run_all(_names(defense), suites, chosen_protocol, levels, run_options))
     if len(records) != 1:
-        raise UsageError(f"{len(records)} records came of this: robench.run takes one defense and one attack")
+        raise UsageError(
+            f"robench.run needs one defense and one attack, but this made {len(records)} records"
+        )
     return records[0]
 
 
@@ -87,16 +92,16 @@ def run_all(
     knowledge: Sequence[str] | None,
     options: Options,
 ) -> Iterator[Record]:
-    """Run every combination in turn. All names are checked before the first network call."""
+    """Run every combination and yield the records. All names are checked before the first network call."""
     for planned in plan(defenses, suites, protocol, knowledge, options):
         if planned.note:
             options.note(planned.note)
-        if record := (_play_share if options.share else _play)(planned, options):
+        if record := (_share if options.share else _record)(planned, options):
             yield record
 
 
-def _play(planned: PlannedRun, options: Options) -> Record:
-    """The record of a run: the saved one, or one made now."""
+def _record(planned: PlannedRun, options: Options) -> Record:
+    """Return the saved record of a run, or run it and save its record."""
     device = choose_device(options.device)
     job = _job(planned, options, device)
     folder = _folder(job, options)
@@ -107,49 +112,49 @@ def _play(planned: PlannedRun, options: Options) -> Record:
             return saved
         store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
         if busy := [share.name for share in sorted(store.folder.glob("share-*")) if is_claimed(share)]:
-            raise ResourceError(f"{store.folder}: {busy[0]} is being played: wait for it")
+            raise ResourceError(f"{store.folder}: {busy[0]} is running: wait until it has finished")
         if options.fresh:
             store.drop()
-        # Written before the first query, so that a folder that cannot be written is reported now.
+        # Written before the first query, so that an error of the folder is reported immediately.
         started = store.begin(datetime.now(UTC).isoformat())
         if store.resumes:
             options.note(f"resuming from {store.folder}")
-        begun = time.monotonic()
-        play = _attack if planned.attacker else _corrupt
-        played = play(planned, job, store, device, options)
+        start_time = time.monotonic()
+        evaluate = _attack if planned.attacker else _corrupt
+        finished = evaluate(planned, job, store, device, options)
         record = make_record(
             job,
-            played.outcome,
+            finished.outcome,
             command=options.command or "robench.run",
             started=datetime.fromisoformat(started),
             finished=datetime.now(UTC),
-            seconds=max(played.seconds, time.monotonic() - begun),
+            seconds=max(finished.seconds, time.monotonic() - start_time),
             device=device,
-            extra=played.extra,
+            extra=finished.extra,
         )
-        record = played.write(folder, record)
+        record = finished.write(folder, record)
         retire(folder, job, options)
         store.drop()
         return record
 
 
-def _play_share(planned: PlannedRun, options: Options) -> Record | None:
-    """Play one share of a run. The record is made when the run is repeated without `share`.
+def _share(planned: PlannedRun, options: Options) -> Record | None:
+    """Run one share of a run. Repeating the run without `share` makes the record.
 
     Returns:
-        The record, if it is there already.
+        The saved record, if there is one.
     """
     assert options.share
     (number, count), device = options.share, choose_device(options.device)
     if options.fresh:
-        raise UsageError("--share starts nothing over: remove earlier shares with robench results prune")
+        raise UsageError("--share cannot start over: remove earlier shares with robench results prune")
     if planned.attacker is None:
-        raise UsageError(f"{planned.suite.name} is not played in shares: leave --share out")
+        raise UsageError(f"{planned.suite.name} cannot run in shares: remove --share")
     job = _job(planned, options, device)
     if count > job.n:
-        raise UsageError(f"{count} shares of {job.n} images: give at most as many shares as images")
+        raise UsageError(f"{count} shares of {job.n} images: expected at most one share per image")
     folder = _folder(job, options)
-    # Other shares may be starting at this moment.
+    # Another share may hold the lock while it starts.
     with claim(folder, patience=_PATIENCE):
         if saved := saved_record(folder, job, planned.loaded, planned.images, options):
             return saved
@@ -171,8 +176,8 @@ def _folder(job: Job, options: Options) -> Path:
 
 
 @dataclass(frozen=True)
-class _Played:
-    """What a run gives its record: the outcome, further fields, seconds spent, and how its files are written."""
+class _Finished:
+    """A finished run: its outcome, additional fields of the record, its duration and a function that saves it."""
 
     outcome: Outcome
     extra: dict[str, Any] | None
@@ -182,8 +187,8 @@ class _Played:
 
 def _job(planned: PlannedRun, options: Options, device: torch.device) -> Job:
     loaded, images, protocol = planned.loaded, planned.images, planned.protocol
-    found = planned.corruptions
-    attacks = tuple(map(str, found)) if found else tuple(spec for spec, _ in planned.attacks)
+    corruptions = tuple(map(str, planned.corruptions))
+    attacks = corruptions or tuple(spec for spec, _ in planned.attacks)
     return Job(
         defense=DefenseFacts(
             name=loaded.name,
@@ -202,20 +207,20 @@ def _job(planned: PlannedRun, options: Options, device: torch.device) -> Job:
         batch_size=choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images)),
         knowledge=planned.knowledge,
         seed=options.seed,
-        precision="fp32" if found else choose_precision(options.precision, device),
+        precision="fp32" if corruptions else choose_precision(options.precision, device),
     )
 
 
 def _attack(
     planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options
-) -> _Played:
+) -> _Finished:
     loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
     assert threat is not None
     outcome = _run(planned, job, store, device, options).play()
-    counted = {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
-    return _Played(
+    extra = {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
+    return _Finished(
         outcome,
-        counted,
+        extra,
         sum(cost.seconds for cost in outcome.attacks),
         lambda folder, record: write_record(folder, record, outcome, images, threat),
     )
@@ -240,13 +245,13 @@ def _run(planned: PlannedRun, job: Job, store: FolderStore, device: torch.device
 
 def _corrupt(
     planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options
-) -> _Played:
+) -> _Finished:
     loaded, images = planned.loaded, planned.images
-    times = enlargement(*images.x.shape[2:])
-    if times > 1:
+    scale = enlargement(*images.x.shape[2:])
+    if scale > 1:
         options.note(
-            f"the library takes images from 32 px on: those of {images.name} are corrupted at {times} times "
-            "their size and made small again, which weakens noise and blur"
+            f"corruptions need images of at least 32 px: images of {images.name} are enlarged {scale} times, corrupted "
+            "and reduced again, which weakens noise and blur"
         )
     try:
         answers = corruption_run.play(
@@ -260,10 +265,10 @@ def _corrupt(
         )
     except torch.OutOfMemoryError as error:
         raise ResourceError(
-            f"no memory on {device} for {job.batch_size} images a call: repeat with a smaller --batch-size"
+            f"{device} ran out of memory with batch size {job.batch_size}: repeat with a smaller --batch-size"
         ) from error
     outcome, extra = corruption.outcome(job, images, answers)
-    return _Played(
+    return _Finished(
         outcome,
         extra,
         float(answers.seconds.sum()),

@@ -1,4 +1,4 @@
-"""The record of a result of `robench.attack`: see `Result.save`."""
+"""Saving of a result of `robench.attack` as a record: see `Result.save`."""
 
 import io
 from pathlib import Path
@@ -27,7 +27,7 @@ from robench.records.store import make_record, write_record
 if TYPE_CHECKING:
     from robench.evaluation.result import Attacked
 
-# Clean images that are classified again, to see that the model is the one that was attacked.
+# Number of clean images that are classified again to check that the model is the one that was attacked.
 _IMAGES = 64
 
 
@@ -35,7 +35,7 @@ def save(outcome: Outcome, attacked: "Attacked", folder: Path, names: tuple[str,
     """Write the record; see `Result.save`.
 
     Args:
-        names: of the defense and the data set, or empty, and the folder with the data set's files.
+        names: name of the defense, or empty; name of the data set, or empty; folder with the data set's files.
     """
     defense, dataset, data_dir = names
     facts = _defense(outcome, attacked, defense, dataset)
@@ -69,7 +69,7 @@ def _defense(outcome: Outcome, attacked: "Attacked", name: str, dataset: str) ->
     if name:
         loaded = load(name, dataset or None, device=attacked.setup.device, image_size=attacked.x.shape[-1])
         if not _agrees(loaded.defense, outcome, attacked):
-            raise UsageError(f"{name} is another model than the one that was attacked: its logits differ")
+            raise UsageError(f"{name} is not the model that was attacked: its logits differ")
         return DefenseFacts(
             loaded.name,
             loaded.family,
@@ -83,7 +83,7 @@ def _defense(outcome: Outcome, attacked: "Attacked", name: str, dataset: str) ->
         raise UsageError("this result was pickled without its model: name a defense")
     if not _agrees(model, outcome, attacked):
         raise UsageError(
-            "the model has changed since it was attacked: its logits differ; save before it does"
+            "the model has changed since the attack: its logits differ; save the result before changing the model"
         )
     name = MODEL + model_name(model)
     if not isinstance(model, nn.Module):
@@ -94,17 +94,17 @@ def _defense(outcome: Outcome, attacked: "Attacked", name: str, dataset: str) ->
 
 
 def forgotten(x: torch.Tensor) -> torch.Tensor:
-    """Stands for the model of a result that was pickled."""
+    """Replaces the model of a pickled result; pickled results refer to this function by name."""
     raise UsageError("this result was pickled without its model: name its data set and defense")
 
 
 def model_name(model: Model) -> str:
-    """The name of a function, or of a model's class."""
+    """The name of a function, or of the model's class."""
     return str(getattr(model, "__name__", type(model).__name__))
 
 
 def _agrees(model: Model, outcome: Outcome, attacked: "Attacked") -> bool:
-    """Whether a model gives the clean margins that were found when it was attacked."""
+    """Whether a model gives the same clean margins as during the attack."""
     logits = _logits(model, attacked, _IMAGES)
     return bool(same_margins(outcome.clean_margin[: len(logits)], margins(logits)).all())
 
@@ -117,26 +117,24 @@ def _logits(model: Model, attacked: "Attacked", n: int) -> torch.Tensor:
     """Logits of the first clean images, (n, K), on the CPU."""
     setup = attacked.setup
     stochastic = setup.stochastic or bool(getattr(model, "stochastic", False))
-    called = Setup(model, setup.seed, setup.device, setup.batch_size, stochastic=stochastic).network(SEARCH)
+    network = Setup(model, setup.seed, setup.device, setup.batch_size, stochastic=stochastic).network(SEARCH)
     x, ids = attacked.x[:n].to(setup.device), torch.arange(len(attacked.x[:n]), device=setup.device)
     with frozen(model):
-        parts = zip(x.split(setup.batch_size), ids.split(setup.batch_size), strict=True)
-        return torch.cat([called.logits(some, of).float().cpu() for some, of in parts])
+        batches = zip(x.split(setup.batch_size), ids.split(setup.batch_size), strict=True)
+        return torch.cat([network.logits(x, ids).float().cpu() for x, ids in batches])
 
 
 def _images(attacked: "Attacked", folder: Path, dataset: str, data_dir: str | None) -> Images:
-    """The images as a data set: the one that is named, or a file beside the record."""
+    """The images as a data set: the named one, or a file next to the record."""
     x, y = attacked.x, attacked.y
     if dataset:
         images = load_dataset(dataset, "test", len(x), data_dir)
         if not (torch.equal(images.x[:], x) and torch.equal(images.y, y)):
-            raise UsageError(
-                f"the images that were attacked are not the first {len(x)} test images of {dataset}"
-            )
+            raise UsageError(f"the attacked images are not the first {len(x)} test images of {dataset}")
         return images
     if x.shape[1] not in (1, 3):
         raise UsageError(
-            f"images of {x.shape[1]} channels cannot be saved beside a record: name their data set"
+            f"images with {x.shape[1]} channels cannot be saved next to a record: name their data set"
         )
     content = io.BytesIO()
     np.savez_compressed(content, x=_pixels(x), y=y.numpy())
@@ -149,7 +147,7 @@ def _images(attacked: "Attacked", folder: Path, dataset: str, data_dir: str | No
 
 
 def _pixels(x: torch.Tensor) -> np.ndarray:
-    """Images (N, C, H, W) as (N, H, W, C): bytes where that loses nothing, else floats."""
-    whole = (x * 255).round().to(torch.uint8)
-    same = torch.equal(whole.float().div(255), x)
-    return (whole if same else x).permute(0, 2, 3, 1).contiguous().numpy()
+    """Convert images (N, C, H, W) to (N, H, W, C), as bytes if that is lossless, else as floats."""
+    pixels = (x * 255).round().to(torch.uint8)
+    lossless = torch.equal(pixels.float().div(255), x)
+    return (pixels if lossless else x).permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,13 +1,12 @@
-"""The security curve: accuracy over the radius, as table and picture.
+"""Security curves: robust accuracy as a function of the radius.
 
-Each radius is a run of its own, with the record that `robench run` at that threat leaves and whose key nothing is
-added to. The curve is read from all of them: an image counts as robust at a radius when none of their certificates
-lies within it. A certificate is an image that fools the judge, whichever radius it was looked for in, so one found
-at a smaller radius carries over to the larger ones, and one found at a larger radius counts wherever it is near
-enough. So the curve never rises, and no run depends on another.
+Each radius is a separate run, with the same record as `robench run` at that threat. The curve is computed from all
+records: an image is robust at a radius if no certificate of any record lies within it. A certificate is an image that
+fools the judge. It counts at every radius that contains it, whatever radius it was found at, so the curve never rises,
+and no run depends on another.
 
-A single attack for the least distance (one with the setting `minimise`) answers for all radii by one run at the
-largest: it knows of no radius, and its certificates are as near as it could make them.
+A single minimum-norm attack (one with the argument `minimise`) covers all radii with one run at the largest radius,
+because it searches for the closest adversarial example without using the radius.
 """
 
 import re
@@ -24,16 +23,16 @@ from robench.records.record import Record
 from robench.threats.threat import Threat
 
 _NUMBER = re.compile(r"(\d{1,9}(\.\d{0,9})?|\.\d{1,9})(e[+-]?\d\d?)?", re.IGNORECASE)
-_MOST = 100
+_MAX_COUNT = 100
 
 
 @dataclass(frozen=True)
 class Radii:
-    """`0:16/255:9`: from, to, and how many, evenly spaced.
+    """Evenly spaced radii, such as `0:16/255:9`: start, stop and count.
 
     Attributes:
-        values: exact, in rising order, the first 0 or more.
-        texts: as they stand in threats: in the unit that the last one was given in, "2/255" say, where that is short.
+        values: the exact radii in increasing order, the first at least 0.
+        texts: the radii as written in threats, in the unit of STOP if that is short, such as "2/255".
     """
 
     values: tuple[Fraction, ...]
@@ -41,31 +40,32 @@ class Radii:
 
     @classmethod
     def parse(cls, text: str) -> "Radii":
-        """Read START:STOP:COUNT.
+        """Parse START:STOP:COUNT.
 
         Raises:
-            UsageError: for anything else, a negative radius, STOP not above START, and a COUNT not in 2 .. 100.
+            UsageError: if the text is malformed, a radius is negative, STOP is not above START, or COUNT is not between
+                2 and 100.
         """
         parts = [part.strip() for part in text.split(":")]
         start, stop = (_radius(part) for part in parts[:2]) if len(parts) == 3 else (None, None)
         count = int(parts[2]) if len(parts) == 3 and re.fullmatch(r"[0-9]{1,3}", parts[2]) else 0
-        if start is None or stop is None or not start < stop or not 2 <= count <= _MOST:
+        if start is None or stop is None or not start < stop or not 2 <= count <= _MAX_COUNT:
             raise UsageError(
-                f'--curve "{text}": expected START:STOP:COUNT, such as 0:16/255:9: radii of 0 or more, STOP above '
-                f"START, 2 to {_MOST} of them"
+                f'--curve "{text}": expected START:STOP:COUNT, such as 0:16/255:9, with radii of at least 0, '
+                f"STOP above START and COUNT from 2 to {_MAX_COUNT}"
             )
         values = tuple(start + (stop - start) * i / (count - 1) for i in range(count))
         unit = Fraction(parts[1].partition("/")[2].strip() or 1)
-        return cls(values, tuple(_written(value, unit) for value in values))
+        return cls(values, tuple(_format(value, unit) for value in values))
 
 
 def protocols(
     radii: Radii, protocol: str | None, dataset: str | None, threat: str | None, samples: int | None
 ) -> list[Protocol]:
-    """The protocol of each radius above 0, as `choose_protocol` names it.
+    """The protocol of each radius above 0, from `choose_protocol`.
 
     Args:
-        threat: its radius does not count; a norm or a transformation alone will do.
+        threat: a norm or a transformation; a radius is ignored.
     """
     if threat is None and dataset is not None:
         default = find_protocol(DEFAULT_PROTOCOL).threat
@@ -80,37 +80,42 @@ def protocols(
 def runs(
     defenses: list[str], suites: list[str], levels: list[Protocol], knowledge: list[str], options: Options
 ) -> Iterator[Record]:
-    """A record for each defense, suite, radius and level of knowledge; one at the largest radius may do for all.
+    """Run each defense, suite, radius and level of attacker knowledge, and yield the records.
+
+    A minimum-norm attack is run at the largest radius only.
 
     Args:
-        levels: of `protocols`.
+        levels: from `protocols`.
 
     Raises:
-        RobenchError: as `run_all`; also for a ladder of runs.
+        RobenchError: as in `run_all`; also if a suite is a ladder of runs.
     """
-    asked = suites or levels[0].suites
-    found = find_suites(asked)
-    for suite in found:
+    names = suites or levels[0].suites
+    all_suites = find_suites(names)
+    for suite in all_suites:
         if suite.rungs:
-            raise UsageError(f"{suite.name} is a ladder of runs: draw the curve of one attack")
-    for name in defenses:
-        for text, suite in zip(asked, found, strict=True):
-            least = _minimising(suite, _threat(levels[-1]).norm, text)
-            for level in [levels[-1]] if least else levels:
-                options.note(f"{name} under {(least or suite).name}, {level.threat}")
-                yield from run_all([name], [least or suite], level, knowledge or None, options)
+            raise UsageError(f"{suite.name} is a ladder of runs: --curve needs a single attack")
+    for defense in defenses:
+        for name, suite in zip(names, all_suites, strict=True):
+            minimum_norm = _minimum_norm(suite, _threat(levels[-1]).norm, name)
+            for level in [levels[-1]] if minimum_norm else levels:
+                options.note(f"{defense} under {(minimum_norm or suite).name}, {level.threat}")
+                yield from run_all([defense], [minimum_norm or suite], level, knowledge or None, options)
 
 
-def _minimising(suite: Suite, norm: str, asked: str) -> Suite | None:
-    """The suite that looks for the least distance, if it is one attack that can; unless `asked`, the name as it was
-    typed, says `minimise=False`, which the canonical name leaves out."""
+def _minimum_norm(suite: Suite, norm: str, name: str) -> Suite | None:
+    """The suite with `minimise=True`, if it is a single minimum-norm attack.
+
+    None for other suites, and if `name`, the suite as the user wrote it, has `minimise=False`, which is the default
+    and so not part of the canonical name.
+    """
     attacks = suite.specs(norm)
     if len(attacks) > 1:
         return None
     spec = attacks[0]
-    known = specs.defaults(registry.attacks.get(spec.name))
-    typed = specs.parse(asked).arguments if "(" in asked else {}
-    if not {**spec.arguments, **typed}.get("minimise", "minimise" in known):
+    parameters = specs.defaults(registry.attacks.get(spec.name))
+    arguments = specs.parse(name).arguments if "(" in name else {}
+    if not {**spec.arguments, **arguments}.get("minimise", "minimise" in parameters):
         return None
     spec = spec.replaced(minimise=True)
     return Suite(name=str(spec), attacks=[spec])
@@ -118,12 +123,12 @@ def _minimising(suite: Suite, norm: str, asked: str) -> Suite | None:
 
 def _threat(protocol: Protocol) -> Threat:
     if protocol.threat is None:
-        raise UsageError(f"{protocol.name} has no threat: a curve needs one, --threat Linf, say")
+        raise UsageError(f"{protocol.name} has no threat: --curve needs one, such as --threat Linf")
     return protocol.threat
 
 
 def _radius(text: str) -> Fraction | None:
-    """A number or a fraction of numbers, 0 or more; None for anything else."""
+    """Parse a non-negative number or a fraction of such numbers; None if malformed."""
     parts = [part.strip() for part in text.split("/")]
     if len(parts) > 2 or not all(_NUMBER.fullmatch(part) for part in parts):
         return None
@@ -133,11 +138,11 @@ def _radius(text: str) -> Fraction | None:
     return numbers[0] / numbers[1] if numbers[1] else None
 
 
-def _written(value: Fraction, unit: Fraction) -> str:
-    """`value` in that unit where that is exact and short, else as a plain fraction."""
-    short = f"{float(value * unit):.6g}"
+def _format(value: Fraction, unit: Fraction) -> str:
+    """Write `value` in this unit if that is exact and short, else as a plain fraction."""
+    numerator = f"{float(value * unit):.6g}"
     if not value:
         return "0"
-    if Fraction(short) == value * unit:
-        return short if unit == 1 else f"{short}/{unit}"
+    if Fraction(numerator) == value * unit:
+        return numerator if unit == 1 else f"{numerator}/{unit}"
     return f"{value.numerator}/{value.denominator}"

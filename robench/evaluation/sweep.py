@@ -1,7 +1,7 @@
-"""A sweep: one run for each value of a setting of the defense or of the attacks.
+"""Sweeps: one run for each value of an argument of the defense or of the attacks.
 
-Over a purifier's knob it draws the trade-off between clean and robust accuracy; over an attack's steps or draws it
-shows whether the attack has converged.
+A sweep over an argument of a purifier shows the trade-off between clean and robust accuracy. A sweep over the steps or
+the noise draws of an attack shows whether the attack has converged.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ ATTACK = "attack."
 
 @dataclass(frozen=True)
 class Sweep:
-    """`sigma=0:140:20`, or `attack.steps=10,50,200`.
+    """An argument and its values, such as `sigma=0:140:20` or `attack.steps=10,50,200`.
 
     Attributes:
-        name: an argument of the defense's builder, or after "attack." of the attacks.
-        values: in rising order.
+        name: an argument of the defense's builder, or "attack." and an argument of the attacks.
+        values: in increasing order.
     """
 
     name: str
@@ -32,27 +32,28 @@ class Sweep:
 
     @classmethod
     def parse(cls, text: str) -> "Sweep":
-        """Read NAME=START:STOP:STEP (STOP included) or NAME=VALUE,VALUE,...
+        """Parse NAME=START:STOP:STEP (STOP included) or NAME=VALUE,VALUE,...
 
         Raises:
-            UsageError: for anything else, and for fewer than two or more than a hundred values.
+            UsageError: if the text is malformed, or has fewer than two or more than a hundred values.
         """
-        name, _, said = (part.strip() for part in text.partition("="))
+        name, _, values_text = (part.strip() for part in text.partition("="))
         try:
-            if ":" in said:
-                start, stop, step = map(_number, said.split(":"))
+            if ":" in values_text:
+                start, stop, step = map(_number, values_text.split(":"))
                 count = round((stop - start) / step) if step else -1
-                off = abs(start + count * step - stop) > 1e-9 * max(1.0, abs(stop))
-                values = [] if off or not 0 < count <= 1000 else [start + i * step for i in range(count + 1)]
+                misses = abs(start + count * step - stop) > 1e-9 * max(1.0, abs(stop))
+                valid = 0 < count <= 1000 and not misses
+                values = [start + i * step for i in range(count + 1)] if valid else []
             else:
-                values = [_number(value) for value in said.split(",")]
+                values = [_number(value) for value in values_text.split(",")]
         except ValueError:
             values = []
         values = sorted(set(values))
         if not name or not 2 <= len(values) <= 100:
             raise UsageError(
-                f'--sweep "{text}": expected NAME=START:STOP:STEP, such as sigma=0:140:20, or NAME=A,B,...; '
-                "2 to 100 values, STOP reached by whole steps"
+                f'--sweep "{text}": expected NAME=START:STOP:STEP, such as sigma=0:140:20, or NAME=A,B,..., with 2 to '
+                "100 values; STOP - START must be a multiple of STEP"
             )
         return cls(name, tuple(values))
 
@@ -69,23 +70,23 @@ def sweep(
     knowledge: list[str],
     options: Options,
 ) -> Iterator[tuple[float, Record]]:
-    """A record for each value and level of knowledge, in order.
+    """Run every value and level of attacker knowledge, and yield each value with its record.
 
     Raises:
-        RobenchError: as `run_all`; also when neither defense nor attacks take the setting.
+        RobenchError: as in `run_all`; also if neither the defense nor an attack has the argument.
     """
     if not sweep.of_attack:
-        _builder_takes(resolve(defense, protocol.dataset), sweep.name)
+        _check_builder(resolve(defense, protocol.dataset), sweep.name)
     attacks = find_suite(suite or protocol.suites[0])
     if attacks.rungs:
-        raise UsageError(f"{attacks.name} is a ladder of runs: sweep one attack")
+        raise UsageError(f"{attacks.name} is a ladder of runs: --sweep needs a single attack")
     for value in sweep.values:
-        name, played = defense, attacks
+        name, changed = defense, attacks
         if sweep.of_attack:
-            played = _with_attack(attacks, sweep.name.removeprefix(ATTACK), value)
+            changed = _with_attack(attacks, sweep.name.removeprefix(ATTACK), value)
         else:
             name = _with_defense(defense, sweep.name, value)
-        for record in run_all([name], [played], protocol, knowledge or None, options):
+        for record in run_all([name], [changed], protocol, knowledge or None, options):
             yield value, record
 
 
@@ -96,30 +97,31 @@ def _number(text: str) -> float:
     return int(value) if value == int(value) and "." not in text and "e" not in text.lower() else value
 
 
-def _builder_takes(defense: ResolvedDefense, name: str) -> None:
+def _check_builder(defense: ResolvedDefense, name: str) -> None:
     spec = defense.card.spec if defense.card else defense.spec
-    kind = registry.purifiers if spec.name in registry.purifiers else registry.defenses
-    known = specs.defaults(kind.get(spec.name)) if spec.name in kind else {}
-    if name not in known:
+    builders = registry.purifiers if spec.name in registry.purifiers else registry.defenses
+    parameters = specs.defaults(builders.get(spec.name)) if spec.name in builders else {}
+    if name not in parameters:
         raise UsageError(
-            f"{spec.name} has no setting {name}: it has {some(known, name)}; those of attacks are attack.NAME"
+            f"{spec.name} has no argument {name}: it has {some(parameters, name)}; write attack.NAME for an "
+            "argument of the attacks"
         )
 
 
 def _with_defense(defense: str, name: str, value: float) -> str:
-    """`defense` with one more argument; the purifier's, where it stands before another defense."""
+    """Set an argument of `defense`; of PURIFIER+CLASSIFIER, that of the purifier."""
     first, *rest = specs.split(defense, "+")
     spec = specs.parse(first)
     return "+".join([str(spec.replaced(**{name: value})), *rest])
 
 
 def _with_attack(suite: Suite, name: str, value: float) -> Suite:
-    """The suite with that setting in every attack that has it."""
-    changed, hit = [], False
+    """Set an argument of all attacks of the suite that have it."""
+    attacks, is_used = [], False
     for spec in suite.attacks:
         if name in specs.defaults(registry.attacks.get(spec.name)):
-            spec, hit = spec.replaced(**{name: value}), True
-        changed.append(canonical(spec))
-    if not hit:
-        raise UsageError(f"no attack of {suite.name} has the setting {name}")
-    return replace(suite, name="+".join(map(str, changed)), attacks=changed, norms={})
+            spec, is_used = spec.replaced(**{name: value}), True
+        attacks.append(canonical(spec))
+    if not is_used:
+        raise UsageError(f"no attack of {suite.name} has an argument {name}")
+    return replace(suite, name="+".join(map(str, attacks)), attacks=attacks, norms={})

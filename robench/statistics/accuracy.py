@@ -57,15 +57,16 @@ def clopper_pearson(k: int, n: int) -> tuple[float, float]:
 def mcnemar(b: int, c: int) -> float:
     """Two-sided p-value of the exact McNemar test that two classifiers are equally accurate on the same images.
 
+    The test uses the binomial distribution of b out of b + c with probability 1/2.
+
     Args:
         b: number of images that only the first classifies correctly.
         c: number of images that only the second classifies correctly.
 
-    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages". Exact,
-    by the binomial distribution of b out of b + c with probability 1/2.
-
     Raises:
-        ValueError: for negative numbers.
+        ValueError: if a number is negative.
+
+    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages".
     """
     if b < 0 or c < 0:
         raise ValueError(f"{b=}, {c=}: expected numbers of images")

@@ -48,8 +48,8 @@ class Normaliser:
 
 def normaliser(dataset: str, side: int) -> Normaliser | None:
     """AlexNet for ImageNet at 224 px; None otherwise, because AlexNet's errors are only known there."""
-    fits = specs.parse(dataset).name == _DATASET and side == _SIDE
-    return Normaliser(ALEXNET_NAME, ALEXNET, ALEXNET_CLEAN) if fits else None
+    is_valid = specs.parse(dataset).name == _DATASET and side == _SIDE
+    return Normaliser(ALEXNET_NAME, ALEXNET, ALEXNET_CLEAN) if is_valid else None
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Verdicts:
     @property
     def whole(self) -> bool:
         """Whether the benchmark is complete: fifteen corruptions at five severities."""
-        wanted = {(name, severity) for name in COMMON for severity in SEVERITIES}
-        return wanted <= {(cell.name, cell.severity) for cell in self.cells}
+        required = {(name, severity) for name in COMMON for severity in SEVERITIES}
+        return required <= {(cell.name, cell.severity) for cell in self.cells}
 
 
 def figures(verdicts: Verdicts, by: Normaliser | None, seed: int) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def figures(verdicts: Verdicts, by: Normaliser | None, seed: int) -> dict[str, A
         if present := [name for name in names if name in verdicts.names]:
             means[kind] = 1 - np.stack([verdicts.errors(name) for name in present]).mean(0)
     if verdicts.whole:
-        errors, lost = per_image(verdicts, by)
-        means |= {"mce": errors, "relative_mce": lost}
+        errors, relative_errors = per_image(verdicts, by)
+        means |= {"mce": errors, "relative_mce": relative_errors}
     intervals = bootstrap(np.stack(list(means.values())), seed) if means else []
     for (name, values), (low, high) in zip(means.items(), intervals, strict=True):
         value = float(values.mean())
@@ -133,17 +133,17 @@ def accuracies(verdicts: Verdicts) -> dict[str, dict[str, Accuracy]]:
     return table
 
 
-def first_wrong(verdicts: Verdicts, specs_: Sequence[str]) -> tuple[list[str], np.ndarray]:
+def first_wrong(verdicts: Verdicts, corruptions: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The first corruption that causes an error on each image, as in `fooled_by`, and its cell, -1 for none.
 
     Args:
-        specs_: canonical specs of the corruptions, in order.
+        corruptions: canonical specs of the corruptions, in order.
     """
-    by_name = dict(zip(verdicts.names, specs_, strict=True))
+    spec_of = dict(zip(verdicts.names, corruptions, strict=True))
     wrong = ~verdicts.corrupted
-    place = np.where(wrong.any(1) & verdicts.clean, wrong.argmax(1), -1)
+    first_cell = np.where(wrong.any(1) & verdicts.clean, wrong.argmax(1), -1)
     fooled_by = [
-        "clean" if not right else "" if cell < 0 else by_name[verdicts.cells[cell].name]
-        for right, cell in zip(verdicts.clean, place, strict=True)
+        "clean" if not correct else "" if cell < 0 else spec_of[verdicts.cells[cell].name]
+        for correct, cell in zip(verdicts.clean, first_cell, strict=True)
     ]
-    return fooled_by, place
+    return fooled_by, first_cell

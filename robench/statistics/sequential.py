@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """A test of "robust accuracy is unchanged" against "robust accuracy dropped by `margin`".
+    """A test of the hypothesis "robust accuracy is unchanged" against "robust accuracy dropped by `margin`".
 
     Attributes:
         n: number of images in the baseline.
@@ -77,13 +77,13 @@ class Plan:
         return None
 
     def needed(self, robust: int, fooled: int) -> int:
-        """How many more robust images in a row would end the test; 0 if it has ended."""
+        """The number of consecutive robust images that would end the test; 0 if it has ended."""
         if self.decide(robust, fooled) is not None:
             return 0
-        left = self.open - robust - fooled
+        remaining = self.open - robust - fooled
         step = math.log(self.weak / self.sound)
-        short = math.log(self.miss / (1 - self.false_alarm)) - self._ratio(robust, fooled)
-        return max(1, min(left, math.ceil(short / step)))
+        difference = math.log(self.miss / (1 - self.false_alarm)) - self._ratio(robust, fooled)
+        return max(1, min(remaining, math.ceil(difference / step)))
 
     def _ratio(self, robust: int, fooled: int) -> float:
         """The log-likelihood ratio of `weak` to `sound` for the outcomes."""

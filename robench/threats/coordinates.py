@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The meaning of a point and the image it stands for. A threat is a ball around the origin, inside the box.
+    """A space of points with a map to images. A threat is a ball around the origin, inside the box.
 
     Attributes:
         low, high: lower and upper bound of every component of a point.
@@ -25,14 +25,15 @@ class Coordinates:
         raise NotImplementedError
 
     def image(self, x: Tensor, point: Tensor, sample: Tensor) -> Tensor:
-        """The images (N, C, H, W) in [0, 1] that the points stand for.
+        """The images (N, C, H, W) in [0, 1] of the points.
 
-        Each row of the result depends on the same row of the arguments only, bit for bit.
+        Each row of the result depends only on the same row of the arguments, bit for bit.
 
         Args:
             x: clean images, (N, C, H, W).
-            point: one point for each image, (N, ...).
-            sample: (N,) int64, index of each image in its data set; seeds what the attacker does not control.
+            point: one point per image, (N, ...).
+            sample: (N,) int64, index of each image in its data set; the seed of random quantities that the attacker
+                does not control.
         """
         raise NotImplementedError
 

@@ -28,9 +28,8 @@ COUNTED = ("L0", "patch")
 NO_THREAT = "none"
 
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-# Maximum length of a threat and of a number in it, and maximum digits of an exponent: exact arithmetic writes out all
-# its zeros.
-_LONGEST, _LONGEST_NUMBER, _EXPONENT = 1000, 64, 3
+# Maximum length of a threat, of a number in it and of an exponent. Exact arithmetic writes out all zeros of a number.
+_MAX_LENGTH, _MAX_NUMBER, _MAX_EXPONENT = 1000, 64, 3
 
 
 def rownorm(delta: Tensor, norm: str) -> Tensor:
@@ -40,7 +39,7 @@ def rownorm(delta: Tensor, norm: str) -> Tensor:
     square that contains them.
 
     Raises:
-        UsageError: for an unknown norm.
+        UsageError: if the norm is unknown.
     """
     flat = delta.flatten(1)
     if norm == "Linf":
@@ -59,27 +58,27 @@ def rownorm(delta: Tensor, norm: str) -> Tensor:
     raise UsageError(f'unknown norm "{norm}": expected one of {", ".join(NORMS)}')
 
 
-def _extent(hit: Tensor) -> Tensor:
-    """The number of entries from the first true one of each row (N, L) to the last; 0 if there is none."""
+def _extent(mask: Tensor) -> Tensor:
+    """The number of entries of each row (N, L) from the first true entry to the last; 0 if there is none."""
     import torch
 
-    place = torch.arange(1, hit.shape[1] + 1, device=hit.device)
-    last = (hit * place).amax(1)
-    first = torch.where(hit, place, hit.shape[1] + 1).amin(1)
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    last = (mask * positions).amax(1)
+    first = torch.where(mask, positions, mask.shape[1] + 1).amin(1)
     return (last - first + 1).clamp_min(0)
 
 
-def whole(norm: str, channels: int, height: int, width: int) -> float:
+def largest_distance(norm: str, channels: int, height: int, width: int) -> float:
     """The largest possible distance between two images of this shape: from black to white."""
     values = channels * height * width
-    largest = {
+    distances = {
         "Linf": 1,
         "L2": math.sqrt(values),
         "L1": values,
         "L0": height * width,
         "patch": max(height, width),
     }
-    return largest[norm]
+    return distances[norm]
 
 
 def radius_text(eps: float) -> str:
@@ -106,15 +105,15 @@ def radius_text(eps: float) -> str:
 class Threat:
     """All images in [0, 1] within distance `eps` of the clean image in `norm`.
 
-    If `coordinates` is a transformation, all images that it makes from the clean one with parameters inside its box
-    and of norm at most `eps`.
+    If `coordinates` is a transformation: all images that it produces from the clean image with parameters inside its
+    box and of norm at most `eps`.
 
     Attributes:
         norm: "Linf", "L2", "L1", "L0" (number of changed pixels) or "patch" (side of a square that contains them).
         eps: the radius, in [0, 1] pixel values, numbers of pixels, or the unit of the transformation.
         text: the radius in canonical form, such as "8/255".
         name: canonical spec of the transformation; empty for none.
-        given: the transformation, where it is built already.
+        given: the transformation, if it is already built.
     """
 
     norm: str
@@ -129,18 +128,20 @@ class Threat:
         """Parse `NORM:RADIUS` or `TRANSFORMATION:RADIUS`, where the radius is a number or a fraction.
 
         Args:
-            late: build the transformation on first use, which finds what is wrong with the values of its arguments.
+            late: build the transformation on first use, when the values of its arguments are validated.
 
         Raises:
-            UsageError: for an unknown norm or transformation, a radius that is not a finite number above 0, a text of
-                more than 1000 characters, or a number of more than 64 characters or three digits of exponent.
+            UsageError: if the norm or transformation is unknown, the radius is not a finite number above 0, the text
+                has more than 1000 characters, a number more than 64, or an exponent more than three digits.
         """
         if isinstance(spec, Threat):
             return spec
         if not isinstance(spec, str):
-            raise UsageError(f"threat={_shown(spec)}: expected NORM:RADIUS as text, such as {_written(spec)}")
-        if len(spec) > _LONGEST:
-            raise UsageError(f"a threat has {len(spec)} characters: expected at most {_LONGEST}")
+            raise UsageError(
+                f"threat={_abbreviated(spec)}: expected NORM:RADIUS as text, such as {_suggestion(spec)}"
+            )
+        if len(spec) > _MAX_LENGTH:
+            raise UsageError(f"a threat has {len(spec)} characters: expected at most {_MAX_LENGTH}")
         name, colon, radius = (part.strip() for part in spec.rpartition(":"))
         help_text = (
             "expected NORM:RADIUS such as Linf:8/255, L2:0.5 or L1:12, or a transformation such as fog:0.4"
@@ -152,8 +153,8 @@ class Threat:
             raise UsageError(f'malformed radius "{radius}" in threat "{spec}": {help_text}')
         if not all(_is_short(part) for part in parts):
             raise UsageError(
-                f"a number in the radius of a threat has more than {_LONGEST_NUMBER} characters, or an exponent of "
-                f"more than {_EXPONENT} digits: {help_text}"
+                f"a number in the radius of a threat has more than {_MAX_NUMBER} characters, or an exponent of "
+                f"more than {_MAX_EXPONENT} digits: {help_text}"
             )
         denominator = Fraction(parts[1]) if len(parts) == 2 else Fraction(1)
         try:
@@ -171,15 +172,15 @@ class Threat:
                 )
             return cls(norm, eps, text)
         transformation = _spec(name, spec, help_text)
-        if late and (known := _known(transformation)):
-            return cls(known[0], eps, text, str(known[1]))
+        if late and (described := _from_description(transformation)):
+            return cls(described[0], eps, text, str(described[1]))
         builder = registry.transformations.get(transformation.name)
         built = specs.build(transformation, builder)
         return cls(built.norm, eps, text, str(specs.canonical(transformation, builder)), built)
 
     @cached_property
     def coordinates(self) -> Coordinates:
-        """The space the threat is a set in."""
+        """The space that contains the threat's ball."""
         if self.given is not None or not self.name:
             return self.given or PIXELS
         transformation = specs.parse(self.name)
@@ -237,10 +238,10 @@ class Threat:
 
     @property
     def grain(self) -> tuple[float, torch.dtype]:
-        """The step in which stored perturbations are quantised, and the integer type that counts the steps.
+        """The step to which stored perturbations are quantised, and the integer type that counts the steps.
 
-        In Linf 127 steps reach the radius, so that a pixel takes one byte. In L2 and L1 a pixel is usually a small
-        part of the radius and takes two bytes. In L0 and for patches 127 steps reach from black to white.
+        In Linf, 127 steps are the radius, so that a pixel takes one byte. In L2 and L1, a pixel is usually a small part
+        of the radius and takes two bytes. In L0 and for patches, 127 steps reach from black to white.
         """
         import torch
 
@@ -249,26 +250,26 @@ class Threat:
         return (self.eps / 127, torch.int8) if self.norm == "Linf" else (self.eps / 32767, torch.int16)
 
     def rounded(self, x: Tensor, point: Tensor) -> Tensor:
-        """`point` rounded to whole steps of `grain`, inside the box. Where the nearest such point is outside the ball,
-        it is rounded towards the origin.
+        """Round `point` to whole steps of `grain`, inside the box; if the nearest such point is outside the ball, round
+        it towards the origin.
 
         Only L2 and L1 need this: in Linf the radius is a whole number of steps, and norms that count pixels do not
         depend on their values.
         """
         import torch
 
-        nearest = self._grained(x, point, torch.round)
+        nearest = self._quantised(x, point, torch.round)
         if self.norm not in ("L2", "L1"):
             return nearest
         outside = (self.distance(x, nearest) > self.eps).view(-1, *[1] * (point.dim() - 1))
-        return torch.where(outside, self._grained(x, point, torch.trunc), nearest)
+        return torch.where(outside, self._quantised(x, point, torch.trunc), nearest)
 
-    def _grained(self, x: Tensor, point: Tensor, to_whole: Callable[[Tensor], Tensor]) -> Tensor:
+    def _quantised(self, x: Tensor, point: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
         import torch
 
-        step, kind = self.grain
-        limit = torch.iinfo(kind).max
-        return self.moved(x, to_whole((point - self.origin(x)) / step).clamp(-limit, limit) * step)
+        step, dtype = self.grain
+        limit = torch.iinfo(dtype).max
+        return self.moved(x, rounding((point - self.origin(x)) / step).clamp(-limit, limit) * step)
 
     def as_recorded(self, x: Tensor, point: Tensor) -> Tensor:
         """The point restored from a record: the origin plus the perturbation to `point`, clipped to the box.
@@ -289,10 +290,10 @@ class Threat:
         Linf clamps and L2 scales, which are Euclidean projections; L1 scales towards 0.
 
         Raises:
-            UsageError: for L0 and patches, which scaling cannot reach.
+            UsageError: for L0 and patches, because scaling does not reduce a number of pixels.
         """
         if self.norm in COUNTED:
-            raise UsageError(f"{self} cannot be clipped to: it counts pixels")
+            raise UsageError(f"a perturbation cannot be clipped to {self}, which counts pixels")
         if self.norm == "Linf":
             return delta.clamp(-self.eps, self.eps)
         size = rownorm(delta, self.norm).clamp_min(1e-12)
@@ -302,23 +303,23 @@ class Threat:
 
 def _is_short(number: str) -> bool:
     exponent = number.lower().partition("e")[2].lstrip("+-0")
-    return len(number) <= _LONGEST_NUMBER and len(exponent) <= _EXPONENT
+    return len(number) <= _MAX_NUMBER and len(exponent) <= _MAX_EXPONENT
 
 
-def _shown(value: Any) -> str:
-    """A value that is not a threat, shortened to one line."""
+def _abbreviated(value: Any) -> str:
+    """The representation of a value, shortened to one line."""
     return " ".join(repr(value).split())[:80]
 
 
-def _written(value: Any) -> str:
-    """The text of a threat that was given as a radius, or as a norm and a radius."""
+def _suggestion(value: Any) -> str:
+    """The threat as text if the value is a radius, or a norm and a radius; else an example."""
     norm, radius = value if isinstance(value, tuple | list) and len(value) == 2 else ("Linf", value)
-    number = isinstance(radius, int | float) and not isinstance(radius, bool) and 0 < radius < math.inf
-    return f'"{norm}:{radius!r}"' if number and norm in NORMS else '"Linf:8/255"'
+    valid = isinstance(radius, int | float) and not isinstance(radius, bool) and 0 < radius < math.inf
+    return f'"{norm}:{radius!r}"' if valid and norm in NORMS else '"Linf:8/255"'
 
 
 def _spec(name: str, threat: str, help_text: str) -> specs.Spec:
-    """The spec of the transformation that a threat names."""
+    """Parse the spec of a threat's transformation."""
     try:
         spec = specs.parse(name)
     except UsageError as error:
@@ -330,8 +331,11 @@ def _spec(name: str, threat: str, help_text: str) -> specs.Spec:
     return spec
 
 
-def _known(spec: specs.Spec) -> tuple[str, specs.Spec] | None:
-    """The norm and the canonical spec of a transformation by its description alone; None if that says too little."""
+def _from_description(spec: specs.Spec) -> tuple[str, specs.Spec] | None:
+    """The norm and the canonical spec of a transformation, from the description in the registry.
+
+    None if the description has no norm, or the spec has an unknown argument.
+    """
     description = registry.transformations.describe(spec.name)
     norm, defaults = description.facts.get("norm"), description.defaults
     if not norm or not spec.arguments.keys() <= defaults.keys():
@@ -340,15 +344,14 @@ def _known(spec: specs.Spec) -> tuple[str, specs.Spec] | None:
 
 
 def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
-    """Refuse images and labels that no attack could be run on.
+    """Check that images and labels can be attacked.
 
     Args:
-        x: (N, C, H, W) float32 in [0, 1]; or what is indexed as such a tensor, whose values are then bytes / 255 and
-            are not looked at.
+        x: (N, C, H, W) float32 in [0, 1]; or `LazyImages`, whose values are bytes / 255 and are not checked.
         y: (N,) integer labels in 0 .. num_classes - 1.
 
     Raises:
-        UsageError: naming the first thing that is wrong and where.
+        UsageError: if they cannot; the message describes the first problem.
     """
     import torch
 
@@ -360,7 +363,7 @@ def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
     if len(x) == 0:
         raise UsageError("no images were given: expected at least one")
     if y.dim() != 1 or len(y) != len(x):
-        raise UsageError(f"labels have shape {tuple(y.shape)}: expected ({len(x)},), one an image")
+        raise UsageError(f"labels have shape {tuple(y.shape)}: expected ({len(x)},), one per image")
     if y.is_floating_point() or y.dtype == torch.bool:
         raise UsageError(f"labels are {y.dtype}: expected integers")
     if isinstance(x, torch.Tensor):
@@ -372,20 +375,21 @@ def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
 
 
 def _check_values(x: Tensor) -> None:
-    bad = (~x.flatten(1).isfinite()).any(1).nonzero()
-    if len(bad):
-        raise UsageError(f"image {int(bad[0])} has NaN or infinite pixels ({len(bad)} of {len(x)} images do)")
+    nonfinite = (~x.flatten(1).isfinite()).any(1).nonzero()
+    if len(nonfinite):
+        count = f"{len(nonfinite)} of {len(x)} images do"
+        raise UsageError(f"image {int(nonfinite[0])} has NaN or infinite pixels ({count})")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
         advice = (
-            "undo the normalisation: it belongs into the model" if low < 0 else "divide 8-bit images by 255"
+            "undo the normalisation, which belongs in the model" if low < 0 else "divide 8-bit images by 255"
         )
         raise UsageError(f"pixels lie in [{low:.9g}, {high:.9g}]: expected [0, 1] ({advice})")
 
 
-def same_threat(one: str, other: str) -> bool:
-    """Whether two texts denote the same threat; "none", for no adversary, only equals itself."""
+def same_threat(first: str, second: str) -> bool:
+    """Whether two texts denote the same threat; "none", for no adversary, equals only itself."""
     try:
-        return one == other or Threat.parse(one) == Threat.parse(other)
+        return first == second or Threat.parse(first) == Threat.parse(second)
     except UsageError:
         return False

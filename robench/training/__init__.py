@@ -1,4 +1,4 @@
-"""Train defenses: the shipped checkpoints, and those of your own cards."""
+"""Training of defenses by the recipes of their cards."""
 
 from robench.training.recipe import Finetuning, Pretraining, Recipe, read_recipe
 from robench.training.trainer import TrainResult, train

@@ -1,7 +1,7 @@
-"""Inner maximisers of adversarial training in Linf, and the number of correctly classified images.
+"""Inner attacks of adversarial training in Linf.
 
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", arXiv 1706.06083, eq. 2.1, with
-the settings of MIMIR's fine-tuning (arXiv 2312.04960). Evaluations use `robench.attacks`, not this.
+the settings of MIMIR's fine-tuning (arXiv 2312.04960). Evaluations use `robench.attacks` instead.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,27 +14,27 @@ from torch.nn import functional as F
 
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
-    """A context in which the model is in evaluation mode and its weights need no gradients."""
+    """Set the model to evaluation mode and disable gradients of its weights inside the block."""
     was_training = model.training
     model.eval()
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:  # unused gradients of the weights would cost a third of the time
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:  # unused gradients of the weights would take a third of the time
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         model.train(was_training)
 
 
 def uniform_start(x: Tensor, eps: float) -> Tensor:
-    """Each pixel of `x` moved by a uniform number in [-eps, eps); not clipped to [0, 1]."""
+    """Add uniform noise in [-eps, eps) to every pixel; the result is not clipped to [0, 1]."""
     return x + torch.empty_like(x).uniform_(-eps, eps)
 
 
 def normal_start(x: Tensor, deviation: float = 0.001) -> Tensor:
-    """Each pixel of `x` moved by a normal number, the start of TRADES' code and of those based on it."""
+    """Add normal noise to every pixel, as TRADES' code and code based on it do."""
     return x + deviation * torch.randn_like(x)
 
 
@@ -46,16 +46,16 @@ def ascend(
     step_size: float,
     steps: int,
 ) -> Tensor:
-    """Signed gradient ascent of `objective` from `start`, projected onto the ball and the box; the last iterate.
+    """Maximise `objective` by projected signed gradient ascent.
 
     Args:
-        x: (N, 3, H, W) in [0, 1], the centres.
-        start: (N, 3, H, W), projected first.
-        objective: images to one number, the sum over the rows.
+        x: (N, 3, H, W) in [0, 1], the clean images.
+        start: (N, 3, H, W), the initial points, which are projected first.
+        objective: function of the images, summed over the rows.
         eps: radius in Linf.
 
     Returns:
-        Images within `eps` of `x` and inside [0, 1], detached.
+        The last iterate, within `eps` of `x` and [0, 1], detached.
     """
     low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     x_adv = torch.min(torch.max(start, low), high)
@@ -67,14 +67,14 @@ def ascend(
 
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int) -> Tensor:
-    """Signed gradient ascent on the cross entropy from a uniform random start; the last iterate.
+    """Maximise the cross entropy by PGD in Linf, from a uniform random start.
 
     Args:
         x: (N, 3, H, W) in [0, 1].
         eps: radius in Linf.
 
     Returns:
-        Images within `eps` of `x` and inside [0, 1].
+        The last iterate, within `eps` of `x` and [0, 1].
     """
 
     def objective(x_adv: Tensor) -> Tensor:
@@ -86,5 +86,5 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, st
 
 @torch.no_grad()
 def correct(model: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Number of images that the model classifies correctly."""
+    """Count the images that the model classifies correctly."""
     return int((model(x).argmax(1) == y).sum())

@@ -1,4 +1,4 @@
-"""Random crops, flips, rotations and scales of a batch, on its device."""
+"""Data augmentation of a batch on its device: random rotations, scales, crops and flips."""
 
 import math
 
@@ -10,16 +10,16 @@ from robench.training.recipe import Recipe
 
 
 def augment(x: Tensor, recipe: Recipe) -> Tensor:
-    """Augment every image as `recipe` says; pixels outside the image are black.
+    """Augment every image with the settings of `recipe`; pixels outside the image are black.
 
     Args:
         x: (N, C, H, W) in [0, 1].
 
     Returns:
-        The same shape and range.
+        Images of the same shape and range.
     """
     if recipe.rotation or recipe.scaling:
-        x = _turn(x, math.radians(recipe.rotation), recipe.scaling)
+        x = _rotate(x, math.radians(recipe.rotation), recipe.scaling)
     if recipe.resized_crop:
         x = _resized_crop(x, recipe.resized_crop)
     if recipe.shift:
@@ -36,34 +36,34 @@ def _crop(x: Tensor, pad: int) -> Tensor:
     rows = corner[0] + torch.arange(h, device=x.device)
     columns = corner[1] + torch.arange(w, device=x.device)
     padded = F.pad(x, (pad, pad, pad, pad))
-    picked = padded.gather(2, rows[:, None, :, None].expand(n, c, h, w + 2 * pad))
-    return picked.gather(3, columns[:, None, None, :].expand(n, c, h, w))
+    cropped = padded.gather(2, rows[:, None, :, None].expand(n, c, h, w + 2 * pad))
+    return cropped.gather(3, columns[:, None, None, :].expand(n, c, h, w))
 
 
-def _resized_crop(x: Tensor, smallest: float) -> Tensor:
-    """A part of each image, stretched to the whole by bicubic interpolation.
+def _resized_crop(x: Tensor, min_area: float) -> Tensor:
+    """Crop a random rectangle of each image and resize it by bicubic interpolation.
 
-    The area is uniform in [smallest, 1] and the logarithm of the shape uniform, as in Szegedy et al., arXiv
-    1409.4842, section 6. A side that exceeds the image is cut to the image's side, which is our choice.
+    The area is uniform in [min_area, 1] and the logarithm of the aspect ratio is uniform, as in Szegedy et al.,
+    arXiv 1409.4842, section 6. Our choice: a side longer than the image is shortened to the image's side.
     """
-    draw = torch.rand(4, len(x), device=x.device)
-    area = smallest + (1 - smallest) * draw[0]
-    shape = ((2 * draw[1] - 1) * math.log(4 / 3)).exp()
-    width, height = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)
+    draws = torch.rand(4, len(x), device=x.device)
+    area = min_area + (1 - min_area) * draws[0]
+    aspect = ((2 * draws[1] - 1) * math.log(4 / 3)).exp()
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     zero = torch.zeros_like(area)
-    middle = [(1 - part) * (2 * where - 1) for part, where in ((width, draw[2]), (height, draw[3]))]
-    maps = torch.stack([width, zero, middle[0], zero, height, middle[1]], 1).view(-1, 2, 3)
-    grid = F.affine_grid(maps, list(x.shape), align_corners=False)
+    center_x, center_y = (1 - width) * (2 * draws[2] - 1), (1 - height) * (2 * draws[3] - 1)
+    theta = torch.stack([width, zero, center_x, zero, height, center_y], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     out = F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return out.clamp(0, 1)  # a cubic overshoots
+    return out.clamp(0, 1)  # bicubic interpolation overshoots
 
 
-def _turn(x: Tensor, angle: float, scaling: float) -> Tensor:
-    draw = torch.rand(2, len(x), device=x.device) * 2 - 1
-    scale = 1 / (1 + scaling * draw[1])
-    cosine, sine = (draw[0] * angle).cos() * scale, (draw[0] * angle).sin() * scale
+def _rotate(x: Tensor, angle: float, scaling: float) -> Tensor:
+    draws = torch.rand(2, len(x), device=x.device) * 2 - 1
+    scale = 1 / (1 + scaling * draws[1])
+    cosine, sine = (draws[0] * angle).cos() * scale, (draws[0] * angle).sin() * scale
     zero = torch.zeros_like(cosine)
-    maps = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(maps, list(x.shape), align_corners=False)
-    # Rounding in the interpolation may exceed 1 by one bit.
+    theta = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    # Rounding errors of the interpolation may exceed 1.
     return F.grid_sample(x, grid, align_corners=False).clamp(0, 1)

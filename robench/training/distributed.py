@@ -1,8 +1,9 @@
-"""Train one network in several processes started by `torchrun`, or in a single process without it.
+"""Data-parallel training in processes started by `torchrun`, or in a single process without it.
 
-Each takes its part of every batch, and gradients are added up before the step. That is what
-DistributedDataParallel does; its hooks want one forward and one backward pass a step, though, where
-adversarial training calls the network many times, partly with frozen weights, and some methods train two.
+Each process computes the gradients of its part of a batch, and the gradients are summed over all processes before
+the optimiser's step, as in DistributedDataParallel. DistributedDataParallel itself expects one forward and one
+backward pass per step, but adversarial training calls the network many times, partly with frozen weights, and some
+methods train two networks.
 """
 
 import atexit
@@ -21,10 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Which of how many processes this is; rank 0 writes and speaks.
+    """The rank of this process and the number of processes; rank 0 writes files and prints.
 
     Attributes:
-        local: the rank on this machine, which picks the GPU.
+        local: the rank on this machine, which selects the GPU.
     """
 
     rank: int = 0
@@ -32,11 +33,11 @@ class ProcessGroup:
     local: int = 0
 
     @classmethod
-    def here(cls) -> "ProcessGroup":
-        """The process group that torchrun's variables describe; a single process without them.
+    def from_environment(cls) -> "ProcessGroup":
+        """Read the environment variables that torchrun sets; without them, return a single process.
 
         Raises:
-            UsageError: when they are not numbers, or rank and size do not fit.
+            UsageError: if a variable is not a number, or the rank is not below the world size.
         """
         values = [os.environ.get(name, default) for name, default in _VARIABLES.items()]
         try:
@@ -49,20 +50,22 @@ class ProcessGroup:
         return cls(rank, size, local)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """The device called `name`, "cuda" and "auto" meaning this process's own GPU."""
+        """The name of this process's device: with several processes, "cuda" and "auto" select the GPU of its rank."""
         if self.size == 1 or name not in ("auto", "cuda"):
             return name
         return f"cuda:{self.local}" if name == "cuda" or torch.cuda.is_available() else "cpu"
 
-    def join(self, device: torch.device) -> None:
-        """Connect, by NCCL between GPUs and gloo elsewhere, until the process ends; once is enough.
+    def connect(self, device: torch.device) -> None:
+        """Connect the processes by NCCL on GPUs and by gloo on CPUs, until the process ends.
+
+        Further calls do nothing.
 
         Raises:
-            UsageError: when the others cannot be reached.
+            UsageError: if the other processes cannot be reached.
         """
         if self.size == 1 or distributed.is_initialized():
             return
@@ -72,17 +75,17 @@ class ProcessGroup:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (ValueError, RuntimeError) as error:
             raise UsageError(
-                f"{self.size} processes cannot find each other ({error}): use torchrun"
+                f"cannot connect {self.size} processes ({error}): start them with torchrun"
             ) from error
-        # Not after each training: what a group leaves with torchrun would confuse the next.
+        # A group cannot be created twice under one torchrun, so it is not destroyed after each training.
         atexit.register(distributed.destroy_process_group)
 
-    def share(self, rows: Tensor) -> Tensor:
-        """This process's part of a batch's rows."""
+    def shard(self, rows: Tensor) -> Tensor:
+        """The rows of a batch that this process computes."""
         return rows[self.rank :: self.size]
 
-    def add_up(self, values: Iterable[Tensor]) -> None:
-        """Put the sum over all processes into each tensor, in place, by one message."""
+    def all_reduce(self, values: Iterable[Tensor]) -> None:
+        """Replace each tensor, in place, with its sum over all processes, using one message."""
         if self.size == 1:
             return
         tensors = list(values)
@@ -96,15 +99,15 @@ class ProcessGroup:
         if self.size > 1:
             distributed.barrier()
 
-    def from_leader(self, value: T | None) -> T:
-        """Broadcast the value of rank 0 to every rank."""
-        box = [value]
+    def broadcast(self, value: T | None) -> T:
+        """Return the value of rank 0 in every process."""
+        values = [value]
         if self.size > 1:
-            distributed.broadcast_object_list(box)
-        received = box[0]
+            distributed.broadcast_object_list(values)
+        received = values[0]
         assert received is not None
         return received
 
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-ALONE = ProcessGroup()
+SINGLE_PROCESS = ProcessGroup()

@@ -1,4 +1,4 @@
-"""A training's epochs as CSV: stage, epoch, loss, lr, seconds; one line each, written at once."""
+"""CSV log of a training: one line per epoch with stage, epoch, loss, lr and seconds, written immediately."""
 
 import csv
 import io
@@ -12,19 +12,19 @@ COLUMNS = ("stage", "epoch", "loss", "lr", "seconds")
 
 
 class Log:
-    """The log at `path`; none for None.
+    """The log file at `path`; None disables logging.
 
-    An interrupted training that goes on keeps the lines of the epochs behind it; any other starts over.
+    A resumed training keeps the lines of the epochs it has finished; a new training overwrites the file.
     """
 
     def __init__(self, path: Path | None):
         self.path = path
 
     def begin(self, stage: str, done: int) -> None:
-        """A training starts, or goes on with `done` epochs of `stage` behind it.
+        """Start the log of a training, or resume it after `done` epochs of `stage`.
 
         Raises:
-            ResourceError: when the file cannot be read or written.
+            ResourceError: if the file cannot be read or written.
         """
         if self.path is None:
             return
@@ -33,11 +33,11 @@ class Log:
         write_file(self.path, _lines([list(COLUMNS), *rows[: last + 1]]).encode(), OPTION)
 
     def epoch(self, stage: str, epoch: int, loss: float, lr: float, seconds: float) -> None:
-        """An epoch is done.
+        """Log a finished epoch.
 
         Args:
-            lr: the learning rate of its last step, before the factors of layers.
-            seconds: since the training began, without interruptions.
+            lr: learning rate of its last step, before layer-wise decay.
+            seconds: time since the start of the training, without interruptions.
         """
         if self.path is None:
             return
@@ -53,7 +53,9 @@ def _rows(path: Path) -> list[list[str]]:
     try:
         return list(csv.reader(path.read_text("utf-8").splitlines()))[1:] if path.exists() else []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ResourceError(f"the log {path} is not one that can be gone on with: delete it") from error
+        raise ResourceError(
+            f"cannot resume the log {path}: it is not a readable CSV file; delete it"
+        ) from error
 
 
 def _lines(rows: list[list[str]]) -> str:

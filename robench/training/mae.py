@@ -1,7 +1,7 @@
-"""The masked autoencoder: an encoder of the visible patches and a decoder that predicts the others.
+"""Masked autoencoder: an encoder of the visible patches and a decoder that predicts the hidden ones.
 
-He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377, section 3, in the shape that
-MIMIR (arXiv 2312.04960) pre-trains. What the encoder is, for each kind of network, stands in `encoders`.
+He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377, section 3, in the form that MIMIR
+(arXiv 2312.04960) pre-trains. `encoders` has the encoder of each architecture.
 """
 
 from functools import partial
@@ -15,23 +15,23 @@ from robench.training.encoders import encoder_of, patchify, sincos_positions
 
 
 def random_order(n: int, patches: int, device: torch.device) -> Tensor:
-    """A random order of the patches for every image, (n, patches) int64: the first ones stay visible."""
+    """A random order of the patches for each image, (n, patches) int64; the first patches stay visible."""
     return torch.rand(n, patches, device=device).argsort(1)
 
 
 class MaskedAutoencoder(nn.Module):
-    """An encoder that sees a few patches, and a small decoder that predicts the others.
+    """An encoder of the visible patches and a small decoder that predicts the hidden ones.
 
     Args:
         network: a classifier whose layers below the head are trained in place: a timm ViT, ConViT, CaiT, Swin
-            or ConvNeXt. Absolute positions become fixed sine and cosine ones, as in the MAE paper; fine-tuning
-            is free to change them.
-        decoder_width, decoder_depth, decoder_heads: of the decoder.
-        mask_ratio: fraction of the patches that are hidden.
-        image_size: side of the images, for a network that does not know it (ConvNeXt).
+            or ConvNeXt. Absolute position embeddings become fixed sine-cosine ones, as in the MAE paper;
+            fine-tuning may change them.
+        decoder_width, decoder_depth, decoder_heads: size of the decoder.
+        mask_ratio: fraction of patches hidden.
+        image_size: side of the images, for a network that accepts several sizes (ConvNeXt).
 
     Raises:
-        ValueError: for a network of another kind, or one that cannot be masked so.
+        ValueError: if the architecture is not supported, or cannot be masked with these settings.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder.check(self.visible)
         self.decoder_embed = nn.Linear(self.encoder.width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        make_norm: Any = norm  # timm calls it, and types it as a class
+        make_norm: Any = norm  # timm's annotation asks for a class, but any callable works
         self.decoder_blocks = nn.ModuleList(
             Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=make_norm)
             for _ in range(decoder_depth)
@@ -64,9 +64,9 @@ class MaskedAutoencoder(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        kept = set() if self.encoder.redrawn else set(self.encoder.modules())
+        unchanged = set() if self.encoder.redrawn else set(self.encoder.modules())
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module not in kept:
+            if isinstance(module, nn.Linear) and module not in unchanged:
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -74,50 +74,51 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def draw(self, n: int, device: torch.device) -> Tensor:
-        """A random order of the patches for each of `n` images, (n, patches); one for all where one is needed."""
+        """Draw a random order of the patches, (n, patches): one per image, or one for all if the encoder needs it."""
         if self.encoder.one_mask:
             return random_order(1, self.patches, device).expand(n, -1)
         return random_order(n, self.patches, device)
 
     def encode(self, x: Tensor, order: Tensor) -> Tensor:
-        """Class token, if any, and visible patches after the last LayerNorm; hidden ones are never computed.
+        """Encode the visible patches; hidden patches are not computed.
 
         Args:
             x: (N, 3, H, W) in [0, 1].
             order: (N, patches), from `draw`.
 
         Returns:
-            (N, prefix + visible, width), `prefix` being 1 with a class token and 0 without.
+            The class token, if any, and the visible tokens after the last LayerNorm, (N, prefix + visible, width);
+            `prefix` is 1 with a class token and 0 without.
         """
         return self.encoder(x, order[:, : self.visible])
 
     def decode(self, latent: Tensor, order: Tensor) -> Tensor:
-        """Predict every patch's normalised pixels from the visible ones, (N, patches, 3 * patch * patch)."""
+        """Predict the normalised pixels of every patch from the visible ones, (N, patches, 3 * patch * patch)."""
         prefix = self.encoder.prefix
         tokens = self.decoder_embed(latent)
-        blanks = self.mask_token.expand(len(tokens), self.patches - self.visible, -1)
-        shuffled = torch.cat([tokens[:, prefix:], blanks], 1)
-        back = order.argsort(1)[:, :, None].expand(-1, -1, tokens.shape[2])
-        tokens = torch.cat([tokens[:, :prefix], shuffled.gather(1, back)], 1)
+        mask_tokens = self.mask_token.expand(len(tokens), self.patches - self.visible, -1)
+        shuffled = torch.cat([tokens[:, prefix:], mask_tokens], 1)
+        restore = order.argsort(1)[:, :, None].expand(-1, -1, tokens.shape[2])
+        tokens = torch.cat([tokens[:, :prefix], shuffled.gather(1, restore)], 1)
         tokens = tokens + self.decoder_pos_embed[:, 1 - prefix :]
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(tokens))[:, prefix:]
 
-    def reconstruction(self, guess: Tensor, target: Tensor, order: Tensor) -> Tensor:
-        """Mean squared error on the hidden patches, each patch of `target` normalised by itself.
+    def reconstruction(self, prediction: Tensor, target: Tensor, order: Tensor) -> Tensor:
+        """Mean squared error on the hidden patches, with each patch of `target` normalised separately.
 
         Args:
-            guess: from `decode`.
-            target: images (N, 3, H, W); a patch's variance is unbiased, plus 1e-6.
+            prediction: from `decode`.
+            target: images (N, 3, H, W); patches are normalised with the unbiased variance plus 1e-6.
         """
         pixels = patchify(target, self.patch)
         variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
-        wanted = (pixels - mean) / (variance + 1e-6).sqrt()
-        errors = (guess - wanted).square().mean(2)
+        normalised = (pixels - mean) / (variance + 1e-6).sqrt()
+        errors = (prediction - normalised).square().mean(2)
         return errors.gather(1, order[:, self.visible :]).mean()
 
     def forward(self, x: Tensor, target: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """The reconstruction loss of `target` from the visible patches of `x`, and the latent tokens."""
+        """The loss of reconstructing `target` from the visible patches of `x`, and the latent tokens."""
         latent = self.encode(x, order)
         return self.reconstruction(self.decode(latent, order), target, order), latent

@@ -1,4 +1,4 @@
-"""Interrupted training, saved beside its output: written atomically, read without executing code."""
+"""The partial file of a training, saved next to its output: written atomically, read without executing code."""
 
 import io
 import os
@@ -14,15 +14,15 @@ from robench.core.errors import ResourceError
 from robench.core.io import Damaged, read_sealed, seal, write_file
 from robench.records.provenance import release
 
-# Option for the place of a checkpoint, its log and the file of an interrupted training.
+# The option that selects another location, for messages about files that cannot be written.
 OPTION = "--output"
 
 
 def check_writable(path: Path) -> None:
-    """Check before a long training that its output can be written.
+    """Check, before a long training, that its output can be written.
 
     Raises:
-        ResourceError: when it cannot.
+        ResourceError: if it cannot be written.
     """
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     write_file(probe, b"", OPTION)
@@ -33,51 +33,54 @@ def write_partial(path: Path, state: Mapping[str, Any], fingerprint: str) -> Non
     """Save the state of a running training with the fingerprint of its settings.
 
     Raises:
-        ResourceError: when the folder is missing, full or not writable.
+        ResourceError: if the disk is full or the folder cannot be written.
     """
     buffer = io.BytesIO()
-    made_by = {"robench": release(), "torch": str(torch.__version__)}
-    torch.save({**state, "fingerprint": fingerprint, "made_by": made_by}, buffer)
+    torch.save({**state, "fingerprint": fingerprint, "made_by": _versions()}, buffer)
     write_file(path, seal(buffer.getvalue()), OPTION)
 
 
-def read_partial(path: Path, fingerprint: str, note: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of an interrupted training, on the CPU; None when there is none, or when it is damaged.
+def read_partial(path: Path, fingerprint: str, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """Read the state of an interrupted training, on the CPU; None if the file is missing or damaged.
 
     Args:
-        fingerprint: of the recipe, network, data and seed that are to be resumed.
-        note: called with one line about a damaged file.
+        fingerprint: fingerprint of the training to resume.
+        report: called with one line about a damaged file.
 
     Raises:
-        ResourceError: when the file belongs to another recipe or seed, or to another release of robench or torch,
-            with which the training could be finished.
+        ResourceError: if the file was written with another recipe, network, data or seed, or by another version of
+            robench or torch, which could still finish the training.
     """
     if not path.exists():
         return None
-    mend = f"delete {path} or start over with --fresh"
+    remedy = f"delete {path} or start over with --fresh"
     try:
         content = read_sealed(path)
     except Damaged as error:
-        if _opened_as_archive(path):
-            raise ResourceError(f"{path} is an interrupted training by another release: {mend}") from error
-        note(f"{path.parent}: {error}; the training starts again")
+        if _is_unsealed(path):
+            raise ResourceError(f"{path} was saved by another release of robench: {remedy}") from error
+        report(f"{path.parent}: {error}; the training starts over")
         return None
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if state["fingerprint"] != fingerprint:
         raise ResourceError(
-            f"{path} is an interrupted training by another recipe, network, data or seed: {mend}"
+            f"{path} is an interrupted training with another recipe, network, data or seed: {remedy}"
         )
-    for name, now in {"robench": release(), "torch": str(torch.__version__)}.items():
-        if (then := state["made_by"][name]) != now:
+    for name, version in _versions().items():
+        if (saved := state["made_by"][name]) != version:
             raise ResourceError(
-                f"{path} is an interrupted training by {name} {then}, and this is {now}: finish it with that one, or "
-                f"{mend}"
+                f"{path} was saved by {name} {saved}, but this is {name} {version}: finish the training with that "
+                f"release, or {remedy}"
             )
     return state
 
 
-def _opened_as_archive(path: Path) -> bool:
-    """Whether it is what `torch.save` writes, as releases kept it that did not seal it."""
+def _versions() -> dict[str, str]:
+    return {"robench": release(), "torch": str(torch.__version__)}
+
+
+def _is_unsealed(path: Path) -> bool:
+    """Whether the file is a plain `torch.save` archive, as early releases wrote it."""
     with suppress(OSError):
         return zipfile.is_zipfile(path) and path.read_bytes()[:2] == b"PK"
     return False

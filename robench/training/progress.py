@@ -1,4 +1,4 @@
-"""Show the progress of training on stderr: stage, epoch, loss, time left."""
+"""Progress of a training on stderr: stage, epoch, loss and remaining time."""
 
 import time
 from types import TracebackType
@@ -18,11 +18,15 @@ from robench.core.sanitize import plain_lines
 
 
 class Reporter:
-    """One progress bar per stage on a terminal, else a line every 30 seconds; nothing if `shown` is false."""
+    """Shows one progress bar per stage on a terminal, and a line every 30 seconds elsewhere.
+
+    Args:
+        shown: whether to show anything.
+    """
 
     def __init__(self, shown: bool):
         self.console = Console(stderr=True, quiet=not shown)
-        live = shown and self.console.is_terminal
+        show_bars = shown and self.console.is_terminal
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -32,12 +36,12 @@ class Reporter:
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
-            disable=not live,
+            disable=not show_bars,
         )
-        self.plain = shown and not live
+        self.print_lines = shown and not show_bars
         self.task = self.bars.add_task("", start=False, visible=False, loss="")
-        self.started = self.last = 0.0
-        self.first = self.total = 0
+        self.started = self.printed = 0.0
+        self.first_epoch = self.epochs = 0
         self.stage = ""
 
     def __enter__(self) -> "Reporter":
@@ -50,19 +54,19 @@ class Reporter:
         self.bars.stop()
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """Start a stage of `total` epochs, or resume it after `done` of them."""
-        self.stage, self.total, self.first = stage, total, done
-        self.started = self.last = time.monotonic()
+        """Start a stage of `total` epochs, or resume it after `done` epochs."""
+        self.stage, self.epochs, self.first_epoch = stage, total, done
+        self.started = self.printed = time.monotonic()
         self.task = self.bars.add_task(stage, total=total, completed=done, loss="")
 
     def epoch(self, done: int, loss: float) -> None:
-        """Show that `done` epochs of the stage are finished, the last with this mean loss."""
+        """Show the number of finished epochs and the mean loss of the last one."""
         self.bars.update(self.task, completed=done, loss=f"{loss:.4f}")
         now = time.monotonic()
-        if self.plain and (done == self.total or now - self.last >= 30):
-            self.last = now
-            left = (now - self.started) / (done - self.first) * (self.total - done)
-            self.say(f"{self.stage}: epoch {done}/{self.total}, loss {loss:.4f}, {left:.0f} s left")
+        if self.print_lines and (done == self.epochs or now - self.printed >= 30):
+            self.printed = now
+            left = (now - self.started) / (done - self.first_epoch) * (self.epochs - done)
+            self.say(f"{self.stage}: epoch {done}/{self.epochs}, loss {loss:.4f}, {left:.0f} s left")
 
     def say(self, text: str) -> None:
         """Print one line."""

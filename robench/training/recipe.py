@@ -1,4 +1,4 @@
-"""How a checkpoint is made: the `[recipe]` table of a card, every field checked."""
+"""Recipes: the `[recipe]` table of a card, which sets how its checkpoint is trained; every field is validated."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,14 +21,14 @@ class Pretraining:
     """Masked pre-training, with MIMIR's defaults for CIFAR-10 (arXiv 2312.04960, official code).
 
     Attributes:
-        epochs, warmup: passes over the data; the learning rate rises over the first `warmup`, then falls by a
-            cosine to 0.
-        batch_size, lr, weight_decay: of AdamW(0.9, 0.95); decay spares one-dimensional parameters.
-        eps, step_size: of the one-step inner attack in Linf; eps 0 gives plain MAE.
-        mask_ratio: the part of the patches that is hidden.
-        mi_weight: lambda, the weight of the nHSIC penalty; 0 leaves it out.
-        decoder_width, decoder_depth, decoder_heads: of the decoder.
-        precision: "fp32", or "bf16" to compute the networks in it (autocast); weights and nHSIC stay in fp32.
+        epochs, warmup: number of epochs. The learning rate rises linearly during the first `warmup` epochs, then
+            follows a cosine to 0.
+        batch_size, lr, weight_decay: of AdamW(0.9, 0.95); one-dimensional parameters are not decayed.
+        eps, step_size: radius and step size of the one-step inner attack in Linf; eps 0 gives plain MAE.
+        mask_ratio: fraction of patches hidden.
+        mi_weight: lambda, the weight of the nHSIC penalty; 0 for no penalty.
+        decoder_width, decoder_depth, decoder_heads: size of the decoder.
+        precision: "fp32", or "bf16" for autocast; weights and nHSIC stay in fp32.
     """
 
     epochs: Count = 800
@@ -51,23 +51,22 @@ class Finetuning:
     """Training of the whole classifier, with the defaults of MIMIR's fine-tuning on CIFAR-10.
 
     Attributes:
-        method: spec of a method of adversarial training with settings of its own, such as "trades(beta=6.0)".
-        epochs, warmup: passes over the data; the learning rate rises over the first `warmup`, then falls by a
-            cosine to `min_lr`.
-        batch_size, lr, weight_decay: of AdamW; decay spares one-dimensional parameters.
-        accumulate: parts that a batch is cut into, their gradients added up before the step: the same
-            training in less memory.
-        precision: "fp32", or "bf16" to compute the networks in it (autocast); weights stay in fp32.
-        layer_decay: the factor on the learning rate from each layer to the one below it.
-        drop_path: rate of stochastic depth at the last block.
+        method: spec of an adversarial training method, optionally with arguments, such as "trades(beta=6.0)".
+        epochs, warmup: number of epochs. The learning rate rises linearly during the first `warmup` epochs, then
+            follows a cosine to `min_lr`.
+        batch_size, lr, weight_decay: of AdamW; one-dimensional parameters are not decayed.
+        accumulate: number of micro-batches that a batch is split into. Their gradients are accumulated, which saves
+            memory and does not change the training.
+        precision: "fp32", or "bf16" for autocast; weights stay in fp32.
+        layer_decay: factor of the learning rate from each layer to the one below it.
+        drop_path: stochastic depth rate of the last block.
         label_smoothing: of every cross entropy in the method's loss.
-        eps, step_size, steps: of the method's inner maximiser in Linf; 0 steps trains on clean images, by
-            pgd-at. apgd-at finds its own step size.
-        ramp: the radius and step size grow linearly from 0 over this many epochs.
-        average: decay, a step, of the running average of the weights that is kept at the end; 0 keeps the
-            last weights.
-        probe: train the head alone, on the features of the encoder that training starts from: a linear probe,
-            where the head is linear.
+        eps, step_size, steps: of the method's inner attack in Linf; pgd-at with 0 steps trains on clean images.
+            apgd-at sets its own step size.
+        ramp: number of epochs over which the radius and step size grow linearly from 0.
+        average: decay per step of the moving average of the weights, which becomes the checkpoint; 0 keeps the last
+            weights.
+        probe: freeze the encoder and train the head alone (a linear probe if the head is linear).
     """
 
     method: str = "pgd-at"
@@ -92,13 +91,13 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class PurifierStage:
-    """One stage of a purifier's training, by a way of `robench.training.purifier_training`.
+    """One stage of a purifier's training, by a method of `robench.training.purifier_training`.
 
     Attributes:
-        method: spec of the way, such as "nim(sigma='gamma')".
-        epochs, warmup: passes over the data; the learning rate rises over the first `warmup`, then falls by a
-            cosine to `min_lr`.
-        batch_size, lr, weight_decay, beta2: of AdamW(0.9, beta2); decay spares one-dimensional parameters.
+        method: spec of the method, such as "nim(sigma='gamma')".
+        epochs, warmup: number of epochs. The learning rate rises linearly during the first `warmup` epochs, then
+            follows a cosine to `min_lr`.
+        batch_size, lr, weight_decay, beta2: of AdamW(0.9, beta2); one-dimensional parameters are not decayed.
         accumulate, precision, average: as in Finetuning.
     """
 
@@ -117,25 +116,25 @@ class PurifierStage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a checkpoint's weights, besides the network and the data set.
+    """Everything that determines a checkpoint's weights, except the network and the data set.
 
     Attributes:
-        finetuning, pretraining: of a classifier; pretraining None starts it from nothing.
-        purifying: the stages of a purifier, `[[recipe.purifying]]`, one after another; none for a classifier.
-        start: the card whose checkpoint training starts from, in place of random weights and of a pre-training: all
-            of it for a purifier, what lies below the head for a classifier.
-        samples: number of training images, the first of the train split; 0 for all.
-        measured: how many test images the finished defense is measured on, the first ones; 0 for all.
-        seed: of every random number.
-        shift: random crops after padding by this many pixels with zeros.
-        rotation, scaling: random rotations up to this many degrees, and scales within 1 -+ so much.
-        flip: random mirror images.
-        resized_crop: random crops of at least so much of the area, at most all of it, of a shape between 3 : 4
-            and 4 : 3, resized to the whole; 0 for none.
-        evaluation: the threat at which the finished classifier is measured.
-        stored: "fp32", or "fp16" for a checkpoint of half the size; what is measured is what is stored.
-        threads: of the CPU; 0 for as many as torch takes. It decides the last bits of the weights; a small
-            network is trained fastest by one.
+        finetuning, pretraining: stages of a classifier's training; pretraining None skips the pre-training.
+        purifying: stages of a purifier's training, `[[recipe.purifying]]`, in order; empty for a classifier.
+        start: name of the card whose checkpoint is loaded before training, instead of a pre-training; for a
+            classifier, its head is not loaded.
+        samples: number of training images, from the start of the train split; 0 for all.
+        measured: number of test images for the final evaluation, from the start of the test split; 0 for all.
+        seed: seed of all random numbers.
+        shift: random crops after zero padding by this many pixels.
+        rotation, scaling: random rotations by up to this many degrees, and random scales within 1 +- this number.
+        flip: random horizontal flips.
+        resized_crop: random resized crops with at least this fraction of the area and an aspect ratio between 3:4
+            and 4:3; 0 for none.
+        evaluation: threat model of the final evaluation.
+        stored: precision of the checkpoint, "fp32" or "fp16"; the evaluation uses the stored weights.
+        threads: number of CPU threads; 0 for torch's default. It affects the last bits of the weights. One thread
+            is fastest for a small network.
     """
 
     finetuning: Finetuning = field(default_factory=Finetuning)
@@ -162,14 +161,14 @@ Table = TypeVar("Table", bound=Pretraining | Finetuning | PurifierStage | Recipe
 
 
 def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
-    """The recipe of a card.
+    """Validate and build the recipe of a card.
 
     Args:
         table: the card's `[recipe]`; `eps` and `step_size` may be strings such as "8/255".
         origin: the card's file, for messages.
 
     Raises:
-        UsageError: for a field that is unknown, of another type or out of range.
+        UsageError: if a field is unknown, of the wrong type or out of range.
     """
     table = dict(table)
     for name, kind in (("pretraining", Pretraining), ("finetuning", Finetuning)):
@@ -183,7 +182,7 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
         table["purifying"] = _read_stages(table["purifying"], f"{origin}: recipe.purifying")
     recipe = _read(Recipe, table, f"{origin}: recipe")
     if recipe.start and recipe.pretraining:
-        raise UsageError(f"{origin}: recipe.start = {recipe.start!r} and [recipe.pretraining]: give one")
+        raise UsageError(f"{origin}: recipe.start = {recipe.start!r} and [recipe.pretraining]: give only one")
     if recipe.finetuning.probe and recipe.pretraining:
         raise UsageError(f"{origin}: recipe.finetuning.probe needs recipe.start, or --pretrained FILE")
     try:
@@ -191,73 +190,70 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
     except UsageError as error:
         raise UsageError(f"{origin}: recipe.finetuning: {error}") from error
     if Threat.parse(recipe.evaluation).norm != "Linf":
-        raise UsageError(f"{origin}: recipe.evaluation = {recipe.evaluation!r}: expected a threat in Linf")
+        raise UsageError(f"{origin}: recipe.evaluation = {recipe.evaluation!r}: expected an Linf threat")
     return recipe
 
 
-def _read_stages(tables: Any, where: str) -> tuple[PurifierStage, ...]:
-    if not isinstance(tables, list) or not all(isinstance(each, Mapping) for each in tables) or not tables:
-        raise UsageError(f"{where} = {tables!r}: expected tables [[recipe.purifying]]")
-    stages = tuple(_read(PurifierStage, each, f"{where}, stage {i}") for i, each in enumerate(tables, 1))
+def _read_stages(tables: Any, origin: str) -> tuple[PurifierStage, ...]:
+    if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables) or not tables:
+        raise UsageError(f"{origin} = {tables!r}: expected tables [[recipe.purifying]]")
+    stages = tuple(_read(PurifierStage, table, f"{origin}, stage {i}") for i, table in enumerate(tables, 1))
     for i, stage in enumerate(stages, 1):
         if not stage.method:
-            raise UsageError(f"{where}, stage {i}: the field method is missing")
+            raise UsageError(f"{origin}, stage {i}: the field method is missing")
         try:
             find_purifier_training(stage.method)
         except UsageError as error:
-            raise UsageError(f"{where}, stage {i}: {error}") from error
+            raise UsageError(f"{origin}, stage {i}: {error}") from error
     return stages
 
 
 def choose_method(config: Finetuning) -> Method:
-    """The method of `config`, which suits its steps and average.
+    """Build the method of `config` and check that it supports the configured steps and average.
 
     Raises:
-        UsageError: when there is no such method, or it cannot be trained so.
+        UsageError: if the method is unknown, or does not support the number of steps or needs an average.
     """
     method = find_method(config.method)
     if not method.fewest_steps <= config.steps <= method.most_steps:
-        limit = _between(method.fewest_steps, method.most_steps)
+        limit = _range(method.fewest_steps, method.most_steps)
         raise UsageError(f"{config.method} with steps = {config.steps}: expected {limit}")
     if method.needs_average and not config.average:
-        raise UsageError(f"{config.method} keeps a running average: give its decay, such as average = 0.999")
+        raise UsageError(f"{config.method} needs a running average: give its decay, such as average = 0.999")
     return method
 
 
-def _between(low: int, high: float) -> str:
+def _range(low: int, high: float) -> str:
     if high == inf:
         return f"at least {low}"
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def decisive(recipe: Recipe) -> dict[str, Any]:
-    """The fields of `recipe` that decide the weights, for a fingerprint.
+def decisive_fields(recipe: Recipe) -> dict[str, Any]:
+    """The fields of `recipe` that determine the weights, for a fingerprint.
 
-    Fields that came later are left out at their defaults, so that what was begun before them goes on.
+    Fields added in later releases are left out if they have their defaults, so that trainings interrupted before
+    these releases can be resumed.
     """
     table = asdict(recipe)
-    later = Finetuning()
     if not table["purifying"]:
         del table["purifying"]
     for name in ("method", "accumulate", "precision", "probe"):
-        if table["finetuning"][name] == getattr(later, name):
+        if table["finetuning"][name] == getattr(Finetuning, name):
             del table["finetuning"][name]
     if table["pretraining"] and table["pretraining"]["precision"] == Pretraining.precision:
         del table["pretraining"]["precision"]
     for name in ("resized_crop", "samples"):
         if table[name] == getattr(Recipe, name):
             del table[name]
-    for name in (
-        "stored",
-        "start",
-        "measured",
-    ):  # finished weights are rounded and measured; a start has a digest
+    # The first two do not affect training, and the fingerprint has the digest of the checkpoint that `start` names.
+    for name in ("stored", "measured", "start"):
         del table[name]
     return table
 
 
-def _read(kind: type[Table], table: Mapping[str, Any], where: str) -> Table:
+def _read(table_type: type[Table], table: Mapping[str, Any], origin: str) -> Table:
     fractions = {key: table[key] for key in _RADII if isinstance(table.get(key), str)}
     table = {**table, **{key: Threat.parse(f"Linf:{radius}").eps for key, radius in fractions.items()}}
-    check_table(table, kind, where, inside=".", ranges=(NOT_NEGATIVE,))
-    return kind(**{**table, **{key: float(table[key]) for key in _RADII if key in table}})
+    check_table(table, table_type, origin, inside=".", ranges=(NOT_NEGATIVE,))
+    return table_type(**{**table, **{key: float(table[key]) for key in _RADII if key in table}})

@@ -1,4 +1,4 @@
-"""Learning rates: warm-up, cosine decay, and layer-wise decay towards the input."""
+"""Learning rate schedules: warm-up, cosine decay and layer-wise decay."""
 
 import math
 import re
@@ -6,14 +6,14 @@ import re
 import torch
 from torch import Tensor, nn
 
-# A block by its whole path: those of a Swin or a ConvNeXt have numbers that restart in every stage.
+# Blocks are identified by the whole path, because the numbers restart in every stage of a Swin or ConvNeXt.
 _BLOCK = re.compile(r"^(.*?\bblocks\.\d+)\.")
-_TOKENS = ("cls_token", "pos_embed", "patch_embed", "stem.")
-_BETWEEN = re.compile(r"(?:^|\.)downsample\.")
+_EMBEDDING = ("cls_token", "pos_embed", "patch_embed", "stem.")
+_DOWNSAMPLE = re.compile(r"(?:^|\.)downsample\.")
 
 
 def cosine(step: int, total: int, warmup: int, peak: float, floor: float = 0.0) -> float:
-    """The learning rate of a step: linear up to `peak`, then half a cosine down to `floor`."""
+    """The learning rate of a step: linear warm-up to `peak`, then cosine decay to `floor`."""
     if step < warmup:
         return peak * step / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -21,53 +21,54 @@ def cosine(step: int, total: int, warmup: int, peak: float, floor: float = 0.0) 
 
 
 def layers_of(names: list[str]) -> dict[str, int]:
-    """The layer of each parameter: 0 for what makes the tokens, 1 .. depth for the blocks, then the head.
+    """The layer of each parameter: 0 for the embedding, 1 to depth for the blocks, depth + 1 for the rest.
 
     Args:
-        names: of a network's parameters, in its own order. What stands between two stages goes with the first
-            block after it.
+        names: names of a network's parameters, in the network's order. Down-sampling layers between two stages
+            belong to the layer of the next block.
     """
     blocks: dict[str, int] = {}
     for name in names:
         if block := _BLOCK.match(name):
             blocks.setdefault(block[1], len(blocks) + 1)
-    layers, above = {}, len(blocks) + 1
+    layers, next_block = {}, len(blocks) + 1
     for name in reversed(names):
         if block := _BLOCK.match(name):
-            above = blocks[block[1]]
-            layers[name] = above
-        elif any(part in name for part in _TOKENS):
+            next_block = blocks[block[1]]
+            layers[name] = next_block
+        elif any(part in name for part in _EMBEDDING):
             layers[name] = 0
         else:
-            layers[name] = above if _BETWEEN.search(name) else len(blocks) + 1
+            layers[name] = next_block if _DOWNSAMPLE.search(name) else len(blocks) + 1
     return layers
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """AdamW's groups: layer `l` learns at layer_decay ** (depth + 1 - l), 1-D parameters undecayed.
+    """Parameter groups for AdamW with layer-wise learning rate decay.
 
-    Bao et al., "BEiT: BERT Pre-Training of Image Transformers", arXiv 2106.08254, as MAE and MIMIR fine-tune.
-    The factor stands under `lr_scale`.
+    The learning rate of layer `l` is scaled by layer_decay ** (depth + 1 - l), which the group stores as `lr_scale`.
+    One-dimensional parameters, class tokens and position embeddings have no weight decay. Bao et al., "BEiT: BERT
+    Pre-Training of Image Transformers", arXiv 2106.08254; MAE and MIMIR fine-tune in the same way.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    layers = layers_of([name for name, _ in named])
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    layers = layers_of([name for name, _ in trainable])
     top = max(layers.values(), default=0)
     groups: dict[tuple[int, bool], list[Tensor]] = {}
-    for name, parameter in named:
-        plain = parameter.dim() <= 1 or "cls_token" in name or "pos_embed" in name
+    for name, parameter in trainable:
+        no_decay = parameter.dim() <= 1 or "cls_token" in name or "pos_embed" in name
         layer = layers[name] if layer_decay != 1 else top
-        groups.setdefault((layer, plain), []).append(parameter)
+        groups.setdefault((layer, no_decay), []).append(parameter)
     return [
         {
             "params": parameters,
-            "weight_decay": 0.0 if plain else weight_decay,
+            "weight_decay": 0.0 if no_decay else weight_decay,
             "lr_scale": layer_decay ** (top - layer),
         }
-        for (layer, plain), parameters in groups.items()
+        for (layer, no_decay), parameters in groups.items()
     ]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group to `lr` times its factor."""
+    """Set the learning rate of every group to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

@@ -1,7 +1,7 @@
-"""One stage of a training: epochs over the data, each with random numbers of its own.
+"""Stages of a training.
 
-The numbers of an epoch depend on (seed, stage, epoch) alone, so that a training resumed at an epoch's start
-goes on bit for bit as if it had never stopped.
+The random numbers of an epoch depend only on the seed, the stage and the epoch, so a training resumed at the start
+of an epoch gives bit-identical weights.
 """
 
 import copy
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robench.core.errors import UsageError
 from robench.core.precision import computing
 from robench.training.augment import augment
-from robench.training.distributed import ALONE, ProcessGroup
+from robench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from robench.training.mae import MaskedAutoencoder
 from robench.training.methods import Budget, Method
 from robench.training.methods._base import tensors
@@ -24,30 +24,29 @@ from robench.training.purifier_training import PurifierTraining
 from robench.training.recipe import Finetuning, Pretraining, PurifierStage, Recipe, choose_method
 from robench.training.schedule import cosine, parameter_groups, set_lr
 
-# What a classifier draws again when it starts from an encoder.
+# Layers that a classifier reinitialises when it starts from a pre-trained encoder.
 HEAD = ("fc_norm.", "head.")
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def seed_for(*purpose: object) -> int:
-    """A 63-bit seed for torch's generator from the parts of a purpose."""
+    """Derive a 63-bit seed for torch's generators from the parts of a purpose."""
     digest = hashlib.sha256("\x1f".join(map(str, purpose)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 @dataclass
 class Stage:
-    """What is trained, how, and how far it is.
+    """A stage of a training with its model, optimiser and progress.
 
     Attributes:
-        name: shown, and part of every seed.
-        model: what is trained.
-        loss: of a batch (x, y) at a time in epochs, a mean over its rows.
-        lr: the learning rate at a time given as (step, steps an epoch).
-        average: a copy of the model whose weights trail behind it, and the decay; None for none.
-        done: epochs behind it.
-        accumulate: parts that a batch is cut into; their gradients are added up before the step.
-        method: decides what the average follows, and what happens after a step.
+        name: shown to the user, and part of every seed.
+        loss: function of a batch (x, y) and the time in epochs; returns the mean loss over the rows.
+        lr: learning rate as a function of the step and the number of steps per epoch.
+        average: a model that holds the moving average of the weights, and the decay; None for no average.
+        done: number of finished epochs.
+        accumulate: number of micro-batches per batch, whose gradients are accumulated before the step.
+        method: decides which weights the average follows, and what happens after each step.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Stage:
     method: Method = field(default_factory=Method)
 
     def state(self) -> dict:
-        """Everything that the rest of the stage depends on, for `restore`."""
+        """The state that `restore` needs to resume the stage."""
         average = self.average[0].state_dict() if self.average else {}
         return {
             "done": self.done,
@@ -73,67 +72,69 @@ class Stage:
         }
 
     def restore(self, state: dict) -> None:
-        """Go back to where `state` was taken."""
+        """Restore a state that `state` returned."""
         self.done = state["done"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average[0].load_state_dict(state["average"])
 
-    def run(self, x: Tensor, y: Tensor, recipe: Recipe, team: ProcessGroup = ALONE) -> Iterator[float]:
-        """Train epoch by epoch, giving the mean loss of each; `done` counts the one just given.
+    def run(
+        self, x: Tensor, y: Tensor, recipe: Recipe, processes: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[float]:
+        """Train the remaining epochs and yield the mean loss of each.
 
         Args:
             x: (N, 3, H, W) in [0, 1], y: (N,), both on the model's device.
-            team: the processes that share each batch; their weights stay the same.
+            processes: the processes that split each batch; their weights stay identical.
 
         Raises:
-            UsageError: when a batch has fewer images than there are processes.
+            UsageError: if a batch has fewer images than there are processes.
         """
         size = min(self.batch_size, len(x))
-        if size < team.size:
-            raise UsageError(f"{team.size} processes cannot share a batch of {size} images")
-        steps = len(x) // size  # the rest of a shuffled epoch is left out, so that all batches weigh the same
+        if size < processes.size:
+            raise UsageError(f"cannot split a batch of {size} images over {processes.size} processes")
+        steps = len(x) // size  # an incomplete last batch is dropped, so that all images have the same weight
         while self.done < self.epochs:
             torch.manual_seed(seed_for(recipe.seed, self.name, self.done))
             order = torch.randperm(len(x)).to(x.device)
-            if team.size > 1:  # the order is common, all other random numbers are each process's own
-                torch.manual_seed(seed_for(recipe.seed, self.name, self.done, team.rank))
+            if processes.size > 1:  # the order is the same in all processes, other random numbers are not
+                torch.manual_seed(seed_for(recipe.seed, self.name, self.done, processes.rank))
             total = x.new_zeros(())
             for i in range(steps):
                 step = self.done * steps + i
-                rows = team.share(order[i * size : (i + 1) * size])
+                rows = processes.shard(order[i * size : (i + 1) * size])
                 set_lr(self.optimizer, self.lr(step, steps))
                 self.optimizer.zero_grad(set_to_none=True)
                 total += self._backward(augment(x[rows], recipe), y[rows], step / steps, size)
-                team.add_up(p.grad for p in self.model.parameters() if p.grad is not None)
+                processes.all_reduce(p.grad for p in self.model.parameters() if p.grad is not None)
                 self.optimizer.step()
-                self._follow(step, steps)
-            team.add_up([total])
+                self._update_average(step, steps)
+            processes.all_reduce([total])
             self.done += 1
             yield float(total) / steps
 
     def _backward(self, x: Tensor, y: Tensor, epoch: float, size: int) -> Tensor:
-        """Add the gradient of these rows' part in the mean loss of `size` rows; that part, detached."""
+        """Accumulate the gradient of these rows' share of the mean loss over `size` rows; return the share."""
         total = x.new_zeros(())
         parts = min(self.accumulate, len(x))
-        for part, wanted in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
-            loss = self.loss(part, wanted, epoch) * (len(part) / size)
+        for images, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            loss = self.loss(images, labels, epoch) * (len(images) / size)
             loss.backward()
             total += loss.detach()
         return total
 
     @torch.no_grad()
-    def _follow(self, step: int, steps: int) -> None:
+    def _update_average(self, step: int, steps: int) -> None:
         if not self.average:
             return
-        average, longest = self.average
-        # At first the average forgets faster, or it would remember the random start.
-        decay = min(longest, (1 + step) / (10 + step))
+        average, highest_decay = self.average
+        # A lower decay at first, so that the random initial weights are forgotten.
+        decay = min(highest_decay, (1 + step) / (10 + step))
         total = self.epochs * steps
         followed = self.method.followed(self.model, (step + 1) / total)
-        for slow, fast in zip(tensors(average), followed, strict=True):
-            slow.lerp_(fast, 1 - decay) if slow.is_floating_point() else slow.copy_(fast)
+        for mean, value in zip(tensors(average), followed, strict=True):
+            mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
         self.method.after(self.model, average, step + 1, steps, total)
 
 
@@ -142,13 +143,13 @@ def pretraining_stage(
 ) -> Stage:
     """MIMIR's pre-training of a classifier's encoder, in place (arXiv 2312.04960).
 
-    Plain MAE for eps and mi_weight 0.
+    Plain MAE if eps and mi_weight are 0.
 
     Args:
-        image_size: side of the images, for a classifier that does not know it.
+        image_size: side of the images, for a classifier that accepts several sizes.
 
     Raises:
-        UsageError: when the classifier is of a kind that cannot be masked, or does not suit the recipe.
+        UsageError: if masked pre-training does not support the classifier, or the recipe does not suit it.
     """
     try:
         model = MaskedAutoencoder(
@@ -176,11 +177,11 @@ def pretraining_stage(
 
 
 def purifier_stage(number: int, learner: nn.Module, method: PurifierTraining, config: PurifierStage) -> Stage:
-    """A stage of a purifier's training.
+    """One stage of a purifier's training.
 
     Args:
-        number: counts a recipe's stages, from 1.
-        learner: from `method`; only its parameters with gradient are trained.
+        number: position of the stage in the recipe, from 1.
+        learner: from `method.learner`; parameters that require no gradient stay fixed.
     """
     learner.train()
     average = copy.deepcopy(learner) if config.average else None
@@ -208,13 +209,13 @@ def purifier_stage(number: int, learner: nn.Module, method: PurifierTraining, co
 
 
 def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning) -> Stage:
-    """Adversarial training by the recipe's method, with a radius that may grow.
+    """Adversarial training by the recipe's method; the radius may grow over the first epochs.
 
     Args:
-        average: a second model of the same network, overwritten.
+        average: another instance of the same network, for the moving average; its weights are overwritten.
 
     Raises:
-        UsageError: when there is no such method, or it does not suit the network or the recipe.
+        UsageError: if the method is unknown, or does not suit the network or the recipe.
     """
     method = choose_method(config)
     if config.probe:
@@ -223,14 +224,14 @@ def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning) -
         learners = method.learners(model)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    average.load_state_dict(model.state_dict())  # as the method lets it start
+    average.load_state_dict(model.state_dict())  # after `learners`, which may change the initial weights
     learners.train()
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
-        part = min(1.0, epoch / config.ramp) if config.ramp else 1.0
+        scale = min(1.0, epoch / config.ramp) if config.ramp else 1.0
         budget = Budget(
-            config.eps * part,
-            config.step_size * part,
+            config.eps * scale,
+            config.step_size * scale,
             config.steps,
             config.label_smoothing,
             epoch / config.epochs,
@@ -258,10 +259,10 @@ def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning) -
 
 
 def _freeze_encoder(model: nn.Module) -> None:
-    named = dict(model.named_parameters())
-    for name, parameter in named.items():
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name.startswith(HEAD))
-    if not any(parameter.requires_grad for parameter in named.values()):
+    if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UsageError(
-            f"probe trains the head alone: a {type(model).__name__} has none by the name {HEAD[-1]}"
+            f"probe trains only the head, but {type(model).__name__} has no module {HEAD[-1][:-1]}"
         )

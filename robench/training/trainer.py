@@ -1,4 +1,4 @@
-"""`robench train`: from a card's recipe to a checkpoint, resumable at any moment, decided by the seed."""
+"""Training of a card's checkpoint by its recipe: resumable at any time and reproducible from the seed."""
 
 import hashlib
 import json
@@ -30,10 +30,10 @@ from robench.training.partial import OPTION, check_writable, read_partial, write
 from robench.training.pretrained import read_encoder
 from robench.training.progress import Reporter
 from robench.training.purifier_training import find_purifier_training
-from robench.training.recipe import Recipe, decisive, read_recipe
+from robench.training.recipe import Recipe, decisive_fields, read_recipe
 from robench.training.stages import HEAD, Stage, finetuning_stage, pretraining_stage, purifier_stage, seed_for
 
-# Interval between saves; a killed training loses at most this time plus an epoch.
+# Interval between saves. A killed training loses at most this time plus one epoch.
 SAVE_EVERY_SECONDS = 10.0
 
 
@@ -42,12 +42,13 @@ class TrainResult:
     """A finished training.
 
     Attributes:
-        path, sha256: of the checkpoint; the digest goes into the card.
-        n: test images; `clean` of them are classified right, `robust` still are under PGD-20 at `threat`. 0
-            where nothing could be measured: a purifier whose classifier has no weights yet.
-        clean_accuracy, robust_accuracy: the same as parts of 1.
-        seed: what decided the weights.
-        seconds: of training and evaluation, with what was spent before interruptions.
+        path, sha256: the checkpoint and its digest, which the card records.
+        n: number of test images; 0 if a purifier was not evaluated because its classifier has no weights yet.
+        clean, robust: number of test images that are classified correctly, without an attack and under PGD-20 at
+            `threat`.
+        clean_accuracy, robust_accuracy: `clean` and `robust` as fractions of `n`.
+        seed: the seed that the weights follow from.
+        seconds: duration of training and evaluation, including the time before interruptions.
     """
 
     path: Path
@@ -68,7 +69,7 @@ class TrainResult:
         return self.robust / self.n if self.n else math.nan
 
     def __str__(self) -> str:
-        accuracies = "not measured: the classifier behind it has no weights"
+        accuracies = "not evaluated: the purifier's classifier has no weights"
         if self.n:
             accuracies = (
                 f"clean {self.clean_accuracy:.1%}, PGD-20 at {self.threat} {self.robust_accuracy:.1%} "
@@ -88,85 +89,87 @@ def train(
     csv: str | Path | None = None,
     pretrained: str | Path | None = None,
 ) -> TrainResult:
-    """Train the defense of a card by its `[recipe]`, from nothing, and measure it on the test split.
+    """Train the defense of a card by its `[recipe]` and evaluate it on the test split.
 
-    While it runs, what it has lies in `<output>.partial`; run again, it goes on to the same weights,
-    bit for bit, as if it had never stopped (on the same device and number of threads).
+    The state of a running training is saved in `<output>.partial`. Calling the function again after an
+    interruption resumes from it. On the same device and number of threads, the final weights are bit-identical to
+    those of an uninterrupted training.
 
-    Started by `torchrun`, its processes share every batch (the recipe's batch size is the sum of theirs) and
-    the first writes; how many they are is part of what decides the weights. They need one file system.
+    Under `torchrun`, the processes split every batch, so the recipe's batch size is the total over all processes.
+    Rank 0 writes the files, which must lie on a shared file system. The weights depend on the number of processes.
 
     Args:
-        card: a card's name, a family or the path of a card.
-        data_dir: where the data set's files lie.
+        card: name of a card, name of a family or path of a card.
+        data_dir: folder with the files of the data set.
         output: the checkpoint, `.safetensors`; None for `<card name>.safetensors` in the current folder.
-        seed: None for the recipe's.
-        device: "auto" takes CUDA where it works.
-        progress: whether to show it, on stderr.
-        fresh: start over, whatever an interrupted training has left.
-        csv: a file for the epochs (stage, epoch, loss, lr, seconds); None for none.
-        pretrained: a checkpoint to start from, in place of the recipe's own start or pre-training: of masked
-            pre-training or a classifier's, or a purifier's.
+        seed: seed to use instead of the recipe's.
+        device: torch device; "auto" uses CUDA if available.
+        progress: whether to show the progress on stderr.
+        fresh: ignore an interrupted training and start over.
+        csv: CSV file to log epochs to (stage, epoch, loss, lr, seconds); None for no log.
+        pretrained: checkpoint to start from instead of the recipe's `start` or pre-training: a masked
+            pre-training, a classifier or a purifier.
 
     Raises:
-        UsageError: for an unknown card or device, a card without a recipe, or a bad recipe.
-        ResourceError: when data is missing, the output not writable, or the partial file not this training's.
+        UsageError: if the card or device is unknown, the card has no recipe, or the recipe is invalid.
+        ResourceError: if data is missing, the output cannot be written, or the partial file belongs to another
+            training.
     """
-    found = find_card(card)
-    if found is None or not found.recipe:
-        raise UsageError(f"{card} has no recipe to train by: give a card with a [recipe] table")
-    recipe = read_recipe(found.recipe, str(found.path))
+    resolved = find_card(card)
+    if resolved is None or not resolved.recipe:
+        raise UsageError(f"{card} has no recipe: give a card with a [recipe] table")
+    recipe = read_recipe(resolved.recipe, str(resolved.path))
     recipe = recipe if seed is None else replace(recipe, seed=seed)
-    team = ProcessGroup.here()
-    where = choose_device(team.device(device))
-    path = Path(output) if output else Path(f"{found.name}.safetensors")
+    processes = ProcessGroup.from_environment()
+    torch_device = choose_device(processes.device(device))
+    path = Path(output) if output else Path(f"{resolved.name}.safetensors")
     if path.suffix != ".safetensors":
         raise UsageError(f"the output {path} must end in .safetensors")
-    images = load_dataset(found.dataset, "train", recipe.samples or None, data_dir)
+    images = load_dataset(resolved.dataset, "train", recipe.samples or None, data_dir)
     check_images(images.x, images.y)
     encoder = None
-    data = f"{images.digest} {where.type}"
+    data = f"{images.digest} {torch_device.type}"
     if pretrained or recipe.start:
-        encoder = _encoder(pretrained) if pretrained else checkpoint_of(recipe.start)
+        encoder = _pretrained_file(pretrained) if pretrained else checkpoint_of(recipe.start)
         recipe = replace(recipe, pretraining=None)
         data += f" from {sha256_of(encoder)}"
-    run = _Run(found, recipe, path, where, data, team, Path(csv) if csv else None, encoder)
-    if team.leads:
+    run = _Run(resolved, recipe, path, torch_device, data, processes, Path(csv) if csv else None, encoder)
+    if processes.is_main:
         check_writable(path)
         if fresh:
             run.partial.unlink(missing_ok=True)
-    team.join(where)
-    # Training draws from torch's global generators; the caller's are left as they were.
-    cuda = [where] if where.type == "cuda" else []
+    processes.connect(torch_device)
+    # Training draws from torch's global generators, so the caller's state is restored afterwards.
+    cuda = [torch_device] if torch_device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
         threads(recipe.threads),
-        Reporter(progress and team.leads) as reporter,
+        Reporter(progress and processes.is_main) as reporter,
     ):
-        trained = run.weights(images.x.to(where), images.y.to(where), reporter)
-        return team.from_leader(run.finish(trained, data_dir, reporter) if team.leads else None)
+        trained = run.train(images.x.to(torch_device), images.y.to(torch_device), reporter)
+        return processes.broadcast(run.finish(trained, data_dir, reporter) if processes.is_main else None)
 
 
-def _encoder(location: str | Path) -> Path:
+def _pretrained_file(location: str | Path) -> Path:
     file = fetch(location, Path())
     if file.weights:
-        raise UsageError(f"--pretrained takes a file whole: leave #{file.weights} out")
+        raise UsageError(f"--pretrained reads the whole file: remove #{file.weights}")
     return file.path
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads of the CPU, until the block ends; 0 changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    """Set the number of torch's CPU threads inside the block; 0 leaves it unchanged."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(count or previous)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int = 512) -> tuple[int, int]:
-    """How many images are classified right: clean, and under PGD-20 with steps of eps / 4, as MIMIR's.
+    """Count the images that are classified correctly: clean, and under PGD-20 with step size eps / 4, as MIMIR's.
 
     Args:
         model: in evaluation mode.
@@ -177,14 +180,14 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int 
     for i in range(0, len(x), batch_size):
         batch, labels = x[i : i + batch_size].to(device), y[i : i + batch_size].to(device)
         clean += correct(model, batch, labels)
-        right = model(batch).argmax(1) == labels
+        classified = model(batch).argmax(1) == labels
         x_adv = pgd(model, batch, labels, eps, eps / 4, 20)
-        robust += int((right & (model(x_adv).argmax(1) == labels)).sum())
+        robust += int((classified & (model(x_adv).argmax(1) == labels)).sum())
     return clean, robust
 
 
 class _Run:
-    """One training under way: its stages, and what of them is on disk."""
+    """A training in progress: its settings, stages and saved state."""
 
     def __init__(
         self,
@@ -193,20 +196,22 @@ class _Run:
         path: Path,
         device: torch.device,
         data: str,
-        team: ProcessGroup,
+        processes: ProcessGroup,
         log: Path | None,
         encoder: Path | None = None,
     ):
         self.card = card
         self.path = path
         self.encoder = encoder
-        self.team = team
-        self.log = Log(log if team.leads else None)
+        self.processes = processes
+        self.log = Log(log if processes.is_main else None)
         self.logging = False
         self.spec = card.spec
-        self.purifies = self.spec.name in registry.purifiers
-        if self.purifies != bool(recipe.purifying):
-            raise UsageError(f"{card.name}: purifiers, and they alone, are trained by [[recipe.purifying]]")
+        self.is_purifier = self.spec.name in registry.purifiers
+        if self.is_purifier != bool(recipe.purifying):
+            raise UsageError(
+                f"{card.name}: a purifier needs stages [[recipe.purifying]], and a classifier must have none"
+            )
         if recipe.finetuning.probe and not encoder:
             raise UsageError(
                 f"{card.name}: a probe needs an encoder: give recipe.start, or a file with --pretrained"
@@ -214,42 +219,44 @@ class _Run:
         self.recipe = recipe
         self.device = device
         self.partial = path.with_name(path.name + ".partial")
-        self.fingerprint = fingerprint(self.spec, recipe, data + (f" x{team.size}" if team.size > 1 else ""))
-        self.before = 0.0
+        size = processes.size
+        self.fingerprint = fingerprint(self.spec, recipe, data + (f" x{size}" if size > 1 else ""))
+        self.seconds_before = 0.0
         self.started = self.saved = time.monotonic()
 
     def seconds(self) -> float:
-        return self.before + time.monotonic() - self.started
+        return self.seconds_before + time.monotonic() - self.started
 
-    def weights(self, x: Tensor, y: Tensor, reporter: Reporter) -> Defense | Purifier:
-        """The trained defense, or the trained purifier."""
-        self.team.wait()  # for the leader to have taken away what --fresh does not want
+    def train(self, x: Tensor, y: Tensor, reporter: Reporter) -> Defense | Purifier:
+        """Train the defense, or the purifier, from the start or from the saved state."""
+        self.processes.wait()  # until rank 0 has deleted the partial file, if --fresh is given
         state = read_partial(self.partial, self.fingerprint, reporter.say)
-        self.team.wait()  # for all to have read before the leader writes
+        self.processes.wait()  # until all processes have read it, before rank 0 overwrites it
         if state:
-            self.before = state["seconds"]
-            reporter.say(f"going on with {self.partial}")
-        if self.purifies:
-            return self._purifier(state, x, y, reporter)
+            self.seconds_before = state["seconds"]
+            reporter.say(f"resuming from {self.partial}")
+        if self.is_purifier:
+            return self._train_purifier(state, x, y, reporter)
+        finetuning_state = state if state and state["stage"] == "fine-tuning" else None
         encoder = {}
-        if self.recipe.pretraining and not (state and state["stage"] == "fine-tuning"):
+        if self.recipe.pretraining and not finetuning_state:
             defense = self._build("pre-training")
             pretrained = defense.classifier
             stage = pretraining_stage(pretrained, self.recipe.pretraining, self.device, defense.image_size)
-            self._train(stage, state, x, y, reporter)
+            self._train_stage(stage, state, x, y, reporter)
             encoder = pretrained.state_dict()
         config = self.recipe.finetuning
         defense = self._build("fine-tuning", config.drop_path)
         if self.encoder:
             encoder = read_encoder(self.encoder, defense.classifier)
-        hand_over(encoder, defense.classifier)
+        load_encoder(encoder, defense.classifier)
         average = self._build("fine-tuning")
         stage = finetuning_stage(defense.classifier, average.classifier, config)
-        self._train(stage, state if state and state["stage"] == "fine-tuning" else None, x, y, reporter)
+        self._train_stage(stage, finetuning_state, x, y, reporter)
         return average if config.average else defense
 
-    def _purifier(self, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter) -> Purifier:
-        """The purifier after every stage of the recipe."""
+    def _train_purifier(self, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter) -> Purifier:
+        """Train a purifier by all stages of the recipe."""
         torch.manual_seed(seed_for(self.recipe.seed, "start", "purifier"))
         purifier = build_purifier(self.spec).to(self.device)
         if self.encoder:
@@ -264,19 +271,19 @@ class _Run:
             except ValueError as error:
                 raise UsageError(f"{config.method} does not suit {self.spec.name}: {error}") from error
             stage = purifier_stage(number, learner, method, config)
-            begun = state if state and state["stage"] == stage.name else None
-            if begun or not state:
+            stage_state = state if state and state["stage"] == stage.name else None
+            if stage_state or not state:
                 torch.manual_seed(seed_for(self.recipe.seed, "images", number))
-                self._train(stage, begun, method.images(learner, x, y), y, reporter)
+                self._train_stage(stage, stage_state, method.images(learner, x, y), y, reporter)
                 state = None
                 if stage.average:
                     learner.load_state_dict(stage.average[0].state_dict())
-            # A stage that was over before an interruption left its weights in the next one's state.
+            # A stage that finished before the interruption is skipped: the next stage's state has its weights.
             method.finish(learner, purifier)
         return purifier.eval()
 
     def _build(self, purpose: str, drop_path: float = 0.0) -> Defense:
-        """The card's network, its start decided by the seed and the purpose."""
+        """Build the card's network with initial weights that follow from the seed and the purpose."""
         extra = {"drop_path": drop_path} if drop_path else {}
         torch.manual_seed(seed_for(self.recipe.seed, "start", purpose))
         spec = specs.Spec(self.spec.name, {**self.spec.arguments, **extra})
@@ -284,33 +291,35 @@ class _Run:
         assert isinstance(defense, Defense)
         return defense.to(self.device)
 
-    def _train(self, stage: Stage, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter) -> None:
+    def _train_stage(
+        self, stage: Stage, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter
+    ) -> None:
         if state:
             stage.restore(state["progress"])
         reporter.begin(stage.name, stage.epochs, stage.done)
         if not self.logging:
             self.log.begin(stage.name, stage.done)
             self.logging = True
-        for loss in stage.run(x, y, self.recipe, self.team):
+        for loss in stage.run(x, y, self.recipe, self.processes):
             reporter.epoch(stage.done, loss)
-            first = stage.optimizer.param_groups[0]
-            self.log.epoch(stage.name, stage.done, loss, first["lr"] / first["lr_scale"], self.seconds())
-            if self.team.leads and time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
+            group = stage.optimizer.param_groups[0]
+            self.log.epoch(stage.name, stage.done, loss, group["lr"] / group["lr_scale"], self.seconds())
+            if self.processes.is_main and time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
                 self.save(stage)
 
     def finish(self, trained: Defense | Purifier, data_dir: str | None, reporter: Reporter) -> TrainResult:
-        """Write the checkpoint, measure it on the test split and clear away what was interrupted."""
-        stored = trained.classifier if isinstance(trained, Defense) else trained
-        state = {key: value.cpu().contiguous() for key, value in stored.state_dict().items()}
+        """Write the checkpoint, evaluate it on the test split and delete the partial file."""
+        module = trained.classifier if isinstance(trained, Defense) else trained
+        state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
         if self.recipe.stored == "fp16":
             state = {
                 key: value.half() if value.is_floating_point() else value for key, value in state.items()
             }
-        stored.load_state_dict(state)
+        module.load_state_dict(state)
         content = save(state)
         write_file(self.path, content, OPTION)
         n = clean = robust = 0
-        if defense := self._whole(trained, reporter):
+        if defense := self._evaluated_defense(trained, reporter):
             torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
             test = load_dataset(self.card.dataset, "test", self.recipe.measured or None, data_dir)
             n, radius = len(test), Threat.parse(self.recipe.evaluation).eps
@@ -327,41 +336,44 @@ class _Run:
             seconds=self.seconds(),
         )
 
-    def _whole(self, trained: Defense | Purifier, reporter: Reporter) -> Defense | None:
-        """What can be attacked: a purifier needs the card's classifier, which may not be trained yet."""
+    def _evaluated_defense(self, trained: Defense | Purifier, reporter: Reporter) -> Defense | None:
+        """The defense to evaluate; None for a purifier whose classifier is not given or not trained yet."""
         if isinstance(trained, Defense):
             return trained
         if not self.card.classifier:
             return None
         try:
-            inner = load(self.card.classifier, self.card.dataset, device=self.device).defense
+            classifier = load(self.card.classifier, self.card.dataset, device=self.device).defense
         except ResourceError as error:
-            reporter.say(f"not measured: {error}")
+            reporter.say(f"not evaluated: {error}")
             return None
-        return with_purifier(trained, inner)
+        return with_purifier(trained, classifier)
 
     def save(self, stage: Stage) -> None:
-        """Save the state of the training."""
+        """Save the state of the training to the partial file."""
         state = {"stage": stage.name, "seconds": self.seconds(), "progress": stage.state()}
         write_partial(self.partial, state, self.fingerprint)
         self.saved = time.monotonic()
 
 
 def fingerprint(builder: specs.Spec, recipe: Recipe, data: str) -> str:
-    """What an interrupted training must agree in to be gone on with: network, recipe, seed and data."""
-    decides = json.dumps([str(builder), decisive(recipe), data], sort_keys=True)
-    return hashlib.sha256(decides.encode()).hexdigest()
+    """Digest of everything that determines the weights: network, recipe with its seed, and data.
 
-
-def hand_over(encoder: dict[str, Tensor], classifier: nn.Module) -> None:
-    """Start a classifier from a pre-trained encoder, as MIMIR does: the rest and the head stay new.
-
-    The final norm of the pre-training is no part of `encoder`; the head is drawn from a normal distribution
-    of deviation 0.02, truncated.
+    An interrupted training resumes only if its fingerprint is the same.
     """
-    known = {key: value for key, value in encoder.items() if not key.startswith(HEAD)}
-    missing, unexpected = classifier.load_state_dict(known, strict=False)
-    assert not unexpected and (not known or all(key.startswith(HEAD) for key in missing))
+    settings = json.dumps([str(builder), decisive_fields(recipe), data], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def load_encoder(encoder: dict[str, Tensor], classifier: nn.Module) -> None:
+    """Load pre-trained weights below the head into a classifier and reinitialise its head, as MIMIR does.
+
+    The final norm of the pre-training is not part of `encoder`. The head's weights are drawn from a truncated normal
+    distribution with standard deviation 0.02.
+    """
+    weights = {key: value for key, value in encoder.items() if not key.startswith(HEAD)}
+    missing, unexpected = classifier.load_state_dict(weights, strict=False)
+    assert not unexpected and (not weights or all(key.startswith(HEAD) for key in missing))
     head = getattr(classifier, "head", None)
     if isinstance(head, nn.Linear):
         nn.init.trunc_normal_(head.weight, std=0.02)

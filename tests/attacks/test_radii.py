@@ -9,7 +9,7 @@ from torch import nn
 from robench.attacks._projections import project_hyperplane, project_l1_box
 from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
-from robench.threats.threat import Threat, whole
+from robench.threats.threat import Threat, largest_distance
 
 _SEEDS, _SIZES = st.integers(0, 10_000), st.sampled_from([0.01, 1.0, 100.0])
 
@@ -60,7 +60,7 @@ def test_robust_accuracy_falls_with_the_radius(norm, spec):
     x = pixels(3, 16, 3, 8, 8)[0]
     with torch.no_grad():
         y = net(x).argmax(1)
-    most = whole(norm, 3, 8, 8)
+    most = largest_distance(norm, 3, 8, 8)
     radii = [most, 5 * most] if norm in ("L2", "L1") else [most]
     accuracy = []
     for eps in [max(most / 64, 1) if norm == "L0" else most / 200, most / 4, *radii]:

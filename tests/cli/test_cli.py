@@ -37,7 +37,9 @@ def test_run_writes_a_record_and_answers_from_it(robench_cli, tmp_path, monkeypa
     assert record["n"] == 16 and record["defense"]["name"] == "pgd-at-digits"
     before = path.stat().st_mtime_ns
     code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK)
-    assert code == 0 and "answered from" in err and "made by" not in err and "pgd-at-digits" in out
+    assert (
+        code == 0 and "using the saved record in" in err and "made by" not in err and "pgd-at-digits" in out
+    )
     assert path.stat().st_mtime_ns == before
     with monkeypatch.context() as patch:
         patch.setattr("robench.evaluation.reuse.robench_version", lambda: "99.0")
@@ -279,7 +281,7 @@ def test_a_checkpoint_as_released_runs_by_its_familys_name(robench_cli, tmp_path
     assert (record["defense"]["family"], record["defense"]["checkpoint_sha256"]) == ("mimir", digest)
     assert "checkpoint-49.pth is not that of the card mimir-digits: it is recorded as vit(" in err
     code, out, err = robench_cli(*asked)
-    assert code == 0 and "answered from" in err
+    assert code == 0 and "using the saved record in" in err
     (folder,) = [path.parent for path in (tmp_path / "results").rglob("record.json")]
     code, out, err = robench_cli("verify", folder, "--checkpoint", "checkpoint-49.pth")
     assert code == 0, err
@@ -365,4 +367,4 @@ def test_a_radius_that_holds_every_image_is_pointed_out(robench_cli, attack, thr
     code, out, err = robench_cli(
         "run", "--defense", "standard", "--attack", attack, "--threat", threat, "--samples", "4", "--json"
     )
-    assert code == 0 and f"{threat} holds every image there is" in err and json.loads(out)["records"]
+    assert code == 0 and f"{threat} contains every possible image" in err and json.loads(out)["records"]

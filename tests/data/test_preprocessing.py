@@ -151,7 +151,7 @@ def test_a_run_uses_and_records_the_preprocessing_of_the_defense(tmp_path, capsy
     with pytest.raises(SystemExit) as end:
         main(["run", "--defense", "standard-digits", *arguments])
     assert end.value.code == 2
-    assert "standard-digits does not say how pictures are prepared" in capsys.readouterr().err
+    assert "standard-digits does not specify its preprocessing" in capsys.readouterr().err
     with pytest.raises(UsageError, match="there is none here"):
         load_dataset('imagenet(preprocessing="own")', data_dir=str(tmp_path))
 

@@ -339,7 +339,7 @@ def test_a_record_of_a_loader_is_written_answered_and_verified(tmp_path, monkeyp
     (shipped,) = json.loads(out)["records"]
     assert record["robust_accuracy"] == shipped["robust_accuracy"]
     code, _, err = robench("run", "--defense", name, *options)
-    assert code == 0 and "answered from" in err
+    assert code == 0 and "using the saved record in" in err
     folder = next((tmp_path / "results").glob("*/torchscript*/fgsm"))
     code, _, err = robench("verify", folder)
     assert code == 2 and "--trust" in err

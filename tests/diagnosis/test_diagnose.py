@@ -142,7 +142,7 @@ def test_the_same_again_answers_from_its_runs(cli, tmp_path):
     assert len(times) == 5
     file.unlink()
     _, again, err = cli("honest", "--json")
-    assert again == first and err.count("answered from") == 5
+    assert again == first and err.count("using the saved record in") == 5
     assert times == {path: path.stat().st_mtime_ns for path in file.parent.rglob("record.json")}
 
 
@@ -178,6 +178,6 @@ def test_killed_it_goes_on_with_the_runs_that_are_not_done(tmp_path):
     (_, again, said), (_, whole, _) = (
         Command(*command, "--json", *more, cwd=tmp_path).wait() for more in ((), ("--results", "elsewhere"))
     )
-    assert said.count("answered from") == len(done)
+    assert said.count("using the saved record in") == len(done)
     assert all(path.stat().st_mtime_ns == moment for path, moment in done.items())
     assert json.loads(again) == json.loads(whole)

@@ -20,7 +20,7 @@ MADE_BY = {"robench": "1 (aa)", "torch": "2", "device": "cpu"}
 @pytest.fixture(autouse=True)
 def saves_after_every_question(monkeypatch):
     monkeypatch.setattr(checkpoint, "_INTERVAL", 0)
-    monkeypatch.setattr(checkpoint, "_SHARE", 0)
+    monkeypatch.setattr(checkpoint, "_RATIO", 0)
     monkeypatch.setattr("robench.engine.run._SHOW_EVERY", 0)
     # No power fails here.
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
@@ -93,7 +93,7 @@ def test_every_damage_is_noticed_and_said_in_one_line(tmp_path, damage, name):
     assert again.begin("now") == ("now" if name == "origin" else "then")
     assert again.resumes == (name == "origin") and len(lines) == 1
     assert str(tmp_path) in lines[0] and name in lines[0]
-    assert ("goes on" if name == "origin" else "starts again") in lines[0]
+    assert ("the run is resumed" if name == "origin" else "starts again") in lines[0]
     # And once only.
     assert again.resumes == (name == "origin") and len(lines) == 1
 
@@ -151,7 +151,7 @@ def test_a_share_that_is_gone_is_played_again(tmp_path, whole):
 def test_a_resumed_run_keeps_its_shares(tmp_path, whole, began, now):
     interrupted(tmp_path, began)
     outcome, lines = resumed(tmp_path, now)
-    assert lines == [f"resuming in {began} shares, as the interrupted run began"]
+    assert lines == [f"resuming with {began} share{'s' * (began != 1)}, as in the interrupted run"]
     same(outcome, whole)
 
 
@@ -174,7 +174,7 @@ def test_other_settings_start_over(tmp_path, whole):
 def test_what_a_release_without_checksums_left_is_dropped(tmp_path, whole):
     (tmp_path / "state.safetensors").write_bytes(b"of old")
     outcome, (line,) = resumed(tmp_path)
-    assert "nothing that this release can go on with" in line
+    assert "nothing that this release can resume" in line
     same(outcome, whole)
 
 
@@ -194,7 +194,7 @@ def test_a_defense_that_answers_otherwise_is_not_gone_on_with(tmp_path, monkeypa
     interrupted(tmp_path, workers)
     monkeypatch.setattr(test_promises, "small_net", lambda: Moved(small_net(), 1.0001))
     outcome, lines = resumed(tmp_path, workers)
-    assert len(lines) == workers and all("gives other logits" in line for line in lines)
+    assert len(lines) == workers and all("logits of the defense differ" in line for line in lines)
     same(outcome, play())
 
 
@@ -216,7 +216,7 @@ def test_so_it_is_of_a_run_under_corruptions(tmp_path, damage):
             damage(tmp_path / "state")
         lines = []
         outcome = played(other, store=FolderStore(tmp_path, "key", note=lines.append))
-        assert len(lines) == 1 and ("damaged" if spoiled else "gives other logits") in lines[0]
+        assert len(lines) == 1 and ("damaged" if spoiled else "logits of the defense differ") in lines[0]
         for name in ("clean", "predictions", "pixels"):
             assert torch.equal(getattr(outcome, name), getattr(expected, name))
         FolderStore(tmp_path, "key").drop()

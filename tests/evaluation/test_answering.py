@@ -74,14 +74,14 @@ def test_edited_code_is_run_again_and_the_old_record_is_kept(tmp_path, monkeypat
 
     first, _ = wrote("1.0")
     _, notes = wrote("(0.5 + 0.5)")
-    assert "answered from" in notes and not superseded(tmp_path)
+    assert "using the saved record in" in notes and not superseded(tmp_path)
     second, notes = wrote("0.3")
-    assert "answered from" not in notes
-    assert "of 20 clean margins have changed" in notes and "is kept in" in notes
+    assert "using the saved record in" not in notes
+    assert "of 20 clean margins have changed" in notes and "it was moved to" in notes
     assert first.key == second.key and first.files != second.files
     assert len(superseded(tmp_path)) == 1
     _, notes = wrote("0.3")
-    assert "answered from" in notes
+    assert "using the saved record in" in notes
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
@@ -91,7 +91,7 @@ def test_a_builder_whose_code_changes_is_run_again(tmp_path, monkeypatch, noise)
     name = f"once(noise={noise})"
     a_run(tmp_path, name)
     _, notes = a_run(tmp_path, name)
-    assert "answered from" in notes
+    assert "using the saved record in" in notes
     monkeypatch.setattr(Once, "scale", 0.7)
     _, notes = a_run(tmp_path, name)
     assert "clean margins have changed" in notes and len(superseded(tmp_path)) == 1

@@ -161,30 +161,30 @@ def test_what_does_not_divide_is_left_out_with_a_reason(own):
     cells = plan(protocol, ["maep"], ["cifar10"], ["digits"], Options(note=notes.append))
     assert [cell.purifier for cell in cells] == ['maep-cifar10(size_mode="interpolate")']
     assert notes == [
-        'left out: maep-cifar10 before images of 16 px: size_mode="tile" takes images of a multiple of 32 px, '
+        'skipped: maep-cifar10 on images of 16 px: size_mode="tile" takes images of a multiple of 32 px, '
         "not of 16 px"
     ]
-    with pytest.raises(UsageError, match='before images of 16 px: size_mode="tile" takes'):
+    with pytest.raises(UsageError, match='on images of 16 px: size_mode="tile" takes'):
         plan(protocol, ['maep(size_mode="tile")'], ["cifar10"], ["digits"], Options())
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--from", "digits"], "goes from data sets to data sets: --to is missing"),
+        (["--from", "digits"], "is a transfer protocol: --to is missing"),
         (["--to", "digits"], "--from is missing"),
         (["--protocol", "transfer"], "--from and --to is missing"),
         (["--from", "digits", "--to", "digit"], 'unknown dataset "digit": did you mean digits'),
         (["--from", "digit", "--to", "digits"], 'unknown dataset "digit"'),
         (
             ["--from", "digits", "--to", "cifar100"],
-            "transfer names no classifier for cifar100, only for digits",
+            "transfer has no classifier for cifar100, only for digits",
         ),
         (["--from", "cifar100", "--to", "digits"], "the family maep has no card for cifar100"),
         (["--from", "digits", "--to", "digits", "--dataset", "digits"], "goes without --dataset"),
         (["--from", "digits", "--to", "digits", "--sweep", "a=1,2"], "goes without"),
         (["--from", "digits", "--to", "digits", "--protocol", "digits-linf"], "has one data set"),
-        (["--from", "digits", "--to", "digits", "--attack", "pgd"], "plays a ladder"),
+        (["--from", "digits", "--to", "digits", "--attack", "pgd"], "needs a ladder of runs"),
         (["--from", "digits", "--to", "digits", "--finetune", "1"], "two or more numbers of images"),
     ],
 )
@@ -195,7 +195,7 @@ def test_mistakes_end_in_one_line(arguments, said, capsys, tmp_path):
 
 def test_only_purifiers_travel(capsys, tmp_path):
     for name, said in (
-        ("mimir", "mimir-digits is no purifier's card or family"),
+        ("mimir", "mimir-digits is not a card or family of purifiers"),
         ("maep-digits", "is trained on digits"),
     ):
         source = "digits" if name == "mimir" else "cifar10"
@@ -241,7 +241,9 @@ def test_a_protocol_that_is_none_is_refused(tmp_path, text, said):
 
 def test_a_source_of_another_size_is_one_clear_line(own, tmp_path):
     name, protocol = str(own.with_name("wide.toml")), choose_protocol(None, "digits(size=32)", "Linf:0.1", 4)
-    with pytest.raises(UsageError, match="standard takes images of 16 px and the defense attacked 32 px"):
+    with pytest.raises(
+        UsageError, match="standard takes images of 16 px, but the attacked defense takes 32 px"
+    ):
         list(
             run_all(
                 [name], ["pgd(steps=1)"], protocol, ["transfer:standard-digits"], Options(results=tmp_path)

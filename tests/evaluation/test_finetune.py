@@ -57,7 +57,7 @@ def test_it_leaves_a_card_that_makes_it_again(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_fine_tuned_is_one_clear_line(tmp_path):
-    with pytest.raises(UsageError, match="--finetune makes its pairs in Linf: digits is tested at L2:1"):
+    with pytest.raises(UsageError, match="--finetune needs a threat in Linf: digits is evaluated at L2:1"):
         finetune.finetuned(cell("L2:1"), 6, Options(results=tmp_path))
     with pytest.raises(UsageError, match=r"purifying, stage 1: .*de3"):
         finetune.finetuned(cell(purifier="de3-digits"), 6, Options(results=tmp_path))

@@ -148,7 +148,7 @@ def test_diagnose_takes_grey_images(run):
         ("digits --attack fgsm --threat Linf:0.1", "takes images of"),
         ("npz:mnist.npz(channels=2) --attack fgsm --threat Linf:0.1", "channels=2: expected 3, or 1"),
         ("npz:mnist.npz --attack imagenet-c", "corruptions need images with 3 channels"),
-        ("npz:mnist.npz --attack fgsm --threat recolor:0.1", "needs images of 3 channels"),
+        ("npz:mnist.npz --attack fgsm --threat recolor:0.1", "needs images with 3 channels"),
     ],
 )
 def test_what_is_of_colours_alone_is_refused_in_one_line(run, words, line):

@@ -113,7 +113,7 @@ def test_a_link_beside_a_record_is_not_followed(result, tmp_path):
 
 
 def test_names_that_are_not_of_what_was_attacked_are_refused(result, tmp_path):
-    with pytest.raises(UsageError, match="another model than the one that was attacked"):
+    with pytest.raises(UsageError, match="is not the model that was attacked"):
         result.save(tmp_path, defense="standard-digits")
     flipped = robench.attack(
         "fgsm", result.attacked.setup.model, result.attacked.x.flip(0), result.attacked.y, threat="Linf:0.1"
@@ -128,7 +128,7 @@ def test_a_model_that_was_trained_on_is_not_saved_as_what_was_attacked(tmp_path)
     result = robench.attack("fgsm", model, x, torch.zeros(4).long(), threat="Linf:0.01")
     with torch.no_grad():
         model.weight.mul_(2)
-    with pytest.raises(UsageError, match="has changed since it was attacked"):
+    with pytest.raises(UsageError, match="has changed since the attack"):
         result.save(tmp_path)
 
 

@@ -108,7 +108,7 @@ def test_each_radius_leaves_the_record_of_a_run_of_its_own(tmp_path, capsys):
     assert Path(found["picture"]).read_bytes()[:4] == b"\x89PNG"
     # Repeated, it answers from its records, and verify holds each of them.
     again = run(tmp_path / "a", *CURVE, capsys=capsys)
-    assert again.err.count("answered from") == 4
+    assert again.err.count("using the saved record in") == 4
     lines = [line.split() for line in again.out.splitlines() if line[:1].isspace() or line[:1].isdigit()]
     assert [line[0] for line in lines][:5] == ["0", "0.05", "0.1", "0.15", "0.2"]
     with pytest.raises(SystemExit) as ended:
@@ -192,7 +192,7 @@ def test_several_defenses_share_a_table_and_a_picture(tmp_path, capsys):
     ("options", "said"),
     [
         (["--curve", "16/255:0:9"], "STOP above START"),
-        (["--curve", "-1:0:9"], "radii of 0 or more"),
+        (["--curve", "-1:0:9"], "radii of at least 0"),
         (["--attack", "purifier", "--curve", "0:0.1:3"], "is a ladder of runs"),
         (["--attack", "purifier", "--knowledge", "bpda", "--curve", "0:0.1:3"], "is a ladder of runs"),
         (["--curve", "0:0.1:3", "--sweep", "attack.steps=1,2"], "not both"),

@@ -53,7 +53,7 @@ def test_shares_in_any_order_end_in_the_bytes_of_a_whole_run(tmp_path, whole):
     ((record,), lines) = play(tmp_path)
     assert files(tmp_path) == whole[1] and record.job == whole[0].job
     assert [cost.spec for cost in record.attacks] == [cost.spec for cost in whole[0].attacks]
-    assert record.passes == whole[0].passes and any("in 3 shares" in line for line in lines)
+    assert record.passes == whole[0].passes and any("with 3 shares" in line for line in lines)
     assert not (tmp_path / FOLDER / ".partial").exists()
     # A share of a finished run is answered by its record.
     assert [r.key for r in play(tmp_path, (0, 3))[0]] == [record.key]
@@ -76,10 +76,10 @@ def test_shares_from_other_disks_may_be_put_together(tmp_path, whole):
 def test_another_split_is_refused_and_loses_nothing(tmp_path):
     play(tmp_path, (0, 3))
     before = sorted((tmp_path / FOLDER).rglob("*"))
-    with pytest.raises(ResourceError, match="was begun as 3 shares"):
+    with pytest.raises(ResourceError, match="was started as 3 shares"):
         play(tmp_path, (0, 2))
     # Finished shares are not dropped by a run of other settings, as a machine with another device would be.
-    with pytest.raises(ResourceError, match="holds shares of a run: it was interrupted under other settings"):
+    with pytest.raises(ResourceError, match="contains shares of a run: it was interrupted under other settings"):
         play(tmp_path, batch_size=5)
     assert sorted((tmp_path / FOLDER).rglob("*")) == before
 
@@ -90,7 +90,7 @@ def test_another_split_is_refused_and_loses_nothing(tmp_path):
         ((0, 13), {}, "13 shares of 12 images"),
         ((0, 2), {"fresh": True}, "robench results prune"),
         ((0, 2), {"attack": "foolbox:FGSM"}, "of other libraries|foolbox"),
-        ((0, 2), {"attack": "corruption(severity=1)"}, "not played in shares|corruption"),
+        ((0, 2), {"attack": "corruption(severity=1)"}, "cannot run in shares|corruption"),
     ],
 )
 def test_what_cannot_be_shared_is_one_line(tmp_path, share, options, text):
@@ -104,7 +104,7 @@ def test_a_share_under_way_is_left_alone(tmp_path):
     play(tmp_path, (0, 2))
     share = tmp_path / FOLDER / ".partial/share-1-of-2"
     with claim(share):
-        with pytest.raises(ResourceError, match="share-1-of-2 is being played"):
+        with pytest.raises(ResourceError, match="share-1-of-2 is running"):
             play(tmp_path, fresh=True)
         with pytest.raises(ResourceError, match=r"another run is writing .*share-1-of-2"):
             play(tmp_path, (1, 2))

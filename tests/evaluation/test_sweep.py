@@ -105,8 +105,8 @@ def test_a_curve_that_still_falls_is_marked(swept, last, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--defense", "mimir", "--sweep", "sigma=1,2"], "vit has no setting sigma"),
-        (["--defense", "mimir", "--attack", "square", "--sweep", "attack.loss=1,2"], "has the setting loss"),
+        (["--defense", "mimir", "--sweep", "sigma=1,2"], "vit has no argument sigma"),
+        (["--defense", "mimir", "--attack", "square", "--sweep", "attack.loss=1,2"], "has an argument loss"),
         (["--defense", "mimir,pgd-at", "--sweep", "attack.steps=1,2"], "one defense and one attack"),
         (["--defense", "mimir", "--attack", "purifier", "--sweep", "attack.steps=1,2"], "is a ladder"),
     ],

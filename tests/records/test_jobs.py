@@ -55,7 +55,7 @@ def test_one_suite_written_in_several_ways_is_one_run_and_one_row(tmp_path):
     notes = []
     records = [play(tmp_path, spelling, notes=notes) for spelling in SPELLINGS]
     assert len({record.folder for record in records}) == 1
-    assert sum("answered from" in note for note in notes) == 2
+    assert sum("using the saved record in" in note for note in notes) == 2
     assert len(collect([tmp_path])) == 1
 
 
@@ -76,7 +76,9 @@ def test_an_old_record_under_another_spelling_answers_and_gives_one_row(tmp_path
     assert old.job.suite.name == "pgd(steps=2)"
     notes = []
     again = play(tmp_path, notes=notes)
-    assert again.folder == old.folder and any(f"answered from {old.folder}" in note for note in notes)
+    assert again.folder == old.folder and any(
+        f"using the saved record in {old.folder}" in note for note in notes
+    )
     text = board(collect([tmp_path]), "md")
     assert text.count("| standard-digits |") == 1 and "digits-Linf-0.1-n8" in text
     # A fresh run takes its place; the old record is kept beside it.
@@ -99,7 +101,7 @@ def test_what_the_attacker_knows_and_the_defense_are_named_once(tmp_path):
     for defense, level in (("mimir", "transfer:standard-digits"), ("mimir-digits", "transfer:standard")):
         record = play(tmp_path, defense=defense, knowledge=level, notes=notes)
     assert record.job.defense.name == "mimir-digits" and record.job.knowledge == "transfer:standard"
-    assert sum("answered from" in note for note in notes) == 1
+    assert sum("using the saved record in" in note for note in notes) == 1
 
 
 def test_of_records_of_one_job_a_shipped_suites_name_stands_else_the_latest(tmp_path):

@@ -114,10 +114,10 @@ def test_a_purifier_that_was_on_no_rung_has_no_row(tmp_path):
 
 
 def test_a_ladder_wants_a_purifier_and_says_itself_what_is_known(tmp_path):
-    with pytest.raises(UsageError, match="is for purifiers, and mimir-digits has none"):
+    with pytest.raises(UsageError, match="needs a defense with a purifier, but mimir-digits has none"):
         climb(tmp_path, "mimir-digits")
     protocol = choose_protocol(None, None, "Linf:0.1", 5)
-    with pytest.raises(UsageError, match="leave --knowledge out"):
+    with pytest.raises(UsageError, match="remove --knowledge"):
         list(run_all(["levels+mimir-digits"], ["purifier"], protocol, ["bpda"], Options(results=tmp_path)))
     import robench
 

@@ -80,7 +80,7 @@ def test_a_rung_s_record_is_what_a_run_of_its_own_would_leave(results):
         results=folder,
         note=notes.append,
     )
-    assert again.key == records[0]["key"] and "answered from" in notes[-1]
+    assert again.key == records[0]["key"] and "using the saved record in" in notes[-1]
 
 
 def test_everything_that_reads_records_reads_these(results, tmp_path):

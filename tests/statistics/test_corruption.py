@@ -157,7 +157,7 @@ def test_a_run_leaves_a_record_that_verifies(run, capsys, monkeypatch, tmp_path)
     assert (run / "samples.parquet").stat().st_size < 12_000
     assert call([*ARGUMENTS, "--results", str(run.parents[2])]) == 0
     out, err = capsys.readouterr()
-    assert "answered from" in err and "contrast" in out and "in memory (no JPEG)" in out
+    assert "using the saved record in" in err and "contrast" in out and "in memory (no JPEG)" in out
 
 
 def test_tampering_is_detected(run, tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_the_plot_is_deterministic(run, tmp_path):
     ("arguments", "said"),
     [
         (["--attack", "imagenet-c", "--threat", "Linf:0.1"], "corruptions have no threat"),
-        (["--attack", "imagenet-c", "--knowledge", "oblivious"], "leave --knowledge out"),
+        (["--attack", "imagenet-c", "--knowledge", "oblivious"], "remove --knowledge"),
         (["--attack", 'corruption(name="fogg")'], "did you mean fog"),
         (["--attack", "pgd", "--protocol", "imagenet-c"], "needs a threat"),
         (["--attack", "imagenet-c", "--samples", "0"], "--samples 0"),

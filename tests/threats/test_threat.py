@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.core.errors import UsageError
-from robench.threats.threat import Threat, check_images, rownorm, whole
+from robench.threats.threat import Threat, check_images, largest_distance, rownorm
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_clipped_perturbations_lie_in_the_ball(norm, eps, seed):
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0", "patch"])
 def test_the_largest_radius_reaches_from_black_to_white(norm):
     black, white = torch.zeros(1, 3, 4, 6), torch.ones(1, 3, 4, 6)
-    assert rownorm(white - black, norm).item() == pytest.approx(whole(norm, 3, 4, 6))
+    assert rownorm(white - black, norm).item() == pytest.approx(largest_distance(norm, 3, 4, 6))
 
 
 def test_containment_needs_both_the_ball_and_the_box():

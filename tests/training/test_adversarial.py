@@ -4,7 +4,7 @@ from torch import nn
 
 from robench.defenses.vit import vit
 from robench.training.adversarial import correct, pgd
-from robench.training.trainer import hand_over, measure
+from robench.training.trainer import load_encoder, measure
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_classifier_takes_the_encoder_and_nothing_else():
     sizes = {"image_size": 8, "patch_size": 4, "width": 64, "depth": 1, "heads": 2, "num_classes": 100}
     encoder, classifier = vit(**sizes).classifier, vit(**sizes).classifier
     nn.init.constant_(encoder.fc_norm.weight, 7.0)
-    hand_over(encoder.state_dict(), classifier)
+    load_encoder(encoder.state_dict(), classifier)
     for key, value in classifier.state_dict().items():
         same = torch.equal(value, encoder.state_dict()[key])
         assert same == (key not in ("head.weight", "fc_norm.weight")), key

@@ -122,5 +122,5 @@ def test_only_a_diffusion_model_can_be_trained_so(tmp_path, monkeypatch):
     monkeypatch.setitem(registry.purifiers._holders, "blur", "tests.Blur")
     card = tmp_path / "own.toml"
     card.write_text(CARD.replace(BUILDER, "blur"))
-    with pytest.raises(UsageError, match="ddpm does not suit blur: expected a diffpure, got a Blur"):
+    with pytest.raises(UsageError, match="ddpm does not suit blur: expected a diffpure purifier, got Blur"):
         train(str(card), output=card.with_name("a.safetensors"), progress=False)

@@ -194,7 +194,7 @@ def test_without_peft_it_says_so_before_the_first_stage(tmp_path, monkeypatch):
         ('source="standard-digits", eps="8/0"', "radius of threat"),
         ('source="standard-digits", eps=-1', "at least 0"),
         ('source="standard-digit"', r'unknown defense "standard-digit": did you mean standard-digits'),
-        ("steps=3", "name the defense to fool"),
+        ("steps=3", "name the defense to attack"),
     ],
 )
 def test_bad_settings_are_one_clear_line(settings, said):
@@ -227,17 +227,17 @@ def test_another_purifier_is_refused():
     class Other(Purifier):
         pass
 
-    with pytest.raises(ValueError, match="trains a maep, not a Other"):
+    with pytest.raises(ValueError, match="expected a maep purifier, got Other"):
         training().learner(Other())
 
 
 def test_a_source_for_other_images_is_refused(digits, monkeypatch):
     config = training()
     x, y = digits
-    with pytest.raises(UsageError, match="its source standard-digits knows 10 classes"):
+    with pytest.raises(UsageError, match="source standard-digits has 10 classes"):
         config.images(network(), x, y + 5)
     monkeypatch.setattr(config._source, "image_size", 32)
-    with pytest.raises(UsageError, match="its source standard-digits is for images of 32 px"):
+    with pytest.raises(UsageError, match="source standard-digits needs images of 32 px"):
         config.images(network(), x, y)
 
 

@@ -160,7 +160,7 @@ def test_dbat_reads_each_pair_as_one_class():
 
 
 def test_dbat_needs_twice_the_classes():
-    with pytest.raises(ValueError, match=r"dbat\(base='...'\), it gives a Sequential"):
+    with pytest.raises(ValueError, match=r"this is a Sequential: write the builder as dbat\(base='...'\)"):
         DBAT().learners(small_net())
 
 

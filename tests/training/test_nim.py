@@ -213,7 +213,7 @@ def test_it_starts_from_the_encoder_where_the_recipe_says_so(purifier_card):
 
 def test_a_classifier_of_another_shape_does_not_start_from_the_encoder(purifier_card):
     config = Finetuning(method=str(denoised_spec(purifier_card)), steps=0)
-    with pytest.raises(UsageError, match='give it the same sizes, or write start="new"'):
+    with pytest.raises(UsageError, match='use the same sizes, or write start="new"'):
         finetuning_stage(classifier(8), classifier(8), config)
 
 
@@ -263,7 +263,7 @@ def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp
         ('nim(sigma="beta")', "sigma='beta': expected one of gamma, fixed, uniform"),
         ("nim(sigma=75.0)", "sigma=75.0: expected str"),
         ("nim(shape=0.0)", "expected numbers above 0"),
-        ("nim(low=9.0, high=3.0)", "expected low to be the lower one"),
+        ("nim(low=9.0, high=3.0)", "expected low to be at most high"),
         ("mim(mask_ratio=1.0)", "mask_ratio=1.0: expected above 0 and below 1"),
         ("mim(mask_ratio=0.0)", "mask_ratio=0.0: expected above 0"),
     ],
@@ -290,7 +290,7 @@ def test_mistakes_in_fine_tuning(spec, said):
 @pytest.mark.parametrize(("name", "other"), [("nim", "mim"), ("mim", "nim")])
 def test_each_method_needs_its_own_noise(name, other, tmp_path):
     (tmp_path / "own.toml").write_text(PURIFIER.format(builder=NETWORKS[other], method=name))
-    with pytest.raises(UsageError, match=f"{name} does not suit de3: it needs a purifier de3"):
+    with pytest.raises(UsageError, match=f"{name} does not suit de3: expected a purifier de3"):
         train(str(tmp_path / "own.toml"), output=tmp_path / "a.safetensors", progress=False)
 
 

@@ -85,7 +85,9 @@ def test_another_file_is_another_training(file, monkeypatch):
             train(card, pretrained=file, output=place, progress=False)
     other = file.with_name("other.pth")
     torch.save(autoencoder(), other)
-    with pytest.raises(ResourceError, match="interrupted training by another recipe, network, data or seed"):
+    with pytest.raises(
+        ResourceError, match="interrupted training with another recipe, network, data or seed"
+    ):
         train(card, pretrained=other, output=place, progress=False)
 
 
@@ -93,7 +95,7 @@ def test_another_file_is_another_training(file, monkeypatch):
     ("content", "said"),
     [
         (autoencoder(24), r"has cls_token of shape \(1, 1, 24\)"),
-        ({"blocks.0.attn.qkv.weight": torch.zeros(1)}, "lacks cls_token"),
+        ({"blocks.0.attn.qkv.weight": torch.zeros(1)}, "has no tensor cls_token"),
     ],
 )
 def test_another_network_is_refused(tmp_path, content, said):

@@ -8,7 +8,7 @@ from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.training import read_recipe, train
-from robench.training.recipe import Recipe, decisive
+from robench.training.recipe import Recipe, decisive_fields
 
 CARD = """
 builder = "vit(image_size=16, patch_size=4, width=64, depth=4, heads=4, num_classes=10)"
@@ -69,8 +69,8 @@ def test_the_part_that_is_trained_on_decides_the_weights(tmp_path):
 
 def test_what_does_not_decide_the_weights_is_no_part_of_the_fingerprint():
     plain, other = Recipe(), Recipe(measured=3, start="mimir-digits")
-    assert decisive(plain) == decisive(other) != decisive(Recipe(samples=3))
-    assert not {"samples", "start", "measured"} & set(decisive(plain))
+    assert decisive_fields(plain) == decisive_fields(other) != decisive_fields(Recipe(samples=3))
+    assert not {"samples", "start", "measured"} & set(decisive_fields(plain))
 
 
 def test_digits_come_in_other_sizes():
@@ -89,10 +89,10 @@ def test_digits_come_in_other_sizes():
         ('start = "mimir-digits"', "", "a probe needs an encoder: give recipe.start"),
         ('"mimir-digits"', '"mimir-digit"', 'unknown defense "mimir-digit"'),
         ('"mimir-digits"', '"trades-digits"', "trades-digits has no checkpoint to start from"),
-        ("width=64", "width=32", "it is of another network|of shape"),
+        ("width=64", "width=32", "it belongs to another network|of shape"),
         ("probe = true", 'probe = "yes"', "expected bool"),
         ("samples = 64", "samples = 5000", "its train split has 1258"),
-        ("[recipe.fine", "[recipe.pretraining]\nepochs = 1\n[recipe.fine", "give one"),
+        ("[recipe.fine", "[recipe.pretraining]\nepochs = 1\n[recipe.fine", "give only one"),
     ],
 )
 def test_bad_recipes_are_one_clear_line(tmp_path, old, new, said):
@@ -107,6 +107,6 @@ def test_a_network_without_a_head_cannot_be_probed(tmp_path):
     from robench.training.recipe import Finetuning
     from robench.training.stages import finetuning_stage
 
-    with pytest.raises(UsageError, match="probe trains the head alone: a Linear has none"):
+    with pytest.raises(UsageError, match="probe trains only the head, but Linear has no module head"):
         finetuning_stage(nn.Linear(2, 2), nn.Linear(2, 2), Finetuning(probe=True))
     assert read_recipe({"finetuning": {"probe": True}}, "a.toml").finetuning.probe

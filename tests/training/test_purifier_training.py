@@ -116,7 +116,11 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch,
         ('"denoise(sigma=0.2)"', '"denoise(sigma=-1)"', r"recipe\.purifying, stage 1: .*at least 0"),
         ('"denoise(sigma=0.1)"', '"denois"', r"stage 2: unknown purifying .*denoise"),
         ("lr = 3e-3", "lr = 0", r"purifying, stage 1\.lr = 0: expected above 0"),
-        ('builder = "shade"', 'builder = "vit(image_size=16, patch_size=4, num_classes=10)"', "they alone"),
+        (
+            'builder = "shade"',
+            'builder = "vit(image_size=16, patch_size=4, num_classes=10)"',
+            "a classifier must have none",
+        ),
         ("[[recipe.purifying]]", "[[recipe.purify]]", 'unknown field "purify"'),
     ],
 )
@@ -128,5 +132,5 @@ def test_mistakes_are_named(tmp_path, old, new, said):
 def test_without_the_classifiers_weights_it_is_trained_and_not_measured(tmp_path, capsys):
     card = write(tmp_path, CARD.replace("standard-digits", "trades-digits"))
     result = train(card, output=tmp_path / "a.safetensors")
-    assert result.n == 0 and "not measured" in str(result) and result.path.is_file()
-    assert "not measured: trades-digits comes without trained weights" in capsys.readouterr().err
+    assert result.n == 0 and "not evaluated" in str(result) and result.path.is_file()
+    assert "not evaluated: trades-digits comes without trained weights" in capsys.readouterr().err

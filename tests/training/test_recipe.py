@@ -38,7 +38,7 @@ def test_radii_may_be_fractions():
         ({"pretraining": {"mask_ratio": 1}}, "below 1"),
         ({"flip": "yes"}, "flip = 'yes': expected bool"),
         ({"evaluation": "Linf:-1"}, "malformed radius"),
-        ({"evaluation": "L2:1"}, "expected a threat in Linf"),
+        ({"evaluation": "L2:1"}, "expected an Linf threat"),
         ({"finetuning": {"accumulate": 0}}, "at least 1"),
         ({"finetuning": {"precision": "fp16"}}, "precision = 'fp16': expected fp32 or bf16"),
         ({"finetuning": {"method": 3}}, "method = 3: expected str"),

@@ -139,7 +139,7 @@ def test_a_partial_file_of_something_else(card):
         train(str(card), output=output, progress=False)
     # As releases wrote it that kept no checksum.
     torch.save({"fingerprint": "another"}, partial)
-    with pytest.raises(ResourceError, match="by another release: delete"):
+    with pytest.raises(ResourceError, match="by another release of robench: delete"):
         train(str(card), output=output, progress=False)
     train(str(card), output=output, progress=False, fresh=True)
     assert not partial.exists()
@@ -185,7 +185,7 @@ def test_a_training_is_not_gone_on_with_by_another_release(card, monkeypatch, ch
     else:
         monkeypatch.setattr(torch, "__version__", "9.9")
     before = partial.read_bytes()
-    with pytest.raises(ResourceError, match=rf"by {changed} .*this is 9\.9.*--fresh"):
+    with pytest.raises(ResourceError, match=rf"by {changed} .*this is {changed} 9\.9.*--fresh"):
         train(str(card), output=card.with_suffix(".safetensors"), progress=False)
     assert partial.read_bytes() == before
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_trained(card, tmp_path):
     with pytest.raises(UsageError, match="unknown device"):
         train(str(card), output=tmp_path / "w.safetensors", device="abacus")
     card.write_text(CARD.split("[recipe]")[0])
-    with pytest.raises(UsageError, match="no recipe to train by"):
+    with pytest.raises(UsageError, match="no recipe: give a card"):
         train(str(card))
     card.write_text(CARD.replace("decoder_heads = 2", "decoder_heads = 3"))
     with pytest.raises(UsageError, match="the masked autoencoder cannot be built"):

@@ -189,7 +189,7 @@ def test_generalists_average_follows_the_mix_and_is_handed_out():
     stage = Stage(
         "mix", experts, optimizer, lambda *_: None, lambda *_: 0.0, 1, 1, (average, 0.999), method=method
     )
-    stage._follow(0, 1)
+    stage._update_average(0, 1)
     expected = 0.1 * 2.0 + 0.9 * (0.4 * 3.0 + 0.6 * 1.0)
     for model, _ in values:
         assert float(model.weight.detach()) == pytest.approx(expected)
@@ -327,26 +327,26 @@ def test_two_processes_train_together(tmp_path):
     assert one.path.read_bytes() != first
 
 
-def test_a_team_as_torchrun_describes_it(monkeypatch):
+def test_a_process_group_as_torchrun_describes_it(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert ProcessGroup.here() == ProcessGroup()
+    assert ProcessGroup.from_environment() == ProcessGroup()
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    team = ProcessGroup.here()
-    assert team == ProcessGroup(5, 8, 1) and not team.leads
-    assert team.device("cuda") == "cuda:1" and team.device("cpu") == "cpu"
-    everyone = torch.cat([ProcessGroup(rank, 8).share(torch.arange(20)) for rank in range(8)])
-    assert everyone.sort().values.equal(torch.arange(20))
+    group = ProcessGroup.from_environment()
+    assert group == ProcessGroup(5, 8, 1) and not group.is_main
+    assert group.device("cuda") == "cuda:1" and group.device("cpu") == "cpu"
+    rows = torch.cat([ProcessGroup(rank, 8).shard(torch.arange(20)) for rank in range(8)])
+    assert rows.sort().values.equal(torch.arange(20))
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(UsageError, match="RANK=5, WORLD_SIZE=5, LOCAL_RANK=1: expected a rank below"):
-        ProcessGroup.here()
+        ProcessGroup.from_environment()
 
 
 def test_a_batch_too_small_to_share(digits):
     x, y = digits
     config = Finetuning(batch_size=2, steps=0)
     stage = finetuning_stage(network(), network(), config)
-    with pytest.raises(UsageError, match="3 processes cannot share a batch of 2 images"):
+    with pytest.raises(UsageError, match="cannot split a batch of 2 images over 3 processes"):
         next(stage.run(x, y, Recipe(finetuning=config), ProcessGroup(0, 3)))

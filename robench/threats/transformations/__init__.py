@@ -1,4 +1,4 @@
-"""Transformations, one a file; one that is built in is imported when it is asked for (`robench.core.registry`)."""
+"""Transformations, one per file. Built-in ones are imported on first use (`robench.core.registry`)."""
 
 from typing import TYPE_CHECKING
 

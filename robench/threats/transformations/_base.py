@@ -10,15 +10,15 @@ from torch import Tensor
 
 from robench.threats.coordinates import Coordinates
 
-# Images are made in groups of a fixed size, so that their bits do not depend on the batch size.
+# Images are computed in groups of a fixed size, so that their bits do not depend on the batch size.
 _GROUP = 8
 
 
 @dataclass(frozen=True)
 class Transformation(Coordinates):
-    """Base of every transformation: a frozen dataclass whose fields are the keywords of its spec.
+    """Base class of all transformations: a frozen dataclass whose fields are the arguments of its spec.
 
-    A subclass defines `shape` and `apply`. Random quantities that the paper does not optimise depend only on the index
+    Subclasses define `shape` and `apply`. Random quantities that the paper does not optimise depend only on the index
     of the image in its data set (see `robench.core.rng`), so that the set of reachable images is the same for every
     attack.
 
@@ -36,7 +36,7 @@ class Transformation(Coordinates):
         raise NotImplementedError
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
-        """The changed images (N, C, H, W), differentiable in `theta`; the caller clips them to [0, 1].
+        """The transformed images (N, C, H, W), differentiable in `theta`; the caller clips them to [0, 1].
 
         Args:
             x: (N, C, H, W) float32 in [0, 1].
@@ -87,25 +87,25 @@ def pixel_grid(x: Tensor) -> Tensor:
     return torch.stack([across, down], -1)
 
 
-def sampled(x: Tensor, where: Tensor) -> Tensor:
-    """Sample images bilinearly at the given positions; outside the image they are black.
+def sampled(x: Tensor, positions: Tensor) -> Tensor:
+    """Sample images bilinearly at the given positions; positions outside the image are black.
 
     Args:
         x: (N, C, H, W).
-        where: column and row to sample for each pixel of the result, in pixels, (N, H, W, 2).
+        positions: column and row to sample for each pixel of the result, in pixels, (N, H, W, 2).
     """
-    size = where.new_tensor([x.shape[3], x.shape[2]])
-    grid = (2 * where + 1) / size - 1
+    size = positions.new_tensor([x.shape[3], x.shape[2]])
+    grid = (2 * positions + 1) / size - 1
     return torch.nn.functional.grid_sample(
         x, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
 
 
 def smoothed(maps: Tensor, kernel: int, sigma: float) -> Tensor:
-    """Each map (N, C, H, W) smoothed by a Gaussian window of `kernel` pixels (odd), with mirrored edges."""
+    """Smooth maps (N, C, H, W) by a Gaussian window of `kernel` pixels (odd), with mirrored edges."""
     half = kernel // 2
-    place = torch.arange(kernel, dtype=maps.dtype, device=maps.device) - half
-    weight = torch.exp(-0.5 * (place / sigma).square())
+    offset = torch.arange(kernel, dtype=maps.dtype, device=maps.device) - half
+    weight = torch.exp(-0.5 * (offset / sigma).square())
     weight = weight / weight.sum()
     channels = maps.shape[1]
     maps = torch.nn.functional.pad(maps, (half, half, half, half), mode="reflect")
@@ -116,20 +116,20 @@ def smoothed(maps: Tensor, kernel: int, sigma: float) -> Tensor:
     )
 
 
-def laid(maps: Tensor, kernels: Tensor) -> Tensor:
-    """Each map (N, L, H, W) convolved with a separate kernel (N, L, k, k), k odd, with zero padding: (N, L, H, W)."""
+def convolved(maps: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve each map (N, L, H, W) with its own kernel (N, L, k, k), k odd, with zero padding: (N, L, H, W)."""
     n, layers, height, width = maps.shape
     k = kernels.shape[-1]
-    whole = torch.nn.functional.conv2d(
+    output = torch.nn.functional.conv2d(
         maps.reshape(1, n * layers, height, width),
         kernels.flip(2, 3).reshape(n * layers, 1, k, k).to(maps),
         padding=k // 2,
         groups=n * layers,
     )
-    return whole.view(n, layers, height, width)
+    return output.view(n, layers, height, width)
 
 
-def scattered(values: Tensor, place: Tensor, height: int, width: int) -> Tensor:
-    """Maps (N, L, H, W) with `values` (N, L, m) at the row-major pixel indices `place` (N, L, m), and 0 elsewhere."""
+def scattered(values: Tensor, index: Tensor, height: int, width: int) -> Tensor:
+    """Maps (N, L, H, W) with `values` (N, L, m) at the row-major pixel indices `index` (N, L, m), and 0 elsewhere."""
     empty = values.new_zeros(*values.shape[:2], height * width)
-    return empty.scatter_add(2, place, values).view(*values.shape[:2], height, width)
+    return empty.scatter_add(2, index, values).view(*values.shape[:2], height, width)

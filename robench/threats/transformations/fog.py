@@ -42,17 +42,22 @@ class Fog(Transformation):
 
 
 def diamond_square(displacements: Tensor, decay: float) -> Tensor:
-    """The periodic map (N, S, S), S a power of two: each point is the mean of four others plus its displacement."""
+    """The periodic map (N, S, S), S a power of two: each point is the mean of four others plus its displacement.
+
+    Args:
+        displacements: (N, S, S).
+        decay: factor by which displacements shrink from each scale to the next finer one.
+    """
     side = displacements.shape[-1]
     grid, step, weight = torch.zeros_like(displacements[:, :1, :1]), side, 1.0
     while step > 1:
         half = step // 2
-        moved = weight * displacements
+        scaled = weight * displacements
         # Centres of squares from their corners, then centres of diamonds from two corners and two centres.
         middle = _pair(grid, 1, -1)
-        middle = (middle + middle.roll(-1, 2)) / 4 + moved[:, half::step, half::step]
-        above = (_pair(middle, 1, 1) + _pair(grid, 2, -1)) / 4 + moved[:, ::step, half::step]
-        beside = (_pair(middle, 2, 1) + _pair(grid, 1, -1)) / 4 + moved[:, half::step, ::step]
+        middle = (middle + middle.roll(-1, 2)) / 4 + scaled[:, half::step, half::step]
+        above = (_pair(middle, 1, 1) + _pair(grid, 2, -1)) / 4 + scaled[:, ::step, half::step]
+        beside = (_pair(middle, 2, 1) + _pair(grid, 1, -1)) / 4 + scaled[:, half::step, ::step]
         grid = interleaved(interleaved(grid, above, 2), interleaved(beside, middle, 2), 1)
         step, weight = half, weight / decay
     return grid

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robench.core.registry import transformations
 from robench.core.rng import Stream
-from robench.threats.transformations._base import Transformation, laid, scattered
+from robench.threats.transformations._base import Transformation, convolved, scattered
 
 
 @transformations.register("gabor")
@@ -48,17 +48,17 @@ class Gabor(Transformation):
         maps = scattered(theta[:, :, 0], order[..., : theta.shape[-1]], height, width)
         angle, frequency = stream.uniform(sample, zero, 1, (2,)).unbind(1)
         kernels = self._waves(math.pi * angle, 3 + max(self.kernel / 4 - 3, 0) * frequency)
-        return x + laid(maps, kernels[:, None].expand(-1, channels, -1, -1))
+        return x + convolved(maps, kernels[:, None].expand(-1, channels, -1, -1))
 
     def _waves(self, angle: Tensor, frequency: Tensor) -> Tensor:
         """The kernel of a wave, (N, kernel, kernel): one direction at full strength, the others at 1 / sides each."""
-        place = torch.linspace(-0.5, 0.5, self.kernel, device=angle.device)
-        down, across = place[:, None], place[None]
+        offset = torch.linspace(-0.5, 0.5, self.kernel, device=angle.device)
+        down, across = offset[:, None], offset[None]
         envelope = torch.exp(-0.5 * (down.square() + across.square()) / (self.sigma + 1e-3) ** 2)
         waves = torch.zeros(len(angle), self.kernel, self.kernel, device=angle.device)
         for side in range(self.sides):
-            turned = (angle + math.pi * side / self.sides)[:, None, None]
-            along = across * turned.cos() + down * turned.sin()
+            direction = (angle + math.pi * side / self.sides)[:, None, None]
+            along = across * direction.cos() + down * direction.sin()
             waves = waves + torch.cos(2 * math.pi * frequency[:, None, None] * along) / (
                 self.sides if side else 1
             )

@@ -30,7 +30,7 @@ class JPEG(Transformation):
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         if channels != 3:
-            raise UsageError(f"jpeg needs images of 3 channels: found {channels}")
+            raise UsageError(f"jpeg needs images with 3 channels: got {channels}")
         return 3, SIDE * -(-height // SIDE), SIDE * -(-width // SIDE)
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:

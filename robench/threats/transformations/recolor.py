@@ -1,4 +1,4 @@
-"""Functional adversarial attacks (Laidlaw & Feizi 2019, arXiv 1906.00001): ReColorAdv, one colour map an image."""
+"""Functional adversarial attacks (Laidlaw & Feizi 2019, arXiv 1906.00001): ReColorAdv, one colour map per image."""
 
 from dataclasses import dataclass
 
@@ -32,29 +32,28 @@ class ReColor(Transformation):
     smooth: float = 0.0
 
     def __post_init__(self) -> None:
-        fits = len(self.grid) == 3 and all(isinstance(n, int) and n >= 2 for n in self.grid)
-        if not fits:
+        if len(self.grid) != 3 or not all(isinstance(n, int) and n >= 2 for n in self.grid):
             raise ValueError(f"grid={self.grid!r}: expected three whole numbers of at least 2")
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         if channels != 3:
-            raise UsageError(f"recolor needs images of 3 channels: found {channels}")
+            raise UsageError(f"recolor needs images with 3 channels: got {channels}")
         return 3, self.grid[0], self.grid[1] * self.grid[2]
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
         colours = to_luv(x)
-        change = self._looked_up(theta, colours)
+        change = self._interpolated(theta, colours)
         # Clipped to the ends of the axes; with zero parameters the image is unchanged, bit for bit.
-        moved = to_rgb((colours + change).clamp(0, 1)) - to_rgb(colours)
-        return x + moved
+        difference = to_rgb((colours + change).clamp(0, 1)) - to_rgb(colours)
+        return x + difference
 
-    def _looked_up(self, theta: Tensor, colours: Tensor) -> Tensor:
+    def _interpolated(self, theta: Tensor, colours: Tensor) -> Tensor:
         """The map interpolated at the colour of every pixel, (N, 3, H, W)."""
         volume = theta.view(len(theta), 3, *self.grid)
         # grid_sample expects the last axis first.
-        where = 2 * colours.permute(0, 2, 3, 1).flip(-1)[:, None] - 1
+        positions = 2 * colours.permute(0, 2, 3, 1).flip(-1)[:, None] - 1
         return torch.nn.functional.grid_sample(
-            volume, where, mode="bilinear", padding_mode="border", align_corners=True
+            volume, positions, mode="bilinear", padding_mode="border", align_corners=True
         )[:, :, 0]
 
     @property
@@ -70,12 +69,12 @@ def to_luv(x: Tensor) -> Tensor:
     """Convert sRGB images (N, 3, H, W) to CIELUV, (L* / 100, (u* + 100) / 200, (v* + 100) / 200), in [0, 1]."""
     linear = torch.where(x <= 0.04045, x / 12.92, ((x.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
     big_x, big_y, big_z = torch.einsum("rc,nchw->nrhw", x.new_tensor(_XYZ), linear).unbind(1)
-    whole = big_x + 15 * big_y + 3 * big_z
-    dark = whole < _TINY
-    u = torch.where(dark, _U_WHITE, 4 * big_x / whole.clamp_min(_TINY))
-    v = torch.where(dark, _V_WHITE, 9 * big_y / whole.clamp_min(_TINY))
-    edge = (6 / 29) ** 3
-    light = torch.where(big_y <= edge, (29 / 3) ** 3 * big_y, 116 * big_y.clamp_min(edge) ** (1 / 3) - 16)
+    total = big_x + 15 * big_y + 3 * big_z
+    dark = total < _TINY
+    u = torch.where(dark, _U_WHITE, 4 * big_x / total.clamp_min(_TINY))
+    v = torch.where(dark, _V_WHITE, 9 * big_y / total.clamp_min(_TINY))
+    knee = (6 / 29) ** 3
+    light = torch.where(big_y <= knee, (29 / 3) ** 3 * big_y, 116 * big_y.clamp_min(knee) ** (1 / 3) - 16)
     return torch.stack(
         [
             light / 100,
@@ -89,14 +88,14 @@ def to_luv(x: Tensor) -> Tensor:
 def to_rgb(luv: Tensor) -> Tensor:
     """The inverse of `to_luv`, (N, 3, H, W) in [0, 1]; colours outside sRGB are clipped."""
     light = luv[:, 0] * 100
-    safe = light.clamp_min(1e-4)
+    divisor = light.clamp_min(1e-4)
     # For dark colours a small step of u* and v* leads to chromaticities outside sRGB, which are clipped to its range.
-    u = ((luv[:, 1] * 200 - 100) / (13 * safe) + _U_WHITE).clamp(*_U_RANGE)
-    v = ((luv[:, 2] * 200 - 100) / (13 * safe) + _V_WHITE).clamp(*_V_RANGE)
+    u = ((luv[:, 1] * 200 - 100) / (13 * divisor) + _U_WHITE).clamp(*_U_RANGE)
+    v = ((luv[:, 2] * 200 - 100) / (13 * divisor) + _V_WHITE).clamp(*_V_RANGE)
     big_y = torch.where(light <= 8, light * (3 / 29) ** 3, ((light.clamp_min(8) + 16) / 116) ** 3)
     big_x = big_y * 9 * u / (4 * v)
     big_z = big_y * (12 - 3 * u - 20 * v) / (4 * v)
-    back = torch.linalg.inv(torch.tensor(_XYZ, dtype=torch.float64)).to(luv)
-    linear = torch.einsum("rc,nchw->nrhw", back, torch.stack([big_x, big_y, big_z], 1).clamp(0, 1.1))
+    to_linear = torch.linalg.inv(torch.tensor(_XYZ, dtype=torch.float64)).to(luv)
+    linear = torch.einsum("rc,nchw->nrhw", to_linear, torch.stack([big_x, big_y, big_z], 1).clamp(0, 1.1))
     bright = 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, 12.92 * linear, bright).clamp(0, 1)

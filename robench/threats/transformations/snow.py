@@ -12,7 +12,7 @@ from torch import Tensor
 from robench.core.errors import UsageError
 from robench.core.registry import transformations
 from robench.core.rng import Stream
-from robench.threats.transformations._base import Transformation, laid, scattered, smoothed
+from robench.threats.transformations._base import Transformation, convolved, scattered, smoothed
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 # Thickness of flakes, in pixels, and their probabilities.
@@ -51,24 +51,22 @@ class Snow(Transformation):
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         if channels not in (1, 3):
-            raise UsageError(
-                f"snow needs images of 1 or 3 channels, whose luminance it knows: found {channels}"
-            )
+            raise UsageError(f"snow needs images with 1 or 3 channels: got {channels}")
         return self.layers, 1, max(round(height * width / self.grid**2), 1)
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        place, kernels = self._drawn(theta.shape[-1], height * width, sample)
+        index, kernels = self._draw(theta.shape[-1], height * width, sample)
         bright = theta[:, :, 0].abs().pow(self.power)
-        flakes = laid(scattered(bright, place, height, width), kernels).sum(1, keepdim=True)
+        flakes = convolved(scattered(bright, index, height, width), kernels).sum(1, keepdim=True)
         grey = (x * x.new_tensor(_LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
         bleached = torch.maximum(x, 1.5 * grey + 0.5)
         return torch.lerp(x, bleached, self.bleach) + flakes
 
-    def _drawn(self, flakes: int, pixels: int, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of the flakes of each image, (N, layers, flakes), and their shapes, (N, layers, length, length)."""
+    def _draw(self, flakes: int, pixels: int, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw indices of the flakes, (N, layers, flakes), and kernels of the layers, (N, layers, length, length)."""
         stream, zero = Stream.of("snow"), torch.zeros_like(sample)
-        place = (stream.uniform(sample, zero, 0, (self.layers, flakes)) * pixels).long()
+        index = (stream.uniform(sample, zero, 0, (self.layers, flakes)) * pixels).long()
         end, thick, flip = stream.uniform(sample, zero, 1, (4, self.layers)).split([2, 1, 1], 1)
         # The line of each layer runs from the centre to a point of one quadrant, and equally far the other way.
         middle = self.length // 2
@@ -79,7 +77,7 @@ class Snow(Transformation):
         ]
         kernels = lines(down, across, width.float(), self.length)
         kernels = torch.where(flip[:, 0, :1, None, None] < 0.5, kernels.flip(3), kernels)
-        return place, smoothed(kernels, self.blur, 12.5) if self.blur > 1 else kernels
+        return index, smoothed(kernels, self.blur, 12.5) if self.blur > 1 else kernels
 
 
 def lines(down: Tensor, across: Tensor, width: Tensor, length: int) -> Tensor:
@@ -87,13 +85,13 @@ def lines(down: Tensor, across: Tensor, width: Tensor, length: int) -> Tensor:
 
     Pixel values fall from 1 to 0 within one pixel of the edge of the line; `width` is its thickness.
     """
-    place = torch.arange(length, dtype=torch.float32, device=down.device) - length // 2
+    offset = torch.arange(length, dtype=torch.float32, device=down.device) - length // 2
     down, across, width = (part[..., None, None] for part in (down, across, width))
     steep = down > across
     # Position along the longer direction, and offset from the line in the other.
-    along = torch.where(steep, place[:, None], place[None])
-    off = torch.where(steep, place[None], place[:, None])
+    along = torch.where(steep, offset[:, None], offset[None])
+    beside = torch.where(steep, offset[None], offset[:, None])
     slope = torch.where(steep, across / down, down / across)
-    thick = width * (1 + slope).sqrt() / 2
-    value = (1 + thick / 2 - (off - slope * along).abs()).clamp(0, 1)
+    thickness = width * (1 + slope).sqrt() / 2
+    value = (1 + thickness / 2 - (beside - slope * along).abs()).clamp(0, 1)
     return value * (along.abs() <= torch.maximum(down, across))

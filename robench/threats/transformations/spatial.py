@@ -28,16 +28,20 @@ class Spatial(Transformation):
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
         angle, across, down = theta.flatten(1).unbind(1)
-        moved = torch.stack([across, down], 1)[:, None, None] * (self.shift / 30)
-        middle = x.new_tensor([(x.shape[3] - 1) / 2, (x.shape[2] - 1) / 2])
-        # Inverse mapping: the position in the image that each pixel of the result comes from.
-        place = pixel_grid(x)[None] - middle - moved
+        translation = torch.stack([across, down], 1)[:, None, None] * (self.shift / 30)
+        center = x.new_tensor([(x.shape[3] - 1) / 2, (x.shape[2] - 1) / 2])
+        # Inverse mapping: the position in the image of each pixel of the result.
+        relative = pixel_grid(x)[None] - center - translation
         angle = (angle * (math.pi / 180))[:, None, None]
         cos, sin = angle.cos(), angle.sin()
-        read = torch.stack(
-            [cos * place[..., 0] - sin * place[..., 1], sin * place[..., 0] + cos * place[..., 1]], -1
+        rotated = torch.stack(
+            [
+                cos * relative[..., 0] - sin * relative[..., 1],
+                sin * relative[..., 0] + cos * relative[..., 1],
+            ],
+            -1,
         )
-        return sampled(x, read + middle)
+        return sampled(x, rotated + center)
 
 
 @transformations.register("rotation")
@@ -49,8 +53,8 @@ class Rotation(Transformation):
         return 1, 1, 1
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
-        still = theta.new_zeros(len(theta), 2, 1, 1)
-        return Spatial().apply(x, torch.cat([theta, still], 1), sample)
+        no_translation = theta.new_zeros(len(theta), 2, 1, 1)
+        return Spatial().apply(x, torch.cat([theta, no_translation], 1), sample)
 
 
 @transformations.register("translation")
@@ -62,5 +66,5 @@ class Translation(Transformation):
         return 2, 1, 1
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
-        upright = theta.new_zeros(len(theta), 1, 1, 1)
-        return Spatial(shift=30.0).apply(x, torch.cat([upright, theta], 1), sample)
+        no_rotation = theta.new_zeros(len(theta), 1, 1, 1)
+        return Spatial(shift=30.0).apply(x, torch.cat([no_rotation, theta], 1), sample)

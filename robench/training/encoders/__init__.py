@@ -1,4 +1,4 @@
-"""Encoders of the masked autoencoder: one for each kind of network, chosen by the network's class."""
+"""Encoders of the masked autoencoder, one per architecture, selected by the network's class."""
 
 from collections.abc import Callable
 
@@ -29,16 +29,18 @@ ENCODERS: dict[type[nn.Module], Callable[..., Encoder]] = {
 
 
 def encoder_of(network: nn.Module, image_size: int | None = None) -> Encoder:
-    """The encoder that runs `network` on visible patches, its weights shared.
+    """Create the encoder that runs `network` on visible patches; the weights are shared.
 
     Args:
-        image_size: side of the images, in pixels, for a network that does not know it.
+        image_size: side of the images in pixels, for a network that accepts several sizes.
 
     Raises:
-        ValueError: for a network of another kind, or one of a shape that cannot be masked.
+        ValueError: if the architecture is not supported, or a network of this shape cannot be masked.
     """
-    for kind, encoder in ENCODERS.items():
-        if isinstance(network, kind):
+    for network_type, encoder in ENCODERS.items():
+        if isinstance(network, network_type):
             return encoder(network, image_size)
-    known = ", ".join(kind.__name__ for kind in ENCODERS)
-    raise ValueError(f"masked pre-training knows no {type(network).__name__}: expected one of timm's {known}")
+    supported = ", ".join(network_type.__name__ for network_type in ENCODERS)
+    raise ValueError(
+        f"masked pre-training does not support {type(network).__name__}: expected one of timm's {supported}"
+    )

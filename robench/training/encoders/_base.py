@@ -1,4 +1,4 @@
-"""What the masked autoencoder asks of an encoder, and the pieces that several encoders share."""
+"""Interface of the masked autoencoder's encoders, and functions that several encoders use."""
 
 from torch import Tensor, nn
 
@@ -8,22 +8,22 @@ __all__ = ["Encoder", "embed", "patchify", "pick", "require", "sincos_positions"
 
 
 class Encoder(nn.Module):
-    """A classifier's network, run on the visible patches of images alone.
+    """A classifier's network that is run on the visible patches of images only.
 
-    A patch here is what is hidden or shown as a whole, and what the decoder guesses: a ViT's own patch, or the
-    pixels under one position of the last feature map of a hierarchical network.
+    Patches are the units of masking and of the decoder's predictions: a ViT's patches, or the pixels under one
+    position of the last feature map of a hierarchical network.
 
     Args:
         network: trained in place; its head is not used.
-        patch: side of a patch, in pixels.
-        side: patches a side of the image.
-        width: D.
+        patch: side of a patch in pixels.
+        side: number of patches along each side of the image.
+        width: number of features per token, D.
 
     Attributes:
-        prefix: tokens that come before those of the patches, 1 with a class token.
-        one_mask: whether all images of a batch must share the visible patches.
-        redrawn: whether the network's linear maps start as MAE's do (arXiv 2111.06377), by Xavier uniform;
-            otherwise they start as timm leaves them, which is our choice.
+        prefix: number of tokens before those of the patches; 1 with a class token.
+        one_mask: whether all images of a batch must have the same visible patches.
+        redrawn: whether linear layers are reinitialised by Xavier uniform, as MAE does (arXiv 2111.06377);
+            otherwise they keep timm's initialisation, which is our choice.
     """
 
     prefix = 0
@@ -38,38 +38,38 @@ class Encoder(nn.Module):
         self.width = width
 
     def start(self) -> None:
-        """Draw or set what the pre-training starts from, beside the linear maps."""
+        """Initialise everything except the linear layers for pre-training."""
 
     def check(self, visible: int) -> None:
-        """Raise ValueError if the encoder cannot work on this number of visible patches."""
+        """Raise ValueError if the encoder does not support this number of visible patches."""
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        """Tokens after the last LayerNorm, computed from the visible patches alone.
+        """Compute the tokens after the last LayerNorm from the visible patches only.
 
         Args:
             x: (N, 3, H, W) in [0, 1].
-            keep: the visible patches of each image, (N, visible) int64, numbered row by row.
+            keep: indices of each image's visible patches, (N, visible) int64, in row-major numbering.
 
         Returns:
-            (N, prefix + visible, D), the patches in the order of `keep`.
+            (N, prefix + visible, D), with the patches in the order of `keep`.
         """
         raise NotImplementedError
 
 
 def visible_images(x: Tensor, keep: Tensor, patch: int) -> Tensor:
-    """The visible patches as images of their own, (N, C, H, W) -> (N * visible, C, patch, patch)."""
+    """The visible patches as separate images, (N, C, H, W) -> (N * visible, C, patch, patch)."""
     return pick(patchify(x, patch), keep).reshape(-1, x.shape[1], patch, patch)
 
 
 def embed(network: nn.Module, x: Tensor, keep: Tensor, patch: int) -> Tensor:
-    """The tokens of the visible patches by a ViT-like network's own patch embedding, (N, visible, D)."""
+    """Embed the visible patches by the patch embedding of a ViT-like network, (N, visible, D)."""
     projection = network.get_submodule("patch_embed.proj")
     weight, bias = projection.get_parameter("weight"), getattr(projection, "bias", None)
     pixels = patchify(x, patch)
     return nn.functional.linear(pick(pixels, keep), weight.flatten(1), bias)
 
 
-def require(holds: bool, what: str) -> None:
-    """Raise ValueError, saying `what` masked pre-training needs."""
-    if not holds:
-        raise ValueError(f"masked pre-training needs {what}")
+def require(condition: bool, requirement: str) -> None:
+    """Raise ValueError unless the condition holds; `requirement` describes what masked pre-training needs."""
+    if not condition:
+        raise ValueError(f"masked pre-training needs {requirement}")

@@ -11,18 +11,18 @@ from robench.training.encoders._base import Encoder, embed, pick, require
 
 
 class CaiTEncoder(Encoder):
-    """Visible tokens through the talking-heads blocks, then the class token through class attention over them.
+    """Talking-heads blocks process the visible tokens; then the class token attends to them by class attention.
 
-    Both go through the last LayerNorm and to the decoder. Our choices, where MIMIR's (arXiv 2312.04960) were not
-    found: class attention is part of the pre-training, positions are fixed sine and cosine ones, as the ViT's,
-    and linear maps start as timm leaves them.
+    The last LayerNorm is applied to both, and the decoder receives both. MIMIR's settings (arXiv 2312.04960) are not
+    published. Our choices: class attention is part of the pre-training, position embeddings are fixed sine-cosine
+    ones as for the ViT, and linear layers keep timm's initialisation.
     """
 
     prefix = 1
     network: Cait
 
     def __init__(self, network: Cait, image_size: int | None = None):
-        require(isinstance(network.cls_token, Tensor), "a CaiT with its class token")
+        require(isinstance(network.cls_token, Tensor), "a CaiT with a class token")
         patches: Any = network.patch_embed
         super().__init__(network, patches.patch_size[0], patches.grid_size[0], network.embed_dim)
 

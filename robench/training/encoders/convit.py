@@ -13,13 +13,13 @@ from robench.training.encoders._base import Encoder, embed, pick, require
 
 
 class ConViTEncoder(Encoder):
-    """Visible tokens through the gated positional blocks, then with the class token through the rest.
+    """Gated positional blocks process the visible tokens; the remaining blocks also process the class token.
 
-    As in MIMIR's code (arXiv 2312.04960), positional attention takes the visible tokens for a square grid, so
-    their number must be a square: 64 of 256 patches are 8 x 8. The class token joins where timm's ConViT lets
-    it. Our choices, where the code's were not found: the tokens stand in that grid in the image's own
-    order, row by row; positions are fixed sine and cosine ones, as the ViT's; the network's linear maps start as
-    timm leaves them, which makes positional attention local.
+    As in MIMIR's code (arXiv 2312.04960), positional attention treats the visible tokens as a square grid, so their
+    number must be a square: 64 of 256 patches form an 8 x 8 grid. The class token is added before the same block as
+    in timm's ConViT. Our choices where the code's are not known: the tokens fill the grid in row-major order,
+    position embeddings are fixed sine-cosine ones as for the ViT, and linear layers keep timm's initialisation,
+    which makes positional attention local.
     """
 
     prefix = 1
@@ -28,13 +28,13 @@ class ConViTEncoder(Encoder):
     def __init__(self, network: ConVit, image_size: int | None = None):
         require(
             isinstance(network.cls_token, Tensor) and network.local_up_to_layer < len(network.blocks),
-            "a ConViT whose class token joins before the last block",
+            "a ConViT that adds its class token before the last block",
         )
         patches: Any = network.patch_embed
         super().__init__(network, patches.patch_size[0], patches.grid_size[0], network.embed_dim)
 
     def check(self, visible: int) -> None:
-        """The grid of the visible tokens must be a square."""
+        """Raise ValueError unless the number of visible tokens is a square."""
         require(
             math.isqrt(visible) ** 2 == visible,
             f"a square number of visible patches for a ConViT's positional attention: got {visible} of "
@@ -50,7 +50,7 @@ class ConViTEncoder(Encoder):
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; (N, 1 + visible, D)."""
         network: Any = self.network
-        keep, place = keep.sort(1)
+        keep, positions = keep.sort(1)
         tokens = embed(network, x, keep, self.patch)
         if network.use_pos_embed:
             tokens = tokens + pick(network.pos_embed.expand(len(x), -1, -1), keep)
@@ -59,4 +59,4 @@ class ConViTEncoder(Encoder):
                 tokens = torch.cat([network.cls_token.expand(len(x), -1, -1), tokens], 1)
             tokens = block(tokens)
         tokens = network.norm(tokens)
-        return torch.cat([tokens[:, :1], pick(tokens[:, 1:], place.argsort(1))], 1)
+        return torch.cat([tokens[:, :1], pick(tokens[:, 1:], positions.argsort(1))], 1)

@@ -10,14 +10,17 @@ from robench.training.encoders._base import Encoder, require, visible_images
 
 
 class ConvNeXtEncoder(Encoder):
-    """Convolutions see zeros at hidden positions and write nothing there; all else runs on visible ones alone.
+    """Sparse convolutions: hidden positions are zero in the input and are not computed in the output.
 
-    A patch is what lies under one position of the last feature map, 32 x 32 pixels of the published networks.
-    The decoder fills the hidden positions of the last map with its mask token. MIMIR (arXiv 2312.04960) names
-    this architecture, but its pre-training code was not found; our choices: the decoder is the one of all
-    other encoders and is given the last of the four maps (SparK's own is a convolutional pyramid over all of them);
-    the last LayerNorm is the pre-training's own, as the ViT's, since timm's stands in the head behind the
-    pooling; X of the nHSIC penalty is the visible positions after it; weights start as timm leaves them.
+    All other layers process visible positions only. A patch is the area under one position of the last feature map,
+    32 x 32 pixels for the published networks. The decoder fills hidden positions of that map with its mask token.
+    MIMIR (arXiv 2312.04960) names this architecture, but its pre-training code is not published. Our choices:
+
+    - The decoder is the same as for the other encoders and receives the last of the four feature maps; SparK's decoder
+      is a convolutional pyramid over all of them.
+    - Pre-training has a separate last LayerNorm, as for the ViT, because timm's is in the head, after the pooling. The
+      nHSIC penalty uses the visible positions after it.
+    - The weights keep timm's initialisation.
     """
 
     network: ConvNeXt
@@ -31,20 +34,22 @@ class ConvNeXtEncoder(Encoder):
             f"images of a multiple of {patch} pixels for this ConvNeXt: got {image_size}",
         )
         require(isinstance(network.norm_pre, nn.Identity), "a ConvNeXt that pools before its last LayerNorm")
-        steps = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+        downsampling = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
         require(
-            all(m.kernel_size == m.stride and m.dilation == (1, 1) for m in steps),
+            all(m.kernel_size == m.stride and m.dilation == (1, 1) for m in downsampling),
             "a ConvNeXt whose down-sampling does not overlap",
         )
         blocks = [m for m in network.modules() if isinstance(m, ConvNeXtBlock)]
-        require(all(not hasattr(b.mlp, "grn") for b in blocks), "a ConvNeXt without global response norm")
+        require(
+            all(not hasattr(b.mlp, "grn") for b in blocks), "a ConvNeXt without global response normalisation"
+        )
         super().__init__(network, patch, image_size // patch, network.num_features)
         self.norm = nn.LayerNorm(network.num_features, eps=1e-6)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; (N, visible, D)."""
         network: Any = self.network
-        # A visible patch is an image of its own, wherever a layer's windows do not overlap.
+        # Windows of the stem and of down-sampling layers do not overlap, so patches are processed as separate images.
         maps = network.stem(visible_images(x, keep, self.patch))
         for stage in network.stages:
             maps = stage.downsample(maps)
@@ -53,7 +58,7 @@ class ConvNeXtEncoder(Encoder):
         return self.norm(maps.reshape(*keep.shape, -1))
 
     def _block(self, block: Any, maps: Tensor, keep: Tensor) -> Tensor:
-        """timm's block, (N * visible, C, u, u): the depthwise convolution on the sparse whole, the rest as is."""
+        """timm's block on maps (N * visible, C, u, u), with the depthwise convolution applied to the sparse map."""
         y = self._gather(block.conv_dw(self._scatter(maps, keep)), keep)
         if block.use_conv_mlp:
             y = block.mlp(block.norm(y))
@@ -64,14 +69,14 @@ class ConvNeXtEncoder(Encoder):
         return block.drop_path(y) + maps
 
     def _scatter(self, maps: Tensor, keep: Tensor) -> Tensor:
-        """Visible patches put into images of zeros, (N * visible, C, u, u) -> (N, C, side u, side u)."""
+        """Place visible patches into a map of zeros, (N * visible, C, u, u) -> (N, C, side u, side u)."""
         n, side, (c, u) = len(keep), self.side, maps.shape[1:3]
         rows = maps.reshape(*keep.shape, c * u * u)
-        whole = rows.new_zeros(n, side * side, c * u * u)
-        whole = whole.scatter(1, keep[:, :, None].expand_as(rows), rows)
-        whole = whole.view(n, side, side, c, u, u).permute(0, 3, 1, 4, 2, 5)
-        return whole.reshape(n, c, side * u, side * u)
+        sparse = rows.new_zeros(n, side * side, c * u * u)
+        sparse = sparse.scatter(1, keep[:, :, None].expand_as(rows), rows)
+        sparse = sparse.view(n, side, side, c, u, u).permute(0, 3, 1, 4, 2, 5)
+        return sparse.reshape(n, c, side * u, side * u)
 
     def _gather(self, x: Tensor, keep: Tensor) -> Tensor:
-        """The visible patches of a feature map, the reverse of `_scatter`."""
+        """The visible patches of a feature map, the inverse of `_scatter`."""
         return visible_images(x, keep, x.shape[2] // self.side)

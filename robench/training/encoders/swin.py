@@ -12,11 +12,11 @@ from robench.training.encoders.windows import Groups, group_windows
 
 
 class SwinEncoder(Encoder):
-    """Only the tokens of visible patches are computed, at every stage, and attend within their windows.
+    """Every stage computes the tokens of visible patches only, which attend to each other within windows.
 
-    A patch is what becomes one token of the last stage: 32 x 32 pixels of a Swin-B, a 7 x 7 grid at 224
-    pixels, of which 12 stay (as in MIMIR's code, arXiv 2312.04960). All images of a batch share one mask, so that
-    they share the grouping of windows. Linear maps start as timm leaves them: our choice.
+    A patch is the area of one token of the last stage: 32 x 32 pixels for a Swin-B, which gives a 7 x 7 grid at 224
+    pixels, with 12 visible patches (as in MIMIR's code, arXiv 2312.04960). All images of a batch have the same mask,
+    so they have the same grouping of windows. Our choice: linear layers keep timm's initialisation.
     """
 
     one_mask = True
@@ -35,33 +35,39 @@ class SwinEncoder(Encoder):
         super().__init__(network, patch, side, network.num_features)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        """See `Encoder.forward`; all rows of `keep` must be one. (N, visible, D)."""
-        shown = keep[0].cpu()
+        """See `Encoder.forward`; all rows of `keep` must be equal. (N, visible, D)."""
+        visible = keep[0].cpu()
         if keep.stride(0) and not bool((keep == keep[:1]).all()):
-            raise ValueError("the images of a batch must share one mask for group window attention")
+            raise ValueError("group window attention needs the same mask for all images of a batch")
         network: Any = self.network
         maps = network.patch_embed.proj(visible_images(x, keep, self.patch)).permute(0, 2, 3, 1)
         maps = network.patch_embed.norm(maps)
         for stage in network.layers:
-            # A visible patch is an image of its own here: merging never reaches beyond it.
+            # Patch merging never combines tokens of different patches, so they are processed as separate images.
             maps = stage.downsample(maps)
-            places = _places(shown, self.side, maps.shape[1])
-            plans: dict[Any, Groups] = {}
-            tokens = maps.reshape(len(x), len(places), -1)
+            positions = _positions(visible, self.side, maps.shape[1])
+            groups: dict[Any, Groups] = {}
+            tokens = maps.reshape(len(x), len(positions), -1)
             for block in stage.blocks:
                 key = (block.window_size, block.shift_size)
-                if key not in plans:
-                    plans[key] = group_windows(places, *key).to(x.device)
-                tokens = _block(block, tokens, plans[key])
+                if key not in groups:
+                    groups[key] = group_windows(positions, *key).to(x.device)
+                tokens = _block(block, tokens, groups[key])
             maps = tokens.reshape(*maps.shape[:3], -1)
-        return network.norm(maps.reshape(len(x), len(shown), -1))
+        return network.norm(maps.reshape(len(x), len(visible), -1))
 
 
-def _places(shown: Tensor, side: int, detail: int) -> Tensor:
-    """Row and column of every token, (visible * detail^2, 2), patch by patch and row by row within each."""
-    corner = torch.stack([shown // side, shown % side], 1) * detail
-    within = torch.cartesian_prod(torch.arange(detail), torch.arange(detail)).view(-1, 2)
-    return (corner[:, None] + within).reshape(-1, 2)
+def _positions(visible: Tensor, side: int, tokens: int) -> Tensor:
+    """Row and column of every token, (visible * tokens^2, 2), in row-major order within each patch.
+
+    Args:
+        visible: indices of the visible patches.
+        side: number of patches along each side of the image.
+        tokens: number of tokens along each side of a patch.
+    """
+    corner = torch.stack([visible // side, visible % side], 1) * tokens
+    offset = torch.cartesian_prod(torch.arange(tokens), torch.arange(tokens)).view(-1, 2)
+    return (corner[:, None] + offset).reshape(-1, 2)
 
 
 def _block(block: SwinTransformerBlock, tokens: Tensor, groups: Groups) -> Tensor:
@@ -70,7 +76,7 @@ def _block(block: SwinTransformerBlock, tokens: Tensor, groups: Groups) -> Tenso
 
 
 def _attention(attention: WindowAttention, tokens: Tensor, groups: Groups) -> Tensor:
-    """timm's window attention, (N, T, C) -> (N, T, C), between tokens of one window within each group."""
+    """timm's window attention, (N, T, C) -> (N, T, C), computed group by group."""
     n, count, _ = tokens.shape
     queries_keys_values = attention.qkv(tokens)[:, groups.members]  # (N, G, g, 3 C)
     shape = (n, *groups.members.shape, 3, attention.num_heads, -1)
@@ -78,7 +84,7 @@ def _attention(attention: WindowAttention, tokens: Tensor, groups: Groups) -> Te
     bias = attention.relative_position_bias_table[groups.bias].permute(0, 3, 1, 2)  # (G, heads, g, g)
     scores = (q * attention.scale) @ k.transpose(-2, -1) + bias
     scores = scores.masked_fill(~groups.allowed[:, None], -torch.inf)
-    mixed = attention.attn_drop(scores.softmax(-1)) @ v
-    mixed = mixed.transpose(2, 3).reshape(n, groups.members.numel(), -1)[:, groups.slots]
-    assert mixed.shape[1] == count
-    return attention.proj_drop(attention.proj(mixed))
+    output = attention.attn_drop(scores.softmax(-1)) @ v
+    output = output.transpose(2, 3).reshape(n, groups.members.numel(), -1)[:, groups.slots]
+    assert output.shape[1] == count
+    return attention.proj_drop(attention.proj(output))

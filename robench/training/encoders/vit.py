@@ -1,4 +1,4 @@
-"""A ViT's visible tokens: He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377."""
+"""ViT on visible tokens: He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377."""
 
 from functools import partial
 
@@ -11,10 +11,10 @@ from robench.training.encoders._base import Encoder, embed, pick, require
 
 
 class ViTEncoder(Encoder):
-    """Class token and visible tokens through the blocks; hidden patches are never computed.
+    """The blocks process the class token and the visible tokens; hidden patches are not computed.
 
-    Its last LayerNorm is its own, as in MIMIR (arXiv 2312.04960): the classifier drops it for a new `fc_norm`.
-    Positions become fixed sine and cosine ones; fine-tuning is free to change them.
+    Pre-training has a separate last LayerNorm, as in MIMIR (arXiv 2312.04960), because the classifier has a new
+    `fc_norm`. Position embeddings become fixed sine-cosine ones; fine-tuning may change them.
     """
 
     prefix = 1
@@ -24,7 +24,7 @@ class ViTEncoder(Encoder):
     def __init__(self, network: VisionTransformer, image_size: int | None = None):
         require(
             isinstance(network.pos_embed, Tensor) and isinstance(network.cls_token, Tensor),
-            "a ViT with a class token and learned positions",
+            "a ViT with a class token and learned position embeddings",
         )
         super().__init__(
             network,
@@ -35,17 +35,17 @@ class ViTEncoder(Encoder):
         self.norm = partial(nn.LayerNorm, eps=1e-6)(network.embed_dim)
 
     @property
-    def _outset(self) -> tuple[Tensor, Tensor]:
-        """The class token and positions, which timm types as optional."""
+    def _embeddings(self) -> tuple[Tensor, Tensor]:
+        """The class token and the position embeddings, which timm types as optional."""
         token, positions = self.network.cls_token, self.network.pos_embed
         assert token is not None and positions is not None
         return token, positions
 
     def start(self) -> None:
-        # A patch embedding is a linear map of a patch's pixels, so it is initialised as one.
+        # The patch embedding is a linear map of a patch's pixels, so it is initialised like a linear layer.
         projection = self.network.patch_embed.proj
         nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
-        token, positions = self._outset
+        token, positions = self._embeddings
         nn.init.normal_(token, std=0.02)
         with torch.no_grad():
             positions.copy_(sincos_positions(self.width, self.side))
@@ -53,8 +53,8 @@ class ViTEncoder(Encoder):
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; (N, 1 + visible, D)."""
-        token, positions = self._outset
+        token, positions = self._embeddings
         tokens = embed(self.network, x, keep, self.patch)
         tokens = tokens + pick(positions[:, 1:].expand(len(x), -1, -1), keep)
-        first = (token + positions[:, :1]).expand(len(x), -1, -1)
-        return self.norm(self.network.blocks(torch.cat([first, tokens], 1)))
+        class_token = (token + positions[:, :1]).expand(len(x), -1, -1)
+        return self.norm(self.network.blocks(torch.cat([class_token, tokens], 1)))

@@ -1,8 +1,7 @@
-"""Methods of adversarial training by name, one paper a file, all on one trainer.
+"""Adversarial training methods, one paper per file.
 
-DBAT, which MIMIR (arXiv 2312.04960) names beside Generalist without our having seen its reference, is taken to
-be Double Boundary Adversarial Training (arXiv 2310.02480): the acronym, the subject and the time fit, and no
-other method of that name was found.
+MIMIR (arXiv 2312.04960) compares with a method DBAT. We assume that it is Double Boundary Adversarial Training
+(arXiv 2310.02480), because acronym, subject and date fit and no other method of this name is known to us.
 """
 
 from robench.core import specs
@@ -22,10 +21,10 @@ __all__ = ["Budget", "Method", "find_method", "methods"]
 
 
 def find_method(text: str) -> Method:
-    """The method of a spec such as `trades` or `trades(beta=3.0)`.
+    """Build the method of a spec such as `trades` or `trades(beta=3.0)`.
 
     Raises:
-        UsageError: for an unknown name, or a setting that is unknown, of another type or out of range.
+        UsageError: if the name is unknown, or an argument is unknown, of the wrong type or out of range.
     """
     spec = specs.parse(text)
     return specs.build(spec, methods.get(spec.name))

@@ -1,4 +1,4 @@
-"""What a method of adversarial training is: a loss, and where it needs more, who learns and what is kept."""
+"""Base class of adversarial training methods and functions that several methods use."""
 
 import math
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from robench.core.fields import check_settings
 from robench.core.registry import Registry
 from robench.training.schedule import parameter_groups
 
-# A package adds its own by the entry-point group `robench.methods`.
+# Packages add methods through the entry-point group `robench.methods`.
 methods = Registry("method")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a recipe grants every method at one step.
+    """Settings of the recipe for one step, which apply to every method.
 
     Attributes:
-        eps, step_size: of the inner maximiser in Linf, in [0, 1] pixels; a ramp has been applied.
-        steps: of the inner maximiser.
+        eps, step_size: radius and step size of the inner attack in Linf, for pixels in [0, 1], after the ramp.
+        steps: number of steps of the inner attack.
         label_smoothing: of every cross entropy in the loss.
-        part: how much of the training is over, in [0, 1).
+        part: finished fraction of the training, in [0, 1).
     """
 
     eps: float
@@ -35,13 +35,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Method:
-    """Base of every method: a frozen dataclass whose fields are its own settings, the spec's keywords.
+    """Base class of all methods: a frozen dataclass whose fields are the arguments of the method's spec.
 
-    A subclass gives `loss`; the rest has defaults that suit one network with one loss.
+    Subclasses implement `loss`. The other methods have defaults for a single network with a single loss.
 
     Attributes:
-        fewest_steps, most_steps: of the inner maximiser, that the method is defined for.
-        needs_average: whether the classifier it makes is the running average.
+        fewest_steps, most_steps: supported number of steps of the inner attack.
+        needs_average: whether the trained classifier is the moving average.
     """
 
     fewest_steps: ClassVar[int] = 1
@@ -52,15 +52,15 @@ class Method:
         check_settings(self)
 
     def learners(self, model: nn.Module) -> nn.Module:
-        """What is trained, around or in place of the classifier; `model` itself for most.
+        """Return the module to train, which may wrap or replace the classifier; by default `model` itself.
 
         Raises:
-            ValueError: when the network does not suit the method.
+            ValueError: if the method does not support the network.
         """
         return model
 
     def loss(self, learners: nn.Module, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
-        """The loss of a batch, a mean over its rows, shape ().
+        """The mean loss over the rows of a batch, shape ().
 
         Args:
             learners: from `learners`, in training mode.
@@ -69,33 +69,39 @@ class Method:
         raise NotImplementedError
 
     def groups(self, learners: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-        """AdamW's groups of parameters; see `parameter_groups`."""
+        """Parameter groups for AdamW; see `parameter_groups`."""
         return parameter_groups(learners, weight_decay, layer_decay)
 
     def followed(self, learners: nn.Module, part: float) -> list[Tensor]:
-        """The weights and buffers that the running average follows when `part` of the training is over."""
+        """The weights and buffers that the moving average follows.
+
+        Args:
+            part: finished fraction of the training.
+        """
         return tensors(learners)
 
     def after(self, learners: nn.Module, average: nn.Module, done: int, steps: int, total: int) -> None:
-        """What happens after a step, the average updated: nothing for most.
+        """Called after each step, when the average is updated; does nothing by default.
 
         Args:
-            done: steps behind it, of `total`; `steps` an epoch.
+            done: number of finished steps.
+            steps: number of steps per epoch.
+            total: number of steps of the training.
         """
 
 
 def tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, in a fixed order."""
+    """The parameters and buffers of a module, in a fixed order."""
     return [*model.parameters(), *model.buffers()]
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's logits, in float32 at least: a loss of half-precision numbers would lose too much."""
+    """The model's logits, converted to float32 if in half precision, which is not accurate enough for a loss."""
     output = model(x)
     return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(softmax(p) || softmax(q)) of logits (N, K), one number a row, at least 0 but for rounding."""
+    """KL(softmax(p) || softmax(q)) for logits (N, K), per row; non-negative except for rounding."""
     log_p, log_q = p.log_softmax(1), q.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)

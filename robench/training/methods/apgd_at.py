@@ -1,7 +1,7 @@
-"""Adversarial training whose inner maximiser is Auto-PGD.
+"""Adversarial training with Auto-PGD as the inner attack.
 
-Croce & Hein 2020, arXiv 2003.01690, Alg. 1; a few steps of it train the ImageNet models of Singh et al.,
-"Revisiting Adversarial Training for ImageNet", arXiv 2303.01870, and 2 steps those of MIMIR's 300 epochs.
+Auto-PGD is Croce & Hein 2020, arXiv 2003.01690, Alg. 1. Singh et al., "Revisiting Adversarial Training for ImageNet",
+arXiv 2303.01870, train with a few steps of it, and MIMIR's 300-epoch models with 2 steps.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,24 @@ from robench.training.methods._base import Budget, Method, logits, methods
 
 
 def apgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    """The point of highest cross entropy among a random start and `steps` iterates of the suite's own APGD.
+    """Run the APGD of `robench.attacks` on the cross entropy.
 
-    Costs `steps` gradients and one forward pass more. Detached, within `eps` of `x` and inside [0, 1].
+    It takes `steps` gradients and one additional forward pass.
+
+    Returns:
+        The point with the highest cross entropy among a random start and `steps` iterates, detached, within `eps`
+        of `x` and [0, 1].
     """
     attack = APGD(loss="ce", steps=steps)
     stream = Stream.of(int(torch.randint(2**62, ())), "apgd-at")
-    count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    rank = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     rows = Rows(
         x=x,
         y=y,
-        clean_logits=x.new_zeros(len(x), 2),  # asked for by targeted attacks alone
+        clean_logits=x.new_zeros(len(x), 2),  # only targeted attacks use them
         sample=torch.arange(len(x), device=x.device),
-        rank=count,
-        active=count == 0,
+        rank=rank,
+        active=rank == 0,
     )
     problem = Problem(Threat("Linf", eps, str(eps)), 2, stream)
     with attacked(model):
@@ -56,7 +60,7 @@ def _answer(model: nn.Module, x: Tensor, y: Tensor, gradient: bool) -> Answer:
 @methods.register("apgd-at")
 @dataclass(frozen=True)
 class APGDAT(Method):
-    """The cross entropy on the best images that APGD of the recipe's `steps` finds; its step size is its own."""
+    """The cross entropy on adversarial images of APGD with the recipe's `steps`; APGD sets its step size itself."""
 
     def loss(self, learners: nn.Module, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
         x_adv = apgd(learners, x, y, budget.eps, budget.steps)

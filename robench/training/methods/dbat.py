@@ -12,27 +12,27 @@ from robench.training.methods._base import Budget, Method, logits, methods
 
 
 def draw_targets(y: Tensor, num_classes: int, paired: bool) -> Tensor:
-    """A random wrong class for every label, (N,): of the K clean ones, or if `paired` of all 2K.
+    """Draw a wrong class for every label, (N,), uniformly from the K clean classes, or from all 2K if `paired`.
 
-    With `paired` neither the label nor its adversarial twin is drawn; all others are equally likely.
+    With `paired`, neither y nor its adversarial counterpart y + K is drawn.
     """
-    other = torch.randint(num_classes - 1, y.shape, device=y.device)
-    other = other + (other >= y)
-    twin = torch.randint(2, y.shape, device=y.device) if paired else 0
-    return other + num_classes * twin
+    wrong = torch.randint(num_classes - 1, y.shape, device=y.device)
+    wrong = wrong + (wrong >= y)
+    adversarial = torch.randint(2, y.shape, device=y.device) if paired else 0
+    return wrong + num_classes * adversarial
 
 
 @methods.register("dbat")
 @dataclass(frozen=True)
 class DBAT(Method):
-    """Clean images learn class y, adversarial ones a class of their own, y + K: one cross entropy of 2K classes.
+    """One cross entropy over 2K classes: class y for a clean image and class y + K for its adversarial example.
 
-    The network comes from the builder `dbat`. The inner maximiser is PGD aimed at a random class, from a
-    normal start of deviation 0.001, as the authors' code: at first one of the K clean classes, later any of
-    the 2K but the image's own two. That code smooths labels by 0.5, so a recipe does well to say so.
+    The network must come from the builder `dbat`. As in the authors' code, the inner attack is PGD towards a random
+    class, from a normal start with standard deviation 0.001: first one of the K clean classes, later any of the 2K
+    classes except y and y + K. That code uses label smoothing of 0.5, which the recipe must set.
 
     Args:
-        clean_targets: the part of the training with clean targets alone; the code's 20 epochs of 200.
+        clean_targets: fraction of the training with clean targets only; the code has 20 of 200 epochs.
     """
 
     clean_targets: float = 0.1
@@ -40,8 +40,8 @@ class DBAT(Method):
     def learners(self, model: nn.Module) -> nn.Module:
         if not isinstance(model, PairedClasses):
             raise ValueError(
-                "dbat needs a network of twice the classes: write the builder as dbat(base='...'), "
-                f"it gives a {type(model).__name__}"
+                f"dbat needs a network with twice the classes, but this is a {type(model).__name__}: "
+                "write the builder as dbat(base='...')"
             )
         return model
 
@@ -56,5 +56,5 @@ class DBAT(Method):
         with attacked(learners):
             x_adv = ascend(x, normal_start(x), objective, budget.eps, budget.step_size, budget.steps)
         output = logits(network, torch.cat([x, x_adv]))
-        wanted = torch.cat([y, y + classes])
-        return F.cross_entropy(output, wanted, label_smoothing=budget.label_smoothing)
+        labels = torch.cat([y, y + classes])
+        return F.cross_entropy(output, labels, label_smoothing=budget.label_smoothing)

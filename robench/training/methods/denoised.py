@@ -1,4 +1,4 @@
-"""De^3's classifier: training on images that its purifier has denoised (You et al., arXiv 2302.01056)."""
+"""Training of De^3's classifier on images denoised by its purifier (You et al., arXiv 2302.01056)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,12 +13,12 @@ from robench.defenses.de3 import DE3
 from robench.training.methods._base import Budget, Method, logits, methods, tensors
 from robench.training.schedule import parameter_groups
 
-# How the classifier starts: from the purifier's own encoder, or from nothing.
+# Initial weights of the classifier: those of the purifier's encoder, or random ones.
 STARTS = ("encoder", "new")
 
 
 class Pair(nn.Module):
-    """The classifier, which learns, behind the purifier, which does not."""
+    """A classifier, which is trained, and its purifier, whose weights are fixed."""
 
     def __init__(self, classifier: nn.Module, purifier: DE3):
         super().__init__()
@@ -29,14 +29,16 @@ class Pair(nn.Module):
 @methods.register("denoised")
 @dataclass(frozen=True)
 class Denoised(Method):
-    """The cross entropy on clean images that have been noised and denoised; no adversarial images.
+    """The cross entropy on clean images to which the purifier adds noise and which it then denoises.
 
-    A purifier that hides patches draws one sigma a batch, since all rows must show equally many: our choice.
+    It uses no adversarial examples. Our choice: a purifier that hides patches draws one sigma per batch, because all
+    rows must have the same number of visible patches.
 
     Args:
-        purifier: the card of a trained purifier of De^3's kind.
-        sigma: the noise of each image is drawn between 0 and this; in the purifier's units, see `DE3`.
-        start: "encoder" starts the classifier from the purifier's encoder, its head near 0; "new" from nothing.
+        purifier: card of a trained purifier of type `de3`.
+        sigma: maximum noise; each image's noise is uniform between 0 and this. See `DE3` for the unit.
+        start: "encoder" to start from the weights of the purifier's encoder, with the head close to 0; "new" to start
+            from random weights.
     """
 
     fewest_steps: ClassVar[int] = 0
@@ -54,13 +56,11 @@ class Denoised(Method):
     def learners(self, model: nn.Module) -> nn.Module:
         purifier = load_purifier(self.purifier, device=next(model.parameters()).device)
         if not isinstance(purifier, DE3):
-            raise ValueError(
-                f"{self.purifier} is a {type(purifier).__name__}: denoised needs one of kind de3"
-            )
+            raise ValueError(f"{self.purifier} is a {type(purifier).__name__}: denoised needs a de3 purifier")
         if purifier.noise == "mask" and self.sigma > 100:
-            raise ValueError(f"sigma={self.sigma} hides every patch: a mask needs at most 100")
+            raise ValueError(f"sigma={self.sigma} hides every patch: expected at most 100 for a mask")
         if self.start == "encoder":
-            _hand_over(purifier, model)
+            _load_encoder(purifier, model)
         return Pair(model, purifier)
 
     def loss(self, learners: nn.Module, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
@@ -68,7 +68,7 @@ class Denoised(Method):
         purifier = learners.purifier
         if x.shape[-1] != purifier.image_size:
             raise UsageError(
-                f"{self.purifier} takes images of {purifier.image_size} px, and these have {x.shape[-1]} px"
+                f"{self.purifier} needs images of {purifier.image_size} px, but the data set has {x.shape[-1]} px"
             )
         sigma = x.new_empty(len(x) if purifier.noise == "gaussian" else 1).uniform_(0, self.sigma)
         with torch.no_grad():
@@ -84,16 +84,21 @@ class Denoised(Method):
         return tensors(learners.classifier)
 
 
-def _hand_over(purifier: DE3, classifier: nn.Module) -> None:
-    """Start a ViT from the purifier's encoder; the head is drawn again, with deviation 2e-5 as MAE's fine-tuning."""
-    state, wanted = purifier.encoder_state(), classifier.state_dict()
-    new = {key for key in wanted if key.startswith(("fc_norm.", "head."))}
-    if {key: value.shape for key, value in wanted.items() if key not in new} != {
-        key: value.shape for key, value in state.items()
-    }:
+def _load_encoder(purifier: DE3, classifier: nn.Module) -> None:
+    """Load the weights of the purifier's encoder into a ViT and reinitialise its head.
+
+    The head's standard deviation is 2e-5, as in MAE's fine-tuning.
+    """
+    state = purifier.encoder_state()
+    expected = {
+        key: value.shape
+        for key, value in classifier.state_dict().items()
+        if not key.startswith(("fc_norm.", "head."))
+    }
+    if expected != {key: value.shape for key, value in state.items()}:
         raise ValueError(
-            "the classifier cannot start from the purifier's encoder, whose network is another one: "
-            'give it the same sizes, or write start="new"'
+            "the classifier cannot start from the purifier's encoder, because the networks differ: "
+            'use the same sizes, or write start="new"'
         )
     classifier.load_state_dict(state, strict=False)
     head = classifier.get_submodule("head")

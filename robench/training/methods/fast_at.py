@@ -13,11 +13,11 @@ from robench.training.methods._base import Budget, Method, logits, methods
 @methods.register("fast-at")
 @dataclass(frozen=True)
 class FastAT(Method):
-    """The cross entropy on images found by one signed step from a uniform random start (Alg. 3).
+    """The cross entropy on images after one signed gradient step from a uniform random start (Alg. 3).
 
-    The step is the recipe's `step_size`: the paper's is 1.25 times the radius. The
-    recipe's `steps` must be 1. The paper stops when the training accuracy under PGD collapses ("catastrophic
-    overfitting"); here all epochs are trained, and the evaluation shows a collapse.
+    The recipe sets the step size, which is 1.25 times the radius in the paper; its `steps` must be 1. The paper stops
+    training when the training accuracy under PGD collapses ("catastrophic overfitting"). Here all epochs are trained,
+    and the evaluation shows a collapse.
     """
 
     most_steps: ClassVar[float] = 1

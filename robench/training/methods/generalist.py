@@ -14,7 +14,7 @@ from robench.training.schedule import parameter_groups
 
 
 class Experts(nn.Module):
-    """The two base learners, started alike."""
+    """The two base learners, which start from the same weights."""
 
     def __init__(self, robust: nn.Module):
         super().__init__()
@@ -25,22 +25,22 @@ class Experts(nn.Module):
 @methods.register("generalist")
 @dataclass(frozen=True)
 class Generalist(Method):
-    """One learner sees adversarial images and one clean ones; a third, kept, is the trailing mix of the two.
+    """Two base learners, trained on adversarial and on clean images, and a global learner that averages them.
 
-    After every step the global learner goes towards g * robust + (1 - g) * natural by the recipe's `average`,
-    the paper's alpha' (.999). From `start` on, every few epochs both learners go on from the global one, with
-    the moments that their optimiser has (Alg. 1). The shares and times are those of the code that goes
-    by the paper's name, as parts of its 120 epochs; it also mixes learners that are averages themselves, which
-    we do not.
-    One AdamW trains both, which treats each weight alone. The loss shown is the sum of the two.
+    The global learner is the moving average of g * robust + (1 - g) * natural; its decay is the recipe's `average`,
+    the paper's alpha' (0.999). From `start` on, the weights of the global learner are copied to both base learners
+    every few epochs; the state of their optimiser is kept (Alg. 1). The defaults are those of the code published
+    under the paper's name, as fractions of its 120 epochs. In that code the base learners are themselves moving
+    averages; here they are not. One AdamW trains both learners, since it treats each weight separately. The reported
+    loss is the sum of both losses.
 
     Args:
-        share: g at the end; it is 1 at first.
-        share_from: the part of the training after which g falls, linearly, towards `share`.
-        start: the part of the training after which the global learner is handed out.
-        every: epochs from one handing out to the next.
-        natural_lr: of the natural learner, in learning rates of the robust one. Our choice is 1, for AdamW;
-            that code has 10, for SGD.
+        share: g at the end of the training; at the start g is 1.
+        share_from: fraction of the training after which g decreases linearly to `share`.
+        start: fraction of the training after which the global learner is copied to the base learners.
+        every: number of epochs between two copies.
+        natural_lr: learning rate of the natural learner relative to the robust one. Our choice is 1, for AdamW;
+            that code uses 10, for SGD.
     """
 
     share: float = 0.4
@@ -59,7 +59,7 @@ class Generalist(Method):
             raise ValueError(f"every={self.every!r}: expected at least 1")
 
     def robust_share(self, part: float) -> float:
-        """g when `part` of the training is over."""
+        """The weight g of the robust learner at the finished fraction `part` of the training."""
         if part <= self.share_from:
             return 1.0
         return 1 + (self.share - 1) * (part - self.share_from) / (1 - self.share_from)
@@ -92,5 +92,5 @@ class Generalist(Method):
         if done % (self.every * steps) or done <= self.start * total:
             return
         for learner in (learners.robust, learners.natural):
-            for own, shared in zip(tensors(learner), tensors(average), strict=True):
-                own.copy_(shared)
+            for tensor, mean in zip(tensors(learner), tensors(average), strict=True):
+                tensor.copy_(mean)

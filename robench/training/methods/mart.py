@@ -11,10 +11,10 @@ from robench.training.methods._base import Budget, Method, kl, logits, methods
 
 
 def boosted_cross_entropy(adversarial: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """-log p_y - log(1 - max over k != y of p_k), a mean over rows of logits (N, K).
+    """-log p_y - log(1 - max over k != y of p_k), the mean over the rows of logits (N, K).
 
-    The second term is computed as the log of the sum of all other probabilities, which stays exact where the
-    wrong class takes nearly everything.
+    The second term is computed as the log of the sum of all other probabilities, which is accurate even if the
+    probability of the wrong class is close to 1.
     """
     wrong = adversarial.scatter(1, y[:, None], -math.inf).argmax(1, keepdim=True)
     others = adversarial.scatter(1, wrong, -math.inf).logsumexp(1)
@@ -25,13 +25,13 @@ def boosted_cross_entropy(adversarial: Tensor, y: Tensor, label_smoothing: float
 @methods.register("mart")
 @dataclass(frozen=True)
 class MART(Method):
-    """BCE(f(x'), y) + weight KL(f(x) || f(x')) (1 - f_y(x)), x' by PGD on the cross entropy.
+    """BCE(f(x'), y) + weight KL(f(x) || f(x')) (1 - f_y(x)), with x' from PGD on the cross entropy.
 
-    The factor 1 - f_y(x) lets misclassified images count most; the gradient flows through it, and x' starts
-    from a normal point of deviation 0.001, both as in the loss that circulates as the authors' code.
+    The factor 1 - f_y(x) gives misclassified images more weight. As in the code attributed to the authors, the
+    gradient flows through this factor, and x' starts from normal noise with standard deviation 0.001.
 
     Args:
-        weight: the paper's lambda; 6 as there.
+        weight: the paper's lambda; 6 in the paper.
     """
 
     weight: float = 6.0
@@ -43,6 +43,6 @@ class MART(Method):
         with attacked(learners):
             x_adv = ascend(x, normal_start(x), objective, budget.eps, budget.step_size, budget.steps)
         clean, adversarial = logits(learners, x), logits(learners, x_adv)
-        doubt = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
+        uncertainty = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
         bce = boosted_cross_entropy(adversarial, y, budget.label_smoothing)
-        return bce + self.weight * (kl(clean, adversarial) * doubt).mean()
+        return bce + self.weight * (kl(clean, adversarial) * uncertainty).mean()

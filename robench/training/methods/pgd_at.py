@@ -13,7 +13,7 @@ from robench.training.methods._base import Budget, Method, logits, methods
 @methods.register("pgd-at")
 @dataclass(frozen=True)
 class PGDAT(Method):
-    """The cross entropy on images found by PGD from a uniform random start (eq. 2.1); clean for 0 steps."""
+    """The cross entropy on images after PGD from a uniform random start (eq. 2.1); 0 steps train on clean images."""
 
     fewest_steps: ClassVar[int] = 0
 

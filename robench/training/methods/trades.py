@@ -11,10 +11,10 @@ from robench.training.methods._base import Budget, Method, kl, logits, methods
 
 
 def kl_ascent(model: nn.Module, x: Tensor, budget: Budget) -> Tensor:
-    """Images of the ball that make the prediction differ from the clean one (the inner loop of Alg. 1).
+    """Maximise KL(f(x) || f(x')) over the ball, with the model in evaluation mode (the inner loop of Alg. 1).
 
-    Ascends KL(f(x) || f(x')) in evaluation mode from a normal start of deviation 0.001, where the KL, which
-    has no slope at x itself, has one. Detached.
+    It starts from normal noise with standard deviation 0.001, because the gradient is zero at x itself. The result is
+    detached.
     """
     with attacked(model):
         with torch.no_grad():
@@ -29,10 +29,10 @@ def kl_ascent(model: nn.Module, x: Tensor, budget: Budget) -> Tensor:
 @methods.register("trades")
 @dataclass(frozen=True)
 class TRADES(Method):
-    """CE(f(x), y) + beta KL(f(x) || f(x')), x' as far from f(x) in KL as the ball allows.
+    """CE(f(x), y) + beta KL(f(x) || f(x')), where x' maximises the KL divergence over the ball.
 
     Args:
-        beta: the paper's 1 / lambda; 6 is its choice for robustness on CIFAR-10.
+        beta: the paper's 1 / lambda; 6 in the paper's most robust model on CIFAR-10.
     """
 
     beta: float = 6.0

@@ -1,4 +1,4 @@
-"""Ways to train a purifier by name, one paper a file, all on the trainer of the classifiers."""
+"""Training methods of purifiers, one paper per file."""
 
 from robench.core import specs
 from robench.training.purifier_training import ddpm, maep, nim  # noqa: F401 - they register themselves
@@ -8,10 +8,10 @@ __all__ = ["PurifierTraining", "find_purifier_training", "purifier_trainings"]
 
 
 def find_purifier_training(text: str) -> PurifierTraining:
-    """The way of a spec such as `maep(mask_ratio=0.5)`.
+    """Build the training method of a spec such as `maep(mask_ratio=0.5)`.
 
     Raises:
-        UsageError: for an unknown name, or a setting that is unknown, of another type or out of range.
+        UsageError: if the name is unknown, or an argument is unknown, of the wrong type or out of range.
     """
     spec = specs.parse(text)
     return specs.build(spec, purifier_trainings.get(spec.name))

@@ -1,4 +1,4 @@
-"""What a way to train a purifier is: who learns, from which images, by which loss."""
+"""Base class of the training methods of purifiers."""
 
 from dataclasses import dataclass
 
@@ -8,46 +8,49 @@ from robench.core.fields import check_settings
 from robench.core.registry import Registry
 from robench.defenses._base import Purifier
 
-# A package adds its own by the entry-point group `robench.purifyings`.
+# Packages add methods through the entry-point group `robench.purifyings`.
 purifier_trainings = Registry("purifying")
 
 
 @dataclass(frozen=True)
 class PurifierTraining:
-    """Base of every way to train a purifier: a frozen dataclass whose fields are the spec's keywords.
+    """Base class of all methods: a frozen dataclass whose fields are the arguments of the method's spec.
 
-    A subclass gives `loss`; the rest has defaults that suit a purifier trained on clean images alone. Numbers are
-    checked to be finite and at least 0; a subclass that knows better extends `__post_init__`.
+    Subclasses implement `loss`. The other methods have defaults for a purifier trained on clean images. Numbers must
+    be finite and non-negative; subclasses add further checks in `__post_init__`.
     """
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def check(self) -> None:
-        """Look whether everything is at hand; called before the first stage of a recipe begins.
+        """Check that required packages and files are available; called before the first stage of a recipe.
 
         Raises:
-            ResourceError: when a package or a file that it needs is missing.
+            ResourceError: if a package or file is missing.
         """
 
     def learner(self, purifier: Purifier) -> nn.Module:
-        """What is trained, around or in place of the purifier; parameters without gradient stay as they are.
+        """Return the module to train, which may wrap or replace the purifier; by default the purifier itself.
+
+        Parameters that require no gradient stay fixed.
 
         Raises:
-            ValueError: when the purifier is of another kind.
+            ValueError: if the method does not support the purifier.
         """
         return purifier
 
     def images(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """What the epochs go over, (N, C, H, W): `x` itself, or with more channels, such as adversarial images
-        beside the clean ones; crops and mirror images are drawn once for all channels of an image.
+        """Return the training images, (N, C, H, W); by default `x`.
 
-        Called once, before the first epoch, with torch's generator seeded.
+        Additional channels may hold further images, such as adversarial examples of the clean images: augmentation
+        transforms all channels of an image alike. Called once before the first epoch, after torch's generator is
+        seeded.
         """
         return x
 
     def loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of a batch, a mean over its rows, shape ().
+        """The mean loss over the rows of a batch, shape ().
 
         Args:
             learner: from `learner`, in training mode.
@@ -56,4 +59,4 @@ class PurifierTraining:
         raise NotImplementedError
 
     def finish(self, learner: nn.Module, purifier: Purifier) -> None:
-        """Put what was learnt into the purifier, when `learner` is another module."""
+        """Copy the trained weights into the purifier, if `learner` is another module."""

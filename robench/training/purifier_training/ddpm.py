@@ -13,11 +13,11 @@ from robench.training.purifier_training._base import PurifierTraining, purifier_
 @purifier_trainings.register("ddpm")
 @dataclass(frozen=True)
 class Ddpm(PurifierTraining):
-    """Predicting the noise in x_t, equation 14: times uniform over the whole schedule, every one of equal weight."""
+    """Prediction of the noise in x_t, equation 14: times are uniform over the schedule and have equal weights."""
 
     def learner(self, purifier: Purifier) -> nn.Module:
         if not isinstance(purifier, DiffPure):
-            raise ValueError(f"expected a diffpure, got a {type(purifier).__name__}")
+            raise ValueError(f"expected a diffpure purifier, got {type(purifier).__name__}")
         return purifier
 
     def loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""MAEP: "Adversarial Masked Autoencoder Purifier" (arXiv 2501.16904), its purification and masked training.
+"""MAEP, "Adversarial Masked Autoencoder Purifier" (arXiv 2501.16904): training with masked adversarial images.
 
-What the paper's recipe is beyond the two losses, the mask ratio .5, and a second stage with nothing hidden and LoRA
-on the decoder, is not known here. The weights of the losses, how the adversarial images are made, LoRA's rank, and
-which patches each loss sees are our choice. The nearest recipe that is known is DISCO's (CIFAR-10, Linf 8/255): pairs
-made once by PGD with 100 steps of 2/255 on the cross entropy of a ResNet-18, L1 loss, Adam at 1e-4, batches of 128.
+Known of the paper's recipe are the two losses, the mask ratio 0.5, and a second stage without masking and with LoRA on
+the decoder. The weights of the losses, the patches to which each loss applies, the attack, and LoRA's rank are our
+choice. The closest published recipe is DISCO's (CIFAR-10, Linf 8/255): pairs made once by PGD with 100 steps of 2/255
+on the cross entropy of a ResNet-18, L1 loss, Adam with learning rate 1e-4, batch size 128.
 """
 
 import importlib.util
@@ -24,28 +24,28 @@ from robench.training.adversarial import pgd
 from robench.training.purifier_training._base import PurifierTraining, purifier_trainings
 
 INSTALL = "pip install peft"
-# Every linear map of the decoder.
+# All linear layers of the decoder.
 _DECODER = r"decoder_embed|decoder_pred|decoder_blocks\..*\.(qkv|proj|fc1|fc2)"
 
 
 @purifier_trainings.register("maep")
 @dataclass(frozen=True)
 class TrainMAEP(PurifierTraining):
-    """Clean images from adversarial ones of which some patches are hidden.
+    """Reconstruction of clean images from adversarial ones with hidden patches.
 
-    loss = mean |P(x_a) - x| over the patches seen + reconstruction * mean (P(x_a) - x)^2 over the hidden ones,
-    before P is clipped, so that no pixel stops to learn.
+    loss = mean |P(x_a) - x| over visible patches + reconstruction * mean (P(x_a) - x)^2 over hidden patches, computed
+    before P's output is clipped, so that every pixel has a gradient.
 
     Attributes:
-        source: the defense that the adversarial images x_a fool, for images of the purifier's size.
-        eps, step_size, steps: of PGD on its cross entropy in Linf, from a uniform start; radii may be strings
+        source: the defense that the adversarial images x_a attack; its images must have the purifier's size.
+        eps, step_size, steps: of PGD in Linf on the source's cross entropy, from a uniform start; radii may be strings
             such as "8/255". The defaults are DISCO's.
-        offline: whether the pairs are made once, before the first epoch; otherwise for every batch, after crops
-            and mirror images, which costs `steps` passes of the source each time.
-        mask_ratio: the part of the patches that is hidden; 0 hides none, as at test.
-        reconstruction: weight of the loss on the hidden patches.
-        rank: of LoRA (arXiv 2106.09685) on every linear map of the decoder, which alone then learns, and merged
-            into it at the end; 0 trains the whole network. Needs `peft`.
+        offline: whether to generate the pairs once, before the first epoch. Otherwise they are generated for every
+            batch after augmentation, which costs `steps` passes of the source.
+        mask_ratio: fraction of patches hidden; 0 for no mask, as in evaluation.
+        reconstruction: weight of the loss on hidden patches.
+        rank: rank of LoRA (arXiv 2106.09685) on all linear layers of the decoder. Only the LoRA factors are trained,
+            and they are merged at the end. 0 trains the whole network. Needs `peft`.
         alpha: LoRA's scale is alpha / rank.
     """
 
@@ -66,20 +66,20 @@ class TrainMAEP(PurifierTraining):
         super().__post_init__()
         if self.mask_ratio >= 1:
             raise ValueError(
-                f"mask_ratio={self.mask_ratio!r}: expected below 1, for some patches must be seen"
+                f"mask_ratio={self.mask_ratio!r}: expected below 1, because some patches must stay visible"
             )
         if self.rank and not self.alpha:
             raise ValueError(f"alpha={self.alpha!r}: expected above 0")
         if not isinstance(self.source, str) or not self.source:
             raise ValueError(
-                f'source={self.source!r}: name the defense to fool, such as source="standard-digits"'
+                f'source={self.source!r}: name the defense to attack, such as source="standard-digits"'
             )
         find_card(self.source)
 
     def check(self) -> None:
-        """See `PurifierTraining.check`: `peft` for LoRA, and the source's weights."""
+        """See `PurifierTraining.check`: checks `peft` for LoRA, and the source's weights."""
         if self.rank and importlib.util.find_spec("peft") is None:
-            raise ResourceError(f"maep(rank={self.rank}) trains by LoRA, which needs peft: {INSTALL}")
+            raise ResourceError(f"maep(rank={self.rank}) trains with LoRA, which needs peft: {INSTALL}")
         _ = self._source
 
     @cached_property
@@ -87,9 +87,9 @@ class TrainMAEP(PurifierTraining):
         return load(self.source).defense
 
     def learner(self, purifier: Purifier) -> nn.Module:
-        """The purifier itself, or wrapped by `peft` with only the decoder's LoRA factors to be trained."""
+        """The purifier itself, or wrapped by `peft` so that only the decoder's LoRA factors are trained."""
         if not isinstance(purifier, MAEP):
-            raise ValueError(f"it trains a maep, not a {type(purifier).__name__}")
+            raise ValueError(f"expected a maep purifier, got {type(purifier).__name__}")
         purifier.requires_grad_(True)
         if not self.rank:
             return purifier
@@ -99,54 +99,54 @@ class TrainMAEP(PurifierTraining):
         return LoraModel(purifier, config, "default")
 
     def images(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """`x`, or with `offline` the pairs, (N, 6, S, S): the clean image, then the adversarial one.
+        """`x`, or if `offline` pairs of clean and adversarial images, (N, 6, S, S).
 
         Raises:
-            UsageError: when the purifier does not fit the images, the source is for images of another size, or for
-                fewer classes.
+            UsageError: if the purifier or the source does not support the size of the images, or the source has fewer
+                classes than the data set.
         """
-        side, taken = x.shape[-1], self._source.image_size
+        side, source_side = x.shape[-1], self._source.image_size
         try:
             _network(learner).check(side)
         except ValueError as error:
             raise UsageError(f"maep: {error}") from error
-        if taken != side:
+        if source_side != side:
             raise UsageError(
-                f"maep: its source {self.source} is for images of {taken} px: the data set's are of {side} px"
+                f"maep: source {self.source} needs images of {source_side} px, but the data set has {side} px"
             )
         if y.max() >= self._source.num_classes:
             raise UsageError(
-                f"maep: its source {self.source} knows {self._source.num_classes} classes: the data set has more"
+                f"maep: source {self.source} has {self._source.num_classes} classes, but the data set has more"
             )
         if not self.offline:
             return x
-        parts = zip(x.split(256), y.split(256), strict=True)
-        return torch.cat([x, torch.cat([self.attacked(clean, labels) for clean, labels in parts])], 1)
+        batches = zip(x.split(256), y.split(256), strict=True)
+        return torch.cat([x, torch.cat([self.attacked(clean, labels) for clean, labels in batches])], 1)
 
     def attacked(self, x: Tensor, y: Tensor) -> Tensor:
-        """x_a: images within `eps` of `x` that the source is to get wrong, (N, 3, S, S) in [0, 1]."""
+        """Adversarial images x_a of the source, within `eps` of `x`, (N, 3, S, S) in [0, 1]."""
         source = self._source.to(x.device)
         return pgd(source, x, y, float(self.eps), float(self.step_size), self.steps)
 
     def loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """See the class; x: (N, 6, S, S) with `offline`, else (N, 3, S, S)."""
+        """See the class; x: (N, 6, S, S) if `offline`, else (N, 3, S, S)."""
         clean, x_a = x.split(3, 1) if self.offline else (x, self.attacked(x, y))
         network = _network(learner)
         clean, x_a = network.cut(clean), network.cut(x_a)
-        wanted = patchify(clean, network.patch_size)
-        n, patches, _ = wanted.shape
+        target = patchify(clean, network.patch_size)
+        n, patches, _ = target.shape
         if not self.mask_ratio:
-            return (network.pixels(x_a) - wanted).abs().mean()
+            return (network.pixels(x_a) - target).abs().mean()
         order = torch.rand(n, patches, device=x.device).argsort(1)
-        visible = max(1, int(patches * (1 - self.mask_ratio)))
-        error = network.pixels(x_a, order[:, :visible]) - wanted
-        seen, hidden = (pick(error, rows) for rows in (order[:, :visible], order[:, visible:]))
+        count = max(1, int(patches * (1 - self.mask_ratio)))
+        error = network.pixels(x_a, order[:, :count]) - target
+        visible, hidden = pick(error, order[:, :count]), pick(error, order[:, count:])
         if not hidden.numel():
-            return seen.abs().mean()
-        return seen.abs().mean() + self.reconstruction * hidden.square().mean()
+            return visible.abs().mean()
+        return visible.abs().mean() + self.reconstruction * hidden.square().mean()
 
     def finish(self, learner: nn.Module, purifier: Purifier) -> None:
-        """Merge LoRA's factors into the decoder's weights; the purifier has its own keys again."""
+        """Merge the LoRA factors into the decoder's weights, which restores the keys of the purifier's state."""
         if self.rank:
             adapted: Any = learner
             adapted.merge_and_unload()

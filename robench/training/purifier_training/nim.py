@@ -1,7 +1,7 @@
-"""Noisy image modelling: guess the clean patches of images from noisy ones, or from a part of them.
+"""Noisy and masked image modelling: clean patches are predicted from noisy images, or from the visible patches.
 
 You et al., "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", arXiv 2302.01056
-(NIM, from what is known of the official code); He et al., "Masked Autoencoders Are Scalable Vision Learners",
+(NIM, as far as the official code is known); He et al., "Masked Autoencoders Are Scalable Vision Learners",
 arXiv 2111.06377 (MIM).
 """
 
@@ -20,16 +20,16 @@ from robench.training.purifier_training._base import PurifierTraining, purifier_
 @purifier_trainings.register("nim")
 @dataclass(frozen=True)
 class NIM(PurifierTraining):
-    """The squared error of every patch of the clean image, its pixels normalised, under Gaussian noise.
+    """The squared error of the normalised pixels of every clean patch, predicted under Gaussian noise.
 
-    The noise has a deviation of its own for each image, in units of 1/255. A network with a statistics head
-    learns the patches' means and deviations too, by a squared error of the same weight: our addition, as are
-    the bounds of the uniform law.
+    The standard deviation of the noise is drawn for each image, in units of 1/255. Our additions: a network with a
+    statistics head also predicts the mean and standard deviation of the patches, by a squared error of equal weight,
+    and the bounds of the uniform distribution.
 
     Args:
-        sigma: how the deviation is drawn: "gamma", by Gamma(shape, scale), whose mean is 75 and deviation 15
-            for the paper's main model; "fixed", always `level`; "uniform", between `low` and `high`.
-        shape, scale, level, low, high: of those laws.
+        sigma: distribution of the noise's standard deviation: "gamma" for Gamma(shape, scale), with mean 75 and
+            standard deviation 15 for the paper's main model; "fixed" for `level`; "uniform" between `low` and `high`.
+        shape, scale, level, low, high: parameters of these distributions.
     """
 
     sigma: str = "gamma"
@@ -41,19 +41,19 @@ class NIM(PurifierTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sigma not in _LAWS:
-            raise ValueError(f"sigma={self.sigma!r}: expected one of {', '.join(_LAWS)}")
+        if self.sigma not in _DISTRIBUTIONS:
+            raise ValueError(f"sigma={self.sigma!r}: expected one of {', '.join(_DISTRIBUTIONS)}")
         if not (self.shape and self.scale):
             raise ValueError(f"shape={self.shape} and scale={self.scale}: expected numbers above 0")
         if self.low > self.high:
-            raise ValueError(f"low={self.low} and high={self.high}: expected low to be the lower one")
+            raise ValueError(f"low={self.low} and high={self.high}: expected low to be at most high")
 
     def learner(self, purifier: Purifier) -> nn.Module:
-        return _of_noise("gaussian", purifier)
+        return _check_noise("gaussian", purifier)
 
     def draw(self, n: int, device: torch.device) -> Tensor:
-        """The noise's deviation for each of `n` images, (n,), in units of 1/255."""
-        return _LAWS[self.sigma](self, torch.empty(n, device=device))
+        """Draw the noise's standard deviation for each of `n` images, (n,), in units of 1/255."""
+        return _DISTRIBUTIONS[self.sigma](self, torch.empty(n, device=device))
 
     def loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         assert isinstance(learner, DE3)
@@ -64,10 +64,10 @@ class NIM(PurifierTraining):
 @purifier_trainings.register("mim")
 @dataclass(frozen=True)
 class MIM(PurifierTraining):
-    """The squared error of the patches that are hidden, their pixels normalised: MAE's pre-training.
+    """The squared error of the normalised pixels of the hidden patches: MAE's pre-training.
 
     Args:
-        mask_ratio: the part of the patches that is hidden.
+        mask_ratio: fraction of patches hidden.
     """
 
     mask_ratio: float = 0.75
@@ -78,7 +78,7 @@ class MIM(PurifierTraining):
             raise ValueError(f"mask_ratio={self.mask_ratio}: expected above 0 and below 1")
 
     def learner(self, purifier: Purifier) -> nn.Module:
-        return _of_noise("mask", purifier)
+        return _check_noise("mask", purifier)
 
     def loss(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         assert isinstance(learner, DE3)
@@ -88,20 +88,20 @@ class MIM(PurifierTraining):
 
 
 def errors(purifier: DE3, x: Tensor, seen: Seen) -> Tensor:
-    """The squared error of each patch, (N, patches): of its normalised pixels, plus that of a statistics head.
+    """The squared error of each patch's normalised pixels, plus that of the statistics head, if any; (N, patches).
 
     Args:
         x: (N, 3, H, W) in [0, 1], clean.
-        seen: what the purifier is shown of them.
+        seen: the purifier's noisy or masked input.
     """
     tokens = purifier.tokens(seen)
     pixels = purifier.pixels(x)
     mean, deviation = statistics_of(pixels)
-    found = F.mse_loss(purifier.decoder_pred(tokens), (pixels - mean) / deviation, reduction="none").mean(2)
+    error = F.mse_loss(purifier.decoder_pred(tokens), (pixels - mean) / deviation, reduction="none").mean(2)
     if purifier.decoder_statistics is None:
-        return found
-    guess = torch.cat(purifier.predicted(tokens), 2)
-    return found + F.mse_loss(guess, torch.cat([mean, deviation], 2), reduction="none").mean(2)
+        return error
+    statistics = torch.cat(purifier.predicted(tokens), 2)
+    return error + F.mse_loss(statistics, torch.cat([mean, deviation], 2), reduction="none").mean(2)
 
 
 def _fixed(method: NIM, empty: Tensor) -> Tensor:
@@ -109,18 +109,22 @@ def _fixed(method: NIM, empty: Tensor) -> Tensor:
 
 
 def _gamma(method: NIM, empty: Tensor) -> Tensor:
-    law = torch.distributions.Gamma(torch.tensor(method.shape), torch.tensor(1 / method.scale))
-    return law.sample(empty.shape).to(empty.device)
+    gamma = torch.distributions.Gamma(torch.tensor(method.shape), torch.tensor(1 / method.scale))
+    return gamma.sample(empty.shape).to(empty.device)
 
 
 def _uniform(method: NIM, empty: Tensor) -> Tensor:
     return empty.uniform_(method.low, method.high)
 
 
-_LAWS: dict[str, Callable[[NIM, Tensor], Tensor]] = {"gamma": _gamma, "fixed": _fixed, "uniform": _uniform}
+_DISTRIBUTIONS: dict[str, Callable[[NIM, Tensor], Tensor]] = {
+    "gamma": _gamma,
+    "fixed": _fixed,
+    "uniform": _uniform,
+}
 
 
-def _of_noise(noise: str, purifier: Purifier) -> DE3:
+def _check_noise(noise: str, purifier: Purifier) -> DE3:
     if not isinstance(purifier, DE3) or purifier.noise != noise:
-        raise ValueError(f'it needs a purifier de3(noise="{noise}", ...)')
+        raise ValueError(f'expected a purifier de3(noise="{noise}", ...)')
     return purifier
