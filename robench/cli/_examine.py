@@ -32,6 +32,7 @@ _EXTRAS = {
     "pyautoattack": ("reference", "the suite autoattack-reference"),
     "onnx": ("onnx", "defenses from ONNX files"),
     "torchdiffeq": ("robustbench", "some of RobustBench's models"),
+    "ray": ("ray", "robench run --engine ray"),
     "wandb": ("wandb", "logging to Weights & Biases"),
     "tensorboard": ("tensorboard", "logging to TensorBoard"),
     "mlflow-skinny": ("mlflow", "logging to MLflow"),

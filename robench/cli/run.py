@@ -44,6 +44,21 @@ def share_of(context: click.Context, parameter: click.Parameter, text: str | Non
     callback=share_of,
     help="Play one of K shares of the images, in one process; without it, the command completes the record.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where attacks run.  [default: local]",
+)
+@click.option(
+    "--address", metavar="ADDR", help="Head of the Ray cluster.  [default: RAY_ADDRESS, or this machine]"
+)
+@click.option(
+    "--gpus-per-worker",
+    metavar="N",
+    type=click.FloatRange(min=0),
+    help="GPUs of each worker under Ray.  [default: 1 if the run is on a GPU]",
+)
 @running()
 def command(
     selection: Selection,
@@ -54,6 +69,9 @@ def command(
     swept: str | None,
     radii: str | None,
     share: tuple[int, int] | None,
+    engine: str,
+    address: str | None,
+    gpus_per_worker: float | None,
 ) -> Callable[[], None] | None:
     """Attack defenses and write records.
 
@@ -72,10 +90,8 @@ def command(
     See also robench sweep, robench curve and robench transfer.
     """
     protocol = selection.protocol
-    if share and (sources or targets or finetune or swept or radii):
-        raise UsageError(
-            "--share goes with one suite: leave --from, --to, --finetune, --sweep and --curve out"
-        )
+    if (share or engine != "local") and (sources or targets or finetune or swept or radii):
+        raise UsageError("--share and --engine go without --from, --to, --finetune, --sweep and --curve")
     if sources or targets or finetune or (protocol and find_protocol(protocol).ends):
         if selection.dataset or selection.knowledge or swept or radii or running.options.checkpoint:
             raise UsageError(
@@ -99,7 +115,11 @@ def command(
     from robench.evaluation.run import run_all
 
     records: list[Record] = []
-    options = replace(running.options, share=share)
+    if engine == "local" and (address or gpus_per_worker is not None):
+        raise UsageError("--address and --gpus-per-worker go with --engine ray")
+    options = replace(
+        running.options, share=share, engine=engine, address=address, gpus_per_worker=gpus_per_worker
+    )
     for record in run_all(selection.defenses, suites or None, chosen, selection.knowledge or None, options):
         records.append(record)
         running.bar.done()

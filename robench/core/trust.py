@@ -65,6 +65,11 @@ def trusting(note: Callable[[str], object] = lambda line: None) -> Iterator[None
         _trust.reset(token)
 
 
+def is_trusting() -> bool:
+    """Whether this is inside a block of `trusting`."""
+    return _trust.get() is not None
+
+
 def written(value: Value, file: str) -> Value:
     """`value` with all its strings marked as `Written`, including those in collections and values of mappings."""
     marked: Any = value

@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from robench.core.errors import ResourceError
-from robench.core.io import Damaged, claim, read_sealed, refuse_link, seal, write_whole
+from robench.core.io import Damaged, claim, is_claimed, read_sealed, refuse_link, seal, write_whole
 from robench.engine.adversarial_examples import Place, Shard
 
 _STATE = "state"
@@ -36,6 +36,8 @@ _ORIGIN = "origin"
 _INTERVAL, _RATIO = 2.0, 20
 # Maximum size of unsaved images in bytes.
 _MAX_UNSAVED = 1 << 24
+# Seconds to wait for a share that another process runs: the processes of a killed run take a moment to end.
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Store(Protocol):
         attack: int = 0,
         found: Mapping[int, Tensor] | None = None,
     ) -> dict[int, Place]: ...
+
+    def add(self, attack: int, found: Mapping[int, Tensor]) -> dict[int, Place]: ...
 
     def due(self, held: int = 0) -> bool: ...
 
@@ -129,7 +133,19 @@ class FolderStore:
         Raises:
             ResourceError: if another process runs the share.
         """
-        return claim(self.folder) if self._share_of else nullcontext()
+        return claim(self.folder, _PATIENCE) if self._share_of else nullcontext()
+
+    def wait_for_shares(self) -> None:
+        """Wait until no other process runs a share.
+
+        Raises:
+            ResourceError: if one still does after some seconds.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while busy := [share.name for share in sorted(self.folder.glob("share-*")) if is_claimed(share)]:
+            if time.monotonic() >= deadline:
+                raise ResourceError(f"{self.folder}: {busy[0]} is running: wait until it has finished")
+            time.sleep(0.05)
 
     def _parts(self) -> list[tuple["FolderStore", int]]:
         """The stores of all saved shares, each with the number of shares of its run."""
@@ -209,18 +225,8 @@ class FolderStore:
         Raises:
             ResourceError: if the folder cannot be written.
         """
-        start_time, places = time.monotonic(), {}
-        if found:
-            ids = sorted(found)
-            images = torch.stack([found[i].cpu() for i in ids])
-            content = save(
-                {"id": torch.tensor(ids), "image": images.contiguous(), "attack": torch.tensor(attack)}
-            )
-            name = _shard(len(self.shards))
-            write_whole(self.folder, {name: content})
-            shard = Shard.of(self.folder / name, content)
-            places = {sample: Place(shard, row) for row, sample in enumerate(ids)}
-            self.shards.append(hashlib.sha256(content).hexdigest())
+        start_time = time.monotonic()
+        places = self.add(attack, found or {})
         state = {"origin": self.origin, "share": self._share_of, "facts": facts, "shards": self.shards}
         # Cloned, because safetensors does not save tensors that share memory.
         clones = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -231,6 +237,25 @@ class FolderStore:
         self._last = time.monotonic()
         self._cost = self._last - start_time
         return places
+
+    def add(self, attack: int, found: Mapping[int, Tensor]) -> dict[int, Place]:
+        """Save examples that an attack has found, without the state that refers to them.
+
+        Returns:
+            The location of each example.
+        """
+        if not found:
+            return {}
+        ids = sorted(found)
+        images = torch.stack([found[i].cpu() for i in ids])
+        content = save(
+            {"id": torch.tensor(ids), "image": images.contiguous(), "attack": torch.tensor(attack)}
+        )
+        name = _shard(len(self.shards))
+        write_whole(self.folder, {name: content})
+        self.shards.append(hashlib.sha256(content).hexdigest())
+        shard = Shard.of(self.folder / name, content)
+        return {sample: Place(shard, row) for row, sample in enumerate(ids)}
 
     def load(self) -> Saved | None:
         """The last state of this run, or None. A state that is damaged or of another run is deleted with a note."""

@@ -13,6 +13,7 @@ from robench.core.errors import RobenchError
 from robench.engine.batched_model import Network, out_of_memory
 from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import AttackCost, ResultWarning
+from robench.engine.run_state import RunState
 from robench.engine.tolerances import beyond_chance
 
 # Gradients are less informative in L0: on two networks for digits with useful gradients (69 images each), Sparse-RS
@@ -221,6 +222,17 @@ def gradient_free_wins(
             )
             return [ResultWarning(f"{specs.parse(cost.spec).name}-beats-white-box", text)]
     return []
+
+
+def of_attacks(attacks: list[Attack], state: RunState, num_classes: int, norm: str) -> list[ResultWarning]:
+    """What the attacks themselves give rise to, once they are over."""
+    return [
+        *few_classes(num_classes, attacks),
+        *nonfinite_gradients(state.stats),
+        *zero_gradients(state.stats),
+        *losses(state.stats),
+        *gradient_free_wins(attacks, state.costs, norm, len(state.draws)),
+    ]
 
 
 def count_nonfinite(logits: Tensor) -> int:

@@ -25,7 +25,7 @@ from robench.engine.checkpoint import Saved, Store
 from robench.engine.clean_pass import CleanPass, clean_pass
 from robench.engine.external import run_external
 from robench.engine.loss_monitor import LossStats
-from robench.engine.outcome import Outcome, ResultWarning
+from robench.engine.outcome import Outcome
 from robench.engine.outputs import adversarials, distances
 from robench.engine.progress import Progress
 from robench.engine.run_state import CLEAN, NOISE, ROBUST, RunState, ShardResult
@@ -120,6 +120,25 @@ class Run:
         part.store = self.store.share(number, len(shares)) if self.store else None
         return part
 
+    def finished(self) -> ShardResult | None:
+        """The saved result of this run's share, if it is finished."""
+        saved = self.store.load() if self.store else None
+        if saved is None or len(saved.facts["costs"]) < len(self.attacks):
+            return None
+        self.state.resume(saved)
+        return ShardResult(self.mine, self.state, saved.facts["batch_size"])
+
+    def keep(self, result: ShardResult) -> None:
+        """Save the result of this run's share, which was played elsewhere."""
+        if self.store is None:
+            return
+        self.state = result.state
+        with self.store.claimed():
+            *earlier, last = self.state.examples
+            for index, examples in enumerate(earlier):
+                examples.let_go(self.store.add(index, examples.fresh))
+            self._save(None, last)
+
     def attack(self) -> ShardResult:
         """Run all remaining attacks on the share of this run."""
         with self.store.claimed() if self.store else nullcontext():
@@ -207,8 +226,6 @@ class Run:
         wrong = (self.clean.shown != y[:, None]).sum(1)
         state.draws = torch.where(robust, wrong, state.draws)
         state.fooled_by = torch.where((vote(self.clean.answers) != y) & robust, CLEAN, state.fooled_by)
-
-    # -- attacks -----------------------------------------------------------------------------------------
 
     def _survivors(self) -> list[int]:
         """Samples to attack: those that are classified correctly in at least one draw."""
@@ -318,8 +335,6 @@ class Run:
             return None
         return {name[5:]: tensor for name, tensor in saved.tensors.items() if name.startswith("loop.")}
 
-    # -- the end -----------------------------------------------------------------------------------------
-
     def _outcome(self) -> Outcome:
         samples, state, threat, size = self.samples, self.state, self.threat, self.setup.batch_size
         winners = state.fooled_by.tolist()
@@ -337,6 +352,7 @@ class Run:
             enumerate(spec for spec, _ in self.attacks)
         )
         randomised = self.judge.draws > 1
+        attacks, no_feedback = [attack for _, attack in self.attacks], self.setup.attacker.no_verdict_feedback
         return Outcome(
             x_adv=x_adv,
             points=points if threat.name else None,
@@ -353,27 +369,18 @@ class Run:
             forward=state.forward,
             backward=state.backward,
             attacks=[replace(cost) for cost in state.costs],
-            health=self._warnings(),
+            health=[
+                *self.clean.warnings,
+                *result_warnings.nonfinite_logits(self.clean.nonfinite + state.nonfinite),
+                *result_warnings.randomised(self.setup.stochastic, self.declared, attacks, no_feedback),
+                *result_warnings.of_attacks(attacks, state, self.clean.num_classes, threat.norm),
+            ],
             precision=self.setup.precision,
             batch_size=size,
             clean_answers=self.clean.answers if randomised else None,
             answers=answers if randomised else None,
             single_draw_accuracy=float((answers[:, 0] == samples.y).double().mean()) if randomised else None,
         )
-
-    def _warnings(self) -> list[ResultWarning]:
-        state, attacks = self.state, [attack for _, attack in self.attacks]
-        no_feedback = self.setup.attacker.no_verdict_feedback
-        return [
-            *self.clean.warnings,
-            *result_warnings.nonfinite_logits(self.clean.nonfinite + state.nonfinite),
-            *result_warnings.randomised(self.setup.stochastic, self.declared, attacks, no_feedback),
-            *result_warnings.few_classes(self.clean.num_classes, attacks),
-            *result_warnings.nonfinite_gradients(state.stats),
-            *result_warnings.zero_gradients(state.stats),
-            *result_warnings.losses(state.stats),
-            *result_warnings.gradient_free_wins(attacks, state.costs, self.threat.norm, len(self.samples)),
-        ]
 
     def _verdicts(self, x_adv: Tensor | LazyImages, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Judge the final candidates.

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from robench.core.errors import ResourceError, RobenchError, UsageError
 from robench.engine.checkpoint import Store
+from robench.engine.clean_pass import CleanPass
 from robench.engine.progress import Progress
 from robench.engine.run_state import ShardResult
 
@@ -49,7 +50,14 @@ class Playable(Protocol):
 
     def attack(self) -> ShardResult: ...
 
+    def finished(self) -> ShardResult | None: ...
+
+    def keep(self, result: ShardResult) -> None: ...
+
     def standing(self) -> Progress: ...
+
+    @property
+    def clean(self) -> CleanPass: ...
 
 
 def start_method(device: torch.device, model: Any) -> str:
@@ -321,7 +329,7 @@ def _serve(run: Playable | bytes, pipe: Connection, others: list[Connection]) ->
     except KeyboardInterrupt:
         send("stopped", None)
     except Exception as error:
-        send("failed", _portable(error))
+        send("failed", portable(error))
 
 
 def _end_with_parent() -> None:
@@ -332,7 +340,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """A picklable copy of an error, with its traceback as a note unless it is a user's mistake."""
     lines = "".join(traceback.format_exception(error))
     # An error with a cause comes from a model, and the traceback of the cause is not pickled.

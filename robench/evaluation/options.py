@@ -24,6 +24,9 @@ class Options:
         workers: number of processes that split the samples of an attack on a CPU, or generate corrupted images; None
             for one per core, if there is enough work.
         share: (number, count) to run only one of several shares of each run; None for the whole run.
+        engine: "local", or "ray" to run shares on a Ray cluster.
+        address: address of the cluster's head; None for RAY_ADDRESS or a cluster on this machine.
+        gpus_per_worker: GPUs of each worker of the cluster; None for one if the run is on a GPU.
         command: the command line, for the record.
         progress: called after every query.
         note: called with each line for the user.
@@ -39,6 +42,9 @@ class Options:
     checkpoint: str | None = None
     workers: int | None = None
     share: tuple[int, int] | None = None
+    engine: str = "local"
+    address: str | None = None
+    gpus_per_worker: float | None = None
     command: str = ""
     progress: Callable[[Progress], None] | None = None
     note: Callable[[str], None] = lambda text: None

@@ -33,11 +33,13 @@ class PlannedRun:
     """A run of one suite on one defense, which makes one record.
 
     Attributes:
+        name: name by which the defense was requested.
         protocol: protocol with the threat model of this run; a corruption run has no threat model.
         attacker: None for a corruption run.
         note: a line for the user before the run starts; empty for none.
     """
 
+    name: str
     loaded: Loaded
     suite: Suite
     protocol: Protocol
@@ -118,15 +120,16 @@ def plan(
     if len(adversarial) < len(all_suites):
         for _, images in pairs:
             check_colours(images)
-    for loaded, images in pairs:
+    for name, (loaded, images) in zip(defenses, pairs, strict=True):
         for suite in all_suites:
             if suite not in adversarial:
-                yield PlannedRun(loaded, suite, replace(protocol, threat=None), images)
+                yield PlannedRun(name, loaded, suite, replace(protocol, threat=None), images)
             elif suite.rungs:
-                yield from _checked(_ladder(loaded, suite, protocol, images, device, options.note))
+                yield from _checked(_ladder(name, loaded, suite, protocol, images, device, options.note))
             else:
                 yield from _checked(
                     PlannedRun(
+                        name,
                         loaded,
                         suite,
                         protocol,
@@ -172,6 +175,7 @@ def _check_attacks(suite: Suite, protocol: Protocol, knowledge: Sequence[str] | 
 
 
 def _ladder(
+    asked: str,
     loaded: Loaded,
     suite: Suite,
     protocol: Protocol,
@@ -190,7 +194,7 @@ def _ladder(
     for rung in suite.rungs:
         if not rung.suits(loaded.defense.stochastic):
             continue
-        subject = loaded
+        name, subject = asked, loaded
         if rung.subject == "classifier":
             name = loaded.card.classifier if loaded.card else loaded.classifier
             subject = load(name, dataset, device=device, class_subset=images.class_subset, image_size=side)
@@ -207,7 +211,7 @@ def _ladder(
         attacks = find_suite(rung.attack)
         knowledge = "" if rung.knowledge == "full" else f" @{rung.knowledge}"
         line = f"{subject.name} under {attacks.name}{knowledge}, {rung_protocol.threat}"
-        yield PlannedRun(subject, attacks, rung_protocol, images, rung.knowledge, attacker, line)
+        yield PlannedRun(name, subject, attacks, rung_protocol, images, rung.knowledge, attacker, line)
 
 
 def load_for_images(

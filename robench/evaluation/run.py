@@ -11,22 +11,21 @@ import torch
 
 from robench.catalog import Protocol, Suite
 from robench.core.errors import ResourceError, UsageError
-from robench.core.io import claim, is_claimed
+from robench.core.io import claim
 from robench.core.specs import split
 from robench.core.torch_state import standard_state
 from robench.corruption.cache import Cache
 from robench.corruption.make import enlargement
 from robench.corruption.suite import cells
-from robench.data._lazy_images import lazily
 from robench.engine import corruption_run
-from robench.engine.attack_context import Samples
 from robench.engine.checkpoint import FolderStore
-from robench.engine.device import choose_batch_size, choose_device, choose_precision
+from robench.engine.device import choose_device
 from robench.engine.knowledge import Attacker
 from robench.engine.outcome import Outcome
-from robench.engine.run import Run
 from robench.engine.setup import Setup
-from robench.engine.workers import Processes, choose_workers
+from robench.engine.workers import Executor, Processes, choose_workers
+from robench.evaluation.cluster import RayCluster, order_of
+from robench.evaluation.jobs import job_of, run_of
 from robench.evaluation.options import Options, default_results
 from robench.evaluation.planning import PlannedRun, plan
 from robench.evaluation.progress import Callback, shown
@@ -34,7 +33,7 @@ from robench.evaluation.protocol import choose_protocol, find_suites
 from robench.evaluation.reuse import retire, saved_record
 from robench.records import corruption
 from robench.records.provenance import conditions
-from robench.records.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts
+from robench.records.record import Job, Record
 from robench.records.store import PARTIAL, make_record, record_folder, write_record
 
 # Seconds that a share waits for others that start at the same time.
@@ -103,7 +102,7 @@ def run_all(
 def _record(planned: PlannedRun, options: Options) -> Record:
     """Return the saved record of a run, or run it and save its record."""
     device = choose_device(options.device)
-    job = _job(planned, options, device)
+    job = job_of(planned, options, device)
     folder = _folder(job, options)
     with claim(folder):
         if not options.fresh and (
@@ -111,8 +110,7 @@ def _record(planned: PlannedRun, options: Options) -> Record:
         ):
             return saved
         store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
-        if busy := [share.name for share in sorted(store.folder.glob("share-*")) if is_claimed(share)]:
-            raise ResourceError(f"{store.folder}: {busy[0]} is running: wait until it has finished")
+        store.wait_for_shares()
         if options.fresh:
             store.drop()
         # Written before the first query, so that an error of the folder is reported immediately.
@@ -150,7 +148,7 @@ def _share(planned: PlannedRun, options: Options) -> Record | None:
         raise UsageError("--share cannot start over: remove earlier shares with robench results prune")
     if planned.attacker is None:
         raise UsageError(f"{planned.suite.name} cannot run in shares: remove --share")
-    job = _job(planned, options, device)
+    job = job_of(planned, options, device)
     if count > job.n:
         raise UsageError(f"{count} shares of {job.n} images: expected at most one share per image")
     folder = _folder(job, options)
@@ -160,7 +158,7 @@ def _share(planned: PlannedRun, options: Options) -> Record | None:
             return saved
         store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
         store.begin(datetime.now(UTC).isoformat(), shares=count)
-    run = _run(planned, job, store, device, options)
+    run = run_of(planned, job, device, options, store=store)
     run.play_share(number, count)
     finished = store.finished(count, len(run.attacks))
     end = "; repeat the command without --share to write the record" if finished == count else ""
@@ -185,38 +183,14 @@ class _Finished:
     write: Callable[[Path, Record], Record]
 
 
-def _job(planned: PlannedRun, options: Options, device: torch.device) -> Job:
-    loaded, images, protocol = planned.loaded, planned.images, planned.protocol
-    corruptions = tuple(map(str, planned.corruptions))
-    attacks = corruptions or tuple(spec for spec, _ in planned.attacks)
-    return Job(
-        defense=DefenseFacts(
-            name=loaded.name,
-            family=loaded.family,
-            card_digest=loaded.card_digest,
-            checkpoint_sha256=loaded.checkpoint_sha256,
-            parameters=sum(p.numel() for p in loaded.defense.parameters()),
-            classifier=loaded.classifier,
-            state_sha256=loaded.state_sha256,
-        ),
-        suite=SuiteFacts(planned.suite.name, attacks),
-        dataset=DatasetFacts(images.name, images.split, images.digest),
-        protocol=protocol.name,
-        threat=protocol.threat_name,
-        n=len(images),
-        batch_size=choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images)),
-        knowledge=planned.knowledge,
-        seed=options.seed,
-        precision="fp32" if corruptions else choose_precision(options.precision, device),
-    )
-
-
 def _attack(
     planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options
 ) -> _Finished:
     loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
     assert threat is not None
-    outcome = _run(planned, job, store, device, options).play()
+    outcome = run_of(
+        planned, job, device, options, store=store, executor=_executor(planned, job, device, options)
+    ).play()
     extra = {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
     return _Finished(
         outcome,
@@ -226,20 +200,20 @@ def _attack(
     )
 
 
-def _run(planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options) -> Run:
-    loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
-    assert threat is not None and planned.attacker is not None
-    return Run(
-        Setup.of(loaded.defense, planned.attacker, job, device),
-        planned.attacks,
-        Samples(lazily(images.x), images.y, images.ids),
-        threat,
-        executor=Processes(
-            choose_workers(options.workers, device, len(images), loaded.defense, options.note)
-        ),
-        store=store,
-        progress=options.progress,
-        note=options.note,
+def _executor(planned: PlannedRun, job: Job, device: torch.device, options: Options) -> Executor:
+    """What plays the shares of a run, by `options.engine`."""
+    if options.engine == "local":
+        workers = choose_workers(options.workers, device, job.n, planned.loaded.defense, options.note)
+        return Processes(workers)
+    if options.engine != "ray":
+        raise UsageError(f'unknown engine "{options.engine}": expected local or ray')
+    gpus = options.gpus_per_worker
+    return RayCluster(
+        order_of(planned, job, device, options),
+        options.address,
+        options.workers or 0,
+        gpus if gpus is not None else float(device.type == "cuda"),
+        job.n,
     )
 
 

@@ -55,7 +55,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         for step in verdict.steps:
             status = "holds" if step.held else "**FAILS**"
             lines.append(
-                f"| {status} |  {markdown(verdict.defense)} | {step.name} | {markdown(step.detail)} |"
+                f"| {status} | {markdown(verdict.defense)} | {step.name} | {markdown(step.detail)} |"
             )
     for verdict in verdicts:
         lines += ["", f"{markdown(verdict.defense)}: {cost(verdict)}."]

@@ -246,7 +246,8 @@ def test_there_may_be_more_shares_than_processes(tmp_path, workers):
     assert (seen[-1].attacks, seen[-1].rows, seen[-1].share) == (5, 5, 1.0)
 
 
-def test_one_share_is_played_by_one_process_at_a_time(tmp_path):
+def test_one_share_is_played_by_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("robench.engine.checkpoint._PATIENCE", 0.1)
     store = FolderStore(tmp_path, "key")
     with (
         store.share(1, 2).claimed(),

@@ -79,7 +79,9 @@ def test_another_split_is_refused_and_loses_nothing(tmp_path):
     with pytest.raises(ResourceError, match="was started as 3 shares"):
         play(tmp_path, (0, 2))
     # Finished shares are not dropped by a run of other settings, as a machine with another device would be.
-    with pytest.raises(ResourceError, match="contains shares of a run: it was interrupted under other settings"):
+    with pytest.raises(
+        ResourceError, match="contains shares of a run: it was interrupted under other settings"
+    ):
         play(tmp_path, batch_size=5)
     assert sorted((tmp_path / FOLDER).rglob("*")) == before
 
@@ -100,7 +102,8 @@ def test_what_cannot_be_shared_is_one_line(tmp_path, share, options, text):
         robench.run("pgd-at-digits", SUITE, share=(0, 2), results=tmp_path)
 
 
-def test_a_share_under_way_is_left_alone(tmp_path):
+def test_a_share_under_way_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("robench.engine.checkpoint._PATIENCE", 0.1)
     play(tmp_path, (0, 2))
     share = tmp_path / FOLDER / ".partial/share-1-of-2"
     with claim(share):

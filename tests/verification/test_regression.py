@@ -166,7 +166,7 @@ def test_other_images_are_refused(baseline, tmp_path):
     content = json.loads(path.read_text())
     content["dataset"]["digest"] = "0" * 64
     path.write_text(json.dumps(content))
-    with pytest.raises(ResourceError, match="is of other images"):
+    with pytest.raises(ResourceError, match=r"the images of .* differ from those of digits here"):
         check(tmp_path / "other")
 
 

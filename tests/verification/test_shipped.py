@@ -1,6 +1,7 @@
 """The records that are shipped hold, and the boards beside them are made from them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -137,5 +138,9 @@ def test_a_shipped_record_bears_canonical_names_and_lies_in_its_place(folder):
     job = record.job
     raw = json.loads((folder / "record.json").read_text("utf-8"))
     assert find_suite(raw["suite"]["name"]).name == raw["suite"]["name"]
-    assert canonical(job) == job and job.key == record.key
+    # Shipped before an argument was renamed: the name that a record has stays.
+    current = replace(
+        job, defense=replace(job.defense, name=job.defense.name.replace("(fit=", "(size_mode="))
+    )
+    assert canonical(job) == current and job.key == record.key
     assert place_of(SHIPPED, record) == folder

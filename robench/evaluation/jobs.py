@@ -1,0 +1,60 @@
+"""What a planned run is as a job of records, and as a run of the engine."""
+
+from typing import Any
+
+import torch
+
+from robench.data._lazy_images import lazily
+from robench.engine.attack_context import Samples
+from robench.engine.device import choose_batch_size, choose_precision
+from robench.engine.run import Run
+from robench.engine.setup import Setup
+from robench.evaluation.options import Options
+from robench.evaluation.planning import PlannedRun
+from robench.records.record import DatasetFacts, DefenseFacts, Job, SuiteFacts
+
+
+def job_of(planned: PlannedRun, options: Options, device: torch.device) -> Job:
+    """What a planned run is, as its record says."""
+    loaded, images, protocol = planned.loaded, planned.images, planned.protocol
+    corruptions = tuple(map(str, planned.corruptions))
+    attacks = corruptions or tuple(spec for spec, _ in planned.attacks)
+    return Job(
+        defense=DefenseFacts(
+            name=loaded.name,
+            family=loaded.family,
+            card_digest=loaded.card_digest,
+            checkpoint_sha256=loaded.checkpoint_sha256,
+            parameters=sum(p.numel() for p in loaded.defense.parameters()),
+            classifier=loaded.classifier,
+            state_sha256=loaded.state_sha256,
+        ),
+        suite=SuiteFacts(planned.suite.name, attacks),
+        dataset=DatasetFacts(images.name, images.split, images.digest),
+        protocol=protocol.name,
+        threat=protocol.threat_name,
+        n=len(images),
+        batch_size=choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images)),
+        knowledge=planned.knowledge,
+        seed=options.seed,
+        precision="fp32" if corruptions else choose_precision(options.precision, device),
+    )
+
+
+def run_of(planned: PlannedRun, job: Job, device: torch.device, options: Options, **settings: Any) -> Run:
+    """The run of a job, ready to be played.
+
+    Args:
+        **settings: further arguments of `Run`.
+    """
+    loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
+    assert threat is not None and planned.attacker is not None
+    return Run(
+        Setup.of(loaded.defense, planned.attacker, job, device),
+        planned.attacks,
+        Samples(lazily(images.x), images.y, images.ids),
+        threat,
+        progress=options.progress,
+        note=options.note,
+        **settings,
+    )
