@@ -20,7 +20,7 @@ from robench.engine import result_warnings
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
-from robench.engine.batched_model import Judge, Model, frozen, out_of_memory, vote
+from robench.engine.batched_model import Model, frozen, out_of_memory, vote
 from robench.engine.checkpoint import Saved, Store
 from robench.engine.clean_pass import CleanPass, clean_pass
 from robench.engine.external import run_external
@@ -161,10 +161,6 @@ class Run:
     def device(self) -> torch.device:
         return self.setup.device
 
-    @property
-    def judge(self) -> Judge:
-        return self.parties.judge
-
     def _backing_off(self, step: Callable[[], T]) -> T:
         while True:
             try:
@@ -183,7 +179,7 @@ class Run:
             self.note(f"{self.device} ran out of memory: continuing with batch size {self.setup.batch_size}")
 
     def _attacks(self) -> None:
-        if self.judge.network.batch_size != self.setup.batch_size:
+        if self.parties.judge.network.batch_size != self.setup.batch_size:
             self._prepare()
         resumed = self.store.load() if self.store else None
         saved = self._resume(resumed) if resumed else None
@@ -229,7 +225,7 @@ class Run:
 
     def _survivors(self) -> list[int]:
         """Samples to attack: those that are classified correctly in at least one draw."""
-        survives = (self.state.fooled_by != CLEAN) & (self.state.draws < self.judge.draws)
+        survives = (self.state.fooled_by != CLEAN) & (self.state.draws < self.parties.judge.draws)
         return (survives & self.mine).nonzero()[:, 0].tolist()
 
     def _attack(self, index: int, saved: dict[str, Tensor] | None) -> None:
@@ -242,7 +238,9 @@ class Run:
         start_time = time.monotonic() - state.seconds
         if isinstance(attack, ForeignAttack):
             if survivors:
-                run_external(attack, self.setup, self.judge, self.samples, self.threat, survivors, results)
+                run_external(
+                    attack, self.setup, self.parties.judge, self.samples, self.threat, survivors, results
+                )
             stats = LossStats()
         else:
             loop = Loop(self._context(spec, attack), survivors, results)
@@ -251,7 +249,7 @@ class Run:
             self._play(index, loop, start_time)
             stats, state.nonfinite = loop.losses.stats, state.nonfinite + loop.verdicts.nonfinite
         state.seconds = time.monotonic() - start_time
-        passes = results.spent(self.judge.draws, every=attack.minimise)
+        passes = results.spent(self.parties.judge.draws, every=attack.minimise)
         state.take(spec, results, passes, self.mine, len(survivors))
         state.stats.append(stats)
         self._save(None, results.examples)
@@ -302,7 +300,7 @@ class Run:
         lanes, state, total = loop.lanes, self.state, loop.total
         done = total - loop.remaining
         partial_rows = float(lanes.queries[lanes.active, 0].sum()) / loop.context.attack.num_queries
-        fooled = loop.results.draws == self.judge.draws
+        fooled = loop.results.draws == self.parties.judge.draws
         return replace(
             self.standing(),
             rows=done,
@@ -351,7 +349,7 @@ class Run:
         names = {CLEAN: "clean", ROBUST: "", NOISE: "noise"} | dict(
             enumerate(spec for spec, _ in self.attacks)
         )
-        randomised = self.judge.draws > 1
+        randomised = self.parties.judge.draws > 1
         attacks, no_feedback = [attack for _, attack in self.attacks], self.setup.attacker.no_verdict_feedback
         return Outcome(
             x_adv=x_adv,
@@ -363,7 +361,7 @@ class Run:
             clean_margin=self.clean.margin,
             clean_draws=(self.clean.answers != samples.y[:, None]).sum(1),
             draws=draws,
-            of_draws=self.judge.draws,
+            of_draws=self.parties.judge.draws,
             distance=distances(threat, samples.x, points, size),
             steps=state.steps,
             forward=state.forward,
@@ -394,7 +392,7 @@ class Run:
         """
         state, answers = self.state, self.clean.answers.clone()
         answers[rows] = self.parties.judges.final.answers_of(x_adv, self.samples.ids[rows], self.device, rows)
-        if self.judge.draws == 1:
+        if self.parties.judge.draws == 1:
             return answers, state.draws, state.fooled_by
         wrong = (answers != self.samples.y[:, None]).sum(1)
         fooled_by = torch.where((state.fooled_by >= 0) & (wrong == 0), ROBUST, state.fooled_by)
