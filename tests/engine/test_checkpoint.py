@@ -193,7 +193,7 @@ class Moved(nn.Module):
 def test_a_defense_that_answers_otherwise_is_not_gone_on_with(tmp_path, monkeypatch, workers):
     interrupted(tmp_path, workers)
     # A finished share may come from a machine that rounds differently; an unfinished run must have the same bits.
-    factor = 1.0001 if workers == 1 else 1.1
+    factor = 1.0001 if workers == 1 else 3.0
     monkeypatch.setattr(test_promises, "small_net", lambda: Moved(small_net(), factor))
     outcome, lines = resumed(tmp_path, workers)
     assert len(lines) == workers and all("logits of the defense differ" in line for line in lines)
