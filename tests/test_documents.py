@@ -15,6 +15,8 @@ SHORT = {
     "pgd-20": ["pgd(steps=4)"],
 }
 PAGES = ["check.md", "tutorials/student.md", "tutorials/reviewer.md", "tutorials/host.md"]
+# Long even with short suites.
+LONG = ("check.md", "tutorials/reviewer.md")
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def short_suites(monkeypatch):
         monkeypatch.setitem(catalog.suites(), name, Suite(name, specs))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in LONG])
 def test_the_commands_of_a_page_run_in_order(page, short_suites, tmp_path, monkeypatch):
     play(ROOT / "docs" / page, tmp_path, monkeypatch)
 
@@ -51,6 +53,7 @@ def test_the_paper_table_example_prints_latex(tmp_path, monkeypatch, capsys):
     assert r"\begin{tabular}{lrrr}" in out and "mimir-digits" in out and out.count(r"\\") >= 4
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)

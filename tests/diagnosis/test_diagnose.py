@@ -163,6 +163,7 @@ def test_mistakes_end_in_one_line(cli, arguments, code, said):
     assert found == code and said in err and out == ""
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_with_the_runs_that_are_not_done(tmp_path):
     command = ["diagnose", "--defense", "pgd-at", "--samples", "8", "--threat", "Linf:0.1"]
     process = Command(*command, cwd=tmp_path)

@@ -153,7 +153,7 @@ def test_both_stages_lower_their_loss(whole):
 
 
 @needs_peft
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch, whole, epochs):
     monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
     save, saved = trainer._Run.save, []

@@ -88,7 +88,7 @@ def test_stages_follow_one_another_and_the_log_tells_them_apart(tmp_path):
     assert isinstance(defense.purifier, Shade)
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch, epochs):
     from robench.training import trainer
 
