@@ -1,7 +1,7 @@
-"""Records on the move: merged from several machines, exported with their certificates.
+"""Merge records from several machines, and export them with their certificates.
 
-A record's place is made of what it is, never of where it lay, so that folders and archives of others may be merged. Of
-two records for one place the later stands and the other is kept under `superseded/`, whatever the order of merging.
+The folder of a record follows from its content, so folders and archives from anywhere can be merged. Of two records for
+one folder, the later is kept and the other moves to `superseded/`, in whatever order they are merged.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ from robench.core import strict_json
 from robench.core.errors import ResourceError, UsageError
 from robench.core.formatting import size
 from robench.core.io import claim, disk_errors, read_ordinary, sync_folder, write_file, write_whole
-from robench.records import record
+from robench.records import record as record_file
 from robench.records.collection import check, in_memory
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, decode, read_record
 from robench.records.store import PARTIAL, SUPERSEDED, aside, place_of, shelf_place, slug, supersede
 
 ARCHIVE = ".zip"
-# Of every file in an archive, so that the same records give the same bytes.
+# Date of every file in an archive, so that the same records give the same bytes.
 _MOMENT = (2000, 1, 1, 0, 0, 0)
 # Above `_LARGE` bytes, a file of an archive may not be compressed by more than a factor of `_RATIO`, so that a small
-# archive cannot fill the memory. Certificates are compressed by a factor of 2 to 40.
+# archive cannot fill the memory. Certificates compress by a factor of 2 to 40.
 _LARGE, _RATIO = 1 << 26, 100
-_NOTE = """Records of robench with their certificates. Check them, on any machine with robench and the checkpoints:
+_NOTE = """Records of robench with their certificates. To check them on a machine with robench and the checkpoints:
 
     robench verify PROTOCOL/DEFENSE/SUITE
     robench results merge THIS_FOLDER_OR_ARCHIVE --into results
@@ -38,7 +38,7 @@ _NOTE = """Records of robench with their certificates. Check them, on any machin
 
 @dataclass(frozen=True)
 class Bundle:
-    """A record with the bytes of its files, by name, whole and as its digests say."""
+    """A record with the contents of its files, by name, which match its digests."""
 
     record: Record
     contents: Mapping[str, bytes]
@@ -46,10 +46,13 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of one record: "new", "same", "newer" or "older" than what stood there, or "damaged".
+    """The result of merging one record.
 
     Attributes:
-        source: where it came from; place: where it belongs; detail: of a conflict, what differs.
+        what: "new", "damaged", or compared with the existing record "same", "newer" or "older".
+        source: the folder or archive that the record is from.
+        place: the folder that it belongs in; empty if it is damaged.
+        detail: what differs from the existing record, or why the record cannot be used.
     """
 
     what: str
@@ -59,16 +62,16 @@ class Merged:
 
 
 def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
-    """Every record in a folder or an archive with its files; in place of one that cannot be used, the reason.
+    """Yield the name and the files of each record in a folder or archive, or the reason why it cannot be used.
 
-    Superseded and partial ones, and the runs of a diagnosis, are ignored.
+    Superseded and partial records and the runs of a diagnosis are ignored.
 
     Raises:
-        ResourceError: when the source is not there.
+        ResourceError: when the source does not exist.
     """
     source = Path(source)
     if source.is_dir():
-        for file in files_named(record.FILE, source):
+        for file in files_named(record_file.FILE, source):
             if isinstance(file, LeftOut):
                 yield str(file.file), file.reason
             elif not aside(file.relative_to(source).parts[:-1]):
@@ -78,20 +81,23 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
         opened = source.open("rb")
     except OSError as error:
         raise ResourceError(
-            f"{source}: {error.strerror or error}: give a folder of records or an archive"
+            f"{source}: {error.strerror or error}: expected a folder of records or an archive"
         ) from error
     with opened:
         try:
             archive = zipfile.ZipFile(opened)
             names = sorted(archive.namelist())
-        # A damaged list of contents ends in errors of many kinds.
+        # A damaged table of contents raises many kinds of errors.
         except Exception as error:
-            yield str(source), f"no archive of records ({_text(error)}): robench results export makes one"
+            yield (
+                str(source),
+                f"not an archive of records ({_text(error)}): robench results export writes one",
+            )
             return
         for name in names:
             folder, _, last = name.rpartition("/")
-            if last == record.FILE and not aside(folder.split("/")):
-                # Read one by one and by name; nothing is unpacked to where the archive says.
+            if last == record_file.FILE and not aside(folder.split("/")):
+                # Files are read into memory by name: unpacking could write outside a folder.
                 inside = f"{folder}/" if folder else ""
                 yield (
                     f"{source}:{folder}",
@@ -101,9 +107,9 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
 
 def _from_folder(folder: Path, name: str) -> bytes:
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"{name} is missing or no regular file")
+        raise FileNotFoundError(f"{name} is missing or not a regular file")
     with (folder / name).open("rb") as file:
-        return file.read(strict_json.LONGEST + 1 if name == record.FILE else -1)
+        return file.read(strict_json.LONGEST + 1 if name == record_file.FILE else -1)
 
 
 def _from_archive(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -113,66 +119,66 @@ def _from_archive(archive: zipfile.ZipFile, name: str) -> bytes:
         raise FileNotFoundError(f"{name} is missing") from None
     if entry.file_size > _LARGE and entry.file_size > _RATIO * entry.compress_size:
         raise ResourceError(
-            f"{name} would be {size(entry.file_size)} out of {size(entry.compress_size)}: if that is meant, unpack the "
-            "archive and give the folder"
+            f"{name} would expand from {size(entry.compress_size)} to {size(entry.file_size)}: if this is intended, "
+            "unpack the archive and specify the folder"
         )
     return archive.read(entry)
 
 
 def merge(sources: Iterable[Path | str], into: Path | str) -> Iterator[Merged]:
-    """Bring every record of the sources under `into`; the same sources in any order leave the same records standing.
+    """Merge the records of the sources into a folder. The order of the sources does not matter.
 
-    A kill at any moment leaves whole records; the same command goes on.
+    An interrupted merge leaves only complete records; merging the same sources again resumes it.
 
     Raises:
-        ResourceError: when a source is not there, a folder cannot be written or another run is writing it.
+        ResourceError: when a source does not exist, a folder cannot be written or another run is writing it.
     """
     for source in sources:
-        for name, found in bundles(source):
-            if isinstance(found, str):
-                yield Merged("damaged", name, "", found)
+        for name, bundle in bundles(source):
+            if isinstance(bundle, str):
+                yield Merged("damaged", name, "", bundle)
                 continue
-            folder = place_of(into, found.record)
+            folder = place_of(into, bundle.record)
             with claim(folder):
-                what, detail = _place(folder, found)
+                what, detail = _place(folder, bundle)
             yield Merged(what, name, str(folder), detail)
 
 
-def _place(folder: Path, found: Bundle) -> tuple[str, str]:
-    if not (folder / record.FILE).is_file():
-        write_whole(folder, found.contents)
+def _place(folder: Path, bundle: Bundle) -> tuple[str, str]:
+    if not (folder / record_file.FILE).is_file():
+        write_whole(folder, bundle.contents)
         return "new", ""
     try:
-        standing = read_record(folder)
+        existing = read_record(folder)
     except ResourceError as error:
-        write_whole(folder, found.contents, make_way=lambda: supersede(folder))
-        return "newer", f"what stood there cannot be read: {error}"
-    if (folder / record.FILE).read_bytes() == found.contents[record.FILE]:
-        # A killed merge may have left the other files of a record that stands: they are put right.
-        if any(_sha256(folder / name) != digest for name, digest in found.record.files.items()):
-            write_whole(folder, found.contents)
+        write_whole(folder, bundle.contents, make_way=lambda: supersede(folder))
+        return "newer", f"the existing record cannot be read: {error}"
+    if (folder / record_file.FILE).read_bytes() == bundle.contents[record_file.FILE]:
+        # An interrupted merge may have left other files of the existing record incomplete.
+        if any(_sha256(folder / name) != digest for name, digest in bundle.record.files.items()):
+            write_whole(folder, bundle.contents)
         return "same", ""
-    detail = _difference(standing, found.record)
-    if _order(found.record, found.contents[record.FILE]) > _order(
-        standing, (folder / record.FILE).read_bytes()
+    detail = _difference(existing, bundle.record)
+    if _order(bundle.record, bundle.contents[record_file.FILE]) > _order(
+        existing, (folder / record_file.FILE).read_bytes()
     ):
-        write_whole(folder, found.contents, make_way=lambda: supersede(folder))
+        write_whole(folder, bundle.contents, make_way=lambda: supersede(folder))
         return "newer", detail
-    if _shelved(folder, found):
+    if _shelved(folder, bundle):
         return "same", ""
-    place = shelf_place(folder, found.record.key[:8])
-    _write_folder(place, found.contents)
+    place = shelf_place(folder, bundle.record.key[:8])
+    _write_folder(place, bundle.contents)
     return "older", detail
 
 
-def _order(found: Record, encoded: bytes) -> tuple[str, str]:
-    """The later one stands; of two at one moment it is the same one everywhere."""
-    return found.finished.replace("+00:00", "Z"), hashlib.sha256(encoded).hexdigest()
+def _order(record: Record, encoded: bytes) -> tuple[str, str]:
+    """Sort key: the later record is kept, and the digest decides between records of the same time."""
+    return record.finished.replace("+00:00", "Z"), hashlib.sha256(encoded).hexdigest()
 
 
-def _difference(standing: Record, found: Record) -> str:
-    if standing.key != found.key:
-        ours, theirs = standing.job, found.job
+def _difference(existing: Record, incoming: Record) -> str:
+    if existing.key != incoming.key:
+        old, new = existing.job, incoming.job
         fields = (
             "defense",
             "suite",
@@ -184,56 +190,58 @@ def _difference(standing: Record, found: Record) -> str:
             "batch_size",
             "knowledge",
         )
-        names = [name for name in fields if getattr(ours, name) != getattr(theirs, name)]
+        names = [name for name in fields if getattr(old, name) != getattr(new, name)]
         return f"another {', '.join(names) or 'job'}"
-    robust = [f"{100 * each.robust_accuracy.value:.2f} %" for each in (standing, found)]
+    robust = [f"{100 * record.robust_accuracy.value:.2f} %" for record in (existing, incoming)]
     return "the same job" + (
-        f", robust {robust[0]} stood, {robust[1]} came" if robust[0] != robust[1] else ""
+        f", robust accuracy {robust[1]} instead of {robust[0]}" if robust[0] != robust[1] else ""
     )
 
 
-def _shelved(folder: Path, found: Bundle) -> bool:
-    kept = (folder / SUPERSEDED).glob(f"*/{record.FILE}")
-    return any(read_ordinary(file) == found.contents[record.FILE] for file in kept)
+def _shelved(folder: Path, bundle: Bundle) -> bool:
+    superseded = (folder / SUPERSEDED).glob(f"*/{record_file.FILE}")
+    return any(read_ordinary(file) == bundle.contents[record_file.FILE] for file in superseded)
 
 
 def export(sources: Iterable[Path | str], output: Path | str) -> tuple[list[str], list[LeftOut]]:
-    """Write the records, whole and each in its place, into a new folder, or into an archive where its name ends so.
+    """Write the records with their files to a new folder, or to an archive if the name ends in .zip.
 
     Returns:
-        The places, in order; and the records that cannot be used, which are left out.
+        The folders of the records in the output, sorted, and the records that cannot be used, which are left out.
 
     Raises:
-        UsageError: when two records have one place.
-        ResourceError: when no record is left, or the output is taken or cannot be written.
+        UsageError: when two different records belong in the same folder.
+        ResourceError: when there is no usable record, or the output exists or cannot be written.
     """
     output = Path(output)
-    found: dict[str, Bundle] = {}
+    exported: dict[str, Bundle] = {}
     left_out: list[LeftOut] = []
     for source in sources:
-        for name, each in bundles(source):
-            if isinstance(each, str):
-                left_out.append(LeftOut(Path(name), each))
+        for name, bundle in bundles(source):
+            if isinstance(bundle, str):
+                left_out.append(LeftOut(Path(name), bundle))
                 continue
-            place = place_of("", each.record).as_posix()
-            if place in found and found[place].contents != each.contents:
-                raise UsageError(f"two records belong at {place}: merge them first, or export one")
-            found[place] = each
-    if not found and left_out:
+            place = place_of("", bundle.record).as_posix()
+            if place in exported and exported[place].contents != bundle.contents:
+                raise UsageError(f"two records belong in {place}: merge them first, or export only one")
+            exported[place] = bundle
+    if not exported and left_out:
         raise ResourceError(f"no record can be exported: {left_out[0]}")
-    if not found:
-        raise ResourceError(f"no records in {', '.join(map(str, sources))}: robench run makes some")
+    if not exported:
+        raise ResourceError(f"no records in {', '.join(map(str, sources))}: robench run writes them")
     if output.exists():
-        raise ResourceError(f"{output} is there already: give another --output")
+        raise ResourceError(f"{output} already exists: choose another --output")
     contents = {
-        f"{place}/{name}": data for place in sorted(found) for name, data in found[place].contents.items()
+        f"{place}/{name}": data
+        for place in sorted(exported)
+        for name, data in exported[place].contents.items()
     }
     contents["README.txt"] = _NOTE.encode()
     if output.suffix == ARCHIVE:
         write_file(output, _archive(contents))
     else:
         _write_folder(output.absolute(), contents)
-    return sorted(found), left_out
+    return sorted(exported), left_out
 
 
 def _archive(contents: Mapping[str, bytes]) -> bytes:
@@ -247,7 +255,7 @@ def _archive(contents: Mapping[str, bytes]) -> bytes:
 
 
 def _write_folder(place: Path, contents: Mapping[str, bytes]) -> None:
-    """A folder that is there whole or not at all."""
+    """Write a folder that is either complete or absent."""
     with disk_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         copy = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=place.parent))
@@ -263,21 +271,21 @@ def _write_folder(place: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _bundle(read: Callable[[str], bytes]) -> Bundle | str:
-    """The record whose files `read(name)` gives, or why it cannot be used."""
+    """The record whose files `read(name)` returns, or the reason why it cannot be used."""
     try:
-        encoded = read(record.FILE)
-        found = decode(encoded)
-        if strange := [name for name in found.files if slug(name) != name]:
-            return f"files.{strange[0]} is no name of a file beside it"
-        contents = {name: read(name) for name in sorted(found.files)}
-        for name, digest in found.files.items():
+        encoded = read(record_file.FILE)
+        record = decode(encoded)
+        if unsafe := [name for name in record.files if slug(name) != name]:
+            return f"files.{unsafe[0]} is not the name of a file beside it"
+        contents = {name: read(name) for name in sorted(record.files)}
+        for name, digest in record.files.items():
             if (actual := hashlib.sha256(contents[name]).hexdigest()) != digest:
                 return f"files.{name}: the record says {digest[:12]}..., found {actual[:12]}..."
-        check(found, in_memory(contents))
-    # Encrypted, of an unknown compression, damaged: a file from elsewhere ends in errors of many kinds.
+        check(record, in_memory(contents))
+    # Encrypted, damaged or unusually compressed archives raise many kinds of errors.
     except Exception as error:
         return _text(error)
-    return Bundle(found, {**contents, record.FILE: encoded})
+    return Bundle(record, {**contents, record_file.FILE: encoded})
 
 
 def _text(error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""adversarials.safetensors: the perturbations that prove "robust accuracy is at most this".
+"""adversarials.safetensors: the perturbations that prove an upper bound on robust accuracy.
 
-Anyone can check them by forward passes alone: the verdict holds at clamp(x + delta, 0, 1), or, under a transformation,
-at the image that its parameters `delta` make of x. Perturbations of whole grains (`Threat.grain`) are kept as one or
-two bytes a number, others as float32.
+Anyone can check them with forward passes alone: the defense misclassifies clamp(x + delta, 0, 1) or, under a
+transformation, the image that it makes from x with the parameters `delta`. Perturbations that are whole multiples of
+`Threat.grain` are stored as integers of one or two bytes, others as float32.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,20 +25,20 @@ from robench.records import _tensors
 from robench.threats.threat import Threat
 
 FILE = "adversarials.safetensors"
-# Images in memory at a time while the file is written.
+# Number of images in memory while the file is written.
 _PART = 16
 _EXACT = {"delta": (torch.float32, 4), "id": (torch.int64, 1)}
 _ROUND = {"grain": (torch.float64, 0), "grains": (None, 4), "grains_id": (torch.int64, 1)}
 
 
 class Perturbations(LazyImages):
-    """Perturbations (M, ...) float32, read from their file when they are asked for.
+    """Perturbations (M, ...) float32, read from their file on access.
 
     Args:
         exact: (E, ...) float32.
-        grains: (G, ...), whole numbers of `step`; None where none are kept so.
-        places: (M,) int64, the row of each in `exact`, or behind it in `grains`.
-        path: of the file, for messages.
+        grains: (G, ...) integers, multiples of `step`; None if there are none.
+        places: (M,) int64, the row of each perturbation in `exact` followed by `grains`.
+        path: the path of the file, for messages.
     """
 
     def __init__(self, exact: RowFile, grains: RowFile | None, step: float, places: Tensor, path: Path):
@@ -48,25 +48,25 @@ class Perturbations(LazyImages):
 
     def _read(self, rows: list[int]) -> Tensor:
         places = self._places[rows]
-        whole = places >= len(self._exact)
+        in_grains = places >= len(self._exact)
         perturbations = torch.empty(len(rows), *self.shape[1:])
         with _readable(self._path):
-            if self._grains is not None and whole.any():
-                grains = self._grains.read((places[whole] - len(self._exact)).tolist())
-                perturbations[whole] = torch.from_numpy(grains) * self._step
-            if not whole.all():
-                perturbations[~whole] = torch.from_numpy(self._exact.read(places[~whole].tolist()))
+            if self._grains is not None and in_grains.any():
+                grains = self._grains.read((places[in_grains] - len(self._exact)).tolist())
+                perturbations[in_grains] = torch.from_numpy(grains) * self._step
+            if not in_grains.all():
+                perturbations[~in_grains] = torch.from_numpy(self._exact.read(places[~in_grains].tolist()))
         return perturbations
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """One perturbation for each sample that an attack fooled, or that has a candidate (see `certified`).
+    """The perturbations of the samples with a certificate (see `certified`).
 
     Attributes:
         ids: (M,) int64, in the data set's canonical order.
-        delta: (M, C, H, W) float32, or (M, ...) of three more dimensions under a transformation.
-        grain: the step of those that are kept as whole numbers; None where none are.
+        delta: (M, C, H, W) float32; parameters of the same number of dimensions under a transformation.
+        grain: the step of those that are stored as integers; None if there are none.
     """
 
     ids: Tensor
@@ -78,16 +78,16 @@ class Certificates:
 
 
 def apply(threat: Threat, x: Tensor, delta: Tensor, ids: Tensor) -> Tensor:
-    """The adversarial images of perturbations, (M, C, H, W), for clean images and their ids."""
+    """The adversarial images (M, C, H, W) of perturbations of clean images with these ids."""
     return threat.image(x, threat.moved(x, delta), ids)
 
 
 class Applied(LazyImages):
-    """The adversarial images of certificates, made when they are asked for.
+    """The adversarial images of certificates, computed on access.
 
     Args:
-        x, ids: (N, C, H, W) and (N,), of the whole data set.
-        delta: (M, ...), perturbations of its `rows`.
+        x, ids: (N, C, H, W) and (N,), the images of the data set.
+        delta: (M, ...), perturbations of the images `rows`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Applied(LazyImages):
         self._threat, self._x, self._delta, self._ids, self._rows = threat, x, delta, ids, rows
 
     def points(self, places: list[int]) -> Tensor:
-        """What some of the images stand for in the threat's coordinates, (K, ...)."""
+        """The adversarial points of some of the images in the threat's coordinates, (K, ...)."""
         return self._threat.moved(self._x[[self._rows[i] for i in places]], self._delta[places])
 
     def _read(self, rows: list[int]) -> Tensor:
@@ -106,23 +106,23 @@ class Applied(LazyImages):
 
 
 def is_attacked(fooled_by: str) -> bool:
-    """Whether an attack, and not the clean image or its noise, fooled this sample."""
+    """Whether an attack fooled the defense on this sample, rather than the clean image or noise."""
     return fooled_by not in ("", "clean", "noise")
 
 
 def certified(fooled_by: Sequence[str], distance: Sequence[float], randomised: bool) -> list[int]:
-    """The samples that have a certificate, in order: those that an attack fooled, and of a randomised defense those
-    whose candidate is judged, even where it fails none of the fresh draws."""
+    """The samples with a certificate, in order: those with an adversarial example and, for a randomised defense, those
+    with a candidate, even if no fresh draw misclassifies it."""
     rows = zip(fooled_by, distance, strict=True)
-    return [i for i, (name, far) in enumerate(rows) if is_attacked(name) or (randomised and far > 0)]
+    return [i for i, (name, length) in enumerate(rows) if is_attacked(name) or (randomised and length > 0)]
 
 
 def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
-    """The file for an outcome, piece by piece: the same bytes for the same images.
+    """The bytes of the file for an outcome, piece by piece. The same images give the same bytes.
 
     Raises:
-        ValueError: when an adversarial point is not reached by adding its perturbation, bit for bit; the
-            engine owes that, since the verdict was given there and the record keeps the perturbation.
+        ValueError: when adding a perturbation does not give its adversarial point, bit for bit. The engine guarantees
+            it, because the verdict is on the point and the record holds only the perturbation.
     """
     rows = certified(outcome.fooled_by, outcome.distance.tolist(), outcome.of_draws > 1)
     points = outcome.x_adv if outcome.points is None else outcome.points
@@ -132,19 +132,21 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
             part = chosen[start : start + _PART]
             yield images.x[part].cpu(), points[part].cpu()
 
-    step, kind = threat.grain
-    whole, missed = [], []
+    grain, kind = threat.grain
+    in_grains, unreachable = [], []
     for x, point in pairs(rows):
-        fits = _same(threat.moved(x, _grains(x, point, threat) * step), point)
-        whole += fits.tolist()
-        missed += (~fits & ~_same(threat.moved(x, point - threat.origin(x)), point)).tolist()
-    if any(missed):
-        first = int(images.ids[rows[missed.index(True)]])
+        fits = _same(threat.moved(x, _grains(x, point, threat) * grain), point)
+        in_grains += fits.tolist()
+        unreachable += (~fits & ~_same(threat.moved(x, point - threat.origin(x)), point)).tolist()
+    if any(unreachable):
+        first = int(images.ids[rows[unreachable.index(True)]])
         raise ValueError(
-            f"{sum(missed)} adversarial points (sample {first} first) are not clamp(x + delta, 0, 1): "
+            f"{sum(unreachable)} adversarial points (sample {first} first) are not clamp(x + delta, 0, 1): "
             "the engine must judge the image that the perturbation gives"
         )
-    exact, round_ = ([i for i, fits in zip(rows, whole, strict=True) if fits == how] for how in (False, True))
+    exact, grained = (
+        [i for i, fits in zip(rows, in_grains, strict=True) if fits == exactly] for exactly in (False, True)
+    )
     shape = tuple(points.shape[1:])
 
     def ids(chosen: list[int]) -> _tensors.Entry:
@@ -158,20 +160,20 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
         ),
         "id": ids(exact),
     }
-    if round_:
+    if grained:
         entries["grain"] = _tensors.Entry(
-            torch.float64, (), lambda: iter([torch.tensor(step, dtype=torch.float64)])
+            torch.float64, (), lambda: iter([torch.tensor(grain, dtype=torch.float64)])
         )
         entries["grains"] = _tensors.Entry(
-            kind, (len(round_), *shape), lambda: (_grains(x, point, threat) for x, point in pairs(round_))
+            kind, (len(grained), *shape), lambda: (_grains(x, point, threat) for x, point in pairs(grained))
         )
-        entries["grains_id"] = ids(round_)
+        entries["grains_id"] = ids(grained)
     yield from _tensors.encode(entries)
 
 
 def _grains(x: Tensor, points: Tensor, threat: Threat) -> Tensor:
-    """How many grains lie between origins and points, integers (M, ...); where a number is clipped enough to reach
-    the box's edge."""
+    """The integer number of grains (M, ...) from origins to points. On the edge of the box it is rounded outwards, and
+    clipping gives the edge."""
     step, kind = threat.grain
     low, high = threat.coordinates.low, threat.coordinates.high
     count = (points - threat.origin(x)) / step
@@ -187,7 +189,7 @@ def _same(a: Tensor, b: Tensor) -> Tensor:
 
 
 def read_certificates(folder: Path) -> Certificates:
-    """The certificates of a record's folder; the perturbations stay in their file, which is kept open.
+    """The certificates of a record's folder. Perturbations are read on access, from a file that is kept open.
 
     Raises:
         ResourceError: when the file is missing, damaged or holds other tensors, now or when perturbations are read.
@@ -211,7 +213,7 @@ def _whole(rows: RowFile) -> Tensor:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file of certificates is read into one line."""
+    """Turn errors while a file of certificates is read into a ResourceError of one line."""
     try:
         yield
     except (OSError, ValueError, EOFError) as error:
@@ -221,7 +223,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def tensor_names(folder: Path) -> tuple[str, ...]:
-    """The names of the tensors in a record's folder; none where the file cannot be read."""
+    """The names of the tensors in a record's certificates; none if the file cannot be read."""
     try:
         with open_ordinary(Path(folder) / FILE) as file:
             return tuple(sorted(_tensors.read_headers(file)))
@@ -230,7 +232,7 @@ def tensor_names(folder: Path) -> tuple[str, ...]:
 
 
 def check_header(file: IO[bytes]) -> dict[str, _tensors.Header]:
-    """The tensors that a file names, if they are those of certificates; what is in them is not read.
+    """The headers of the tensors in a file of certificates. The tensors are not read.
 
     Raises:
         ValueError: in one line, when it is truncated, damaged or holds other tensors.
@@ -242,16 +244,16 @@ def check_header(file: IO[bytes]) -> dict[str, _tensors.Header]:
 
 
 def _check(tensors: Mapping[str, _tensors.Header]) -> None:
-    """Refuse tensors that are not those of certificates, or of which one counts more samples than another."""
+    """Refuse tensors that are not those of certificates, or differ in the number of samples."""
     expected = _EXACT | (_ROUND if "grains" in tensors else {})
     fits = set(tensors) == set(expected) and all(
         len(tensors[name].shape) == dim and tensors[name].dtype == (kind or tensors[name].dtype)
         for name, (kind, dim) in expected.items()
     )
     if not fits or not _counts_fit(tensors):
-        shown = {name: (each.shape, str(each.dtype)) for name, each in sorted(tensors.items())[:8]}
+        shown = {name: (header.shape, str(header.dtype)) for name, header in sorted(tensors.items())[:8]}
         raise ValueError(
-            "expected delta (M, C, H, W) float32 and id (M,) int64, perhaps grains of one or two bytes, "
+            "expected delta (M, C, H, W) float32 and id (M,) int64, and optionally grains of one or two bytes, "
             f"found {str(shown)[:400]}"
         )
 

@@ -1,4 +1,4 @@
-"""The records under some folders: those that can be used, and for every other the file and the reason."""
+"""Collect the usable records under some folders, and the reasons why others cannot be used."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from robench.records.record import Record, read_record
 from robench.records.store import aside, slug
 from robench.threats.threat import NO_THREAT
 
-# Of shares and their intervals, which are written in full: what a sum may be rounded by.
+# Tolerance of fractions and their intervals, which are stored in full precision.
 _ROUNDING = 1e-9
 
 
@@ -29,8 +29,8 @@ class Collection(Sequence[Record]):
     """The records under some folders.
 
     Attributes:
-        records: those that can be used.
-        left_out: the other files, and why.
+        records: the records that can be used.
+        left_out: the other files, with the reasons.
     """
 
     records: tuple[Record, ...]
@@ -44,63 +44,63 @@ class Collection(Sequence[Record]):
 
 
 def collect(results: Iterable[Path | str]) -> Collection:
-    """Every record under the folders, in the order of their paths, with the warnings that others give about it.
+    """The records under the folders, sorted by path, with the warnings from other records and diagnoses.
 
-    Superseded and partial records are ignored, and the runs that a diagnosis made for itself. A record that cannot be
-    used is left out, and never an error. Names are canonical, and of several records of one job there is one.
+    Superseded and partial records and the runs of a diagnosis are ignored. A record that cannot be used is left out
+    and is not an error. Names are canonical, and each job has one record.
 
     Raises:
-        ResourceError: when a folder is not there.
+        ResourceError: when a folder does not exist.
     """
-    found: dict[Path, Record] = {}
+    records: dict[Path, Record] = {}
     left_out: list[LeftOut] = []
     roots = [Path(root) for root in results]
     for root in roots:
         for file in files_named(record_file.FILE, root):
             if isinstance(file, LeftOut):
                 left_out.append(file)
-            elif not aside(file.relative_to(root).parts[:-1]) and (place := file.resolve()) not in found:
+            elif not aside(file.relative_to(root).parts[:-1]) and (place := file.resolve()) not in records:
                 record = usable(file)
                 if isinstance(record, LeftOut):
                     left_out.append(record)
                 else:
-                    found[place] = record
-    warned, damaged = with_warnings(tuple(once(found.values())), roots)
+                    records[place] = record
+    warned, damaged = with_warnings(tuple(once(records.values())), roots)
     return Collection(warned, (*left_out, *damaged))
 
 
 def usable(path: Path | str) -> Record | LeftOut:
-    """The record in a folder, or of the path of its record.json, if all that is made from records can use it."""
+    """The record in a folder, or at the path of its record.json, if it passes `check`."""
     path = Path(path)
     try:
         record = read_record(path)
         folder = record.folder or path
         check(record, lambda name: open_ordinary(folder / name))
-    # Of a file from elsewhere anything may come; it is no reason not to show the others.
+    # A file from elsewhere may raise any error, which must not hide the other records.
     except Exception as error:
         return LeftOut.of(path, error)
     return record
 
 
 def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
-    """Refuse a record that does not fit itself or what is known here; that its figures are true is for `verify`.
+    """Refuse a record that is inconsistent or names something unknown. `verify` checks whether its figures are true.
 
     Args:
-        opened: a file that belongs to the record, by its name.
+        opened: opens a file of the record by its name.
 
     Raises:
         ResourceError: in one line, when the threat, data set or a spec is unknown or malformed, figures contradict each
-            other, or a file beside it is missing, damaged or of another number of samples.
+            other, or a file beside it is missing, damaged or has another number of samples.
     """
     try:
         _check_names(record)
         _check_figures(record)
         for name in record.files:
             if slug(name) != name:
-                raise ResourceError(f"files.{name} is no name of a file beside it")
+                raise ResourceError(f"files.{name} is not the name of a file beside it")
         rows = _read(opened, samples.FILE, lambda file: samples.decode(file.read()))
         _check_rows(record, rows)
-        # Records may be passed on without their certificates, which are large: a board shows them all the same.
+        # Certificates are large and may be missing from a record that is shown on a board.
         _read(opened, certificates.FILE, certificates.check_header, needed=False)
     except ResourceError:
         raise
@@ -126,7 +126,9 @@ def _read(
 def _check_names(record: Record) -> None:
     job = record.job
     if record.corrupted != (job.threat == NO_THREAT):
-        raise ResourceError(f'threat is "{job.threat}": {NO_THREAT} is of runs under corruptions alone')
+        raise ResourceError(
+            f'threat is "{job.threat}": only runs under corruptions have the threat {NO_THREAT}'
+        )
     if not record.corrupted:
         _ = job.threat_model
     registry.datasets.get(specs.parse(job.dataset.name).name.partition(":")[0])
@@ -137,18 +139,20 @@ def _check_names(record: Record) -> None:
 
 
 def _check_cells(record: Record) -> None:
-    """A run under corruptions has a figure for each cell of its suite."""
-    asked = cells(corruptions(record.job.suite.attacks))
+    """Check that a run under corruptions has an accuracy for every corruption and severity of its suite."""
+    expected = cells(corruptions(record.job.suite.attacks))
     accuracy = record.extra["corruptions"]["accuracy"]
-    told = {(name, int(severity)) for name, own in accuracy.items() for severity in own}
-    if not asked or told != {(cell.name, cell.severity) for cell in asked}:
-        raise ResourceError("corruptions.accuracy is not of the corruptions and severities of suite.attacks")
+    recorded = {(name, int(severity)) for name, by_severity in accuracy.items() for severity in by_severity}
+    if not expected or recorded != {(cell.name, cell.severity) for cell in expected}:
+        raise ResourceError(
+            "corruptions.accuracy does not have the corruptions and severities of suite.attacks"
+        )
     if ("mce" in record.extra) != ("relative_mce" in record.extra):
-        raise ResourceError("mce and relative_mce stand together")
+        raise ResourceError("mce and relative_mce must both be present, or neither")
 
 
 def _check_figures(record: Record) -> None:
-    """Every share lies in its interval, every count in its total."""
+    """Check that every accuracy lies in its interval and agrees with its count."""
     n, extra = record.job.n, record.extra
     for name in ("clean_accuracy", "robust_accuracy"):
         accuracy = getattr(record, name)
@@ -160,9 +164,13 @@ def _check_figures(record: Record) -> None:
         for part in ("clean", "robust")
         for name, share in extra.get(FIELD, {}).get(part, {}).items()
     }
-    shares |= {f"corrupted_accuracy.{name}": s for name, s in extra.get("corrupted_accuracy", {}).items()}
-    for corruption, own in extra.get("corruptions", {}).get("accuracy", {}).items():
-        shares |= {f"corruptions.accuracy.{corruption}.{severity}": s for severity, s in own.items()}
+    shares |= {
+        f"corrupted_accuracy.{name}": share for name, share in extra.get("corrupted_accuracy", {}).items()
+    }
+    for corruption, by_severity in extra.get("corruptions", {}).get("accuracy", {}).items():
+        shares |= {
+            f"corruptions.accuracy.{corruption}.{severity}": share for severity, share in by_severity.items()
+        }
     shares |= {name: extra[name] for name in ("mce", "relative_mce") if name in extra}
     for name, share in shares.items():
         _check_share(name, share["value"], share["interval"])
@@ -171,34 +179,34 @@ def _check_figures(record: Record) -> None:
 def _check_share(name: str, value: float, interval: Sequence[float]) -> None:
     low, high = interval
     if not low - _ROUNDING <= value <= high + _ROUNDING:
-        raise ResourceError(f"{name}: {value:.6g} is not in its interval, {low:.6g} to {high:.6g}")
+        raise ResourceError(f"{name}: {value:.6g} is outside its interval, {low:.6g} to {high:.6g}")
 
 
 def _check_rows(record: Record, rows) -> None:
     n = record.job.n
     if len(rows) != n:
-        raise ResourceError(f"{samples.FILE} has {len(rows)} rows: the record says n = {n}")
+        raise ResourceError(f"{samples.FILE} has {len(rows)} rows, but the record has n = {n}")
     if len(set(rows["id"].to_pylist())) < n:
-        raise ResourceError(f"{samples.FILE} has an id twice")
-    has = samples.CORRUPTED.name in rows.schema.names
-    if has != record.corrupted:
+        raise ResourceError(f"{samples.FILE} has duplicate ids")
+    has_corrupted = samples.CORRUPTED.name in rows.schema.names
+    if has_corrupted != record.corrupted:
         raise ResourceError(
-            f"{samples.FILE} is {'not ' if record.corrupted else ''}of a run under corruptions"
+            f"{samples.FILE} is {'not ' if record.corrupted else ''}from a run under corruptions"
         )
-    if has:
+    if has_corrupted:
         width = len(cells(corruptions(record.job.suite.attacks)))
         if any(len(row) != width for row in rows[samples.CORRUPTED.name].to_pylist()):
-            raise ResourceError(f"{samples.FILE} has rows of another number of corruptions than {width}")
-    drawn = record.extra.get(FIELD, {})
-    if bool(drawn.get("fresh")) != (ANSWERS["robust"] in rows.schema.names):
-        raise ResourceError(f"{samples.FILE} and {FIELD}.fresh do not agree on whether there are fresh draws")
-    for name in ANSWERS.values() if drawn.get("fresh") else ():
-        if any(len(row) != drawn["draws"] for row in rows[name].to_pylist()):
-            raise ResourceError(f"{samples.FILE} has {name} of another number of draws than {drawn['draws']}")
+            raise ResourceError(f"{samples.FILE} has rows without exactly {width} corruptions and severities")
+    randomised = record.extra.get(FIELD, {})
+    if bool(randomised.get("fresh")) != (ANSWERS["robust"] in rows.schema.names):
+        raise ResourceError(f"{samples.FILE} and {FIELD}.fresh disagree about whether there are fresh draws")
+    for name in ANSWERS.values() if randomised.get("fresh") else ():
+        if any(len(row) != randomised["draws"] for row in rows[name].to_pylist()):
+            raise ResourceError(f"{samples.FILE} has {name} without exactly {randomised['draws']} draws")
 
 
 def in_memory(contents: dict[str, bytes]) -> Callable[[str], BinaryIO]:
-    """What `check` opens of files that are read already."""
+    """The argument `opened` of `check` for files in memory."""
 
     def opened(name: str) -> BinaryIO:
         if name not in contents:

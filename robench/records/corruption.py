@@ -22,14 +22,14 @@ from robench.records.store import write_files
 from robench.statistics.corruption import Verdicts, accuracies, figures, first_wrong, normaliser
 
 
-def verdicts(images: Images, found: engine.Outcome, asked: Sequence[Cell]) -> Verdicts:
+def verdicts(images: Images, run: engine.Outcome, suite_cells: Sequence[Cell]) -> Verdicts:
     """Which images are classified correctly, clean and under every corruption and severity."""
-    clean = (found.clean == images.y).numpy()
-    return Verdicts(tuple(asked), clean, (found.predictions == images.y[:, None]).numpy())
+    clean = (run.clean == images.y).numpy()
+    return Verdicts(tuple(suite_cells), clean, (run.predictions == images.y[:, None]).numpy())
 
 
 def of_record(record: Record) -> Verdicts:
-    """The same from the files of a record.
+    """The verdicts in the files of a record.
 
     Raises:
         ResourceError: when samples.parquet is missing or damaged.
@@ -37,87 +37,87 @@ def of_record(record: Record) -> Verdicts:
     rows = read_samples(record.folder or Path()).to_pydict()
     label = np.array(rows["label"])
     clean = np.array(rows["clean_prediction"]) == label
-    asked = cells(corruptions(record.job.suite.attacks))
-    return Verdicts(tuple(asked), clean, np.array(rows["corrupted"]) == label[:, None])
+    suite_cells = cells(corruptions(record.job.suite.attacks))
+    return Verdicts(tuple(suite_cells), clean, np.array(rows["corrupted"]) == label[:, None])
 
 
-def outcome(job: Job, images: Images, found: engine.Outcome) -> tuple[Outcome, dict[str, Any]]:
-    """The outcome in terms of attacks, and the fields that a record under corruptions adds."""
-    asked = cells(corruptions(job.suite.attacks))
-    return _outcome(job, images, found, asked), extra(job, images, found, asked)
+def outcome(job: Job, images: Images, run: engine.Outcome) -> tuple[Outcome, dict[str, Any]]:
+    """The outcome in terms of attacks, and the fields that only a record under corruptions has."""
+    suite_cells = cells(corruptions(job.suite.attacks))
+    return _outcome(job, images, run, suite_cells), extra(job, images, run, suite_cells)
 
 
-def write(folder: Path, record: Record, outcome: Outcome, images: Images, found: engine.Outcome) -> Record:
-    """Write a record under corruptions and its samples into `folder`, each file whole, record.json last.
+def write(folder: Path, record: Record, outcome: Outcome, images: Images, run: engine.Outcome) -> Record:
+    """Write a record under corruptions and its samples to `folder`, each file atomically, record.json last.
 
     Raises:
         ResourceError: when the disk is full or the folder cannot be written.
     """
-    return write_files(folder, record, {samples.FILE: samples.encode(outcome, images, found.predictions)})
+    return write_files(folder, record, {samples.FILE: samples.encode(outcome, images, run.predictions)})
 
 
-def extra(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Cell]) -> dict[str, Any]:
-    """The fields that a run under corruptions adds."""
-    right = verdicts(images, found, asked)
+def extra(job: Job, images: Images, run: engine.Outcome, suite_cells: Sequence[Cell]) -> dict[str, Any]:
+    """The fields that only a record under corruptions has."""
+    correct = verdicts(images, run, suite_cells)
     height, width = images.x.shape[2:]
     fields = {
         "library": library(),
-        "jpeg": dict(JPEG) if asked[0].jpeg else None,
+        "jpeg": dict(JPEG) if suite_cells[0].jpeg else None,
         "enlarged": enlargement(height, width),
         "draws": 1,
-        "accuracy": shown_accuracies(right),
-        "pixels": pixels(found, asked),
+        "accuracy": shown_accuracies(correct),
+        "pixels": pixels(run, suite_cells),
     }
-    return {"corruptions": fields, **figures(right, normaliser(job.dataset.name, width), job.seed)}
+    return {"corruptions": fields, **figures(correct, normaliser(job.dataset.name, width), job.seed)}
 
 
-def shown_accuracies(right: Verdicts) -> dict[str, dict[str, Any]]:
+def shown_accuracies(correct: Verdicts) -> dict[str, dict[str, Any]]:
     """Accuracy by corruption and severity, as stored in a record."""
     return {
         name: {k: asdict(share) | {"interval": list(share.interval)} for k, share in by_severity.items()}
-        for name, by_severity in accuracies(right).items()
+        for name, by_severity in accuracies(correct).items()
     }
 
 
-def pixels(found: engine.Outcome, asked: Sequence[Cell]) -> dict[str, dict[str, str]]:
-    """sha256 over the digests of the chunks, by corruption and severity."""
+def pixels(run: engine.Outcome, suite_cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """sha256 over the digests of the corrupted images, chunk by chunk, for each corruption and severity."""
     digests: dict[str, dict[str, str]] = {}
-    for number, cell in enumerate(asked):
-        digest = hashlib.sha256(found.pixels[:, number].contiguous().numpy().tobytes()).hexdigest()
+    for number, cell in enumerate(suite_cells):
+        digest = hashlib.sha256(run.pixels[:, number].contiguous().numpy().tobytes()).hexdigest()
         digests.setdefault(cell.name, {})[str(cell.severity)] = digest
     return digests
 
 
-def _outcome(job: Job, images: Images, found: engine.Outcome, asked: Sequence[Cell]) -> Outcome:
-    """The outcome in terms of attacks: a corruption fools an image that is classified correctly without it."""
-    right, n = verdicts(images, found, asked), len(images)
-    fooled_by, place = first_wrong(right, job.suite.attacks)
-    at = torch.from_numpy(place)
-    fooled_prediction = found.predictions.gather(1, at.clamp_min(0)[:, None]).squeeze(1)
+def _outcome(job: Job, images: Images, run: engine.Outcome, suite_cells: Sequence[Cell]) -> Outcome:
+    """The outcome in terms of attacks: a corruption is an attack on the images that are correct without it."""
+    correct, n = verdicts(images, run, suite_cells), len(images)
+    fooled_by, first = first_wrong(correct, job.suite.attacks)
+    fooling_cell = torch.from_numpy(first)
+    fooled_prediction = run.predictions.gather(1, fooling_cell.clamp_min(0)[:, None]).squeeze(1)
     zeros = torch.zeros(n, dtype=torch.int64)
-    wrong = found.clean != images.y
+    wrong = run.clean != images.y
     costs = []
-    for name, spec in zip(right.names, job.suite.attacks, strict=True):
-        columns = [i for i, cell in enumerate(asked) if cell.name == name]
-        survivors = int(right.corrupted[:, columns].all(1).sum())
-        spent = float(found.seconds[columns].sum())
-        costs.append(AttackCost(spec, n, survivors, n * len(columns), 0, spent))
-    nonfinite = int((found.predictions < 0).sum() + (found.clean < 0).sum())
+    for name, spec in zip(correct.names, job.suite.attacks, strict=True):
+        columns = [i for i, cell in enumerate(suite_cells) if cell.name == name]
+        survivors = int(correct.corrupted[:, columns].all(1).sum())
+        seconds = float(run.seconds[columns].sum())
+        costs.append(AttackCost(spec, n, survivors, n * len(columns), 0, seconds))
+    nonfinite = int((run.predictions < 0).sum() + (run.clean < 0).sum())
     return Outcome(
         x_adv=images.x,
         robust=torch.tensor([name == "" for name in fooled_by]),
         fooled_by=fooled_by,
-        clean_prediction=found.clean,
-        prediction=torch.where(at < 0, found.clean, fooled_prediction),
-        clean_margin=found.margin,
+        clean_prediction=run.clean,
+        prediction=torch.where(fooling_cell < 0, run.clean, fooled_prediction),
+        clean_margin=run.margin,
         clean_draws=wrong.long(),
         draws=torch.tensor([int(name != "") for name in fooled_by]),
         distance=torch.zeros(n, dtype=torch.float64),
         steps=zeros,
-        forward=zeros + len(asked) + 1,
+        forward=zeros + len(suite_cells) + 1,
         backward=zeros,
         attacks=costs,
         health=result_warnings.nonfinite_logits(nonfinite),
         precision=job.precision,
-        batch_size=found.batch_size,
+        batch_size=run.batch_size,
     )

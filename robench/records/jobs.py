@@ -51,8 +51,8 @@ def _standing(record: Record) -> tuple[bool, str]:
 
 
 def others(folder: Path, job: Job) -> Iterator[Record]:
-    """The records of a job's suite and protocol in other folders, because their names are spelled differently. They may
-    be of other jobs.
+    """The records of a job's suite and protocol in other folders, where names are spelled differently. Some may be of
+    other jobs.
 
     Args:
         folder: the folder of the job's record. The search covers its siblings and other protocols.

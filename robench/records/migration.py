@@ -85,7 +85,7 @@ def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.de
         recorded, actual = record.job.defense.checkpoint_sha256, loaded.checkpoint_sha256
         if (recorded, record.job.dataset.digest) != (actual, images.digest):
             raise CheckFailed(
-                f"{folder} is of other weights or other images than those loaded here: it is not changed"
+                f"{folder} is a record of other weights or images than those loaded here: it is not changed"
             )
         old = _read(record, images)
         randomised = randomized.chosen_on(record)
@@ -115,10 +115,10 @@ def _read(record: Record, images: Images) -> _Old:
 
 
 def _inside(old: _Old, images: Images, judge: Judge, device: torch.device) -> Tensor:
-    """The points, with those outside projected on the ball: in whole grains if these still fool, else exactly.
+    """The points, with those outside projected onto the ball: in whole grains if these fool the defense, else exactly.
 
     Raises:
-        CheckFailed: naming the samples that neither projection fools.
+        CheckFailed: naming the samples on which neither projection fools the defense.
     """
     points, threat = old.points.clone(), old.threat
     left = old.outside.nonzero().flatten().tolist()
@@ -185,8 +185,8 @@ def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, dev
     """
     labels = images.y
     clean = _answers(judges.clean, images.x, list(range(len(images))), images, device)
-    right = vote(clean) == labels
-    kept = [i for i, row in enumerate(old.rows) if right[row]]
+    correct = vote(clean) == labels
+    kept = [i for i, row in enumerate(old.rows) if correct[row]]
     rows, points = [old.rows[i] for i in kept], points[kept]
     answers = clean.clone()
     answers[rows] = _answers(
@@ -195,10 +195,10 @@ def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, dev
     wrong = (answers != labels[:, None]).sum(1)
     attacked = set(rows)
     fooled_by = [
-        "clean" if not right[i] else "" if not wrong[i] else by if i in attacked else "noise"
+        "clean" if not correct[i] else "" if not wrong[i] else by if i in attacked else "noise"
         for i, by in enumerate(old.columns["fooled_by"])
     ]
-    skipped = sum(by == "clean" and bool(right[i]) for i, by in enumerate(old.columns["fooled_by"]))
+    skipped = sum(by == "clean" and bool(correct[i]) for i, by in enumerate(old.columns["fooled_by"]))
     return _outcome(
         old, images, rows, points, device, judges.final.network.batch_size,
         health=[ResultWarning(NOT_ATTACKED, _SPARED.format(skipped))] if skipped else [],
@@ -220,7 +220,7 @@ def _outcome(
     points: Tensor,
     device: torch.device,
     batch_size: int,
-    **found: Any,
+    **fields: Any,
 ) -> Outcome:
     place = {row: i for i, row in enumerate(rows)}
     samples = Samples(images.x, images.y, images.ids)
@@ -234,11 +234,11 @@ def _outcome(
     return Outcome(
         x_adv=x_adv,
         points=everywhere if old.threat.name else None,
-        robust=torch.tensor([by == "" for by in found["fooled_by"]]),
+        robust=torch.tensor([by == "" for by in fields["fooled_by"]]),
         distance=distances(old.threat, images.x, everywhere, batch_size),
         attacks=list(old.record.attacks),
         **column,
-        **found,
+        **fields,
     )
 
 

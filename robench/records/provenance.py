@@ -37,8 +37,8 @@ def conditions(device: "torch.device") -> dict[str, str]:
     """What must be unchanged to resume an interrupted run, because it affects bits or the saved state."""
     import torch
 
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"robench": release(), "torch": str(torch.__version__), "device": where}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"robench": release(), "torch": str(torch.__version__), "device": name}
 
 
 def installed_version(package: str) -> str | None:
@@ -68,10 +68,10 @@ def _git(checkout: Path, *arguments: str) -> str | None:
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     command = ["git", "-C", str(checkout), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def platform_facts() -> dict[str, str]:

@@ -70,13 +70,13 @@ def _in_use(folder: Path) -> bool:
     return any(map(is_claimed, (folder, *(folder / PARTIAL).glob("share-*"))))
 
 
-def prune(found: Iterable[Waste]) -> None:
-    """Remove it. The record.json of a record is removed first, so that an interruption leaves no broken record.
+def prune(items: Iterable[Waste]) -> None:
+    """Remove the items. A record.json is removed before the other files, so an interruption leaves no broken record.
 
     Raises:
         ResourceError: when something cannot be removed.
     """
-    for item in found:
+    for item in items:
         with disk_errors(item.path):
             if item.path.is_dir():
                 (item.path / record.FILE).unlink(missing_ok=True)

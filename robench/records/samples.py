@@ -52,7 +52,7 @@ def input_digests(x: Tensor | LazyImages) -> list[str]:
 
 
 def encode(outcome: Outcome, images: Images, corrupted: Tensor | None = None) -> bytes:
-    """The file for an outcome: the same bytes for the same outcome, with one release of pyarrow.
+    """The bytes of the file for an outcome. With one release of pyarrow, the same outcome gives the same bytes.
 
     Args:
         corrupted: (N, cells) int64, predictions under corruptions.
@@ -106,14 +106,14 @@ def decode(encoded: bytes) -> pa.Table:
 
     Raises:
         ValueError: in one line, when it is damaged, has other columns, an empty cell, a text of more than 4096
-            characters, or more rows than a record counts.
+            characters, or more rows than a record can have.
     """
     try:
         metadata = pq.read_metadata(io.BytesIO(encoded))
         _check_schema(metadata.schema.to_arrow_schema())
         # A small file can decode to any number of rows with long texts.
         if metadata.num_rows > _MOST or _values(metadata) > _MOST * _CELLS:
-            raise ValueError("more rows than a record counts")
+            raise ValueError("more rows than a record can have")
         table = pq.read_table(io.BytesIO(encoded), read_dictionary=_TEXTS)
         _check_texts(table)
         table = table.cast(pa.schema([_without_dictionary(field) for field in table.schema]))
@@ -128,7 +128,7 @@ def decode(encoded: bytes) -> pa.Table:
         raise ValueError(f"column {empty[0]} has empty cells")
     for name in lists:
         if len(set(map(len, table[name].to_pylist()))) > 1:
-            raise ValueError(f"column {name} has rows of several lengths")
+            raise ValueError(f"column {name} has rows of different lengths")
     return table
 
 
@@ -138,7 +138,7 @@ def _check_schema(schema: pa.Schema) -> None:
         wrong = [name for name, field in _fields() if name not in schema.names or
                  schema.field(name).type != field.type]  # fmt: skip
         raise ValueError(
-            f"column {wrong[0]} is missing or of another type" if wrong else "unexpected columns"
+            f"column {wrong[0]} is missing or has another type" if wrong else "unexpected columns"
         )
 
 

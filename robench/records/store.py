@@ -1,4 +1,4 @@
-"""Where records lie, and how one is written whole without losing another."""
+"""The folders of records. Records are written atomically, and existing ones are never lost."""
 
 import hashlib
 import re
@@ -23,25 +23,25 @@ from robench.statistics.accuracy import Accuracy
 from robench.threats.threat import Threat
 
 SUPERSEDED = "superseded"
-# A run under way, in the folder of its record.
+# The folder of an unfinished run, in the folder of its record.
 PARTIAL = ".partial"
 _LONGEST = 100
 
 
-def aside(inside: Sequence[str]) -> bool:
-    """Whether what lies in these folders is no record of its own: replaced, not finished, or a diagnosis' run."""
-    return SUPERSEDED in inside or any(
-        part.endswith(PARTIAL) or part.partition("@")[0] == DIAGNOSIS for part in inside
+def aside(folders: Sequence[str]) -> bool:
+    """Whether a file in these nested folders belongs to a superseded record, an unfinished run or a diagnosis."""
+    return SUPERSEDED in folders or any(
+        part.endswith(PARTIAL) or part.partition("@")[0] == DIAGNOSIS for part in folders
     )
 
 
 def slug(name: str) -> str:
-    """`name` as one safe part of a path: letters, digits, dots, dashes and underscores, at most 100 of them.
+    """`name` as a safe file name: at most 100 letters, digits, dots, dashes and underscores.
 
-    A name that is too long, or of letters that are left out, has a digest of all of it at its end.
+    A name that is too long or has other letters ends in a digest of the whole name.
     """
-    signed = re.sub(r"(?<=[=(\[, ])-(?=[.\d])", "minus", name)
-    safe = re.sub(r"[^A-Za-z0-9._]+", "-", signed).strip("-.") or "unnamed"
+    text = re.sub(r"(?<=[=(\[, ])-(?=[.\d])", "minus", name)
+    safe = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "unnamed"
     if len(safe) <= _LONGEST and name.isascii():
         return safe
     return f"{safe[: _LONGEST - 9]}-{hashlib.sha256(name.encode(errors='backslashreplace')).hexdigest()[:8]}"
@@ -50,21 +50,21 @@ def slug(name: str) -> str:
 def record_folder(
     results: Path | str, protocol: str, defense: str, suite: str, knowledge: str = "full", seed: int = 0
 ) -> Path:
-    """Where a run's record lies: <results>/<protocol>/<defense>/<suite>[@<knowledge>][+seed<k>]."""
-    last = slug(suite)
-    last += f"@{slug(knowledge)}" if knowledge != "full" else ""
-    last += f"+seed{seed}" if seed != 0 else ""
-    return Path(results) / slug(protocol) / slug(defense) / last
+    """The folder of a run's record: <results>/<protocol>/<defense>/<suite>[@<knowledge>][+seed<k>]."""
+    name = slug(suite)
+    name += f"@{slug(knowledge)}" if knowledge != "full" else ""
+    name += f"+seed{seed}" if seed != 0 else ""
+    return Path(results) / slug(protocol) / slug(defense) / name
 
 
-def place_of(results: Path | str, found: Record) -> Path:
-    """Where a record belongs."""
-    job = found.job
+def place_of(results: Path | str, new: Record) -> Path:
+    """The folder in which a record belongs."""
+    job = new.job
     return record_folder(results, job.protocol, job.defense.name, job.suite.name, job.knowledge, job.seed)
 
 
 def shelf_place(folder: Path, name: str) -> Path:
-    """A free place under the folder's `superseded/`."""
+    """An unused path under the folder's `superseded/`."""
     place, count = folder / SUPERSEDED / name, 1
     while place.exists():
         count += 1
@@ -83,26 +83,26 @@ def make_record(
     device: torch.device | str,
     extra: Mapping[str, Any] | None = None,
 ) -> Record:
-    """The record of an outcome; `write_record` adds what belongs to its files.
+    """The record of an outcome. `write_record` adds the digests of its files.
 
-    The outcome's own precision and batch size are written, which memory may have forced below the job's.
+    Precision and batch size are those of the outcome, since a lack of memory can reduce them below those of the job.
 
     Args:
-        seconds: computing time in all, over every resumption.
-        started, finished: with a time zone.
-        extra: further top-level fields, `mce` say.
+        seconds: total computing time, with all resumptions.
+        started, finished: times with a time zone.
+        extra: further top-level fields, such as `mce`.
     """
     job = replace(
         job, precision=outcome.precision or job.precision, batch_size=outcome.batch_size or job.batch_size
     )
-    clean = sum(name != "clean" for name in outcome.fooled_by)
+    correct = sum(name != "clean" for name in outcome.fooled_by)
     return Record(
         job=job,
         key=job.key,
         robench_version=provenance.robench_version(),
         git=provenance.git_state(),
         command=command,
-        clean_accuracy=Accuracy.of(clean, job.n),
+        clean_accuracy=Accuracy.of(correct, job.n),
         robust_accuracy=Accuracy.of(int(outcome.robust.sum()), job.n),
         attacks=tuple(replace(cost, seconds=round(cost.seconds, 3)) for cost in outcome.attacks),
         passes=outcome.passes,
@@ -117,55 +117,55 @@ def make_record(
 
 
 def write_record(
-    folder: Path, found: Record, outcome: Outcome, images: Images, threat: Threat | None = None
+    folder: Path, new: Record, outcome: Outcome, images: Images, threat: Threat | None = None
 ) -> Record:
-    """Write record.json, samples.parquet and adversarials.safetensors, each whole, record.json last.
+    """Write record.json, samples.parquet and adversarials.safetensors atomically, record.json last.
 
-    So a folder with a record.json is complete. A record that is there and says something else is first kept
-    under `superseded/`; every old file stays in place until all new ones are on the disk.
+    A folder with a record.json is therefore complete. A different record in the folder is first moved to
+    `superseded/`. Old files stay in place until all new ones are on disk.
 
     Args:
-        threat: the job's; None to read its text.
+        threat: the threat of the job; parsed from the job if None.
 
     Returns:
         The record with the digests of its files and its folder.
 
     Raises:
         ResourceError: when the disk is full or the folder cannot be written.
-        ValueError: when the outcome breaks the engine's promises (rows missing, unreachable images).
+        ValueError: when the outcome has missing rows or images that its perturbations do not reach.
     """
-    if not found.job.n == len(images) == len(outcome.fooled_by):
-        raise ValueError(f"n = {found.job.n}, {len(images)} images, {len(outcome.fooled_by)} outcomes")
+    if not new.job.n == len(images) == len(outcome.fooled_by):
+        raise ValueError(f"n = {new.job.n}, {len(images)} images, {len(outcome.fooled_by)} outcomes")
     contents: dict[str, Content] = {
         samples.FILE: samples.encode(outcome, images),
-        certificates.FILE: certificates.encode(outcome, images, threat or found.job.threat_model),
+        certificates.FILE: certificates.encode(outcome, images, threat or new.job.threat_model),
     }
-    return write_files(folder, replace(found, extra={**found.extra, **_drawn(outcome, images)}), contents)
+    return write_files(folder, replace(new, extra={**new.extra, **_drawn(outcome, images)}), contents)
 
 
-def write_files(folder: Path, found: Record, contents: Mapping[str, Content]) -> Record:
-    """Write a record and its files as `write_record` does, for a kind of run with files of its own.
+def write_files(folder: Path, new: Record, contents: Mapping[str, Content]) -> Record:
+    """Write a record like `write_record`, with other files beside it.
 
     Args:
-        contents: file name -> content, without record.json.
+        contents: the contents by file name, without record.json.
     """
-    found = replace(found, folder=Path(folder))
+    new = replace(new, folder=Path(folder))
 
-    def last(digests: Mapping[str, str]) -> bytes:
-        nonlocal found
-        found = replace(found, files=dict(digests))
-        return found.encode()
+    def encode_record(digests: Mapping[str, str]) -> bytes:
+        nonlocal new
+        new = replace(new, files=dict(digests))
+        return new.encode()
 
     write_whole(
         Path(folder),
-        {**contents, record.FILE: last},
-        make_way=lambda: _keep_other(Path(folder), found),
+        {**contents, record.FILE: encode_record},
+        make_way=lambda: _keep_other(Path(folder), new),
     )
-    return found
+    return new
 
 
 def _drawn(outcome: Outcome, images: Images) -> dict[str, Any]:
-    """What the record of a randomised defense says besides."""
+    """The fields that only the record of a randomised defense has."""
     if outcome.of_draws == 1:
         return {}
     rows = {"label": images.y.tolist()}
@@ -176,7 +176,7 @@ def _drawn(outcome: Outcome, images: Images) -> dict[str, Any]:
     return {randomized.FIELD: randomized.figures(rows, outcome.of_draws)}
 
 
-def _keep_other(folder: Path, found: Record) -> None:
+def _keep_other(folder: Path, new: Record) -> None:
     if not (folder / record.FILE).is_file():
         return
     try:
@@ -184,7 +184,7 @@ def _keep_other(folder: Path, found: Record) -> None:
     except ResourceError:
         supersede(folder)
         return
-    if (old.key, old.files) != (found.key, found.files):
+    if (old.key, old.files) != (new.key, new.files):
         supersede(folder)
 
 
@@ -193,12 +193,12 @@ def _iso(moment: datetime) -> str:
 
 
 def supersede(folder: Path) -> Path | None:
-    """Move the record in `folder` to `superseded/<first 8 of its key>/`, where boards do not look.
+    """Move the record in `folder` to `superseded/<first 8 digits of its key>/`, which boards ignore.
 
-    A kill at any moment leaves it in one place or the other, or in both.
+    An interruption at any time leaves the record complete in the old place, the new place or both.
 
     Returns:
-        Where it lies now; None when there was no record.
+        The new folder of the record; None if there was no record.
 
     Raises:
         ResourceError: when the disk is full or the folder cannot be written.
@@ -215,19 +215,19 @@ def supersede(folder: Path) -> Path | None:
         refuse_link(shelf)
         shelf.mkdir(exist_ok=True)
         place = shelf_place(folder, name)
-        copy = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=shelf))
-        copy.chmod(0o755)
+        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=shelf))
+        temporary.chmod(0o755)
         try:
             present = [file for file in files if slug(file) == file and (folder / file).is_file()]
             for file in present:
-                shutil.copy2(folder / file, copy / file, follow_symlinks=False)
-            sync_folder(copy)
-            copy.rename(place)
+                shutil.copy2(folder / file, temporary / file, follow_symlinks=False)
+            sync_folder(temporary)
+            temporary.rename(place)
         except OSError:
-            shutil.rmtree(copy, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(shelf)
-        # record.json goes first: what remains without it is no record.
+        # record.json is removed first: files without it do not count as a record.
         for file in reversed(present):
             (folder / file).unlink()
     return place

@@ -51,8 +51,8 @@ class Choice:
     Attributes:
         only: the rows, as `leaderboards` takes them; all by default.
         columns: names of `COLUMNS`; by default the protocol's, or `USUAL`.
-        more: whether other suites, attackers and smaller protocols follow each leaderboard; by default in Markdown
-            alone, folded.
+        more: whether other suites, attackers and smaller protocols follow each leaderboard. By default only in
+            Markdown, where they are folded.
         header: False for rows alone, for use in another table.
         intervals: whether accuracies are shown with confidence intervals.
         claims: published claims, in separate groups below; CSV and JSON contain only records.
@@ -97,100 +97,109 @@ def board(
     more = format == "md" if choice.more is None else choice.more
     choice = replace(choice, columns=columns, more=more)
     if not choice.header and format == "json":
-        raise UsageError("JSON has no header to leave out: give csv, latex, md or text")
+        raise UsageError("JSON has no header to leave out: choose csv, latex, md or text")
     boards = leaderboards(records, sort, choice.only)
-    apart = [] if choice.only else list(corruption.grids(records))
+    corruption_grids = [] if choice.only else list(corruption.grids(records))
     left_out = list(map(str, records.left_out)) if isinstance(records, Collection) else []
     if format == "json":
         content = {"rows": list(_flat(boards, choice)), "left_out": left_out}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    if format == "csv" and (boards or not apart):
+    if format == "csv" and (boards or not corruption_grids):
         return all_rows(boards, choice)
-    parts = [part for each in boards for part in _parts(each, format, width, choice)]
-    shown = {(each.dataset, each.threat) for each in boards if each.main}
-    others = with_claims({}, [claim for claim in choice.claims if (claim.dataset, claim.threat) not in shown])
-    parts += [render(grid, format, width, choice.header) for grid in [*others, *apart]]
+    parts = [part for leaderboard in boards for part in _parts(leaderboard, format, width, choice)]
+    shown_places = {(leaderboard.dataset, leaderboard.threat) for leaderboard in boards if leaderboard.main}
+    claim_grids = with_claims(
+        {}, [claim for claim in choice.claims if (claim.dataset, claim.threat) not in shown_places]
+    )
+    parts += [render(grid, format, width, choice.header) for grid in [*claim_grids, *corruption_grids]]
     if not parts:
         parts.append(_nothing(sum(1 for _ in every_row(boards))))
     if left_out and choice.header:
-        prefix, clean = "% " if format == "latex" else "", markdown if format == "md" else plain
-        parts.append(f"{prefix}Left out:\n" + "".join(f"{prefix}-  {clean(text)}\n" for text in left_out))
+        prefix, escape = "% " if format == "latex" else "", markdown if format == "md" else plain
+        parts.append(f"{prefix}Left out:\n" + "".join(f"{prefix}-  {escape(text)}\n" for text in left_out))
     return ("\n" if choice.header else "").join(parts)
 
 
 def _nothing(hidden: int) -> str:
     if hidden:
-        return f"No leaderboard has such a row, but {hidden} rows of other attacks match: add --more.\n"
-    return "No records: robench run --defense mimir --attack autoattack makes one.\n"
+        return f"No leaderboard has a matching row, but {hidden} rows of other attacks match: add --more.\n"
+    return "No records: robench run --defense mimir --attack autoattack creates one.\n"
 
 
-def _parts(each: Leaderboard, format: str, width: int, choice: Choice) -> Iterator[str]:
-    """A leaderboard and the tables behind it."""
-    grids = [_grid(each.main, choice)] if each.main else []
+def _parts(leaderboard: Leaderboard, format: str, width: int, choice: Choice) -> Iterator[str]:
+    """A leaderboard and the further tables of its data set and threat."""
+    grids = [_grid(leaderboard.main, choice)] if leaderboard.main else []
     if grids:
-        theirs = [
-            claim for claim in choice.claims if (claim.dataset, claim.threat) == (each.dataset, each.threat)
+        claims = [
+            claim
+            for claim in choice.claims
+            if (claim.dataset, claim.threat) == (leaderboard.dataset, leaderboard.threat)
         ]
-        grids = with_claims({(each.dataset, each.threat, 0): grids[0]}, theirs) if theirs else grids
-    behind = [_grid(one, choice) for one in each.more] + ([_series_grid(each)] if each.series else [])
-    folded = format == "md" and choice.header and choice.more and behind
+        grids = (
+            with_claims({(leaderboard.dataset, leaderboard.threat, 0): grids[0]}, claims) if claims else grids
+        )
+    further = [_grid(table, choice) for table in leaderboard.more] + (
+        [_series_grid(leaderboard)] if leaderboard.series else []
+    )
+    folded = format == "md" and choice.header and choice.more and further
     yield from (render(grid, format, width, choice.header) for grid in grids)
     if folded:
-        place = f"{markdown(each.dataset)} · {markdown(each.threat)}"
-        yield f"<details><summary>More attacks: {place}</summary>\n"
+        title = f"{markdown(leaderboard.dataset)} · {markdown(leaderboard.threat)}"
+        yield f"<details><summary>More attacks: {title}</summary>\n"
     if choice.more:
-        yield from (render(grid, format, width, choice.header) for grid in behind)
-    elif behind and choice.header and each.main:
-        names = [f"{one.suite} ({len(one.rows)})" for one in each.more]
-        names += [f"{len(each.series)} series"] if each.series else []
-        text = f"--more shows {len(behind)} more: {', '.join(names)}"
+        yield from (render(grid, format, width, choice.header) for grid in further)
+    elif further and choice.header and leaderboard.main:
+        names = [f"{table.suite} ({len(table.rows)})" for table in leaderboard.more]
+        names += [f"{len(leaderboard.series)} series"] if leaderboard.series else []
+        text = f"--more shows {len(further)} more: {', '.join(names)}"
         yield {"latex": f"% {plain(text)}\n", "md": f"{markdown(text)}\n"}.get(format, f"{plain(text)}\n")
     if folded:
         yield "</details>\n"
 
 
-def usual_columns(shown: Table) -> tuple[str, ...]:
+def usual_columns(table: Table) -> tuple[str, ...]:
     """The columns that the protocol chooses, or the usual ones, without claims if there are none."""
-    known = catalog.protocols().get(shown.job.protocol)
-    if known and known.columns:
-        place = f"column of the protocol {known.name}:"
-        return tuple(one_of(place, _OLD.get(name, name), tuple(COLUMNS)) for name in known.columns)
-    claims = any(row.claimed is not None for row in shown.rows)
+    protocol = catalog.protocols().get(table.job.protocol)
+    if protocol and protocol.columns:
+        kind = f"column of the protocol {protocol.name}:"
+        return tuple(one_of(kind, _OLD.get(name, name), tuple(COLUMNS)) for name in protocol.columns)
+    claims = any(row.claimed is not None for row in table.rows)
     return tuple(name for name in USUAL if claims or name != "claimed")
 
 
-def _grid(shown: Table, choice: Choice) -> Grid:
-    columns = choice.columns or usual_columns(shown)
+def _grid(table: Table, choice: Choice) -> Grid:
+    columns = choice.columns or usual_columns(table)
     notes: dict[tuple[str, str], list[str]] = {}
-    for row in shown.rows:
+    for row in table.rows:
         for warning in row.warnings:
             notes.setdefault(warning, []).append(row.name)
     return Grid(
-        title=f"{shown.title} (protocol {shown.job.protocol})",
+        title=f"{table.title} (protocol {table.job.protocol})",
         columns=tuple(COLUMNS[name] for name in columns),
-        groups=(tuple(tuple(_cell(row, name, choice.intervals) for name in columns) for row in shown.rows),),
+        groups=(tuple(tuple(_cell(row, name, choice.intervals) for name in columns) for row in table.rows),),
         names=frozenset(COLUMNS[name] for name in _WORDS),
         numbers=_NUMBERS,
         best=frozenset(("clean %", "robust %")),
         notes=(
             *(f"{', '.join(names)}: {code}: {text}" for (code, text), names in notes.items()),
-            *shown.remarks,
-            *shown.missing,
+            *table.remarks,
+            *table.missing,
         ),
     )
 
 
-def _series_grid(each: Leaderboard) -> Grid:
+def _series_grid(leaderboard: Leaderboard) -> Grid:
     columns = ("defense", "suite", "knowledge", "over", "curve", "value: robust %")
     rows = tuple(
-        (one.defense, one.suite, one.knowledge, one.setting, one.sparkline, one.values) for one in each.series
+        (series.defense, series.suite, series.knowledge, series.setting, series.sparkline, series.values)
+        for series in leaderboard.series
     )
-    title = f"{each.dataset} · {each.threat} · robust accuracy over a radius or a setting"
+    title = f"{leaderboard.dataset} · {leaderboard.threat} · robust accuracy over a radius or a setting"
     return Grid(title, columns, (rows,), names=frozenset(columns[:4]))
 
 
 def _cell(row: Row, name: str, intervals: bool) -> str:
-    """What a table shows in a column."""
+    """The text of a cell."""
     if name in ("clean", "robust"):
         accuracy = row.record.clean_accuracy if name == "clean" else row.record.robust_accuracy
         return percent(accuracy) + (f" {interval(accuracy)}" if intervals else "")
@@ -231,11 +240,11 @@ _VALUES: dict[str, Callable[[Row], Any]] = {
 
 def _flat(boards: Sequence[Leaderboard], choice: Choice) -> Iterator[dict[str, Any]]:
     """A mapping for each row. The interval of an accuracy has separate fields."""
-    for where, each, row in every_row(boards):
+    for place, leaderboard, row in every_row(boards):
         record = row.record
         fields: dict[str, Any] = {
-            "table": where,
-            "dataset": each.dataset,
+            "table": place,
+            "dataset": leaderboard.dataset,
             "threat": record.job.threat,
             "protocol": record.job.protocol,
         }

@@ -32,30 +32,33 @@ def headline(record: Record) -> list[str]:
         ", ".join(means),
     ]
     if "mce" in extra:
-        by = extra["mce"]["normaliser"]
-        whose = "plain errors" if by == PLAIN else f"over the errors of {by}"
-        lines.append(f"mCE {_share(extra['mce'])} %, relative {_share(extra['relative_mce'])} %, {whose}")
+        normaliser = extra["mce"]["normaliser"]
+        errors = "plain errors" if normaliser == PLAIN else f"over the errors of {normaliser}"
+        lines.append(f"mCE {_share(extra['mce'])} %, relative {_share(extra['relative_mce'])} %, {errors}")
     return lines
 
 
 def images_made(record: Record) -> str:
     """How the corrupted images were made."""
-    held = record.extra["corruptions"]
-    source = f"through JPEG (quality {held['jpeg']['quality']})" if held["jpeg"] else "in memory (no JPEG)"
-    times = held["enlarged"]
-
-    return source + (f", corrupted at {times} times their size" if times > 1 else "")
+    corruptions = record.extra["corruptions"]
+    source = (
+        f"through JPEG (quality {corruptions['jpeg']['quality']})"
+        if corruptions["jpeg"]
+        else "in memory (no JPEG)"
+    )
+    factor = corruptions["enlarged"]
+    return source + (f", enlarged {factor} times before corruption" if factor > 1 else "")
 
 
 def divided(record: Record) -> str:
     """The errors that the mCE is divided by."""
     name = record.extra["mce"]["normaliser"]
-    plainly = "plain mean errors (AlexNet's are of ImageNet at 224 px alone)"
-    return plainly if name == PLAIN else f"divided by the errors of {name}"
+    unnormalised = "plain mean errors (AlexNet's errors are known only for ImageNet at 224 px)"
+    return unnormalised if name == PLAIN else f"divided by the errors of {name}"
 
 
 def report(record: Record) -> RenderableType:
-    """Figures, then accuracy at every corruption and severity; fits 80 columns."""
+    """The figures, then the accuracy for each corruption and severity, in 80 columns."""
     job, extra = record.job, record.extra
     parts: list[RenderableType] = [
         Text.assemble((plain(job.defense.name), "bold"), f" under {plain(suite_label(record))}"),
@@ -101,10 +104,10 @@ def _cells(record: Record) -> Table:
     for severity in SEVERITIES:
         grid.add_column(str(severity), justify="right", min_width=5)
     grid.add_column("mean", justify="right", min_width=5)
-    held = record.extra["corruptions"]["accuracy"]
-    names = list(held)
+    accuracies = record.extra["corruptions"]["accuracy"]
+    names = list(accuracies)
     for name in names:
-        values = [held[name].get(str(k)) for k in SEVERITIES]
+        values = [accuracies[name].get(str(k)) for k in SEVERITIES]
         present = [share["value"] for share in values if share]
         last_common = name in COMMON and names[-1] != name and names[names.index(name) + 1] not in COMMON
         grid.add_row(
@@ -158,8 +161,8 @@ def _line(record: Record, notes: list[str]) -> tuple[str, ...]:
     return (
         job.defense.name + seed,
         f"{percent(record.clean_accuracy)} {interval(record.clean_accuracy)}",
-        *(_share(held[name]) if name in held else EMPTY
-          for held, name in ((means, "common"), (extra, "mce"), (extra, "relative_mce"), (means, "validation"))),
+        *(_share(shares[name]) if name in shares else EMPTY
+          for shares, name in ((means, "common"), (extra, "mce"), (extra, "relative_mce"), (means, "validation"))),
         job.suite.name,
         f"{job.n:,}",
         " ".join(warnings),
@@ -171,6 +174,6 @@ def _order(record: Record) -> tuple:
     return (error, -record.robust_accuracy.value, record.job.defense.name, record.job.seed)
 
 
-def _share(held: dict[str, Any], between: str = " ") -> str:
-    low, high = held["interval"]
-    return f"{100 * held['value']:.2f}{between}[{100 * low:.1f}, {100 * high:.1f}]"
+def _share(share: dict[str, Any], separator: str = " ") -> str:
+    low, high = share["interval"]
+    return f"{100 * share['value']:.2f}{separator}[{100 * low:.1f}, {100 * high:.1f}]"

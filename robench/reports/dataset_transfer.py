@@ -1,4 +1,4 @@
-"""Transfer matrices, (trained on) x (tested on), from records alone: purifiers with classifiers of other data sets."""
+"""Tables of purifiers with classifiers of other data sets, (trained on) x (tested on), from records alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Source:
-    """A row: what purifies, and how it takes images of another size."""
+    """A row: the purifier, and how it handles images of another size."""
 
     dataset: str
     purifier: str
@@ -58,9 +58,9 @@ class Matrix:
     """One family of purifiers.
 
     Attributes:
-        cells: (source, target) -> level -> accuracy, "clean" among the levels.
-        bare: (target) -> level -> accuracy of the classifier alone.
-        warned: each (source, target, level) whose record has a warning.
+        cells: (source, target) -> level -> accuracy; the levels include "clean".
+        bare: target -> level -> accuracy of the classifier alone.
+        warned: every (source, target, level) whose record has a warning.
         warnings: one line per warning.
     """
 
@@ -76,15 +76,15 @@ class Matrix:
 def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: bool = False) -> list[Matrix]:
     """A matrix for each family of purifiers that is used with classifiers of other data sets.
 
-    Its columns are those classifiers, and the classifiers of transfer protocols on the purifiers' own data sets. A cell
-    has, for each attacker knowledge, the lowest accuracy of the ladder's rungs; for a randomised purifier, in the worst
-    draw.
+    The columns are these classifiers, and the classifiers of transfer protocols on the purifier's own data set. A cell
+    has the lowest accuracy of the ladder's rungs for each attacker knowledge; for a randomised purifier, the accuracy
+    in the worst draw.
 
     Args:
         whole: include every column of the records, for every family.
 
     Raises:
-        UsageError: when there is no such ladder.
+        UsageError: when the ladder does not exist.
     """
     suite = find_ladder(ladder)
     ends = [end for protocol in catalog.protocols().values() for end in protocol.ends]
@@ -96,13 +96,13 @@ def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: b
         family, source = _source(row.purified)
         families.setdefault(family, []).append((source, target, row))
     result = []
-    for family, found in sorted(families.items()):
-        strange = {
-            target for source, target, _ in found if source.dataset != specs.parse(target.dataset).name
+    for family, rows in sorted(families.items()):
+        cross = {target for source, target, _ in rows if source.dataset != specs.parse(target.dataset).name}
+        within = {
+            target for _, target, _ in rows if (str(specs.parse(target.dataset)), target.classifier) in home
         }
-        at_home = {t for _, t, _ in found if (str(specs.parse(t.dataset)), t.classifier) in home}
-        columns = strange and strange | at_home
-        shown = [each for each in found if whole or each[1] in columns]
+        columns = cross and cross | within
+        shown = [entry for entry in rows if whole or entry[1] in columns]
         if shown:
             result.append(_matrix(family, shown, {rung.name: rung for rung in suite.rungs}))
     return result
@@ -121,11 +121,11 @@ def _source(record: Record) -> tuple[str, Source]:
     return facts.family or card.name, Source(shown, name, str(spec.arguments.get("size_mode", "")))
 
 
-def _matrix(family: str, found: list[tuple[Source, Target, Row]], rungs: dict[str, Rung]) -> Matrix:
+def _matrix(family: str, rows: list[tuple[Source, Target, Row]], rungs: dict[str, Rung]) -> Matrix:
     cells: dict[tuple[Source, Target], dict[str, Accuracy]] = {}
     bare: dict[Target, dict[str, Accuracy]] = {}
     warned, warnings = set(), []
-    for source, target, row in found:
+    for source, target, row in rows:
         levels = cells.setdefault((source, target), {CLEAN: unattacked(row.purified)})
         for level, record in by_level(row, rungs).items():
             levels[level] = record.robust_accuracy
@@ -134,10 +134,10 @@ def _matrix(family: str, found: list[tuple[Source, Target, Row]], rungs: dict[st
             name = row.purified.job.defense.name
             warnings += [f"! {name}, {level}: {warning.code}: {warning.text}" for warning in record.health]
         for name in (n for n, rung in rungs.items() if rung.subject == "classifier"):
-            for record in row.found.get(name, []):
+            for record in row.records.get(name, []):
                 bare[target] = {CLEAN: record.clean_accuracy, UNDEFENDED: record.robust_accuracy}
-    sources = _filled(list(dict.fromkeys(source for source, _, _ in found)), cells, warned)
-    targets = tuple(dict.fromkeys(target for _, target, _ in found))
+    sources = _filled(list(dict.fromkeys(source for source, _, _ in rows)), cells, warned)
+    targets = tuple(dict.fromkeys(target for _, target, _ in rows))
     return Matrix(family, sources, targets, cells, bare, frozenset(warned), tuple(dict.fromkeys(warnings)))
 
 
@@ -149,7 +149,7 @@ def _filled(
     """The rows. Results on images of the purifier's own size are repeated in the row of each size mode."""
     rows = []
     for source in sources:
-        others = [each for each in sources if each.dataset == source.dataset and each.size_mode]
+        others = [other for other in sources if other.dataset == source.dataset and other.size_mode]
         if source.size_mode or not others:
             rows.append(source)
             continue
@@ -162,17 +162,17 @@ def _filled(
 
 def by_level(row: Row, rungs: Mapping[str, Rung]) -> dict[str, Record]:
     """The record of `row` with the lowest robust accuracy for each attacker knowledge that has a record."""
-    found = {}
+    records = {}
     for level in LEVELS:
         names = [name for name, rung in rungs.items() if (rung.subject, rung.knowledge) == ("defense", level)]
-        if kept := lowest(record for name in names for record in row.found.get(name, [])):
-            found[level] = kept
-    return found
+        if record := lowest(record for name in names for record in row.records.get(name, [])):
+            records[level] = record
+    return records
 
 
 def grid(matrix: Matrix) -> Grid:
     """The matrix as a table: one group per source, one line per attacker knowledge, one column per target."""
-    heads = [str(target) for target in matrix.targets]
+    headings = [str(target) for target in matrix.targets]
     groups = [
         tuple(
             (
@@ -197,20 +197,20 @@ def grid(matrix: Matrix) -> Grid:
         groups.append(tuple(lines))
     return Grid(
         title=f"{matrix.family} across data sets, no fine-tuning · accuracy in %, 95 % intervals",
-        columns=("trained on", "attacker", *heads),
+        columns=("trained on", "attacker", *headings),
         groups=tuple(groups),
         names=frozenset(("trained on", "attacker")),
-        numbers=frozenset(heads),
+        numbers=frozenset(headings),
         notes=(
             "undefended: the classifier alone; full: exact gradients",
-            "of a randomised purifier the worst draw, clean too: any failure counts",
+            "randomised purifiers: accuracy in the worst draw, also for clean images",
             *matrix.warnings,
         ),
     )
 
 
 def transfer(records: Sequence[Record], ladder: str = "purifier-cheap") -> list[Grid]:
-    """The table of each family; see `matrices`."""
+    """The tables of all families; see `matrices`."""
     return [grid(matrix) for matrix in matrices(records, ladder)]
 
 
@@ -219,15 +219,15 @@ def picture(matrix: Matrix) -> "Figure":
     from robench.reports.plots.heatmaps import heat_maps
 
     rows, columns = ["no purifier", *map(str, matrix.sources)], [target.short for target in matrix.targets]
-    found: dict[str, dict[tuple[str, str], float]] = {}
+    panels: dict[str, dict[tuple[str, str], float]] = {}
     for level in (CLEAN, *LEVELS):
-        panel = found.setdefault(level if level == CLEAN else f"attacker: {level}", {})
+        panel = panels.setdefault(level if level == CLEAN else f"attacker: {level}", {})
         for target, levels in matrix.bare.items():
             panel["no purifier", target.short] = levels[CLEAN if level == CLEAN else UNDEFENDED].value
         for (source, target), levels in matrix.cells.items():
             if level in levels:
                 panel[str(source), target.short] = levels[level].value
-    return heat_maps(found, rows, columns, f"{matrix.family} across data sets", "tested on", "trained on")
+    return heat_maps(panels, rows, columns, f"{matrix.family} across data sets", "tested on", "trained on")
 
 
 def _cell(accuracy: Accuracy | None, warned: bool = False) -> str:

@@ -13,18 +13,18 @@ from robench.reports.purifiers import EMPTY, rows_of
 from robench.reports.table import Grid
 from robench.statistics.accuracy import Accuracy, percent, span
 
-Found = Sequence[tuple[int, Sequence[Record]]]
+ByCount = Sequence[tuple[int, Sequence[Record]]]
 
 
-def grid(title: str, found: Found, suite: Suite) -> Grid:
+def grid(title: str, by_count: ByCount, suite: Suite) -> Grid:
     """A table with one line per number of images and one column per attacker knowledge.
 
     Args:
-        found: numbers of images with their records.
+        by_count: pairs of a number of images and its records.
     """
     columns = ("images", CLEAN, *LEVELS)
     warnings, lines = {}, []
-    for count, records in found:
+    for count, records in by_count:
         levels, warned = _levels(records, suite)
         cells = []
         for name in columns[1:]:
@@ -43,26 +43,26 @@ def grid(title: str, found: Found, suite: Suite) -> Grid:
     )
 
 
-def picture(title: str, found: Found, suite: Suite, path: Path) -> Path:
-    """Write the curves: clean accuracy and each level of knowledge."""
-    levels = [(count, _levels(records, suite)[0]) for count, records in found]
+def picture(title: str, by_count: ByCount, suite: Suite, path: Path) -> Path:
+    """Write a plot with a curve for clean accuracy and for each attacker knowledge."""
+    levels = [(count, _levels(records, suite)[0]) for count, records in by_count]
     curves = []
     for name in (CLEAN, *LEVELS):
-        points = [Point.of(count, own[name]) for count, own in levels if name in own]
+        points = [Point.of(count, accuracies[name]) for count, accuracies in levels if name in accuracies]
         if points:
             curves.append(Curve(name if name == CLEAN else f"attacker: {name}", points))
-    return save(draw(curves, "images that it was fine-tuned on", title), path)
+    return save(draw(curves, "number of images for fine-tuning", title), path)
 
 
 def _levels(records: Sequence[Record], suite: Suite) -> tuple[dict[str, Accuracy], dict[str, str]]:
-    """Accuracy and warnings by attacker knowledge of one purifier's records."""
+    """The accuracies and warnings of one purifier's records, by attacker knowledge."""
     rungs = {rung.name: rung for rung in suite.rungs}
-    found: dict[str, Accuracy] = {}
+    accuracies: dict[str, Accuracy] = {}
     warnings: dict[str, str] = {}
     for row in rows_of(records, suite):
-        found[CLEAN] = unattacked(row.purified)
+        accuracies[CLEAN] = unattacked(row.purified)
         for level, record in by_level(row, rungs).items():
-            found[level] = record.robust_accuracy
+            accuracies[level] = record.robust_accuracy
             if record.health:
                 warnings[level] = "; ".join(f"{warning.code}: {warning.text}" for warning in record.health)
-    return found, warnings
+    return accuracies, warnings

@@ -21,16 +21,16 @@ def by_draws(record: Record) -> str:
 
     draws = f"{figures['draws']} {'fresh draws' if figures.get('fresh') else 'draws'}"
     text = (
-        f"robust %, of {draws}: worst draw {figure('worst_draw')}, average {figure('average')}, "
+        f"robust %, {draws}: worst draw {figure('worst_draw')}, average {figure('average')}, "
         f"majority {figure('majority')}"
     )
     if "single_draw" not in figures["robust"]:
         return text
-    return f"{text}, single draw {figure('single_draw')}; published figures are mostly of a single draw"
+    return f"{text}, single draw {figure('single_draw')}; most published figures are for a single draw"
 
 
 def suite_label(record: Record) -> str:
-    """The suite with knowledge and seed where they are not the defaults: "autoattack@oblivious+seed1"."""
+    """The suite, with knowledge and seed if they are not the defaults: "autoattack@oblivious+seed1"."""
     job = record.job
     knowledge = "" if job.knowledge == "full" else f"@{job.knowledge}"
     return job.suite.name + knowledge + (f"+seed{job.seed}" if job.seed else "")

@@ -1,4 +1,4 @@
-"""Leaderboards: one for each data set and threat, with all other tables behind it.
+"""Leaderboards: one for each data set and threat, followed by its other tables.
 
 The leaderboard is the table of the protocol's suite under full knowledge, on the most images. Other suites, weaker
 attackers and smaller protocols are in `more`. Runs that differ in a single number are one row of `series`.
@@ -46,7 +46,7 @@ class Table:
 
     @property
     def suite(self) -> str:
-        """The suite, with the attacker's knowledge where it is not full: "pgd@bpda"."""
+        """The suite, with the attacker knowledge if it is not full: "pgd@bpda"."""
         job = self.job
         return job.suite.name if job.knowledge == "full" else f"{job.suite.name}@{job.knowledge}"
 
@@ -58,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All that is known about one data set and threat.
+    """All tables of one data set and threat.
 
     Attributes:
         main: the leaderboard itself; None if there are only series.
@@ -80,15 +80,15 @@ class Leaderboard:
 def leaderboards(
     records: Sequence[Record], sort: str = "robust", only: Sequence[str] = ()
 ) -> list[Leaderboard]:
-    """The leaderboards, those on the most images first.
+    """The leaderboards, sorted by number of images, the largest first.
 
     Args:
         sort: the column to sort by, best first; one of `robench.reports.table.SORTS`.
         only: which rows to keep: patterns of defenses ("mimir-*"), or "field=pattern" with one of
-            `robench.reports.table.FIELDS`. Ranks are those among all rows.
+            `robench.reports.table.FIELDS`. Ranks are among all rows.
 
     Raises:
-        UsageError: when there are records and no row of them matches.
+        UsageError: when there are records, but no row matches.
     """
     keep = _keeping(only)
     runs = series(records)
@@ -130,7 +130,7 @@ def _own_suites(protocol: str) -> list[str]:
 
 
 def _leaderboard(dataset: str, threat: str, tables: list[Table], hidden: set[int]) -> Leaderboard:
-    def standing(table: Table) -> tuple:
+    def priority(table: Table) -> tuple:
         job, suites = table.job, _own_suites(table.job.protocol)
         return (
             job.knowledge != "full",
@@ -141,26 +141,32 @@ def _leaderboard(dataset: str, threat: str, tables: list[Table], hidden: set[int
         )
 
     shown = [replace(t, rows=tuple(row for row in t.rows if id(row.record) not in hidden)) for t in tables]
-    ranked = sorted((table for table in shown if table.rows), key=standing)
-    rest = tuple(row for table in tables for row in table.rows if id(row.record) in hidden)
-    return Leaderboard(dataset, threat, ranked[0] if ranked else None, tuple(ranked[1:]), folded=rest)
+    ranked = sorted((table for table in shown if table.rows), key=priority)
+    hidden_rows = tuple(row for table in tables for row in table.rows if id(row.record) in hidden)
+    return Leaderboard(dataset, threat, ranked[0] if ranked else None, tuple(ranked[1:]), folded=hidden_rows)
 
 
 def _with_series(boards: list[Leaderboard], runs: list[Series]) -> list[Leaderboard]:
-    """Each series behind the leaderboard of its data set and threat; one over radii behind the first of the norm."""
+    """Add each series to the leaderboard of its data set and threat; for one over radii, the first with its norm."""
     ranked = sorted((board for board in boards if board.tables), key=_order)
-    behind: dict[tuple[str, str], list[Series]] = {}
-    for one in runs:
-        record = one.points[0][1]
+    by_place: dict[tuple[str, str], list[Series]] = {}
+    for run in runs:
+        record = run.points[0][1]
         place = _dataset(record), record.job.threat
-        if one.kind == RADIUS:
+        if run.kind == RADIUS:
             kind = record.job.threat_model.kind
-            near = [b for b in ranked if b.dataset == place[0] and b.threat.rpartition(":")[0] == kind]
-            place = (near[0].dataset, near[0].threat) if near else (place[0], kind)
-        behind.setdefault(place, []).append(one)
-    boards = [replace(b, series=tuple(behind.pop((b.dataset, b.threat), ()))) for b in boards]
+            same_norm = [
+                board
+                for board in ranked
+                if board.dataset == place[0] and board.threat.rpartition(":")[0] == kind
+            ]
+            place = (same_norm[0].dataset, same_norm[0].threat) if same_norm else (place[0], kind)
+        by_place.setdefault(place, []).append(run)
+    boards = [
+        replace(board, series=tuple(by_place.pop((board.dataset, board.threat), ()))) for board in boards
+    ]
     return boards + [
-        Leaderboard(*place, None, series=tuple(runs_behind)) for place, runs_behind in behind.items()
+        Leaderboard(*place, None, series=tuple(runs_behind)) for place, runs_behind in by_place.items()
     ]
 
 
@@ -175,17 +181,19 @@ def _order(board: Leaderboard) -> tuple:
 def _filtered(board: Leaderboard, sort: str, keep: Callable[[Record], bool]) -> Leaderboard:
     def filtered(table: Table) -> Table:
         rows = tuple(row for row in table.rows if keep(row.record))
-        whole = len(rows) == len(table.rows)
-        named = {row.name for row in rows}
-        remarks = table.remarks if whole else tuple(r for r in table.remarks if r.partition(":")[0] in named)
-        return Table(sort_rows(rows, sort), remarks, table.missing if whole else ())
+        complete = len(rows) == len(table.rows)
+        names = {row.name for row in rows}
+        remarks = (
+            table.remarks if complete else tuple(r for r in table.remarks if r.partition(":")[0] in names)
+        )
+        return Table(sort_rows(rows, sort), remarks, table.missing if complete else ())
 
     main = filtered(board.main) if board.main else None
     more = tuple(table for table in map(filtered, board.more) if table.rows)
-    runs = tuple(one for one in board.series if all(keep(record) for _, record in one.points))
-    rest = tuple(row for row in board.folded if keep(row.record))
+    runs = tuple(run for run in board.series if all(keep(record) for _, record in run.points))
+    hidden = tuple(row for row in board.folded if keep(row.record))
     main = main if main and main.rows else None
-    return replace(board, main=main, more=more, series=runs, folded=rest)
+    return replace(board, main=main, more=more, series=runs, folded=hidden)
 
 
 def _keeping(only: Sequence[str]) -> Callable[[Record], bool]:
@@ -211,7 +219,7 @@ def _nothing(records: Sequence[Record], only: Sequence[str]) -> UsageError:
 
 
 def every_row(boards: Sequence[Leaderboard]) -> Iterable[tuple[str, Leaderboard, Row]]:
-    """All rows with their place: "leaderboard", "more" or "series"."""
+    """All rows with the table that they are in: "leaderboard", "more" or "series"."""
     for board in boards:
         for table in board.tables:
             for row in table.rows:

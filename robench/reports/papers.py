@@ -1,6 +1,6 @@
-"""Tables in the layout of papers, from `papers/*.toml`: published figures, and ours from records.
+"""Tables in the layout of papers, from `papers/*.toml`, with published figures and ours from records.
 
-A figure that a card claims is taken from the card. An unknown figure reads "not found".
+Figures that a card claims are read from the card. An unknown figure reads "not found".
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -131,8 +131,8 @@ def read(path: Path) -> Paper:
 
 def _table(table: Any, path: Path) -> Table:
     table_file = make(Table, table, path)
-    columns = [make(Column, each, path) for each in table_file.columns]
-    rows = [make(Row, each, path) for each in table_file.rows]
+    columns = [make(Column, entry, path) for entry in table_file.columns]
+    rows = [make(Row, entry, path) for entry in table_file.rows]
     threat = Threat.parse(table_file.threat)
     for column in columns:
         if column.attack:
@@ -142,19 +142,19 @@ def _table(table: Any, path: Path) -> Table:
         for name, value in row.published.items():
             if name not in known:
                 raise UsageError(
-                    f'{path}: {row.name} has a figure of "{name}": expected one of {", ".join(known)}'
+                    f'{path}: {row.name} has a figure for the column "{name}": expected one of {", ".join(known)}'
                 )
             number = value.removeprefix("about ") if isinstance(value, str) else value
             try:
-                fits = 0 <= float(number) <= 100
+                valid = 0 <= float(number) <= 100
             except ValueError:
-                fits = False
-            if not fits:
+                valid = False
+            if not valid:
                 raise UsageError(
-                    f"{path}: {row.name} has {name} = {value!r}: expected percent, perhaps after about"
+                    f"{path}: {row.name} has {name} = {value!r}: expected a percentage, optionally after about"
                 )
         if row.published and not row.source:
-            raise UsageError(f"{path}: {row.name} has published figures and no source")
+            raise UsageError(f"{path}: {row.name} has published figures but no source")
     return replace(table_file, columns=columns, rows=rows)
 
 
@@ -162,23 +162,26 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
     """The paper's tables; for a ladder, one per protocol.
 
     Args:
-        ladder: a ladder that replaces the paper's.
+        ladder: replaces the ladder of the paper.
 
     Raises:
         UsageError: when there is no such ladder, or the paper has none.
     """
     if ladder and not paper.ladder:
-        raise UsageError(f"{paper.name} has tables of its own: leave --suite out")
+        raise UsageError(f"{paper.name} has fixed tables: omit --suite")
     if paper.ladder:
         return SHAPES[paper.shape](records, ladder or paper.ladder)
-    made = [_grid(table, records) for table in paper.tables]
-    return [*made[:-1], replace(made[-1], notes=(*made[-1].notes, *paper.notes, f"paper: {paper.title}"))]
+    tables = [_grid(table, records) for table in paper.tables]
+    return [
+        *tables[:-1],
+        replace(tables[-1], notes=(*tables[-1].notes, *paper.notes, f"paper: {paper.title}")),
+    ]
 
 
 def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: str | None = None) -> str:
-    """The tables in a format of `robench.reports.table`; those of unlike columns are one CSV, a line a cell."""
-    found = grids(paper, records, ladder)
-    if not found:
+    """The tables in a format of `robench.reports.table`. For a paper with fixed tables, CSV has one line per cell."""
+    tables = grids(paper, records, ladder)
+    if not tables:
         command = f"robench run --defense {paper.example} --attack {ladder or paper.ladder}"
         related = [
             name
@@ -186,17 +189,17 @@ def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: 
             if suite.rungs and name != ladder and name.startswith(paper.ladder)
         ]
         others = [f"--suite {name}" for name in related if grids(paper, records, name)]
-        known = f" There are some for {', '.join(others)}." if others else ""
-        return f"No records for this table: {command} makes them.{known}\n"
+        known = f" There are records for {', '.join(others)}." if others else ""
+        return f"No records for this table: {command} creates them.{known}\n"
     if format == "csv" and paper.tables:
         cells = tuple(
             (grid.title, row[0], column, cell)
-            for grid in found
+            for grid in tables
             for row in grid.rows
             for column, cell in zip(grid.columns[1:], row[1:], strict=True)
         )
-        found = [Grid(paper.title, ("table", "row", "column", "value"), (cells,))]
-    return "\n".join(render(grid, format) for grid in found)
+        tables = [Grid(paper.title, ("table", "row", "column", "value"), (cells,))]
+    return "\n".join(render(grid, format) for grid in tables)
 
 
 def _grid(table: Table, records: Sequence[Record]) -> Grid:
@@ -206,10 +209,10 @@ def _grid(table: Table, records: Sequence[Record]) -> Grid:
     for row in table.rows:
         line, missing = [row.name], []
         for column in table.columns:
-            found = _measured(table, row, column, records)
-            if found is None and row.defense:
+            record = _measured(table, row, column, records)
+            if record is None and row.defense:
                 missing.append(column)
-            line += [_published(table, row, column), _figure(found, column)]
+            line += [_published(table, row, column), _figure(record, column)]
         lines.append(tuple(line))
         empty.append((row, missing))
     return Grid(
@@ -227,7 +230,7 @@ def _ours(column: Column) -> str:
 
 
 def _claims(table: Table, row: Row) -> Iterator[dict[str, Any]]:
-    """What the card of a row claims at the table's threat."""
+    """The claims of a row's card for the table's threat."""
     card = catalog.cards().get(row.defense)
     if card and not row.ours and card.dataset == table.dataset:
         yield from (c for c in card.claims if same_threat(c["threat"], table.threat))
@@ -247,7 +250,7 @@ def _published(table: Table, row: Row, column: Column) -> str:
 
 
 def _measured(table: Table, row: Row, column: Column, records: Sequence[Record]) -> Record | None:
-    """Our record of a cell: on the most images, and among those with the lowest robust accuracy."""
+    """Our record for a cell: the one with the most images, then with the lowest robust accuracy."""
     threat = Threat.parse(table.threat)
     wanted = _specs(column, threat) if column.attack else None
     level = _level(row, column)
@@ -322,22 +325,22 @@ _Words = tuple[str, tuple[str, ...], str, tuple[str, ...]]
 
 def _commands(table: Table, empty: list[tuple[Row, list[Column]]]) -> Iterator[str]:
     """The commands that fill empty cells. Rows that need the same command share a line."""
-    like: dict[_Words, list[str]] = {}
+    by_command: dict[_Words, list[str]] = {}
     for row, columns in empty:
         levels: dict[str, list[str]] = {}
         for column in columns:
             attacks = levels.setdefault(_level(row, column), [])
             attacks += [column.attack] if column.attack not in attacks else []
         for level, attacks in levels.items():
-            # Clean accuracy comes with any attack's record.
+            # Every attack's record has clean accuracy.
             named = [name for name in attacks if name]
             if named:
-                like.setdefault(_words(table, row, named, level), []).append(row.defense)
-    for words, (first, *others) in like.items():
+                by_command.setdefault(_words(table, row, named, level), []).append(row.defense)
+    for words, (first, *others) in by_command.items():
         attacks, images, level, more = words
         command = run_command(first, attacks, images, level, more)
-        likewise = f", and likewise {', '.join(others)}" if others else ""
-        yield f"{EMPTY}: {command}{likewise}"
+        also = f", and the same for {', '.join(others)}" if others else ""
+        yield f"{EMPTY}: {command}{also}"
 
 
 def _words(table: Table, row: Row, attacks: list[str], level: str) -> _Words:

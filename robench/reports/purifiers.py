@@ -25,12 +25,12 @@ class Row:
 
     Attributes:
         purified: a record of the purifier.
-        found: the records of each column, by the name of the rungs.
-        missing: columns without a record that the ladder would fill.
+        records: the records of each column, by the name of its rungs.
+        missing: the columns without a record.
     """
 
     purified: Record
-    found: dict[str, list[Record]]
+    records: dict[str, list[Record]]
     missing: tuple[str, ...]
 
 
@@ -44,41 +44,43 @@ def purifiers(records: Sequence[Record], ladder: str = "purifier") -> list[Grid]
         ladder: the suite whose rungs are the columns.
 
     Raises:
-        UsageError: when there is no such ladder.
+        UsageError: when the ladder does not exist.
     """
     suite = find_ladder(ladder)
-    found = ((place, list(_rows(own, suite))) for place, own in _groups(records).items())
-    return [_grid(protocol, threat, rows, suite) for (protocol, threat), rows in found if rows]
+    by_place = ((place, list(_rows(group, suite))) for place, group in _groups(records).items())
+    return [_grid(protocol, threat, rows, suite) for (protocol, threat), rows in by_place if rows]
 
 
 def find_ladder(name: str) -> Suite:
-    """The suite of that name.
+    """The suite with rungs that has this name.
 
     Raises:
-        UsageError: when there is none, or it has no rungs.
+        UsageError: when no suite has this name, or it has no rungs.
     """
     suite = catalog.suites().get(name)
     if suite is None or not suite.rungs:
-        known = ", ".join(name for name, each in catalog.suites().items() if each.rungs)
+        known = ", ".join(name for name, suite in catalog.suites().items() if suite.rungs)
         raise UsageError(f'no ladder "{name}": expected one of {known}')
     return suite
 
 
 def rows_of(records: Sequence[Record], suite: Suite) -> Iterator[Row]:
     """Every purifier with a classifier, and the records of the rungs of `suite`."""
-    for own in _groups(records).values():
-        yield from _rows(own, suite)
+    for group in _groups(records).values():
+        yield from _rows(group, suite)
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """The records of protocols that have a purifier, by protocol and threat."""
+    """The records by protocol and threat, where at least one is of a purifier."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.corrupted:
             continue
         groups.setdefault((record.job.protocol, record.job.threat), []).append(record)
     return {
-        key: own for key, own in sorted(groups.items()) if any(each.job.defense.classifier for each in own)
+        key: group
+        for key, group in sorted(groups.items())
+        if any(record.job.defense.classifier for record in group)
     }
 
 
@@ -89,15 +91,15 @@ def _rows(records: list[Record], suite: Suite) -> Iterator[Row]:
         if job.defense.classifier:
             subjects.setdefault((job.defense.name, job.defense.checkpoint_sha256, job.seed), record)
     for _, purified in sorted(subjects.items()):
-        randomised = any(FIELD in each.extra for each in records if _of_one(each, purified))
-        found: dict[str, list[Record]] = {}
+        randomised = any(FIELD in record.extra for record in records if _of_one(record, purified))
+        by_rung: dict[str, list[Record]] = {}
         for rung in suite.rungs:
             if rung.suits(randomised):
-                matching = [each for each in records if _fills(each, rung, purified)]
-                found.setdefault(rung.name, []).extend(matching)
-        # Runs outside the ladder, for example of a sweep, do not make a row.
-        if any(_of_one(each, purified) for own in found.values() for each in own):
-            yield Row(purified, found, tuple(name for name, own in found.items() if not own))
+                matching = [record for record in records if _fills(record, rung, purified)]
+                by_rung.setdefault(rung.name, []).extend(matching)
+        # Runs outside the ladder, such as those of a sweep, do not add a row.
+        if any(_of_one(record, purified) for matching in by_rung.values() for record in matching):
+            yield Row(purified, by_rung, tuple(name for name, matching in by_rung.items() if not matching))
 
 
 def _of_one(record: Record, purified: Record) -> bool:
@@ -108,10 +110,10 @@ def _of_one(record: Record, purified: Record) -> bool:
 
 def _fills(record: Record, rung: Rung, purified: Record) -> bool:
     """Whether a record is the run of `rung` on the defense of `purified`, on the same images."""
-    job, wanted = record.job, purified.job
-    named = wanted.defense.classifier if rung.subject == "classifier" else wanted.defense.name
-    same = (named, rung.knowledge, wanted.seed, wanted.dataset.digest, wanted.n)
-    if (job.defense.name, job.knowledge, job.seed, job.dataset.digest, job.n) != same:
+    job, other = record.job, purified.job
+    name = other.defense.classifier if rung.subject == "classifier" else other.defense.name
+    expected = (name, rung.knowledge, other.seed, other.dataset.digest, other.n)
+    if (job.defense.name, job.knowledge, job.seed, job.dataset.digest, job.n) != expected:
         return False
     if rung.subject != "classifier" and not _of_one(record, purified):
         return False
@@ -121,7 +123,7 @@ def _fills(record: Record, rung: Rung, purified: Record) -> bool:
 def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     names = tuple(dict.fromkeys(rung.name for rung in suite.rungs))
     columns = ("purifier", "clean", *names, "passes", "images/s")
-    notes = ["passes an image and images a second: of the strongest attack with exact gradients"]
+    notes = ["passes (per image) and images/s: for the strongest attack with exact gradients"]
     for row in rows:
         missing = [name for name in row.missing if _playable(name, row.purified, suite)]
         if missing:
@@ -130,9 +132,14 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
             command = run_command(job.defense.name, suite.name, images, more=with_files(job.dataset.name))
             notes.append(f"{', '.join(missing)} of {job.defense.name}: {command}")
     notes += _warnings(rows)
-    if any(FIELD in record.extra for row in rows for own in row.found.values() for record in own):
+    if any(
+        FIELD in record.extra
+        for row in rows
+        for row_records in row.records.values()
+        for record in row_records
+    ):
         notes.append(
-            "of a randomised purifier the worst draw, clean too: any failure counts; the average beneath"
+            "randomised purifiers: accuracy in the worst draw, also for clean images, with the average below"
         )
     return Grid(
         title=f"{protocol} · {Threat.parse(threat)} · robust accuracy in %, 95 % intervals",
@@ -145,7 +152,7 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
 
 
 def _playable(name: str, purified: Record, suite: Suite) -> bool:
-    """Whether a rung can run: its surrogate's family may have no card for the data set."""
+    """Whether a rung can run. The family of its surrogate may have no card for the data set."""
     dataset = specs.parse(purified.job.dataset.name).name
     known = {(name, card.dataset) for card in catalog.cards().values() for name in (card.family, card.name)}
     sources = [rung.knowledge.partition(":")[2] for rung in suite.rungs if rung.name == name]
@@ -158,17 +165,17 @@ def _cells(row: Row, suite: Suite) -> tuple[str, ...]:
     exact = dict.fromkeys(
         rung.name for rung in suite.rungs if rung.subject == "defense" and rung.knowledge == "full"
     )
-    records = [record for name in exact for record in row.found.get(name, ())]
-    last = min(records, key=_robust, default=None)
+    records = [record for name in exact for record in row.records.get(name, ())]
+    strongest = min(records, key=_robust, default=None)
     cost, speed = EMPTY, EMPTY
-    if last is not None:
-        cost = count(sum(last.passes.values()) / last.job.n)
-        speed = count(last.job.n / last.seconds) if last.seconds else EMPTY
-    clean, drawn = unattacked(row.purified), row.purified.extra.get(FIELD)
+    if strongest is not None:
+        cost = count(sum(strongest.passes.values()) / strongest.job.n)
+        speed = count(strongest.job.n / strongest.seconds) if strongest.seconds else EMPTY
+    clean, figures = unattacked(row.purified), row.purified.extra.get(FIELD)
     return (
         row.purified.job.defense.name,
-        f"{percent(clean)}\n{span(clean)}" + _average(drawn, "clean"),
-        *(_cell(row.found.get(name)) for name in names),
+        f"{percent(clean)}\n{span(clean)}" + _average(figures, "clean"),
+        *(_cell(row.records.get(name)) for name in names),
         cost,
         speed,
     )
@@ -182,8 +189,8 @@ def _cell(records: list[Record] | None) -> str:
     return text + _average(record.extra.get(FIELD), "robust")
 
 
-def _average(drawn: dict[str, Any] | None, which: str) -> str:
-    return f"\navg {100 * drawn[which]['average']['value']:.2f}" if drawn else ""
+def _average(figures: dict[str, Any] | None, which: str) -> str:
+    return f"\navg {100 * figures[which]['average']['value']:.2f}" if figures else ""
 
 
 def _robust(record: Record) -> float:
@@ -194,9 +201,9 @@ def _warnings(rows: list[Row]) -> list[str]:
     """The warnings of the records that are shown."""
     lines = []
     for row in rows:
-        for name, own in row.found.items():
-            if own:
-                shown = min(own, key=_robust)
+        for name, records in row.records.items():
+            if records:
+                shown = min(records, key=_robust)
                 subject = f"{row.purified.job.defense.name}, {name}"
                 lines += [f"! {subject}: {warning.code}: {warning.text}" for warning in shown.health]
     return lines

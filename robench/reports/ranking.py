@@ -32,8 +32,8 @@ class Row:
 
     Attributes:
         rank: 1 + the number of significantly better rows without warnings; NO_RANK for a row with a warning.
-        warnings: the warnings as (code, text), for which the row is not ranked.
-        claimed: robust accuracy that its authors claim at this threat, in percent, or None.
+        warnings: the warnings as (code, text); a row with warnings is not ranked.
+        claimed: robust accuracy that the authors claim for this threat, in percent, or None.
         best_known: the lowest robust accuracy of all records of this defense, under any name, on these images at this
             threat or a smaller radius of it.
     """
@@ -46,12 +46,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The defense, with the seed where it is not 0."""
+        """The defense, with the seed if it is not 0."""
         return shown_name(self.record)
 
     @property
     def why_not_ranked(self) -> str:
-        """ "not ranked: zero-gradients", or nothing."""
+        """The reason, such as "not ranked: zero-gradients", or an empty string."""
         codes = dict.fromkeys(code for code, _ in self.warnings)
         return f"not ranked: {', '.join(codes)}" if codes else ""
 
@@ -66,7 +66,7 @@ class Section:
     Attributes:
         groups: rows that are ranked together, best first.
         remarks: for each group, further accuracies of randomised defenses and the mean over several seeds.
-        missing: for each suite of the protocol that a defense lacks, the command that runs it.
+        missing: the commands for suites of the protocol that defenses have not been run under.
     """
 
     protocol: str
@@ -77,7 +77,7 @@ class Section:
 
 
 def sections(records: Iterable[Record]) -> Iterator[Section]:
-    """The records by protocol and threat, then in groups of like with like, each by robust accuracy."""
+    """The records by protocol and threat, in groups that are comparable, sorted by robust accuracy."""
     tables: dict[tuple[str, str], dict[tuple, list[Record]]] = {}
     # Corruptions have separate tables and are not ranked with attacks.
     records = [record for record in records if not record.corrupted]
@@ -86,8 +86,8 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
     for record in records:
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
-        # Attacker knowledge comes first, full before less, because the figures have different meanings.
-        like = (
+        # Attacker knowledge comes first, with full before less, because it changes the meaning of figures.
+        comparable = (
             job.knowledge != "full",
             job.knowledge,
             job.suite.name,
@@ -95,7 +95,7 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
             job.dataset.digest,
             job.n,
         )
-        groups.setdefault(like, []).append(record)
+        groups.setdefault(comparable, []).append(record)
     for (protocol, threat), groups in sorted(tables.items()):
         keys = sorted(groups)
         ranked = tuple(tuple(_ranked(groups[key], lowest)) for key in keys)
@@ -111,17 +111,17 @@ def _by_draws(records: list[Record]) -> Iterator[str]:
 
 
 def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:
-    """The commands for missing runs of the protocol. Ladders list theirs in their own tables."""
+    """The commands for missing runs of the protocol. Tables of ladders list their own."""
     known = catalog.protocols().get(protocol)
     if known is None or not same_threat(known.threat_name, threat):
         return
-    have = {(r.job.defense.name, r.job.suite.name, r.job.knowledge) for r in records}
+    present = {(record.job.defense.name, record.job.suite.name, record.job.knowledge) for record in records}
     names = sorted({record.job.defense.name for record in records})
     ladders = {name for name, suite in catalog.suites().items() if suite.rungs}
     for suite, level in itertools.product(known.suites, known.knowledge):
-        lacking = [name for name in names if (name, suite, level) not in have]
-        if lacking and suite not in ladders:
-            command = run_command(",".join(lacking), suite, on_protocol(protocol), level)
+        missing = [name for name in names if (name, suite, level) not in present]
+        if missing and suite not in ladders:
+            command = run_command(",".join(missing), suite, on_protocol(protocol), level)
             yield f"not yet run under {suite}{'' if level == 'full' else f'@{level}'}: {command}"
 
 
@@ -132,12 +132,12 @@ def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int,
     """
     threats = {id(record): record.job.threat_model for record in records}
     lowest = {}
-    for same in by_subject(records, subject).values():
-        for record in same:
+    for defense_records in by_subject(records, subject).values():
+        for record in defense_records:
             threat = threats[id(record)]
             bounds = [
                 other.robust_accuracy
-                for other in same
+                for other in defense_records
                 if threats[id(other)].kind == threat.kind
                 and threats[id(other)].eps <= threat.eps * (1 + 1e-9)
             ]
@@ -161,14 +161,14 @@ def _ranked(records: list[Record], lowest: dict[int, Accuracy]) -> Iterator[Row]
 
 def _ranks(records: list[Record]) -> dict[int, str]:
     """Ranks by the id of the record. Records without samples have none."""
-    kept = {id(record): right for record in records if (right := held(record)) is not None}
-    if not kept:
+    robust = {id(record): survives for record in records if (survives := held(record)) is not None}
+    if not robust:
         return {}
-    matrix = np.stack(list(kept.values())).astype(np.int64)
+    matrix = np.stack(list(robust.values())).astype(np.int64)
     # only[i, j]: number of images that i classifies correctly and j does not.
     only = matrix @ (1 - matrix).T
     better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
-    return {key: str(1 + int(count)) for key, count in zip(kept, better.sum(0), strict=True)}
+    return {key: str(1 + int(count)) for key, count in zip(robust, better.sum(0), strict=True)}
 
 
 @cache
@@ -177,7 +177,7 @@ def _chance(b: int, c: int) -> float:
 
 
 def _claimed(record: Record) -> float | None:
-    """The lowest robust accuracy that the card's authors claim at the record's threat."""
+    """The lowest robust accuracy that the card's authors claim for the record's threat."""
     card = catalog.cards().get(record.job.defense.name)
     if card is None or card.dataset != specs.parse(record.job.dataset.name).name:
         return None
@@ -187,10 +187,10 @@ def _claimed(record: Record) -> float | None:
 
 def _seeds(records: list[Record], subject: dict[int, int]) -> Iterator[str]:
     """The mean over several seeds of one run."""
-    same: dict[tuple, list[Record]] = {}
+    groups: dict[tuple, list[Record]] = {}
     for record in records:
-        same.setdefault((subject[id(record)], record.job.defense.name), []).append(record)
-    for group in same.values():
+        groups.setdefault((subject[id(record)], record.job.defense.name), []).append(record)
+    for group in groups.values():
         if len({record.job.seed for record in group}) > 1:
             mean, deviation = mean_and_deviation([100 * record.robust_accuracy.value for record in group])
             job = group[0].job
@@ -201,12 +201,12 @@ def _seeds(records: list[Record], subject: dict[int, int]) -> Iterator[str]:
 
 
 def shown_name(record: Record) -> str:
-    """The defense, with the seed where it is not 0."""
+    """The defense, with the seed if it is not 0."""
     seed = f" (seed {record.job.seed})" if record.job.seed else ""
     return record.job.defense.name + seed
 
 
-# A row for each of `robench.reports.table.SORTS`.
+# A sort key for each of `robench.reports.table.SORTS`.
 _ORDERS: dict[str, Callable[[Row], tuple]] = {
     "robust": lambda row: (-row.record.robust_accuracy.value,),
     "clean": lambda row: (-row.record.clean_accuracy.value,),
@@ -218,5 +218,5 @@ _ORDERS: dict[str, Callable[[Row], tuple]] = {
 
 
 def sort_rows(rows: Group, sort: str) -> Group:
-    """The rows ordered by a column, one of `robench.reports.table.SORTS`, the best first."""
+    """The rows sorted by a column, one of `robench.reports.table.SORTS`, best first."""
     return tuple(sorted(rows, key=_ORDERS[sort]))

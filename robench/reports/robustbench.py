@@ -1,7 +1,7 @@
-"""Write RobustBench's `model_info` files from our records, and read theirs as claims, which no board ranks.
+"""Write RobustBench's `model_info` files from our records, and read theirs as claims, which boards do not rank.
 
-A file is `model_info/<data set>/<norm>/<model>.json` (github.com/RobustBench/robustbench); accuracies are percent, in
-strings; `external` is the lowest reported robust accuracy.
+The files are `model_info/<data set>/<norm>/<model>.json` (github.com/RobustBench/robustbench). Accuracies are strings
+in percent; `external` is the lowest reported robust accuracy.
 """
 
 import json
@@ -23,7 +23,7 @@ from robench.statistics.accuracy import interval, percent
 from robench.threats.threat import NORMS, Threat
 
 FOLDER = "model_info"
-# Columns of a table of claims alone.
+# Columns of a table with claims only.
 _ALONE = ("defense", "clean %", "claimed %", "best known %", "warnings")
 _ARXIV = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 
@@ -36,7 +36,7 @@ class Claim:
         name: name of the model.
         threat: canonical, from the file's folder and its radius.
         clean, robust: percent; `best_known` is the lowest reported robust accuracy, or None.
-        warning: their remark on an unreliable result.
+        warning: RobustBench's remark on an unreliable result.
     """
 
     name: str
@@ -52,17 +52,19 @@ def read_claims(sources: Iterable[Path | str]) -> list[Claim]:
     """Read claims from files and folders of RobustBench. Claims on corruptions, which have no radius, are left out.
 
     Raises:
-        ResourceError: when a file cannot be read or is not a model_info file, or there is none.
+        ResourceError: when a file cannot be read or is not a model_info file, or there are no files.
     """
     all_claims: list[Claim] = []
     for source in map(Path, sources):
         if not source.exists():
-            raise ResourceError(f"{source}: no such file: give a file or folder of RobustBench's {FOLDER}")
+            raise ResourceError(
+                f"{source}: no such file: expected a file or folder of RobustBench's {FOLDER}"
+            )
         files = [source] if source.is_file() else sorted(source.rglob("*.json"))
         claims = [_claim(file) for file in files if file.parent.name in NORMS or source.is_file()]
         if not claims:
             raise ResourceError(
-                f"{source} holds no <data set>/<norm>/<model>.json, as RobustBench's {FOLDER} does"
+                f"{source} has no files <data set>/<norm>/<model>.json, as in RobustBench's {FOLDER}"
             )
         all_claims += claims
     return all_claims
@@ -72,12 +74,12 @@ def _claim(file: Path) -> Claim:
     try:
         content = json.loads(file.read_bytes())
         if file.parent.name not in NORMS:
-            raise ValueError(f"lies in {file.parent.name}, which is none of {', '.join(NORMS)}")
+            raise ValueError(f"is in the folder {file.parent.name}, which is not one of {', '.join(NORMS)}")
         external = content.get("external")
         numbers = [float(content[name]) for name in ("clean_acc", "autoattack_acc")]
         numbers += [float(external)] if external not in (None, "") else []
         if not all(0 <= number <= 100 for number in numbers):
-            raise ValueError("has an accuracy that is no percentage")
+            raise ValueError("has an accuracy outside 0 to 100 %")
         return Claim(
             name=file.stem,
             dataset=str(content["dataset"]),
@@ -85,23 +87,23 @@ def _claim(file: Path) -> Claim:
             clean=numbers[0],
             robust=numbers[1],
             best_known=numbers[2] if len(numbers) > 2 else None,
-            warning=str(content.get("footnote") or "called unreliable there")
+            warning=str(content.get("footnote") or "marked as unreliable")
             if content.get("unreliable")
             else "",
         )
     except OSError as error:
         raise ResourceError(f"{file}: {error.strerror or error}") from error
     except KeyError as error:
-        raise ResourceError(f"{file} is no {FOLDER} of RobustBench: {error} is missing") from error
+        raise ResourceError(f"{file} is not a {FOLDER} file of RobustBench: {error} is missing") from error
     except (ValueError, TypeError, AttributeError, RecursionError, RobenchError) as error:
-        raise ResourceError(f"{file} is no {FOLDER} of RobustBench: {error}") from error
+        raise ResourceError(f"{file} is not a {FOLDER} file of RobustBench: {error}") from error
 
 
 def model_info(record: Record) -> dict[str, Any]:
     """The fields of a model_info file. Fields that a record does not have are null, to be filled in by hand.
 
     Raises:
-        UsageError: when the record is not of AutoAttack on the whole defense in Linf or L2, which their field means.
+        UsageError: when the record is not of AutoAttack with full knowledge in Linf or L2, as the fields require.
     """
     job, threat = record.job, record.job.threat_model
     standard = tuple(
@@ -109,12 +111,12 @@ def model_info(record: Record) -> dict[str, Any]:
     )
     if job.suite.attacks != standard or job.knowledge != "full" or threat.norm not in ("Linf", "L2"):
         raise UsageError(
-            f"{job.defense.name} under {job.suite.name}, {job.knowledge}, {threat}: RobustBench's files are of "
-            "AutoAttack (standard) on the whole defense in Linf or L2"
+            f"{job.defense.name} under {job.suite.name}, {job.knowledge}, {threat}: RobustBench's files need "
+            "AutoAttack (standard) with full knowledge in Linf or L2"
         )
     card = catalog.cards().get(job.defense.name)
     title, _, _ = (card.paper if card else "").partition(", arXiv")
-    number = _ARXIV.search(card.paper if card else "")
+    arxiv_id = _ARXIV.search(card.paper if card else "")
     claims = [c["robust"] for c in (card.claims if card else []) if Threat.parse(c["threat"]) == threat]
     footnote = (
         f"Measured by robench {record.robench_version} on the first {job.n:,} images of {job.dataset.name} "
@@ -123,7 +125,7 @@ def model_info(record: Record) -> dict[str, Any]:
     )
     warnings = "; ".join(f"{warning.code}: {warning.text}" for warning in record.health)
     return {
-        "link": f"https://arxiv.org/abs/{number.group(1)}" if number else None,
+        "link": f"https://arxiv.org/abs/{arxiv_id.group(1)}" if arxiv_id else None,
         "name": title or None,
         "authors": None,
         "additional_data": None,
@@ -141,7 +143,7 @@ def model_info(record: Record) -> dict[str, Any]:
 
 
 def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
-    """Write a model_info file for each record under `output`, in the folders of their repository.
+    """Write a model_info file for each record to `output`, in the folder layout of RobustBench.
 
     Raises:
         UsageError: as `model_info`; ResourceError: when a file cannot be written.
@@ -166,14 +168,14 @@ def with_claims(grids: dict[tuple[str, str, int], Grid], claims: Sequence[Claim]
     tables: dict[tuple[str, str], list[Claim]] = {}
     for claim in claims:
         tables.setdefault((claim.dataset, claim.threat), []).append(claim)
-    result, used = [], set()
+    result, shown = [], set()
     for (dataset, threat, _), grid in grids.items():
         matching = tables.get((dataset, threat), [])
-        used.add((dataset, threat))
+        shown.add((dataset, threat))
         result.append(_with(grid, matching) if matching else grid)
     for (dataset, threat), matching in sorted(tables.items()):
-        if (dataset, threat) not in used:
-            result.append(_with(Grid(f"{dataset} · {threat} · claims alone", _ALONE, ()), matching))
+        if (dataset, threat) not in shown:
+            result.append(_with(Grid(f"{dataset} · {threat} · claims only", _ALONE, ()), matching))
     return result
 
 
@@ -182,7 +184,7 @@ def _with(grid: Grid, claims: list[Claim]) -> Grid:
     if "claimed %" not in columns:
         place = columns.index("robust %") + 1 if "robust %" in columns else len(columns)
         columns = (*columns[:place], "claimed %", *columns[place:])
-    wider = tuple(
+    groups = tuple(
         tuple(
             tuple(dict(zip(grid.columns, row, strict=True)).get(name, "–") for name in columns)
             for row in group
@@ -202,11 +204,11 @@ def _with(grid: Grid, claims: list[Claim]) -> Grid:
         }
         lines.append(tuple(cells.get(name, "–") for name in columns))
     notes = [f"! {claim.name}: {claim.warning}" for claim in claims if claim.warning]
-    source = "claimed: from RobustBench's model_info; measured by others on their images, and not ranked here"
+    source = "claimed: from RobustBench's model_info, measured by others on their images, not ranked here"
     return Grid(
         title=grid.title,
         columns=columns,
-        groups=(*wider, tuple(lines)),
+        groups=(*groups, tuple(lines)),
         names=frozenset(("defense", "suite", "knowledge")),
         numbers=grid.numbers | {"rank", "clean %", "robust %", "claimed %", "best known %", "n"},
         best=grid.best,

@@ -65,8 +65,8 @@ def _details(record: Record, named: bool) -> list[RenderableType]:
         name = f"{record.job.defense.name} under {suite_label(record)}, {record.job.threat}"
         parts.append(Text(plain(name), style="bold"))
     parts += [attacks(record), Text()]
-    if drawn := by_draws(record):
-        parts.append(Text(drawn))
+    if draws := by_draws(record):
+        parts.append(Text(draws))
     parts.append(Text(cost(record), style="dim"))
     parts += health(record)
     return parts
@@ -78,28 +78,28 @@ def attacks(record: Record) -> Table:
     grid.add_column("attack", overflow="fold", ratio=1)
     for name in ("attacked", "survive", "forward", "backward", "time"):
         grid.add_column(name, justify="right", no_wrap=True)
-    for spent in record.attacks:
+    for cost in record.attacks:
         # Only the name is emphasised; parameters are dimmed.
-        name, bracket, rest = plain(spent.spec).partition("(")
+        name, bracket, rest = plain(cost.spec).partition("(")
         grid.add_row(
             Text.assemble(name, (bracket + rest, "dim")),
-            f"{spent.attacked:,}",
-            f"{spent.survivors:,}",
-            count(spent.forward),
-            count(spent.backward),
-            duration(spent.seconds),
+            f"{cost.attacked:,}",
+            f"{cost.survivors:,}",
+            count(cost.forward),
+            count(cost.backward),
+            duration(cost.seconds),
         )
     return grid
 
 
 def cost(record: Record) -> str:
-    """ "1,234 forward and 567 backward passes per image, 42 images/s, 12.3 s on cpu" """
+    """The cost of a run: "1,234 forward and 567 backward passes per image, 42 images/s, 12.3 s on cpu"."""
     n, passes = record.job.n, record.passes
     speed = f"{count(n / record.seconds)} images/s, " if record.seconds >= 1 else ""
     device = plain(record.device).partition(":")[0]
     forward, backward = (count(passes[direction] / n) for direction in ("forward", "backward"))
-    spent = f"{speed}{duration(record.seconds)} on {device}"
-    return f"{forward} forward and {backward} backward passes per image, {spent}"
+    time = f"{speed}{duration(record.seconds)} on {device}"
+    return f"{forward} forward and {backward} backward passes per image, {time}"
 
 
 def health(record: Record) -> list[RenderableType]:
@@ -117,7 +117,7 @@ def describe(record: Record) -> RenderableType:
 
 
 def provenance(record: Record) -> Table:
-    """The origin of the figures, one fact per line."""
+    """How the figures were obtained, one fact per line."""
     job, git = record.job, record.git
     commit = "" if git is None else f", commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}"
     libraries = ", ".join(

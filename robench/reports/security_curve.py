@@ -1,4 +1,4 @@
-"""Security curves from records, as table and picture; see robench.evaluation.security_curve."""
+"""Security curves from records, as a table and a plot; see robench.evaluation.security_curve."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,8 +30,8 @@ class Point:
     Attributes:
         radius, eps: the radius as text and as a number.
         accuracy: clean at radius 0, else robust with respect to all certificates.
-        carried: images that only a certificate of another radius fools here; None without a run.
-        record: the record of the run at this radius, if any.
+        carried: number of images with an adversarial example only from the run at another radius; None without a run.
+        record: the record of the run at this radius, if there is one.
     """
 
     radius: str
@@ -83,12 +83,12 @@ def curves(radii: Sequence[str], records: Sequence[Record]) -> list[Curve]:
     return [Curve(*names, _points(radii, members)) for names, members in series.items()]
 
 
-def grid(found: list[Curve]) -> Grid:
+def grid(series: list[Curve]) -> Grid:
     """The curves as a table. What they have in common is in the title."""
-    job = _job(found)
-    varying = [name for name in NAMES if len(_values(found, name)) > 1]
-    same = [_values(found, name)[0] for name in NAMES if name not in varying]
-    carries = any(point.carried is not None for curve in found for point in curve.points)
+    job = _job(series)
+    varying = [name for name in NAMES if len(_values(series, name)) > 1]
+    common = [_values(series, name)[0] for name in NAMES if name not in varying]
+    carries = any(point.carried is not None for curve in series for point in curve.points)
     groups = tuple(
         tuple(
             (
@@ -100,17 +100,17 @@ def grid(found: list[Curve]) -> Grid:
             )
             for point in curve.points
         )
-        for curve in found
+        for curve in series
     )
     warnings = [
         f"! {', '.join([*(getattr(curve, name) for name in varying), point.radius])}: {warning.code}: {warning.text}"
-        for curve in found
+        for curve in series
         for point in curve.points
         for warning in (point.record.health if point.record else ())
     ]
-    carried_note = "carried: images that only a certificate of another radius fools"
+    carried_note = "carried: images whose adversarial example is from the run at another radius"
     return Grid(
-        title=" · ".join([*same, job.dataset.name, job.threat_model.kind, f"n = {job.n}"]),
+        title=" · ".join([*common, job.dataset.name, job.threat_model.kind, f"n = {job.n}"]),
         columns=(*varying, "radius", "accuracy %", *(["carried"] if carries else []), "warnings"),
         groups=groups,
         names=frozenset(varying),
@@ -119,45 +119,45 @@ def grid(found: list[Curve]) -> Grid:
     )
 
 
-def picture(found: list[Curve], results: Path | str) -> Path:
-    """Write the curves as PNG into `results`/curves/.
+def picture(series: list[Curve], results: Path | str) -> Path:
+    """Write the curves as a PNG to `results`/curves/.
 
     Raises:
         ResourceError: when the file cannot be written.
     """
-    job = _job(found)
+    job = _job(series)
     kind = job.threat_model.kind
-    names = [name for kind in NAMES for name in _values(found, kind)]
-    file = slug("-".join([job.dataset.name, kind, f"n{job.n}", *names, *(p.radius for p in _ends(found))]))
-    return save(figure(found), Path(results) / "curves" / f"{file}.png")
+    names = [name for kind in NAMES for name in _values(series, kind)]
+    file = slug("-".join([job.dataset.name, kind, f"n{job.n}", *names, *(p.radius for p in _ends(series))]))
+    return save(figure(series), Path(results) / "curves" / f"{file}.png")
 
 
-def figure(found: list[Curve]) -> "Figure":
-    """The curves as a picture. What they have in common is in the title."""
-    job = _job(found)
-    units = {point.radius.partition("/")[2] for point in found[0].points if point.eps}
+def figure(series: list[Curve]) -> "Figure":
+    """The curves as a plot. What they have in common is in the title."""
+    job = _job(series)
+    units = {point.radius.partition("/")[2] for point in series[0].points if point.eps}
     # Radii with a common denominator use it as unit: 8 on the axis is 8/255.
     unit = units.pop() if len(units) == 1 else ""
     scale = float(Fraction(unit)) if unit else 1.0
-    varying = [name for name in NAMES if len(_values(found, name)) > 1]
-    same = [_values(found, name)[0] for name in NAMES if name not in varying]
-    drawn = [
+    varying = [name for name in NAMES if len(_values(series, name)) > 1]
+    common = [_values(series, name)[0] for name in NAMES if name not in varying]
+    lines = [
         plotted.Curve(
             ", ".join(getattr(curve, name) for name in varying or NAMES[:1]),
             [plotted.Point.of(point.eps * scale, point.accuracy) for point in curve.points],
         )
-        for curve in found
+        for curve in series
     ]
     axis = f"{job.threat_model.kind} radius" + (f", in 1/{unit}" if unit else "")
-    return plotted.draw(drawn, axis, " · ".join([*same, job.dataset.name, f"n = {job.n}"]))
+    return plotted.draw(lines, axis, " · ".join([*common, job.dataset.name, f"n = {job.n}"]))
 
 
 def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
     """The curve of one series of records."""
     kind = records[0].job.threat_model.kind
-    # (records, n): distance of each run's adversarial example, infinite where there is none.
+    # (records, n): the distance of the adversarial example of each run, infinite if there is none.
     distances = torch.tensor([_distances(record) for record in records], dtype=torch.float64)
-    least = distances.amin(0)
+    smallest = distances.amin(0)
     by_radius = {record.job.threat_model.eps: record for record in records}
     points = []
     for text in radii:
@@ -165,28 +165,31 @@ def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
             points.append(Point(text, 0.0, records[0].clean_accuracy))
             continue
         threat = Threat.parse(f"{kind}:{text}")
-        correct = int((least > threat.reach).sum())
+        correct = int((smallest > threat.reach).sum())
         record = by_radius.get(threat.eps)
         carried = record.robust_accuracy.correct - correct if record and len(records) > 1 else None
-        points.append(Point(text, threat.eps, Accuracy.of(correct, len(least)), carried, record))
+        points.append(Point(text, threat.eps, Accuracy.of(correct, len(smallest)), carried, record))
     return tuple(points)
 
 
 def _distances(record: Record) -> list[float]:
-    """The distance of each sample's adversarial example, infinite where there is none."""
+    """The distance of the adversarial example of each sample, infinite if there is none."""
     assert record.folder is not None
     rows = read_samples(record.folder).to_pydict()
-    return [far if by else torch.inf for by, far in zip(rows["fooled_by"], rows["distance"], strict=True)]
+    return [
+        distance if attack else torch.inf
+        for attack, distance in zip(rows["fooled_by"], rows["distance"], strict=True)
+    ]
 
 
-def _job(found: list[Curve]) -> Job:
-    return next(point.record for curve in found for point in curve.points if point.record).job
+def _job(series: list[Curve]) -> Job:
+    return next(point.record for curve in series for point in curve.points if point.record).job
 
 
-def _values(found: list[Curve], name: str) -> list[str]:
+def _values(series: list[Curve], name: str) -> list[str]:
     """The different values of a field, in order."""
-    return list(dict.fromkeys(getattr(curve, name) for curve in found))
+    return list(dict.fromkeys(getattr(curve, name) for curve in series))
 
 
-def _ends(found: list[Curve]) -> tuple[Point, Point]:
-    return found[0].points[0], found[0].points[-1]
+def _ends(series: list[Curve]) -> tuple[Point, Point]:
+    return series[0].points[0], series[0].points[-1]

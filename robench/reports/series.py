@@ -60,16 +60,16 @@ def series(records: Sequence[Record]) -> list[Series]:
     ]
 
 
-def folded(found: Iterable[Series]) -> set[int]:
-    """The ids of the records that need no row besides their series, because they have no shipped protocol, no shipped
-    suite and no plain defense name."""
-    return {id(record) for one in found for _, record in one.points if _FOLDED[one.kind](one, record)}
+def folded(all_series: Iterable[Series]) -> set[int]:
+    """The ids of the records that their series replaces on a board: in a series over a radius those without a shipped
+    protocol, over an attack's setting without a shipped suite, over a defense's setting without a plain name."""
+    return {id(record) for run in all_series for _, record in run.points if _FOLDED[run.kind](run, record)}
 
 
 _FOLDED = {
-    RADIUS: lambda one, record: record.job.protocol not in catalog.protocols(),
-    ATTACK: lambda one, record: record.job.suite.name not in catalog.suites(),
-    DEFENSE: lambda one, record: shown_name(record) != one.defense,
+    RADIUS: lambda series, record: record.job.protocol not in catalog.protocols(),
+    ATTACK: lambda series, record: record.job.suite.name not in catalog.suites(),
+    DEFENSE: lambda series, record: shown_name(record) != series.defense,
 }
 
 
@@ -95,8 +95,8 @@ def defense_settings(defense: str) -> Iterator[tuple[str, str, float]]:
         first, *rest = specs.split(defense, "+")
         spec = specs.parse(first)
         card = catalog.cards().get(spec.name)
-        built = card.spec if card else specs.Spec(spec.name)
-        arguments = {**builder_defaults(built.name), **built.arguments}
+        builder = card.spec if card else specs.Spec(spec.name)
+        arguments = {**builder_defaults(builder.name), **builder.arguments}
     except UsageError:
         return
     for base, setting, value in _settings(spec, arguments):

@@ -1,4 +1,4 @@
-"""A table of texts, rendered for a terminal or as Markdown, CSV or LaTeX, with proper escaping."""
+"""Tables of text, rendered for a terminal or as Markdown, CSV or LaTeX, with escaping."""
 
 import csv
 import io
@@ -54,7 +54,7 @@ class Grid:
         title: title above the table.
         columns: names of the columns.
         groups: groups of rows, with one text per column; a text may have several lines.
-        names: columns with foreign text, which must be escaped in Markdown.
+        names: columns with text from records and cards, which must be escaped in Markdown.
         numbers: right-aligned columns.
         best: columns in which LaTeX shows the largest number of a group in bold.
         notes: lines below the table; not in CSV.
@@ -97,8 +97,10 @@ def _text(grid: Grid, width: int) -> str:
     for name in grid.columns:
         number = name in grid.numbers
         # Numbers do not wrap, so their headings must.
-        head = "\n".join(wrap(plain(name), _HEAD, break_long_words=False)) if number else plain(name)
-        table.add_column(Text(head), justify="right" if number else "left", overflow="fold", no_wrap=number)
+        heading = "\n".join(wrap(plain(name), _HEAD, break_long_words=False)) if number else plain(name)
+        table.add_column(
+            Text(heading), justify="right" if number else "left", overflow="fold", no_wrap=number
+        )
     for group in grid.groups:
         for row in group:
             table.add_row(*(Text(_lines(cell, plain, "\n")) for cell in row))
@@ -151,11 +153,11 @@ def _csv_lines(rows: list[list[str]]) -> str:
 
 
 def _latex(grid: Grid, width: int) -> str:
-    shape = "".join("r" if name in grid.numbers else "l" for name in grid.columns)
+    alignment = "".join("r" if name in grid.numbers else "l" for name in grid.columns)
     lines = [
         "% needs \\usepackage{booktabs}",
         f"% {plain(grid.title)}",
-        rf"\begin{{tabular}}{{{shape}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
     ]
     lines.append(" & ".join(map(latex, grid.columns)) + r" \\")
@@ -167,21 +169,21 @@ def _latex(grid: Grid, width: int) -> str:
 
 def _latex_rows(grid: Grid, group: tuple[Line, ...]) -> list[str]:
     lines = []
-    loud = {i: _largest(group, i) for i, name in enumerate(grid.columns) if name in grid.best}
+    largest = {i: _largest(group, i) for i, name in enumerate(grid.columns) if name in grid.best}
     for row in group:
         cells = [_lines(cell, latex, " ") for cell in row]
-        for i, best in loud.items():
+        for i, best in largest.items():
             first, space, rest = cells[i].partition(" ")
             if len(group) > 1 and best is not None and _number(row[i]) == best:
                 cells[i] = rf"\textbf{{{first}}}{space}{rest}"
-        # After the end of a line, LaTeX would read these as its argument.
-        guard = "{}" if cells[0][:1] in ("[", "*") else ""
-        lines.append(guard + " & ".join(cells) + r" \\")
+        # LaTeX would read these as the argument of the preceding line break.
+        empty = "{}" if cells[0][:1] in ("[", "*") else ""
+        lines.append(empty + " & ".join(cells) + r" \\")
     return lines
 
 
-def _lines(cell: str, clean: Callable[[str], str], joint: str) -> str:
-    return joint.join(map(clean, cell.split("\n")))
+def _lines(cell: str, escape: Callable[[str], str], separator: str) -> str:
+    return separator.join(map(escape, cell.split("\n")))
 
 
 def _no_formula(text: str) -> str:

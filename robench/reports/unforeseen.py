@@ -24,36 +24,36 @@ class Column:
 
     Attributes:
         name: heading of the column.
-        found: the record of each rung that has one, by index of the rung in the ladder.
+        records: the records by index of the rung in the ladder.
         threats: the threat of each rung.
     """
 
     name: str
-    found: dict[int, Record]
+    records: dict[int, Record]
     threats: tuple[str, ...]
 
     @property
-    def one(self) -> Record:
-        return next(iter(self.found.values()))
+    def first(self) -> Record:
+        return next(iter(self.records.values()))
 
     def robust(self) -> np.ndarray | None:
         """Which images survive each attack, bool (attacks, n); None if a record or its samples are missing."""
-        rows = [held(record) for record in self.found.values()]
+        rows = [held(record) for record in self.records.values()]
         if len(rows) < len(self.threats) or any(row is None for row in rows):
             return None
         return np.stack([row for row in rows if row is not None])
 
 
 def unforeseen(records: Sequence[Record], ladder: str | Suite = "unforeseen") -> list[Grid]:
-    """One table per set of images: defenses in columns; attacks, their mean (mUA) and all at once in rows.
+    """One table per set of images, with defenses in columns, and attacks, their mean (mUA) and their union in rows.
 
-    The mean's interval is a bootstrap over images, which all attacks share.
+    The interval of the mean is a bootstrap over the images, which are common to all attacks.
 
     Args:
-        ladder: the suite whose rungs are the rows; each names its own threat.
+        ladder: the suite whose rungs are the rows. Each rung has its own threat.
 
     Raises:
-        UsageError: when there is no such ladder.
+        UsageError: when the ladder does not exist.
     """
     suite = ladder if isinstance(ladder, Suite) else catalog.suites().get(ladder)
     if suite is None or not any(rung.threats for rung in suite.rungs):
@@ -72,7 +72,7 @@ def unforeseen(records: Sequence[Record], ladder: str | Suite = "unforeseen") ->
 
 
 def _columns(records: list[Record], suite: Suite) -> list[Column]:
-    """The defenses with at least two records of the ladder. A single one may be from another run."""
+    """The defenses with at least two records of the ladder, since a single one may be from another run."""
     sides = sorted({int(side) for rung in suite.rungs for side in rung.threats})
     by_side = {side: _threats(suite, side) for side in sides}
     # Records have no image size, but their radii reveal it.
@@ -84,11 +84,11 @@ def _columns(records: list[Record], suite: Suite) -> list[Column]:
     columns = []
     for (name, checkpoint, seed), members in sorted(subjects.items()):
         pairs = ((i, _filling(members, rung, threats[i])) for i, rung in enumerate(suite.rungs))
-        found = {i: record for i, record in pairs if record is not None}
-        if len(found) > 1:
+        by_rung = {i: record for i, record in pairs if record is not None}
+        if len(by_rung) > 1:
             heading = name + (f" (seed {seed})" if seed else "")
-            twice = sum(other[0] == name and other[2] == seed for other in subjects) > 1
-            columns.append(Column(f"{heading} {checkpoint[:8]}" if twice else heading, found, threats))
+            ambiguous = sum(other[0] == name and other[2] == seed for other in subjects) > 1
+            columns.append(Column(f"{heading} {checkpoint[:8]}" if ambiguous else heading, by_rung, threats))
     return columns
 
 
@@ -101,32 +101,37 @@ def _threats(suite: Suite, side: int) -> tuple[str, ...]:
 
 
 def _filling(records: list[Record], rung: Rung, threat: str) -> Record | None:
-    wanted = (threat, find_suite(rung.attack).name, rung.knowledge)
-    fitting = [r for r in records if (r.job.threat, r.job.suite.name, r.job.knowledge) == wanted]
+    expected = (threat, find_suite(rung.attack).name, rung.knowledge)
+    fitting = [r for r in records if (r.job.threat, r.job.suite.name, r.job.knowledge) == expected]
     return lowest(fitting)
 
 
 def _grid(title: str, suite: Suite, columns: list[Column]) -> Grid:
     notes, lines = [], []
     for i, rung in enumerate(suite.rungs):
-        lines.append((rung.name, columns[0].threats[i], *(_cell(column.found.get(i)) for column in columns)))
-    clean = ("clean", EMPTY, *(_accuracy(column.one.clean_accuracy) for column in columns))
+        lines.append(
+            (rung.name, columns[0].threats[i], *(_cell(column.records.get(i)) for column in columns))
+        )
+    clean = ("clean", EMPTY, *(_accuracy(column.first.clean_accuracy) for column in columns))
     pairs = [_together(column) for column in columns]
     means = ("mean (mUA)", EMPTY, *(mean for mean, _ in pairs))
-    union = ("all at once", EMPTY, *(both for _, both in pairs))
+    worst_cases = ("all at once", EMPTY, *(all_at_once for _, all_at_once in pairs))
     for column in columns:
-        missing = [rung.name for i, rung in enumerate(suite.rungs) if i not in column.found]
+        missing = [rung.name for i, rung in enumerate(suite.rungs) if i not in column.records]
         if missing:
-            notes.append(f"{', '.join(missing)} of {column.name}: {_command(column.one, suite)}")
+            notes.append(f"{', '.join(missing)} of {column.name}: {_command(column.first, suite)}")
     for i, rung in enumerate(suite.rungs):
         for column in columns:
-            if i in column.found:
-                notes += [f"! {column.name}, {rung.name}: {m.code}: {m.text}" for m in column.found[i].health]
+            if i in column.records:
+                notes += [
+                    f"! {column.name}, {rung.name}: {warning.code}: {warning.text}"
+                    for warning in column.records[i].health
+                ]
     names = tuple(column.name for column in columns)
     return Grid(
         title=f"{suite.name} · {title} · robust accuracy in %, 95 % intervals",
         columns=("attack", "threat", *names),
-        groups=((clean,), tuple(lines), (means, union)),
+        groups=((clean,), tuple(lines), (means, worst_cases)),
         names=frozenset(("attack", "threat")),
         numbers=frozenset(names),
         notes=tuple(notes),
@@ -137,8 +142,8 @@ def _cell(record: Record | None) -> str:
     return EMPTY if record is None else _accuracy(record.robust_accuracy, " !" if record.health else "")
 
 
-def _accuracy(accuracy: Accuracy, mark: str = "") -> str:
-    return f"{percent(accuracy)}{mark}\n{span(accuracy)}"
+def _accuracy(accuracy: Accuracy, suffix: str = "") -> str:
+    return f"{percent(accuracy)}{suffix}\n{span(accuracy)}"
 
 
 def _together(column: Column) -> tuple[str, str]:

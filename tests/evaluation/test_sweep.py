@@ -89,7 +89,7 @@ def test_a_setting_of_the_network_is_swept_too(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("last", "said"), [(10, "still falls by 10.00 points"), (12, ""), (11, "")])
+@pytest.mark.parametrize(("last", "said"), [(10, "by 10.00 percentage points"), (12, ""), (11, "")])
 def test_a_curve_that_still_falls_is_marked(swept, last, said):
     asked, found, _ = swept
     kept = [12, 12, last]

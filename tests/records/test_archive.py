@@ -158,21 +158,21 @@ def test_an_archive_says_neither_where_files_go_nor_what_they_are_called(tmp_pat
     content["files"]["../escaped"] = "0" * 64
     (run.folder / "record.json").write_text(json.dumps(content))
     (found,) = merge([tmp_path / "a"], tmp_path / "in" / "all")
-    assert found.what == "damaged" and "no name of a file" in found.detail
+    assert found.what == "damaged" and "not the name of a file" in found.detail
     assert not (tmp_path / "outside").exists() and not list(tmp_path.rglob("extra.sh"))
     (found,) = merge([run.folder / "samples.parquet"], tmp_path / "in")
-    assert found.what == "damaged" and "no archive of records" in found.detail
+    assert found.what == "damaged" and "not an archive of records" in found.detail
 
 
 def test_export_refuses_what_others_could_not_check(tmp_path):
     run = write(tmp_path / "a")
     write(tmp_path / "b", draw=4)
-    with pytest.raises(UsageError, match="two records belong at digits-linf/mimir-digits/autoattack"):
+    with pytest.raises(UsageError, match="two records belong in digits-linf/mimir-digits/autoattack"):
         export([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
     damage(run)
     with pytest.raises(ResourceError, match=r"files\.samples\.parquet"):
         export([tmp_path / "a"], tmp_path / "c")
-    with pytest.raises(ResourceError, match="is there already"):
+    with pytest.raises(ResourceError, match="already exists"):
         export([tmp_path / "b"], tmp_path / "a")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResourceError, match="no records in"):

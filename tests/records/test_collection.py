@@ -91,7 +91,7 @@ ODD = {
         f, lambda t: t.set_column(1, t.schema.field(1), pa.array([None] * len(t), pa.int64()))
     ),
     "a row less": lambda f: change_samples(f, lambda t: t.slice(1)),
-    "an id twice": lambda f: change_samples(
+    "duplicate ids": lambda f: change_samples(
         f, lambda t: t.set_column(0, t.schema.field(0), pa.array([1] * len(t), pa.int64()))
     ),
     "a long text": lambda f: change_samples(
@@ -183,7 +183,7 @@ def test_what_an_archive_holds_beside_good_records_is_named(tmp_path):
     assert reasons["good"][0].startswith("Bundle(")
     assert "unpack the archive" in reasons["bomb"][0]
     assert "encrypted" in reasons["encrypted"][0]
-    assert "no archive of records" in reasons["none"][0]
+    assert "not an archive of records" in reasons["none"][0]
     places, left_out = export([tmp_path / f"{name}.zip" for name in reasons], tmp_path / "out")
     assert len(places) == 1 and len(left_out) == 3
     with pytest.raises(ResourceError, match=r"no record can be exported: .*none\.zip"):

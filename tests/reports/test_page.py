@@ -241,7 +241,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, run):
     (tmp_path / "mine" / "index.html").write_text("<p>mine")
     (tmp_path / "file").write_text("")
     for name in ("mine", "file"):
-        with pytest.raises(ResourceError, match="holds something else than a board: give another --output"):
+        with pytest.raises(ResourceError, match="has other content than a board: choose another --output"):
             write_page(collect([tmp_path]), tmp_path / name)
     assert (tmp_path / "mine" / "index.html").read_text() == "<p>mine"
     with pytest.raises(UsageError, match='unknown column "height"'):
@@ -293,7 +293,7 @@ def test_a_command_of_the_page_makes_the_record_again(tmp_path, monkeypatch, cap
     assert read_record(shlex.split(check)[-1]) == second
     picture = next(attrs for tag, attrs in Seen(page).elements if tag == "img")
     assert (tmp_path / "board" / "defense" / picture["src"]).read_bytes().startswith(b"\x89PNG")
-    assert "taken for" in picture["alt"]
+    assert "classified as" in picture["alt"]
 
 
 def test_options_of_pages_need_the_pages(tmp_path, capsys):

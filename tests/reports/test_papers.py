@@ -184,8 +184,11 @@ ROW = 'title = "a"\n[[tables]]\ntitle = "t"\ndataset = "digits"\nthreat = "Linf:
         ('title = "a"\n', "expected either tables"),
         ('title = "a"\nladder = "x"\n[[tables]]\n', "expected either tables"),
         (ROW + 'rows = [{ name = "r", published = { robust = 1 }, source = "s" }]', "expected one of clean"),
-        (ROW + 'rows = [{ name = "r", published = { clean = 101 }, source = "s" }]', "expected percent"),
-        (ROW + 'rows = [{ name = "r", published = { clean = "many" }, source = "s" }]', "expected percent"),
+        (ROW + 'rows = [{ name = "r", published = { clean = 101 }, source = "s" }]', "expected a percentage"),
+        (
+            ROW + 'rows = [{ name = "r", published = { clean = "many" }, source = "s" }]',
+            "expected a percentage",
+        ),
         (ROW + 'rows = [{ name = "r", published = { clean = 1 } }]', "no source"),
         (ROW + 'rows = [{ name = "r", colour = 1 }]', 'unknown field "colour"'),
         (ROW + "rows = [1]", "expected a table"),
@@ -213,7 +216,7 @@ def test_the_command_takes_a_name_or_a_file(tmp_path, capsys, monkeypatch):
         assert ended.value.code == 0 and expected in capsys.readouterr().out
     for arguments, said in (
         (["table", "mimr"], 'unknown paper "mimr": did you mean mimir?'),
-        (["table", "mimir", "--suite", "purifier"], "leave --suite out"),
+        (["table", "mimir", "--suite", "purifier"], "omit --suite"),
         (["table", "none.toml"], "none.toml: No such file"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -80,7 +80,7 @@ def test_each_format_is_written_and_the_same_again(tmp_path, form):
 
 
 def test_another_format_is_refused(tmp_path):
-    with pytest.raises(UsageError, match='unknown format "gif" of a picture: expected one of png, svg, pdf'):
+    with pytest.raises(UsageError, match='unknown picture format "gif": expected one of png, svg, pdf'):
         style.save(draw(CURVE, "radius", "title"), tmp_path / "a.gif")
 
 

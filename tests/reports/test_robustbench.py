@@ -77,7 +77,7 @@ def test_claims_of_another_threat_have_a_table_of_their_own(tmp_path):
     ours(tmp_path / "results")
     their_file(tmp_path, eps="4/255")
     made = board(collect([tmp_path / "results"]), claims=read_claims([tmp_path]))
-    assert "digits · Linf:4/255 · claims alone" in made
+    assert "digits · Linf:4/255 · claims only" in made
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_claims_of_another_threat_have_a_table_of_their_own(tmp_path):
     [
         ({"clean_acc": "gone"}, "'clean_acc' is missing"),
         ({"autoattack_acc": "many"}, "could not convert"),
-        ({"clean_acc": "101"}, "no percentage"),
-        ({"clean_acc": "nan"}, "no percentage"),
+        ({"clean_acc": "101"}, "outside 0 to 100 %"),
+        ({"clean_acc": "nan"}, "outside 0 to 100 %"),
         ({"eps": None}, "malformed radius"),
     ],
 )
@@ -108,7 +108,7 @@ def test_anything_else_is_refused_and_never_a_traceback(tmp_path, value):
     path = tmp_path / "Linf" / "a.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value))
-    with pytest.raises(ResourceError, match="is no model_info of RobustBench"):
+    with pytest.raises(ResourceError, match="is not a model_info file of RobustBench"):
         read_claims([path])
 
 
@@ -131,7 +131,7 @@ def test_our_record_becomes_a_file_of_theirs_that_reads_back(tmp_path):
 def test_a_record_of_something_else_is_not_exported_as_autoattack(tmp_path):
     for changes in ({"knowledge": "oblivious"}, {"suite": SuiteFacts("autoattack", ("pgd",))}):
         record = make_run(tmp_path, **{"suite": SuiteFacts("autoattack", AUTOATTACK), **changes}).record()
-        with pytest.raises(UsageError, match=r"RobustBench's files are of AutoAttack \(standard\)"):
+        with pytest.raises(UsageError, match=r"RobustBench's files need AutoAttack \(standard\)"):
             model_info(record)
 
 
@@ -155,7 +155,7 @@ def test_the_commands_take_and_give_them(tmp_path, capsys, monkeypatch):
         told = capsys.readouterr()
         assert ended.value.code == code and said in told.out + told.err
     page = (tmp_path / "board" / "index.html").read_text()
-    claimed = page[page.index("digits · Linf:8/255 · claims alone") :]
+    claimed = page[page.index("digits · Linf:8/255 · claims only") :]
     assert "Theirs2024" in claimed and "62.12" in claimed and "not ranked here" in claimed
     # Footnotes are words of others.
     assert "<b>APGD</b>" not in page and "by &lt;b&gt;APGD&lt;/b&gt;" in claimed

@@ -1,8 +1,8 @@
-"""The board as a folder of pages that open from disk and from any static host, without network requests.
+"""The board as a folder of HTML pages that open from disk or any static host, without network requests.
 
-The table is plain HTML, so it works without JavaScript, and some hundred lines of JavaScript sort and filter it. Table
-libraries did not fit: Tabulator (MIT) is 448 kB and builds tables from `div`s, simple-datatables is under the LGPL, and
-List.js does not support `aria-sort`.
+The tables are plain HTML, so they work without JavaScript, and a few hundred lines of JavaScript sort and filter them.
+Table libraries did not fit: Tabulator (MIT) is 448 kB and builds tables from `div`s, simple-datatables is under the
+LGPL, and List.js does not support `aria-sort`.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from robench.reports.run_summary import cost
 INDEX = "index.html"
 _TEMPLATES = Path(__file__).with_name("templates")
 _ASSETS = ("board.css", "board.js")
-# Is in every page. A folder whose index has it may be overwritten.
+# In every page: a folder may be overwritten if its index has it.
 _MARK = '<meta name="generator" content="robench board">'
 
 
@@ -45,21 +45,21 @@ def write_page(
     claims: Sequence[Claim] = (),
     choice: Choice | None = None,
 ) -> Path:
-    """Write the board of `records` into the folder `output`, and give the path of its first page.
+    """Write the board of `records` to the folder `output`, and return the path of its first page.
 
-    The same records give the same files, byte for byte. What an earlier board left there is replaced.
+    The same records give the same files, byte for byte. An earlier board in the folder is replaced.
 
     Args:
-        records: from `robench.records.collection.collect`, or any others.
-        sort: the column whose best comes first.
-        intervals, claims: of the choice, where none is given.
-        pictures: whether adversarial examples are shown.
-        data_dir: folder of data sets with files; None shows pictures only for data sets that need none.
-        choice: the rows, the intervals and the claims of others, which stand in tables of their own.
+        records: any records, usually from `robench.records.collection.collect`.
+        sort: the column to sort by, best first.
+        intervals, claims: used if `choice` is None.
+        pictures: whether to show adversarial examples.
+        data_dir: folder of data sets with files; None shows pictures only for data sets without files.
+        choice: which rows to show, with or without intervals, and published claims in separate tables.
 
     Raises:
-        UsageError: for another column, or where no row matches.
-        ResourceError: when the folder holds something else than a board, or cannot be written.
+        UsageError: for an unknown column, or if no row matches.
+        ResourceError: when the folder has other content than a board, or cannot be written.
     """
     output = Path(output)
     one_of("column", sort, SORTS)
@@ -94,21 +94,21 @@ def write_page(
     assets["board.csv"] = all_rows(boards, Choice()).encode()
     # The index is written last, so that its links always work.
     write_whole(output, {**assets, INDEX: index.encode()})
-    for folder, kept in (("pictures", images), ("defense", defenses)):
+    for folder, names in (("pictures", images), ("defense", defenses)):
         for path in (output / folder).iterdir():
-            if path.suffix in (".png", ".html") and path.name not in kept:
+            if path.suffix in (".png", ".html") and path.name not in names:
                 path.unlink()
     return output / INDEX
 
 
 def _check(output: Path) -> None:
     try:
-        taken = output.exists() and any(output.iterdir())
-        if taken and _MARK not in (output / INDEX).read_text("utf-8", errors="replace"):
+        occupied = output.exists() and any(output.iterdir())
+        if occupied and _MARK not in (output / INDEX).read_text("utf-8", errors="replace"):
             raise FileNotFoundError
     except OSError:
         raise ResourceError(
-            f"{output} is not a folder, or holds something else than a board: give another --output"
+            f"{output} is not a folder, or has other content than a board: choose another --output"
         ) from None
 
 

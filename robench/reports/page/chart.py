@@ -1,4 +1,4 @@
-"""Charts of the pages as numbers for an SVG: accuracy against clean accuracy, and robust accuracy over the radius."""
+"""SVG coordinates for the charts of the pages: robust against clean accuracy, and robust accuracy over the radius."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from robench.reports.labels import place_labels
 from robench.reports.security_curve import Curve
 
 WIDTH, HEIGHT = 640, 360
-# Room for the numbers beside the axes.
+# Margins for the numbers beside the axes.
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 48
-# Width of a letter of a label, and its height.
+# Width of a letter and height of a line of a label.
 _LETTER, _LINE = 6.6, 15
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point, with its label's place where there is room for one."""
+    """A point; `label` is the position of its label, or None if there is no room."""
 
     x: float
     y: float
@@ -31,7 +31,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its name, its points as SVG has them, and the number of its style."""
+    """A curve: its name, its points in SVG syntax, and the number of its style."""
 
     name: str
     points: str
@@ -41,7 +41,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What an SVG of `WIDTH` x `HEIGHT` shows."""
+    """The content of an SVG of `WIDTH` x `HEIGHT`."""
 
     title: str
     x_name: str
@@ -54,20 +54,20 @@ class Chart:
 
 
 def scatter(lines: Sequence, title: str) -> Chart | None:
-    """One point per defense, zoomed to the data; None for fewer than two."""
+    """One point per defense, zoomed to the data; None for fewer than two defenses."""
     if len(lines) < 2:
         return None
     x_axis = _Axis([end for line in lines for end in (line.clean.low, line.clean.high)], LEFT, WIDTH - RIGHT)
     y_axis = _Axis(
         [end for line in lines for end in (line.robust.low, line.robust.high)], HEIGHT - BOTTOM, TOP
     )
-    places = [(x_axis(line.clean.value), y_axis(line.robust.value)) for line in lines]
-    shifted = [(x - LEFT, y - TOP) for x, y in places]
+    positions = [(x_axis(line.clean.value), y_axis(line.robust.value)) for line in lines]
+    shifted = [(x - LEFT, y - TOP) for x, y in positions]
     sizes = [(_LETTER * len(line.short), _LINE) for line in lines]
     corners = place_labels(shifted, sizes, (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM))
     marks = []
-    for line, (x, y), corner in zip(lines, places, corners, strict=True):
-        both = f"clean {line.clean.text} % {line.clean.interval}, robust {line.robust.text} % {line.robust.interval}"
+    for line, (x, y), corner in zip(lines, positions, corners, strict=True):
+        figures = f"clean {line.clean.text} % {line.clean.interval}, robust {line.robust.text} % {line.robust.interval}"
         bars = (
             x_axis(line.clean.low),
             x_axis(line.clean.high),
@@ -80,7 +80,7 @@ def scatter(lines: Sequence, title: str) -> Chart | None:
             Mark(
                 x,
                 y,
-                f"{plain(line.name)}: {both}",
+                f"{plain(line.name)}: {figures}",
                 link,
                 bool(line.row.warnings),
                 bars,
@@ -91,21 +91,23 @@ def scatter(lines: Sequence, title: str) -> Chart | None:
     return Chart(title, "clean accuracy, %", "robust accuracy, %", x_axis.ticks, y_axis.ticks, tuple(marks))
 
 
-def curves(found: Sequence[Curve], title: str, axis: str) -> Chart | None:
-    """Robust accuracy over the radius, from clean accuracy at 0."""
-    if not found:
+def curves(series: Sequence[Curve], title: str, axis: str) -> Chart | None:
+    """Robust accuracy over the radius, starting with clean accuracy at 0."""
+    if not series:
         return None
-    x_axis = _Axis([point.eps for curve in found for point in curve.points], LEFT, WIDTH - RIGHT, whole=False)
+    x_axis = _Axis(
+        [point.eps for curve in series for point in curve.points], LEFT, WIDTH - RIGHT, whole=False
+    )
     y_axis = _Axis([0, 100], HEIGHT - BOTTOM, TOP)
     marks, lines = [], []
-    for number, curve in enumerate(found):
-        places = [(x_axis(p.eps), y_axis(100 * p.accuracy.value)) for p in curve.points]
+    for number, curve in enumerate(series):
+        positions = [(x_axis(p.eps), y_axis(100 * p.accuracy.value)) for p in curve.points]
         name = curve.attack if curve.knowledge == "full" else f"{curve.attack}@{curve.knowledge}"
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
         lines.append(Line(plain(name), points, number % 4, (WIDTH - RIGHT - 8, TOP + 16 + 16 * number)))
-        for point, (x, y) in zip(curve.points, places, strict=True):
-            what = "clean" if point.eps == 0 else f"radius {point.radius}, robust"
-            marks.append(Mark(x, y, f"{plain(name)}: {what} {100 * point.accuracy.value:.2f} %"))
+        for point, (x, y) in zip(curve.points, positions, strict=True):
+            description = "clean" if point.eps == 0 else f"radius {point.radius}, robust"
+            marks.append(Mark(x, y, f"{plain(name)}: {description} {100 * point.accuracy.value:.2f} %"))
     return Chart(title, axis, "accuracy, %", x_axis.ticks, y_axis.ticks, tuple(marks), tuple(lines))
 
 

@@ -24,10 +24,10 @@ class Picture:
     """A PNG, named by its content, with a description.
 
     Attributes:
-        rows: of the picture, from above.
-        examples: each column's label, prediction, attack and distance.
-        png: empty when there is no picture.
-        missing: why there is none; empty when there is one.
+        rows: headings of the rows, from top to bottom.
+        examples: the label, prediction, attack and distance of each column.
+        png: the image; empty if there is none.
+        missing: why there is no picture; empty if there is one.
     """
 
     file: str = ""
@@ -46,29 +46,31 @@ class Gallery:
         self._images = cache(self._load)
 
     def of(self, record: Record) -> Picture:
-        """The picture of a record, or why there is none."""
+        """The picture of a record, or the reason why there is none."""
         job = record.job
         images = self._images(job.dataset.name, job.dataset.split, job.n)
         if images is None:
             return Picture(
-                missing=f"The images of {job.dataset.name} were not available when this page was made."
+                missing=f"The images of {job.dataset.name} were not available when this page was written."
             )
         try:
             chosen = examples(record, images)
         except RobenchError:
             # The message names local files, which do not help other readers.
-            return Picture(missing="Its samples or certificates cannot be read, or are of other images.")
+            return Picture(
+                missing="The samples or certificates of this record cannot be read or are for other images."
+            )
         if not chosen:
-            return Picture(missing="No image was fooled by an attack.")
+            return Picture(missing="The attacks found no adversarial example.")
         factor = amplification(chosen)
-        shown = "; ".join(f"{e.label} taken for {e.prediction} after {e.attack}" for e in chosen)
-        alt = f"{len(chosen)} fooled images, clean, adversarial and the difference: {shown}"
+        descriptions = "; ".join(f"{e.label} classified as {e.prediction} after {e.attack}" for e in chosen)
+        alt = f"{len(chosen)} images, clean, adversarial and their difference: {descriptions}"
         png = _png(chosen, factor)
         file = f"{hashlib.sha256(png).hexdigest()[:20]}.png"
         return Picture(file, alt, ("clean", "adversarial", f"difference × {factor}"), tuple(chosen), png)
 
     def _load(self, name: str, split: str, n: int) -> Images | None:
-        # Loading files without a folder that the user names could start a download.
+        # Without a folder from the user, loading files could start a download.
         if self._data_dir is None and needs_files(name):
             return None
         try:
@@ -86,17 +88,16 @@ def _png(chosen: list[Example], factor: int) -> bytes:
         for e in chosen
     ]
     picture = Image.fromarray(np.concatenate(columns, 1))
-    # Most small images have few colours, and a palette halves their files.
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 
 def _tile(image) -> np.ndarray:
-    """An image (C, H, W) as 8-bit RGB on white, `_SIDE` pixels a side with a margin."""
+    """An image (C, H, W) as 8-bit RGB of about `_SIDE` pixels per side, with a white margin."""
     pixels = image if len(image) == 3 else image.mean(0).expand(3, -1, -1)
-    whole = (255 * pixels.clamp(0, 1)).round().byte().permute(1, 2, 0).contiguous().numpy()
-    scale = max(1, _SIDE // max(whole.shape[:2]))
-    thin = max(1, -(-max(whole.shape[:2]) // (2 * _SIDE)))
-    tile = whole[::thin, ::thin].repeat(scale, 0).repeat(scale, 1)
+    pixels_8bit = (255 * pixels.clamp(0, 1)).round().byte().permute(1, 2, 0).contiguous().numpy()
+    scale = max(1, _SIDE // max(pixels_8bit.shape[:2]))
+    stride = max(1, -(-max(pixels_8bit.shape[:2]) // (2 * _SIDE)))
+    tile = pixels_8bit[::stride, ::stride].repeat(scale, 0).repeat(scale, 1)
     return np.pad(tile, ((3, 3), (3, 3), (0, 0)), constant_values=255)

@@ -1,4 +1,4 @@
-"""The content of the pages, before it becomes HTML."""
+"""The content of the pages, for the templates."""
 
 import re
 import shlex
@@ -26,18 +26,18 @@ KNOWLEDGE = {
     "full": "the attacker knows the whole defense",
     "bpda": "the attacker knows the defense and replaces the purifier's gradient by the identity (BPDA)",
     "oblivious": "the attacker does not know the purifier",
-    "transfer": "the attack is made on another network and carried over",
+    "transfer": "the adversarial examples are computed on another network",
     "surrogate": "the attacker takes gradients from another network and queries the defense",
 }
 ADAPTIVE = ("full", "bpda")
-# Of a spec: de3-digits(sigma=0).
+# The arguments of a spec, as in de3-digits(sigma=0).
 _ARGUMENTS = re.compile(r"\([^()]*\)")
 _ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """An accuracy in percent with the ends of its interval, as numbers to draw and texts to read."""
+    """An accuracy and its interval in percent, as numbers and as text."""
 
     value: float
     low: float
@@ -56,10 +56,11 @@ class Line:
     """One row of a table, and one record of a defense's page.
 
     Attributes:
-        name: with the seed; `short` without arguments, where that is no other's name in its table.
-        anchor: of the record on the defense's page.
-        band: 0 or 1, changing where the rank does.
-        peers: how many rows its table has.
+        name: the name with the seed.
+        short: the name without arguments, if it is unique in its table.
+        anchor: the anchor of the record on the page of the defense.
+        band: 0 or 1, alternating with the rank.
+        peers: number of rows of its table.
     """
 
     row: Row
@@ -82,18 +83,18 @@ class Line:
 
     @property
     def suite(self) -> str:
-        """The suite, with the attacker's knowledge where it is not full."""
+        """The suite, with the attacker knowledge if it is not full."""
         return suite_label(self.record).partition("+seed")[0]
 
     @property
     def order(self) -> int:
-        """The rank as a number, with the rows that have none last."""
+        """The rank as a number. Rows without a rank come last."""
         return int(self.row.rank) if self.row.rank.isdigit() else 10**6
 
 
 @dataclass(frozen=True)
 class TableView:
-    """A table of a leaderboard; `columns` are those that the protocol chooses."""
+    """A table of a leaderboard; `columns` are the visible columns."""
 
     table: Table
     id: str
@@ -104,7 +105,7 @@ class TableView:
 
 @dataclass(frozen=True)
 class Tab:
-    """A leaderboard with the tables behind it."""
+    """A leaderboard with its further tables."""
 
     id: str
     board: Leaderboard
@@ -123,9 +124,9 @@ class Page:
     """One defense: its card, if there is one, and its records.
 
     Attributes:
-        lines: AutoAttack first, then by the number of images.
+        lines: sorted, with AutoAttack first, then by number of images.
         curves: robust accuracy over the radius, one chart per norm with several radii.
-        levels: each attacker knowledge with its lines, full knowledge first.
+        levels: pairs of an attacker knowledge and its lines, full knowledge first.
     """
 
     name: str
@@ -139,11 +140,11 @@ class Page:
 
 
 def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
-    """The leaderboards as tabs of the first page, and a page for each defense, by name."""
+    """The leaderboards as tabs of the first page, and a page for each defense, sorted by name."""
     files = _files(row.record.job.defense.name for _, _, row in every_row(boards))
     anchors: dict[str, int] = {}
     ids: dict[str, int] = {}
-    shown, lines = [], []
+    result, lines = [], []
     for board in boards:
         # Rows that a series replaces are not in a table.
         lines += [_line(row, row.name, 0, 1, anchors, files) for row in board.folded]
@@ -156,25 +157,25 @@ def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
         lines += [line for view in views for line in view.lines]
         main, more = (views[0], views[1:]) if board.main else (None, views)
         protocol = catalog.protocols().get(main.table.job.protocol) if main else None
-        drawn = (
+        plot = (
             chart.scatter(main.lines, f"Robust against clean accuracy, {main.table.title}") if main else None
         )
         description = protocol.description if protocol else ""
-        shown.append(Tab(name, board, description, main, tuple(more), drawn))
+        result.append(Tab(name, board, description, main, tuple(more), plot))
     by_defense: dict[str, list[Line]] = {}
     for line in lines:
         by_defense.setdefault(line.record.job.defense.name, []).append(line)
-    return shown, [_page(name, by_defense[name]) for name in sorted(by_defense)]
+    return result, [_page(name, by_defense[name]) for name in sorted(by_defense)]
 
 
 def known(knowledge: str) -> str:
-    """What the attacker knew, in words."""
+    """A description of the attacker knowledge."""
     kind, _, other = knowledge.partition(":")
     return KNOWLEDGE.get(kind, knowledge) + (f" ({other})" if other else "")
 
 
 def adaptive(knowledge: str) -> bool:
-    """Whether the attack was made for the defense as it is."""
+    """Whether the attack was adapted to the whole defense."""
     return knowledge.partition(":")[0] in ADAPTIVE
 
 
@@ -200,14 +201,14 @@ def reproduce(record: Record) -> str:
 def verify(record: Record) -> str:
     """The command that verifies the record that `reproduce` creates."""
     job = record.job
-    place = record_folder(
+    folder = record_folder(
         "results", job.protocol, job.defense.name, job.suite.name, job.knowledge, job.seed
     ).as_posix()
-    return shlex.join(["robench", "verify", place])
+    return shlex.join(["robench", "verify", folder])
 
 
 def other_weights(record: Record) -> bool:
-    """Whether the record is of other weights than the card's; a purifier's digest is of two files, so not for those."""
+    """Whether the record has other weights than the card. Not known for purifiers, whose digest covers two files."""
     card = catalog.cards().get(record.job.defense.name)
     digest = record.job.defense.checkpoint_sha256
     return bool(card and not card.classifier and card.sha256 and digest and card.sha256 != digest)
@@ -232,11 +233,11 @@ def papers(text: str) -> list[str]:
 
 
 def _table(table: Table, id: str, anchors: dict[str, int], files: dict[str, str]) -> TableView:
-    lines, band, before = [], 1, ""
-    short = [_ARGUMENTS.sub("", row.name).replace("+", " + ") for row in table.rows]
-    for row, name in zip(table.rows, short, strict=True):
-        band, before = (band if row.rank == before else 1 - band), row.rank
-        name = name if short.count(name) == 1 else row.name
+    lines, band, previous = [], 1, ""
+    short_names = [_ARGUMENTS.sub("", row.name).replace("+", " + ") for row in table.rows]
+    for row, name in zip(table.rows, short_names, strict=True):
+        band, previous = (band if row.rank == previous else 1 - band), row.rank
+        name = name if short_names.count(name) == 1 else row.name
         lines.append(_line(row, name, band, len(table.rows), anchors, files))
     return TableView(table, id, frozenset(usual_columns(table)), known(table.job.knowledge), tuple(lines))
 
@@ -290,13 +291,13 @@ def _page(name: str, lines: list[Line]) -> Page:
         catalog.cards().get(name),
         lines[0].family,
         lines[0].architecture,
-        tuple(sorted(lines, key=_standing)),
+        tuple(sorted(lines, key=_order)),
         tuple(_curves(name, lines)),
         tuple((knowledge, tuple(entries)) for knowledge, entries in levels.items()),
     )
 
 
-def _standing(line: Line) -> tuple:
+def _order(line: Line) -> tuple:
     job = line.record.job
     return job.suite.name != "autoattack", job.knowledge != "full", -job.n, job.dataset.name, job.threat
 
@@ -304,18 +305,18 @@ def _standing(line: Line) -> tuple:
 def _curves(name: str, lines: list[Line]) -> Iterator[Chart]:
     """A chart for each data set and norm with records at two radii or more."""
     places: dict[tuple, dict[tuple, list[Record]]] = {}
-    for line in sorted(lines, key=_standing):
+    for line in sorted(lines, key=_order):
         job = line.record.job
         place = (job.dataset.name, job.threat_model.kind, job.dataset.digest, job.n, job.seed)
         places.setdefault(place, {}).setdefault((job.suite.name, job.knowledge), []).append(line.record)
     for (dataset, kind, _, n, _), series in places.items():
-        drawn = []
+        curves = []
         for records in series.values():
             radii = {record.job.threat_model.eps: record.job.threat_model.text for record in records}
             if len(radii) > 1:
-                # Without samples there is no curve.
+                # A record whose samples cannot be read has no curve.
                 with suppress(RobenchError, AssertionError):
-                    drawn += security_curve.curves(["0", *(radii[eps] for eps in sorted(radii))], records)
+                    curves += security_curve.curves(["0", *(radii[eps] for eps in sorted(radii))], records)
         title = f"Security curve of {name}: {dataset}, {kind}, {n:,} images"
-        if made := chart.curves(drawn, title, f"{kind} radius"):
-            yield made
+        if plot := chart.curves(curves, title, f"{kind} radius"):
+            yield plot

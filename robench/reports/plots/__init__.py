@@ -1,4 +1,4 @@
-"""Pictures from records. To add a kind of picture to `robench plot`, add a row here."""
+"""Plots of records. To add a kind of plot to `robench plot`, add a row here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plot:
-    """A kind of picture.
+    """A kind of plot.
 
     Attributes:
         shows: short description.
-        place: "module:function", a function from records to figures by file name; unusable records are ignored.
+        place: "module:function". The function maps records to figures by file name and ignores unusable records.
         needs: a command that creates records for it.
     """
 
@@ -28,7 +28,7 @@ class Plot:
     needs: str
 
     def draw(self, records: "Sequence[Record]") -> "dict[str, Figure]":
-        """The pictures that can be made of these records, by name, in a fixed order."""
+        """The figures that these records allow, by name, in a fixed order."""
         module, _, name = self.place.partition(":")
         return getattr(import_module(module), name)(records)
 
@@ -50,7 +50,7 @@ PLOTS = {
         'robench sweep sigma=0:140:70 --defense de3-digits --attack "pgd(steps=10)"',
     ),
     "transfer": Plot(
-        "accuracy of each defense under attacks made on others",
+        "accuracy of each defense under attacks on other networks",
         "robench.reports.plots.heatmaps:transfer",
         "robench run --defense mimir-digits,pgd-at-digits --attack pgd --knowledge transfer:standard",
     ),
@@ -68,7 +68,7 @@ PLOTS = {
 
 
 def find_plot(name: str) -> Plot:
-    """The kind of picture called `name`.
+    """The kind of plot called `name`.
 
     Raises:
         UsageError: for an unknown kind, listing the known ones.

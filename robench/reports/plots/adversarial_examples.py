@@ -1,4 +1,4 @@
-"""A picture of a record: some fooled images, clean, adversarial and the difference, amplified."""
+"""A picture of adversarial examples of a record: clean and adversarial images and their amplified difference."""
 
 import textwrap
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _SIDE, _LEFT = 1.45, 1.25  # inches: one image, and the names of the rows
 
 @dataclass(frozen=True)
 class Example:
-    """One fooled sample: images (C, H, W), names of the classes, the attack that fooled it, and the distance."""
+    """One adversarial example: images (C, H, W), class names, the successful attack and the distance."""
 
     sample: int
     clean: Tensor
@@ -37,7 +37,7 @@ class Example:
 
 
 def picture(folder: Path | str, images: Images, path: Path | str) -> Path:
-    """Write a PNG of up to six fooled samples of a record.
+    """Write a PNG with up to six adversarial examples of a record.
 
     Args:
         folder: the folder of the record.
@@ -45,69 +45,73 @@ def picture(folder: Path | str, images: Images, path: Path | str) -> Path:
         path: path of the PNG; its folder is created if necessary.
 
     Raises:
-        ResourceError: when no sample was fooled, the record is damaged, the images are not the record's, or
-            the file cannot be written.
+        ResourceError: when there are no adversarial examples, the record is damaged, the images are not those of the
+            record, or the file cannot be written.
     """
     record, path = read_record(folder), Path(path)
     chosen = examples(record, images)
     if not chosen:
-        raise ResourceError(f"{folder}: no sample was fooled by an attack, so there is nothing to show")
+        raise ResourceError(
+            f"{folder}: the attacks found no adversarial example, so there is nothing to show"
+        )
     write_file(path, draw(record, chosen))
     return path
 
 
 def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
-    """Fooled samples to show: of as many classes as there are, in the data set's order.
+    """Adversarial examples to show, from as many classes as possible, in data set order.
 
     Raises:
-        ResourceError: when a file of the record is missing or damaged, or the images are not the record's.
+        ResourceError: when a file of the record is missing or damaged, or the images are not those of the record.
     """
     if images.digest != record.job.dataset.digest:
         raise ResourceError(
-            f"these {len(images)} images of {images.name} are not those of the record (another digest): load "
+            f"these {len(images)} images of {images.name} are not those of the record (different digest): load "
             f"the first {record.job.n} of {record.job.dataset.name} {record.job.dataset.split}"
         )
     folder = record.folder or Path()
     rows = {row["id"]: row for row in read_samples(folder).to_pylist()}
-    places = {sample: i for i, sample in enumerate(images.ids.tolist())}
-    kept = read_certificates(folder)
-    if unknown := set(kept.ids.tolist()) - (rows.keys() & places.keys()):
-        raise ResourceError(f"{folder}: certificate of sample {min(unknown)}, which the record does not have")
+    positions = {sample: i for i, sample in enumerate(images.ids.tolist())}
+    certificates = read_certificates(folder)
+    if unknown := set(certificates.ids.tolist()) - (rows.keys() & positions.keys()):
+        raise ResourceError(
+            f"{folder}: it has a certificate of sample {min(unknown)}, which is not in the record"
+        )
     # The first of every class, then the second of every class, and so on.
     seen: dict[int, int] = {}
     queue = []
-    for i, sample in enumerate(kept.ids.tolist()):
+    for i, sample in enumerate(certificates.ids.tolist()):
         if not is_attacked(rows[sample]["fooled_by"]):
             continue
         label = rows[sample]["label"]
         seen[label] = seen.get(label, 0) + 1
         queue.append((seen[label], i, sample))
-    found, threat = [], record.job.threat_model
+    chosen, threat = [], record.job.threat_model
     for _, i, sample in sorted(sorted(queue)[:most], key=lambda item: item[1]):
-        row, clean = rows[sample], images.x[places[sample]]
-        found.append(
+        row, clean = rows[sample], images.x[positions[sample]]
+        chosen.append(
             Example(
                 sample,
                 clean,
-                apply(threat, clean[None], kept.delta[i][None], kept.ids[i][None])[0],
+                apply(threat, clean[None], certificates.delta[i][None], certificates.ids[i][None])[0],
                 _class(images, row["label"]),
                 _class(images, row["prediction"]),
                 row["fooled_by"],
                 row["distance"],
             )
         )
-    return found
+    return chosen
 
 
 def amplification(chosen: list[Example]) -> int:
-    """The largest round factor that keeps every difference within the range of grey, at least 1."""
+    """The largest round factor that keeps all amplified differences within the range of grey values; at least 1."""
     largest = max(float((e.adversarial - e.clean).abs().max()) for e in chosen)
     fitting = [factor for factor in _FACTORS if factor * largest <= 0.505]
     return max(fitting, default=1)
 
 
 def draw(record: Record, chosen: list[Example]) -> bytes:
-    """The PNG with one column per sample, below a line with run and result."""
+    """The PNG: a header with the run and its result, then one column per sample."""
     factor, n = amplification(chosen), len(chosen)
     width = max(_LEFT + n * (_SIDE + 0.15) + 0.2, 7.0)
     height = 6.85
@@ -158,11 +162,11 @@ def _header(figure, record: Record, width: float, height: float) -> None:
         f"{suite_label(record)} · {job.threat} · robust accuracy {percent(robust)} % {interval(robust)} "
         f"on {job.n:,} images of {job.dataset.name}"
     )
-    room = int(width * 13)
-    lines = textwrap.wrap(plain(facts), room)[:2]
+    characters = int(width * 13)
+    lines = textwrap.wrap(plain(facts), characters)[:2]
     if record.health:
         lines = [*lines[:1], f"warnings: {', '.join(warning.code for warning in record.health)}"]
-    text = literal("\n".join(line[:room] for line in lines))
+    text = literal("\n".join(line[:characters] for line in lines))
     figure.text(0.2 / width, 1 - 0.5 / height, text, va="top", fontsize=9.5, color=QUIET, linespacing=1.4)
 
 

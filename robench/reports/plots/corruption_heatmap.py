@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "heatmap.png"
-# Inches: a cell, the names of the rows, the space above the first row, and between two groups.
+# Inches: width and height of a cell, width of the row names, space above the first row and between groups.
 _WIDE, _HIGH, _LEFT, _TOP, _GAP = 0.78, 0.3, 1.85, 1.42, 0.16
 
 
 @dataclass(frozen=True)
 class Row:
-    """A name, and accuracies in [0, 1], None where there is none."""
+    """A name, and accuracies in [0, 1]; None for missing ones."""
 
     name: str
     values: Sequence[float | None]
@@ -32,9 +32,10 @@ class Map:
     """The content of a heat map.
 
     Attributes:
-        title, facts: above it; facts in smaller print, a line each.
-        columns: their names.
-        groups: rows that stand together.
+        title: the title above the map.
+        facts: lines in smaller print below the title.
+        columns: names of the columns.
+        groups: groups of rows, separated by a gap.
     """
 
     title: str
@@ -44,32 +45,32 @@ class Map:
 
 
 def of_record(record: Record) -> Map:
-    """The map of one record: the common corruptions, those for validation, and the mean over the severities."""
+    """The map of one record: common corruptions, those for validation, and the mean over severities."""
     from robench.reports.corruption import headline
 
-    held = record.extra["corruptions"]["accuracy"]
+    accuracies = record.extra["corruptions"]["accuracy"]
     groups: dict[bool, list[Row]] = {True: [], False: []}
-    for name, own in held.items():
-        values = [own[str(k)]["value"] if str(k) in own else None for k in SEVERITIES]
+    for name, by_severity in accuracies.items():
+        values = [by_severity[str(k)]["value"] if str(k) in by_severity else None for k in SEVERITIES]
         present = [value for value in values if value is not None]
         groups[name in COMMON].append(
             Row(name.replace("_", " "), [*values, sum(present) / len(present) if present else None])
         )
     columns = [*(f"severity {k}" if k == 1 else str(k) for k in SEVERITIES), "mean"]
-    return Map(record.job.defense.name, headline(record), columns, [own for own in groups.values() if own])
+    return Map(record.job.defense.name, headline(record), columns, [rows for rows in groups.values() if rows])
 
 
-def write(found: Map, path: Path) -> Path:
-    """Write the map, in the format that the name ends in.
+def write(heat_map: Map, path: Path) -> Path:
+    """Write the map in the format given by the file extension.
 
     Raises:
         ResourceError: when the file cannot be written.
     """
-    return style.save(draw(found), path)
+    return style.save(draw(heat_map), path)
 
 
 def figures(records: Sequence[Record]) -> "dict[str, Figure]":
-    """A figure a record under corruptions, by a name for its file; others have none."""
+    """A figure for each record under corruptions, by file name."""
     return {
         "-".join(map(slug, (record.job.protocol, record.job.defense.name, suite_label(record)))): draw(
             of_record(record)
@@ -79,14 +80,14 @@ def figures(records: Sequence[Record]) -> "dict[str, Figure]":
     }
 
 
-def draw(found: Map) -> "Figure":
+def draw(heat_map: Map) -> "Figure":
     """The map as a figure."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    rows = sum(len(group) for group in found.groups)
-    width = _LEFT + _WIDE * len(found.columns) + _GAP + 0.25
-    height = _TOP + _HIGH * rows + _GAP * (len(found.groups) - 1) + 0.2
+    rows = sum(len(group) for group in heat_map.groups)
+    width = _LEFT + _WIDE * len(heat_map.columns) + _GAP + 0.25
+    height = _TOP + _HIGH * rows + _GAP * (len(heat_map.groups) - 1) + 0.2
     figure = style.figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -95,26 +96,26 @@ def draw(found: Map) -> "Figure":
     axes.text(
         0.2,
         0.32,
-        style.literal(_cut(found.title, 46)),
+        style.literal(_cut(heat_map.title, 46)),
         fontsize=13,
         weight="bold",
         color=style.INK,
         va="center",
     )
-    for i, line in enumerate(found.facts):
+    for i, line in enumerate(heat_map.facts):
         axes.text(
             0.2, 0.58 + 0.2 * i, style.literal(_cut(line, 98)), fontsize=8.5, color=style.QUIET, va="center"
         )
 
     def left(column: int) -> float:
-        # The last column is no severity: it stands a little apart.
-        return _LEFT + _WIDE * column + (_GAP if column == len(found.columns) - 1 else 0)
+        # The last column is the mean and is set apart.
+        return _LEFT + _WIDE * column + (_GAP if column == len(heat_map.columns) - 1 else 0)
 
-    for column, name in enumerate(found.columns):
+    for column, name in enumerate(heat_map.columns):
         place = (left(column) + _WIDE / 2, _TOP - 0.12)
         axes.text(*place, name, ha="center", va="center", fontsize=8.5, color=style.QUIET)
     top = _TOP
-    for group in found.groups:
+    for group in heat_map.groups:
         for row in group:
             middle = top + _HIGH / 2
             axes.text(
@@ -127,7 +128,7 @@ def draw(found: Map) -> "Figure":
                 color=style.INK,
             )
             for column, value in enumerate(row.values):
-                face = colours(0.0 if value is None else value)
+                cell_colour = colours(0.0 if value is None else value)
                 corner = (left(column) + 0.02, top + 0.015)
                 axes.add_patch(
                     Rectangle(
@@ -135,23 +136,25 @@ def draw(found: Map) -> "Figure":
                         _WIDE - 0.04,
                         _HIGH - 0.03,
                         linewidth=0,
-                        facecolor=style.LINE if value is None else face,
+                        facecolor=style.LINE if value is None else cell_colour,
                     )
                 )
                 if value is not None:
-                    ink = "white" if _dark(face) else style.INK
+                    text_colour = "white" if _dark(cell_colour) else style.INK
                     place = (left(column) + _WIDE / 2, middle)
-                    axes.text(*place, f"{100 * value:.1f}", ha="center", va="center", fontsize=9, color=ink)
+                    axes.text(
+                        *place, f"{100 * value:.1f}", ha="center", va="center", fontsize=9, color=text_colour
+                    )
             top += _HIGH
         top += _GAP
     return figure
 
 
 def _dark(colour: tuple[float, ...]) -> bool:
-    """Whether white reads better on it than ink: by its luminance (WCAG 2)."""
+    """Whether white text has more contrast on a colour than dark text, by its luminance (WCAG 2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.21
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -56,13 +56,13 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
             label=label,
         )
     values = sorted({p.x for curve in curves for p in curve.points})
-    least = next((value for value in values if value > 0), 1.0)
-    if len(values) > 1 and values[0] >= 0 and values[-1] / least >= 20:
+    smallest = next((value for value in values if value > 0), 1.0)
+    if len(values) > 1 and values[0] >= 0 and values[-1] / smallest >= 20:
         # A logarithmic axis has no zero, so use a linear range up to the smallest positive value.
         if values[0] > 0:
             axes.set_xscale("log")
         else:
-            axes.set_xscale("symlog", linthresh=least)
+            axes.set_xscale("symlog", linthresh=smallest)
     if len(values) <= 12:
         axes.set_xticks(values, [f"{value:.4g}" for value in values])
         axes.minorticks_off()

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches, the axes' share of them, and points an inch.
+# Size in inches, the part of it for the axes, and points per inch.
 _SIZE, _AXES, _POINTS = (7.6, 4.8), (0.09, 0.12, 0.88, 0.75), 72
 _FONT, _LETTER = 8, 0.58
 _ARGUMENTS = re.compile(r"\([^()]*\)")
 
 
 def draw(records: Sequence[Record]) -> "dict[str, Figure]":
-    """One picture for each table of a board with at least two defenses."""
+    """One figure for each table of a board with at least two defenses."""
     figures = {}
     for board in leaderboards(records):
         for table in board.tables:
@@ -60,13 +60,13 @@ def _key(rows: Sequence[Row]) -> str:
 
 
 def _labels(axes: "Axes", rows: Sequence[Row]) -> None:
-    """Names beside their points, where there is room."""
+    """Write names beside their points, if there is room."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    room = (_SIZE[0] * _AXES[2] * _POINTS, _SIZE[1] * _AXES[3] * _POINTS)
+    frame = (_SIZE[0] * _AXES[2] * _POINTS, _SIZE[1] * _AXES[3] * _POINTS)
     points = [
         (
-            (100 * row.record.clean_accuracy.value - left) / (right - left) * room[0],
-            (100 * row.record.robust_accuracy.value - low) / (high - low) * room[1],
+            (100 * row.record.clean_accuracy.value - left) / (right - left) * frame[0],
+            (100 * row.record.robust_accuracy.value - low) / (high - low) * frame[1],
         )
         for row in rows
     ]
@@ -77,11 +77,11 @@ def _labels(axes: "Axes", rows: Sequence[Row]) -> None:
     names = [_ARGUMENTS.sub("", row.name) for row in rows]
     names = [name if names.count(name) == 1 else row.name for name, row in zip(names, rows, strict=True)]
     sizes = [(_LETTER * _FONT * len(name), 1.3 * _FONT) for name in names]
-    for name, corner in zip(names, place_labels(points, sizes, room), strict=True):
+    for name, corner in zip(names, place_labels(points, sizes, frame), strict=True):
         if corner:
-            place = (corner[0] / room[0], (corner[1] + 0.2 * _FONT) / room[1])
+            position = (corner[0] / frame[0], (corner[1] + 0.2 * _FONT) / frame[1])
             axes.text(
-                *place,
+                *position,
                 style.literal(name),
                 transform=axes.transAxes,
                 fontsize=_FONT,

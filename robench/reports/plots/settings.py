@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
 # Smallest number of values of a curve.
 _LEAST = 2
-# A record of a minimum-norm attack covers every smaller radius: the number of steps to draw.
+# Number of steps to draw for a minimum-norm attack, whose record covers every smaller radius.
 _BETWEEN = 8
 
 
 def security(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Robust accuracy over the radius, from 0 (clean), one picture per attack.
+    """Robust accuracy over the radius, starting with clean accuracy at 0; one figure per attack.
 
-    Draws one curve per defense with at least two radii, or with one record of a minimum-norm attack.
-
+    There is a curve for each defense with records at two or more radii, or with one record of a minimum-norm attack.
     Certificates count at every radius that contains them, so no curve increases.
     """
     tables: dict[tuple, dict[tuple, dict[float, Record]]] = {}
@@ -43,32 +42,36 @@ def security(records: Sequence[Record]) -> "dict[str, Figure]":
         )
         subject = (job.defense.name, job.defense.checkpoint_sha256, job.seed)
         tables.setdefault(place, {}).setdefault(subject, {})[threat.eps] = record
-    found = {}
+    figures = {}
     for (dataset, norm, suite, knowledge, _), subjects in sorted(tables.items()):
         curves = []
-        for (name, _, seed), own in sorted(subjects.items()):
-            if radii := _radii(own):
-                (curve,) = over_radius.curves(radii, list(own.values()))
+        for (name, _, seed), by_radius in sorted(subjects.items()):
+            if radii := _radii(by_radius):
+                (curve,) = over_radius.curves(radii, list(by_radius.values()))
                 curves.append(replace(curve, defense=name + (f" (seed {seed})" if seed else "")))
         if curves:
-            found[_free(found, f"{dataset}-{norm}-{suite}-{knowledge}")] = over_radius.figure(curves)
-    return found
+            figures[unused_name(figures, f"{dataset}-{norm}-{suite}-{knowledge}")] = over_radius.figure(
+                curves
+            )
+    return figures
 
 
-def _radii(own: dict[float, Record]) -> list[str]:
-    """The radii of a curve: 0, the radius of each record, and steps between for a minimum-norm attack."""
-    texts = [own[eps].job.threat_model.text for eps in sorted(own)]
-    if len(own) >= _LEAST:
+def _radii(by_radius: dict[float, Record]) -> list[str]:
+    """The radii of a curve: 0, the radius of each record, and steps in between for a minimum-norm attack."""
+    texts = [by_radius[eps].job.threat_model.text for eps in sorted(by_radius)]
+    if len(by_radius) >= _LEAST:
         return ["0", *texts]
-    ((eps, record),) = own.items()
-    least = all(specs.parse(spec).arguments.get("minimise") is True for spec in record.job.suite.attacks)
-    if not least or record.job.threat_model.norm in COUNTED:
+    ((eps, record),) = by_radius.items()
+    minimum_norm = all(
+        specs.parse(spec).arguments.get("minimise") is True for spec in record.job.suite.attacks
+    )
+    if not minimum_norm or record.job.threat_model.norm in COUNTED:
         return []
     return ["0", *(f"{eps * i / _BETWEEN:.6g}" for i in range(1, _BETWEEN)), *texts]
 
 
 def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Clean and robust accuracy over each setting that a defense was run with at two values or more."""
+    """Clean and robust accuracy over each setting of a defense with records at two or more values."""
     tables: dict[tuple, dict[str, dict[float, Record]]] = {}
     for record in records:
         job = record.job
@@ -83,35 +86,38 @@ def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
                 job.seed,
             )
             tables.setdefault(place, {}).setdefault(job.knowledge, {})[value] = record
-    found = {}
+    figures = {}
     for place, levels in sorted(tables.items()):
-        levels = {level: own for level, own in sorted(levels.items()) if len(own) >= _LEAST}
+        levels = {level: by_value for level, by_value in sorted(levels.items()) if len(by_value) >= _LEAST}
         if levels:
             base, setting, _, threat, suite, *_ = place
             title = f"{base} under {suite}, {threat}"
-            found[_free(found, f"{base}-{setting}-{suite}-{threat}")] = draw(_curves(levels), setting, title)
-    return found
+            figures[unused_name(figures, f"{base}-{setting}-{suite}-{threat}")] = draw(
+                _curves(levels), setting, title
+            )
+    return figures
 
 
 def _curves(levels: dict[str, dict[float, Record]]) -> list[Curve]:
-    """Clean accuracy once, over all values; robust accuracy for each level of knowledge."""
-    every = {value: record for own in levels.values() for value, record in own.items()}
+    """One curve for clean accuracy, and one for robust accuracy for each attacker knowledge."""
+    records = {value: record for by_value in levels.values() for value, record in by_value.items()}
     clean = Curve(
-        "clean", [Point.of(value, record.clean_accuracy) for value, record in sorted(every.items())]
+        "clean", [Point.of(value, record.clean_accuracy) for value, record in sorted(records.items())]
     )
     return [
         clean,
         *(
             Curve(
-                f"robust, {level}", [Point.of(value, r.robust_accuracy) for value, r in sorted(own.items())]
+                f"robust, {level}",
+                [Point.of(value, record.robust_accuracy) for value, record in sorted(by_value.items())],
             )
-            for level, own in levels.items()
+            for level, by_value in levels.items()
         ),
     ]
 
 
-def _free(taken: "dict[str, Figure]", name: str) -> str:
-    """The file name, with a number if it is already taken."""
+def unused_name(taken: "dict[str, Figure]", name: str) -> str:
+    """The file name, with a number if another figure has it."""
     stem, count = slug(name), 1
     while (f"{stem}-{count}" if count > 1 else stem) in taken:
         count += 1

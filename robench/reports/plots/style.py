@@ -1,7 +1,7 @@
-"""The style of all pictures (colours, markers, hatches, font), and how they are saved as PNG, SVG and PDF.
+"""The style of all plots (colours, markers, hatches, font), and how they are saved as PNG, SVG and PDF.
 
-The same figure gives the same bytes: no date, no version, no random ids. Colours are distinguishable for the
-colour-blind and in grey (Paul Tol's medium-contrast scheme and black); markers and hatches differ too.
+The same figure gives the same bytes, without date, version or random ids. Colours are distinguishable in grey and for
+colour-blind readers (Paul Tol's medium-contrast scheme and black). Markers and hatches differ as well.
 """
 
 from functools import cache
@@ -24,7 +24,7 @@ COLOURS = ("#000000", "#6699CC", "#994455", "#EE99AA", "#004488", "#997700", "#E
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "\\\\\\", "xxx", "...", "+++", "ooo")
-# From white to dark by lightness, so that a printed page keeps the order.
+# Lightness increases with the value, so the order is visible in print.
 SHADES = "cividis"
 _NOTHING: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -47,7 +47,7 @@ def dash(i: int) -> str:
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib shows literally: no mathematics, no control characters, no letters missing in the font."""
+    """Text for matplotlib without math mode, control characters or characters that the font does not have."""
     lines = ("".join(c if ord(c) in _letters() else "�" for c in plain(line)) for line in text.split("\n"))
     return "\n".join(lines).replace("$", r"\$")
 
@@ -60,13 +60,13 @@ def _letters() -> frozenset[int]:
 
 
 def figure(width: float, height: float, **options) -> "Figure":
-    """An empty figure of that many inches. Without pyplot, there is no global state and no display."""
+    """An empty figure, with sizes in inches. Without pyplot, no global state or display is needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), facecolor="white", **options)
-    FigureCanvasAgg(made)
-    return made
+    empty = Figure(figsize=(width, height), facecolor="white", **options)
+    FigureCanvasAgg(empty)
+    return empty
 
 
 def frame(axes: "Axes", title: str = "", x: str = "", y: str = "") -> None:
@@ -81,7 +81,7 @@ def frame(axes: "Axes", title: str = "", x: str = "", y: str = "") -> None:
 
 
 def encode(figure: "Figure", format: str = "png") -> bytes:
-    """The file.
+    """The content of the file.
 
     Raises:
         UsageError: for a format that is not one of `FORMATS`.
@@ -89,7 +89,7 @@ def encode(figure: "Figure", format: str = "png") -> bytes:
     import matplotlib
 
     if format not in FORMATS:
-        raise UsageError(f'unknown format "{format}" of a picture: expected one of {", ".join(FORMATS)}')
+        raise UsageError(f'unknown picture format "{format}": expected one of {", ".join(FORMATS)}')
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "robench", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=format, dpi=DPI, metadata=_NOTHING[format])
@@ -97,10 +97,10 @@ def encode(figure: "Figure", format: str = "png") -> bytes:
 
 
 def save(figure: "Figure", path: Path | str) -> Path:
-    """Write the figure, in the format that the name ends in.
+    """Write the figure in the format given by the file extension.
 
     Raises:
-        UsageError: when it ends in none of `FORMATS`.
+        UsageError: when the extension is not one of `FORMATS`.
         ResourceError: when the file cannot be written.
     """
     path = Path(path)

@@ -3,8 +3,8 @@
   const root = document.documentElement;
   root.classList.add("js");
 
-  // A browser may refuse storage to pages from disk; the choice then lasts for one page.
-  const remembered = (value) => {
+  // Browsers may refuse storage to pages from disk. The choice is then lost on the next page.
+  const storedTheme = (value) => {
     try {
       if (value) localStorage.setItem("robench-theme", value);
       return localStorage.getItem("robench-theme");
@@ -12,13 +12,13 @@
       return null;
     }
   };
-  const chosen = remembered();
+  const chosen = storedTheme();
   if (chosen === "dark" || chosen === "light") root.dataset.theme = chosen;
 
   const isDark = () =>
     root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 
-  const say = (text) => {
+  const announce = (text) => {
     document.getElementById("status").textContent = text;
   };
 
@@ -27,7 +27,7 @@
     const show = () => (button.textContent = `Switch to ${isDark() ? "light" : "dark"} theme`);
     button.addEventListener("click", () => {
       root.dataset.theme = isDark() ? "light" : "dark";
-      remembered(root.dataset.theme);
+      storedTheme(root.dataset.theme);
       show();
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
@@ -51,7 +51,7 @@
       button.addEventListener("click", async () => {
         const done = await copy(code.textContent, code);
         button.textContent = done ? "Copied" : "Select it";
-        say(done ? "Command copied" : "The browser refused: select the command and copy it");
+        announce(done ? "Command copied" : "The browser refused to copy: select the command and copy it");
         setTimeout(() => (button.textContent = "Copy"), 2000);
       });
     }
@@ -64,11 +64,11 @@
     button.textContent = label;
     head.replaceChildren(button);
     button.addEventListener("click", () => {
-      const rising = head.getAttribute("aria-sort")
+      const ascending = head.getAttribute("aria-sort")
         ? head.getAttribute("aria-sort") === "descending"
         : head.dataset.kind !== "number";
       for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+      head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       const body = head.closest("table").tBodies[0];
       const valued = [...body.rows].map((row) => {
         const cell = row.cells[head.cellIndex];
@@ -77,18 +77,18 @@
         return { row, value };
       });
       valued.sort((a, b) => {
-        // What is not known stands last, whichever way the rest is turned.
+        // Unknown values come last in both directions.
         if (a.value === null || b.value === null) return (a.value === null) - (b.value === null);
         const order = typeof a.value === "string" ? a.value.localeCompare(b.value, "en") : a.value - b.value;
-        return rising ? order : -order;
+        return ascending ? order : -order;
       });
       body.append(...valued.map(({ row }) => row));
       paginate(body, 0);
-      say(`Sorted by ${label}, ${rising ? "ascending" : "descending"}`);
+      announce(`Sorted by ${label}, ${ascending ? "ascending" : "descending"}`);
     });
   };
 
-  // A table shows a hundred of its rows at a time; those that the filters leave out count for none.
+  // A table shows a hundred rows at a time, not counting those that the filters hide.
   const PAGE = 100;
   const starts = new WeakMap();
   const paginate = (body, start = starts.get(body) ?? 0) => {
@@ -102,14 +102,14 @@
       if (rows.length <= PAGE) return;
       bar = document.createElement("div");
       bar.className = "pages";
-      const step = (text, way) => {
+      const step = (text, direction) => {
         const button = document.createElement("button");
         button.type = "button";
         button.textContent = text;
         button.addEventListener("click", () => {
-          paginate(body, starts.get(body) + way * PAGE);
+          paginate(body, starts.get(body) + direction * PAGE);
           scroll.scrollTop = 0;
-          say(bar.querySelector("span").textContent);
+          announce(bar.querySelector("span").textContent);
         });
         return button;
       };
@@ -139,9 +139,9 @@
     const fields = () => new FormData(form);
 
     const apply = () => {
-      const asked = fields();
-      const words = asked.get("q").toLowerCase().split(/\s+/).filter(Boolean);
-      const wanted = names.filter((name) => asked.get(name));
+      const filters = fields();
+      const words = filters.get("q").toLowerCase().split(/\s+/).filter(Boolean);
+      const active = names.filter((name) => filters.get(name));
       const counts = new Map(tabs.map((tab) => [tab, { shown: 0, all: 0 }]));
       for (const item of rows) {
         const { row, tab, region } = item;
@@ -149,12 +149,12 @@
         if (words.length && item.text === null)
           item.text = `${item.context} ${row.dataset.spec} ${row.textContent}`.toLowerCase();
         row.hidden =
-          !wanted.every((name) => facts[name] === asked.get(name)) || !words.every((word) => item.text.includes(word));
+          !active.every((name) => facts[name] === filters.get(name)) || !words.every((word) => item.text.includes(word));
         const count = counts.get(tab);
         count.shown += !row.hidden;
         count.all += 1;
       }
-      const filtering = words.length > 0 || wanted.length > 0;
+      const filtering = words.length > 0 || active.length > 0;
       for (const tab of tabs) {
         for (const region of tab.querySelectorAll(".board"))
           region.hidden = filtering && !region.querySelector("tbody tr:not([hidden])");
@@ -166,12 +166,12 @@
         }
         links.get(tab).classList.toggle("none", counts.get(tab).shown === 0);
       }
-      const here = counts.get(current());
+      const inTab = counts.get(current());
       const elsewhere = [...counts].reduce((sum, [tab, count]) => sum + (tab === current() ? 0 : count.shown), 0);
       const others = filtering && tabs.length > 1 ? `, ${elsewhere} in other tabs` : "";
-      document.getElementById("nothing").hidden = here.shown > 0;
+      document.getElementById("nothing").hidden = inTab.shown > 0;
       document.getElementById("elsewhere").textContent = elsewhere ? `${elsewhere} rows of other tabs do.` : "";
-      document.getElementById("count").textContent = `${here.shown} of ${here.all} rows${others}`;
+      document.getElementById("count").textContent = `${inTab.shown} of ${inTab.all} rows${others}`;
     };
     const choose = (tab) => {
       for (const other of tabs) {
@@ -181,7 +181,7 @@
       }
       apply();
     };
-    // The address keeps the choice, so that it can be passed on.
+    // The address holds the choice, so it can be shared.
     const keep = () => {
       const set = [...fields()].filter(([, value]) => value);
       if (current() !== tabs[0]) set.unshift(["tab", current().id]);
@@ -194,7 +194,7 @@
       let tab = plain ?? tabs[0];
       for (const [name, value] of new URLSearchParams(plain ? "" : location.hash.slice(1))) {
         if (name === "q" || names.includes(name)) form.elements[name].value = value;
-        if (name === "tab") tab = tabs.find((each) => each.id === value) ?? tab;
+        if (name === "tab") tab = tabs.find((other) => other.id === value) ?? tab;
       }
       choose(tab);
     };
@@ -210,7 +210,7 @@
       apply();
       keep();
     });
-    // The fields are empty only after the event.
+    // The fields are cleared after the event.
     form.addEventListener("reset", () =>
       setTimeout(() => {
         apply();
@@ -223,7 +223,7 @@
     recall();
   };
 
-  // Which columns are shown follows the width of the screen until some are chosen.
+  // The width of the screen determines the visible columns until the user chooses some.
   const columns = () => {
     const boxes = [...document.querySelectorAll("#columns input")];
     const shown = (name) => {
