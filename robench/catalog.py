@@ -56,7 +56,7 @@ class Card:
         paper, license, description: for display.
         claims: published results: `clean` and `robust` accuracy in percent, `threat`, `attack`, `source`, and an
             optional `note`.
-        recipe: how `robench train` makes the checkpoint; empty if it cannot.
+        recipe: how `robench train` trains the checkpoint; empty if it cannot.
         path: the file of the card.
         edited: whether a field differs from the file of the card.
     """
@@ -108,7 +108,7 @@ class Rung:
     path: Path = Path()
 
     def __post_init__(self) -> None:
-        _read(self, "threats", {side: Threat.parse(each, late=True) for side, each in self.threats.items()})
+        _read(self, "threats", {side: Threat.parse(name, late=True) for side, name in self.threats.items()})
 
     def threat(self, side: int, otherwise: Threat) -> Threat:
         """The threat for images of `side` pixels: the one listed for the largest side that is at most `side`, else for
@@ -157,7 +157,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class End:
-    """One data set of a transfer protocol, and the classifier that is attacked there behind purifiers of other sets.
+    """One data set of a transfer protocol, and the classifier that is attacked behind purifiers of other data sets.
 
     Attributes:
         classifier: the defense whose classifier follows every purifier.
@@ -216,7 +216,7 @@ def _read(item: Any, name: str, value: Any) -> None:
 
 
 Item = TypeVar("Item", Card, Suite, Protocol)
-Made = TypeVar("Made")
+Table = TypeVar("Table")
 
 
 def cards() -> dict[str, Card]:
@@ -326,7 +326,7 @@ def read(kind: type[Item], path: Path) -> Item:
         for key in ("suites", "knowledge"):
             names = getattr(item, key)
             if not names or not all(map(str.strip, names)):
-                raise UsageError(f"{path}: {key} = {names}: expected at least one name, none of them empty")
+                raise UsageError(f"{path}: {key} = {names}: expected at least one name and no empty names")
         for part in item.ends or [item]:
             if part.samples < 1:
                 raise UsageError(f"{path}: samples = {part.samples}: expected at least 1")
@@ -334,8 +334,8 @@ def read(kind: type[Item], path: Path) -> Item:
         if bool(item.attacks) == bool(item.rungs):
             raise UsageError(f"{path}: expected either attacks = [...] or tables [[rungs]]")
         item = replace(item, rungs=_tables(Rung, "rungs", item.rungs, path))
-        if strange := [side for rung in item.rungs for side in rung.threats if not side.isdecimal()]:
-            raise UsageError(f"{path}: a rung has threats for {strange[0]!r}: expected pixels = a threat")
+        if invalid := [side for rung in item.rungs for side in rung.threats if not side.isdecimal()]:
+            raise UsageError(f"{path}: a rung has threats for {invalid[0]!r}: expected pixels")
         if empty := [norm for norm, listed in item.norms.items() if not listed]:
             raise UsageError(f"{path}: norms.{empty[0]} = []: expected at least one attack")
     elif isinstance(item, Card):
@@ -356,7 +356,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ResourceError(f"{path}: {reason}: give the path of a readable TOML file") from error
+        raise ResourceError(f"{path}: {reason}: expected the path of a readable TOML file") from error
     try:
         table = tomllib.loads(text.decode())
         return table if _is_shipped(path) else written(table, str(path))
@@ -369,7 +369,7 @@ def _is_shipped(path: Path) -> bool:
     return path.resolve().parent in {folder(kind).resolve() for kind in FOLDERS}
 
 
-def _tables(kind: type[Made], key: str, tables: list[Any], path: Path) -> list[Made]:
+def _tables(kind: type[Table], key: str, tables: list[Any], path: Path) -> list[Table]:
     """Read the items of a list of tables `[[key]]`."""
     for table in tables:
         if not isinstance(table, Mapping):
@@ -382,15 +382,15 @@ def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
     unknown = claim.keys() - _CLAIM - {"note"}
     if missing or unknown:
         problem = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
-        raise UsageError(f"{path}: a claim {problem}: expected {', '.join(sorted(_CLAIM))} and perhaps note")
+        raise UsageError(f"{path}: a claim {problem}: expected {', '.join(sorted(_CLAIM))}, optional: note")
     for key in ("clean", "robust"):
         value = claim[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-            raise UsageError(f"{path}: a claim has {key} = {value!r}: expected percent, 0 to 100")
+            raise UsageError(f"{path}: a claim has {key} = {value!r}: expected a percentage, 0 to 100")
     Threat.parse(claim["threat"])
 
 
-def make(kind: type[Made], table: Any, path: Path) -> Made:
+def make(kind: type[Table], table: Any, path: Path) -> Table:
     """Make a data class from a table of a TOML file; its field `path` is the path of the file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Attacks, one paper a file; one that is built in is imported when it is asked for (`robench.core.registry`)."""
+"""Attacks, one file per paper. Built-in attacks are imported on first use (`robench.core.registry`)."""
 
 from typing import TYPE_CHECKING
 

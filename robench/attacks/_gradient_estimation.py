@@ -26,7 +26,7 @@ from robench.attacks._losses import UNTARGETED, check_loss, margin
 class EstimatedState(State):
     """The state of each lane within its step.
 
-    `told` counts the answers in this step: the first is at `x` itself, followed by pairs around it along `direction`.
+    `answers` counts those in this step: the first is at `x` itself, followed by pairs around it along `direction`.
     `ahead` is the loss at the first point of a pair, `total` the sum of the gradient estimates. `first` and `second`
     are moments for use by `move`.
     """
@@ -39,7 +39,7 @@ class EstimatedState(State):
     total: Tensor
     first: Tensor
     second: Tensor
-    told: Tensor
+    answers: Tensor
     step: Tensor
 
 
@@ -94,12 +94,12 @@ class Estimated(Attack[EstimatedState]):
         return EstimatedState(rows.x, rows.x, low, zero, low, zero, zero, zero, count, count)
 
     def ask(self, problem: Problem, rows: Rows, state: EstimatedState) -> Ask:
-        sign = torch.where(state.told == 0, 0, 2 * (state.told % 2) - 1)
+        sign = torch.where(state.answers == 0, 0, 2 * (state.answers % 2) - 1)
         return Ask((state.x + spread(sign * self.delta, state.x) * state.direction).clamp(0, 1))
 
     def tell(self, problem: Problem, rows: Rows, state: EstimatedState, answer: Answer) -> EstimatedState:
         loss, fooled = UNTARGETED[self.loss](answer.logits, rows.y), margin(answer.logits, rows.y)
-        middle, second = state.told == 0, (state.told > 0) & (state.told % 2 == 0)
+        middle, second = state.answers == 0, (state.answers > 0) & (state.answers % 2 == 0)
         better = middle & (fooled > state.best_margin)
         gain = torch.where(second, (state.ahead - loss) / (2 * self.delta * self.samples), 0)
         after = replace(
@@ -108,9 +108,9 @@ class Estimated(Attack[EstimatedState]):
             best_margin=torch.where(better, fooled, state.best_margin),
             ahead=loss,
             total=torch.addcmul(state.total, spread(gain, state.total), state.direction),
-            told=state.told + 1,
+            answers=state.answers + 1,
         )
-        over = after.told > 2 * self.samples
+        over = after.answers > 2 * self.samples
         if occurs(over):
             x, first, other = self.move(problem, rows, after, after.total)
             after = replace(
@@ -119,17 +119,17 @@ class Estimated(Attack[EstimatedState]):
                 total=where(over, torch.zeros_like(after.total), after.total),
                 first=where(over, first, after.first),
                 second=where(over, other, after.second),
-                told=torch.where(over, 0, after.told),
+                answers=torch.where(over, 0, after.answers),
                 step=after.step + over,
             )
-        fresh = after.told % 2 == 1
+        fresh = after.answers % 2 == 1
         if not bool(fresh.any()):
             return after
         lanes = fresh.nonzero()[:, 0]
-        index = after.step[lanes] * self.samples + after.told[lanes] // 2
+        index = after.step[lanes] * self.samples + after.answers[lanes] // 2
         picked = replace(rows, x=rows.x[lanes], sample=rows.sample[lanes], rank=rows.rank[lanes])
         direction = after.direction.index_copy(0, lanes, self.draw(problem, picked, index))
         return replace(after, direction=direction)
 
     def finished(self, state: EstimatedState) -> Tensor:
-        return (state.step >= self.steps) & (state.told > 0)
+        return (state.step >= self.steps) & (state.answers > 0)

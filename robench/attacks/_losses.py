@@ -22,8 +22,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Largest wrong logit minus the logit of the label, (S,): positive where the classifier is fooled."""
-    right = logits.gather(1, y[:, None])[:, 0]
-    return logits.scatter(1, y[:, None], -math.inf).amax(1) - right
+    correct = logits.gather(1, y[:, None])[:, 0]
+    return logits.scatter(1, y[:, None], -math.inf).amax(1) - correct
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:

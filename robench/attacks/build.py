@@ -39,7 +39,7 @@ def build_attacks(attacks: Sequence[str | specs.Spec], threat: Threat) -> list[t
             )
         if threat.name and attack.in_pixels:
             raise UsageError(
-                f"{spec.name} searches among images, and {threat} among parameters: use pgd or apgd, say"
+                f"{spec.name} searches images, but {threat} is a threat on parameters: use for example pgd or apgd"
             )
         built.append(
             (str(specs.canonical(spec, builder)), ParameterSpace(attack, threat) if threat.name else attack)

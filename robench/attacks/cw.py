@@ -44,8 +44,8 @@ class CWState(State):
     """The state of each lane.
 
     `w` holds the free variables, `first` and `second` the moments of Adam, `inner` its steps. `c` is the weight of the
-    margin, searched between `low` and `high`; `threshold` is used in Linf. `found` says whether this round has found an
-    adversarial example; `step` counts queries.
+    margin, searched between `low` and `high`; `threshold` is used in Linf. `succeeded` says whether this round has had
+    a success; `step` counts queries.
     """
 
     w: Tensor
@@ -56,7 +56,7 @@ class CWState(State):
     low: Tensor
     high: Tensor
     threshold: Tensor
-    found: Tensor
+    succeeded: Tensor
     best: Tensor
     distance: Tensor
     target: Tensor
@@ -122,7 +122,7 @@ class CW(Attack[CWState]):
             low=zero,
             high=zero + _NO_BOUND,
             threshold=zero + 1,
-            found=count > 0,
+            succeeded=count > 0,
             best=rows.x,
             distance=zero + math.inf,
             target=self.target(rows) if self.targets else rows.y,
@@ -168,7 +168,7 @@ class CW(Attack[CWState]):
             low=state.low,
             high=state.high,
             threshold=state.threshold,
-            found=state.found | success,
+            succeeded=state.succeeded | success,
             best=where(nearer, x, state.best),
             distance=torch.where(nearer, distance, state.distance),
             target=state.target,
@@ -187,8 +187,8 @@ def _next_c(over: Tensor, state: CWState, rows: Rows) -> CWState:
     """Where a round is over, restart from the clean image with c bisected, or tenfold if no c has succeeded."""
     if not occurs(over):
         return state
-    high = torch.where(state.found, torch.minimum(state.high, state.c), state.high)
-    low = torch.where(state.found, state.low, torch.maximum(state.low, state.c))
+    high = torch.where(state.succeeded, torch.minimum(state.high, state.c), state.high)
+    low = torch.where(state.succeeded, state.low, torch.maximum(state.low, state.c))
     c = torch.where(high < _NO_BOUND, (low + high) / 2, 10 * state.c)
     fresh = _restarted(state, w=_free(rows.x), c=c, low=low, high=high)
     return select(over, fresh, state)
@@ -210,7 +210,7 @@ def _next_threshold(over: Tensor, inside: Tensor, distance: Tensor, state: CWSta
 def _restarted(state: CWState, **changed: Tensor) -> CWState:
     """The state at the start of a round."""
     values = {f.name: getattr(state, f.name) for f in fields(state)} | changed
-    for name in ("first", "second", "inner", "found"):
+    for name in ("first", "second", "inner", "succeeded"):
         values[name] = torch.zeros_like(values[name])
     return CWState(**values)
 

@@ -120,7 +120,7 @@ def _into(x: Tensor, delta: Tensor, radius: Tensor, norm: str) -> Tensor:
     if norm == "L1":
         return (x + project_l1_box(x, delta, radius)).clamp(0, 1)
     if norm == "Linf":
-        most = spread(radius, delta)
-        return (x + delta.clamp(-most, most)).clamp(0, 1)
+        limit = spread(radius, delta)
+        return (x + delta.clamp(-limit, limit)).clamp(0, 1)
     factor = (radius / rownorm(delta, "L2").clamp_min(1e-12)).clamp_max(1.0)
     return (x + delta * spread(factor, delta)).clamp(0, 1)

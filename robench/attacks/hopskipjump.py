@@ -31,7 +31,7 @@ class HopSkipJumpState(State):
     """The state of each lane.
 
     `far` is adversarial. The boundary lies between the fractions `low` (not adversarial) and `high` (adversarial) of
-    the way to it; `boundary` is the boundary point. `told` counts the answers in the current phase. For a gradient
+    the way to it; `boundary` is the boundary point. `answers` counts those in the current phase. For a gradient
     estimate, `fooling` sums the signs, `away` the directions, and `signed` the directions times their signs;
     `step_size` is the step tried along the estimate `normal`. `round` counts estimates and `step` queries.
     """
@@ -46,7 +46,7 @@ class HopSkipJumpState(State):
     signed: Tensor
     normal: Tensor
     step_size: Tensor
-    told: Tensor
+    answers: Tensor
     round: Tensor
     best: Tensor
     distance: Tensor
@@ -103,7 +103,7 @@ class HopSkipJump(Attack[HopSkipJumpState]):
             signed=image,
             normal=image,
             step_size=zero,
-            told=count,
+            answers=count,
             round=count,
             best=rows.x,
             distance=zero + math.inf,
@@ -147,7 +147,7 @@ class HopSkipJump(Attack[HopSkipJumpState]):
             state,
             best=where(nearer, answer.x, state.best),
             distance=torch.where(nearer, distance, state.distance),
-            told=state.told + 1,
+            answers=state.answers + 1,
             step=state.step + 1,
         )
         # Each lane is in one phase; a new phase applies to its next query.
@@ -173,9 +173,9 @@ class HopSkipJump(Attack[HopSkipJumpState]):
         fooling = torch.where(lanes, state.fooling + sign, state.fooling)
         away = where(lanes, state.away + step, state.away)
         signed = where(lanes, state.signed + spread(sign, x) * step, state.signed)
-        wanted = (self.samples * state.round.float().sqrt()).long().clamp_max(_MOST)
-        over = lanes & (state.told >= wanted)
-        mean = fooling / state.told.clamp_min(1)
+        samples = (self.samples * state.round.float().sqrt()).long().clamp_max(_MOST)
+        over = lanes & (state.answers >= samples)
+        mean = fooling / state.answers.clamp_min(1)
         # If all points agree there is no baseline: only the sign of the mean is known.
         baseline = torch.where(mean.abs() < 1, mean, 0)
         normal = normalize(signed - spread(baseline, x) * away, norm)
@@ -188,7 +188,7 @@ class HopSkipJump(Attack[HopSkipJumpState]):
             signed=where(over, torch.zeros_like(signed), signed),
             normal=where(over, normal, state.normal),
             step_size=torch.where(over, step_size, state.step_size),
-            told=torch.where(over, 0, state.told),
+            answers=torch.where(over, 0, state.answers),
         )
 
     def finished(self, state: HopSkipJumpState) -> Tensor:
@@ -220,7 +220,7 @@ def _halved(
         high=high,
         boundary=where(over, boundary, state.boundary),
         phase=torch.where(over, _ESTIMATE, state.phase),
-        told=torch.where(over, 0, state.told),
+        answers=torch.where(over, 0, state.answers),
         round=state.round + over,
     )
 
@@ -231,12 +231,12 @@ def _stepped(
     """After a step that fools, start a binary search from there; otherwise halve the step, and finally give up."""
     success = lanes & fools
     halved = replace(state, step_size=torch.where(lanes & ~fools, state.step_size / 2, state.step_size))
-    stuck = lanes & ~fools & (state.told >= _HALVINGS)
+    stuck = lanes & ~fools & (state.answers >= _HALVINGS)
     # If no step fools, the next estimate at the same boundary point uses more points.
     halved = replace(
         halved,
         phase=torch.where(stuck, _ESTIMATE, halved.phase),
-        told=torch.where(stuck, 0, halved.told),
+        answers=torch.where(stuck, 0, halved.answers),
         round=halved.round + stuck,
     )
     return _to_boundary(rows, halved, x, success, norm)
@@ -253,15 +253,15 @@ def _to_boundary(
         low=torch.where(lanes, 0, state.low),
         high=torch.where(lanes, whole, state.high),
         phase=torch.where(lanes, _BINARY_SEARCH, state.phase),
-        told=torch.where(lanes, 0, state.told),
+        answers=torch.where(lanes, 0, state.answers),
     )
 
 
 def _between(x: Tensor, far: Tensor, way: Tensor, norm: str) -> Tensor:
     """`far` clipped to distance `way` (S,) from the image in Linf, or the point at fraction `way` of the path in L2."""
     delta = far - x
-    most = spread(way, delta)
-    return x + (delta.clamp(-most, most) if norm == "Linf" else most * delta)
+    limit = spread(way, delta)
+    return x + (delta.clamp(-limit, limit) if norm == "Linf" else limit * delta)
 
 
 def _threshold(x: Tensor, norm: str) -> float:

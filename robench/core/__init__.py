@@ -1,1 +1,1 @@
-"""Foundations of every package: errors, registries and specs, random numbers, files, text."""
+"""Foundations of all packages: errors, registries, specs, random numbers, files and text."""

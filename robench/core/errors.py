@@ -7,26 +7,26 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-# The kinds that `robench list` shows.
+# The kinds of names that `robench list` shows.
 LISTED = ("defense", "attack", "dataset", "protocol")
-# How many names a message lists, and how many characters of a name it shows.
+# The most names that a message lists, and the most characters of a name.
 MOST, _LONGEST = 5, 80
-# What the names of files end with.
+# Suffixes of file names.
 _SUFFIXES = (
     ".bin", ".ckpt", ".h5", ".json", ".npy", ".npz", ".onnx", ".parquet", ".pkl", ".pt", ".pth", ".py",
     ".safetensors", ".tar", ".toml", ".yaml", ".yml",
 )  # fmt: skip
-# How a file is given where a name was expected; of a defense by the end of the file's name.
+# How to pass a file where a name was expected; for a defense, by the suffix of the file.
 _FORMS = {
     "defense": (
-        "weights go with --checkpoint FILE beside a network, --defense timm:MODEL or --defense python:MODULE.FUNCTION; "
-        "--defense torchscript:FILE reads a whole TorchScript network"
+        "pass weights with --checkpoint FILE and their network with --defense timm:MODEL or "
+        "--defense python:MODULE.FUNCTION; --defense torchscript:FILE reads a complete TorchScript network"
     ),
-    "defense.onnx": "--defense onnx:FILE reads a network of ONNX",
+    "defense.onnx": "--defense onnx:FILE reads an ONNX network",
     "defense.py": "--defense python:MODULE.FUNCTION calls a function of a module",
     "dataset": "folder:PATH, npz:PATH and parquet:PATH read files",
-    "attack": "the file of a suite ends in .toml",
-    "protocol": "the file of a protocol ends in .toml",
+    "attack": "the file name of a suite ends in .toml",
+    "protocol": "the file name of a protocol ends in .toml",
 }
 
 
@@ -57,7 +57,7 @@ class ResourceError(RobenchError):
 def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") -> UsageError:
     """The error for an unregistered name, with the closest matches and how to list all names.
 
-    A name that is a path is answered as one.
+    A name that is a path gets an answer about the path.
 
     Args:
         kind: the noun, singular, such as "defense".
@@ -78,24 +78,24 @@ def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") 
     return UsageError(f'unknown {kind} "{shortened(name)}"{hint} {listing}')
 
 
-def some(names: Iterable[str], asked: str = "") -> str:
-    """Names for a message: all of them, or the five nearest to `asked` and how many more there are."""
-    listed = list(names)
-    if len(listed) <= MOST:
-        return ", ".join(listed) or "none"
-    if asked:
-        asked = asked[:_LONGEST].lower()
-        listed.sort(key=lambda name: -difflib.SequenceMatcher(None, name.lower(), asked).ratio())
-    return f"{', '.join(listed[:MOST])} and {len(listed) - MOST} more"
+def some(names: Iterable[str], name: str = "") -> str:
+    """Names for a message: all of them, or the five nearest to `name` and the number of the others."""
+    choices = list(names)
+    if len(choices) <= MOST:
+        return ", ".join(choices) or "none"
+    if name:
+        wanted = name[:_LONGEST].lower()
+        choices.sort(key=lambda choice: -difflib.SequenceMatcher(None, choice.lower(), wanted).ratio())
+    return f"{', '.join(choices[:MOST])} and {len(choices) - MOST} more"
 
 
 def shortened(name: str) -> str:
-    """A name as messages show it."""
+    """A name, shortened for a message."""
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be meant as the path of a file or a folder."""
+    """Whether a name can only be the path of a file or folder."""
     if "(" in name or (":" in name and "\\" not in name):
         return False
     return "/" in name or "\\" in name or name.startswith("~") or name.lower().endswith(_SUFFIXES)
@@ -105,9 +105,9 @@ def _path(kind: str, name: str) -> UsageError:
     shown = shortened(name)
     try:
         path = Path(name).expanduser()
-        there = "a folder" if path.is_dir() else "a file" if path.exists() else ""
+        actual = "a folder" if path.is_dir() else "a file" if path.exists() else ""
     except (OSError, ValueError, RuntimeError):
-        there = ""
-    what = f"{shown} is {there}, not a {kind}" if there else f"{shown}: there is no such file"
+        actual = ""
+    problem = f"{shown} is {actual}, not a {kind}" if actual else f"{shown}: there is no such file"
     form = _FORMS.get(kind + Path(name).suffix.lower()) or _FORMS.get(kind, "")
-    return UsageError(f"{what}{form and ': '}{form}")
+    return UsageError(f"{problem}{form and ': '}{form}")

@@ -38,7 +38,7 @@ ABOVE_ZERO = Range("above 0", lambda value: value > 0)
 def check_table(
     table: Any,
     kind: type,
-    where: str,
+    source: str,
     *,
     inside: str = ": ",
     without: Sequence[str] = (),
@@ -48,8 +48,8 @@ def check_table(
 
     Args:
         kind: the data class; its annotations declare the type of each field.
-        where: file and name of the table, for messages.
-        inside: separator between `where` and the name of a field, for messages.
+        source: file and name of the table, for messages.
+        inside: separator between `source` and the name of a field, for messages.
         without: fields of `kind` that a table may not set.
         ranges: ranges that every number must satisfy, besides those its field is annotated with.
 
@@ -57,20 +57,18 @@ def check_table(
         UsageError: if `table` is not a table, or a field is unknown, missing, of the wrong type or out of range.
     """
     if not isinstance(table, Mapping):
-        raise UsageError(
-            f"{where}: {table!r:.100} stands where a {kind.__name__.lower()} should: expected a table"
-        )
+        raise UsageError(f"{source}: {table!r:.100} is not a {kind.__name__.lower()}: expected a table")
     known = {item.name: item for item in fields(kind) if item.name not in without}
     for key, value in table.items():
         if key not in known:
-            raise UsageError(f'{where}: unknown field "{key}": expected some of {some(known, str(key))}')
+            raise UsageError(f'{source}: unknown field "{key}": expected some of {some(known, str(key))}')
         try:
-            check_value(f"{where}{inside}{key}", value, known[key].type, ranges, sign=" = ")
+            check_value(f"{source}{inside}{key}", value, known[key].type, ranges, sign=" = ")
         except ValueError as error:
             raise UsageError(str(error)) from None
     for key, item in known.items():
         if key not in table and item.default is MISSING and item.default_factory is MISSING:
-            raise UsageError(f"{where}: the field {key} is missing")
+            raise UsageError(f"{source}: the field {key} is missing")
 
 
 def check_settings(settings: Any) -> None:

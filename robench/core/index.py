@@ -1,7 +1,7 @@
-"""What is built in, known without importing it: names, places, documentation, arguments, networks and costs.
+"""Descriptions of everything built in, available without imports: names, places, documentation, arguments, costs.
 
-`index.json` holds it, so that `robench list`, `robench show` and a mistyped name need not wait for torch.
-`perf/write_index.py` writes it; a test compares it with the code.
+They are stored in `index.json`, so that `robench list`, `robench show` and messages about unknown names need not import
+torch. `perf/write_index.py` writes the file, and a test compares it with the code.
 """
 
 import ast
@@ -24,13 +24,13 @@ _FACTS = ("minimum_norm", "gradient_free", "norm")
 
 @dataclass(frozen=True)
 class Description:
-    """What can be said of a builder.
+    """The description of a builder.
 
     Attributes:
         place: "module:name".
-        documentation: its docstring, with what its base classes say of parameters that it does not describe itself.
-        arguments: name -> default as Python writes it, or NEEDED.
-        facts: what its class or a decorator states, such as {"gradient_free": True} or {"layout": "..."}.
+        documentation: its docstring, with entries from its base classes for parameters that it does not describe.
+        arguments: the repr of each default by name, or NEEDED.
+        facts: facts stated by its class or a decorator, such as {"gradient_free": True} or {"layout": "..."}.
     """
 
     place: str
@@ -40,7 +40,7 @@ class Description:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The arguments that have a default, as values."""
+        """The defaults of the arguments that have one, as values."""
         return {name: ast.literal_eval(text) for name, text in self.arguments.items() if text != NEEDED}
 
     @property
@@ -55,7 +55,7 @@ def built_in(kind: str) -> dict[str, Description]:
 
 
 def section(name: str) -> dict[str, Any]:
-    """A table of the index by its name; empty where there is none."""
+    """A table of the index by its name; empty if there is none."""
     return _content().get(name, {})
 
 

@@ -24,14 +24,14 @@ def end_at_once() -> Iterator[None]:
 
 
 def importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported where `frame` is."""
+    """Whether `frame` runs during the import of a module."""
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None
 
 
 def end(number: int, frame: FrameType | None) -> NoReturn:
-    """End the process with one line; a handler of signals."""
+    """Signal handler that ends the process with one line."""
     # An exception would be swallowed or replaced by extension modules during their initialisation.
     with suppress(OSError):
         os.write(2, b"robench: interrupted\n")

@@ -42,11 +42,11 @@ def disk_errors(path: Path, options: str = _OPTIONS) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise ResourceError(
-                f"no space left on the disk for {path}: free some or give another by {options}, "
-                "then repeat the command; what was saved before is intact"
+                f"no space left on the disk for {path}: free some space or choose another disk with {options}, "
+                "then repeat the command; everything saved before is intact"
             ) from error
         raise ResourceError(
-            f"cannot write {path} ({error.strerror or error}): give one that you may write by {options}"
+            f"cannot write {path} ({error.strerror or error}): choose a writable place with {options}"
         ) from error
 
 
@@ -146,7 +146,9 @@ def refuse_link(folder: Path) -> None:
         ResourceError: if `folder` is a symbolic link.
     """
     if folder.is_symlink():
-        raise ResourceError(f"{folder} is a symbolic link, which is not written through: remove it")
+        raise ResourceError(
+            f"{folder} is a symbolic link, and robench does not write through links: remove it"
+        )
 
 
 def open_ordinary(path: Path) -> BinaryIO:
@@ -336,7 +338,7 @@ def _lock(path: Path, folder: Path, deadline: float) -> int:
                 time.sleep(_POLL)
                 continue
             raise ResourceError(
-                f"another run is writing {folder} (pid {holder}): wait for it, or give another by --results or --output"
+                f"another run is writing {folder} (pid {holder}): wait for it, or choose another with {_OPTIONS}"
             )
         # The previous holder removes its lock file: a lock on a deleted file protects nothing.
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are asked for."""
+"""Packages whose names are imported on first access."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -8,12 +8,12 @@ from typing import Any
 def lazily(
     package: str, homes: Mapping[str, str], otherwise: Callable[[str], Any] | None = None
 ) -> Callable[[str], Any]:
-    """The `__getattr__` of a package.
+    """Return the `__getattr__` of a package.
 
     Args:
-        package: its `__name__`.
-        homes: name -> module of the package that holds it.
-        otherwise: the `__getattr__` for every other name.
+        package: the `__name__` of the package.
+        homes: the module of the package that defines each name.
+        otherwise: the `__getattr__` for all other names.
     """
 
     def attribute(name: str) -> Any:

@@ -48,7 +48,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{repeated[:40]}" stands twice in one object')
+        raise ValueError(f'the key "{repeated[:40]}" is repeated in one object')
     return table
 
 

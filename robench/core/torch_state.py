@@ -47,7 +47,7 @@ def standard_state() -> Iterator[None]:
 
 
 def _refuse_tf32(stack: contextlib.ExitStack) -> None:
-    """Turn TF32 off in cuDNN, by the setting that the caller uses: torch raises where both are read."""
+    """Turn TF32 off in cuDNN with the setting that the caller uses, because torch raises an error if both are read."""
     cudnn: Any = torch.backends.cudnn
     try:
         if cudnn.allow_tf32:

@@ -115,5 +115,5 @@ def admit(name: object, does: str) -> None:
     line = f'{name.file} names "{name}", which {does}'
     trust = _trust.get()
     if trust is None:
-        raise Untrusted(f"{line}: give the name yourself if you trust it, or add --trust")
+        raise Untrusted(f"{line}: pass the name on the command line if you trust it, or add --trust")
     trust.note(f"trusting {line}")

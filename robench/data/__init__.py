@@ -52,7 +52,7 @@ def load_dataset(
     known = specs.defaults(builder)
     for key in spec.arguments:
         if key in _OURS:
-            raise UsageError(f"{name}: {key} is not an argument of a data set: leave it out")
+            raise UsageError(f"{name}: {key} is not an argument of a data set: omit it")
     if bool(path) != (known.get("path") is inspect.Parameter.empty):
         raise UsageError(f"{base} needs a path: write {base}:PATH" if not path else f"{base} takes no path")
     arguments = {"split": split, "data_dir": data_dir, **spec.arguments}

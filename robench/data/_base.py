@@ -70,7 +70,7 @@ def facts_of(builder: Any) -> Facts:
 
 
 def find(name: str, data_dir: str | None, places: tuple[str, ...], facts: Facts) -> Path:
-    """The first existing one of `places`, files or folders below the data folder.
+    """The first of `places`, files or folders below the data folder, that exists.
 
     Raises:
         ResourceError: if there is none, with the expected layout and the content of the folder.
@@ -81,7 +81,7 @@ def find(name: str, data_dir: str | None, places: tuple[str, ...], facts: Facts)
             return root / place
     source = f"get it from {facts.source}, or " if facts.source else ""
     raise ResourceError(
-        f"{name} is not under {root}: expected {facts.layout} there, found {_content(root)}; {source}give the folder "
+        f"{name} is not under {root}: expected {facts.layout} there, found {_content(root)}; {source}pass the folder "
         "that contains it with --data-dir"
     )
 

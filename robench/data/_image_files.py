@@ -31,19 +31,19 @@ def list_classes(folder: Path, name: str) -> dict[str, list[Path]]:
         ResourceError: if the folder cannot be read, has no subfolders, or these contain anything except images.
     """
     classes: dict[str, list[Path]] = {}
-    strange: list[Path] = []
+    unusable: list[Path] = []
     try:
         for inner in sorted(_visible(folder)):
             if inner.is_dir():
                 files = sorted(_visible(inner))
-                strange += [file for file in files if file.suffix.lower() not in SUFFIXES]
+                unusable += [file for file in files if file.suffix.lower() not in SUFFIXES]
                 classes[inner.name] = files
     except OSError as error:
         raise ResourceError(f"{error.filename}: {error.strerror}: {name} needs a readable folder") from error
-    strange += [folder / inner for inner, files in classes.items() if not files]
-    if strange:
+    unusable += [folder / inner for inner, files in classes.items() if not files]
+    if unusable:
         raise ResourceError(
-            f"{len(strange)} of the files and folders of {name} are not images or are empty: {named(strange)}; "
+            f"{len(unusable)} of the files and folders of {name} are not images or are empty: {named(unusable)}; "
             "move them away or restore them"
         )
     if not classes:
@@ -83,15 +83,15 @@ def check_complete(
     """
     if unknown := [folder / synset for synset in files if synset not in classes]:
         raise ResourceError(
-            f"{len(unknown)} of {len(files)} folders of {name} are none of its {len(classes)} classes: "
+            f"{len(unknown)} of {len(files)} folders of {name} are not among its {len(classes)} classes: "
             + named(unknown)
         )
-    lost = [folder / synset for synset in classes if synset not in files]
+    missing = [folder / synset for synset in classes if synset not in files]
     count = sum(map(len, files.values()))
-    if (lost or count < images) and not partial:
-        which = f"; {len(lost)} classes are missing: {named(lost)}" if lost else ""
+    if (missing or count < images) and not partial:
+        detail = f"; {len(missing)} classes are missing: {named(missing)}" if missing else ""
         raise ResourceError(
-            f"{images - count} of the {images} images of {name} are missing{which}; restore them, or write "
+            f"{images - count} of the {images} images of {name} are missing{detail}; restore them, or write "
             "partial=True to use those available"
         )
 
@@ -115,9 +115,9 @@ def severity_folder(folder: Path, severity: int, name: str) -> Path:
     if (folder / str(severity)).is_dir() and by_number.keys() <= {1, 2, 3, 4, 5}:
         return folder / str(severity)
     if len(by_number) != 5:
-        there = ", ".join(sorted(path.name for path in inner)[:6]) or "none"
+        names = ", ".join(sorted(path.name for path in inner)[:6]) or "none"
         raise ResourceError(
-            f"{folder} has no folder {severity}: {name} has 1, 2, 3, 4 and 5 there, found {there}"
+            f"{folder} has no folder {severity}: {name} has 1, 2, 3, 4 and 5 there, found {names}"
         )
     return by_number[sorted(by_number)[severity - 1]]
 
@@ -142,16 +142,16 @@ def decode(
             first names.
         UsageError: if the preprocessed images differ in size.
     """
-    how = parse(preprocessing)
+    steps = parse(preprocessing)
     x: PixelFile | None = None
-    bad: list[tuple[Path | Blob, str]] = []
+    failed: list[tuple[Path | Blob, str]] = []
     waiting = iter(pictures)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS)) as pool:
         while chunk := list(islice(waiting, CHUNK)):
-            read = pool.map(lambda picture: _read(picture[1], how, channels), chunk)
+            read = pool.map(lambda picture: _read(picture[1], steps, channels), chunk)
             for (row, source), result in zip(chunk, read, strict=True):
                 if isinstance(result, str):
-                    bad.append((source, result))
+                    failed.append((source, result))
                     continue
                 size = result.shape[:2]
                 if x is None:
@@ -162,13 +162,13 @@ def decode(
                         f"({Path(str(source)).name}): choose a preprocessing that makes them equal, such as "
                         + ", ".join(USUAL)
                     )
-                # After a bad image the others are only checked.
-                if not bad:
+                # After a failure the other images are only checked.
+                if not failed:
                     x.write(row, result)
-    if bad or x is None:
+    if failed or x is None:
         raise ResourceError(
-            f"{len(bad)} of {n} images of {name} cannot be used: {named([p for p, _ in bad])} "
-            f"({bad[0][1]}); restore them"
+            f"{len(failed)} of {n} images of {name} cannot be used: {named([p for p, _ in failed])} "
+            f"({failed[0][1]}); restore them"
         )
     return x
 
@@ -191,13 +191,13 @@ def named(paths: Sequence[object]) -> str:
     return ", ".join(map(str, paths[:_NAMED])) + more
 
 
-def _read(source: Path | Blob, how: Preprocessing, channels: int) -> np.ndarray | str:
+def _read(source: Path | Blob, preprocessing: Preprocessing, channels: int) -> np.ndarray | str:
     """Pixels (H, W, C) uint8, or a description of the problem."""
     if isinstance(source, Blob) and source.content is None:
         return "missing"
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content or b"")) as image:
-            whole = image.convert("RGB" if channels == 3 else "L")
+            converted = image.convert("RGB" if channels == 3 else "L")
     except FileNotFoundError:
         return "missing"
     except UnidentifiedImageError:
@@ -205,9 +205,9 @@ def _read(source: Path | Blob, how: Preprocessing, channels: int) -> np.ndarray 
     # Exceptions that Pillow raises for damaged files of these formats.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"damaged: {' '.join(str(error).split())[:120]}"
-    if min(whole.size) < how.smallest:
-        return f"too small for a crop of {how.smallest} px: {_px(whole.size[::-1])}"
-    return np.atleast_3d(np.asarray(how.change(whole)))
+    if min(converted.size) < preprocessing.smallest:
+        return f"too small for a crop of {preprocessing.smallest} px: {_px(converted.size[::-1])}"
+    return np.atleast_3d(np.asarray(preprocessing.change(converted)))
 
 
 def _visible(folder: Path) -> list[Path]:

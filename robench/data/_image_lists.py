@@ -80,7 +80,7 @@ def _of_robustbench(name: str) -> Path:
     spec = importlib.util.find_spec("robustbench")
     if spec is None or not spec.submodule_search_locations:
         raise ResourceError(
-            f"the list of {name} comes with robustbench: pip install --no-deps robustbench==1.1.1, or give the path of "
-            f"its {_INSIDE} as ids"
+            f"the list of {name} comes with robustbench: pip install --no-deps robustbench==1.1.1, or set ids to the "
+            f"path of its {_INSIDE}"
         )
     return Path(next(iter(spec.submodule_search_locations))) / _INSIDE

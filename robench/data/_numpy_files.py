@@ -32,31 +32,31 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def read_archive(
-    path: Path, needed: tuple[str, ...], wanted: tuple[str, ...], also: tuple[str, ...] = ()
+    path: Path, needed: tuple[str, ...], optional: tuple[str, ...], present: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
     """Read arrays of a .npz file.
 
     Args:
         path: the file.
         needed: arrays that must exist.
-        wanted: arrays to read if they exist.
-        also: arrays that must exist but are not read.
+        optional: arrays to read if they exist.
+        present: arrays that must exist but are not read.
 
     Raises:
-        ResourceError: if it is missing or damaged, contains pickled objects, or lacks one of `needed` and `also`.
+        ResourceError: if it is missing or damaged, contains pickled objects, or lacks one of `needed` and `present`.
     """
     try:
         # Opened here, because NumPy does not close a file that it cannot read.
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not hasattr(archive, "files"):
-                both = " and ".join(sorted((*needed, *also)))
-                raise ResourceError(f"{path} is not a .npz archive: expected arrays {both}")
-            if lost := sorted(name for name in (*needed, *also) if name not in archive.files):
+                names = " and ".join(sorted((*needed, *present)))
+                raise ResourceError(f"{path} is not a .npz archive: expected arrays {names}")
+            if missing := sorted(name for name in (*needed, *present) if name not in archive.files):
                 raise ResourceError(
-                    f"{path} has no array {' and '.join(lost)}: it has {', '.join(archive.files) or 'none'}"
+                    f"{path} has no array {' and '.join(missing)}: it has {', '.join(archive.files) or 'none'}"
                 )
-            return {name: archive[name] for name in (*needed, *wanted) if name in archive.files}
+            return {name: archive[name] for name in (*needed, *optional) if name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _unreadable(path, error) from error
 
@@ -121,7 +121,7 @@ def _channels_last(array: np.ndarray, path: Path, channels: int, shape: tuple[in
             f"{path}: images of shape {shape}: expected (N, H, W, 3), (N, 3, H, W), or (N, H, W) for grey images"
         )
     if channels < array.shape[-1]:
-        raise ResourceError(f"{path}: images of shape {shape} have 3 channels: leave channels=1 out")
+        raise ResourceError(f"{path}: images of shape {shape} have 3 channels: omit channels=1")
     array = np.repeat(array, channels // array.shape[-1], axis=-1)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ResourceError(f"{path}: images of type {array.dtype}: expected uint8, or floats in [0, 1]")

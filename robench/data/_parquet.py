@@ -101,30 +101,31 @@ def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "
         UsageError: if a column is missing, ambiguous or of the wrong type.
     """
     _check_shards(files, name)
-    schemas, counts, bad = [], [], []
+    schemas, counts, unreadable = [], [], []
     for file in files:
         try:
             with pq.ParquetFile(file) as table:
                 schemas.append(table.schema_arrow)
                 counts.append(table.metadata.num_rows)
         except (OSError, pa.ArrowException):
-            bad.append(file)
-    if bad:
+            unreadable.append(file)
+    if unreadable:
         raise ResourceError(
-            f"{len(bad)} of {len(files)} files of {name} cannot be read as parquet: {named(bad)}; get them again"
+            f"{len(unreadable)} of {len(files)} files of {name} cannot be read as parquet: {named(unreadable)}; get "
+            "them again"
         )
     schema, features = schemas[0], _features(schemas[0])
     image = image or _column(schema, features, "Image", _IMAGES, name, "image")
     label = label or _column(schema, features, "ClassLabel", _LABELS, name, "label")
-    for wanted in (image, label):
-        if wanted not in schema.names:
-            raise UsageError(f"{name} has no column {wanted}: it has {', '.join(schema.names)}")
+    for column in (image, label):
+        if column not in schema.names:
+            raise UsageError(f"{name} has no column {column}: it has {', '.join(schema.names)}")
     if not _holds_pictures(schema.field(image).type):
         raise UsageError(
             f"the column {image} of {name} is {schema.field(image).type}: expected encoded images as bytes, or a "
             "struct with bytes"
         )
-    unlike = [
+    different = [
         file
         for file, other in zip(files, schemas, strict=True)
         if any(
@@ -132,28 +133,28 @@ def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "
             for column in (image, label)
         )
     ]
-    if unlike:
+    if different:
         raise ResourceError(
-            f"{len(unlike)} files of {name} have other columns than {files[0].name}: {named(unlike)}"
+            f"{len(different)} files of {name} have other columns than {files[0].name}: {named(different)}"
         )
     labels, classes = _labels(files, label, tuple(features.get(label, {}).get("names") or ()), name)
     return Table(tuple(files), tuple(counts), image, labels, classes)
 
 
 def _check_shards(files: Sequence[Path], name: str) -> None:
-    there: dict[tuple[Path, str, int], set[int]] = {}
+    present: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
         if match := _SHARD.fullmatch(file.stem):
             key = (file.parent, match["stem"], int(match["count"]))
-            there.setdefault(key, set()).add(int(match["number"]))
-    lost = [
+            present.setdefault(key, set()).add(int(match["number"]))
+    missing = [
         folder / f"{stem}-{number:05d}-of-{count:05d}.parquet"
-        for (folder, stem, count), numbers in there.items()
+        for (folder, stem, count), numbers in present.items()
         for number in range(count)
         if number not in numbers
     ]
-    if lost:
-        raise ResourceError(f"{len(lost)} files of {name} are missing: {named(lost)}; get them again")
+    if missing:
+        raise ResourceError(f"{len(missing)} files of {name} are missing: {named(missing)}; get them again")
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

@@ -41,11 +41,11 @@ def load(
     name = str(Spec(f"npz:{path}", arguments))
     check_split(name, split, ("test",))
     file = Path(data_dir or "").expanduser() / Path(path).expanduser()
-    arrays = _numpy_files.read_archive(file, ("y",), ("classes",), also=("x",))
-    named = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else ()
-    if named and classes and classes != len(named):
-        raise ResourceError(f"{file} names {len(named)} classes: leave classes={classes} out")
-    y = _numpy_files.labels(arrays["y"], file, len(named) or classes or None)
+    arrays = _numpy_files.read_archive(file, ("y",), ("classes",), present=("x",))
+    class_names = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else ()
+    if class_names and classes and classes != len(class_names):
+        raise ResourceError(f"{file} names {len(class_names)} classes: omit classes={classes}")
+    y = _numpy_files.labels(arrays["y"], file, len(class_names) or classes or None)
     count = _numpy_files.rows(file, "x")
     if len(y) != count:
         raise ResourceError(f"{file}: {count} images and {len(y)} labels: expected equal numbers")
@@ -59,5 +59,5 @@ def load(
         x,
         y[:samples],
         torch.arange(len(x)),
-        named or tuple(str(k) for k in range(count)),
+        class_names or tuple(str(k) for k in range(count)),
     )

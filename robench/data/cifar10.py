@@ -65,5 +65,5 @@ def _open(name: str, kind: type[CIFAR10], root: Path, train: bool) -> CIFAR10:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResourceError(
             f"{name} is incomplete under {root} and cannot be downloaded ({reason}): put the folder "
-            f"{kind.base_folder} of {kind.url} there, or give the folder that contains it with --data-dir"
+            f"{kind.base_folder} of {kind.url} there, or pass the folder that contains it with --data-dir"
         ) from error

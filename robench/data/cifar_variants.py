@@ -122,23 +122,23 @@ def load_cifar10_1(
     images = find(
         name, data_dir, (file, f"CIFAR-10.1/datasets/{file}", f"CIFAR-10.1/{file}"), NEW.of(version=version)
     )
-    truths = images.with_name(f"cifar10.1_{version}_labels.npy")
-    return _slice(name, images, truths, VERSIONS[version], slice(0, samples), CIFAR10_CLASSES)
+    labels = images.with_name(f"cifar10.1_{version}_labels.npy")
+    return _slice(name, images, labels, VERSIONS[version], slice(0, samples), CIFAR10_CLASSES)
 
 
 def _slice(
-    name: str, images: Path, truths: Path, rows: int, wanted: slice, classes: tuple[str, ...]
+    name: str, images: Path, labels: Path, rows: int, selected: slice, classes: tuple[str, ...]
 ) -> Images:
-    x, y = _numpy_files.open_array(images), _numpy_files.open_array(truths)
-    for array, path, shape in ((x, images, (rows, 32, 32, 3)), (y, truths, (rows,))):
+    x, y = _numpy_files.open_array(images), _numpy_files.open_array(labels)
+    for array, path, shape in ((x, images, (rows, 32, 32, 3)), (y, labels, (rows,))):
         if array.shape != shape:
             raise ResourceError(f"{path}: shape {array.shape}: {name} needs {shape}; get the file again")
-    pixels = _numpy_files.pixels(x[wanted], images)
+    pixels = _numpy_files.pixels(x[selected], images)
     return Images(
         name,
         "test",
         pixels,
-        _numpy_files.labels(y[wanted], truths, len(classes)),
+        _numpy_files.labels(y[selected], labels, len(classes)),
         torch.arange(len(pixels)),
         classes,
     )

@@ -70,7 +70,7 @@ def check_colours(images: Images) -> None:
     if images.x.shape[1] != 3:
         raise UsageError(
             f"corruptions need images with 3 channels: {images.name} has {images.x.shape[1]}; attack it instead, or "
-            "leave channels=1 out"
+            "omit channels=1"
         )
 
 

@@ -67,9 +67,7 @@ def write_corrupted(
             raise unknown_name("corruption", name, {*known})
     folders = parse(images.name).name == "imagenet"
     if not folders and set(severities) != set(SEVERITIES):
-        raise UsageError(
-            f"{images.name} is written to .npy files with all five severities: leave --severity out"
-        )
+        raise UsageError(f"{images.name} is written to .npy files with all five severities: omit --severity")
     facts = {
         "dataset": images.name,
         "digest": images.digest,
@@ -107,17 +105,17 @@ def _check_facts(output: Path, facts: dict) -> None:
     except FileNotFoundError:
         others = [path.name for path in output.iterdir() if not path.name.startswith(".")]
         if others:
-            raise ResourceError(f"{output} already contains {others[0]}: give an empty folder") from None
+            raise ResourceError(f"{output} already contains {others[0]}: choose an empty folder") from None
         write_file(output / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
         return
     except (OSError, ValueError) as error:
-        raise ResourceError(f"{file} cannot be read: give an empty folder") from error
+        raise ResourceError(f"{file} cannot be read: choose an empty folder") from error
     if recorded != facts:
         other = next(
             (key for key in facts if not isinstance(recorded, dict) or recorded.get(key) != facts[key]),
             "content",
         )
-        raise ResourceError(f"{output} contains other images (different {other}): give an empty folder")
+        raise ResourceError(f"{output} contains other images (different {other}): choose an empty folder")
 
 
 def _write_folders(
@@ -189,11 +187,11 @@ def _write_arrays(
     workers: int,
     note: Callable[[str], None],
 ) -> None:
-    truths, labels = output / "labels.npy", np.tile(images.y.numpy(), len(SEVERITIES))
-    if truths.is_file():
-        _keep(truths, np.array_equal(_read_npy(truths), labels))
+    labels_file, labels = output / "labels.npy", np.tile(images.y.numpy(), len(SEVERITIES))
+    if labels_file.is_file():
+        _keep(labels_file, np.array_equal(_read_npy(labels_file), labels))
     else:
-        write_file(truths, _npy(labels))
+        write_file(labels_file, _npy(labels))
     for name in corruptions:
         if (file := output / f"{name}.npy").is_file():
             firsts = [
@@ -201,8 +199,8 @@ def _write_arrays(
                 for severity in SEVERITIES
             ]
             array = _read_npy(file)
-            whole = array.dtype == np.uint8 and array.shape == (len(labels), *firsts[0].shape)
-            _keep(file, whole and np.array_equal(array[:: len(images)], firsts))
+            complete = array.dtype == np.uint8 and array.shape == (len(labels), *firsts[0].shape)
+            _keep(file, complete and np.array_equal(array[:: len(images)], firsts))
     missing = [name for name in corruptions if not (output / f"{name}.npy").is_file()]
     parts = [range(rows.start, rows.stop) for rows in spans(images)]
     results = in_order(
@@ -216,15 +214,17 @@ def _write_arrays(
     )
     for name in corruptions:
         if name in missing:
-            whole = np.concatenate([next(results).pixels for _ in SEVERITIES for _ in parts])
-            write_file(output / f"{name}.npy", _npy(whole))
+            complete = np.concatenate([next(results).pixels for _ in SEVERITIES for _ in parts])
+            write_file(output / f"{name}.npy", _npy(complete))
         note(f"{name} is {'kept ' * (name not in missing)}in {output / name}.npy")
 
 
 def _keep(file: Path, same: bool) -> None:
     """Refuse to keep a file that is not the one that would be written."""
     if not same:
-        raise ResourceError(f"{file} is not what would be written there: remove it, or give an empty folder")
+        raise ResourceError(
+            f"{file} differs from what would be written: remove it, or choose an empty folder"
+        )
 
 
 def _read_npy(file: Path) -> np.ndarray:

@@ -169,11 +169,11 @@ def _chosen(rows: list[Row], name: str, samples: int | None, ids: str) -> list[R
         return rows[:samples]
     listed = read_list(ids, name)
     by_id = {row[0]: row for row in rows}
-    lost = [picture for picture in listed if picture.number not in by_id]
-    if lost:
+    missing = [picture for picture in listed if picture.number not in by_id]
+    if missing:
         raise ResourceError(
-            f"{len(lost)} of the {len(listed)} images of ids={ids!r} are not among the {len(rows)} of {name}: "
-            f"{_image_files.named(lost)}; get all of the validation images"
+            f"{len(missing)} of the {len(listed)} images of ids={ids!r} are not among the {len(rows)} of {name}: "
+            f"{_image_files.named(missing)}; get all of the validation images"
         )
     return [by_id[picture.number] for picture in listed][:samples]
 
@@ -181,21 +181,23 @@ def _chosen(rows: list[Row], name: str, samples: int | None, ids: str) -> list[R
 def _numbered_rows(table: _parquet.Table, name: str) -> list[tuple[int, int, int]]:
     """Id, label and row of each image, in canonical order."""
     rows: dict[int, tuple[int, int, int]] = {}
-    strange: list[str] = []
+    misnamed: list[str] = []
     for row, (file, label) in enumerate(zip(table.names(), table.labels.tolist(), strict=True)):
         match = _ROW.match(file)
         number = int(match[1]) - 1 if match else -1
         # Hugging Face names files by number and class, which must agree with the label.
-        other = match is not None and match[2] is not None and synsets()[label : label + 1] != (match[2],)
-        if number < 0 or number in rows or other:
-            strange.append(f"row {row}, {file or 'without a name'}, label {label}")
+        wrong_class = (
+            match is not None and match[2] is not None and synsets()[label : label + 1] != (match[2],)
+        )
+        if number < 0 or number in rows or wrong_class:
+            misnamed.append(f"row {row}, {file or 'without a name'}, label {label}")
         else:
             rows[number] = (number, label, row)
-    if strange:
+    if misnamed:
         raise ResourceError(
-            f"{len(strange)} of {len(table.labels)} rows of {name} are not named like its images, "
+            f"{len(misnamed)} of {len(table.labels)} rows of {name} are not named like its images, "
             "ILSVRC2012_val_00000001_<synset>.JPEG, with unique numbers and matching classes: "
-            f"{_image_files.named(strange)}; for your own images use parquet:FOLDER"
+            f"{_image_files.named(misnamed)}; for your own images use parquet:FOLDER"
         )
     return [rows[number] for number in sorted(rows)]
 
@@ -213,18 +215,18 @@ def numbered(files: dict[str, list[Path]], folder: Path, name: str) -> list[tupl
             f"{_image_files.named(unknown)}"
         )
     rows: dict[int, tuple[int, int, Path]] = {}
-    strange: list[Path] = []
+    misnamed: list[Path] = []
     for synset, paths in files.items():
         for path in paths:
             match = _FILE.fullmatch(path.name)
             number = int(match[1]) - 1 if match else -1
             if number < 0 or number in rows:
-                strange.append(path)
+                misnamed.append(path)
             else:
                 rows[number] = (number, labels[synset], path)
-    if strange:
+    if misnamed:
         raise ResourceError(
-            f"{len(strange)} files of {name} are not named like its images, ILSVRC2012_val_00000001.JPEG, with unique "
-            f'numbers: {_image_files.named(strange)}; for your own images use folder:DIR(classes="imagenet")'
+            f"{len(misnamed)} files of {name} are not named like its images, ILSVRC2012_val_00000001.JPEG, with unique "
+            f'numbers: {_image_files.named(misnamed)}; for your own images use folder:DIR(classes="imagenet")'
         )
     return [rows[number] for number in sorted(rows)]

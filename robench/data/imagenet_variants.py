@@ -135,6 +135,6 @@ def _load(
     x = _image_files.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name)
     y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
     indices = tuple(synsets().index(synset) for synset in variant.synsets())
-    words = tuple(imagenet_classes()[k] for k in indices)
+    names = tuple(imagenet_classes()[k] for k in indices)
     class_subset = Subset(indices, len(synsets())) if len(indices) < len(synsets()) else None
-    return Images(name, split, x, y, torch.arange(len(x)), words, class_subset)
+    return Images(name, split, x, y, torch.arange(len(x)), names, class_subset)

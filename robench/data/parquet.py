@@ -75,8 +75,8 @@ def _choose(place: Path, name: str, split: str, part: str) -> list[Path]:
         raise UsageError(
             f'{name} has no part "{part}": it has {", ".join(filter(None, known)) or "no named parts"}'
         )
-    whole = [""] if split == "test" else []
-    fitting = [key for key in ([part] if part else [*_PARTS[split], *whole]) if key in parts]
+    unnamed = [""] if split == "test" else []
+    fitting = [key for key in ([part] if part else [*_PARTS[split], *unnamed]) if key in parts]
     if not fitting:
         raise UsageError(
             f'{name} has no part for the split {split}: it has {", ".join(filter(None, known))}; set part="..."'

@@ -115,7 +115,7 @@ class Defense(nn.Module):
     ):
         super().__init__()
         if (mean is None) != (std is None):
-            raise ValueError(f"{mean=} and {std=}: give both or neither")
+            raise ValueError(f"{mean=} and {std=}: expected both or neither")
         if mean is not None and (constants := own_normalisations(classifier)):
             raise ValueError(
                 f"{mean=} for a classifier that normalises by itself, with its {constants[0].names[0]}: leave it out"

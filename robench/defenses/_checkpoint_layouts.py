@@ -90,7 +90,7 @@ def check_classifier(state: State, path: Path) -> None:
     if decoder:
         raise ResourceError(
             f"checkpoint {path} is a pre-trained masked autoencoder (it has {decoder}), not a classifier: "
-            "fine-tune it first, or give the fine-tuned checkpoint"
+            "fine-tune it first, or use a fine-tuned checkpoint"
         )
 
 
@@ -101,7 +101,7 @@ def _vit(state: State, hints: Hints, path: Path) -> Arguments:
     if heads is None:
         raise ResourceError(
             f"checkpoint {path} is of a ViT of width {width}, whose shapes do not determine its number of heads: "
-            f"give it, --defense 'vit(width={width}, heads=...)'"
+            f"specify it, --defense 'vit(width={width}, heads=...)'"
         )
     return _patches(state, prefix=1, path=path) | _sizes(state, "blocks") | {"heads": heads}
 
@@ -138,7 +138,7 @@ def _swin(state: State, hints: Hints, path: Path) -> Arguments:
     hinted = [hint["image_size"] for hint in hints if "image_size" in hint]
     if not grid and not hinted:
         raise ResourceError(
-            f"checkpoint {path} is of a Swin whose shapes do not determine its image size: give it, "
+            f"checkpoint {path} is of a Swin whose shapes do not determine its image size: specify it, "
             "--defense 'swin(image_size=...)'"
         )
     return {

@@ -101,10 +101,10 @@ def split_location(location: str, folder: Path = Path()) -> tuple[str, str, str]
 
 def _local(place: str, folder: Path) -> Path:
     path = folder / Path(place).expanduser()
-    own_copy = Path(os.environ.get("ROBENCH_CHECKPOINTS") or folder) / place
-    if not path.is_file() and not own_copy.is_file():
-        raise ResourceError(f"checkpoint {path} is missing: put it there or give another with --checkpoint")
-    return path if path.is_file() else own_copy
+    other_copy = Path(os.environ.get("ROBENCH_CHECKPOINTS") or folder) / place
+    if not path.is_file() and not other_copy.is_file():
+        raise ResourceError(f"checkpoint {path} is missing: put it there or choose another with --checkpoint")
+    return path if path.is_file() else other_copy
 
 
 def _from_hub(place: str, rest: str, sha256: str) -> Path:
@@ -143,7 +143,7 @@ def _download_or_fail(location: str, get: Callable[[], Path]) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
-            f"checkpoint {location} cannot be downloaded ({reason}): get the file another way and give its path "
+            f"checkpoint {location} cannot be downloaded ({reason}): get the file another way and pass its path "
             "with --checkpoint"
         ) from error
 

@@ -14,7 +14,7 @@ _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
 _INDEX_LIMIT = 2**27
 _AGAIN = "get it again"
-_UNPACK = "unpack it and give the file inside"
+_UNPACK = "unpack it and use the file inside"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ _STARTS = (
     (b"Rar!", Kind("", "a rar archive", _UNPACK)),
     (b"\x28\xb5\x2f\xfd", Kind("", "a zstd archive", _UNPACK)),
     (b"\x89HDF", Kind("", "an HDF5 file, as Keras writes", "convert it to safetensors")),
-    (b"GGUF", Kind("", "a GGUF file", "give the weights that it was converted from")),
+    (b"GGUF", Kind("", "a GGUF file", "use the weights that it was converted from")),
     (b"\x93NUMPY", Kind("", "a NumPy array", "convert it to safetensors")),
     (
         b"\x80",
@@ -126,7 +126,7 @@ def _text(path: Path, head: bytes, size: int) -> Kind:
             content = None
         if isinstance(content, dict) and isinstance(content.get("weight_map"), dict):
             return INDEX
-        return Kind("", "a JSON file, but not an index of shards", "give the file of weights")
+        return Kind("", "a JSON file, but not an index of shards", "use the file of weights")
     if head.isascii() and b"\x00" not in head:
         return Kind("", f'a text that begins "{head[:40].decode().splitlines()[0]}"')
     return Kind("", "not a complete safetensors or torch.save file")

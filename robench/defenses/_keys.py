@@ -34,29 +34,31 @@ def _bare(key: str) -> str:
     return ".".join([*(place for place in places if place not in _WRAPPERS), last])
 
 
-def renamed(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Rename `state` to the wanted names if they agree up to wrappers; counters that are not wanted are dropped."""
-    wanted = list(wanted)
-    known = set(wanted)
+def renamed(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """Rename `state` to the expected names if they agree up to wrappers. Counters that are not expected are dropped."""
+    expected = list(expected)
+    known = set(expected)
     kept = {key: value for key, value in state.items() if key in known or not is_counter(key)}
-    if _fits(kept, wanted):
+    if _fits(kept, expected):
         return kept
-    plain_keys, wanted_keys = _plain(state), {plain: key for key, plain in _plain(wanted).items()}
-    fitted = {wanted_keys[plain]: state[key] for key, plain in plain_keys.items() if plain in wanted_keys}
-    unmatched = [key for key, plain in plain_keys.items() if plain not in wanted_keys and not is_counter(key)]
-    if not unmatched and _fits(fitted, wanted):
+    plain_keys, expected_keys = _plain(state), {plain: key for key, plain in _plain(expected).items()}
+    fitted = {expected_keys[plain]: state[key] for key, plain in plain_keys.items() if plain in expected_keys}
+    unmatched = [
+        key for key, plain in plain_keys.items() if plain not in expected_keys and not is_counter(key)
+    ]
+    if not unmatched and _fits(fitted, expected):
         return fitted
     # It does not fit: keep the names closer to the network's, for the clearer error message.
     plain = {
-        wanted_keys.get(name, name): state[key]
+        expected_keys.get(name, name): state[key]
         for key, name in plain_keys.items()
-        if name in wanted_keys or not is_counter(key)
+        if name in expected_keys or not is_counter(key)
     }
     return plain if len(known & set(plain)) > len(known & set(kept)) else kept
 
 
-def _fits(state: Mapping[str, Tensor], wanted: Iterable[str]) -> bool:
-    return {key for key in state if not is_counter(key)} == {key for key in wanted if not is_counter(key)}
+def _fits(state: Mapping[str, Tensor], expected: Iterable[str]) -> bool:
+    return {key for key in state if not is_counter(key)} == {key for key in expected if not is_counter(key)}
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -100,19 +102,19 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     target.load_state_dict(tensors, strict=False)
 
 
-def _cast(key: str, tensor: Tensor, wanted: torch.dtype, path: Path) -> Tensor:
+def _cast(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
     """Cast a tensor to the network's dtype if that changes no value."""
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise ResourceError(f"checkpoint {path} has NaN or infinite numbers in {key}: get it again")
-    if wanted.is_floating_point != tensor.is_floating_point() or not wanted.is_floating_point:
-        cast = tensor.to(wanted)
-        if (wanted.is_floating_point and not is_counter(key)) or not torch.equal(
+    if dtype.is_floating_point != tensor.is_floating_point() or not dtype.is_floating_point:
+        cast = tensor.to(dtype)
+        if (dtype.is_floating_point and not is_counter(key)) or not torch.equal(
             cast.to(tensor.dtype), tensor
         ):
-            kinds = [str(kind).removeprefix("torch.") for kind in (tensor.dtype, wanted)]
+            kinds = [str(kind).removeprefix("torch.") for kind in (tensor.dtype, dtype)]
             raise ResourceError(
                 f"checkpoint {path} has {key} in {kinds[0]}, the network in {kinds[1]}: quantised or boolean weights "
-                "are not cast; give the weights that they were converted from"
+                "are not cast; use the weights that they were converted from"
             )
         return cast
     return tensor

@@ -33,28 +33,28 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-def choose(meant: ResolvedDefense, state: Mapping[str, Tensor], digest: str, path: Path) -> Choice:
+def choose(requested: ResolvedDefense, state: Mapping[str, Tensor], digest: str, path: Path) -> Choice:
     """Choose the card whose network fits the checkpoint, or the network alone if no card has it.
 
     Args:
-        meant: the requested card, family or builder's spec; a spec's arguments take precedence over the shapes.
+        requested: the card, family or builder's spec; a spec's arguments take precedence over the shapes.
         state, digest: of the checkpoint at `path`.
 
     Raises:
         UsageError: if several cards have that network.
         ResourceError: if the card has another sha256, or the network is not recognised.
     """
-    name, cards = meant.name, meant.cards
-    hints = [card.spec for card in cards] or [meant.spec]
+    name, cards = requested.name, requested.cards
+    hints = [card.spec for card in cards] or [requested.spec]
     if not any(_checkpoint_layouts.knows(hint.name) for hint in hints):
         return _by_name(name, cards, hints, digest, path)
     recognised = _checkpoint_layouts.recognise(_checkpoint_layouts.unwrapped(state), hints, path)
     if not cards:
-        given = hints[0]
-        if recognised is None or recognised.name != given.name:
-            return Choice(name, None, "", given)
-        spec = _short(Spec(given.name, {**recognised.arguments, **given.arguments}))
-        return Choice(name if spec == _short(given) else str(spec), None, "", spec)
+        requested_spec = hints[0]
+        if recognised is None or recognised.name != requested_spec.name:
+            return Choice(name, None, "", requested_spec)
+        spec = _short(Spec(requested_spec.name, {**recognised.arguments, **requested_spec.arguments}))
+        return Choice(name if spec == _short(requested_spec) else str(spec), None, "", spec)
     if recognised is None:
         # Its kind may be one that is not recognised; otherwise loading it into a network reports what is wrong.
         others = [

@@ -118,7 +118,7 @@ def _weights_of(tables: Tables, name: str, chosen: bool, path: Path) -> Weights:
         if value.is_quantized or value.is_complex() or value.is_meta:
             kind = "quantised" if value.is_quantized else "complex" if value.is_complex() else "without data"
             raise ResourceError(
-                f"checkpoint {path} has {key}, which is {kind}: give a checkpoint of ordinary numbers"
+                f"checkpoint {path} has {key}, which is {kind}: use a checkpoint of ordinary numbers"
             )
         dense = value.detach().to_dense() if value.is_sparse else value.detach()
         state[key] = dense.float() if dense.is_floating_point() else dense

@@ -37,7 +37,7 @@ class Loaded:
             of both digests.
         family: of the card, or of the cards that the checkpoint was given for.
         notes: messages for the user, one line each.
-        classifier: the defense whose classifier stands behind the purifier; empty without a purifier.
+        classifier: the defense whose classifier follows the purifier; empty without a purifier.
         knows: number of classes of the network if only a subset of them counts; else 0.
     """
 
@@ -106,13 +106,16 @@ def restrict_to_classes(loaded: Loaded, class_subset: Subset | None) -> Loaded:
 
 
 def _load(
-    meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device, image_size: int | None
+    requested: ResolvedDefense,
+    checkpoint: str | Path | None,
+    device: str | torch.device,
+    image_size: int | None,
 ) -> Loaded:
-    name, spec = meant.name, meant.spec
+    name, spec = requested.name, requested.spec
     if loaders.scheme_of(spec.name):
-        return _load_by_scheme(meant, checkpoint, device, image_size)
+        return _load_by_scheme(requested, checkpoint, device, image_size)
     if spec.name in registry.purifiers:
-        return _load_purified(meant, checkpoint, device, image_size)
+        return _load_purified(requested, checkpoint, device, image_size)
     path, state, digest, messages = None, {}, "", ()
     if checkpoint:
         file = fetch(checkpoint, Path())
@@ -122,9 +125,9 @@ def _load(
             weights.state,
             (*file.notes, *weights.notes),
         )
-        choice = choose(meant, state, digest, path)
+        choice = choose(requested, state, digest, path)
     else:
-        card = meant.card
+        card = requested.card
         choice = Choice(
             card.name if card else name, card, card.family if card else "", card.spec if card else spec
         )
@@ -133,7 +136,7 @@ def _load(
     defense = specs.build(spec, builder)
     if not isinstance(defense, Defense):
         kind = type(defense).__name__
-        raise UsageError(f"{spec.name} gives a {kind}: expected a robench.defenses.Defense")
+        raise UsageError(f"{spec.name} returns a {kind}: expected a robench.defenses.Defense")
     if not path and card and card.checkpoint:
         file = _card_file(card)
         path, digest = file.path, sha256_of(file.path)
@@ -152,7 +155,7 @@ def _load(
             "and give the file with --checkpoint"
         )
     elif card:
-        hint = f" (robench train {name} makes one)" if card.recipe else ""
+        hint = f" (robench train {name} writes one)" if card.recipe else ""
         raise ResourceError(f"{name} comes without trained weights: give a file{hint} with --checkpoint")
     elif registry.defenses.holder(spec.name).startswith("robench."):
         raise UsageError(f"{name} comes without trained weights: give a file with --checkpoint")
@@ -182,10 +185,13 @@ def load_defense(
 
 
 def _load_by_scheme(
-    meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device, image_size: int | None
+    requested: ResolvedDefense,
+    checkpoint: str | Path | None,
+    device: str | torch.device,
+    image_size: int | None,
 ) -> Loaded:
-    card = meant.card
-    name, spec = (card.name, card.spec) if card else (meant.name, meant.spec)
+    card = requested.card
+    name, spec = (card.name, card.spec) if card else (requested.name, requested.spec)
     file = fetch(checkpoint, Path()) if checkpoint else None
     if card and card.checkpoint and not checkpoint:
         file = _card_file(card)
@@ -206,33 +212,44 @@ def _load_by_scheme(
 
 
 def _load_purified(
-    meant: ResolvedDefense, checkpoint: str | Path | None, device: str | torch.device, image_size: int | None
+    requested: ResolvedDefense,
+    checkpoint: str | Path | None,
+    device: str | torch.device,
+    image_size: int | None,
 ) -> Loaded:
     """A purifier with its weights, in front of the classifier of another defense."""
-    name, card = meant.name, meant.card
-    if card is None or meant.classifier is None:
+    name, card = requested.name, requested.card
+    if card is None or requested.classifier is None:
         raise UsageError(
             f"{name} is a purifier: name the defense behind it, such as {name}+timm:resnet50, or "
             f"{name}+standard-digits"
         )
-    inner = load(meant.classifier, device=device, image_size=image_size)
+    inner = load(requested.classifier, device=device, image_size=image_size)
     purifier, path, digest, messages = _purifier_with_weights(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)
-        ours = registry.purifiers.holder(card.spec.name).startswith("robench.")
-        if ours and inner.defense.channels != 3:
+        built_in = registry.purifiers.holder(card.spec.name).startswith("robench.")
+        if built_in and inner.defense.channels != 3:
             raise ValueError(f"it purifies images of 3 channels, not of {inner.defense.channels}")
-        if not ours:  # built-in purifiers keep the range by construction
+        if not built_in:  # built-in purifiers keep the range by construction
             purifier.eval().try_out(inner.defense.image_size, inner.defense.channels)
     except ValueError as error:
         raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
     defense = with_purifier(purifier, inner.defense).eval().requires_grad_(False).to(device)
     digest_of_card = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
-    both = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
-    known = notes(card, digest, path) if path and card.path.is_file() else ()
-    lines = (*known, *messages, *inner.notes)
+    combined_digest = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
+    card_notes = notes(card, digest, path) if path and card.path.is_file() else ()
+    lines = (*card_notes, *messages, *inner.notes)
     return Loaded(
-        card.name, defense, card, digest_of_card, path, both, card.family, lines, classifier=inner.name
+        card.name,
+        defense,
+        card,
+        digest_of_card,
+        path,
+        combined_digest,
+        card.family,
+        lines,
+        classifier=inner.name,
     )
 
 
@@ -269,9 +286,9 @@ def _purifier_with_weights(
         return purifier, file.path, weights.digest(digest), (*file.notes, *weights.notes)
     purifier = build_purifier(card.spec)
     if any(True for _ in purifier.parameters()):
-        hint = f" (robench train {card.name} makes one)" if card.recipe else ""
-        where = f": get them from {card.download_page} and" if card.download_page else f":{hint}"
-        raise ResourceError(f"{card.name} comes without its weights{where} give the file with --checkpoint")
+        hint = f" (robench train {card.name} writes one)" if card.recipe else ""
+        advice = f": get them from {card.download_page} and" if card.download_page else f":{hint}"
+        raise ResourceError(f"{card.name} comes without its weights{advice} give the file with --checkpoint")
     return purifier, None, state_digest(purifier), ()
 
 
@@ -284,7 +301,7 @@ def build_purifier(spec: specs.Spec) -> Purifier:
     purifier = specs.build(spec, registry.purifiers.get(spec.name))
     if not isinstance(purifier, Purifier):
         kind = type(purifier).__name__
-        raise UsageError(f"{spec.name} gives a {kind}: expected a robench.defenses.Purifier")
+        raise UsageError(f"{spec.name} returns a {kind}: expected a robench.defenses.Purifier")
     return purifier
 
 

@@ -67,7 +67,7 @@ class ResolvedDefense:
 
     @cached_property
     def classifier(self) -> "ResolvedDefense | None":
-        """The defense whose classifier stands behind this purifier; None if neither the name nor a card gives one."""
+        """The defense whose classifier follows this purifier; None if neither the name nor a card has one."""
         if self.behind is not None:
             return self.behind
         return resolve(self.card.classifier, self.dataset) if self.card and self.card.classifier else None
@@ -188,7 +188,9 @@ def _resolved(pieces: Sequence[tuple[str, Spec | None]], name: str, dataset: Spe
     cards, _ = _meaning(text, spec, dataset)
     for built in [card.spec for card in cards] or [spec or specs.parse(text)]:
         if built.name not in registry.purifiers:
-            raise UsageError(f"{text} is not a purifier: only a purifier can stand before {behind.name}")
+            raise UsageError(
+                f"{text} is not a purifier: only a purifier can be put in front of {behind.name}"
+            )
     if not cards:
         cards = [Card(text, text, str(dataset))]
     # Records use the names of cards, not the paths of their files.

@@ -1,1 +1,1 @@
-"""Find out whether an evaluation failed, and how much a latent tells about its image."""
+"""Find out whether an evaluation failed, and how much information a latent has about its image."""

@@ -1,4 +1,4 @@
-"""Three estimates of how much a latent tells about an image, from pairs of vectors. None is the mutual information.
+"""Three estimates of the information of a latent about an image, from pairs. None is the mutual information.
 
 Limits, in short:
 

@@ -1,4 +1,4 @@
-"""How much each layer tells about an image, its adversarial example and the perturbation, across defenses.
+"""Estimates of the information of each layer about an image, its adversarial example and the perturbation.
 
 MIMIR (arXiv 2312.04960) argues from bounds on the mutual information between an adversarial example and its latent.
 `estimators` describes the estimators and their limits. The layers are those of `Defense.all_features`.
@@ -68,15 +68,15 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
     Raises:
         RobenchError: for every mistake that a user can fix, such as too few images or a defense without features.
     """
-    least = 2 * estimators.GROUP
-    if protocol.samples < least:
+    minimum = 2 * estimators.GROUP
+    if protocol.samples < minimum:
         raise UsageError(
-            f"--mi needs at least {least} samples (two groups of {estimators.GROUP}), got {protocol.samples}"
+            f"--mi needs at least {minimum} samples (two groups of {estimators.GROUP}), got {protocol.samples}"
         )
     device = choose_device(options.device)
     loaded_defenses, images = load_for_images(names, protocol, options, device)
-    if len(images) < least:
-        raise UsageError(f"--mi needs at least {least} images: {images.name} has only {len(images)}")
+    if len(images) < minimum:
+        raise UsageError(f"--mi needs at least {minimum} images: {images.name} has only {len(images)}")
     batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))
     for loaded in loaded_defenses:
         loaded.defense.features(images.x[:1].to(device))  # raises for a defense without features
@@ -156,7 +156,7 @@ def grids(information: Information) -> list[Grid]:
             for name, layers in content["values"].items()
         ]
         limit = content["limits"].get(estimate)
-        notes = [] if limit is None else [f"at most {limit:.2f} {unit}, whatever the truth"]
+        notes = [] if limit is None else [f"at most {limit:.2f} {unit}, even if the true value is larger"]
         if any(
             estimate + RANDOM in layer_values
             for layers in content["values"].values()
@@ -251,7 +251,7 @@ def picture(content: dict[str, Any], path: Path) -> Path:
     )
     description = f"{content['threat']}, {content['n']} images of {content['dataset']['name']}"
     figure.suptitle(
-        f"What each layer z tells about its image; {style.literal(description)}\n"
+        f"Information of each layer z about its image; {style.literal(description)}\n"
         f"{_seeds(content, 'bars: standard deviation of')}; "
         "dotted: randomly paired rows",
         fontsize=10, x=0.01, ha="left",

@@ -18,7 +18,7 @@ from robench.threats.threat import Threat, largest_distance
 
 RUNS = "runs"
 STEPS = (20, 40, 80)
-# Number of steps of the runs at a large radius.
+# Number of steps of the runs at large radii.
 FAR = 100
 # Significance level of McNemar's test, as for the ranks of a board.
 CHANCE = 0.05

@@ -81,12 +81,12 @@ def draw(surfaces: list[Surface], case: Case, path: Path) -> Path:
     finite = torch.cat(
         [surface.values[surface.values.isfinite()] for surface in surfaces] or [torch.zeros(1)]
     )
-    most = float(finite.abs().max()) if len(finite) else 1.0
+    limit = float(finite.abs().max()) if len(finite) else 1.0
     image = None
     ends = (-REACH, REACH, -REACH, REACH)
     for axes, surface in zip(panels, surfaces, strict=True):
         values = surface.values.numpy()
-        image = axes.imshow(values, origin="lower", extent=ends, cmap="RdBu_r", vmin=-most, vmax=most)
+        image = axes.imshow(values, origin="lower", extent=ends, cmap="RdBu_r", vmin=-limit, vmax=limit)
         if (values > 0).any() and (values < 0).any():
             axes.contour(
                 torch.linspace(-REACH, REACH, SIDE), torch.linspace(-REACH, REACH, SIDE), values, [0.0],

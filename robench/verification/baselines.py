@@ -58,7 +58,7 @@ def read_baselines(path: Path | str) -> list[Baseline]:
 
 
 def _baseline(table: Any, path: Path, number: int) -> Baseline:
-    where = f"{path}: check {number}"
-    check_table(table, Check, where)
+    source = f"{path}: check {number}"
+    check_table(table, Check, source)
     settings = {key: value for key, value in table.items() if key not in ("baseline", "defense")}
     return Baseline(path.parent / table["baseline"], table.get("defense"), settings)

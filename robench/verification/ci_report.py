@@ -15,7 +15,7 @@ def junit(verdicts: Sequence[Verdict], seconds: Sequence[float]) -> bytes:
         seconds: the duration of each check.
     """
     root = tree.Element("testsuites", name="robench check")
-    for verdict, spent in zip(verdicts, seconds, strict=True):
+    for verdict, duration in zip(verdicts, seconds, strict=True):
         failures = sum(not step.held for step in verdict.steps)
         suite = tree.SubElement(
             root,
@@ -23,7 +23,7 @@ def junit(verdicts: Sequence[Verdict], seconds: Sequence[float]) -> bytes:
             name=plain(f"{verdict.defense} against {verdict.baseline}"),
             tests=str(len(verdict.steps)),
             failures=str(failures),
-            time=f"{spent:.3f}",
+            time=f"{duration:.3f}",
         )
         for step in verdict.steps:
             case = tree.SubElement(
@@ -64,8 +64,10 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 def cost(verdict: Verdict) -> str:
     """The cost of the check compared with the baseline's run."""
-    saved = verdict.saving
-    ratio = f" ({saved:.1f} times fewer)" if saved >= 1 else f" ({1 / saved:.1f} times more)" if saved else ""
+    saving = verdict.saving
+    ratio = (
+        f" ({saving:.1f} times fewer)" if saving >= 1 else f" ({1 / saving:.1f} times more)" if saving else ""
+    )
     return (
         f"{verdict.attacked} of {verdict.open} images attacked, {count(verdict.passes)} passes; the baseline took "
         f"{count(verdict.baseline_passes)}{ratio}"

@@ -84,9 +84,9 @@ def _settings(record: Record, images: Images, requested: list[Cell]) -> Iterator
 
 def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> Iterator[Finding]:
     outcomes, extra, n = of_record(record), record.extra, record.job.n
-    fooled_by, place = first_wrong(outcomes, record.job.suite.attacks)
+    fooled_by, first_cell = first_wrong(outcomes, record.job.suite.attacks)
     yield column(rows, "fooled_by", fooled_by, "the first corruption that changed each prediction")
-    pairs = zip(rows["corrupted"], rows["clean_prediction"], place.tolist(), strict=True)
+    pairs = zip(rows["corrupted"], rows["clean_prediction"], first_cell.tolist(), strict=True)
     predictions = [cells_[at] if at >= 0 else clean for cells_, clean, at in pairs]
     passes = len(outcomes.cells) + 1
     for name, values, what in (
@@ -101,10 +101,12 @@ def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> I
         yield column(rows, name, values, what)
     yield from accuracies(record, int(outcomes.clean.sum()), fooled_by.count(""))
     claimed, expected = extra["corruptions"]["accuracy"], shown_accuracies(outcomes)
-    off = [name for name in expected if not same(claimed.get(name), expected[name])]
+    differing = [name for name in expected if not same(claimed.get(name), expected[name])]
     detail = f"{len(outcomes.cells)} cells counted from the samples, with Wilson's intervals"
     yield Finding(
-        "corruptions.accuracy", same(claimed, expected), detail + (f"; {off[0]} differs" if off else "")
+        "corruptions.accuracy",
+        same(claimed, expected),
+        detail + (f"; {differing[0]} differs" if differing else ""),
     )
     # The image size decides whether AlexNet's errors apply.
     by = normaliser(record.job.dataset.name, images.x.shape[-1])
@@ -119,10 +121,10 @@ def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> I
     yield equal("suite.attacks", record.job.suite.attacks, specs, "the corruptions that were run", *covers)
     for cost, name in zip(record.attacks, outcomes.names, strict=False):
         columns = [i for i, cell in enumerate(outcomes.cells) if cell.name == name]
-        right = int(outcomes.corrupted[:, columns].all(1).sum())
+        correct = int(outcomes.corrupted[:, columns].all(1).sum())
         for part, value, what in (
             ("attacked", n, "every image"),
-            ("survivors", right, "correct at all severities"),
+            ("survivors", correct, "correct at all severities"),
             ("forward", n * len(columns), "each image at every severity"),
             ("backward", 0, "nothing is attacked"),
         ):

@@ -40,10 +40,10 @@ def accuracies(record: Record, clean: int, robust: int) -> Iterator[Finding]:
         ("clean_accuracy", record.clean_accuracy, clean),
         ("robust_accuracy", record.robust_accuracy, robust),
     ):
-        true = Accuracy.of(correct, record.job.n)
-        yield equal(f"{name}.correct", claimed.correct, true.correct, "counted from the samples")
-        yield equal(f"{name}.value", claimed.value, true.value, "correct / n")
-        yield equal(f"{name}.interval", claimed.interval, true.interval, "Wilson's, 95 %")
+        expected = Accuracy.of(correct, record.job.n)
+        yield equal(f"{name}.correct", claimed.correct, expected.correct, "counted from the samples")
+        yield equal(f"{name}.value", claimed.value, expected.value, "correct / n")
+        yield equal(f"{name}.interval", claimed.interval, expected.interval, "Wilson's, 95 %")
 
 
 def certificates(e: Evidence) -> Iterator[Finding]:
@@ -62,14 +62,14 @@ def arithmetic(e: Evidence) -> Iterator[Finding]:
     n = len(fooled_by)
     if e.certificates.grain is not None:
         yield equal("adversarials.grain", e.certificates.grain, e.threat.grain[0], f"of {e.threat}")
-    right = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
-    mismatched = [i for i in range(n) if right[i] == (fooled_by[i] == "clean")]
+    correct = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
+    mismatched = [i for i in range(n) if correct[i] == (fooled_by[i] == "clean")]
     detail = f'"clean" exactly where the clean prediction is wrong; {rows_named(mismatched)}'
     yield Finding("samples.fooled_by", not mismatched, detail)
     known = {"", "clean", "noise", *record.job.suite.attacks}
     unknown = [i for i in range(n) if fooled_by[i] not in known]
     yield Finding("samples.fooled_by", not unknown, f"attacks of this record; {rows_named(unknown)}")
-    yield from accuracies(record, sum(right), fooled_by.count(""))
+    yield from accuracies(record, sum(correct), fooled_by.count(""))
     specs = tuple(cost.spec for cost in record.attacks)
     yield equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run", "attacks.spec")
     if e.draws > 1:
@@ -79,11 +79,11 @@ def arithmetic(e: Evidence) -> Iterator[Finding]:
         yield equal(drawn.FIELD, claimed, figures, "counted from the samples", *parts)
         return
     for name, fooled in (
-        ("clean_draws", [not correct for correct in right]),
+        ("clean_draws", [not correct for correct in correct]),
         ("draws", [by != "" for by in fooled_by]),
     ):
         yield column(e.rows, name, fooled, "1 where the answer is wrong")
-    yield from _chain(e, sum(right))
+    yield from _chain(e, sum(correct))
 
 
 def _chain(e: Evidence, left: int) -> Iterator[Finding]:

@@ -45,28 +45,28 @@ def findings(
         if fresh:
             yield from _answers(rows, randomized.ANSWERS[name], column, answers)
     wrong = (final != images.y[:, None]).sum(1)
-    most = 100 * int((wrong == 0).sum()) / len(images)
+    worst = 100 * int((wrong == 0).sum()) / len(images)
     average = 100 * (1 - float(wrong.double().mean()) / count)
-    kind = (
+    description = (
         "fresh draws"
         if fresh
         else "draws, the same ones that the candidates were chosen on (see robench results migrate)"
     )
-    detail = f"at most {most:.2f} % in the worst of {count} {kind}, and {average:.2f} % on average"
+    detail = f"at most {worst:.2f} % in the worst of {count} {description}, and {average:.2f} % on average"
     proven = f"robust accuracy is {detail}, on these {len(images)} images"
     yield Finding("robust_accuracy", True, f"on these {len(images)} images it is {detail}", proven=proven)
 
 
 def _verdicts(rows: dict[str, list[Any]], certified: list[int]) -> Iterator[Finding]:
     """Check `fooled_by` against each sample's draws and certificate."""
-    kept, broken = set(certified), []
+    certificates, broken = set(certified), []
     for i, (by, wrong) in enumerate(zip(rows["fooled_by"], rows["draws"], strict=True)):
         if by == "clean":
             holds = rows["clean_prediction"][i] != rows["label"][i]
         elif is_attacked(by):
-            holds = wrong > 0 and i in kept
+            holds = wrong > 0 and i in certificates
         else:
-            holds = (wrong > 0) == (by == "noise") and not (by == "noise" and i in kept)
+            holds = (wrong > 0) == (by == "noise") and not (by == "noise" and i in certificates)
         if not holds:
             broken.append(i)
     yield Finding("samples.fooled_by", not broken, f"from the draws of each sample; {rows_named(broken)}")
@@ -79,16 +79,16 @@ def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) ->
         yield Finding(f"samples.{name}", False, f"{now.shape[1]} draws decide a verdict")
         return
     label = torch.tensor(rows["label"])
-    counted = (then != label[:, None]).sum(1) != torch.tensor(rows[column])
+    wrong = (then != label[:, None]).sum(1) != torch.tensor(rows[column])
     prediction = "clean_prediction" if name == randomized.ANSWERS["clean"] else "prediction"
-    counted |= vote(then) != torch.tensor(rows[prediction])
-    off = _where(counted)
-    detail = f"the wrong answers match {column}, the vote matches {prediction}; {rows_named(off)}"
-    yield Finding(f"samples.{name}", not off, detail, (f"samples.{prediction}",))
-    changed = _where((then != now).sum(1) > 1)
+    wrong |= vote(then) != torch.tensor(rows[prediction])
+    miscounted = _indices(wrong)
+    detail = f"the wrong answers match {column}, the vote matches {prediction}; {rows_named(miscounted)}"
+    yield Finding(f"samples.{name}", not miscounted, detail, (f"samples.{prediction}",))
+    changed = _indices((then != now).sum(1) > 1)
     detail = f"the answer to each draw, except one per sample on the decision boundary; {rows_named(changed)}"
     yield Finding(f"samples.{name}", not changed, detail)
 
 
-def _where(hit: Tensor) -> list[int]:
-    return hit.nonzero().flatten().tolist()
+def _indices(mask: Tensor) -> list[int]:
+    return mask.nonzero().flatten().tolist()

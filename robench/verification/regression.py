@@ -213,15 +213,15 @@ class _Check:
         certificates = read_certificates(self.folder)
         rows = certified(self.rows["fooled_by"], self.rows["distance"], FIELD in self.record.extra)
         labels = self.images.y
-        still = (clean == labels[:, None]).all(1)
+        robust = (clean == labels[:, None]).all(1)
         if rows:
             index = torch.tensor(rows)
             threat = self.record.job.threat_model
             x_adv = Applied(threat, self.images.x, certificates.delta, self.images.ids, rows)
             answers = self._answers(self.judges.final, x_adv, index)
-            right = vote(clean[index]) == labels[index]
-            still[index] = right & (answers == labels[index, None]).all(1)
-        return still.nonzero()[:, 0].tolist()
+            correct = vote(clean[index]) == labels[index]
+            robust[index] = correct & (answers == labels[index, None]).all(1)
+        return robust.nonzero()[:, 0].tolist()
 
     def _certificates(self, open_images: list[int]) -> Step:
         n, robust_then = len(self.images), self.record.robust_accuracy.correct
@@ -231,10 +231,10 @@ class _Check:
         detail = f"{fooled} of {attacked} known adversarial examples fool it"
         return Step("certificates", holds, f"{self._figures(len(open_images), not holds)}; {detail}")
 
-    def _figures(self, most: int, fell: bool) -> str:
+    def _figures(self, robust: int, fell: bool) -> str:
         """The bound on robust accuracy, and the baseline's robust accuracy."""
         was = self.record.robust_accuracy
-        bound = f"at most {100 * most / len(self.images):.2f} %, was {percent(was)} % {interval(was)}"
+        bound = f"at most {100 * robust / len(self.images):.2f} %, was {percent(was)} % {interval(was)}"
         return f"robust accuracy {'fell' if fell else 'is'}{':' * fell} {bound}"
 
     def _attack(self, open_images: list[int]) -> Step:
@@ -249,8 +249,8 @@ class _Check:
         robust = fooled = 0
         while (answer := plan.decide(robust, fooled)) is None:
             batch = order[robust + fooled :][: plan.needed(robust, fooled)]
-            kept = self._robust(batch)
-            robust, fooled = robust + kept, fooled + len(batch) - kept
+            survivors = self._robust(batch)
+            robust, fooled = robust + survivors, fooled + len(batch) - survivors
             options.note(f"attacked {robust + fooled} of {len(order)} images: {robust} are robust")
         self.attacked = robust + fooled
         errors = f"(false alarms {options.false_alarm:.0%}, misses {options.miss:.0%})"

@@ -167,20 +167,23 @@ def _figures(warning: ResultWarning) -> tuple[str, ...]:
 
 def _detail(
     e: Evidence,
-    played: dict[str, list[Any]],
+    replayed: dict[str, list[Any]],
     rows: list[int],
-    other: list[int],
+    differing: list[int],
     sample: Sample,
-    here: bool,
+    same_device: bool,
 ) -> str:
-    what = "verdict, attack, steps and passes" if here else "verdict and attack"
-    detail = f"{len(rows) - len(other)} of {len(rows)} rows attacked again (seed {sample.seed}) have the same {what}"
-    if not here:
+    what = "verdict, attack, steps and passes" if same_device else "verdict and attack"
+    same = len(rows) - len(differing)
+    detail = f"{same} of {len(rows)} rows attacked again (seed {sample.seed}) have the same {what}"
+    if not same_device:
         origin = f"{e.record.device} with torch {e.record.platform.get('torch')}"
         detail += f" (made on {origin}: {TOLERATED_SHARE:.0%} may differ)"
-    if other:
-        i = other[0]
-        was, now = (", ".join(f"{name} {rows_[name][i]!r}" for name in COLUMNS) for rows_ in (e.rows, played))
+    if differing:
+        i = differing[0]
+        was, now = (
+            ", ".join(f"{name} {rows_[name][i]!r}" for name in COLUMNS) for rows_ in (e.rows, replayed)
+        )
         detail += f"; row {i}: the record says {was}, found {now}"
     return detail
 

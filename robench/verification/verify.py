@@ -170,20 +170,20 @@ def findings(
         sample: rows to attack again; requires `loaded`.
     """
     record = read_record(folder)
-    place, where = record.folder or Path(folder), torch.device(device)
-    yield from identity.findings(record, place, images, loaded)
-    _, misplaced, _ = fields.split(_names(record, place), _kind(record))
+    record_folder, device = record.folder or Path(folder), torch.device(device)
+    yield from identity.findings(record, record_folder, images, loaded)
+    _, misplaced, _ = fields.split(_names(record, record_folder), _kind(record))
     for name in misplaced:
         yield Finding(name, False, "a field of another kind of record")
     declared = bool(getattr(judge, "stochastic", False))
     if record.corrupted:
         yield from corruption.findings(record, judge, images, declared, device)
         return
-    rows = read_samples(place).to_pydict()
-    e = Evidence(record, rows, read_certificates(place), images)
+    rows = read_samples(record_folder).to_pydict()
+    e = Evidence(record, rows, read_certificates(record_folder), images)
     if loaded is not None:
         random = declared or result_warnings.looks_random(
-            judge, images.x, images.ids, record.job.batch_size, where
+            judge, images.x, images.ids, record.job.batch_size, device
         )
         detail = f"the defense draws {'' if random else 'no '}noise"
         yield Finding(drawn.FIELD, random == (e.draws > 1), detail, (f"{drawn.FIELD}.draws",))
@@ -194,10 +194,10 @@ def findings(
     # A forward pass is meaningful only if the images match, row by row.
     if not all(finding.held for finding in aligned):
         return
-    *checked, proven = _forward(e, judge, where, declared)
+    *checked, proven = _forward(e, judge, device, declared)
     yield from checked
     if sample is not None and loaded is not None:
-        yield from replay.findings(e, loaded, where, sample)
+        yield from replay.findings(e, loaded, device, sample)
     yield proven
 
 
@@ -218,18 +218,24 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     detail = f"inside {threat} and {box}; {rows_named(outside)}"
     yield Finding("adversarials.delta", not outside, detail, covers)
     recorded = rows["distance"]
-    far = [
+    wrong_distance = [
         i
         for i in range(len(recorded))
         if not abs(recorded[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(recorded[i]))
     ]
-    yield Finding("samples.distance", not far, f"distance of the perturbed image; {rows_named(far)}")
+    yield Finding(
+        "samples.distance",
+        not wrong_distance,
+        f"distance of the perturbed image; {rows_named(wrong_distance)}",
+    )
 
     clean = (
         _first_draw(e, judge, device) if e.draws > 1 else _logits(judge, x, e.record.job.batch_size, device)
     )
-    off = other_margins(clean, rows["clean_margin"])
-    yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
+    wrong_margins = other_margins(clean, rows["clean_margin"])
+    yield Finding(
+        "samples.clean_margin", not wrong_margins, f"between the two best logits; {rows_named(wrong_margins)}"
+    )
     yield from result_warnings.findings(e, clean, declared)
     if e.draws > 1:
         yield from randomized.findings(e, judge, x_adv, device)
@@ -258,9 +264,9 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     wrong = int((wrong_margin > 0).sum()) + int((clean_margin > 0)[unattacked].sum())
     ties = int(((wrong_margin > -TIE) & (wrong_margin <= 0)).sum())
     tied = f" ({ties} more lie on the boundary here)" if ties else ""
-    most = f"{100 * (len(x) - wrong) / len(x):.2f} %"
-    detail = f"on these {len(x)} images it is at most {most}: {wrong} answers are wrong here{tied}"
-    proven = f"robust accuracy is at most {most} on these {len(x)} images"
+    bound = f"{100 * (len(x) - wrong) / len(x):.2f} %"
+    detail = f"on these {len(x)} images it is at most {bound}: {wrong} answers are wrong here{tied}"
+    proven = f"robust accuracy is at most {bound} on these {len(x)} images"
     yield Finding("robust_accuracy", True, detail, proven=proven)
 
 
@@ -288,9 +294,9 @@ def _wrong_margin(logits: Tensor, labels: Tensor, recorded: list[int]) -> Tensor
 
     NaN counts as infinitely wrong where the record has -1; elsewhere it proves nothing and stays NaN.
     """
-    right = logits.gather(1, labels[:, None])
+    correct = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf)
-    margins = (others.amax(1, keepdim=True) - right).squeeze(1)
+    margins = (others.amax(1, keepdim=True) - correct).squeeze(1)
     return margins.masked_fill(_by_nan(logits, recorded), torch.inf)
 
 

@@ -204,7 +204,11 @@ def test_more_budget_fools_at_least_as_many_digits(digits, name, radii):
 @pytest.mark.parametrize(
     ("spec", "threat", "says"),
     [
-        ("square", "fog:0.4", "square searches among images, and fog:0.4 among parameters: use pgd or apgd"),
+        (
+            "square",
+            "fog:0.4",
+            "square searches images, but fog:0.4 is a threat on parameters: use for example pgd or apgd",
+        ),
         (
             "apgd-l1",
             "fog:0.4",

@@ -307,7 +307,7 @@ def test_claims_are_listed_and_shown(robench_cli, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("clean = 101", "a claim has clean = 101: expected percent"),
+        ("clean = 101", "a claim has clean = 101: expected a percentage"),
         ("clean = 80.0\nauthor = 'me'", "a claim has author: expected"),
         ("", "a claim lacks clean: expected"),
         ("clean = 80.0\nthreat = 'Linf:x'", 'malformed radius "x"'),

@@ -119,13 +119,13 @@ def test_a_curve_needs_no_threat_beside_a_data_set():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--defense", "net.pth"], "net.pth: there is no such file: weights go with --checkpoint FILE"),
-        (["--defense", "there.pth"], "there.pth is a file, not a defense: weights go with --checkpoint"),
+        (["--defense", "net.pth"], "net.pth: there is no such file: pass weights with --checkpoint FILE"),
+        (["--defense", "there.pth"], "there.pth is a file, not a defense: pass weights with --checkpoint"),
         (["--defense", "there.onnx"], "--defense onnx:FILE"),
         (["--defense", "weights/net"], "weights/net: there is no such file"),
         (["--defense", "standard", "--attack", "mine/suite"], "mine/suite: there is no such file"),
         (["--defense", "standard", "--dataset", "my/images"], "folder:PATH"),
-        (["--defense", "standard", "--protocol", "p.yaml"], "the file of a protocol ends in .toml"),
+        (["--defense", "standard", "--protocol", "p.yaml"], "the file name of a protocol ends in .toml"),
     ],
 )
 def test_a_path_is_answered_as_a_path(robench, tmp_path, arguments, text):

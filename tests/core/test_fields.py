@@ -42,7 +42,7 @@ def test_valid_tables_are_accepted(table):
 @pytest.mark.parametrize(
     ("table", "text"),
     [
-        (3, "a.toml: 3 stands where a kind should: expected a table"),
+        (3, "a.toml: 3 is not a kind: expected a table"),
         ({}, "a.toml: the field name is missing"),
         ({"nam": "a"}, 'a.toml: unknown field "nam": expected some of name, names'),
         ({"name": "a", "path": "b"}, 'a.toml: unknown field "path"'),

@@ -170,7 +170,7 @@ def test_arrays_that_exist_are_kept_only_if_they_are_the_same(archive, tmp_path,
         np.save(output / file, array[1:])
     else:
         np.save(output / file, np.array([{}]), allow_pickle=True)
-    with pytest.raises(ResourceError, match=rf"{file} is not what would be written there: remove it"):
+    with pytest.raises(ResourceError, match=rf"{file} differs from what would be written: remove it"):
         write_corrupted(images, output, ["fog"])
 
 
@@ -216,7 +216,7 @@ def test_folders_in_the_layout_of_imagenet_c_after_an_interruption(tmp_path, cap
     content = first.read_bytes()
     Image.fromarray(scene(9)).save(first, format="JPEG")
     code, (_, err) = call()
-    assert code == 3 and "is not what would be written there" in err and len(err.splitlines()) == 1
+    assert code == 3 and "differs from what would be written" in err and len(err.splitlines()) == 1
     first.write_bytes(content)
     # A file truncated by a power cut is written again.
     whole = [each.read_bytes() for each in written]

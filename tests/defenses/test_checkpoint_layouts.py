@@ -289,7 +289,7 @@ def test_a_network_that_no_card_has_is_built_and_recorded_as_itself(tmp_path):
 def test_heads_that_nothing_tells_are_asked_for(tmp_path):
     torch.save(layouts.filled(layouts.vit(40, 2, 32, 8, 10)), tmp_path / "own.pth")
     with pytest.raises(
-        ResourceError, match=r"width 40, whose shapes do not determine its number of heads: give it"
+        ResourceError, match=r"width 40, whose shapes do not determine its number of heads: specify it"
     ):
         load("mimir", "cifar10", tmp_path / "own.pth")
     found = load("vit(width=40, heads=5)", checkpoint=tmp_path / "own.pth")
@@ -300,7 +300,7 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path):
 def test_a_swins_image_size_that_nothing_tells_is_asked_for(tmp_path):
     shapes = layouts.simmim_swin(12, (1, 1), (2, 4), 4, image=32, patch=2)
     torch.save(layouts.filled(shapes), tmp_path / "own.pth")
-    with pytest.raises(ResourceError, match="do not determine its image size: give it"):
+    with pytest.raises(ResourceError, match="do not determine its image size: specify it"):
         load("mimir", "cifar10", tmp_path / "own.pth")
 
 

@@ -136,7 +136,7 @@ def test_timm_says_normalisation_size_and_classes(tmp_path):
         ("timm:resnet5", r'unknown timm model "resnet5": did you mean resnet50.*timm\.list_models\(\)'),
         ("timm:test_vit(num_classes=10)", "published weights of timm:test_vit have 1000 classes"),
         ("timm:test_vit(num_classes=1)", "have 1000 classes"),
-        ("timm:test_vit(mean=0.5)", "give both or neither"),
+        ("timm:test_vit(mean=0.5)", "expected both or neither"),
         ("timm:test_vit(mean=0.5, std=0)", "one positive number, or three"),
         ("timm:test_vit(mean=[1, 2], std=1)", "or three, one per channel"),
         ("timm:test_vit(depth=3)", "takes no argument depth"),
@@ -151,7 +151,7 @@ def test_timm_says_normalisation_size_and_classes(tmp_path):
         ("python:tiny_module.fails", "cannot be built: no width"),
         ("python:tiny_module.needs(image_size=8)", r"needs width: write"),
         ("python:tiny_module.network", "add image_size="),
-        ("python:tiny_module.build(mean=0.5, std=0.5)", "returns a whole Defense: leave mean, std to it"),
+        ("python:tiny_module.build(mean=0.5, std=0.5)", "returns a whole Defense: omit mean, std"),
     ],
 )
 def test_a_name_that_cannot_be_served_is_refused_in_one_line(here, monkeypatch, name, said):
@@ -173,7 +173,7 @@ def test_a_name_that_cannot_be_served_is_refused_in_one_line(here, monkeypatch, 
             "torchvision:resnet18",
             r"weights of torchvision:resnet18 cannot be downloaded \(.*no network.*--checkpoint",
         ),
-        ("torchscript:gone.pt", r"gone\.pt is missing: put it there or give another with --checkpoint"),
+        ("torchscript:gone.pt", r"gone\.pt is missing: put it there or choose another with --checkpoint"),
         ("python:no_such_module.build", "no module no_such_module: run robench in its folder"),
         ("torchscript:tiny_module.py", r"tiny_module\.py is not a complete TorchScript file"),
     ],
@@ -257,7 +257,7 @@ def test_torchscript_by_spec_by_note_and_by_checkpoint(tmp_path, script):
     moved = load("torchscript:elsewhere.pt", checkpoint=path)
     assert moved.checkpoint_sha256 == loaded.checkpoint_sha256
     files.write_torchscript(network, tmp_path / "mute.pt")
-    with pytest.raises(UsageError, match="does not say which images it takes: add image_size"):
+    with pytest.raises(UsageError, match="does not specify its image size: add image_size"):
         load(f"torchscript:{tmp_path / 'mute.pt'}")
     with pytest.raises(UsageError, match=r"cannot take two images of 9 px.*is image_size right"):
         load(f"torchscript:{path}(image_size=9)")

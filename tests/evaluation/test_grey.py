@@ -179,5 +179,5 @@ def test_every_layout_of_grey_arrays(tmp_path, shape):
 
 def test_colours_are_not_made_grey_in_silence(tmp_path):
     numpy.savez(tmp_path / "a.npz", x=numpy.zeros((5, 8, 8, 3), numpy.uint8), y=numpy.arange(5))
-    with pytest.raises(ResourceError, match="have 3 channels: leave channels=1 out"):
+    with pytest.raises(ResourceError, match="have 3 channels: omit channels=1"):
         load_dataset(f"npz:{tmp_path}/a.npz(channels=1)")

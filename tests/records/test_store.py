@@ -177,7 +177,7 @@ def test_a_second_process_is_refused_until_the_first_dies(tmp_path):
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(
-                ResourceError, match=rf"pid {holder.pid}\): wait for it, or give another by --results"
+                ResourceError, match=rf"pid {holder.pid}\): wait for it, or choose another with --results"
             ),
             claim(tmp_path),
         ):

@@ -181,7 +181,7 @@ def test_more_distortion_is_a_larger_radius():
     ("line", "says"),
     [
         ('threats = {16 = "fgo:1"}', "did you mean fog"),
-        ('threats = {small = "fog:1"}', "expected pixels = a threat"),
+        ('threats = {small = "fog:1"}', "expected pixels"),
         ("threats = {16 = 3}", "threats.16 = 3: expected str"),
         ('threats = "fog:1"', "expected dict"),
     ],

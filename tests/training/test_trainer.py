@@ -155,7 +155,7 @@ def test_dbat_refuses_a_network_of_plain_classes(tmp_path):
 
 @pytest.mark.parametrize("method", [name for name in ADVERSARIAL if name != "pgd-at"])
 def test_a_baselines_card_says_how_to_make_its_weights(method):
-    with pytest.raises(ResourceError, match=f"without trained weights.*robench train {method} makes one"):
+    with pytest.raises(ResourceError, match=f"without trained weights.*robench train {method} writes one"):
         load(method, dataset="digits")
 
 

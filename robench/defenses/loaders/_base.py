@@ -58,9 +58,11 @@ class Source:
         """
         path = self.checkpoint or Path(self.target).expanduser()
         if not path.is_file():
-            raise ResourceError(f"{self}: {path} is missing: put it there or give another with --checkpoint")
+            raise ResourceError(
+                f"{self}: {path} is missing: put it there or choose another with --checkpoint"
+            )
         if self.weights:
-            raise UsageError(f"{self} is one network: leave #{self.weights} out")
+            raise UsageError(f"{self} is one network: omit #{self.weights}")
         refuse_strays(path)
         return path
 
@@ -133,7 +135,7 @@ def needed(module: str, source: Source | str, extra: str) -> ModuleType:
     """
     try:
         with warnings.catch_warnings():
-            # Warnings about a package's own dependencies do not concern the user.
+            # Warnings about the dependencies of a package do not concern the user.
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     # A package too old for its own dependencies may raise anything.
@@ -155,7 +157,7 @@ def normalisation(
         UsageError: for one without the other, or for anything but one or three numbers, with `std` above zero.
     """
     if (mean is None) != (std is None):
-        raise UsageError(f"{mean=} and {std=}: give both or neither")
+        raise UsageError(f"{mean=} and {std=}: expected both or neither")
     if mean is None:
         mean, std = default
     return _numbers("mean", mean), _numbers("std", std)
@@ -164,12 +166,12 @@ def normalisation(
 def _numbers(name: str, values: Channels) -> Numbers:
     if values is None:
         return None
-    listed = list(values) if isinstance(values, Sequence) else [values]
-    good = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in listed)
-    if len(listed) not in (1, 3) or not good or (name == "std" and min(listed) <= 0):
+    numbers = list(values) if isinstance(values, Sequence) else [values]
+    valid = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in numbers)
+    if len(numbers) not in (1, 3) or not valid or (name == "std" and min(numbers) <= 0):
         positive = "positive " if name == "std" else ""
         raise UsageError(f"{name}={values}: expected one {positive}number, or three, one per channel")
-    return tuple(float(v) for v in listed)
+    return tuple(float(v) for v in numbers)
 
 
 def wrap(
@@ -193,7 +195,7 @@ def wrap(
         UsageError: for invalid sizes, or a network that does not return logits.
     """
     if image_size is None:
-        raise UsageError(f"{source} does not say which images it takes: add image_size=..., in pixels")
+        raise UsageError(f"{source} does not specify its image size: add image_size=..., in pixels")
     if not isinstance(image_size, int) or image_size < 1:
         raise UsageError(f"{source} with {image_size=}: expected a whole number of pixels")
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
@@ -207,9 +209,9 @@ def wrap(
     if num_classes is not None:
         return make(num_classes=num_classes, channels=channels or 3)
     # A normalisation by three numbers implies three channels.
-    wanted = [channels] if channels else [3] if mean and len(mean) == 3 else list(_CHANNELS)
+    candidates = [channels] if channels else [3] if mean and len(mean) == 3 else list(_CHANNELS)
     first_error: UsageError | None = None
-    for count in wanted:
+    for count in candidates:
         try:
             return make(
                 num_classes=_count_classes(source, make(num_classes=0, channels=count)), channels=count

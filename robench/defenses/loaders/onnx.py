@@ -62,7 +62,7 @@ def load(source: Source, image_size: int | None = None, mean: Channels = None, s
 
 
 def _size(source: Source, graph: Any, image_size: int | None) -> tuple[int, int | None]:
-    """Side and channels of the images, None for channels that the graph does not fix."""
+    """Side and channels of the images; None for channels that the graph does not specify."""
     weights = {weight.name for weight in graph.graph.initializer}
     inputs = [tensor for tensor in graph.graph.input if tensor.name not in weights]
     if len(inputs) != 1:

@@ -50,7 +50,7 @@ def load(
     if isinstance(built, Defense):
         unused = sorted(set(given) - set(shared))
         if unused:
-            raise UsageError(f"{source} returns a whole Defense: leave {', '.join(unused)} to it")
+            raise UsageError(f"{source} returns a whole Defense: omit {', '.join(unused)}")
         defense = built
     elif isinstance(built, nn.Module):
         constants = ("mean", "std")
@@ -73,8 +73,8 @@ def _find(source: Source) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         # Distinguish a missing module from a missing dependency of the module.
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            mend = "run robench in its folder, or install it"
-            raise ResourceError(f"{source}: there is no module {error.name}: {mend}") from error
+            advice = "run robench in its folder, or install it"
+            raise ResourceError(f"{source}: there is no module {error.name}: {advice}") from error
         raise ResourceError(f"{source} needs {error.name}, which is not installed") from error
     # The module may raise anything.
     except Exception as error:

@@ -84,9 +84,7 @@ def _with_weights(
     source: Source, package: Any, name: str, dataset: str, threat: str, parts: Any
 ) -> tuple[nn.Module, Path | None]:
     if source.checkpoint and not isinstance(parts, str):
-        raise UsageError(
-            f"the weights of {source} are not a single file of RobustBench: leave --checkpoint out"
-        )
+        raise UsageError(f"the weights of {source} are not a single file of RobustBench: omit --checkpoint")
     with contextlib.ExitStack() as stack:
         folder = cache_folder("robustbench")
         if source.checkpoint:
