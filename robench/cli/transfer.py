@@ -104,7 +104,7 @@ def _finetune(
     from robench.reports import finetune as finetuning
 
     images = counts(text)
-    curves: list[tuple[Cell, finetuning.Found]] = []
+    curves: list[tuple[Cell, finetuning.ByCount]] = []
     for cell in cells:
         points = []
         for count, tuned in curve(cell, images, running.options):
