@@ -34,5 +34,5 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     from robench.reports.papers import find_paper, text
 
     found = collect(results or (str(default_results()),))
-    sys.stdout.write(text(find_paper(paper), found, form, suite))
+    sys.stdout.write(text(find_paper(paper), found, form, suite, common.console().width))
     common.report(found.left_out, len(found))

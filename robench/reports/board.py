@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from textwrap import fill
 from typing import Any
 
 from robench import catalog
@@ -152,7 +153,9 @@ def _parts(leaderboard: Leaderboard, format: str, width: int, choice: Choice) ->
         names = [f"{table.suite} ({len(table.rows)})" for table in leaderboard.more]
         names += [f"{len(leaderboard.series)} series"] if leaderboard.series else []
         text = f"--more shows {len(further)} more: {', '.join(names)}"
-        yield {"latex": f"% {plain(text)}\n", "md": f"{markdown(text)}\n"}.get(format, f"{plain(text)}\n")
+        yield {"latex": f"% {plain(text)}\n", "md": f"{markdown(text)}\n"}.get(
+            format, f"{fill(plain(text), width, break_long_words=False, break_on_hyphens=False)}\n"
+        )
     if folded:
         yield "</details>\n"
 

@@ -20,7 +20,7 @@ from robench.reports.board import EMPTY
 from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.dataset_transfer import transfer
 from robench.reports.purifiers import purifiers
-from robench.reports.table import Grid, render
+from robench.reports.table import WIDTH, Grid, render
 from robench.reports.unforeseen import unforeseen
 from robench.statistics.accuracy import interval, percent
 from robench.threats.threat import Threat, same_threat
@@ -178,7 +178,13 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
     ]
 
 
-def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: str | None = None) -> str:
+def text(
+    paper: Paper,
+    records: Sequence[Record],
+    format: str = "text",
+    ladder: str | None = None,
+    width: int = WIDTH,
+) -> str:
     """The tables in a format of `robench.reports.table`. For a paper with fixed tables, CSV has one line per cell."""
     tables = grids(paper, records, ladder)
     if not tables:
@@ -199,7 +205,7 @@ def text(paper: Paper, records: Sequence[Record], format: str = "text", ladder: 
             for column, cell in zip(grid.columns[1:], row[1:], strict=True)
         )
         tables = [Grid(paper.title, ("table", "row", "column", "value"), (cells,))]
-    return "\n".join(render(grid, format) for grid in tables)
+    return "\n".join(render(grid, format, width) for grid in tables)
 
 
 def _grid(table: Table, records: Sequence[Record]) -> Grid:

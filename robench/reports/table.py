@@ -3,11 +3,13 @@
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from textwrap import wrap
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -41,8 +43,8 @@ COLUMNS = {
 # The fields that --only of a board accepts before "=".
 FIELDS = ("defense", "dataset", "threat", "protocol", "suite", "knowledge")
 WIDTH = 120
-# Width in characters at which headings of numeric columns wrap.
-_HEAD = 16
+# Least width of a column of names. Headings of numeric columns wrap at it in a narrow table, otherwise at twice it.
+_NAME = 8
 Line = tuple[str, ...]
 
 
@@ -91,26 +93,71 @@ def render(grid: Grid, format: str = "text", width: int = WIDTH, header: bool = 
 
 
 def _text(grid: Grid, width: int) -> str:
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
-    for name in grid.columns:
-        number = name in grid.numbers
-        # Numbers do not wrap, so their headings must.
-        heading = "\n".join(wrap(plain(name), _HEAD, break_long_words=False)) if number else plain(name)
-        table.add_column(
-            Text(heading), justify="right" if number else "left", overflow="fold", no_wrap=number
-        )
-    for group in grid.groups:
-        for row in group:
-            table.add_row(*(Text(_lines(cell, plain, "\n")) for cell in row))
-        table.add_section()
+    columns = _columns(grid, narrow=False)
+    if _width(map(_longest, columns)) > width:
+        columns = _columns(grid, narrow=True)
+    least = [
+        _longest(column) if name in grid.numbers else min(_longest(column), _NAME)
+        for name, column in zip(grid.columns, columns, strict=True)
+    ]
+    table = _stacked(columns) if _width(least) > width else _side_by_side(grid, columns, least)
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     console.print(Text(plain(grid.title)), Text(), table, sep="\n")
     if grid.notes:
         console.print(Text(), *(Text(plain(note)) for note in grid.notes), sep="\n")
     assert isinstance(console.file, io.StringIO)
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().rstrip().splitlines())
+
+
+def _columns(grid: Grid, narrow: bool) -> list[list[str]]:
+    """The heading and the cells of each column. In a narrow table, intervals are below their numbers."""
+    columns = []
+    for i, name in enumerate(grid.columns):
+        heading, cells = plain(name), [_lines(row[i], plain, "\n") for row in grid.rows]
+        if name in grid.numbers:
+            # Numbers do not wrap, so their headings must.
+            heading = "\n".join(wrap(heading, _NAME if narrow else 2 * _NAME, break_long_words=False))
+            cells = [cell.replace(" [", "\n[") for cell in cells] if narrow else cells
+        columns.append([heading, *cells])
+    return columns
+
+
+def _side_by_side(grid: Grid, columns: list[list[str]], least: list[int]) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
+    for name, (heading, *_), width in zip(grid.columns, columns, least, strict=True):
+        number = name in grid.numbers
+        justify = "right" if number else "left"
+        table.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=number, min_width=width)
+    rows = zip(*(cells for _, *cells in columns), strict=True)
+    for group in grid.groups:
+        for row in islice(rows, len(group)):
+            table.add_row(*map(Text, row))
+        table.add_section()
+    return table
+
+
+def _stacked(columns: list[list[str]]) -> Table:
+    """The rows below each other, one line per cell, for a terminal that is too narrow for the columns."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    headings, *rows = zip(*columns, strict=True)
+    for number, row in enumerate(rows):
+        if number:
+            table.add_row()
+        for heading, cell in zip(headings, row, strict=True):
+            if cell:
+                table.add_row(Text(heading.replace("\n", " ")), Text(cell.replace("\n", " ")))
+    return table
+
+
+def _longest(column: list[str]) -> int:
+    return max(cell_len(line) for text in column for line in text.split("\n"))
+
+
+def _width(widths: Iterable[int]) -> int:
+    """The width of a table with columns of these widths and gaps of two spaces."""
+    return sum(width + 2 for width in widths) - 2
 
 
 def _text_rows(grid: Grid) -> str:
