@@ -104,7 +104,13 @@ def report(findings: list[Finding]) -> RenderableType:
             detail.append(f"\n{plain(item.mend)}", style="bold")
         grid.add_row(Text(item.status, style=_STYLES[item.status]), Text(plain(item.name)), detail)
     wrong = [item for item in findings if item.status != OK]
-    verdict = "everything is there" if not wrong else f"{len(wrong)} of {len(findings)} need a look"
+    optional = sum(item.status == OK and bool(item.mend) for item in findings)
+    verdict = (
+        f"{len(wrong)} of {len(findings)} need attention" if wrong else "everything required is installed"
+    )
+    verdict += (
+        f"; {optional} optional package{'s are' if optional > 1 else ' is'} not installed" if optional else ""
+    )
     return Group(grid, Text(), Text(verdict, style="bold"))
 
 

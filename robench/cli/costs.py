@@ -10,10 +10,13 @@ CLASSES = 10
 Cost = tuple[str, int, int]
 
 
-def brief(name: str) -> str:
-    """Forward + backward passes of a shipped suite or a built-in attack; empty where they are not counted."""
+def passes(name: str) -> dict[str, int] | None:
+    """Forward and backward passes of a shipped suite or built-in attack; None if they are not counted."""
     known = index.section("cost").get(name)
-    return _sum(known["passes"]) if known else ""
+    if not known:
+        return None
+    _, forward, backward = zip(*known["passes"], strict=True)
+    return {"forward": sum(forward), "backward": sum(backward)}
 
 
 def lines(name: str, threat: str | None, classes: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import click
 from rich.table import Table
@@ -15,10 +16,12 @@ from robench.core.errors import unknown_name
 from robench.core.index import Description
 from robench.core.sanitize import plain
 
+# A line of a list: text, numbers, numbers by name, and None for what is unknown.
+Row = dict[str, Any]
 KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations")
 
 
-def _defenses() -> list[dict[str, str]]:
+def _defenses() -> list[Row]:
     cards = [
         {
             "name": card.name,
@@ -47,12 +50,12 @@ def _defenses() -> list[dict[str, str]]:
     ]
 
 
-def _attacks() -> list[dict[str, str]]:
+def _attacks() -> list[Row]:
     suites = [
         {
             "name": suite.name,
             "kind": "suite",
-            "passes": costs.brief(suite.name),
+            "passes": costs.passes(suite.name),
             "description": suite.description,
         }
         for suite in catalog.suites().values()
@@ -61,7 +64,7 @@ def _attacks() -> list[dict[str, str]]:
         {
             "name": name,
             "kind": _kind(registry.attacks.describe(name)),
-            "passes": costs.brief(name),
+            "passes": costs.passes(name),
             "description": registry.attacks.describe(name).summary,
         }
         for name in registry.attacks
@@ -74,7 +77,7 @@ def _kind(attack: Description) -> str:
     return f"{', '.join(facts)} attack".strip()
 
 
-def _datasets() -> list[dict[str, str]]:
+def _datasets() -> list[Row]:
     return [
         {
             "name": name,
@@ -85,20 +88,20 @@ def _datasets() -> list[dict[str, str]]:
     ]
 
 
-def _protocols() -> list[dict[str, str]]:
+def _protocols() -> list[Row]:
     return [
         {
             "name": protocol.name,
             "dataset": str(protocol.dataset or "several"),
             "threat": "each its own" if protocol.ends else protocol.threat_name,
-            "samples": str(protocol.samples or ""),
+            "samples": protocol.samples or None,
             "description": protocol.description,
         }
         for protocol in catalog.protocols().values()
     ]
 
 
-def _transformations() -> list[dict[str, str]]:
+def _transformations() -> list[Row]:
     return [
         {
             "name": name,
@@ -108,7 +111,7 @@ def _transformations() -> list[dict[str, str]]:
     ]
 
 
-def _brought() -> list[dict[str, str]]:
+def _brought() -> list[Row]:
     """The cards whose weights a user brings, with what their authors claim."""
     rows = []
     for card in catalog.cards().values():
@@ -141,7 +144,7 @@ SCHEMES = "anybody's, by scheme: robench run --defense timm:resnet50"
 BROUGHT = "released defenses: get the file where robench show NAME says, run it with --checkpoint"
 
 
-def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, str]]]:
+def _shown(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
     """`found` with the cards without weights, and the loaders, in tables of their own."""
     released = _brought()
     brought = {row["name"] for row in released}
@@ -164,6 +167,13 @@ def _shown(found: dict[str, list[dict[str, str]]]) -> dict[str, list[dict[str, s
                 for scheme in registry.loaders
             ]
     return shown
+
+
+def _shown_value(value: Any) -> str:
+    """The text of a cell: numbers with thousands separators, several of them joined by "+"."""
+    if isinstance(value, dict):
+        return " + ".join(map(_shown_value, value.values()))
+    return f"{value:,}" if isinstance(value, int) else plain(value or "")
 
 
 @click.command("list")
@@ -190,6 +200,6 @@ def command(kind: str | None, as_json: bool) -> None:
             # A name is there to be copied: what else there is gives way.
             table.add_column(column, no_wrap=column == "name", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(plain(value)) for value in row.values()))
+            table.add_row(*(Text(_shown_value(value)) for value in row.values()))
         console.print(table)
         console.print()

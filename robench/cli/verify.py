@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     metavar="S",
     help="Seed that chooses those images.  [default: random, so that the record's author cannot know it]",
 )
-@click.option(
-    "-v", "--verbose", is_flag=True, help="Print a line for each check, and why a field is on trust."
-)
+@click.option("-v", "--verbose", is_flag=True, help="Print a line for each check.")
 @common.checkpoint
 @common.data_dir
 @common.device
@@ -86,11 +84,8 @@ def command(
 
 
 def _lines(made: "Report", verbose: bool) -> list[str]:
-    """What is printed of one record: the result first, then what fails, and every check where asked for."""
+    """The output for one record: the result, failed checks (all checks if verbose) and the fields on trust."""
     from robench.verification.replay import REPLAYED
 
-    shown = [each for each in made.findings if verbose or not each.held or each.field == REPLAYED]
-    lines = [str(made), *map(str, shown)]
-    if verbose:
-        lines += [f"trust  {name}: {why}" for name, why in made.trusted.items()]
-    return lines
+    shown = [item for item in made.findings if verbose or not item.held or item.field == REPLAYED]
+    return [str(made), *map(str, shown), "on trust:", *(f"  {line}" for line in made.trust_lines)]

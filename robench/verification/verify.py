@@ -62,12 +62,19 @@ class Report:
     def broken(self) -> list[Finding]:
         return [finding for finding in self.findings if not finding.held]
 
+    @property
+    def trust_lines(self) -> list[str]:
+        """The fields on trust, one line per reason."""
+        fields_by_reason: dict[str, list[str]] = {}
+        for field, reason in self.trusted.items():
+            fields_by_reason.setdefault(reason, []).append(field)
+        return [f"{', '.join(names)}: {reason}" for reason, names in fields_by_reason.items()]
+
     def __str__(self) -> str:
         total = len(self.held) + len(self.failed)
-        trust = f"on trust: {', '.join(self.trusted)}"
         if self.broken:
-            return f"FAILED: {len(self.held)} of {total} fields hold; {trust}"
-        return f"VERIFIED {len(self.held)} of {total} fields; {self.proven}; {trust}"
+            return f"FAILED: {len(self.held)} of {total} fields hold"
+        return f"VERIFIED {len(self.held)} of {total} fields; {self.proven}"
 
 
 def verify(

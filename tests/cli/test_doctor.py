@@ -114,8 +114,21 @@ def test_the_report_fits_80_columns_and_counts_what_needs_a_look(tmp_path):
         report([doctor.Finding("a[b]", MISSING, "x" * 200, "mend it"), doctor.Finding("c", OK, "fine")])
     )
     text = console.file.getvalue()
-    assert "a[b]" in text and "mend it" in text and "1 of 2 need a look" in text
+    assert "a[b]" in text and "mend it" in text and "1 of 2 need attention" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_last_line_agrees_with_the_lines_above():
+    def last(*findings):
+        console = Console(file=io.StringIO(), width=80)
+        console.print(report(list(findings)))
+        return console.file.getvalue().rstrip().splitlines()[-1]
+
+    there = doctor.Finding("torch", OK, "2.11")
+    absent = doctor.Finding("wandb", OK, "not installed; optional, for logs", "pip install wandb")
+    assert last(there) == "everything required is installed"
+    assert last(there, absent) == "everything required is installed; 1 optional package is not installed"
+    assert last(there, absent, absent).endswith("; 2 optional packages are not installed")
 
 
 def test_a_missing_dependency_is_named_with_what_needs_it(monkeypatch):

@@ -20,7 +20,7 @@ def test_every_builder_is_described_as_its_code_describes_it():
 
 def test_no_suite_or_attack_costs_anything_else():
     assert write_index.costs() == index.section("cost"), STALE
-    assert costs.brief("autoattack") == "6,920 + 1,910"
+    assert costs.passes("autoattack") == {"forward": 6920, "backward": 1910}
 
 
 @pytest.mark.parametrize(

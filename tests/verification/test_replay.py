@@ -106,17 +106,19 @@ def test_the_command_says_the_result_first(made, capsys, tmp_path):
     assert verified(one.record.folder, "--replay", "4", "--replay-seed", "11") == 0
     first, *rest = capsys.readouterr().out.splitlines()
     robust = 100 * one.record.robust_accuracy.value
-    assert first.startswith("VERIFIED ") and "; on trust: seed, threat, " in first
+    assert first.startswith("VERIFIED ") and first.endswith(" on these 16 images")
     assert f"robust accuracy is at most {robust:.2f} % on these 16 images" in first
+    assert "4 of 4 rows attacked again (seed 11)" in rest[0] and "misses all of them" in rest[1]
+    # The fields on trust follow, one reason a line.
     assert (
-        len(rest) == 2
-        and "4 of 4 rows attacked again (seed 11)" in rest[0]
-        and "misses all of them" in rest[1]
+        rest[2] == "on trust:"
+        and "  attacks.attacked, attacks.survivors: counted from samples.fooled_by" in rest
     )
+    assert all(line.startswith("  ") and ": " in line for line in rest[3:])
     assert verified("-v", one.record.folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("holds  samples.distance") for line in lines)
-    assert any(line.startswith("trust  seed: ") for line in lines)
+    assert any(line.startswith("  seed: ") for line in lines)
 
 
 def test_of_several_records_each_is_named_and_a_failure_is_the_exit_code(made, capsys, tmp_path):
