@@ -94,7 +94,7 @@ def test_mistakes_in_imagenet_are_reported(imagenet):
             r"6 of 6 .*too small for a crop of 288 px: 30x40 px",
         ),
         "imagenet(size=3)": (UsageError, "takes no argument size"),
-        'imagenet(split="train")': (UsageError, "leave it out"),
+        'imagenet(split="train")': (UsageError, "omit it"),
         "imagenet:here": (UsageError, "takes no path"),
         'imagenet-c(corruption="fog")': (UsageError, "needs severity"),
         'imagenet-c(corruption="fgo", severity=1)': (UsageError, "did you mean fog"),
@@ -162,7 +162,7 @@ def test_a_folder_of_some_of_imagenets_classes(tmp_path):
     ("name", "kind", "said"),
     [
         ("folder", UsageError, "write folder:PATH"),
-        ('folder(path="x")', UsageError, "leave it out"),
+        ('folder(path="x")', UsageError, "omit it"),
         ("folder:nowhere", ResourceError, "not a folder"),
         ('folder:.(classes="coco")', UsageError, "folders or imagenet"),
         ("folder:.", ResourceError, "no folders of images"),

@@ -175,5 +175,5 @@ def test_our_own_builders_need_weights():
 
 def test_a_builder_that_gives_something_else(monkeypatch):
     monkeypatch.setattr(registry.defenses, "_builders", {"odd": lambda: torch.nn.Identity()})
-    with pytest.raises(UsageError, match="odd gives a Identity"):
+    with pytest.raises(UsageError, match="odd returns a Identity"):
         load("odd")
