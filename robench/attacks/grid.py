@@ -54,7 +54,7 @@ class Grid(Attack[GridState]):
         if parameters != len(self.points):
             raise UsageError(
                 f"grid(points={self.points}) is for {len(self.points)} parameters, and this threat has {parameters:,}: "
-                "set a number of points for each, or use pgd"
+                "give a number of points for each, or use pgd"
             )
         worst = torch.full_like(rows.clean_logits[:, 0], -math.inf)
         return GridState(torch.zeros_like(rows.y), rows.x, worst)
