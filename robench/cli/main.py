@@ -123,15 +123,26 @@ def _run(arguments: list[str] | None) -> int:
     except RobenchError as error:
         _say(str(error))
         return error.exit_code
-    except Exception:
+    except Exception as error:
         # Whoever was interrupted may have made another error of it.
         if interrupts:
             return _interrupted()
-        raise
+        if not _out_of_memory(error):
+            raise
+        _say("out of memory: repeat with a smaller --batch-size, or on another --device")
+        return ResourceError.exit_code
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     return code if isinstance(code, int) else 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return False
+    from robench.engine.batched_model import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _interrupted() -> int:

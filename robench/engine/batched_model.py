@@ -70,10 +70,20 @@ class Network:
         batch_size: number of rows per call.
         precision: "fp32" or "bf16".
         stream: random numbers of a randomised model; None for a deterministic model.
+        backs_off: whether `logits` and `features` use smaller batches if memory runs out. Otherwise they raise, for
+            callers that must have the same batch size in all calls.
     """
 
-    def __init__(self, model: Model, batch_size: int, precision: str = "fp32", stream: Stream | None = None):
+    def __init__(
+        self,
+        model: Model,
+        batch_size: int,
+        precision: str = "fp32",
+        stream: Stream | None = None,
+        backs_off: bool = False,
+    ):
         self.model = model
+        self.backs_off = backs_off
         self.batch_size = batch_size
         self.precision = precision
         self.stream = stream
@@ -117,13 +127,20 @@ class Network:
         return self._batches(x, ids, 0, flat)
 
     def _batches(self, x: Tensor, ids: Tensor, draw: int, call: Callable[[Tensor, Who], Tensor]) -> Tensor:
-        outputs = []
-        for start in range(0, len(x), self.batch_size):
-            batch = x[start : start + self.batch_size]
-            sample = pad(ids[start : start + self.batch_size], self.batch_size)
+        outputs, start, size = [], 0, self.batch_size
+        while start < len(x):
+            batch = x[start : start + size]
+            sample = pad(ids[start : start + size], size)
             who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
-            # Copied, because a model may overwrite its previous logits.
-            outputs.append(self._without_graph(call, pad(batch, self.batch_size), who)[: len(batch)].clone())
+            try:
+                # Copied, because a model may overwrite its previous logits.
+                outputs.append(self._without_graph(call, pad(batch, size), who)[: len(batch)].clone())
+            except RuntimeError as error:
+                if not self.backs_off or size == 1 or not out_of_memory(error):
+                    raise
+                size //= 2
+                continue
+            start += size
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def answer(

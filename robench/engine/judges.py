@@ -33,7 +33,15 @@ class Judges:
     final: Judge
 
     @classmethod
-    def of(cls, model: Model, batch_size: int, seed: int, stochastic: bool, fresh: bool = True) -> "Judges":
+    def of(
+        cls,
+        model: Model,
+        batch_size: int,
+        seed: int,
+        stochastic: bool,
+        fresh: bool = True,
+        backs_off: bool = False,
+    ) -> "Judges":
         """Create the judges of a defense.
 
         Args:
@@ -42,13 +50,15 @@ class Judges:
             seed: seed of the noise.
             stochastic: whether the defense is randomised.
             fresh: whether the judges use separate draws; False reproduces old records, which reuse those of the search.
+            backs_off: see `Network`.
         """
         if not stochastic:
-            single = Judge(Network(model, batch_size))
+            single = Judge(Network(model, batch_size, backs_off=backs_off))
             return cls(single, single, single)
 
         def judge(purpose: str) -> Judge:
-            return Judge(Network(model, batch_size, stream=Stream.of(seed, purpose)), DRAWS)
+            stream = Stream.of(seed, purpose)
+            return Judge(Network(model, batch_size, stream=stream, backs_off=backs_off), DRAWS)
 
         search = judge(SEARCH)
         return cls(search, judge(CLEAN), judge(FINAL)) if fresh else cls(search, search, search)

@@ -90,7 +90,8 @@ def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.de
         old = _read(record, images)
         randomised = randomized.chosen_on(record)
         job = record.job
-        judges = Judges.of(loaded.defense, job.batch_size, job.seed, randomized.FIELD in record.extra)
+        stochastic = randomized.FIELD in record.extra
+        judges = Judges.of(loaded.defense, job.batch_size, job.seed, stochastic, backs_off=True)
         points = _inside(old, images, judges.final, device)
         outcome = (
             _judged_again(old, images, points, judges, device)

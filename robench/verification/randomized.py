@@ -27,7 +27,7 @@ def findings(
     record, rows, images, certified = e.record, e.rows, e.images, e.attacked
     count = record.extra[randomized.FIELD]["draws"]
     fresh = not randomized.chosen_on(record)
-    judges = Judges.of(model, record.job.batch_size, record.job.seed, True, fresh)
+    judges = Judges.of(model, record.job.batch_size, record.job.seed, True, fresh, backs_off=True)
 
     clean = judges.clean.answers_of(images.x, images.ids, device)
     final = clean.clone()

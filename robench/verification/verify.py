@@ -280,14 +280,14 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
 def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
     """Logits (CPU) of a randomised defense on the clean images, in the first draw that its attacks saw."""
     job = e.record.job
-    network = Network(judge, job.batch_size, stream=Stream.of(job.seed, "judge"))
+    network = Network(judge, job.batch_size, stream=Stream.of(job.seed, "judge"), backs_off=True)
     parts = zip(e.images.x.split(job.batch_size), e.images.ids.split(job.batch_size), strict=True)
     return torch.cat([network.logits(x.to(device), ids.to(device)).cpu() for x, ids in parts])
 
 
 def _logits(judge: Model, x: Tensor | LazyImages, batch_size: int, device: torch.device) -> Tensor:
     """Logits on the CPU, computed at a fixed batch shape as in the engine, so that they are bit-identical."""
-    network = Network(judge, batch_size)
+    network = Network(judge, batch_size, backs_off=True)
     with frozen(judge):
         parts = [
             network.logits(batch.to(device), torch.zeros(len(batch), dtype=torch.int64, device=device)).cpu()

@@ -368,3 +368,14 @@ def test_a_radius_that_holds_every_image_is_pointed_out(robench_cli, attack, thr
         "run", "--defense", "standard", "--attack", attack, "--threat", threat, "--samples", "4", "--json"
     )
     assert code == 0 and f"{threat} contains every possible image" in err and json.loads(out)["records"]
+
+
+def test_out_of_memory_is_one_line(robench_cli, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr("robench.data.load_dataset", fails)
+    monkeypatch.setattr("robench.evaluation.planning.load_dataset", fails)
+    code, _, err = robench_cli("run", "--defense", "pgd-at-digits", "--attack", "fgsm", "--samples", "2")
+    assert code == 3 and err.startswith("robench: out of memory: repeat with a smaller --batch-size")
+    assert len(err.splitlines()) == 1

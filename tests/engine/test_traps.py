@@ -224,5 +224,5 @@ def test_out_of_memory_backs_off_and_loses_nothing(error):
     assert result.batch_size == 2
     whole = attack("apgd(steps=4)", model.model, x, y, threat="Linf:0.004", batch_size=2)
     assert torch.equal(result.robust, whole.robust)
-    with pytest.raises(ResourceError, match="no memory"):
+    with pytest.raises(ResourceError, match="ran out of memory"):
         attack("apgd(steps=4)", Greedy(0), x, y, threat="Linf:0.004")

@@ -71,6 +71,25 @@ def first(run, name):
     return run.outcome.fooled_by.index(name)
 
 
+class Small(torch.nn.Module):
+    """A device with memory for four images."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model(x)
+
+
+def test_a_record_is_verified_with_less_memory_than_it_was_made_with(run):
+    run.write()
+    checked = findings(run.folder, Small(run.judge), run.images)
+    assert checked and all(item.held for item in checked)
+
+
 def test_an_honest_record_holds_and_says_what_it_proves(run):
     found = run.write()
     checked = verify(run.folder, run.loaded, run.images)
