@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,18 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
         assert (code, out) == (0, "") and f"share {number}/2" in err
     code, out, _ = call("--json")
     assert code == 0 and json.loads(out)
+
+
+@pytest.mark.slow
+def test_a_job_array(tmp_path, whole):
+    submitit = pytest.importorskip("submitit", reason="submitit is not installed")
+    executor = submitit.AutoExecutor(folder=tmp_path / "logs", cluster="local")
+    executor.update_parameters(timeout_min=10)
+    command = [sys.executable, "-m", "robench", "run", "--defense", "pgd-at-digits", "--attack", SUITE]
+    share = submitit.helpers.CommandFunction(
+        [*command, "--samples", "12", "--results", str(tmp_path), "--share"]
+    )
+    for job in executor.map_array(share, ["1/3", "2/3", "3/3"]):
+        job.result()
+    ((record,), _) = play(tmp_path, workers=1)
+    assert files(tmp_path) == whole[1] and record.passes == whole[0].passes
