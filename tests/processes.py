@@ -66,7 +66,7 @@ def _run(
     if saves:
         from robench.engine import checkpoint
 
-        checkpoint._INTERVAL, checkpoint._SHARE = 0, 0
+        checkpoint._INTERVAL, checkpoint._RATIO = 0, 0
     from robench.cli import main
 
     sys.argv = ["robench", *arguments]

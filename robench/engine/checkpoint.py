@@ -139,7 +139,7 @@ class FolderStore:
         """Wait until no other process runs a share.
 
         Raises:
-            ResourceError: if one still does after some seconds.
+            ResourceError: if one is still running after several seconds.
         """
         deadline = time.monotonic() + _PATIENCE
         while busy := [share.name for share in sorted(self.folder.glob("share-*")) if is_claimed(share)]:

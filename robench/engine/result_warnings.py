@@ -225,7 +225,7 @@ def gradient_free_wins(
 
 
 def of_attacks(attacks: list[Attack], state: RunState, num_classes: int, norm: str) -> list[ResultWarning]:
-    """What the attacks themselves give rise to, once they are over."""
+    """The warnings that follow from the results of all attacks."""
     return [
         *few_classes(num_classes, attacks),
         *nonfinite_gradients(state.stats),

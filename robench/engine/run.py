@@ -129,7 +129,7 @@ class Run:
         return ShardResult(self.mine, self.state, saved.facts["batch_size"])
 
     def keep(self, result: ShardResult) -> None:
-        """Save the result of this run's share, which was played elsewhere."""
+        """Save the result of this run's share from another process."""
         if self.store is None:
             return
         self.state = result.state

@@ -1,9 +1,9 @@
-"""Play the shares of a run on a Ray cluster: `robench run --engine ray`.
+"""Runs of shares on a Ray cluster: `robench run --engine ray`.
 
-A worker builds the run again from names, checks by the job's key that its files are the same, and plays the shares that
-the driver deals it. Only plain data travels: names there, results back. The driver alone writes, each share as soon as
-it comes back, so workers need no shared disk and a dead worker or driver costs at most the shares under way. A share
-whose worker dies is dealt again; a mistake of the user's never is.
+A worker builds the run from names, checks by the job's key that its files are the same, and runs the shares that the
+driver assigns to it. Only names are sent to workers and only results are returned. The driver alone writes files, each
+share when its result arrives, so workers need no shared disk, and if a worker or the driver dies, only the running
+shares are lost. A share whose worker dies is assigned again; a share with a user's mistake is not.
 """
 
 import logging
@@ -33,24 +33,26 @@ from robench.evaluation.options import Options
 from robench.evaluation.planning import PlannedRun, plan
 from robench.records.record import Job
 
-# Images in a share, whatever the number of workers.
+# Number of images per share, which does not depend on the number of workers.
 SHARE = 64
-# How often a share may lose its worker.
+# Maximum number of attempts at a share whose worker dies.
 _ATTEMPTS = 2
-# Seconds to wait for an answer of the head.
+# Seconds to wait for a connection to the head.
 _PATIENCE = 10.0
-# Seconds between two looks at the cluster.
+# Seconds between two polls of the cluster.
 _POLL = 1.0
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker needs to build a run.
+    """The description of a run from which a worker builds it.
 
     Attributes:
-        defense: the name that it was asked for by; suite, protocol, knowledge: of the run.
-        key: of the run's job.
-        options: how it is run, without callbacks; folder: where relative paths begin.
+        defense: name by which the defense was requested.
+        suite, protocol, knowledge: suite, protocol and attacker knowledge of the run.
+        key: key of the run's job.
+        options: options without callbacks.
+        folder: folder to which relative paths refer.
         trust: whether names in files are trusted.
     """
 
@@ -66,13 +68,14 @@ class Order:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """An executor (robench.engine.workers.Executor) whose processes are actors of a Ray cluster.
+    """An executor (`robench.engine.workers.Executor`) whose processes are actors of a Ray cluster.
 
     Attributes:
-        address: of the cluster's head; None for RAY_ADDRESS, or a cluster of this machine alone.
-        workers: number of actors at the most; 0 for as many as the cluster has room for.
-        gpus: GPUs that an actor takes, which may be a fraction.
-        samples: of the run.
+        order: description of the run.
+        address: address of the cluster's head; None for RAY_ADDRESS or a cluster on this machine.
+        workers: maximum number of actors; 0 for as many as the cluster has resources for.
+        gpus: number of GPUs per actor, which may be a fraction.
+        samples: number of samples of the run.
     """
 
     order: Order
@@ -83,16 +86,16 @@ class RayCluster:
 
     @property
     def shares(self) -> int:
-        """Number of shares, which does not depend on the workers."""
+        """Number of shares, which does not depend on the number of workers."""
         return -(-self.samples // SHARE)
 
     def play(self, run: Playable, shares: list[Tensor]) -> list[ShardResult]:
-        """The results of all shares, in order.
+        """Run all shares and return their results in order.
 
         Raises:
-            CheckFailed: when a share lost its worker twice; the others are finished and saved.
-            ResourceError: when there is no cluster.
-            Exception: what a worker raised.
+            CheckFailed: if a share loses its worker twice; the other shares are finished and saved.
+            ResourceError: if there is no cluster.
+            Exception: the exception of a worker.
         """
         with _connected(self.address) as ray:
             deal = _Deal(ray, self, run, shares)
@@ -115,7 +118,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     try:
         host, _, port = (address or "").rpartition(":")
         if port.isdecimal() and "://" not in host:
-            # Ray itself would try for minutes.
+            # Ray would retry for minutes.
             socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
         ray.init(
             address=address,
@@ -132,7 +135,7 @@ def _connected(address: str | None) -> Iterator[Any]:
 
 
 class _Deal:
-    """Deals shares to the workers that are ready, until all are finished."""
+    """Assigns shares to idle workers until all are finished."""
 
     def __init__(self, ray: Any, cluster: RayCluster, run: Playable, shares: list[Tensor]):
         self.ray, self.cluster, self.run, self.shares = ray, cluster, run, shares
@@ -147,7 +150,7 @@ class _Deal:
         self.actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus, max_restarts=0)(Worker)
 
     def play(self) -> list[ShardResult]:
-        """The results of all shares."""
+        """Run all shares and return their results in order."""
         results: dict[int, ShardResult] = {}
         for number in range(len(self.shares)):
             share = self.run.share(number, self.shares)
@@ -179,13 +182,13 @@ class _Deal:
         return [results[number] for number in range(len(self.shares))]
 
     def _hire(self) -> None:
-        """Start workers where the cluster has room, also on machines that joined since."""
+        """Start as many workers as the cluster has resources for, including machines that have joined later."""
         resources = self.ray.cluster_resources()
-        room = int(resources.get("CPU", 0))
+        capacity = int(resources.get("CPU", 0))
         if self.cluster.gpus:
-            room = min(room, int(resources.get("GPU", 0) / self.cluster.gpus))
-        wanted = min(self.cluster.workers or room, room, len(self.waiting) + len(self.playing))
-        for _ in range(wanted - len(self.starting) - len(self.idle) - len(self.playing)):
+            capacity = min(capacity, int(resources.get("GPU", 0) / self.cluster.gpus))
+        needed = min(self.cluster.workers or capacity, capacity, len(self.waiting) + len(self.playing))
+        for _ in range(needed - len(self.starting) - len(self.idle) - len(self.playing)):
             actor = self.actor.remote(self.cluster.order)
             self.starting[actor.ready.remote()] = actor
 
@@ -198,13 +201,13 @@ class _Deal:
 
     def _start(self, reference: Any) -> None:
         actor = self.starting.pop(reference)
-        # One that died before it was ready has lost nothing.
+        # An actor that dies before it is ready has no share to lose.
         with suppress(self.ray.exceptions.RayError):
             self.ray.get(reference)
             self.idle.append(actor)
 
     def _take(self, reference: Any) -> tuple[int, ShardResult] | None:
-        """The number and result of a share that is over; None if it lost its worker."""
+        """The number and the result of a finished share; None if its worker has died."""
         actor, number = self.playing.pop(reference)
         try:
             kind, content = self.ray.get(reference)
@@ -227,13 +230,13 @@ class _Deal:
         return number, content
 
     def end(self) -> None:
-        """Leave no worker behind."""
+        """End all workers."""
         for actor in [*self.starting.values(), *self.idle, *(actor for actor, _ in self.playing.values())]:
             self.ray.kill(actor)
 
 
 class Worker:
-    """Plays shares of one run; an actor."""
+    """An actor that runs shares of one run."""
 
     def __init__(self, order: Order):
         self.order = order
@@ -244,7 +247,7 @@ class Worker:
         return socket.gethostname()
 
     def play(self, clean: CleanPass, number: int, count: int) -> tuple[str, Any]:
-        """One of `count` shares: ("done", its result) or ("failed", the error)."""
+        """Run one of `count` shares and return ("done", its result) or ("failed", the error)."""
         try:
             with trusting() if self.order.trust else nullcontext():
                 self.run = self.run or _rebuilt(self.order)
@@ -287,7 +290,7 @@ def _rebuilt(order: Order) -> Run:
         if job.key == order.key:
             return run_of(candidate, job, device, order.options)
     raise UsageError(
-        f"{socket.gethostname()} has another {order.defense} or other images than the machine that began the run: "
+        f"{order.defense} or the images differ between {socket.gethostname()} and the machine that started the run: "
         "install the same release, checkpoint and data on both"
     )
 

@@ -1,4 +1,4 @@
-"""What a planned run is as a job of records, and as a run of the engine."""
+"""The job of a planned run, which its record contains, and its run by the engine."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from robench.records.record import DatasetFacts, DefenseFacts, Job, SuiteFacts
 
 
 def job_of(planned: PlannedRun, options: Options, device: torch.device) -> Job:
-    """What a planned run is, as its record says."""
+    """The job of a planned run."""
     loaded, images, protocol = planned.loaded, planned.images, planned.protocol
     corruptions = tuple(map(str, planned.corruptions))
     attacks = corruptions or tuple(spec for spec, _ in planned.attacks)
@@ -42,7 +42,7 @@ def job_of(planned: PlannedRun, options: Options, device: torch.device) -> Job:
 
 
 def run_of(planned: PlannedRun, job: Job, device: torch.device, options: Options, **settings: Any) -> Run:
-    """The run of a job, ready to be played.
+    """The engine's run of a job.
 
     Args:
         **settings: further arguments of `Run`.

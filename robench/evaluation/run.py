@@ -201,7 +201,7 @@ def _attack(
 
 
 def _executor(planned: PlannedRun, job: Job, device: torch.device, options: Options) -> Executor:
-    """What plays the shares of a run, by `options.engine`."""
+    """The executor that `options.engine` selects."""
     if options.engine == "local":
         workers = choose_workers(options.workers, device, job.n, planned.loaded.defense, options.note)
         return Processes(workers)

@@ -47,7 +47,7 @@ class TrainResult:
         clean, robust: number of test images that are classified correctly, without an attack and under PGD-20 at
             `threat`.
         clean_accuracy, robust_accuracy: `clean` and `robust` as fractions of `n`.
-        seed: the seed that the weights follow from.
+        seed: seed of the training.
         seconds: duration of training and evaluation, including the time before interruptions.
     """
 

@@ -199,7 +199,7 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(robench_cli, monkeypat
     from robench.engine.attack_loop import Loop
 
     monkeypatch.setattr(store, "_INTERVAL", 0)
-    monkeypatch.setattr(store, "_SHARE", 0)
+    monkeypatch.setattr(store, "_RATIO", 0)
     turn, left = Loop._turn, [5]
 
     def interrupted(self):

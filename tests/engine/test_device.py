@@ -20,7 +20,7 @@ def test_unknown_devices_are_one_line(name):
 
 
 def test_apples_gpu_lacks_what_distances_need():
-    with pytest.raises(UsageError, match=r"mps has no float64"):
+    with pytest.raises(UsageError, match=r"mps does not support float64"):
         choose_device("mps")
 
 

@@ -92,7 +92,7 @@ def test_another_job_beside_it_does_not_answer(tmp_path):
     notes = []
     play(tmp_path, "pgd(steps=2)", notes=notes)
     play(tmp_path, "pgd(steps=2)", threat="Linf:0.2", notes=notes)
-    assert not any("answered" in note for note in notes)
+    assert not any("saved record" in note for note in notes)
     assert len(collect([tmp_path])) == 3
 
 
@@ -137,7 +137,7 @@ def test_a_suite_with_a_long_name_runs_and_answers(tmp_path):
     notes = []
     first = robench.run("standard-digits", attack, samples=2, results=tmp_path, workers=1)
     again = robench.run("standard-digits", attack, samples=2, results=tmp_path, workers=1, note=notes.append)
-    assert first.folder == again.folder and "answered" in notes[-1]
+    assert first.folder == again.folder and "saved record" in notes[-1]
 
 
 @pytest.mark.parametrize(
