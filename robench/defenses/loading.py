@@ -152,13 +152,13 @@ def _load(
     elif card and card.download_page:
         raise ResourceError(
             f"{card.name} comes without its weights: get them from {card.download_page} "
-            "and give the file with --checkpoint"
+            "and pass the file with --checkpoint"
         )
     elif card:
         hint = f" (robench train {name} writes one)" if card.recipe else ""
-        raise ResourceError(f"{name} comes without trained weights: give a file{hint} with --checkpoint")
+        raise ResourceError(f"{name} comes without trained weights: pass a file{hint} with --checkpoint")
     elif registry.defenses.holder(spec.name).startswith("robench."):
-        raise UsageError(f"{name} comes without trained weights: give a file with --checkpoint")
+        raise UsageError(f"{name} comes without trained weights: pass a file with --checkpoint")
     else:
         digest = state_digest(defense)
     defense = defense.eval().requires_grad_(False).to(device)
@@ -288,7 +288,7 @@ def _purifier_with_weights(
     if any(True for _ in purifier.parameters()):
         hint = f" (robench train {card.name} writes one)" if card.recipe else ""
         advice = f": get them from {card.download_page} and" if card.download_page else f":{hint}"
-        raise ResourceError(f"{card.name} comes without its weights{advice} give the file with --checkpoint")
+        raise ResourceError(f"{card.name} comes without its weights{advice} pass the file with --checkpoint")
     return purifier, None, state_digest(purifier), ()
 
 
@@ -343,7 +343,7 @@ def _card_file(card: Card) -> Fetched:
         raise ResourceError(
             f"{card.name} comes without its weights: get them from {card.download_page} and put them, "
             f"as {card.checkpoint}, into the folder that the variable ROBENCH_CHECKPOINTS names, "
-            "or give the file with --checkpoint"
+            "or pass the file with --checkpoint"
         ) from error
 
 

@@ -55,7 +55,7 @@ class ResolvedDefense:
             return ready[0]
         what = f"{len(self.cards)} cards for {self.cards[0].dataset}"
         offers = some(card.name for card in ready or self.cards)
-        raise UsageError(f"the family {self.name} has {what}: name one of {offers}, or give a --checkpoint")
+        raise UsageError(f"the family {self.name} has {what}: name one of {offers}, or pass --checkpoint")
 
     @property
     def spec(self) -> Spec:

@@ -38,7 +38,7 @@ def files_named(name: str, root: Path | str) -> Iterator[Path | LeftOut]:
     if not root.exists():
         raise ResourceError(f"{root}: no such folder: robench run writes records there, --results elsewhere")
     if not root.is_dir():
-        yield root if root.is_file() else LeftOut(root, "no regular file")
+        yield root if root.is_file() else LeftOut(root, "not a regular file")
         return
     left_out: list[LeftOut] = []
 
@@ -51,5 +51,5 @@ def files_named(name: str, root: Path | str) -> Iterator[Path | LeftOut]:
         folders.sort()
         if name in files or name in folders:
             path = Path(folder, name)
-            yield path if path.is_file() else LeftOut(path, "no regular file")
+            yield path if path.is_file() else LeftOut(path, "not a regular file")
     yield from left_out

@@ -104,7 +104,7 @@ def _with_weights(
             except pickle.UnpicklingError as error:
                 raise ResourceError(
                     f"the checkpoint of {source} is damaged, or holds more than tensors and is not unpickled: "
-                    "save only its tensors with torch.save, and give that file with --checkpoint"
+                    "save only its tensors with torch.save, and pass that file with --checkpoint"
                 ) from error
             # load_model may raise anything.
             except Exception as error:

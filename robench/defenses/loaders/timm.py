@@ -81,7 +81,7 @@ def _load(
         network = _pretrained(source, name, config, classes, size)
     network_classes = getattr(network, "num_classes", 0)
     if not network_classes:
-        raise UsageError(f"{source} has no classifier: add num_classes=... and give a file with --checkpoint")
+        raise UsageError(f"{source} has no classifier: add num_classes=... and pass a file with --checkpoint")
     channels, *sides = config["input_size"]
     if channels != 3 or len(set(sides)) != 1:
         raise UsageError(f"{source} takes images of shape {tuple(config['input_size'])}: expected (3, S, S)")
@@ -107,7 +107,7 @@ def _create(source: Source, name: str, classes: int | None, size: int | None) ->
         if name.startswith("hf-hub:"):
             raise ResourceError(
                 f"{source} cannot be reached ({one_line(error)}): check the name and the network, or name "
-                "its architecture, timm:NAME, and give its weights with --checkpoint"
+                "its architecture, timm:NAME, and pass its weights with --checkpoint"
             ) from error
         raise UsageError(f"{source} cannot be built: {one_line(error)}") from error
     return network
@@ -117,10 +117,10 @@ def _pretrained(
     source: Source, name: str, config: dict[str, Any], classes: int | None, size: int | None
 ) -> nn.Module:
     if not any(config.get(key) for key in ("hf_hub_id", "url", "file")):
-        raise UsageError(f"{source} comes without trained weights: give a file with --checkpoint")
+        raise UsageError(f"{source} comes without trained weights: pass a file with --checkpoint")
     if classes not in (None, config["num_classes"]):
         raise UsageError(
-            f"the published weights of {source} have {config['num_classes']} classes: for {classes} give a "
+            f"the published weights of {source} have {config['num_classes']} classes: for {classes} pass a "
             "file with --checkpoint"
         )
     resized: dict[str, Any] = (

@@ -53,7 +53,7 @@ def load(
         )
     elif num_classes not in (None, published):
         raise UsageError(
-            f"the published weights of {source} have {published} classes: for {num_classes} give a file with "
+            f"the published weights of {source} have {published} classes: for {num_classes} pass a file with "
             "--checkpoint"
         )
     else:
