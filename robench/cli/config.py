@@ -58,7 +58,7 @@ def _save(context: click.Context, option: click.Parameter, path: str | None) -> 
 options = (
     click.option(
         "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_read, shell_complete=files,
-        help="Read options from a TOML file; the command line overrides it.",
+        help="Read options from a TOML file.",
     ),
     click.option(
         "--save-config", metavar="FILE", expose_value=False, callback=_save, shell_complete=files,

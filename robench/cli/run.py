@@ -42,22 +42,20 @@ def share_of(context: click.Context, parameter: click.Parameter, text: str | Non
     "--share",
     metavar="I/K",
     callback=share_of,
-    help="Play one of K shares of the images, in one process; without it, the command completes the record.",
+    help="Run one of K shares of the images (docs/cluster.md).",
 )
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    help="Where attacks run.  [default: local]",
+    help="Where attacks run.",
 )
-@click.option(
-    "--address", metavar="ADDR", help="Head of the Ray cluster.  [default: RAY_ADDRESS, or this machine]"
-)
+@click.option("--address", metavar="ADDR", help="Head of a Ray cluster.")
 @click.option(
     "--gpus-per-worker",
     metavar="N",
     type=click.FloatRange(min=0),
-    help="GPUs of each worker under Ray.  [default: 1 if the run is on a GPU]",
+    help="GPUs of each worker of the cluster.",
 )
 @running()
 def command(
@@ -81,11 +79,6 @@ def command(
     robench run --defense mimir --attack autoattack
     robench run --defense mimir,pgd-at --attack 'pgd(steps=50)' \\
         --threat Linf:0.05 --samples 200
-
-    Several machines play one run by shares, in any order; the same command without --share writes the record:
-
-    \b
-    robench run --defense mimir --attack autoattack --share 1/16
 
     See also robench sweep, robench curve and robench transfer.
     """

@@ -128,7 +128,7 @@ _SELECTION = (
 _PRECISION = (
     click.option(
         "--precision", metavar="NAME", default="auto", show_default=True,
-        help="auto, fp32 or bf16; verdicts are always fp32.",
+        help="auto, fp32 or bf16, of the search.",
     ),
     click.option(
         "--workers", metavar="N", type=click.IntRange(min=1), help="Processes on a CPU.  [default: one per core]"
