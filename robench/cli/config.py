@@ -26,6 +26,7 @@ _PATHS = {
     "results": "is a folder to write to",
     "data_dir": "is a folder of files here",
     "checkpoint": "is a file or a download",
+    "address": "is a cluster, whose answers can run code here",
 }
 
 

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from robench.records.record import Record
 
 
-def share_of(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+def share_of(text: str) -> tuple[int, int]:
     """A share "3/16" as number, from 0, and count."""
-    if text is None:
-        return None
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UsageError(f'--share "{text}": expected I/K with I from 1 to K, such as 3/16')
@@ -41,7 +39,6 @@ def share_of(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option(
     "--share",
     metavar="I/K",
-    callback=share_of,
     help="Run one of K shares of the images (docs/cluster.md).",
 )
 @click.option(
@@ -66,7 +63,7 @@ def command(
     finetune: str | None,
     swept: str | None,
     radii: str | None,
-    share: tuple[int, int] | None,
+    share: str | None,
     engine: str,
     address: str | None,
     gpus_per_worker: float | None,
@@ -82,10 +79,13 @@ def command(
 
     See also robench sweep, robench curve and robench transfer.
     """
-    protocol = selection.protocol
-    if (share or engine != "local") and (sources or targets or finetune or swept or radii):
-        raise UsageError("--share and --engine go without --from, --to, --finetune, --sweep and --curve")
-    if sources or targets or finetune or (protocol and find_protocol(protocol).ends):
+    protocol, part = selection.protocol, share_of(share) if share else None
+    if share and engine != "local":
+        raise UsageError("--share runs one share here, and --engine ray runs all: give one of them")
+    transfers = bool(sources or targets or finetune or (protocol and find_protocol(protocol).ends))
+    if (share or engine != "local") and (transfers or swept or radii):
+        raise UsageError("--share and --engine go without transfers, --sweep and --curve")
+    if transfers:
         if selection.dataset or selection.knowledge or swept or radii or running.options.checkpoint:
             raise UsageError(
                 "a protocol of transfer goes without --dataset, --knowledge, --sweep, --curve and --checkpoint"
@@ -111,7 +111,11 @@ def command(
     if engine == "local" and (address or gpus_per_worker is not None):
         raise UsageError("--address and --gpus-per-worker go with --engine ray")
     options = replace(
-        running.options, share=share, engine=engine, address=address, gpus_per_worker=gpus_per_worker
+        running.options,
+        share=part,
+        engine=engine,
+        address=address,
+        gpus_per_worker=gpus_per_worker,
     )
     for record in run_all(selection.defenses, suites or None, chosen, selection.knowledge or None, options):
         records.append(record)

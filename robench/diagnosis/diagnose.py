@@ -97,9 +97,9 @@ def _content(case: Case, indicators: tuple[Indicator, ...], picture: str) -> dic
                 "name": indicator.name,
                 "value": None if indicator.value is None else round(indicator.value, 6),
                 "threshold": indicator.threshold,
-                "doubtful": "below" if indicator.falls else "above",
+                "warns_if": "below" if indicator.falls else "above",
                 "source": indicator.source,
-                "doubt": indicator.warns,
+                "warns": indicator.warns,
                 "text": indicator.text,
             }
             for indicator in indicators

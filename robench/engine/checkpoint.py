@@ -259,6 +259,8 @@ class FolderStore:
 
     def load(self) -> Saved | None:
         """The last state of this run, or None. A state that is damaged or of another run is deleted with a note."""
+        # What is damaged is deleted, and must not lie elsewhere.
+        refuse_link(self.folder)
         file = self.folder / _STATE
         if not file.exists():
             if (self.folder / _shard(0)).exists():

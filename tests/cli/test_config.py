@@ -54,6 +54,25 @@ def test_a_saved_grid_is_the_same_runs(robench, tmp_path):
     assert [record["n"] for record in json.loads(fewer)["records"]] == [3, 3]
 
 
+def test_a_saved_share_is_read_again(robench, tmp_path):
+    few = ["--defense", "standard", "--attack", "fgsm", "--samples", "4", "--threat", "Linf:0.1"]
+    code, _out, err = robench("run", *few, "--share", "1/2", "--save-config", "share.toml")
+    assert code == 0 and "share 1/2" in err
+    code, _out, err = robench("run", "--config", "share.toml", "--share", "2/2")
+    assert code == 0 and "2 of 2 so far" in err
+    code, _out, err = robench("run", "--config", "share.toml")
+    assert code == 0 and "share 1/2" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--engine", "ray"], ["--curve", "0:0.1:2"], ["--sweep", "steps=1,2"], ["--to", "digits"]]
+)
+def test_a_share_goes_with_one_run(robench, arguments):
+    few = ["--defense", "standard", "--attack", "fgsm", "--samples", "4"]
+    code, _out, err = robench("run", *few, "--share", "1/2", *arguments)
+    assert code == 2 and "--share" in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -84,6 +103,7 @@ def test_a_name_in_a_file_runs_no_code(robench, tmp_path):
         ('output = "elsewhere"', [], 'names "elsewhere", which is a folder to write to'),
         ('data-dir = "/etc"', [], 'names "/etc", which is a folder of files here'),
         ('checkpoint = "https://a.b/c.pth"', [], "which is a file or a download"),
+        ('address = "a.b:6379"\nengine = "ray"', [], 'names "a.b:6379", which is a cluster'),
         ('dataset = "folder:/etc"', ["standard-digits", "--threat", "Linf:0.1"], 'names "folder:/etc"'),
         ('knowledge = "transfer:python:os.getcwd"', [], "which runs code"),
         ('protocol = "/etc/p.toml"', [], "/etc/p.toml"),

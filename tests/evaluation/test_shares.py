@@ -116,6 +116,18 @@ def test_a_share_under_way_is_left_alone(tmp_path, monkeypatch):
     assert [each.kind for each in waste(tmp_path)] == ["partial"]
 
 
+def test_nothing_is_deleted_through_a_link(tmp_path):
+    play(tmp_path, (0, 2))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "state").write_bytes(b"mine")
+    (tmp_path / FOLDER / ".partial/share-1-of-2").symlink_to(elsewhere)
+    for share in (None, (1, 2)):
+        with pytest.raises(ResourceError, match="share-1-of-2 is a symbolic link"):
+            play(tmp_path, share, workers=1)
+    assert [(path.name, path.read_bytes()) for path in elsewhere.iterdir()] == [("state", b"mine")]
+
+
 def test_a_damaged_share_is_not_counted_and_starts_again(tmp_path, whole):
     play(tmp_path, (0, 2))
     state = tmp_path / FOLDER / ".partial/share-0-of-2/state"
