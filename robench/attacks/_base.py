@@ -46,6 +46,25 @@ class OnFeatures:
         return self.value(logits, rows, x, features)
 
 
+@dataclass(frozen=True)
+class Cheapest:
+    """An objective with several values at each point, of which an attack needs one gradient: that of the lowest cost.
+
+    The engine may compute the gradients one after another and keep only the cheapest of each row, so that many classes
+    of large images fit in memory. The answer then has a `column`.
+
+    Attributes:
+        values: (logits (S, K), rows) -> (S, M).
+        cost: (values (S, M), gradients (S, M, D)) -> (S, M).
+    """
+
+    values: Objective
+    cost: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, logits: Tensor, rows: "Rows") -> Tensor:
+        return self.values(logits, rows)
+
+
 LAYERS = ("last", "all")
 
 
@@ -103,7 +122,7 @@ class Ask:
     """
 
     x: Tensor
-    objective: Objective | OnFeatures | None = None
+    objective: Objective | OnFeatures | Cheapest | None = None
     waits: Tensor | None = None
     point: Tensor | None = None
 
@@ -118,6 +137,7 @@ class Answer:
         loss: the objective, (S,) or (S, M); empty without an objective.
         grad: its gradient, (S, C, H, W) or (S, M, C, H, W), finite; empty without an objective.
         broken: rows whose gradient had NaN or infinite entries, which are set to 0, bool (S,); None if not checked.
+        column: the column of `loss` whose gradient is in `grad`, (S,), if only one is (see `Cheapest`); else None.
     """
 
     x: Tensor
@@ -125,6 +145,7 @@ class Answer:
     loss: Tensor
     grad: Tensor
     broken: Tensor | None = None
+    column: Tensor | None = None
 
 
 @dataclass(frozen=True)

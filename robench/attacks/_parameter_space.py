@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Contract, Problem, Rows, State, finite
+from robench.attacks._base import Answer, Ask, Attack, Cheapest, Contract, Problem, Rows, State, finite
 from robench.threats.threat import Threat
 from robench.threats.transformations import Transformation
 
@@ -62,7 +62,10 @@ class ParameterSpace(Attack[Any]):
         query = self.inner.ask(*self._scaled(problem, rows), state)
         with torch.no_grad():
             theta = self._theta(query.x)
-            return replace(query, x=self._image(rows, theta), point=theta)
+            objective = query.objective
+            # Costs are those of gradients in the parameters, which `pull_back` computes from all of the image's.
+            objective = objective.values if isinstance(objective, Cheapest) else objective
+            return replace(query, x=self._image(rows, theta), objective=objective, point=theta)
 
     def pull_back(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> Answer:
         z = self.inner.ask(*self._scaled(problem, rows), state).x

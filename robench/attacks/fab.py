@@ -6,12 +6,25 @@ image, and moves back towards the clean image whenever the point is adversarial 
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, lanes_of, occurs, spread, where
+from robench.attacks._base import (
+    Answer,
+    Ask,
+    Attack,
+    Cheapest,
+    Problem,
+    Rows,
+    State,
+    lanes_of,
+    occurs,
+    spread,
+    where,
+)
 from robench.attacks._losses import _START, margin, objective
 from robench.attacks._projections import project_hyperplane
 from robench.core.registry import attacks
@@ -100,7 +113,8 @@ class FAB(Attack[FABState]):
         enough = probing.sum() >= (_WORTH_A_TURN * rows.active.sum()).clamp_min(1)
         if bool(enough | (probing & (state.waited >= _PATIENCE)).any()):
             return Ask(state.x, waits=~state.probes)
-        return Ask(state.x, objective("margin", state.target) if self.targets else _differences, state.probes)
+        nearest = Cheapest(_differences, partial(_distances, problem.threat.norm))
+        return Ask(state.x, objective("margin", state.target) if self.targets else nearest, state.probes)
 
     def tell(self, problem: Problem, rows: Rows, state: FABState, answer: Answer) -> FABState:
         norm, probing = problem.threat.norm, answer.grad.numel() == 0
@@ -119,7 +133,10 @@ class FAB(Attack[FABState]):
             x = where(retreats, torch.add(rows.x, delta, alpha=self.beta), x)
         lanes = lanes_of(steps)
         if not probing and len(lanes):
-            selected = (tensor.index_select(0, lanes) for tensor in (rows.x, x, answer.loss, answer.grad))
+            loss = answer.loss
+            if answer.column is not None:
+                loss = loss.gather(1, answer.column[:, None])[:, 0]
+            selected = (tensor.index_select(0, lanes) for tensor in (rows.x, x, loss, answer.grad))
             x = where(steps, x.index_copy(0, lanes, self._step(norm, *selected)), x)
         expects = torch.where(judged, adversarial, state.expects)
         return replace(
@@ -167,10 +184,14 @@ def _nearest(norm: str, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         f: logits minus the logit of the label, (S, K); the entry of the label is 0 without gradient.
         w: gradients of f, (S, K, D).
     """
-    size = rownorm(w.flatten(0, 1), _DUAL[norm]).view_as(f)
-    distance = torch.where(size > 0, f.abs() / size, math.inf).nan_to_num(nan=math.inf, posinf=math.inf)
-    index = distance.argmin(1, keepdim=True)
+    index = _distances(norm, f, w).argmin(1, keepdim=True)
     return f.gather(1, index)[:, 0], w.gather(1, index[:, :, None].expand(-1, -1, w.shape[2]))[:, 0]
+
+
+def _distances(norm: str, f: Tensor, w: Tensor) -> Tensor:
+    """The distance of each linearised boundary, (S, K), infinite without a gradient; arguments as of `_nearest`."""
+    size = rownorm(w.flatten(0, 1), _DUAL[norm]).view_as(f)
+    return torch.where(size > 0, f.abs() / size, math.inf).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _half_way(problem: Problem, rows: Rows) -> Tensor:

@@ -140,7 +140,7 @@ def _run(arguments: list[str] | None) -> int:
 def _out_of_memory(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return False
-    from robench.engine.batched_model import out_of_memory
+    from robench.engine.backing_off import out_of_memory
 
     return out_of_memory(error)
 

@@ -9,9 +9,11 @@ from typing import Any
 from robench.catalog import Protocol
 from robench.core.formatting import location
 from robench.core.io import refuse_link, write_whole
+from robench.defenses import Loaded
 from robench.diagnosis import failure, gradients, runs, surface
 from robench.diagnosis._base import Case, Indicator
 from robench.diagnosis.paths import follow
+from robench.engine.backing_off import backing_off
 from robench.engine.batched_model import frozen
 from robench.engine.device import choose_batch_size, choose_device
 from robench.evaluation.planning import load_for_images
@@ -54,10 +56,14 @@ def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Opti
     protocol = replace(protocol, samples=len(images))
     batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))
     for name, loaded in zip(names, loaded_defenses, strict=True):
-        with frozen(loaded.defense):
-            case = Case.of(loaded, images, protocol, knowledge, options.seed, device, batch_size)
+
+        def diagnosed(size: int, name: str = name, loaded: Loaded = loaded) -> Diagnosis:
+            case = Case.of(loaded, images, protocol, knowledge, options.seed, device, size)
             with frozen(case.network.model):
-                yield _diagnose(case, name, options)
+                return _diagnose(case, name, options)
+
+        with frozen(loaded.defense):
+            yield backing_off(diagnosed, batch_size, device, options.note)
 
 
 def _diagnose(case: Case, name: str, options: Options) -> Diagnosis:

@@ -18,9 +18,11 @@ from robench.catalog import Protocol
 from robench.core.errors import UsageError
 from robench.core.formatting import location
 from robench.core.io import refuse_link, write_file
+from robench.defenses import Loaded
 from robench.diagnosis import estimators
 from robench.diagnosis._base import Case
 from robench.diagnosis.paths import follow
+from robench.engine.backing_off import backing_off
 from robench.engine.batched_model import frozen
 from robench.engine.device import choose_batch_size, choose_device
 from robench.evaluation.planning import load_for_images
@@ -84,13 +86,19 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
     for loaded in loaded_defenses:
         for seed in seeds:
             options.note(f"{loaded.name}, seed {seed}")
+
+            def estimated(
+                size: int, loaded: Loaded = loaded, seed: int = seed
+            ) -> list[tuple[int, str, str, float]]:
+                return list(_estimates(Case.of(loaded, images, protocol, "full", seed, device, size)))
+
             with frozen(loaded.defense):
-                case = Case.of(loaded, images, protocol, "full", seed, device, batch_size)
-                layers = values.setdefault(loaded.name, [])
-                for layer, pair, estimate, value in _estimates(case):
-                    if layer == len(layers):
-                        layers.append({name: {} for name in PAIRS})
-                    layers[layer][pair].setdefault(estimate, []).append(round(value, 5))
+                estimates = backing_off(estimated, batch_size, device, options.note)
+            layers = values.setdefault(loaded.name, [])
+            for layer, pair, estimate, value in estimates:
+                if layer == len(layers):
+                    layers.append({name: {} for name in PAIRS})
+                layers[layer][pair].setdefault(estimate, []).append(round(value, 5))
     content = {
         "robench_version": provenance.robench_version(),
         "dataset": {"name": images.name, "split": images.split, "digest": images.digest},

@@ -6,19 +6,19 @@ its logits are copied before the next call.
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._base import Answer, Objective, OnFeatures, Rows, finite
+from robench.attacks._base import Answer, Cheapest, Objective, OnFeatures, Rows, finite, where
 from robench.core.errors import RobenchError, UsageError
 from robench.core.precision import computing
 from robench.core.rng import Stream, noise
 from robench.core.torch_state import model_device, standard_state
 from robench.data._lazy_images import LazyImages
+from robench.engine.backing_off import BatchSize, out_of_memory
 from robench.engine.refusals import Model, check_logits, check_model, model_error
 
 T = TypeVar("T")
@@ -27,10 +27,10 @@ Both = Callable[[Tensor, str], tuple[Tensor, tuple[Tensor, ...]]]
 # Sample, rank and draw of every row, (batch_size,) int64 each.
 Who = tuple[Tensor, Tensor, Tensor]
 
+# Gradients of several values at a point are kept together up to this many bytes a row, see `Cheapest`.
+_STACKED = 1 << 25
 # Number of draws that decide a verdict on a randomised defense.
 DRAWS = 10
-# Messages of allocators, cuBLAS and cuDNN when memory is exhausted.
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ class Network:
         batch_size: number of rows per call.
         precision: "fp32" or "bf16".
         stream: random numbers of a randomised model; None for a deterministic model.
-        backs_off: whether `logits` and `features` use smaller batches if memory runs out. Otherwise they raise, for
+        backs_off: whether `logits` and `features` use smaller batches while memory runs out. Otherwise they raise, for
             callers that must have the same batch size in all calls.
     """
 
@@ -83,8 +83,8 @@ class Network:
         backs_off: bool = False,
     ):
         self.model = model
-        self.backs_off = backs_off
         self.batch_size = batch_size
+        self.size = BatchSize(batch_size) if backs_off else None
         self.precision = precision
         self.stream = stream
         # Whether the model must be called with gradients enabled, even when no gradient is needed.
@@ -127,8 +127,9 @@ class Network:
         return self._batches(x, ids, 0, flat)
 
     def _batches(self, x: Tensor, ids: Tensor, draw: int, call: Callable[[Tensor, Who], Tensor]) -> Tensor:
-        outputs, start, size = [], 0, self.batch_size
+        outputs, start = [], 0
         while start < len(x):
+            size = self.size.current if self.size else self.batch_size
             batch = x[start : start + size]
             sample = pad(ids[start : start + size], size)
             who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
@@ -136,15 +137,22 @@ class Network:
                 # Copied, because a model may overwrite its previous logits.
                 outputs.append(self._without_graph(call, pad(batch, size), who)[: len(batch)].clone())
             except RuntimeError as error:
-                if not self.backs_off or size == 1 or not out_of_memory(error):
+                if self.size is None:
                     raise
-                size //= 2
+                self.size.reduce(error, x.device)
                 continue
+            if self.size:
+                self.size.fits()
             start += size
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def answer(
-        self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, eot: int, queries: Tensor
+        self,
+        x: Tensor,
+        objective: Objective | OnFeatures | Cheapest | None,
+        rows: Rows,
+        eot: int,
+        queries: Tensor,
     ) -> Answer:
         """Logits, loss and gradient at `x` (batch_size, C, H, W), averaged over `eot` draws.
 
@@ -153,7 +161,8 @@ class Network:
                 randomised model.
         """
         answers = [
-            self._answer(x, objective, rows, (rows.sample, rows.rank, queries + draw)) for draw in range(eot)
+            self._answer(x, objective, rows, (rows.sample, rows.rank, queries + draw), eot > 1)
+            for draw in range(eot)
         ]
         if eot == 1:
             return answers[0]
@@ -166,7 +175,14 @@ class Network:
             torch.stack(broken).any(0) if broken else None,
         )
 
-    def _answer(self, x: Tensor, objective: Objective | OnFeatures | None, rows: Rows, who: Who) -> Answer:
+    def _answer(
+        self,
+        x: Tensor,
+        objective: Objective | OnFeatures | Cheapest | None,
+        rows: Rows,
+        who: Who,
+        stacks: bool = True,
+    ) -> Answer:
         if objective is None:
             logits = self._without_graph(self._call, x, who)
             return Answer(x, logits.clone(), x.new_empty(0), x.new_empty(0))
@@ -180,6 +196,11 @@ class Network:
                 loss = objective(logits, rows)
             columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
             with self._model_errors(x, "the model's gradient"):
+                size = loss[0].numel() * point[0].numel() * point.element_size()
+                if isinstance(objective, Cheapest) and not stacks and size > _STACKED:
+                    return Answer(
+                        x, logits.detach().clone(), loss.detach(), *_cheapest(objective, loss, point)
+                    )
                 grads = [
                     _gradient(column.sum(), point, retain=i + 1 < len(columns))
                     for i, column in enumerate(columns)
@@ -282,19 +303,28 @@ def _checked(logits: Tensor, x: Tensor) -> Tensor:
     return logits.to(x.device, torch.float32)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory is exhausted, which a smaller batch may avoid."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
-    )
-
-
 def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
     """The gradient at `point`; zero if the loss does not depend on it."""
     if not loss.requires_grad:
         return torch.zeros_like(point)
     (grad,) = torch.autograd.grad(loss, point, retain_graph=retain, allow_unused=True)
     return torch.zeros_like(point) if grad is None else grad.float().contiguous()
+
+
+def _cheapest(objective: Cheapest, loss: Tensor, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient at `point` of the cheapest column of each row, see `Cheapest`; rows with NaN or infinite entries in
+    any gradient, bool (S,); and the column, (S,)."""
+    column = torch.zeros(len(loss), dtype=torch.int64, device=loss.device)
+    lowest = torch.full((len(loss),), torch.inf, device=loss.device)
+    best, any_broken = torch.zeros_like(point), column > 0
+    for i, values in enumerate(loss.unbind(1)):
+        grad, broken = finite(_gradient(values.sum(), point, retain=i + 1 < loss.shape[1]))
+        any_broken |= broken
+        cost = objective.cost(values.detach()[:, None], grad.flatten(1)[:, None])[:, 0]
+        cheaper = cost < lowest if i else torch.ones_like(any_broken)
+        best, lowest = where(cheaper, grad, best), torch.where(cheaper, cost, lowest)
+        column = torch.where(cheaper, i, column)
+    return best.detach(), any_broken, column
 
 
 def pad(x: Tensor, length: int) -> Tensor:

@@ -10,7 +10,8 @@ from robench.attacks._base import Attack
 from robench.attacks._losses import CLASSES_NEEDED
 from robench.core import specs
 from robench.core.errors import RobenchError
-from robench.engine.batched_model import Network, out_of_memory
+from robench.engine.backing_off import out_of_memory
+from robench.engine.batched_model import Network
 from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import AttackCost, ResultWarning
 from robench.engine.run_state import RunState

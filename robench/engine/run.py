@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from robench.attacks._base import Attack, Problem
 from robench.attacks._external import ForeignAttack
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import UsageError
 from robench.core.memory import give_back
 from robench.core.rng import Stream
 from robench.data._lazy_images import LazyImages
@@ -20,7 +21,8 @@ from robench.engine import result_warnings
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
-from robench.engine.batched_model import Model, frozen, out_of_memory, vote
+from robench.engine.backing_off import backing_off
+from robench.engine.batched_model import Model, frozen, vote
 from robench.engine.checkpoint import Saved, Store
 from robench.engine.clean_pass import CleanPass, clean_pass
 from robench.engine.external import run_external
@@ -74,7 +76,7 @@ class Run:
         self.declared = setup.stochastic
         self.executor, self.store, self.progress, self.note = executor or Processes(), store, progress, note
         self.mine = torch.ones(len(samples), dtype=torch.bool)
-        self.state = RunState.empty(len(samples))
+        self.state = RunState.empty(len(samples), setup.batch_size)
         self.shown = 0.0
 
     def play(self) -> Outcome:
@@ -82,9 +84,7 @@ class Run:
         with self.prepared():
             shares = self._shares()
             if len(shares) > 1:
-                parts = self.executor.play(self, shares)
-                self.state.merge(parts)
-                self.setup = replace(self.setup, batch_size=min(part.batch_size for part in parts))
+                self.state.merge(self.executor.play(self, shares))
             else:
                 self.attack()
             return self._backing_off(self._outcome)
@@ -126,7 +126,7 @@ class Run:
         if saved is None or len(saved.facts["costs"]) < len(self.attacks):
             return None
         self.state.resume(saved)
-        return ShardResult(self.mine, self.state, saved.facts["batch_size"])
+        return ShardResult(self.mine, self.state, self.state.batch_size)
 
     def keep(self, result: ShardResult) -> None:
         """Save the result of this run's share from another process."""
@@ -142,8 +142,8 @@ class Run:
     def attack(self) -> ShardResult:
         """Run all remaining attacks on the share of this run."""
         with self.store.claimed() if self.store else nullcontext():
-            self._backing_off(self._attacks)
-        return ShardResult(self.mine, self.state, self.setup.batch_size)
+            self._attacks()
+        return ShardResult(self.mine, self.state, self.state.batch_size)
 
     def split(self, count: int) -> list[Tensor]:
         """The samples of each of at most `count` shares, bool (n,) each."""
@@ -162,30 +162,27 @@ class Run:
         return self.setup.device
 
     def _backing_off(self, step: Callable[[], T]) -> T:
-        while True:
-            try:
-                return step()
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                if self.setup.batch_size == 1:
-                    raise ResourceError(
-                        f"{self.device} ran out of memory with a single image: use another --device"
-                    ) from error
-                self.setup = replace(self.setup, batch_size=self.setup.batch_size // 2)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            # Results of finished attacks are kept; the current one restarts, or resumes from its last save.
-            self.note(f"{self.device} ran out of memory: continuing with batch size {self.setup.batch_size}")
+        """The result of `step`; it is repeated with a smaller batch size while memory runs out."""
+
+        def attempt(size: int) -> T:
+            self._resize(size)
+            return step()
+
+        return backing_off(attempt, self.setup.batch_size, self.device, self.note)
+
+    def _resize(self, size: int) -> None:
+        self.state.batch_size = min(self.state.batch_size, size)
+        if size != self.setup.batch_size:
+            self.setup = replace(self.setup, batch_size=size)
+            self.parties = self.setup.parties()
 
     def _attacks(self) -> None:
-        if self.parties.judge.network.batch_size != self.setup.batch_size:
-            self._prepare()
-        resumed = self.store.load() if self.store else None
-        saved = self._resume(resumed) if resumed else None
+        size, resumed = self.setup.batch_size, self.store.load() if self.store else None
+        self.saved = self._resume(resumed) if resumed else None
         for index in range(len(self.state.costs), len(self.attacks)):
-            self._attack(index, saved)
-            saved = None
+            # An attack that runs out of memory starts over with a smaller batch; the next one tries the whole size.
+            self._backing_off(partial(self._attack, index))
+            self._resize(size)
 
     def _shares(self) -> list[Tensor]:
         if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
@@ -228,8 +225,9 @@ class Run:
         survives = (self.state.fooled_by != CLEAN) & (self.state.draws < self.parties.judge.draws)
         return (survives & self.mine).nonzero()[:, 0].tolist()
 
-    def _attack(self, index: int, saved: dict[str, Tensor] | None) -> None:
+    def _attack(self, index: int) -> None:
         spec, attack = self.attacks[index]
+        saved, self.saved = self.saved, None
         state, survivors = self.state, self._survivors()
         if saved is None:
             state.examples[index:], state.seconds = [], 0.0
@@ -329,8 +327,9 @@ class Run:
             The state of the attack loop; None if the current attack starts over.
         """
         self.state.resume(saved)
-        if not saved.facts["playing"] or saved.facts["batch_size"] != self.setup.batch_size:
+        if not saved.facts["playing"] or saved.facts["batch_size"] > self.setup.batch_size:
             return None
+        self._resize(saved.facts["batch_size"])
         return {name[5:]: tensor for name, tensor in saved.tensors.items() if name.startswith("loop.")}
 
     def _outcome(self) -> Outcome:
@@ -374,7 +373,7 @@ class Run:
                 *result_warnings.of_attacks(attacks, state, self.clean.num_classes, threat.norm),
             ],
             precision=self.setup.precision,
-            batch_size=size,
+            batch_size=self.state.batch_size,
             clean_answers=self.clean.answers if randomised else None,
             answers=answers if randomised else None,
             single_draw_accuracy=float((answers[:, 0] == samples.y).double().mean()) if randomised else None,

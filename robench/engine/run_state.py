@@ -34,6 +34,7 @@ class RunState:
         nonfinite: number of answers with NaN or infinite logits during attacks.
         images: number of images that the surrogate was called on in this process.
         seconds: time spent on the current attack.
+        batch_size: smallest batch size so far.
     """
 
     fooled_by: Tensor
@@ -47,11 +48,12 @@ class RunState:
     nonfinite: int = 0
     images: int = 0
     seconds: float = 0.0
+    batch_size: int = 0
 
     @classmethod
-    def empty(cls, n: int) -> "RunState":
+    def empty(cls, n: int, batch_size: int) -> "RunState":
         draws, steps, forward, backward = torch.zeros(4, n, dtype=torch.int64).unbind()
-        return cls(torch.full((n,), ROBUST), draws, steps, forward, backward)
+        return cls(torch.full((n,), ROBUST), draws, steps, forward, backward, batch_size=batch_size)
 
     def unplayed(self) -> "RunState":
         """The state after the clean pass, for one share of the run."""
@@ -121,6 +123,7 @@ class RunState:
             "stats": [asdict(stats) for stats in self.stats],
             "seconds": self.seconds,
             "nonfinite": self.nonfinite,
+            "smallest": self.batch_size,
         }
         return json.loads(json.dumps(facts))
 
@@ -132,6 +135,7 @@ class RunState:
         self.costs = [AttackCost(**cost) for cost in facts["costs"]]
         self.stats = [LossStats(**stats) for stats in facts["stats"]]
         self.seconds, self.nonfinite = facts["seconds"], facts["nonfinite"]
+        self.batch_size = min(self.batch_size, facts["smallest"])
         started = len(self.costs) + facts["playing"]
         self.examples = [AdversarialExamples(saved.found.get(index)) for index in range(started)]
         if facts["playing"]:
@@ -153,6 +157,7 @@ class RunState:
         self.stats = [LossStats.together(stats) for stats in _by_attack(state.stats for state in states)]
         self.nonfinite = sum(state.nonfinite for state in states)
         self.images = sum(state.images for state in states)
+        self.batch_size = min(shard.batch_size for shard in shards)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Setup:
         stochastic: whether the defense is known to be randomised.
         precision: precision of the surrogate, "fp32" or "bf16".
         fresh_draws: whether a randomised defense is judged on new draws; False reproduces old records.
+        backs_off: whether the judges use smaller batches while memory runs out, see `Network`.
     """
 
     model: Model
@@ -54,6 +55,7 @@ class Setup:
     stochastic: bool = False
     precision: str = "fp32"
     fresh_draws: bool = True
+    backs_off: bool = False
 
     @classmethod
     def of(cls, defense: Defense, attacker: Attacker, settings: Settings, device: torch.device) -> "Setup":
@@ -71,12 +73,14 @@ class Setup:
     def network(self, purpose: str) -> Network:
         """The defense; if it is randomised, with the noise draws of a purpose."""
         stream = Stream.of(self.seed, purpose) if self.stochastic else None
-        return Network(self.model, self.batch_size, stream=stream)
+        return Network(self.model, self.batch_size, stream=stream, backs_off=True)
 
     @property
     def judges(self) -> Judges:
         """The judges of the defense."""
-        return Judges.of(self.model, self.batch_size, self.seed, self.stochastic, self.fresh_draws)
+        return Judges.of(
+            self.model, self.batch_size, self.seed, self.stochastic, self.fresh_draws, self.backs_off
+        )
 
     @property
     def searched(self) -> Model:

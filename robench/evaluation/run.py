@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from robench.catalog import Protocol, Suite
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import UsageError
 from robench.core.io import claim
 from robench.core.specs import split
 from robench.core.torch_state import standard_state
@@ -227,20 +227,15 @@ def _corrupt(
             f"corruptions need images of at least 32 px: images of {images.name} are enlarged {scale} times, corrupted "
             "and reduced again, which weakens noise and blur"
         )
-    try:
-        answers = corruption_run.play(
-            Setup.of(loaded.defense, Attacker(), job, device),
-            images,
-            cells(planned.corruptions),
-            workers=options.workers,
-            cache=Cache(),
-            store=store,
-            progress=options.progress,
-        )
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"{device} ran out of memory with batch size {job.batch_size}: repeat with a smaller --batch-size"
-        ) from error
+    answers = corruption_run.play(
+        Setup.of(loaded.defense, Attacker(), job, device),
+        images,
+        cells(planned.corruptions),
+        workers=options.workers,
+        cache=Cache(),
+        store=store,
+        progress=options.progress,
+    )
     outcome, extra = corruption.outcome(job, images, answers)
     return _Finished(
         outcome,

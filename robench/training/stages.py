@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robench.core.errors import UsageError
 from robench.core.precision import computing
+from robench.engine.backing_off import halved
 from robench.training.augment import augment
 from robench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from robench.training.mae import MaskedAutoencoder
@@ -45,7 +46,8 @@ class Stage:
         lr: learning rate as a function of the step and the number of steps per epoch.
         average: a model that holds the moving average of the weights, and the decay; None for no average.
         done: number of finished epochs.
-        accumulate: number of micro-batches per batch, whose gradients are accumulated before the step.
+        accumulate: number of micro-batches per batch, whose gradients are accumulated before the step; more while
+            memory runs out.
         method: decides which weights the average follows, and what happens after each step.
     """
 
@@ -60,6 +62,10 @@ class Stage:
     done: int = 0
     accumulate: int = 1
     method: Method = field(default_factory=Method)
+
+    def __post_init__(self) -> None:
+        # Number of micro-batches at present.
+        self.parts = self.accumulate
 
     def state(self) -> dict:
         """The state that `restore` needs to resume the stage."""
@@ -101,12 +107,12 @@ class Stage:
             if processes.size > 1:  # the order is the same in all processes, other random numbers are not
                 torch.manual_seed(seed_for(recipe.seed, self.name, self.done, processes.rank))
             total = x.new_zeros(())
+            self.parts = self.accumulate
             for i in range(steps):
                 step = self.done * steps + i
                 rows = processes.shard(order[i * size : (i + 1) * size])
                 set_lr(self.optimizer, self.lr(step, steps))
-                self.optimizer.zero_grad(set_to_none=True)
-                total += self._backward(augment(x[rows], recipe), y[rows], step / steps, size)
+                total += self._gradients(augment(x[rows], recipe), y[rows], step / steps, size)
                 processes.all_reduce(p.grad for p in self.model.parameters() if p.grad is not None)
                 self.optimizer.step()
                 self._update_average(step, steps)
@@ -114,10 +120,29 @@ class Stage:
             self.done += 1
             yield float(total) / steps
 
+    def _gradients(self, x: Tensor, y: Tensor, epoch: float, size: int) -> Tensor:
+        """`_backward`, in more and smaller micro-batches while memory runs out."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        cuda = [x.device] if x.device.type == "cuda" else []
+        states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in cuda]
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._backward(x, y, epoch, size)
+            except RuntimeError as error:
+                halved(-(-len(x) // self.parts), error, x.device)
+            self.parts *= 2
+            # The failed attempt leaves no trace in statistics of the batches or in random numbers.
+            for buffer, value in buffers:
+                buffer.data.copy_(value)
+            torch.set_rng_state(states[0])
+            for device, state in zip(cuda, states[1], strict=True):
+                torch.cuda.set_rng_state(state, device)
+
     def _backward(self, x: Tensor, y: Tensor, epoch: float, size: int) -> Tensor:
         """Accumulate the gradient of these rows' share of the mean loss over `size` rows; return the share."""
         total = x.new_zeros(())
-        parts = min(self.accumulate, len(x))
+        parts = min(self.parts, len(x))
         for images, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
             loss = self.loss(images, labels, epoch) * (len(images) / size)
             loss.backward()

@@ -21,6 +21,7 @@ from robench.data import load_dataset
 from robench.defenses import Defense, Purifier, build_purifier, checkpoint_of, find_card, load
 from robench.defenses._base import with_purifier
 from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
+from robench.engine.backing_off import backing_off
 from robench.engine.device import choose_device
 from robench.threats.threat import Threat, check_images
 from robench.training.adversarial import correct, pgd
@@ -35,6 +36,8 @@ from robench.training.stages import HEAD, Stage, finetuning_stage, pretraining_s
 
 # Interval between saves. A killed training loses at most this time plus one epoch.
 SAVE_EVERY_SECONDS = 10.0
+# Images per network call of the final evaluation.
+_MEASURED = 512
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,9 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(previous)
 
 
-def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int = 512) -> tuple[int, int]:
+def measure(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int = _MEASURED
+) -> tuple[int, int]:
     """Count the images that are classified correctly: clean, and under PGD-20 with step size eps / 4, as MIMIR's.
 
     Args:
@@ -302,6 +307,8 @@ class _Run:
             self.logging = True
         for loss in stage.run(x, y, self.recipe, self.processes):
             reporter.epoch(stage.done, loss)
+            if stage.parts > stage.accumulate:
+                reporter.say(f"{self.device} ran out of memory: {stage.parts} micro-batches for each batch")
             group = stage.optimizer.param_groups[0]
             self.log.epoch(stage.name, stage.done, loss, group["lr"] / group["lr_scale"], self.seconds())
             if self.processes.is_main and time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
@@ -320,10 +327,14 @@ class _Run:
         write_file(self.path, content, OPTION)
         n = clean = robust = 0
         if defense := self._evaluated_defense(trained, reporter):
-            torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
             test = load_dataset(self.card.dataset, "test", self.recipe.measured or None, data_dir)
             n, radius = len(test), Threat.parse(self.recipe.evaluation).eps
-            clean, robust = measure(defense.eval(), test.x[:], test.y, radius)
+
+            def measured(size: int) -> tuple[int, int]:
+                torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
+                return measure(defense.eval(), test.x[:], test.y, radius, size)
+
+            clean, robust = backing_off(measured, _MEASURED, self.device, reporter.say)
         self.partial.unlink(missing_ok=True)
         return TrainResult(
             path=self.path,

@@ -137,7 +137,8 @@ class _Check:
         self.rows = read_samples(self.folder).to_pydict()
         setup = Setup.of(loaded.defense, Attacker(), record.job, device)
         stochastic = loaded.defense.stochastic or FIELD in record.extra
-        self.judges = replace(setup, stochastic=stochastic, fresh_draws=not chosen_on(record)).judges
+        fresh = not chosen_on(record)
+        self.judges = replace(setup, stochastic=stochastic, fresh_draws=fresh, backs_off=True).judges
         self.passes = 0
         self.attacked = 0
 

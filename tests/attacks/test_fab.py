@@ -6,6 +6,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 
 from robench.attacks._base import Answer
 from robench.attacks.fab import FAB
+from robench.engine.batched_model import Network
 from robench.evaluation.attack import attack
 from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
@@ -123,3 +124,27 @@ def test_random_starts_lie_at_half_the_radius(norm):
     size = rownorm(state.x - x, norm)
     assert size[0] == 0
     torch.testing.assert_close(size[1:], torch.full((2,), eps / 2), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_one_by_one_give_the_same_as_all_at_once(norm, monkeypatch):
+    model, x = small_net(classes=7), images(10)
+    y = model(x).argmax(1)
+    threat = {"Linf": "Linf:0.05", "L2": "L2:0.4", "L1": "L1:4"}[norm]
+    whole = attack("fab(steps=8, restarts=2)", model, x, y, threat=threat, batch_size=8)
+    monkeypatch.setattr("robench.engine.batched_model._STACKED", 0)
+    folded = attack("fab(steps=8, restarts=2)", model, x, y, threat=threat, batch_size=8)
+    assert int(whole.robust.sum()) < 10
+    assert torch.equal(whole.x_adv, folded.x_adv) and whole.passes == folded.passes
+    assert whole.health == folded.health
+
+
+def test_a_step_keeps_one_gradient_for_many_classes(monkeypatch):
+    monkeypatch.setattr("robench.engine.batched_model._STACKED", 0)
+    model, x = small_net(classes=50), images(4)
+    network, fab, task = Network(model, 4), FAB(), problem("Linf:0.1", 50)
+    rows = rows_of(model, x)
+    ask = fab.ask(task, rows, fab.init(task, rows))
+    answer = network.answer(x, ask.objective, rows, 1, torch.zeros(4, dtype=torch.int64))
+    assert answer.grad.shape == x.shape and answer.loss.shape == (4, 50)
+    assert answer.column is not None and (answer.column != rows.y).all()

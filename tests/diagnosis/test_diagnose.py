@@ -14,6 +14,7 @@ from robench.records.collection import collect
 from robench.reports.board import sections
 from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT, build
+from tests.engine.test_backing_off import Narrow
 from tests.processes import Command
 
 # What a diagnosis must say at the least; the marks of its runs are the last resort.
@@ -182,3 +183,26 @@ def test_killed_it_goes_on_with_the_runs_that_are_not_done(tmp_path):
     assert said.count("using the saved record in") == len(done)
     assert all(path.stat().st_mtime_ns == moment for path, moment in done.items())
     assert json.loads(again) == json.loads(whole)
+
+
+def narrow() -> Narrow:
+    """A network without memory for more than five images with gradients."""
+    return Narrow(5)
+
+
+def test_a_diagnosis_uses_smaller_batches_while_memory_runs_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    x = images(8)
+    np.savez("own.npz", x=x.numpy(), y=small_net()(x).argmax(1).numpy())
+    arguments = [
+        "--defense",
+        "python:tests.diagnosis.test_diagnose.narrow()",
+        "--dataset",
+        "npz:own.npz(classes=10)",
+    ]
+    with pytest.raises(SystemExit) as end:
+        main(["diagnose", *arguments, "--samples", "8", "--threat", "Linf:0.02", "--json"])
+    out, err = capsys.readouterr()
+    assert end.value.code == 0, err
+    assert "cpu ran out of memory: continuing with batch size 4" in err
+    assert json.loads(out)["diagnoses"][0]["health"] == []

@@ -24,6 +24,7 @@ from robench.training import Finetuning, Recipe, read_recipe, train, trainer
 from robench.training.adversarial import pgd
 from robench.training.distributed import ProcessGroup
 from robench.training.methods import find_method, methods
+from robench.training.schedule import parameter_groups
 from robench.training.stages import Stage, finetuning_stage
 from robench.training.trainer import fingerprint
 
@@ -208,6 +209,40 @@ def test_accumulated_gradients_are_the_whole_batchs(method, digits):
         gradients.append([loss, *(p.grad for p in stage.model.parameters())])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+class Narrow(nn.Module):
+    """A network with batch statistics that runs out of memory on more than `most` images."""
+
+    def __init__(self, most):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768), nn.Linear(768, 10))
+        self.most = most
+
+    def forward(self, x):
+        logits = self.layers(x)
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits
+
+
+def test_without_memory_training_goes_on_as_if_in_smaller_micro_batches(digits):
+    def trained(most, accumulate):
+        model = Narrow(most)
+        stage = Stage(
+            "narrow", model, torch.optim.SGD(parameter_groups(model, 0.0), 0.1),
+            lambda x, y, epoch: F.cross_entropy(model(x + 0.1 * torch.randn_like(x)), y),
+            lambda step, steps: 0.1, epochs=2, batch_size=32, accumulate=accumulate,
+        )  # fmt: skip
+        losses = list(stage.run(digits[0][:96], digits[1][:96], Recipe(Finetuning())))
+        return losses, stage
+
+    losses, narrow = trained(10, 1)
+    expected, whole = trained(32, 4)
+    assert losses == expected and narrow.parts == 4
+    for a, b in zip(narrow.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("method", ADVERSARIAL)
