@@ -1,35 +1,41 @@
-"""Commands of robench in processes that a test can kill, forked from one with all imports done."""
+"""Processes that a test can kill, forked from the tests so that nothing is imported again."""
 
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "timm", "robench.cli.main", "robench.evaluation.run", __name__])
+from typing import Any
 
 
-class Command:
-    """A running `robench ARGUMENTS` in folder `cwd`.
+class Process:
+    """A running `function(*arguments)` in folder `cwd`, with its own stdin, stdout and stderr.
+
+    The exit status is 0, the code of a `SystemExit`, or 1 for another exception, whose traceback is on stderr.
 
     Args:
-        environment: variables beside those of this process.
-        saves: keep the state of a run after every question, so that there is something to resume on any machine.
+        environment: variables that differ from this process; None removes one.
     """
 
     def __init__(
-        self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, saves: bool = False
+        self,
+        function: Callable[..., object],
+        *arguments: Any,
+        cwd: Path,
+        environment: Mapping[str, str | None] | None = None,
     ):
         self._out, self._err = (tempfile.NamedTemporaryFile() for _ in range(2))  # noqa: SIM115
-        self._process = _CONTEXT.Process(
-            target=_run,
-            args=(arguments, str(cwd), self._out.name, self._err.name, dict(environment or {}), saves),
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_run, args=(function, arguments, cwd, self._out.name, self._err.name, environment or {})
         )
-        self._process.start()
+        with warnings.catch_warnings():
+            # Of a process with several threads. Those of the tests hold no lock that the new process needs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process.start()
 
     def poll(self) -> int | None:
         """The exit status, negative for the signal that ended it; None while it runs."""
@@ -53,21 +59,65 @@ class Command:
         return self._process.exitcode, Path(self._out.name).read_text(), Path(self._err.name).read_text()
 
 
-def _run(
-    arguments: tuple[str, ...], cwd: str, out: str, err: str, environment: dict[str, str], saves: bool
-) -> None:
-    os.chdir(cwd)
-    for descriptor, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_TRUNC), descriptor)
-    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
-    import torch
+class Command(Process):
+    """A running `robench ARGUMENTS`.
 
-    torch.set_num_threads(1)
+    Args:
+        saves: keep the state of a run after every query, so that there is something to resume on any machine.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        environment: Mapping[str, str | None] | None = None,
+        saves: bool = False,
+    ):
+        super().__init__(_command, list(arguments), saves, cwd=cwd, environment=environment)
+
+
+def script(text: str, *arguments: str) -> None:
+    """Run Python code as a script of its own, without the modules of robench that were imported before."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "robench"]:
+        del sys.modules[name]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "robench._moved"]
+    path = Path.cwd() / "script.py"
+    path.write_text(text)
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.parent))
+    exec(compile(text, str(path), "exec"), {"__name__": "__main__", "__file__": str(path)})
+
+
+def _command(arguments: list[str], saves: bool) -> None:
+    from robench.cli import main
+
     if saves:
         from robench.engine import checkpoint
 
         checkpoint._INTERVAL, checkpoint._RATIO = 0, 0
-    from robench.cli import main
-
     sys.argv = ["robench", *arguments]
-    main(list(arguments))
+    main(arguments)
+
+
+def _run(
+    function: Callable[..., object],
+    arguments: tuple[Any, ...],
+    cwd: Path,
+    out: str,
+    err: str,
+    environment: Mapping[str, str | None],
+) -> None:
+    os.chdir(cwd)
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    for stream, (descriptor, path) in {"stdout": (1, out), "stderr": (2, err)}.items():
+        os.dup2(os.open(path, os.O_WRONLY | os.O_TRUNC), descriptor)
+        setattr(sys, stream, os.fdopen(descriptor, "w", closefd=False))
+    # As in a terminal: a process that is started in the background ignores interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Warnings are for stderr again, and not for the report of the tests.
+    warnings.showwarning = lambda *given: print(warnings.formatwarning(*given[:4]), file=sys.stderr)
+    warnings.simplefilter("ignore")
+    function(*arguments)

@@ -1,7 +1,6 @@
 """robench on a system without fcntl, fork and resource limits and with few signals, like Windows."""
 
-import subprocess
-import sys
+from tests.processes import Process, script
 
 SCRIPT = """
 import os, signal, sys
@@ -51,13 +50,7 @@ if __name__ == "__main__":
 
 
 def test_an_attack_and_a_run_without_posix_modules(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT + ATTACK)
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ImportWarning", "script.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    code, _, err = Process(script, SCRIPT + ATTACK, cwd=tmp_path).wait()
+    assert code == 0, err
     (record,) = (tmp_path / "results").rglob("record.json")
     assert not list(tmp_path.rglob("*.lock")) and record.stat().st_size > 1000

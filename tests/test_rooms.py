@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from robench import _moved
+from tests.processes import Process, script
 
 HOUSE = Path(_moved.__file__).parent
 # A module may only import from its own package and from packages earlier in this list.
@@ -133,7 +133,8 @@ def test_old_names_refer_to_the_new_objects(old):
 
 def test_old_imports_work_in_a_fresh_process(tmp_path):
     """In a fresh process, where nothing has been imported under its new name."""
-    (tmp_path / "mine.py").write_text(
+    text = (
+        "import warnings; warnings.simplefilter('always')\n"
         "from robench import registry, specs\n"
         "from robench.threat import Threat\n"
         "import robench.results.record\n"
@@ -144,12 +145,11 @@ def test_old_imports_work_in_a_fresh_process(tmp_path):
         "assert registry is robench.core.registry and Threat is robench.threats.threat.Threat\n"
         "assert store is robench.records.store and robench.results.record.Record is robench.records.record.Record\n"
     )
-    end = subprocess.run(
-        [sys.executable, "-W", "always", "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    code, _, err = Process(script, text, cwd=tmp_path).wait()
+    assert code == 0, err
     # One warning for each name, at the line of the import.
-    assert end.stderr.count("DeprecationWarning: robench.threat is now robench.threats.threat") == 1
-    assert "mine.py:2: DeprecationWarning: robench.threat is now" in end.stderr
+    assert err.count("DeprecationWarning: robench.threat is now robench.threats.threat") == 1
+    assert "script.py:3: DeprecationWarning: robench.threat is now" in err
 
 
 def test_arguments_and_attributes_of_before_work():

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from robench.catalog import cards
+from robench import catalog
 from robench.cli import main
 from robench.cli.output import Output, spelled
-from tests.verification.test_shipped import RESULTS
+from tests.processes import Process
 
-RECORD = RESULTS / "shipped" / "digits-linf-0.1" / "standard-digits" / "pgd"
+RECORD = catalog.folder("result") / "shipped" / "digits-linf-0.1" / "standard-digits" / "pgd"
 FEW = ["--samples", "4", "--threat", "Linf:0.1", "--workers", "1"]
 PRINTING = {
     "help": ["--help"],
@@ -176,18 +176,15 @@ def test_an_interrupt_while_modules_load_is_one_line(tmp_path, after):
     assert len(err.splitlines()) == 1
 
 
+def with_few_descriptors(arguments):
+    resource = pytest.importorskip("resource")
+    # Those of the tests are closed, so that all are there for the run.
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+    main(arguments)
+
+
 def test_a_run_works_with_few_file_descriptors(tmp_path):
-    assert "pgd-at-digits" in cards()
-    run = [
-        sys.executable,
-        "-m",
-        "robench",
-        "run",
-        "--defense",
-        "pgd-at-digits",
-        "--attack",
-        "fgsm+pgd(steps=2)",
-    ]
-    command = ["bash", "-c", 'ulimit -n 32; exec "$@"', "bash", *run, *FEW[:-1], "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run = ["run", "--defense", "pgd-at-digits", "--attack", "fgsm+pgd(steps=2)", *FEW[:-1], "2"]
+    code, _, err = Process(with_few_descriptors, run, cwd=tmp_path).wait()
+    assert code == 0, err

@@ -1,20 +1,28 @@
 """Commands that call no network import neither torch nor anything else that takes as long."""
 
-import os
+import json
 import subprocess
 import sys
 
 import pytest
 
 SLOW = ("torch", "torchvision", "timm", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib")
-# Runs a command, and lists on the last line of stderr which of SLOW were imported.
+# Runs commands one after another, and prints each one's exit code and which of SLOW have been imported since.
 PROBE = """
-import sys
+import contextlib, io, json, sys
 from robench.cli import main
-try:
-    main(sys.argv[2:])
-finally:
-    print([name for name in sys.argv[1].split() if name in sys.modules], file=sys.stderr)
+slow, commands = json.loads(sys.argv[1])
+ended = {}
+for command in commands:
+    errors = io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        try:
+            main(command.split())
+        except SystemExit as end:
+            code = end.code or 0
+    ended[command] = code, [name for name in slow if sys.modules.pop(name, None)], errors.getvalue()
+print(json.dumps(ended))
 """
 COMMANDS = {
     "": 0,
@@ -67,22 +75,25 @@ COMMANDS = {
 }
 
 
-def probe(arguments: list[str], folder, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROBE, " ".join(SLOW), *arguments],
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """By command: its exit code, which slow modules it imported, and what it wrote to stderr."""
+    process = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps([SLOW, list(COMMANDS)])],
         capture_output=True,
         text=True,
-        cwd=folder,
-        env={**os.environ, **variables},
+        cwd=tmp_path_factory.mktemp("empty"),
     )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_nothing_slow_is_imported(command, tmp_path):
-    ended = probe(command.split(), tmp_path)
-    assert ended.returncode == COMMANDS[command], ended.stderr
-    assert ended.stderr.splitlines()[-1] == "[]"
-    assert "Traceback" not in ended.stderr
+def test_nothing_slow_is_imported(command, ended):
+    code, imported, err = ended[command]
+    assert code == COMMANDS[command], err
+    assert imported == []
+    assert "Traceback" not in err
 
 
 def test_every_command_is_among_them():

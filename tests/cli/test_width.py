@@ -1,21 +1,19 @@
 """Output that goes to a pipe is never folded or cropped."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import Command
+
 RECORD = Path(__file__).parents[2] / "results/shipped/digits-gabor/standard-digits/apgd-steps-50"
 
 
-def run(*arguments, columns=""):
-    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
-    env |= {"COLUMNS": columns} if columns else {}
-    command = [sys.executable, "-m", "robench", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+def run(*arguments, cwd, columns=None):
+    code, out, err = Command(*arguments, cwd=cwd, environment={"COLUMNS": columns}).wait()
+    assert code == 0, err
+    return out
 
 
 @pytest.mark.parametrize("command", ["board", "show", "verify", "doctor"])
@@ -25,6 +23,6 @@ def test_piped_output_is_as_wide_as_its_lines(tmp_path, command):
     shutil.copytree(RECORD, record)
     places = {"board": [str(record.parent)], "doctor": ["--quick"]}
     arguments = (command, *places.get(command, [str(record)]))
-    piped, wide = run(*arguments), run(*arguments, columns="5000")
+    piped, wide = run(*arguments, cwd=tmp_path), run(*arguments, cwd=tmp_path, columns="5000")
     assert piped.splitlines() == wide.splitlines()
     assert max(map(len, piped.splitlines())) > 80

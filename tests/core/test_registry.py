@@ -1,9 +1,9 @@
 """Names and their holders, with a third-party package that is built and installed for the test."""
 
 import json
-import os
 import subprocess
 import sys
+from importlib import invalidate_caches
 
 import pytest
 
@@ -11,6 +11,7 @@ from robench.cli import main
 from robench.core import registry
 from robench.core.errors import UsageError
 from robench.core.registry import Registry
+from tests.processes import Process
 from tests.test_contributing import EXAMPLES
 
 
@@ -66,16 +67,26 @@ def outsider(tmp_path_factory):
     return place
 
 
-def robench(place, *arguments, cwd):
-    path = os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "robench", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=cwd,
-    )
+KINDS = (
+    registry.defenses,
+    registry.purifiers,
+    registry.attacks,
+    registry.datasets,
+    registry.transformations,
+)
+
+
+def _command(places, arguments):
+    sys.path[:0] = places
+    invalidate_caches()
+    for kind in KINDS:
+        kind._outsiders = None
+    main(arguments)
+
+
+def robench(places, *arguments, cwd):
+    """Exit status, stdout and stderr of a command that finds packages in these folders."""
+    return Process(_command, list(map(str, places)), list(arguments), cwd=cwd).wait()
 
 
 def test_an_installed_package_adds_to_every_registry(outsider, tmp_path, monkeypatch, capsys):
@@ -83,20 +94,14 @@ def test_an_installed_package_adds_to_every_registry(outsider, tmp_path, monkeyp
         "run --defense my-grey(levels=4)+my-linear(num_classes=2) --dataset stripes --samples 20 --json "
     )
     command += "--attack corners(steps=3)+pgd(steps=2) --threat Linf:0.15"
-    ran = robench(outsider, *command.split(), cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    (record,) = json.loads(ran.stdout)["records"]
+    code, out, err = robench([outsider], *command.split(), cwd=tmp_path)
+    assert code == 0, err
+    (record,) = json.loads(out)["records"]
     assert record["suite"]["attacks"] == ["corners(steps=3)", "pgd(steps=2)"] and record["n"] == 20
     assert record["defense"]["classifier"] == "my-linear(num_classes=2)" and "stochastic" in record
     # The same network in another process: the record verifies.
     monkeypatch.syspath_prepend(str(outsider))
-    for kind in (
-        registry.defenses,
-        registry.purifiers,
-        registry.attacks,
-        registry.datasets,
-        registry.transformations,
-    ):
+    for kind in KINDS:
         monkeypatch.setattr(kind, "_outsiders", None)
     (folder,) = {path.parent for path in tmp_path.glob("results/**/record.json")}
     assert call("verify", "--trust", str(folder)) == 0
@@ -120,7 +125,7 @@ def test_two_packages_with_one_name_are_refused(outsider, tmp_path):
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[robench.attacks]\nsquare = rival:Square\n")
-    ran = robench(f"{rival}{os.pathsep}{outsider}", "list", "attacks", cwd=tmp_path)
-    assert ran.returncode == 2
-    assert "is taken by robench.attacks.square.Square: package rival needs another name" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    code, _, err = robench([rival, outsider], "list", "attacks", cwd=tmp_path)
+    assert code == 2
+    assert "is taken by robench.attacks.square.Square: package rival needs another name" in err
+    assert "Traceback" not in err

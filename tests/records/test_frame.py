@@ -1,12 +1,10 @@
 """Records as a DataFrame."""
 
-import subprocess
-import sys
-
 import pytest
 
 import robench
 from robench.core.errors import ResourceError
+from tests.processes import Process, script
 
 
 def test_one_row_a_record(run):
@@ -32,8 +30,9 @@ def test_a_folder_that_is_not_there_is_one_line():
         robench.records("nowhere")
 
 
-def test_the_name_is_the_package_and_the_function():
+def test_the_name_is_the_package_and_the_function(tmp_path):
     """In a process of its own, where the package was not imported before."""
     code = "import robench; assert callable(robench.records)\nfrom robench.records.record import Record\n"
     code += "assert callable(robench.records) and robench.records.record.Record is Record"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code, _, err = Process(script, code, cwd=tmp_path).wait()
+    assert code == 0, err
