@@ -32,12 +32,11 @@ def curve(radii: str, selection: Selection, running: Running) -> Callable[[], No
     levels = security_curve.protocols(
         over, selection.protocol, selection.dataset, selection.threat, selection.samples
     )
-    records = []
-    for record in security_curve.runs(
-        selection.defenses, selection.attacks, levels, selection.knowledge, running.options
-    ):
-        records.append(record)
-        running.bar.done()
+    records = list(
+        security_curve.runs(
+            selection.defenses, selection.attacks, levels, selection.knowledge, running.options
+        )
+    )
     curves = report.curves(over.texts, records)
     picture = report.picture(curves, running.options.results)
     if running.as_json:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from robench.catalog import find_protocol
 from robench.cli import common
-from robench.cli.running import GroupedCommand, Running, Selection, running, selecting
+from robench.cli.running import GroupedCommand, Running, Selection, collect, running, selecting
 from robench.core.errors import UsageError
 from robench.core.sanitize import plain
 from robench.evaluation.protocol import find_suites
@@ -107,7 +107,6 @@ def command(
     chosen = selection.chosen()
     from robench.evaluation.run import run_all
 
-    records: list[Record] = []
     if engine == "local" and (address or gpus_per_worker is not None):
         raise UsageError("--address and --gpus-per-worker go with --engine ray")
     options = replace(
@@ -117,14 +116,19 @@ def command(
         address=address,
         gpus_per_worker=gpus_per_worker,
     )
-    for record in run_all(selection.defenses, suites or None, chosen, selection.knowledge or None, options):
-        records.append(record)
-        running.bar.done()
-    if running.as_json:
-        return lambda: running.print_json(records)
-    if not records:
-        return None
-    return lambda: _show(records, list(dict.fromkeys(selection.attacks or chosen.suites)))
+    records, failure = collect(
+        run_all(selection.defenses, suites or None, chosen, selection.knowledge or None, options)
+    )
+
+    def show() -> None:
+        if running.as_json:
+            running.print_json(records)
+        elif records:
+            _show(records, list(dict.fromkeys(selection.attacks or chosen.suites)))
+        if failure:
+            raise failure
+
+    return show
 
 
 def _show(records: "list[Record]", suites: list[str]) -> None:

@@ -4,7 +4,7 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from robench.catalog import Protocol, find_protocol
 from robench.cli import common, config
 from robench.cli.completion import names_of
 from robench.core import registry, specs
-from robench.core.errors import is_path, unknown_name
+from robench.core.errors import RobenchError, is_path, unknown_name
 from robench.core.sanitize import plain
 from robench.defenses.resolution import is_family, resolve
 from robench.evaluation.options import Options, default_results
@@ -86,6 +86,23 @@ class Running:
         """Print what --json promises: one object on stdout, and nothing else."""
         json.dump({"records": [record.to_dict() for record in records], **more}, sys.stdout, indent=2)
         sys.stdout.write("\n")
+
+
+def collect(records: "Iterable[Record]") -> "tuple[list[Record], RobenchError | None]":
+    """The records that are made, and the error if others fail.
+
+    Raises:
+        RobenchError: if no record is made.
+    """
+    made: list[Record] = []
+    try:
+        for record in records:
+            made.append(record)
+    except RobenchError as error:
+        if not made:
+            raise
+        return made, error
+    return made, None
 
 
 class GroupedCommand(click.Command):

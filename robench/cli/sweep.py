@@ -35,11 +35,8 @@ def sweep(setting: str, selection: Selection, running: Running) -> Callable[[], 
     asked = sweeping.Sweep.parse(setting)
     if len(defenses) != 1 or len(attacks) > 1:
         raise UsageError("a sweep takes one defense and one attack")
-    runs = []
     attack = next(iter(attacks), None)
-    for pair in sweeping.sweep(asked, defenses[0], attack, protocol, selection.knowledge, running.options):
-        runs.append(pair)
-        running.bar.done()
+    runs = list(sweeping.sweep(asked, defenses[0], attack, protocol, selection.knowledge, running.options))
     if running.as_json:
         return lambda: running.print_json([record for _, record in runs])
     suite = runs[0][1].job.suite.name.partition("(")[0]

@@ -61,7 +61,7 @@ def transfer(
     running: Running,
 ) -> Callable[[], None]:
     """Run every cell; what is returned shows the matrix, or with `finetune` the curves."""
-    from robench.evaluation.dataset_transfer import plan, play
+    from robench.evaluation.dataset_transfer import plan, run_cells
     from robench.records.store import slug
     from robench.reports.dataset_transfer import grid, matrices, picture
     from robench.reports.plots.style import save
@@ -71,10 +71,8 @@ def transfer(
     suites = selection.attacks or protocol.suites
     if finetune is not None:
         return _finetune(finetune, cells, protocol, suites, selection, running)
-    records = []
-    for _, record in play(cells, protocol, running.options, suites, selection.threat, selection.samples):
-        records.append(record)
-        running.bar.done()
+    runs = run_cells(cells, protocol, running.options, suites, selection.threat, selection.samples)
+    records = [record for _, record in runs]
     if running.as_json:
         return lambda: running.print_json(records)
 
@@ -98,7 +96,7 @@ def _finetune(
     running: Running,
 ) -> Callable[[], None]:
     """Fine-tune and run the purifier of each cell on each number of images."""
-    from robench.evaluation.dataset_transfer import play
+    from robench.evaluation.dataset_transfer import run_cells
     from robench.evaluation.finetune import counts, curve
     from robench.records.store import slug
     from robench.reports import finetune as finetuning
@@ -108,13 +106,9 @@ def _finetune(
     for cell in cells:
         points = []
         for count, tuned in curve(cell, images, running.options):
-            records = []
-            for _, record in play(
-                [tuned], protocol, running.options, suites, selection.threat, selection.samples
-            ):
-                records.append(record)
-                running.bar.done()
-            points.append((count, records))
+            runs = run_cells([tuned], protocol, running.options, suites, selection.threat, selection.samples)
+            points.append((count, [record for _, record in runs]))
+            running.bar.done()
         curves.append((cell, points))
     if running.as_json:
         everything = [record for _, points in curves for _, records in points for record in records]

@@ -4,10 +4,11 @@ Images are processed in chunks, each through all corruptions. Other processes ge
 the network classifies the current ones. The results do not depend on the number of processes.
 """
 
+import copy
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,14 @@ from robench.corruption.suite import Cell
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data import Images
 from robench.data.corrupted import chunks, spans, tensor
-from robench.engine.batched_model import frozen, undefined
+from robench.engine.batched_model import Model, frozen, undefined
 from robench.engine.checkpoint import Saved, Store
 from robench.engine.progress import Progress
+from robench.engine.run_queue import Recipe, Work, single
 from robench.engine.setup import Setup
+from robench.engine.shares import saved_shares
 from robench.engine.tolerances import margins, same_margins
+from robench.engine.workers import Processes
 
 # Minimum number of pixels, over all images and cells, at which other processes save more time than their start takes.
 _MIN_PIXELS = 30e6
@@ -69,76 +73,206 @@ class Outcome:
     batch_size: int
 
 
-def play(
-    setup: Setup,
-    images: Images,
-    cells: Sequence[Cell],
-    *,
-    workers: int | None = None,
-    cache: Cache | None = None,
-    store: Store | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> Outcome:
-    """Classify all images at all cells, except those that `store` has results of.
+@dataclass(frozen=True)
+class CorruptionShare:
+    """The results of one share of a corruption run; rows of other shares are meaningless.
+
+    Attributes:
+        chunks: indices of the chunks of the share.
+        state: see `Outcome`.
+    """
+
+    chunks: list[int]
+    state: dict[str, Tensor]
+
+
+class CorruptionRun:
+    """All images at all cells, except those that `store` has results of (see `robench.engine.run_queue.Work`).
+
+    A share has whole chunks of images. Without other shares, `workers` processes generate the images.
 
     Args:
-        setup, workers, cache: see `answers`.
+        setup, cells, workers, cache: see `answers`.
         store: where to save to and resume from.
+        recipe: description from which other processes build this run.
         progress: called after every chunk at every cell.
+        note: called with each line for the user.
     """
-    n, count = len(images), len(spans(images))
-    state = {
-        "clean": torch.zeros(n, dtype=torch.int64),
-        "margin": torch.zeros(n),
-        "predictions": torch.zeros(n, len(cells), dtype=torch.int32),
-        "pixels": torch.zeros(count, len(cells), 32, dtype=torch.uint8),
-        "seconds": torch.zeros(len(cells), dtype=torch.float64),
-    }
-    facts: dict[str, Any] = {"done": 0}
-    if store and (saved := store.load()):
-        if _matches(saved, setup, images):
-            state, facts = saved.tensors, saved.facts
-        else:
-            store.forget("the logits of the defense differ from those before the interruption")
-    total, done = count * (len(cells) + 1), facts["done"]
-    calls = 0
-    remaining = answers(setup, images, cells, workers=workers, cache=cache, skip=done)
-    for number, answer in enumerate(remaining, done):
-        # A NaN logit counts as wrong; argmax would return its index.
-        predicted = torch.where(undefined(answer.logits), -1, answer.logits.topk(1, 1).indices[:, 0])
-        if answer.cell < 0:
-            state["clean"][answer.rows] = predicted
-            state["margin"][answer.rows] = margins(answer.logits)
-        else:
-            state["predictions"][answer.rows, answer.cell] = predicted.int()
-            digest = torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)
-            state["pixels"][number // (len(cells) + 1), answer.cell] = digest
-            state["seconds"][answer.cell] += answer.seconds
-        facts = {"done": number + 1}
-        calls += len(predicted)
-        if store and number + 1 < total and store.due():
-            store.save(state, facts)
-        if progress:
-            progress(_progress(state, images, answer.rows.stop, number + 1, total, calls))
-    return Outcome(
-        state["clean"],
-        state["margin"],
-        state["predictions"].long(),
-        state["pixels"],
-        state["seconds"],
-        setup.batch_size,
-    )
+
+    clean: Any = None
+
+    def __init__(
+        self,
+        setup: Setup,
+        images: Images,
+        cells: Sequence[Cell],
+        *,
+        workers: int | None = None,
+        cache: Cache | None = None,
+        store: Store | None = None,
+        recipe: Recipe | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ):
+        self.setup, self.images, self.cells = setup, images, cells
+        self.workers, self.cache, self.store, self.recipe = workers, cache, store, recipe
+        self.progress, self.note = progress, note
+        self.parts: Sequence[Work] = []
+        self.chunks = list(range(len(spans(images))))
+        self.done = 0
+        n, count = len(images), len(self.chunks)
+        self.state = {
+            "clean": torch.zeros(n, dtype=torch.int64),
+            "margin": torch.zeros(n),
+            "predictions": torch.zeros(n, len(cells), dtype=torch.int32),
+            "pixels": torch.zeros(count, len(cells), 32, dtype=torch.uint8),
+            "seconds": torch.zeros(len(cells), dtype=torch.float64),
+        }
+
+    @property
+    def model(self) -> Model:
+        return self.setup.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.setup.device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.images), self.setup.batch_size
+
+    @property
+    def total(self) -> int:
+        """Number of answers of this share."""
+        return len(self.chunks) * (len(self.cells) + 1)
+
+    def prepare(self, shares: int, clean: None = None) -> None:
+        """Split the run into at most this number of shares, or as an interrupted run was split."""
+        if self.store and (saved := saved_shares(self.store, self._matches)):
+            shares = saved
+        shares = min(shares, len(self.chunks))
+        self.parts = [self._share(i, shares) for i in range(shares)] if shares > 1 else [self]
+
+    def _share(self, number: int, count: int) -> "CorruptionRun":
+        part = copy.copy(self)
+        part.chunks = self.chunks[number::count]
+        part.state = {name: tensor.clone() for name, tensor in self.state.items()}
+        part.store = self.store.share(number, count) if self.store else None
+        # The shares run in parallel already, each in one process; only GPUs need more for their images.
+        part.workers = 1 if self.device.type == "cpu" else max(1, (os.cpu_count() or 1) // count)
+        return part
+
+    def attack(self) -> CorruptionShare:
+        """Classify the images of this share."""
+        with self.store.claimed() if self.store else nullcontext():
+            self._classify()
+        return CorruptionShare(self.chunks, self.state)
+
+    def _classify(self) -> None:
+        if self.store and (saved := self.store.load()):
+            self.state, self.done = saved.tensors, saved.facts["done"]
+        state, calls = self.state, 0
+        remaining = answers(
+            self.setup,
+            self.images,
+            self.cells,
+            workers=self.workers,
+            cache=self.cache,
+            skip=self.done,
+            chunk_indices=self.chunks,
+        )
+        for number, answer in enumerate(remaining, self.done):
+            # A NaN logit counts as wrong; argmax would return its index.
+            predicted = torch.where(undefined(answer.logits), -1, answer.logits.topk(1, 1).indices[:, 0])
+            if answer.cell < 0:
+                state["clean"][answer.rows] = predicted
+                state["margin"][answer.rows] = margins(answer.logits)
+            else:
+                state["predictions"][answer.rows, answer.cell] = predicted.int()
+                digest = torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)
+                state["pixels"][self.chunks[number // (len(self.cells) + 1)], answer.cell] = digest
+                state["seconds"][answer.cell] += answer.seconds
+            self.done = number + 1
+            calls += len(predicted)
+            # The results of a whole run are written as its record at once.
+            if self.store and (self.store.due() if self.done < self.total else not self._is_whole):
+                self._save()
+            if self.progress:
+                self.progress(self.current_progress(calls))
+
+    @property
+    def _is_whole(self) -> bool:
+        return len(self.chunks) == len(self.state["pixels"])
+
+    def _save(self) -> None:
+        assert self.store
+        self.store.save(self.state, {"done": self.done, "first": self.chunks[0]})
+
+    def saved_result(self) -> CorruptionShare | None:
+        """The saved result of this share, if it is finished."""
+        saved = self.store.load() if self.store else None
+        if saved is None or saved.facts["done"] < self.total:
+            return None
+        self.state, self.done = saved.tensors, self.total
+        return CorruptionShare(self.chunks, self.state)
+
+    def save_result(self, result: CorruptionShare) -> None:
+        """Save the result of this share from another process."""
+        self.state, self.done = result.state, self.total
+        if self.store and not self._is_whole:
+            with self.store.claimed():
+                self._save()
+
+    def conclude(self, results: list[CorruptionShare]) -> Outcome:
+        """The outcome from the results of all shares."""
+        rows = spans(self.images)
+        for result in results:
+            for name in ("clean", "margin", "predictions"):
+                for chunk in result.chunks:
+                    self.state[name][rows[chunk]] = result.state[name][rows[chunk]]
+            self.state["pixels"][result.chunks] = result.state["pixels"][result.chunks]
+        state = self.state
+        return Outcome(
+            state["clean"],
+            state["margin"],
+            state["predictions"].long(),
+            state["pixels"],
+            torch.stack([result.state["seconds"] for result in results]).sum(0),
+            self.setup.batch_size,
+        )
+
+    def _matches(self, saved: Saved) -> bool:
+        """Whether the first clean margins equal those of the interrupted run, on a CPU bit for bit."""
+        clean = answers(self.setup, self.images, (), workers=1, chunk_indices=[saved.facts.get("first", 0)])
+        with closing(clean):
+            first = next(clean)
+        saved_margins, current = saved.tensors["margin"][first.rows], margins(first.logits)
+        if self.device.type == "cpu":
+            return torch.allclose(saved_margins, current, rtol=0, atol=0, equal_nan=True)
+        return bool(same_margins(saved_margins, current).all())
+
+    def current_progress(self, calls: int = 0) -> Progress:
+        """The progress of this share.
+
+        Args:
+            calls: number of images that the network has been called on.
+        """
+        rows = spans(self.images)
+        started = self.chunks[: -(-self.done // (len(self.cells) + 1))]
+        correct = [self.state["clean"][rows[chunk]] == self.images.y[rows[chunk]] for chunk in started]
+        survivors, samples = sum(int(part.sum()) for part in correct), sum(map(len, correct))
+        share = self.done / self.total
+        return Progress("corruptions", 0, 1, self.done, self.total, survivors, samples, calls, share)
 
 
-def _matches(saved: Saved, setup: Setup, images: Images) -> bool:
-    """Whether the first clean margins equal those of the interrupted run, on a CPU bit for bit."""
-    clean = answers(setup, images, (), workers=1)
-    with closing(clean):
-        first = next(clean)
-    saved_margins, current = saved.tensors["margin"][first.rows], margins(first.logits)
-    if setup.device.type == "cpu":
-        return torch.allclose(saved_margins, current, rtol=0, atol=0, equal_nan=True)
-    return bool(same_margins(saved_margins, current).all())
+def classify(setup: Setup, images: Images, cells: Sequence[Cell], **options: Any) -> Outcome:
+    """The outcome of a corruption run in this process.
+
+    Args:
+        **options: arguments of `CorruptionRun`.
+    """
+    run = CorruptionRun(setup, images, cells, **options)
+    return single(run, Processes(), run.progress)
 
 
 def answers(
@@ -149,6 +283,7 @@ def answers(
     workers: int | None = None,
     cache: Cache | None = None,
     skip: int = 0,
+    chunk_indices: Sequence[int] | None = None,
 ) -> Generator[Answers]:
     """Yield the network's answers chunk by chunk: for each chunk first the clean images, then every cell.
 
@@ -158,9 +293,12 @@ def answers(
         workers: number of processes that generate images; None for one per core, if there is enough work.
         cache: cache of corrupted images.
         skip: number of answers to skip.
+        chunk_indices: the chunks to classify; None for all.
     """
     network, device = setup.network("corruption"), setup.device
-    queries = list(_queries(images, cells, skip))
+    rows_of = spans(images)
+    selected = rows_of if chunk_indices is None else [rows_of[index] for index in chunk_indices]
+    queries = [(rows, cell) for rows in selected for cell in range(-1, len(cells))][skip:]
     tasks = _tasks(images, cells, setup.seed, cache, [(rows, cell) for rows, cell in queries if cell >= 0])
     results = in_order(tasks, _workers(images, cells, workers))
     last_time = time.monotonic()
@@ -176,13 +314,6 @@ def answers(
             now = time.monotonic()
             yield Answers(rows, cell, logits, digest, now - last_time)
             last_time = now
-
-
-def _queries(images: Images, cells: Sequence[Cell], skip: int) -> Iterator[tuple[slice, int]]:
-    queries = ((rows, cell) for rows in spans(images) for cell in range(-1, len(cells)))
-    for number, query in enumerate(queries):
-        if number >= skip:
-            yield query
 
 
 def _tasks(
@@ -209,10 +340,3 @@ def _workers(images: Images, cells: Sequence[Cell], workers: int | None) -> int:
         return workers
     pixels = images.x[:1].numel() / 3 * len(images) * len(cells)
     return (os.cpu_count() or 1) if pixels >= _MIN_PIXELS else 1
-
-
-def _progress(
-    state: dict[str, Tensor], images: Images, started: int, done: int, total: int, calls: int
-) -> Progress:
-    correct = int((state["clean"][:started] == images.y[:started]).sum())
-    return Progress("corruptions", 0, 1, done, total, correct, started, calls, done / total)

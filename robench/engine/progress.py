@@ -1,7 +1,7 @@
 """Progress of a run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,15 @@ class Progress:
             passes=sum(part.passes for part in parts),
             share=sum(done) / len(done),
         )
+
+    def of_grid(self, title: str, index: int, count: int, share: float) -> "Progress":
+        """The progress of a grid whose first unfinished run has this progress; each record counts as an "attack".
+
+        Args:
+            title: name of the record, to which the current attack is added.
+            index: index of the record.
+            count: number of records.
+            share: finished fraction of the grid.
+        """
+        title = title if self.attack == "shares" else f"{title}: {self.attack}"
+        return replace(self, attack=title, index=index, attacks=count, share=min(share, 1.0))

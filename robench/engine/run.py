@@ -2,11 +2,11 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from robench.attacks._external import ForeignAttack
 from robench.core.errors import UsageError
 from robench.core.memory import give_back
 from robench.core.rng import Stream
-from robench.data._lazy_images import LazyImages
-from robench.engine import result_warnings
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
@@ -26,15 +24,16 @@ from robench.engine.batched_model import Model, frozen, vote
 from robench.engine.checkpoint import Saved, Store
 from robench.engine.clean_pass import CleanPass, clean_pass
 from robench.engine.external import run_external
+from robench.engine.final_verdicts import final_outcome
 from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import Outcome
-from robench.engine.outputs import adversarials, distances
 from robench.engine.progress import Progress
-from robench.engine.run_state import CLEAN, NOISE, ROBUST, RunState, ShardResult
+from robench.engine.run_queue import Executor, Recipe, Work, single
+from robench.engine.run_state import CLEAN, ROBUST, RunState, ShareResult
 from robench.engine.setup import Setup
 from robench.engine.shares import saved_shares, split
 from robench.engine.tolerances import same_margins
-from robench.engine.workers import Executor, Processes, single_thread
+from robench.engine.workers import Processes, single_thread
 from robench.threats.threat import Threat
 
 # Seconds between two calls of `progress`.
@@ -51,13 +50,17 @@ class Run:
         attacks: canonical specs and attacks, in order.
         samples: the images.
         threat: threat model.
-        executor: runs the shares of the samples; None for one process. A resumed run keeps its number of shares.
+        executor: runs the shares of the samples in `outcome`; None for one process. A resumed run keeps its number of
+            shares.
         store: where to save to and resume from, or None.
+        recipe: description from which other processes build this run; None if it must be pickled.
         progress: called after every query.
         note: called with each line for the user.
 
     Attributes:
-        mine: samples that this process attacks, bool (n,).
+        selected: samples that this run attacks, bool (n,); in a share of a run, those of the share.
+        parts: the shares of a prepared run; the run itself if there is only one.
+        clean: results of the clean pass; None before `prepare`.
     """
 
     def __init__(
@@ -69,67 +72,87 @@ class Run:
         *,
         executor: Executor | None = None,
         store: Store | None = None,
+        recipe: Recipe | None = None,
         progress: Callable[[Progress], None] | None = None,
         note: Callable[[str], None] = lambda text: None,
     ):
         self.setup, self.attacks, self.samples, self.threat = setup, attacks, samples, threat
         self.declared = setup.stochastic
-        self.executor, self.store, self.progress, self.note = executor or Processes(), store, progress, note
-        self.mine = torch.ones(len(samples), dtype=torch.bool)
+        self.executor, self.store, self.recipe = executor or Processes(), store, recipe
+        self.progress, self.note = progress, note
+        self.selected = torch.ones(len(samples), dtype=torch.bool)
         self.state = RunState.empty(len(samples), setup.batch_size)
+        self.parts: Sequence[Work] = []
+        self.clean: Any = None
         self.shown = 0.0
 
-    def play(self) -> Outcome:
+    def outcome(self) -> Outcome:
         """Run all attacks; the batch size is reduced when memory is exhausted."""
-        with self.prepared():
-            shares = self._shares()
-            if len(shares) > 1:
-                self.state.merge(self.executor.play(self, shares))
-            else:
-                self.attack()
-            return self._backing_off(self._outcome)
+        return single(self, self.executor, self.progress)
 
-    def play_share(self, number: int, count: int) -> None:
-        """Run one of `count` shares and save its result; a later `play` of the same run uses it.
+    play = outcome
+
+    def attack_share(self, number: int, count: int) -> None:
+        """Run one of `count` shares and save its result; a later `outcome` of the same run uses it.
 
         Raises:
             UsageError: if an attack does not support shares.
         """
-        if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
+        if self._takes_all_samples:
             raise UsageError("attacks of other libraries cannot run in shares: remove --share")
-        with self.prepared(), single_thread(self.device):
-            shares = self.split(count)
-            if number < len(shares):
-                self.share(number, shares).attack()
+        self._prepare_frozen(None)
+        shares = self._split(count)
+        if number < len(shares):
+            with single_thread(self.device):
+                self._share(number, shares).attack()
 
-    @contextmanager
-    def prepared(self, clean: CleanPass | None = None) -> Iterator[None]:
-        """Freeze the model and classify the clean images, so that `attack` can be called inside the block.
+    # -- one run in a queue (robench.engine.run_queue.Work) ----------------------------------------------
+
+    @property
+    def model(self) -> Model:
+        return self.setup.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.setup.device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.samples), self.setup.batch_size
+
+    def prepare(self, shares: int, clean: CleanPass | None = None) -> None:
+        """Classify the clean images and split the run into shares, or as an interrupted run was split.
 
         Args:
+            shares: maximum number of shares.
             clean: result of a clean pass in another process; None to run one.
         """
-        with frozen(self.setup.model), frozen(self.setup.searched):
-            self._backing_off(lambda: self._prepare(clean))
-            yield
+        self._prepare_frozen(clean)
+        if self._takes_all_samples:
+            shares = 1
+        elif self.store and (saved := saved_shares(self.store, self._matches)):
+            if saved != shares:
+                self.note(f"resuming with {saved} share{'s' * (saved != 1)}, as in the interrupted run")
+            shares = saved
+        split = self._split(shares)
+        self.parts = [self._share(i, split) for i in range(len(split))] if len(split) > 1 else [self]
 
-    def share(self, number: int, shares: list[Tensor]) -> "Run":
-        """The part of this run that attacks one share of the samples, with a separate store."""
-        part = copy.copy(self)
-        part.mine, part.state = shares[number], self.state.unplayed()
-        part.store = self.store.share(number, len(shares)) if self.store else None
-        return part
+    def attack(self) -> ShareResult:
+        """Run all remaining attacks on the samples of this share."""
+        with self._frozen(), self.store.claimed() if self.store else nullcontext():
+            self._attacks()
+        return ShareResult(self.selected, self.state, self.state.batch_size)
 
-    def finished(self) -> ShardResult | None:
-        """The saved result of this run's share, if it is finished."""
+    def saved_result(self) -> ShareResult | None:
+        """The saved result of this share, if it is finished."""
         saved = self.store.load() if self.store else None
         if saved is None or len(saved.facts["costs"]) < len(self.attacks):
             return None
         self.state.resume(saved)
-        return ShardResult(self.mine, self.state, self.state.batch_size)
+        return ShareResult(self.selected, self.state, self.state.batch_size)
 
-    def keep(self, result: ShardResult) -> None:
-        """Save the result of this run's share from another process."""
+    def save_result(self, result: ShareResult) -> None:
+        """Save the result of this share from another process."""
         if self.store is None:
             return
         self.state = result.state
@@ -139,27 +162,38 @@ class Run:
                 examples.let_go(self.store.add(index, examples.fresh))
             self._save(None, last)
 
-    def attack(self) -> ShardResult:
-        """Run all remaining attacks on the share of this run."""
-        with self.store.claimed() if self.store else nullcontext():
-            self._attacks()
-        return ShardResult(self.mine, self.state, self.state.batch_size)
+    def current_progress(self) -> Progress:
+        """The progress of this share between two attacks."""
+        return self.state.progress([spec for spec, _ in self.attacks], self.selected)
 
-    def split(self, count: int) -> list[Tensor]:
+    def conclude(self, results: list[ShareResult]) -> Outcome:
+        """The outcome from the results of all shares, after the final verdicts."""
+        self.state.merge(results)
+        with self._frozen():
+            return self._backing_off(lambda: final_outcome(self))
+
+    # ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _takes_all_samples(self) -> bool:
+        """Whether an attack takes all samples in one call."""
+        return any(isinstance(attack, ForeignAttack) for _, attack in self.attacks)
+
+    def _split(self, count: int) -> list[Tensor]:
         """The samples of each of at most `count` shares, bool (n,) each."""
         return split(self.samples.ids, [attack for _, attack in self.attacks], count)
 
-    def standing(self) -> Progress:
-        """The progress of this run's share between two attacks."""
-        return self.state.standing([spec for spec, _ in self.attacks], self.mine)
+    def _share(self, number: int, shares: list[Tensor]) -> "Run":
+        """The part of this run that attacks one share of the samples, with a separate store."""
+        part = copy.copy(self)
+        part.selected, part.state = shares[number], self.state.without_attacks()
+        part.store = self.store.share(number, len(shares)) if self.store else None
+        return part
 
-    @property
-    def model(self) -> Model:
-        return self.setup.model
-
-    @property
-    def device(self) -> torch.device:
-        return self.setup.device
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        with frozen(self.setup.model), frozen(self.setup.searched):
+            yield
 
     def _backing_off(self, step: Callable[[], T]) -> T:
         """The result of `step`; it is repeated with a smaller batch size while memory runs out."""
@@ -176,6 +210,10 @@ class Run:
             self.setup = replace(self.setup, batch_size=size)
             self.parties = self.setup.parties()
 
+    def _prepare_frozen(self, clean: CleanPass | None) -> None:
+        with self._frozen():
+            self._backing_off(lambda: self._prepare(clean))
+
     def _attacks(self) -> None:
         size, resumed = self.setup.batch_size, self.store.load() if self.store else None
         self.saved = self._resume(resumed) if resumed else None
@@ -183,14 +221,6 @@ class Run:
             # An attack that runs out of memory starts over with a smaller batch; the next one tries the whole size.
             self._backing_off(partial(self._attack, index))
             self._resize(size)
-
-    def _shares(self) -> list[Tensor]:
-        if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
-            return [self.mine]
-        count = saved_shares(self.store, self._matches) if self.store else 0
-        if count and count != self.executor.shares:
-            self.note(f"resuming with {count} share{'s' * (count != 1)}, as in the interrupted run")
-        return self.split(count or self.executor.shares)
 
     def _matches(self, saved: Saved) -> bool:
         """Whether the clean margins equal those of the interrupted run.
@@ -223,7 +253,7 @@ class Run:
     def _survivors(self) -> list[int]:
         """Samples to attack: those that are classified correctly in at least one draw."""
         survives = (self.state.fooled_by != CLEAN) & (self.state.draws < self.parties.judge.draws)
-        return (survives & self.mine).nonzero()[:, 0].tolist()
+        return (survives & self.selected).nonzero()[:, 0].tolist()
 
     def _attack(self, index: int) -> None:
         spec, attack = self.attacks[index]
@@ -244,11 +274,11 @@ class Run:
             loop = Loop(self._context(spec, attack), survivors, results)
             if saved is not None:
                 loop.load(saved)
-            self._play(index, loop, start_time)
+            self._run_loop(index, loop, start_time)
             stats, state.nonfinite = loop.losses.stats, state.nonfinite + loop.verdicts.nonfinite
         state.seconds = time.monotonic() - start_time
         passes = results.spent(self.parties.judge.draws, every=attack.minimise)
-        state.take(spec, results, passes, self.mine, len(survivors))
+        state.take(spec, results, passes, self.selected, len(survivors))
         state.stats.append(stats)
         self._save(None, results.examples)
 
@@ -267,7 +297,7 @@ class Run:
             device=self.device,
         )
 
-    def _play(self, index: int, loop: Loop, start_time: float) -> None:
+    def _run_loop(self, index: int, loop: Loop, start_time: float) -> None:
         """Run a loop to its end, and save and show progress between its queries."""
         state, examples = self.state, loop.results.examples
         counted = loop.images
@@ -300,10 +330,10 @@ class Run:
         partial_rows = float(lanes.queries[lanes.active, 0].sum()) / loop.context.attack.num_queries
         fooled = loop.results.draws == self.parties.judge.draws
         return replace(
-            self.standing(),
+            self.current_progress(),
             rows=done,
             of_rows=total,
-            survivors=int(((state.fooled_by == ROBUST) & self.mine & ~fooled).sum()),
+            survivors=int(((state.fooled_by == ROBUST) & self.selected & ~fooled).sum()),
             share=min((done + partial_rows) / max(total, 1), 1.0),
         )
 
@@ -331,69 +361,3 @@ class Run:
             return None
         self._resize(saved.facts["batch_size"])
         return {name[5:]: tensor for name, tensor in saved.tensors.items() if name.startswith("loop.")}
-
-    def _outcome(self) -> Outcome:
-        samples, state, threat, size = self.samples, self.state, self.threat, self.setup.batch_size
-        winners = state.fooled_by.tolist()
-        rows = [i for i, index in enumerate(winners) if index >= 0]
-        points, x_adv = adversarials(
-            threat,
-            samples,
-            rows,
-            lambda i: state.examples[winners[i]][i],
-            device=self.device,
-            batch_size=size,
-        )
-        answers, draws, fooled_by = self._verdicts(x_adv, torch.tensor(rows, dtype=torch.int64))
-        names = {CLEAN: "clean", ROBUST: "", NOISE: "noise"} | dict(
-            enumerate(spec for spec, _ in self.attacks)
-        )
-        randomised = self.parties.judge.draws > 1
-        attacks, no_feedback = [attack for _, attack in self.attacks], self.setup.attacker.no_verdict_feedback
-        return Outcome(
-            x_adv=x_adv,
-            points=points if threat.name else None,
-            robust=fooled_by == ROBUST,
-            fooled_by=[names[int(code)] for code in fooled_by],
-            clean_prediction=vote(self.clean.answers),
-            prediction=vote(answers),
-            clean_margin=self.clean.margin,
-            clean_draws=(self.clean.answers != samples.y[:, None]).sum(1),
-            draws=draws,
-            of_draws=self.parties.judge.draws,
-            distance=distances(threat, samples.x, points, size),
-            steps=state.steps,
-            forward=state.forward,
-            backward=state.backward,
-            attacks=[replace(cost) for cost in state.costs],
-            health=[
-                *self.clean.warnings,
-                *result_warnings.nonfinite_logits(self.clean.nonfinite + state.nonfinite),
-                *result_warnings.randomised(self.setup.stochastic, self.declared, attacks, no_feedback),
-                *result_warnings.of_attacks(attacks, state, self.clean.num_classes, threat.norm),
-            ],
-            precision=self.setup.precision,
-            batch_size=self.state.batch_size,
-            clean_answers=self.clean.answers if randomised else None,
-            answers=answers if randomised else None,
-            single_draw_accuracy=float((answers[:, 0] == samples.y).double().mean()) if randomised else None,
-        )
-
-    def _verdicts(self, x_adv: Tensor | LazyImages, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Judge the final candidates.
-
-        Args:
-            rows: samples with a candidate, (M,) int64; for the others the clean image is reported.
-
-        Returns:
-            The predictions (N, draws), the number of wrong ones (N,), and the attack that fooled each sample (N,). For
-            a randomised defense these use the new draws: a candidate that fools none of them does not count.
-        """
-        state, answers = self.state, self.clean.answers.clone()
-        answers[rows] = self.parties.judges.final.answers_of(x_adv, self.samples.ids[rows], self.device, rows)
-        if self.parties.judge.draws == 1:
-            return answers, state.draws, state.fooled_by
-        wrong = (answers != self.samples.y[:, None]).sum(1)
-        fooled_by = torch.where((state.fooled_by >= 0) & (wrong == 0), ROBUST, state.fooled_by)
-        # Classified correctly in most draws but not in all, and no attack fooled more draws.
-        return answers, wrong, torch.where((fooled_by == ROBUST) & (wrong > 0), NOISE, fooled_by)

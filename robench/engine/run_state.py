@@ -55,16 +55,16 @@ class RunState:
         draws, steps, forward, backward = torch.zeros(4, n, dtype=torch.int64).unbind()
         return cls(torch.full((n,), ROBUST), draws, steps, forward, backward, batch_size=batch_size)
 
-    def unplayed(self) -> "RunState":
+    def without_attacks(self) -> "RunState":
         """The state after the clean pass, for one share of the run."""
         return replace(self, examples=[], costs=[], stats=[])
 
-    def standing(self, specs: Sequence[str], mine: Tensor) -> Progress:
+    def progress(self, specs: Sequence[str], selected: Tensor) -> Progress:
         """The progress between two attacks.
 
         Args:
             specs: canonical specs of the attacks.
-            mine: samples of the share, bool (n,).
+            selected: samples of the share, bool (n,).
         """
         finished = len(self.costs)
         index = min(finished, len(specs) - 1)
@@ -74,8 +74,8 @@ class RunState:
             attacks=len(specs),
             rows=0,
             of_rows=0,
-            survivors=int(((self.fooled_by == ROBUST) & mine).sum()),
-            samples=int(mine.sum()),
+            survivors=int(((self.fooled_by == ROBUST) & selected).sum()),
+            samples=int(selected.sum()),
             passes=self.images,
             share=float(finished == len(specs)),
         )
@@ -87,14 +87,19 @@ class RunState:
         return self.examples[index]
 
     def take(
-        self, spec: str, results: SampleResults, passes: tuple[Tensor, Tensor], mine: Tensor, attacked: int
+        self,
+        spec: str,
+        results: SampleResults,
+        passes: tuple[Tensor, Tensor],
+        selected: Tensor,
+        attacked: int,
     ) -> None:
         """Add the results of the next attack.
 
         Args:
             spec: canonical spec of the attack.
             passes: forward and backward passes, (n,) each.
-            mine: samples of this share, bool (n,).
+            selected: samples of this share, bool (n,).
             attacked: number of samples attacked.
         """
         index, (forward, backward) = len(self.costs), passes
@@ -104,7 +109,7 @@ class RunState:
         self.draws = torch.where(won, results.draws, self.draws)
         self.forward = self.forward + forward
         self.backward = self.backward + backward
-        survivors = int(((self.fooled_by == ROBUST) & mine).sum())
+        survivors = int(((self.fooled_by == ROBUST) & selected).sum())
         counts = int(forward.sum()), int(backward.sum())
         self.costs.append(AttackCost(spec, attacked, survivors, *counts, self.seconds))
         self.seconds = 0.0
@@ -146,31 +151,31 @@ class RunState:
 
     # -- sharing -----------------------------------------------------------------------------------------
 
-    def merge(self, shards: Sequence["ShardResult"]) -> None:
+    def merge(self, results: Sequence["ShareResult"]) -> None:
         """Merge the results of all shares."""
-        states = [shard.state for shard in shards]
-        for shard in shards:
+        states = [result.state for result in results]
+        for result in results:
             for name in _SAMPLES:
-                getattr(self, name)[shard.mine] = getattr(shard.state, name)[shard.mine]
+                getattr(self, name)[result.selected] = getattr(result.state, name)[result.selected]
         self.examples = [AdversarialExamples.together(x) for x in _by_attack(s.examples for s in states)]
         self.costs = [AttackCost.together(costs) for costs in _by_attack(state.costs for state in states)]
         self.stats = [LossStats.together(stats) for stats in _by_attack(state.stats for state in states)]
         self.nonfinite = sum(state.nonfinite for state in states)
         self.images = sum(state.images for state in states)
-        self.batch_size = min(shard.batch_size for shard in shards)
+        self.batch_size = min(result.batch_size for result in results)
 
 
 @dataclass(frozen=True)
-class ShardResult:
+class ShareResult:
     """The results of one share of a run.
 
     Attributes:
-        mine: samples of the share, bool (n,); the state of other samples is meaningless.
+        selected: samples of the share, bool (n,); the state of other samples is meaningless.
         state: results of the share.
         batch_size: final batch size.
     """
 
-    mine: Tensor
+    selected: Tensor
     state: RunState
     batch_size: int
 

@@ -1,8 +1,10 @@
-"""Processes that run the shares of a run on a CPU, because a small network does not use several cores.
+"""Processes that run the shares of runs, because a small network does not use several cores, nor several GPUs.
 
-On Linux the processes are forked, so any defense works; elsewhere they are spawned and receive a pickled copy. A
-sample's result depends only on the sample, so it is the same in every process. Each share has its own store, from
-which a killed run resumes. The processes end with the process that started them, even if it is killed.
+On a CPU under Linux each share runs in a forked process, which inherits models and images, so any defense works.
+Elsewhere, and with several GPUs, processes are spawned once and build each run from its recipe
+(`robench.engine.spawned`). A sample's result depends only on the sample, so it is the same in every process. Each share
+has its own store, from which a killed run resumes. The processes end with the process that started them, even if it is
+killed.
 """
 
 import multiprocessing
@@ -18,53 +20,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from robench.core.errors import ResourceError, RobenchError, UsageError
-from robench.engine.checkpoint import Store
-from robench.engine.clean_pass import CleanPass
-from robench.engine.progress import Progress
-from robench.engine.run_state import ShardResult
+from robench.engine.run_queue import RunQueue, Share, Work
 
 # Minimum number of samples per process.
-_MIN_SAMPLES = 16
+MIN_SAMPLES = 16
 
 
-class Playable(Protocol):
-    """The part of `robench.engine.run.Run` that executors need."""
-
-    store: Store | None
-    progress: Callable[[Progress], None] | None
-    note: Callable[[str], None]
-
-    @property
-    def model(self) -> Any: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def share(self, number: int, shares: list[Tensor]) -> "Playable": ...
-
-    def attack(self) -> ShardResult: ...
-
-    def finished(self) -> ShardResult | None: ...
-
-    def keep(self, result: ShardResult) -> None: ...
-
-    def standing(self) -> Progress: ...
-
-    @property
-    def clean(self) -> CleanPass: ...
-
-
-def start_method(device: torch.device, model: Any) -> str:
+def start_method(device: torch.device, model: Any = None) -> str:
     """The start method of processes that run shares on this device: "fork" or "spawn"; "" if not supported.
 
-    Processes are not supported on machines with a GPU, inside the processes of a pool, or if they must be spawned and
-    the model cannot be pickled.
+    Processes are not supported inside the processes of a pool, on the only device that is not a CPU, or if they must be
+    spawned and the model cannot be pickled.
+
+    Args:
+        model: a model that spawned processes receive; None if they build theirs from a recipe.
     """
     if multiprocessing.current_process().daemon or device.type != "cpu" or torch.cuda.is_available():
         return ""
@@ -91,7 +65,7 @@ def choose_workers(
         workers: maximum number; None for one per torch thread, if there are enough samples.
         device: device of the run.
         samples: number of samples of the run.
-        model: the model that spawned processes receive.
+        model: the model that spawned processes receive; None if they build theirs from a recipe.
         note: called with one line if fewer processes than requested share the run.
 
     Returns:
@@ -100,10 +74,9 @@ def choose_workers(
     Raises:
         UsageError: if `workers` is less than 1.
     """
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise UsageError(f"workers={workers!r}: expected a whole number of at least 1, or None")
+    check_workers(workers)
     if workers is None:
-        workers = max(1, min(torch.get_num_threads(), samples // _MIN_SAMPLES))
+        workers = max(1, min(torch.get_num_threads(), samples // MIN_SAMPLES))
     if workers > 1 and not start_method(device, model):
         if device.type == "cpu" and not torch.cuda.is_available():
             note("running in one process: this system cannot fork, and the model cannot be pickled")
@@ -111,17 +84,35 @@ def choose_workers(
     return min(workers, samples)
 
 
-class Executor(Protocol):
-    """Runs the shares of a run; the results do not depend on the executor.
+def check_workers(workers: int | None) -> None:
+    """Raise an error for an impossible number of workers."""
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise UsageError(f"workers={workers!r}: expected a whole number of at least 1, or None")
 
-    Attributes:
-        shares: number of shares of a new run.
+
+def worker_devices(device: str, workers: int | None, count: int) -> list[str]:
+    """The device of each process, for `--device cuda:0,1` or `--workers N` on a machine with GPUs.
+
+    Args:
+        device: "cuda", "cuda:1", or several indices, "cuda:0,1".
+        workers: maximum number of processes; None for one per listed device.
+        count: number of devices of this machine.
+
+    Raises:
+        UsageError: if an index is malformed, listed twice or not on this machine.
     """
-
-    @property
-    def shares(self) -> int: ...
-
-    def play(self, run: Playable, shares: list[Tensor]) -> list[ShardResult]: ...
+    kind, _, listed = device.partition(":")
+    if not listed:
+        # Without a list, one process uses the current device, and more use the first devices.
+        return [device] if workers in (None, 1) else [f"{kind}:{i}" for i in range(min(workers or 1, count))]
+    texts = [text.strip() for text in listed.split(",")]
+    if not all(text.isdecimal() for text in texts) or len({*map(int, texts)}) < len(texts):
+        raise UsageError(f'--device "{device}": expected different indices, such as {kind}:0,1')
+    if missing := [text for text in texts if int(text) >= count]:
+        raise UsageError(
+            f'no device "{kind}:{missing[0]}" here ({count} {kind.upper()} devices found): use --device cpu or auto'
+        )
+    return [f"{kind}:{int(text)}" for text in texts[:workers]]
 
 
 @dataclass(frozen=True)
@@ -131,63 +122,68 @@ class Processes:
     Attributes:
         workers: number of processes at a time.
         shares: number of shares of a new run; 0 for one per process.
+        least: minimum number of samples per share, unless `shares` is given.
+        devices: device of each process, to use several; empty for that of the run.
     """
 
     workers: int = 1
     shares: int = 0
+    least: int = 1
+    devices: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shares", self.shares or self.workers)
+    def shares_of(self, samples: int, batch_size: int) -> int:
+        """Number of shares of a new run."""
+        return self.shares or max(1, min(self.workers, samples // self.least))
 
-    def play(self, run: Playable, shares: list[Tensor]) -> list[ShardResult]:
-        """Run all shares and return their results in order.
+    def run(self, queue: RunQueue) -> Iterator[None]:
+        """Run all shares.
 
         Raises:
-            ResourceError: if a process ends before its share is finished.
-            Exception: the exception of a process.
+            Exception: the exception of a process, except for errors of single records, which the queue takes.
         """
-        standings = Standings(run, shares, self.workers)
-        method = start_method(run.device, run.model)
-        if self.workers == 1 or not method:
-            return _play_in_turns(run, shares, standings)
-        pool = _Pool(run, shares, method, self.workers, standings)
+        share = queue.take()
+        if share is None:
+            yield
+            return
+        queue.waiting.appendleft(share)
+        model = share.run.model if share.run.recipe is None else None
+        method = "spawn" if self.devices else start_method(share.run.device, model)
+        if method == "" or self.workers == 1:
+            yield from _in_turns(queue)
+            return
+        if method == "spawn":
+            from robench.engine.spawned import SpawnedPool
+
+            pool = SpawnedPool(queue, self.workers, self.devices)
+        else:
+            pool = ForkedPool(queue, self.workers)
         try:
-            return pool.listen()
+            yield from pool.run()
         finally:
             pool.end()
 
 
-def _play_in_turns(run: Playable, shares: list[Tensor], standings: "Standings") -> list[ShardResult]:
-    results = []
-    for number in range(len(shares)):
-        share = run.share(number, shares)
-        share.progress = partial(standings.show, number)
-        with single_thread(run.device):
-            results.append(share.attack())
-        standings.show(number, share.standing())
-    return results
-
-
-class Standings:
-    """Shows the progress of a run from the progress of its shares."""
-
-    def __init__(self, run: Playable, shares: list[Tensor], at_once: int):
-        self.run, self.at_once = run, at_once
-        self.parts = [run.share(number, shares).standing() for number in range(len(shares))]
-
-    def show(self, number: int, standing: Progress) -> None:
-        """Update the progress of one share and show that of the run."""
-        self.parts[number] = standing
-        if self.run.progress:
-            together = Progress.together if len(self.parts) <= self.at_once else Progress.of_shares
-            self.run.progress(together(self.parts))
+def _in_turns(queue: RunQueue) -> Iterator[None]:
+    while share := queue.take():
+        share.run.progress = partial(queue.show, share)
+        try:
+            # The only share of a run may use all threads.
+            with single_thread(share.run.device if share.entry.count > 1 else None):
+                result = share.run.attack()
+        except RobenchError as error:
+            queue.fail(share, error)
+        else:
+            queue.show(share, share.run.current_progress())
+            queue.finish(share, result)
+        yield
+    yield
 
 
 @contextmanager
-def single_thread(device: torch.device) -> Iterator[None]:
+def single_thread(device: torch.device | None) -> Iterator[None]:
     """Use one CPU thread inside the block, as the processes of a pool do, so that the results are bit-identical."""
     threads = torch.get_num_threads()
-    if device.type == "cpu":
+    if device is not None and device.type == "cpu":
         torch.set_num_threads(1)
     try:
         yield
@@ -195,136 +191,167 @@ def single_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Pool:
-    """Processes that run one share each; when one ends, the next is started."""
+class Pool:
+    """Processes that each run one share at a time.
 
-    def __init__(
-        self, run: Playable, shares: list[Tensor], method: str, workers: int, standings: "Standings"
-    ):
-        self.run, self.shares, self.method, self.workers = run, shares, method, workers
-        self.standings = standings
-        self.context: Any = multiprocessing.get_context(method)
-        self.playing: dict[int, tuple[Any, Connection]] = {}
-        self.waiting = list(range(len(shares)))
+    Attributes:
+        running: process and share behind each pipe.
+    """
 
-    def listen(self) -> list[ShardResult]:
-        """The results of all shares."""
-        results: dict[int, ShardResult] = {}
+    def __init__(self, queue: RunQueue, workers: int):
+        self.queue, self.workers = queue, workers
+        self.running: dict[Connection, tuple[Any, Share]] = {}
+
+    def begin(self, share: Share) -> None:
+        """Start a share in a process."""
+        raise NotImplementedError
+
+    def release(self, pipe: Connection, process: Any) -> None:
+        """Take back a process whose share has ended."""
+        raise NotImplementedError
+
+    def run(self) -> Iterator[None]:
+        """Run all shares in the queue."""
         failure: BaseException | None = None
-        while self.playing or self.waiting:
+        while True:
             try:
-                while self.waiting and len(self.playing) < self.workers:
-                    self._start(self.waiting.pop(0))
-                numbers = {pipe: number for number, (_, pipe) in self.playing.items()}
-                for pipe in wait(list(numbers)):
-                    number = numbers[pipe]  # type: ignore[index]
-                    kind, content = self._receive(number)
-                    if kind == "progress":
-                        self.standings.show(number, content)
-                    elif kind == "note":
-                        self.run.note(content)
-                    else:
-                        self._finish(number)
-                        if kind == "done":
-                            results[number] = content
-                        elif failure is None and kind == "failed":
-                            failure = content
-                            self._stop()
+                while failure is None and len(self.running) < self.workers and (share := self.queue.take()):
+                    self.begin(share)
+                if not self.running:
+                    break
+                # The next run is prepared while all processes are busy, so that none waits for it.
+                ahead = failure is None and not self.queue.waiting and self.queue.start()
+                for pipe in wait(list(self.running), 0 if ahead else None):
+                    error = self._receive(pipe)  # type: ignore[arg-type]
+                    if error is not None and failure is None:
+                        failure = error
+                        self._stop()
             except KeyboardInterrupt as interrupt:
                 # Each process saves its state; a second interrupt ends the processes immediately.
                 if failure is not None:
                     raise
                 failure = interrupt
                 self._stop()
+            if failure is None:
+                yield
         if failure is not None:
             raise failure
-        return [results[number] for number in range(len(self.shares))]
+        yield
 
-    def _start(self, number: int) -> None:
-        ours, theirs = self.context.Pipe()
-        share = self.run.share(number, self.shares)
-        _silence(share)
-        if self.method == "fork":
-            # The child closes its copies of the other pipes, or the end of other processes would not be detected.
-            arguments = (share, theirs, [ours, *(pipe for _, pipe in self.playing.values())])
+    def _receive(self, pipe: Connection) -> BaseException | None:
+        """Take a message; an error that concerns all records is returned."""
+        process, share = self.running[pipe]
+        kind: str
+        content: Any
+        try:
+            kind, content = pickle.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            process.join()
+            kind, content = "died", f"exit code {process.exitcode}"
+        if kind == "progress":
+            self.queue.show(share, content)
+        elif kind == "note":
+            share.run.note(content)
         else:
-            # Pickled here, because torch would share memory if multiprocessing pickled it.
-            arguments = (pickle.dumps(share, protocol=5), theirs, [])
-        process = self.context.Process(target=_serve, args=arguments)
-        self.playing[number] = process, ours
+            del self.running[pipe]
+            if kind == "died":
+                self.end_process(pipe, process)
+                self.queue.lose(share, content, _death(content))
+            else:
+                self.release(pipe, process)
+            if kind == "done":
+                self.queue.finish(share, content)
+            elif kind == "failed":
+                if not isinstance(content, RobenchError):
+                    return content
+                self.queue.fail(share, content)
+                self._stop(lambda other: other.entry is share.entry)
+        return None
+
+    def _stop(self, concerns: Callable[[Share], bool] = lambda share: True) -> None:
+        """Stop running shares, which save their state."""
+        for pipe, (_, share) in self.running.items():
+            if concerns(share):
+                with suppress(OSError):
+                    pipe.send_bytes(b"stop")
+
+    def end_process(self, pipe: Connection, process: Any) -> None:
+        """End a process."""
+        process.kill()
+        process.join()
+        process.close()
+        pipe.close()
+
+    def end(self) -> None:
+        """End all processes."""
+        for pipe, (process, _) in self.running.items():
+            self.end_process(pipe, process)
+        self.running.clear()
+
+
+def _death(reason: str) -> RobenchError:
+    return ResourceError(
+        f"a process of the run ended ({reason}), most likely out of memory: repeat the command with fewer --workers; "
+        "results saved before are kept"
+    )
+
+
+class ForkedPool(Pool):
+    """A process is forked for each share. It inherits all that is loaded, so nothing is imported or sent."""
+
+    def begin(self, share: Share) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        # The child closes its copies of the other pipes, or the end of other processes would not be detected.
+        others = [ours, *self.running]
+        process = multiprocessing.get_context("fork").Process(
+            target=_serve_share, args=(share.run, theirs, others)
+        )
+        self.running[ours] = process, share
         with warnings.catch_warnings():
             # Python warns of forks in a process with threads; these are torch's, which the child does not use.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         theirs.close()
 
-    def _receive(self, number: int) -> tuple[str, Any]:
-        process, pipe = self.playing[number]
-        try:
-            return pickle.loads(pipe.recv_bytes())
-        except (EOFError, OSError):
-            process.join()
-            return "failed", ResourceError(
-                f"a process of the run ended (exit code {process.exitcode}), most likely out of memory: repeat the "
-                "command with fewer --workers; results saved before are kept"
-            )
-
-    def _finish(self, number: int) -> None:
-        process, pipe = self.playing.pop(number)
-        process.kill()
-        process.join()
-        process.close()
-        pipe.close()
-
-    def _stop(self) -> None:
-        """Start no more shares and stop the running ones, which save their state."""
-        self.waiting.clear()
-        for _, pipe in self.playing.values():
-            with suppress(OSError):
-                pipe.send_bytes(b"stop")
-
-    def end(self) -> None:
-        """End all processes."""
-        for number in list(self.playing):
-            self._finish(number)
+    def release(self, pipe: Connection, process: Any) -> None:
+        self.end_process(pipe, process)
 
 
-def _silence(run: Playable) -> None:
-    """Remove callbacks that only work in the main process and may not be picklable."""
-    run.progress, run.note = None, _ignore
-    if run.store:
-        run.store.note = _ignore
-
-
-def _ignore(text: str) -> None:
-    pass
-
-
-def _serve(run: Playable | bytes, pipe: Connection, others: list[Connection]) -> None:
-    """Run one share; the target of a process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _serve_share(run: Work, pipe: Connection, others: list[Connection]) -> None:
+    """Run one share; the target of a forked process."""
     for other in others:
         other.close()
+    become_worker()
+    answer(pipe, lambda: run)
+
+
+def become_worker() -> None:
+    """Prepare a new process for shares."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # An interrupt from the keyboard reaches all processes; the main process asks this one to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
+
+def answer(pipe: Connection, share: Callable[[], Work]) -> None:
+    """Run a share and send its progress, its lines for the user, and its result or its error."""
+
     def send(kind: str, content: object) -> None:
         pipe.send_bytes(pickle.dumps((kind, content), protocol=5))
 
-    def progress(standing: Progress) -> None:
-        send("progress", standing)
+    def progress(current: Any) -> None:
+        send("progress", current)
         if pipe.poll():
             raise KeyboardInterrupt
 
     try:
-        share: Playable = pickle.loads(run) if isinstance(run, bytes) else run
-        share.progress, share.note = progress, lambda text: send("note", text)
-        if share.store:
-            share.store.note = share.note
-        result = share.attack()
-        send("progress", share.standing())
+        run = share()
+        run.progress, run.note = progress, lambda text: send("note", text)
+        if run.store:
+            run.store.note = run.note
+        result = run.attack()
+        send("progress", run.current_progress())
         send("done", result)
     except KeyboardInterrupt:
         send("stopped", None)

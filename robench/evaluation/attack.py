@@ -96,7 +96,7 @@ def attack(
     started = datetime.now(UTC)
     with shown(progress) as update:
         executor = Processes(processes)
-        outcome = Run(setup, attacks, samples, parsed_threat, executor=executor, progress=update).play()
+        outcome = Run(setup, attacks, samples, parsed_threat, executor=executor, progress=update).outcome()
     specs = tuple(spec for spec, _ in attacks)
     return Result.of(outcome, Attacked(setup, images, labels, parsed_threat, suite.name, specs, started))
 

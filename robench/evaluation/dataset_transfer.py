@@ -14,7 +14,7 @@ from robench.core.errors import UsageError
 from robench.data import load_dataset
 from robench.defenses import build_purifier, find_card, load, load_purifier
 from robench.evaluation.protocol import choose_protocol, find_suites
-from robench.evaluation.run import Options, run_all
+from robench.evaluation.run import Options, Request, run_grid
 from robench.records.record import Record
 
 # Ways to apply a purifier to images of another size; "resize" is used only on request.
@@ -78,7 +78,7 @@ def plan(
     return cells
 
 
-def play(
+def run_cells(
     cells: Sequence[Cell],
     protocol: Protocol,
     options: Options,
@@ -97,12 +97,15 @@ def play(
         raise UsageError(
             f"{protocol.name} needs a ladder of runs, such as {protocol.suites[0]}: {others[0]} is not one"
         )
+    ordered, requests = [], []
     for end in dict.fromkeys(cell.end for cell in cells):
         end_protocol = choose_protocol(None, end.dataset, threat or end.threat, samples or end.samples)
         for cell in cells:
             if cell.end == end:
-                for record in run_all([cell.subject], ladders, end_protocol, None, options):
-                    yield cell, record
+                ordered.append(cell)
+                requests.append(Request([cell.subject], ladders, end_protocol))
+    for index, record in run_grid(requests, options):
+        yield ordered[index], record
 
 
 def _end(protocol: Protocol, target: str) -> End:

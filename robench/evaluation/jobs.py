@@ -4,10 +4,15 @@ from typing import Any
 
 import torch
 
+from robench.corruption.cache import Cache
+from robench.corruption.suite import cells
 from robench.data._lazy_images import lazily
 from robench.engine.attack_context import Samples
+from robench.engine.corruption_run import CorruptionRun
 from robench.engine.device import choose_batch_size, choose_precision
+from robench.engine.knowledge import Attacker
 from robench.engine.run import Run
+from robench.engine.run_queue import Work
 from robench.engine.setup import Setup
 from robench.evaluation.options import Options
 from robench.evaluation.planning import PlannedRun
@@ -38,6 +43,25 @@ def job_of(planned: PlannedRun, options: Options, device: torch.device) -> Job:
         knowledge=planned.knowledge,
         seed=options.seed,
         precision="fp32" if corruptions else choose_precision(options.precision, device),
+    )
+
+
+def work_of(planned: PlannedRun, job: Job, device: torch.device, options: Options, **settings: Any) -> Work:
+    """The engine's run of a job: of attacks, or of corruptions.
+
+    Args:
+        **settings: further arguments of `Run` and `CorruptionRun`.
+    """
+    if planned.attacker:
+        return run_of(planned, job, device, options, **settings)
+    return CorruptionRun(
+        Setup.of(planned.loaded.defense, Attacker(), job, device),
+        planned.images,
+        cells(planned.corruptions),
+        workers=options.workers,
+        cache=Cache(),
+        note=options.note,
+        **settings,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,13 +20,15 @@ from robench.corruption.suite import Corruption, corruptions
 from robench.data import Images, load_dataset
 from robench.data.corrupted import check_colours
 from robench.data.preprocessing import OWN, USUAL
-from robench.defenses import Loaded, load, resolve, restrict_to_classes
+from robench.defenses import Loaded, ResolvedDefense, load, resolve, restrict_to_classes
 from robench.engine.device import choose_device
 from robench.engine.knowledge import Attacker
 from robench.engine.setup import find_attacker
 from robench.evaluation.options import Options
 from robench.evaluation.protocol import find_suites, with_name
 from robench.threats.threat import check_images, largest_distance
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,61 @@ class PlannedRun:
         return build_attacks(self.suite.specs(self.protocol.threat.norm), self.protocol.threat)
 
 
+class Sources:
+    """Images and defenses that several plans use; the last ones are kept, so each is loaded once."""
+
+    def __init__(self) -> None:
+        self._images: dict[Any, Images] = {}
+        self._defenses: dict[Any, Loaded] = {}
+
+    def images(self, dataset: Spec, protocol: Protocol, data_dir: str | None) -> Images:
+        """The images of a protocol, checked."""
+
+        def load() -> Images:
+            images = load_dataset(dataset, protocol.split, protocol.samples, data_dir)
+            check_images(images.x, images.y, len(images.classes))
+            return images
+
+        return _kept(self._images, (str(dataset), protocol.split, protocol.samples, data_dir), load)
+
+    def defense(
+        self,
+        defense: ResolvedDefense,
+        dataset: Spec,
+        checkpoint: str | None,
+        device: torch.device,
+        image_size: int | None,
+    ) -> Loaded:
+        """A defense, see `robench.defenses.load`."""
+        key = (defense.name, str(dataset), checkpoint, str(device), image_size)
+        return _kept(
+            self._defenses, key, lambda: load(defense, dataset, checkpoint, device, image_size=image_size)
+        )
+
+
+def _kept(values: dict[Any, Value], key: Any, make: Callable[[], Value]) -> Value:
+    """The value of a key, and room for two values."""
+    if key not in values:
+        while len(values) > 1:
+            del values[next(iter(values))]
+        values[key] = make()
+    return values[key]
+
+
 def plan(
     defenses: Sequence[str],
     suites: Sequence[str | Suite] | None,
     protocol: Protocol,
     knowledge: Sequence[str] | None,
     options: Options,
+    sources: "Sources | None" = None,
 ) -> Iterator[PlannedRun]:
-    """Plan the runs of every combination; see `robench.evaluation.run.run_all`."""
+    """Plan the runs of every combination; see `robench.evaluation.run.run_all`.
+
+    Args:
+        sources: defenses and images that several plans share.
+    """
+    sources = sources or Sources()
     dataset, threat = protocol.dataset, protocol.threat
     assert dataset is not None
     all_suites = find_suites(suites or protocol.suites)
@@ -86,11 +136,8 @@ def plan(
     for suite in adversarial:
         _check_attacks(suite, protocol, knowledge)
 
-    @cache
     def images_of(dataset: Spec) -> Images:
-        images = load_dataset(dataset, protocol.split, protocol.samples, options.data_dir)
-        check_images(images.x, images.y, len(images.classes))
-        return images
+        return sources.images(dataset, protocol, options.data_dir)
 
     # Images are loaded first, so that missing ones are reported before weights are downloaded.
     side = None if prepared_by_defense(dataset) else images_of(dataset).image_size
@@ -99,7 +146,7 @@ def plan(
         raise UsageError(f"--checkpoint needs exactly one defense: got {len(defenses)}")
     pairs = []
     for loaded in [
-        load(defense, dataset, options.checkpoint, device, image_size=side) for defense in resolved
+        sources.defense(defense, dataset, options.checkpoint, device, side) for defense in resolved
     ]:
         images = images_of(with_preprocessing(dataset, loaded))
         loaded = restrict_to_classes(loaded, images.class_subset)

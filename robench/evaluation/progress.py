@@ -64,10 +64,10 @@ class Bar:
         """Show the progress of a run."""
         is_new_attack = self.last is None or self.last.index != progress.index
         self.last = progress
+        label = f"{progress.index + 1}/{progress.attacks} {progress.attack}"
         if is_new_attack and self.task is not None:
             self.bar.remove_task(self.task)
         if is_new_attack:
-            label = f"{progress.index + 1}/{progress.attacks} {progress.attack}"
             self.task = self.bar.add_task(label, total=1.0, facts="")
             self.start = (progress.passes, self.bar.get_time())
             if not self.console.is_terminal:
@@ -76,4 +76,4 @@ class Bar:
         seconds = self.bar.get_time() - self.start[1]
         speed = (progress.passes - self.start[0]) / seconds if seconds > 0 else 0.0
         facts = f"{progress.survivors}/{progress.samples} survive, {speed:,.0f} passes/s"
-        self.bar.update(self.task, completed=progress.share, facts=facts)
+        self.bar.update(self.task, description=label, completed=progress.share, facts=facts)

@@ -1,45 +1,36 @@
 """`robench.run`: run suites on defenses and save records."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
 from robench.catalog import Protocol, Suite
-from robench.core.errors import UsageError
-from robench.core.io import claim
+from robench.core.errors import RobenchError, UsageError
 from robench.core.specs import split
 from robench.core.torch_state import standard_state
-from robench.corruption.cache import Cache
-from robench.corruption.make import enlargement
-from robench.corruption.suite import cells
-from robench.engine import corruption_run
-from robench.engine.checkpoint import FolderStore
 from robench.engine.device import choose_device
-from robench.engine.knowledge import Attacker
-from robench.engine.outcome import Outcome
-from robench.engine.setup import Setup
-from robench.engine.workers import Executor, Processes, choose_workers
-from robench.evaluation.cluster import RayCluster, order_of
-from robench.evaluation.jobs import job_of, run_of
+from robench.engine.run_queue import Executor, Job, RunQueue, Work, run_queue
+from robench.engine.workers import (
+    MIN_SAMPLES,
+    Processes,
+    check_workers,
+    choose_workers,
+    start_method,
+    worker_devices,
+)
+from robench.evaluation.cluster import SHARE, RayCluster
 from robench.evaluation.options import Options, default_results
-from robench.evaluation.planning import PlannedRun, plan
+from robench.evaluation.planning import PlannedRun, Sources, plan
 from robench.evaluation.progress import Callback, shown
 from robench.evaluation.protocol import choose_protocol, find_suites
-from robench.evaluation.reuse import retire, saved_record
-from robench.records import corruption
-from robench.records.provenance import conditions
-from robench.records.record import Job, Record
-from robench.records.store import PARTIAL, make_record, record_folder, write_record
+from robench.evaluation.record_jobs import failed_job, record_job
+from robench.records.record import Record
 
-# Seconds that a share waits for others that start at the same time.
-_PATIENCE = 60.0
+R = TypeVar("R")
 
-__all__ = ["Options", "default_results", "run", "run_all"]
+__all__ = ["Options", "Request", "default_results", "run", "run_all", "run_grid"]
 
 
 @standard_state()
@@ -91,158 +82,106 @@ def run_all(
     knowledge: Sequence[str] | None,
     options: Options,
 ) -> Iterator[Record]:
-    """Run every combination and yield the records. All names are checked before the first network call."""
-    for planned in plan(defenses, suites, protocol, knowledge, options):
-        if planned.note:
-            options.note(planned.note)
-        if record := (_share if options.share else _record)(planned, options):
-            yield record
+    """Run every combination and yield the records. All names are checked before the first network call.
 
+    The runs share one queue: workers that have no work left for one record start with the next. If a record fails, its
+    error is passed to `options.note` and the others are made.
 
-def _record(planned: PlannedRun, options: Options) -> Record:
-    """Return the saved record of a run, or run it and save its record."""
-    device = choose_device(options.device)
-    job = job_of(planned, options, device)
-    folder = _folder(job, options)
-    with claim(folder):
-        if not options.fresh and (
-            saved := saved_record(folder, job, planned.loaded, planned.images, options)
-        ):
-            return saved
-        store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
-        store.wait_for_shares()
-        if options.fresh:
-            store.drop()
-        # Written before the first query, so that an error of the folder is reported immediately.
-        started = store.begin(datetime.now(UTC).isoformat())
-        if store.resumes:
-            options.note(f"resuming from {store.folder}")
-        start_time = time.monotonic()
-        evaluate = _attack if planned.attacker else _corrupt
-        finished = evaluate(planned, job, store, device, options)
-        record = make_record(
-            job,
-            finished.outcome,
-            command=options.command or "robench.run",
-            started=datetime.fromisoformat(started),
-            finished=datetime.now(UTC),
-            seconds=max(finished.seconds, time.monotonic() - start_time),
-            device=device,
-            extra=finished.extra,
-        )
-        record = finished.write(folder, record)
-        retire(folder, job, options)
-        store.drop()
-        return record
-
-
-def _share(planned: PlannedRun, options: Options) -> Record | None:
-    """Run one share of a run. Repeating the run without `share` makes the record.
-
-    Returns:
-        The saved record, if there is one.
+    Raises:
+        RobenchError: at once if a name is unknown, and at the end if records have failed.
     """
-    assert options.share
-    (number, count), device = options.share, choose_device(options.device)
-    if options.fresh:
-        raise UsageError("--share cannot start over: remove earlier shares with robench results prune")
-    if planned.attacker is None:
-        raise UsageError(f"{planned.suite.name} cannot run in shares: remove --share")
-    job = job_of(planned, options, device)
-    if count > job.n:
-        raise UsageError(f"{count} shares of {job.n} images: expected at most one share per image")
-    folder = _folder(job, options)
-    # Another share may hold the lock while it starts.
-    with claim(folder, patience=_PATIENCE):
-        if saved := saved_record(folder, job, planned.loaded, planned.images, options):
-            return saved
-        store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
-        store.begin(datetime.now(UTC).isoformat(), shares=count)
-    run = run_of(planned, job, device, options, store=store)
-    run.play_share(number, count)
-    finished = store.finished(count, len(run.attacks))
-    end = "; repeat the command without --share to write the record" if finished == count else ""
-    subject = f"{job.defense.name}, {job.suite.name}"
-    options.note(f"share {number + 1}/{count} of {subject}: finished, {finished} of {count} so far{end}")
-    return None
-
-
-def _folder(job: Job, options: Options) -> Path:
-    return record_folder(
-        options.results, job.protocol, job.defense.name, job.suite.name, job.knowledge, options.seed
-    )
+    for _, record in run_grid([Request(defenses, suites, protocol, knowledge)], options):
+        yield record
 
 
 @dataclass(frozen=True)
-class _Finished:
-    """A finished run: its outcome, additional fields of the record, its duration and a function that saves it."""
+class Request:
+    """Runs of every combination of defenses, suites and levels of attacker knowledge; see `run_all`."""
 
-    outcome: Outcome
-    extra: dict[str, Any] | None
-    seconds: float
-    write: Callable[[Path, Record], Record]
-
-
-def _attack(
-    planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options
-) -> _Finished:
-    loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
-    assert threat is not None
-    outcome = run_of(
-        planned, job, device, options, store=store, executor=_executor(planned, job, device, options)
-    ).play()
-    extra = {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
-    return _Finished(
-        outcome,
-        extra,
-        sum(cost.seconds for cost in outcome.attacks),
-        lambda folder, record: write_record(folder, record, outcome, images, threat),
-    )
+    defenses: Sequence[str]
+    suites: Sequence[str | Suite] | None
+    protocol: Protocol
+    knowledge: Sequence[str] | None = None
 
 
-def _executor(planned: PlannedRun, job: Job, device: torch.device, options: Options) -> Executor:
-    """The executor that `options.engine` selects."""
-    if options.engine == "local":
-        workers = choose_workers(options.workers, device, job.n, planned.loaded.defense, options.note)
-        return Processes(workers)
-    if options.engine != "ray":
-        raise UsageError(f'unknown engine "{options.engine}": expected local or ray')
-    gpus = options.gpus_per_worker
-    return RayCluster(
-        order_of(planned, job, device, options),
-        options.address,
-        options.workers or 0,
-        gpus if gpus is not None else float(device.type == "cuda"),
-        job.n,
-    )
+def run_grid(requests: Sequence[Request], options: Options) -> Iterator[tuple[int, Record]]:
+    """Run all requests in one queue, and yield each record with the index of its request; see `run_all`.
 
+    The first request is planned before the first network call, and the others when workers need their runs.
+    """
+    if not requests:
+        return
+    options, devices = _devices(options)
+    device = choose_device(options.device)
+    sources = Sources()
 
-def _corrupt(
-    planned: PlannedRun, job: Job, store: FolderStore, device: torch.device, options: Options
-) -> _Finished:
-    loaded, images = planned.loaded, planned.images
-    scale = enlargement(*images.x.shape[2:])
-    if scale > 1:
-        options.note(
-            f"corruptions need images of at least 32 px: images of {images.name} are enlarged {scale} times, corrupted "
-            "and reduced again, which weakens noise and blur"
+    def planned(request: Request) -> list[PlannedRun]:
+        return list(
+            plan(request.defenses, request.suites, request.protocol, request.knowledge, options, sources)
         )
-    answers = corruption_run.play(
-        Setup.of(loaded.defense, Attacker(), job, device),
-        images,
-        cells(planned.corruptions),
-        workers=options.workers,
-        cache=Cache(),
-        store=store,
-        progress=options.progress,
-    )
-    outcome, extra = corruption.outcome(job, images, answers)
-    return _Finished(
-        outcome,
-        extra,
-        float(answers.seconds.sum()),
-        lambda folder, record: corruption.write(folder, record, outcome, images, answers),
-    )
+
+    first = planned(requests[0])
+    total = len(first) * len(requests)
+    executor = _executor(first, total, devices, device, options)
+
+    def jobs() -> Iterator[Job[tuple[int, Record | None]]]:
+        for index, request in enumerate(requests):
+            try:
+                runs = first if index == 0 else planned(request)
+            except RobenchError as error:
+                names = [name if isinstance(name, str) else name.name for name in request.suites or ()]
+                yield failed_job(error, f"{', '.join(request.defenses)} under {', '.join(names)}")
+                continue
+            while runs:
+                yield _indexed(index, record_job(runs.pop(0), options, device, in_grid=total > 1))
+
+    queue = RunQueue(jobs(), executor, total, options.progress, options.note)
+    for index, record in run_queue(queue):
+        if record is not None:
+            yield index, record
+
+
+def _indexed(index: int, job: Job[R]) -> Job[tuple[int, R]]:
+    def steps() -> Generator[Work, Any, tuple[int, R]]:
+        return index, (yield from job.steps)
+
+    return Job(steps(), job.title, job.key)
+
+
+def _devices(options: Options) -> tuple[Options, tuple[str, ...]]:
+    """The options with the device of this process, and the device of each process that is spawned, if any."""
+    check_workers(options.workers)
+    first, *others = options.device.split(",")
+    device = choose_device(first)
+    if others and (device.type == "cpu" or options.engine != "local"):
+        raise UsageError(f'--device "{options.device}": use --workers for the number of processes')
+    if device.type == "cpu" or options.engine != "local":
+        return options, ()
+    count = torch.get_device_module(device.type).device_count()
+    name = device.type if options.device == "auto" else options.device
+    devices = worker_devices(name, options.workers, count)
+    return replace(options, device=devices[0]), tuple(devices) if len(devices) > 1 else ()
+
+
+def _executor(
+    first: Sequence[PlannedRun], total: int, devices: tuple[str, ...], device: torch.device, options: Options
+) -> Executor:
+    """The executor that `options.engine` selects."""
+    if options.engine == "ray":
+        gpus = options.gpus_per_worker
+        default = float(device.type == "cuda")
+        return RayCluster(options.address, options.workers or 0, default if gpus is None else gpus)
+    if options.engine != "local":
+        raise UsageError(f'unknown engine "{options.engine}": expected local or ray')
+    # Corrupted images are made by other processes, and classified in this one.
+    if options.share or (total == 1 and first[0].attacker is None):
+        return Processes()
+    if devices:
+        return Processes(len(devices), least=SHARE, devices=devices)
+    if total > 1:
+        workers = options.workers or torch.get_num_threads()
+        return Processes(workers if start_method(device) else 1, least=1 if options.workers else MIN_SAMPLES)
+    return Processes(choose_workers(options.workers, device, len(first[0].images), note=options.note))
 
 
 def _names(value: str | Sequence[str]) -> list[str]:

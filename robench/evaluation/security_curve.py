@@ -18,7 +18,7 @@ from robench.catalog import Protocol, Suite, find_protocol
 from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.evaluation.protocol import DEFAULT_PROTOCOL, choose_protocol, find_suites
-from robench.evaluation.run import Options, run_all
+from robench.evaluation.run import Options, Request, run_grid
 from robench.records.record import Record
 from robench.threats.threat import Threat
 
@@ -95,12 +95,16 @@ def runs(
     for suite in all_suites:
         if suite.rungs:
             raise UsageError(f"{suite.name} is a ladder of runs: --curve needs a single attack")
+    requests = []
     for defense in defenses:
         for name, suite in zip(names, all_suites, strict=True):
             minimum_norm = _minimum_norm(suite, _threat(levels[-1]).norm, name)
-            for level in [levels[-1]] if minimum_norm else levels:
-                options.note(f"{defense} under {(minimum_norm or suite).name}, {level.threat}")
-                yield from run_all([defense], [minimum_norm or suite], level, knowledge or None, options)
+            requests += [
+                Request([defense], [minimum_norm or suite], level, knowledge or None)
+                for level in ([levels[-1]] if minimum_norm else levels)
+            ]
+    for _, record in run_grid(requests, options):
+        yield record
 
 
 def _minimum_norm(suite: Suite, norm: str, name: str) -> Suite | None:

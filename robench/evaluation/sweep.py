@@ -12,7 +12,7 @@ from robench.catalog import Protocol, Suite, find_suite
 from robench.core import registry, specs
 from robench.core.errors import UsageError, some
 from robench.defenses import ResolvedDefense, resolve
-from robench.evaluation.run import Options, run_all
+from robench.evaluation.run import Options, Request, run_grid
 from robench.records.record import Record
 
 ATTACK = "attack."
@@ -80,14 +80,16 @@ def sweep(
     attacks = find_suite(suite or protocol.suites[0])
     if attacks.rungs:
         raise UsageError(f"{attacks.name} is a ladder of runs: --sweep needs a single attack")
+    requests = []
     for value in sweep.values:
         name, changed = defense, attacks
         if sweep.of_attack:
             changed = _with_attack(attacks, sweep.name.removeprefix(ATTACK), value)
         else:
             name = _with_defense(defense, sweep.name, value)
-        for record in run_all([name], [changed], protocol, knowledge or None, options):
-            yield value, record
+        requests.append(Request([name], [changed], protocol, knowledge or None))
+    for index, record in run_grid(requests, options):
+        yield sweep.values[index], record
 
 
 def _number(text: str) -> float:

@@ -278,6 +278,6 @@ class _Check:
             Samples(images.x[index], images.y[index], images.ids[index]),
             threat,
             executor=Processes(choose_workers(None, self.device, len(rows))),
-        ).play()
+        ).outcome()
         self.passes += sum(outcome.passes.values())
         return int(outcome.robust.sum())

@@ -93,9 +93,9 @@ def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], devi
     setup = Setup.of(defense, attacker, job, device)
     run = Run(setup, attacks, Samples(images.x, images.y, images.ids), threat)
     # Attacks that couple rows or compare images see all rows, as in the original run.
-    run.mine = torch.zeros(len(images), dtype=torch.bool)
-    run.mine[rows] = True
-    return run.play()
+    run.selected = torch.zeros(len(images), dtype=torch.bool)
+    run.selected[rows] = True
+    return run.outcome()
 
 
 def findings(e: Evidence, loaded: Loaded, device: torch.device, sample: Sample) -> Iterator[Finding]:

@@ -131,7 +131,7 @@ def run_blind(spec: str, threat: str):
         0,
         batch_size=8,
         attacker=Attacker(surrogate, no_verdict_feedback=True),
-    ).play()
+    ).outcome()
 
 
 def test_a_transfer_attack_takes_all_steps_without_feedback():

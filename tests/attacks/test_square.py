@@ -77,7 +77,7 @@ def attack_one(model, x, y, i, eps):
     built = build_attacks(["square(queries=200)"], threat)
     ids = torch.tensor([i])
     run = run_of(model, built, x[ids], y[ids], ids, threat, 0, batch_size=20)
-    return run.play()
+    return run.outcome()
 
 
 def test_windows_shrink_as_in_the_paper():

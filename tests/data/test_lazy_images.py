@@ -105,7 +105,7 @@ def play(x, y, store=None, specs=("fgsm", "pgd(steps=3)"), threat="L2:0.4"):
         0,
         batch_size=4,
         store=store,
-    ).play()
+    ).outcome()
 
 
 @pytest.mark.parametrize("threat", ["Linf:0.02", "L2:0.4"])
@@ -152,7 +152,7 @@ def test_saved_images_are_released(tmp_path):
         batch_size=4,
         store=store,
     )
-    outcome = run.play()
+    outcome = run.outcome()
     saved = [sample for _, own in seen for sample in own]
     # Each image is written once and read back from the file.
     assert sorted(saved) == sorted({*saved}) == [i for i, name in enumerate(outcome.fooled_by) if name]
@@ -194,7 +194,7 @@ images = Images("a", "test", x, y, torch.arange(n), ())
 threat = Threat.parse("Linf:0.3")
 setup = Setup(net, 0, torch.device("cpu"), 8)
 outcome = Run(setup, build_attacks(["fgsm"], threat), Samples(x, y, images.ids), threat,
-              store=FolderStore(Path(sys.argv[2]), "key")).play()
+              store=FolderStore(Path(sys.argv[2]), "key")).outcome()
 size = sum(map(len, certificates.encode(outcome, images, threat))) + len(samples.encode(outcome, images))
 print(images.digest, outcome.robust_accuracy, size, file=sys.stderr)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, int((~outcome.robust).sum()))

@@ -203,7 +203,7 @@ def test_a_defense_that_answers_otherwise_is_not_gone_on_with(tmp_path, monkeypa
 @pytest.mark.parametrize("damage", [flip(0.5)])
 def test_so_it_is_of_a_run_under_corruptions(tmp_path, damage):
     def played(model, **options):
-        return corruption_run.play(Setup(model, 3, CPU, 7), some(150), CELLS, **options)
+        return corruption_run.classify(Setup(model, 3, CPU, 7), some(150), CELLS, **options)
 
     def stop(standing):
         if standing.rows >= 5:

@@ -1,5 +1,6 @@
 """Corruption runs: results do not depend on batch size, processes, cache or interruptions."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -13,7 +14,7 @@ from robench.corruption.make import corrupt
 from robench.corruption.suite import Cell, Corruption, cells, corruptions
 from robench.data.corrupted import bytes8, tensor
 from robench.engine.checkpoint import Saved
-from robench.engine.corruption_run import play
+from robench.engine.corruption_run import classify
 from robench.engine.setup import Setup
 from tests.conftest import small_net
 from tests.corruption.scenes import some
@@ -35,6 +36,12 @@ class Memory:
     def load(self):
         return self.saved
 
+    def shares(self):
+        return int(self.saved is not None)
+
+    def claimed(self):
+        return contextlib.nullcontext()
+
     def due(self):
         return True
 
@@ -49,7 +56,7 @@ class Memory:
 
 
 def played(batch_size=7, n=150, **options):
-    return play(Setup(small_net(4, 32), 3, CPU, batch_size), some(n), CELLS, **options)
+    return classify(Setup(small_net(4, 32), 3, CPU, batch_size), some(n), CELLS, **options)
 
 
 def same(a, b):
@@ -62,7 +69,7 @@ def same(a, b):
 
 def test_it_is_what_the_network_says_to_each_image():
     images, net = some(20), small_net(4, 32)
-    found = play(Setup(net, 3, CPU, 8), images, CELLS)
+    found = classify(Setup(net, 3, CPU, 8), images, CELLS)
     assert torch.equal(found.clean, net(images.x).argmax(1))
     for k, cell in enumerate(CELLS):
         made = [
@@ -105,7 +112,7 @@ class Noisy(torch.nn.Module):
 
 def test_the_noise_of_a_randomised_defense_is_decided_by_image_and_cell():
     def played(batch_size):
-        return play(Setup(Noisy(), 3, CPU, batch_size, stochastic=True), some(130), CELLS)
+        return classify(Setup(Noisy(), 3, CPU, batch_size, stochastic=True), some(130), CELLS)
 
     assert same(played(5), played(64))
 
@@ -117,7 +124,7 @@ class Undefined(torch.nn.Module):
 
 
 def test_an_undefined_answer_is_no_class():
-    found = play(Setup(Undefined(), 0, CPU, 3), some(3), CELLS)
+    found = classify(Setup(Undefined(), 0, CPU, 3), some(3), CELLS)
     assert (found.predictions == -1).all() and (found.clean == -1).all()
 
 

@@ -51,7 +51,7 @@ def play(ids=None, lanes=8, specs=SPECS, n=24, eps="0.008", **options):
         batch_size=lanes,
         **options,
     )
-    return run.play()
+    return run.outcome()
 
 
 @pytest.fixture(scope="module")

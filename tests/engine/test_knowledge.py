@@ -40,7 +40,7 @@ def play(defense, knowledge, suite="apgd(steps=20)", eps="0.05", load=None):
         batch_size=24,
         attacker=attacker(knowledge, defense, load or (lambda name: defended(seed=int(name)))),
     )
-    return run.play(), (x, y)
+    return run.outcome(), (x, y)
 
 
 def test_bpda_walks_through_a_purifier_that_hides_its_gradient():

@@ -34,7 +34,7 @@ def play(ids=None, lanes=8, specs=SPECS, seed=0, n=24, threat="Linf:0.006", **op
         batch_size=lanes,
         **options,
     )
-    return run.play()
+    return run.outcome()
 
 
 def assert_same(one, other, rows=slice(None)):

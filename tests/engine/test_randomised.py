@@ -66,7 +66,7 @@ def test_a_rows_noise_does_not_hang_on_its_neighbours(whole):
     part = run_of(
         defended(), build_attacks(["apgd(steps=8, eot=3)"], threat), x[ids], y[ids], ids, threat,
         batch_size=8, stochastic=True,
-    ).play()  # fmt: skip
+    ).outcome()  # fmt: skip
     assert torch.equal(part.x_adv, outcome.x_adv[ids])
     assert torch.equal(part.draws, outcome.draws[ids]) and torch.equal(
         part.clean_draws, outcome.clean_draws[ids]

@@ -227,7 +227,7 @@ def test_a_run_in_shares_resumes_where_nothing_can_be_forked(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         test_promises.play(workers=2, store=FolderStore(tmp_path, "key"), progress=interrupt)
     monkeypatch.setattr(team, "start_method", lambda device, model: "")
-    monkeypatch.setattr(team, "_Pool", lambda *args: pytest.fail("forked"))
+    monkeypatch.setattr(team, "ForkedPool", lambda *args: pytest.fail("forked"))
     seen: list[Progress] = []
     resumed = test_promises.play(store=FolderStore(tmp_path, "key"), progress=seen.append)
     same(test_promises.play(), resumed)

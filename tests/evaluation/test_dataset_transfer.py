@@ -14,7 +14,7 @@ from robench.core.errors import UsageError
 from robench.core.trust import trusting
 from robench.data import load_dataset
 from robench.defenses._checkpoints import sha256_of
-from robench.evaluation.dataset_transfer import plan, play
+from robench.evaluation.dataset_transfer import plan, run_cells
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import Options, run_all
 from robench.records.collection import collect
@@ -71,7 +71,7 @@ def played(own, tmp_path_factory):
     protocol, notes = read(Protocol, own), []
     options = Options(results=results, note=notes.append, data_dir=str(own.parent))
     cells = plan(protocol, ["maep"], ["digits"], ["digits", "npz:wide.npz"], options)
-    return cells, list(play(cells, protocol, options)), results, notes
+    return cells, list(run_cells(cells, protocol, options)), results, notes
 
 
 def test_every_fit_is_a_cell_and_its_own_classifier_needs_no_plus(played):

@@ -226,7 +226,7 @@ def test_a_row_costs_what_its_attack_is_said_to_cost(threat, spec):
     most = cost(built[1], built[0], chosen, 10)
     found = run_of(
         load("pgd-at-digits").defense, [built], images.x, images.y, images.ids, chosen, 0,  batch_size=8,
-    ).play()  # fmt: skip
+    ).outcome()  # fmt: skip
     assert most.forward[1] < float("inf")
     for i, by in enumerate(found.fooled_by):
         forward, backward, steps = (int(each[i]) for each in (found.forward, found.backward, found.steps))
