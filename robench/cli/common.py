@@ -69,7 +69,7 @@ seed = click.option(
     help="Seed of every random number.",
 )
 device = click.option(
-    "--device", metavar="NAME", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    "--device", metavar="NAME", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or cuda:0,1."
 )
 batch_size = click.option(
     "--batch-size", metavar="N", default="auto", show_default=True, help="Images per call of the network."

@@ -1,8 +1,10 @@
 """Partial results of a run on disk: its state and its adversarial examples, each of which is saved once.
 
-The folder contains `state`, a sealed file that every save replaces atomically, and files `found-NNNN.safetensors`,
-which are written once. The state lists the sha256 of the examples that belong to it, so a kill between two writes loses
-only newer results, and files that are damaged, deleted or from another run are detected. Damaged results, and those of
+The folder contains `state`, a sealed file that every save replaces atomically, and `found-ATTEMPT-NNNN.safetensors`
+files, which are written once. The state lists the names and the sha256 of the examples that belong to it, so a kill
+between two writes loses only newer results, and files that are damaged, deleted or from another run are detected. Each
+process that works on a run has its own ATTEMPT, so a process that is believed dead and its successor write different
+files even where there are no locks. Damaged results, and those of
 another release of robench or torch, another device or another run, are deleted and computed again: a resumed run gives
 the same bytes as an uninterrupted one.
 
@@ -12,6 +14,8 @@ the requested number; shares of different splits are never combined.
 
 import hashlib
 import json
+import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +35,7 @@ from robench.engine.adversarial_examples import Place, Shard
 
 _STATE = "state"
 _ORIGIN = "origin"
+_SHARD = re.compile(r"found-[0-9a-f]{8}-\d{4,}\.safetensors")
 
 # Minimum seconds between two saves, and the minimum ratio of this time to the duration of a save.
 _INTERVAL, _RATIO = 2.0, 20
@@ -105,8 +110,10 @@ class FolderStore:
         self.origin = {"settings": key, **(made_by or {})}
         self.note = note
         self._share_of = share
-        # The sha256 of each file of examples that belongs to the state.
-        self.shards: list[str] = []
+        # The name and the sha256 of each file of examples that belongs to the state.
+        self.shards: list[tuple[str, str]] = []
+        # Chosen at the first file, because a forked process copies this store.
+        self._attempt = ""
         self._last = time.monotonic()
         self._cost = 0.0
 
@@ -251,9 +258,10 @@ class FolderStore:
         content = save(
             {"id": torch.tensor(ids), "image": images.contiguous(), "attack": torch.tensor(attack)}
         )
-        name = _shard(len(self.shards))
+        self._attempt = self._attempt or new_attempt()
+        name = f"found-{self._attempt}-{len(self.shards):04d}.safetensors"
         write_whole(self.folder, {name: content})
-        self.shards.append(hashlib.sha256(content).hexdigest())
+        self.shards.append((name, hashlib.sha256(content).hexdigest()))
         shard = Shard.of(self.folder / name, content)
         return {sample: Place(shard, row) for row, sample in enumerate(ids)}
 
@@ -263,7 +271,7 @@ class FolderStore:
         refuse_link(self.folder)
         file = self.folder / _STATE
         if not file.exists():
-            if (self.folder / _shard(0)).exists():
+            if any(self.folder.glob("found-*.safetensors")):
                 self.forget(f"{file.name} is missing")
             return None
         try:
@@ -278,14 +286,16 @@ class FolderStore:
         except Damaged as error:
             self.forget(str(error))
             return None
-        self.shards = list(state["shards"])
+        self.shards = [(name, digest) for name, digest in state["shards"]]
         return Saved(tensors, state["facts"], found)
 
-    def _found(self, shards: list[str]) -> dict[int, dict[int, Place]]:
+    def _found(self, shards: list[list[str]]) -> dict[int, dict[int, Place]]:
         """The locations of the examples of a state: attack -> sample -> place."""
         found: dict[int, dict[int, Place]] = {}
-        for number, digest in enumerate(shards):
-            path = self.folder / _shard(number)
+        for name, digest in shards:
+            if not _SHARD.fullmatch(name):
+                raise Damaged(f"{_STATE} names a file that it cannot have written")
+            path = self.folder / name
             try:
                 with path.open("rb") as opened:
                     if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
@@ -321,8 +331,9 @@ class FolderStore:
         self.shards = []
 
 
-def _shard(number: int) -> str:
-    return f"found-{number:04d}.safetensors"
+def new_attempt() -> str:
+    """A random name for the files of one process."""
+    return secrets.token_hex(4)
 
 
 def _difference(saved: Mapping[str, str], current: Mapping[str, str]) -> str:

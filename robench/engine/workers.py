@@ -173,7 +173,8 @@ def _in_turns(queue: RunQueue) -> Iterator[None]:
         except RobenchError as error:
             queue.fail(share, error)
         else:
-            queue.show(share, share.run.current_progress())
+            if share.entry.count > 1 or queue.total > 1:
+                queue.show(share, share.run.current_progress())
             queue.finish(share, result)
         yield
     yield

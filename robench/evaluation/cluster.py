@@ -20,8 +20,8 @@ from robench.engine.run_queue import ATTEMPTS, Entry, RunQueue, Share
 from robench.engine.spawned import Builder, Task
 from robench.engine.workers import Processes, portable, single_thread
 
-# Minimum number of images per share. It does not depend on the number of workers; a share smaller than a batch would
-# waste a part of each batch.
+# Minimum number of images per share, which is two batches otherwise: in smaller shares the last attacks leave most of
+# each batch unused (perf/simulate_cluster.py). It does not depend on the number of workers.
 SHARE = 64
 # Seconds to wait for a connection to the head.
 _PATIENCE = 10.0
@@ -46,7 +46,7 @@ class RayCluster:
 
     def shares_of(self, samples: int, batch_size: int) -> int:
         """Number of shares of a new run, which does not depend on the number of workers."""
-        return -(-samples // max(SHARE, batch_size))
+        return -(-samples // max(SHARE, 2 * batch_size))
 
     def run(self, queue: RunQueue) -> Iterator[None]:
         """Run all shares.

@@ -24,6 +24,8 @@ def saves_after_every_question(monkeypatch):
     monkeypatch.setattr("robench.engine.run._SHOW_EVERY", 0)
     # No power fails here.
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    # One attempt, so that the files have names to damage.
+    monkeypatch.setattr(checkpoint, "new_attempt", lambda: "0a1b2c3d")
 
 
 # Short, with images found in the first attack and rows under way in the second.
@@ -81,7 +83,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["state", "found-0000.safetensors", "found-0001.safetensors", "origin"])
+@pytest.mark.parametrize("name", ["state", "found-0a1b2c3d-0000.safetensors", "found-0a1b2c3d-0001.safetensors", "origin"])
 def test_every_damage_is_noticed_and_said_in_one_line(tmp_path, damage, name):
     kept = FolderStore(tmp_path, "key", MADE_BY)
     kept.begin("then")
@@ -99,7 +101,7 @@ def test_every_damage_is_noticed_and_said_in_one_line(tmp_path, damage, name):
 
 
 @pytest.mark.parametrize("damage", [flip(0.5), DAMAGES[-1]])
-@pytest.mark.parametrize("name", ["state", "found-0000.safetensors"])
+@pytest.mark.parametrize("name", ["state", "found-0a1b2c3d-0000.safetensors"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_damaged_part_is_played_again(tmp_path, whole, damage, name, workers):
     interrupted(tmp_path, workers)
@@ -117,7 +119,7 @@ def test_nothing_is_said_of_a_state_that_is_whole(tmp_path, whole):
     same(outcome, whole)
 
 
-@pytest.mark.parametrize("name", ["state", "found-0000.safetensors"])
+@pytest.mark.parametrize("name", ["state", "found-0a1b2c3d-0000.safetensors"])
 def test_files_of_another_run_are_not_taken_for_its_own(tmp_path, whole, name):
     mine, other = tmp_path / "mine", tmp_path / "other"
     interrupted(mine)
@@ -128,7 +130,7 @@ def test_files_of_another_run_are_not_taken_for_its_own(tmp_path, whole, name):
     same(outcome, whole)
 
 
-@pytest.mark.parametrize("name", ["state", "found-0000.safetensors", ""])
+@pytest.mark.parametrize("name", ["state", "found-0a1b2c3d-0000.safetensors", ""])
 def test_shares_that_were_exchanged_are_played_again(tmp_path, whole, name):
     interrupted(tmp_path, workers=2)
     one, other = tmp_path / "share-0-of-2" / name, tmp_path / "share-1-of-2" / name
@@ -222,3 +224,32 @@ def test_so_it_is_of_a_run_under_corruptions(tmp_path, damage):
         for name in ("clean", "predictions", "pixels"):
             assert torch.equal(getattr(outcome, name), getattr(expected, name))
         FolderStore(tmp_path, "key").drop()
+
+
+def test_a_process_that_is_believed_dead_and_its_successor_write_different_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "new_attempt", iter(["aaaaaaaa", "bbbbbbbb"]).__next__)
+    dead, successor = (FolderStore(tmp_path, "key") for _ in range(2))
+    images = {store: {1: torch.rand(3, 4, 4)} for store in (dead, successor)}
+    dead.save({"x": torch.zeros(1)}, {}, 0, images[dead])
+    assert successor.load() is not None
+    successor.save({"x": torch.ones(1)}, {}, 1, images[successor])
+    # It was only slow.
+    dead.save({"x": torch.zeros(1)}, {}, 1, {2: torch.rand(3, 4, 4)})
+    successor.save({"x": torch.ones(1)}, {}, 1, {3: torch.rand(3, 4, 4)})
+    lines = []
+    saved = FolderStore(tmp_path, "key", note=lines.append).load()
+    assert saved is not None and not lines and saved.tensors["x"] == 1
+    assert {attack: sorted(places) for attack, places in saved.found.items()} == {0: [1], 1: [1, 3]}
+    assert torch.equal(saved.found[1][1].read(), images[successor][1])
+
+
+def test_a_state_reads_no_file_outside_its_folder(tmp_path):
+    store = FolderStore(tmp_path / "run", "key")
+    store.save({"x": torch.zeros(1)}, {}, 0, {1: torch.rand(3, 4, 4)})
+    (name, digest) = store.shards[0]
+    (tmp_path / "run" / name).rename(tmp_path / name)
+    store.shards = [(f"../{name}", digest)]
+    store.save({"x": torch.zeros(1)}, {})
+    lines = []
+    assert FolderStore(tmp_path / "run", "key", note=lines.append).load() is None
+    assert len(lines) == 1 and "names a file that it cannot have written" in lines[0]

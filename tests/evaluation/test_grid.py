@@ -44,7 +44,7 @@ def files(results):
     return {
         path.relative_to(results): path.read_bytes()
         for path in sorted(results.rglob("*"))
-        if path.suffix in (".parquet", ".safetensors")
+        if path.suffix in (".parquet", ".safetensors") and ".partial" not in path.parts
     }
 
 
