@@ -159,7 +159,7 @@ NAMES = {
     "engine.device.choose_lanes": "engine.device.choose_batch_size",
     "engine.found.Found": "engine.adversarial_examples.AdversarialExamples",
     "engine.outcome.Mark": "engine.outcome.ResultWarning",
-    "engine.team.Part": "engine.run_state.ShardResult",
+    "engine.team.Part": "engine.run_state.ShareResult",
     "engine.watch.Counts": "engine.loss_monitor.LossStats",
     "engine.watch.Watch": "engine.loss_monitor.LossMonitor",
     "evaluate.check_fit": "evaluation.planning.check_fit",

@@ -148,7 +148,7 @@ _PRECISION = (
         help="auto, fp32 or bf16, of the search.",
     ),
     click.option(
-        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes, or GPUs.  [default: one per core; one GPU]"
+        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes.  [default: one per core; one for GPUs]"
     ),
 )  # fmt: skip
 _RUNNING = (

@@ -94,7 +94,6 @@ class CorruptionRun:
     Args:
         setup, cells, workers, cache: see `answers`.
         store: where to save to and resume from.
-        recipe: description from which other processes build this run.
         progress: called after every chunk at every cell.
         note: called with each line for the user.
     """
@@ -110,14 +109,14 @@ class CorruptionRun:
         workers: int | None = None,
         cache: Cache | None = None,
         store: Store | None = None,
-        recipe: Recipe | None = None,
         progress: Callable[[Progress], None] | None = None,
         note: Callable[[str], None] = lambda text: None,
     ):
         self.setup, self.images, self.cells = setup, images, cells
-        self.workers, self.cache, self.store, self.recipe = workers, cache, store, recipe
+        self.workers, self.cache, self.store = workers, cache, store
         self.progress, self.note = progress, note
         self.parts: Sequence[Work] = []
+        self.recipe: Recipe | None = None
         self.chunks = list(range(len(spans(images))))
         self.done = 0
         n, count = len(images), len(self.chunks)

@@ -53,13 +53,13 @@ class Run:
         executor: runs the shares of the samples in `outcome`; None for one process. A resumed run keeps its number of
             shares.
         store: where to save to and resume from, or None.
-        recipe: description from which other processes build this run; None if it must be pickled.
         progress: called after every query.
         note: called with each line for the user.
 
     Attributes:
         selected: samples that this run attacks, bool (n,); in a share of a run, those of the share.
         parts: the shares of a prepared run; the run itself if there is only one.
+        recipe: description from which other processes build this run; None if it must be pickled.
         clean: results of the clean pass; None before `prepare`.
     """
 
@@ -72,17 +72,17 @@ class Run:
         *,
         executor: Executor | None = None,
         store: Store | None = None,
-        recipe: Recipe | None = None,
         progress: Callable[[Progress], None] | None = None,
         note: Callable[[str], None] = lambda text: None,
     ):
         self.setup, self.attacks, self.samples, self.threat = setup, attacks, samples, threat
         self.declared = setup.stochastic
-        self.executor, self.store, self.recipe = executor or Processes(), store, recipe
+        self.executor, self.store = executor or Processes(), store
         self.progress, self.note = progress, note
         self.selected = torch.ones(len(samples), dtype=torch.bool)
         self.state = RunState.empty(len(samples), setup.batch_size)
         self.parts: Sequence[Work] = []
+        self.recipe: Recipe | None = None
         self.clean: Any = None
         self.shown = 0.0
 

@@ -84,8 +84,9 @@ def _record_steps(
         if planned.attacker is None:
             _note_enlargement(planned, options.note)
         start_time = time.monotonic()
-        recipe = order_of(planned, job, device, options)
-        outcome = yield work_of(planned, job, device, options, store=store, recipe=recipe)
+        work = work_of(planned, job, device, options, store=store)
+        work.recipe = order_of(planned, job, device, options)
+        outcome = yield work
         finished = (_attacked if planned.attacker else _corrupted)(planned, job, outcome)
         record = make_record(
             job,

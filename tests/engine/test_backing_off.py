@@ -10,7 +10,7 @@ from robench.engine.attack_context import Samples
 from robench.engine.backing_off import BatchSize, backing_off
 from robench.engine.batched_model import Network
 from robench.engine.checkpoint import FolderStore
-from robench.engine.corruption_run import play
+from robench.engine.corruption_run import classify
 from robench.engine.run import Run
 from robench.engine.setup import Setup
 from robench.engine.workers import Processes
@@ -71,25 +71,25 @@ def test_an_interrupted_attack_resumes_with_the_batch_size_that_fits(tmp_path, m
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(store=FolderStore(tmp_path, "key"), progress=stop)[0].play()
+        run(store=FolderStore(tmp_path, "key"), progress=stop)[0].outcome()
     resumed, notes = run(store=FolderStore(tmp_path, "key"))
-    outcome = resumed.play()
+    outcome = resumed.outcome()
     assert notes == [] and outcome.batch_size == 2
-    assert outcome.fooled_by == run()[0].play().fooled_by
+    assert outcome.fooled_by == run()[0].outcome().fooled_by
 
 
 def test_a_share_without_memory_does_not_reduce_the_others():
     whole, _ = run(small_net())
     reduced, notes = run(Narrow(3), executor=Processes(1, shares=3))
-    outcome = reduced.play()
-    assert outcome.fooled_by == whole.play().fooled_by and outcome.batch_size == 2
+    outcome = reduced.outcome()
+    assert outcome.fooled_by == whole.outcome().fooled_by and outcome.batch_size == 2
     # Two reductions in each share, because each starts with the whole batch size.
     assert len(notes) == 6
 
 
 def test_a_corruption_run_uses_smaller_batches_and_gives_the_same():
     results = [
-        play(Setup(model, 3, CPU, 16), some(40), CELLS)
+        classify(Setup(model, 3, CPU, 16), some(40), CELLS)
         for model in (small_net(4, 32), Narrow(5, False, small_net(4, 32)))
     ]
     for name in ("clean", "predictions", "pixels"):

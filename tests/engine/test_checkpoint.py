@@ -83,7 +83,9 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["state", "found-0a1b2c3d-0000.safetensors", "found-0a1b2c3d-0001.safetensors", "origin"])
+@pytest.mark.parametrize(
+    "name", ["state", "found-0a1b2c3d-0000.safetensors", "found-0a1b2c3d-0001.safetensors", "origin"]
+)
 def test_every_damage_is_noticed_and_said_in_one_line(tmp_path, damage, name):
     kept = FolderStore(tmp_path, "key", MADE_BY)
     kept.begin("then")

@@ -96,7 +96,9 @@ def play(specs, threat, device=None, *, n=16, batch_size=8, sigma=0.0, surrogate
         Attacker(surrogate=other if device is None else Network(other, device)) if surrogate else Attacker()
     )
     setup = Setup(defense, 0, CPU if device is None else DEVICE, batch_size, attacker, sigma > 0, "fp32")
-    return Run(setup, build_attacks(specs, chosen), Samples(x, y, torch.arange(n)), chosen, **options).outcome()
+    return Run(
+        setup, build_attacks(specs, chosen), Samples(x, y, torch.arange(n)), chosen, **options
+    ).outcome()
 
 
 def assert_same(here, there):

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from robench.core.errors import CheckFailed, ResourceError, UsageError
-from robench.evaluation import cluster as module
+from robench.evaluation import orders, record_jobs
 from robench.evaluation.options import Options
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import run_all
@@ -20,7 +22,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 SUITE = "pgd(steps=2)+square(queries=20)"
 N = 140
-COMMAND = ["run", "--defense", "pgd-at-digits", "--attack", SUITE, "--samples", str(N)]
+COMMAND = ["run", "--defense", "pgd-at-digits", "--attack", SUITE, "--samples", str(N), "--batch-size", "32"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,6 +44,7 @@ def cluster():
 def play(results, engine="ray", defense="pgd-at-digits", progress=None, **options):
     """The record of a run and the lines that it prints."""
     lines: list[str] = []
+    options = {"batch_size": 32, **options}
     settings = Options(results=results, engine=engine, note=lines.append, progress=progress, **options)
     (record,) = run_all([defense], [SUITE], choose_protocol(None, "digits", None, N, [SUITE]), None, settings)
     return record, lines
@@ -134,7 +137,9 @@ def test_an_interrupted_run_resumes_under_any_engine(cluster, tmp_path, whole):
 def test_what_a_local_run_has_finished_is_not_played_again(cluster, tmp_path, whole):
     protocol = choose_protocol(None, "digits", None, N, [SUITE])
     assert not list(
-        run_all(["pgd-at-digits"], [SUITE], protocol, None, Options(results=tmp_path, share=(1, 3)))
+        run_all(
+            ["pgd-at-digits"], [SUITE], protocol, None, Options(results=tmp_path, share=(1, 3), batch_size=32)
+        )
     )
     seen = []
     record, _ = play(tmp_path, progress=seen.append)
@@ -192,7 +197,7 @@ def odd(folder, act, monkeypatch):
 
 def test_a_share_that_loses_its_worker_twice_is_named_and_the_rest_goes_on(cluster, tmp_path, monkeypatch):
     defense = odd(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", monkeypatch)
-    with pytest.raises(CheckFailed, match=r"1 of 3 shares lost their worker 2 times, .* share 1 "):
+    with pytest.raises(CheckFailed, match=r"share 1 of 3 lost its worker 2 times"):
         play(tmp_path / "results", defense=defense)
     assert len(list(tmp_path.rglob("share-*-of-3/state"))) == 2
 
@@ -205,13 +210,40 @@ def test_a_mistake_of_the_users_is_one_line_and_never_repeated(cluster, tmp_path
 
 
 def test_other_weights_on_a_worker_are_refused(cluster, tmp_path, monkeypatch):
-    order_of = module.order_of
     monkeypatch.setattr(
-        "robench.evaluation.run.order_of",
-        lambda *given: order_of(*given).__class__(**{**vars(order_of(*given)), "key": "of other weights"}),
+        record_jobs, "order_of", lambda *given: replace(orders.order_of(*given), key="of other weights")
     )
-    with pytest.raises(UsageError, match="has another pgd-at-digits or other images"):
+    with pytest.raises(UsageError, match="pgd-at-digits or the images differ between"):
         play(tmp_path)
+
+
+def test_a_worker_that_runs_out_of_memory_uses_smaller_batches(cluster, tmp_path, monkeypatch, whole):
+    act = "exec(\"if len(x) > 16: raise RuntimeError('out of memory')\")"
+    record, _ = play(tmp_path / "results", defense=odd(tmp_path, act, monkeypatch))
+    assert record.job.batch_size == 16 and record.job.n == N
+
+
+def test_a_grid_is_one_queue(cluster, tmp_path, whole, monkeypatch):
+    suites, names = [SUITE, "apgd(steps=3)"], ["pgd-at-digits", "standard-digits"]
+    protocol = choose_protocol(None, "digits", None, N, suites)
+    lines, made = [], {}
+    broken = odd(tmp_path, "raise ZeroDivisionError('of mine')", monkeypatch)
+    for engine, defenses in (("local", names), ("ray", [names[0], broken, names[1]])):
+        options = Options(
+            results=tmp_path / engine,
+            engine=engine,
+            batch_size=32,
+            note=lines.append,
+            progress=lambda p: None,
+        )
+        records = run_all(defenses, suites, protocol, None, options)
+        made[engine] = []
+        with suppress(UsageError):
+            made[engine].extend(records)
+    assert [files(record) for record in made["ray"]] == [files(record) for record in made["local"]]
+    assert len(made["ray"]) == 4 and files(made["ray"][0]) == whole
+    assert len([line for line in lines if "odd.network" in line and " failed: " in line]) == 2
+    assert gone()
 
 
 def test_no_cluster_is_one_line(tmp_path):

@@ -18,6 +18,7 @@ from robench.core.io import claim
 from robench.defenses import load_defense
 from robench.engine import spawned, workers
 from robench.evaluation import planning
+from robench.evaluation import run as evaluation
 from robench.evaluation.options import Options
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import Request, run_all, run_grid
@@ -77,7 +78,9 @@ def test_a_grid_makes_the_records_of_single_runs(tmp_path, single, workers):
 
 
 def test_spawned_processes_live_for_the_whole_grid(tmp_path, single, monkeypatch):
-    monkeypatch.delattr(os, "fork")
+    # As on a machine with two GPUs.
+    monkeypatch.setattr(evaluation, "_devices", lambda options: (options, ("cpu", "cpu")))
+    monkeypatch.setattr(evaluation, "SHARE", 4)
     started = []
     start = spawned.SpawnedPool._spawn
     monkeypatch.setattr(spawned.SpawnedPool, "_spawn", lambda pool: started.append(1) or start(pool))
