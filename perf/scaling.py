@@ -32,6 +32,7 @@ from robench.defenses import load
 from robench.engine.attack_context import Samples
 from robench.engine.device import choose_batch_size
 from robench.engine.run import Run
+from robench.engine.run_state import ShareResult
 from robench.engine.setup import Setup
 from robench.engine.workers import Processes
 from robench.threats.threat import Threat
@@ -76,9 +77,9 @@ def measure(options: argparse.Namespace, workers: int) -> Timing:
     attack = Run.attack
     with tempfile.TemporaryDirectory() as folder:
 
-        def timed(share: Run):
+        def timed(self: Run) -> ShareResult:
             start = time.process_time()
-            result = attack(share)
+            result = attack(self)
             # Processes may share a file only if each writes one line at once.
             with (Path(folder) / f"{os.getpid()}-{time.monotonic_ns()}").open("w") as file:
                 file.write(str(time.process_time() - start))

@@ -1,7 +1,7 @@
 """Spawned processes: their devices, what is sent to them, and what they do not repeat."""
 
+import io
 import pickle
-import pickletools
 
 import pytest
 import torch
@@ -89,14 +89,14 @@ def prepared(tmp_path_factory):
 
 def names(content):
     """The classes and functions that a pickle refers to."""
-    strings, found = [], set()
-    for code, argument, _ in pickletools.genops(content):
-        if code.name == "GLOBAL":
-            found.add(argument.replace(" ", "."))
-        elif code.name == "STACK_GLOBAL":
-            found.add(".".join(strings[-2:]))
-        if isinstance(argument, str):
-            strings.append(argument)
+    found = set()
+
+    class Recorder(pickle.Unpickler):
+        def find_class(self, module, name):
+            found.add(f"{module}.{name}")
+            return super().find_class(module, name)
+
+    Recorder(io.BytesIO(content)).load()
     return found
 
 
