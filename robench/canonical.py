@@ -1,8 +1,8 @@
-"""One name for one thing, however it was written: data sets, defenses and what an attacker knows.
+"""Canonical names of data sets, defenses, suites and attacker knowledge, so that equivalent spellings are one name.
 
-Suites have theirs from `robench.catalog.find_suite`, threats from `robench.threats.threat.Threat.parse`. Nothing is
-loaded here: a name that is not that of a shipped card or of something built in only has its arguments put in order. A
-name that was read from a file stays one (see `robench.core.trust`).
+Nothing is loaded or imported. For names that are neither shipped nor built in, only the arguments are sorted. A name
+that was read from a file remains marked as such (see `robench.core.trust`). Canonical threats come from
+`robench.threats.threat.Threat.parse`.
 """
 
 from robench import catalog
@@ -26,6 +26,7 @@ __all__ = [
     "dataset_spec",
     "defense_name",
     "knowledge_name",
+    "suite_name",
 ]
 
 LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")
@@ -66,6 +67,19 @@ def defense_name(text: str, dataset: str | Spec | None = None) -> str:
         return canonical_name(text, dataset)
     except UsageError:
         return like(text, text.strip())
+
+
+def suite_name(text: str) -> str:
+    """The name of `robench.catalog.find_suite(text)`, which is found without building attacks.
+
+    Raises:
+        UsageError: for an unknown attack, or an argument that it does not take.
+    """
+    if text not in catalog.suites() and not text.endswith(".toml"):
+        pieces = list(map(specs.parse, specs.split(text, "+")))
+        if all(spec.name in registry.attacks for spec in pieces):
+            return "+".join(str(registry.attacks.describe(spec.name).canonical(spec)) for spec in pieces)
+    return catalog.find_suite(text).name
 
 
 def check_knowledge(text: str) -> None:

@@ -1,9 +1,11 @@
 """Options that several commands take, worded once."""
 
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 from rich.console import Console
@@ -98,10 +100,22 @@ trust = click.option(
 )
 
 
+class _Unpadded:
+    """Standard output without the spaces with which tables fill their lines."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(re.sub(" +$", "", text, flags=re.MULTILINE))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+
 def console() -> Console:
-    """What a command prints tables on: as wide as the terminal; elsewhere as wide as they are, so nothing is folded."""
+    """The console for tables: as wide as the terminal. In a pipe, lines are neither folded nor padded."""
     terminal = Console()
-    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else Console(width=_UNBOUNDED)
+    if terminal.is_terminal:
+        return terminal
+    return Console(file=cast(IO[str], _Unpadded()), width=None if "COLUMNS" in os.environ else _UNBOUNDED)
 
 
 def report(left_out: "Sequence[LeftOut]", used: int, what: str = "left out", named: bool = False) -> None:

@@ -43,6 +43,11 @@ class Description:
         """The defaults of the arguments that have one, as values."""
         return {name: ast.literal_eval(text) for name, text in self.arguments.items() if text != NEEDED}
 
+    def canonical(self, spec: specs.Spec) -> specs.Spec:
+        """`specs.canonical` for the described builder, which is not imported."""
+        needed = dict.fromkeys(self.arguments, inspect.Parameter.empty)
+        return specs.without_defaults(spec, {**needed, **self.defaults})
+
     @property
     def summary(self) -> str:
         """The first line of the documentation."""

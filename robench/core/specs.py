@@ -189,11 +189,19 @@ def canonical(spec: Spec, builder: Callable[..., Any]) -> Spec:
     Raises:
         UsageError: for an unknown argument, or a missing required one.
     """
-    known = defaults(builder)
-    spec = renamed(spec, known)
     kinds = {p.kind for p in inspect.signature(builder).parameters.values()}
+    return without_defaults(spec, defaults(builder), inspect.Parameter.VAR_KEYWORD in kinds)
+
+
+def without_defaults(spec: Spec, known: Mapping[str, Any], any_argument: bool = False) -> Spec:
+    """`canonical` for known arguments and defaults, as `defaults` returns them.
+
+    Args:
+        any_argument: whether other arguments are accepted too.
+    """
+    spec = renamed(spec, known)
     for key in spec.arguments:
-        if key not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
+        if key not in known and not any_argument:
             raise UsageError(f"{spec.name} takes no argument {key}: it takes {some(known, key)}")
     missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in spec.arguments]
     if missing:

@@ -2,8 +2,7 @@
 
 import pkgutil
 from functools import cache
-
-from timm.data.imagenet_info import ImageNetInfo
+from typing import TYPE_CHECKING
 
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
 
@@ -17,6 +16,9 @@ __all__ = [
     "imagenet_classes",
     "synsets",
 ]
+
+if TYPE_CHECKING:
+    from timm.data.imagenet_info import ImageNetInfo
 
 # fmt: off
 CIFAR10_CLASSES = (
@@ -72,14 +74,22 @@ BAR = (
 @cache
 def synsets() -> tuple[str, ...]:
     """The WordNet ids of ImageNet's 1,000 classes ("n01440764"), in the order of labels 0 .. 999."""
-    return tuple(ImageNetInfo("imagenet-1k").label_names())
+    return tuple(_imagenet().label_names())
 
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """The names of ImageNet's 1,000 classes, in the order of labels."""
-    info = ImageNetInfo("imagenet-1k")
+    info = _imagenet()
     return tuple(info.index_to_description(k) for k in range(len(synsets())))
+
+
+@cache
+def _imagenet() -> "ImageNetInfo":
+    # Imported here, because timm takes as long as torch.
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return ImageNetInfo("imagenet-1k")
 
 
 @cache

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from robench.data.corrupted import bytes8, spans
 # Number of images of each severity that RobustBench expects in .npy files.
 _ROBUSTBENCH = 10_000
 FACTS = "robench-corrupt.json"
+# Images of each corruption and severity that are compared before their file is kept.
+_COMPARED = 4
 # End marker of JPEG files.
 _END = b"\xff\xd9"
 GROUPS = {"common": COMMON, "validation": VALIDATION, "all": COMMON + VALIDATION}
@@ -38,7 +41,7 @@ def write_corrupted(
 ) -> Path:
     """Write corrupted images to a folder; a repeated call continues after an interruption.
 
-    Files that exist are kept if their first image, of each severity, is the one that would be written.
+    Files that exist are kept if a random sample of their images, at each severity, is what would be written.
 
     ImageNet uses the layout of ImageNet-C, <corruption>/<severity>/<synset>/<name>.JPEG, with JPEG files of the same
     quality. Other data sets use that of CIFAR-10-C, without JPEG: an array <corruption>.npy with five severities one
@@ -151,10 +154,10 @@ def _write_folders(
     kept = set()
     for number, place in enumerate(places):
         missing = {row for _, rows in work[number * parts : (number + 1) * parts] for row in rows}
-        row = next((row for row in range(len(images)) if row not in missing), None)
-        if row is not None:
+        rows = _sample([row for row in range(len(images)) if row not in missing], *cells[number])
+        expected = _task(images, rows, *cells[number], seed, jpeg=True).files() if rows else []
+        for row, content in zip(rows, expected, strict=True):
             file = place.joinpath(*names[row])
-            (content,) = _task(images, [row], *cells[number], seed, jpeg=True).files()
             _keep(file, read_ordinary(file) == content)
         if not missing:
             kept.add(number)
@@ -167,6 +170,11 @@ def _write_folders(
             write_quickly(places[number].joinpath(*names[row]), file)
         if i + 1 == len(work) or work[i + 1][0] != number:
             note(f"{' '.join(map(str, cells[number]))} is {'kept ' * (number in kept)}in {places[number]}")
+
+
+def _sample(rows: Sequence[int], corruption: str, severity: int) -> list[int]:
+    """A few of the rows, at random but always the same for a corruption and severity."""
+    return sorted(random.Random(f"{corruption} {severity}").sample(rows, min(len(rows), _COMPARED)))
 
 
 def _whole(file: Path) -> bool:
@@ -194,13 +202,14 @@ def _write_arrays(
         write_file(labels_file, _npy(labels))
     for name in corruptions:
         if (file := output / f"{name}.npy").is_file():
-            firsts = [
-                _task(images, [0], name, severity, seed, jpeg=False).run().pixels[0]
-                for severity in SEVERITIES
-            ]
             array = _read_npy(file)
-            complete = array.dtype == np.uint8 and array.shape == (len(labels), *firsts[0].shape)
-            _keep(file, complete and np.array_equal(array[:: len(images)], firsts))
+            _, channels, height, width = images.x.shape
+            complete = array.dtype == np.uint8 and array.shape == (len(labels), height, width, channels)
+            _keep(file, complete)
+            for part, severity in zip(np.split(array, len(SEVERITIES)), SEVERITIES, strict=True):
+                rows = _sample(range(len(images)), name, severity)
+                expected = _task(images, rows, name, severity, seed, jpeg=False).run().pixels
+                _keep(file, np.array_equal(part[rows], expected))
     missing = [name for name in corruptions if not (output / f"{name}.npy").is_file()]
     parts = [range(rows.start, rows.stop) for rows in spans(images)]
     results = in_order(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from robench.core.errors import UsageError, unknown_name
 
@@ -53,6 +52,9 @@ def parse(name: str) -> Preprocessing:
     match = _NAME.fullmatch(name) if isinstance(name, str) and name else None
     if match is None:
         raise unknown_name("preprocessing", str(name), (*USUAL, NONE, OWN))
+    # Imported here, because it takes as long as torch itself.
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
     how = InterpolationMode.BICUBIC if match["bicubic"] else InterpolationMode.BILINEAR
     res, crop = (int(match[key] or 0) for key in ("res", "crop"))
     if not crop:

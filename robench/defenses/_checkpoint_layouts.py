@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from robench.core.errors import ResourceError
 from robench.core.specs import Spec
-from robench.defenses import swin
 from robench.defenses._keys import plain_names
 
 State = Mapping[str, Tensor]
@@ -77,7 +76,11 @@ def fitted(state: State, name: str, network: nn.Module, path: Path) -> dict[str,
         ResourceError: for a pre-trained checkpoint, or one that contradicts `network`.
     """
     check_classifier(state, path)
-    return swin.from_simmim(state, network, path) if name == "swin" else dict(state)
+    if name != "swin":
+        return dict(state)
+    from robench.defenses import swin  # imports timm
+
+    return swin.from_simmim(state, network, path)
 
 
 def check_classifier(state: State, path: Path) -> None:

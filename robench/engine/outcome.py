@@ -1,12 +1,18 @@
 """The outcome of a run in memory: results of each sample and each attack, and warnings."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from robench._moved import old_names
-from robench.data._lazy_images import LazyImages
+
+# Records are read without torch.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robench.data._lazy_images import LazyImages
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class AttackCost:
     seconds: float
 
     @classmethod
-    def together(cls, parts: Sequence["AttackCost"]) -> "AttackCost":
+    def together(cls, parts: Sequence[AttackCost]) -> AttackCost:
         """Combine the costs of one attack on the shares of a run; the time is their mean."""
         return cls(
             parts[0].spec,

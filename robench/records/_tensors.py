@@ -10,23 +10,20 @@ import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from robench.core import strict_json
 from robench.core.row_file import RowFile
 
+# Boards read headers without torch, so types are those of numpy.
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # In safetensors' own order, from the last to the first.
-TYPES = {
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-}
+_TYPES = {"I64": "int64", "F64": "float64", "F32": "float32", "I16": "int16", "I8": "int8"}
+TYPES = {np.dtype(kind): name for name, kind in _TYPES.items()}
 _DTYPES = {name: dtype for dtype, name in TYPES.items()}
 _DAMAGED = "damaged or truncated"
 
@@ -36,24 +33,26 @@ class Entry:
     """One tensor of the file.
 
     Attributes:
-        dtype, shape: of the whole tensor.
+        dtype: name of the type, such as "float32".
+        shape: of the whole tensor.
         parts: yields the tensor in order, split along the first dimension.
     """
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
-    parts: Callable[[], Iterator[Tensor]]
+    parts: "Callable[[], Iterator[Tensor]]"
 
 
 def encode(entries: Mapping[str, Entry]) -> Iterator[bytes]:
     """The file's bytes, a part of a tensor at a time."""
-    order = sorted(entries, key=lambda name: (list(TYPES).index(entries[name].dtype), name))
+    order = sorted(entries, key=lambda name: (list(_TYPES.values()).index(entries[name].dtype), name))
     header, at = {}, 0
     for name in order:
         entry = entries[name]
-        size = int(np.prod(entry.shape)) * entry.dtype.itemsize
+        dtype = np.dtype(entry.dtype)
+        size = math.prod(entry.shape) * dtype.itemsize
         header[name] = {
-            "dtype": TYPES[entry.dtype],
+            "dtype": TYPES[dtype],
             "shape": list(entry.shape),
             "data_offsets": [at, at + size],
         }
@@ -74,7 +73,7 @@ class Header:
         start: offset in the file, in bytes.
     """
 
-    dtype: torch.dtype
+    dtype: np.dtype
     shape: tuple[int, ...]
     start: int
 
@@ -88,7 +87,7 @@ class Header:
 
     def rows(self, file: IO[bytes]) -> RowFile:
         """The rows of the tensor in its file. Closing them closes the file."""
-        return RowFile(file, self.shape, str(self.dtype).removeprefix("torch."), self.start)
+        return RowFile(file, self.shape, self.dtype, self.start)
 
 
 def read_headers(file: IO[bytes]) -> dict[str, Header]:

@@ -5,11 +5,10 @@ transformation, the image that it makes from x with the parameters `delta`. Pert
 `Threat.grain` are stored as integers of one or two bytes, others as float32.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -22,13 +21,11 @@ from robench.data._base import Images
 from robench.data._lazy_images import LazyImages
 from robench.engine.outcome import Outcome
 from robench.records import _tensors
+from robench.records.certificate_file import FILE, check_header
 from robench.threats.threat import Threat
 
-FILE = "adversarials.safetensors"
 # Number of images in memory while the file is written.
 _PART = 16
-_EXACT = {"delta": (torch.float32, 4), "id": (torch.int64, 1)}
-_ROUND = {"grain": (torch.float64, 0), "grains": (None, 4), "grains_id": (torch.int64, 1)}
 
 
 class Perturbations(LazyImages):
@@ -150,11 +147,11 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
     shape = tuple(points.shape[1:])
 
     def ids(chosen: list[int]) -> _tensors.Entry:
-        return _tensors.Entry(torch.int64, (len(chosen),), lambda: iter([images.ids[chosen].cpu()]))
+        return _tensors.Entry("int64", (len(chosen),), lambda: iter([images.ids[chosen].cpu()]))
 
     entries = {
         "delta": _tensors.Entry(
-            torch.float32,
+            "float32",
             (len(exact), *shape),
             lambda: (point - threat.origin(x) for x, point in pairs(exact)),
         ),
@@ -162,10 +159,12 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
     }
     if grained:
         entries["grain"] = _tensors.Entry(
-            torch.float64, (), lambda: iter([torch.tensor(grain, dtype=torch.float64)])
+            "float64", (), lambda: iter([torch.tensor(grain, dtype=torch.float64)])
         )
         entries["grains"] = _tensors.Entry(
-            kind, (len(grained), *shape), lambda: (_grains(x, point, threat) for x, point in pairs(grained))
+            str(kind).removeprefix("torch."),
+            (len(grained), *shape),
+            lambda: (_grains(x, point, threat) for x, point in pairs(grained)),
         )
         entries["grains_id"] = ids(grained)
     yield from _tensors.encode(entries)
@@ -220,49 +219,3 @@ def _readable(path: Path) -> Iterator[None]:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         reason = reason or "damaged or truncated"
         raise ResourceError(f"{path}: {reason}: repeat the run with --fresh, or restore the file") from error
-
-
-def tensor_names(folder: Path) -> tuple[str, ...]:
-    """The names of the tensors in a record's certificates; none if the file cannot be read."""
-    try:
-        with open_ordinary(Path(folder) / FILE) as file:
-            return tuple(sorted(_tensors.read_headers(file)))
-    except (OSError, ValueError):
-        return ()
-
-
-def check_header(file: IO[bytes]) -> dict[str, _tensors.Header]:
-    """The headers of the tensors in a file of certificates. The tensors are not read.
-
-    Raises:
-        ValueError: in one line, when it is truncated, damaged or holds other tensors.
-        OSError: when it cannot be read.
-    """
-    headers = _tensors.read_headers(file)
-    _check(headers)
-    return headers
-
-
-def _check(tensors: Mapping[str, _tensors.Header]) -> None:
-    """Refuse tensors that are not those of certificates, or differ in the number of samples."""
-    expected = _EXACT | (_ROUND if "grains" in tensors else {})
-    fits = set(tensors) == set(expected) and all(
-        len(tensors[name].shape) == dim and tensors[name].dtype == (kind or tensors[name].dtype)
-        for name, (kind, dim) in expected.items()
-    )
-    if not fits or not _counts_fit(tensors):
-        shown = {name: (header.shape, str(header.dtype)) for name, header in sorted(tensors.items())[:8]}
-        raise ValueError(
-            "expected delta (M, C, H, W) float32 and id (M,) int64, and optionally grains of one or two bytes, "
-            f"found {str(shown)[:400]}"
-        )
-
-
-def _counts_fit(tensors: Mapping[str, _tensors.Header]) -> bool:
-    if len(tensors["delta"]) != len(tensors["id"]):
-        return False
-    if "grains" not in tensors:
-        return True
-    grains = tensors["grains"]
-    alike = not len(tensors["delta"]) or tensors["delta"].shape[1:] == grains.shape[1:]
-    return alike and grains.dtype in (torch.int8, torch.int16) and len(grains) == len(tensors["grains_id"])

@@ -10,15 +10,15 @@ from robench.core import registry, specs
 from robench.core.errors import ResourceError, RobenchError
 from robench.core.io import open_ordinary
 from robench.corruption.suite import cells, corruptions
-from robench.records import certificates, samples
+from robench.records import certificate_file, samples
 from robench.records import record as record_file
 from robench.records.cross_checks import with_warnings
-from robench.records.jobs import once
+from robench.records.jobs import once, shipped_threats
 from robench.records.randomized import ANSWERS, FIELD
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, read_record
 from robench.records.store import aside, slug
-from robench.threats.threat import NO_THREAT
+from robench.threats.threat import NO_THREAT, Threat
 
 # Tolerance of fractions and their intervals, which are stored in full precision.
 _ROUNDING = 1e-9
@@ -101,7 +101,7 @@ def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
         rows = _read(opened, samples.FILE, lambda file: samples.decode(file.read()))
         _check_rows(record, rows)
         # Certificates are large and may be missing from a record that is shown on a board.
-        _read(opened, certificates.FILE, certificates.check_header, needed=False)
+        _read(opened, certificate_file.FILE, certificate_file.check_header, needed=False)
     except ResourceError:
         raise
     except RobenchError as error:
@@ -129,13 +129,17 @@ def _check_names(record: Record) -> None:
         raise ResourceError(
             f'threat is "{job.threat}": only runs under corruptions have the threat {NO_THREAT}'
         )
-    if not record.corrupted:
-        _ = job.threat_model
-    registry.datasets.get(specs.parse(job.dataset.name).name.partition(":")[0])
+    if not record.corrupted and _has_arguments(job.threat_model) and job.threat not in shipped_threats():
+        _ = job.threat_model.coordinates  # Building them checks the arguments, and imports torch.
+    registry.datasets.describe(specs.parse(job.dataset.name).name.partition(":")[0])
     for spec in job.suite.attacks:
         specs.parse(spec)
     if record.corrupted:
         _check_cells(record)
+
+
+def _has_arguments(threat: Threat) -> bool:
+    return bool(threat.name and specs.parse(threat.name).arguments)
 
 
 def _check_cells(record: Record) -> None:

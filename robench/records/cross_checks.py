@@ -20,7 +20,6 @@ from robench.records.randomized import chosen_on
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record
 from robench.records.samples import held
-from robench.threats.threat import Threat
 
 DIAGNOSIS = "diagnosis"
 FILE = "diagnosis.json"
@@ -44,7 +43,7 @@ def with_warnings(
         threat = record.job.threat
         if record.corrupted:
             return (number[id(record)], threat)
-        parsed = Threat.parse(threat)
+        parsed = record.job.threat_model
         return (number[id(record)], parsed.kind, parsed.eps)
 
     transfer = _transfer(records, subject)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from robench import catalog
@@ -84,9 +85,17 @@ def others(folder: Path, job: Job) -> Iterator[Record]:
 
 def _threat(text: str) -> str:
     try:
-        return text if text == NO_THREAT else like(text, str(Threat.parse(text)))
+        return text if text == NO_THREAT else like(text, str(Threat.parse(text, late=True)))
     except UsageError:
         return text
+
+
+@cache
+def shipped_threats() -> frozenset[str]:
+    """The threats of the shipped protocols and suites."""
+    threats = {str(protocol.threat) for protocol in catalog.protocols().values()}
+    rungs = [rung for suite in catalog.suites().values() for rung in suite.rungs]
+    return frozenset(threats | {str(threat) for rung in rungs for threat in rung.threats.values()})
 
 
 def _base(dataset: str) -> str:

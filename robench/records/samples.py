@@ -2,19 +2,24 @@
 
 import hashlib
 import io
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
-from robench.data._base import Images
-from robench.data._lazy_images import LazyImages
-from robench.engine.outcome import Outcome
 from robench.records.record import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robench.data._base import Images
+    from robench.data._lazy_images import LazyImages
+    from robench.engine.outcome import Outcome
 
 FILE = "samples.parquet"
 SCHEMA = pa.schema(
@@ -45,13 +50,13 @@ _MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
 _TEXTS = [name for name, field in zip(SCHEMA.names, SCHEMA, strict=True) if field.type == pa.string()]
 
 
-def input_digests(x: Tensor | LazyImages) -> list[str]:
+def input_digests(x: "Tensor | LazyImages") -> list[str]:
     """sha256 of the float32 bytes of each row of `x`, (N, C, H, W), in hexadecimal."""
     rows = (row for part in x.split(64) for row in part.float().cpu())
     return [hashlib.sha256(row.contiguous().numpy().data).hexdigest() for row in rows]
 
 
-def encode(outcome: Outcome, images: Images, corrupted: Tensor | None = None) -> bytes:
+def encode(outcome: "Outcome", images: "Images", corrupted: "Tensor | None" = None) -> bytes:
     """The bytes of the file for an outcome. With one release of pyarrow, the same outcome gives the same bytes.
 
     Args:
@@ -114,7 +119,8 @@ def decode(encoded: bytes) -> pa.Table:
         # A small file can decode to any number of rows with long texts.
         if metadata.num_rows > _MOST or _values(metadata) > _MOST * _CELLS:
             raise ValueError("more rows than a record can have")
-        table = pq.read_table(io.BytesIO(encoded), read_dictionary=_TEXTS)
+        # Threads cost more than they save, and `pq.read_table` imports pandas.
+        table = pq.ParquetFile(io.BytesIO(encoded), read_dictionary=_TEXTS).read(use_threads=False)
         _check_texts(table)
         table = table.cast(pa.schema([_without_dictionary(field) for field in table.schema]))
         table.validate(full=True)
@@ -166,13 +172,36 @@ def _fields() -> list[tuple[str, pa.Field]]:
     return [(name, SCHEMA.field(name)) for name in SCHEMA.names]
 
 
+@lru_cache(maxsize=1 << 14)
+def _figures(folder: Path, stamp: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Clean margins (n,) and which images are robust (n,), in the order of the ids. The stamp is that of the file."""
+    try:
+        rows = read_samples(folder).sort_by("id")
+    except ResourceError:
+        return None
+    # Not `to_numpy`, which imports pandas.
+    margins = np.array(rows["clean_margin"].to_pylist(), np.float32)
+    return margins, np.array(rows["fooled_by"].to_pylist()) == ""
+
+
+def _rows_of(record: Record) -> tuple[np.ndarray, np.ndarray] | None:
+    if record.folder is None:
+        return None
+    try:
+        status = (record.folder / FILE).stat()
+    except OSError:
+        return None
+    figures = _figures(record.folder, (status.st_mtime_ns, status.st_size, status.st_ino))
+    return figures if figures and len(figures[0]) == record.job.n else None
+
+
+def clean_margins(record: Record) -> np.ndarray | None:
+    """Clean margins in data set order, float32 (n,); None if the samples cannot be read."""
+    figures = _rows_of(record)
+    return figures[0] if figures else None
+
+
 def held(record: Record) -> np.ndarray | None:
     """Which images are robust, bool (n,) in data set order; None if the samples cannot be read."""
-    try:
-        rows = read_samples(record.folder) if record.folder else None
-    except ResourceError:
-        rows = None
-    if rows is None or len(rows) != record.job.n:
-        return None
-    rows = rows.sort_by("id")
-    return np.asarray(rows["fooled_by"].to_pylist()) == ""
+    figures = _rows_of(record)
+    return figures[1] if figures else None

@@ -8,19 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from robench.core.errors import ResourceError
 from robench.core.io import Content, disk_errors, refuse_link, sync_folder, write_whole
-from robench.data._base import Images
-from robench.engine.outcome import Outcome
-from robench.records import certificates, provenance, randomized, record, samples
+from robench.records import certificate_file, provenance, randomized, record, samples
 from robench.records.cross_checks import DIAGNOSIS
 from robench.records.record import Job, Record, read_record
 from robench.statistics.accuracy import Accuracy
 from robench.threats.threat import Threat
+
+if TYPE_CHECKING:
+    import torch
+
+    from robench.data._base import Images
+    from robench.engine.outcome import Outcome
 
 SUPERSEDED = "superseded"
 # The folder of an unfinished run, in the folder of its record.
@@ -74,13 +76,13 @@ def shelf_place(folder: Path, name: str) -> Path:
 
 def make_record(
     job: Job,
-    outcome: Outcome,
+    outcome: "Outcome",
     *,
     command: str,
     started: datetime,
     finished: datetime,
     seconds: float,
-    device: torch.device | str,
+    device: "torch.device | str",
     extra: Mapping[str, Any] | None = None,
 ) -> Record:
     """The record of an outcome. `write_record` adds the digests of its files.
@@ -117,7 +119,7 @@ def make_record(
 
 
 def write_record(
-    folder: Path, new: Record, outcome: Outcome, images: Images, threat: Threat | None = None
+    folder: Path, new: Record, outcome: "Outcome", images: "Images", threat: Threat | None = None
 ) -> Record:
     """Write record.json, samples.parquet and adversarials.safetensors atomically, record.json last.
 
@@ -134,6 +136,8 @@ def write_record(
         ResourceError: when the disk is full or the folder cannot be written.
         ValueError: when the outcome has missing rows or images that its perturbations do not reach.
     """
+    from robench.records import certificates  # imports torch
+
     if not new.job.n == len(images) == len(outcome.fooled_by):
         raise ValueError(f"n = {new.job.n}, {len(images)} images, {len(outcome.fooled_by)} outcomes")
     contents: dict[str, Content] = {
@@ -164,7 +168,7 @@ def write_files(folder: Path, new: Record, contents: Mapping[str, Content]) -> R
     return new
 
 
-def _drawn(outcome: Outcome, images: Images) -> dict[str, Any]:
+def _drawn(outcome: "Outcome", images: "Images") -> dict[str, Any]:
     """The fields that only the record of a randomised defense has."""
     if outcome.of_draws == 1:
         return {}
@@ -209,7 +213,7 @@ def supersede(folder: Path) -> Path | None:
         old = read_record(folder)
         name, files = old.key[:8], (*old.files, record.FILE)
     except ResourceError:
-        name, files = "unreadable", (samples.FILE, certificates.FILE, record.FILE)
+        name, files = "unreadable", (samples.FILE, certificate_file.FILE, record.FILE)
     with disk_errors(folder):
         shelf = folder / SUPERSEDED
         refuse_link(shelf)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from robench import catalog
-from robench.catalog import find_suite
+from robench.canonical import suite_name
 from robench.core import specs
 from robench.core.errors import UsageError, unknown_name
 from robench.records.record import Record
@@ -125,7 +125,7 @@ def _own_suites(protocol: str) -> list[str]:
     names = []
     for name in known.suites if known else ["autoattack"]:
         rungs = shipped[name].rungs if name in shipped else []
-        names += [find_suite(rung.attack).name for rung in rungs if rung.knowledge == "full"] or [name]
+        names += [suite_name(rung.attack) for rung in rungs if rung.knowledge == "full"] or [name]
     return names
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from robench import catalog
-from robench.catalog import Rung, Suite, find_suite
+from robench.canonical import suite_name
+from robench.catalog import Rung, Suite
 from robench.core import specs
 from robench.core.errors import UsageError
 from robench.core.formatting import count
@@ -117,7 +118,7 @@ def _fills(record: Record, rung: Rung, purified: Record) -> bool:
         return False
     if rung.subject != "classifier" and not _of_one(record, purified):
         return False
-    return job.suite.name == find_suite(rung.attack).name
+    return job.suite.name == suite_name(rung.attack)
 
 
 def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:

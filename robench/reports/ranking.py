@@ -5,9 +5,10 @@ that differ by a few images share it. A row with a warning has no rank.
 """
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -130,19 +131,27 @@ def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int,
 
     An adversarial example within a smaller radius is also one within a larger radius.
     """
-    threats = {id(record): record.job.threat_model for record in records}
-    lowest = {}
+    lowest: dict[int, Accuracy] = {}
     for defense_records in by_subject(records, subject).values():
+        by_kind: dict[str, list[Record]] = {}
         for record in defense_records:
-            threat = threats[id(record)]
-            bounds = [
-                other.robust_accuracy
-                for other in defense_records
-                if threats[id(other)].kind == threat.kind
-                and threats[id(other)].eps <= threat.eps * (1 + 1e-9)
-            ]
-            lowest[id(record)] = min(bounds, key=lambda accuracy: accuracy.value)
+            by_kind.setdefault(record.job.threat_model.kind, []).append(record)
+        for bounds in by_kind.values():
+            bounds.sort(key=_radius)
+            smallest = itertools.accumulate((r.robust_accuracy for r in bounds), partial(min, key=_value))
+            lowest_up_to = list(smallest)
+            for record in bounds:
+                within = bisect_right(bounds, _radius(record) * (1 + 1e-9), key=_radius)
+                lowest[id(record)] = lowest_up_to[within - 1]
     return lowest
+
+
+def _radius(record: Record) -> float:
+    return record.job.threat_model.eps
+
+
+def _value(accuracy: Accuracy) -> float:
+    return accuracy.value
 
 
 def _ranked(records: list[Record], lowest: dict[int, Accuracy]) -> Iterator[Row]:
@@ -164,16 +173,20 @@ def _ranks(records: list[Record]) -> dict[int, str]:
     robust = {id(record): survives for record in records if (survives := held(record)) is not None}
     if not robust:
         return {}
-    matrix = np.stack(list(robust.values())).astype(np.int64)
+    # float32 counts images exactly, and multiplies faster than integers.
+    matrix = np.stack(list(robust.values())).astype(np.float32)
     # only[i, j]: number of images that i classifies correctly and j does not.
-    only = matrix @ (1 - matrix).T
-    better = (only > only.T) & (np.vectorize(_chance)(only, only.T) < SAME)
+    only = (matrix @ (1 - matrix).T).astype(np.int32)
+    wins, places = np.unique(only, return_inverse=True)
+    most = np.array([_most_losses(int(count)) for count in wins], np.int32)
+    better = most[places].reshape(only.shape) >= only.T
     return {key: str(1 + int(count)) for key, count in zip(robust, better.sum(0), strict=True)}
 
 
 @cache
-def _chance(b: int, c: int) -> float:
-    return mcnemar(int(b), int(c))
+def _most_losses(wins: int) -> int:
+    """The largest number of losses that is significantly smaller than `wins`; -1 if there is none."""
+    return bisect_left(range(wins), SAME, key=partial(mcnemar, wins)) - 1
 
 
 def _claimed(record: Record) -> float | None:

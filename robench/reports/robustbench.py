@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from robench import catalog
-from robench.attacks.build import build_attacks
 from robench.core import specs
 from robench.core.errors import ResourceError, RobenchError, UsageError
 from robench.core.io import write_file
@@ -105,6 +104,8 @@ def model_info(record: Record) -> dict[str, Any]:
     Raises:
         UsageError: when the record is not of AutoAttack with full knowledge in Linf or L2, as the fields require.
     """
+    from robench.attacks.build import build_attacks  # imports torch
+
     job, threat = record.job, record.job.threat_model
     standard = tuple(
         spec for spec, _ in build_attacks(catalog.suites()["autoattack"].specs(threat.norm), threat)

@@ -109,7 +109,7 @@ def attack_settings(attacks: Sequence[str]) -> Iterator[tuple[str, str, float]]:
     if len(attacks) == 1:
         spec = specs.parse(attacks[0])
         if spec.name in registry.attacks and registry.attacks.holder(spec.name).startswith("robench."):
-            yield from _settings(spec, specs.defaults(registry.attacks.get(spec.name)))
+            yield from _settings(spec, registry.attacks.describe(spec.name).defaults)
 
 
 def _settings(spec: specs.Spec, defaults: dict) -> Iterator[tuple[str, str, float]]:

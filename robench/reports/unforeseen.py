@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from robench import catalog
-from robench.catalog import Rung, Suite, find_suite
+from robench.canonical import suite_name
+from robench.catalog import Rung, Suite
 from robench.core.errors import UsageError
 from robench.records.record import Record
 from robench.records.samples import held
@@ -101,7 +102,7 @@ def _threats(suite: Suite, side: int) -> tuple[str, ...]:
 
 
 def _filling(records: list[Record], rung: Rung, threat: str) -> Record | None:
-    expected = (threat, find_suite(rung.attack).name, rung.knowledge)
+    expected = (threat, suite_name(rung.attack), rung.knowledge)
     fitting = [r for r in records if (r.job.threat, r.job.suite.name, r.job.knowledge) == expected]
     return lowest(fitting)
 

@@ -19,7 +19,8 @@ from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded
 from robench.engine.batched_model import Network, frozen, undefined
 from robench.records import randomized as drawn
-from robench.records.certificates import Applied, read_certificates, tensor_names
+from robench.records.certificate_file import tensor_names
+from robench.records.certificates import Applied, read_certificates
 from robench.records.findings import TIE, Finding, disagreeing, other_margins, rows_named
 from robench.records.record import Record, read_record
 from robench.records.samples import read_samples

@@ -94,6 +94,9 @@ def test_every_command_ends_as_it_should(ended, name):
     plain = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     expected, _ = ended(PRINTING[name], plain)
     assert expected in (0, 3) if name == "doctor" else expected == 0
+    plain.flush()
+    lines = plain.buffer.getvalue().decode().splitlines()
+    assert lines and lines == [line.rstrip(" ") for line in lines]
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     code, _ = ended(PRINTING[name], narrow)
     narrow.flush()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,20 @@ def ended(tmp_path_factory):
     )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
+
+
+# A board also has accuracies and ranks by scipy, and samples by pyarrow.
+SHIPPED = [
+    str(Path(__file__).parents[2] / "results/shipped" / name) for name in ("digits-linf-0.1", "digits-blur")
+]
+BOARDS = ["board", "board --format json --more"]
+
+
+@pytest.mark.parametrize("command", BOARDS)
+def test_a_board_imports_no_network(command, tmp_path):
+    ended = probe([*command.split(), *SHIPPED], tmp_path)
+    assert ended.returncode == 0 and ended.stdout
+    assert ended.stderr.splitlines()[-1] == "['scipy', 'pyarrow']"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
-from robench.records.identity import subjects
+from robench.records.identity import Traits, connected, same, subjects
 from robench.records.record import DefenseFacts
 from robench.reports.board import sections
 from tests.fabricate import PARAMETERS, make_run
@@ -137,3 +141,65 @@ def test_a_diagnosis_holds_under_every_name(tmp_path):
     found = {record.job.defense.name: record.health for record in collect([tmp_path])}
     mark = ResultWarning("zero-gradients", "all of them")
     assert found == {"first": (mark,), "renamed": (mark,), "other": ()}
+
+
+@st.composite
+def some_traits(draw):
+    """Traits of a few defenses, most of which differ in a little."""
+    margins = st.lists(
+        st.sampled_from([0.0, 1.0, 1.00005, 1.004, 1.009, 1.02, 1.03, -1.0, 40.0, 40.3, math.inf, math.nan]),
+        min_size=2,
+        max_size=2,
+    )
+    randomised = draw(st.booleans())
+    return Traits(
+        images=("d" * 64, 2, False, randomised),
+        defense=facts(
+            name=draw(st.sampled_from(["one", "two"])),
+            file=draw(st.sampled_from(["", "b", "c"])),
+            state=draw(st.sampled_from(["", "d", "e"])),
+            parameters=draw(st.sampled_from([None, 5])),
+        ),
+        seed=draw(st.integers(0, 1)) if randomised else 0,
+        margins=draw(st.none() | margins.map(lambda values: np.array(values, np.float32))),
+    )
+
+
+def partition(numbers):
+    return {frozenset(i for i, other in enumerate(numbers) if other == number) for number in numbers}
+
+
+def pairwise(distinct):
+    """The numbers of `connected`, from every pair."""
+    numbers = list(range(len(distinct)))
+    for i, one in enumerate(distinct):
+        for j, other in enumerate(distinct[:i]):
+            if same(one, other):
+                numbers = [numbers[j] if number == numbers[i] else number for number in numbers]
+    return numbers
+
+
+@settings(max_examples=300)
+@given(st.lists(some_traits(), max_size=12))
+def test_the_index_finds_every_pair(distinct):
+    assert partition(connected(distinct)) == partition(pairwise(distinct))
+
+
+@given(some_traits(), some_traits())
+def test_equal_identities_are_one_defense(one, other):
+    assert same(one, other) == same(other, one)
+    assert one.identity != other.identity or same(one, other)
+
+
+def test_one_image_in_a_thousand_may_differ_wherever_it_is():
+    near = np.linspace(0, 9, 2500, dtype=np.float32)
+    for changed in ([0, 1], [0, 2499], [7]):
+        far = near.copy()
+        far[changed] += 1
+        one, other, another = (
+            Traits(("d" * 64, 2500, False, False), facts(name), 0, margins)
+            for name, margins in (("one", near), ("other", far), ("another", near[::-1].copy()))
+        )
+        assert partition(connected([one, other, another])) == {frozenset({0, 1}), frozenset({2})}
+    far[[0, 1, 2]] += 1
+    assert len(partition(connected([one, Traits(one.images, facts(), 0, far)]))) == 2

@@ -32,7 +32,9 @@ def test_byte_for_byte(names, kind, rows):
 
     def entry(tensor):
         return Entry(
-            tensor.dtype, tuple(tensor.shape), lambda: iter(tensor.split(2) if tensor.dim() else [tensor])
+            str(tensor.dtype).removeprefix("torch."),
+            tuple(tensor.shape),
+            lambda: iter(tensor.split(2) if tensor.dim() else [tensor]),
         )
 
     assert b"".join(encode({name: entry(each) for name, each in tensors.items()})) == save(tensors)

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from robench.core.errors import ResourceError
-from robench.records import certificates, samples
+from robench.records import certificate_file, certificates, samples
 from robench.records.record import _schema
 from robench.verification import fields
 from robench.verification.verify import findings, report
@@ -35,7 +35,7 @@ def every_name() -> list[str]:
         samples.CORRUPTED.name,
         *(f.name for f in getattr(samples, "DRAWN", ())),
     ]
-    tensors = {**certificates._EXACT, **certificates._ROUND}
+    tensors = {**certificate_file.EXACT, **certificate_file.ROUNDED}
     return [
         *schema_leaves(_schema()),
         *(f"samples.{name}" for name in columns),
