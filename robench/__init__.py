@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from robench import _moved
 
 if TYPE_CHECKING:
+    from robench.certification.certify import certify
     from robench.defenses import Defense, load_defense
     from robench.evaluation.attack import attack
     from robench.evaluation.result import Result
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
     from robench.evaluation.trackers import log
     from robench.records.frame import frame as records
 
-__all__ = ["Defense", "Result", "attack", "load_defense", "log", "records", "run"]
+__all__ = ["Defense", "Result", "attack", "certify", "load_defense", "log", "records", "run"]
 
 _HOMES = {
     "Defense": "robench.defenses",
     "Result": "robench.evaluation.result",
     "attack": "robench.evaluation.attack",
+    "certify": "robench.certification.certify",
     "load_defense": "robench.defenses",
     "log": "robench.evaluation.trackers",
     "run": "robench.evaluation.run",

@@ -13,6 +13,7 @@ import robench.defenses  # registers everything before the fixture `registered`
 from robench import catalog
 from robench.core import registry
 from robench.evaluation.attack import attack
+from tests.certification.cases import labelled, linear, write_images
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.DOTALL))
@@ -21,12 +22,18 @@ EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.D
 @pytest.fixture
 def registered(monkeypatch):
     """Registries that are restored after the examples."""
+    # A module that is first imported by an example would be missing from the restored registry.
+    for kind in (registry.attacks, registry.datasets, registry.certifiers):
+        for name in kind:
+            if kind.holder(name).startswith("robench."):
+                kind.get(name)
     for kind in (
         registry.defenses,
         registry.purifiers,
         registry.attacks,
         registry.datasets,
         registry.transformations,
+        registry.certifiers,
     ):
         monkeypatch.setattr(kind, "_builders", dict(kind._builders))
         monkeypatch.setattr(kind, "_holders", dict(kind._holders))
@@ -66,7 +73,9 @@ def test_a_purifier_stands_before_a_shipped_classifier(registered, tmp_path):
     assert record.extra["stochastic"]["draws"] == 10 and record.job.defense.classifier == "pgd-at-digits"
 
 
-@pytest.mark.parametrize("name", ["card", "defense", "purifier", "attack", "dataset", "transformation"])
+@pytest.mark.parametrize(
+    "name", ["card", "defense", "purifier", "attack", "dataset", "transformation", "certifier"]
+)
 def test_examples_are_short(name):
     # The twenty lines of an attack are those of its class, without imports and blank lines.
     lines = [
@@ -89,3 +98,20 @@ def test_a_transformation_is_a_threat(registered):
         for radius in (0.07, 0.09)
     }
     assert held[0.07].robust.all() and not held[0.09].robust.any()
+
+
+def test_a_certifier_bounds_a_classifier_from_below(registered, tmp_path, monkeypatch):
+    run("certifier")
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "own.npz")
+    result = robench.certify(
+        "python:tests.certification.cases.linear",
+        "lipschitz(constant=50.0)",
+        dataset="npz:own.npz(classes=2)",
+        threat="L2:0.1",
+        samples=12,
+        attack="pgd(steps=20)",
+    )
+    exact = int((linear().distances(*labelled(linear(), 12), "L2") > 0.1).sum())
+    assert result.certified.correct <= exact == result.attacked.accuracy.correct
+    assert result.certified.correct > 0 and result.alpha == 0 and not result.of_vote

@@ -51,6 +51,7 @@ _NAMES: dict[str, Callable[[], Iterable[str]]] = {
     "threat": lambda: [f"{kind}:" for kind in ("Linf", "L2", "L1", "L0", "patch", *registry.transformations)],
     "recipe": lambda: [card.name for card in catalog.cards().values() if card.recipe],
     "paper": lambda: [path.stem for path in catalog.folder("paper").glob("*.toml")],
+    "certifier": lambda: registry.certifiers,
     "anything": _listed,
 }
 

@@ -18,7 +18,7 @@ from robench.core.sanitize import plain
 
 # A line of a list: text, numbers, numbers by name, and None for what is unknown.
 Row = dict[str, Any]
-KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations")
+KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations", "certifiers")
 
 
 def _defenses() -> list[Row]:
@@ -111,6 +111,17 @@ def _transformations() -> list[Row]:
     ]
 
 
+def _certifiers() -> list[Row]:
+    return [
+        {
+            "name": name,
+            "norm": registry.certifiers.describe(name).facts.get("norm", ""),
+            "description": registry.certifiers.describe(name).summary,
+        }
+        for name in registry.certifiers
+    ]
+
+
 def _brought() -> list[Row]:
     """The cards whose weights a user brings, with what their authors claim."""
     rows = []
@@ -136,6 +147,7 @@ TABLES = {
     "datasets": _datasets,
     "protocols": _protocols,
     "transformations": _transformations,
+    "certifiers": _certifiers,
 }
 
 RECIPES = "recipes without weights: robench train NAME makes them"

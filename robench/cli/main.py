@@ -21,6 +21,7 @@ COMMANDS = {
     "curve": ("robench.cli.curve", "Draw robust accuracy over the radius."),
     "transfer": ("robench.cli.transfer", "Test purifiers on data sets that they were not trained on."),
     "diagnose": ("robench.cli.diagnose", "Look for signs that an evaluation failed."),
+    "certify": ("robench.cli.certify", "Bound robust accuracy from below, by proof."),
     "list": ("robench.cli.listing", "List defenses, attacks, datasets, protocols or transformations."),
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),
     "train": ("robench.cli.train", "Train the checkpoint of a card."),

@@ -137,6 +137,9 @@ def _known() -> dict[str, dict[str, Any]]:
             name: lambda name=name: _builder(registry.transformations, name)
             for name in registry.transformations
         },
+        "certifier": {
+            name: lambda name=name: _builder(registry.certifiers, name) for name in registry.certifiers
+        },
         "dataset": {name: lambda name=name: _builder(registry.datasets, name) for name in registry.datasets},
     }
 

@@ -21,6 +21,7 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
 
     mimir, maep and de3: the tables of these papers, with the published figures beside ours and the source of each.
     purifiers: each purifier undefended, oblivious, under BPDA and under exact gradients, with and without EOT.
+    Bounds that robench certify proved for the paper's defenses follow.
     unforeseen: each defense under transformations and other norms, and the mean.
     PAPER can also be a TOML file of your own, like those in papers/. Cells without a record name the command that
     fills them.
@@ -31,8 +32,14 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     robench table mimir --format latex
     """
     from robench.records.collection import collect
+    from robench.reports.certification import grids
     from robench.reports.papers import find_paper, text
+    from robench.reports.table import render
 
-    found = collect(results or (str(default_results()),))
-    sys.stdout.write(text(find_paper(paper), found, form, suite, common.console().width))
-    common.report(found.left_out, len(found))
+    roots, width = results or (str(default_results()),), common.console().width
+    records = collect(roots)
+    sys.stdout.write(text(find_paper(paper), records, form, suite, width))
+    # What is certified of the paper's own defenses, over their noise.
+    for grid in grids([result for result in records.certifications if result.defense.family == paper]):
+        sys.stdout.write("\n" + render(grid, form, width))
+    common.report(records.left_out, len(records))

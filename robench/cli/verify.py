@@ -11,6 +11,9 @@ from robench.cli.completion import folders, names_of
 from robench.core.errors import CheckFailed, RobenchError
 from robench.core.sanitize import plain
 
+# robench.records.certification.FILE, which imports pyarrow.
+CERTIFICATION = "certification.json"
+
 if TYPE_CHECKING:
     from robench.verification.verify import Report
 
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     "--replay",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Attack K random images of each record again; their results must be the same.",
+    help="Attack K random images of each record again; their results must be the same. A certification is proven again "
+    "on K images.  [default: 10]",
 )
 @click.option(
     "--replay-seed",
@@ -68,6 +72,11 @@ def command(
         if len(records) > 1:
             console.print(Text(plain(path), style="bold"), soft_wrap=True)
         with common.collected(failed, path, alone=len(records) == 1):
+            if (Path(path) / CERTIFICATION).is_file():
+                _certification(
+                    Path(path), defense, checkpoint, data_dir, device, replay, replay_seed, verbose
+                )
+                continue
             record = read_record(path)
             name, images = defense_of(record, defense), images_of(record, data_dir)
             loaded = load(
@@ -81,6 +90,47 @@ def command(
                 fields = ", ".join(dict.fromkeys(item.field for item in made.broken))
                 failed[path] = CheckFailed(f"{plain(path)} does not hold: {fields}")
     common.raise_worst(failed)
+
+
+def _certification(
+    path: Path,
+    defense: str | None,
+    checkpoint: str | None,
+    data_dir: str | None,
+    device: str,
+    replay: int | None,
+    replay_seed: int | None,
+    verbose: bool,
+) -> None:
+    """Verify the result of robench certify.
+
+    Raises:
+        CheckFailed: when it does not hold.
+    """
+    from robench.data import load_dataset
+    from robench.defenses import load
+    from robench.engine.device import choose_device
+    from robench.records.certification import read
+    from robench.verification import certification
+    from robench.verification.replay import Sample
+
+    result, where, console = read(path), choose_device(device), common.console()
+    dataset = result.dataset
+    images = load_dataset(dataset.name, dataset.split, result.n, data_dir)
+    name = defense or result.defense.name
+    loaded = load(name, dataset.name, checkpoint, where, images.class_subset, images.image_size)
+    sample = Sample.of(replay or certification.SAMPLE, replay_seed)
+    checked = certification.verify(path, loaded, images, where, sample)
+    broken = [finding for finding in checked if not finding.held]
+    for line in (
+        "FAILED" if broken else f"VERIFIED: {checked[-1].proven}",
+        *(str(finding) for finding in checked if verbose or not finding.held),
+        certification.trust(result, sample),
+    ):
+        console.print(Text(plain(line)), soft_wrap=True)
+    if broken:
+        fields = ", ".join(dict.fromkeys(finding.field for finding in broken))
+        raise CheckFailed(f"{plain(str(path))} does not hold: {fields}")
 
 
 def _lines(made: "Report", verbose: bool) -> list[str]:

@@ -1,4 +1,5 @@
-"""Registries of defenses, purifiers, loaders, attacks, transformations and data sets, extended by entry points.
+"""Registries of defenses, purifiers, loaders, attacks, transformations, data sets and certifiers, extended by entry
+points.
 
 A package that declares
 
@@ -27,7 +28,7 @@ class Registry:
 
     Args:
         kind: singular noun ("defense", "purifier", "loader", "attack", "transformation",
-            "dataset"); the entry-point group is `robench.<kind>s`.
+            "dataset", "certifier"); the entry-point group is `robench.<kind>s`.
         built_in: descriptions of builders whose modules are imported on first use.
     """
 
@@ -138,7 +139,7 @@ def _origin(entry: EntryPoint) -> str:
     return f"package {entry.dist.name}" if entry.dist else f"entry point {entry.value}"
 
 
-defenses, purifiers, loaders, attacks, transformations, datasets = (
+defenses, purifiers, loaders, attacks, transformations, datasets, certifiers = (
     Registry(kind, index.built_in(kind))
-    for kind in ("defense", "purifier", "loader", "attack", "transformation", "dataset")
+    for kind in ("defense", "purifier", "loader", "attack", "transformation", "dataset", "certifier")
 )

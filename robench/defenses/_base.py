@@ -41,6 +41,17 @@ class Purifier(nn.Module):
         """Rename a checkpoint's tensors to this purifier's names, for checkpoints published in another layout."""
         return state
 
+    def input_noise(self) -> float:
+        """Standard deviation, in units of the images' range [0, 1], of Gaussian noise that every use of the image
+        sees: a function of `x + input_noise * normal` and of randomness that does not depend on `x`.
+
+        Randomized smoothing certifies the majority vote of such a defense (`robench certify`).
+
+        Raises:
+            ValueError: if there is no such noise, with the reason.
+        """
+        raise ValueError("it does not add Gaussian noise to the image before anything else sees it")
+
     def check(self, side: int) -> None:
         """Check that images of this side can be purified.
 

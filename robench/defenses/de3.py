@@ -191,6 +191,17 @@ class DE3(FixedSizePurifier):
         """Denoise the images with noise of the purifier's sigma."""
         return self.denoise(x, self.sigma)
 
+    def input_noise(self) -> float:
+        """See `Purifier.input_noise`."""
+        if self.noise != "gaussian" or not self.sigma:
+            raise ValueError(f"it adds no Gaussian noise (noise={self.noise!r}, sigma={self.sigma:g})")
+        if self.statistics == "input":
+            raise ValueError(
+                'with statistics="input" the mean and deviation of each patch are taken from the image before the '
+                'noise, which voids a certificate: choose statistics="predicted" or "noisy"'
+            )
+        return self.sigma / 255
+
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Denoise the images with noise of a given sigma: one number, or for Gaussian noise one per image."""
         seen = self.corrupt(x, sigma)

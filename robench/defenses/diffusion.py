@@ -1,5 +1,6 @@
 """Purification by a diffusion model: add noise, then run the reverse process."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -128,6 +129,14 @@ class DiffPure(FixedSizePurifier):
             else:
                 x = self._step(x, now, before, noise)
         return ((x + 1) / 2).clamp(0, 1)
+
+    def input_noise(self) -> float:
+        """See `Purifier.input_noise`: that of the forward diffusion, divided by its factor of the image.
+
+        Carlini et al. 2022, arXiv 2206.10550, section 3. The noise of the reverse steps does not depend on the image.
+        """
+        kept = self.schedule.kept[self.times[0]]
+        return math.sqrt((1 - kept) / kept) / 2
 
     def predict_noise(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict the noise in x_t.

@@ -99,12 +99,13 @@ class Network:
         who = (zero, zero, zero)
         return self._call(x, who) if torch.is_grad_enabled() else self._without_graph(self._call, x, who)
 
-    def logits(self, x: Tensor, ids: Tensor, draw: int = 0) -> Tensor:
+    def logits(self, x: Tensor, ids: Tensor, draw: int | Tensor = 0) -> Tensor:
         """Logits (N, K), float32, of any number of images, padded to whole batches.
 
         Args:
             ids: ids of the samples, (N,) int64.
-            draw: number of the noise draw; with the ids it determines the noise of a randomised model.
+            draw: number of the noise draw, of all images or of each, (N,) int64; with the ids it determines the noise
+                of a randomised model.
         """
         return self._batches(x, ids, draw, self._call)
 
@@ -126,13 +127,20 @@ class Network:
 
         return self._batches(x, ids, 0, flat)
 
-    def _batches(self, x: Tensor, ids: Tensor, draw: int, call: Callable[[Tensor, Who], Tensor]) -> Tensor:
+    def _batches(
+        self, x: Tensor, ids: Tensor, draw: int | Tensor, call: Callable[[Tensor, Who], Tensor]
+    ) -> Tensor:
         outputs, start = [], 0
         while start < len(x):
             size = self.size.current if self.size else self.batch_size
             batch = x[start : start + size]
             sample = pad(ids[start : start + size], size)
-            who = (sample, torch.zeros_like(sample), torch.full_like(sample, draw))
+            draws = (
+                pad(draw[start : start + size], size)
+                if isinstance(draw, Tensor)
+                else torch.full_like(sample, draw)
+            )
+            who = (sample, torch.zeros_like(sample), draws)
             try:
                 # Copied, because a model may overwrite its previous logits.
                 outputs.append(self._without_graph(call, pad(batch, size), who)[: len(batch)].clone())

@@ -18,6 +18,7 @@ class Progress:
         samples: number of samples.
         passes: number of images that the network has been called on in this process.
         share: finished fraction of the current attack, 0 to 1.
+        left: what the survivors are left for.
     """
 
     attack: str
@@ -29,6 +30,7 @@ class Progress:
     samples: int
     passes: int
     share: float = 0.0
+    left: str = "attack"
 
     @classmethod
     def of_shares(cls, parts: Sequence["Progress"]) -> "Progress":

@@ -71,9 +71,12 @@ class Bar:
             self.task = self.bar.add_task(label, total=1.0, facts="")
             self.start = (progress.passes, self.bar.get_time())
             if not self.console.is_terminal:
-                self.note(f"{label}: {progress.survivors} of {progress.samples} images still to attack")
+                self.note(
+                    f"{label}: {progress.survivors} of {progress.samples} images still to {progress.left}"
+                )
         assert self.task is not None
         seconds = self.bar.get_time() - self.start[1]
         speed = (progress.passes - self.start[0]) / seconds if seconds > 0 else 0.0
-        facts = f"{progress.survivors}/{progress.samples} survive, {speed:,.0f} passes/s"
+        state = "survive" if progress.left == "attack" else f"left to {progress.left}"
+        facts = f"{progress.survivors}/{progress.samples} {state}, {speed:,.0f} passes/s"
         self.bar.update(self.task, description=label, completed=progress.share, facts=facts)

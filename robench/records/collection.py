@@ -10,8 +10,9 @@ from robench.core import registry, specs
 from robench.core.errors import ResourceError, RobenchError
 from robench.core.io import open_ordinary
 from robench.corruption.suite import cells, corruptions
-from robench.records import certificate_file, samples
+from robench.records import certificate_file, certification, samples
 from robench.records import record as record_file
+from robench.records.certification import Certification
 from robench.records.cross_checks import with_warnings
 from robench.records.jobs import once, shipped_threats
 from robench.records.randomized import ANSWERS, FIELD
@@ -31,10 +32,12 @@ class Collection(Sequence[Record]):
     Attributes:
         records: the records that can be used.
         left_out: the other files, with the reasons.
+        certifications: the lower bounds that robench certify saved there.
     """
 
     records: tuple[Record, ...]
     left_out: tuple[LeftOut, ...] = ()
+    certifications: tuple[Certification, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -66,7 +69,8 @@ def collect(results: Iterable[Path | str]) -> Collection:
                 else:
                     records[place] = record
     warned, damaged = with_warnings(tuple(once(records.values())), roots)
-    return Collection(warned, (*left_out, *damaged))
+    certifications, unreadable = certification.collect(roots)
+    return Collection(warned, (*left_out, *damaged, *unreadable), tuple(certifications))
 
 
 def usable(path: Path | str) -> Record | LeftOut:

@@ -13,7 +13,7 @@ from robench.core.sanitize import plain
 from robench.records.collection import Collection
 from robench.records.randomized import single_draw
 from robench.records.record import Record
-from robench.reports import corruption
+from robench.reports import certification, corruption
 from robench.reports.formatting import kinds
 from robench.reports.leaderboards import Leaderboard, Table, every_row, leaderboards
 from robench.reports.ranking import NO_RANK, Row, Section, sections, shown_name
@@ -78,7 +78,8 @@ def board(
 ) -> str:
     """A leaderboard for each data set and threat, ending in a newline. CSV and JSON have one table of all rows.
 
-    Records under corruptions follow in separate tables; CSV includes them only if there are no others.
+    Records under corruptions follow in separate tables; CSV includes them only if there are no others. Those of
+    certifications follow as well, except in CSV.
 
     Args:
         records: any records; for those from `collect`, the files that were left out are listed at the end.
@@ -101,9 +102,13 @@ def board(
         raise UsageError("JSON has no header to leave out: choose csv, latex, md or text")
     boards = leaderboards(records, sort, choice.only)
     corruption_grids = [] if choice.only else list(corruption.grids(records))
+    certifications = records.certifications if isinstance(records, Collection) and not choice.only else ()
+    certified_grids = certification.grids(certifications)
     left_out = list(map(str, records.left_out)) if isinstance(records, Collection) else []
     if format == "json":
         content = {"rows": list(_flat(boards, choice)), "left_out": left_out}
+        if certifications:
+            content["certified"] = [certification.flat(result) for result in certifications]
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if format == "csv" and (boards or not corruption_grids):
         return all_rows(boards, choice)
@@ -112,7 +117,10 @@ def board(
     claim_grids = with_claims(
         {}, [claim for claim in choice.claims if (claim.dataset, claim.threat) not in shown_places]
     )
-    parts += [render(grid, format, width, choice.header) for grid in [*claim_grids, *corruption_grids]]
+    parts += [
+        render(grid, format, width, choice.header)
+        for grid in [*claim_grids, *certified_grids, *corruption_grids]
+    ]
     if not parts:
         parts.append(_nothing(sum(1 for _ in every_row(boards))))
     if left_out and choice.header:

@@ -19,7 +19,7 @@ from robench.core.sanitize import plain
 from robench.records.collection import Collection
 from robench.records.provenance import robench_version
 from robench.records.record import Record
-from robench.reports import corruption
+from robench.reports import certification, corruption
 from robench.reports.board import SORTS, Choice, all_rows
 from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view
@@ -66,6 +66,8 @@ def write_page(
     _check(output)
     choice = choice or Choice(intervals=intervals, claims=claims)
     boards = leaderboards(records, sort, choice.only)
+    certifications = records.certifications if isinstance(records, Collection) else ()
+    apart = [] if choice.only else [*certification.grids(certifications), *corruption.grids(records)]
     tabs, pages = view.tabs(boards)
     gallery = Gallery(output / "pictures", data_dir)
     drawn: dict[str, Picture] = {}
@@ -78,7 +80,7 @@ def write_page(
     index = environment.get_template(INDEX).render(
         tabs=tabs,
         pages=pages,
-        apart=[*([] if choice.only else corruption.grids(records)), *with_claims({}, choice.claims)],
+        apart=[*apart, *with_claims({}, choice.claims)],
         sort=sort,
         newest=max((record.finished[:10] for record in records), default=""),
         root="",

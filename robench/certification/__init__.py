@@ -1,0 +1,5 @@
+"""Lower bounds on robust accuracy: certifiers and the records of what they prove."""
+
+from robench.certification._base import ABSTAINED, Bounds, Case, Certifier
+
+__all__ = ["ABSTAINED", "Bounds", "Case", "Certifier"]

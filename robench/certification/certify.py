@@ -1,0 +1,300 @@
+"""Certify defenses, attack what is not certified, and save both bounds."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from robench.attacks._base import Attack
+from robench.attacks.build import build_attacks
+from robench.catalog import Protocol, find_suite
+from robench.certification._base import ABSTAINED, Bounds, Case, Certifier
+from robench.certification.attacked import SEARCH_DRAWS, UpperBound, attack_rest
+from robench.core import registry, specs
+from robench.core.errors import ResourceError, UsageError
+from robench.core.io import claim
+from robench.core.torch_state import standard_state
+from robench.defenses import Loaded
+from robench.engine.batched_model import frozen
+from robench.engine.checkpoint import FolderStore
+from robench.engine.device import choose_batch_size, choose_device
+from robench.engine.progress import Progress
+from robench.engine.setup import Setup
+from robench.evaluation.options import Options
+from robench.evaluation.planning import load_for_images
+from robench.evaluation.progress import Callback, shown
+from robench.evaluation.protocol import choose_protocol
+from robench.records import certification as files
+from robench.records import provenance
+from robench.records.certification import Attacked, Certification, Rows
+from robench.records.record import DatasetFacts, DefenseFacts
+from robench.records.samples import input_digests
+from robench.records.store import PARTIAL, record_folder
+from robench.statistics.accuracy import Accuracy
+
+# The attack on what is not certified: SmoothAdv's objective with APGD's step sizes.
+ATTACK = 'apgd(loss="ce", steps=40)'
+# The threat of a certification that names none.
+THREAT = "L2:0.5"
+# Number of images between two chances to save.
+_PART = 8
+
+
+def find_certifier(method: str) -> Certifier:
+    """The certifier of a spec such as "smoothing(draws=10000)".
+
+    Raises:
+        UsageError: if it is unknown, or an argument is wrong.
+    """
+    spec = specs.parse(method)
+    return specs.build(spec, registry.certifiers.get(spec.name))
+
+
+def canonical(method: str) -> str:
+    """The spec of a certifier without the arguments that equal its defaults.
+
+    Raises:
+        UsageError: as `find_certifier`.
+    """
+    spec = specs.parse(method)
+    return str(specs.canonical(spec, registry.certifiers.get(spec.name)))
+
+
+@standard_state()
+def certify(
+    defense: str,
+    method: str = "smoothing",
+    *,
+    protocol: str | None = None,
+    dataset: str | None = None,
+    threat: str | None = None,
+    samples: int | None = None,
+    attack: str | None = ATTACK,
+    progress: bool | Callback | None = None,
+    **options: Any,
+) -> Certification:
+    """Certify one defense and return the bounds. Repeating the call resumes, or returns the saved result.
+
+    Args:
+        defense: a card, a family, the path of a card or a builder's spec.
+        method: spec of a certifier, such as "smoothing(draws=10000)".
+        protocol: name or path; None to use `dataset`, `threat` and `samples`.
+        dataset, threat, samples: data set, radius of both bounds (None for L2:0.5) and number of images.
+        attack: suite or specs for the images that are not certified at the radius; None for no upper bound.
+        progress: True shows a progress bar on stderr; a function is called after every step.
+        **options: the fields of `Options`.
+
+    Returns:
+        `certified` and `attacked.accuracy`, both about the same classifier, `curve`, `average_radius` and more.
+
+    Raises:
+        RobenchError: for every error that a user can fix.
+    """
+    chosen = choose_protocol(protocol, dataset, threat or (None if protocol else THREAT), samples)
+    with shown(progress) as update:
+        (result,) = certify_all([defense], method, chosen, Options(progress=update, **options), attack)
+    return result
+
+
+@standard_state()
+def certify_all(
+    names: Sequence[str],
+    method: str,
+    protocol: Protocol,
+    options: Options,
+    attacks: str | None = ATTACK,
+) -> Iterator[Certification]:
+    """Certify defenses one after another, with their upper bounds; a saved result is returned as it is.
+
+    Args:
+        method: spec of a certifier.
+        protocol: images and threat; both bounds are stated at its radius.
+        attacks: suite or specs for the images that are not certified at that radius; None for no upper bound.
+
+    Raises:
+        RobenchError: for every mistake that a user can fix.
+    """
+    method, certifier, device = canonical(method), find_certifier(method), choose_device(options.device)
+    threat = protocol.threat
+    if threat is None or threat.name or threat.norm != certifier.norm:
+        raise UsageError(
+            f"{method} certifies {certifier.norm} radii, but the threat is {threat or 'none'}: add --threat, such as "
+            f"{certifier.norm}:0.5"
+        )
+    built = build_attacks(find_suite(attacks).specs(threat.norm), threat) if attacks else []
+    loaded_defenses, images = load_for_images(names, protocol, options, device)
+    for loaded in loaded_defenses:
+        # The rows of a call are pairs of image and draw, so that it is full even for a single image.
+        size = choose_batch_size(options.batch_size, device, images.x.shape[-1], 1 << 20)
+        setup = Setup(loaded.defense, options.seed, device, size, stochastic=loaded.defense.stochastic)
+        case = Case(loaded, images, setup, threat)
+        with frozen(loaded.defense):
+            certifier.check(case)
+            yield _Job(case, certifier, method, built, protocol.name, options).result()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One certification, from its names to its files."""
+
+    case: Case
+    certifier: Certifier
+    method: str
+    attacks: list[tuple[str, Attack]]
+    protocol: str
+    options: Options
+
+    def result(self) -> Certification:
+        """The saved certification, or a new one."""
+        about, options, device = self._about(), self.options, self.case.setup.device
+        suite = tuple(spec for spec, _ in self.attacks)
+        key = files.key_of(SimpleNamespace(**about), suite)
+        folder = record_folder(
+            options.results, self.protocol, about["defense"].name, self.method, seed=options.seed
+        )
+        with claim(folder):
+            if not options.fresh and (saved := _saved(folder, key)):
+                return saved
+            store = FolderStore(folder / PARTIAL, key, provenance.conditions(device), options.note)
+            if options.fresh:
+                store.drop()
+            started = store.begin(datetime.now(UTC).isoformat())
+            if store.resumes:
+                options.note(f"resuming from {store.folder}")
+            start_time = time.monotonic()
+            bounds, seconds = self._bounds(store)
+            upper = (
+                attack_rest(self.case, self.certifier, self.attacks, bounds, folder, key, options)
+                if suite
+                else None
+            )
+            rows = self._rows(bounds, upper)
+            new = Certification(
+                **about,
+                protocol=self.protocol,
+                norm=self.certifier.norm,
+                alpha=self.certifier.alpha,
+                of_vote=self.certifier.of_vote,
+                facts=dict(self.certifier.facts(self.case)),
+                **self._figures(rows, upper, suite),
+                passes=_passes(bounds, upper),
+                robench_version=provenance.robench_version(),
+                git=provenance.git_state(),
+                command=options.command or "robench.certify",
+                device=provenance.device_name(device),
+                platform=provenance.platform_facts(),
+                seconds=round(max(seconds, time.monotonic() - start_time), 3),
+                started=_moment(datetime.fromisoformat(started)),
+                finished=_moment(datetime.now(UTC)),
+            )
+            files.move_aside(folder, key)
+            new = files.write(folder, new, rows, upper.files if upper else {})
+            store.drop()
+            return new
+
+    def _about(self) -> dict[str, Any]:
+        """What decides the result, as fields of `Certification`."""
+        loaded, images = self.case.loaded, self.case.images
+        return {
+            "defense": _facts(loaded),
+            "dataset": DatasetFacts(images.name, images.split, images.digest),
+            "n": len(images),
+            "threat": str(self.case.threat),
+            "method": self.method,
+            "seed": self.options.seed,
+            "batch_size": self.case.setup.batch_size,
+        }
+
+    def _bounds(self, store: FolderStore) -> tuple[Bounds, float]:
+        """Certify all images, from where an interrupted certification was saved.
+
+        Returns:
+            The bounds, and the seconds spent, with those of earlier attempts.
+        """
+        n, names = len(self.case.images), ("prediction", "radius", "votes", "forward")
+        state = {name: torch.zeros(n, dtype=torch.int64) for name in names}
+        state["radius"] = state["radius"].double()
+        done, earlier, start_time, passes = 0, 0.0, time.monotonic(), 0
+        if saved := store.load():
+            state, done, earlier = saved.tensors, saved.facts["done"], saved.facts["seconds"]
+        show = self.options.progress or (lambda progress: None)
+        show(Progress(self.method, 0, 1, done, n, n - done, n, passes, done / n, "certify"))
+        while done < n:
+            rows = range(done, min(done + _PART, n))
+            part = self.certifier.bounds(self.case, rows)
+            for name in names:
+                state[name][rows.start : rows.stop] = getattr(part, name)
+            done, passes = rows.stop, passes + int(part.forward.sum())
+            if store.due() or done == n:
+                store.save(
+                    state, {"done": done, "seconds": earlier + time.monotonic() - start_time, "costs": []}
+                )
+            show(Progress(self.method, 0, 1, done, n, n - done, n, passes, done / n, "certify"))
+        return Bounds(**state), earlier + time.monotonic() - start_time
+
+    def _rows(self, bounds: Bounds, upper: UpperBound | None) -> Rows:
+        images, n = self.case.images, len(self.case.images)
+        return Rows(
+            id=images.ids.numpy(),
+            label=images.y.numpy(),
+            prediction=bounds.prediction.numpy(),
+            radius=bounds.radius.numpy(),
+            votes=bounds.votes.numpy(),
+            fooled_by=np.array(upper.fooled_by if upper else [""] * n, dtype=object),
+            attacked_prediction=(upper.prediction if upper else torch.full((n,), ABSTAINED)).numpy(),
+            digest=np.array(input_digests(images.x), dtype=object),
+        )
+
+    def _figures(self, rows: Rows, upper: UpperBound | None, suite: tuple[str, ...]) -> dict[str, Any]:
+        """The fields of `Certification` that follow from its rows."""
+        assert self.case.threat is not None
+        eps, attacked = self.case.threat.eps, None
+        if upper is not None:
+            draws = SEARCH_DRAWS if self.certifier.of_vote else 1
+            robust = Accuracy.of(upper.fooled_by.count(""), len(rows.id))
+            attacked = Attacked(suite, draws, robust, upper.attacked)
+        return {
+            "certified": rows.certified(eps),
+            "curve": rows.curve(eps),
+            "average_radius": rows.average_radius,
+            "abstained": int((rows.prediction == ABSTAINED).sum()),
+            "attacked": attacked,
+        }
+
+
+def _saved(folder: Path, key: str) -> Certification | None:
+    """The certification in a folder if it is of this key; anything else is moved aside by the next write."""
+    if not (folder / files.FILE).is_file():
+        return None
+    try:
+        saved = files.read(folder)
+        return saved if saved.key == key and files.read_rows(folder) else None
+    except ResourceError:
+        return None
+
+
+def _passes(bounds: Bounds, upper: UpperBound | None) -> dict[str, int]:
+    search = upper.passes if upper else {"forward": 0, "backward": 0}
+    return {"forward": int(bounds.forward.sum()) + search["forward"], "backward": search["backward"]}
+
+
+def _facts(loaded: Loaded) -> DefenseFacts:
+    return DefenseFacts(
+        loaded.name,
+        loaded.family,
+        loaded.card_digest,
+        loaded.checkpoint_sha256,
+        sum(p.numel() for p in loaded.defense.parameters()),
+        loaded.classifier,
+        loaded.state_sha256,
+    )
+
+
+def _moment(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

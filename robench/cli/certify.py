@@ -1,0 +1,107 @@
+"""robench certify: lower bounds on robust accuracy, with an attack on the same classifier beside them."""
+
+import json
+import sys
+from collections.abc import Callable
+
+import click
+from rich.text import Text
+
+from robench.cli import common
+from robench.cli.completion import names_of
+from robench.cli.running import GroupedCommand, Running, Selection, running
+from robench.core import registry, specs
+from robench.core.errors import UsageError, unknown_name
+from robench.core.sanitize import plain
+from robench.evaluation.protocol import choose_protocol
+from robench.reports.table import render
+
+
+@click.command("certify", cls=GroupedCommand)
+@common.defenses
+@click.option(
+    "--method",
+    metavar="SPEC",
+    default="smoothing",
+    show_default=True,
+    shell_complete=names_of("certifier"),
+    help="Certifier, such as smoothing(draws=10000).",
+)
+@click.option("--draws", metavar="N", type=int, help="Noise draws of each image.  [default: the method's]")
+@click.option(
+    "--alpha",
+    metavar="P",
+    type=float,
+    help="Probability that an image's bound is wrong.  [default: the method's]",
+)
+@common.protocol
+@common.dataset
+@click.option(
+    "--threat",
+    metavar="NORM:EPS",
+    shell_complete=names_of("threat"),
+    help="Radius at which both bounds are stated.  [default: L2:0.5]",
+)
+@click.option("--samples", metavar="N", type=int, help="Number of images, from the first of the test split.")
+@click.option(
+    "--attack",
+    metavar="SPEC",
+    shell_complete=names_of("attack"),
+    help='Attack on the images that are not certified, or "none".  [default: apgd(loss="ce", steps=40)]',
+)
+@running("precision", precision="fp32")
+def command(
+    running: Running,
+    defenses: list[str],
+    method: str,
+    draws: int | None,
+    alpha: float | None,
+    samples: int | None,
+    attack: str | None,
+    **named: str | None,
+) -> Callable[[], None]:
+    """Bound robust accuracy from below, by proof, and from above, by an attack.
+
+    Randomized smoothing (arXiv 1902.02918) certifies the majority vote of a defense that first adds Gaussian noise to
+    the image: de3 with statistics="predicted" or "noisy", diffpure, and smoothed(sigma=0.25)+NAME for any classifier.
+    Repeat the command to resume an interrupted certification.
+
+    \b
+    robench certify --defense 'de3-digits(sigma=140, statistics="predicted")' --samples 100
+    robench certify --defense 'smoothed(sigma=0.25)+pgd-at-digits' --draws 10000 --threat L2:0.25
+    """
+    spec = specs.parse(method)
+    if spec.name not in registry.certifiers:
+        raise unknown_name("certifier", spec.name, registry.certifiers)
+    given = {name: value for name, value in (("draws", draws), ("alpha", alpha)) if value is not None}
+    if twice := sorted(given.keys() & spec.arguments.keys()):
+        raise UsageError(f"{twice[0]} is given twice, by --{twice[0]} and in --method")
+    Selection(defenses, [], **{**named, "threat": None}, samples=samples).check()
+    from robench.certification.certify import ATTACK, THREAT, certify_all
+    from robench.reports import certification as report
+
+    options = running.options
+    if options.checkpoint and len(defenses) > 1:
+        raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
+    threat = named["threat"] or (None if named["protocol"] else THREAT)
+    protocol = choose_protocol(named["protocol"], named["dataset"], threat, samples)
+    attacks = None if attack == "none" else attack or ATTACK
+    results = []
+    for result in certify_all(defenses, str(spec.replaced(**given)), protocol, options, attacks):
+        results.append(result)
+        running.bar.done()
+    picture = report.picture(results, options.results)
+
+    def show() -> None:
+        if running.as_json:
+            content = [{**result.to_dict(), "folder": str(result.folder)} for result in results]
+            json.dump({"certifications": content, "picture": str(picture)}, sys.stdout, indent=2)
+            sys.stdout.write("\n")
+            return
+        console = common.console()
+        sys.stdout.write("\n".join(render(report.grid(result), "text", console.width) for result in results))
+        for result in results:
+            console.print(Text(plain(f"certification: {result.folder}")), soft_wrap=True)
+        console.print(Text(plain(f"picture: {picture}")), soft_wrap=True)
+
+    return show

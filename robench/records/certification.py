@@ -1,0 +1,373 @@
+"""certification.json and bounds.parquet: lower bounds on robust accuracy, image by image, and an attack beside them.
+
+They lie in a folder of their own beside the records of attacks: <results>/<protocol>/<defense>/<method>. A lower bound
+never ranks with the upper bounds of attacks.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robench.core import strict_json
+from robench.core.errors import ResourceError
+from robench.core.io import Content, disk_errors, read_ordinary, refuse_link, write_whole
+from robench.core.trust import written
+from robench.records.reading import LeftOut, files_named
+from robench.records.record import DatasetFacts, DefenseFacts
+from robench.records.store import SUPERSEDED, aside, shelf_place
+from robench.statistics.accuracy import Accuracy
+
+SCHEMA = 1
+FILE = "certification.json"
+ROWS = "bounds.parquet"
+COLUMNS = ("id", "label", "prediction", "radius", "votes", "fooled_by", "attacked_prediction", "digest")
+# Radii of a curve at the most, and the most rows that are read.
+_POINTS, _MOST = 12, 10_000_000
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The attack on the same object as the bound, at the radius of the threat: the upper bound.
+
+    Attributes:
+        suite: specs of the attacks, in order.
+        draws: noise draws of each step of the search; the verdict takes those of the method.
+        accuracy: share of images whose prediction no attack changed.
+        attacked: number of images that were attacked; those that are certified at the radius are not.
+    """
+
+    suite: tuple[str, ...]
+    draws: int
+    accuracy: Accuracy
+    attacked: int
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What a certifier proved about a defense on some images.
+
+    Attributes:
+        method: canonical spec of the certifier, such as "smoothing(draws=10000)".
+        norm: norm of the radii.
+        alpha: probability that the bound of one image is wrong; 0 for deterministic proofs.
+        facts: further numbers of the proof, such as {"sigma": 0.25}.
+        of_vote: whether the bounds are about the majority vote of a randomised defense.
+        threat: the radius at which `certified` and `attacked` are stated, such as "L2:0.5".
+        certified: share of images that are certified with the true label at that radius, a lower bound.
+        curve: the same at increasing radii, from 0.
+        average_radius: mean over all images of the radius certified with the true label, 0 for the others (arXiv
+            2001.02378).
+        abstained: number of images without a certified prediction.
+        attacked: the upper bound; None without an attack.
+        files: sha256 of the other files, by name.
+        folder: not in the file.
+    """
+
+    defense: DefenseFacts
+    dataset: DatasetFacts
+    protocol: str
+    threat: str
+    n: int
+    batch_size: int
+    seed: int
+    method: str
+    norm: str
+    alpha: float
+    of_vote: bool
+    facts: Mapping[str, Any]
+    certified: Accuracy
+    curve: tuple[tuple[float, Accuracy], ...]
+    average_radius: float
+    abstained: int
+    attacked: Attacked | None
+    passes: Mapping[str, int]
+    robench_version: str
+    git: Mapping[str, Any] | None
+    command: str
+    device: str
+    platform: Mapping[str, str]
+    seconds: float
+    started: str
+    finished: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False)
+
+    @property
+    def key(self) -> str:
+        """sha256 over what decides the result."""
+        return key_of(self, self.attacked.suite if self.attacked else ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of certification.json."""
+        content = asdict(self)
+        del content["folder"]
+        content["curve"] = [{"radius": radius, **asdict(accuracy)} for radius, accuracy in self.curve]
+        return json.loads(json.dumps({"schema": SCHEMA, "key": self.key, **content}))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], folder: Path | None = None) -> "Certification":
+        """Create a certification from the content of its file.
+
+        Raises:
+            ResourceError: when it violates the schema, naming the field.
+        """
+        validate(content)
+        values = {item.name: content[item.name] for item in dataclasses.fields(cls) if item.name in content}
+        values["defense"], values["dataset"] = (
+            DefenseFacts(**content["defense"]),
+            DatasetFacts(**content["dataset"]),
+        )
+        values["certified"] = _accuracy(content["certified"])
+        values["curve"] = tuple((point["radius"], _accuracy(point)) for point in content["curve"])
+        if content["attacked"]:
+            attacked = dict(content["attacked"])
+            attacked |= {"suite": tuple(attacked["suite"]), "accuracy": _accuracy(attacked["accuracy"])}
+            values["attacked"] = Attacked(**attacked)
+        return cls(**values, folder=folder)
+
+
+def key_of(about: Any, suite: Sequence[str]) -> str:
+    """sha256 over what decides a certification.
+
+    Args:
+        about: has the fields of `Certification` that decide it.
+        suite: specs of the attacks.
+    """
+    defense, dataset = about.defense, about.dataset
+    decisive = {
+        "schema": SCHEMA,
+        "defense": [defense.name, defense.card_digest, defense.checkpoint_sha256, defense.state_sha256],
+        "dataset": [dataset.name, dataset.split, dataset.digest],
+        "n": about.n,
+        "threat": about.threat,
+        "method": about.method,
+        "attacks": list(suite),
+        "seed": about.seed,
+        "batch_size": about.batch_size,
+    }
+    text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of bounds.parquet as arrays, (N,) each, in the order of the data set.
+
+    Attributes:
+        prediction: certified class, -1 for none.
+        radius: certified radius of that prediction, at least 0.
+        votes: draws for that prediction; zeros for a method that does not vote.
+        fooled_by: "" where no attack changed the prediction, "clean" where it is wrong without one, else the attack.
+        attacked_prediction: class that wins at the adversarial example, or on the clean image for "clean"; -1 else.
+        digest: sha256 of the image.
+    """
+
+    id: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    radius: np.ndarray
+    votes: np.ndarray
+    fooled_by: np.ndarray
+    attacked_prediction: np.ndarray
+    digest: np.ndarray
+
+    def holds(self, radius: float) -> np.ndarray:
+        """Images that are certified with the true label at a radius, bool (N,); at 0, with a certified prediction.
+
+        The ball of the radius must lie inside the certified one, whose edge is not certified.
+        """
+        return (self.prediction == self.label) & (self.radius > radius)
+
+    def certified(self, radius: float) -> Accuracy:
+        """The certified accuracy at a radius."""
+        return Accuracy.of(int(self.holds(radius).sum()), len(self.id))
+
+    @property
+    def average_radius(self) -> float:
+        """The mean radius, see `Certification`."""
+        return float(np.where(self.prediction == self.label, self.radius, 0.0).mean())
+
+    def curve(self, at: float) -> tuple[tuple[float, Accuracy], ...]:
+        """Certified accuracy from radius 0 to the first at which nothing is left, with `at` among the radii."""
+        largest = max(float(self.radius.max(initial=0.0)), at)
+        step = next(step for step in _steps(largest / _POINTS))
+        radii = {round(i * step, 10) for i in range(math.ceil(largest / step) + 1)} | {at}
+        return tuple((radius, self.certified(radius)) for radius in sorted(radii))
+
+    def encode(self) -> bytes:
+        """The bytes of bounds.parquet."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = _columns()
+        table = pa.table([pa.array(getattr(self, f.name), f.type) for f in schema], schema=schema)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return buffer.getvalue()
+
+
+@cache
+def _columns() -> Any:
+    """The pyarrow schema of bounds.parquet; imported here because boards read only certification.json."""
+    import pyarrow as pa
+
+    kinds = {"radius": pa.float64(), "fooled_by": pa.string(), "digest": pa.string()}
+    return pa.schema([(name, kinds.get(name, pa.int64())) for name in COLUMNS])
+
+
+def _steps(least: float) -> Iterable[float]:
+    """The numbers 1, 2.5 and 5 times a power of ten from `least`, in increasing order."""
+    power = math.floor(math.log10(least)) if least > 0 else -2
+    return (
+        step
+        for exponent in range(power, power + 3)
+        for step in (f * 10.0**exponent for f in (1, 2.5, 5))
+        if step >= least
+    )
+
+
+def write(folder: Path, new: Certification, rows: Rows, more: Mapping[str, Content]) -> Certification:
+    """Write a certification atomically, certification.json last.
+
+    Args:
+        more: contents of further files by name: the adversarial examples.
+
+    Raises:
+        ResourceError: when the disk is full or the folder cannot be written.
+    """
+
+    def encode(digests: Mapping[str, str]) -> bytes:
+        nonlocal new
+        new = replace(new, files=dict(digests), folder=folder)
+        content = new.to_dict()
+        validate(content)
+        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    write_whole(folder, {ROWS: rows.encode(), **more, FILE: encode})
+    return new
+
+
+def move_aside(folder: Path, key: str) -> None:
+    """Move the certification in `folder`, unless it has this key, to `superseded/`, where boards do not look.
+
+    Raises:
+        ResourceError: when the folder cannot be written.
+    """
+    if not (folder / FILE).is_file():
+        return
+    try:
+        old = read(folder)
+        if old.key == key:
+            return
+        name, members = old.key[:8], (FILE, *old.files)
+    except ResourceError:
+        name, members = "unreadable", (FILE, ROWS)
+    with disk_errors(folder):
+        refuse_link(folder / SUPERSEDED)
+        place = shelf_place(folder, name)
+        place.mkdir(parents=True)
+        # certification.json moves last: without it the folder holds no result.
+        for member in reversed(members):
+            if (folder / member).is_file() and Path(member).name == member:
+                (folder / member).rename(place / member)
+
+
+def read(folder: Path | str) -> Certification:
+    """Read the certification in a folder.
+
+    Raises:
+        ResourceError: when it is missing, not JSON or breaks the schema.
+    """
+    file = Path(folder) / FILE
+    try:
+        content = strict_json.loads(read_ordinary(file, strict_json.LONGEST + 1))
+        return Certification.from_dict(written(content, str(file)), file.parent)
+    except OSError as error:
+        raise ResourceError(
+            f"{file}: {error.strerror or error}: expected a folder of robench certify"
+        ) from error
+    except ValueError as error:
+        raise ResourceError(f"{file}: not JSON ({error}): repeat robench certify with --fresh") from error
+    except ResourceError as error:
+        raise ResourceError(f"{file}: {error}") from None
+
+
+def read_rows(folder: Path | str) -> Rows:
+    """Read the rows of a certification.
+
+    Raises:
+        ResourceError: when the file is missing, damaged or has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = Path(folder) / ROWS
+    try:
+        encoded = read_ordinary(file)
+        metadata = pq.read_metadata(io.BytesIO(encoded))
+        if not metadata.schema.to_arrow_schema().equals(_columns()) or metadata.num_rows > _MOST:
+            raise ValueError("other columns, or too many rows")
+        table = pq.read_table(io.BytesIO(encoded))
+        table.validate(full=True)
+        if any(table[name].null_count for name in table.schema.names):
+            raise ValueError("a cell is empty")
+        columns = {name: table[name].to_numpy() for name in table.schema.names}
+    except OSError as error:
+        raise ResourceError(f"{file}: {error.strerror or error}") from error
+    except (ValueError, pa.ArrowException) as error:
+        raise ResourceError(f"{file}: damaged ({error}): repeat robench certify with --fresh") from error
+    return Rows(**columns)
+
+
+def collect(roots: Iterable[Path | str]) -> tuple[list[Certification], list[LeftOut]]:
+    """All certifications under some folders, and those that cannot be read."""
+    found: dict[Path, Certification] = {}
+    left_out = []
+    for root in roots:
+        if Path(root).is_file():
+            continue
+        for file in files_named(FILE, root):
+            if isinstance(file, LeftOut):
+                left_out.append(file)
+                continue
+            if aside(file.relative_to(root).parts[:-1]):
+                continue
+            try:
+                found[file.resolve()] = read(file.parent)
+            except ResourceError as error:
+                left_out.append(LeftOut.of(file, error))
+    return list(found.values()), left_out
+
+
+def validate(content: Any) -> None:
+    """Validate the content of a certification.json against its schema.
+
+    Raises:
+        ResourceError: naming the first field that is missing or wrong.
+    """
+    from jsonschema import Draft202012Validator
+
+    errors = sorted(
+        Draft202012Validator(_schema()).iter_errors(content), key=lambda e: list(map(str, e.path))
+    )
+    if errors:
+        place = ".".join(map(str, errors[0].absolute_path))[:80] or "the file"
+        raise ResourceError(f"{place} breaks schema {SCHEMA} of certifications: {errors[0].message:.160}")
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name("certification.schema.json").read_bytes())
+
+
+def _accuracy(content: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(content["value"], content["correct"], tuple(content["interval"]))

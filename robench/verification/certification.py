@@ -1,0 +1,177 @@
+"""Verify a certification: prove the bounds of some images again, and judge all its adversarial examples.
+
+The rows are drawn after the certification was made, so a result with many false rows is found out by a few. The rest
+follows by arithmetic from the rows.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from robench.certification._base import ABSTAINED, Case
+from robench.certification.certify import find_certifier
+from robench.core.io import read_ordinary
+from robench.data._base import Images
+from robench.defenses import Loaded
+from robench.engine.batched_model import frozen
+from robench.engine.setup import Setup
+from robench.records import certificates
+from robench.records.certification import ROWS, Certification, Rows, read, read_rows
+from robench.records.findings import Finding, equal, rows_named
+from robench.records.samples import input_digests
+from robench.threats.threat import Threat
+from robench.verification.replay import Sample, missed
+
+# Images that are proven again if the user does not say how many.
+SAMPLE = 10
+# On another device or release of torch, rounding may move this share of the votes of an image.
+_MOVED = 0.01
+_PART = 8
+
+
+def verify(
+    folder: Path, loaded: Loaded, images: Images, device: torch.device, sample: Sample
+) -> list[Finding]:
+    """Verify a certification; the last finding states what is proven.
+
+    Args:
+        loaded: the defense that it names, on `device`.
+        images: the images that it names.
+        sample: which images to prove again.
+
+    Raises:
+        ResourceError: when a file is missing or damaged.
+        UsageError: when the method does not suit the defense.
+    """
+    result, rows = read(folder), read_rows(folder)
+    checked = [*_names(result, loaded, images), *_files(result, folder), *_rows(rows, images)]
+    if not all(finding.held for finding in checked):
+        return checked
+    checked += _arithmetic(result, rows)
+    setup = Setup(
+        loaded.defense, result.seed, device, result.batch_size, stochastic=loaded.defense.stochastic
+    )
+    case = Case(loaded, images, setup, Threat.parse(result.threat))
+    with frozen(loaded.defense):
+        chosen = sample.rows(rows.id.tolist())
+        checked.append(_bounds(result, rows, case, chosen))
+        if result.attacked:
+            checked += _examples(result, rows, case, folder)
+    if all(finding.held for finding in checked):
+        upper = f" and at most {result.attacked.accuracy.correct}" if result.attacked else ""
+        proven = f"at least {result.certified.correct}{upper} of {result.n} images at {result.threat}"
+        checked.append(Finding("certified", True, proven, proven=proven))
+    return checked
+
+
+def trust(result: Certification, sample: Sample) -> str:
+    """What verification leaves open, in one sentence."""
+    n, drawn = result.n, min(sample.count, result.n)
+    if drawn == n:
+        return "on trust: nothing but times, passes and the machine"
+    false = max(1, round(0.2 * n))
+    return (
+        f"on trust: the bounds of {n - drawn} images; had {false} of {n} been false, {drawn} random images would have "
+        f"missed them with probability {missed(n, false, drawn):.2g} (--replay {n} proves all again)"
+    )
+
+
+def _names(result: Certification, loaded: Loaded, images: Images) -> Iterator[Finding]:
+    source = "the defense that was loaded"
+    for name in ("name", "card_digest", "checkpoint_sha256", "state_sha256"):
+        yield equal(f"defense.{name}", getattr(result.defense, name), getattr(loaded, name), source)
+    yield equal("dataset.digest", result.dataset.digest, images.digest, "the images that were loaded")
+    yield equal("n", result.n, len(images), "the images that were loaded")
+
+
+def _files(result: Certification, folder: Path) -> Iterator[Finding]:
+    yield Finding("files", ROWS in result.files, f"{', '.join(sorted(result.files))}")
+    for name in (ROWS, certificates.FILE):
+        if name in result.files:
+            actual = hashlib.sha256(read_ordinary(folder / name)).hexdigest()
+            yield equal(f"files.{name}", result.files[name], actual, "digest of the file")
+
+
+def _rows(rows: Rows, images: Images) -> Iterator[Finding]:
+    for name, actual in (
+        ("id", images.ids.tolist()),
+        ("label", images.y.tolist()),
+        ("digest", input_digests(images.x)),
+    ):
+        claimed = getattr(rows, name).tolist()
+        yield Finding(f"bounds.{name}", claimed == actual, f"that of the {len(actual)} images")
+
+
+def _arithmetic(result: Certification, rows: Rows) -> Iterator[Finding]:
+    """Check every figure that follows from the rows."""
+    eps, counted = Threat.parse(result.threat).eps, "counted from the rows"
+    yield Finding(
+        "certified", result.certified == rows.certified(eps), f"{result.certified.correct} {counted}"
+    )
+    wrong = [radius for radius, share in result.curve if share != rows.certified(radius)]
+    yield Finding("curve", not wrong, f"{len(result.curve)} radii {counted}")
+    yield equal("average_radius", result.average_radius, rows.average_radius, counted)
+    yield equal("abstained", result.abstained, int((rows.prediction == ABSTAINED).sum()), counted)
+    yield equal("alpha", result.alpha, find_certifier(result.method).alpha, "of the method")
+    if result.attacked:
+        robust = int((rows.fooled_by == "").sum())
+        yield equal("attacked.accuracy.correct", result.attacked.accuracy.correct, robust, counted)
+        both = (rows.fooled_by != "") & rows.holds(eps)
+        yield Finding("bounds.fooled_by", not both.any(), "no image is both certified and fooled")
+
+
+def _bounds(result: Certification, rows: Rows, case: Case, chosen: list[int]) -> Finding:
+    """Prove the bounds of some images again."""
+    certifier, wrong = find_certifier(result.method), []
+    certifier.check(case)
+    for start in range(0, len(chosen), _PART):
+        part = chosen[start : start + _PART]
+        again = certifier.bounds(case, part)
+        slack = _MOVED * int(again.forward.max())
+        for place, row in enumerate(part):
+            votes = abs(int(again.votes[place]) - int(rows.votes[row]))
+            exact = votes == 0 and again.radius[place].item() == rows.radius[row]
+            radius = abs(again.radius[place].item() - rows.radius[row])
+            close = 0 < votes <= slack or (votes == 0 and radius <= 1e-4 * (1 + rows.radius[row]))
+            same_class = int(again.prediction[place]) == rows.prediction[row]
+            if not (same_class and (exact or close)):
+                wrong.append(row)
+    return Finding("bounds.radius", not wrong, f"{len(chosen)} images proven again; {rows_named(wrong)}")
+
+
+def _examples(result: Certification, rows: Rows, case: Case, folder: Path) -> Iterator[Finding]:
+    """Judge the adversarial examples and the images that are wrong without one."""
+    images, threat, certifier = case.images, case.threat, find_certifier(result.method)
+    assert threat is not None
+    attacked = np.flatnonzero((rows.fooled_by != "") & (rows.fooled_by != "clean")).tolist()
+    wrong = np.flatnonzero(rows.fooled_by == "clean").tolist()
+    x_adv = images.x[attacked]
+    if attacked:
+        held = certificates.read_certificates(folder)
+        same_rows = held.ids.tolist() == images.ids[attacked].tolist()
+        yield Finding("adversarials.id", same_rows, "one adversarial example for each fooled image")
+        if not same_rows:
+            return
+        delta = held.delta[list(range(len(attacked)))]
+        x_adv = certificates.apply(threat, images.x[attacked], delta, images.ids[attacked])
+        outside = [
+            r
+            for r, ok in zip(attacked, threat.contains(images.x[attacked], x_adv).tolist(), strict=True)
+            if not ok
+        ]
+        yield Finding("adversarials.delta", not outside, f"inside {threat} and [0, 1]; {rows_named(outside)}")
+    refuted = []
+    for where, x in ((attacked, x_adv), (wrong, images.x[wrong])):
+        for start in range(0, len(where), _PART):
+            part = where[start : start + _PART]
+            predicted = certifier.verdict(case, x[start : start + _PART], part).tolist()
+            refuted += [
+                row
+                for row, answer in zip(part, predicted, strict=True)
+                if answer in (ABSTAINED, int(images.y[row])) or answer != rows.attacked_prediction[row]
+            ]
+    detail = f"{len(attacked) + len(wrong)} images are misclassified; {rows_named(refuted)}"
+    yield Finding("bounds.attacked_prediction", not refuted, detail)

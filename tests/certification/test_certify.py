@@ -1,0 +1,199 @@
+"""`robench certify` from the command line: bounds, files, verification, interruptions and mistakes."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import signal
+import time
+
+import pytest
+
+from robench.cli import main
+from robench.core.errors import ResourceError
+from robench.records import certification as files
+from robench.records.collection import collect
+from tests.certification.cases import write_images
+from tests.processes import Command
+
+DEFENSE = "smoothed(sigma=0.25)+python:tests.certification.cases.linear"
+DATA = ("--dataset", "npz:own.npz(classes=2)", "--samples", "12")
+SHORT = (
+    "--method",
+    "smoothing(selection=20)",
+    "--draws",
+    "300",
+    "--attack",
+    "apgd(steps=5)",
+    "--workers",
+    "1",
+)
+WHOLE = ("certify", "--defense", DEFENSE, *DATA, "--threat", "L2:0.25", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with images and the result of WHOLE, which tests copy."""
+    place = tmp_path_factory.mktemp("certified")
+    write_images(place / "own.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        with pytest.raises(SystemExit) as end:
+            main(list(WHOLE))
+    assert end.value.code == 0
+    return place
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch, made):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+
+    def call(*arguments: str):
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return end.value.code, out, err
+
+    return call
+
+
+def result_of(tmp_path) -> files.Certification:
+    (file,) = (tmp_path / "results").rglob(files.FILE)
+    return files.read(file.parent)
+
+
+def test_both_bounds_enclose_the_exact_accuracy(cli, tmp_path):
+    from tests.certification.cases import labelled, linear
+
+    code, out, err = cli(*WHOLE)
+    assert code == 0, err
+    result, model = result_of(tmp_path), linear()
+    exact = int((model.distances(*labelled(model, 12), "L2") > 0.25).sum())
+    assert 0 < exact < 12
+    assert result.attacked is not None
+    assert result.certified.correct <= exact <= result.attacked.accuracy.correct
+    assert result.attacked.accuracy.correct - result.certified.correct <= 4
+    assert f"at least {100 * result.certified.value:.2f} %" in out and "at most" in out
+    rows = files.read_rows(result.folder)
+    # No attack is spent on what is proven, and nothing is both proven and fooled.
+    assert result.attacked.attacked <= 12 - result.certified.correct
+    assert not (rows.holds(0.25) & (rows.fooled_by != "")).any()
+    assert [share.correct for _, share in result.curve] == sorted(
+        (share.correct for _, share in result.curve), reverse=True
+    )
+    assert (tmp_path / "results" / "curves").glob("*.png")
+
+
+def test_a_saved_result_is_reused_verified_and_shown(cli, tmp_path):
+    result = result_of(tmp_path)
+    before = (result.folder / files.FILE).read_bytes()
+    code, out, _ = cli(*WHOLE, "--json")
+    assert code == 0 and (result.folder / files.FILE).read_bytes() == before
+    (shown,) = json.loads(out)["certifications"]
+    assert shown["certified"]["correct"] == result.certified.correct
+    code, out, err = cli("verify", str(result.folder), "--trust", "--replay", "12")
+    assert code == 0, err
+    assert f"VERIFIED: at least {result.certified.correct} and at most" in out
+    code, out, _ = cli("board", "--trust")
+    assert code == 0 and "certified from below" in out and ">= " in out and "<= " in out
+    code, out, _ = cli("board", "--trust", "--format", "json")
+    assert json.loads(out)["certified"][0]["defense"] == result.defense.name
+    assert cli("board", "--trust", "--format", "html", "--output", "page")[0] == 0
+    assert "certified from below" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_the_same_seed_gives_the_same_rows_after_a_kill(cli, tmp_path):
+    result = result_of(tmp_path)
+    rows, key = (result.folder / files.ROWS).read_bytes(), result.key
+    for killed_after in (0.0, 0.5):
+        place = tmp_path / f"again-{killed_after}"
+        command = Command(*WHOLE, "--results", str(place), cwd=tmp_path, saves=True)
+        deadline = time.monotonic() + 120
+        while not list(place.rglob("state")) and command.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(killed_after)
+        command.send_signal(signal.SIGKILL)
+        command.wait()
+        assert cli(*WHOLE, "--results", str(place))[0] == 0
+        (file,) = place.rglob(files.FILE)
+        assert (file.parent / files.ROWS).read_bytes() == rows and files.read(file.parent).key == key
+        assert not list(place.rglob("*.partial"))
+
+
+def test_another_setting_keeps_the_old_result(cli, tmp_path):
+    result = result_of(tmp_path)
+    assert cli(*WHOLE[:-4], "--attack", "none")[0] == 0
+    kept = list((result.folder / "superseded").rglob(files.FILE))
+    assert len(kept) == 1 and files.read(kept[0].parent).key == result.key
+    assert files.read(result.folder).attacked is None
+    found = collect([tmp_path / "results"])
+    assert len(found.certifications) == 1 and not found.left_out
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda content: content["certified"].update(correct=12, value=1.0), "certified"),
+        (lambda content: content["attacked"]["accuracy"].update(correct=0), "attacked.accuracy.correct"),
+        (lambda content: content["dataset"].update(digest="0" * 64), "dataset.digest"),
+        (lambda content: content["files"].update({files.ROWS: "0" * 64}), f"files.{files.ROWS}"),
+        (lambda content: content.update(average_radius=9.0), "average_radius"),
+        (lambda content: content.update(alpha=0.0001), "alpha"),
+    ],
+)
+def test_a_false_figure_fails_verification(cli, tmp_path, change, field):
+    folder = result_of(tmp_path).folder
+    content = json.loads((folder / files.FILE).read_text())
+    change(content)
+    (folder / files.FILE).write_text(json.dumps(content))
+    code, out, err = cli("verify", str(folder), "--trust")
+    assert code == 1 and "FAILED" in out and field in err
+
+
+def test_false_rows_fail_verification(cli, tmp_path):
+    result = result_of(tmp_path)
+    rows = files.read_rows(result.folder)
+    claimed = dataclasses.replace(rows, radius=rows.radius + 5, prediction=rows.label.copy())
+    encoded = claimed.encode()
+    (result.folder / files.ROWS).write_bytes(encoded)
+    content = json.loads((result.folder / files.FILE).read_text())
+    content["files"][files.ROWS] = hashlib.sha256(encoded).hexdigest()
+    (result.folder / files.FILE).write_text(json.dumps(content))
+    code, _, err = cli("verify", str(result.folder), "--trust")
+    assert code == 1 and "bounds.radius" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (("certify", "--defense", "pgd-at-digits"), 2, "smoothed(sigma=0.25)+pgd-at-digits"),
+        (("certify", "--defense", DEFENSE, *DATA, "--method", "smooth"), 2, "smoothing"),
+        (("certify", "--defense", DEFENSE, *DATA, "--threat", "Linf:0.1"), 2, "certifies L2 radii"),
+        (("certify", "--defense", DEFENSE, *DATA, "--draws", "5"), 2, "cannot certify anything"),
+        (
+            ("certify", "--defense", DEFENSE, *DATA, "--draws", "5", "--method", "smoothing(draws=9)"),
+            2,
+            "twice",
+        ),
+        (("certify", "--defense", "smoothed(sigma=0)+pgd-at-digits"), 2, "sigma"),
+    ],
+)
+def test_mistakes_are_one_line(cli, arguments, code, reason):
+    actual, _, err = cli(*arguments)
+    assert actual == code and reason in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 2}'])
+def test_a_damaged_file_is_named_and_spoils_no_board(cli, tmp_path, content):
+    shutil.rmtree(tmp_path / "results")
+    folder = tmp_path / "results" / "x" / "y" / "smoothing"
+    folder.mkdir(parents=True)
+    (folder / files.FILE).write_text(content)
+    with pytest.raises(ResourceError):
+        files.read(folder)
+    found = collect([tmp_path / "results"])
+    assert not found.certifications and len(found.left_out) == 1
+    code, out, err = cli("board")
+    assert code == 1 and files.FILE in out and "1 of 1 left out" in err
