@@ -10,6 +10,8 @@ changes. Masks are floats that are multiplied, which CPUs vectorise better than 
 import torch
 from torch import Tensor
 
+from robench.core.torch_state import cumsum
+
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -80,7 +82,7 @@ def _fill(gain: Tensor, room: Tensor, target: Tensor) -> Tensor:
     gain, order = gain.sort(dim=-1, descending=True, stable=True)
     room = room.gather(-1, order)
     worth = gain * room
-    before = worth.cumsum(-1) - worth
+    before = cumsum(worth, -1) - worth
     size = ((target[..., None] - before).clamp_min_(0) / gain.clamp_min(1e-30)).minimum(room)
     return torch.empty_like(size).scatter_(-1, order, size * gain.sign())
 

@@ -60,7 +60,7 @@ threat = click.option(
     "--threat",
     metavar="KIND:RADIUS",
     shell_complete=names_of("threat"),
-    help="Norm or transformation and radius: Linf:8/255, fog:0.4.",
+    help="Kind and radius, such as Linf:8/255 or fog:0.4.",
 )
 seed = click.option(
     "--seed",

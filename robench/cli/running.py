@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "What to run": "defenses attacks protocol sources targets dataset threat samples knowledge seeds mi finetune",
-    "How to run it": "seed device batch_size precision workers checkpoint data_dir",
+    "How to run it": "seed device batch_size precision compile deterministic workers checkpoint data_dir",
     "Several machines": "share engine address gpus_per_worker",
     "Records and output": "results fresh as_json config save_config trust",
 }
@@ -139,7 +139,7 @@ _SELECTION = (
     ),
     click.option(
         "--knowledge", metavar="LEVEL", multiple=True, callback=common.names, shell_complete=names_of("knowledge"),
-        help="full, bpda, oblivious, transfer:NAME or surrogate:NAME; comma-separated.",
+        help="full, bpda, oblivious, transfer:NAME, surrogate:NAME.",
     ),
 )  # fmt: skip
 _PRECISION = (
@@ -147,6 +147,8 @@ _PRECISION = (
         "--precision", metavar="NAME", default="auto", show_default=True,
         help="auto, fp32 or bf16, of the search.",
     ),
+    click.option("--compile", is_flag=True, help="Compile the network for the search (docs/gpu.md)."),
+    click.option("--deterministic", is_flag=True, help="The same bits at every run on a GPU, if slower."),
     click.option(
         "--workers", metavar="N", type=click.IntRange(min=1), help="Processes.  [default: one per core; one for GPUs]"
     ),
@@ -194,6 +196,8 @@ def running(*without: str, **settings: Any) -> Callable[[Callable], Callable]:
                 "device",
                 "batch_size",
                 "precision",
+                "compile",
+                "deterministic",
                 "workers",
                 "checkpoint",
                 "data_dir",

@@ -5,11 +5,15 @@ them, so that an attack gives the same result everywhere, and restores the calle
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from robench.core.errors import UsageError
 
 # Whether the caller has set a default device, on which a model may rely.
 _default_device: ContextVar[bool] = ContextVar("default_device", default=False)
@@ -62,3 +66,49 @@ def _refuse_tf32(stack: contextlib.ExitStack) -> None:
 def model_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """The context in which to call a model: if the caller has set a default device, `device` becomes the default."""
     return device if _default_device.get() else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device, enabled: bool = True) -> Iterator[None]:
+    """Inside the block, a GPU gives the same bits at every run; CPUs do so anyway.
+
+    Attention, convolutions and products then use deterministic kernels, which may be slower.
+
+    Raises:
+        UsageError: if an operation has no deterministic kernel.
+    """
+    if not enabled or device.type == "cpu":
+        yield
+        return
+    # cuBLAS reads it before its first product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    strict, lenient = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UsageError(f"{str(error).split(',')[0]}: repeat without --deterministic") from error
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=lenient)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def cumsum(x: Tensor, dim: int) -> Tensor:
+    """`torch.cumsum` of several rows, or of one short row.
+
+    torch refuses all sums of a GPU in deterministic mode, although only those of one long row are not deterministic.
+    """
+    if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(dim)
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        return x.cumsum(dim)
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=lenient)

@@ -13,6 +13,7 @@ from torch import Tensor
 from robench.core import registry
 from robench.core.errors import UsageError
 from robench.core.specs import Spec
+from robench.core.transfer import sent_bytes
 from robench.corruption.cache import Cache
 from robench.corruption.make import library
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
@@ -98,9 +99,7 @@ def bytes8(x: Tensor) -> np.ndarray:
 
 def tensor(pixels: np.ndarray) -> Tensor:
     """Convert (N, H, W, 3) uint8 to (N, 3, H, W) float32 in [0, 1]."""
-    # Copied because arrays from other processes may be read-only, and torch needs writable ones.
-    x = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
-    return x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return sent_bytes(pixels, torch.device("cpu"))
 
 
 @registry.datasets.register("corrupted")

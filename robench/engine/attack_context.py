@@ -97,6 +97,7 @@ class AttackContext:
         samples: all samples of the run; rows are moved to the device when they start.
         clean_logits: logits of all samples.
         device: device of the lanes.
+        exact: see `robench.engine.setup.Parties`.
     """
 
     attack: Attack[Any]
@@ -108,3 +109,4 @@ class AttackContext:
     samples: Samples
     clean_logits: Tensor
     device: torch.device
+    exact: Network | None = None

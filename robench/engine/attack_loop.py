@@ -17,14 +17,15 @@ attacker receives no verdicts, and then its best point is judged. If only the la
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Rows, State, gather, tensors
+from robench.attacks._base import Answer, Ask, Rows, State, gather, tensors
 from robench.engine.attack_context import AttackContext, SampleResults
 from robench.engine.batched_model import pad
+from robench.engine.exact_rows import exact
 from robench.engine.host import on_host
 from robench.engine.lanes import START, Group, Lanes, Queue, in_parts, named, put, restored
 from robench.engine.loss_monitor import LossMonitor
@@ -181,9 +182,10 @@ class Loop:
             # cannot change the verdict.
             points = problem.threat.as_recorded(self.rows.x, points)
             x = problem.threat.image(self.rows.x, points, self.rows.sample)
-        answer = self._query(x, ask.objective, self.rows, self.lanes.queries[:, 0])
-        answer = attack.pull_back(problem, self.rows, self.state, answer)
-        self.state = attack.tell(problem, self.rows, self.state, answer)
+        before, queries = self.state, self.lanes.queries[:, 0].clone()
+        first_answer = self._query(x, ask, self.rows, before, queries, active & self.lanes.exact)
+        answer = attack.pull_back(problem, self.rows, before, first_answer)
+        self.state = attack.tell(problem, self.rows, before, answer)
         facts = on_host(
             waits=ask.waits,
             finished=attack.finished(self.state),
@@ -196,13 +198,37 @@ class Loop:
         self.lanes.queries += answered[:, None] * passes
         self.losses.note(active & answered, self.lanes.queries[:, 1] == passes[1], facts)
         draws = self.verdicts.judge(x, points, facts, self.rows, active & answered)
+        disagree = self.verdicts.disagree.nonzero()[:, 0]
+        if len(disagree):
+            self._go_on_exactly(disagree)
+            self.state = self._told_exactly(first_answer, ask, self.rows, before, queries, disagree)
         self._settle(active, draws, points, facts["finished"])
 
-    def _query(self, x: Tensor, objective: Any, rows: Rows, queries: Tensor) -> Answer:
+    def _query(
+        self, x: Tensor, ask: Ask, rows: Rows, state: State, queries: Tensor, exactly: Tensor
+    ) -> Answer:
+        """The answer to a query; lanes of `exactly`, bool (S,) on the CPU, are answered in fp32."""
         eot = self.context.attack.eot
-        answer = self.context.network.answer(x, objective, rows, eot, queries)
+        answer = self.context.network.answer(x, ask.objective, rows, eot, queries)
         self.images += self.count * eot
+        if bool(exactly.any()):
+            if ask.waits is not None:
+                exactly = exactly & ~ask.waits.cpu()
+            answer = exact(self.context, answer, ask, rows, state, queries, exactly.nonzero()[:, 0])
         return answer
+
+    def _told_exactly(
+        self, answer: Answer, ask: Ask, rows: Rows, before: State, queries: Tensor, lanes: Tensor
+    ) -> State:
+        """The state after a query that is answered in fp32 for some lanes, so that no wrong answer stays in it."""
+        attack, problem = self.context.attack, self.context.problem
+        answer = exact(self.context, answer, ask, rows, before, queries, lanes)
+        return attack.tell(problem, rows, before, attack.pull_back(problem, rows, before, answer))
+
+    def _go_on_exactly(self, lanes: Tensor) -> None:
+        """Let rows whose search and judge disagree go on in fp32."""
+        self.losses.stats.disagreed += int((~self.lanes.exact[lanes]).sum())
+        self.lanes.exact[lanes] = True
 
     def _passes(self, answer: Answer) -> Tensor:
         """Forward and backward passes of one answer, (2,)."""
@@ -230,7 +256,8 @@ class Loop:
         before = attack.advance(problem, rows, current, offset)
         ask = attack.ask(problem, rows, before)
         queries = self.lanes.queries[active_lanes[lane % count], 0] + ahead * attack.eot
-        answer = self._query(ask.x, ask.objective, rows, queries)
+        exactly = self.lanes.exact[active_lanes[lane % count]]
+        answer = self._query(ask.x, ask, rows, before, queries, exactly)
         after = attack.tell(problem, rows, before, answer)
         facts = on_host(
             finished=attack.finished(before),
@@ -240,11 +267,15 @@ class Loop:
         # Of the lanes beyond the horizon, only the first counts.
         valid = ~facts["finished"] & (lane < count * attack.horizon)
         draws = self.verdicts.judge(ask.x, ask.x, facts, rows, valid)
-        event = valid & (facts["moved"] | (draws > 0))
+        disagree = self.verdicts.disagree
+        if bool(disagree.any()):
+            after = self._told_exactly(answer, ask, rows, before, queries, disagree.nonzero()[:, 0])
+        event = valid & (facts["moved"] | (draws > 0) | disagree)
 
         # For each row: the first lane with an event, else the last valid lane.
         first = _first(event, lane, count)
         chosen = torch.where(first < self.count, first, _last(valid, lane, count))
+        self._go_on_exactly(active_lanes[disagree[chosen]])
         source, index = active_lanes.to(context.device), chosen.to(context.device)
         self.state = put(self.state, source, after, index, current)
         self.lanes.queries[active_lanes] += (chosen // count + 1)[:, None] * self._passes(answer)

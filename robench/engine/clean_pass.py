@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import UsageError
+from robench.core.transfer import sent
 from robench.engine import result_warnings
 from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Network, answer
@@ -49,7 +50,7 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
 
     def logits_of(network: Network) -> Tensor:
         batches = zip(samples.x.split(size), samples.ids.split(size), strict=True)
-        return torch.cat([network.logits(x.to(device), ids.to(device)).cpu() for x, ids in batches])
+        return torch.cat([network.logits(sent(x, device), ids.to(device)).cpu() for x, ids in batches])
 
     network = parties.judge.network
     logits, y = logits_of(network), samples.y

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robench.core.transfer import sent, sent_bytes
 from robench.corruption.cache import Cache
 from robench.corruption.suite import Cell
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data import Images
-from robench.data.corrupted import chunks, spans, tensor
+from robench.data.corrupted import chunks, spans
 from robench.engine.batched_model import Model, frozen, undefined
 from robench.engine.checkpoint import Saved, Store
 from robench.engine.progress import Progress
@@ -304,12 +305,12 @@ def answers(
     with frozen(setup.model):
         for rows, cell in queries:
             if cell < 0:
-                x, digest = images.x[rows], ""
+                x, digest = sent(images.x[rows], device), ""
             else:
                 corrupted = next(results)
-                x, digest = tensor(corrupted.pixels), corrupted.digest
+                x, digest = sent_bytes(corrupted.pixels, device), corrupted.digest
             ids = images.ids[rows].to(device)
-            logits = network.logits(x.to(device), ids, draw=cell + 1).float().cpu()
+            logits = network.logits(x, ids, draw=cell + 1).float().cpu()
             now = time.monotonic()
             yield Answers(rows, cell, logits, digest, now - last_time)
             last_time = now

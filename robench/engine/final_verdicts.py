@@ -58,6 +58,7 @@ def final_outcome(run: "Run") -> Outcome:
         ],
         precision=run.setup.precision,
         batch_size=run.state.batch_size,
+        search=run.setup.search(sum(stats.disagreed for stats in state.stats)),
         clean_answers=run.clean.answers if randomised else None,
         answers=answers if randomised else None,
         single_draw_accuracy=float((answers[:, 0] == samples.y).double().mean()) if randomised else None,

@@ -95,6 +95,7 @@ class Lanes:
         queries: forward and backward passes of the row, (S, 2).
         kept_draws: number of draws in which the kept point fools the judge.
         kept_distance: distance of the kept point from its image, for minimum-norm attacks.
+        exact: whether the row goes on in fp32, see `robench.engine.exact_rows`, bool (S,).
     """
 
     sample: Tensor
@@ -103,6 +104,7 @@ class Lanes:
     queries: Tensor
     kept_draws: Tensor
     kept_distance: Tensor
+    exact: Tensor
 
     @classmethod
     def idle(cls, count: int) -> "Lanes":
@@ -114,6 +116,7 @@ class Lanes:
             queries=torch.zeros((count, 2), dtype=torch.int64),
             kept_draws=zeros.clone(),
             kept_distance=torch.full((count,), torch.inf, dtype=torch.float64),
+            exact=zeros > 0,
         )
 
     @property
@@ -128,6 +131,7 @@ class Lanes:
     def start(self, lanes: Tensor) -> None:
         """Reset lanes for new rows."""
         self.queries[lanes] = 0
+        self.exact[lanes] = False
         self.drop(lanes)
 
     def drop(self, lanes: Tensor | int) -> None:

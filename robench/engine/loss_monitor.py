@@ -17,7 +17,7 @@ UNDONE = 0.05
 
 @dataclass
 class LossStats:
-    """Statistics over the rows of one attack. The last four count unsuccessful rows of an ascending attack.
+    """Statistics over the rows of one attack. `flat` to `ended` count unsuccessful rows of an ascending attack.
 
     Attributes:
         vanished: number of rows whose first gradient is (nearly) zero.
@@ -27,6 +27,7 @@ class LossStats:
         fallen: number of rows whose last loss is below half of the best increase.
         undone: number of rows whose best loss still increased in the last tenth of the steps.
         ended: number of rows.
+        disagreed: number of rows whose search and judge disagreed, see `robench.engine.exact_rows`.
     """
 
     vanished: int = 0
@@ -36,6 +37,7 @@ class LossStats:
     undone: int = 0
     ended: int = 0
     broken: int = 0
+    disagreed: int = 0
 
     @classmethod
     def together(cls, parts: Iterable["LossStats"]) -> "LossStats":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robench._moved import old_names
 
@@ -89,7 +89,8 @@ class Outcome:
         forward, backward: number of passes spent on each sample, int64 (N,).
         attacks: costs of the attacks, in order.
         precision: precision of the surrogate, "fp32" or "bf16".
-        batch_size: number of rows per network call.
+        batch_size: smallest number of rows per network call.
+        search: what a record says of the search if it is not in fp32 on a CPU, see `Setup.search`.
         points: points of `x_adv` in the threat's coordinates, (N, ...) float32; None if these are the pixels.
         clean_answers, answers: predictions of every draw on the clean image and on `x_adv`, int64 (N, of_draws), -1 if
             a logit is NaN; None for a deterministic defense.
@@ -118,6 +119,7 @@ class Outcome:
     clean_answers: Tensor | None = None
     answers: Tensor | None = None
     single_draw_accuracy: float | None = None
+    search: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passes(self) -> dict[str, int]:

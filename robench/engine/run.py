@@ -16,6 +16,7 @@ from robench.attacks._external import ForeignAttack
 from robench.core.errors import UsageError
 from robench.core.memory import give_back
 from robench.core.rng import Stream
+from robench.core.torch_state import deterministic
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
@@ -192,7 +193,8 @@ class Run:
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        with frozen(self.setup.model), frozen(self.setup.searched):
+        setup = self.setup
+        with frozen(setup.model), frozen(setup.searched), deterministic(self.device, setup.deterministic):
             yield
 
     def _backing_off(self, step: Callable[[], T]) -> T:
@@ -213,6 +215,8 @@ class Run:
     def _prepare_frozen(self, clean: CleanPass | None) -> None:
         with self._frozen():
             self._backing_off(lambda: self._prepare(clean))
+            if failure := self.parties.failure:
+                self.note(f"torch.compile failed ({failure}): continuing without")
 
     def _attacks(self) -> None:
         size, resumed = self.setup.batch_size, self.store.load() if self.store else None
@@ -295,6 +299,7 @@ class Run:
             samples=self.samples,
             clean_logits=self.clean.logits,
             device=self.device,
+            exact=parties.exact if group == 1 else None,
         )
 
     def _run_loop(self, index: int, loop: Loop, start_time: float) -> None:

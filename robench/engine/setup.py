@@ -1,7 +1,7 @@
 """The setup of an attack on a defense: judges, surrogate and their random numbers."""
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +13,13 @@ from robench.data._lazy_images import LazyImages
 from robench.data.class_subset import Subset
 from robench.defenses import Defense, load_defense
 from robench.engine.batched_model import Judge, Model, Network
+from robench.engine.fast_model import FastModel, has_convolutions
 from robench.engine.judges import Judges
 from robench.engine.knowledge import Attacker, attacker
 from robench.engine.result_warnings import looks_random
+
+# The batch size of the search, divided by that of rows that go on in fp32.
+_EXACT = 8
 
 
 class Settings(Protocol):
@@ -45,6 +49,8 @@ class Setup:
         precision: precision of the surrogate, "fp32" or "bf16".
         fresh_draws: whether a randomised defense is judged on new draws; False reproduces old records.
         backs_off: whether the judges use smaller batches while memory runs out, see `Network`.
+        compiles: whether the search uses `torch.compile`.
+        deterministic: whether a GPU must give the same bits at every run.
     """
 
     model: Model
@@ -56,6 +62,8 @@ class Setup:
     precision: str = "fp32"
     fresh_draws: bool = True
     backs_off: bool = False
+    compiles: bool = False
+    deterministic: bool = False
 
     @classmethod
     def of(cls, defense: Defense, attacker: Attacker, settings: Settings, device: torch.device) -> "Setup":
@@ -98,12 +106,38 @@ class Setup:
         """The judges and the surrogate; `stochastic` must be final."""
         judges = self.judges
         is_defense = self.attacker.surrogate is None
-        if is_defense and self.precision == "fp32" and not self.stochastic:
+        is_exact = self.precision == "fp32" and not self.compiles
+        if is_defense and is_exact and not self.stochastic:
             return Parties(judges, judges.search.network, True, self.seed)
         # Another surrogate may draw noise; seeding a deterministic one costs almost nothing.
         stream = Stream.of(self.seed, "surrogate") if self.stochastic or not is_defense else None
-        surrogate = Network(self.searched, self.batch_size, self.precision, stream)
-        return Parties(judges, surrogate, False, self.seed)
+        surrogate = Network(self._fast, self.batch_size, self.precision, stream)
+        exact = None
+        if is_defense and not is_exact and not self.stochastic:
+            exact = Network(self.model, max(self.batch_size // _EXACT, 1))
+        return Parties(judges, surrogate, False, self.seed, exact)
+
+    def search(self, disagreements: int) -> dict[str, Any]:
+        """What a record says of the search and of what another run repeats; empty for fp32 on a CPU.
+
+        Args:
+            disagreements: number of rows whose search and judge disagreed.
+        """
+        on_cpu = self.device.type == "cpu"
+        if on_cpu and self.precision == "fp32" and not self.compiles:
+            return {}
+        repeats = "bits" if on_cpu or self.deterministic else "verdicts"
+        return {"compiled": self.compiles, "disagreements": disagreements, "repeats": repeats}
+
+    @property
+    def _fast(self) -> Model:
+        """The searched model, made faster where this is chosen."""
+        channels_last = (
+            self.device.type == "cuda" and self.precision == "bf16" and has_convolutions(self.searched)
+        )
+        if not self.compiles and not channels_last:
+            return self.searched
+        return FastModel(self.searched, self.compiles, channels_last)
 
 
 @dataclass(frozen=True)
@@ -115,12 +149,21 @@ class Parties:
         surrogate: the network that attacks search.
         surrogate_is_judge: whether the surrogate's logits are the judge's verdict.
         seed: seed of all random numbers.
+        exact: the surrogate in fp32 as it is judged, for rows whose search and judge disagree; None if the surrogate is
+            not the defense, or is as exact as the judge.
     """
 
     judges: Judges
     surrogate: Network
     surrogate_is_judge: bool
     seed: int
+    exact: Network | None = None
+
+    @property
+    def failure(self) -> str:
+        """Why the surrogate is not compiled although it should be; empty if nothing failed."""
+        model = self.surrogate.model
+        return model.failure if isinstance(model, FastModel) and model.compiles else ""
 
     @property
     def judge(self) -> Judge:

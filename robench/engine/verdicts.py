@@ -8,6 +8,7 @@ from torch import Tensor
 from robench.attacks._base import Rows
 from robench.engine.attack_context import AttackContext
 from robench.engine.batched_model import wrong
+from robench.engine.exact_rows import disagreements
 from robench.engine.lanes import Lanes
 
 
@@ -17,6 +18,7 @@ class Verdicts:
     Attributes:
         kept: best point of each lane, which fools the most draws; of a minimum-norm attack, the nearest of these.
         nonfinite: number of answers with NaN or infinite logits.
+        disagree: lanes whose last point fools the search but not the judge, bool (S,).
     """
 
     def __init__(self, context: AttackContext, lanes: Lanes):
@@ -46,6 +48,7 @@ class Verdicts:
         self.nonfinite += int((facts["nonfinite"] & active).sum())
         candidates = (facts["wrong"] & active).nonzero()[:, 0]
         draws = torch.zeros(len(active), dtype=torch.int64)
+        self.disagree = torch.zeros_like(active)
         if self.deferred or not len(candidates):
             return draws
         index = candidates.to(context.device)
@@ -63,6 +66,7 @@ class Verdicts:
             fooled = torch.ones_like(candidates)
         else:
             fooled = context.judge.fooled(x[index], rows.y[index], rows.sample[index]).cpu()
+        self.disagree = disagreements(context, candidates, fooled, len(active))
         kept = lanes.kept_draws[candidates]
         better = (fooled > kept) | ((fooled == kept) & nearer) if self.minimise else fooled > 0
         draws[candidates] = fooled * better

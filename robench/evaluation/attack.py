@@ -36,6 +36,8 @@ def attack(
     device: str | None = None,
     precision: str = "fp32",
     stochastic: bool = False,
+    compile: bool = False,
+    deterministic: bool = False,
     workers: int | None = 1,
     progress: bool | Callback | None = None,
 ) -> Result:
@@ -57,6 +59,8 @@ def attack(
         device: device to run on; None for the device of the model's parameters, or of `x` if it has none.
         precision: "fp32", or "bf16" (or "auto") to search in reduced precision; verdicts are always fp32.
         stochastic: whether the model is randomised; a model that turns out to be is treated so in any case.
+        compile: use `torch.compile` for the search, in one process; verdicts are of the model as it is.
+        deterministic: compute the same bits at every run on a GPU; on a CPU this is always so.
         workers: number of processes that split the images, on a CPU; None for one per core. Under Linux they are
             forked; elsewhere they are spawned, which needs a model that can be pickled and a script that calls this
             under `if __name__ == "__main__"`. Changes to the model's state stay in the worker processes.
@@ -90,9 +94,11 @@ def attack(
         choose_batch_size(batch_size, torch_device, images.shape[-1], len(images)),
         stochastic=stochastic or bool(getattr(model, "stochastic", False)),
         precision=choose_precision(precision, torch_device),
+        compiles=compile,
+        deterministic=deterministic,
     )
     samples = Samples(images, labels, torch.arange(len(images)))
-    processes = choose_workers(workers, torch_device, len(images), model)
+    processes = choose_workers(1 if compile else workers, torch_device, len(images), model)
     started = datetime.now(UTC)
     with shown(progress) as update:
         executor = Processes(processes)

@@ -1,5 +1,6 @@
 """The job of a planned run, which its record contains, and its run by the engine."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,8 +74,9 @@ def run_of(planned: PlannedRun, job: Job, device: torch.device, options: Options
     """
     loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
     assert threat is not None and planned.attacker is not None
+    setup = Setup.of(loaded.defense, planned.attacker, job, device)
     return Run(
-        Setup.of(loaded.defense, planned.attacker, job, device),
+        replace(setup, compiles=options.compile, deterministic=options.deterministic),
         planned.attacks,
         Samples(lazily(images.x), images.y, images.ids),
         threat,

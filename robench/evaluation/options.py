@@ -17,6 +17,8 @@ class Options:
         device: torch device; "auto" uses CUDA if available.
         batch_size: number of images per network call, or "auto".
         precision: "fp32", "bf16" or "auto" for the search; verdicts are always fp32.
+        compile: use `torch.compile` for the search; verdicts are of the network as it is.
+        deterministic: compute the same bits at every run on a GPU; on a CPU this is always so.
         data_dir: folder with the files of the data sets.
         results: folder of all records.
         fresh: ignore a saved record or an interrupted run and start over.
@@ -36,6 +38,8 @@ class Options:
     device: str = "auto"
     batch_size: int | str = "auto"
     precision: str = "auto"
+    compile: bool = False
+    deterministic: bool = False
     data_dir: str | None = None
     results: str | Path = "results"
     fresh: bool = False

@@ -178,6 +178,9 @@ def _executor(
         return Processes()
     if devices:
         return Processes(len(devices), least=SHARE, devices=devices)
+    if options.compile:
+        # A compiled network belongs to one process.
+        return Processes()
     if total > 1:
         workers = options.workers or torch.get_num_threads()
         return Processes(workers if start_method(device) else 1, least=1 if options.workers else MIN_SAMPLES)

@@ -114,7 +114,7 @@ def make_record(
         platform=provenance.platform_facts(),
         started=_iso(started),
         finished=_iso(finished),
-        extra=extra or {},
+        extra={**(extra or {}), **({"search": outcome.search} if outcome.search else {})},
     )
 
 

@@ -79,6 +79,7 @@ TABLE: tuple[Field, ...] = (
     *_trusted("samples.steps samples.forward samples.backward", _COST),
     *_trusted("attacks.forward attacks.backward passes", "sums over the samples"),
     *_trusted("precision batch_size", "arithmetic of the surrogate; --replay uses it"),
+    *_trusted("search.compiled search.disagreements search.repeats", "arithmetic of the search"),
     *_trusted("batch_size", "rows per call, which may change the last bits", (CORRUPTED,)),
     *_trusted(
         "health", "warnings from gradients and losses; those from logits, classes and survivors are checked"

@@ -123,7 +123,9 @@ def named(name: str, trusted: set[str]) -> bool:
 def trusted_always(kind: str) -> set[str]:
     """What the table trusts in such a record, and the output of an honest one therefore names."""
     found = {"randomized": fields.RANDOMIZED, "corrupted": fields.CORRUPTED}.get(kind, fields.PLAIN)
-    return {line.name for line in fields.TABLE if line.trust and found in line.kinds}
+    names = {line.name for line in fields.TABLE if line.trust and found in line.kinds}
+    # A search in fp32 on a CPU has no such fields.
+    return {name for name in names if not name.startswith("search.")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
