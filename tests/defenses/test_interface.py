@@ -4,6 +4,7 @@ Attacks, engine and `verify` rely on it and never look inside a defense. Whoever
 scheme adds one entry to TINY.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.defenses import Defense, Loaded, build_purifier, diffusion, load
 from robench.defenses.loaders import onnx, robustbench
-from robench.defenses.smoothed import Smoothed
 from tests.conftest import small_net
 from tests.defenses import files
 
@@ -68,11 +69,6 @@ def _purifier(text: str) -> Callable[[Path], Tiny]:
         return Tiny(f"{text}+standard-digits", lambda x: classifier(purifier(x)), place / "tiny.safetensors")
 
     return make
-
-
-def _smoothed(place: Path) -> Tiny:
-    purifier, classifier = Smoothed(0.1), load("standard-digits").defense
-    return Tiny("smoothed(sigma=0.1)+standard-digits", lambda x: classifier(purifier(x)))
 
 
 def _timm(place: Path) -> Tiny:
@@ -156,7 +152,6 @@ TINY: dict[str, Callable[[Path], Tiny]] = {
     ),
     "vit": _builder("vit(image_size=8, patch_size=4, width=8, depth=2, heads=2, num_classes=10)"),
     "diffpure+": _diffpure,
-    "smoothed+": _smoothed,
     "hf-hub:": _hub,
     "onnx:": _onnx,
     "python:": _python,
@@ -300,6 +295,23 @@ def test_logits_are_the_same_without_a_graph(case):
         assert torch.equal(seeded(case.defense, x), with_graph)
     with torch.inference_mode():
         assert torch.equal(seeded(case.defense, x), with_graph)
+
+
+def test_it_makes_no_tensor_on_another_device(case):
+    """On a GPU that is not there: a tensor left on the CPU is refused, up to the first branch on a value."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in case.defense.modules()):
+        pytest.skip("TorchScript does not run on fake tensors")
+    # Weights and images without values, which say that they are on a GPU.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    defense = copy.deepcopy(case.defense)
+    for module in defense.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in list(tensors.items()):
+                if tensor is not None:
+                    tensors[name] = mode.from_tensor(tensor.detach()).to("cuda")
+    with mode, torch.no_grad(), contextlib.suppress(DataDependentOutputException):
+        side = defense.image_size
+        assert defense(torch.rand(2, 3, side, side, device="cuda")).device.type == "cuda"
 
 
 @pytest.mark.gpu

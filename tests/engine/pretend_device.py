@@ -7,6 +7,7 @@ synchronisation and every kernel is counted, those of the network and of its gra
 
 import contextlib
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,10 @@ _FREE = {
 _FACTORIES = (torch.tensor, torch.as_tensor, torch.scalar_tensor)
 
 
+# All tensors on the device.
+_LIVE: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
 class MixedDevices(RuntimeError):
     """CPU and device tensors in one operation."""
 
@@ -70,6 +75,7 @@ class _There(Tensor):
             device=DEVICE,
         )
         there.here = here
+        _LIVE[id(there)] = there
         return there
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -86,6 +92,7 @@ class PretendDevice(TorchDispatchMode):
     Attributes:
         counts: (region, kind) -> how often.
         places: (kind, file:line) -> how often, of the engine alone.
+        peak: most bytes of memory that tensors on the device had at one time.
     """
 
     def __init__(self):
@@ -93,6 +100,7 @@ class PretendDevice(TorchDispatchMode):
         self.counts: Counter[tuple[str, str]] = Counter()
         self.places: Counter[tuple[str, str]] = Counter()
         self.region = ENGINE
+        self.peak = self._operations = 0
         self._open = contextlib.ExitStack()
 
     def __enter__(self):
@@ -136,6 +144,10 @@ class PretendDevice(TorchDispatchMode):
             return args[0] if name == "copy_" else kwargs["out"]
         if not lands_there:
             return out
+        self._operations += 1
+        # Summing takes longer than an operation.
+        if self._operations % 16 == 0:
+            self.peak = max(self.peak, _live_bytes())
         known = {id(tensor.here): tensor for tensor in there}
         return tree_map(lambda t: known.get(id(t), _There(t)) if isinstance(t, Tensor) else t, out)
 
@@ -223,6 +235,14 @@ def _no_autocast(
 ) -> contextlib.AbstractContextManager[Any]:
     assert not enabled or device == "cpu", "lower precision is not pretended"
     return contextlib.nullcontext()
+
+
+def _live_bytes() -> int:
+    storages = {
+        tensor.here.untyped_storage().data_ptr(): tensor.here.untyped_storage()
+        for tensor in list(_LIVE.values())
+    }
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def _is_here(value: Any) -> bool:

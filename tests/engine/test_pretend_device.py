@@ -24,6 +24,7 @@ from tests.engine.pretend_device import (
     PretendDevice,
 )
 from tests.engine.test_randomised import Noise
+from tests.threats.transformations.test_transformations import SPECS
 
 CPU = torch.device("cpu")
 LINF, L2, L1, L0 = "Linf:0.006", "L2:0.1", "L1:1", "L0:6"
@@ -78,9 +79,24 @@ class Small(nn.Module):
         return self.head(self.forward_features(x))
 
 
-def play(specs, threat, device=None, *, n=16, batch_size=8, sigma=0.0, surrogate=False, **options):
+class Narrow(Small):
+    """A network without memory for the gradients of more than `most` images."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def forward(self, x):
+        if x.requires_grad and len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def play(
+    specs, threat, device=None, *, n=16, batch_size=8, sigma=0.0, surrogate=False, most=10**9, **options
+):
     """A run on the CPU, or on the pretended device."""
-    net = Small().eval()
+    net = Narrow(most).eval()
     defense = Defense(
         net if device is None else Network(net, device),
         num_classes=10,
@@ -120,6 +136,31 @@ def test_an_attack_gives_the_verdicts_of_the_cpu(spec, threat):
         there = play([spec], threat, device)
     assert_same(here, there)
     assert device.counts[ENGINE, TO_HOST] > 0
+
+
+@pytest.mark.parametrize("threat", SPECS.values(), ids=SPECS)
+def test_a_transformation_gives_the_verdicts_of_the_cpu(threat):
+    here = play(["apgd(steps=3)"], threat, n=8)
+    with PretendDevice() as device:
+        there = play(["apgd(steps=3)"], threat, device, n=8)
+    assert_same(here, there)
+
+
+def test_memory_of_the_device_does_not_grow_with_the_number_of_images():
+    peaks = []
+    for n in (16, 160):
+        with PretendDevice() as device:
+            play(["fgsm", "apgd(steps=3)"], LINF, device, n=n)
+        peaks.append(device.peak)
+    assert peaks[0] > 8 * 8 * 8 * 3 * 4 and peaks[1] <= 1.05 * peaks[0]
+
+
+def test_an_attack_that_runs_out_of_memory_goes_on_with_a_smaller_batch():
+    here = play(["pgd(steps=4)", "square(queries=20)"], LINF)
+    with PretendDevice() as device:
+        there = play(["pgd(steps=4)", "square(queries=20)"], LINF, device, most=3)
+    assert there.batch_size == 2 and here.batch_size == 8
+    assert_same(here, there)
 
 
 @pytest.mark.parametrize("spec", ["apgd(steps=8, eot=2)", "square(queries=20)", "pgd-feature(steps=4)"])
