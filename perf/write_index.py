@@ -21,12 +21,14 @@ from robench.engine.counts import built_in, shipped_cost
 
 PACKAGES = (
     "robench.attacks",
+    "robench.certification",
     "robench.data",
     "robench.defenses",
     "robench.defenses.loaders",
     "robench.threats.transformations",
 )
 KINDS = (
+    registry.certifiers,
     registry.attacks,
     registry.datasets,
     registry.defenses,
