@@ -22,6 +22,7 @@ from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.defenses import Defense, Loaded, build_purifier, diffusion, load
 from robench.defenses.loaders import onnx, robustbench
+from robench.defenses.smoothed import Smoothed
 from tests.conftest import small_net
 from tests.defenses import files
 
@@ -69,6 +70,11 @@ def _purifier(text: str) -> Callable[[Path], Tiny]:
         return Tiny(f"{text}+standard-digits", lambda x: classifier(purifier(x)), place / "tiny.safetensors")
 
     return make
+
+
+def _smoothed(place: Path) -> Tiny:
+    purifier, classifier = Smoothed(0.1), load("standard-digits").defense
+    return Tiny("smoothed(sigma=0.1)+standard-digits", lambda x: classifier(purifier(x)))
 
 
 def _timm(place: Path) -> Tiny:
@@ -152,6 +158,7 @@ TINY: dict[str, Callable[[Path], Tiny]] = {
     ),
     "vit": _builder("vit(image_size=8, patch_size=4, width=8, depth=2, heads=2, num_classes=10)"),
     "diffpure+": _diffpure,
+    "smoothed+": _smoothed,
     "hf-hub:": _hub,
     "onnx:": _onnx,
     "python:": _python,
