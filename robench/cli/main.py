@@ -27,6 +27,7 @@ COMMANDS = {
     "train": ("robench.cli.train", "Train the checkpoint of a card."),
     "corrupt": ("robench.cli.corrupt", "Write the corruptions of ImageNet-C for any data set."),
     "verify": ("robench.cli.verify", "Verify records by classifying their adversarial examples again."),
+    "challenge": ("robench.cli.challenge", "Judge adversarial examples from another tool."),
     "check": ("robench.cli.check", "Check that a checkpoint is still as robust as it was."),
     "board": ("robench.cli.board", "Make a leaderboard from records."),
     "table": ("robench.cli.table", "Print the table of a paper from records."),

@@ -58,18 +58,33 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
 @click.option(
     "--model-info", is_flag=True, help="Write files in RobustBench's model_info format instead of records."
 )
-def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> None:
+@click.option(
+    "--images",
+    is_flag=True,
+    help="Write the adversarial images of one record to a .pt, .npz or .safetensors file (adv_complete).",
+)
+@common.data_dir
+@common.trust
+def export_command(
+    sources: tuple[str, ...], output: str, model_info: bool, images: bool, data_dir: str | None
+) -> None:
     """Export the records of SOURCES (records, or folders of them) with their adversarial examples.
 
-    With --model-info, one JSON file per record for RobustBench is written; fields that a record lacks are null.
+    With --model-info, one JSON file per record for RobustBench is written; fields that a record lacks are null. With
+    --images, the adversarial images of one record are written as AutoAttack writes them: all images in the record's
+    order, clean where no attack succeeded.
 
     \b
     robench results export results/digits-linf --output mine.zip
     robench results merge mine.zip              # on another machine
+    robench results export results/digits-linf/mimir-digits/autoattack --images --output adversarial.pt
     """
     from robench.records.archive import export
 
     console = common.console()
+    if images:
+        _export_images(sources, output, model_info, data_dir)
+        return
     if model_info:
         from robench.core.formatting import location
         from robench.records.collection import collect
@@ -85,6 +100,24 @@ def export_command(sources: tuple[str, ...], output: str, model_info: bool) -> N
         console.print(Text(place), soft_wrap=True)
     console.print(Text(f"{len(places)} records: {output}"), soft_wrap=True)
     common.report(left_out, len(places))
+
+
+def _export_images(sources: tuple[str, ...], output: str, model_info: bool, data_dir: str | None) -> None:
+    """Write the adversarial images of one record to a file."""
+    from robench.core.errors import UsageError
+    from robench.core.formatting import location
+    from robench.records.inputs import images_of
+    from robench.records.record import read_record
+    from robench.records.submission import images_with, write_images
+
+    if len(sources) != 1 or model_info:
+        raise UsageError("--images writes one record's images: give one record, without --model-info")
+    record = read_record(sources[0])
+    if record.corrupted:
+        raise UsageError(f"{sources[0]} is a run under corruptions, which has no adversarial images")
+    images = images_of(record, data_dir)
+    write_images(output, images_with(record, images), images.ids)
+    common.console().print(Text(f"{len(images)} images: {location(output)}"), soft_wrap=True)
 
 
 @command.command("migrate")

@@ -37,7 +37,8 @@ class Cost:
         ranks: restarts or targets of an image, which are attacked one after another.
         minimises: whether a fooled row costs as much as a surviving row.
         at_end: whether a row is judged only after the last step.
-        least: forward passes of a row that is fooled at the first step.
+        least: forward passes of a row that is fooled at the first step; 0 where an attack's passes are divided among
+            the rows, so that they say nothing about a row's steps.
     """
 
     forward: Span
@@ -55,6 +56,8 @@ class Cost:
         """Forward and backward passes of a row fooled after `steps`, given the `claimed` forward passes."""
         if self.minimises and self.exact:
             return self.forward, self.backward
+        if not self.least:
+            return _meet(self.forward, claimed), self.backward
         earlier = (self.ranks - 1) * self.forward[1] / self.ranks if self.ranks > 1 else 0
         forward = _meet((max(steps, self.least), earlier + steps), claimed)
         if self.exact and self.backward == self.forward:

@@ -126,7 +126,7 @@ def assert_same(here, there):
 
 def test_every_attack_is_tried():
     # The reference implementation runs its own loop.
-    assert {spec.partition("(")[0] for spec, _ in CASES} == set(attacks) - {"reference"}
+    assert {spec.partition("(")[0] for spec, _ in CASES} == set(attacks) - {"reference", "submitted"}
 
 
 @pytest.mark.parametrize(("spec", "threat"), CASES)

@@ -1,0 +1,93 @@
+"""robench challenge: judge adversarial examples from any other tool."""
+
+import shlex
+import sys
+
+import click
+from rich.text import Text
+
+from robench.cli import common
+from robench.cli.completion import files, folders, names_of
+from robench.core.sanitize import plain
+
+
+@click.command("challenge")
+@click.argument("record", shell_complete=folders)
+@click.argument("file", shell_complete=files)
+@click.option(
+    "--finder", metavar="NAME", required=True, help="Who found the images; the new record names them."
+)
+@click.option(
+    "--defense",
+    shell_complete=names_of("defense"),
+    help="Defense to judge on.  [default: the one that the record names]",
+)
+@common.checkpoint
+@common.data_dir
+@common.device
+@common.results
+@common.trust
+def command(
+    record: str,
+    file: str,
+    finder: str,
+    defense: str | None,
+    checkpoint: str | None,
+    data_dir: str | None,
+    device: str,
+    results: str | None,
+) -> None:
+    """Judge the adversarial images in FILE on the defense of RECORD; those that fool it lower its best known accuracy.
+
+    FILE is a .pt, .npz, .npy or .safetensors file of images in [0, 1], one for each of the record's images in their
+    order, or fewer with an array "ids". AutoAttack's files (adv_complete) are read as they are. Images must lie inside
+    the record's threat model.
+
+    \b
+    robench challenge results/digits-linf/mimir-digits/autoattack mine.pt --finder "A. Turing"
+    """
+    from robench.core.formatting import location
+    from robench.defenses import load
+    from robench.engine.device import choose_device
+    from robench.evaluation.challenge import challenge
+    from robench.evaluation.options import default_results
+    from robench.records.inputs import defense_of, images_of
+    from robench.records.record import read_record
+    from robench.records.samples import read_samples
+    from robench.records.submission import read_submission
+    from robench.statistics.accuracy import interval, percent
+
+    challenged, where = read_record(record), choose_device(device)
+    images = images_of(challenged, data_dir)
+    submission = read_submission(file, tuple(images.x.shape[1:]))
+    name = defense_of(challenged, defense)
+    loaded = load(
+        name, challenged.job.dataset.name, checkpoint, where, images.class_subset, images.image_size
+    )
+    new = challenge(
+        challenged,
+        submission,
+        finder,
+        loaded,
+        images,
+        where,
+        results or default_results(),
+        shlex.join(["robench", *sys.argv[1:]]),
+    )
+    assert new.folder is not None and challenged.folder is not None
+    before, after = (read_samples(folder).to_pydict() for folder in (challenged.folder, new.folder))
+    robust_before, robust_after = (
+        {sample for sample, by in zip(rows["id"], rows["fooled_by"], strict=True) if by == ""}
+        for rows in (before, after)
+    )
+    fooled = len(images) - len(robust_after)
+    both = len(robust_before & robust_after)
+    lines = [
+        f"{fooled} of {len(images)} images are misclassified: robust accuracy {percent(new.robust_accuracy)} % "
+        f"{interval(new.robust_accuracy)}",
+        f"{len(robust_before - robust_after)} of them survived {challenged.job.suite.name}: best known robust accuracy "
+        f"{100 * both / len(images):.2f} %, was {percent(challenged.robust_accuracy)} %",
+        f"record: {location(new.folder)}",
+    ]
+    for line in lines:
+        common.console().print(Text(plain(line)), soft_wrap=True)
