@@ -1,4 +1,4 @@
-"""robench list: what can be named."""
+"""robench list: the names of defenses, attacks, data sets, protocols and transformations."""
 
 import json
 import sys
@@ -18,6 +18,8 @@ from robench.core.sanitize import plain
 
 # A line of a list: text, numbers, numbers by name, and None for what is unknown.
 Row = dict[str, Any]
+# The least width of a description beside other columns.
+_ROOM = 48
 KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations", "certifiers")
 
 
@@ -123,11 +125,11 @@ def _certifiers() -> list[Row]:
 
 
 def _brought() -> list[Row]:
-    """The cards whose weights a user brings, with what their authors claim."""
+    """The cards whose weights must be downloaded by hand, with their authors' figures."""
     rows = []
     for card in catalog.cards().values():
         if card.download_page:
-            said = [
+            claims = [
                 f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
             ]
             rows.append(
@@ -135,7 +137,7 @@ def _brought() -> list[Row]:
                     "name": card.name,
                     "dataset": card.dataset,
                     "threat": card.threat or "none",
-                    "claimed clean / robust, %": "; ".join(said),
+                    "claimed clean / robust, %": "; ".join(claims),
                 }
             )
     return rows
@@ -150,20 +152,20 @@ TABLES = {
     "certifiers": _certifiers,
 }
 
-RECIPES = "recipes without weights: robench train NAME makes them"
-PURIFIERS = "purifiers, before any defense: robench run --defense maep-digits+pgd-at-digits"
-SCHEMES = "anybody's, by scheme: robench run --defense timm:resnet50"
-BROUGHT = "released defenses: get the file where robench show NAME says, run it with --checkpoint"
+RECIPES = "recipes without weights: robench train NAME trains one"
+PURIFIERS = "purifiers, in front of any defense: robench run --defense maep-digits+pgd-at-digits"
+SCHEMES = "models of others, by scheme: robench run --defense timm:resnet50"
+BROUGHT = "published weights: robench show NAME says where to download them; then --checkpoint FILE"
 
 
-def _shown(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """`found` with the cards without weights, and the loaders, in tables of their own."""
+def _shown(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The tables, with the cards without weights, the purifiers and the loaders in separate tables."""
     released = _brought()
     brought = {row["name"] for row in released}
     trained = {card.name for card in catalog.cards().values() if card.recipe and not card.checkpoint}
     trained -= brought
     shown = {}
-    for name, rows in found.items():
+    for name, rows in tables.items():
         shown[name] = rows
         if name == "defenses":
             shown[name] = [row for row in rows if row["name"] not in brought | trained]
@@ -188,6 +190,26 @@ def _shown_value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else plain(value or "")
 
 
+def _table(rows: list[Row], width: int) -> Table:
+    """The rows as a table. Where the terminal leaves a description too little room, the other columns go below it."""
+    shown = [{column: _shown_value(value) for column, value in row.items()} for row in rows]
+    columns = list(rows[0]) if rows else ["name"]
+    others = [column for column in columns if column != "description"]
+    taken = sum(2 + max(map(len, [column, *(row[column] for row in shown)])) for column in others)
+    if len(others) < len(columns) and width - taken < _ROOM:
+        columns = ["name", "description"]
+        for row in shown:
+            facts = "; ".join(f"{column} {row[column]}" for column in others[1:] if row[column])
+            row["description"] += f"\n{facts}" if facts else ""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        # A name stays whole, so that it can be copied.
+        table.add_column(column, no_wrap=column == "name", overflow="fold")
+    for row in shown:
+        table.add_row(*(Text(row[column]) for column in columns))
+    return table
+
+
 @click.command("list")
 @click.argument(
     "kind",
@@ -199,19 +221,13 @@ def command(kind: str | None, as_json: bool) -> None:
     """List defenses, attacks, datasets, protocols or transformations; all of them when no KIND is given."""
     if kind is not None and kind not in KINDS:
         raise unknown_name("kind", kind, KINDS)
-    found = {name: TABLES[name]() for name in ([kind] if kind else KINDS)}
+    tables = {name: TABLES[name]() for name in ([kind] if kind else KINDS)}
     if as_json:
-        json.dump(found, sys.stdout, indent=2)
+        json.dump(tables, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
     console = common.console()
-    for name, rows in _shown(found).items():
+    for name, rows in _shown(tables).items():
         console.print(name, style="bold")
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in rows[0] if rows else ("name",):
-            # A name is there to be copied: what else there is gives way.
-            table.add_column(column, no_wrap=column == "name", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(_shown_value(value)) for value in row.values()))
-        console.print(table)
+        console.print(_table(rows, console.width))
         console.print()

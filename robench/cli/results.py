@@ -1,4 +1,4 @@
-"""robench results: records merged from several machines, exported with their certificates, migrated and pruned."""
+"""robench results: merge, export, migrate and prune records."""
 
 import click
 from rich.text import Text
@@ -11,12 +11,15 @@ from robench.evaluation.options import default_results
 _UNITS = ("B", "kB", "MB", "GB")
 
 
-@click.group("results")
-def command() -> None:
+@click.group("results", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Merge, export, migrate and prune records."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
-@command.command("merge")
+@command.command("merge", short_help="Merge records of several machines into one folder.")
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--into", help="Folder of all records.  [default: results]")
 def merge_command(sources: tuple[str, ...], into: str | None) -> None:
@@ -31,28 +34,29 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     from robench.records.archive import merge
 
     console = common.console()
-    done = []
-    for each in merge(sources, into or default_results()):
-        done.append(each)
-        if each.what == "damaged":
-            console.print(Text(f"damaged  {plain(each.source)}: {plain(each.detail)}"), soft_wrap=True)
-        elif each.what != "same":
-            told = {"newer": " (what stood there is superseded)", "older": " (kept as superseded)"}.get(
-                each.what, ""
+    merged = []
+    for item in merge(sources, into or default_results()):
+        merged.append(item)
+        if item.what == "damaged":
+            console.print(Text(f"damaged  {plain(item.source)}: {plain(item.detail)}"), soft_wrap=True)
+        elif item.what != "same":
+            note = {"newer": " (the old record is superseded)", "older": " (kept as superseded)"}.get(
+                item.what, ""
             )
-            detail = f": {plain(each.detail)}" if each.detail else ""
-            console.print(Text(f"{each.what:<7}  {location(each.place)}{told}{detail}"), soft_wrap=True)
+            detail = f": {plain(item.detail)}" if item.detail else ""
+            console.print(Text(f"{item.what:<7}  {location(item.place)}{note}{detail}"), soft_wrap=True)
     counts = {
-        what: sum(each.what == what for each in done) for what in ("new", "newer", "older", "same", "damaged")
+        what: sum(item.what == what for item in merged)
+        for what in ("new", "newer", "older", "same", "damaged")
     }
     console.print(
         Text(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no records")
     )
     if counts["damaged"]:
-        raise CheckFailed(f"{counts['damaged']} of {len(done)} records are damaged and were left out")
+        raise CheckFailed(f"{counts['damaged']} of {len(merged)} records are damaged and were left out")
 
 
-@command.command("export")
+@command.command("export", short_help="Export records with their adversarial examples.")
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--output", required=True, help="A new folder, or an archive that ends in .zip.")
 @click.option(
@@ -90,10 +94,10 @@ def export_command(
         from robench.records.collection import collect
         from robench.reports.robustbench import write_infos
 
-        found = collect(sources)
-        for made in write_infos(found, output):
-            console.print(Text(location(made)), soft_wrap=True)
-        common.report(found.left_out, len(found))
+        records = collect(sources)
+        for file in write_infos(records, output):
+            console.print(Text(location(file)), soft_wrap=True)
+        common.report(records.left_out, len(records))
         return
     places, left_out = export(sources, output)
     for place in places:
@@ -120,7 +124,7 @@ def _export_images(sources: tuple[str, ...], output: str, model_info: bool, data
     common.console().print(Text(f"{len(images)} images: {location(output)}"), soft_wrap=True)
 
 
-@command.command("migrate")
+@command.command("migrate", short_help="Judge old records again.")
 @click.argument("results", nargs=-1)
 @common.data_dir
 @common.device
@@ -143,10 +147,10 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
     from robench.statistics.accuracy import percent
 
     where, console = choose_device(device), common.console()
-    found = collect(results or (str(default_results()),))
-    failed = list(map(str, found.left_out))
+    records = collect(results or (str(default_results()),))
+    failed = list(map(str, records.left_out))
     due = 0
-    for record in found:
+    for record in records:
         job, place = record.job, location(record.folder)
         try:
             images = load_dataset(job.dataset.name, job.dataset.split, job.n, data_dir)
@@ -169,14 +173,14 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
     for line in failed:
         console.print(Text(plain(f"left as it is: {line}")), soft_wrap=True)
     verb = "due" if dry_run else "migrated"
-    console.print(Text(f"{due} of {len(found)} records {verb}"))
+    console.print(Text(f"{due} of {len(records)} records {verb}"))
     if failed:
         raise ResourceError(
             f"{len(failed)} records could not be looked at or migrated and were left as they are"
         )
 
 
-@command.command("prune")
+@command.command("prune", short_help="Remove interrupted runs and superseded records.")
 @click.argument("results", nargs=-1)
 @click.option(
     "--only",
@@ -201,16 +205,16 @@ def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> N
     total = count = 0
     left_out = []
     for root in results or (str(default_results()),):
-        for each in list(waste(root, only or KINDS)):
+        for item in list(waste(root, only or KINDS)):
             if not dry_run:
                 try:
-                    prune([each])
+                    prune([item])
                 except ResourceError as error:
-                    left_out.append(LeftOut.of(each.path, error))
+                    left_out.append(LeftOut.of(item.path, error))
                     continue
-            total, count = total + each.size, count + 1
+            total, count = total + item.size, count + 1
             console.print(
-                Text(f"{each.kind:<10}  {_bytes(each.size):>8}  {location(each.path)}"), soft_wrap=True
+                Text(f"{item.kind:<10}  {_bytes(item.size):>8}  {location(item.path)}"), soft_wrap=True
             )
     verb = "would be removed" if dry_run else "removed"
     console.print(Text(f"{count} {verb}, {_bytes(total)}" if count else "nothing to remove"))

@@ -69,7 +69,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") 
         return _path(kind, name)
     names = sorted(known)
     near = difflib.get_close_matches(name[:_LONGEST], names, n=3, cutoff=0.5)
-    hint = f": did you mean {' or '.join(near)}?" if near else "."
+    nearest = " or ".join(filter(None, [", ".join(near[:-1]), *near[-1:]]))
+    hint = f": did you mean {nearest}?" if near else "."
     if kind in LISTED:
         listing = f"robench list {kind}s shows all {len(names)}"
     listing = listing or (

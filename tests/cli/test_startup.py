@@ -46,6 +46,7 @@ COMMANDS = {
     "board --help": 0,
     "table --help": 0,
     "plot --help": 0,
+    "results": 0,
     "results --help": 0,
     "results merge --help": 0,
     "cache --help": 0,

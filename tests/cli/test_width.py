@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from robench.catalog import protocols
 from tests.processes import Command
 
 RECORD = Path(__file__).parents[2] / "results/shipped/digits-gabor/standard-digits/apgd-steps-50"
@@ -26,3 +27,13 @@ def test_piped_output_is_as_wide_as_its_lines(tmp_path, command):
     piped, wide = run(*arguments, cwd=tmp_path), run(*arguments, cwd=tmp_path, columns="5000")
     assert piped.splitlines() == wide.splitlines()
     assert max(map(len, piped.splitlines())) > 80
+
+
+def test_a_narrow_list_breaks_no_name(tmp_path):
+    words = " ".join(run("list", "protocols", cwd=tmp_path, columns="80").split())
+    for protocol in protocols().values():
+        assert protocol.description in words
+        if protocol.threat:
+            assert (
+                f"dataset {protocol.dataset}; threat {protocol.threat}; samples {protocol.samples:,}" in words
+            )
