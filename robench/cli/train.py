@@ -15,7 +15,13 @@ from robench.core.sanitize import plain_lines
 @click.option("--seed", type=click.IntRange(min=0), help="Seed to use instead of the recipe's.")
 @common.device
 @click.option("--csv", help="CSV file to log epochs to: stage, epoch, loss, lr, seconds.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Processes that read large data sets.  [default: auto]"
+)
 @click.option("--pretrained", help="Pre-trained encoder to use instead of the recipe's pre-training.")
+@click.option(
+    "--generated", help="Generated images (.npz with image and label), if the recipe mixes them in."
+)
 @click.option("--fresh", is_flag=True, help="Start over, even if there is an interrupted training.")
 @common.trust
 def command(
@@ -26,6 +32,8 @@ def command(
     device: str,
     csv: str | None,
     pretrained: str | None,
+    workers: int | None,
+    generated: str | None,
     fresh: bool,
 ) -> None:
     """Train the checkpoint of CARD (a name or a .toml file) by its recipe.
@@ -48,6 +56,8 @@ def command(
         fresh=fresh,
         csv=csv,
         pretrained=pretrained,
+        workers=workers,
+        generated=generated,
     )
     if not ProcessGroup.from_environment().is_main:
         return

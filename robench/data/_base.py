@@ -14,7 +14,7 @@ from torch import Tensor
 from robench._moved import old_arguments
 from robench.core.cache import home_cache
 from robench.core.errors import ResourceError, UsageError
-from robench.data._lazy_images import LazyImages, PixelFile
+from robench.data._lazy_images import LazyImages
 from robench.data.class_subset import Subset
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
@@ -151,13 +151,16 @@ class Images:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over pixels, labels and ids."""
+        """sha256 over pixels, labels and ids; over the names of pictures that are decoded on access."""
         digest = hashlib.sha256()
+        if isinstance(self.x, LazyImages) and (identity := self.x.identity()):
+            digest.update(identity + self.y.numpy().tobytes() + self.ids.numpy().tobytes())
+            return digest.hexdigest()
         for tensor in chain(self.x.split(_PART), (self.y, self.ids)):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def first(self, n: int) -> "Images":
         """The first `n` images."""
-        x = self.x.first(n) if isinstance(self.x, PixelFile) else self.x[:n]
+        x = self.x[:n] if isinstance(self.x, Tensor) else self.x.first(n)
         return replace(self, x=x, y=self.y[:n], ids=self.ids[:n])

@@ -191,8 +191,12 @@ def named(paths: Sequence[object]) -> str:
     return ", ".join(map(str, paths[:_NAMED])) + more
 
 
-def _read(source: Path | Blob, preprocessing: Preprocessing, channels: int) -> np.ndarray | str:
-    """Pixels (H, W, C) uint8, or a description of the problem."""
+def opened(source: Path | Blob, channels: int, smallest: int = 1) -> Image.Image | str:
+    """Decode a picture as RGB, or as grey for 1 channel; returns a description of the problem if that fails.
+
+    Args:
+        smallest: minimum side length in pixels.
+    """
     if isinstance(source, Blob) and source.content is None:
         return "missing"
     try:
@@ -205,9 +209,15 @@ def _read(source: Path | Blob, preprocessing: Preprocessing, channels: int) -> n
     # Exceptions that Pillow raises for damaged files of these formats.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"damaged: {' '.join(str(error).split())[:120]}"
-    if min(converted.size) < preprocessing.smallest:
-        return f"too small for a crop of {preprocessing.smallest} px: {_px(converted.size[::-1])}"
-    return np.atleast_3d(np.asarray(preprocessing.change(converted)))
+    if min(converted.size) < smallest:
+        return f"too small for a crop of {smallest} px: {_px(converted.size[::-1])}"
+    return converted
+
+
+def _read(source: Path | Blob, preprocessing: Preprocessing, channels: int) -> np.ndarray | str:
+    """Pixels (H, W, C) uint8, or a description of the problem."""
+    picture = opened(source, channels, preprocessing.smallest)
+    return picture if isinstance(picture, str) else np.atleast_3d(np.asarray(preprocessing.change(picture)))
 
 
 def _visible(folder: Path) -> list[Path]:

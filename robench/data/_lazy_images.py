@@ -57,6 +57,14 @@ class LazyImages:
         """All images at once, in memory."""
         return self[:].to(device)
 
+    def first(self, n: int) -> "Tensor | LazyImages":
+        """The first `n` images."""
+        return self[:n]
+
+    def identity(self) -> bytes:
+        """Bytes that distinguish these images from others without reading them; empty if only the pixels do."""
+        return b""
+
     def _read(self, rows: list[int]) -> Tensor:
         raise NotImplementedError
 

@@ -69,10 +69,23 @@ class Table:
                 yield from self._of_file(file, start, places)
             start += count
 
+    def group(self, file: Path, group: int) -> list[bytes | None]:
+        """The content of every image of one row group.
+
+        Raises:
+            ResourceError: if the file is damaged.
+        """
+        with _reading(file), pq.ParquetFile(file, buffer_size=_BUFFER) as table:
+            values = table.read_row_group(group, [self._contents(table)]).column(0).to_pylist()
+        return [value["bytes"] if isinstance(value, dict) else value for value in values]
+
+    def _contents(self, table: pq.ParquetFile) -> str:
+        inner = _inner(table.schema_arrow.field(self.image).type, "bytes")
+        return f"{self.image}.{inner}" if inner else self.image
+
     def _of_file(self, file: Path, start: int, places: dict[int, int]) -> Iterator[tuple[int, Blob]]:
         with pq.ParquetFile(file, buffer_size=_BUFFER) as table:
-            inner = _inner(table.schema_arrow.field(self.image).type, "bytes")
-            column = f"{self.image}.{inner}" if inner else self.image
+            column = self._contents(table)
             end = 0
             for group in range(table.num_row_groups):
                 first, end = end, end + table.metadata.row_group(group).num_rows

@@ -1,4 +1,4 @@
-"""`imagenet` and `imagenet-c`: the ILSVRC 2012 validation images, clean and corrupted.
+"""`imagenet` and `imagenet-c`: the ILSVRC 2012 images, and corrupted validation images.
 
 Russakovsky et al. 2015, "ImageNet Large Scale Visual Recognition Challenge", arXiv 1409.0575.
 """
@@ -13,12 +13,13 @@ import torch
 from robench.core import registry
 from robench.core.errors import ResourceError
 from robench.core.specs import Spec
-from robench.data import _image_files, _parquet
+from robench.data import _image_files, _parquet, imagenet_train
 from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_split, described, find
 from robench.data._image_lists import read_list
 from robench.data._lazy_images import PixelFile
 from robench.data._names import COMMON, VALIDATION, check_corruption, imagenet_classes, synsets
+from robench.data.imagenet_train import HUB
 from robench.data.parquet import files_by_part
 
 WHOLE = Facts(
@@ -29,8 +30,6 @@ C = Facts(
     "ImageNet-C/<corruption>/<severity>/<synset>/ILSVRC2012_val_<number>.JPEG, or the same in blur/, noise/, ...",
     "https://zenodo.org/records/2235448",
 )
-# Its name on Hugging Face.
-HUB = "imagenet-1k"
 _FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _ROW = re.compile(r"ILSVRC2012_val_(\d{8})(?:_(n\d{8}))?\.")
 # Folders in the archives of ImageNet-C.
@@ -48,15 +47,17 @@ def load(
     preprocessing: str = "Res256Crop224",
     ids: str = "",
 ) -> Images:
-    """ImageNet validation images, up to 50,000: `imagenet(preprocessing="Res224")`.
+    """ImageNet, up to 50,000 images for testing and 1,281,167 for training: `imagenet(preprocessing="Res224")`.
 
-    The canonical order is that of the numbers in the file names, in which classes are mixed. An id is that number minus
-    one, so that a subset of the images keeps its ids. Only the first `samples` images are decoded.
+    The test split is the validation part, because the test images of the challenge have no labels. Its canonical order
+    is that of the numbers in the file names, in which classes are mixed. An id is that number minus one, so that a
+    subset of the images keeps its ids. Only the first `samples` images are decoded. Training images are decoded each
+    time they are used.
 
     Args:
-        split: "test", the validation part, because the test images of the challenge have no labels.
+        split: "train" or "test".
         data_dir: folder that contains `imagenet/val` or `val`, with a folder for each synset, or `imagenet-1k`, the
-            data set from Hugging Face.
+            data set from Hugging Face. Training images are in `imagenet/train`, `train` or `imagenet-1k`.
         samples: number of images to load, from the start; None for all.
         preprocessing: see `robench.data.preprocessing`; "none" for images of equal size, "own" for the preprocessing of
             the defense.
@@ -69,7 +70,9 @@ def load(
     """
     preprocessings.parse(preprocessing)
     name = str(Spec("imagenet", {"preprocessing": preprocessing} | ({"ids": ids} if ids else {})))
-    check_split(name, split, ("test",))
+    check_split(name, split)
+    if split == "train":
+        return imagenet_train.load(name, data_dir, preprocessing, samples, ids)
     place = find(name, data_dir, ("imagenet/val", "val", HUB), WHOLE)
     read = _of_parquet if place.name == HUB else _of_folder
     return read(name, place, preprocessing, samples, ids)

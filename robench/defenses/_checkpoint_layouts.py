@@ -19,8 +19,15 @@ State = Mapping[str, Tensor]
 Hints = Sequence[Mapping[str, Any]]
 Arguments = dict[str, Any]
 
-# A ViT's shapes do not determine its number of heads. These are tiny, small and base (arXiv 2010.11929, 2012.12877).
-VIT_HEADS = {192: 3, 384: 6, 768: 12}
+# A ViT's shapes do not determine its number of heads. Width, depth, ratio of the MLP and heads of known networks, by
+# their names in MIMIR's code: tiny, small, base, large (arXiv 2010.11929, 2012.12877), and a wide network of 8 blocks.
+VITS = {
+    "vit_ti": (192, 12, 4.0, 3),
+    "vit_small": (384, 12, 4.0, 6),
+    "vit_base": (768, 12, 4.0, 12),
+    "vit_large": (1024, 24, 4.0, 16),
+    "vit_small_ds": (768, 8, 3.0, 8),
+}
 # From a whole defense, adversarial training under DistributedDataParallel, and SimMIM.
 _PREFIXES = ("classifier.", "module.base_model.", "module.", "encoder.")
 _STAGE = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
@@ -29,6 +36,16 @@ _STAGE = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias
 def knows(name: str) -> bool:
     """Whether the builder `name` builds one of these networks."""
     return name in _KINDS
+
+
+def named(network: str) -> list[Spec]:
+    """The spec of a ViT by its name in MIMIR's code, as a hint for `recognise`; empty for another name."""
+    sizes = VITS.get(network)
+    return (
+        [Spec("vit", dict(zip(("width", "depth", "mlp_ratio", "heads"), sizes, strict=True)))]
+        if sizes
+        else []
+    )
 
 
 def unwrapped(state: State) -> dict[str, Tensor]:
@@ -98,15 +115,22 @@ def check_classifier(state: State, path: Path) -> None:
 
 
 def _vit(state: State, hints: Hints, path: Path) -> Arguments:
-    width = _width(state)
-    hinted = [hint["heads"] for hint in hints if "heads" in hint and hint.get("width", width) == width]
-    heads = hinted[0] if hinted else VIT_HEADS.get(width)
-    if heads is None:
+    sizes = _sizes(state, "blocks")
+    same = ("width", "depth", "mlp_ratio")
+    fitting = [hint for hint in hints if all(hint.get(name, sizes[name]) == sizes[name] for name in same)]
+    hinted = [hint["heads"] for hint in fitting if "heads" in hint]
+    # A file does not say whether pixels are normalised; a single card does.
+    normalisation = fitting[0] if len(hints) == len(fitting) == 1 else {}
+    shape = tuple(sizes[name] for name in same)
+    known = [heads for *network, heads in VITS.values() if tuple(network) == shape]
+    if not hinted and not known:
+        width, depth = sizes["width"], sizes["depth"]
         raise ResourceError(
-            f"checkpoint {path} is of a ViT of width {width}, whose shapes do not determine its number of heads: "
-            f"specify it, --defense 'vit(width={width}, heads=...)'"
+            f"checkpoint {path} is of a ViT of width {width} and {depth} blocks, whose shapes do not determine its "
+            f"number of heads: specify it, --defense 'vit(width={width}, depth={depth}, heads=...)'"
         )
-    return _patches(state, prefix=1, path=path) | _sizes(state, "blocks") | {"heads": heads}
+    sizes |= {name: normalisation[name] for name in ("mean", "std") if name in normalisation}
+    return _patches(state, prefix=1, path=path) | sizes | {"heads": (hinted or known)[0]}
 
 
 def _convit(state: State, hints: Hints, path: Path) -> Arguments:

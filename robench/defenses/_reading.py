@@ -29,6 +29,25 @@ class _Plain:
         pass
 
 
+class Options(_Plain):
+    """Stand-in for the options of a training script, such as an `argparse.Namespace`.
+
+    Attributes:
+        values: the options that are texts or numbers; others are discarded.
+    """
+
+    values: dict[str, Any]
+
+    def __new__(cls, *parts: Any, **more: Any) -> "Options":
+        options: Any = super().__new__(cls)
+        options.values = {}
+        return options
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.values = {key: value for key, value in state.items() if isinstance(value, str | int | float)}
+
+
 def _table(*parts: Any) -> dict[Any, Any]:
     return {}
 
@@ -51,12 +70,13 @@ _VALUES = (
     *(f"pathlib{place}.{pure}{system}Path" for place in ("", "._local") for pure in ("", "Pure")
       for system in ("", "Posix", "Windows")),
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
-    "argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
+    "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
     "zoneinfo.ZoneInfo._unpickle", "time.struct_time",
 )  # fmt: skip
 _STAND_INS: list[Any] = [
     *((_Plain, name) for name in _VALUES),
     *((_table, name) for name in ("collections.defaultdict", "collections.ChainMap")),
+    *((Options, name) for name in ("argparse.Namespace", "types.SimpleNamespace")),
     (_row, "collections.deque"),
 ]
 

@@ -33,22 +33,30 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-def choose(requested: ResolvedDefense, state: Mapping[str, Tensor], digest: str, path: Path) -> Choice:
-    """Choose the card whose network fits the checkpoint, or the network alone if no card has it.
+def choose(
+    requested: ResolvedDefense,
+    state: Mapping[str, Tensor],
+    digest: str,
+    path: Path,
+    network: str = "",
+) -> Choice:
+    """Choose the card whose network fits the checkpoint, or the network alone if no card or several have it.
 
     Args:
         requested: the card, family or builder's spec; a spec's arguments take precedence over the shapes.
         state, digest: of the checkpoint at `path`.
+        network: name of the network in the options stored beside the weights; empty if unknown.
 
     Raises:
-        UsageError: if several cards have that network.
+        UsageError: if several cards of networks that are not recognised remain.
         ResourceError: if the card has another sha256, or the network is not recognised.
     """
     name, cards = requested.name, requested.cards
     hints = [card.spec for card in cards] or [requested.spec]
     if not any(_checkpoint_layouts.knows(hint.name) for hint in hints):
         return _by_name(name, cards, hints, digest, path)
-    recognised = _checkpoint_layouts.recognise(_checkpoint_layouts.unwrapped(state), hints, path)
+    named = _checkpoint_layouts.named(network)
+    recognised = _checkpoint_layouts.recognise(_checkpoint_layouts.unwrapped(state), [*named, *hints], path)
     if not cards:
         requested_spec = hints[0]
         if recognised is None or recognised.name != requested_spec.name:
@@ -78,10 +86,18 @@ def _by_name(name: str, cards: Sequence[Card], hints: Sequence[Spec], digest: st
     matching = [card for card in cards if card.sha256 == digest]
     cards = matching or [card for card in cards if not _is_other_file(card, digest)] or cards
     if len(cards) > 1:
-        raise UsageError(
-            f"checkpoint {path} has the network of {len(cards)} cards: name one of "
-            + some(card.name for card in cards)
+        networks = {str(_short(card.spec)) for card in cards}
+        if len(networks) > 1:
+            raise UsageError(
+                f"checkpoint {path} may be of {len(cards)} cards: name one of "
+                + some(card.name for card in cards)
+            )
+        note = (
+            f"{path} has the network of {len(cards)} cards, {some(card.name for card in cards)}: name one of them to "
+            "record it under that name"
         )
+        spec = _short(cards[0].spec)
+        return Choice(str(spec), None, cards[0].family, spec, (note,))
     (card,) = cards
     if _is_other_file(card, digest):
         raise ResourceError(

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, float32
 
 from robench.core.errors import ResourceError
 from robench.defenses._keys import plain_names
-from robench.defenses._reading import read_content
+from robench.defenses._reading import Options, read_content
 from robench.defenses._state import is_counter
 
 Tables = dict[str, Mapping[str, Tensor]]
@@ -49,12 +49,14 @@ class Weights:
         name: place in the file, such as "model_ema"; empty for the whole file.
         chosen: whether it differs from the set that is loaded by default.
         notes: messages for the user, one line each.
+        network: name of the network in the options of the training script, `args.model`; empty if unknown.
     """
 
     state: dict[str, Tensor]
     name: str = ""
     chosen: bool = False
     notes: tuple[str, ...] = ()
+    network: str = ""
 
     def digest(self, of_file: str) -> str:
         """The digest for the record: the file's sha256, combined with the set's name if it is not the default set."""
@@ -86,7 +88,7 @@ def read_weights(path: Path, name: str = "") -> Weights:
         )
     if not name:
         assert default is not None
-        return _weights_of(tables, default, False, path)
+        return replace(_weights_of(tables, default, False, path), network=_network(content))
     if name in tables:
         return _weights_of(tables, name, name != default, path)
     if len(inside := [place for place in tables if place.startswith(f"{name}.")]) == 1:
@@ -98,6 +100,14 @@ def read_weights(path: Path, name: str = "") -> Weights:
         }:
             return _weights_of({name: part}, name, len(part) < len(table) or place != default, path)
     raise ResourceError(f"checkpoint {path} holds no weights {name}: it holds {_listed(tables)}")
+
+
+def _network(content: Any) -> str:
+    """The name of the network in a training script's options, which are stored under "args"."""
+    options = content.get("args") if isinstance(content, Mapping) else None
+    options = options.values if isinstance(options, Options) else options
+    name = options.get("model") if isinstance(options, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -5,23 +5,9 @@ MIMIR (arXiv 2312.04960).
 """
 
 from timm.models.cait import Cait
-from torch import Tensor
 
 from robench.core import registry
 from robench.defenses._base import Defense
-
-
-class CaiT(Cait):
-    """timm's CaiT, whose features are the tokens before the last LayerNorm."""
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Tokens after the last block, the class token first, (N, tokens + 1, width)."""
-        tokens = self.blocks(self.pos_drop(self.patch_embed(x) + self.pos_embed))
-        return self.forward_cls(tokens)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, (N, K), from the output of `forward_features`."""
-        return super().forward_head(self.norm(x), pre_logits)
 
 
 def layer_scale(depth: int) -> float:
@@ -47,8 +33,8 @@ def cait(
 ) -> Defense:
     """CaiT: talking-heads blocks on the patches, then class-attention blocks; pixels are not normalised.
 
-    The state has the keys of MIMIR's fine-tuned checkpoints. The features are the tokens after the last block,
-    before the norm, the class token first, (N, tokens + 1, width).
+    The state has the keys of MIMIR's fine-tuned checkpoints. The features are the tokens after the last
+    norm, the class token first, (N, tokens + 1, width).
 
     Args:
         width, depth, heads: XXS24 is 192, 24, 4 and S36 is 384, 36, 8.
@@ -60,7 +46,7 @@ def cait(
     """
     if image_size % patch_size or width % heads:
         raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
-    network = CaiT(
+    network = Cait(
         img_size=image_size,
         patch_size=patch_size,
         embed_dim=width,

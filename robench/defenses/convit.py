@@ -6,30 +6,10 @@ d'Ascoli et al., "ConViT: Improving Vision Transformers with Soft Convolutional 
 
 from typing import Any
 
-import torch
 from timm.models.convit import GPSA, ConVit
-from torch import Tensor
 
 from robench.core import registry
 from robench.defenses._base import Defense
-
-
-class ConViT(ConVit):
-    """timm's ConViT, whose features are the tokens before the last LayerNorm."""
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Tokens after the last block, the class token first, (N, tokens + 1, width)."""
-        tokens = self.pos_drop(self.patch_embed(x) + self.pos_embed)
-        for i, block in enumerate(self.blocks):
-            if i == self.local_up_to_layer:
-                assert self.cls_token is not None
-                tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
-            tokens = block(tokens)
-        return tokens
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, (N, K), from the output of `forward_features`."""
-        return super().forward_head(self.norm(x), pre_logits)
 
 
 @registry.defenses.register("convit")
@@ -47,8 +27,7 @@ def convit(
     """ConViT that classifies its class token; pixels are not normalised.
 
     The state has the keys of MIMIR's fine-tuned checkpoints: queries, keys and values have no bias, and only patches
-    have positions. The features are the tokens after the last block, before the norm, the class token first,
-    (N, tokens + 1, width).
+    have positions. The features are the tokens after the last norm, the class token first, (N, tokens + 1, width).
 
     Args:
         width, heads: the MIMIR paper's T, S, B have 48 channels per head and 4, 9, 16 heads.
@@ -62,7 +41,7 @@ def convit(
         raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
     if not 0 <= local < depth:
         raise ValueError(f"{local=}: expected at least 0 and fewer than {depth=}")
-    network = ConViT(
+    network = ConVit(
         img_size=image_size,
         patch_size=patch_size,
         embed_dim=width // heads,  # timm multiplies by the heads

@@ -77,15 +77,14 @@ def load(
         name, dataset: see `resolve`.
         checkpoint: weights to use in place of the card's: a path, `hf://owner/name/file` or an https URL, with
             the suffix `#NAME` for one of several sets of weights; see `fetch`. A network of MIMIR's kinds is recognised
-            by its shapes and selects one of a family's cards; if no card has that network, it is built under the name
-            of its spec.
+            by its shapes and selects one of a family's cards; if none or several of them have that network, it is built
+            under the name of its spec.
         device: where it runs.
         class_subset: the classes to use of a network that has more, as `Images.class_subset`; None for all.
         image_size: of the data set's images, for your own network that does not specify its input size.
 
     Raises:
-        UsageError: for an unknown name, invalid arguments, a network without weights, or a checkpoint whose network
-            several cards have.
+        UsageError: for an unknown name, invalid arguments, or a network without weights.
         ResourceError: if the checkpoint is missing, damaged, not the one that the card names, or of another network.
     """
     loaded = _load(resolve(name, dataset), checkpoint, device, image_size)
@@ -125,7 +124,7 @@ def _load(
             weights.state,
             (*file.notes, *weights.notes),
         )
-        choice = choose(requested, state, digest, path)
+        choice = choose(requested, state, digest, path, weights.network)
     else:
         card = requested.card
         choice = Choice(

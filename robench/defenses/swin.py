@@ -6,6 +6,7 @@ as in MIMIR (arXiv 2312.04960), in the layout of SimMIM (arXiv 2111.09886).
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def swin(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """Swin that averages its last tokens; pixels are not normalised.
+    """Swin that averages its last tokens; pixels are not normalised and LayerNorm has eps 1e-6, as in SimMIM's code.
 
     A stage whose grid is no larger than the window is a single window without a shift. The features are the tokens
     after the last block, before the norm, (N, tokens, width * 2 ** (stages - 1)).
@@ -70,6 +71,7 @@ def swin(
             raise ValueError(
                 f"stage {stage} has {width * 2**stage} channels: expected a multiple of {count} heads"
             )
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, and types it as a class
     network = Swin(
         img_size=image_size,
         patch_size=patch_size,
@@ -80,6 +82,7 @@ def swin(
         num_classes=num_classes,
         mlp_ratio=mlp_ratio,
         drop_path_rate=drop_path,
+        norm_layer=norm,
     )
     return Defense(network, num_classes=num_classes, image_size=image_size)
 

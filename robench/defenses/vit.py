@@ -5,12 +5,43 @@ Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversaria
 """
 
 from functools import partial
+from typing import Any, cast
 
+from timm.layers.norm import LayerNorm2d
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from robench.core import registry
 from robench.defenses._base import Defense
+
+STEMS = ("patch", "conv")
+POOLS = ("avg", "token")
+# Channels of the first convolution of a stem, for both ViT-S and ViT-B.
+_STEM_WIDTH = 48
+
+
+class ConvStem(nn.Module):
+    """Four convolutions of stride 2 and one of size 1 in place of a patch embedding of 16 pixels.
+
+    Singh et al., "Revisiting Adversarial Training for ImageNet", arXiv 2303.01870. The weights have the names that its
+    checkpoints have.
+
+    Args:
+        width: channels of the first convolution; each of the next three has twice as many as the one before.
+        out: channels of the tokens.
+    """
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for outputs in (width, 2 * width, 4 * width, 8 * width):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), LayerNorm2d(outputs, eps=1e-6), nn.GELU()]
+            inputs = outputs
+        self.stem = nn.Sequential(*layers, nn.Conv2d(inputs, out, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stem(x)
 
 
 @registry.defenses.register("vit")
@@ -23,8 +54,12 @@ def vit(
     num_classes: int = 1000,
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    stem: str = "patch",
+    pool: str = "avg",
 ) -> Defense:
-    """ViT that classifies the normalised average of its patch tokens; pixels are not normalised.
+    """ViT that classifies the normalised average of its patch tokens; by default, pixels are not normalised.
 
     The state has the keys of a checkpoint that MIMIR's official code writes after fine-tuning: class token,
     biased qkv, LayerNorm eps 1e-6, `fc_norm`, no `norm`. The features are the tokens after the last block,
@@ -33,10 +68,19 @@ def vit(
     Args:
         width, depth, heads: of the encoder; the MIMIR paper's T, S, B are 192/384/768, 12, 3/6/12.
         drop_path: rate of stochastic depth in the last block, in training only.
+        mean, std: one number per channel for networks that were trained on normalised pixels, such as the classifiers
+            of De^3.
+        stem: "patch", or "conv" for convolutions, as in Singh et al., arXiv 2303.01870, for patches of 16 pixels.
+        pool: "avg", or "token" to classify the class token, whose state has `norm` and no `fc_norm`.
 
     Raises:
-        ValueError: for sizes that do not divide.
+        ValueError: for sizes that do not divide, or an unknown stem or pool.
     """
+    for name, value, known in (("stem", stem, STEMS), ("pool", pool, POOLS)):
+        if value not in known:
+            raise ValueError(f'{name}="{value}": expected one of {", ".join(known)}')
+    if stem == "conv" and patch_size != 16:
+        raise ValueError(f'{patch_size=}: stem="conv" has patches of 16 pixels')
     if image_size % patch_size or width % heads:
         raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
     network = VisionTransformer(
@@ -50,8 +94,13 @@ def vit(
         drop_path_rate=drop_path,
         qkv_bias=True,
         class_token=True,
-        global_pool="avg",
-        fc_norm=True,
+        global_pool=cast(Any, pool),
+        fc_norm=pool == "avg",
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
-    return Defense(network, num_classes=num_classes, image_size=image_size)
+    if stem == "conv":
+        embedding: Any = network.patch_embed
+        embedding.proj = ConvStem(_STEM_WIDTH, width)
+    return Defense(
+        network, num_classes=num_classes, image_size=image_size, mean=mean or None, std=std or None
+    )

@@ -66,22 +66,48 @@ def ascend(
     return x_adv
 
 
-def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int) -> Tensor:
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    step_size: float,
+    steps: int,
+    best: bool = False,
+) -> Tensor:
     """Maximise the cross entropy by PGD in Linf, from a uniform random start.
 
     Args:
         x: (N, 3, H, W) in [0, 1].
+        y: labels, (N,), or probabilities, (N, K).
         eps: radius in Linf.
+        best: return the iterate with the highest cross entropy of each image, the start included, instead of the last;
+            this takes one more forward pass.
 
     Returns:
-        The last iterate, within `eps` of `x` and [0, 1].
+        An iterate within `eps` of `x` and [0, 1].
     """
+    best_x, best_loss = x, x.new_full((len(x),), -torch.inf)
+
+    def losses(x_adv: Tensor) -> Tensor:
+        nonlocal best_x, best_loss
+        loss = F.cross_entropy(model(x_adv), y, reduction="none")
+        if best:
+            higher = loss.detach() > best_loss
+            best_loss = torch.where(higher, loss.detach().to(best_loss), best_loss)
+            best_x = torch.where(higher.view(-1, 1, 1, 1), x_adv.detach(), best_x)
+        return loss
 
     def objective(x_adv: Tensor) -> Tensor:
-        return F.cross_entropy(model(x_adv), y, reduction="sum")
+        return losses(x_adv).sum() if best else F.cross_entropy(model(x_adv), y, reduction="sum")
 
     with attacked(model):
-        return ascend(x, uniform_start(x, eps), objective, eps, step_size, steps)
+        last = ascend(x, uniform_start(x, eps), objective, eps, step_size, steps)
+        if not best:
+            return last
+        with torch.no_grad():
+            losses(last)
+        return best_x
 
 
 @torch.no_grad()

@@ -4,20 +4,30 @@ Each process computes the gradients of its part of a batch, and the gradients ar
 the optimiser's step, as in DistributedDataParallel. DistributedDataParallel itself expects one forward and one
 backward pass per step, but adversarial training calls the network many times, partly with frozen weights, and some
 methods train two networks.
+
+Gradients are summed by NCCL on GPUs, whose collectives have a time limit of ten minutes. Processes wait for each other
+in another group, by gloo and without a limit that matters, so that rank 0 may take its time to save or to evaluate.
 """
 
 import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from robench.core.errors import UsageError
 
 T = TypeVar("T")
+# Time limit of the collectives that sum gradients; None for the backend's.
+LIMIT: timedelta | None = None
+# A process that is lost ends the others at once, so this limit only bounds the time that rank 0 works alone.
+_PATIENCE = timedelta(days=7)
+# The group in which processes wait for each other.
+_waiting: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,12 @@ class ProcessGroup:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def local_size(self) -> int:
+        """Number of processes on this machine, as torchrun sets it."""
+        count = os.environ.get("LOCAL_WORLD_SIZE", "")
+        return int(count) if count.isdecimal() and int(count) else self.size
+
     def device(self, name: str) -> str:
         """The name of this process's device: with several processes, "cuda" and "auto" select the GPU of its rank."""
         if self.size == 1 or name not in ("auto", "cuda"):
@@ -72,17 +88,14 @@ class ProcessGroup:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         try:
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LIMIT)
+            _waiting.append(distributed.new_group(backend="gloo", timeout=_PATIENCE))
         except (ValueError, RuntimeError) as error:
             raise UsageError(
                 f"cannot connect {self.size} processes ({error}): start them with torchrun"
             ) from error
         # A group cannot be created twice under one torchrun, so it is not destroyed after each training.
         atexit.register(distributed.destroy_process_group)
-
-    def shard(self, rows: Tensor) -> Tensor:
-        """The rows of a batch that this process computes."""
-        return rows[self.rank :: self.size]
 
     def all_reduce(self, values: Iterable[Tensor]) -> None:
         """Replace each tensor, in place, with its sum over all processes, using one message."""
@@ -94,16 +107,37 @@ class ProcessGroup:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    @torch.no_grad()
+    def average_statistics(self, model: nn.Module) -> None:
+        """Replace the running statistics of batch normalisation with their mean over all processes."""
+        if self.size == 1:
+            return
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        pairs = [(m.running_mean, m.running_var) for m in norms]
+        statistics = [tensor for pair in pairs for tensor in pair if tensor is not None]
+        if statistics:
+            self.all_reduce(statistics)
+            for tensor in statistics:
+                tensor.div_(self.size)
+
     def wait(self) -> None:
-        """Wait until all processes reach this point."""
+        """Wait until all processes reach this point, however long that takes."""
         if self.size > 1:
-            distributed.barrier()
+            distributed.barrier(group=_waiting[0])
+
+    def total(self, counts: tuple[int, ...]) -> tuple[int, ...]:
+        """The sum of each count over all processes, however long the others take."""
+        if self.size == 1:
+            return counts
+        summed = torch.tensor(counts)
+        distributed.all_reduce(summed, group=_waiting[0])
+        return tuple(summed.tolist())
 
     def broadcast(self, value: T | None) -> T:
-        """Return the value of rank 0 in every process."""
+        """Return the value of rank 0 in every process, however long rank 0 takes."""
         values = [value]
-        if self.size > 1:
-            distributed.broadcast_object_list(values)
+        if self.size > 1:  # None in processes other than rank 0 is replaced
+            distributed.broadcast_object_list(values, group=_waiting[0])
         received = values[0]
         assert received is not None
         return received

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
+from timm.models.convit import GPSA
 from torch import Tensor, nn
 
 from robench.training.encoders import encoder_of, patchify, sincos_positions
@@ -19,13 +19,27 @@ def random_order(n: int, patches: int, device: torch.device) -> Tensor:
     return torch.rand(n, patches, device=device).argsort(1)
 
 
+def reconstruction(prediction: Tensor, target: Tensor, hidden: Tensor, patch: int) -> Tensor:
+    """Mean squared error on the hidden patches, with each patch of `target` normalised separately.
+
+    Args:
+        prediction: (N, patches, 3 * patch * patch).
+        target: images (N, 3, H, W); patches are normalised with the unbiased variance plus 1e-6.
+        hidden: indices of the hidden patches, (N, hidden).
+    """
+    pixels = patchify(target, patch)
+    variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
+    normalised = (pixels - mean) / (variance + 1e-6).sqrt()
+    errors = (prediction - normalised).square().mean(2)
+    return errors.gather(1, hidden).mean()
+
+
 class MaskedAutoencoder(nn.Module):
     """An encoder of the visible patches and a small decoder that predicts the hidden ones.
 
     Args:
         network: a classifier whose layers below the head are trained in place: a timm ViT, ConViT, CaiT, Swin
-            or ConvNeXt. Absolute position embeddings become fixed sine-cosine ones, as in the MAE paper;
-            fine-tuning may change them.
+            or ConvNeXt. Absolute position embeddings start as sine-cosine ones, as in the MAE paper.
         decoder_width, decoder_depth, decoder_heads: size of the decoder.
         mask_ratio: fraction of patches hidden.
         image_size: side of the images, for a network that accepts several sizes (ConvNeXt).
@@ -52,10 +66,8 @@ class MaskedAutoencoder(nn.Module):
         self.encoder.check(self.visible)
         self.decoder_embed = nn.Linear(self.encoder.width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        make_norm: Any = norm  # timm's annotation asks for a class, but any callable works
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=make_norm)
-            for _ in range(decoder_depth)
+            self.encoder.decoder_block(decoder_width, decoder_heads) for _ in range(decoder_depth)
         )
         self.decoder_norm = norm(decoder_width)
         self.decoder_pred = nn.Linear(decoder_width, self.patch**2 * 3)
@@ -70,6 +82,10 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():  # positional attention is local at first
+            if isinstance(module, GPSA):
+                attention: Any = module
+                attention.local_init()
         self.encoder.start()
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -94,8 +110,9 @@ class MaskedAutoencoder(nn.Module):
 
     def decode(self, latent: Tensor, order: Tensor) -> Tensor:
         """Predict the normalised pixels of every patch from the visible ones, (N, patches, 3 * patch * patch)."""
-        prefix = self.encoder.prefix
-        tokens = self.decoder_embed(latent)
+        dropped = 0 if self.encoder.decodes_prefix else self.encoder.prefix
+        prefix = self.encoder.prefix - dropped
+        tokens = self.decoder_embed(latent[:, dropped:])
         mask_tokens = self.mask_token.expand(len(tokens), self.patches - self.visible, -1)
         shuffled = torch.cat([tokens[:, prefix:], mask_tokens], 1)
         restore = order.argsort(1)[:, :, None].expand(-1, -1, tokens.shape[2])
@@ -106,17 +123,8 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(tokens))[:, prefix:]
 
     def reconstruction(self, prediction: Tensor, target: Tensor, order: Tensor) -> Tensor:
-        """Mean squared error on the hidden patches, with each patch of `target` normalised separately.
-
-        Args:
-            prediction: from `decode`.
-            target: images (N, 3, H, W); patches are normalised with the unbiased variance plus 1e-6.
-        """
-        pixels = patchify(target, self.patch)
-        variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
-        normalised = (pixels - mean) / (variance + 1e-6).sqrt()
-        errors = (prediction - normalised).square().mean(2)
-        return errors.gather(1, order[:, self.visible :]).mean()
+        """See `reconstruction`."""
+        return reconstruction(prediction, target, order[:, self.visible :], self.patch)
 
     def forward(self, x: Tensor, target: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of reconstructing `target` from the visible patches of `x`, and the latent tokens."""

@@ -1,6 +1,8 @@
 """The partial file of a training, saved next to its output: written atomically, read without executing code."""
 
+import hashlib
 import io
+import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -10,12 +12,23 @@ from typing import Any
 
 import torch
 
+from robench.core import specs
 from robench.core.errors import ResourceError
 from robench.core.io import Damaged, read_sealed, seal, write_file
 from robench.records.provenance import release
+from robench.training.recipe import Recipe, decisive_fields
 
 # The option that selects another location, for messages about files that cannot be written.
 OPTION = "--output"
+
+
+def fingerprint(builder: specs.Spec, recipe: Recipe, data: str) -> str:
+    """Digest of everything that determines the weights: network, recipe with its seed, and data.
+
+    An interrupted training resumes only if its fingerprint is the same.
+    """
+    settings = json.dumps([str(builder), decisive_fields(recipe), data], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()
 
 
 def check_writable(path: Path) -> None:

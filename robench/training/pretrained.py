@@ -1,15 +1,29 @@
-"""Read the weights of a pre-trained encoder for fine-tuning."""
+"""Start a fine-tuning from the weights of a pre-trained encoder."""
 
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from robench.core.errors import ResourceError
+from robench.core.errors import ResourceError, UsageError
 from robench.defenses import _checkpoint_layouts
-from robench.defenses._checkpoints import read_state
+from robench.defenses._checkpoints import fetch, read_state
 
+# Layers that a classifier reinitialises when it starts from a pre-trained encoder.
+HEAD = ("fc_norm.", "head.")
 # Parts of a masked autoencoder other than its encoder, and layers that a classifier reinitialises.
-_EXCLUDED = ("decoder", "mask_token", "norm.", "fc_norm.", "head.")
+_EXCLUDED = ("decoder", "mask_token", "norm.", *HEAD)
+
+
+def pretrained_file(location: str | Path) -> Path:
+    """The file at a path or URL, for `--pretrained`.
+
+    Raises:
+        UsageError: if a set of weights in the file is named.
+    """
+    file = fetch(location, Path())
+    if file.weights:
+        raise UsageError(f"--pretrained reads the whole file: remove #{file.weights}")
+    return file.path
 
 
 def read_encoder(path: Path, classifier: nn.Module) -> dict[str, Tensor]:
@@ -31,3 +45,20 @@ def read_encoder(path: Path, classifier: nn.Module) -> dict[str, Tensor]:
             shapes = f"{tuple(weights[key].shape)}, but the recipe's network has {tuple(value.shape)}"
             raise ResourceError(f"pre-trained {path} has {key} of shape {shapes}")
     return {key: weights[key] for key in expected}
+
+
+def load_encoder(encoder: dict[str, Tensor], classifier: nn.Module, head_std: float = 0.02) -> None:
+    """Load pre-trained weights below the head into a classifier and reinitialise its head, as MIMIR does.
+
+    The final norm of the pre-training is not part of `encoder`, and biases that the classifier lacks are left out (see
+    `encoders.convit`). The head's weights are drawn from a truncated normal
+    distribution with standard deviation `head_std`.
+    """
+    weights = {key: value for key, value in encoder.items() if not key.startswith(HEAD)}
+    missing, unexpected = classifier.load_state_dict(weights, strict=False)
+    assert all(key.endswith(".bias") for key in unexpected)
+    assert not weights or all(key.startswith(HEAD) for key in missing)
+    head = getattr(classifier, "head", None)
+    if isinstance(head, nn.Linear):
+        nn.init.trunc_normal_(head.weight, std=head_std)
+        nn.init.zeros_(head.bias)

@@ -9,6 +9,7 @@ from robench.core.errors import UsageError
 from robench.core.fields import ABOVE_ZERO, AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, check_table
 from robench.threats.threat import Threat
 from robench.training.methods import Method, find_method
+from robench.training.picture_augment import randaugment
 from robench.training.purifier_training import find_purifier_training
 
 Count = Annotated[int, AT_LEAST_ONE]
@@ -24,9 +25,15 @@ class Pretraining:
         epochs, warmup: number of epochs. The learning rate rises linearly during the first `warmup` epochs, then
             follows a cosine to 0.
         batch_size, lr, weight_decay: of AdamW(0.9, 0.95); one-dimensional parameters are not decayed.
+        decay_tokens: whether the class token and trained position embeddings are decayed too, as in the official code.
+        accumulate: as in Finetuning; a group of `mi_group` rows is never split.
         eps, step_size: radius and step size of the one-step inner attack in Linf; eps 0 gives plain MAE.
         mask_ratio: fraction of patches hidden.
         mi_weight: lambda, the weight of the nHSIC penalty; 0 for no penalty.
+        mi_group: number of rows whose nHSIC is one penalty; the penalties are averaged. In the official code these are
+            the rows of one GPU, 128 of 512 on CIFAR-10 and 512 of 2,048 on ImageNet. nHSIC grows with the rows, so the
+            gradient of one penalty over 512 rows is several times larger. 0 for all rows that are computed at once.
+        decoder: "transformer", or "unet" for a ConvNeXt, as in SparK, whose decoder has no other size than its width.
         decoder_width, decoder_depth, decoder_heads: size of the decoder.
         precision: "fp32", or "bf16" for autocast; weights and nHSIC stay in fp32.
     """
@@ -36,10 +43,14 @@ class Pretraining:
     batch_size: Count = 512
     lr: Positive = 3e-4
     weight_decay: float = 0.05
+    decay_tokens: bool = False
+    accumulate: Count = 1
     eps: float = 8 / 255
     step_size: float = 10 / 255
     mask_ratio: Share = 0.75
     mi_weight: float = 1e-5
+    mi_group: int = 0
+    decoder: Literal["transformer", "unet"] = "transformer"
     decoder_width: Count = 128
     decoder_depth: Count = 2
     decoder_heads: Count = 16
@@ -59,11 +70,19 @@ class Finetuning:
             memory and does not change the training.
         precision: "fp32", or "bf16" for autocast; weights stay in fp32.
         layer_decay: factor of the learning rate from each layer to the one below it.
+        head_std: standard deviation of the initial weights of a linear head after pre-training; the official code has
+            2e-5 on ImageNet.
         drop_path: stochastic depth rate of the last block.
         label_smoothing: of every cross entropy in the method's loss.
         eps, step_size, steps: of the method's inner attack in Linf; pgd-at with 0 steps trains on clean images.
             apgd-at sets its own step size.
-        ramp: number of epochs over which the radius and step size grow linearly from 0.
+        ramp: number of epochs over which the step size and the radius grow linearly from 0.
+        ramp_radius: whether the radius grows with the step size.
+        resized_crop: as in Recipe, for this stage alone; 0 for that of the recipe.
+        randaugment: RandAugment of timm, such as "rand-m9-mstd0.5-inc1"; empty for none.
+        erasing: probability that a random rectangle is filled with noise.
+        mixup, cutmix: parameter of the Beta distribution of the weights of mixed images; 0 for none, and if both are
+            positive, each batch is mixed by one of the two with equal chances.
         average: decay per step of the moving average of the weights, which becomes the checkpoint; 0 keeps the last
             weights.
         probe: freeze the encoder and train the head alone (a linear probe if the head is linear).
@@ -79,14 +98,21 @@ class Finetuning:
     min_lr: float = 1e-6
     weight_decay: float = 0.05
     layer_decay: Positive = 0.65
+    head_std: Positive = 0.02
     drop_path: Share = 0.1
     label_smoothing: Share = 0.1
     eps: float = 8 / 255
     step_size: float = 2 / 255
     steps: int = 10
     ramp: float = 0.0
+    ramp_radius: bool = True
     average: Share = 0.0
     probe: bool = False
+    resized_crop: Share = 0.0
+    randaugment: str = ""
+    erasing: Share = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +150,7 @@ class Recipe:
         start: name of the card whose checkpoint is loaded before training, instead of a pre-training; for a
             classifier, its head is not loaded.
         samples: number of training images, from the start of the train split; 0 for all.
+        generated: fraction of generated images in every batch; their file is given to `train`.
         measured: number of test images for the final evaluation, from the start of the test split; 0 for all.
         seed: seed of all random numbers.
         shift: random crops after zero padding by this many pixels.
@@ -142,6 +169,7 @@ class Recipe:
     purifying: tuple[PurifierStage, ...] = ()
     start: str = ""
     samples: int = 0
+    generated: Share = 0.0
     measured: int = 0
     seed: int = 0
     shift: int = 0
@@ -156,6 +184,11 @@ class Recipe:
 
 # Fields that may be written as fractions, "8/255".
 _RADII = ("eps", "step_size")
+# Fields of stages that earlier releases do not have.
+_ADDED_LATER = {
+    *("method", "accumulate", "precision", "probe", "decay_tokens", "mi_group", "head_std", "ramp_radius"),
+    *("resized_crop", "randaugment", "erasing", "mixup", "cutmix", "decoder"),
+}
 
 Table = TypeVar("Table", bound=Pretraining | Finetuning | PurifierStage | Recipe)
 
@@ -212,12 +245,16 @@ def choose_method(config: Finetuning) -> Method:
     """Build the method of `config` and check that it supports the configured steps and average.
 
     Raises:
-        UsageError: if the method is unknown, or does not support the number of steps or needs an average.
+        UsageError: if the method is unknown, or does not support the recipe's steps, average or mixed labels.
     """
     method = find_method(config.method)
     if not method.fewest_steps <= config.steps <= method.most_steps:
         limit = _range(method.fewest_steps, method.most_steps)
         raise UsageError(f"{config.method} with steps = {config.steps}: expected {limit}")
+    if (config.mixup or config.cutmix) and not method.mixes_labels:
+        raise UsageError(f"{config.method} does not support mixed labels: set mixup and cutmix to 0")
+    if config.randaugment:
+        randaugment(config.randaugment, 32)
     if method.needs_average and not config.average:
         raise UsageError(f"{config.method} needs a running average: give its decay, such as average = 0.999")
     return method
@@ -238,12 +275,11 @@ def decisive_fields(recipe: Recipe) -> dict[str, Any]:
     table = asdict(recipe)
     if not table["purifying"]:
         del table["purifying"]
-    for name in ("method", "accumulate", "precision", "probe"):
-        if table["finetuning"][name] == getattr(Finetuning, name):
-            del table["finetuning"][name]
-    if table["pretraining"] and table["pretraining"]["precision"] == Pretraining.precision:
-        del table["pretraining"]["precision"]
-    for name in ("resized_crop", "samples"):
+    for stage, kind in (("finetuning", Finetuning), ("pretraining", Pretraining)):
+        for name in _ADDED_LATER & (table[stage] or {}).keys():
+            if table[stage][name] == getattr(kind, name):
+                del table[stage][name]
+    for name in ("resized_crop", "samples", "generated"):
         if table[name] == getattr(Recipe, name):
             del table[name]
     # The first two do not affect training, and the fingerprint has the digest of the checkpoint that `start` names.

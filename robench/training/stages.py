@@ -1,11 +1,10 @@
 """Stages of a training.
 
-The random numbers of an epoch depend only on the seed, the stage and the epoch, so a training resumed at the start
-of an epoch gives bit-identical weights.
+The random numbers of an epoch depend only on the seed, the stage and the epoch, and an interrupted epoch continues
+from the saved state of the generators, so a resumed training gives bit-identical weights.
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,25 +14,21 @@ from torch import Tensor, nn
 from robench.core.errors import UsageError
 from robench.core.precision import computing
 from robench.engine.backing_off import halved
-from robench.training.augment import augment
+from robench.training.batches import Batches
 from robench.training.distributed import SINGLE_PROCESS, ProcessGroup
+from robench.training.draws import Part, cut, generators, same_draws, seed_for, set_generators
 from robench.training.mae import MaskedAutoencoder
 from robench.training.methods import Budget, Method
 from robench.training.methods._base import tensors
-from robench.training.mimir import pretraining_loss
+from robench.training.mimir import Autoencoder, pretraining_loss
+from robench.training.picture_augment import Augmentation
+from robench.training.pretrained import HEAD
 from robench.training.purifier_training import PurifierTraining
 from robench.training.recipe import Finetuning, Pretraining, PurifierStage, Recipe, choose_method
 from robench.training.schedule import cosine, parameter_groups, set_lr
+from robench.training.spark import UNetAutoencoder
 
-# Layers that a classifier reinitialises when it starts from a pre-trained encoder.
-HEAD = ("fc_norm.", "head.")
 Loss = Callable[[Tensor, Tensor, float], Tensor]
-
-
-def seed_for(*purpose: object) -> int:
-    """Derive a 63-bit seed for torch's generators from the parts of a purpose."""
-    digest = hashlib.sha256("\x1f".join(map(str, purpose)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 @dataclass
@@ -46,9 +41,12 @@ class Stage:
         lr: learning rate as a function of the step and the number of steps per epoch.
         average: a model that holds the moving average of the weights, and the decay; None for no average.
         done: number of finished epochs.
+        steps_done: number of finished steps of the epoch that was interrupted, see `state`.
         accumulate: number of micro-batches per batch, whose gradients are accumulated before the step; more while
             memory runs out.
         method: decides which weights the average follows, and what happens after each step.
+        unit: number of consecutive rows of a batch that the loss couples, and that are computed together.
+        augmentation: augmentation that other stages do not have.
     """
 
     name: str
@@ -62,16 +60,25 @@ class Stage:
     done: int = 0
     accumulate: int = 1
     method: Method = field(default_factory=Method)
+    unit: int = 1
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    steps_done: int = 0
+    _total: float | Tensor = 0.0
+    _generators: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # Number of micro-batches at present.
         self.parts = self.accumulate
 
     def state(self) -> dict:
-        """The state that `restore` needs to resume the stage."""
+        """The state that `restore` needs to resume the stage, also in the middle of an epoch."""
         average = self.average[0].state_dict() if self.average else {}
+        device = next(self.model.parameters()).device
         return {
             "done": self.done,
+            "steps": self.steps_done,
+            "total": float(self._total),
+            "generators": generators(device) if self.steps_done else [],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": average,
@@ -79,74 +86,108 @@ class Stage:
 
     def restore(self, state: dict) -> None:
         """Restore a state that `state` returned."""
-        self.done = state["done"]
+        self.done, self.steps_done = state["done"], state["steps"]
+        self._total, self._generators = state["total"], state["generators"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average[0].load_state_dict(state["average"])
 
     def run(
-        self, x: Tensor, y: Tensor, recipe: Recipe, processes: ProcessGroup = SINGLE_PROCESS
+        self,
+        images: Batches,
+        recipe: Recipe,
+        processes: ProcessGroup = SINGLE_PROCESS,
+        after_step: Callable[[], None] = lambda: None,
     ) -> Iterator[float]:
         """Train the remaining epochs and yield the mean loss of each.
 
         Args:
-            x: (N, 3, H, W) in [0, 1], y: (N,), both on the model's device.
             processes: the processes that split each batch; their weights stay identical.
+            after_step: called between two steps of an epoch, when `state` may be saved.
 
         Raises:
-            UsageError: if a batch has fewer images than there are processes.
+            UsageError: if a batch is too small for the number of processes.
         """
-        size = min(self.batch_size, len(x))
-        if size < processes.size:
-            raise UsageError(f"cannot split a batch of {size} images over {processes.size} processes")
-        steps = len(x) // size  # an incomplete last batch is dropped, so that all images have the same weight
+        size = min(self.batch_size, len(images))
+        rows = self._rows(size, processes)
+        steps = (
+            len(images) // size
+        )  # an incomplete last batch is dropped, so that all images have the same weight
         while self.done < self.epochs:
             torch.manual_seed(seed_for(recipe.seed, self.name, self.done))
-            order = torch.randperm(len(x)).to(x.device)
-            if processes.size > 1:  # the order is the same in all processes, other random numbers are not
-                torch.manual_seed(seed_for(recipe.seed, self.name, self.done, processes.rank))
-            total = x.new_zeros(())
+            order = images.order(size)
+            if self._generators:  # the same epoch was interrupted
+                set_generators(self._generators, images.device)
+                self._generators = []
             self.parts = self.accumulate
-            for i in range(steps):
-                step = self.done * steps + i
-                rows = processes.shard(order[i * size : (i + 1) * size])
+            total = torch.tensor(float(self._total), device=images.device)
+            remaining = order[self.steps_done * size : steps * size].split(size)
+            purpose = (recipe.seed, self.name, self.done)
+            for x, y in images.read(remaining, rows, recipe, self.augmentation, purpose):
+                step = self.done * steps + self.steps_done
                 set_lr(self.optimizer, self.lr(step, steps))
-                total += self._gradients(augment(x[rows], recipe), y[rows], step / steps, size)
-                processes.all_reduce(p.grad for p in self.model.parameters() if p.grad is not None)
+                loss = self._gradients(x, y, step / steps, size, processes)
+                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                processes.all_reduce([*gradients, loss])
+                total += loss
                 self.optimizer.step()
+                processes.average_statistics(self.model)
                 self._update_average(step, steps)
-            processes.all_reduce([total])
-            self.done += 1
+                self.steps_done += 1
+                if self.steps_done < steps:
+                    self._total = total
+                    after_step()
+            self.done, self.steps_done, self._total = self.done + 1, 0, 0.0
             yield float(total) / steps
 
-    def _gradients(self, x: Tensor, y: Tensor, epoch: float, size: int) -> Tensor:
+    def _parts(self, size: int, processes: ProcessGroup) -> list[Part]:
+        """The micro-batches of this process."""
+        parts = cut(size, processes.size * self.parts, self.unit)
+        return [part for part in parts[processes.rank * self.parts :][: self.parts] if part.count]
+
+    def _rows(self, size: int, processes: ProcessGroup) -> slice:
+        """The rows of a batch that this process computes, however many micro-batches it has."""
+        shares = cut(size, processes.size, self.unit)
+        if not all(share.count for share in shares):
+            groups = f" in groups of {self.unit}" if self.unit > 1 else ""
+            raise UsageError(f"cannot split a batch of {size} images{groups} over {processes.size} processes")
+        return shares[processes.rank].rows
+
+    def _gradients(self, x: Tensor, y: Tensor, epoch: float, size: int, processes: ProcessGroup) -> Tensor:
         """`_backward`, in more and smaller micro-batches while memory runs out."""
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        cuda = [x.device] if x.device.type == "cuda" else []
-        states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in cuda]
+        states = generators(x.device)
         while True:
             self.optimizer.zero_grad(set_to_none=True)
+            parts = self._parts(size, processes)
             try:
-                return self._backward(x, y, epoch, size)
+                return self._backward(x, y, epoch, parts)
             except RuntimeError as error:
-                halved(-(-len(x) // self.parts), error, x.device)
+                largest = max(part.count for part in parts)
+                halved(1 if largest <= self.unit else largest, error, x.device)
             self.parts *= 2
             # The failed attempt leaves no trace in statistics of the batches or in random numbers.
             for buffer, value in buffers:
                 buffer.data.copy_(value)
-            torch.set_rng_state(states[0])
-            for device, state in zip(cuda, states[1], strict=True):
-                torch.cuda.set_rng_state(state, device)
+            set_generators(states, x.device)
 
-    def _backward(self, x: Tensor, y: Tensor, epoch: float, size: int) -> Tensor:
-        """Accumulate the gradient of these rows' share of the mean loss over `size` rows; return the share."""
+    def _backward(self, x: Tensor, y: Tensor, epoch: float, parts: list[Part]) -> Tensor:
+        """Accumulate the gradient of the share of the batch's mean loss that these rows have; return the share.
+
+        Args:
+            x, y: the rows of `parts`.
+            parts: micro-batches; each draws the random numbers of the whole batch, see `draws`.
+        """
         total = x.new_zeros(())
-        parts = min(self.parts, len(x))
-        for images, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
-            loss = self.loss(images, labels, epoch) * (len(images) / size)
-            loss.backward()
-            total += loss.detach()
+        counts = [part.count for part in parts]
+        with same_draws(parts, x.device) as rewind:
+            for part, images, labels in zip(parts, x.split(counts), y.split(counts), strict=True):
+                rewind()
+                with part.draws():
+                    loss = self.loss(images, labels, epoch) * (part.count / part.size)
+                loss.backward()
+                total += loss.detach()
         return total
 
     @torch.no_grad()
@@ -177,28 +218,44 @@ def pretraining_stage(
         UsageError: if masked pre-training does not support the classifier, or the recipe does not suit it.
     """
     try:
-        model = MaskedAutoencoder(
-            classifier,
-            config.decoder_width,
-            config.decoder_depth,
-            config.decoder_heads,
-            config.mask_ratio,
-            image_size,
-        ).to(device)
+        model = _autoencoder(classifier, config, image_size).to(device)
     except (ValueError, AssertionError) as error:
         raise UsageError(f"the masked autoencoder cannot be built: {error}") from error
     model.train()
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
         with computing(config.precision, x.device):
-            return pretraining_loss(model, x, config.eps, config.step_size, config.mi_weight)
+            return pretraining_loss(model, x, config.eps, config.step_size, config.mi_weight, config.mi_group)
 
     def lr(step: int, steps: int) -> float:
         return cosine(step, config.epochs * steps, round(config.warmup * steps), config.lr)
 
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, decay_tokens=config.decay_tokens)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
-    return Stage("pre-training", model, optimizer, loss, lr, config.epochs, config.batch_size)
+    return Stage(
+        "pre-training",
+        model,
+        optimizer,
+        loss,
+        lr,
+        config.epochs,
+        config.batch_size,
+        accumulate=config.accumulate,
+        unit=(config.mi_group if config.mi_weight else 0) or 1,
+    )
+
+
+def _autoencoder(classifier: nn.Module, config: Pretraining, image_size: int | None) -> Autoencoder:
+    if config.decoder == "unet":
+        return UNetAutoencoder(classifier, config.decoder_width, config.mask_ratio, image_size)
+    return MaskedAutoencoder(
+        classifier,
+        config.decoder_width,
+        config.decoder_depth,
+        config.decoder_heads,
+        config.mask_ratio,
+        image_size,
+    )
 
 
 def purifier_stage(number: int, learner: nn.Module, method: PurifierTraining, config: PurifierStage) -> Stage:
@@ -233,11 +290,12 @@ def purifier_stage(number: int, learner: nn.Module, method: PurifierTraining, co
     )
 
 
-def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning) -> Stage:
+def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning, num_classes: int = 0) -> Stage:
     """Adversarial training by the recipe's method; the radius may grow over the first epochs.
 
     Args:
         average: another instance of the same network, for the moving average; its weights are overwritten.
+        num_classes: needed for mixup and CutMix.
 
     Raises:
         UsageError: if the method is unknown, or does not suit the network or the recipe.
@@ -255,7 +313,7 @@ def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning) -
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
         scale = min(1.0, epoch / config.ramp) if config.ramp else 1.0
         budget = Budget(
-            config.eps * scale,
+            config.eps * (scale if config.ramp_radius else 1.0),
             config.step_size * scale,
             config.steps,
             config.label_smoothing,
@@ -280,6 +338,9 @@ def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning) -
         average=(average, config.average) if config.average else None,
         accumulate=config.accumulate,
         method=method,
+        augmentation=Augmentation(
+            config.randaugment, config.erasing, config.mixup, config.cutmix, num_classes
+        ),
     )
 
 

@@ -1,7 +1,6 @@
 """Training of a card's checkpoint by its recipe: resumable at any time and reproducible from the seed."""
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from robench.catalog import Card
 from robench.core import registry, specs
@@ -20,22 +19,27 @@ from robench.core.io import write_file
 from robench.data import load_dataset
 from robench.defenses import Defense, Purifier, build_purifier, checkpoint_of, find_card, load
 from robench.defenses._base import with_purifier
-from robench.defenses._checkpoints import fetch, load_into, read_state, sha256_of
+from robench.defenses._checkpoints import load_into, read_state, sha256_of
 from robench.engine.backing_off import backing_off
 from robench.engine.device import choose_device
 from robench.threats.threat import Threat, check_images
-from robench.training.adversarial import correct, pgd
+from robench.training.batches import Pixels, batches_of, default_workers, is_streamed
 from robench.training.distributed import ProcessGroup
+from robench.training.draws import seed_for
+from robench.training.generated import Mixture, with_generated
 from robench.training.log import Log
-from robench.training.partial import OPTION, check_writable, read_partial, write_partial
-from robench.training.pretrained import read_encoder
+from robench.training.measure import measure
+from robench.training.partial import OPTION, check_writable, fingerprint, read_partial, write_partial
+from robench.training.pretrained import load_encoder, pretrained_file, read_encoder
 from robench.training.progress import Reporter
 from robench.training.purifier_training import find_purifier_training
-from robench.training.recipe import Recipe, decisive_fields, read_recipe
-from robench.training.stages import HEAD, Stage, finetuning_stage, pretraining_stage, purifier_stage, seed_for
+from robench.training.recipe import Recipe, read_recipe
+from robench.training.stages import Stage, finetuning_stage, pretraining_stage, purifier_stage
 
-# Interval between saves. A killed training loses at most this time plus one epoch.
+# Interval between saves. If a save takes longer than half a second, it is longer, so that training is not slowed down.
 SAVE_EVERY_SECONDS = 10.0
+# Number of steps between two questions whether to save. Several processes ask rank 0, and wait for each other.
+ASK_EVERY_STEPS = 16
 # Images per network call of the final evaluation.
 _MEASURED = 512
 
@@ -91,6 +95,8 @@ def train(
     fresh: bool = False,
     csv: str | Path | None = None,
     pretrained: str | Path | None = None,
+    workers: int | None = None,
+    generated: str | Path | None = None,
 ) -> TrainResult:
     """Train the defense of a card by its `[recipe]` and evaluate it on the test split.
 
@@ -99,7 +105,11 @@ def train(
     those of an uninterrupted training.
 
     Under `torchrun`, the processes split every batch, so the recipe's batch size is the total over all processes.
-    Rank 0 writes the files, which must lie on a shared file system. The weights depend on the number of processes.
+    Random numbers do not depend on the number of processes, so the losses are those of one process up to rounding,
+    unless the loss couples rows of a batch (`mi_group` = 0, batch normalisation). Rank 0 writes the files, which must
+    lie on a shared file system.
+
+    Large data sets and pictures are read and augmented by worker processes while the network trains.
 
     Args:
         card: name of a card, name of a family or path of a card.
@@ -110,6 +120,8 @@ def train(
         progress: whether to show the progress on stderr.
         fresh: ignore an interrupted training and start over.
         csv: CSV file to log epochs to (stage, epoch, loss, lr, seconds); None for no log.
+        workers: number of processes that read images for each training process; None for one per CPU core, at most 8.
+        generated: NumPy archive of generated images, for a recipe with `generated`; see `generated.with_generated`.
         pretrained: checkpoint to start from instead of the recipe's `start` or pre-training: a masked
             pre-training, a classifier or a purifier.
 
@@ -130,13 +142,24 @@ def train(
         raise UsageError(f"the output {path} must end in .safetensors")
     images = load_dataset(resolved.dataset, "train", recipe.samples or None, data_dir)
     check_images(images.x, images.y)
+    x, y, digest = images.x, images.y, ""
+    mixture = Mixture(len(images), recipe.generated) if recipe.generated else None
+    if bool(generated) != bool(mixture):
+        raise UsageError(
+            f"{card}: a recipe with `generated` needs --generated FILE with generated images, and no other recipe may"
+            " have it"
+        )
+    if generated:
+        x, y, digest = with_generated(images, Path(generated))
     encoder = None
-    data = f"{images.digest} {torch_device.type}"
+    data = f"{digest or images.digest} {torch_device.type}"
     if pretrained or recipe.start:
-        encoder = _pretrained_file(pretrained) if pretrained else checkpoint_of(recipe.start)
+        encoder = pretrained_file(pretrained) if pretrained else checkpoint_of(recipe.start)
         recipe = replace(recipe, pretraining=None)
         data += f" from {sha256_of(encoder)}"
     run = _Run(resolved, recipe, path, torch_device, data, processes, Path(csv) if csv else None, encoder)
+    run.mixture = mixture
+    run.workers = default_workers(processes.local_size) if workers is None else workers
     if processes.is_main:
         check_writable(path)
         if fresh:
@@ -149,15 +172,8 @@ def train(
         threads(recipe.threads),
         Reporter(progress and processes.is_main) as reporter,
     ):
-        trained = run.train(images.x.to(torch_device), images.y.to(torch_device), reporter)
-        return processes.broadcast(run.finish(trained, data_dir, reporter) if processes.is_main else None)
-
-
-def _pretrained_file(location: str | Path) -> Path:
-    file = fetch(location, Path())
-    if file.weights:
-        raise UsageError(f"--pretrained reads the whole file: remove #{file.weights}")
-    return file.path
+        trained = run.train(x, y, reporter)
+        return run.finish(trained, data_dir, reporter)
 
 
 @contextmanager
@@ -169,26 +185,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(previous)
-
-
-def measure(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int = _MEASURED
-) -> tuple[int, int]:
-    """Count the images that are classified correctly: clean, and under PGD-20 with step size eps / 4, as MIMIR's.
-
-    Args:
-        model: in evaluation mode.
-        x: (N, 3, H, W) in [0, 1].
-    """
-    device = next(model.parameters()).device
-    clean = robust = 0
-    for i in range(0, len(x), batch_size):
-        batch, labels = x[i : i + batch_size].to(device), y[i : i + batch_size].to(device)
-        clean += correct(model, batch, labels)
-        classified = model(batch).argmax(1) == labels
-        x_adv = pgd(model, batch, labels, eps, eps / 4, 20)
-        robust += int((classified & (model(x_adv).argmax(1) == labels)).sum())
-    return clean, robust
 
 
 class _Run:
@@ -227,12 +223,15 @@ class _Run:
         size = processes.size
         self.fingerprint = fingerprint(self.spec, recipe, data + (f" x{size}" if size > 1 else ""))
         self.seconds_before = 0.0
+        self.workers = 0
+        self.mixture: Mixture | None = None
         self.started = self.saved = time.monotonic()
+        self.interval = SAVE_EVERY_SECONDS
 
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
-    def train(self, x: Tensor, y: Tensor, reporter: Reporter) -> Defense | Purifier:
+    def train(self, x: Pixels, y: Tensor, reporter: Reporter) -> Defense | Purifier:
         """Train the defense, or the purifier, from the start or from the saved state."""
         self.processes.wait()  # until rank 0 has deleted the partial file, if --fresh is given
         state = read_partial(self.partial, self.fingerprint, reporter.say)
@@ -254,13 +253,13 @@ class _Run:
         defense = self._build("fine-tuning", config.drop_path)
         if self.encoder:
             encoder = read_encoder(self.encoder, defense.classifier)
-        load_encoder(encoder, defense.classifier)
+        load_encoder(encoder, defense.classifier, config.head_std)
         average = self._build("fine-tuning")
-        stage = finetuning_stage(defense.classifier, average.classifier, config)
+        stage = finetuning_stage(defense.classifier, average.classifier, config, defense.num_classes)
         self._train_stage(stage, finetuning_state, x, y, reporter)
         return average if config.average else defense
 
-    def _train_purifier(self, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter) -> Purifier:
+    def _train_purifier(self, state: dict | None, x: Pixels, y: Tensor, reporter: Reporter) -> Purifier:
         """Train a purifier by all stages of the recipe."""
         torch.manual_seed(seed_for(self.recipe.seed, "start", "purifier"))
         purifier = build_purifier(self.spec).to(self.device)
@@ -279,6 +278,8 @@ class _Run:
             stage_state = state if state and state["stage"] == stage.name else None
             if stage_state or not state:
                 torch.manual_seed(seed_for(self.recipe.seed, "images", number))
+                if not is_streamed(x):
+                    x, y = x.to(self.device), y.to(self.device)
                 self._train_stage(stage, stage_state, method.images(learner, x, y), y, reporter)
                 state = None
                 if stage.average:
@@ -297,7 +298,7 @@ class _Run:
         return defense.to(self.device)
 
     def _train_stage(
-        self, stage: Stage, state: dict | None, x: Tensor, y: Tensor, reporter: Reporter
+        self, stage: Stage, state: dict | None, x: Pixels, y: Tensor, reporter: Reporter
     ) -> None:
         if state:
             stage.restore(state["progress"])
@@ -305,14 +306,27 @@ class _Run:
         if not self.logging:
             self.log.begin(stage.name, stage.done)
             self.logging = True
-        for loss in stage.run(x, y, self.recipe, self.processes):
+        images = batches_of(x, y, stage.augmentation, self.device, self.workers, self.mixture)
+        asked = 0
+
+        def after_step() -> None:
+            nonlocal asked
+            asked += 1
+            if self.processes.size == 1 or asked % ASK_EVERY_STEPS == 0:
+                self.save_if_due(stage)
+
+        for loss in stage.run(images, self._recipe_of(stage), self.processes, after_step):
             reporter.epoch(stage.done, loss)
             if stage.parts > stage.accumulate:
                 reporter.say(f"{self.device} ran out of memory: {stage.parts} micro-batches for each batch")
             group = stage.optimizer.param_groups[0]
             self.log.epoch(stage.name, stage.done, loss, group["lr"] / group["lr_scale"], self.seconds())
-            if self.processes.is_main and time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
-                self.save(stage)
+            self.save_if_due(stage)
+
+    def _recipe_of(self, stage: Stage) -> Recipe:
+        """The recipe with the crops of a stage."""
+        crop = self.recipe.finetuning.resized_crop if stage.name == "fine-tuning" else 0.0
+        return replace(self.recipe, resized_crop=crop) if crop else self.recipe
 
     def finish(self, trained: Defense | Purifier, data_dir: str | None, reporter: Reporter) -> TrainResult:
         """Write the checkpoint, evaluate it on the test split and delete the partial file."""
@@ -324,18 +338,20 @@ class _Run:
             }
         module.load_state_dict(state)
         content = save(state)
-        write_file(self.path, content, OPTION)
+        if self.processes.is_main:
+            write_file(self.path, content, OPTION)
         n = clean = robust = 0
         if defense := self._evaluated_defense(trained, reporter):
             test = load_dataset(self.card.dataset, "test", self.recipe.measured or None, data_dir)
             n, radius = len(test), Threat.parse(self.recipe.evaluation).eps
 
-            def measured(size: int) -> tuple[int, int]:
+            def measured(size: int) -> tuple[int, ...]:
                 torch.manual_seed(seed_for(self.recipe.seed, "evaluation"))
-                return measure(defense.eval(), test.x[:], test.y, radius, size)
+                return measure(defense.eval(), test.x, test.y, radius, size, self.processes)
 
             clean, robust = backing_off(measured, _MEASURED, self.device, reporter.say)
-        self.partial.unlink(missing_ok=True)
+        if self.processes.is_main:
+            self.partial.unlink(missing_ok=True)
         return TrainResult(
             path=self.path,
             sha256=hashlib.sha256(content).hexdigest(),
@@ -360,32 +376,19 @@ class _Run:
             return None
         return with_purifier(trained, classifier)
 
+    def save_if_due(self, stage: Stage) -> None:
+        """Save if rank 0 finds that it is time to; the other processes wait until it has."""
+        due = self.processes.is_main and time.monotonic() - self.saved >= self.interval
+        if not self.processes.broadcast(due):
+            return
+        if self.processes.is_main:
+            self.save(stage)
+        self.processes.wait()
+
     def save(self, stage: Stage) -> None:
         """Save the state of the training to the partial file."""
+        started = time.monotonic()
         state = {"stage": stage.name, "seconds": self.seconds(), "progress": stage.state()}
         write_partial(self.partial, state, self.fingerprint)
         self.saved = time.monotonic()
-
-
-def fingerprint(builder: specs.Spec, recipe: Recipe, data: str) -> str:
-    """Digest of everything that determines the weights: network, recipe with its seed, and data.
-
-    An interrupted training resumes only if its fingerprint is the same.
-    """
-    settings = json.dumps([str(builder), decisive_fields(recipe), data], sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()
-
-
-def load_encoder(encoder: dict[str, Tensor], classifier: nn.Module) -> None:
-    """Load pre-trained weights below the head into a classifier and reinitialise its head, as MIMIR does.
-
-    The final norm of the pre-training is not part of `encoder`. The head's weights are drawn from a truncated normal
-    distribution with standard deviation 0.02.
-    """
-    weights = {key: value for key, value in encoder.items() if not key.startswith(HEAD)}
-    missing, unexpected = classifier.load_state_dict(weights, strict=False)
-    assert not unexpected and (not weights or all(key.startswith(HEAD) for key in missing))
-    head = getattr(classifier, "head", None)
-    if isinstance(head, nn.Linear):
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
+        self.interval = SAVE_EVERY_SECONDS * max(1.0, 2 * (self.saved - started))

@@ -17,6 +17,7 @@ from robench.core import registry, specs
 from robench.core.errors import ResourceError
 from robench.core.specs import Spec
 from robench.defenses import _checkpoint_layouts, load, load_defense
+from robench.defenses._weights import read_weights
 from tests.defenses import layouts, simmim
 
 CARDS = {
@@ -196,6 +197,7 @@ def test_swin_in_simmims_layout_against_attention_over_the_whole_grid(
 def test_swins_own_layout_is_taken_too(tmp_path):
     spec = "swin(image_size=32, patch_size=2, width=12, depths=(2, 2), heads=(2, 4), window=4, num_classes=7)"
     network = specs.build(specs.parse(spec), registry.defenses.get("swin"))
+    network.classifier.head.fc.weight.data.mul_(10)  # fresh weights hardly tell two images apart
     torch.save(network.classifier.state_dict(), tmp_path / "timm.pth")
     defense = load_defense("swin(image_size=32)", checkpoint=tmp_path / "timm.pth")
     same_logits(defense, lambda x: network.eval()(x), 32)
@@ -212,8 +214,8 @@ def test_a_swin_whose_stored_indices_are_others_is_refused(tmp_path, key):
         load("swin", checkpoint=tmp_path / "odd.pth")
 
 
-def test_features_are_the_tokens_before_the_last_norm(tmp_path):
-    """MIMIR's adaptive attacks take them there, the class token first."""
+def test_features_are_the_tokens_after_the_last_norm(tmp_path):
+    """MIMIR's adaptive attacks take timm's there, the class token first."""
     for spec in (
         "convit(image_size=8, patch_size=4, width=12, depth=3, heads=3, local=2, num_classes=5)",
         "cait(image_size=8, patch_size=4, width=12, depth=2, heads=3, num_classes=5)",
@@ -225,7 +227,8 @@ def test_features_are_the_tokens_before_the_last_norm(tmp_path):
         features = defense.features(x)
         assert features.shape == (2, 5, 12)
         network = defense.classifier
-        torch.testing.assert_close(network.head(network.norm(features)[:, 0]), defense(x))
+        torch.testing.assert_close(network.head(features[:, 0]), defense(x))
+        torch.testing.assert_close(features.mean(2), torch.zeros(2, 5), atol=1e-5, rtol=0)
 
 
 def test_a_first_call_under_inference_mode_leaves_gradients(tmp_path):
@@ -274,10 +277,10 @@ def test_only_plain_values_are_unpickled_besides_tensors(tmp_path):
 
 
 def test_a_network_that_no_card_has_is_built_and_recorded_as_itself(tmp_path):
-    state = layouts.filled(layouts.vit(192, 3, 32, 4, 10))
+    state = layouts.filled(layouts.vit(192, 12, 32, 4, 10))
     torch.save(official(state), tmp_path / "own.pth")
-    spec = "vit(depth=3, heads=3, image_size=32, num_classes=10, patch_size=4, width=192)"
-    stock = stock_vit(192, 3, 3, 32, 4, 10).eval()
+    spec = "vit(heads=3, image_size=32, num_classes=10, patch_size=4, width=192)"
+    stock = stock_vit(192, 12, 3, 32, 4, 10).eval()
     stock.load_state_dict(state)
     for asked in ("mimir", "mimir-vit-b-cifar10"):
         found = load(asked, "cifar10", tmp_path / "own.pth")
@@ -289,12 +292,55 @@ def test_a_network_that_no_card_has_is_built_and_recorded_as_itself(tmp_path):
 def test_heads_that_nothing_tells_are_asked_for(tmp_path):
     torch.save(layouts.filled(layouts.vit(40, 2, 32, 8, 10)), tmp_path / "own.pth")
     with pytest.raises(
-        ResourceError, match=r"width 40, whose shapes do not determine its number of heads: specify it"
+        ResourceError,
+        match=r"width 40 and 2 blocks, whose shapes do not determine its number of heads: specify it",
     ):
         load("mimir", "cifar10", tmp_path / "own.pth")
     found = load("vit(width=40, heads=5)", checkpoint=tmp_path / "own.pth")
     assert found.name == "vit(depth=2, heads=5, image_size=32, num_classes=10, patch_size=8, width=40)"
     assert found.defense.classifier.blocks[0].attn.num_heads == 5
+
+
+def wide(depth):
+    """A ViT of width 768 with an MLP of ratio 3."""
+    state = layouts.vit(768, depth, 32, 8, 10)
+    hidden = {"fc1.weight": (2304, 768), "fc1.bias": (2304,), "fc2.weight": (768, 2304)}
+    return {key: hidden.get(".".join(key.split(".")[-2:]), shape) for key, shape in state.items()}
+
+
+def test_heads_of_a_vit_come_from_the_stored_options_or_a_known_size(tmp_path):
+    """vit_small_ds of MIMIR's code has the width of a ViT-B and 8 heads."""
+    for name, depth, options, heads in (
+        ("known", 8, None, 8),
+        ("stored", 1, {"model": "vit_small_ds"}, None),  # another network than the options name
+    ):
+        state = layouts.filled(wide(depth))
+        content = {"model": state} | ({"args": argparse.Namespace(**options)} if options else {})
+        torch.save(content, tmp_path / f"{name}.pth")
+        if heads is None:
+            with pytest.raises(ResourceError, match="width 768 and 1 blocks, whose shapes"):
+                load("mimir", "cifar10", tmp_path / f"{name}.pth")
+            continue
+        found = load("mimir", "cifar10", tmp_path / f"{name}.pth")
+        assert found.defense.classifier.blocks[0].attn.num_heads == heads
+    assert read_weights(tmp_path / "stored.pth").network == "vit_small_ds"
+    hint = _checkpoint_layouts.named("vit_small")
+    shapes = layouts.on_meta(layouts.vit(384, 12, 32, 8, 10))
+    assert _checkpoint_layouts.recognise(shapes, hint, Path("x.pth")).arguments["heads"] == 6
+    assert _checkpoint_layouts.named("resnet50") == []
+
+
+def test_the_classifier_of_de3_loads_with_its_normalisation(tmp_path):
+    """The official fine-tuning saves {"classifier": state}, for images with ImageNet's mean and deviation."""
+    state = layouts.filled(layouts.vit(192, 12, 32, 8, 10))
+    torch.save({"classifier": state, "optimizer": {"state": {}}, "epoch": 99}, tmp_path / "nim.pth")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    spec = f"vit(width=192, heads=3, mean={mean}, std={std})"
+    defense = load_defense(spec, checkpoint=tmp_path / "nim.pth")
+    stock = stock_vit(192, 12, 3, 32, 8, 10).eval()
+    stock.load_state_dict(state)
+    scale, offset = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
+    same_logits(defense, lambda x: stock((x - offset) / scale), 32)
 
 
 def test_a_swins_image_size_that_nothing_tells_is_asked_for(tmp_path):

@@ -31,10 +31,14 @@ def shelf(monkeypatch, tmp_path):
     return fill
 
 
-def test_two_cards_of_one_network_must_be_told_apart(shelf):
+def test_a_network_of_two_cards_is_loaded_under_the_name_of_its_spec(shelf):
     shelf(one="", two="")
-    with pytest.raises(UsageError, match=r"has the network of 2 cards: name one of one, two"):
-        load("mimir", "cifar10", "t.pth")
+    loaded = load("mimir", "cifar10", "t.pth")
+    assert loaded.name == "vit(depth=1, heads=3, image_size=32, num_classes=10, patch_size=8, width=192)"
+    assert loaded.family == "mimir" and loaded.card is None
+    assert loaded.notes[0] == (
+        "t.pth has the network of 2 cards, one, two: name one of them to record it under that name"
+    )
     assert load("two", "cifar10", "t.pth").name == "two"
 
 

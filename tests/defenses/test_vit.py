@@ -1,9 +1,12 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from robench.core import specs
 from robench.core.errors import UsageError
 from robench.defenses.vit import vit
+from robench.training import Pretraining
+from robench.training.stages import pretraining_stage
 
 
 def test_the_state_is_laid_out_as_mimirs_fine_tuned_checkpoints():
@@ -31,3 +34,44 @@ def test_features_are_the_tokens_after_the_last_block_before_any_norm():
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(UsageError, match="patch_size=5"):
         specs.build(specs.parse("vit(image_size=16, patch_size=5, width=8, heads=2)"), vit)
+
+
+def test_a_convolutional_stem_and_the_class_token():
+    """Against the same arithmetic by functions: four convolutions of stride 2 with LayerNorm over channels."""
+    torch.manual_seed(0)
+    defense = vit(image_size=32, width=12, depth=1, heads=2, num_classes=5, stem="conv", pool="token").eval()
+    network, x = defense.classifier, torch.rand(2, 3, 32, 32)
+    state = network.state_dict()
+    y = x
+    for k in (0, 3, 6, 9):
+        weight, bias = (state[f"patch_embed.proj.stem.{k}.{name}"] for name in ("weight", "bias"))
+        y = F.conv2d(y, weight, bias, stride=2, padding=1).permute(0, 2, 3, 1)
+        scale, shift = (state[f"patch_embed.proj.stem.{k + 1}.{name}"] for name in ("weight", "bias"))
+        y = F.gelu(F.layer_norm(y, y.shape[3:], scale, shift, 1e-6)).permute(0, 3, 1, 2)
+    weight, bias = (state[f"patch_embed.proj.stem.12.{name}"] for name in ("weight", "bias"))
+    tokens = torch.einsum("nchw,dc->nhwd", y, weight[:, :, 0, 0]).flatten(1, 2) + bias
+    torch.testing.assert_close(network.patch_embed(x), tokens, atol=1e-5, rtol=1e-4)
+    assert "norm.weight" in state and "fc_norm.weight" not in state
+    torch.testing.assert_close(network.head(defense.features(x)[:, 0]), defense(x))
+    with pytest.raises(UsageError, match="masked pre-training needs a ViT without a convolutional stem"):
+        pretraining_stage(network, Pretraining(), torch.device("cpu"))
+    for more, message in (
+        ('stem="big"', "expected one of patch, conv"),
+        ("patch_size=8, stem='conv'", "16 pixels"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            specs.build(specs.parse(f"vit(image_size=32, width=8, heads=2, {more})"), vit)
+
+
+def test_normalisation_of_the_pixels():
+    torch.manual_seed(0)
+    plain = vit(image_size=8, patch_size=4, width=12, depth=1, heads=3, num_classes=5).eval()
+    torch.manual_seed(0)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    other = vit(
+        image_size=8, patch_size=4, width=12, depth=1, heads=3, num_classes=5, mean=mean, std=std
+    ).eval()
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(
+        other(x), plain((x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+    )

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from robench.defenses.vit import vit
 from robench.training.adversarial import correct, pgd
@@ -63,3 +64,20 @@ def test_the_classifier_takes_the_encoder_and_nothing_else():
         same = torch.equal(value, encoder.state_dict()[key])
         assert same == (key not in ("head.weight", "fc_norm.weight")), key
     assert float(classifier.head.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_the_best_iterate_has_the_highest_loss_of_all():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 30), nn.Tanh(), nn.Linear(30, 5))
+    x, y = torch.rand(40, 3, 4, 4), torch.randint(5, (40,))
+    labels = F.one_hot(y, 5) * 0.7 + 0.06
+    losses = []
+    for steps in range(6):
+        torch.manual_seed(1)  # the same start, so that these are the iterates
+        last = pgd(network, x, labels, 0.3, 0.25, steps)
+        losses.append(F.cross_entropy(network(last), labels, reduction="none"))
+    torch.manual_seed(1)
+    best = pgd(network, x, labels, 0.3, 0.25, 5, best=True)
+    highest = torch.stack(losses).amax(0)
+    torch.testing.assert_close(F.cross_entropy(network(best), labels, reduction="none"), highest)
+    assert (highest > losses[-1]).any()

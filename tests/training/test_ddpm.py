@@ -40,7 +40,9 @@ average = 0.9
 @pytest.fixture(autouse=True, scope="module")
 def unmeasured():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "measure", lambda *_: (1, 1))  # PGD through a diffusion model takes its time
+        patch.setattr(
+            trainer, "measure", lambda *_, **__: (1, 1)
+        )  # PGD through a diffusion model takes its time
         yield
 
 

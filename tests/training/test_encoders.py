@@ -1,5 +1,8 @@
 import pytest
 import torch
+from timm.models.cait import Cait
+from timm.models.convit import ConVit
+from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import swin_base_patch4_window7_224
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,12 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from robench.core.errors import UsageError
 from robench.core.hsic import nhsic
 from robench.data import load_dataset
+from robench.training.batches import InMemory
 from robench.training.encoders import ENCODERS, encoder_of, patchify, sincos_positions
 from robench.training.mae import MaskedAutoencoder
 from robench.training.mimir import pretraining_loss
+from robench.training.pretrained import load_encoder
 from robench.training.recipe import Pretraining, Recipe
+from robench.training.spark import UNetAutoencoder
 from robench.training.stages import pretraining_stage
-from robench.training.trainer import load_encoder
 from tests.training.networks import NETWORKS
 
 CPU = torch.device("cpu")
@@ -75,11 +80,13 @@ def test_hidden_patches_cannot_reach_the_encoder(kind):
 
 
 def test_with_nothing_hidden_it_is_the_network(kind):
-    """In any order of the patches: Swin's windows and their shift, ConvNeXt's zeros, ConViT's grid."""
+    """In any order of the patches: Swin's windows and their shift, ConvNeXt's zeros; a ConViT needs the grid's."""
     model = autoencoder(kind, mask_ratio=0.0).eval()
     network, x = model.encoder.network, torch.rand(2, 3, 32, 32)
     stir(network)
     order = model.draw(2, CPU)
+    if kind == "convit":
+        order = torch.arange(16).expand(2, -1)
     expected = network.forward_features(x)
     if kind == "convnext":
         expected = expected.permute(0, 2, 3, 1)
@@ -93,6 +100,8 @@ def test_with_nothing_hidden_it_is_the_network(kind):
 
 
 def test_the_order_of_the_visible_patches_does_not_matter(kind):
+    if kind == "convit":
+        pytest.skip("positional attention takes the visible patches for a grid in their order, as published")
     model = autoencoder(kind).eval()
     x, order, v = torch.rand(2, 3, 32, 32), model.draw(2, CPU), model.visible
     shuffled = torch.cat([order[:, :v].flip(1), order[:, v:].roll(3, 1)], 1)
@@ -111,7 +120,8 @@ def test_the_decoder_knows_every_patchs_place(kind):
     order = model.draw(1, CPU)
     model.decode(model.encode(torch.rand(1, 3, 32, 32), order), order)
     grid = sincos_positions(16, model.encoder.side)
-    assert torch.equal(seen[0], grid if model.encoder.prefix else grid[:, 1:])
+    decodes_token = model.encoder.prefix and model.encoder.decodes_prefix
+    assert torch.equal(seen[0], grid if decodes_token else grid[:, 1:])
 
 
 def test_gradients_reach_every_parameter_that_is_used(kind):
@@ -156,7 +166,7 @@ def test_a_few_hundred_steps_lower_the_loss_and_the_classifier_starts_there(kind
     network = NETWORKS[kind]()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     stage = pretraining_stage(network, config, CPU, image_size=32)
-    losses = list(stage.run(x, y, Recipe(pretraining=config)))
+    losses = list(stage.run(InMemory(x, y), Recipe(pretraining=config)))
     assert losses[-1] < 0.65 * losses[0]
     trained = network.state_dict()
     fresh = NETWORKS[kind]()
@@ -260,3 +270,96 @@ def test_the_whole_loss_of_mimir_runs_on_every_encoder(kind):
     model = autoencoder(kind)
     loss = pretraining_loss(model, torch.rand(4, 3, 32, 32), 8 / 255, 10 / 255, 1e-5)
     assert torch.isfinite(loss)
+
+
+def waves(model, rename):
+    """Fill the parameters with numbers that depend on their names."""
+    for name, parameter in model.named_parameters():
+        name = rename(name)
+        count = torch.arange(parameter.numel(), dtype=torch.float64)
+        values = torch.sin(count * (0.37 + len(name) * 0.013) + sum(map(ord, name)) % 97)
+        if parameter.dim() > 1:
+            values = values / parameter[0].numel() ** 0.5 * 1.5
+        else:
+            values = 0.1 * values if name.endswith("bias") else 1 + 0.3 * values
+        parameter.data.copy_(values.view(parameter.shape))
+
+
+# Loss, mean size of the latents and norm of the gradient of the official code (MIMIR at b5bc401), of
+# MaskedAutoencoderConVit and MaskedAutoencoderCait with these sizes and weights.
+OFFICIAL = {
+    "convit": (1.527596354484558, 0.8083884430038512, 2.656580261032833),
+    "cait": (1.7088433504104614, 0.7515107853598916, 11.720507717677764),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(OFFICIAL))
+def test_pretraining_of_convit_and_cait_is_the_official_codes(kind):
+    sizes = {"convit": {"embed_dim": 8, "depth": 4, "num_heads": 4, "local_up_to_layer": 3}}
+    sizes["cait"] = {"embed_dim": 32, "depth": 3, "num_heads": 2, "init_values": 0.1}
+    network = {"convit": ConVit, "cait": Cait}[kind](32, 4, num_classes=10, **sizes[kind])
+    model = MaskedAutoencoder(network, 32, 2, 4, 0.75)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    waves(model, lambda name: name.removeprefix("encoder.network."))
+    for parameter in (
+        model.decoder_pred.weight,
+        model.decoder_pred.bias,
+    ):  # the official pixels are channel last
+        parameter.data.copy_(parameter.data.view(4, 4, 3, -1).permute(2, 0, 1, 3).reshape(parameter.shape))
+    count = torch.arange(3 * 3 * 32 * 32, dtype=torch.float64)
+    x = (0.5 + 0.5 * torch.sin(count * 0.7123 + torch.cos(count * 0.013) * 3)).float().view(3, 3, 32, 32)
+    torch.manual_seed(5)
+    loss, latent = model(x, x.flip(0), model.draw(3, CPU))
+    loss.backward()
+    gradients = [p.grad.double().square().sum() for p in model.parameters() if p.grad is not None]
+    numbers = (loss.item(), latent.detach().double().abs().mean().item(), float(sum(gradients)) ** 0.5)
+    assert numbers == pytest.approx(OFFICIAL[kind], rel=1e-5)
+
+
+def test_a_convits_pretrained_biases_are_dropped_and_its_attention_starts_local():
+    model = autoencoder("convit")
+    pretrained = model.encoder.network
+    assert pretrained.blocks[0].attn.qk.bias is not None
+    network = NETWORKS["convit"]()
+    load_encoder(pretrained.state_dict(), network, head_std=2e-5)
+    assert network.blocks[0].attn.qk.bias is None
+    assert torch.equal(network.blocks[0].attn.qk.weight, pretrained.blocks[0].attn.qk.weight)
+    assert 1e-5 < float(network.head.weight.detach().std()) < 3e-5
+    for block in (pretrained.blocks[0], model.decoder_blocks[0]):
+        assert torch.equal(block.attn.v.weight, torch.eye(len(block.attn.v.weight)))
+
+
+@pytest.mark.parametrize("kind", ["swin", "cait"])
+def test_linear_layers_start_by_xavier(kind):
+    model = autoencoder(kind)
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and ".head" not in name and layer.weight.numel() > 64:
+            bound = (6 / sum(layer.weight.shape)) ** 0.5
+            assert 0.9 * bound < float(layer.weight.detach().abs().max()) <= bound
+            assert layer.bias is None or not layer.bias.any()
+
+
+def test_the_unet_decoder_is_sparks():
+    """The loss of the official code (SparK at a63e386) with these sizes and weights."""
+    network = ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 16, 32), ls_init_value=0.1, num_classes=10)
+    model = UNetAutoencoder(network, 64, 0.6, 128)
+    assert (model.patches, model.visible) == (16, 6)
+    waves(model, lambda name: name.removeprefix("encoder.network.").removeprefix("encoder."))
+    count = torch.arange(3 * 3 * 128 * 128, dtype=torch.float64)
+    x = (0.5 + 0.5 * torch.sin(count * 0.7123 + torch.cos(count * 0.013) * 3)).float().view(3, 3, 128, 128)
+    torch.manual_seed(5)
+    order = model.draw(3, CPU)
+    loss, latent = model(x, x, order)
+    assert loss.item() == pytest.approx(1.2393556833267212, rel=1e-5)
+    assert latent.shape == (3, 6, 32)
+    hidden = torch.zeros(3, 16).scatter(1, order[:, 6:], 1.0).view(3, 1, 4, 4)
+    hidden = F.interpolate(hidden, scale_factor=32).bool()
+    model.eval()
+    (expected, _), (same, _) = model(x, x, order), model(torch.where(hidden, torch.nan, x), x, order)
+    assert torch.equal(expected, same)
+    config = Pretraining(decoder="unet", decoder_width=64, mask_ratio=0.6, mi_weight=0.0)
+    assert isinstance(pretraining_stage(network, config, CPU, 128).model, UNetAutoencoder)
+    with pytest.raises(UsageError, match="needs a ConvNeXt for a U-shaped decoder"):
+        pretraining_stage(NETWORKS["vit"](), config, CPU)
+    with pytest.raises(UsageError, match="a multiple of 32 for this ConvNeXt: got 40"):
+        pretraining_stage(network, Pretraining(decoder="unet", decoder_width=40), CPU, 128)

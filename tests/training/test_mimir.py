@@ -4,8 +4,9 @@ import torch
 from robench.core.hsic import nhsic
 from robench.data import load_dataset
 from robench.defenses.vit import vit
+from robench.training.batches import InMemory
 from robench.training.mae import MaskedAutoencoder, random_order
-from robench.training.mimir import inner_attack, pretraining_loss
+from robench.training.mimir import grouped_nhsic, inner_attack, pretraining_loss
 from robench.training.recipe import Finetuning, Pretraining, Recipe
 from robench.training.stages import finetuning_stage, pretraining_stage
 
@@ -97,11 +98,31 @@ def test_a_few_hundred_steps_lower_both_losses(digits):
         epochs=40, warmup=5, batch_size=64, lr=2e-3, decoder_width=16, decoder_depth=1, decoder_heads=2
     )
     encoder = small(width=32)
-    losses = list(pretraining_stage(encoder, config, CPU).run(x, y, Recipe(pretraining=config)))
+    losses = list(pretraining_stage(encoder, config, CPU).run(InMemory(x, y), Recipe(pretraining=config)))
     # Guessing each patch's mean costs 1 in normalised pixels, less where a patch is all black.
     assert losses[-1] < 0.8 * losses[4]
     tune = Finetuning(
         epochs=25, warmup=2, batch_size=32, lr=3e-3, layer_decay=1.0, eps=0.02, step_size=0.02, steps=1
     )
-    losses = list(finetuning_stage(encoder, small(width=32), tune).run(x, y, Recipe(finetuning=tune)))
+    losses = list(
+        finetuning_stage(encoder, small(width=32), tune).run(InMemory(x, y), Recipe(finetuning=tune))
+    )
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_penalty_is_the_mean_over_groups_of_rows():
+    """As the gradients of several GPUs are averaged, each with the nHSIC of its images."""
+    torch.manual_seed(0)
+    latent, x = torch.randn(10, 6, requires_grad=True), torch.rand(10, 3, 4, 4)
+    penalty = grouped_nhsic(latent, x, 4)
+    parts = [nhsic(latent[rows], x[rows]) for rows in (slice(0, 4), slice(4, 8), slice(8, 10))]
+    expected = 0.4 * parts[0] + 0.4 * parts[1] + 0.2 * parts[2]
+    torch.testing.assert_close(penalty, expected)
+    assert torch.equal(grouped_nhsic(latent, x, 0), nhsic(latent, x))
+    # No penalty of one row.
+    torch.testing.assert_close(grouped_nhsic(latent[:9], x[:9], 4) * 9, (parts[0] + parts[1]) * 4)
+    # The penalty of twice the rows is larger, and so is its gradient.
+    whole, halves = (
+        torch.autograd.grad(grouped_nhsic(latent, x, group), latent)[0].norm() for group in (0, 5)
+    )
+    assert whole > 1.2 * halves

@@ -135,7 +135,7 @@ def test_the_statistics_head_is_trained_along():
 
 @pytest.mark.parametrize("name", ["nim", "mim"])
 def test_training_lowers_the_loss_and_goes_on_after_an_interruption(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "measure", lambda *_: (1, 1))
+    monkeypatch.setattr(trainer, "measure", lambda *_, **__: (1, 1))
     (tmp_path / "own.toml").write_text(PURIFIER.format(builder=NETWORKS[name], method=name))
     card, output = str(tmp_path / "own.toml"), tmp_path / "cut.safetensors"
     whole = train(card, output=tmp_path / "whole.safetensors", csv=tmp_path / "a.csv", progress=False)
@@ -234,7 +234,7 @@ def test_the_average_starts_where_the_classifier_does(purifier_card):
 
 @trusting()  # The card names the purifier's by its path.
 def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "measure", lambda *_: (1, 1))
+    monkeypatch.setattr(trainer, "measure", lambda *_, **__: (1, 1))
     text = CLASSIFIER.format(builder=VIT.format(16), method=denoised_spec(purifier_card))
     (tmp_path / "own.toml").write_text(text)
     card, output = str(tmp_path / "own.toml"), tmp_path / "cut.safetensors"

@@ -96,7 +96,7 @@ PRETRAINED = {
 
 @pytest.mark.parametrize("name", sorted(PRETRAINED))
 def test_the_recipe_cards_networks_can_be_masked_as_they_say(name):
-    """Shapes alone, on no device: 12 of 49 patches at 32 pixels, 49 of 196 at 16, 64 of 256 elsewhere."""
+    """Shapes alone: 12 of 49 patches at 32 pixels, 49 of 196 at 16, 64 of 256 else, 20 of 49 by SparK."""
     card = PRETRAINED[name]
     recipe, spec = read_recipe(card.recipe, name), specs.parse(card.builder)
     with torch.device("meta"):
@@ -104,7 +104,8 @@ def test_the_recipe_cards_networks_can_be_masked_as_they_say(name):
         stage = pretraining_stage(
             defense.classifier, recipe.pretraining, torch.device("meta"), defense.image_size
         )
-    shown = {32: (12, 49), 16: (49, 196), 4: (64, 256), 2: (64, 256)}
+    sparse = recipe.pretraining.decoder == "unet"
+    shown = {32: (20 if sparse else 12, 49), 16: (49, 196), 4: (64, 256), 2: (64, 256)}
     assert (stage.model.visible, stage.model.patches) == shown[stage.model.patch]
     assert (recipe.pretraining.epochs, recipe.pretraining.mi_weight) == (800, 1e-5)
     assert recipe.evaluation == card.threat

@@ -60,3 +60,18 @@ def test_blocks_count_on_from_stage_to_stage():
     layers = layers_of([name for name, _ in of_convnext.classifier.named_parameters()])
     some = ("stem.0.weight", "stages.0.blocks.0.gamma", "stages.3.downsample.1.weight", "head.fc.weight")
     assert [layers[name] for name in some] == [0, 1, 4, 5]
+
+
+def test_class_attention_is_scaled_like_the_first_blocks():
+    """As in the official code of MIMIR, which reads the layer from the number in the name."""
+    names = ["cls_token", "blocks.0.norm1.weight", "blocks.1.norm1.weight", "blocks.2.norm1.weight"]
+    names += ["blocks_token_only.0.norm1.weight", "blocks_token_only.1.attn.q.weight", "norm.weight"]
+    assert list(layers_of(names).values()) == [4, 2, 1, 3, 2, 1, 0]
+
+
+def test_tokens_are_decayed_if_asked_for():
+    model = vit(image_size=16, patch_size=8, width=8, depth=1, heads=2).classifier
+    for decayed in (False, True):
+        groups = parameter_groups(model, 0.05, decay_tokens=decayed)
+        (group,) = [g for g in groups if any(p is model.cls_token for p in g["params"])]
+        assert group["weight_decay"] == (0.05 if decayed else 0)

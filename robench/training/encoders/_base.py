@@ -1,10 +1,24 @@
 """Interface of the masked autoencoder's encoders, and functions that several encoders use."""
 
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from robench.defenses._patches import patchify, pick, sincos_positions
 
-__all__ = ["Encoder", "embed", "patchify", "pick", "require", "sincos_positions", "visible_images"]
+__all__ = [
+    "Encoder",
+    "embed",
+    "patchify",
+    "pick",
+    "require",
+    "sincos_positions",
+    "start_embedding",
+    "visible_images",
+]
 
 
 class Encoder(nn.Module):
@@ -22,13 +36,14 @@ class Encoder(nn.Module):
     Attributes:
         prefix: number of tokens before those of the patches; 1 with a class token.
         one_mask: whether all images of a batch must have the same visible patches.
-        redrawn: whether linear layers are reinitialised by Xavier uniform, as MAE does (arXiv 2111.06377);
-            otherwise they keep timm's initialisation, which is our choice.
+        redrawn: whether linear layers are reinitialised by Xavier uniform, as MAE does (arXiv 2111.06377).
+        decodes_prefix: whether the decoder receives the tokens before those of the patches.
     """
 
     prefix = 0
     one_mask = False
-    redrawn = False
+    redrawn = True
+    decodes_prefix = True
 
     def __init__(self, network: nn.Module, patch: int, side: int, width: int):
         super().__init__()
@@ -39,6 +54,13 @@ class Encoder(nn.Module):
 
     def start(self) -> None:
         """Initialise everything except the linear layers for pre-training."""
+
+    def decoder_block(self, width: int, heads: int) -> nn.Module:
+        """A block of the decoder, from tokens (N, T, width) to tokens of the same shape."""
+        norm: Any = partial(
+            nn.LayerNorm, eps=1e-6
+        )  # timm's annotation asks for a class, but any callable works
+        return Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm)
 
     def check(self, visible: int) -> None:
         """Raise ValueError if the encoder does not support this number of visible patches."""
@@ -59,6 +81,21 @@ class Encoder(nn.Module):
 def visible_images(x: Tensor, keep: Tensor, patch: int) -> Tensor:
     """The visible patches as separate images, (N, C, H, W) -> (N * visible, C, patch, patch)."""
     return pick(patchify(x, patch), keep).reshape(-1, x.shape[1], patch, patch)
+
+
+def start_embedding(network: nn.Module, side: int) -> None:
+    """Initialise the patch embedding, the class token and the positions of a ViT-like network as MAE does.
+
+    The patch embedding is a linear map of a patch's pixels, so it is initialised like a linear layer. Positions start
+    as sine-cosine ones.
+    """
+    projection = network.get_submodule("patch_embed.proj").get_parameter("weight")
+    nn.init.xavier_uniform_(projection.view(len(projection), -1))
+    nn.init.normal_(network.get_parameter("cls_token"), std=0.02)
+    positions = getattr(network, "pos_embed", None)
+    if positions is not None:
+        with torch.no_grad():
+            positions.copy_(sincos_positions(positions.shape[2], side)[:, -positions.shape[1] :])
 
 
 def embed(network: nn.Module, x: Tensor, keep: Tensor, patch: int) -> Tensor:

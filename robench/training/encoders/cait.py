@@ -1,21 +1,20 @@
 """CaiT on visible tokens: Touvron et al., "Going Deeper with Image Transformers", arXiv 2103.17239."""
 
+from functools import partial
 from typing import Any
 
-import torch
-from timm.models.cait import Cait
-from torch import Tensor
+from timm.models.cait import Cait, LayerScaleBlock
+from torch import Tensor, nn
 
-from robench.defenses._patches import sincos_positions
-from robench.training.encoders._base import Encoder, embed, pick, require
+from robench.training.encoders._base import Encoder, embed, pick, require, start_embedding
 
 
 class CaiTEncoder(Encoder):
     """Talking-heads blocks process the visible tokens; then the class token attends to them by class attention.
 
-    The last LayerNorm is applied to both, and the decoder receives both. MIMIR's settings (arXiv 2312.04960) are not
-    published. Our choices: class attention is part of the pre-training, position embeddings are fixed sine-cosine
-    ones as for the ViT, and linear layers keep timm's initialisation.
+    The last LayerNorm is applied to both, and the decoder, which consists of talking-heads blocks, receives both. As in
+    MIMIR's code (arXiv 2312.04960), linear layers are reinitialised, and position embeddings start as sine-cosine ones
+    and are trained.
     """
 
     prefix = 1
@@ -26,10 +25,17 @@ class CaiTEncoder(Encoder):
         patches: Any = network.patch_embed
         super().__init__(network, patches.patch_size[0], patches.grid_size[0], network.embed_dim)
 
+    def decoder_block(self, width: int, heads: int) -> nn.Module:
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        block = LayerScaleBlock(width, heads, 4.0, qkv_bias=True, norm_layer=norm)
+        first: Any = self.network.blocks[0]
+        for name in ("gamma_1", "gamma_2"):  # the scale of the encoder's first block
+            scale = getattr(first, name).detach()[:1]
+            getattr(block, name).data.copy_(scale.expand(width))
+        return block
+
     def start(self) -> None:
-        with torch.no_grad():
-            self.network.pos_embed.copy_(sincos_positions(self.width, self.side)[:, 1:])
-        self.network.pos_embed.requires_grad_(False)
+        start_embedding(self.network, self.side)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; (N, 1 + visible, D)."""

@@ -2,27 +2,33 @@
 Inductive Biases", arXiv 2103.10697."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
-from timm.models.convit import ConVit
-from torch import Tensor
+from timm.models.convit import Block, ConVit
+from torch import Tensor, nn
 
-from robench.defenses._patches import sincos_positions
-from robench.training.encoders._base import Encoder, embed, pick, require
+from robench.training.encoders._base import Encoder, embed, pick, require, start_embedding
 
 
 class ConViTEncoder(Encoder):
     """Gated positional blocks process the visible tokens; the remaining blocks also process the class token.
 
-    As in MIMIR's code (arXiv 2312.04960), positional attention treats the visible tokens as a square grid, so their
-    number must be a square: 64 of 256 patches form an 8 x 8 grid. The class token is added before the same block as
-    in timm's ConViT. Our choices where the code's are not known: the tokens fill the grid in row-major order,
-    position embeddings are fixed sine-cosine ones as for the ViT, and linear layers keep timm's initialisation,
-    which makes positional attention local.
+    As in MIMIR's code (arXiv 2312.04960):
+
+    - Positional attention treats the visible tokens as a square grid in their random order, so their number must be a
+      square: 64 of 256 patches form an 8 x 8 grid.
+    - Position embeddings start as sine-cosine ones and are trained. Linear layers are reinitialised, and positional
+      attention is made local afterwards.
+    - Queries, keys and values have a bias, which fine-tuning drops, because timm's ConViT has none.
+    - The decoder consists of blocks with positional attention and does not receive the class token.
+
+    The class token is added before the same block as in timm's ConViT.
     """
 
     prefix = 1
+    decodes_prefix = False
     network: ConVit
 
     def __init__(self, network: ConVit, image_size: int | None = None):
@@ -32,6 +38,16 @@ class ConViTEncoder(Encoder):
         )
         patches: Any = network.patch_embed
         super().__init__(network, patches.patch_size[0], patches.grid_size[0], network.embed_dim)
+        for block in network.blocks:
+            attention: Any = block.attn
+            for name in ("qk", "v", "qkv"):
+                layer = getattr(attention, name, None)
+                if layer is not None and layer.bias is None:
+                    layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+
+    def decoder_block(self, width: int, heads: int) -> nn.Module:
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        return Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm, use_gpsa=True)
 
     def check(self, visible: int) -> None:
         """Raise ValueError unless the number of visible tokens is a square."""
@@ -42,15 +58,11 @@ class ConViTEncoder(Encoder):
         )
 
     def start(self) -> None:
-        if self.network.use_pos_embed:
-            with torch.no_grad():
-                self.network.pos_embed.copy_(sincos_positions(self.width, self.side)[:, 1:])
-            self.network.pos_embed.requires_grad_(False)
+        start_embedding(self.network, self.side)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; (N, 1 + visible, D)."""
         network: Any = self.network
-        keep, positions = keep.sort(1)
         tokens = embed(network, x, keep, self.patch)
         if network.use_pos_embed:
             tokens = tokens + pick(network.pos_embed.expand(len(x), -1, -1), keep)
@@ -58,5 +70,4 @@ class ConViTEncoder(Encoder):
             if i == network.local_up_to_layer:
                 tokens = torch.cat([network.cls_token.expand(len(x), -1, -1), tokens], 1)
             tokens = block(tokens)
-        tokens = network.norm(tokens)
-        return torch.cat([tokens[:, :1], pick(tokens[:, 1:], positions.argsort(1))], 1)
+        return network.norm(tokens)

@@ -13,16 +13,15 @@ class ConvNeXtEncoder(Encoder):
     """Sparse convolutions: hidden positions are zero in the input and are not computed in the output.
 
     All other layers process visible positions only. A patch is the area under one position of the last feature map,
-    32 x 32 pixels for the published networks. The decoder fills hidden positions of that map with its mask token.
-    MIMIR (arXiv 2312.04960) names this architecture, but its pre-training code is not published. Our choices:
+    32 x 32 pixels for the published networks. MIMIR (arXiv 2312.04960) names this architecture, but its pre-training
+    code is not published. Our choices:
 
-    - The decoder is the same as for the other encoders and receives the last of the four feature maps; SparK's decoder
-      is a convolutional pyramid over all of them.
-    - Pre-training has a separate last LayerNorm, as for the ViT, because timm's is in the head, after the pooling. The
-      nHSIC penalty uses the visible positions after it.
-    - The weights keep timm's initialisation.
+    - Pre-training has a separate last LayerNorm, because timm's is in the head, after the pooling. The nHSIC penalty
+      uses the visible positions after it. It is the norm that SparK applies to the last feature map before its decoder.
+    - The weights keep timm's initialisation, as in SparK's code.
     """
 
+    redrawn = False
     network: ConvNeXt
 
     def __init__(self, network: ConvNeXt, image_size: int | None = None):
@@ -48,18 +47,24 @@ class ConvNeXtEncoder(Encoder):
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; (N, visible, D)."""
+        return self.norm(self.maps(x, keep)[-1].reshape(*keep.shape, -1))
+
+    def maps(self, x: Tensor, keep: Tensor) -> list[Tensor]:
+        """The output of every stage at visible positions, from the largest, (N * visible, C, u, u)."""
         network: Any = self.network
         # Windows of the stem and of down-sampling layers do not overlap, so patches are processed as separate images.
         maps = network.stem(visible_images(x, keep, self.patch))
+        outputs = []
         for stage in network.stages:
             maps = stage.downsample(maps)
             for block in stage.blocks:
                 maps = self._block(block, maps, keep)
-        return self.norm(maps.reshape(*keep.shape, -1))
+            outputs.append(maps)
+        return outputs
 
     def _block(self, block: Any, maps: Tensor, keep: Tensor) -> Tensor:
         """timm's block on maps (N * visible, C, u, u), with the depthwise convolution applied to the sparse map."""
-        y = self._gather(block.conv_dw(self._scatter(maps, keep)), keep)
+        y = self._gather(block.conv_dw(self.scatter(maps, keep)), keep)
         if block.use_conv_mlp:
             y = block.mlp(block.norm(y))
         else:
@@ -68,7 +73,7 @@ class ConvNeXtEncoder(Encoder):
             y = y * block.gamma.view(1, -1, 1, 1)
         return block.drop_path(y) + maps
 
-    def _scatter(self, maps: Tensor, keep: Tensor) -> Tensor:
+    def scatter(self, maps: Tensor, keep: Tensor) -> Tensor:
         """Place visible patches into a map of zeros, (N * visible, C, u, u) -> (N, C, side u, side u)."""
         n, side, (c, u) = len(keep), self.side, maps.shape[1:3]
         rows = maps.reshape(*keep.shape, c * u * u)
@@ -78,5 +83,5 @@ class ConvNeXtEncoder(Encoder):
         return sparse.reshape(n, c, side * u, side * u)
 
     def _gather(self, x: Tensor, keep: Tensor) -> Tensor:
-        """The visible patches of a feature map, the inverse of `_scatter`."""
+        """The visible patches of a feature map, the inverse of `scatter`."""
         return visible_images(x, keep, x.shape[2] // self.side)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench.training.encoders._base import Encoder, require, visible_images
 from robench.training.encoders.windows import Groups, group_windows
@@ -16,7 +16,11 @@ class SwinEncoder(Encoder):
 
     A patch is the area of one token of the last stage: 32 x 32 pixels for a Swin-B, which gives a 7 x 7 grid at 224
     pixels, with 12 visible patches (as in MIMIR's code, arXiv 2312.04960). All images of a batch have the same mask,
-    so they have the same grouping of windows. Our choice: linear layers keep timm's initialisation.
+    so they have the same grouping of windows.
+
+    In the published code the decoder restores the order of the latents by the random order of the patches, although the
+    encoder returns them in row-major order, so most of them reach another patch's place. Here every token reaches its
+    own place. A training by this code is therefore not the authors' training.
     """
 
     one_mask = True
@@ -33,6 +37,10 @@ class SwinEncoder(Encoder):
             f"{patches.grid_size}",
         )
         super().__init__(network, patch, side, network.num_features)
+
+    def start(self) -> None:
+        projection: Any = self.network.patch_embed.proj
+        nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; all rows of `keep` must be equal. (N, visible, D)."""

@@ -6,8 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from robench.defenses._patches import sincos_positions
-from robench.training.encoders._base import Encoder, embed, pick, require
+from robench.training.encoders._base import Encoder, embed, pick, require, start_embedding
 
 
 class ViTEncoder(Encoder):
@@ -18,7 +17,6 @@ class ViTEncoder(Encoder):
     """
 
     prefix = 1
-    redrawn = True
     network: VisionTransformer
 
     def __init__(self, network: VisionTransformer, image_size: int | None = None):
@@ -26,6 +24,7 @@ class ViTEncoder(Encoder):
             isinstance(network.pos_embed, Tensor) and isinstance(network.cls_token, Tensor),
             "a ViT with a class token and learned position embeddings",
         )
+        require(isinstance(network.patch_embed.proj, nn.Conv2d), "a ViT without a convolutional stem")
         super().__init__(
             network,
             network.patch_embed.patch_size[0],
@@ -42,14 +41,8 @@ class ViTEncoder(Encoder):
         return token, positions
 
     def start(self) -> None:
-        # The patch embedding is a linear map of a patch's pixels, so it is initialised like a linear layer.
-        projection = self.network.patch_embed.proj
-        nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
-        token, positions = self._embeddings
-        nn.init.normal_(token, std=0.02)
-        with torch.no_grad():
-            positions.copy_(sincos_positions(self.width, self.side))
-        positions.requires_grad_(False)
+        start_embedding(self.network, self.side)
+        self._embeddings[1].requires_grad_(False)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """See `Encoder.forward`; (N, 1 + visible, D)."""

@@ -42,11 +42,13 @@ class Method:
     Attributes:
         fewest_steps, most_steps: supported number of steps of the inner attack.
         needs_average: whether the trained classifier is the moving average.
+        mixes_labels: whether labels may be probabilities, (N, K), as after mixup.
     """
 
     fewest_steps: ClassVar[int] = 1
     most_steps: ClassVar[float] = math.inf
     needs_average: ClassVar[bool] = False
+    mixes_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -15,6 +15,7 @@ from robench.attacks.apgd import APGD
 from robench.core.rng import Stream
 from robench.threats.threat import Threat
 from robench.training.adversarial import attacked
+from robench.training.draws import positions
 from robench.training.methods._base import Budget, Method, logits, methods
 
 
@@ -34,7 +35,7 @@ def apgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tens
         x=x,
         y=y,
         clean_logits=x.new_zeros(len(x), 2),  # only targeted attacks use them
-        sample=torch.arange(len(x), device=x.device),
+        sample=positions(len(x), x.device),
         rank=rank,
         active=rank == 0,
     )

@@ -43,6 +43,7 @@ class Denoised(Method):
 
     fewest_steps: ClassVar[int] = 0
     most_steps: ClassVar[float] = 0
+    mixes_labels: ClassVar[bool] = True
 
     purifier: str
     sigma: float = 30.0

@@ -13,11 +13,19 @@ from robench.training.methods._base import Budget, Method, logits, methods
 @methods.register("pgd-at")
 @dataclass(frozen=True)
 class PGDAT(Method):
-    """The cross entropy on images after PGD from a uniform random start (eq. 2.1); 0 steps train on clean images."""
+    """The cross entropy on images after PGD from a uniform random start (eq. 2.1); 0 steps train on clean images.
+
+    Args:
+        best: train on the iterate with the highest loss of each image instead of the last one, as in ARES, the code of
+            MIMIR's Swins.
+    """
 
     fewest_steps: ClassVar[int] = 0
+    mixes_labels: ClassVar[bool] = True
+
+    best: bool = False
 
     def loss(self, learners: nn.Module, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
         if budget.steps:
-            x = pgd(learners, x, y, budget.eps, budget.step_size, budget.steps)
+            x = pgd(learners, x, y, budget.eps, budget.step_size, budget.steps, self.best)
         return F.cross_entropy(logits(learners, x), y, label_smoothing=budget.label_smoothing)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from robench.core.fields import check_settings
 from robench.core.registry import Registry
+from robench.data._lazy_images import LazyImages
 from robench.defenses._base import Purifier
 
 # Packages add methods through the entry-point group `robench.purifyings`.
@@ -40,8 +41,8 @@ class PurifierTraining:
         """
         return purifier
 
-    def images(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the training images, (N, C, H, W); by default `x`.
+    def images(self, learner: nn.Module, x: Tensor | LazyImages, y: Tensor) -> Tensor | LazyImages:
+        """Return the training images, (N, C, H, W); by default `x`, which is lazy if the set is large.
 
         Additional channels may hold further images, such as adversarial examples of the clean images: augmentation
         transforms all channels of an image alike. Called once before the first epoch, after torch's generator is

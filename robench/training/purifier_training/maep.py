@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.errors import ResourceError, UsageError
+from robench.data._lazy_images import LazyImages
 from robench.defenses import Defense, find_card, load
 from robench.defenses._base import Purifier
 from robench.defenses._patches import patchify, pick
@@ -98,7 +99,7 @@ class TrainMAEP(PurifierTraining):
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=_DECODER)
         return LoraModel(purifier, config, "default")
 
-    def images(self, learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def images(self, learner: nn.Module, x: Tensor | LazyImages, y: Tensor) -> Tensor | LazyImages:
         """`x`, or if `offline` pairs of clean and adversarial images, (N, 6, S, S).
 
         Raises:
@@ -120,6 +121,8 @@ class TrainMAEP(PurifierTraining):
             )
         if not self.offline:
             return x
+        if isinstance(x, LazyImages):
+            raise UsageError("maep: the pairs of so large a data set do not fit in memory: set offline=False")
         batches = zip(x.split(256), y.split(256), strict=True)
         return torch.cat([x, torch.cat([self.attacked(clean, labels) for clean, labels in batches])], 1)
 
