@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
@@ -73,11 +73,22 @@ def randaugment(text: str, side: int) -> Any:
     """
     try:
         settings = {"translate_const": int(side * 0.45), "img_mean": (0, 0, 0)}
-        return rand_augment_transform(text, {**settings, "interpolation": Image.Resampling.BICUBIC})
+        transform = rand_augment_transform(text, {**settings, "interpolation": Image.Resampling.BICUBIC})
     except (AssertionError, ValueError, KeyError) as error:
         raise UsageError(
             f'randaugment = "{text}": expected a configuration of timm, such as "rand-m9-mstd0.5-inc1"'
         ) from error
+    for op in transform.ops:
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(picture: Image.Image, bits: int, **settings: Any) -> Image.Image:
+    """Keep this number of bits of every channel. timm may ask for none, which recent releases of Pillow refuse."""
+    if bits >= 8:
+        return picture
+    return ImageOps.posterize(picture, bits) if bits else picture.point(lambda value: 0)
 
 
 @cache

@@ -295,6 +295,8 @@ class _Run:
         spec = specs.Spec(self.spec.name, {**self.spec.arguments, **extra})
         defense = specs.build(spec, registry.defenses.get(spec.name))
         assert isinstance(defense, Defense)
+        if defense.mean is not None:
+            raise UsageError(f"{self.card.name}: training takes pixels in [0, 1]: leave mean and std out")
         return defense.to(self.device)
 
     def _train_stage(

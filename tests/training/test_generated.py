@@ -79,3 +79,12 @@ def test_generated_images_of_another_size(archive, tmp_path):
     np.savez(tmp_path / "few.npz", image=np.zeros((2, 16, 16, 3), np.uint8), label=[0])
     with pytest.raises(ResourceError, match="2 images and 1 labels"):
         with_generated(images, tmp_path / "few.npz")
+
+
+def test_a_network_that_normalises_pixels_is_not_trained(tmp_path):
+    card = tmp_path / "card.toml"
+    card.write_text(
+        CARD.format(more="").replace("num_classes=10", "num_classes=10, mean=(0.5, 0.5, 0.5), std=(1, 1, 1)")
+    )
+    with pytest.raises(UsageError, match="card: training takes pixels in"):
+        train(str(card), output=tmp_path / "x.safetensors", progress=False)
