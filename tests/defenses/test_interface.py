@@ -315,7 +315,8 @@ def test_it_makes_no_tensor_on_another_device(case):
         for tensors in (module._parameters, module._buffers):
             for name, tensor in list(tensors.items()):
                 if tensor is not None:
-                    tensors[name] = mode.from_tensor(tensor.detach()).to("cuda")
+                    with mode:
+                        tensors[name] = torch.empty_like(tensor, device="cuda")
     with mode, torch.no_grad(), contextlib.suppress(DataDependentOutputException):
         side = defense.image_size
         assert defense(torch.rand(2, 3, side, side, device="cuda")).device.type == "cuda"
