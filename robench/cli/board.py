@@ -17,7 +17,7 @@ PAGES = "html"
 
 
 @click.command("board")
-@click.argument("results", nargs=-1, shell_complete=folders)
+@click.argument("results", nargs=-1, type=common.Place(), shell_complete=folders)
 @click.option(
     "--format",
     "form",

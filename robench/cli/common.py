@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
@@ -108,6 +109,33 @@ class _Unpadded:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stdout, name)
+
+
+def local(place: Path | str, pull: bool = False, unfinished: bool = False) -> Path:
+    """The folder on this machine for a place that may be a URL; what changes in it is sent when the command ends."""
+    if "://" not in str(place):
+        return Path(place)
+    from robench.records import remote
+
+    folder = remote.local_copy(place, pull, unfinished)
+    click.get_current_context().call_on_close(lambda: remote.push(folder))
+    return folder
+
+
+class Place(click.ParamType):
+    """A folder of records or its URL, as a path on this machine with all records of the folder.
+
+    Args:
+        unfinished: whether unfinished runs are needed as well.
+    """
+
+    name = "folder"
+
+    def __init__(self, unfinished: bool = False):
+        self.unfinished = unfinished
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(local(value, True, self.unfinished)) if "://" in value else value
 
 
 def console() -> Console:

@@ -29,7 +29,7 @@ robench plot scatter
 robench plot all results/shipped --format svg,pdf --output pictures""",
 )
 @click.argument("kind", shell_complete=names_among((*PLOTS, ALL)))
-@click.argument("results", nargs=-1, shell_complete=folders)
+@click.argument("results", nargs=-1, type=common.Place(), shell_complete=folders)
 @click.option(
     "--format", "formats", multiple=True, callback=names, help=f"Of {', '.join(FORMATS)}.  [default: png]"
 )

@@ -20,8 +20,8 @@ def command(context: click.Context) -> None:
 
 
 @command.command("merge", short_help="Merge records of several machines into one folder.")
-@click.argument("sources", nargs=-1, required=True)
-@click.option("--into", help="Folder of all records.  [default: results]")
+@click.argument("sources", nargs=-1, type=common.Place(), required=True)
+@click.option("--into", type=common.Place(), help="Folder of all records.  [default: results]")
 def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     """Merge the records of SOURCES (folders, or archives from robench results export) into one folder.
 
@@ -35,7 +35,7 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
 
     console = common.console()
     merged = []
-    for item in merge(sources, into or default_results()):
+    for item in merge(sources, into or common.local(default_results())):
         merged.append(item)
         if item.what == "damaged":
             console.print(Text(f"damaged  {plain(item.source)}: {plain(item.detail)}"), soft_wrap=True)
@@ -57,7 +57,7 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
 
 
 @command.command("export", short_help="Export records with their adversarial examples.")
-@click.argument("sources", nargs=-1, required=True)
+@click.argument("sources", nargs=-1, type=common.Place(), required=True)
 @click.option("--output", required=True, help="A new folder, or an archive that ends in .zip.")
 @click.option(
     "--model-info", is_flag=True, help="Write files in RobustBench's model_info format instead of records."
@@ -125,7 +125,7 @@ def _export_images(sources: tuple[str, ...], output: str, model_info: bool, data
 
 
 @command.command("migrate", short_help="Judge old records again.")
-@click.argument("results", nargs=-1)
+@click.argument("results", nargs=-1, type=common.Place())
 @common.data_dir
 @common.device
 @common.trust
@@ -181,7 +181,7 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
 
 
 @command.command("prune", short_help="Remove interrupted runs and superseded records.")
-@click.argument("results", nargs=-1)
+@click.argument("results", nargs=-1, type=common.Place(unfinished=True))
 @click.option(
     "--only",
     multiple=True,
@@ -204,7 +204,7 @@ def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> N
     console = common.console()
     total = count = 0
     left_out = []
-    for root in results or (str(default_results()),):
+    for root in results or (common.local(default_results(), pull=True, unfinished=True),):
         for item in list(waste(root, only or KINDS)):
             if not dry_run:
                 try:

@@ -132,6 +132,7 @@ def command(
 
 
 def _show(records: "list[Record]", suites: list[str]) -> None:
+    from robench.records.remote import shown
     from robench.reports.plots import corruption_heatmap
     from robench.reports.run_summary import run_table
     from robench.reports.unforeseen import unforeseen
@@ -148,5 +149,5 @@ def _show(records: "list[Record]", suites: list[str]) -> None:
             picture = corruption_heatmap.write(
                 corruption_heatmap.of_record(record), record.folder / corruption_heatmap.FILE
             )
-            console.print(Text(plain(f"picture: {picture}")), soft_wrap=True)
-        console.print(Text(plain(f"record: {record.folder}")), soft_wrap=True)
+            console.print(Text(plain(f"picture: {shown(picture)}")), soft_wrap=True)
+        console.print(Text(plain(f"record: {shown(record.folder or '')}")), soft_wrap=True)

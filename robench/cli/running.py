@@ -204,7 +204,7 @@ def running(*without: str, **settings: Any) -> Callable[[Callable], Callable]:
                 "fresh",
             )
             taken = {name: given.pop(name) for name in names if name in given}
-            results, as_json = given.pop("results") or default_results(), given.pop("as_json")
+            results, as_json = common.local(given.pop("results") or default_results()), given.pop("as_json")
             with Bar(Console(stderr=True)) as bar:
                 options = Options(
                     **taken,
@@ -236,5 +236,7 @@ def _with(command: Callable, options: Sequence[Callable], without: Sequence[str]
 
 def show_picture(table: Grid, picture: Path) -> None:
     """A table, and where its picture is."""
+    from robench.records.remote import shown
+
     sys.stdout.write(render(table, "text", common.console().width))
-    common.console().print(Text(plain(f"picture: {picture}")), soft_wrap=True)
+    common.console().print(Text(plain(f"picture: {shown(picture)}")), soft_wrap=True)

@@ -12,7 +12,7 @@ from robench.reports.table import FORMATS
 
 @click.command("table")
 @click.argument("paper", shell_complete=names_of("paper"))
-@click.argument("results", nargs=-1, shell_complete=folders)
+@click.argument("results", nargs=-1, type=common.Place(), shell_complete=folders)
 @click.option("--suite", help="Suite whose records the table shows, such as purifier-cheap.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @common.trust

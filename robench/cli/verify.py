@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.argument("records", nargs=-1, shell_complete=folders, required=True)
+@click.argument("records", nargs=-1, type=common.Place(), shell_complete=folders, required=True)
 @click.option(
     "--defense",
     shell_complete=names_of("defense"),

@@ -25,6 +25,8 @@ from robench.engine.workers import Processes, portable, single_thread
 SHARE = 64
 # Seconds to wait for a connection to the head.
 _PATIENCE = 10.0
+# Seconds to wait until a local cluster has started, which takes Ray long on a busy machine.
+_START = "120"
 # Seconds between two polls of the cluster.
 _POLL = 1.0
 
@@ -80,6 +82,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", _START)
     try:
         host, _, port = (address or "").rpartition(":")
         if port.isdecimal() and "://" not in host:

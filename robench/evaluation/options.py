@@ -20,7 +20,7 @@ class Options:
         compile: use `torch.compile` for the search; verdicts are of the network as it is.
         deterministic: compute the same bits at every run on a GPU; on a CPU this is always so.
         data_dir: folder with the files of the data sets.
-        results: folder of all records.
+        results: folder of all records, or the URL of one on a file system that fsspec knows, such as s3://bucket/results.
         fresh: ignore a saved record or an interrupted run and start over.
         checkpoint: checkpoint to load instead of the card's.
         workers: number of processes that split the samples of an attack on a CPU, or generate corrupted images; None
@@ -54,6 +54,7 @@ class Options:
     note: Callable[[str], None] = lambda text: None
 
 
-def default_results() -> Path:
+def default_results() -> Path | str:
     """The default folder of records: ROBENCH_RESULTS, or `results` in the current folder."""
-    return Path(os.environ.get("ROBENCH_RESULTS", "results"))
+    place = os.environ.get("ROBENCH_RESULTS", "results")
+    return place if "://" in place else Path(place)

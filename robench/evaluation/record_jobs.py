@@ -23,6 +23,7 @@ from robench.evaluation.reuse import retire, saved_record
 from robench.records import corruption
 from robench.records.provenance import conditions
 from robench.records.record import Job, Record
+from robench.records.remote import synced
 from robench.records.store import PARTIAL, make_record, record_folder, write_record
 
 # Seconds that a share waits for others that start at the same time.
@@ -48,8 +49,11 @@ def record_job(
     of_run = options
     if in_grid:
         of_run = replace(options, note=lambda text: options.note(f"{title}: {text}"))
-    steps = _share_steps if options.share else _record_steps
-    return QueuedJob(steps(planned, job, folder, device, of_run), title, folder)
+    if options.share:
+        steps = _share_steps(planned, job, folder, device, of_run)
+    else:
+        steps = _record_steps(planned, job, folder, device, of_run, in_grid)
+    return QueuedJob(steps, title, folder)
 
 
 def failed_job(error: Exception, title: str) -> QueuedJob[Any]:
@@ -63,12 +67,16 @@ def failed_job(error: Exception, title: str) -> QueuedJob[Any]:
 
 
 def _record_steps(
-    planned: PlannedRun, job: Job, folder: Path, device: torch.device, options: Options
+    planned: PlannedRun, job: Job, folder: Path, device: torch.device, options: Options, in_grid: bool
 ) -> Generator[Work, Any, Record]:
-    """Return the saved record of a run, or yield the run, receive its outcome and save its record."""
+    """Return the saved record of a run, or yield the run, receive its outcome and save its record.
+
+    Args:
+        in_grid: whether the run shares its workers with others, so the time until its end is not its own.
+    """
     if planned.note:
         options.note(planned.note)
-    with claim(folder):
+    with claim(folder), synced(folder):
         if not options.fresh and (
             saved := saved_record(folder, job, planned.loaded, planned.images, options)
         ):
@@ -94,7 +102,7 @@ def _record_steps(
             command=options.command or "robench.run",
             started=datetime.fromisoformat(started),
             finished=datetime.now(UTC),
-            seconds=max(finished.seconds, time.monotonic() - start_time),
+            seconds=finished.seconds if in_grid else max(finished.seconds, time.monotonic() - start_time),
             device=device,
             extra=finished.extra,
         )
@@ -113,13 +121,23 @@ def _share_steps(
         The saved record, if there is one.
     """
     assert options.share
-    number, count = options.share
+    _, count = options.share
     if options.fresh:
         raise UsageError("--share cannot start over: remove earlier shares with robench results prune")
     if planned.attacker is None:
         raise UsageError(f"{planned.suite.name} cannot run in shares: remove --share")
     if count > job.n:
         raise UsageError(f"{count} shares of {job.n} images: expected at most one share per image")
+    with synced(folder):
+        return _run_share(planned, job, folder, device, options)
+    yield
+
+
+def _run_share(
+    planned: PlannedRun, job: Job, folder: Path, device: torch.device, options: Options
+) -> Record | None:
+    assert options.share
+    number, count = options.share
     # Another share may hold the lock while it starts.
     with claim(folder, patience=_PATIENCE):
         if saved := saved_record(folder, job, planned.loaded, planned.images, options):
@@ -133,7 +151,6 @@ def _share_steps(
     subject = f"{job.defense.name}, {job.suite.name}"
     options.note(f"share {number + 1}/{count} of {subject}: finished, {finished} of {count} so far{end}")
     return None
-    yield
 
 
 @dataclass(frozen=True)

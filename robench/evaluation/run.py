@@ -11,6 +11,7 @@ from robench.core.errors import RobenchError, UsageError
 from robench.core.specs import split
 from robench.core.torch_state import standard_state
 from robench.engine.device import choose_device
+from robench.engine.progress import Progress
 from robench.engine.run_queue import Executor, Job, RunQueue, Work, run_queue
 from robench.engine.workers import (
     MIN_SAMPLES,
@@ -27,6 +28,7 @@ from robench.evaluation.progress import Callback, shown
 from robench.evaluation.protocol import choose_protocol, find_suites
 from robench.evaluation.record_jobs import failed_job, record_job
 from robench.records.record import Record
+from robench.records.remote import local_copy, push_if_due, remote_of
 
 R = TypeVar("R")
 
@@ -111,7 +113,7 @@ def run_grid(requests: Sequence[Request], options: Options) -> Iterator[tuple[in
     """
     if not requests:
         return
-    options, devices = _devices(options)
+    options, devices = _devices(_in_copy(options))
     device = choose_device(options.device)
     sources = Sources()
 
@@ -139,6 +141,24 @@ def run_grid(requests: Sequence[Request], options: Options) -> Iterator[tuple[in
     for index, record in run_queue(queue):
         if record is not None:
             yield index, record
+
+
+def _in_copy(options: Options) -> Options:
+    """The options with the folder on this machine that stands for remote results, whose URL is shown instead."""
+    folder = local_copy(options.results)
+    remote = remote_of(folder)
+    if remote is None:
+        return options
+
+    def progress(current: Progress) -> None:
+        push_if_due()
+        if options.progress:
+            options.progress(current)
+
+    def note(text: str) -> None:
+        options.note(text.replace(str(remote.local), remote.url))
+
+    return replace(options, results=folder, progress=progress, note=note)
 
 
 def _indexed(index: int, job: Job[R]) -> Job[tuple[int, R]]:

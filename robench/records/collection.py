@@ -18,6 +18,7 @@ from robench.records.jobs import once, shipped_threats
 from robench.records.randomized import ANSWERS, FIELD
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, read_record
+from robench.records.remote import local_copy
 from robench.records.store import aside, slug
 from robench.threats.threat import NO_THREAT, Threat
 
@@ -57,7 +58,7 @@ def collect(results: Iterable[Path | str]) -> Collection:
     """
     records: dict[Path, Record] = {}
     left_out: list[LeftOut] = []
-    roots = [Path(root) for root in results]
+    roots = [local_copy(root, pull=True) for root in results]
     for root in roots:
         for file in files_named(record_file.FILE, root):
             if isinstance(file, LeftOut):

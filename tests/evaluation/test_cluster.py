@@ -33,6 +33,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster():
+    # On a busy machine a node takes long to start.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes.add_node(num_cpus=1)
     ray.init(address=nodes.address, log_to_driver=False)
