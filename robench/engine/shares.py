@@ -9,6 +9,18 @@ from torch import Tensor
 from robench.attacks._base import Attack
 from robench.engine.checkpoint import Saved, Store
 
+# Minimum number of images per share.
+SMALLEST = 64
+
+
+def share_count(samples: int, batch_size: int) -> int:
+    """Number of shares for workers that take one after another; it does not depend on their number.
+
+    A share has two batches: in smaller ones the last attacks, which attack few images, leave most of each batch unused
+    (perf/simulate_cluster.py).
+    """
+    return -(-samples // max(SMALLEST, 2 * batch_size))
+
 
 def split(ids: Tensor, attacks: Sequence[Attack], count: int) -> list[Tensor]:
     """The samples of each of at most `count` shares, bool (n,) each. Samples of one group are in one share."""

@@ -26,6 +26,7 @@ import torch
 
 from robench.core.errors import ResourceError, RobenchError, UsageError
 from robench.engine.run_queue import RunQueue, Share, Work
+from robench.engine.shares import share_count
 
 # Minimum number of samples per process.
 MIN_SAMPLES = 16
@@ -133,6 +134,8 @@ class Processes:
 
     def shares_of(self, samples: int, batch_size: int) -> int:
         """Number of shares of a new run."""
+        if self.devices:
+            return share_count(samples, batch_size)
         return self.shares or max(1, min(self.workers, samples // self.least))
 
     def run(self, queue: RunQueue) -> Iterator[None]:

@@ -17,16 +17,12 @@ from typing import Any
 
 from robench.core.errors import CheckFailed, ResourceError, RobenchError
 from robench.engine.run_queue import ATTEMPTS, Entry, RunQueue, Share
+from robench.engine.shares import share_count
 from robench.engine.spawned import Builder, Task
 from robench.engine.workers import Processes, portable, single_thread
 
-# Minimum number of images per share, which is two batches otherwise: in smaller shares the last attacks leave most of
-# each batch unused (perf/simulate_cluster.py). It does not depend on the number of workers.
-SHARE = 64
 # Seconds to wait for a connection to the head.
 _PATIENCE = 10.0
-# Seconds to wait until a local cluster has started, which takes Ray long on a busy machine.
-_START = "120"
 # Seconds between two polls of the cluster.
 _POLL = 1.0
 
@@ -47,8 +43,8 @@ class RayCluster:
     workers: int = 0
 
     def shares_of(self, samples: int, batch_size: int) -> int:
-        """Number of shares of a new run, which does not depend on the number of workers."""
-        return -(-samples // max(SHARE, 2 * batch_size))
+        """Number of shares of a new run."""
+        return share_count(samples, batch_size)
 
     def run(self, queue: RunQueue) -> Iterator[None]:
         """Run all shares.
@@ -82,7 +78,6 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", _START)
     try:
         host, _, port = (address or "").rpartition(":")
         if port.isdecimal() and "://" not in host:
@@ -94,8 +89,10 @@ def _connected(address: str | None) -> Iterator[Any]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (OSError, ValueError) as error:
-        raise ResourceError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:
+        # Ray raises a plain Exception if its processes take longer than 30 seconds to start.
+        place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
+        raise ResourceError(f"{place}: {' '.join(str(error).split())[:200]}") from error
     try:
         yield ray
     finally:

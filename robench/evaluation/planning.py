@@ -39,7 +39,6 @@ class PlannedRun:
         name: name by which the defense was requested.
         protocol: protocol with the threat model of this run; a corruption run has no threat model.
         attacker: None for a corruption run.
-        note: a line for the user before the run starts; empty for none.
     """
 
     name: str
@@ -49,7 +48,6 @@ class PlannedRun:
     images: Images
     knowledge: str = "full"
     attacker: Attacker | None = None
-    note: str = ""
 
     @cached_property
     def corruptions(self) -> list[Corruption]:
@@ -256,9 +254,7 @@ def _ladder(
             continue
         rung_protocol = with_name(replace(protocol, threat=rung.threat(side, protocol.threat)), protocol)
         attacks = find_suite(rung.attack)
-        knowledge = "" if rung.knowledge == "full" else f" @{rung.knowledge}"
-        line = f"{subject.name} under {attacks.name}{knowledge}, {rung_protocol.threat}"
-        yield PlannedRun(name, subject, attacks, rung_protocol, images, rung.knowledge, attacker, line)
+        yield PlannedRun(name, subject, attacks, rung_protocol, images, rung.knowledge, attacker)
 
 
 def load_for_images(

@@ -46,12 +46,12 @@ def record_job(
     title = f"{job.defense.name} under {job.suite.name}{knowledge}" + (
         f", {job.threat}" if job.threat else ""
     )
-    of_run = options
-    if in_grid:
-        of_run = replace(options, note=lambda text: options.note(f"{title}: {text}"))
     if options.share:
-        steps = _share_steps(planned, job, folder, device, of_run)
+        steps = _share_steps(planned, job, folder, device, options)
     else:
+        of_run = options
+        if in_grid:
+            of_run = replace(options, note=lambda text: options.note(f"{title}: {text}"))
         steps = _record_steps(planned, job, folder, device, of_run, in_grid)
     return QueuedJob(steps, title, folder)
 
@@ -74,8 +74,6 @@ def _record_steps(
     Args:
         in_grid: whether the run shares its workers with others, so the time until its end is not its own.
     """
-    if planned.note:
-        options.note(planned.note)
     with claim(folder), synced(folder):
         if not options.fresh and (
             saved := saved_record(folder, job, planned.loaded, planned.images, options)

@@ -21,7 +21,7 @@ from robench.engine.workers import (
     start_method,
     worker_devices,
 )
-from robench.evaluation.cluster import SHARE, RayCluster
+from robench.evaluation.cluster import RayCluster
 from robench.evaluation.options import Options, default_results
 from robench.evaluation.planning import PlannedRun, Sources, plan
 from robench.evaluation.progress import Callback, shown
@@ -194,10 +194,10 @@ def _executor(
     if options.engine != "local":
         raise UsageError(f'unknown engine "{options.engine}": expected local or ray')
     # Corrupted images are made by other processes, and classified in this one.
-    if options.share or (total == 1 and first[0].attacker is None):
+    if options.share or not first or (total == 1 and first[0].attacker is None):
         return Processes()
     if devices:
-        return Processes(len(devices), least=SHARE, devices=devices)
+        return Processes(len(devices), devices=devices)
     if options.compile:
         # A compiled network belongs to one process.
         return Processes()

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,10 +34,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster():
-    # On a busy machine a node takes long to start.
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
+    # Ray gives a node 30 seconds to start, which a busy machine may exceed: its clock runs at a tenth of the speed.
+    slow = SimpleNamespace(**vars(time) | {"monotonic": lambda: time.monotonic() / 10})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray._private.node.time", slow)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
     ray.init(address=nodes.address, log_to_driver=False)
     yield nodes
     ray.shutdown()

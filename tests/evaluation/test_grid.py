@@ -80,7 +80,7 @@ def test_a_grid_makes_the_records_of_single_runs(tmp_path, single, workers):
 def test_spawned_processes_live_for_the_whole_grid(tmp_path, single, monkeypatch):
     # As on a machine with two GPUs.
     monkeypatch.setattr(evaluation, "_devices", lambda options: (options, ("cpu", "cpu")))
-    monkeypatch.setattr(evaluation, "SHARE", 4)
+    monkeypatch.setattr("robench.engine.workers.share_count", lambda samples, batch_size: 3)
     started = []
     start = spawned.SpawnedPool._spawn
     monkeypatch.setattr(spawned.SpawnedPool, "_spawn", lambda pool: started.append(1) or start(pool))
