@@ -14,6 +14,7 @@ without imports, loading and writing. Two efficiencies are printed:
 """
 
 import argparse
+import heapq
 import json
 import os
 import platform
@@ -45,7 +46,7 @@ class Timing:
     Attributes:
         wall: from the clean pass to the final verdicts.
         driver: CPU time of this process.
-        shares: CPU time of each share, in the order in which they ended.
+        shares: CPU time of each share, in order.
         verdicts: digest of the verdicts, which every run must have in common.
     """
 
@@ -57,12 +58,15 @@ class Timing:
 
     @property
     def critical(self) -> float:
-        """CPU time of the critical path: this process and the slowest of the workers."""
-        return self.driver + max(self.shares)
+        """CPU time of the critical path: this process, then the slowest of the workers, which take shares in order."""
+        ends = [0.0] * self.workers
+        for seconds in self.shares:
+            heapq.heapreplace(ends, ends[0] + seconds)
+        return self.driver + max(ends)
 
 
 def measure(options: argparse.Namespace, workers: int) -> Timing:
-    """Time one run. The shares of a run are as many as its workers."""
+    """Time one run."""
     images = load_dataset("digits", "test", options.samples)
     defense, threat = load(options.subject).defense, Threat.parse(options.threat)
     device = torch.device("cpu")
@@ -72,7 +76,7 @@ def measure(options: argparse.Namespace, workers: int) -> Timing:
         build_attacks(find_suite(options.suite).specs(threat.norm), threat),
         Samples(images.x, images.y, images.ids),
         threat,
-        executor=Processes(workers),
+        executor=Processes(workers, shares=workers * options.shares),
     )
     attack = Run.attack
     with tempfile.TemporaryDirectory() as folder:
@@ -80,9 +84,8 @@ def measure(options: argparse.Namespace, workers: int) -> Timing:
         def timed(self: Run) -> ShareResult:
             start = time.process_time()
             result = attack(self)
-            # Processes may share a file only if each writes one line at once.
-            with (Path(folder) / f"{os.getpid()}-{time.monotonic_ns()}").open("w") as file:
-                file.write(str(time.process_time() - start))
+            number = int(self.selected.nonzero()[0])
+            (Path(folder) / f"{number:06d}").write_text(str(time.process_time() - start))
             return result
 
         Run.attack = timed
@@ -93,8 +96,8 @@ def measure(options: argparse.Namespace, workers: int) -> Timing:
         finally:
             Run.attack = attack
         shares = [float(path.read_text()) for path in sorted(Path(folder).iterdir())]
-    # A single share runs in this process.
-    driver -= shares[0] if workers == 1 else 0.0
+    # With one worker, shares run in this process.
+    driver -= sum(shares) if workers == 1 else 0.0
     return Timing(workers, wall, driver, shares, str(hash(tuple(outcome.fooled_by))))
 
 
@@ -105,6 +108,7 @@ def main() -> None:
     parser.add_argument("--suite", default="autoattack")
     parser.add_argument("--threat", default="Linf:0.13")
     parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--shares", type=int, default=1, help="shares per worker")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--repeats", type=int, default=1, help="rounds in which every number of workers runs once"
