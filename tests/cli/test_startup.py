@@ -35,6 +35,7 @@ COMMANDS = {
     "transfer --help": 0,
     "diagnose --help": 0,
     "certify --help": 0,
+    "challenge --help": 0,
     "list certifiers": 0,
     "show smoothing": 0,
     "list --help": 0,
