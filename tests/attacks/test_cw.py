@@ -12,9 +12,9 @@ from tests.conftest import Linear, images
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("classes", [2, 10])
 def test_perturbations_are_close_to_the_smallest(norm, classes):
-    model, x = Linear(classes, (3, 8, 8)), images(8)
+    model, x = Linear(classes, (3, 8, 8)), images(4)
     rows, cw = rows_of(model, x), CW()
     _, state = play(model, cw, problem(f"{norm}:1", classes), rows, cw.num_queries)
     assert cw.finished(state).all()

@@ -71,7 +71,7 @@ def test_several_defenses_and_attacks_at_once(robench_cli):
 
 def test_the_reference_runs_into_the_same_kind_of_record(robench_cli):
     pytest.importorskip("pyautoattack")
-    options = ["--samples", "12", "--threat", "Linf:0.03", "--json"]
+    options = ["--samples", "5", "--threat", "Linf:0.02", "--json"]
     suite = 'reference(attack="apgd-ce")+reference(attack="fab-t")'
     code, out, err = robench_cli("run", "--defense", "standard", "--attack", suite, *options)
     assert code == 0, err
@@ -79,7 +79,7 @@ def test_the_reference_runs_into_the_same_kind_of_record(robench_cli):
     code, out, err = robench_cli("run", "--defense", "standard", "--attack", "apgd+fab(targets=9)", *options)
     ours = json.loads(out)["records"][0]
     assert theirs["robust_accuracy"] == ours["robust_accuracy"]
-    assert 0 < theirs["robust_accuracy"]["correct"] < 12
+    assert 0 < theirs["robust_accuracy"]["correct"] < 5
     assert theirs["passes"]["forward"] > ours["passes"]["forward"]
     assert theirs["suite"]["attacks"] == suite.split("+")
 

@@ -10,7 +10,7 @@ import pytest
 from robench.records.record import stable
 from tests.processes import Command
 
-ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "24", "--batch-size", "8", "--json"]
+ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "16", "--batch-size", "6", "--json"]
 # A norm, and a transformation with chances of its own; played by one process, and shared by two.
 JOBS = [
     ("Linf:0.14", "apgd(steps=30)+square(queries=60)+fmn(steps=10, minimise=True)", "1"),

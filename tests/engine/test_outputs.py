@@ -69,7 +69,7 @@ DEPENDENT = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [2, 8, 24, 64])
+@pytest.mark.parametrize("batch_size", [2, 24])
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_answers_that_depend_on_the_batch_are_marked(name, batch_size):
     assert "batch-dependent" in codes(DEPENDENT[name], images(24), batch_size)
@@ -91,7 +91,7 @@ ORDINARY = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 24, 64])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_networks_do_not_depend_on_the_batch(name, batch_size):
     assert "batch-dependent" not in codes(ORDINARY[name], images(24), batch_size)

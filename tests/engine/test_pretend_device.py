@@ -49,8 +49,8 @@ CASES = [
     ("sigma-zero(steps=6)", L0),
     ("sparse-rs(queries=40)", L0),
     ("patch-rs(queries=20)", "patch:3"),
-    ("spsa(steps=3)", LINF),
-    ("nes(steps=3)", LINF),
+    ("spsa(steps=2, samples=8)", LINF),
+    ("nes(steps=2, samples=6)", LINF),
     ("hopskipjump(queries=60)", L2),
     ("pgd-feature(steps=4)", LINF),
     ("apgd-feature(steps=8)", LINF),
@@ -93,7 +93,7 @@ class Narrow(Small):
 
 
 def play(
-    specs, threat, device=None, *, n=16, batch_size=8, sigma=0.0, surrogate=False, most=10**9, **options
+    specs, threat, device=None, *, n=10, batch_size=6, sigma=0.0, surrogate=False, most=10**9, **options
 ):
     """A run on the CPU, or on the pretended device."""
     net = Narrow(most).eval()
@@ -239,9 +239,9 @@ WAITS = {
 
 @pytest.mark.parametrize(("spec", "threat"), WAITS)
 def test_a_step_waits_for_the_device_no_more_often_than_before(spec, threat):
-    waits, steps = [], (10, 20)
+    waits, steps = [], (6, 12)
     for count in steps:
         with PretendDevice() as device:
-            play([spec.format(count)], threat, device, n=8)
+            play([spec.format(count)], threat, device, n=6)
         waits.append(device.counts[ENGINE, SYNC] + device.counts[ENGINE, TO_HOST])
     assert (waits[1] - waits[0]) / (steps[1] - steps[0]) <= WAITS[spec, threat]

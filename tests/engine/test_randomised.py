@@ -1,6 +1,7 @@
 """A randomised defense: judged on ten draws of each row's own noise, recorded with three figures, re-checked."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -78,17 +79,23 @@ def test_another_seed_is_other_noise(whole):
     assert not torch.equal(play(x, y, seed=1).clean_draws, outcome.clean_draws)
 
 
-@pytest.fixture
-def noisy(monkeypatch):
-    monkeypatch.setitem(registry.purifiers._builders, "noise", Noise)
-    monkeypatch.setitem(registry.purifiers._holders, "noise", "tests.Noise")
-    return "noise(sigma=0.2)+pgd-at-digits"
+@pytest.fixture(scope="module")
+def noisy():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.purifiers._builders, "noise", Noise)
+        patch.setitem(registry.purifiers._holders, "noise", "tests.Noise")
+        yield "noise(sigma=0.2)+pgd-at-digits"
 
 
-@pytest.fixture
-def record(noisy, tmp_path):
+@pytest.fixture(scope="module")
+def record(noisy, tmp_path_factory):
     return robench.run(
-        noisy, "pgd(steps=5, eot=2)", samples=40, threat="Linf:0.1", results=tmp_path, batch_size=16
+        noisy,
+        "pgd(steps=5, eot=2)",
+        samples=40,
+        threat="Linf:0.1",
+        results=tmp_path_factory.mktemp("noisy"),
+        batch_size=16,
     )
 
 
@@ -111,11 +118,11 @@ def test_it_is_verified_by_drawing_the_same_noise_again(record, noisy):
     assert "in the worst of 10 fresh draws" in found[-1].detail and len(found) > 15
 
 
-def test_forged_draws_are_refused(record, noisy):
+def test_forged_draws_are_refused(record, noisy, tmp_path):
     data = robench.data.load_dataset("digits", "test", 40)
-    content = read_record(record.folder)
+    folder = shutil.copytree(record.folder, tmp_path / record.folder.name)
+    content = read_record(folder)
     forged = {**content.extra[drawn.FIELD], "clean": content.extra[drawn.FIELD]["robust"]}
-    path = record.folder / "record.json"
-    path.write_bytes(dataclasses.replace(content, extra={drawn.FIELD: forged}).encode())
+    (folder / "record.json").write_bytes(dataclasses.replace(content, extra={drawn.FIELD: forged}).encode())
     with pytest.raises(CheckFailed, match="stochastic: the record says"):
-        verify(record.folder, load(noisy), data)
+        verify(folder, load(noisy), data)

@@ -78,7 +78,7 @@ def test_so_it_is_for_a_randomised_defense():
 
 def test_progress_is_of_all_together():
     seen: list[Progress] = []
-    test_promises.play(workers=2, progress=seen.append, specs="pgd(steps=300)+square(queries=300)")
+    test_promises.play(workers=2, progress=seen.append, specs="pgd(steps=60)+square(queries=60)")
     assert seen and all(each.samples == 24 and 0 <= each.share <= 1 for each in seen)
     assert all(each.survivors <= 22 for each in seen)
     assert [each.index for each in seen] == sorted(each.index for each in seen)
@@ -159,7 +159,7 @@ def test_memory_that_runs_out_in_a_process_makes_its_batches_smaller():
 
 def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp_path, interruptible):
     store = FolderStore(tmp_path, "key")
-    specs = "pgd(steps=40)+pgd(steps=400, loss='dlr')"
+    specs = "pgd(steps=40)+pgd(steps=120, loss='dlr')"
     whole = test_promises.play(specs=specs)
     main = threading.main_thread().ident
     assert main is not None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,15 +72,21 @@ def as_of_old(record):
     return rewrite(record, {samples.FILE: path.read_bytes()}, extra={randomized.FIELD: found})
 
 
-@pytest.fixture
-def old(tmp_path):
-    of = Judges.of
+@pytest.fixture(scope="module")
+def chosen(noisy, tmp_path_factory):
+    """A record whose figures are of the draws that its adversarial examples were chosen on."""
+    of, place = Judges.of, tmp_path_factory.mktemp("chosen")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Judges, "of", lambda *given: of(*given[:4], fresh=False))
-        made = robench.run(
-            NAME, "pgd(steps=5, eot=2)", samples=24, threat="Linf:0.1", results=tmp_path, batch_size=12
+        return robench.run(
+            NAME, "pgd(steps=5, eot=2)", samples=24, threat="Linf:0.1", results=place, batch_size=12
         )
-    return as_of_old(made)
+
+
+@pytest.fixture
+def old(chosen, tmp_path):
+    place = tmp_path / folder_of(chosen).parent.name / folder_of(chosen).name
+    return as_of_old(read_record(shutil.copytree(folder_of(chosen), place)))
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """The ladder of attackers that a purifier faces, and the table of purifiers made from its records."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from robench import catalog
+from robench.catalog import find_suite
 from robench.cli.main import main
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
@@ -32,6 +35,16 @@ class Levels(Purifier):
 def levels(monkeypatch):
     monkeypatch.setitem(registry.purifiers._builders, "levels", Levels)
     monkeypatch.setitem(registry.purifiers._holders, "levels", "tests.Levels")
+
+
+@pytest.fixture(autouse=True)
+def short_rungs(monkeypatch):
+    """The rungs of purifier-cheap with fewer steps and draws."""
+    suite = find_suite("purifier-cheap")
+    rungs = [
+        replace(rung, attack=rung.attack.replace("20", "8").replace("eot=5", "eot=2")) for rung in suite.rungs
+    ]
+    monkeypatch.setitem(catalog.suites(), suite.name, replace(suite, rungs=rungs))
 
 
 def climb(place, defense, suite="purifier-cheap", samples=20):
@@ -86,7 +99,7 @@ def test_missing_cells_say_which_command_fills_them(tmp_path):
     protocol = choose_protocol(None, None, "Linf:0.1", 20)
     list(
         run_all(
-            ["levels+standard-digits"], ["pgd(steps=20)"], protocol, ["oblivious"], Options(results=tmp_path)
+            ["levels+standard-digits"], ["pgd(steps=8)"], protocol, ["oblivious"], Options(results=tmp_path)
         )
     )
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
@@ -100,7 +113,7 @@ def test_missing_cells_say_which_command_fills_them(tmp_path):
 def test_a_rung_that_cannot_be_played_is_not_asked_for(tmp_path, monkeypatch):
     protocol = choose_protocol(None, None, "Linf:0.1", 5)
     options = Options(results=tmp_path)
-    list(run_all(["levels+standard-digits"], ["pgd(steps=20)"], protocol, ["oblivious"], options))
+    list(run_all(["levels+standard-digits"], ["pgd(steps=8)"], protocol, ["oblivious"], options))
     others = {name: card for name, card in catalog.cards().items() if card.family != "standard"}
     monkeypatch.setattr(catalog, "cards", lambda: others)
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")

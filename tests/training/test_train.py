@@ -23,6 +23,7 @@ dataset = "digits"
 [recipe]
 shift = 1
 evaluation = "Linf:0.1"
+measured = 64
 
 [recipe.pretraining]
 epochs = 3
@@ -100,9 +101,9 @@ def test_killed_and_resumed_gives_the_same_bits(card, whole, saves):
 def test_the_checkpoint_is_what_the_loader_wants(card, whole):
     loaded = load(str(card), checkpoint=whole.path)
     assert loaded.checkpoint_sha256 == whole.sha256
-    assert whole.n == 539
-    assert 0 <= whole.robust <= whole.clean <= 539
-    assert whole.clean_accuracy == whole.clean / 539
+    assert whole.n == 64
+    assert 0 <= whole.robust <= whole.clean <= 64
+    assert whole.clean_accuracy == whole.clean / 64
 
 
 def test_another_seed_gives_other_weights(card, whole):
@@ -218,7 +219,7 @@ def test_an_unwritable_place_is_found_before_training(card, tmp_path):
 
 def test_progress_goes_to_stderr(card, capsys):
     result = train(str(card), output=card.with_suffix(".safetensors"))
-    assert f"PGD-20 at Linf:0.1 {result.robust / 539:.1%} of 539 test images" in str(result)
+    assert f"PGD-20 at Linf:0.1 {result.robust / 64:.1%} of 64 test images" in str(result)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "pre-training: epoch 3/3, loss" in captured.err

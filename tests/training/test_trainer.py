@@ -33,6 +33,7 @@ dataset = "digits"
 [recipe]
 shift = {shift}
 evaluation = "Linf:0.1"
+measured = 64
 [recipe.finetuning]
 method = "{method}"
 epochs = 3

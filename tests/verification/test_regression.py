@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import xml.etree.ElementTree as tree
 
@@ -21,6 +20,7 @@ from robench.statistics.sequential import Plan
 from robench.verification import ci_report
 from robench.verification.baselines import read_baselines
 from robench.verification.regression import Options, check
+from tests.processes import Process
 
 SHIPPED = content.folder("defense") / "checkpoints" / "mimir-digits.safetensors"
 
@@ -73,23 +73,15 @@ def test_a_swapped_label_map_is_caught_before_any_attack(baseline, tmp_path):
     assert said(verdict) == {"clean": False} and verdict.attacked == 0
 
 
-def test_a_broken_preprocessing_is_caught(baseline, tmp_path):
+def test_a_broken_preprocessing_is_caught(baseline, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(
         "from robench.defenses import Defense, load_defense\n"
         "def build():\n"
         "    defense = load_defense('mimir-digits')\n"
         "    return Defense(defense.classifier, num_classes=10, image_size=16, mean=(.5,) * 3, std=(.5,) * 3)\n"
     )
-    path = os.environ.get("PYTHONPATH", "")
-    code = (
-        "import sys\nfrom robench.verification.regression import check\n"
-        f"v = check({str(baseline)!r}, 'python:broken.build')\nprint([s.name for s in v.steps if not s.held])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), path)))},
-    )  # fmt: skip
-    assert done.stdout.strip() == "['clean']", done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    assert said(check(baseline, "python:broken.build")) == {"clean": False}
 
 
 def test_the_same_weights_with_other_logits_are_caught(baseline, monkeypatch):
@@ -217,19 +209,22 @@ def test_a_list_that_is_none_is_refused(tmp_path, text, said):
         read_baselines(tmp_path / "own.toml")
 
 
+def _pytest(arguments):
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        del os.environ[name]
+    sys.exit(pytest.main(arguments))
+
+
 def test_the_plugin_runs_each_check_as_a_test(baseline, tmp_path):
     (tmp_path / "baseline.toml").write_text(
         f'[[check]]\nbaseline = "{baseline}"\n\n[[check]]\nbaseline = "{baseline}"\ndefense = "standard-digits"\n'
     )
     (tmp_path / "test_nothing.py").write_text("")
-    given = os.environ.get("PYTEST_ADDOPTS", "")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--robench", "baseline.toml", "--junitxml=report.xml"],
-        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTEST_ADDOPTS": given, "CI": "true"},
-    )  # fmt: skip
-    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    arguments = ["-q", "--robench", "baseline.toml", "--junitxml=report.xml"]
+    _, out, err = Process(_pytest, arguments, cwd=tmp_path, environment={"CI": "true"}).wait()
+    assert "1 failed, 1 passed" in out, out + err
     name = "standard-digits[apgd(steps=10)-Linf:0.1]"
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    (line,) = [line for line in out.splitlines() if line.startswith("FAILED ")]
     assert line.startswith(f"FAILED baseline.toml::{name} - robust accuracy fell: at most ")
     cases = tree.parse(tmp_path / "report.xml").getroot().findall(".//testcase")
     assert [(case.get("classname"), case.get("name")) for case in cases] == [
