@@ -5,14 +5,37 @@ import torch
 from torch import nn
 
 from robench import attack, load_defense
+from robench.attacks.pgd import PGD
 from robench.core.errors import UsageError
 from robench.data import load_dataset
+from tests.attacks.driver import play, problem, rows_of
+from tests.conftest import images, small_net
 
 
 @pytest.fixture(scope="module")
 def digits():
     data = load_dataset("digits", "test", 40)
     return data.x[:], data.y
+
+
+def test_the_default_steps_and_the_point_of_the_highest_loss():
+    """Steps of 2.5 eps / steps along the sign of the gradient, by hand, on a curved model."""
+    model, x, steps, eps = small_net(), images(6), 8, 0.02
+    rows = rows_of(model, x)
+    pgd = PGD(steps=steps, random_start=False)
+    asked, state = play(model, pgd, problem(f"Linf:{eps}", 10), rows, steps + 1)
+    point, points, losses = x, [], []
+    for _ in range(steps + 1):
+        z = point.clone().requires_grad_()
+        loss = nn.functional.cross_entropy(model(z), rows.y, reduction="none")
+        (grad,) = torch.autograd.grad(loss.sum(), z)
+        points.append(point)
+        losses.append(loss.detach())
+        point = (point + 2.5 * eps / steps * grad.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+    assert torch.allclose(torch.stack([torch.stack(each) for each in asked]), torch.stack(points), atol=1e-6)
+    highest = torch.stack(losses).argmax(0)
+    assert (highest > 0).all()
+    assert torch.allclose(state.best, torch.stack(points)[highest, torch.arange(6)], atol=1e-6)
 
 
 class Window(nn.Module):

@@ -150,15 +150,15 @@ def test_memory_of_the_device_does_not_grow_with_the_number_of_images():
     peaks = []
     for n in (16, 160):
         with PretendDevice() as device:
-            play(["fgsm", "apgd(steps=3)"], LINF, device, n=n)
+            play(["fgsm", "apgd(steps=3)"], LINF, device, n=n, batch_size=8)
         peaks.append(device.peak)
     assert peaks[0] > 8 * 8 * 8 * 3 * 4 and peaks[1] <= 1.05 * peaks[0]
 
 
 def test_an_attack_that_runs_out_of_memory_goes_on_with_a_smaller_batch():
-    here = play(["pgd(steps=4)", "square(queries=20)"], LINF)
+    here = play(["pgd(steps=4)", "square(queries=20)"], LINF, batch_size=8)
     with PretendDevice() as device:
-        there = play(["pgd(steps=4)", "square(queries=20)"], LINF, device, most=3)
+        there = play(["pgd(steps=4)", "square(queries=20)"], LINF, device, most=3, batch_size=8)
     assert there.batch_size == 2 and here.batch_size == 8
     assert_same(here, there)
 
