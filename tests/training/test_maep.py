@@ -155,21 +155,19 @@ def test_both_stages_lower_their_loss(whole):
 
 
 @needs_peft
-@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch, whole, epochs):
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch, whole, number):
     monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
-    save, saved = trainer._Run.save, []
+    save = trainer._Run.save
 
     def interrupted(self, stage):
         save(self, stage)
-        saved.append(stage.name)
-        if len(saved) == epochs:
+        if stage.name == f"purifier stage {number}":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer._Run, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(write(tmp_path), output=tmp_path / "cut.safetensors", progress=False)
-    assert saved[-1] == ("purifier stage 1" if epochs == 1 else "purifier stage 2")
     monkeypatch.setattr(trainer._Run, "save", save)
     again = train(write(tmp_path), output=tmp_path / "cut.safetensors", progress=False)
     assert again.sha256 == whole[0].sha256

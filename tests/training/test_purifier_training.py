@@ -90,19 +90,18 @@ def test_stages_follow_one_another_and_the_log_tells_them_apart(tmp_path):
     assert isinstance(defense.purifier, Shade)
 
 
-@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch, epochs):
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_an_interrupted_training_ends_in_the_same_weights(tmp_path, monkeypatch, number):
     from robench.training import trainer
 
     card = write(tmp_path)
     whole = train(card, output=tmp_path / "whole.safetensors", progress=False)
     monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
-    save, saved = trainer._Run.save, []
+    save = trainer._Run.save
 
     def interrupted(self, stage):
         save(self, stage)
-        saved.append(stage.name)
-        if len(saved) == epochs:
+        if stage.name == f"purifier stage {number}":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer._Run, "save", interrupted)
