@@ -140,7 +140,7 @@ def _search(
         progress=options.progress,
         note=options.note,
     )
-    outcome = run.play()
+    outcome = run.outcome()
     # The examples may lie in the files of the store.
     outcome = replace(outcome, x_adv=torch.stack([outcome.x_adv[[row]][0] for row in range(len(rows))]))
     store.drop()

@@ -91,6 +91,7 @@ class Run:
         """Run all attacks; the batch size is reduced when memory is exhausted."""
         return single(self, self.executor, self.progress)
 
+    # The name in release 0.1.
     play = outcome
 
     def attack_share(self, number: int, count: int) -> None:

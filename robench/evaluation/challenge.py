@@ -64,7 +64,7 @@ def challenge(
     setup = Setup.of(loaded.defense, Attacker(), job, device)
     samples = Samples(lazily(images.x), images.y, images.ids)
     with submitted_images(images.x[:], x_adv):
-        outcome = Run(setup, build_attacks([spec], threat), samples, threat).play()
+        outcome = Run(setup, build_attacks([spec], threat), samples, threat).outcome()
     job = replace(job, suite=SuiteFacts(spec, (spec,)), knowledge="full")
     finished = datetime.now(UTC)
     new = make_record(

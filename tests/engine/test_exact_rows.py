@@ -41,7 +41,7 @@ def run(spec, threat="Linf:0.02", precision="bf16", shift=100.0, **options):
     parsed = Threat.parse(threat)
     setup = Setup(model, 0, torch.device("cpu"), 8, precision=precision)
     samples = Samples(x, model.model(x).argmax(1), torch.arange(N))
-    return Run(setup, build_attacks([spec], parsed), samples, parsed, **options).play()
+    return Run(setup, build_attacks([spec], parsed), samples, parsed, **options).outcome()
 
 
 @pytest.mark.parametrize(
