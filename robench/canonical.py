@@ -7,31 +7,12 @@ that was read from a file remains marked as such (see `robench.core.trust`). Can
 
 from robench import catalog
 from robench.core import registry, specs
-from robench.core.errors import UsageError, unknown_name
+from robench.core.errors import UsageError
 from robench.core.specs import Spec
 from robench.core.trust import like
-from robench.defenses.resolution import (
-    DEFAULT_DATASET,
-    builder_defaults,
-    canonical_name,
-    changed_arguments,
-    family_card,
-)
+from robench.defenses.resolution import DEFAULT_DATASET, canonical_name, changed_arguments, family_card
+from robench.threats.knowledge import Knowledge
 
-__all__ = [
-    "LEVELS",
-    "builder_defaults",
-    "check_knowledge",
-    "dataset_name",
-    "dataset_spec",
-    "defense_name",
-    "knowledge_name",
-    "suite_name",
-]
-
-LEVELS = ("full", "bpda", "oblivious", "transfer:NAME", "surrogate:NAME")
-# Knowledge levels that name a defense.
-_NAMING = ("transfer", "surrogate")
 # The preprocessing of images that are of one size already.
 _NONE = "none"
 
@@ -82,27 +63,14 @@ def suite_name(text: str) -> str:
     return catalog.find_suite(text).name
 
 
-def check_knowledge(text: str) -> None:
-    """Refuse a knowledge level that there is not; the name of a defense in it is not looked at.
-
-    Raises:
-        UsageError: for an unknown level, or one that lacks the name of a defense.
-    """
-    level, colon, name = (part.strip() for part in text.partition(":"))
-    if level in _NAMING and not name:
-        raise UsageError(f"knowledge {level} needs a defense to search on: write {level}:NAME")
-    if level not in _NAMING and (colon or level not in LEVELS):
-        raise unknown_name("knowledge level", text, LEVELS)
-
-
 def knowledge_name(text: str, dataset: str | Spec | None = None) -> str:
-    """A knowledge level's canonical name. Of a defense that it names, the family where that is enough on this data
-    set: "transfer:standard"."""
-    level, colon, name = (part.strip() for part in text.partition(":"))
-    if not colon or level not in _NAMING:
+    """A knowledge level's canonical name. A defense in it is named by its family if that is enough on this data set:
+    "transfer:standard"."""
+    knowledge = Knowledge.of(text)
+    if not knowledge.level.needs_name or ":" not in text:
         return like(text, text.strip())
-    name = defense_name(name, dataset)
+    name = defense_name(knowledge.defense, dataset)
     card = catalog.cards().get(name)
     if card and card.family and family_card(card.family, specs.parse(dataset or DEFAULT_DATASET)) == card:
         name = card.family
-    return like(text, f"{level}:{name}")
+    return like(text, f"{knowledge.name}:{name}")

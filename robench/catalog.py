@@ -17,6 +17,7 @@ from robench.core.fields import check_table
 from robench.core.specs import Spec
 from robench.core.trust import admit, like, written
 from robench.corruption.suite import SPEC, corruptions
+from robench.threats.knowledge import Knowledge
 from robench.threats.threat import NO_THREAT, Threat
 
 _PACKAGE = Path(__file__).parent
@@ -121,7 +122,7 @@ class Rung:
     @property
     def of_purifiers(self) -> bool:
         """Whether it only applies to defenses with a purifier."""
-        return self.subject == "classifier" or self.knowledge in ("bpda", "oblivious")
+        return self.subject == "classifier" or Knowledge.of(self.knowledge).level.needs_purifier
 
     def suits(self, stochastic: bool) -> bool:
         """Whether it applies to a randomised or deterministic defense."""
@@ -359,14 +360,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ResourceError(f"{path}: {reason}: expected the path of a readable TOML file") from error
     try:
         table = tomllib.loads(text.decode())
-        return table if _is_shipped(path) else written(table, str(path))
+        shipped = path.resolve().parent in {folder(kind).resolve() for kind in FOLDERS}
+        return table if shipped else written(table, str(path))
     # Besides TOMLDecodeError: a number may have too many digits, an array too many nested brackets.
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-
-
-def _is_shipped(path: Path) -> bool:
-    return path.resolve().parent in {folder(kind).resolve() for kind in FOLDERS}
 
 
 def _tables(kind: type[Table], key: str, tables: list[Any], path: Path) -> list[Table]:

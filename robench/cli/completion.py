@@ -4,13 +4,14 @@ click writes the script of each shell: `_ROBENCH_COMPLETE=bash_source robench`.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 import click
 from click.shell_completion import CompletionItem
 
 from robench import catalog
-from robench.canonical import LEVELS
 from robench.core import registry
+from robench.threats.knowledge import LEVELS
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -23,11 +24,8 @@ def _defenses() -> Iterable[str]:
 
 def _levels() -> Iterable[str]:
     families = {card.family for card in catalog.cards().values()}
-    named = [level.removesuffix("NAME") for level in LEVELS if level.endswith(":NAME")]
-    return [
-        *(level for level in LEVELS if ":" not in level),
-        *(f"{level}{family}" for level in named for family in families),
-    ]
+    named = [f"{name}:{family}" for name, level in LEVELS.items() if level.needs_name for family in families]
+    return [*(name for name, level in LEVELS.items() if not level.needs_name), *named]
 
 
 def _listed() -> Iterable[str]:
@@ -38,8 +36,7 @@ def _listed() -> Iterable[str]:
         registry.purifiers,
         registry.loaders,
     )
-    named = (catalog.suites(), catalog.protocols(), *kinds)
-    return [*_defenses(), *(name for names in named for name in names)]
+    return [*_defenses(), *chain(catalog.suites(), catalog.protocols(), *kinds)]
 
 
 _NAMES: dict[str, Callable[[], Iterable[str]]] = {
@@ -70,9 +67,7 @@ def names_of(kind: str) -> Completer:
 
 def names_among(names: Iterable[str]) -> Completer:
     """Completes one of a few names."""
-    return lambda context, parameter, start: [
-        CompletionItem(name) for name in names if name.startswith(start)
-    ]
+    return lambda context, parameter, start: [CompletionItem(n) for n in names if n.startswith(start)]
 
 
 def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.text import Text
 
-from robench.canonical import check_knowledge
 from robench.catalog import Protocol, find_protocol
 from robench.cli import common, config
 from robench.cli.completion import names_of
 from robench.core import registry, specs
 from robench.core.errors import RobenchError, is_path, unknown_name
-from robench.core.sanitize import plain
 from robench.defenses.resolution import is_family, resolve
 from robench.evaluation.options import Options, default_results
 from robench.evaluation.progress import Bar
 from robench.evaluation.protocol import choose_protocol, find_suites
 from robench.reports.table import Grid, render
+from robench.threats.knowledge import check_knowledge
 
 if TYPE_CHECKING:
     from robench.records.record import Record
@@ -191,7 +189,7 @@ def running(*without: str, **settings: Any) -> Callable[[Callable], Callable]:
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
         def wrapped(**given: Any) -> Any:
-            names = (
+            names = [
                 "seed",
                 "device",
                 "batch_size",
@@ -202,7 +200,7 @@ def running(*without: str, **settings: Any) -> Callable[[Callable], Callable]:
                 "checkpoint",
                 "data_dir",
                 "fresh",
-            )
+            ]
             taken = {name: given.pop(name) for name in names if name in given}
             results, as_json = common.local(given.pop("results") or default_results()), given.pop("as_json")
             with Bar(Console(stderr=True)) as bar:
@@ -239,4 +237,4 @@ def show_picture(table: Grid, picture: Path) -> None:
     from robench.records.remote import shown
 
     sys.stdout.write(render(table, "text", common.console().width))
-    common.console().print(Text(plain(f"picture: {shown(picture)}")), soft_wrap=True)
+    common.say(f"picture: {shown(picture)}")

@@ -6,14 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.canonical import check_knowledge
 from robench.core.errors import UsageError
-from robench.core.trust import like
 from robench.defenses._base import Defense, Purifier, with_purifier
 from robench.engine.batched_model import Model
-
-# Levels at which the attacker receives a verdict at every step; at others the judge is queried at the end of a row.
-_WITH_FEEDBACK = {"full", "bpda", "surrogate"}
+from robench.threats.knowledge import Knowledge, check_knowledge
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class IdentityBackward(Purifier):
 
 def asks_judge(knowledge: str) -> bool:
     """Whether an attacker with this knowledge receives a verdict at every step."""
-    return knowledge.partition(":")[0] in _WITH_FEEDBACK
+    return Knowledge.of(knowledge).level.feedback
 
 
 def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module]) -> Attacker:
@@ -76,16 +72,15 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
     Raises:
         UsageError: if the level is unknown, or needs a purifier and the defense has none.
     """
-    check_knowledge(knowledge)
-    level, _, name = like(knowledge, knowledge.partition(":"))
-    no_verdict_feedback = not asks_judge(knowledge)
-    if level == "full":
+    known = check_knowledge(knowledge)
+    no_verdict_feedback = not known.level.feedback
+    if known.level.needs_name:
+        return Attacker(load(known.defense), no_verdict_feedback)
+    if not known.level.needs_purifier:
         return Attacker()
-    if level in ("transfer", "surrogate"):
-        return Attacker(load(name), no_verdict_feedback)
     purifier = getattr(defense, "purifier", None)
     if purifier is None:
-        raise UsageError(f"knowledge {level} needs a purifier, but this defense has none: use full")
-    if level == "oblivious":
+        raise UsageError(f"knowledge {known.name} needs a purifier, but this defense has none: use full")
+    if known.name == "oblivious":
         return Attacker(with_purifier(None, defense), no_verdict_feedback)
     return Attacker(with_purifier(IdentityBackward(purifier), defense), no_verdict_feedback)

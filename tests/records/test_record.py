@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robench.canonical import LEVELS
 from robench.core.errors import ResourceError
 from robench.engine.outcome import ResultWarning
 from robench.records import record
 from robench.records.certificates import apply, encode, read_certificates
 from robench.records.record import DatasetFacts, DefenseFacts, SuiteFacts, read_record, stable, stable_digest
 from robench.records.samples import read_samples
+from robench.threats.knowledge import SPELLINGS
 from robench.threats.threat import Threat
 from tests.fabricate import make_run
 
@@ -177,7 +177,7 @@ def test_a_wrong_field_is_named(runs, place, value):
         read_record(path)
 
 
-@pytest.mark.parametrize("knowledge", [level.replace("NAME", "maep(tile=8)") for level in LEVELS])
+@pytest.mark.parametrize("knowledge", [level.replace("NAME", "maep(tile=8)") for level in SPELLINGS])
 def test_every_knowledge_level_is_written_and_read(runs, knowledge):
     made = runs(knowledge=knowledge).write()
     assert read_record(made.folder).job.knowledge == knowledge
