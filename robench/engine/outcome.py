@@ -59,6 +59,9 @@ class ResultWarning:
     code: str
     text: str
 
+    def __str__(self) -> str:
+        return f"{self.code}: {self.text}"
+
 
 @dataclass(frozen=True)
 class Outcome:

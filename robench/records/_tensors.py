@@ -51,11 +51,8 @@ def encode(entries: Mapping[str, Entry]) -> Iterator[bytes]:
         entry = entries[name]
         dtype = np.dtype(entry.dtype)
         size = math.prod(entry.shape) * dtype.itemsize
-        header[name] = {
-            "dtype": TYPES[dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [at, at + size],
-        }
+        offsets = [at, at + size]
+        header[name] = {"dtype": TYPES[dtype], "shape": list(entry.shape), "data_offsets": offsets}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

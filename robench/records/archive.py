@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from robench.core import strict_json
@@ -75,7 +76,7 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
             if isinstance(file, LeftOut):
                 yield str(file.file), file.reason
             elif not aside(file.relative_to(source).parts[:-1]):
-                yield str(file.parent), _bundle(lambda name, folder=file.parent: _from_folder(folder, name))
+                yield str(file.parent), _bundle(partial(_from_folder, file.parent))
         return
     try:
         opened = source.open("rb")
@@ -98,11 +99,8 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
             folder, _, last = name.rpartition("/")
             if last == record_file.FILE and not aside(folder.split("/")):
                 # Files are read into memory by name: unpacking could write outside a folder.
-                inside = f"{folder}/" if folder else ""
-                yield (
-                    f"{source}:{folder}",
-                    _bundle(lambda name, inside=inside: _from_archive(archive, inside + name)),
-                )
+                read = partial(_from_archive, archive, f"{folder}/" if folder else "")
+                yield f"{source}:{folder}", _bundle(read)
 
 
 def _from_folder(folder: Path, name: str) -> bytes:
@@ -112,7 +110,8 @@ def _from_folder(folder: Path, name: str) -> bytes:
         return file.read(strict_json.LONGEST + 1 if name == record_file.FILE else -1)
 
 
-def _from_archive(archive: zipfile.ZipFile, name: str) -> bytes:
+def _from_archive(archive: zipfile.ZipFile, inside: str, name: str) -> bytes:
+    name = inside + name
     try:
         entry = archive.getinfo(name)
     except KeyError:
@@ -159,12 +158,12 @@ def _place(folder: Path, bundle: Bundle) -> tuple[str, str]:
             write_whole(folder, bundle.contents)
         return "same", ""
     detail = _difference(existing, bundle.record)
-    if _order(bundle.record, bundle.contents[record_file.FILE]) > _order(
-        existing, (folder / record_file.FILE).read_bytes()
-    ):
+    existing_order = _order(existing, (folder / record_file.FILE).read_bytes())
+    if _order(bundle.record, bundle.contents[record_file.FILE]) > existing_order:
         write_whole(folder, bundle.contents, make_way=lambda: supersede(folder))
         return "newer", detail
-    if _shelved(folder, bundle):
+    superseded = (folder / SUPERSEDED).glob(f"*/{record_file.FILE}")
+    if any(read_ordinary(file) == bundle.contents[record_file.FILE] for file in superseded):
         return "same", ""
     place = shelf_place(folder, bundle.record.key[:8])
     _write_folder(place, bundle.contents)
@@ -192,15 +191,8 @@ def _difference(existing: Record, incoming: Record) -> str:
         )
         names = [name for name in fields if getattr(old, name) != getattr(new, name)]
         return f"another {', '.join(names) or 'job'}"
-    robust = [f"{100 * record.robust_accuracy.value:.2f} %" for record in (existing, incoming)]
-    return "the same job" + (
-        f", robust accuracy {robust[1]} instead of {robust[0]}" if robust[0] != robust[1] else ""
-    )
-
-
-def _shelved(folder: Path, bundle: Bundle) -> bool:
-    superseded = (folder / SUPERSEDED).glob(f"*/{record_file.FILE}")
-    return any(read_ordinary(file) == bundle.contents[record_file.FILE] for file in superseded)
+    before, after = (f"{100 * record.robust_accuracy.value:.2f} %" for record in (existing, incoming))
+    return "the same job" + (f", robust accuracy {after} instead of {before}" if before != after else "")
 
 
 def export(sources: Iterable[Path | str], output: Path | str) -> tuple[list[str], list[LeftOut]]:
@@ -231,17 +223,16 @@ def export(sources: Iterable[Path | str], output: Path | str) -> tuple[list[str]
         raise ResourceError(f"no records in {', '.join(map(str, sources))}: robench run writes them")
     if output.exists():
         raise ResourceError(f"{output} already exists: choose another --output")
+    places = sorted(exported)
     contents = {
-        f"{place}/{name}": data
-        for place in sorted(exported)
-        for name, data in exported[place].contents.items()
+        f"{place}/{name}": data for place in places for name, data in exported[place].contents.items()
     }
     contents["README.txt"] = _NOTE.encode()
     if output.suffix == ARCHIVE:
         write_file(output, _archive(contents))
     else:
         _write_folder(output.absolute(), contents)
-    return sorted(exported), left_out
+    return places, left_out
 
 
 def _archive(contents: Mapping[str, bytes]) -> bytes:

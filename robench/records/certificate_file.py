@@ -22,22 +22,7 @@ def check_header(file: IO[bytes]) -> dict[str, _tensors.Header]:
         ValueError: in one line, when it is truncated, damaged or holds other tensors.
         OSError: when it cannot be read.
     """
-    headers = _tensors.read_headers(file)
-    _check(headers)
-    return headers
-
-
-def tensor_names(folder: Path) -> tuple[str, ...]:
-    """The names of the tensors in a record's certificates; none if the file cannot be read."""
-    try:
-        with open_ordinary(Path(folder) / FILE) as file:
-            return tuple(sorted(_tensors.read_headers(file)))
-    except (OSError, ValueError):
-        return ()
-
-
-def _check(tensors: Mapping[str, _tensors.Header]) -> None:
-    """Refuse tensors that are not those of certificates, or differ in the number of samples."""
+    tensors = _tensors.read_headers(file)
     expected = EXACT | (ROUNDED if "grains" in tensors else {})
     fits = set(tensors) == set(expected) and all(
         len(tensors[name].shape) == dim and (kind is None or tensors[name].dtype == np.dtype(kind))
@@ -49,6 +34,16 @@ def _check(tensors: Mapping[str, _tensors.Header]) -> None:
             "expected delta (M, C, H, W) float32 and id (M,) int64, and optionally grains of one or two bytes, "
             f"found {str(shown)[:400]}"
         )
+    return tensors
+
+
+def tensor_names(folder: Path) -> tuple[str, ...]:
+    """The names of the tensors in a record's certificates; none if the file cannot be read."""
+    try:
+        with open_ordinary(Path(folder) / FILE) as file:
+            return tuple(sorted(_tensors.read_headers(file)))
+    except (OSError, ValueError):
+        return ()
 
 
 def _counts_fit(tensors: Mapping[str, _tensors.Header]) -> bool:

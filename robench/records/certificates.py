@@ -142,32 +142,32 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
             "the engine must judge the image that the perturbation gives"
         )
     exact, grained = (
-        [i for i, fits in zip(rows, in_grains, strict=True) if fits == exactly] for exactly in (False, True)
+        [i for i, g in zip(rows, in_grains, strict=True) if g == kept] for kept in (False, True)
     )
     shape = tuple(points.shape[1:])
 
-    def ids(chosen: list[int]) -> _tensors.Entry:
-        return _tensors.Entry("int64", (len(chosen),), lambda: iter([images.ids[chosen].cpu()]))
+    def whole(tensor: Tensor) -> _tensors.Entry:
+        return _tensors.Entry(_name(tensor.dtype), tuple(tensor.shape), lambda: iter([tensor]))
+
+    def deltas() -> Iterator[Tensor]:
+        return (point - threat.origin(x) for x, point in pairs(exact))
+
+    def grains() -> Iterator[Tensor]:
+        return (_grains(x, point, threat) for x, point in pairs(grained))
 
     entries = {
-        "delta": _tensors.Entry(
-            "float32",
-            (len(exact), *shape),
-            lambda: (point - threat.origin(x) for x, point in pairs(exact)),
-        ),
-        "id": ids(exact),
+        "delta": _tensors.Entry("float32", (len(exact), *shape), deltas),
+        "id": whole(images.ids[exact].cpu()),
     }
     if grained:
-        entries["grain"] = _tensors.Entry(
-            "float64", (), lambda: iter([torch.tensor(grain, dtype=torch.float64)])
-        )
-        entries["grains"] = _tensors.Entry(
-            str(kind).removeprefix("torch."),
-            (len(grained), *shape),
-            lambda: (_grains(x, point, threat) for x, point in pairs(grained)),
-        )
-        entries["grains_id"] = ids(grained)
+        entries["grain"] = whole(torch.tensor(grain, dtype=torch.float64))
+        entries["grains"] = _tensors.Entry(_name(kind), (len(grained), *shape), grains)
+        entries["grains_id"] = whole(images.ids[grained].cpu())
     yield from _tensors.encode(entries)
+
+
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _grains(x: Tensor, points: Tensor, threat: Threat) -> Tensor:
@@ -176,9 +176,8 @@ def _grains(x: Tensor, points: Tensor, threat: Threat) -> Tensor:
     step, kind = threat.grain
     low, high = threat.coordinates.low, threat.coordinates.high
     count = (points - threat.origin(x)) / step
-    count = torch.where(
-        points <= low, count.floor(), torch.where(points >= high, count.ceil(), count.round())
-    )
+    inner = torch.where(points >= high, count.ceil(), count.round())
+    count = torch.where(points <= low, count.floor(), inner)
     most = torch.iinfo(kind).max
     return count.clamp(-most, most).to(kind)
 

@@ -173,13 +173,10 @@ def _check_figures(record: Record) -> None:
         for part in ("clean", "robust")
         for name, share in extra.get(FIELD, {}).get(part, {}).items()
     }
-    shares |= {
-        f"corrupted_accuracy.{name}": share for name, share in extra.get("corrupted_accuracy", {}).items()
-    }
+    tables = {"corrupted_accuracy": extra.get("corrupted_accuracy", {})}
     for corruption, by_severity in extra.get("corruptions", {}).get("accuracy", {}).items():
-        shares |= {
-            f"corruptions.accuracy.{corruption}.{severity}": share for severity, share in by_severity.items()
-        }
+        tables[f"corruptions.accuracy.{corruption}"] = by_severity
+    shares |= {f"{table}.{name}": share for table, named in tables.items() for name, share in named.items()}
     shares |= {name: extra[name] for name in ("mce", "relative_mce") if name in extra}
     for name, share in shares.items():
         _check_share(name, share["value"], share["interval"])

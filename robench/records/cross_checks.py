@@ -20,12 +20,11 @@ from robench.records.randomized import chosen_on
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record
 from robench.records.samples import held
+from robench.threats.knowledge import Knowledge
 
 DIAGNOSIS = "diagnosis"
 FILE = "diagnosis.json"
 SCHEMA = 1
-# Attacker knowledge that counts as white box.
-_WHITE = ("full", "bpda", "surrogate")
 
 
 def with_warnings(
@@ -50,10 +49,8 @@ def with_warnings(
     diagnosed: dict[tuple, dict[ResultWarning, None]] = {}
     diagnoses, left_out = _diagnoses(roots)
     for diagnosis in diagnoses:
-        warnings = diagnosed.setdefault(_about(diagnosis), {})
-        warnings.update(
-            {ResultWarning(warning["code"], warning["text"]): None for warning in diagnosis["health"]}
-        )
+        warnings = (ResultWarning(warning["code"], warning["text"]) for warning in diagnosis["health"])
+        diagnosed.setdefault(_about(diagnosis), {}).update(dict.fromkeys(warnings))
     # A diagnosis of a defense also applies to the same defense under other names.
     spread: dict[tuple, dict[ResultWarning, None]] = {}
     for record in records:
@@ -83,7 +80,8 @@ def old_draws(record: Record) -> list[ResultWarning]:
 
 
 def _knows(record: Record) -> bool:
-    return record.job.knowledge.partition(":")[0] in _WHITE
+    """Whether it is a white-box attack, which queries the defense."""
+    return Knowledge.of(record.job.knowledge).level.feedback
 
 
 def _about(content: dict[str, Any]) -> tuple:

@@ -41,11 +41,9 @@ class Finding:
 
 def equal(field: str, claimed: Any, actual: Any, what: str, *covers: str) -> Finding:
     """Whether the record agrees with the actual value, up to rounding."""
-    if same(claimed, actual):
-        return Finding(field, True, f"{_short(claimed)} ({what})", covers)
-    return Finding(
-        field, False, f"the record says {_short(claimed)}, found {_short(actual)} ({what})", covers
-    )
+    held = same(claimed, actual)
+    figures = _short(claimed) if held else f"the record says {_short(claimed)}, found {_short(actual)}"
+    return Finding(field, held, f"{figures} ({what})", covers)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -81,6 +79,11 @@ def rows_named(rows: list[int]) -> str:
     if not rows:
         return "all do"
     return f"row {rows[0]} does not" + (f", nor do {len(rows) - 1} more" if len(rows) > 1 else "")
+
+
+def rows_hold(field: str, broken: list[int], what: str, *covers: str) -> Finding:
+    """Whether a check holds in every row; `broken` are the rows in which it does not."""
+    return Finding(field, not broken, f"{what}; {rows_named(broken)}", covers)
 
 
 def _short(value: Any) -> str:

@@ -43,12 +43,10 @@ def once(records: Iterable[Record]) -> list[Record]:
     for record in records:
         record = replace(record, job=canonical(record.job))
         place = (record.job.protocol, record.job.key)
-        kept[place] = max(kept.get(place, record), record, key=_standing)
+        kept[place] = max(
+            kept.get(place, record), record, key=lambda r: (r.job.suite.name in catalog.suites(), r.finished)
+        )
     return list(kept.values())
-
-
-def _standing(record: Record) -> tuple[bool, str]:
-    return record.job.suite.name in catalog.suites(), record.finished
 
 
 def others(folder: Path, job: Job) -> Iterator[Record]:
@@ -59,10 +57,8 @@ def others(folder: Path, job: Job) -> Iterator[Record]:
         folder: the folder of the job's record. The search covers its siblings and other protocols.
     """
     defense = folder.parent.name
-    names = {
-        slug(defense),
-        *(slug(defense).replace(f"{new}-", f"{old}-") for old, new in specs.RENAMED.items()),
-    }
+    old_names = (slug(defense).replace(f"{new}-", f"{old}-") for old, new in specs.RENAMED.items())
+    names = {slug(defense), *old_names}
     places = [*folder.parent.glob("*")]
     places += [place for name in names for place in folder.parent.parent.parent.glob(f"*/{name}/*")]
     digests = (job.dataset.digest.encode(), (job.defense.checkpoint_sha256 or job.defense.name).encode())
@@ -76,10 +72,8 @@ def others(folder: Path, job: Job) -> Iterator[Record]:
             record = read_record(place) if all(digest in encoded for digest in digests) else None
         except (OSError, ResourceError):
             continue
-        if record and (canonical(record.job).protocol, record.job.suite.name) == (
-            job.protocol,
-            job.suite.name,
-        ):
+        wanted = (job.protocol, job.suite.name)
+        if record and (canonical(record.job).protocol, record.job.suite.name) == wanted:
             yield record
 
 

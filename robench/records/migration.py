@@ -15,7 +15,6 @@ from torch import Tensor
 from robench.core.errors import CheckFailed
 from robench.core.io import claim
 from robench.data._base import Images
-from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded
 from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Judge, frozen, vote
@@ -53,9 +52,9 @@ def overdue(record: Record, images: Images) -> list[str]:
     if record.corrupted:
         return []
     outside = int(_read(record, images).outside.sum())
-    reasons = (
-        ["judged on the draws that its candidates were chosen on"] if randomized.chosen_on(record) else []
-    )
+    reasons = []
+    if randomized.chosen_on(record):
+        reasons.append("judged on the draws that its candidates were chosen on")
     if outside:
         reasons.append(f"{outside} certificates exceed the radius by more than a millionth of it")
     return reasons
@@ -87,18 +86,12 @@ def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.de
             raise CheckFailed(
                 f"{folder} is a record of other weights or images than those loaded here: it is not changed"
             )
-        old = _read(record, images)
-        randomised = randomized.chosen_on(record)
-        job = record.job
+        old, job = _read(record, images), record.job
         stochastic = randomized.FIELD in record.extra
         judges = Judges.of(loaded.defense, job.batch_size, job.seed, stochastic, backs_off=True)
         points = _inside(old, images, judges.final, device)
-        outcome = (
-            _judged_again(old, images, points, judges, device)
-            if randomised
-            else _as_before(old, images, points, judges, device)
-        )
-        return _write(Path(folder), record, outcome, images)
+        judge_again = _judged_again if randomized.chosen_on(record) else _as_before
+        return _write(Path(folder), record, judge_again(old, images, points, judges, device), images)
 
 
 def _read(record: Record, images: Images) -> _Old:
@@ -133,7 +126,7 @@ def _inside(old: _Old, images: Images, judge: Judge, device: torch.device) -> Te
         rows = [old.rows[i] for i in left]
         kept = written(images.x[rows], drawn)
         image = _images(threat, images, rows, kept, device)
-        wrong = (_answers(judge, image, rows, images, device) != images.y[rows, None]).any(1)
+        wrong = (judge.answers_of(image, images.ids[rows], device) != images.y[rows, None]).any(1)
         wrong &= threat.contains(images.x[rows], kept)
         done = wrong.tolist()
         for i, point, fools in zip(left, kept, done, strict=True):
@@ -154,20 +147,12 @@ def _images(threat: Threat, images: Images, rows: list[int], points: Tensor, dev
     return threat.image(images.x[rows].to(device), points.to(device), images.ids[rows].to(device)).cpu()
 
 
-def _answers(
-    judge: Judge, x: Tensor | LazyImages, rows: list[int], images: Images, device: torch.device
-) -> Tensor:
-    """The answers of a judge to images (M, C, H, W) of the samples `rows`, (M, draws)."""
-    return judge.answers_of(x, images.ids[rows], device)
-
-
 def _as_before(old: _Old, images: Images, points: Tensor, judges: Judges, device: torch.device) -> Outcome:
     """The outcome of a deterministic defense. Its verdicts are unchanged, because every certificate still fools it."""
     prediction = torch.tensor(old.columns["prediction"])
     rows = [row for row, outside in zip(old.rows, old.outside.tolist(), strict=True) if outside]
-    moved = points[old.outside]
-    answers = _answers(judges.final, _images(old.threat, images, rows, moved, device), rows, images, device)
-    prediction[rows] = vote(answers)
+    x_adv = _images(old.threat, images, rows, points[old.outside], device)
+    prediction[rows] = vote(judges.final.answers_of(x_adv, images.ids[rows], device))
     return _outcome(
         old, images, old.rows, points, device, judges.final.network.batch_size,
         fooled_by=old.columns["fooled_by"],
@@ -185,14 +170,13 @@ def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, dev
     classify it correctly. A warning states the number of such samples.
     """
     labels = images.y
-    clean = _answers(judges.clean, images.x, list(range(len(images))), images, device)
+    clean = judges.clean.answers_of(images.x, images.ids, device)
     correct = vote(clean) == labels
     kept = [i for i, row in enumerate(old.rows) if correct[row]]
     rows, points = [old.rows[i] for i in kept], points[kept]
     answers = clean.clone()
-    answers[rows] = _answers(
-        judges.final, _images(old.threat, images, rows, points, device), rows, images, device
-    )
+    x_adv = _images(old.threat, images, rows, points, device)
+    answers[rows] = judges.final.answers_of(x_adv, images.ids[rows], device)
     wrong = (answers != labels[:, None]).sum(1)
     attacked = set(rows)
     fooled_by = [
@@ -258,15 +242,15 @@ def _write(folder: Path, record: Record, outcome: Outcome, images: Images) -> Re
     if outcome.answers is not None:
         for name in ("clean_prediction", "prediction", "clean_draws", "draws", *randomized.ANSWERS.values()):
             columns[name] = getattr(outcome, name).tolist()
-    figures = (
-        {randomized.FIELD: randomized.figures(columns, outcome.of_draws)} if outcome.of_draws > 1 else {}
-    )
+    extra = dict(record.extra)
+    if outcome.of_draws > 1:
+        extra[randomized.FIELD] = randomized.figures(columns, outcome.of_draws)
     migrated = replace(
         record,
         clean_accuracy=Accuracy.of(sum(by != "clean" for by in outcome.fooled_by), n),
         robust_accuracy=Accuracy.of(int(outcome.robust.sum()), n),
         health=(*record.health, *outcome.health),
-        extra={**record.extra, **figures},
+        extra=extra,
     )
     contents = {
         samples.FILE: samples.encode(outcome, images),

@@ -39,11 +39,11 @@ def waste(root: Path | str, kinds: Sequence[str] = KINDS) -> Iterator[Waste]:
         removable = [
             (folder / name, kind) for name in sorted(folders) if (kind := _kind_of_folder(folder, name))
         ]
-        removable += [(folder / name, "temporary") for name in sorted(files) if _is_temporary(name)]
+        # Files that an interrupted `write_whole` left.
+        leftovers = sorted(name for name in files if name.startswith(".") and name.endswith(".tmp"))
+        removable += [(folder / name, "temporary") for name in leftovers]
         taken = {path.name for path, _ in removable}
-        folders[:] = sorted(
-            name for name in folders if name not in taken and not (folder / name).is_symlink()
-        )
+        folders[:] = sorted(n for n in folders if n not in taken and not (folder / n).is_symlink())
         if removable and not _in_use(folder):
             yield from (Waste(path, kind, _size(path)) for path, kind in removable if kind in kinds)
 
@@ -58,11 +58,6 @@ def _kind_of_folder(folder: Path, name: str) -> str:
         whole = not name.startswith(".") and (folder / name / record.FILE).is_file()
         return "superseded" if whole else "temporary"
     return "temporary" if name.startswith(".") and name.endswith(PARTIAL) else ""
-
-
-def _is_temporary(name: str) -> bool:
-    """Whether this is a file that an interrupted `write_whole` left."""
-    return name.startswith(".") and name.endswith(".tmp")
 
 
 def _in_use(folder: Path) -> bool:

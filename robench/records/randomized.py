@@ -7,12 +7,10 @@ their candidates were chosen on; `robench results migrate` judges them again.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from robench.records.record import Record, as_json
 from robench.statistics.accuracy import Accuracy, wilson
-
-if TYPE_CHECKING:
-    from robench.records.record import Record
 
 FIELD = "stochastic"
 # The columns of samples.parquet with the answers to each fresh draw.
@@ -72,34 +70,27 @@ def figures(rows: dict[str, list[Any]], draws: int) -> dict[str, Any]:
             correct = sum(a == b for a, b in zip(first, rows["label"], strict=True))
             accuracies[name]["single_draw"] = asdict(_share(correct, len(first)))
     fresh = {"fresh": True} if ANSWERS["robust"] in rows else {}
-    return plain({"draws": draws, **fresh, **accuracies})
+    return as_json({"draws": draws, **fresh, **accuracies})
 
 
-def chosen_on(record: "Record") -> bool:
+def chosen_on(record: Record) -> bool:
     """Whether a record's figures are from the draws that its candidates were chosen on, as in records made before
     fresh draws were introduced."""
     return FIELD in record.extra and not record.extra[FIELD].get("fresh", False)
 
 
-def single_draw(record: "Record") -> Share | None:
+def single_draw(record: Record) -> Share | None:
     """Robust accuracy in the first fresh draw; None where a record does not have it."""
     share = record.extra.get(FIELD, {}).get("robust", {}).get("single_draw")
     return Share(share["value"], tuple(share["interval"])) if share else None
 
 
-def unattacked(record: "Record") -> Accuracy:
+def unattacked(record: Record) -> Accuracy:
     """Clean accuracy measured like the record's robust accuracy: in the worst draw for a randomised defense."""
     figures = record.extra.get(FIELD)
     if not figures:
         return record.clean_accuracy
     return Accuracy.of(round(figures["clean"]["worst_draw"]["value"] * record.job.n), record.job.n)
-
-
-def plain(value: Any) -> Any:
-    """`value` as it is after writing and reading JSON."""
-    if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _share(right: int, n: int) -> Share:

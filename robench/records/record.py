@@ -150,11 +150,9 @@ class Record:
 
     def __repr__(self) -> str:
         job = self.job
-        figures = ", ".join(
-            f"{name} {percent(share)} % {interval(share)}"
-            for name, share in (("clean", self.clean_accuracy), ("robust", self.robust_accuracy))
-        )
-        return f"Record({job.defense.name}, {job.suite.name}, {job.threat}, n={job.n}: {figures})"
+        clean, robust = (f"{percent(a)} % {interval(a)}" for a in (self.clean_accuracy, self.robust_accuracy))
+        run = f"{job.defense.name}, {job.suite.name}, {job.threat}, n={job.n}"
+        return f"Record({run}: clean {clean}, robust {robust})"
 
     @property
     def corrupted(self) -> bool:
@@ -163,7 +161,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of record.json, in order."""
-        fields = _plain(self)
+        fields = as_json(self)
         job = fields.pop("job")
         extra = fields.pop("extra")
         del fields["folder"]
@@ -245,9 +243,8 @@ def read_record(path: Path | str) -> Record:
     try:
         encoded = read_ordinary(file, strict_json.LONGEST + 1)
     except OSError as error:
-        raise ResourceError(
-            f"{file}: {error.strerror or error}: expected a folder written by robench run"
-        ) from error
+        problem = error.strerror or error
+        raise ResourceError(f"{file}: {problem}: expected a folder written by robench run") from error
     try:
         return decode(encoded, file.parent)
     except ResourceError as error:
@@ -317,12 +314,13 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """`value` with data classes and mappings as dicts, and tuples as lists."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: as_json(item) for name, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @cache

@@ -47,7 +47,7 @@ DRAWN = (pa.field("clean_answers", pa.list_(pa.int32())), pa.field("answers", pa
 
 # Limits of memory use: rows, cells of a row under corruptions, and characters of a text.
 _MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
-_TEXTS = [name for name, field in zip(SCHEMA.names, SCHEMA, strict=True) if field.type == pa.string()]
+_TEXTS = [field.name for field in SCHEMA if field.type == pa.string()]
 
 
 def input_digests(x: "Tensor | LazyImages") -> list[str]:
@@ -62,22 +62,16 @@ def encode(outcome: "Outcome", images: "Images", corrupted: "Tensor | None" = No
     Args:
         corrupted: (N, cells) int64, predictions under corruptions.
     """
-    columns = {
-        "id": images.ids,
-        "label": images.y,
-        "clean_prediction": outcome.clean_prediction,
-        "prediction": outcome.prediction,
-        "clean_margin": outcome.clean_margin,
-        "clean_draws": outcome.clean_draws,
-        "draws": outcome.draws,
-        "distance": outcome.distance,
-        "steps": outcome.steps,
-        "forward": outcome.forward,
-        "backward": outcome.backward,
+    rows = {
+        "id": images.ids.cpu().numpy(),
+        "label": images.y.cpu().numpy(),
+        "digest": input_digests(images.x),
+        "fooled_by": outcome.fooled_by,
     }
-    rows = {name: column.cpu().numpy() for name, column in columns.items()}
-    rows |= {"fooled_by": outcome.fooled_by, "digest": input_digests(images.x)}
-    table = pa.table([pa.array(rows[name], field.type) for name, field in _fields()], schema=SCHEMA)
+    for name in SCHEMA.names:
+        if name not in rows:
+            rows[name] = getattr(outcome, name).cpu().numpy()
+    table = pa.table([pa.array(rows[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
     if corrupted is not None:
         table = table.append_column(CORRUPTED, pa.array(corrupted.tolist(), CORRUPTED.type))
     for field in DRAWN:
@@ -97,13 +91,11 @@ def read_samples(folder: Path) -> pa.Table:
         ResourceError: when the file is missing, damaged or has other columns.
     """
     path = Path(folder) / FILE
-    remedy = "repeat the run with --fresh, or restore the file"
     try:
         return decode(read_ordinary(path))
-    except OSError as error:
-        raise ResourceError(f"{path}: {error.strerror or error}: {remedy}") from error
-    except ValueError as error:
-        raise ResourceError(f"{path}: {error}: {remedy}") from error
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise ResourceError(f"{path}: {problem}: repeat the run with --fresh, or restore the file") from error
 
 
 def decode(encoded: bytes) -> pa.Table:
@@ -121,7 +113,11 @@ def decode(encoded: bytes) -> pa.Table:
             raise ValueError("more rows than a record can have")
         # Threads cost more than they save, and `pq.read_table` imports pandas.
         table = pq.ParquetFile(io.BytesIO(encoded), read_dictionary=_TEXTS).read(use_threads=False)
-        _check_texts(table)
+        # Long texts are refused in the dictionaries of the columns, before they are expanded to rows.
+        for name in _TEXTS:
+            for chunk in table[name].chunks:
+                if any(len(text or "") > _LONGEST for text in chunk.dictionary.to_pylist()):
+                    raise ValueError(f"column {name} has a text of more than {_LONGEST} characters")
         table = table.cast(pa.schema([_without_dictionary(field) for field in table.schema]))
         table.validate(full=True)
     # pyarrow reports damage as an OSError and unknown content as other errors.
@@ -141,8 +137,8 @@ def decode(encoded: bytes) -> pa.Table:
 def _check_schema(schema: pa.Schema) -> None:
     known = (SCHEMA, SCHEMA.append(CORRUPTED), pa.schema([*SCHEMA, *DRAWN]))
     if not any(schema.equals(other) for other in known):
-        wrong = [name for name, field in _fields() if name not in schema.names or
-                 schema.field(name).type != field.type]  # fmt: skip
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+        wrong = [field.name for field in SCHEMA if kinds.get(field.name) != field.type]
         raise ValueError(
             f"column {wrong[0]} is missing or has another type" if wrong else "unexpected columns"
         )
@@ -153,14 +149,6 @@ def _values(metadata: pq.FileMetaData) -> int:
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = range(metadata.num_columns)
     return sum(max((group.column(i).num_values for i in columns), default=0) for group in groups)
-
-
-def _check_texts(table: pa.Table) -> None:
-    """Refuse long texts in the dictionaries of the columns, before they are expanded to rows."""
-    for name in _TEXTS:
-        for chunk in table[name].chunks:
-            if any(len(text or "") > _LONGEST for text in chunk.dictionary.to_pylist()):
-                raise ValueError(f"column {name} has a text of more than {_LONGEST} characters")
 
 
 def _without_dictionary(field: pa.Field) -> pa.Field:

@@ -65,9 +65,8 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 def cost(verdict: Verdict) -> str:
     """The cost of the check compared with the baseline's run."""
     saving = verdict.saving
-    ratio = (
-        f" ({saving:.1f} times fewer)" if saving >= 1 else f" ({1 / saving:.1f} times more)" if saving else ""
-    )
+    more = f" ({1 / saving:.1f} times more)" if saving else ""
+    ratio = f" ({saving:.1f} times fewer)" if saving >= 1 else more
     return (
         f"{verdict.attacked} of {verdict.open} images attacked, {count(verdict.passes)} passes; the baseline took "
         f"{count(verdict.baseline_passes)}{ratio}"

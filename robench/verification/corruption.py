@@ -19,7 +19,7 @@ from robench.engine import result_warnings
 from robench.engine.corruption_run import answers
 from robench.engine.setup import Setup
 from robench.records.corruption import of_record, shown_accuracies
-from robench.records.findings import Finding, disagreeing, equal, other_margins, rows_named, same
+from robench.records.findings import Finding, disagreeing, equal, other_margins, rows_hold, rows_named, same
 from robench.records.record import Record
 from robench.records.samples import read_samples
 from robench.statistics.corruption import figures, first_wrong, normaliser
@@ -59,9 +59,7 @@ def findings(
         yield Finding("samples.corrupted", False, "no predictions under corruptions")
         return
     uneven = [i for i, row in enumerate(rows["corrupted"]) if len(row) != len(requested)]
-    yield Finding(
-        "samples.corrupted", not uneven, f"{len(requested)} predictions per row; {rows_named(uneven)}"
-    )
+    yield rows_hold("samples.corrupted", uneven, f"{len(requested)} predictions per row")
     if uneven or not all(finding.held for finding in same):
         return
     yield from _settings(record, images, requested)
@@ -76,10 +74,9 @@ def _settings(record: Record, images: Images, requested: list[Cell]) -> Iterator
         "enlarged": enlargement(*images.x.shape[2:]),
         "draws": 1,
     }
+    claims = record.extra["corruptions"]
     for name, value in settings.items():
-        yield equal(
-            f"corruptions.{name}", record.extra["corruptions"][name], value, "how the images are made"
-        )
+        yield equal(f"corruptions.{name}", claims[name], value, "how the images are made")
 
 
 def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> Iterator[Finding]:
@@ -103,11 +100,8 @@ def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> I
     claimed, expected = extra["corruptions"]["accuracy"], shown_accuracies(outcomes)
     differing = [name for name in expected if not same(claimed.get(name), expected[name])]
     detail = f"{len(outcomes.cells)} cells counted from the samples, with Wilson's intervals"
-    yield Finding(
-        "corruptions.accuracy",
-        same(claimed, expected),
-        detail + (f"; {differing[0]} differs" if differing else ""),
-    )
+    detail += f"; {differing[0]} differs" if differing else ""
+    yield Finding("corruptions.accuracy", same(claimed, expected), detail)
     # The image size decides whether AlexNet's errors apply.
     by = normaliser(record.job.dataset.name, images.x.shape[-1])
     expected = figures(outcomes, by, record.job.seed)
@@ -130,16 +124,13 @@ def _arithmetic(record: Record, rows: dict[str, list[Any]], images: Images) -> I
         ):
             claimed_value = getattr(cost, part)
             yield equal(f"attacks.{name}.{part}", claimed_value, value, what, f"attacks.{part}")
-    total = {"forward": n * passes, "backward": 0}
-    for direction, value in total.items():
+    for direction, value in (("forward", n * passes), ("backward", 0)):
         what = "each image, clean and under every corruption"
         yield equal(f"passes.{direction}", record.passes[direction], value, what)
     nonfinite = sum(row.count(-1) for row in rows["corrupted"]) + rows["clean_prediction"].count(-1)
-    recorded = [(warning.code, warning.text) for warning in record.health]
-    raised = [(warning.code, warning.text) for warning in result_warnings.nonfinite_logits(nonfinite)]
-    yield Finding(
-        "health", recorded == raised, f"{', '.join(c for c, _ in raised) or 'no warnings'} from the samples"
-    )
+    raised = tuple(result_warnings.nonfinite_logits(nonfinite))
+    codes = ", ".join(warning.code for warning in raised) or "no warnings"
+    yield Finding("health", record.health == raised, f"{codes} from the samples")
 
 
 def _close(name: str, claimed: Any, expected: Any) -> Finding:
@@ -188,39 +179,30 @@ def _replay(
     broken: dict[int, list[int]] = {}
     off: list[int] = []
     ties = 0
-    for answer in answers(
-        Setup(model, job.seed, device, job.batch_size, stochastic=stochastic), images, requested
-    ):
+    setup = Setup(model, job.seed, device, job.batch_size, stochastic=stochastic)
+    for answer in answers(setup, images, requested):
         wrong, tied = disagreeing(answer.logits, recorded[answer.cell][answer.rows])
         ties += tied
         if wrong:
             broken.setdefault(answer.cell, []).extend(answer.rows.start + row for row in wrong)
         if answer.cell < 0:
-            off += [
-                answer.rows.start + row
-                for row in other_margins(answer.logits, rows["clean_margin"][answer.rows])
-            ]
-        if answer.cell >= 0:
+            margins = other_margins(answer.logits, rows["clean_margin"][answer.rows])
+            off += [answer.rows.start + row for row in margins]
+        else:
             digests[answer.cell].update(bytes.fromhex(answer.digest))
     equal_pixels = [
         claims["pixels"][cell.name][str(cell.severity)] == digest.hexdigest()
         for cell, digest in zip(requested, digests, strict=True)
     ]
-    origin = (
-        "" if claims["library"] == library() else f" (made by {claims['library']}, repeated with {library()})"
-    )
-    differing_cells = [
-        f"{cell.name} {cell.severity}" for cell, held in zip(requested, equal_pixels, strict=True) if not held
-    ]
-    detail = f"{sum(equal_pixels)} of {len(requested)} sets of corrupted images are the same when made again{origin}"
-    yield Finding(
-        "corruptions.pixels",
-        not differing_cells,
-        detail + (f"; not {differing_cells[0]}" if differing_cells else ""),
-    )
-    clean = broken.pop(-1, [])
-    yield Finding("samples.clean_prediction", not clean, f"{len(images)} predictions; {rows_named(clean)}")
-    yield Finding("samples.clean_margin", not off, f"between the two best logits; {rows_named(off)}")
+    differing_cells = [cell for cell, held in zip(requested, equal_pixels, strict=True) if not held]
+    detail = f"{sum(equal_pixels)} of {len(requested)} sets of corrupted images are the same when made again"
+    if claims["library"] != library():
+        detail += f" (made by {claims['library']}, repeated with {library()})"
+    if differing_cells:
+        detail += f"; not {differing_cells[0].name} {differing_cells[0].severity}"
+    yield Finding("corruptions.pixels", not differing_cells, detail)
+    yield rows_hold("samples.clean_prediction", broken.pop(-1, []), f"{len(images)} predictions")
+    yield rows_hold("samples.clean_margin", off, "between the two best logits")
     count = len(images) * len(requested)
     differing = sum(map(len, broken.values()))
     tied = f", {ties} of them a tie here" if ties else ""

@@ -17,7 +17,7 @@ from robench.core.errors import UsageError
 from robench.engine.counts import shipped
 from robench.engine.query_cost import passes
 from robench.records.certificates import is_attacked
-from robench.records.findings import Finding, equal, rows_named
+from robench.records.findings import Finding, equal, rows_hold
 from robench.threats.threat import Threat
 from robench.verification.evidence import Evidence
 
@@ -107,17 +107,12 @@ def findings(e: Evidence) -> Iterator[Finding]:
     costs = [cost(attack, spec, e.threat, classes) for attack, spec in zip(e.attacks, names, strict=True)]
     spent = [_spent(e, i, costs) for i in range(len(rows["id"]))]
     impossible = [i for i in range(len(spent)) if not _steps_fit(e, i, costs)]
-    yield Finding(
-        "samples.steps",
-        not impossible,
-        f"possible for the attack that fooled the row; {rows_named(impossible)}",
-    )
+    yield rows_hold("samples.steps", impossible, "possible for the attack that fooled the row")
     for place, direction in enumerate(("forward", "backward")):
         impossible = [
             i for i, parts in enumerate(spent) if not _within(rows[direction][i], _sum(parts[place]))
         ]
-        detail = f"possible passes of the attacks on each row; {rows_named(impossible)}"
-        yield Finding(f"samples.{direction}", not impossible, detail)
+        yield rows_hold(f"samples.{direction}", impossible, "possible passes of the attacks on each row")
         if impossible or len(record.attacks) != len(costs):
             continue
         for j, attack_cost in enumerate(record.attacks):

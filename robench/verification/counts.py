@@ -7,7 +7,7 @@ from typing import Any
 from robench.data._base import Images
 from robench.records import randomized as drawn
 from robench.records.certificates import is_attacked
-from robench.records.findings import Finding, equal, rows_named
+from robench.records.findings import Finding, equal, rows_hold, rows_named
 from robench.records.record import Record
 from robench.records.samples import FILE, input_digests
 from robench.statistics.accuracy import Accuracy
@@ -64,11 +64,10 @@ def arithmetic(e: Evidence) -> Iterator[Finding]:
         yield equal("adversarials.grain", e.certificates.grain, e.threat.grain[0], f"of {e.threat}")
     correct = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
     mismatched = [i for i in range(n) if correct[i] == (fooled_by[i] == "clean")]
-    detail = f'"clean" exactly where the clean prediction is wrong; {rows_named(mismatched)}'
-    yield Finding("samples.fooled_by", not mismatched, detail)
+    yield rows_hold("samples.fooled_by", mismatched, '"clean" exactly where the clean prediction is wrong')
     known = {"", "clean", "noise", *record.job.suite.attacks}
     unknown = [i for i in range(n) if fooled_by[i] not in known]
-    yield Finding("samples.fooled_by", not unknown, f"attacks of this record; {rows_named(unknown)}")
+    yield rows_hold("samples.fooled_by", unknown, "attacks of this record")
     yield from accuracies(record, sum(correct), fooled_by.count(""))
     specs = tuple(cost.spec for cost in record.attacks)
     yield equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run", "attacks.spec")
@@ -93,9 +92,5 @@ def _chain(e: Evidence, left: int) -> Iterator[Finding]:
         yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the attack before it")
         # A spec that is listed twice fools no further sample the second time.
         left -= hits.pop(cost.spec, 0)
-        yield equal(
-            f"attacks.{cost.spec}.survivors",
-            cost.survivors,
-            left,
-            "attacked minus the samples that it fooled",
-        )
+        what = "attacked minus the samples that it fooled"
+        yield equal(f"attacks.{cost.spec}.survivors", cost.survivors, left, what)

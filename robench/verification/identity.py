@@ -34,9 +34,9 @@ def findings(record: Record, folder: Path, images: Images, loaded: Loaded | None
     yield equal("key", record.key, job.key, key_detail)
     if loaded is not None:
         yield from _defense(record, loaded, images)
-    yield equal("dataset.name", job.dataset.name, images.name, "the images that were loaded")
-    yield equal("dataset.split", job.dataset.split, images.split, "the images that were loaded")
-    yield equal("dataset.digest", job.dataset.digest, images.digest, "the images that were loaded")
+    for name in ("name", "split", "digest"):
+        claim, actual = getattr(job.dataset, name), getattr(images, name)
+        yield equal(f"dataset.{name}", claim, actual, "the images that were loaded")
     yield from _suite(record)
     yield from _files(record, folder)
 
@@ -83,9 +83,8 @@ def _suite(record: Record) -> Iterator[Finding]:
     suite = record.job.suite
     known_suite = catalog.suites().get(suite.name)
     if known_suite is not None and known_suite.rungs:
-        yield Finding(
-            "suite.name", False, f"{suite.name} is a ladder of runs, and each run has its own suite"
-        )
+        detail = f"{suite.name} is a ladder of runs, and each run has its own suite"
+        yield Finding("suite.name", False, detail)
         return
     try:
         if record.corrupted:

@@ -11,7 +11,7 @@ from robench.engine.batched_model import Model, vote
 from robench.engine.judges import Judges
 from robench.records import randomized
 from robench.records.certificates import is_attacked
-from robench.records.findings import Finding, rows_named
+from robench.records.findings import Finding, rows_hold
 from robench.verification.evidence import Evidence
 
 
@@ -40,18 +40,15 @@ def findings(
         wrong = (answers != images.y[:, None]).sum(1).tolist()
         # Another device rounds logits differently, which may change a draw on the decision boundary.
         broken = [i for i, (a, b) in enumerate(zip(rows[column], wrong, strict=True)) if abs(a - b) > 1]
-        detail = f"number of wrong answers in {count} draws, give or take one for a tie; {rows_named(broken)}"
-        yield Finding(f"samples.{column}", not broken, detail)
+        detail = f"number of wrong answers in {count} draws, give or take one for a tie"
+        yield rows_hold(f"samples.{column}", broken, detail)
         if fresh:
             yield from _answers(rows, randomized.ANSWERS[name], column, answers)
     wrong = (final != images.y[:, None]).sum(1)
     worst = 100 * int((wrong == 0).sum()) / len(images)
     average = 100 * (1 - float(wrong.double().mean()) / count)
-    description = (
-        "fresh draws"
-        if fresh
-        else "draws, the same ones that the candidates were chosen on (see robench results migrate)"
-    )
+    chosen = "draws, the same ones that the candidates were chosen on (see robench results migrate)"
+    description = "fresh draws" if fresh else chosen
     detail = f"at most {worst:.2f} % in the worst of {count} {description}, and {average:.2f} % on average"
     proven = f"robust accuracy is {detail}, on these {len(images)} images"
     yield Finding("robust_accuracy", True, f"on these {len(images)} images it is {detail}", proven=proven)
@@ -69,7 +66,7 @@ def _verdicts(rows: dict[str, list[Any]], certified: list[int]) -> Iterator[Find
             holds = (wrong > 0) == (by == "noise") and not (by == "noise" and i in certificates)
         if not holds:
             broken.append(i)
-    yield Finding("samples.fooled_by", not broken, f"from the draws of each sample; {rows_named(broken)}")
+    yield rows_hold("samples.fooled_by", broken, "from the draws of each sample")
 
 
 def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) -> Iterator[Finding]:
@@ -82,12 +79,11 @@ def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) ->
     wrong = (then != label[:, None]).sum(1) != torch.tensor(rows[column])
     prediction = "clean_prediction" if name == randomized.ANSWERS["clean"] else "prediction"
     wrong |= vote(then) != torch.tensor(rows[prediction])
-    miscounted = _indices(wrong)
-    detail = f"the wrong answers match {column}, the vote matches {prediction}; {rows_named(miscounted)}"
-    yield Finding(f"samples.{name}", not miscounted, detail, (f"samples.{prediction}",))
+    detail = f"the wrong answers match {column}, the vote matches {prediction}"
+    yield rows_hold(f"samples.{name}", _indices(wrong), detail, f"samples.{prediction}")
     changed = _indices((then != now).sum(1) > 1)
-    detail = f"the answer to each draw, except one per sample on the decision boundary; {rows_named(changed)}"
-    yield Finding(f"samples.{name}", not changed, detail)
+    detail = "the answer to each draw, except one per sample on the decision boundary"
+    yield rows_hold(f"samples.{name}", changed, detail)
 
 
 def _indices(mask: Tensor) -> list[int]:

@@ -177,8 +177,9 @@ class _Check:
         before, after = int((then == labels).sum()), int((now == labels).sum())
         was = Accuracy.of(before, n)
         figures = f"{100 * after / n:.2f} %, was {percent(was)} % {interval(was)}"
-        if self.loaded.checkpoint_sha256 == self.record.job.defense.checkpoint_sha256 and self._alike():
-            # The same weights must give the same logits up to rounding.
+        recorded = self.record.job.defense
+        if (self.loaded.checkpoint_sha256, self.loaded.name) == (recorded.checkpoint_sha256, recorded.name):
+            # The same weights must give the same logits up to rounding; a changed card may have the same weights.
             margins_changed = self._other_margins()
             held = max(changed, margins_changed) <= max(1, n // 1000)
             detail = f"clean accuracy {figures}; the weights are the same"
@@ -200,10 +201,6 @@ class _Check:
         self.passes += len(self.images)
         then = torch.tensor(self.rows["clean_margin"])
         return int((~same_margins(then, margins(torch.cat(logits)))).sum())
-
-    def _alike(self) -> bool:
-        """Whether only libraries can differ: a changed card may have the same weights."""
-        return self.loaded.name == self.record.job.defense.name
 
     def _open(self, clean: Tensor) -> list[int]:
         """The images that may still be robust: classified correctly, and not fooled by their certificate.
@@ -257,11 +254,11 @@ class _Check:
         errors = f"(false alarms {options.false_alarm:.0%}, misses {options.miss:.0%})"
         if answer:
             again = (
-                f"{robust} of {robust + fooled} images attacked again are robust, of {len(order)} candidates"
+                f"{robust} of {self.attacked} images attacked again are robust, of {len(order)} candidates"
             )
             detail = f"as robust as it was: {again} {errors}"
         else:
-            again = f"{fooled} of {robust + fooled} images attacked again are fooled"
+            again = f"{fooled} of {self.attacked} images attacked again are fooled"
             detail = f"{self._figures(len(order) - fooled, True)}; {again} {errors}"
         return Step("attack", answer, detail)
 

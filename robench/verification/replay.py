@@ -25,6 +25,7 @@ from robench.engine.outcome import Outcome, ResultWarning
 from robench.engine.run import Run
 from robench.engine.setup import Setup, find_attacker
 from robench.records import randomized
+from robench.records.certificates import is_attacked
 from robench.records.findings import Finding
 from robench.records.migration import NOT_ATTACKED
 from robench.records.provenance import device_name, platform_facts
@@ -72,9 +73,8 @@ def missed(rows: int, false: int, drawn: int, allowed: int = 0) -> float:
     Args:
         rows: total number of rows; `false` of them are false, and `drawn` are in the sample.
     """
-    ways = sum(
-        math.comb(false, k) * math.comb(rows - false, drawn - k) for k in range(min(allowed, drawn) + 1)
-    )
+    counts = range(min(allowed, drawn) + 1)
+    ways = sum(math.comb(false, k) * math.comb(rows - false, drawn - k) for k in counts)
     return ways / math.comb(rows, drawn)
 
 
@@ -111,7 +111,7 @@ def findings(e: Evidence, loaded: Loaded, device: torch.device, sample: Sample) 
     candidates = [
         i
         for i, (by, forward) in enumerate(pairs)
-        if by != "clean" and not (skipped and by in ("", "noise") and not forward)
+        if by != "clean" and (forward or is_attacked(by) or not skipped)
     ]
     rows = [candidates[k] for k in sample.rows([e.rows["id"][i] for i in candidates])]
     again = attack_again(e.record.job, loaded, e.images, rows, device)
@@ -121,12 +121,9 @@ def findings(e: Evidence, loaded: Loaded, device: torch.device, sample: Sample) 
     compared = COLUMNS if same_device else COLUMNS[:1]
     differing = [i for i in rows if any(e.rows[name][i] != replayed[name][i] for name in compared)]
     complete = len(rows) == len(candidates) and same_device
-    yield Finding(
-        REPLAYED,
-        len(differing) <= allowed,
-        _detail(e, replayed, rows, differing, sample, same_device),
-        tuple(f"samples.{name}" for name in COLUMNS) if complete else (),
-    )
+    covers = tuple(f"samples.{name}" for name in COLUMNS) if complete else ()
+    detail = _detail(e, replayed, rows, differing, sample, same_device)
+    yield Finding(REPLAYED, len(differing) <= allowed, detail, covers)
     if complete:
         yield from _whole(e, again)
     elif rows:
@@ -137,10 +134,8 @@ def same_machine(record: Record, device: torch.device) -> bool:
     """Whether results must be bit-identical: the same processor and the same release of torch."""
     processor = record.device.rpartition(", ")[0] or record.device
     here = device_name(device)
-    return (
-        processor == (here.rpartition(", ")[0] or here)
-        and record.platform.get("torch") == platform_facts()["torch"]
-    )
+    same_processor = processor == (here.rpartition(", ")[0] or here)
+    return same_processor and record.platform.get("torch") == platform_facts()["torch"]
 
 
 def _whole(e: Evidence, again: Outcome) -> Iterator[Finding]:
@@ -151,8 +146,8 @@ def _whole(e: Evidence, again: Outcome) -> Iterator[Finding]:
 
     same = figures(again.attacks) == figures(e.record.attacks)
     names = ("attacked", "survivors", "forward", "backward")
-    covered = tuple(f"attacks.{name}" for name in names)
-    yield Finding("attacks", same, "costs of each attack when attacked again", (*covered, "passes"))
+    covered = (*(f"attacks.{name}" for name in names), "passes")
+    yield Finding("attacks", same, "costs of each attack when attacked again", covered)
     recorded = {_figures(warning) for warning in e.record.health}
     missing = [warning for warning in again.health if _figures(warning) not in recorded]
     detail = f"{', '.join(warning.code for warning in again.health) or 'no warnings'} when attacked again"
@@ -181,9 +176,7 @@ def _detail(
         detail += f" (made on {origin}: {TOLERATED_SHARE:.0%} may differ)"
     if differing:
         i = differing[0]
-        was, now = (
-            ", ".join(f"{name} {rows_[name][i]!r}" for name in COLUMNS) for rows_ in (e.rows, replayed)
-        )
+        was, now = (", ".join(f"{name} {r[name][i]!r}" for name in COLUMNS) for r in (e.rows, replayed))
         detail += f"; row {i}: the record says {was}, found {now}"
     return detail
 

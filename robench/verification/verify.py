@@ -21,7 +21,7 @@ from robench.engine.batched_model import Network, frozen, undefined
 from robench.records import randomized as drawn
 from robench.records.certificate_file import tensor_names
 from robench.records.certificates import Applied, read_certificates
-from robench.records.findings import TIE, Finding, disagreeing, other_margins, rows_named
+from robench.records.findings import TIE, Finding, disagreeing, other_margins, rows_hold
 from robench.records.record import Record, read_record
 from robench.records.samples import read_samples
 from robench.verification import (
@@ -121,7 +121,8 @@ def report(
     record = read_record(folder)
     record_folder = record.folder or Path(folder)
     checked = list(findings(folder, loaded.defense, images, loaded=loaded, device=device, sample=sample))
-    kind, present, unknown = _present(record, record_folder)
+    kind = _kind(record)
+    present, _, unknown = fields.split(_names(record, record_folder), kind)
     held, failed, trusted = [], [], {}
     for line in present:
         relevant = [item for item in checked if line.name in _covered(item, kind)]
@@ -144,13 +145,6 @@ def _kind(record: Record) -> str:
     if record.corrupted:
         return fields.CORRUPTED
     return fields.RANDOMIZED if drawn.FIELD in record.extra else fields.PLAIN
-
-
-def _present(record: Record, folder: Path) -> tuple[str, list[fields.Field], list[str]]:
-    """The record's kind, the table lines of its fields, and the fields that this release does not know."""
-    kind = _kind(record)
-    present, _, unknown = fields.split(_names(record, folder), kind)
-    return kind, present, unknown
 
 
 def _names(record: Record, folder: Path) -> Iterator[str]:
@@ -223,50 +217,35 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
         distance |= dict(zip(part, threat.distance(x[part], points).tolist(), strict=True))
     box = "the parameters' range" if threat.name else "[0, 1]"
     covers = ("adversarials.delta", "adversarials.grains")
-    detail = f"inside {threat} and {box}; {rows_named(outside)}"
-    yield Finding("adversarials.delta", not outside, detail, covers)
-    recorded = rows["distance"]
-    wrong_distance = [
-        i
-        for i in range(len(recorded))
-        if not abs(recorded[i] - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(recorded[i]))
+    yield rows_hold("adversarials.delta", outside, f"inside {threat} and {box}", *covers)
+    off = [
+        i for i, d in enumerate(rows["distance"]) if not abs(d - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(d))
     ]
-    yield Finding(
-        "samples.distance",
-        not wrong_distance,
-        f"distance of the perturbed image; {rows_named(wrong_distance)}",
-    )
+    yield rows_hold("samples.distance", off, "distance of the perturbed image")
 
-    clean = (
-        _first_draw(e, judge, device) if e.draws > 1 else _logits(judge, x, e.record.job.batch_size, device)
-    )
-    wrong_margins = other_margins(clean, rows["clean_margin"])
-    yield Finding(
-        "samples.clean_margin", not wrong_margins, f"between the two best logits; {rows_named(wrong_margins)}"
-    )
+    batch_size = e.record.job.batch_size
+    clean = _first_draw(e, judge, device) if e.draws > 1 else _logits(judge, x, batch_size, device)
+    off = other_margins(clean, rows["clean_margin"])
+    yield rows_hold("samples.clean_margin", off, "between the two best logits")
     yield from result_warnings.findings(e, clean, declared)
     if e.draws > 1:
         yield from randomized.findings(e, judge, x_adv, device)
         return
     yield _predictions("samples.clean_prediction", clean, rows["clean_prediction"], range(len(x)))
-    logits = _logits(judge, x_adv, e.record.job.batch_size, device)
+    logits = _logits(judge, x_adv, batch_size, device)
     predictions = [rows["prediction"][i] for i in attacked]
     yield _predictions("samples.prediction", logits, predictions, attacked)
     unattacked = [i for i in range(len(x)) if i not in distance]
     changed = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
-    yield Finding(
-        "samples.prediction",
-        not changed,
-        f"rows without an attack keep the clean prediction; {rows_named(changed)}",
-    )
+    yield rows_hold("samples.prediction", changed, "rows without an attack keep the clean prediction")
 
     # NaN counts as a wrong answer only if the record has NaN too.
     wrong_margin = _wrong_margin(logits, labels[attacked], predictions)
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
     nan_count = int(_by_nan(logits, predictions).sum())
     by_nan = f", {nan_count} of them by NaN" if nan_count else ""
-    detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}; {rows_named(refuted)}"
-    yield Finding("adversarials.delta", not refuted, detail, covers)
+    detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}"
+    yield rows_hold("adversarials.delta", refuted, detail, *covers)
 
     clean_margin = _wrong_margin(clean, labels, rows["clean_prediction"])
     wrong = int((wrong_margin > 0).sum()) + int((clean_margin > 0)[unattacked].sum())
@@ -316,6 +295,4 @@ def _by_nan(logits: Tensor, recorded: list[int]) -> Tensor:
 def _predictions(field: str, logits: Tensor, recorded: list[int], rows: Sequence[int]) -> Finding:
     broken, ties = disagreeing(logits, recorded)
     tied = f", {ties} of them a tie here" if ties else ""
-    return Finding(
-        field, not broken, f"{len(recorded)} predictions{tied}; {rows_named([rows[i] for i in broken])}"
-    )
+    return rows_hold(field, [rows[i] for i in broken], f"{len(recorded)} predictions{tied}")

@@ -312,7 +312,7 @@ def test_the_commands_say_what_they_do(tmp_path, capsys, monkeypatch):
         and out.splitlines()[-1].startswith("5 would be removed")
         and (run.folder / ".partial").exists()
     )
-    assert "partial         1 kB  results/digits-linf/mimir-digits/autoattack/.partial" in out.splitlines()
+    assert "partial     0.977 KiB  results/digits-linf/mimir-digits/autoattack/.partial" in out.splitlines()
     code, out, _ = command(capsys, "prune", "--only", "partial,temporary")
     assert out.splitlines()[-1].startswith("4 removed") and (run.folder / "superseded").exists()
     code, out, _ = command(capsys, "export", "results", "--output", "mine.zip")
