@@ -64,11 +64,6 @@ def described(facts: Facts) -> Callable[[Builder], Builder]:
     return decorate
 
 
-def facts_of(builder: Any) -> Facts:
-    """The facts attached to a builder by `described`; empty if there are none."""
-    return getattr(builder, "facts", Facts(""))
-
-
 def find(name: str, data_dir: str | None, places: tuple[str, ...], facts: Facts) -> Path:
     """The first of `places`, files or folders below the data folder, that exists.
 
@@ -97,21 +92,13 @@ def _content(folder: Path) -> str:
 
 
 def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test")) -> None:
-    """Check that data set `name` has a split.
-
-    Raises:
-        UsageError: if it does not, listing its splits.
-    """
+    """Refuse a split that data set `name` does not have."""
     if split not in known:
         raise UsageError(f'{name} has no split "{split}": expected {" or ".join(known)}')
 
 
 def check_channels(channels: int) -> None:
-    """Check a number of channels.
-
-    Raises:
-        UsageError: for anything except 1 and 3.
-    """
+    """Refuse a number of channels except 1 and 3."""
     if channels not in (3, 1) or isinstance(channels, bool):
         raise UsageError(f"channels={channels}: expected 3, or 1 for grey images")
 

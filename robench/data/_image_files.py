@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from robench.core.errors import ResourceError, UsageError
 from robench.data._lazy_images import PixelFile
@@ -53,12 +55,7 @@ def list_classes(folder: Path, name: str) -> dict[str, list[Path]]:
 
 @dataclass(frozen=True)
 class Blob:
-    """The content of an image file that is embedded in another file.
-
-    Attributes:
-        name: location, for messages.
-        content: bytes of the file; None if missing.
-    """
+    """The content of an image file that is embedded in another file, None if missing, and its location for messages."""
 
     name: str
     content: bytes | None
@@ -70,22 +67,12 @@ class Blob:
 def check_complete(
     files: dict[str, list[Path]], classes: Sequence[str], images: int, folder: Path, name: str, partial: bool
 ) -> None:
-    """Check that a folder has exactly the classes and the number of images of a data set.
-
-    Args:
-        files: image files by class, see `list_classes`.
-        classes: classes of the data set.
-        images: number of images of the data set.
-        partial: accept missing classes and images.
+    """Check that `files` are of exactly these classes and this number of images, or with `partial` of some of them.
 
     Raises:
-        ResourceError: if it does not, with the number of missing images and the names of missing classes.
+        ResourceError: if not, with the number of missing images and the names of missing classes.
     """
-    if unknown := [folder / synset for synset in files if synset not in classes]:
-        raise ResourceError(
-            f"{len(unknown)} of {len(files)} folders of {name} are not among its {len(classes)} classes: "
-            + named(unknown)
-        )
+    check_known(files, classes, folder, name, f"its {len(classes)} classes")
     missing = [folder / synset for synset in classes if synset not in files]
     count = sum(map(len, files.values()))
     if (missing or count < images) and not partial:
@@ -93,6 +80,15 @@ def check_complete(
         raise ResourceError(
             f"{images - count} of the {images} images of {name} are missing{detail}; restore them, or write "
             "partial=True to use those available"
+        )
+
+
+def check_known(files: Iterable[str], classes: Sequence[str], folder: Path, name: str, known: str) -> None:
+    """Refuse folders that are not named after a class; `known` describes the classes in the message."""
+    names = list(files)
+    if unknown := [folder / synset for synset in names if synset not in classes]:
+        raise ResourceError(
+            f"{len(unknown)} of {len(names)} folders of {name} are not among {known}: {named(unknown)}"
         )
 
 
@@ -179,10 +175,22 @@ def round_robin(groups: Iterable[Iterable[Item]]) -> list[Item]:
     return [item for items in rounds for item in items if item is not _MISSING]
 
 
-def labelled(files: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> list[tuple[int, Path]]:
-    """Label and path of each image, alternating between classes; a label is the index in `classes`."""
-    labels = {name: k for k, name in enumerate(classes)}
-    return round_robin([(labels[name], path) for path in paths] for name, paths in files.items())
+def read_classes(
+    files: Mapping[str, Sequence[Path]],
+    classes: Sequence[str],
+    samples: int | None,
+    preprocessing: str,
+    name: str,
+    channels: int = 3,
+) -> tuple[PixelFile, Tensor]:
+    """Pixels and labels of the first images of a data set with one folder per class; see `decode`.
+
+    The order alternates between classes, and a label is the index in `classes`.
+    """
+    labels = {class_name: k for k, class_name in enumerate(classes)}
+    rows = round_robin([(labels[key], path) for path in paths] for key, paths in files.items())[:samples]
+    x = decode(enumerate(path for _, path in rows), len(rows), preprocessing, name, channels)
+    return x, torch.tensor([label for label, _ in rows], dtype=torch.int64)
 
 
 def named(paths: Sequence[object]) -> str:

@@ -18,12 +18,7 @@ _LINE = re.compile(r"(?:n\d{8}/)?ILSVRC2012_val_(\d{8})(?:\.JPEG)?")
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of a list.
-
-    Attributes:
-        number: number in the file name minus one.
-        text: the line.
-    """
+    """A line of a list, with the number in its file name minus one."""
 
     number: int
     text: str
@@ -63,11 +58,8 @@ def read_list(ids: str, name: str) -> list[Listed]:
         match = _LINE.fullmatch(line)
         number = int(match[1]) - 1 if match else -1
         if number < 0 or number in images:
-            problem = (
-                "is repeated"
-                if number in images
-                else "expected a line such as n09468604/ILSVRC2012_val_00015253.JPEG"
-            )
+            expected = "expected a line such as n09468604/ILSVRC2012_val_00015253.JPEG"
+            problem = "is repeated" if number in images else expected
             raise ResourceError(f'{file} has as its entry {place} "{line[:60]}": {problem}')
         images[number] = Listed(number, line)
     if not images:

@@ -42,33 +42,15 @@ CIFAR100_CLASSES = (
 
 # Kar et al. 2022, "3D Common Corruptions and Data Augmentation"; the twelve available for ImageNet.
 COMMON_3D = (
-    "near_focus",
-    "far_focus",
-    "fog_3d",
-    "flash",
-    "color_quant",
-    "low_light",
-    "xy_motion_blur",
-    "z_motion_blur",
-    "iso_noise",
-    "bit_error",
-    "h265_abr",
-    "h265_crf",
-)
+    "near_focus", "far_focus", "fog_3d", "flash", "color_quant", "low_light", "xy_motion_blur", "z_motion_blur",
+    "iso_noise", "bit_error", "h265_abr", "h265_crf",
+)  # fmt: skip
 # Mintun et al. 2021, "On Interaction Between Augmentations and Corruptions in Natural Corruption Robustness"; the
 # spelling of the fifth follows the authors.
 BAR = (
-    "blue_noise_sample",
-    "brownish_noise",
-    "caustic_refraction",
-    "checkerboard_cutout",
-    "cocentric_sine_waves",
-    "inverse_sparkles",
-    "perlin_noise",
-    "plasma_noise",
-    "single_frequency_greyscale",
-    "sparkles",
-)
+    "blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout", "cocentric_sine_waves",
+    "inverse_sparkles", "perlin_noise", "plasma_noise", "single_frequency_greyscale", "sparkles",
+)  # fmt: skip
 
 
 @cache

@@ -16,57 +16,37 @@ from robench.data._lazy_images import PixelFile
 
 # Number of bytes read at a time.
 _PART = 1 << 20
-_ADVICE = "get the file again"
 
 
 def open_array(path: Path) -> np.ndarray:
-    """Open the array of a .npy file as a memory map.
-
-    Raises:
-        ResourceError: if it is missing, damaged or holds pickled objects.
-    """
-    try:
+    """Open the array of a .npy file as a memory map; objects are not unpickled."""
+    with _readable(path):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ResourceError(f"{path}: {_reason(error)}: {_ADVICE}") from error
 
 
 def read_archive(
     path: Path, needed: tuple[str, ...], optional: tuple[str, ...], present: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """Read arrays of a .npz file.
-
-    Args:
-        path: the file.
-        needed: arrays that must exist.
-        optional: arrays to read if they exist.
-        present: arrays that must exist but are not read.
+    """Read arrays of a .npz file: those that it must have and the optional ones; `present` must exist but is not read.
 
     Raises:
         ResourceError: if it is missing or damaged, contains pickled objects, or lacks one of `needed` and `present`.
     """
-    try:
-        # Opened here, because NumPy does not close a file that it cannot read.
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not hasattr(archive, "files"):
-                names = " and ".join(sorted((*needed, *present)))
-                raise ResourceError(f"{path} is not a .npz archive: expected arrays {names}")
-            if missing := sorted(name for name in (*needed, *present) if name not in archive.files):
-                raise ResourceError(
-                    f"{path} has no array {' and '.join(missing)}: it has {', '.join(archive.files) or 'none'}"
-                )
-            return {name: archive[name] for name in (*needed, *optional) if name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unreadable(path, error) from error
+    # Opened here, because NumPy does not close a file that it cannot read.
+    with _readable(path), path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not hasattr(archive, "files"):
+            names = " and ".join(sorted((*needed, *present)))
+            raise ResourceError(f"{path} is not a .npz archive: expected arrays {names}")
+        if missing := sorted(name for name in (*needed, *present) if name not in archive.files):
+            raise ResourceError(
+                f"{path} has no array {' and '.join(missing)}: it has {', '.join(archive.files) or 'none'}"
+            )
+        return {name: archive[name] for name in (*needed, *optional) if name in archive.files}
 
 
 def rows(path: Path, name: str) -> int:
-    """The number of rows of an array in a .npz archive; 0 for a scalar.
-
-    Raises:
-        ResourceError: if the archive is damaged or contains pickled objects.
-    """
+    """The number of rows of an array in a .npz archive; 0 for a scalar."""
     with _member(path, name) as file:
         shape, _, _ = _header(file)
     return shape[0] if shape else 0
@@ -74,16 +54,20 @@ def rows(path: Path, name: str) -> int:
 
 @contextmanager
 def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """Open an array inside a .npz archive; damage becomes a ResourceError."""
+    with _readable(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        yield file
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn a file that is missing, damaged or holds pickled objects into a ResourceError."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            yield file
+        yield
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ResourceError:
-    return ResourceError(f"{path}: {_reason(error)}: {_ADVICE}")
+        reason = error.strerror if isinstance(error, OSError) else ""
+        text = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = reason or f"damaged or not an array of numbers ({text})"
+        raise ResourceError(f"{path}: {reason}: get the file again") from error
 
 
 def pixels(array: np.ndarray, path: Path, channels: int = 3) -> Tensor:
@@ -107,11 +91,7 @@ def pixels(array: np.ndarray, path: Path, channels: int = 3) -> Tensor:
 
 
 def _channels_last(array: np.ndarray, path: Path, channels: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Convert images to (N, H, W, channels).
-
-    Args:
-        shape: the shape of the whole array, for messages.
-    """
+    """Convert images to (N, H, W, channels); messages name `shape`, that of the whole array."""
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim == 4 and array.shape[-1] not in (1, 3) and array.shape[1] in (1, 3):
@@ -137,35 +117,27 @@ def _check_range(x: np.ndarray, path: Path) -> None:
 
 
 def member_pixels(path: Path, name: str, samples: int | None, channels: int = 3) -> PixelFile:
-    """Read the first images of an array in a .npz archive in parts; see `pixels`.
-
-    Raises:
-        ResourceError: as `pixels`, and if the archive is damaged or contains pickled objects.
-    """
-    with _member(path, name) as file:
-        return _streamed(file, path, samples, channels)
-
-
-def _streamed(file: IO[bytes], path: Path, samples: int | None, channels: int) -> PixelFile:
-    shape, columns_first, kind = _header(file)
-    count = shape[0] if samples is None or not shape else min(samples, shape[0])
-    if columns_first or not shape:
-        # In Fortran order each image is spread over the whole file.
-        array = np.frombuffer(file.read(), kind).reshape(shape, order="F" if columns_first else "C")
-        parts = iter([array[:count]])
-    else:
-        parts = _parts(file, shape, kind, count)
+    """Read the first images of an array in a .npz archive in parts; see `pixels`."""
     stack: PixelFile | None = None
     at = 0
-    for part in parts:
-        x = _channels_last(part, path, channels, shape)
-        if x.dtype != np.uint8:
-            x = x.astype(np.float32)
-            _check_range(x, path)
-        if stack is None:
-            stack = PixelFile((count, x.shape[3], *x.shape[1:3]), x.dtype)
-        stack.write(at, x)
-        at += len(x)
+    with _member(path, name) as file:
+        shape, columns_first, kind = _header(file)
+        count = shape[0] if samples is None or not shape else min(samples, shape[0])
+        if columns_first or not shape:
+            # In Fortran order each image is spread over the whole file.
+            array = np.frombuffer(file.read(), kind).reshape(shape, order="F" if columns_first else "C")
+            parts = iter([array[:count]])
+        else:
+            parts = _parts(file, shape, kind, count)
+        for part in parts:
+            x = _channels_last(part, path, channels, shape)
+            if x.dtype != np.uint8:
+                x = x.astype(np.float32)
+                _check_range(x, path)
+            if stack is None:
+                stack = PixelFile((count, x.shape[3], *x.shape[1:3]), x.dtype)
+            stack.write(at, x)
+            at += len(x)
     assert stack is not None
     return stack
 
@@ -208,11 +180,3 @@ def labels(array: np.ndarray, path: Path, classes: int | None = None) -> Tensor:
         last = f"{classes - 1}" if classes else ""
         raise ResourceError(f"{path}: labels in {int(y.min())} .. {int(y.max())}: expected 0 .. {last}")
     return y
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (
-        f"damaged or not an array of numbers ({' '.join(str(error).split())[:120] or type(error).__name__})"
-    )

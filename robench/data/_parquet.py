@@ -133,10 +133,10 @@ def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "
     for column in (image, label):
         if column not in schema.names:
             raise UsageError(f"{name} has no column {column}: it has {', '.join(schema.names)}")
-    if not _holds_pictures(schema.field(image).type):
+    kind = schema.field(image).type
+    if not (_inner(kind, "bytes") or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise UsageError(
-            f"the column {image} of {name} is {schema.field(image).type}: expected encoded images as bytes, or a "
-            "struct with bytes"
+            f"the column {image} of {name} is {kind}: expected encoded images as bytes, or a struct with bytes"
         )
     different = [
         file
@@ -176,11 +176,8 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
-    return (
-        {key: item for key, item in features.items() if isinstance(item, dict)}
-        if isinstance(features, dict)
-        else {}
-    )
+    features = features if isinstance(features, dict) else {}
+    return {key: item for key, item in features.items() if isinstance(item, dict)}
 
 
 def _column(
@@ -191,11 +188,8 @@ def _column(
     ]
     columns = columns or [column for column in usual if column in schema.names][:1]
     if len(columns) != 1:
-        available = (
-            f"several columns of that kind: {', '.join(columns)}"
-            if columns
-            else f"columns {', '.join(schema.names)}"
-        )
+        several = "several columns of that kind:" if columns else "columns"
+        available = f"{several} {', '.join(columns or schema.names)}"
         raise UsageError(
             f'no unique {argument} column in {name}, which has {available}: set {argument}="..."'
         )
@@ -205,12 +199,6 @@ def _column(
 def _inner(kind: pa.DataType, field: str) -> str:
     """`field` if the column is a struct with that field, else ""."""
     return field if pa.types.is_struct(kind) and kind.get_field_index(field) >= 0 else ""
-
-
-def _holds_pictures(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return bool(_inner(kind, "bytes"))
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _labels(

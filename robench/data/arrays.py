@@ -6,7 +6,7 @@ import torch
 
 from robench.core import registry
 from robench.core.errors import ResourceError
-from robench.core.specs import Spec
+from robench.core.specs import Spec, without
 from robench.data import _numpy_files
 from robench.data._base import Facts, Images, check_channels, check_split, described
 
@@ -37,8 +37,9 @@ def load(
         ResourceError: if the file is missing, damaged, or has other content.
     """
     check_channels(channels)
-    arguments = ({"classes": classes} if classes else {}) | ({"channels": channels} if channels != 3 else {})
-    name = str(Spec(f"npz:{path}", arguments))
+    name = str(
+        without(Spec(f"npz:{path}", {"classes": classes, "channels": channels}), classes=0, channels=3)
+    )
     check_split(name, split, ("test",))
     file = Path(data_dir or "").expanduser() / Path(path).expanduser()
     arrays = _numpy_files.read_archive(file, ("y",), ("classes",), present=("x",))
@@ -52,12 +53,5 @@ def load(
     if not len(y):
         raise ResourceError(f"{file} contains no images")
     x = _numpy_files.member_pixels(file, "x", samples, channels)
-    count = classes or int(y.max()) + 1
-    return Images(
-        name,
-        split,
-        x,
-        y[:samples],
-        torch.arange(len(x)),
-        class_names or tuple(str(k) for k in range(count)),
-    )
+    class_names = class_names or tuple(map(str, range(classes or int(y.max()) + 1)))
+    return Images(name, split, x, y[:samples], torch.arange(len(x)), class_names)

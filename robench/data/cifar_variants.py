@@ -77,8 +77,8 @@ _SETS = {
 def _corrupted(
     kind: str, corruption: str, severity: int, split: str, data_dir: str | None, samples: int | None
 ) -> Images:
-    folder, facts, classes = _SETS[kind]
     check_corruption(corruption, severity, COMMON + VALIDATION)
+    folder, facts, classes = _SETS[kind]
     name = str(Spec(kind, {"corruption": corruption, "severity": severity}))
     check_split(name, split, ("test",))
     images = find(
@@ -133,12 +133,8 @@ def _slice(
     for array, path, shape in ((x, images, (rows, 32, 32, 3)), (y, labels, (rows,))):
         if array.shape != shape:
             raise ResourceError(f"{path}: shape {array.shape}: {name} needs {shape}; get the file again")
-    pixels = _numpy_files.pixels(x[selected], images)
-    return Images(
-        name,
-        "test",
-        pixels,
+    pixels, targets = (
+        _numpy_files.pixels(x[selected], images),
         _numpy_files.labels(y[selected], labels, len(classes)),
-        torch.arange(len(pixels)),
-        classes,
     )
+    return Images(name, "test", pixels, targets, torch.arange(len(pixels)), classes)

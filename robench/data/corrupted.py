@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robench.core import registry
 from robench.core.errors import UsageError
-from robench.core.specs import Spec
+from robench.core.specs import Spec, without
 from robench.core.transfer import sent_bytes
 from robench.corruption.cache import Cache
 from robench.corruption.make import library
@@ -130,7 +130,13 @@ def corrupted(
 
     check_corruption(corruption, severity, COMMON + VALIDATION)
     whole = load_dataset(dataset, split, samples, data_dir)
-    arguments = {"dataset": whole.name, "corruption": corruption, "severity": severity}
-    arguments |= ({"seed": seed} if seed else {}) | ({"jpeg": True} if jpeg else {})
+    arguments = {
+        "dataset": whole.name,
+        "corruption": corruption,
+        "severity": severity,
+        "seed": seed,
+        "jpeg": jpeg,
+    }
+    name = str(without(Spec("corrupted", arguments), seed=0, jpeg=False))
     x = tensor(np.stack(list(corrupt_all(whole, corruption, severity, seed, jpeg))))
-    return Images(str(Spec("corrupted", arguments)), split, x, whole.y, whole.ids, whole.classes)
+    return Images(name, split, x, whole.y, whole.ids, whole.classes)

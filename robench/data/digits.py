@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
-from robench.data._base import Facts, Images, described
+from robench.data._base import Facts, Images, check_split, described
 
 SIZE = 16
 # Powers of two, for which bilinear weights are exact.
@@ -43,8 +43,7 @@ def load(split: str = "test", data_dir: str | None = None, size: int = SIZE) -> 
     """
     if size not in SIZES:
         raise UsageError(f"digits(size={size!r}): expected one of {', '.join(map(str, SIZES))}")
-    if split not in ("train", "test"):
-        raise UsageError(f'digits has no split "{split}": expected train or test')
+    check_split("digits", split)
     table = _table()
     ids = torch.arange(len(table))
     held_out = torch.isin(ids % 10, torch.tensor(TEST_RESIDUES))
@@ -53,7 +52,7 @@ def load(split: str = "test", data_dir: str | None = None, size: int = SIZE) -> 
     x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
     y = table[ids, -1].long()
     name = "digits" if size == SIZE else f"digits({size=})"
-    return Images(name, split, x.repeat(1, 3, 1, 1), y, ids, tuple(str(k) for k in range(10)))
+    return Images(name, split, x.repeat(1, 3, 1, 1), y, ids, tuple(map(str, range(10))))
 
 
 def _table() -> torch.Tensor:

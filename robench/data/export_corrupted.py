@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.core.errors import ResourceError, UsageError
 from robench.core.io import claim, disk_errors, read_ordinary, write_file, write_quickly
 from robench.core.specs import parse
 from robench.corruption.make import JPEG, SMALLEST, enlargement, library
-from robench.corruption.names import COMMON, SEVERITIES, VALIDATION
+from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
 from robench.corruption.tasks import Task, in_order
 from robench.data import Images
 from robench.data._names import synsets
@@ -64,10 +64,8 @@ def write_corrupted(
         ResourceError: if images or the library are missing, or the folder cannot be written or contains other images
             or labels.
     """
-    known = GROUPS["all"]
     for name in corruptions:
-        if name not in known:
-            raise unknown_name("corruption", name, {*known})
+        check_corruption(name, SEVERITIES[0], GROUPS["all"])
     folders = parse(images.name).name == "imagenet"
     if not folders and set(severities) != set(SEVERITIES):
         raise UsageError(f"{images.name} is written to .npy files with all five severities: omit --severity")
@@ -138,10 +136,7 @@ def _write_folders(
     places = [output / name / str(severity) for name, severity in cells]
     parts = len(list(spans(images)))
     work = [
-        (
-            number,
-            [row for row in range(rows.start, rows.stop) if not _whole(place.joinpath(*names[row]))],
-        )
+        (number, [i for i in range(rows.start, rows.stop) if not _whole(place.joinpath(*names[i]))])
         for number, place in enumerate(places)
         for rows in spans(images)
     ]

@@ -6,7 +6,7 @@ import torch
 
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
-from robench.core.specs import Spec
+from robench.core.specs import Spec, without
 from robench.data import _image_files
 from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_channels, check_split, described
@@ -48,11 +48,8 @@ def load(
         raise UsageError(f'classes="{classes}": expected {" or ".join(CLASSES)}')
     preprocessings.parse(preprocessing)
     check_channels(channels)
-    arguments = {} if preprocessing == "none" else {"preprocessing": preprocessing}
-    arguments |= ({} if classes == "folders" else {"classes": classes}) | (
-        {} if channels == 3 else {"channels": channels}
-    )
-    name = str(Spec(f"folder:{path}", arguments))
+    spec = Spec(f"folder:{path}", {"preprocessing": preprocessing, "classes": classes, "channels": channels})
+    name = str(without(spec, preprocessing="none", classes="folders", channels=3))
     check_split(name, split, ("test",))
     folder = Path(data_dir or "").expanduser() / Path(path).expanduser()
     if not folder.is_dir():
@@ -61,13 +58,7 @@ def load(
         )
     files = _image_files.list_classes(folder, name)
     known = synsets() if classes == "imagenet" else tuple(files)
-    if unknown := [folder / synset for synset in files if synset not in known]:
-        raise ResourceError(
-            f"{len(unknown)} of {len(files)} folders of {name} are not among ImageNet's 1,000 synsets: "
-            + _image_files.named(unknown)
-        )
-    rows = _image_files.labelled(files, known)[:samples]
-    x = _image_files.decode(enumerate(path for _, path in rows), len(rows), preprocessing, name, channels)
-    y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    _image_files.check_known(files, known, folder, name, "ImageNet's 1,000 synsets")
+    x, y = _image_files.read_classes(files, known, samples, preprocessing, name, channels)
     names = imagenet_classes() if classes == "imagenet" else known
     return Images(name, split, x, y, torch.arange(len(x)), names)

@@ -7,7 +7,7 @@ from functools import partial as bound
 import torch
 
 from robench.core import registry
-from robench.core.specs import Spec
+from robench.core.specs import Spec, without
 from robench.data import _image_files
 from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_split, described, find
@@ -17,14 +17,7 @@ from robench.data.class_subset import Subset
 
 @dataclass(frozen=True)
 class Variant:
-    """The fixed properties of such a data set.
-
-    Attributes:
-        synsets: synsets of its classes.
-        images: number of images.
-        places: possible folders.
-        facts: facts for `robench list datasets`.
-    """
+    """The fixed properties of such a data set: the synsets of its classes, number of images and possible folders."""
 
     synsets: Callable[[], tuple[str, ...]]
     images: int
@@ -126,14 +119,12 @@ def _load(
     partial: bool,
 ) -> Images:
     preprocessings.parse(preprocessing)
-    name = str(Spec(kind, {"preprocessing": preprocessing} | ({"partial": True} if partial else {})))
+    name = str(without(Spec(kind, {"preprocessing": preprocessing, "partial": partial}), partial=False))
     check_split(name, split, ("test",))
     folder = find(name, data_dir, variant.places, variant.facts)
     files = _image_files.list_classes(folder, name)
     _image_files.check_complete(files, variant.synsets(), variant.images, folder, name, partial)
-    rows = _image_files.labelled(files, variant.synsets())[:samples]
-    x = _image_files.decode(enumerate(file for _, file in rows), len(rows), preprocessing, name)
-    y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    x, y = _image_files.read_classes(files, variant.synsets(), samples, preprocessing, name)
     indices = tuple(synsets().index(synset) for synset in variant.synsets())
     names = tuple(imagenet_classes()[k] for k in indices)
     class_subset = Subset(indices, len(synsets())) if len(indices) < len(synsets()) else None

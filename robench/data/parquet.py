@@ -8,7 +8,7 @@ import torch
 
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
-from robench.core.specs import Spec
+from robench.core.specs import Spec, without
 from robench.data import _image_files, _parquet
 from robench.data import preprocessing as preprocessings
 from robench.data._base import Facts, Images, check_split, described
@@ -48,9 +48,8 @@ def load(
         ResourceError: if files or images are missing or damaged, with their number, or rows have no label.
     """
     preprocessings.parse(preprocessing)
-    arguments = {"preprocessing": preprocessing if preprocessing != "none" else "", "part": part}
-    arguments |= {"image": image, "label": label}
-    name = str(Spec(f"parquet:{path}", {key: value for key, value in arguments.items() if value}))
+    arguments = {"preprocessing": preprocessing, "part": part, "image": image, "label": label}
+    name = str(without(Spec(f"parquet:{path}", arguments), preprocessing="none", part="", image="", label=""))
     check_split(name, split)
     place = Path(data_dir or "").expanduser() / Path(path).expanduser()
     table = _parquet.open_table(_choose(place, name, split, part), name, image, label)

@@ -9,7 +9,7 @@ import torch
 
 from robench.core import registry
 from robench.core.errors import ResourceError
-from robench.core.specs import Spec
+from robench.core.specs import Spec, without
 from robench.data import _image_files
 from robench.data._base import Facts, Images, check_split, data_root, described, find
 from robench.data._names import COMMON, VALIDATION, check_corruption
@@ -77,8 +77,8 @@ def load_corrupted(
         ResourceError: if images or classes are missing or damaged, with their number.
     """
     check_corruption(corruption, severity, COMMON + VALIDATION)
-    arguments = {"corruption": corruption, "severity": severity} | ({"partial": True} if partial else {})
-    name = str(Spec("tiny-imagenet-c", arguments))
+    spec = Spec("tiny-imagenet-c", {"corruption": corruption, "severity": severity, "partial": partial})
+    name = str(without(spec, partial=False))
     check_split(name, split, ("test",))
     facts = C.of(corruption=corruption, severity=severity)
     folder = find(name, data_dir, (f"Tiny-ImageNet-C/{corruption}", f"tiny-imagenet-c/{corruption}"), facts)
@@ -92,9 +92,7 @@ def load_corrupted(
             "them, or put tiny-imagenet-200, which lists them, next to Tiny-ImageNet-C"
         )
     _image_files.check_complete(files, wnids, IMAGES, folder, name, partial)
-    rows = _image_files.labelled(files, wnids)[:samples]
-    x = _image_files.decode(enumerate(file for _, file in rows), len(rows), "none", name)
-    y = torch.tensor([label for label, _ in rows], dtype=torch.int64)
+    x, y = _image_files.read_classes(files, wnids, samples, "none", name)
     words = _words(whole, wnids) if whole.is_dir() else tuple(wnids)
     return Images(name, split, x, y, torch.arange(len(x)), words)
 

@@ -12,7 +12,6 @@ from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
 from robench.data import imagenet_variants as variants
 from robench.data import load_dataset
-from robench.data._base import facts_of
 from robench.data._names import synsets, synsets_of
 from tests.data.real import REAL, needs
 from tests.data.test_image_files import VAL, picture
@@ -219,7 +218,7 @@ def test_robustbenchs_list_is_read_without_importing_it(five, tmp_path, monkeypa
 
 
 def test_every_data_set_describes_its_files():
-    silent = {name for name in registry.datasets if not facts_of(registry.datasets.get(name)).layout}
+    silent = {name for name in registry.datasets if not registry.datasets.describe(name).facts.get("layout")}
     assert {name for name in silent if registry.datasets.holder(name).startswith("robench.data.")} <= {
         "corrupted"
     }
