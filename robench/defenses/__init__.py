@@ -24,22 +24,10 @@ if TYPE_CHECKING:
     from robench.defenses.resolution import DEFAULT_DATASET, ResolvedDefense, find_card, find_cards, resolve
 
 __all__ = [
-    "DEFAULT_DATASET",
-    "Defense",
-    "Loaded",
-    "Purifier",
-    "ResolvedDefense",
-    "build_purifier",
-    "card_digest",
-    "checkpoint_of",
-    "find_card",
-    "find_cards",
-    "load",
-    "load_defense",
-    "load_purifier",
-    "resolve",
+    "DEFAULT_DATASET", "Defense", "Loaded", "Purifier", "ResolvedDefense", "build_purifier", "card_digest",
+    "checkpoint_of", "find_card", "find_cards", "load", "load_defense", "load_purifier", "resolve",
     "restrict_to_classes",
-]
+]  # fmt: skip
 
 _HOMES = {
     **dict.fromkeys(("Defense", "Purifier"), "_base"),

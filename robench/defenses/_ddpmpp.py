@@ -33,11 +33,8 @@ def time_inputs(schedule: Schedule) -> Tensor:
     low, high = schedule.length * schedule.beta_start, schedule.length * schedule.beta_end
     neg_log_kept = -torch.tensor(schedule.kept[1:], dtype=torch.float64).log()
     # This form of the quadratic's root avoids cancellation and also holds for a constant beta (b0 = b1).
-    return (
-        (999 * 2 * neg_log_kept / (low + (low**2 + 2 * (high - low) * neg_log_kept).sqrt()))
-        .clamp(max=999)
-        .float()
-    )
+    root = (low**2 + 2 * (high - low) * neg_log_kept).sqrt()
+    return (999 * 2 * neg_log_kept / (low + root)).clamp(max=999).float()
 
 
 class DDPMpp(nn.Module):
@@ -178,10 +175,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.norm1(x)
-        query, key, value = (
-            part(inner).flatten(2).unflatten(1, (self.heads, -1))
-            for part in (self.query, self.key, self.value)
-        )
+        parts = (part(inner).flatten(2) for part in (self.query, self.key, self.value))
+        query, key, value = (part.unflatten(1, (self.heads, -1)) for part in parts)
         weights = (query.transpose(2, 3) @ key / math.sqrt(query.shape[2])).softmax(-1)
         return (x + self.out((value @ weights.transpose(2, 3)).reshape_as(x))) / math.sqrt(2)
 

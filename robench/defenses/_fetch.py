@@ -9,7 +9,8 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import hf_hub_download
 
@@ -59,15 +60,13 @@ def fetch(location: str | Path, folder: Path, sha256: str = "") -> Fetched:
         admit(location, "is a file in another folder")
     place, weights, expected = split_location(str(location), folder)
     scheme, separator, rest = place.partition("://")
+    known = expected or sha256
     if not separator:
         path = _local(place, folder)
-        notes = ()
     elif scheme == "hf":
-        path = _from_hub(place, rest, expected or sha256)
-        notes = _unverified_note(place, path, expected or sha256)
+        path = _from_hub(place, rest, known)
     elif scheme == "https":
-        path = _download_or_fail(place, lambda: _download(place, expected or sha256))
-        notes = _unverified_note(place, path, expected or sha256)
+        path = _download_or_fail(place, lambda: _download(place, known))
     else:
         raise UsageError(
             f'checkpoint "{place}" is neither a path, nor hf://owner/name/file, nor an https URL'
@@ -76,6 +75,10 @@ def fetch(location: str | Path, folder: Path, sha256: str = "") -> Fetched:
         raise ResourceError(
             f"checkpoint {place} has sha256 {digest}, expected {expected}: get the file again"
         )
+    notes: tuple[str, ...] = ()
+    if separator and not known:
+        pin = f"add '#sha256={sha256_of(path)}' to pin it"
+        notes = (f"no sha256 is known for {place}, so the file is not verified; {pin}",)
     return Fetched(path, weights, notes)
 
 
@@ -113,25 +116,17 @@ def _from_hub(place: str, rest: str, sha256: str) -> Path:
     if not (owner and name and file):
         raise UsageError(f'malformed checkpoint "{place}": expected hf://owner/name/file')
     repository = f"{owner}/{name}"
-    path = _download_or_fail(place, lambda: Path(hf_hub_download(repository, file)))
+
+    def download(remote_path: str, again: bool = False) -> Path:
+        get = partial(hf_hub_download, repository, remote_path, **({"force_download": True} if again else {}))
+        return _download_or_fail(place, lambda: Path(get()))
+
+    path = download(file)
     if kind_of(path) == INDEX:
-        parent = file.rpartition("/")[0]
         for shard in shards_of(path):
-            remote_path = f"{parent}/{shard.name}" if parent else shard.name
-            _download_or_fail(
-                place, lambda remote_path=remote_path: Path(hf_hub_download(repository, remote_path))
-            )
-    if sha256 and sha256_of(path) != sha256:
-        # The cached file may be damaged.
-        path = _download_or_fail(place, lambda: Path(hf_hub_download(repository, file, force_download=True)))
-    return path
-
-
-def _unverified_note(place: str, path: Path, sha256: str) -> tuple[str, ...]:
-    if sha256:
-        return ()
-    digest = sha256_of(path)
-    return (f"no sha256 is known for {place}, so the file is not verified; add '#sha256={digest}' to pin it",)
+            download(str(PurePosixPath(file).with_name(shard.name)))
+    # A cached file may be damaged.
+    return download(file, again=True) if sha256 and sha256_of(path) != sha256 else path
 
 
 def _download_or_fail(location: str, get: Callable[[], Path]) -> Path:

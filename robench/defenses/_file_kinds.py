@@ -79,10 +79,8 @@ def kind_of(path: Path) -> Kind:
         return SAFETENSORS
     if head[257:262] == b"ustar":
         return Kind("", "a tar archive", _UNPACK)
-    for start, kind in _STARTS:
-        if head.startswith(start):
-            return kind
-    return _text(path, head, size)
+    known = (kind for start, kind in _STARTS if head.startswith(start))
+    return next(known, None) or _text(path, head, size)
 
 
 def refuse_strays(path: Path) -> None:

@@ -12,6 +12,8 @@ from robench.defenses._state import is_counter, shared_prefix
 # Names that DataParallel, torch.compile, FSDP and activation checkpointing insert anywhere in a key.
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 
+_OTHER = "does it belong to another network?"
+
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` without the names of wrappers and the prefix shared by all tensors; unchanged if two names would be
@@ -43,10 +45,8 @@ def renamed(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, T
         return kept
     plain_keys, expected_keys = _plain(state), {plain: key for key, plain in _plain(expected).items()}
     fitted = {expected_keys[plain]: state[key] for key, plain in plain_keys.items() if plain in expected_keys}
-    unmatched = [
-        key for key, plain in plain_keys.items() if plain not in expected_keys and not is_counter(key)
-    ]
-    if not unmatched and _fits(fitted, expected):
+    unmatched = (key for key, plain in plain_keys.items() if plain not in expected_keys)
+    if all(map(is_counter, unmatched)) and _fits(fitted, expected):
         return fitted
     # It does not fit: keep the names closer to the network's, for the clearer error message.
     plain = {
@@ -74,31 +74,23 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     states = [(target, target.state_dict()) for target in targets]
     candidates = [(target, expected, renamed(state, expected)) for target, expected in states]
     matches = [candidate for candidate in candidates if _fits(candidate[2], candidate[1])]
-    target, expected, state = (
-        matches[0]
-        if matches
-        else max(candidates, key=lambda candidate: len(set(candidate[1]) & set(candidate[2])))
-    )
+    nearest = max(candidates, key=lambda candidate: len(set(candidate[1]) & set(candidate[2])))
+    target, expected, state = matches[0] if matches else nearest
     tensors = {}
     for key, tensor in expected.items():
         if is_counter(key) and (key not in state or state[key].shape != tensor.shape):
             continue
         if key not in state:
-            part = _part(state, expected, path)
-            raise ResourceError(
-                f"checkpoint {path} lacks {key}, {_shape(tensor)}: does it belong to another network?{part}"
-            )
+            problem = f"lacks {key}, {_shape(tensor)}"
+            raise ResourceError(f"checkpoint {path} {problem}: {_OTHER}{_part(state, expected, path)}")
         if state[key].shape != tensor.shape:
-            raise ResourceError(
-                f"checkpoint {path} has {key} {_shape(state[key])}: the network needs {_shape(tensor)}"
-            )
+            shapes = f"{_shape(state[key])}: the network needs {_shape(tensor)}"
+            raise ResourceError(f"checkpoint {path} has {key} {shapes}")
         tensors[key] = _cast(key, state[key], tensor.dtype, path)
     for key, tensor in state.items():
         if key not in expected:
-            raise ResourceError(
-                f"checkpoint {path} has {key}, {_shape(tensor)}, which the network lacks: "
-                f"does it belong to another network?{_part(state, expected, path)}"
-            )
+            problem = f"has {key}, {_shape(tensor)}, which the network lacks"
+            raise ResourceError(f"checkpoint {path} {problem}: {_OTHER}{_part(state, expected, path)}")
     target.load_state_dict(tensors, strict=False)
 
 
@@ -106,18 +98,17 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
     """Cast a tensor to the network's dtype if that changes no value."""
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise ResourceError(f"checkpoint {path} has NaN or infinite numbers in {key}: get it again")
-    if dtype.is_floating_point != tensor.is_floating_point() or not dtype.is_floating_point:
-        cast = tensor.to(dtype)
-        if (dtype.is_floating_point and not is_counter(key)) or not torch.equal(
-            cast.to(tensor.dtype), tensor
-        ):
-            kinds = [str(kind).removeprefix("torch.") for kind in (tensor.dtype, dtype)]
-            raise ResourceError(
-                f"checkpoint {path} has {key} in {kinds[0]}, the network in {kinds[1]}: quantised or boolean weights "
-                "are not cast; use the weights that they were converted from"
-            )
-        return cast
-    return tensor
+    if dtype.is_floating_point and tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(dtype)
+    changed = not torch.equal(cast.to(tensor.dtype), tensor)
+    if changed or (dtype.is_floating_point and not is_counter(key)):
+        kinds = [str(kind).removeprefix("torch.") for kind in (tensor.dtype, dtype)]
+        raise ResourceError(
+            f"checkpoint {path} has {key} in {kinds[0]}, the network in {kinds[1]}: quantised or boolean weights "
+            "are not cast; use the weights that they were converted from"
+        )
+    return cast
 
 
 def _part(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> str:

@@ -47,16 +47,13 @@ def own_normalisations(network: nn.Module) -> list[Normalisation]:
 def _numbers(values: Any) -> Numbers:
     """The numbers of a tensor or sequence with one number per channel; empty for anything else."""
     if isinstance(values, Tensor):
-        if (
-            values.dim() == 0
-            or values.numel() not in _CHANNELS
-            or not values.is_floating_point()
-            or values.is_meta
-        ):
-            return ()
-        return tuple(values.detach().float().flatten().tolist())
+        usable = values.dim() and values.is_floating_point() and not values.is_meta
+        return (
+            tuple(values.detach().float().flatten().tolist())
+            if usable and values.numel() in _CHANNELS
+            else ()
+        )
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) not in _CHANNELS:
         return ()
-    if not all(isinstance(value, int | float) for value in values):
-        return ()
-    return tuple(torch.tensor(values, dtype=torch.float32).tolist())
+    numbers = all(isinstance(value, int | float) for value in values)
+    return tuple(torch.tensor(values, dtype=torch.float32).tolist()) if numbers else ()

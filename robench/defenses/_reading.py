@@ -91,13 +91,9 @@ def read_content(path: Path) -> Any:
         ResourceError: if the file is of another kind, is damaged, or holds a class that is not a plain value.
     """
     kind = kind_of(path)
-    if kind == SAFETENSORS:
-        return _safetensors(path)
-    if kind == TORCH:
-        return _unpickled(path)
-    if kind == INDEX:
-        return _shards(path)
-    raise ResourceError(f"checkpoint {path} is {kind.words}: {kind.mend}")
+    if kind not in _READERS:
+        raise ResourceError(f"checkpoint {path} is {kind.words}: {kind.mend}")
+    return _READERS[kind](path)
 
 
 def shards_of(index: Path) -> list[Path]:
@@ -107,9 +103,7 @@ def shards_of(index: Path) -> list[Path]:
         ResourceError: if it names a file elsewhere.
     """
     content = json.loads(index.read_bytes())["weight_map"]
-    names = (
-        sorted(set(content.values()), key=str) if all(isinstance(v, str) for v in content.values()) else [""]
-    )
+    names = sorted(set(content.values())) if all(isinstance(v, str) for v in content.values()) else [""]
     for name in names:
         if not name or name in (".", "..") or any(c in name for c in "/\\\0:") or name == index.name:
             raise ResourceError(
@@ -175,3 +169,6 @@ def _shards(index: Path) -> dict[str, Any]:
     if len(merged) != sum(map(len, parts.values())):
         raise ResourceError(f"checkpoint {index} has shards that hold the same tensor twice: get them again")
     return merged
+
+
+_READERS = {SAFETENSORS: _safetensors, TORCH: _unpickled, INDEX: _shards}

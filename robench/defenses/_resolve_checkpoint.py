@@ -65,17 +65,13 @@ def choose(
         return Choice(name if spec == _short(requested_spec) else str(spec), None, "", spec)
     if recognised is None:
         # Its kind may be one that is not recognised; otherwise loading it into a network reports what is wrong.
-        others = [
-            card for card, hint in zip(cards, hints, strict=True) if not _checkpoint_layouts.knows(hint.name)
-        ]
+        others = [card for card in cards if not _checkpoint_layouts.knows(card.spec.name)]
         return _by_name(name, others or cards[:1], hints, digest, path)
     recognised = _short(recognised)
-    fitting = [card for card, hint in zip(cards, hints, strict=True) if _short(hint) == recognised]
-    if fitting:
+    if fitting := [card for card in cards if _short(card.spec) == recognised]:
         return _by_name(name, fitting, [recognised], digest, path)
-    candidates = (
-        f"the card {cards[0].name}" if len(cards) == 1 else f"any of the {len(cards)} cards of {name}"
-    )
+    several = f"any of the {len(cards)} cards of {name}"
+    candidates = f"the card {cards[0].name}" if len(cards) == 1 else several
     note = f"the network of {path} is not that of {candidates}: it is recorded as {recognised}"
     return Choice(str(recognised), None, cards[0].family, recognised, (note,))
 

@@ -81,13 +81,8 @@ def _add_all(digest: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
     counted = {name: tensor for name, tensor in tensors.items() if not is_counter(name)}
     shared = len(shared_prefix(counted))
     for name, tensor in sorted(counted.items()):
-        kind = (
-            torch.float32
-            if tensor.is_floating_point()
-            else tensor.dtype
-            if tensor.is_complex()
-            else torch.int64
-        )
+        whole = tensor.dtype if tensor.is_complex() else torch.int64
+        kind = torch.float32 if tensor.is_floating_point() else whole
         _add(digest, name[shared:], tensor.detach().to(kind))
 
 
@@ -103,15 +98,11 @@ def _plain(constants: Normalisation | None) -> str:
     """The numbers of a normalisation as text; if all channels have the same numbers, only one is kept."""
     if constants is None:
         return ""
-    mean, std = (
-        values[:1] if len(set(values)) == 1 else values for values in (constants.mean, constants.std)
-    )
+    mean, std = (v[:1] if len(set(v)) == 1 else v for v in (constants.mean, constants.std))
     return "" if (mean, std) == ((0.0,), (1.0,)) else f"{mean} {std}"
 
 
 def _settings(purifier: nn.Module) -> str:
-    kinds = bool | int | float | str
-    settings = {k: v for k, v in vars(purifier).items() if not k.startswith("_") and k != "training"}
-    return (
-        f"{type(purifier).__qualname__} {sorted((k, v) for k, v in settings.items() if isinstance(v, kinds))}"
-    )
+    named = ((k, v) for k, v in vars(purifier).items() if not k.startswith("_") and k != "training")
+    settings = sorted((k, v) for k, v in named if isinstance(v, bool | int | float | str))
+    return f"{type(purifier).__qualname__} {settings}"

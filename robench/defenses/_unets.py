@@ -51,9 +51,8 @@ class Sizes:
             raise ValueError(
                 f"attention={list(self.attention)}: no resolution has side {min(unknown)}, only {self.sides}"
             )
-        attending = {
-            widths[-1],
-            *(w for w, side in zip(widths, self.sides, strict=True) if self.attends(side)),
+        attending = {w for w, side in zip(widths, self.sides, strict=True) if self.attends(side)} | {
+            widths[-1]
         }
         if head < 0 or (head and any(width % head for width in attending)):
             raise ValueError(
@@ -135,7 +134,6 @@ def _current_names(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[s
 
 
 def _index(schedule: Schedule) -> Tensor:
-    """Index of each noisy time, counted from 0."""
     return torch.arange(schedule.length)
 
 

@@ -24,19 +24,8 @@ _KNOWN = (
 _AVERAGES = frozenset(("ema", "swa", "average", "averaged", "avg", "shadow", "polyak"))
 # Prefixes of what is stored beside the weights to resume training.
 _TRAINING = (
-    "optim",
-    "sched",
-    "lr",
-    "scaler",
-    "amp",
-    "rng",
-    "random",
-    "criterion",
-    "loss",
-    "callback",
-    "loop",
-    "hyper",
-)
+    "optim", "sched", "lr", "scaler", "amp", "rng", "random", "criterion", "loss", "callback", "loop", "hyper",
+)  # fmt: skip
 _DEPTH = 4
 
 
@@ -95,9 +84,8 @@ def read_weights(path: Path, name: str = "") -> Weights:
         return _weights_of(tables, inside[0], inside[0] != default, path)
     prefix = f"{name}."
     for place, table in tables.items():
-        if part := {
-            key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)
-        }:
+        inside_table = ((key, value) for key, value in table.items() if key.startswith(prefix))
+        if part := {key.removeprefix(prefix): value for key, value in inside_table}:
             return _weights_of({name: part}, name, len(part) < len(table) or place != default, path)
     raise ResourceError(f"checkpoint {path} holds no weights {name}: it holds {_listed(tables)}")
 
@@ -123,7 +111,7 @@ def _weights_of(tables: Tables, name: str, chosen: bool, path: Path) -> Weights:
             f"{path} holds {len(tables)} sets of weights, {_listed(tables)}: {name} is evaluated, "
             f"--checkpoint '{path}#{others[0]}' evaluates {others[0]}"
         )
-    state = {}
+    state, stored = {}, set()
     for key, value in tables[name].items():
         if value.is_quantized or value.is_complex() or value.is_meta:
             kind = "quantised" if value.is_quantized else "complex" if value.is_complex() else "without data"
@@ -132,11 +120,8 @@ def _weights_of(tables: Tables, name: str, chosen: bool, path: Path) -> Weights:
             )
         dense = value.detach().to_dense() if value.is_sparse else value.detach()
         state[key] = dense.float() if dense.is_floating_point() else dense
-    stored = {
-        value.dtype
-        for key, value in tables[name].items()
-        if value.is_floating_point() and not is_counter(key)
-    }
+        if value.is_floating_point() and not is_counter(key):
+            stored.add(value.dtype)
     if others := sorted(str(kind).removeprefix("torch.") for kind in stored - {float32}):
         notes.append(f"{path} keeps its weights in {' and '.join(others)}: they are evaluated as float32")
     return Weights(state, name, chosen, tuple(notes))
@@ -173,7 +158,7 @@ def _walk(content: Any, place: str, depth: int) -> Iterator[tuple[str, Mapping[s
         return
     inside = False
     for key, value in content.items():
-        if isinstance(key, str) and not _of_training(key):
+        if isinstance(key, str) and not key.lower().startswith(_TRAINING):
             for table in _walk(value, f"{place}.{key}" if place else key, depth + 1):
                 inside = True
                 yield table
@@ -238,10 +223,6 @@ def _is_average(name: str) -> bool:
     return any(word in _AVERAGES or word.endswith("ema") for word in words)
 
 
-def _of_training(key: str) -> bool:
-    return key.lower().startswith(_TRAINING)
-
-
 def _listed(tables: Tables) -> str:
     names = [name or "the tensors beside them" for name in tables]
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
@@ -253,7 +234,5 @@ def _contents(content: Any) -> str:
         return f", but a {type(content).__name__.lstrip('_').lower()}"
     if not content:
         return ", it is empty"
-    names = [
-        f"{key} ({type(value).__name__.lstrip('_').lower()})" for key, value in list(content.items())[:8]
-    ]
+    names = [f"{key} ({type(content[key]).__name__.lstrip('_').lower()})" for key in list(content)[:8]]
     return f", it holds {', '.join(names)}" + (f" and {len(content) - 8} more" if len(content) > 8 else "")

@@ -21,7 +21,7 @@ from robench._moved import old_arguments
 from robench.core import registry
 from robench.core.rng import normal_like, uniform_like
 from robench.defenses._image_size import FixedSizePurifier, resized
-from robench.defenses._patches import sincos_positions
+from robench.defenses._patches import pick, sincos_positions
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -151,26 +151,21 @@ class DE3(FixedSizePurifier):
         self.sigma, self.noise, self.statistics = float(sigma), noise, statistics
         self.stochastic = sigma > 0
         side = image_size // patch_size
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            numbers = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, numbers, persistent=False)
 
         norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, and types it as a class
+        block = partial(Block, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm)
         self.patch_embed = PatchEmbed(image_size, patch_size, 3, width, strict_img_size=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = _fixed(sincos_positions(width, side))
-        self.blocks = nn.ModuleList(
-            Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(block(width, heads) for _ in range(depth))
         self.norm = norm(width)
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.decoder_pos_embed = _fixed(sincos_positions(decoder_width, side))
-        self.decoder_blocks = nn.ModuleList(
-            Block(decoder_width, decoder_heads, 4.0, qkv_bias=True, norm_layer=norm)
-            for _ in range(decoder_depth)
-        )
+        self.decoder_blocks = nn.ModuleList(block(decoder_width, decoder_heads) for _ in range(decoder_depth))
         self.decoder_norm = norm(decoder_width)
         self.decoder_pred = nn.Linear(decoder_width, patch_size**2 * 3)
         self.decoder_statistics = nn.Linear(decoder_width, 2) if statistics_head else None
@@ -219,7 +214,7 @@ class DE3(FixedSizePurifier):
         positions = resized(self.pos_embed, side)
         tokens = self.patch_embed((seen.x - self.mean) / self.std) + positions[:, 1:]
         if seen.order is not None:
-            tokens = _pick(tokens, seen.order[:, : seen.visible])
+            tokens = pick(tokens, seen.order[:, : seen.visible])
         first = (self.cls_token + positions[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], 1)
         for block in self.blocks:
@@ -227,7 +222,7 @@ class DE3(FixedSizePurifier):
         tokens = self.decoder_embed(self.norm(tokens))
         if seen.order is not None:
             blanks = self.mask_token.expand(len(tokens), side**2 - seen.visible, -1)
-            back = _pick(torch.cat([tokens[:, 1:], blanks], 1), seen.order.argsort(1))
+            back = pick(torch.cat([tokens[:, 1:], blanks], 1), seen.order.argsort(1))
             tokens = torch.cat([tokens[:, :1], back], 1)
         tokens = tokens + resized(self.decoder_pos_embed, side)
         for block in self.decoder_blocks:
@@ -290,8 +285,3 @@ def statistics_of(pixels: Tensor) -> tuple[Tensor, Tensor]:
 def _fixed(values: Tensor) -> nn.Parameter:
     """Positions, which are untrained parameters in MAE."""
     return nn.Parameter(values, requires_grad=False)
-
-
-def _pick(tokens: Tensor, keep: Tensor) -> Tensor:
-    """Select tokens of each image, (N, M, D) and (N, K) -> (N, K, D)."""
-    return tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))

@@ -26,11 +26,7 @@ def network_of(
     """
     if spec.name in registry.purifiers:
         card = find_card(classifier or "standard-digits")
-        inner = (
-            network_of(card.spec, card.path.parent, card.checkpoint, card.classifier)
-            if card
-            else network_of(specs.parse(classifier))
-        )
+        inner = _network_of_card(card) if card else network_of(specs.parse(classifier))
         return with_purifier(build_purifier(spec), inner)
     if not loaders.scheme_of(spec.name):
         return specs.build(spec, registry.defenses.get(spec.name))
@@ -40,22 +36,23 @@ def network_of(
     return loaders.open_spec(spec, given, bare=True, weights=weights if given else "")[0].defense
 
 
+def _network_of_card(card: Card) -> Defense:
+    return network_of(card.spec, card.path.parent, card.checkpoint, card.classifier)
+
+
 def of_card(card: Card) -> dict[str, str]:
     """`describe` for a card's network; raises as `network_of` does."""
-    return describe(network_of(card.spec, card.path.parent, card.checkpoint, card.classifier))
+    return describe(_network_of_card(card))
 
 
 def of_spec(text: str) -> dict[str, str]:
     """`describe` for a spec's network, with its provider; raises as `network_of` does."""
     spec = specs.parse(text)
-    holder = _holder(spec.name)
+    if scheme := loaders.scheme_of(spec.name):
+        holder = registry.loaders.holder(scheme)
+    else:
+        holder = registry.purifiers.holder(spec.name) or registry.defenses.holder(spec.name)
     return {"from": holder, **describe(network_of(spec))}
-
-
-def _holder(name: str) -> str:
-    if scheme := loaders.scheme_of(name):
-        return registry.loaders.holder(scheme)
-    return registry.purifiers.holder(name) or registry.defenses.holder(name)
 
 
 def describe(defense: Defense) -> dict[str, str]:

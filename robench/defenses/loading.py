@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from robench._moved import old_arguments
 from robench.catalog import Card
@@ -115,39 +116,28 @@ def _load(
         return _load_by_scheme(requested, checkpoint, device, image_size)
     if spec.name in registry.purifiers:
         return _load_purified(requested, checkpoint, device, image_size)
-    path, state, digest, messages = None, {}, "", ()
+    weights = None
     if checkpoint:
-        file = fetch(checkpoint, Path())
-        path, weights = file.path, read_weights(file.path, file.weights)
-        digest, state, messages = (
-            weights.digest(sha256_of(path)),
-            weights.state,
-            (*file.notes, *weights.notes),
-        )
-        choice = choose(requested, state, digest, path, weights.network)
+        weights = _read(fetch(checkpoint, Path()))
+        choice = choose(requested, weights.state, weights.digest, weights.path, weights.network)
+    elif card := requested.card:
+        choice = Choice(card.name, card, card.family, card.spec)
     else:
-        card = requested.card
-        choice = Choice(
-            card.name if card else name, card, card.family if card else "", card.spec if card else spec
-        )
+        choice = Choice(name, None, "", spec)
     card, spec = choice.card, choice.spec
     builder = registry.defenses.get(spec.name)
     defense = specs.build(spec, builder)
     if not isinstance(defense, Defense):
         kind = type(defense).__name__
         raise UsageError(f"{spec.name} returns a {kind}: expected a robench.defenses.Defense")
-    if not path and card and card.checkpoint:
-        file = _card_file(card)
-        path, digest = file.path, sha256_of(file.path)
-        _check_digest(card, f"checkpoint {path}", digest)
-        weights = read_weights(path, file.weights)
-        digest, state, messages = weights.digest(digest), weights.state, (*file.notes, *weights.notes)
-    if path:
+    if not weights and card and card.checkpoint:
+        weights = _read(_card_file(card), card)
+    if weights:
+        state = weights.state
         if _checkpoint_layouts.knows(spec.name):
-            state = _checkpoint_layouts.fitted(
-                _checkpoint_layouts.unwrapped(state), spec.name, defense.classifier, path
-            )
-        load_into(defense, state, path)
+            plain = _checkpoint_layouts.unwrapped(state)
+            state = _checkpoint_layouts.fitted(plain, spec.name, defense.classifier, weights.path)
+        load_into(defense, state, weights.path)
     elif card and card.download_page:
         raise ResourceError(
             f"{card.name} comes without its weights: get them from {card.download_page} "
@@ -158,13 +148,12 @@ def _load(
         raise ResourceError(f"{name} comes without trained weights: pass a file{hint} with --checkpoint")
     elif registry.defenses.holder(spec.name).startswith("robench."):
         raise UsageError(f"{name} comes without trained weights: pass a file with --checkpoint")
-    else:
-        digest = state_digest(defense)
+    path, digest, messages = (weights.path, weights.digest, weights.notes) if weights else (None, "", ())
+    digest = digest or state_digest(defense)
     defense = defense.eval().requires_grad_(False).to(device)
     digest_of_card = card_digest(card) if card else _digest(str(specs.canonical(spec, builder)).encode())
-    return Loaded(
-        choice.name, defense, card, digest_of_card, path, digest, choice.family, (*choice.notes, *messages)
-    )
+    lines = (*choice.notes, *messages)
+    return Loaded(choice.name, defense, card, digest_of_card, path, digest, choice.family, lines)
 
 
 @old_arguments(among="class_subset")
@@ -238,18 +227,8 @@ def _load_purified(
     digest_of_card = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
     combined_digest = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
     card_notes = notes(card, digest, path) if path and card.path.is_file() else ()
-    lines = (*card_notes, *messages, *inner.notes)
-    return Loaded(
-        card.name,
-        defense,
-        card,
-        digest_of_card,
-        path,
-        combined_digest,
-        card.family,
-        lines,
-        classifier=inner.name,
-    )
+    lines, family = (*card_notes, *messages, *inner.notes), card.family
+    return Loaded(card.name, defense, card, digest_of_card, path, combined_digest, family, lines, inner.name)
 
 
 def load_purifier(
@@ -275,14 +254,11 @@ def _purifier_with_weights(
 ) -> tuple[Purifier, Path | None, str, tuple[str, ...]]:
     """A card's purifier with its weights, their file, its digest, and messages for the user."""
     if checkpoint or card.checkpoint:
-        file = fetch(checkpoint, Path()) if checkpoint else _card_file(card)
-        digest = sha256_of(file.path)
-        if not checkpoint:
-            _check_digest(card, f"checkpoint {file.path}", digest)
-        weights = read_weights(file.path, file.weights)  # before the network, which may be slow to build
+        # Read before the network is built, which may be slow.
+        weights = _read(fetch(checkpoint, Path())) if checkpoint else _read(_card_file(card), card)
         purifier = build_purifier(card.spec)
-        load_into(purifier, purifier.fitted(weights.state), file.path)
-        return purifier, file.path, weights.digest(digest), (*file.notes, *weights.notes)
+        load_into(purifier, purifier.fitted(weights.state), weights.path)
+        return purifier, weights.path, weights.digest, weights.notes
     purifier = build_purifier(card.spec)
     if any(True for _ in purifier.parameters()):
         hint = f" (robench train {card.name} writes one)" if card.recipe else ""
@@ -326,6 +302,27 @@ def checkpoint_of(name: str) -> Path:
     path = _card_file(card).path
     _check_digest(card, f"checkpoint {path}", sha256_of(path))
     return path
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights in a file, the digest for the record, messages for the user, and the network that the file names."""
+
+    path: Path
+    state: dict[str, Tensor]
+    digest: str
+    notes: tuple[str, ...]
+    network: str
+
+
+def _read(file: Fetched, card: Card | None = None) -> _Weights:
+    """Read the weights in a file, whose digest must be that of `card`, if one is given."""
+    digest = sha256_of(file.path)
+    if card is not None:
+        _check_digest(card, f"checkpoint {file.path}", digest)
+    weights = read_weights(file.path, file.weights)
+    digest, messages = weights.digest(digest), (*file.notes, *weights.notes)
+    return _Weights(file.path, weights.state, digest, messages, weights.network)
 
 
 def _card_file(card: Card) -> Fetched:

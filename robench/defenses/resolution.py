@@ -50,7 +50,7 @@ class ResolvedDefense:
         """
         if len(self.cards) < 2:
             return self.cards[0] if self.cards else None
-        ready = [card for card in self.cards if card.checkpoint and not card.download_page]
+        ready = _ready(self.cards)
         if len(ready) == 1:
             return ready[0]
         what = f"{len(self.cards)} cards for {self.cards[0].dataset}"
@@ -143,13 +143,15 @@ def is_family(name: str) -> bool:
 
 def family_card(name: str, dataset: Spec) -> Card | None:
     """The card of a family for a data set; None if there is no such family, or if several cards fit."""
-    cards = [
-        card for card in catalog.cards().values() if card.family == name and card.dataset == dataset.name
-    ]
-    ready = (
-        [card for card in cards if card.checkpoint and not card.download_page] if len(cards) > 1 else cards
-    )
+    place = (name, dataset.name)
+    cards = [card for card in catalog.cards().values() if (card.family, card.dataset) == place]
+    ready = _ready(cards) if len(cards) > 1 else cards
     return ready[0] if name and len(ready) == 1 else None
+
+
+def _ready(cards: Sequence[Card]) -> list[Card]:
+    """The cards that come with their checkpoint."""
+    return [card for card in cards if card.checkpoint and not card.download_page]
 
 
 def _split(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from robench.core.cache import cache_folder
 from robench.core.errors import ResourceError, UsageError
 from robench.core.trust import trusting
-from robench.corruption.cache import default_folder
+from robench.corruption.cache import Cache
 from robench.data._base import default_root
 from robench.defenses import _fetch, load
 from robench.defenses._checkpoints import fetch, split_location
@@ -150,7 +150,7 @@ def test_a_name_with_a_hash_sign_is_a_name(tmp_path):
 
 def test_every_kind_of_file_has_a_folder_of_its_own_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path))
-    assert default_folder() == tmp_path / "corruptions" == cache_folder("corruptions")
+    assert Cache().folder == tmp_path / "corruptions" == cache_folder("corruptions")
     monkeypatch.delenv("ROBENCH_CACHE")
     monkeypatch.delenv("ROBENCH_DATA", raising=False)
-    assert default_folder() == default_root() / "corruptions" == Path.home() / ".cache/robench/corruptions"
+    assert Cache().folder == default_root() / "corruptions" == Path.home() / ".cache/robench/corruptions"

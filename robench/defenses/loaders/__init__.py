@@ -58,9 +58,8 @@ def open_spec(
 
     scheme, _, target = spec.name.partition(":")
     admit(spec.name, "runs code, fetches a model or opens a file")
-    loader = partial(
-        registry.loaders.get(scheme), Source(scheme, target, checkpoint, bare, weights, image_size)
-    )
+    source = Source(scheme, target, checkpoint, bare, weights, image_size)
+    loader = partial(registry.loaders.get(scheme), source)
     opened = specs.build(spec, loader)
     if not isinstance(opened, Found):
         raise UsageError(f"loader {scheme} returned a {type(opened).__name__}: expected a Found")

@@ -213,9 +213,8 @@ def wrap(
     first_error: UsageError | None = None
     for count in candidates:
         try:
-            return make(
-                num_classes=_count_classes(source, make(num_classes=0, channels=count)), channels=count
-            )
+            classes = _count_classes(source, make(num_classes=0, channels=count))
+            return make(num_classes=classes, channels=count)
         except UsageError as error:
             first_error = first_error or error
     assert first_error
@@ -223,23 +222,18 @@ def wrap(
 
 
 def _count_classes(source: Source, defense: Defense) -> int:
-    image_size = defense.image_size
-    images = torch.zeros(2, defense.channels, image_size, image_size)
+    image_size, channels = defense.image_size, defense.channels
+    images = torch.zeros(2, channels, image_size, image_size)
     try:
         with torch.no_grad():
             logits = defense(images)
     # TorchScript and converted graphs raise errors of their own.
     except Exception as error:
         raise UsageError(
-            f"{source} cannot take two images of {image_size} px and {_channels(defense.channels)} "
-            f"({one_line(error)}): is image_size right, "
-            "and is the batch dimension free?"
+            f"{source} cannot take two images of {image_size} px and {channels} channel{'s' * (channels > 1)} "
+            f"({one_line(error)}): is image_size right, and is the batch dimension free?"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
         output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UsageError(f"{source} returns {output} for two images: expected logits (2, K)")
     return logits.shape[1]
-
-
-def _channels(count: int) -> str:
-    return "1 channel" if count == 1 else f"{count} channels"

@@ -67,10 +67,6 @@ def _mod(node: Node, a: Tensor, b: Tensor) -> Tensor:
     return torch.fmod(a, b) if node.get("fmod", 0) else torch.remainder(a, b)
 
 
-def _where(node: Node, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(*_on_one_device(condition, a, b))
-
-
 def _ints(node: Node, name: str, given: Tensor | None) -> list[int] | None:
     """A value that older versions of an operator take as an attribute, newer ones as an input."""
     return node.get(name) if given is None else given.flatten().tolist()
@@ -103,10 +99,6 @@ def _along(function: Callable[[Tensor, int], Tensor]) -> Op:
         return function(x.flatten(node.get("axis", 1)), -1).reshape(x.shape)
 
     return op
-
-
-def _argmax(node: Node, x: Tensor) -> Tensor:
-    return x.argmax(node.get("axis", 0), keepdim=bool(node.get("keepdims", 1)))
 
 
 def _clip(node: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
@@ -183,10 +175,6 @@ def _pooled(node: Node, x: Tensor, value: float) -> tuple[Tensor, list[int], lis
     return _pad_by(x, _padding(node, x, window, strides, dilations), value), window, strides, dilations
 
 
-def _batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    return F.batch_norm(x, mean, var, scale, bias, eps=node.get("epsilon", 1e-5))
-
-
 def _layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     shape = x.shape[node.get("axis", -1) :]
     plain = F.layer_norm(x, shape, eps=node.get("epsilon", 1e-5)) * scale
@@ -201,10 +189,6 @@ def _group_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return F.group_norm(x, groups, scale, bias, node.get("epsilon", 1e-5))
 
 
-def _instance_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return F.instance_norm(x, weight=scale, bias=bias, eps=node.get("epsilon", 1e-5))
-
-
 def _reshape(node: Node, x: Tensor, shape: Tensor) -> Tensor:
     sizes = shape.tolist()
     if not node.get("allowzero", 0):
@@ -216,10 +200,6 @@ def _flatten(node: Node, x: Tensor) -> Tensor:
     axis = node.get("axis", 1)
     axis += x.dim() if axis < 0 else 0
     return x.reshape(int(torch.tensor(x.shape[:axis]).prod()), -1)
-
-
-def _transpose(node: Node, x: Tensor) -> Tensor:
-    return x.permute(node.get("perm", list(range(x.dim()))[::-1]))
 
 
 def _squeeze(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
@@ -282,25 +262,9 @@ def _pad(node: Node, x: Tensor, pads: Tensor | None = None, value: Any = None, a
     return F.pad(x, flat, mode={"reflect": "reflect", "edge": "replicate", "wrap": "circular"}[mode])
 
 
-def _shape(node: Node, x: Tensor) -> Tensor:
-    return torch.tensor(x.shape[node.get("start", 0) : node.get("end")], dtype=torch.int64)
-
-
 def _constant_of_shape(node: Node, shape: Tensor) -> Tensor:
     value = node.get("value", torch.zeros(1))
     return torch.full(shape.tolist(), value.item(), dtype=value.dtype)
-
-
-def _range(node: Node, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
-    return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
-
-
-def _expand(node: Node, x: Tensor, shape: Tensor) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, torch.Size(shape.tolist())))
-
-
-def _gelu(node: Node, x: Tensor) -> Tensor:
-    return F.gelu(x, approximate=node.get("approximate", "none"))
 
 
 OPS: dict[str, Op] = {
@@ -314,7 +278,7 @@ OPS: dict[str, Op] = {
     "Softplus": _unary(F.softplus),
     "HardSwish": _unary(F.hardswish),
     "Mish": _unary(F.mish),
-    "Gelu": _gelu,
+    "Gelu": lambda node, x: F.gelu(x, approximate=node.get("approximate", "none")),
     "LeakyRelu": lambda node, x: F.leaky_relu(x, node.get("alpha", 0.01)),
     "Elu": lambda node, x: F.elu(x, node.get("alpha", 1.0)),
     "PRelu": lambda node, x, slope: torch.where(x < 0, x * slope, x),
@@ -328,11 +292,17 @@ OPS: dict[str, Op] = {
     "Equal": _fold(torch.eq), "Less": _fold(torch.lt), "Greater": _fold(torch.gt),
     "LessOrEqual": _fold(torch.le), "GreaterOrEqual": _fold(torch.ge),
     "And": _fold(torch.logical_and), "Or": _fold(torch.logical_or),
-    "Mod": _mod, "Where": _where,
+    "Mod": _mod,
+    "Where": lambda node, condition, a, b: torch.where(*_on_one_device(condition, a, b)),
     "MatMul": _fold(torch.matmul), "Gemm": _gemm, "Conv": _conv,
     "Einsum": lambda node, *tensors: torch.einsum(node.get("equation"), *tensors),
-    "BatchNormalization": _batch_norm, "LayerNormalization": _layer_norm,
-    "GroupNormalization": _group_norm, "InstanceNormalization": _instance_norm,
+    "BatchNormalization": lambda node, x, scale, bias, mean, var: F.batch_norm(
+        x, mean, var, scale, bias, eps=node.get("epsilon", 1e-5)
+    ),
+    "InstanceNormalization": lambda node, x, scale, bias: F.instance_norm(
+        x, weight=scale, bias=bias, eps=node.get("epsilon", 1e-5)
+    ),
+    "LayerNormalization": _layer_norm, "GroupNormalization": _group_norm,
     "MaxPool": _max_pool, "AveragePool": _average_pool,
     "GlobalAveragePool": _unary(lambda x: x.mean(tuple(range(2, x.dim())), keepdim=True)),
     "GlobalMaxPool": _unary(lambda x: x.amax(tuple(range(2, x.dim())), keepdim=True)),
@@ -344,16 +314,19 @@ OPS: dict[str, Op] = {
     "ReduceL2": _reduce(lambda x, dims, keep: torch.linalg.vector_norm(x, dim=dims, keepdim=keep)),
     "ReduceSumSquare": _reduce(lambda x, dims, keep: x.square().sum(dims, keepdim=keep)),
     "ReduceProd": _reduce(_prod),
-    "ArgMax": _argmax,
-    "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose, "Squeeze": _squeeze,
+    "ArgMax": lambda node, x: x.argmax(node.get("axis", 0), keepdim=bool(node.get("keepdims", 1))),
+    "Reshape": _reshape, "Flatten": _flatten, "Squeeze": _squeeze,
+    "Transpose": lambda node, x: x.permute(node.get("perm", list(range(x.dim()))[::-1])),
     "Unsqueeze": _unsqueeze, "Split": _split, "Slice": _slice, "Gather": _gather, "Pad": _pad,
     "Concat": lambda node, *tensors: torch.cat(_on_one_device(*tensors), node.get("axis")),
-    "Expand": _expand,
+    "Expand": lambda node, x, shape: x.expand(torch.broadcast_shapes(x.shape, torch.Size(shape.tolist()))),
     "Tile": lambda node, x, repeats: x.repeat(repeats.tolist()),
-    "Shape": _shape,
+    "Shape": lambda node, x: torch.tensor(x.shape[node.get("start", 0) : node.get("end")], dtype=torch.int64),
     "Size": lambda node, x: torch.tensor(x.numel()),
     "ConstantOfShape": _constant_of_shape,
-    "Range": _range,
+    "Range": lambda node, start, limit, delta: torch.arange(
+        start.item(), limit.item(), delta.item(), dtype=start.dtype
+    ),
     "Cast": lambda node, x: x.to(_TYPES[node.get("to")]),
     "CastLike": lambda node, x, like: x.to(like.dtype),
 }  # fmt: skip

@@ -39,9 +39,7 @@ def load(source: Source, image_size: int | None = None, mean: Channels = None, s
     onnx = needed("onnx", source, INSTALL)
     try:
         graph = onnx.load(path, load_external_data=False)
-        scattered = any(
-            onnx.external_data_helper.uses_external_data(weight) for weight in graph.graph.initializer
-        )
+        scattered = any(map(onnx.external_data_helper.uses_external_data, graph.graph.initializer))
         if not scattered:
             onnx.checker.check_model(graph)
     # Errors of protobuf and onnx have no common base class.

@@ -12,17 +12,8 @@ from torch import nn
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError, unknown_name
 from robench.data.preprocessing import of_evaluation
-from robench.defenses.loaders._base import (
-    Channels,
-    Found,
-    Source,
-    attempt,
-    fill,
-    normalisation,
-    one_line,
-    quiet,
-    wrap,
-)
+from robench.defenses.loaders import _base
+from robench.defenses.loaders._base import Channels, Found, Source, fill, normalisation, one_line, wrap
 
 
 @registry.loaders.register("timm")
@@ -98,7 +89,7 @@ def _create(source: Source, name: str, classes: int | None, size: int | None) ->
     """The network with random weights."""
     options: dict[str, Any] = {"num_classes": classes} if classes is not None else {}
     try:
-        with quiet():
+        with _base.quiet():
             network: Any = timm.create_model(name, pretrained=False, **options)
         if size is not None and network.pretrained_cfg.get("fixed_input_size"):
             network = timm.create_model(name, pretrained=False, img_size=size, **options)
@@ -123,7 +114,5 @@ def _pretrained(
             f"the published weights of {source} have {config['num_classes']} classes: for {classes} pass a "
             "file with --checkpoint"
         )
-    resized: dict[str, Any] = (
-        {"img_size": size} if size is not None and config.get("fixed_input_size") else {}
-    )
-    return attempt(source, lambda: timm.create_model(name, pretrained=True, **resized))
+    resized: dict[str, Any] = {"img_size": size} if size and config.get("fixed_input_size") else {}
+    return _base.attempt(source, lambda: timm.create_model(name, pretrained=True, **resized))

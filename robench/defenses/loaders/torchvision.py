@@ -60,12 +60,9 @@ def load(
         network, file = attempt(source, lambda: _published(source.target, weights))
     size = image_size or transforms.crop_size[0]
     # The preprocessing is known only for the published image size.
-    known_size = size == transforms.crop_size[0]
-    preprocessing = (
-        of_sizes(transforms.resize_size, transforms.crop_size, transforms.interpolation.value)
-        if known_size
-        else ""
-    )
+    preprocessing = ""
+    if size == transforms.crop_size[0]:
+        preprocessing = of_sizes(transforms.resize_size, transforms.crop_size, transforms.interpolation.value)
     defense = wrap(source, network, size, normalised, num_classes or published, preprocessing)
     return fill(defense, source.checkpoint, source.weights) if source.checkpoint else Found(defense, file)
 
