@@ -14,12 +14,12 @@ from robench.records.collection import Collection
 from robench.records.randomized import single_draw
 from robench.records.record import Record
 from robench.reports import certification, corruption
-from robench.reports.formatting import kinds
+from robench.reports.formatting import EMPTY, figure, kinds
 from robench.reports.leaderboards import Leaderboard, Table, every_row, leaderboards
 from robench.reports.ranking import NO_RANK, Row, Section, sections, shown_name
 from robench.reports.robustbench import Claim, with_claims
 from robench.reports.table import BOARD_FORMATS, COLUMNS, SORTS, WIDTH, Grid, render
-from robench.statistics.accuracy import interval, percent
+from robench.statistics.accuracy import percent
 
 __all__ = [
     "COLUMNS",
@@ -34,13 +34,14 @@ __all__ = [
     "shown_name",
 ]
 
-EMPTY = "–"
 FORMATS = BOARD_FORMATS
 USUAL = ("rank", "defense", "clean", "robust", "claimed", "best-known", "warnings")
 _WORDS = ("defense", "suite", "knowledge", "warnings", "paper", "architecture")
 _NUMBERS = frozenset(
     COLUMNS[name] for name in ("rank", "clean", "robust", "claimed", "best-known", "n", "parameters")
 )
+_HIDDEN = "No leaderboard has a matching row, but {} rows of other attacks match: add --more.\n"
+_NO_RECORDS = "No records: robench run --defense mimir --attack autoattack creates one.\n"
 # Column names of older protocol files.
 _OLD = {"marks": "warnings", **{heading: name for name, heading in COLUMNS.items()}}
 
@@ -114,42 +115,26 @@ def board(
         return all_rows(boards, choice)
     parts = [part for leaderboard in boards for part in _parts(leaderboard, format, width, choice)]
     shown_places = {(leaderboard.dataset, leaderboard.threat) for leaderboard in boards if leaderboard.main}
-    claim_grids = with_claims(
-        {}, [claim for claim in choice.claims if (claim.dataset, claim.threat) not in shown_places]
-    )
-    parts += [
-        render(grid, format, width, choice.header)
-        for grid in [*claim_grids, *certified_grids, *corruption_grids]
-    ]
+    other_claims = [c for c in choice.claims if (c.dataset, c.threat) not in shown_places]
+    grids = [*with_claims({}, other_claims), *certified_grids, *corruption_grids]
+    parts += [render(grid, format, width, choice.header) for grid in grids]
     if not parts:
-        parts.append(_nothing(sum(1 for _ in every_row(boards))))
+        hidden = sum(1 for _ in every_row(boards))
+        parts.append(_HIDDEN.format(hidden) if hidden else _NO_RECORDS)
     if left_out and choice.header:
         prefix, escape = "% " if format == "latex" else "", markdown if format == "md" else plain
         parts.append(f"{prefix}Left out:\n" + "".join(f"{prefix}-  {escape(text)}\n" for text in left_out))
     return ("\n" if choice.header else "").join(parts)
 
 
-def _nothing(hidden: int) -> str:
-    if hidden:
-        return f"No leaderboard has a matching row, but {hidden} rows of other attacks match: add --more.\n"
-    return "No records: robench run --defense mimir --attack autoattack creates one.\n"
-
-
 def _parts(leaderboard: Leaderboard, format: str, width: int, choice: Choice) -> Iterator[str]:
     """A leaderboard and the further tables of its data set and threat."""
-    grids = [_grid(leaderboard.main, choice)] if leaderboard.main else []
-    if grids:
-        claims = [
-            claim
-            for claim in choice.claims
-            if (claim.dataset, claim.threat) == (leaderboard.dataset, leaderboard.threat)
-        ]
-        grids = (
-            with_claims({(leaderboard.dataset, leaderboard.threat, 0): grids[0]}, claims) if claims else grids
-        )
-    further = [_grid(table, choice) for table in leaderboard.more] + (
-        [_series_grid(leaderboard)] if leaderboard.series else []
-    )
+    grids, place = [], (leaderboard.dataset, leaderboard.threat)
+    if leaderboard.main:
+        claims = [claim for claim in choice.claims if (claim.dataset, claim.threat) == place]
+        grids = with_claims({(*place, 0): _grid(leaderboard.main, choice)}, claims)
+    further = [_grid(table, choice) for table in leaderboard.more]
+    further += [_series_grid(leaderboard)] if leaderboard.series else []
     folded = format == "md" and choice.header and choice.more and further
     yield from (render(grid, format, width, choice.header) for grid in grids)
     if folded:
@@ -161,9 +146,8 @@ def _parts(leaderboard: Leaderboard, format: str, width: int, choice: Choice) ->
         names = [f"{table.suite} ({len(table.rows)})" for table in leaderboard.more]
         names += [f"{len(leaderboard.series)} series"] if leaderboard.series else []
         text = f"--more shows {len(further)} more: {', '.join(names)}"
-        yield {"latex": f"% {plain(text)}\n", "md": f"{markdown(text)}\n"}.get(
-            format, f"{fill(plain(text), width, break_long_words=False, break_on_hyphens=False)}\n"
-        )
+        wrapped = fill(plain(text), width, break_long_words=False, break_on_hyphens=False)
+        yield {"latex": f"% {plain(text)}", "md": markdown(text)}.get(format, wrapped) + "\n"
     if folded:
         yield "</details>\n"
 
@@ -213,7 +197,7 @@ def _cell(row: Row, name: str, intervals: bool) -> str:
     """The text of a cell."""
     if name in ("clean", "robust"):
         accuracy = row.record.clean_accuracy if name == "clean" else row.record.robust_accuracy
-        return percent(accuracy) + (f" {interval(accuracy)}" if intervals else "")
+        return figure(accuracy) if intervals else percent(accuracy)
     if name == "rank":
         return row.rank
     if name == "warnings":
@@ -265,9 +249,7 @@ def _flat(boards: Sequence[Leaderboard], choice: Choice) -> Iterator[dict[str, A
             fields[key] = _VALUES[name](row)
             if name in ("clean", "robust") and choice.intervals:
                 accuracy = record.clean_accuracy if name == "clean" else record.robust_accuracy
-                fields[f"{key}_low"], fields[f"{key}_high"] = (
-                    round(100 * end, 4) for end in accuracy.interval
-                )
+                fields[f"{key}_low"], fields[f"{key}_high"] = map(_percent, accuracy.interval)
         if not choice.columns:
             single = single_draw(record)
             fields |= {"single_draw": None if single is None else _percent(single.value), "key": record.key}
@@ -275,12 +257,8 @@ def _flat(boards: Sequence[Leaderboard], choice: Choice) -> Iterator[dict[str, A
 
 
 def all_rows(boards: Sequence[Leaderboard], choice: Choice) -> str:
-    """Every row as CSV."""
-    return render(_merged(list(_flat(boards, choice)), choice), "csv", header=choice.header)
-
-
-def _merged(rows: list[dict[str, Any]], choice: Choice) -> Grid:
-    """One table of all rows, for programs. An unknown value is empty."""
+    """Every row as CSV; an unknown value is empty."""
+    rows = list(_flat(boards, choice))
     names = tuple(rows[0]) if rows else tuple(choice.columns or COLUMNS)
     cells = tuple(tuple("" if value is None else str(value) for value in row.values()) for row in rows)
-    return Grid("", names, (cells,))
+    return render(Grid("", names, (cells,)), "csv", header=choice.header)

@@ -12,12 +12,11 @@ from robench.core.formatting import count, duration
 from robench.core.sanitize import plain
 from robench.corruption.names import COMMON, SEVERITIES
 from robench.records.record import Record
-from robench.reports.formatting import suite_label
+from robench.reports.formatting import EMPTY, figure, suite_label
 from robench.reports.table import Grid
 from robench.statistics.accuracy import interval, percent
 from robench.statistics.corruption import PLAIN
 
-EMPTY = "–"
 COLUMNS = ("defense", "clean %", "common %", "mCE %", "relative mCE %", "extra %", "suite", "n", "warnings")
 
 
@@ -41,12 +40,8 @@ def headline(record: Record) -> list[str]:
 def images_made(record: Record) -> str:
     """How the corrupted images were made."""
     corruptions = record.extra["corruptions"]
-    source = (
-        f"through JPEG (quality {corruptions['jpeg']['quality']})"
-        if corruptions["jpeg"]
-        else "in memory (no JPEG)"
-    )
-    factor = corruptions["enlarged"]
+    jpeg, factor = corruptions["jpeg"], corruptions["enlarged"]
+    source = f"through JPEG (quality {jpeg['quality']})" if jpeg else "in memory (no JPEG)"
     return source + (f", enlarged {factor} times before corruption" if factor > 1 else "")
 
 
@@ -73,25 +68,29 @@ def report(record: Record) -> RenderableType:
         parts.append(Text(f"mCE and relative mCE: {divided(record)}", style="dim"))
     speed = f"{count(record.passes['forward'] / record.seconds)} images/s, " if record.seconds >= 1 else ""
     cost = f"{count(record.passes['forward'])} images classified, {speed}{duration(record.seconds)}"
-    parts.append(Text(cost, style="dim"))
-    parts += [
+    return Group(*parts, Text(cost, style="dim"), *warning_lines(record))
+
+
+def warning_lines(record: Record) -> list[Text]:
+    """One line for a terminal per warning."""
+    return [
         Text.assemble(("! ", "bold yellow"), (plain(warning.code), "yellow"), ": ", plain(warning.text))
         for warning in record.health
     ]
-    return Group(*parts)
 
 
 def _figures(record: Record) -> Table:
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    extra = record.extra
     shown = {"clean %": f"{percent(record.clean_accuracy)}\n{interval(record.clean_accuracy)}"}
-    means = extra.get("corrupted_accuracy", {})
-    for name, field in (("common %", "common"), ("extra %", "validation")):
-        if field in means:
-            shown[name] = _share(means[field], "\n")
-    for name, field in (("mCE %", "mce"), ("relative mCE %", "relative_mce")):
-        if field in extra:
-            shown[name] = _share(extra[field], "\n")
+    means = record.extra.get("corrupted_accuracy", {})
+    for name, shares, field in (
+        ("common %", means, "common"),
+        ("extra %", means, "validation"),
+        ("mCE %", record.extra, "mce"),
+        ("relative mCE %", record.extra, "relative_mce"),
+    ):
+        if field in shares:
+            shown[name] = _share(shares[field], "\n")
     for name in shown:
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_row(*shown.values())
@@ -131,10 +130,8 @@ def grids(records: Sequence[Record]) -> Iterator[Grid]:
             job = record.job
             groups.setdefault((job.suite.name, job.suite.attacks, job.dataset.digest), []).append(record)
         notes: list[str] = []
-        rows = tuple(
-            tuple(_line(record, notes) for record in sorted(groups[key], key=_order))
-            for key in sorted(groups)
-        )
+        ordered = (sorted(groups[key], key=_order) for key in sorted(groups))
+        rows = tuple(tuple(_line(record, notes) for record in group) for group in ordered)
         descriptions = dict.fromkeys(
             f"{record.job.suite.name}: images {images_made(record)}"
             + (f"; mCE {divided(record)}" if "mce" in record.extra else "")
@@ -155,12 +152,12 @@ def _line(record: Record, notes: list[str]) -> tuple[str, ...]:
     means = extra.get("corrupted_accuracy", {})
     warnings = []
     for warning in record.health:
-        notes.append(f"({len(notes) + 1}) {job.defense.name}: {warning.code}: {warning.text}")
+        notes.append(f"({len(notes) + 1}) {job.defense.name}: {warning}")
         warnings.append(f"({len(notes)})")
     seed = f" (seed {job.seed})" if job.seed else ""
     return (
         job.defense.name + seed,
-        f"{percent(record.clean_accuracy)} {interval(record.clean_accuracy)}",
+        figure(record.clean_accuracy),
         *(_share(shares[name]) if name in shares else EMPTY
           for shares, name in ((means, "common"), (extra, "mce"), (extra, "relative_mce"), (means, "validation"))),
         job.suite.name,

@@ -10,9 +10,10 @@ from robench.core import specs
 from robench.records.randomized import unattacked
 from robench.records.record import Record
 from robench.reports.cells import lowest
-from robench.reports.purifiers import EMPTY, Row, find_ladder, rows_of
+from robench.reports.formatting import cell, warning_notes
+from robench.reports.purifiers import Row, find_ladder, rows_of
 from robench.reports.table import Grid
-from robench.statistics.accuracy import Accuracy, percent, span
+from robench.statistics.accuracy import Accuracy
 from robench.threats.threat import Threat
 
 if TYPE_CHECKING:
@@ -131,8 +132,7 @@ def _matrix(family: str, rows: list[tuple[Source, Target, Row]], rungs: dict[str
             levels[level] = record.robust_accuracy
             if record.health:
                 warned.add((source, target, level))
-            name = row.purified.job.defense.name
-            warnings += [f"! {name}, {level}: {warning.code}: {warning.text}" for warning in record.health]
+            warnings += warning_notes(f"{row.purified.job.defense.name}, {level}", record)
         for name in (n for n, rung in rungs.items() if rung.subject == "classifier"):
             for record in row.records.get(name, []):
                 bare[target] = {CLEAN: record.clean_accuracy, UNDEFENDED: record.robust_accuracy}
@@ -173,27 +173,21 @@ def by_level(row: Row, rungs: Mapping[str, Rung]) -> dict[str, Record]:
 def grid(matrix: Matrix) -> Grid:
     """The matrix as a table: one group per source, one line per attacker knowledge, one column per target."""
     headings = [str(target) for target in matrix.targets]
+    bare = [
+        [matrix.bare.get(target, {}).get(level) for target in matrix.targets] for level in (CLEAN, UNDEFENDED)
+    ]
     groups = [
         tuple(
-            (
-                "no purifier",
-                level,
-                *(_cell(matrix.bare.get(target, {}).get(level)) for target in matrix.targets),
-            )
-            for level in (CLEAN, UNDEFENDED)
+            ("no purifier", level, *map(cell, accuracies))
+            for level, accuracies in zip((CLEAN, UNDEFENDED), bare, strict=True)
         )
     ]
     for source in matrix.sources:
         lines = []
         for level in (CLEAN, *LEVELS):
-            cells = [
-                _cell(
-                    matrix.cells.get((source, target), {}).get(level),
-                    (source, target, level) in matrix.warned,
-                )
-                for target in matrix.targets
-            ]
-            lines.append((str(source), level, *cells))
+            accuracies = (matrix.cells.get((source, target), {}).get(level) for target in matrix.targets)
+            warned = ((source, target, level) in matrix.warned for target in matrix.targets)
+            lines.append((str(source), level, *map(cell, accuracies, warned)))
         groups.append(tuple(lines))
     return Grid(
         title=f"{matrix.family} across data sets, no fine-tuning · accuracy in %, 95 % intervals",
@@ -228,9 +222,3 @@ def picture(matrix: Matrix) -> "Figure":
             if level in levels:
                 panel[str(source), target.short] = levels[level].value
     return heat_maps(panels, rows, columns, f"{matrix.family} across data sets", "tested on", "trained on")
-
-
-def _cell(accuracy: Accuracy | None, warned: bool = False) -> str:
-    if accuracy is None:
-        return EMPTY
-    return f"{percent(accuracy)}{' !' if warned else ''}\n{span(accuracy)}"

@@ -7,11 +7,12 @@ from robench.catalog import Suite
 from robench.records.randomized import unattacked
 from robench.records.record import Record
 from robench.reports.dataset_transfer import CLEAN, LEVELS, by_level
+from robench.reports.formatting import cell
 from robench.reports.plots.curves import Curve, Point, draw
 from robench.reports.plots.style import save
-from robench.reports.purifiers import EMPTY, rows_of
+from robench.reports.purifiers import rows_of
 from robench.reports.table import Grid
-from robench.statistics.accuracy import Accuracy, percent, span
+from robench.statistics.accuracy import Accuracy
 
 ByCount = Sequence[tuple[int, Sequence[Record]]]
 
@@ -26,13 +27,7 @@ def grid(title: str, by_count: ByCount, suite: Suite) -> Grid:
     warnings, lines = {}, []
     for count, records in by_count:
         levels, warned = _levels(records, suite)
-        cells = []
-        for name in columns[1:]:
-            suffix = " !" if name in warned else ""
-            cells.append(
-                f"{percent(levels[name])}{suffix}\n{span(levels[name])}" if name in levels else EMPTY
-            )
-        lines.append((str(count), *cells))
+        lines.append((str(count), *(cell(levels.get(name), name in warned) for name in columns[1:])))
         warnings |= {f"! {count} images, {name}: {text}": None for name, text in warned.items()}
     return Grid(
         title=f"{title} · accuracy in %, 95 % intervals",
@@ -64,5 +59,5 @@ def _levels(records: Sequence[Record], suite: Suite) -> tuple[dict[str, Accuracy
         for level, record in by_level(row, rungs).items():
             accuracies[level] = record.robust_accuracy
             if record.health:
-                warnings[level] = "; ".join(f"{warning.code}: {warning.text}" for warning in record.health)
+                warnings[level] = "; ".join(map(str, record.health))
     return accuracies, warnings

@@ -5,6 +5,29 @@ from robench.core import specs
 from robench.core.errors import RobenchError
 from robench.defenses import loaders
 from robench.records.record import Record
+from robench.statistics.accuracy import Accuracy, interval, percent, span
+
+EMPTY = "–"
+
+
+def figure(accuracy: Accuracy) -> str:
+    """An accuracy in percent with its interval: "71.40 [67.3, 75.2]"."""
+    return f"{percent(accuracy)} {interval(accuracy)}"
+
+
+def cell(accuracy: Accuracy | None, warned: bool = False) -> str:
+    """An accuracy in percent, marked if its record has a warning, and its interval in a second line."""
+    return EMPTY if accuracy is None else f"{percent(accuracy)}{' !' * warned}\n{span(accuracy)}"
+
+
+def robust_cell(record: Record | None) -> str:
+    """The robust accuracy of a record as a `cell`."""
+    return cell(record.robust_accuracy, bool(record.health)) if record else EMPTY
+
+
+def warning_notes(subject: str, record: Record) -> list[str]:
+    """The warnings of a record as notes below a table."""
+    return [f"! {subject}: {warning}" for warning in record.health]
 
 
 def by_draws(record: Record) -> str:
@@ -14,19 +37,16 @@ def by_draws(record: Record) -> str:
     if not figures:
         return ""
 
-    def figure(name: str) -> str:
+    def share(name: str) -> str:
         robust, clean = figures["robust"][name], figures["clean"][name]
         low, high = (100 * end for end in robust["interval"])
         return f"{100 * robust['value']:.2f} [{low:.1f}, {high:.1f}] (clean {100 * clean['value']:.2f})"
 
     draws = f"{figures['draws']} {'fresh draws' if figures.get('fresh') else 'draws'}"
-    text = (
-        f"robust %, {draws}: worst draw {figure('worst_draw')}, average {figure('average')}, "
-        f"majority {figure('majority')}"
-    )
-    if "single_draw" not in figures["robust"]:
-        return text
-    return f"{text}, single draw {figure('single_draw')}; most published figures are for a single draw"
+    names = ("worst_draw", "average", "majority", "single_draw")
+    shown = [f"{name.replace('_', ' ')} {share(name)}" for name in names if name in figures["robust"]]
+    single = "; most published figures are for a single draw" if "single_draw" in figures["robust"] else ""
+    return f"robust %, {draws}: {', '.join(shown)}{single}"
 
 
 def suite_label(record: Record) -> str:

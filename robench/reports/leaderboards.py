@@ -102,7 +102,9 @@ def leaderboards(
     kept = [_filtered(board, sort, keep) for board in sorted(boards, key=_order)]
     kept = [board for board in kept if board.tables or board.series or board.folded]
     if only and records and not kept:
-        raise _nothing(records, only)
+        if len(only) == 1 and "=" not in only[0]:
+            raise unknown_name("defense", only[0], {record.job.defense.name for record in records})
+        raise UsageError(f"no row matches --only {','.join(only)}: robench board --format csv lists all rows")
     return kept
 
 
@@ -155,19 +157,14 @@ def _with_series(boards: list[Leaderboard], runs: list[Series]) -> list[Leaderbo
         place = _dataset(record), record.job.threat
         if run.kind == RADIUS:
             kind = record.job.threat_model.kind
-            same_norm = [
-                board
-                for board in ranked
-                if board.dataset == place[0] and board.threat.rpartition(":")[0] == kind
-            ]
-            place = (same_norm[0].dataset, same_norm[0].threat) if same_norm else (place[0], kind)
+            threats = [board.threat for board in ranked if board.dataset == place[0]]
+            same_norm = [threat for threat in threats if threat.rpartition(":")[0] == kind]
+            place = (place[0], same_norm[0] if same_norm else kind)
         by_place.setdefault(place, []).append(run)
     boards = [
         replace(board, series=tuple(by_place.pop((board.dataset, board.threat), ()))) for board in boards
     ]
-    return boards + [
-        Leaderboard(*place, None, series=tuple(runs_behind)) for place, runs_behind in by_place.items()
-    ]
+    return boards + [Leaderboard(*place, None, series=tuple(rest)) for place, rest in by_place.items()]
 
 
 def _order(board: Leaderboard) -> tuple:
@@ -183,9 +180,7 @@ def _filtered(board: Leaderboard, sort: str, keep: Callable[[Record], bool]) -> 
         rows = tuple(row for row in table.rows if keep(row.record))
         complete = len(rows) == len(table.rows)
         names = {row.name for row in rows}
-        remarks = (
-            table.remarks if complete else tuple(r for r in table.remarks if r.partition(":")[0] in names)
-        )
+        remarks = tuple(text for text in table.remarks if complete or text.partition(":")[0] in names)
         return Table(sort_rows(rows, sort), remarks, table.missing if complete else ())
 
     main = filtered(board.main) if board.main else None
@@ -210,12 +205,6 @@ def _keeping(only: Sequence[str]) -> Callable[[Record], bool]:
         any(_FIELDS[field](record) == p or fnmatchcase(_FIELDS[field](record), p) for p in listed)
         for field, listed in patterns.items()
     )
-
-
-def _nothing(records: Sequence[Record], only: Sequence[str]) -> UsageError:
-    if len(only) == 1 and "=" not in only[0]:
-        return unknown_name("defense", only[0], {record.job.defense.name for record in records})
-    return UsageError(f"no row matches --only {','.join(only)}: robench board --format csv lists all rows")
 
 
 def every_row(boards: Sequence[Leaderboard]) -> Iterable[tuple[str, Leaderboard, Row]]:

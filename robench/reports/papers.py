@@ -16,9 +16,9 @@ from robench.core import specs
 from robench.core.errors import UsageError, unknown_name
 from robench.core.trust import admit
 from robench.records.record import Record
-from robench.reports.board import EMPTY
 from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.dataset_transfer import transfer
+from robench.reports.formatting import EMPTY, warning_notes
 from robench.reports.purifiers import purifiers
 from robench.reports.table import WIDTH, Grid, render
 from robench.reports.unforeseen import unforeseen
@@ -209,7 +209,7 @@ def text(
 
 
 def _grid(table: Table, records: Sequence[Record]) -> Grid:
-    columns = [name for column in table.columns for name in (column.name, _ours(column))]
+    columns = [name for column in table.columns for name in (column.name, f"{column.name}, ours")]
     lines: list[tuple[str, ...]] = []
     empty: list[tuple[Row, list[Column]]] = []
     for row in table.rows:
@@ -229,10 +229,6 @@ def _grid(table: Table, records: Sequence[Record]) -> Grid:
         numbers=frozenset(columns),
         notes=(*table.notes, *_sources(table), *_images(table, records), *_commands(table, empty)),
     )
-
-
-def _ours(column: Column) -> str:
-    return f"{column.name}, ours"
 
 
 def _claims(table: Table, row: Row) -> Iterator[dict[str, Any]]:
@@ -286,8 +282,8 @@ def _figure(record: Record | None, column: Column) -> str:
     if record is None:
         return EMPTY
     accuracy = record.robust_accuracy if column.attack else record.clean_accuracy
-    suffix = " !" if column.attack and record.health else ""
-    return f"{percent(accuracy)}{suffix}\n{interval(accuracy)}"
+    mark = " !" if column.attack and record.health else ""
+    return f"{percent(accuracy)}{mark}\n{interval(accuracy)}"
 
 
 def _sources(table: Table) -> Iterator[str]:
@@ -299,11 +295,7 @@ def _sources(table: Table) -> Iterator[str]:
             note = f" ({claim['note']})" if claim.get("note") else ""
             names_by_source.setdefault(claim["source"] + note, []).append(row.name)
     for source, names in names_by_source.items():
-        yield f"published, {_list(names)}: {source}"
-
-
-def _list(names: list[str]) -> str:
-    return "; ".join(dict.fromkeys(names))
+        yield f"published, {'; '.join(dict.fromkeys(names))}: {source}"
 
 
 def _images(table: Table, records: Sequence[Record]) -> Iterator[str]:
@@ -316,12 +308,9 @@ def _images(table: Table, records: Sequence[Record]) -> Iterator[str]:
             if record is not None:
                 counts.setdefault(record.job.n, []).append(row.name)
                 if column.attack:
-                    warnings += [
-                        f"! {row.name}, {column.name}: {warning.code}: {warning.text}"
-                        for warning in record.health
-                    ]
+                    warnings += warning_notes(f"{row.name}, {column.name}", record)
     for n, names in sorted(counts.items()):
-        yield f"ours, on {n:,} images, 95 % intervals: {_list(names)}"
+        yield f"ours, on {n:,} images, 95 % intervals: {'; '.join(dict.fromkeys(names))}"
     yield from warnings
 
 

@@ -12,12 +12,11 @@ from robench.core.errors import UsageError
 from robench.core.formatting import count
 from robench.records.randomized import FIELD, unattacked
 from robench.records.record import Record
-from robench.reports.cells import on_images, on_protocol, run_command, with_files
+from robench.reports.cells import lowest, on_images, on_protocol, run_command, with_files
+from robench.reports.formatting import EMPTY, cell, robust_cell, warning_notes
 from robench.reports.table import Grid
-from robench.statistics.accuracy import percent, span
+from robench.threats.knowledge import Knowledge
 from robench.threats.threat import Threat
-
-EMPTY = "–"
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,10 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
         if record.corrupted:
             continue
         groups.setdefault((record.job.protocol, record.job.threat), []).append(record)
-    return {
-        key: group
-        for key, group in sorted(groups.items())
-        if any(record.job.defense.classifier for record in group)
+    purified = {
+        key for key, group in groups.items() if any(record.job.defense.classifier for record in group)
     }
+    return {key: groups[key] for key in sorted(purified)}
 
 
 def _rows(records: list[Record], suite: Suite) -> Iterator[Row]:
@@ -133,12 +131,8 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
             command = run_command(job.defense.name, suite.name, images, more=with_files(job.dataset.name))
             notes.append(f"{', '.join(missing)} of {job.defense.name}: {command}")
     notes += _warnings(rows)
-    if any(
-        FIELD in record.extra
-        for row in rows
-        for row_records in row.records.values()
-        for record in row_records
-    ):
+    shown = (record for row in rows for records in row.records.values() for record in records)
+    if any(FIELD in record.extra for record in shown):
         notes.append(
             "randomised purifiers: accuracy in the worst draw, also for clean images, with the average below"
         )
@@ -156,7 +150,7 @@ def _playable(name: str, purified: Record, suite: Suite) -> bool:
     """Whether a rung can run. The family of its surrogate may have no card for the data set."""
     dataset = specs.parse(purified.job.dataset.name).name
     known = {(name, card.dataset) for card in catalog.cards().values() for name in (card.family, card.name)}
-    sources = [rung.knowledge.partition(":")[2] for rung in suite.rungs if rung.name == name]
+    sources = [Knowledge.of(rung.knowledge).defense for rung in suite.rungs if rung.name == name]
     return any(not source or (source, dataset) in known for source in sources)
 
 
@@ -167,7 +161,7 @@ def _cells(row: Row, suite: Suite) -> tuple[str, ...]:
         rung.name for rung in suite.rungs if rung.subject == "defense" and rung.knowledge == "full"
     )
     records = [record for name in exact for record in row.records.get(name, ())]
-    strongest = min(records, key=_robust, default=None)
+    strongest = lowest(records)
     cost, speed = EMPTY, EMPTY
     if strongest is not None:
         cost = count(sum(strongest.passes.values()) / strongest.job.n)
@@ -175,7 +169,7 @@ def _cells(row: Row, suite: Suite) -> tuple[str, ...]:
     clean, figures = unattacked(row.purified), row.purified.extra.get(FIELD)
     return (
         row.purified.job.defense.name,
-        f"{percent(clean)}\n{span(clean)}" + _average(figures, "clean"),
+        cell(clean) + _average(figures, "clean"),
         *(_cell(row.records.get(name)) for name in names),
         cost,
         speed,
@@ -183,19 +177,12 @@ def _cells(row: Row, suite: Suite) -> tuple[str, ...]:
 
 
 def _cell(records: list[Record] | None) -> str:
-    if not records:
-        return EMPTY
-    record = min(records, key=_robust)
-    text = f"{percent(record.robust_accuracy)}{' !' if record.health else ''}\n{span(record.robust_accuracy)}"
-    return text + _average(record.extra.get(FIELD), "robust")
+    record = lowest(records or ())
+    return robust_cell(record) + (_average(record.extra.get(FIELD), "robust") if record else "")
 
 
 def _average(figures: dict[str, Any] | None, which: str) -> str:
     return f"\navg {100 * figures[which]['average']['value']:.2f}" if figures else ""
-
-
-def _robust(record: Record) -> float:
-    return record.robust_accuracy.value
 
 
 def _warnings(rows: list[Row]) -> list[str]:
@@ -203,8 +190,6 @@ def _warnings(rows: list[Row]) -> list[str]:
     lines = []
     for row in rows:
         for name, records in row.records.items():
-            if records:
-                shown = min(records, key=_robust)
-                subject = f"{row.purified.job.defense.name}, {name}"
-                lines += [f"! {subject}: {warning.code}: {warning.text}" for warning in shown.health]
+            if shown := lowest(records):
+                lines += warning_notes(f"{row.purified.job.defense.name}, {name}", shown)
     return lines

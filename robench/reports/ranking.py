@@ -88,27 +88,18 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
         job = record.job
         groups = tables.setdefault((job.protocol, job.threat), {})
         # Attacker knowledge comes first, with full before less, because it changes the meaning of figures.
-        comparable = (
-            job.knowledge != "full",
-            job.knowledge,
-            job.suite.name,
-            job.suite.attacks,
-            job.dataset.digest,
-            job.n,
-        )
-        groups.setdefault(comparable, []).append(record)
+        level, suite = (job.knowledge != "full", job.knowledge), (job.suite.name, job.suite.attacks)
+        groups.setdefault((level, suite, job.dataset.digest, job.n), []).append(record)
     for (protocol, threat), groups in sorted(tables.items()):
         keys = sorted(groups)
         ranked = tuple(tuple(_ranked(groups[key], lowest)) for key in keys)
-        remarks = tuple((*_by_draws(groups[key]), *_seeds(groups[key], subject)) for key in keys)
+        remarks = tuple((*_remarks(groups[key]), *_seeds(groups[key], subject)) for key in keys)
         missing = tuple(_missing(protocol, threat, [row.record for group in ranked for row in group]))
         yield Section(protocol, threat, ranked, remarks, missing)
 
 
-def _by_draws(records: list[Record]) -> Iterator[str]:
-    for record in records:
-        if text := by_draws(record):
-            yield f"{shown_name(record)}: {text}"
+def _remarks(records: list[Record]) -> list[str]:
+    return [f"{shown_name(record)}: {text}" for record in records if (text := by_draws(record))]
 
 
 def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from robench.core.errors import ResourceError, RobenchError, UsageError
 from robench.core.io import write_file
 from robench.records.record import Record
 from robench.records.store import slug
+from robench.reports.formatting import EMPTY
 from robench.reports.table import Grid
 from robench.statistics.accuracy import interval, percent
 from robench.threats.threat import NORMS, Threat
@@ -107,9 +108,8 @@ def model_info(record: Record) -> dict[str, Any]:
     from robench.attacks.build import build_attacks  # imports torch
 
     job, threat = record.job, record.job.threat_model
-    standard = tuple(
-        spec for spec, _ in build_attacks(catalog.suites()["autoattack"].specs(threat.norm), threat)
-    )
+    attacks = build_attacks(catalog.suites()["autoattack"].specs(threat.norm), threat)
+    standard = tuple(spec for spec, _ in attacks)
     if job.suite.attacks != standard or job.knowledge != "full" or threat.norm not in ("Linf", "L2"):
         raise UsageError(
             f"{job.defense.name} under {job.suite.name}, {job.knowledge}, {threat}: RobustBench's files need "
@@ -124,7 +124,7 @@ def model_info(record: Record) -> dict[str, Any]:
         f"{job.dataset.split}: robust {percent(record.robust_accuracy)} %, 95 % interval "
         f"{interval(record.robust_accuracy)}; record {record.key[:12]}."
     )
-    warnings = "; ".join(f"{warning.code}: {warning.text}" for warning in record.health)
+    warnings = "; ".join(map(str, record.health))
     return {
         "link": f"https://arxiv.org/abs/{arxiv_id.group(1)}" if arxiv_id else None,
         "name": title or None,
@@ -185,13 +185,12 @@ def _with(grid: Grid, claims: list[Claim]) -> Grid:
     if "claimed %" not in columns:
         place = columns.index("robust %") + 1 if "robust %" in columns else len(columns)
         columns = (*columns[:place], "claimed %", *columns[place:])
-    groups = tuple(
-        tuple(
-            tuple(dict(zip(grid.columns, row, strict=True)).get(name, "–") for name in columns)
-            for row in group
-        )
-        for group in grid.groups
-    )
+
+    def widened(row: tuple[str, ...]) -> tuple[str, ...]:
+        cells = dict(zip(grid.columns, row, strict=True))
+        return tuple(cells.get(name, EMPTY) for name in columns)
+
+    groups = tuple(tuple(map(widened, group)) for group in grid.groups)
     lines = []
     for claim in sorted(claims, key=lambda claim: (-claim.robust, claim.name)):
         cells = {
@@ -199,11 +198,11 @@ def _with(grid: Grid, claims: list[Claim]) -> Grid:
             "defense": claim.name,
             "clean %": f"{claim.clean:.2f}",
             "claimed %": f"{claim.robust:.2f}",
-            "best known %": "–" if claim.best_known is None else f"{claim.best_known:.2f}",
+            "best known %": EMPTY if claim.best_known is None else f"{claim.best_known:.2f}",
             "suite": "autoattack",
             "warnings": "!" if claim.warning else "",
         }
-        lines.append(tuple(cells.get(name, "–") for name in columns))
+        lines.append(tuple(cells.get(name, EMPTY) for name in columns))
     notes = [f"! {claim.name}: {claim.warning}" for claim in claims if claim.warning]
     source = "claimed: from RobustBench's model_info, measured by others on their images, not ranked here"
     return Grid(

@@ -35,12 +35,11 @@ def run_table(records: Sequence[Record], details: bool = True) -> RenderableType
 
 def _figures(records: Sequence[Record]) -> Table:
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    grid.add_column("defense", overflow="fold")
-    grid.add_column("suite", overflow="fold")
-    grid.add_column("threat", overflow="fold")
+    for name in ("defense", "suite", "threat"):
+        grid.add_column(name, overflow="fold")
     grid.add_column("n", justify="right", no_wrap=True)
-    grid.add_column("clean %", justify="right", min_width=12)
-    grid.add_column("robust %", justify="right", min_width=12)
+    for name in ("clean %", "robust %"):
+        grid.add_column(name, justify="right", min_width=12)
     for record in records:
         job = record.job
         warning = Text(" !", style="bold yellow") if record.health else Text()
@@ -67,9 +66,7 @@ def _details(record: Record, named: bool) -> list[RenderableType]:
     parts += [attacks(record), Text()]
     if draws := by_draws(record):
         parts.append(Text(draws))
-    parts.append(Text(cost(record), style="dim"))
-    parts += health(record)
-    return parts
+    return [*parts, Text(cost(record), style="dim"), *corruption.warning_lines(record)]
 
 
 def attacks(record: Record) -> Table:
@@ -102,14 +99,6 @@ def cost(record: Record) -> str:
     return f"{forward} forward and {backward} backward passes per image, {time}"
 
 
-def health(record: Record) -> list[RenderableType]:
-    """One line per warning."""
-    return [
-        Text.assemble(("! ", "bold yellow"), (plain(warning.code), "yellow"), ": ", plain(warning.text))
-        for warning in record.health
-    ]
-
-
 def describe(record: Record) -> RenderableType:
     """The full content of a record, for `robench show`."""
     record = replace(record, health=(*record.health, *old_draws(record)))
@@ -121,7 +110,7 @@ def provenance(record: Record) -> Table:
     job, git = record.job, record.git
     commit = "" if git is None else f", commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}"
     libraries = ", ".join(
-        f"{name} {version}" for name, version in record.platform.items() if name != "system"
+        f"{name} {release}" for name, release in record.platform.items() if name != "system"
     )
     facts = (
         ("record", location(record.folder)),

@@ -11,10 +11,12 @@ import torch
 from robench.records.record import Job, Record
 from robench.records.samples import read_samples
 from robench.records.store import slug
+from robench.reports.formatting import figure as figure_text
+from robench.reports.formatting import warning_notes
 from robench.reports.plots import curves as plotted
 from robench.reports.plots.style import save
 from robench.reports.table import Grid
-from robench.statistics.accuracy import Accuracy, interval, percent
+from robench.statistics.accuracy import Accuracy
 from robench.threats.threat import Threat
 
 if TYPE_CHECKING:
@@ -86,15 +88,14 @@ def curves(radii: Sequence[str], records: Sequence[Record]) -> list[Curve]:
 def grid(series: list[Curve]) -> Grid:
     """The curves as a table. What they have in common is in the title."""
     job = _job(series)
-    varying = [name for name in NAMES if len(_values(series, name)) > 1]
-    common = [_values(series, name)[0] for name in NAMES if name not in varying]
+    varying, common = _split(series)
     carries = any(point.carried is not None for curve in series for point in curve.points)
     groups = tuple(
         tuple(
             (
                 *(getattr(curve, name) for name in varying),
                 point.radius,
-                f"{percent(point.accuracy)} {interval(point.accuracy)}",
+                figure_text(point.accuracy),
                 *(["" if point.carried is None else str(point.carried)] if carries else []),
                 "!" if point.record and point.record.health else "",
             )
@@ -103,10 +104,13 @@ def grid(series: list[Curve]) -> Grid:
         for curve in series
     )
     warnings = [
-        f"! {', '.join([*(getattr(curve, name) for name in varying), point.radius])}: {warning.code}: {warning.text}"
+        note
         for curve in series
         for point in curve.points
-        for warning in (point.record.health if point.record else ())
+        if point.record
+        for note in warning_notes(
+            ", ".join([*(getattr(curve, name) for name in varying), point.radius]), point.record
+        )
     ]
     carried_note = "carried: images whose adversarial example is from the run at another radius"
     return Grid(
@@ -139,8 +143,7 @@ def figure(series: list[Curve]) -> "Figure":
     # Radii with a common denominator use it as unit: 8 on the axis is 8/255.
     unit = units.pop() if len(units) == 1 else ""
     scale = float(Fraction(unit)) if unit else 1.0
-    varying = [name for name in NAMES if len(_values(series, name)) > 1]
-    common = [_values(series, name)[0] for name in NAMES if name not in varying]
+    varying, common = _split(series)
     lines = [
         plotted.Curve(
             ", ".join(getattr(curve, name) for name in varying or NAMES[:1]),
@@ -189,6 +192,13 @@ def _job(series: list[Curve]) -> Job:
 def _values(series: list[Curve], name: str) -> list[str]:
     """The different values of a field, in order."""
     return list(dict.fromkeys(getattr(curve, name) for curve in series))
+
+
+def _split(series: list[Curve]) -> tuple[list[str], list[str]]:
+    """The fields in which curves differ, and the values of the others."""
+    values = {name: _values(series, name) for name in NAMES}
+    varying = [name for name in NAMES if len(values[name]) > 1]
+    return varying, [values[name][0] for name in NAMES if name not in varying]
 
 
 def _ends(series: list[Curve]) -> tuple[Point, Point]:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from robench import catalog
-from robench.canonical import builder_defaults
 from robench.core import registry, specs
 from robench.core.errors import UsageError
+from robench.defenses.resolution import builder_defaults
 from robench.records.record import Record
 from robench.reports.ranking import shown_name
 

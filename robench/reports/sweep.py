@@ -5,10 +5,10 @@ from pathlib import Path
 from robench.engine.tolerances import beyond_chance
 from robench.evaluation.sweep import ATTACK, Sweep
 from robench.records.record import Record
-from robench.reports.plots.curves import Curve, Point, draw
+from robench.reports.formatting import figure
+from robench.reports.plots.curves import by_level, draw
 from robench.reports.plots.style import save
 from robench.reports.table import Grid
-from robench.statistics.accuracy import interval, percent
 
 
 def grid(sweep: Sweep, runs: list[tuple[float, Record]]) -> Grid:
@@ -17,15 +17,15 @@ def grid(sweep: Sweep, runs: list[tuple[float, Record]]) -> Grid:
         (
             f"{value:g}",
             record.job.knowledge,
-            f"{percent(record.clean_accuracy)} {interval(record.clean_accuracy)}",
-            f"{percent(record.robust_accuracy)} {interval(record.robust_accuracy)}",
+            figure(record.clean_accuracy),
+            figure(record.robust_accuracy),
             "!" if record.health else "",
         )
         for value, record in runs
     ]
     job = runs[0][1].job
     columns = (sweep.name, "knowledge", "clean %", "robust %", "warnings")
-    warnings = {f"! {warning.code}: {warning.text}": None for _, record in runs for warning in record.health}
+    warnings = {f"! {warning}": None for _, record in runs for warning in record.health}
     return Grid(
         title=f"{job.defense.name.partition('(')[0]} · {job.protocol} · {job.threat}",
         columns=columns,
@@ -55,11 +55,9 @@ def unconverged(sweep: Sweep, runs: list[tuple[float, Record]]) -> list[str]:
 
 def picture(sweep: Sweep, runs: list[tuple[float, Record]], path: Path) -> Path:
     """Write the curves as a PNG: clean accuracy, and robust accuracy for each attacker knowledge."""
-    levels = list(dict.fromkeys(record.job.knowledge for _, record in runs))
-    points = {level: [(v, record) for v, record in runs if record.job.knowledge == level] for level in levels}
-    curves = [Curve("clean", [Point.of(v, record.clean_accuracy) for v, record in points[levels[0]]])]
-    for level in levels:
-        curves.append(Curve(f"robust, {level}", [Point.of(v, r.robust_accuracy) for v, r in points[level]]))
+    levels: dict[str, dict[float, Record]] = {}
+    for value, record in runs:
+        levels.setdefault(record.job.knowledge, {})[value] = record
     job = runs[0][1].job
     title = f"{job.defense.name.partition('(')[0]} under {job.suite.name.partition('(')[0]}, {job.threat}"
-    return save(draw(curves, sweep.name.removeprefix(ATTACK), title), path)
+    return save(draw(by_level(levels), sweep.name.removeprefix(ATTACK), title), path)

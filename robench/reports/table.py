@@ -1,6 +1,5 @@
 """Tables of text, rendered for a terminal or as Markdown, CSV or LaTeX, with escaping."""
 
-import csv
 import io
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robench.core.formatting import latex, markdown, one_of
+from robench.core.formatting import csv_text, latex, markdown, one_of
 from robench.core.sanitize import plain
 
 _FIGURE = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( \[[\d., -]*\])?", re.ASCII)
@@ -87,9 +86,7 @@ def render(grid: Grid, format: str = "text", width: int = WIDTH, header: bool = 
         UsageError: for another format.
     """
     one_of("format", format, FORMATS)
-    if not header:
-        return _ROWS[format](grid)
-    return _RENDERERS[one_of("format", format, FORMATS)](grid, width)
+    return _RENDERERS[format](grid, width) if header else _ROWS[format](grid)
 
 
 def _text(grid: Grid, width: int) -> str:
@@ -160,12 +157,6 @@ def _width(widths: Iterable[int]) -> int:
     return sum(width + 2 for width in widths) - 2
 
 
-def _text_rows(grid: Grid) -> str:
-    """Cells separated by tabs."""
-    rows = ("\t".join(_lines(cell, plain, " ") for cell in row) for row in grid.rows)
-    return "".join(f"{row}\n" for row in rows)
-
-
 def _markdown_row(grid: Grid, row: Line) -> str:
     cells = (
         _lines(cell, markdown if name in grid.names else plain, "<br>")
@@ -185,18 +176,8 @@ def _markdown(grid: Grid, width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _csv(grid: Grid, width: int) -> str:
-    return _csv_lines([list(map(plain, grid.columns))]) + _csv_rows(grid)
-
-
 def _csv_rows(grid: Grid) -> str:
-    return _csv_lines([[_lines(cell, _no_formula, " ") for cell in row] for row in grid.rows])
-
-
-def _csv_lines(rows: list[list[str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+    return csv_text([[_lines(cell, _no_formula, " ") for cell in row] for row in grid.rows])
 
 
 def _latex(grid: Grid, width: int) -> str:
@@ -216,7 +197,11 @@ def _latex(grid: Grid, width: int) -> str:
 
 def _latex_rows(grid: Grid, group: tuple[Line, ...]) -> list[str]:
     lines = []
-    largest = {i: _largest(group, i) for i, name in enumerate(grid.columns) if name in grid.best}
+    largest = {
+        i: max((value for row in group if (value := _number(row[i])) is not None), default=None)
+        for i, name in enumerate(grid.columns)
+        if name in grid.best
+    }
     for row in group:
         cells = [_lines(cell, latex, " ") for cell in row]
         for i, best in largest.items():
@@ -246,18 +231,14 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _largest(group: tuple[Line, ...], column: int) -> float | None:
-    return max((value for row in group if (value := _number(row[column])) is not None), default=None)
-
-
 _RENDERERS: dict[str, Callable[[Grid, int], str]] = {
     "text": _text,
     "md": _markdown,
-    "csv": _csv,
+    "csv": lambda grid, width: csv_text([list(map(plain, grid.columns))]) + _csv_rows(grid),
     "latex": _latex,
 }
 _ROWS: dict[str, Callable[[Grid], str]] = {
-    "text": _text_rows,
+    "text": lambda grid: "".join("\t".join(_lines(c, plain, " ") for c in row) + "\n" for row in grid.rows),
     "md": lambda grid: "".join(f"{_markdown_row(grid, row)}\n" for row in grid.rows),
     "csv": _csv_rows,
     "latex": lambda grid: "".join(f"{line}\n" for group in grid.groups for line in _latex_rows(grid, group)),

@@ -12,11 +12,10 @@ from robench.core.errors import UsageError
 from robench.records.record import Record
 from robench.records.samples import held
 from robench.reports.cells import lowest, on_images, on_protocol, ordinary_protocols, run_command
+from robench.reports.formatting import EMPTY, cell, robust_cell, warning_notes
 from robench.reports.table import Grid
-from robench.statistics.accuracy import Accuracy, bootstrap, percent, span
+from robench.statistics.accuracy import Accuracy, bootstrap
 from robench.threats.threat import Threat
-
-EMPTY = "–"
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ def unforeseen(records: Sequence[Record], ladder: str | Suite = "unforeseen") ->
 def _columns(records: list[Record], suite: Suite) -> list[Column]:
     """The defenses with at least two records of the ladder, since a single one may be from another run."""
     sides = sorted({int(side) for rung in suite.rungs for side in rung.threats})
-    by_side = {side: _threats(suite, side) for side in sides}
+    by_side = [tuple(str(rung.threat(side, _ANY)) for rung in suite.rungs) for side in sides]
     # Records have no image size, but their radii reveal it.
-    threats = max(by_side.values(), key=lambda texts: sum(r.job.threat in texts for r in records))
+    threats = max(by_side, key=lambda texts: sum(r.job.threat in texts for r in records))
     subjects: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
         job = record.job
@@ -97,10 +96,6 @@ def _columns(records: list[Record], suite: Suite) -> list[Column]:
 _ANY = Threat.parse("Linf:1")
 
 
-def _threats(suite: Suite, side: int) -> tuple[str, ...]:
-    return tuple(str(rung.threat(side, _ANY)) for rung in suite.rungs)
-
-
 def _filling(records: list[Record], rung: Rung, threat: str) -> Record | None:
     expected = (threat, suite_name(rung.attack), rung.knowledge)
     fitting = [r for r in records if (r.job.threat, r.job.suite.name, r.job.knowledge) == expected]
@@ -108,15 +103,15 @@ def _filling(records: list[Record], rung: Rung, threat: str) -> Record | None:
 
 
 def _grid(title: str, suite: Suite, columns: list[Column]) -> Grid:
-    notes, lines = [], []
-    for i, rung in enumerate(suite.rungs):
-        lines.append(
-            (rung.name, columns[0].threats[i], *(_cell(column.records.get(i)) for column in columns))
-        )
-    clean = ("clean", EMPTY, *(_accuracy(column.first.clean_accuracy) for column in columns))
-    pairs = [_together(column) for column in columns]
-    means = ("mean (mUA)", EMPTY, *(mean for mean, _ in pairs))
-    worst_cases = ("all at once", EMPTY, *(all_at_once for _, all_at_once in pairs))
+    notes = []
+    lines = [
+        (rung.name, columns[0].threats[i], *(robust_cell(column.records.get(i)) for column in columns))
+        for i, rung in enumerate(suite.rungs)
+    ]
+    clean = ("clean", EMPTY, *(cell(column.first.clean_accuracy) for column in columns))
+    means, worst_cases = zip(
+        ("mean (mUA)", "all at once"), (EMPTY, EMPTY), *map(_together, columns), strict=True
+    )
     for column in columns:
         missing = [rung.name for i, rung in enumerate(suite.rungs) if i not in column.records]
         if missing:
@@ -124,10 +119,7 @@ def _grid(title: str, suite: Suite, columns: list[Column]) -> Grid:
     for i, rung in enumerate(suite.rungs):
         for column in columns:
             if i in column.records:
-                notes += [
-                    f"! {column.name}, {rung.name}: {warning.code}: {warning.text}"
-                    for warning in column.records[i].health
-                ]
+                notes += warning_notes(f"{column.name}, {rung.name}", column.records[i])
     names = tuple(column.name for column in columns)
     return Grid(
         title=f"{suite.name} · {title} · robust accuracy in %, 95 % intervals",
@@ -139,14 +131,6 @@ def _grid(title: str, suite: Suite, columns: list[Column]) -> Grid:
     )
 
 
-def _cell(record: Record | None) -> str:
-    return EMPTY if record is None else _accuracy(record.robust_accuracy, " !" if record.health else "")
-
-
-def _accuracy(accuracy: Accuracy, suffix: str = "") -> str:
-    return f"{percent(accuracy)}{suffix}\n{span(accuracy)}"
-
-
 def _together(column: Column) -> tuple[str, str]:
     """The mean over the attacks, and robust accuracy under all of them."""
     robust = column.robust()
@@ -155,7 +139,7 @@ def _together(column: Column) -> tuple[str, str]:
     shares = robust.mean(0)
     [(low, high)] = bootstrap([shares])
     mean = f"{100 * shares.mean():.2f}\n{100 * low:.1f}–{100 * high:.1f}"
-    return mean, _accuracy(Accuracy.of(int(robust.all(0).sum()), robust.shape[1]))
+    return mean, cell(Accuracy.of(int(robust.all(0).sum()), robust.shape[1]))
 
 
 def _command(record: Record, suite: Suite) -> str:

@@ -21,6 +21,7 @@ from robench.records.provenance import robench_version
 from robench.records.record import Record
 from robench.reports import certification, corruption
 from robench.reports.board import SORTS, Choice, all_rows
+from robench.reports.formatting import by_draws
 from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view
 from robench.reports.page.pictures import Gallery, Picture
@@ -125,7 +126,7 @@ def _environment() -> Environment:
         finalize=_printable,
     )
     environment.globals["mark"] = Markup(_MARK)
-    environment.filters |= {"count": count, "duration": duration, "cost": cost}
+    environment.filters |= {"count": count, "duration": duration, "cost": cost, "draws": by_draws}
     return environment
 
 

@@ -68,26 +68,12 @@ def scatter(lines: Sequence, title: str) -> Chart | None:
     marks = []
     for line, (x, y), corner in zip(lines, positions, corners, strict=True):
         figures = f"clean {line.clean.text} % {line.clean.interval}, robust {line.robust.text} % {line.robust.interval}"
-        bars = (
-            x_axis(line.clean.low),
-            x_axis(line.clean.high),
-            y_axis(line.robust.low),
-            y_axis(line.robust.high),
-        )
+        clean, robust = line.clean, line.robust
+        bars = (x_axis(clean.low), x_axis(clean.high), y_axis(robust.low), y_axis(robust.high))
         label = (corner[0] + LEFT, corner[1] + TOP + 0.75 * _LINE) if corner else None
-        link = f"defense/{line.page}#{line.anchor}"
-        marks.append(
-            Mark(
-                x,
-                y,
-                f"{plain(line.name)}: {figures}",
-                link,
-                bool(line.row.warnings),
-                bars,
-                label,
-                plain(line.short),
-            )
-        )
+        link, warned = f"defense/{line.page}#{line.anchor}", bool(line.row.warnings)
+        text = f"{plain(line.name)}: {figures}"
+        marks.append(Mark(x, y, text, link, warned, bars, label, plain(line.short)))
     return Chart(title, "clean accuracy, %", "robust accuracy, %", x_axis.ticks, y_axis.ticks, tuple(marks))
 
 
@@ -95,9 +81,8 @@ def curves(series: Sequence[Curve], title: str, axis: str) -> Chart | None:
     """Robust accuracy over the radius, starting with clean accuracy at 0."""
     if not series:
         return None
-    x_axis = _Axis(
-        [point.eps for curve in series for point in curve.points], LEFT, WIDTH - RIGHT, whole=False
-    )
+    radii = [point.eps for curve in series for point in curve.points]
+    x_axis = _Axis(radii, LEFT, WIDTH - RIGHT, whole=False)
     y_axis = _Axis([0, 100], HEIGHT - BOTTOM, TOP)
     marks, lines = [], []
     for number, curve in enumerate(series):

@@ -10,26 +10,18 @@ from robench import catalog
 from robench.catalog import Card
 from robench.core.errors import RobenchError
 from robench.records.record import Record
-from robench.records.store import record_folder, slug
+from robench.records.store import place_of, slug
 from robench.reports import security_curve
 from robench.reports.board import usual_columns
 from robench.reports.cells import on_images, on_protocol, run_command
-from robench.reports.formatting import by_draws, kinds, suite_label
+from robench.reports.formatting import kinds, suite_label
 from robench.reports.leaderboards import Leaderboard, Table, every_row
 from robench.reports.page import chart
 from robench.reports.page.chart import Chart
 from robench.reports.ranking import Row
 from robench.statistics.accuracy import Accuracy, interval, percent
+from robench.threats.knowledge import Knowledge
 
-# Attacker knowledge determines the meaning of a figure, so every table spells it out.
-KNOWLEDGE = {
-    "full": "the attacker knows the whole defense",
-    "bpda": "the attacker knows the defense and replaces the purifier's gradient by the identity (BPDA)",
-    "oblivious": "the attacker does not know the purifier",
-    "transfer": "the adversarial examples are computed on another network",
-    "surrogate": "the attacker takes gradients from another network and queries the defense",
-}
-ADAPTIVE = ("full", "bpda")
 # The arguments of a spec, as in de3-digits(sigma=0).
 _ARGUMENTS = re.compile(r"\([^()]*\)")
 _ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
@@ -156,11 +148,11 @@ def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
         views = [_table(table, f"{name}-{i}", anchors, files) for i, table in enumerate(board.tables)]
         lines += [line for view in views for line in view.lines]
         main, more = (views[0], views[1:]) if board.main else (None, views)
-        protocol = catalog.protocols().get(main.table.job.protocol) if main else None
-        plot = (
-            chart.scatter(main.lines, f"Robust against clean accuracy, {main.table.title}") if main else None
-        )
-        description = protocol.description if protocol else ""
+        description, plot = "", None
+        if main:
+            protocol = catalog.protocols().get(main.table.job.protocol)
+            description = protocol.description if protocol else ""
+            plot = chart.scatter(main.lines, f"Robust against clean accuracy, {main.table.title}")
         result.append(Tab(name, board, description, main, tuple(more), plot))
     by_defense: dict[str, list[Line]] = {}
     for line in lines:
@@ -169,14 +161,13 @@ def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
 
 
 def known(knowledge: str) -> str:
-    """A description of the attacker knowledge."""
-    kind, _, other = knowledge.partition(":")
-    return KNOWLEDGE.get(kind, knowledge) + (f" ({other})" if other else "")
+    """A description of the attacker knowledge, which determines the meaning of a figure: every table spells it out."""
+    return Knowledge.of(knowledge).description
 
 
 def adaptive(knowledge: str) -> bool:
     """Whether the attack was adapted to the whole defense."""
-    return knowledge.partition(":")[0] in ADAPTIVE
+    return Knowledge.of(knowledge).level.adaptive
 
 
 def reproduce(record: Record) -> str:
@@ -185,14 +176,9 @@ def reproduce(record: Record) -> str:
     suite = catalog.suites().get(job.suite.name)
     attack = job.suite.name if suite and not suite.rungs else "+".join(job.suite.attacks)
     protocol = catalog.protocols().get(job.protocol)
-    if protocol and (str(protocol.dataset), protocol.threat, protocol.samples) == (
-        job.dataset.name,
-        job.threat_model,
-        job.n,
-    ):
-        images = on_protocol(job.protocol)
-    else:
-        images = on_images(job)
+    run = (job.dataset.name, job.threat_model, job.n)
+    same = protocol and (str(protocol.dataset), protocol.threat, protocol.samples) == run
+    images = on_protocol(job.protocol) if same else on_images(job)
     more = ["--seed", str(job.seed)] if job.seed else []
     more += ["--precision", job.precision, "--batch-size", str(job.batch_size)]
     return run_command(job.defense.name, attack, images, job.knowledge, more)
@@ -200,11 +186,7 @@ def reproduce(record: Record) -> str:
 
 def verify(record: Record) -> str:
     """The command that verifies the record that `reproduce` creates."""
-    job = record.job
-    folder = record_folder(
-        "results", job.protocol, job.defense.name, job.suite.name, job.knowledge, job.seed
-    ).as_posix()
-    return shlex.join(["robench", "verify", folder])
+    return shlex.join(["robench", "verify", place_of("results", record).as_posix()])
 
 
 def other_weights(record: Record) -> bool:
@@ -212,11 +194,6 @@ def other_weights(record: Record) -> bool:
     card = catalog.cards().get(record.job.defense.name)
     digest = record.job.defense.checkpoint_sha256
     return bool(card and not card.classifier and card.sha256 and digest and card.sha256 != digest)
-
-
-def draws(record: Record) -> str:
-    """Further accuracies of a randomised defense; empty for other defenses."""
-    return by_draws(record)
 
 
 def citation(version: str) -> str:

@@ -89,17 +89,10 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
     chosen, threat = [], record.job.threat_model
     for _, i, sample in sorted(sorted(queue)[:most], key=lambda item: item[1]):
         row, clean = rows[sample], images.x[positions[sample]]
-        chosen.append(
-            Example(
-                sample,
-                clean,
-                apply(threat, clean[None], certificates.delta[i][None], certificates.ids[i][None])[0],
-                _class(images, row["label"]),
-                _class(images, row["prediction"]),
-                row["fooled_by"],
-                row["distance"],
-            )
-        )
+        adversarial = apply(threat, clean[None], certificates.delta[i][None], certificates.ids[i][None])[0]
+        label, prediction = _class(images, row["label"]), _class(images, row["prediction"])
+        attack, distance = row["fooled_by"], row["distance"]
+        chosen.append(Example(sample, clean, adversarial, label, prediction, attack, distance))
     return chosen
 
 
@@ -123,15 +116,8 @@ def draw(record: Record, chosen: list[Example]) -> bytes:
         (f"difference\n× {factor}", 0.7, lambda e: 0.5 + factor * (e.adversarial - e.clean)),
     )
     for name, bottom, image in rows:
-        figure.text(
-            (_LEFT - 0.2) / width,
-            (bottom + _SIDE / 2) / height,
-            name,
-            ha="right",
-            va="center",
-            fontsize=10,
-            color=QUIET,
-        )
+        place = ((_LEFT - 0.2) / width, (bottom + _SIDE / 2) / height)
+        figure.text(*place, name, ha="right", va="center", fontsize=10, color=QUIET)
         for column, example in enumerate(chosen):
             left = _LEFT + column * (_SIDE + 0.15)
             axes = figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height))
@@ -149,15 +135,8 @@ def draw(record: Record, chosen: list[Example]) -> bytes:
 
 def _header(figure, record: Record, width: float, height: float) -> None:
     job, robust = record.job, record.robust_accuracy
-    figure.text(
-        0.2 / width,
-        1 - 0.2 / height,
-        literal(job.defense.name),
-        va="top",
-        fontsize=14,
-        weight="bold",
-        color=INK,
-    )
+    place, name = (0.2 / width, 1 - 0.2 / height), literal(job.defense.name)
+    figure.text(*place, name, va="top", fontsize=14, weight="bold", color=INK)
     facts = (
         f"{suite_label(record)} · {job.threat} · robust accuracy {percent(robust)} % {interval(robust)} "
         f"on {job.n:,} images of {job.dataset.name}"

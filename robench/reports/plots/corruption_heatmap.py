@@ -1,9 +1,8 @@
 """A heat map of accuracies under corruptions: one row per corruption, one column per severity."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robench.corruption.names import COMMON, SEVERITIES
 from robench.records.record import Record
@@ -17,133 +16,80 @@ if TYPE_CHECKING:
 FILE = "heatmap.png"
 # Inches: width and height of a cell, width of the row names, space above the first row and between groups.
 _WIDE, _HIGH, _LEFT, _TOP, _GAP = 0.78, 0.3, 1.85, 1.42, 0.16
+_COLUMNS = ("severity 1", *map(str, SEVERITIES[1:]), "mean")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A name, and accuracies in [0, 1]; None for missing ones."""
-
-    name: str
-    values: Sequence[float | None]
-
-
-@dataclass(frozen=True)
-class Map:
-    """The content of a heat map.
-
-    Attributes:
-        title: the title above the map.
-        facts: lines in smaller print below the title.
-        columns: names of the columns.
-        groups: groups of rows, separated by a gap.
-    """
-
-    title: str
-    facts: Sequence[str]
-    columns: Sequence[str]
-    groups: Sequence[Sequence[Row]]
-
-
-def of_record(record: Record) -> Map:
-    """The map of one record: common corruptions, those for validation, and the mean over severities."""
-    from robench.reports.corruption import headline
-
-    accuracies = record.extra["corruptions"]["accuracy"]
-    groups: dict[bool, list[Row]] = {True: [], False: []}
-    for name, by_severity in accuracies.items():
-        values = [by_severity[str(k)]["value"] if str(k) in by_severity else None for k in SEVERITIES]
-        present = [value for value in values if value is not None]
-        groups[name in COMMON].append(
-            Row(name.replace("_", " "), [*values, sum(present) / len(present) if present else None])
-        )
-    columns = [*(f"severity {k}" if k == 1 else str(k) for k in SEVERITIES), "mean"]
-    return Map(record.job.defense.name, headline(record), columns, [rows for rows in groups.values() if rows])
-
-
-def write(heat_map: Map, path: Path) -> Path:
-    """Write the map in the format given by the file extension.
+def write(record: Record, path: Path) -> Path:
+    """Write the map of a record in the format given by the file extension.
 
     Raises:
         ResourceError: when the file cannot be written.
     """
-    return style.save(draw(heat_map), path)
+    return style.save(draw(record), path)
 
 
 def figures(records: Sequence[Record]) -> "dict[str, Figure]":
     """A figure for each record under corruptions, by file name."""
     return {
-        "-".join(map(slug, (record.job.protocol, record.job.defense.name, suite_label(record)))): draw(
-            of_record(record)
-        )
-        for record in records
-        if record.corrupted
+        "-".join(map(slug, (r.job.protocol, r.job.defense.name, suite_label(r)))): draw(r)
+        for r in records
+        if r.corrupted
     }
 
 
-def draw(heat_map: Map) -> "Figure":
-    """The map as a figure."""
+def groups(record: Record) -> list[dict[str, list[float | None]]]:
+    """The rows of the common corruptions and of those for validation, by name: an accuracy in [0, 1] for each severity,
+    None for a missing one, and their mean."""
+    common, validation = {}, {}
+    for name, by_severity in record.extra["corruptions"]["accuracy"].items():
+        values = [by_severity.get(str(k), {}).get("value") for k in SEVERITIES]
+        present = [value for value in values if value is not None]
+        row = [*values, sum(present) / len(present) if present else None]
+        (common if name in COMMON else validation)[name.replace("_", " ")] = row
+    return [rows for rows in (common, validation) if rows]
+
+
+def draw(record: Record) -> "Figure":
+    """The map of one record."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    rows = sum(len(group) for group in heat_map.groups)
-    width = _LEFT + _WIDE * len(heat_map.columns) + _GAP + 0.25
-    height = _TOP + _HIGH * rows + _GAP * (len(heat_map.groups) - 1) + 0.2
+    from robench.reports.corruption import headline
+
+    row_groups = groups(record)
+    width = _LEFT + _WIDE * len(_COLUMNS) + _GAP + 0.25
+    height = _TOP + _HIGH * sum(map(len, row_groups)) + _GAP * (len(row_groups) - 1) + 0.2
     figure = style.figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     colours = colormaps[style.SHADES]
-    axes.text(
-        0.2,
-        0.32,
-        style.literal(_cut(heat_map.title, 46)),
-        fontsize=13,
-        weight="bold",
-        color=style.INK,
-        va="center",
-    )
-    for i, line in enumerate(heat_map.facts):
-        axes.text(
-            0.2, 0.58 + 0.2 * i, style.literal(_cut(line, 98)), fontsize=8.5, color=style.QUIET, va="center"
-        )
 
-    def left(column: int) -> float:
-        # The last column is the mean and is set apart.
-        return _LEFT + _WIDE * column + (_GAP if column == len(heat_map.columns) - 1 else 0)
+    def write_text(
+        x: float, y: float, text: str, size: float, color: str = style.INK, **options: Any
+    ) -> None:
+        axes.text(x, y, style.literal(text), fontsize=size, color=color, va="center", **options)
 
-    for column, name in enumerate(heat_map.columns):
-        place = (left(column) + _WIDE / 2, _TOP - 0.12)
-        axes.text(*place, name, ha="center", va="center", fontsize=8.5, color=style.QUIET)
+    write_text(0.2, 0.32, _cut(record.job.defense.name, 46), 13, weight="bold")
+    for i, line in enumerate(headline(record)):
+        write_text(0.2, 0.58 + 0.2 * i, _cut(line, 98), 8.5, style.QUIET)
+    # The last column is the mean and is set apart.
+    lefts = [_LEFT + _WIDE * column for column in range(len(SEVERITIES))]
+    lefts.append(_LEFT + _WIDE * len(SEVERITIES) + _GAP)
+    for left, name in zip(lefts, _COLUMNS, strict=True):
+        write_text(left + _WIDE / 2, _TOP - 0.12, name, 8.5, style.QUIET, ha="center")
     top = _TOP
-    for group in heat_map.groups:
-        for row in group:
-            middle = top + _HIGH / 2
-            axes.text(
-                _LEFT - 0.12,
-                middle,
-                style.literal(row.name),
-                ha="right",
-                va="center",
-                fontsize=9.5,
-                color=style.INK,
-            )
-            for column, value in enumerate(row.values):
-                cell_colour = colours(0.0 if value is None else value)
-                corner = (left(column) + 0.02, top + 0.015)
-                axes.add_patch(
-                    Rectangle(
-                        corner,
-                        _WIDE - 0.04,
-                        _HIGH - 0.03,
-                        linewidth=0,
-                        facecolor=style.LINE if value is None else cell_colour,
-                    )
-                )
+    for rows in row_groups:
+        for name, values in rows.items():
+            write_text(_LEFT - 0.12, top + _HIGH / 2, name, 9.5, ha="right")
+            for left, value in zip(lefts, values, strict=True):
+                colour = style.LINE if value is None else colours(value)
+                corner, size = (left + 0.02, top + 0.015), (_WIDE - 0.04, _HIGH - 0.03)
+                axes.add_patch(Rectangle(corner, *size, linewidth=0, facecolor=colour))
                 if value is not None:
-                    text_colour = "white" if _dark(cell_colour) else style.INK
-                    place = (left(column) + _WIDE / 2, middle)
-                    axes.text(
-                        *place, f"{100 * value:.1f}", ha="center", va="center", fontsize=9, color=text_colour
+                    text_colour = "white" if _dark(colours(value)) else style.INK
+                    write_text(
+                        left + _WIDE / 2, top + _HIGH / 2, f"{100 * value:.1f}", 9, text_colour, ha="center"
                     )
             top += _HIGH
         top += _GAP

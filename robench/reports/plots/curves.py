@@ -1,9 +1,10 @@
 """Curves of accuracy over a setting, with their intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from robench.records.record import Record
 from robench.reports.plots import style
 from robench.statistics.accuracy import Accuracy
 
@@ -32,6 +33,22 @@ class Curve:
     points: Sequence[Point]
 
 
+def by_level(levels: Mapping[str, Mapping[float, Record]]) -> list[Curve]:
+    """A curve for clean accuracy, and one for robust accuracy for each attacker knowledge.
+
+    Args:
+        levels: attacker knowledge -> value of the setting -> record.
+    """
+    clean = {value: record.clean_accuracy for records in levels.values() for value, record in records.items()}
+    curves = {"clean": clean} | {
+        f"robust, {level}": {value: record.robust_accuracy for value, record in records.items()}
+        for level, records in levels.items()
+    }
+    return [
+        Curve(name, [Point.of(*point) for point in sorted(points.items())]) for name, points in curves.items()
+    ]
+
+
 def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
     """The curves over `axis`, in percent, with bands for their intervals."""
     figure = style.figure(6.4, 4.0, layout="constrained")
@@ -44,17 +61,14 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
         # The edges of a band are dashed like its line, so that overlapping bands stay distinguishable in grey.
         for edge in (low, high):
             axes.plot(x, edge, color=colour, linestyle=dash, linewidth=0.7, alpha=0.6)
-        label = style.literal(curve.name)
-        axes.plot(
-            x,
-            y,
-            color=colour,
-            linestyle=dash,
-            marker=style.marker(i),
-            markersize=5,
-            linewidth=1.6,
-            label=label,
-        )
+        look = {
+            "color": colour,
+            "linestyle": dash,
+            "marker": style.marker(i),
+            "markersize": 5,
+            "linewidth": 1.6,
+        }
+        axes.plot(x, y, label=style.literal(curve.name), **look)
     values = sorted({p.x for curve in curves for p in curve.points})
     smallest = next((value for value in values if value > 0), 1.0)
     if len(values) > 1 and values[0] >= 0 and values[-1] / smallest >= 20:

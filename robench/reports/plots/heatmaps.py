@@ -7,6 +7,7 @@ from robench.records.record import Record
 from robench.records.store import slug
 from robench.reports.plots import style
 from robench.reports.plots.settings import unused_name
+from robench.threats.knowledge import Knowledge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,10 +88,10 @@ def transfer(records: Sequence[Record]) -> "dict[str, Figure]":
     tables: dict[tuple, dict[tuple[str, str], Record]] = {}
     for record in records:
         job = record.job
-        level, _, source = job.knowledge.partition(":")
-        if level in ("full", "transfer"):
+        knowledge = Knowledge.of(job.knowledge)
+        if knowledge.name in ("full", "transfer"):
             place = (job.protocol, job.threat, job.suite.name, job.dataset.digest, job.seed)
-            tables.setdefault(place, {})[job.defense.name, source or WHITE_BOX] = record
+            tables.setdefault(place, {})[job.defense.name, knowledge.defense or WHITE_BOX] = record
     figures = {}
     for (protocol, threat, suite, *_), by_source in sorted(tables.items()):
         sources = sorted({source for _, source in by_source if source != WHITE_BOX})

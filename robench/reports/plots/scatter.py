@@ -63,12 +63,9 @@ def _labels(axes: "Axes", rows: Sequence[Row]) -> None:
     """Write names beside their points, if there is room."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     frame = (_SIZE[0] * _AXES[2] * _POINTS, _SIZE[1] * _AXES[3] * _POINTS)
+    accuracies = [(100 * r.record.clean_accuracy.value, 100 * r.record.robust_accuracy.value) for r in rows]
     points = [
-        (
-            (100 * row.record.clean_accuracy.value - left) / (right - left) * frame[0],
-            (100 * row.record.robust_accuracy.value - low) / (high - low) * frame[1],
-        )
-        for row in rows
+        ((x - left) / (right - left) * frame[0], (y - low) / (high - low) * frame[1]) for x, y in accuracies
     ]
     from matplotlib.patheffects import withStroke
 
@@ -80,14 +77,8 @@ def _labels(axes: "Axes", rows: Sequence[Row]) -> None:
     for name, corner in zip(names, place_labels(points, sizes, frame), strict=True):
         if corner:
             position = (corner[0] / frame[0], (corner[1] + 0.2 * _FONT) / frame[1])
-            axes.text(
-                *position,
-                style.literal(name),
-                transform=axes.transAxes,
-                fontsize=_FONT,
-                color=style.INK,
-                path_effects=halo,
-            )
+            look = {"fontsize": _FONT, "color": style.INK, "path_effects": halo}
+            axes.text(*position, style.literal(name), transform=axes.transAxes, **look)
 
 
 def _point(axes: "Axes", row: Row) -> None:

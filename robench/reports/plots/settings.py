@@ -8,7 +8,7 @@ from robench.core import specs
 from robench.records.record import Record
 from robench.records.store import slug
 from robench.reports import security_curve as over_radius
-from robench.reports.plots.curves import Curve, Point, draw
+from robench.reports.plots.curves import by_level, draw
 from robench.reports.series import defense_settings
 from robench.threats.threat import COUNTED
 
@@ -33,13 +33,7 @@ def security(records: Sequence[Record]) -> "dict[str, Figure]":
         if record.corrupted or record.folder is None:
             continue
         threat = job.threat_model
-        place = (
-            job.dataset.name,
-            threat.kind,
-            job.suite.name,
-            job.knowledge,
-            job.dataset.digest,
-        )
+        place = (job.dataset.name, threat.kind, job.suite.name, job.knowledge, job.dataset.digest)
         subject = (job.defense.name, job.defense.checkpoint_sha256, job.seed)
         tables.setdefault(place, {}).setdefault(subject, {})[threat.eps] = record
     figures = {}
@@ -50,9 +44,8 @@ def security(records: Sequence[Record]) -> "dict[str, Figure]":
                 (curve,) = over_radius.curves(radii, list(by_radius.values()))
                 curves.append(replace(curve, defense=name + (f" (seed {seed})" if seed else "")))
         if curves:
-            figures[unused_name(figures, f"{dataset}-{norm}-{suite}-{knowledge}")] = over_radius.figure(
-                curves
-            )
+            name = unused_name(figures, f"{dataset}-{norm}-{suite}-{knowledge}")
+            figures[name] = over_radius.figure(curves)
     return figures
 
 
@@ -62,9 +55,8 @@ def _radii(by_radius: dict[float, Record]) -> list[str]:
     if len(by_radius) >= _LEAST:
         return ["0", *texts]
     ((eps, record),) = by_radius.items()
-    minimum_norm = all(
-        specs.parse(spec).arguments.get("minimise") is True for spec in record.job.suite.attacks
-    )
+    parsed = map(specs.parse, record.job.suite.attacks)
+    minimum_norm = all(spec.arguments.get("minimise") is True for spec in parsed)
     if not minimum_norm or record.job.threat_model.norm in COUNTED:
         return []
     return ["0", *(f"{eps * i / _BETWEEN:.6g}" for i in range(1, _BETWEEN)), *texts]
@@ -76,15 +68,8 @@ def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
     for record in records:
         job = record.job
         for base, setting, value in defense_settings(job.defense.name):
-            place = (
-                base,
-                setting,
-                job.dataset.name,
-                job.threat,
-                job.suite.name,
-                job.dataset.digest,
-                job.seed,
-            )
+            images = (job.dataset.name, job.threat, job.suite.name, job.dataset.digest, job.seed)
+            place = (base, setting, *images)
             tables.setdefault(place, {}).setdefault(job.knowledge, {})[value] = record
     figures = {}
     for place, levels in sorted(tables.items()):
@@ -92,28 +77,9 @@ def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
         if levels:
             base, setting, _, threat, suite, *_ = place
             title = f"{base} under {suite}, {threat}"
-            figures[unused_name(figures, f"{base}-{setting}-{suite}-{threat}")] = draw(
-                _curves(levels), setting, title
-            )
+            name = unused_name(figures, f"{base}-{setting}-{suite}-{threat}")
+            figures[name] = draw(by_level(levels), setting, title)
     return figures
-
-
-def _curves(levels: dict[str, dict[float, Record]]) -> list[Curve]:
-    """One curve for clean accuracy, and one for robust accuracy for each attacker knowledge."""
-    records = {value: record for by_value in levels.values() for value, record in by_value.items()}
-    clean = Curve(
-        "clean", [Point.of(value, record.clean_accuracy) for value, record in sorted(records.items())]
-    )
-    return [
-        clean,
-        *(
-            Curve(
-                f"robust, {level}",
-                [Point.of(value, record.robust_accuracy) for value, record in sorted(by_value.items())],
-            )
-            for level, by_value in levels.items()
-        ),
-    ]
 
 
 def unused_name(taken: "dict[str, Figure]", name: str) -> str:
