@@ -105,12 +105,10 @@ def report(findings: list[Finding]) -> RenderableType:
         grid.add_row(Text(item.status, style=_STYLES[item.status]), Text(plain(item.name)), detail)
     wrong = [item for item in findings if item.status != OK]
     optional = sum(item.status == OK and bool(item.mend) for item in findings)
-    verdict = (
-        f"{len(wrong)} of {len(findings)} need attention" if wrong else "everything required is installed"
-    )
-    verdict += (
-        f"; {optional} optional package{'s are' if optional > 1 else ' is'} not installed" if optional else ""
-    )
+    need = f"{len(wrong)} of {len(findings)} need attention"
+    verdict = need if wrong else "everything required is installed"
+    if optional:
+        verdict += f"; {optional} optional package{'s are' if optional > 1 else ' is'} not installed"
     return Group(grid, Text(), Text(verdict, style="bold"))
 
 
@@ -136,22 +134,21 @@ def _software() -> Iterator[Finding]:
         return
     for need in declared:
         if need.marker is None:
-            found = installed_version(need.name)
-            purpose = _PURPOSES.get(need.name, "everything")
-            yield _bound(need.name, found, str(need.specifier), f'pip install "{need}"', purpose)
+            version, purpose = installed_version(need.name), _PURPOSES.get(need.name, "everything")
+            yield _bound(need.name, version, str(need.specifier), f'pip install "{need}"', purpose)
     for package, (extra, purpose) in _EXTRAS.items():
-        found = installed_version(package)
-        mend = "" if found else f'pip install "robench[{extra}]"'
-        yield Finding(package, OK, found or f"not installed; optional, for {purpose}", mend)
+        version = installed_version(package)
+        mend = "" if version else f'pip install "robench[{extra}]"'
+        yield Finding(package, OK, version or f"not installed; optional, for {purpose}", mend)
 
 
-def _bound(name: str, found: str | None, bound: str, mend: str, purpose: str = "everything") -> Finding:
-    if found is None:
+def _bound(name: str, version: str | None, bound: str, mend: str, purpose: str = "everything") -> Finding:
+    if version is None:
         return Finding(name, MISSING, f"not installed, {bound} is needed for {purpose}", mend)
     # A development release is good enough for a bound it lies above.
-    if not Requirement(f"x{bound}").specifier.contains(found, prereleases=True):
-        return Finding(name, MISSING, f"{found}, {bound} is needed", mend)
-    return Finding(name, OK, f"{found} ({bound})" if bound else found)
+    if not Requirement(f"x{bound}").specifier.contains(version, prereleases=True):
+        return Finding(name, MISSING, f"{version}, {bound} is needed", mend)
+    return Finding(name, OK, f"{version} ({bound})" if bound else version)
 
 
 def _devices() -> Iterator[Finding]:
@@ -192,9 +189,8 @@ def _corruptions() -> Finding:
     try:
         made_by = library()
     except RobenchError as error:
-        return Finding(
-            "corruptions", WARN, "not installed: only corruptions need it", str(error).partition(": ")[2]
-        )
+        mend = str(error).partition(": ")[2]
+        return Finding("corruptions", WARN, "not installed: only corruptions need it", mend)
     try:
         cache = Cache()
     except RobenchError as error:

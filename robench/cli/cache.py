@@ -15,11 +15,9 @@ def command(clear: bool) -> None:
     The variables ROBENCH_CACHE and ROBENCH_CACHE_LIMIT set the folder and the limit, such as 20G, or 0 to keep none.
     """
     cache = Cache()
-    files, held = cache.clear() if clear else cache.usage()
-    said = f"{files:,} chunks of corrupted images, {size(held)}"
-    text = (
-        f"removed {said} from {cache.folder}"
-        if clear
-        else f"{said} of at most {size(cache.limit)}: {cache.folder}"
-    )
-    common.console().print(text, soft_wrap=True, highlight=False)
+    files, used = cache.clear() if clear else cache.usage()
+    content = f"{files:,} chunks of corrupted images, {size(used)}"
+    if clear:
+        common.say(f"removed {content} from {cache.folder}")
+    else:
+        common.say(f"{content} of at most {size(cache.limit)}: {cache.folder}")

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from robench.cli import common
@@ -60,13 +59,9 @@ def command(
     from robench.verification.baselines import Baseline, read_baselines
     from robench.verification.regression import Options, Verdict, check
 
-    console, errors = common.console(), Console(stderr=True)
     given = {"margin": margin, "miss": miss, "false_alarm": false_alarm, "checkpoint": checkpoint}
     given = {name: value for name, value in given.items() if value is not None}
-
-    def note(text: str) -> None:
-        errors.print(Text(plain(f"robench: {text}"), style="dim"), soft_wrap=True)
-
+    console = common.console()
     verdicts: list[Verdict] = []
     seconds: list[float] = []
     listed: list[Baseline] = []
@@ -75,7 +70,8 @@ def command(
         with common.collected(unreadable, path, alone=len(baselines) == 1):
             listed += read_baselines(path)
     for baseline in listed:
-        options = replace(Options(device=device, data_dir=data_dir, note=note), **baseline.settings | given)
+        options = Options(device=device, data_dir=data_dir, note=common.note)
+        options = replace(options, **baseline.settings | given)
         begun = time.monotonic()
         with common.collected(unreadable, str(baseline.folder), alone=len(listed) == len(baselines) == 1):
             verdicts.append(check(baseline.folder, defense or baseline.defense, options))
@@ -83,18 +79,15 @@ def command(
             continue
         verdict = verdicts[-1]
         seconds.append(time.monotonic() - begun)
-        console.print(
-            Text(plain(f"{verdict.defense} against {verdict.baseline}"), style="bold"), soft_wrap=True
-        )
+        common.say(f"{verdict.defense} against {verdict.baseline}", "bold")
         for step in verdict.steps:
             mark = ("holds", "green") if step.held else ("FAILS", "bold red")
             console.print(Text.assemble("  ", mark, plain(f"  {step.name}: {step.detail}")), soft_wrap=True)
-        console.print(Text(f"  {ci_report.cost(verdict)}, {seconds[-1]:.1f} s", style="dim"), soft_wrap=True)
+        common.say(f"  {ci_report.cost(verdict)}, {seconds[-1]:.1f} s", "dim")
     if junit:
         write_file(Path(junit), ci_report.junit(verdicts, seconds))
     if summary:
-        content = ci_report.summary(verdicts).encode()
-        write_file(Path(summary), content)
+        write_file(Path(summary), ci_report.summary(verdicts).encode())
     if os.environ.get("GITHUB_ACTIONS"):
         sys.stdout.write(ci_report.annotations(verdicts))
         if page := os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -102,7 +95,6 @@ def command(
                 file.write(ci_report.summary(verdicts))
     failed = [f"{verdict.defense}: {verdict.reason}" for verdict in verdicts if not verdict.held]
     if failed:
-        unreadable["checks"] = CheckFailed(
-            f"{len(failed)} of {len(verdicts)} checks failed: {'; '.join(failed)}"
-        )
+        message = f"{len(failed)} of {len(verdicts)} checks failed: {'; '.join(failed)}"
+        unreadable["checks"] = CheckFailed(message)
     common.raise_worst(unreadable)

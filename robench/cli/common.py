@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from robench.cli.completion import files, folders, names_of
 from robench.core.errors import CheckFailed, RobenchError
@@ -146,6 +147,16 @@ def console() -> Console:
     return Console(file=cast(IO[str], _Unpadded()), width=None if "COLUMNS" in os.environ else _UNBOUNDED)
 
 
+def say(line: object, style: str = "") -> None:
+    """Print one line of text, whatever its length and characters."""
+    console().print(Text(plain(str(line)), style=style), soft_wrap=True)
+
+
+def note(text: str, style: str = "dim") -> None:
+    """Print a remark to stderr."""
+    Console(stderr=True).print(Text(plain(f"robench: {text}"), style=style), soft_wrap=True)
+
+
 def report(left_out: "Sequence[LeftOut]", used: int, what: str = "left out", named: bool = False) -> None:
     """End with exit code 1 when something could not be used: each by name, and why.
 
@@ -159,7 +170,7 @@ def report(left_out: "Sequence[LeftOut]", used: int, what: str = "left out", nam
     if not left_out:
         return
     count = f"{len(left_out)} of {used + len(left_out)} {what}"
-    lines = [] if named else [f"- {plain(str(each))}" for each in left_out]
+    lines = [] if named else [f"- {plain(str(item))}" for item in left_out]
     raise CheckFailed("\n".join([count + (":" if lines else ""), *lines]))
 
 

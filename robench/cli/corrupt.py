@@ -3,13 +3,9 @@
 import os
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from robench.cli import common
-from robench.cli.common import names
 from robench.cli.completion import names_of
-from robench.core.sanitize import plain
 
 
 @click.command("corrupt")
@@ -24,7 +20,7 @@ from robench.core.sanitize import plain
     "--corruption",
     "corruptions",
     multiple=True,
-    callback=names,
+    callback=common.names,
     help="Names of corruptions, or common, validation or all.  [default: common]",
 )
 @click.option(
@@ -63,7 +59,6 @@ def command(
     from robench.data import load_dataset
     from robench.data.export_corrupted import GROUPS, write_corrupted
 
-    errors = Console(stderr=True)
     chosen = [name for given in corruptions or ["common"] for name in GROUPS.get(given, (given,))]
     folder = write_corrupted(
         load_dataset(dataset, "test", samples, data_dir),
@@ -72,6 +67,6 @@ def command(
         severities or SEVERITIES,
         seed=seed,
         workers=workers or os.cpu_count() or 1,
-        note=lambda text: errors.print(Text(plain(f"robench: {text}")), soft_wrap=True),
+        note=lambda text: common.note(text, style=""),
     )
-    common.console().print(Text(plain(f"corrupted images: {folder}")), soft_wrap=True)
+    common.say(f"corrupted images: {folder}")

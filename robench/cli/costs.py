@@ -49,7 +49,7 @@ def _costs(name: str, threat: str | None, classes: int) -> tuple[str, Sequence[C
     from robench.engine.counts import suite_cost
 
     kind, passes = suite_cost(name, threat, classes)
-    return kind, [(each.spec, each.forward, each.backward) for each in passes]
+    return kind, [(cost.spec, cost.forward, cost.backward) for cost in passes]
 
 
 def _sum(passes: Sequence[Cost]) -> str:

@@ -9,11 +9,7 @@ from robench.evaluation.options import default_results
 @click.command("doctor")
 @common.data_dir
 @common.results
-@click.option(
-    "--quick",
-    is_flag=True,
-    help="Leave out devices, data sets and checkpoints.",
-)
+@click.option("--quick", is_flag=True, help="Leave out devices, data sets and checkpoints.")
 def command(data_dir: str | None, results: str | None, quick: bool) -> None:
     """Say what is installed, what is missing and how to get it."""
     from robench.cli._examine import examine, report

@@ -24,52 +24,27 @@ KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations", "cer
 
 
 def _defenses() -> list[Row]:
-    cards = [
-        {
-            "name": card.name,
-            "family": card.family,
-            "dataset": card.dataset,
-            "threat": card.threat or "none",
-            "description": card.description,
-        }
+    rows = [
+        (card.name, card.family, card.dataset, card.threat or "none", card.description)
         for card in catalog.cards().values()
     ]
-    outside = {
-        name: kind.holder(name)
+    rows += [
+        (name, "", "", "", kind.holder(name))
         for kind in (registry.defenses, registry.purifiers)
         for name in kind
         if not kind.holder(name).startswith("robench.")
-    }
-    return cards + [
-        {
-            "name": name,
-            "family": "",
-            "dataset": "",
-            "threat": "",
-            "description": holder,
-        }
-        for name, holder in outside.items()
     ]
+    names = ("name", "family", "dataset", "threat", "description")
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _attacks() -> list[Row]:
-    suites = [
-        {
-            "name": suite.name,
-            "kind": "suite",
-            "passes": costs.passes(suite.name),
-            "description": suite.description,
-        }
-        for suite in catalog.suites().values()
-    ]
-    return suites + [
-        {
-            "name": name,
-            "kind": _kind(registry.attacks.describe(name)),
-            "passes": costs.passes(name),
-            "description": registry.attacks.describe(name).summary,
-        }
-        for name in registry.attacks
+    rows = [(suite.name, "suite", suite.description) for suite in catalog.suites().values()]
+    described = ((name, registry.attacks.describe(name)) for name in registry.attacks)
+    rows += [(name, _kind(attack), attack.summary) for name, attack in described]
+    return [
+        {"name": name, "kind": kind, "passes": costs.passes(name), "description": description}
+        for name, kind, description in rows
     ]
 
 
@@ -79,15 +54,14 @@ def _kind(attack: Description) -> str:
     return f"{', '.join(facts)} attack".strip()
 
 
+def _builders(kind: registry.Registry, suffix: str = "") -> list[Row]:
+    """The builders of a registry with the first line of their documentation."""
+    return [{"name": f"{name}{suffix}", "description": kind.describe(name).summary} for name in kind]
+
+
 def _datasets() -> list[Row]:
-    return [
-        {
-            "name": name,
-            "description": registry.datasets.describe(name).summary,
-            "layout": registry.datasets.describe(name).facts.get("layout", ""),
-        }
-        for name in registry.datasets
-    ]
+    rows = _builders(registry.datasets)
+    return [row | {"layout": registry.datasets.describe(row["name"]).facts.get("layout", "")} for row in rows]
 
 
 def _protocols() -> list[Row]:
@@ -103,24 +77,12 @@ def _protocols() -> list[Row]:
     ]
 
 
-def _transformations() -> list[Row]:
-    return [
-        {
-            "name": name,
-            "description": registry.transformations.describe(name).summary,
-        }
-        for name in registry.transformations
-    ]
-
-
 def _certifiers() -> list[Row]:
+    rows = _builders(registry.certifiers)
+    norms = [registry.certifiers.describe(row["name"]).facts.get("norm", "") for row in rows]
     return [
-        {
-            "name": name,
-            "norm": registry.certifiers.describe(name).facts.get("norm", ""),
-            "description": registry.certifiers.describe(name).summary,
-        }
-        for name in registry.certifiers
+        {"name": row["name"], "norm": norm, "description": row["description"]}
+        for row, norm in zip(rows, norms, strict=True)
     ]
 
 
@@ -129,17 +91,9 @@ def _brought() -> list[Row]:
     rows = []
     for card in catalog.cards().values():
         if card.download_page:
-            claims = [
-                f"{claim['clean']:.2f} / {claim['robust']:.2f} {claim['attack']}" for claim in card.claims
-            ]
-            rows.append(
-                {
-                    "name": card.name,
-                    "dataset": card.dataset,
-                    "threat": card.threat or "none",
-                    "claimed clean / robust, %": "; ".join(claims),
-                }
-            )
+            claims = [f"{c['clean']:.2f} / {c['robust']:.2f} {c['attack']}" for c in card.claims]
+            row = {"name": card.name, "dataset": card.dataset, "threat": card.threat or "none"}
+            rows.append(row | {"claimed clean / robust, %": "; ".join(claims)})
     return rows
 
 
@@ -148,7 +102,7 @@ TABLES = {
     "attacks": _attacks,
     "datasets": _datasets,
     "protocols": _protocols,
-    "transformations": _transformations,
+    "transformations": lambda: _builders(registry.transformations),
     "certifiers": _certifiers,
 }
 
@@ -172,14 +126,8 @@ def _shown(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
             short = ("name", "dataset", "threat", "description")
             shown[RECIPES] = [{key: row[key] for key in short} for row in rows if row["name"] in trained]
             shown[BROUGHT] = released
-            shown[PURIFIERS] = [
-                {"name": f"{name}+", "description": registry.purifiers.describe(name).summary}
-                for name in registry.purifiers
-            ]
-            shown[SCHEMES] = [
-                {"name": f"{scheme}:", "description": registry.loaders.describe(scheme).summary}
-                for scheme in registry.loaders
-            ]
+            shown[PURIFIERS] = _builders(registry.purifiers, "+")
+            shown[SCHEMES] = _builders(registry.loaders, ":")
     return shown
 
 
@@ -211,11 +159,7 @@ def _table(rows: list[Row], width: int) -> Table:
 
 
 @click.command("list")
-@click.argument(
-    "kind",
-    required=False,
-    shell_complete=names_among(KINDS),
-)
+@click.argument("kind", required=False, shell_complete=names_among(KINDS))
 @common.as_json
 def command(kind: str | None, as_json: bool) -> None:
     """List defenses, attacks, datasets, protocols or transformations; all of them when no KIND is given."""

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from rich.text import Text
 
 from robench.cli import common
 from robench.cli.common import names
@@ -43,15 +42,12 @@ def command(kind: str, results: tuple[str, ...], formats: list[str], output: str
     chosen = PLOTS if kind == ALL else {kind: find_plot(kind)}
     for form in formats or ["png"]:
         one_of("format", form, FORMATS)
-    console = common.console()
-    found = collect(results or (str(default_results()),))
+    records = collect(results or (str(default_results()),))
     for name, plot in chosen.items():
-        figures = plot.draw(found)
+        figures = plot.draw(records)
         if not figures:
-            told = f"No records for {name} ({plot.shows}): {plot.needs}"
-            console.print(Text(told, style="dim"), soft_wrap=True)
+            common.say(f"No records for {name} ({plot.shows}): {plot.needs}", "dim")
         for stem, figure in figures.items():
             for form in formats or ["png"]:
-                made = save(figure, Path(output) / f"{name}-{stem}.{form}")
-                console.print(Text(location(made)), soft_wrap=True)
-    common.report(found.left_out, len(found))
+                common.say(location(save(figure, Path(output) / f"{name}-{stem}.{form}")))
+    common.report(records.left_out, len(records))

@@ -1,14 +1,12 @@
 """robench results: merge, export, migrate and prune records."""
 
+from collections import Counter
+
 import click
-from rich.text import Text
 
 from robench.cli import common
 from robench.cli.common import names
-from robench.core.sanitize import plain
 from robench.evaluation.options import default_results
-
-_UNITS = ("B", "kB", "MB", "GB")
 
 
 @click.group("results", invoke_without_command=True)
@@ -30,30 +28,22 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     """
     from robench.core.errors import CheckFailed
     from robench.core.formatting import location
-    from robench.core.sanitize import plain
     from robench.records.archive import merge
 
-    console = common.console()
-    merged = []
-    for item in merge(sources, into or common.local(default_results())):
-        merged.append(item)
-        if item.what == "damaged":
-            console.print(Text(f"damaged  {plain(item.source)}: {plain(item.detail)}"), soft_wrap=True)
-        elif item.what != "same":
-            note = {"newer": " (the old record is superseded)", "older": " (kept as superseded)"}.get(
-                item.what, ""
-            )
-            detail = f": {plain(item.detail)}" if item.detail else ""
-            console.print(Text(f"{item.what:<7}  {location(item.place)}{note}{detail}"), soft_wrap=True)
-    counts = {
-        what: sum(item.what == what for item in merged)
-        for what in ("new", "newer", "older", "same", "damaged")
-    }
-    console.print(
-        Text(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no records")
-    )
-    if counts["damaged"]:
-        raise CheckFailed(f"{counts['damaged']} of {len(merged)} records are damaged and were left out")
+    outcomes: Counter[str] = Counter()
+    notes = {"newer": " (the old record is superseded)", "older": " (kept as superseded)"}
+    for merged in merge(sources, into or common.local(default_results())):
+        outcomes[merged.what] += 1
+        if merged.what == "damaged":
+            common.say(f"damaged  {merged.source}: {merged.detail}")
+        elif merged.what != "same":
+            detail = f": {merged.detail}" if merged.detail else ""
+            common.say(f"{merged.what:<7}  {location(merged.place)}{notes.get(merged.what, '')}{detail}")
+    kinds = ("new", "newer", "older", "same", "damaged")
+    common.say(", ".join(f"{outcomes[kind]} {kind}" for kind in kinds if outcomes[kind]) or "no records")
+    if outcomes["damaged"]:
+        total = outcomes.total()
+        raise CheckFailed(f"{outcomes['damaged']} of {total} records are damaged and were left out")
 
 
 @command.command("export", short_help="Export records with their adversarial examples.")
@@ -85,7 +75,6 @@ def export_command(
     """
     from robench.records.archive import export
 
-    console = common.console()
     if images:
         _export_images(sources, output, model_info, data_dir)
         return
@@ -96,13 +85,12 @@ def export_command(
 
         records = collect(sources)
         for file in write_infos(records, output):
-            console.print(Text(location(file)), soft_wrap=True)
+            common.say(location(file))
         common.report(records.left_out, len(records))
         return
     places, left_out = export(sources, output)
-    for place in places:
-        console.print(Text(place), soft_wrap=True)
-    console.print(Text(f"{len(places)} records: {output}"), soft_wrap=True)
+    for line in (*places, f"{len(places)} records: {output}"):
+        common.say(line)
     common.report(left_out, len(places))
 
 
@@ -121,7 +109,7 @@ def _export_images(sources: tuple[str, ...], output: str, model_info: bool, data
         raise UsageError(f"{sources[0]} is a run under corruptions, which has no adversarial images")
     images = images_of(record, data_dir)
     write_images(output, images_with(record, images), images.ids)
-    common.console().print(Text(f"{len(images)} images: {location(output)}"), soft_wrap=True)
+    common.say(f"{len(images)} images: {location(output)}")
 
 
 @command.command("migrate", short_help="Judge old records again.")
@@ -146,7 +134,7 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
     from robench.records.migration import migrate, overdue
     from robench.statistics.accuracy import percent
 
-    where, console = choose_device(device), common.console()
+    where = choose_device(device)
     records = collect(results or (str(default_results()),))
     failed = list(map(str, records.left_out))
     due = 0
@@ -169,11 +157,10 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
             failed.append(f"{place}: {error}")
             continue
         due += 1
-        console.print(Text(plain(f"{place}: {'; '.join(reasons)}{done}")), soft_wrap=True)
+        common.say(f"{place}: {'; '.join(reasons)}{done}")
     for line in failed:
-        console.print(Text(plain(f"left as it is: {line}")), soft_wrap=True)
-    verb = "due" if dry_run else "migrated"
-    console.print(Text(f"{due} of {len(records)} records {verb}"))
+        common.say(f"left as it is: {line}")
+    common.say(f"{due} of {len(records)} records {'due' if dry_run else 'migrated'}")
     if failed:
         raise ResourceError(
             f"{len(failed)} records could not be looked at or migrated and were left as they are"
@@ -195,13 +182,12 @@ def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> N
     Files that a run is writing at this moment stay.
     """
     from robench.core.errors import ResourceError
-    from robench.core.formatting import location, one_of
+    from robench.core.formatting import location, one_of, size
     from robench.records.prune import KINDS, prune, waste
     from robench.records.reading import LeftOut
 
     for kind in only:
         one_of("kind", kind, KINDS)
-    console = common.console()
     total = count = 0
     left_out = []
     for root in results or (common.local(default_results(), pull=True, unfinished=True),):
@@ -213,16 +199,7 @@ def prune_command(results: tuple[str, ...], only: list[str], dry_run: bool) -> N
                     left_out.append(LeftOut.of(item.path, error))
                     continue
             total, count = total + item.size, count + 1
-            console.print(
-                Text(f"{item.kind:<10}  {_bytes(item.size):>8}  {location(item.path)}"), soft_wrap=True
-            )
+            common.say(f"{item.kind:<10}  {size(item.size):>8}  {location(item.path)}")
     verb = "would be removed" if dry_run else "removed"
-    console.print(Text(f"{count} {verb}, {_bytes(total)}" if count else "nothing to remove"))
+    common.say(f"{count} {verb}, {size(total)}" if count else "nothing to remove")
     common.report(left_out, count, "could not be removed")
-
-
-def _bytes(size: float) -> str:
-    unit = 0
-    while size >= 999.5 and unit < len(_UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{size:.0f} {_UNITS[unit]}" if unit == 0 else f"{size:.3g} {_UNITS[unit]}"

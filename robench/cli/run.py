@@ -6,13 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
-from rich.text import Text
 
 from robench.catalog import find_protocol
 from robench.cli import common
 from robench.cli.running import GroupedCommand, Running, Selection, collect, running, selecting
 from robench.core.errors import UsageError
-from robench.core.sanitize import plain
 from robench.evaluation.protocol import find_suites
 from robench.reports.table import render
 
@@ -36,23 +34,11 @@ def share_of(text: str) -> tuple[int, int]:
 @click.option("--finetune", hidden=True)
 @click.option("--sweep", "swept", hidden=True)
 @click.option("--curve", "radii", hidden=True)
-@click.option(
-    "--share",
-    metavar="I/K",
-    help="Run one of K shares of the images (docs/cluster.md).",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    help="Where attacks run.",
-)
+@click.option("--share", metavar="I/K", help="Run one of K shares of the images (docs/cluster.md).")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where attacks run.")
 @click.option("--address", metavar="ADDR", help="Head of a Ray cluster.")
 @click.option(
-    "--gpus-per-worker",
-    metavar="N",
-    type=click.FloatRange(min=0),
-    help="GPUs of each worker of the cluster.",
+    "--gpus-per-worker", metavar="N", type=click.FloatRange(min=0), help="GPUs of each worker of the cluster."
 )
 @running()
 def command(
@@ -109,13 +95,8 @@ def command(
 
     if engine == "local" and (address or gpus_per_worker is not None):
         raise UsageError("--address and --gpus-per-worker go with --engine ray")
-    options = replace(
-        running.options,
-        share=part,
-        engine=engine,
-        address=address,
-        gpus_per_worker=gpus_per_worker,
-    )
+    cluster = {"engine": engine, "address": address, "gpus_per_worker": gpus_per_worker}
+    options = replace(running.options, share=part, **cluster)
     records, failure = collect(
         run_all(selection.defenses, suites or None, chosen, selection.knowledge or None, options)
     )
@@ -146,8 +127,6 @@ def _show(records: "list[Record]", suites: list[str]) -> None:
                 sys.stdout.write("\n" + render(table, "text", console.width))
     for record in records:
         if record.corrupted and record.folder:
-            picture = corruption_heatmap.write(
-                corruption_heatmap.of_record(record), record.folder / corruption_heatmap.FILE
-            )
-            console.print(Text(plain(f"picture: {shown(picture)}")), soft_wrap=True)
-        console.print(Text(plain(f"record: {shown(record.folder or '')}")), soft_wrap=True)
+            picture = corruption_heatmap.write(record, record.folder / corruption_heatmap.FILE)
+            common.say(f"picture: {shown(picture)}")
+        common.say(f"record: {shown(record.folder or '')}")

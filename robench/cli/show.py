@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
     for kind, names in _known().items():
         if name in names:
             console.print(Text(plain(f"{kind} {name}"), style="bold"))
-            found = names[name]()
-            console.print(Text(plain_lines(found)) if isinstance(found, str) else found)
+            content = names[name]()
+            console.print(Text(plain_lines(content)) if isinstance(content, str) else content)
             if kind == "attack" or (kind == "suite" and not catalog.suites()[name].rungs):
                 _costs(console, name, threat, classes)
             return
@@ -67,8 +68,7 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
         from robench.records.record import read_record
 
         read_record(name)  # says what is missing there
-    known = {each for names in _known().values() for each in names}
-    raise unknown_name("name", name, known, "robench list shows all")
+    raise unknown_name("name", name, set().union(*_known().values()), "robench list shows all")
 
 
 def _is_attack(text: str) -> bool:
@@ -98,15 +98,10 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
     console.print(describe(record))
     folder = record.folder or path
     if record.corrupted:
-        made = corruption_heatmap.write(
-            corruption_heatmap.of_record(record),
-            Path(picture) if picture else folder / corruption_heatmap.FILE,
-        )
-        console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
-        return
-    images = images_of(record, data_dir)
-    made = draw(folder, images, Path(picture) if picture else folder / "picture.png")
-    console.print(Text(plain(f"picture: {made}")), soft_wrap=True)
+        file = corruption_heatmap.write(record, Path(picture or folder / corruption_heatmap.FILE))
+    else:
+        file = draw(folder, images_of(record, data_dir), Path(picture or folder / "picture.png"))
+    common.say(f"picture: {file}")
 
 
 def _known() -> dict[str, dict[str, Any]]:
@@ -114,33 +109,25 @@ def _known() -> dict[str, dict[str, Any]]:
     families: dict[str, list[Card]] = {}
     for card in catalog.cards().values():
         families.setdefault(card.family, []).append(card)
+    builders = {
+        "attack": registry.attacks,
+        "builder of defenses": registry.defenses,
+        "builder of purifiers": registry.purifiers,
+        "loader of defenses": registry.loaders,
+        "transformation": registry.transformations,
+        "certifier": registry.certifiers,
+        "dataset": registry.datasets,
+    }
     return {
-        "defense": {name: lambda card=card: _card(card) for name, card in catalog.cards().items()},
+        "defense": {name: partial(_card, card) for name, card in catalog.cards().items()},
         "family of defenses": {
             name: lambda cards=cards: "\n".join(f"{c.name}  ({c.dataset})" for c in cards)
             for name, cards in families.items()
             if name
         },
-        "suite": {name: lambda suite=suite: _fields(suite) for name, suite in catalog.suites().items()},
-        "protocol": {name: lambda p=p: _fields(p) for name, p in catalog.protocols().items()},
-        "attack": {name: lambda name=name: _builder(registry.attacks, name) for name in registry.attacks},
-        "builder of defenses": {
-            name: lambda name=name: _builder(registry.defenses, name) for name in registry.defenses
-        },
-        "builder of purifiers": {
-            name: lambda name=name: _builder(registry.purifiers, name) for name in registry.purifiers
-        },
-        "loader of defenses": {
-            name: lambda name=name: _builder(registry.loaders, name) for name in registry.loaders
-        },
-        "transformation": {
-            name: lambda name=name: _builder(registry.transformations, name)
-            for name in registry.transformations
-        },
-        "certifier": {
-            name: lambda name=name: _builder(registry.certifiers, name) for name in registry.certifiers
-        },
-        "dataset": {name: lambda name=name: _builder(registry.datasets, name) for name in registry.datasets},
+        "suite": {name: partial(_fields, suite) for name, suite in catalog.suites().items()},
+        "protocol": {name: partial(_fields, protocol) for name, protocol in catalog.protocols().items()},
+        **{word: {name: partial(_builder, kind, name) for name in kind} for word, kind in builders.items()},
     }
 
 
@@ -166,10 +153,11 @@ def _fields(item: Card | Suite | Protocol) -> RenderableType:
     fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
     if isinstance(item, Protocol) and not item.ends:
         fields["threat"] = item.threat_name
-    hidden = ("name", "edited")
-    return _table(
-        {k: _text(v) for k, v in fields.items() if k not in hidden and v not in ("", None, [], {}, 0)}
-    )
+    shown = {name for name, value in fields.items() if value not in ("", None, [], {}, 0)} - {
+        "name",
+        "edited",
+    }
+    return _table({name: _text(value) for name, value in fields.items() if name in shown})
 
 
 def _table(rows: dict[str, str]) -> RenderableType:
@@ -187,13 +175,13 @@ def _text(value: Any) -> str:
     if isinstance(value, End):
         return f"{value.dataset}: {value.classifier}, {value.threat}, {value.samples} images"
     if isinstance(value, list):
-        return "\n".join(_text(each) for each in value)
+        return "\n".join(map(_text, value))
     if isinstance(value, dict):
         return "\n".join(
-            f"[{key}]\n" + "\n".join(f"  {line}" for line in _text(each).split("\n"))
-            if isinstance(each, dict)
-            else f"{key} = {', '.join(map(str, each)) if isinstance(each, list) else each}"
-            for key, each in value.items()
+            f"[{key}]\n" + textwrap.indent(_text(item), "  ")
+            if isinstance(item, dict)
+            else f"{key} = {', '.join(map(str, item)) if isinstance(item, list) else item}"
+            for key, item in value.items()
         )
     return str(value)
 

@@ -32,15 +32,16 @@ def sweep(setting: str, selection: Selection, running: Running) -> Callable[[], 
     from robench.reports import sweep as report
 
     protocol, defenses, attacks = selection.chosen(), selection.defenses, selection.attacks
-    asked = sweeping.Sweep.parse(setting)
+    requested = sweeping.Sweep.parse(setting)
     if len(defenses) != 1 or len(attacks) > 1:
         raise UsageError("a sweep takes one defense and one attack")
     attack = next(iter(attacks), None)
-    runs = list(sweeping.sweep(asked, defenses[0], attack, protocol, selection.knowledge, running.options))
+    knowledge, options = selection.knowledge, running.options
+    runs = list(sweeping.sweep(requested, defenses[0], attack, protocol, knowledge, options))
     if running.as_json:
         return lambda: running.print_json([record for _, record in runs])
     suite = runs[0][1].job.suite.name.partition("(")[0]
-    values = slug(",".join(f"{value:g}" for value in asked.values))
-    name = f"sweep-{slug(defenses[0])}-{slug(suite)}-{slug(asked.name)}-{values}.png"
+    values = slug(",".join(f"{value:g}" for value in requested.values))
+    name = f"sweep-{slug(defenses[0])}-{slug(suite)}-{slug(requested.name)}-{values}.png"
     path = Path(running.options.results) / slug(protocol.name) / name
-    return lambda: show_picture(report.grid(asked, runs), report.picture(asked, runs, path))
+    return lambda: show_picture(report.grid(requested, runs), report.picture(requested, runs, path))

@@ -1,6 +1,5 @@
 """robench transfer: purifiers trained on one data set, before the classifier of another."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +8,8 @@ import click
 
 from robench.catalog import Protocol, find_protocol, find_suite
 from robench.cli import common
-from robench.cli.running import GroupedCommand, Running, Selection, running, selecting
+from robench.cli.running import GroupedCommand, Running, Selection, running, selecting, show_picture
 from robench.core import specs
-from robench.reports.table import render
 
 if TYPE_CHECKING:
     from robench.evaluation.dataset_transfer import Cell
@@ -36,9 +34,7 @@ if TYPE_CHECKING:
     help="Data sets that they are tested on; comma-separated.",
 )
 @click.option(
-    "--finetune",
-    metavar="N,N,...",
-    help="Numbers of target images to fine-tune on, such as 0,10,50.",
+    "--finetune", metavar="N,N,...", help="Numbers of target images to fine-tune on, such as 0,10,50."
 )
 @running("checkpoint")
 def command(
@@ -78,11 +74,8 @@ def transfer(
 
     def show() -> None:
         for matrix in matrices(records, suites[0], whole=True):
-            sys.stdout.write(render(grid(matrix), "text", common.console().width))
-            path = save(
-                picture(matrix), Path(running.options.results) / f"transfer-{slug(matrix.family)}.png"
-            )
-            click.echo(f"picture: {path}")
+            path = Path(running.options.results) / f"transfer-{slug(matrix.family)}.png"
+            show_picture(grid(matrix), save(picture(matrix), path))
 
     return show
 
@@ -119,9 +112,8 @@ def _finetune(
         for cell, points in curves:
             dataset = specs.parse(cell.end.dataset).name
             title = f"{cell.purifier} before {cell.end.classifier}, fine-tuned on {dataset}"
-            sys.stdout.write(render(finetuning.grid(title, points, suite), "text", common.console().width))
             name = f"finetune-{slug(cell.purifier)}-{slug(cell.end.dataset)}.png"
             path = finetuning.picture(title, points, suite, Path(running.options.results) / name)
-            click.echo(f"picture: {path}")
+            show_picture(finetuning.grid(title, points, suite), path)
 
     return show

@@ -1,10 +1,8 @@
 """robench verify: re-check records from their certificates, by forward passes alone."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-from rich.text import Text
 
 from robench.cli import common
 from robench.cli.completion import folders, names_of
@@ -13,9 +11,6 @@ from robench.core.sanitize import plain
 
 # robench.records.certification.FILE, which imports pyarrow.
 CERTIFICATION = "certification.json"
-
-if TYPE_CHECKING:
-    from robench.verification.verify import Report
 
 
 @click.command("verify")
@@ -63,14 +58,14 @@ def command(
     from robench.engine.device import choose_device
     from robench.records.inputs import defense_of, images_of
     from robench.records.record import read_record
-    from robench.verification.replay import Sample
+    from robench.verification.replay import REPLAYED, Sample
     from robench.verification.verify import report
 
-    where, console = choose_device(device), common.console()
+    where = choose_device(device)
     failed: dict[str, RobenchError] = {}
     for path in records:
         if len(records) > 1:
-            console.print(Text(plain(path), style="bold"), soft_wrap=True)
+            common.say(path, "bold")
         with common.collected(failed, path, alone=len(records) == 1):
             if (Path(path) / CERTIFICATION).is_file():
                 _certification(
@@ -83,11 +78,12 @@ def command(
                 name, record.job.dataset.name, checkpoint, where, images.class_subset, images.image_size
             )
             sample = Sample.of(replay, replay_seed) if replay else None
-            made = report(Path(path), loaded, images, where, sample)
-            for line in _lines(made, verbose):
-                console.print(Text(plain(line)), soft_wrap=True)
-            if made.broken:
-                fields = ", ".join(dict.fromkeys(item.field for item in made.broken))
+            result = report(Path(path), loaded, images, where, sample)
+            shown = [item for item in result.findings if verbose or not item.held or item.field == REPLAYED]
+            for line in (result, *shown, "on trust:", *(f"  {line}" for line in result.trust_lines)):
+                common.say(line)
+            if result.broken:
+                fields = ", ".join(dict.fromkeys(item.field for item in result.broken))
                 failed[path] = CheckFailed(f"{plain(path)} does not hold: {fields}")
     common.raise_worst(failed)
 
@@ -114,7 +110,7 @@ def _certification(
     from robench.verification import certification
     from robench.verification.replay import Sample
 
-    result, where, console = read(path), choose_device(device), common.console()
+    result, where = read(path), choose_device(device)
     dataset = result.dataset
     images = load_dataset(dataset.name, dataset.split, result.n, data_dir)
     name = defense or result.defense.name
@@ -122,20 +118,10 @@ def _certification(
     sample = Sample.of(replay or certification.SAMPLE, replay_seed)
     checked = certification.verify(path, loaded, images, where, sample)
     broken = [finding for finding in checked if not finding.held]
-    for line in (
-        "FAILED" if broken else f"VERIFIED: {checked[-1].proven}",
-        *(str(finding) for finding in checked if verbose or not finding.held),
-        certification.trust(result, sample),
-    ):
-        console.print(Text(plain(line)), soft_wrap=True)
+    shown = [finding for finding in checked if verbose or not finding.held]
+    result_line = "FAILED" if broken else f"VERIFIED: {checked[-1].proven}"
+    for line in (result_line, *shown, certification.trust(result, sample)):
+        common.say(line)
     if broken:
         fields = ", ".join(dict.fromkeys(finding.field for finding in broken))
         raise CheckFailed(f"{plain(str(path))} does not hold: {fields}")
-
-
-def _lines(made: "Report", verbose: bool) -> list[str]:
-    """The output for one record: the result, failed checks (all checks if verbose) and the fields on trust."""
-    from robench.verification.replay import REPLAYED
-
-    shown = [item for item in made.findings if verbose or not item.held or item.field == REPLAYED]
-    return [str(made), *map(str, shown), "on trust:", *(f"  {line}" for line in made.trust_lines)]
