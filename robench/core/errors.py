@@ -73,9 +73,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], listing: str = "") 
     hint = f": did you mean {nearest}?" if near else "."
     if kind in LISTED:
         listing = f"robench list {kind}s shows all {len(names)}"
-    listing = listing or (
-        f"{len(names)} are known" if near and len(names) > MOST else f"known: {some(names)}"
-    )
+    many = near and len(names) > MOST
+    listing = listing or (f"{len(names)} are known" if many else f"known: {some(names)}")
     return UsageError(f'unknown {kind} "{shortened(name)}"{hint} {listing}')
 
 

@@ -1,6 +1,9 @@
 """Formatting of numbers and names, shared by every table, board and plot."""
 
+import csv
+import io
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from robench.core.errors import UsageError, some
@@ -35,6 +38,13 @@ def latex(text: str) -> str:
     return "".join(
         _LATEX.get(char, char if char.isascii() or "À" <= char <= "ÿ" else "?") for char in plain(text)
     )
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def count(number: float) -> str:

@@ -66,11 +66,8 @@ def section(name: str) -> dict[str, Any]:
 
 def describe(builder: Callable[..., Any]) -> Description:
     """The description of a builder, from its code."""
-    needed = inspect.Parameter.empty
-    arguments = {
-        name: NEEDED if default is needed else repr(default)
-        for name, default in specs.defaults(builder).items()
-    }
+    needed, defaults = inspect.Parameter.empty, specs.defaults(builder)
+    arguments = {name: NEEDED if value is needed else repr(value) for name, value in defaults.items()}
     facts = {name: getattr(builder, name) for name in _FACTS if getattr(builder, name, False)}
     if stated := getattr(builder, "facts", None):
         facts |= vars(stated)

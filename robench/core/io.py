@@ -97,7 +97,8 @@ def _write(folder: Path, contents: Mapping[str, Content], make_way: Callable[[],
             with os.fdopen(descriptor, "wb") as file:
                 _let_others_read(descriptor)
                 digest = hashlib.sha256()
-                for piece in _pieces(content, digests):
+                content = content(digests) if callable(content) else content
+                for piece in [content] if isinstance(content, bytes) else content:
                     file.write(piece)
                     digest.update(piece)
                 digests[name] = digest.hexdigest()
@@ -206,12 +207,6 @@ def _digest(content: bytes, purpose: str) -> bytes:
     digest = hashlib.sha256(f"{len(purpose)} {purpose}".encode() if purpose else b"")
     digest.update(content)
     return digest.digest()
-
-
-def _pieces(content: Content, digests: Mapping[str, str]) -> Iterable[bytes]:
-    if callable(content):
-        content = content(digests)
-    return [content] if isinstance(content, bytes) else content
 
 
 def sync_folder(folder: Path) -> None:

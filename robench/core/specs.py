@@ -143,12 +143,12 @@ def split(text: str, separator: str = ",") -> list[str]:
 def defaults(builder: Callable[..., Any]) -> dict[str, Any]:
     """The keywords that `builder` accepts, with their defaults (`inspect.Parameter.empty` for none)."""
     if dataclasses.is_dataclass(builder):
-        values = {}
+        missing, values = dataclasses.MISSING, {}
         for item in dataclasses.fields(builder):
             if item.init:
-                factory = item.default_factory
-                values[item.name] = factory() if factory is not dataclasses.MISSING else item.default
-        return {k: inspect.Parameter.empty if v is dataclasses.MISSING else v for k, v in values.items()}
+                value = item.default if item.default_factory is missing else item.default_factory()
+                values[item.name] = inspect.Parameter.empty if value is missing else value
+        return values
     parameters = inspect.signature(builder).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p.default for p in parameters if p.kind in named}
@@ -181,6 +181,12 @@ def old_text(text: str) -> str:
     return str(Spec(spec.name, {old.get(key, key): value for key, value in spec.arguments.items()}))
 
 
+def without(spec: Spec, **defaults: Any) -> Spec:
+    """`spec` without the arguments that equal these defaults."""
+    known = [key for key, value in spec.arguments.items() if key not in defaults or value != defaults[key]]
+    return Spec(spec.name, {key: spec.arguments[key] for key in known})
+
+
 def canonical(spec: Spec, builder: Callable[..., Any]) -> Spec:
     """`spec` without the arguments that equal the defaults of `builder`, renamed arguments under their new names.
 
@@ -206,7 +212,7 @@ def without_defaults(spec: Spec, known: Mapping[str, Any], any_argument: bool = 
     missing = [k for k, v in known.items() if v is inspect.Parameter.empty and k not in spec.arguments]
     if missing:
         raise UsageError(f"{spec.name} needs {', '.join(missing)}: write {spec.name}({missing[0]}=...)")
-    return Spec(spec.name, {k: v for k, v in spec.arguments.items() if k not in known or v != known[k]})
+    return without(spec, **known)
 
 
 def build(spec: Spec, builder: Callable[..., Any]) -> Any:

@@ -31,16 +31,11 @@ def loads(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
     level = [value]
     for _ in range(_DEEPEST):
-        level = [item for parent in level for item in _children(parent)]
+        lists = (list(parent.values()) if isinstance(parent, dict) else parent for parent in level)
+        level = [item for children in lists if isinstance(children, list) for item in children]
     if level:
         raise ValueError("nested too deeply")
     return value
-
-
-def _children(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,8 +48,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    if len(text.lstrip("-")) > _DIGITS:
-        raise ValueError(f"a whole number has {len(text.lstrip('-'))} digits")
+    if (digits := len(text.lstrip("-"))) > _DIGITS:
+        raise ValueError(f"a whole number has {digits} digits")
     return int(text)
 
 

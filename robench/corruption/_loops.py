@@ -158,9 +158,8 @@ def enlarge(out, x, rows, row_weights, columns, column_weights):
             if left >= 0:
                 across = column_weights[j]
                 for c in range(channels):
-                    out[i, j, c] += out.dtype.type(
-                        line[left, c] * (1.0 - across) + line[left + 1, c] * across
-                    )
+                    value = line[left, c] * (1.0 - across) + line[left + 1, c] * across
+                    out[i, j, c] += out.dtype.type(value)
 
 
 @_compiled

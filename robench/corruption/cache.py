@@ -27,11 +27,6 @@ _SUFFIX, _SIZE, _LOCK = ".chunk", ".size", ".lock"
 _MIN_FREE, _STALE = 2**30, 3600.0
 
 
-def default_folder() -> Path:
-    """The folder of corrupted images inside the cache."""
-    return cache_folder("corruptions")
-
-
 def default_limit() -> int:
     """The size limit in bytes, from the environment variable ROBENCH_CACHE_LIMIT, such as 500M or 20G.
 
@@ -58,7 +53,7 @@ class Cache:
             first chunks, and the cache would never hit.
     """
 
-    folder: Path = field(default_factory=default_folder)
+    folder: Path = field(default_factory=lambda: cache_folder("corruptions"))
     limit: int = field(default_factory=default_limit)
     since: float = field(default_factory=time.time)
 

@@ -124,20 +124,10 @@ def elastic_transform(x: np.ndarray, severity: int) -> np.ndarray:
 QUICK: dict[str, Corruption] = {
     function.__name__: function
     for function in (
-        gaussian_noise,
-        shot_noise,
-        motion_blur,
-        zoom_blur,
-        snow,
-        frost,
-        brightness,
-        contrast,
-        elastic_transform,
-        speckle_noise,
-        gaussian_blur,
-        saturate,
+        gaussian_noise, shot_noise, motion_blur, zoom_blur, snow, frost, brightness, contrast, elastic_transform,
+        speckle_noise, gaussian_blur, saturate,
     )
-}
+}  # fmt: skip
 
 
 def _levels(x: np.ndarray) -> np.ndarray:

@@ -81,11 +81,7 @@ def corruptions(attacks: Sequence[str | specs.Spec]) -> list[Corruption]:
 
 def cells(suite: Sequence[Corruption]) -> list[Cell]:
     """Every corruption at each of its severities, in order."""
-    return [
-        Cell(corruption.name, severity, corruption.jpeg)
-        for corruption in suite
-        for severity in corruption.severities
-    ]
+    return [Cell(item.name, severity, item.jpeg) for item in suite for severity in item.severities]
 
 
 __getattr__ = old_names(__name__)

@@ -41,10 +41,8 @@ class Task:
 
     def run(self) -> "CorruptedImages":
         """Corrupt the images."""
-        images = self._images()
-        return CorruptedImages.of(
-            decode_jpeg(image) if isinstance(image, bytes) else image for image in images
-        )
+        pixels = (decode_jpeg(image) if isinstance(image, bytes) else image for image in self._images())
+        return CorruptedImages.of(pixels)
 
     def files(self) -> list[bytes]:
         """Corrupt the images and return JPEG files; `jpeg` must be set."""

@@ -109,9 +109,8 @@ class Case:
             )
         attacker = find_attacker(knowledge, loaded.defense, protocol.dataset, device, images.class_subset)
         x, y, ids = (part.to(device) for part in (images.x, images.y, images.ids))
-        setup = Setup(loaded.defense, seed, device, batch_size, attacker, loaded.defense.stochastic).checked(
-            x, ids
-        )
+        setup = Setup(loaded.defense, seed, device, batch_size, attacker, loaded.defense.stochastic)
+        setup = setup.checked(x, ids)
         parties = setup.parties()
         return cls(
             loaded=loaded,

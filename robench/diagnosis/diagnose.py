@@ -8,7 +8,7 @@ from typing import Any
 
 from robench.catalog import Protocol
 from robench.core.formatting import location
-from robench.core.io import refuse_link, write_whole
+from robench.core.io import refuse_link, write_file
 from robench.defenses import Loaded
 from robench.diagnosis import failure, gradients, runs, surface
 from robench.diagnosis._base import Case, Indicator
@@ -77,14 +77,15 @@ def _diagnose(case: Case, name: str, options: Options) -> Diagnosis:
     if surfaces:
         surface.draw(surfaces, case, folder / PICTURE)
     content = _content(case, indicators, PICTURE if surfaces else "")
-    write_whole(
-        folder, {FILE: (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()}
-    )
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(folder / FILE, text.encode())
     return Diagnosis(content, indicators, folder)
 
 
 def _content(case: Case, indicators: tuple[Indicator, ...], picture: str) -> dict[str, Any]:
-    loaded, images = case.loaded, case.images
+    loaded, images, n = case.loaded, case.images, int(case.right.sum())
+    # The exact 95 % interval of the true share of images with a sign that 0 of n images show.
+    unseen = [round(end, 6) for end in clopper_pearson(0, n)] if n else [0.0, 1.0]
     return {
         "schema": SCHEMA,
         "robench_version": provenance.robench_version(),
@@ -95,7 +96,7 @@ def _content(case: Case, indicators: tuple[Indicator, ...], picture: str) -> dic
         "knowledge": case.knowledge,
         "seed": case.seed,
         "n": len(images),
-        "unseen": _unseen(int(case.right.sum())),
+        "unseen": {"images": n, "interval": unseen},
         "attack": case.followed,
         "indicators": [
             {
@@ -115,11 +116,6 @@ def _content(case: Case, indicators: tuple[Indicator, ...], picture: str) -> dic
     }
 
 
-def _unseen(n: int) -> dict[str, Any]:
-    """The exact 95 % interval of the true share of images with a sign that 0 of n images show."""
-    return {"images": n, "interval": [round(end, 6) for end in clopper_pearson(0, n)] if n else [0.0, 1.0]}
-
-
 def _proof(unseen: dict[str, Any]) -> str:
     """State how large the true share of an unobserved sign may be."""
     if not unseen["images"]:
@@ -137,9 +133,8 @@ def grid(diagnosis: Diagnosis) -> Grid:
     for indicator in diagnosis.indicators:
         value = "–" if indicator.value is None else f"{indicator.value:.3g}"
         bound = f"{'<' if indicator.falls else '>'} {indicator.threshold:g}"
-        rows.append(
-            (indicator.name, value, bound, indicator.source, "WARNING" if indicator.warns else "fine")
-        )
+        verdict = "WARNING" if indicator.warns else "fine"
+        rows.append((indicator.name, value, bound, indicator.source, verdict))
         sentences.append(f"{'!' if indicator.warns else '·'} {indicator.name}: {indicator.text}")
     files = [f"diagnosis: {location(diagnosis.folder / FILE)}"]
     if content["picture"]:

@@ -160,8 +160,5 @@ def unpaired(y: Tensor, seed: int) -> Tensor:
 
 def _order(n: int, seed: int, what: str) -> Tensor:
     places = torch.arange(n)
-    return (
-        Stream.of(seed, "diagnose", what)
-        .bits(places, torch.zeros_like(places), 0, 1)[:, 0]
-        .argsort(stable=True)
-    )
+    bits = Stream.of(seed, "diagnose", what).bits(places, torch.zeros_like(places), 0, 1)
+    return bits[:, 0].argsort(stable=True)

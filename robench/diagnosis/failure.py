@@ -57,9 +57,8 @@ def increasing_loss(loss: Tensor) -> Tensor:
     for row in loss:
         rises = row[1:] > row[:-1]
         ends = torch.stack([row[1:][rises], row[:-1][rises]], 1).flatten()
-        areas.append(
-            torch.trapezoid(ends, torch.linspace(0, 1, len(ends), dtype=row.dtype)) if len(ends) else 0.0
-        )
+        along = torch.linspace(0, 1, len(ends), dtype=row.dtype)
+        areas.append(torch.trapezoid(ends, along) if len(ends) else 0.0)
     return torch.as_tensor(areas, dtype=loss.dtype)
 
 

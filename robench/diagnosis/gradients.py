@@ -33,9 +33,8 @@ def gradients(case: Case, x: Tensor, draws: int, which: slice = slice(None)) -> 
         piece = slice(start, start + lanes)
         ids = pad(samples[piece], lanes)
         points, y = pad(x[piece], lanes), pad(labels[piece], lanes)
-        rows = Rows(
-            points, y, points.new_zeros(lanes, 1), ids, torch.zeros_like(ids), torch.ones_like(ids) > 0
-        )
+        rank = torch.zeros_like(ids)
+        rows = Rows(points, y, points.new_zeros(lanes, 1), ids, rank, rank == 0)
         grads = [
             case.network.answer(points, objective("margin"), rows, 1, torch.full_like(ids, draw)).grad
             for draw in range(draws)
@@ -62,16 +61,12 @@ def averaged(cosine: float, draws: int) -> float:
 def indicator(case: Case) -> Indicator:
     """The cosine of two averaged gradients of a randomised defense, or of those at an image and a nearby point."""
     right = case.right
+
+    def indicated(code: str, value: float | None, text: str) -> Indicator:
+        return Indicator(code, "gradient cosine", value, LEAST, OWN, text, True)
+
     if not bool(right.any()):
-        return Indicator(
-            "shattered-gradients",
-            "gradient cosine",
-            None,
-            LEAST,
-            OWN,
-            "no image is classified correctly without an attack",
-            True,
-        )
+        return indicated("shattered-gradients", None, "no image is classified correctly without an attack")
     if case.eot > 1:
         single = float(between_draws(gradients(case, case.x, DRAWS))[right.cpu()].mean())
         value = averaged(single, case.eot)
@@ -79,7 +74,7 @@ def indicator(case: Case) -> Indicator:
             f"between two gradients averaged over {case.eot} draws, computed from {single:.2f} between two draws; a "
             "lower cosine calls for more draws"
         )
-        return Indicator("noisy-gradients", "gradient cosine", value, LEAST, OWN, text, True)
+        return indicated("noisy-gradients", value, text)
     radius = NEARBY * case.threat.eps
     noise = Stream.of(case.seed, "diagnose", "beside").normal(
         case.ids, torch.zeros_like(case.ids), 0, tuple(case.x.shape[1:])
@@ -93,4 +88,4 @@ def indicator(case: Case) -> Indicator:
     text = (
         f"between the gradients at an image and at distance {radius:.2g}, mean over {int(right.sum())} images"
     )
-    return Indicator("shattered-gradients", "gradient cosine", value, LEAST, OWN, text, True)
+    return indicated("shattered-gradients", value, text)

@@ -7,7 +7,7 @@ MIMIR (arXiv 2312.04960) argues from bounds on the mutual information between an
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,8 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
     """
     minimum = 2 * estimators.GROUP
     if protocol.samples < minimum:
-        raise UsageError(
-            f"--mi needs at least {minimum} samples (two groups of {estimators.GROUP}), got {protocol.samples}"
-        )
+        groups = f"two groups of {estimators.GROUP}"
+        raise UsageError(f"--mi needs at least {minimum} samples ({groups}), got {protocol.samples}")
     device = choose_device(options.device)
     loaded_defenses, images = load_for_images(names, protocol, options, device)
     if len(images) < minimum:
@@ -165,11 +164,8 @@ def grids(information: Information) -> list[Grid]:
         ]
         limit = content["limits"].get(estimate)
         notes = [] if limit is None else [f"at most {limit:.2f} {unit}, even if the true value is larger"]
-        if any(
-            estimate + RANDOM in layer_values
-            for layers in content["values"].values()
-            for layer_values in layers[0].values()
-        ):
+        first_layers = (pairs for layers in content["values"].values() for pairs in layers[0].values())
+        if any(estimate + RANDOM in pairs for pairs in first_layers):
             notes.append("in brackets: for randomly paired rows")
         tables.append(
             Grid(
@@ -182,12 +178,9 @@ def grids(information: Information) -> list[Grid]:
                 notes=tuple(notes),
             )
         )
-    places = (
-        f"information: {location(information.folder / FILE)}",
-        f"picture: {location(information.folder / PICTURE)}",
-    )
-    last = tables[-1]
-    return [*tables[:-1], Grid(**{**vars(last), "notes": (*last.notes, *places)})]
+    files = (("information", FILE), ("picture", PICTURE))
+    places = (f"{name}: {location(information.folder / file)}" for name, file in files)
+    return [*tables[:-1], replace(tables[-1], notes=(*tables[-1].notes, *places))]
 
 
 def _seeds(content: Mapping[str, Any], what: str) -> str:
@@ -197,9 +190,9 @@ def _seeds(content: Mapping[str, Any], what: str) -> str:
 
 def _cell(estimates: Mapping[str, Sequence[float]], estimate: str) -> str:
     mean, deviation = mean_and_deviation(estimates[estimate])
-    text = f"{mean:.3g}" + (
-        "" if math.isnan(deviation) else f" ± {deviation:.{1 if deviation < 9.5 else 2}g}"
-    )
+    text = f"{mean:.3g}"
+    if not math.isnan(deviation):
+        text += f" ± {deviation:.{1 if deviation < 9.5 else 2}g}"
     at_random = estimates.get(estimate + RANDOM)
     return text + (f"\n({mean_and_deviation(at_random)[0]:.3g})" if at_random else "")
 
@@ -226,26 +219,16 @@ def picture(content: dict[str, Any], path: Path) -> Path:
                     positions, [mean for mean, _ in statistics], spread, color=colour, marker=style.marker(i),
                     markersize=5, linewidth=1.3, capsize=2, label=style.literal(name),
                 )  # fmt: skip
-                if all(estimate + RANDOM in layer_values[pair] for layer_values in layers):
-                    level = [
-                        mean_and_deviation(layer_values[pair][estimate + RANDOM])[0]
-                        for layer_values in layers
-                    ]
+                at_random = [values[pair].get(estimate + RANDOM) for values in layers]
+                if all(at_random):
+                    level = [mean_and_deviation(values)[0] for values in at_random]
                     axes.plot(positions, level, color=colour, linestyle=":", linewidth=1.1)
             if estimate in content["limits"] and estimate == "infonce":
-                axes.axhline(
-                    content["limits"][estimate],
-                    color=style.QUIET,
-                    linestyle="--",
-                    linewidth=1.0,
-                    label="limit",
-                )
-            style.frame(
-                axes,
-                title=pair_title if down == 0 else "",
-                x="layer" if down == len(ESTIMATES) - 1 else "",
-                y=f"{title}\n{unit}" if across == 0 else "",
-            )
+                limit = content["limits"][estimate]
+                axes.axhline(limit, color=style.QUIET, linestyle="--", linewidth=1.0, label="limit")
+            x = "layer" if down == len(ESTIMATES) - 1 else ""
+            y = "" if across else f"{title}\n{unit}"
+            style.frame(axes, title="" if down else pair_title, x=x, y=y)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.tick_params(labelsize=8)
     handles = {

@@ -12,7 +12,7 @@ from robench.engine.tolerances import POINTS
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import Options, run_all
 from robench.records.record import Record
-from robench.records.samples import read_samples
+from robench.records.samples import held
 from robench.statistics.accuracy import mcnemar
 from robench.threats.threat import Threat, largest_distance
 
@@ -76,17 +76,11 @@ def play(case: Case, name: str, folder: Path, options: Options) -> Played:
 def indicators(played: Played) -> Iterator[Indicator]:
     """The indicators of the runs."""
     for code, name, record, why, source in (
-        ("large-radius", "large radius", played.grey, "every image can become the same grey image", OWN),
-        (
-            "unconstrained-failure",
-            "unconstrained attack",
-            played.everywhere,
-            "every image can become any other",
-            PINTOR,
-        ),
+        ("large-radius", "large radius", played.grey, "the same grey image", OWN),
+        ("unconstrained-failure", "unconstrained attack", played.everywhere, "any other", PINTOR),
     ):
-        left = record.robust_accuracy
-        text = f"{left.correct} of {record.job.n} images survive at {record.job.threat}, where {why}"
+        left, place = record.robust_accuracy, f"{record.job.threat}, where every image can become {why}"
+        text = f"{left.correct} of {record.job.n} images survive at {place}"
         yield Indicator(code, name, left.value, 0.0, source, text)
     yield _doubling(played.steps)
     warnings = {
@@ -103,10 +97,8 @@ def _doubling(steps: tuple[Record, ...]) -> Indicator:
     before, after = (_robust(record) for record in steps[-2:])
     newly_fooled, newly_robust = int((before & ~after).sum()), int((after & ~before).sum())
     n = steps[-1].job.n
-    accuracies = ", ".join(
-        f"{100 * record.robust_accuracy.value:.1f} % after {count}"
-        for record, count in zip(steps, STEPS, strict=True)
-    )
+    shares = (f"{100 * record.robust_accuracy.value:.1f} %" for record in steps)
+    accuracies = ", ".join(f"{share} after {count}" for share, count in zip(shares, STEPS, strict=True))
     # The lost share counts only if chance does not explain it.
     significant = mcnemar(newly_fooled, newly_robust) < CHANCE
     value = max(0.0, (newly_fooled - newly_robust) / n) if significant else 0.0
@@ -115,7 +107,9 @@ def _doubling(steps: tuple[Record, ...]) -> Indicator:
 
 
 def _robust(record: Record) -> np.ndarray:
-    if record.folder is None:
-        raise ResourceError("a record without a folder has no samples")
-    rows = read_samples(record.folder).sort_by("id")
-    return np.asarray(rows["fooled_by"].to_pylist()) == ""
+    robust = held(record)
+    if robust is None:
+        raise ResourceError(
+            f"the samples of {record.folder} cannot be read: remove it, and repeat the diagnosis"
+        )
+    return robust

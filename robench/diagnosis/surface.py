@@ -48,13 +48,11 @@ def surfaces(case: Case) -> list[Surface]:
     for i in chosen:
         x, y, ids = case.x[i : i + 1], case.y[i : i + 1], case.ids[i : i + 1]
         gradient = gradients(case, x, 1, slice(i, i + 1)).view_as(x).to(x.device)
-        noise = Stream.of(case.seed, "diagnose", "surface").normal(
-            ids, torch.zeros_like(ids), 0, tuple(x.shape[1:])
-        )
+        stream, shape = Stream.of(case.seed, "diagnose", "surface"), tuple(x.shape[1:])
+        noise = stream.normal(ids, torch.zeros_like(ids), 0, shape)
         along, across = (_unit(vector, norm, case.threat.norm) for vector in (gradient, noise))
-        grid = (
-            x + reach[:, None, None, None, None] * across + reach[None, :, None, None, None] * along
-        ).flatten(0, 1)
+        grid = x + reach[:, None, None, None, None] * across + reach[None, :, None, None, None] * along
+        grid = grid.flatten(0, 1)
         logits = case.judge.network.logits(grid.clamp(0, 1), ids.expand(len(grid)))
         values = margin(logits, y.expand(len(grid))).view(SIDE, SIDE).cpu()
         results.append(Surface(int(ids), case.images.classes[int(y)], values))
@@ -78,9 +76,8 @@ def draw(surfaces: list[Surface], case: Case, path: Path) -> Path:
 
     figure = style.figure(2.9 * len(surfaces) + 0.9, 3.5, layout="constrained")
     panels = figure.subplots(1, len(surfaces), squeeze=False, sharey=True)[0]
-    finite = torch.cat(
-        [surface.values[surface.values.isfinite()] for surface in surfaces] or [torch.zeros(1)]
-    )
+    values = torch.cat([surface.values.flatten() for surface in surfaces])
+    finite = values[values.isfinite()]
     limit = float(finite.abs().max()) if len(finite) else 1.0
     image = None
     ends = (-REACH, REACH, -REACH, REACH)
@@ -92,9 +89,8 @@ def draw(surfaces: list[Surface], case: Case, path: Path) -> Path:
                 torch.linspace(-REACH, REACH, SIDE), torch.linspace(-REACH, REACH, SIDE), values, [0.0],
                 colors="black", linewidths=1.2,
             )  # fmt: skip
-        axes.add_patch(
-            Rectangle((-1, -1), 2, 2, fill=False, linestyle="--", linewidth=1.0, edgecolor="#444444")
-        )
+        square = {"fill": False, "linestyle": "--", "linewidth": 1.0, "edgecolor": "#444444"}
+        axes.add_patch(Rectangle((-1, -1), 2, 2, **square))
         axes.plot(0, 0, marker="+", color="black", markersize=7)
         axes.set_title(f"image {surface.sample}, class {style.literal(surface.label)}", fontsize=9)
         axes.set_xlabel("along the gradient, radii", fontsize=8)

@@ -24,8 +24,7 @@ def wilson(k: float, n: int) -> tuple[float, float]:
     Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
     # Not scipy.stats.binomtest: it refuses fractional successes, and differs from existing records in the last bits.
-    if n < 1 or not 0 <= k <= n:
-        raise ValueError(f"{k=}, {n=}: expected n >= 1 and 0 <= k <= n")
+    _check_count(k, n)
     p, z2 = k / n, _Z95 * _Z95
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
@@ -47,11 +46,15 @@ def clopper_pearson(k: int, n: int) -> tuple[float, float]:
 
     Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the binomial".
     """
-    if n < 1 or not 0 <= k <= n:
-        raise ValueError(f"{k=}, {n=}: expected n >= 1 and 0 <= k <= n")
+    _check_count(k, n)
     low = float(betaincinv(k, n - k + 1, 0.025)) if k else 0.0
     high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
     return low, high
+
+
+def _check_count(k: float, n: int) -> None:
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"{k=}, {n=}: expected n >= 1 and 0 <= k <= n")
 
 
 def mcnemar(b: int, c: int) -> float:

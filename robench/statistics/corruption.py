@@ -116,9 +116,8 @@ def per_image(verdicts: Verdicts, by: Normaliser | None) -> tuple[np.ndarray, np
     clean = 1.0 - verdicts.clean
     errors = {name: verdicts.errors(name) for name in COMMON}
     if by is None:
-        return np.mean([errors[name] for name in COMMON], 0), np.mean(
-            [errors[name] - clean for name in COMMON], 0
-        )
+        plain = np.mean([errors[name] for name in COMMON], 0)
+        return plain, np.mean([errors[name] - clean for name in COMMON], 0)
     return (
         np.mean([errors[name] / by.errors[name] for name in COMMON], 0),
         np.mean([(errors[name] - clean) / (by.errors[name] - by.clean) for name in COMMON], 0),

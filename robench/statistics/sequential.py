@@ -87,6 +87,5 @@ class Plan:
 
     def _ratio(self, robust: int, fooled: int) -> float:
         """The log-likelihood ratio of `weak` to `sound` for the outcomes."""
-        return robust * math.log(self.weak / self.sound) + fooled * math.log(
-            (1 - self.weak) / (1 - self.sound)
-        )
+        of_robust, of_fooled = math.log(self.weak / self.sound), math.log((1 - self.weak) / (1 - self.sound))
+        return robust * of_robust + fooled * of_fooled

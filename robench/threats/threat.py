@@ -27,6 +27,7 @@ COUNTED = ("L0", "patch")
 # The threat of a run without an adversary.
 NO_THREAT = "none"
 
+_EXPECTED = "expected NORM:RADIUS such as Linf:8/255, L2:0.5 or L1:12, or a transformation such as fog:0.4"
 _NUMBER = re.compile(r"(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # Maximum length of a threat, of a number in it and of an exponent. Exact arithmetic writes out all zeros of a number.
 _MAX_LENGTH, _MAX_NUMBER, _MAX_EXPONENT = 1000, 64, 3
@@ -71,14 +72,8 @@ def _extent(mask: Tensor) -> Tensor:
 def largest_distance(norm: str, channels: int, height: int, width: int) -> float:
     """The largest possible distance between two images of this shape: from black to white."""
     values = channels * height * width
-    distances = {
-        "Linf": 1,
-        "L2": math.sqrt(values),
-        "L1": values,
-        "L0": height * width,
-        "patch": max(height, width),
-    }
-    return distances[norm]
+    sides = {"L0": height * width, "patch": max(height, width)}
+    return {"Linf": 1, "L2": math.sqrt(values), "L1": values, **sides}[norm]
 
 
 def radius_text(eps: float) -> str:
@@ -137,24 +132,20 @@ class Threat:
         if isinstance(spec, Threat):
             return spec
         if not isinstance(spec, str):
-            raise UsageError(
-                f"threat={_abbreviated(spec)}: expected NORM:RADIUS as text, such as {_suggestion(spec)}"
-            )
+            shown = " ".join(repr(spec).split())[:80]
+            raise UsageError(f"threat={shown}: expected NORM:RADIUS as text, such as {_suggestion(spec)}")
         if len(spec) > _MAX_LENGTH:
             raise UsageError(f"a threat has {len(spec)} characters: expected at most {_MAX_LENGTH}")
         name, colon, radius = (part.strip() for part in spec.rpartition(":"))
-        help_text = (
-            "expected NORM:RADIUS such as Linf:8/255, L2:0.5 or L1:12, or a transformation such as fog:0.4"
-        )
         if not colon:
-            raise UsageError(f'malformed threat "{spec}": {help_text}')
+            raise UsageError(f'malformed threat "{spec}": {_EXPECTED}')
         parts = [part.strip() for part in radius.split("/")]
         if len(parts) > 2 or not all(_NUMBER.fullmatch(part) for part in parts):
-            raise UsageError(f'malformed radius "{radius}" in threat "{spec}": {help_text}')
+            raise UsageError(f'malformed radius "{radius}" in threat "{spec}": {_EXPECTED}')
         if not all(_is_short(part) for part in parts):
             raise UsageError(
                 f"a number in the radius of a threat has more than {_MAX_NUMBER} characters, or an exponent of "
-                f"more than {_MAX_EXPONENT} digits: {help_text}"
+                f"more than {_MAX_EXPONENT} digits: {_EXPECTED}"
             )
         denominator = Fraction(parts[1]) if len(parts) == 2 else Fraction(1)
         try:
@@ -171,7 +162,7 @@ class Threat:
                     f'radius of threat "{spec}" is {eps:g}: {norm} counts, expected a whole number'
                 )
             return cls(norm, eps, text)
-        transformation = _spec(name, spec, help_text)
+        transformation = _spec(name, spec)
         if late and (described := _from_description(transformation)):
             return cls(described[0], eps, text, str(described[1]))
         builder = registry.transformations.get(transformation.name)
@@ -306,11 +297,6 @@ def _is_short(number: str) -> bool:
     return len(number) <= _MAX_NUMBER and len(exponent) <= _MAX_EXPONENT
 
 
-def _abbreviated(value: Any) -> str:
-    """The representation of a value, shortened to one line."""
-    return " ".join(repr(value).split())[:80]
-
-
 def _suggestion(value: Any) -> str:
     """The threat as text if the value is a radius, or a norm and a radius; else an example."""
     norm, radius = value if isinstance(value, tuple | list) and len(value) == 2 else ("Linf", value)
@@ -318,16 +304,15 @@ def _suggestion(value: Any) -> str:
     return f'"{norm}:{radius!r}"' if valid and norm in NORMS else '"Linf:8/255"'
 
 
-def _spec(name: str, threat: str, help_text: str) -> specs.Spec:
+def _spec(name: str, threat: str) -> specs.Spec:
     """Parse the spec of a threat's transformation."""
     try:
         spec = specs.parse(name)
     except UsageError as error:
-        raise UsageError(f'malformed threat "{threat}": {help_text}') from error
+        raise UsageError(f'malformed threat "{threat}": {_EXPECTED}') from error
     if spec.name not in registry.transformations:
-        raise UsageError(
-            f"{unknown_name('norm or transformation', name, {*NORMS, *registry.transformations})}; {help_text}"
-        )
+        unknown = unknown_name("norm or transformation", name, {*NORMS, *registry.transformations})
+        raise UsageError(f"{unknown}; {_EXPECTED}")
     return spec
 
 
@@ -340,7 +325,7 @@ def _from_description(spec: specs.Spec) -> tuple[str, specs.Spec] | None:
     norm, defaults = description.facts.get("norm"), description.defaults
     if not norm or not spec.arguments.keys() <= defaults.keys():
         return None
-    return norm, specs.Spec(spec.name, {k: v for k, v in spec.arguments.items() if v != defaults[k]})
+    return norm, specs.without(spec, **defaults)
 
 
 def check_images(x: Any, y: Tensor, num_classes: int | None = None) -> None:
@@ -381,9 +366,8 @@ def _check_values(x: Tensor) -> None:
         raise UsageError(f"image {int(nonfinite[0])} has NaN or infinite pixels ({count})")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        advice = (
-            "undo the normalisation, which belongs in the model" if low < 0 else "divide 8-bit images by 255"
-        )
+        normalised = "undo the normalisation, which belongs in the model"
+        advice = normalised if low < 0 else "divide 8-bit images by 255"
         raise UsageError(f"pixels lie in [{low:.9g}, {high:.9g}]: expected [0, 1] ({advice})")
 
 

@@ -1,10 +1,10 @@
 """CSV log of a training: one line per epoch with stage, epoch, loss, lr and seconds, written immediately."""
 
 import csv
-import io
 from pathlib import Path
 
 from robench.core.errors import ResourceError
+from robench.core.formatting import csv_text
 from robench.core.io import write_file
 from robench.training.partial import OPTION
 
@@ -30,7 +30,7 @@ class Log:
             return
         rows = _rows(self.path) if done else []
         last = max((i for i, row in enumerate(rows) if row[:2] == [stage, str(done)]), default=-1)
-        write_file(self.path, _lines([list(COLUMNS), *rows[: last + 1]]).encode(), OPTION)
+        write_file(self.path, csv_text([COLUMNS, *rows[: last + 1]]).encode(), OPTION)
 
     def epoch(self, stage: str, epoch: int, loss: float, lr: float, seconds: float) -> None:
         """Log a finished epoch.
@@ -41,7 +41,7 @@ class Log:
         """
         if self.path is None:
             return
-        line = _lines([[stage, str(epoch), f"{loss:.6g}", f"{lr:.6g}", f"{seconds:.1f}"]])
+        line = csv_text([(stage, str(epoch), f"{loss:.6g}", f"{lr:.6g}", f"{seconds:.1f}")])
         try:
             with self.path.open("a", newline="") as file:
                 file.write(line)
@@ -56,9 +56,3 @@ def _rows(path: Path) -> list[list[str]]:
         raise ResourceError(
             f"cannot resume the log {path}: it is not a readable CSV file; delete it"
         ) from error
-
-
-def _lines(rows: list[list[str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()

@@ -1,7 +1,6 @@
 """Progress of a training on stderr: stage, epoch, loss and remaining time."""
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -48,9 +47,7 @@ class Reporter:
         self.bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
     def begin(self, stage: str, total: int, done: int) -> None:

@@ -249,7 +249,8 @@ def choose_method(config: Finetuning) -> Method:
     """
     method = find_method(config.method)
     if not method.fewest_steps <= config.steps <= method.most_steps:
-        limit = _range(method.fewest_steps, method.most_steps)
+        low, high = method.fewest_steps, method.most_steps
+        limit = f"at least {low}" if high == inf else f"{low}" if low == high else f"{low} to {high}"
         raise UsageError(f"{config.method} with steps = {config.steps}: expected {limit}")
     if (config.mixup or config.cutmix) and not method.mixes_labels:
         raise UsageError(f"{config.method} does not support mixed labels: set mixup and cutmix to 0")
@@ -258,12 +259,6 @@ def choose_method(config: Finetuning) -> Method:
     if method.needs_average and not config.average:
         raise UsageError(f"{config.method} needs a running average: give its decay, such as average = 0.999")
     return method
-
-
-def _range(low: int, high: float) -> str:
-    if high == inf:
-        return f"at least {low}"
-    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def decisive_fields(recipe: Recipe) -> dict[str, Any]:

@@ -111,9 +111,8 @@ def smoothed(maps: Tensor, kernel: int, sigma: float) -> Tensor:
     maps = torch.nn.functional.pad(maps, (half, half, half, half), mode="reflect")
     across = weight.view(1, 1, 1, -1).expand(channels, 1, 1, kernel)
     down = weight.view(1, 1, -1, 1).expand(channels, 1, kernel, 1)
-    return torch.nn.functional.conv2d(
-        torch.nn.functional.conv2d(maps, across, groups=channels), down, groups=channels
-    )
+    maps = torch.nn.functional.conv2d(maps, across, groups=channels)
+    return torch.nn.functional.conv2d(maps, down, groups=channels)
 
 
 def convolved(maps: Tensor, kernels: Tensor) -> Tensor:

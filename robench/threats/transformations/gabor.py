@@ -59,7 +59,6 @@ class Gabor(Transformation):
         for side in range(self.sides):
             direction = (angle + math.pi * side / self.sides)[:, None, None]
             along = across * direction.cos() + down * direction.sin()
-            waves = waves + torch.cos(2 * math.pi * frequency[:, None, None] * along) / (
-                self.sides if side else 1
-            )
+            wave = torch.cos(2 * math.pi * frequency[:, None, None] * along)
+            waves = waves + wave / (self.sides if side else 1)
         return envelope * waves

@@ -75,14 +75,8 @@ def to_luv(x: Tensor) -> Tensor:
     v = torch.where(dark, _V_WHITE, 9 * big_y / total.clamp_min(_TINY))
     knee = (6 / 29) ** 3
     light = torch.where(big_y <= knee, (29 / 3) ** 3 * big_y, 116 * big_y.clamp_min(knee) ** (1 / 3) - 16)
-    return torch.stack(
-        [
-            light / 100,
-            (13 * light * (u - _U_WHITE) + 100) / 200,
-            (13 * light * (v - _V_WHITE) + 100) / 200,
-        ],
-        1,
-    ).clamp(0, 1)
+    u_star, v_star = 13 * light * (u - _U_WHITE), 13 * light * (v - _V_WHITE)
+    return torch.stack([light / 100, (u_star + 100) / 200, (v_star + 100) / 200], 1).clamp(0, 1)
 
 
 def to_rgb(luv: Tensor) -> Tensor:

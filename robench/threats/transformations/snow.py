@@ -72,9 +72,8 @@ class Snow(Transformation):
         middle = self.length // 2
         down, across = (1 + (end * middle).floor()).unbind(1)
         edges = torch.tensor(_SHARES, device=sample.device).cumsum(0)[:-1]
-        width = torch.tensor(_THICKNESS, device=sample.device)[
-            torch.bucketize(thick[:, 0].contiguous(), edges)
-        ]
+        choice = torch.bucketize(thick[:, 0].contiguous(), edges)
+        width = torch.tensor(_THICKNESS, device=sample.device)[choice]
         kernels = lines(down, across, width.float(), self.length)
         kernels = torch.where(flip[:, 0, :1, None, None] < 0.5, kernels.flip(3), kernels)
         return index, smoothed(kernels, self.blur, 12.5) if self.blur > 1 else kernels

@@ -34,13 +34,8 @@ class Spatial(Transformation):
         relative = pixel_grid(x)[None] - center - translation
         angle = (angle * (math.pi / 180))[:, None, None]
         cos, sin = angle.cos(), angle.sin()
-        rotated = torch.stack(
-            [
-                cos * relative[..., 0] - sin * relative[..., 1],
-                sin * relative[..., 0] + cos * relative[..., 1],
-            ],
-            -1,
-        )
+        column, row = relative.unbind(-1)
+        rotated = torch.stack([cos * column - sin * row, sin * column + cos * row], -1)
         return sampled(x, rotated + center)
 
 

@@ -56,5 +56,4 @@ class DBAT(Method):
         with attacked(learners):
             x_adv = ascend(x, normal_start(x), objective, budget.eps, budget.step_size, budget.steps)
         output = logits(network, torch.cat([x, x_adv]))
-        labels = torch.cat([y, y + classes])
-        return F.cross_entropy(output, labels, label_smoothing=budget.label_smoothing)
+        return F.cross_entropy(output, torch.cat([y, y + classes]), label_smoothing=budget.label_smoothing)

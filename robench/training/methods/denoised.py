@@ -91,11 +91,8 @@ def _load_encoder(purifier: DE3, classifier: nn.Module) -> None:
     The head's standard deviation is 2e-5, as in MAE's fine-tuning.
     """
     state = purifier.encoder_state()
-    expected = {
-        key: value.shape
-        for key, value in classifier.state_dict().items()
-        if not key.startswith(("fc_norm.", "head."))
-    }
+    shapes = {key: value.shape for key, value in classifier.state_dict().items()}
+    expected = {key: shape for key, shape in shapes.items() if not key.startswith(("fc_norm.", "head."))}
     if expected != {key: value.shape for key, value in state.items()}:
         raise ValueError(
             "the classifier cannot start from the purifier's encoder, because the networks differ: "

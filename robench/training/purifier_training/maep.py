@@ -66,9 +66,8 @@ class TrainMAEP(PurifierTraining):
                 object.__setattr__(self, name, Threat.parse(f"Linf:{radius}").eps)
         super().__post_init__()
         if self.mask_ratio >= 1:
-            raise ValueError(
-                f"mask_ratio={self.mask_ratio!r}: expected below 1, because some patches must stay visible"
-            )
+            reason = "because some patches must stay visible"
+            raise ValueError(f"mask_ratio={self.mask_ratio!r}: expected below 1, {reason}")
         if self.rank and not self.alpha:
             raise ValueError(f"alpha={self.alpha!r}: expected above 0")
         if not isinstance(self.source, str) or not self.source:

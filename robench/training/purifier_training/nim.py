@@ -104,23 +104,15 @@ def errors(purifier: DE3, x: Tensor, seen: Seen) -> Tensor:
     return error + F.mse_loss(statistics, torch.cat([mean, deviation], 2), reduction="none").mean(2)
 
 
-def _fixed(method: NIM, empty: Tensor) -> Tensor:
-    return empty.fill_(method.level)
-
-
 def _gamma(method: NIM, empty: Tensor) -> Tensor:
     gamma = torch.distributions.Gamma(torch.tensor(method.shape), torch.tensor(1 / method.scale))
     return gamma.sample(empty.shape).to(empty.device)
 
 
-def _uniform(method: NIM, empty: Tensor) -> Tensor:
-    return empty.uniform_(method.low, method.high)
-
-
 _DISTRIBUTIONS: dict[str, Callable[[NIM, Tensor], Tensor]] = {
     "gamma": _gamma,
-    "fixed": _fixed,
-    "uniform": _uniform,
+    "fixed": lambda method, empty: empty.fill_(method.level),
+    "uniform": lambda method, empty: empty.uniform_(method.low, method.high),
 }
 
 
