@@ -16,7 +16,7 @@ of work, but they do depend on which images are in the run.
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
@@ -47,22 +47,40 @@ class OnFeatures:
 
 
 @dataclass(frozen=True)
-class Cheapest:
+class OnLogits:
+    """An objective on the logits of each row, which the engine can evaluate for some of the lanes.
+
+    Attributes:
+        value: (logits (S, K), y (S,), *given) -> (S,) or (S, M), row by row.
+        given: further tensors (S, ...), such as target classes.
+    """
+
+    value: Callable[..., Tensor]
+    given: tuple[Tensor, ...] = ()
+
+    def __call__(self, logits: Tensor, rows: "Rows") -> Tensor:
+        return self.of_lanes(logits, rows.y)
+
+    def of_lanes(self, logits: Tensor, y: Tensor, lanes: Tensor | None = None) -> Tensor:
+        """The objective in some lanes (L,), from their logits (L, K) and the labels (S,) of all lanes."""
+        values = (y, *self.given)
+        if lanes is not None:
+            values = tuple(tensor.index_select(0, lanes) for tensor in values)
+        return self.value(logits, *values)
+
+
+@dataclass(frozen=True)
+class Cheapest(OnLogits):
     """An objective with several values at each point, of which an attack needs one gradient: that of the lowest cost.
 
     The engine may compute the gradients one after another and keep only the cheapest of each row, so that many classes
     of large images fit in memory. The answer then has a `column`.
 
     Attributes:
-        values: (logits (S, K), rows) -> (S, M).
         cost: (values (S, M), gradients (S, M, D)) -> (S, M).
     """
 
-    values: Objective
-    cost: Callable[[Tensor, Tensor], Tensor]
-
-    def __call__(self, logits: Tensor, rows: "Rows") -> Tensor:
-        return self.values(logits, rows)
+    cost: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
 
 
 LAYERS = ("last", "all")
@@ -117,7 +135,7 @@ class Ask:
         x: images to evaluate, (S, C, H, W) in [0, 1].
         objective: objective whose gradient is needed, or None if the logits suffice.
         waits: lanes that make no query in this turn because they need the other kind of answer, bool (S,), or None.
-            Their answer is not judged, is not counted as a pass and must be ignored in `tell`.
+            Their answer is not judged, is not counted as a pass, may be zero and must be ignored in `tell`.
         point: the parameters whose image is `x`, if the threat is not in pixels; else None.
     """
 

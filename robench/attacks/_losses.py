@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robench.attacks._base import Objective, Rows
+from robench.attacks._base import OnLogits, Rows
 from robench.core.errors import UsageError
 from robench.threats.threat import Threat
 
@@ -69,13 +69,9 @@ def check_loss(loss: str) -> None:
         raise UsageError(f'unknown loss "{loss}": expected one of {", ".join(UNTARGETED)}')
 
 
-def objective(loss: str, target: Tensor | None = None) -> Objective:
+def objective(loss: str, target: Tensor | None = None) -> OnLogits:
     """The objective for a loss, targeted at `target` (S,) if given."""
-    if target is None:
-        untargeted = UNTARGETED[loss]
-        return lambda logits, rows: untargeted(logits, rows.y)
-    targeted = TARGETED[loss]
-    return lambda logits, rows: targeted(logits, rows.y, target)
+    return OnLogits(UNTARGETED[loss]) if target is None else OnLogits(TARGETED[loss], (target,))
 
 
 def normalize(direction: Tensor, norm: str) -> Tensor:

@@ -7,7 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Cheapest, Contract, Problem, Rows, State, finite
+from robench.attacks._base import (
+    Answer,
+    Ask,
+    Attack,
+    Cheapest,
+    Contract,
+    OnLogits,
+    Problem,
+    Rows,
+    State,
+    finite,
+)
 from robench.threats.threat import Threat
 from robench.threats.transformations import Transformation
 
@@ -64,7 +75,9 @@ class ParameterSpace(Attack[Any]):
             theta = self._theta(query.x)
             objective = query.objective
             # Costs are those of gradients in the parameters, which `pull_back` computes from all of the image's.
-            objective = objective.values if isinstance(objective, Cheapest) else objective
+            objective = (
+                OnLogits(objective.value, objective.given) if isinstance(objective, Cheapest) else objective
+            )
             return replace(query, x=self._image(rows, theta), objective=objective, point=theta)
 
     def pull_back(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> Answer:

@@ -16,6 +16,7 @@ from robench.attacks._base import (
     Answer,
     Ask,
     Attack,
+    OnLogits,
     Problem,
     Rows,
     State,
@@ -130,14 +131,14 @@ class CW(Attack[CWState]):
         )
 
     def ask(self, problem: Problem, rows: Rows, state: CWState) -> Ask:
-        def reached(logits: Tensor, rows: Rows) -> Tensor:
-            return self._reached(logits, rows, state).clamp_max(self.confidence)
+        def reached(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+            return self._reached(logits, y, target).clamp_max(self.confidence)
 
-        return Ask(_image(state.w), reached)
+        return Ask(_image(state.w), OnLogits(reached, (state.target,)))
 
-    def _reached(self, logits: Tensor, rows: Rows, state: CWState) -> Tensor:
+    def _reached(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         """The negative of the paper's f6 without its lower bound, (S,): positive on success."""
-        return -margin(logits, state.target) if self.targets else margin(logits, rows.y)
+        return -margin(logits, target) if self.targets else margin(logits, y)
 
     def tell(self, problem: Problem, rows: Rows, state: CWState, answer: Answer) -> CWState:
         norm = problem.threat.norm
@@ -146,7 +147,7 @@ class CW(Attack[CWState]):
         delta = x - rows.x
         distance = rownorm(delta, norm)
         nearer = (margin(answer.logits, rows.y) > 0) & (distance < state.distance)
-        reached = self._reached(answer.logits, rows, state)
+        reached = self._reached(answer.logits, rows.y, state.target)
         success = (reached > 0) & (reached >= self.confidence)
 
         beyond = delta.abs() > spread(state.threshold, delta)

@@ -113,7 +113,7 @@ class FAB(Attack[FABState]):
         enough = probing.sum() >= (_WORTH_A_TURN * rows.active.sum()).clamp_min(1)
         if bool(enough | (probing & (state.waited >= _PATIENCE)).any()):
             return Ask(state.x, waits=~state.probes)
-        nearest = Cheapest(_differences, partial(_distances, problem.threat.norm))
+        nearest = Cheapest(_differences, cost=partial(_distances, problem.threat.norm))
         return Ask(state.x, objective("margin", state.target) if self.targets else nearest, state.probes)
 
     def tell(self, problem: Problem, rows: Rows, state: FABState, answer: Answer) -> FABState:
@@ -172,9 +172,9 @@ class FAB(Attack[FABState]):
         return state.step > self.steps
 
 
-def _differences(logits: Tensor, rows: Rows) -> Tensor:
+def _differences(logits: Tensor, y: Tensor) -> Tensor:
     """Every logit minus the logit of the label, (S, K)."""
-    return logits - logits.gather(1, rows.y[:, None])
+    return logits - logits.gather(1, y[:, None])
 
 
 def _nearest(norm: str, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._base import Answer, Ask, Attack, OnLogits, Problem, Rows, State, spread, where
 from robench.attacks._losses import margin
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
@@ -74,7 +74,7 @@ class SigmaZero(Attack[SigmaZeroState]):
         )
 
     def ask(self, problem: Problem, rows: Rows, state: SigmaZeroState) -> Ask:
-        return Ask(self._point(rows, state), _reach)
+        return Ask(self._point(rows, state), OnLogits(_reach))
 
     def tell(self, problem: Problem, rows: Rows, state: SigmaZeroState, answer: Answer) -> SigmaZeroState:
         fooled = margin(answer.logits, rows.y) > 0
@@ -126,6 +126,6 @@ class SigmaZero(Attack[SigmaZeroState]):
         return 2 * delta * self.sigma / (square + self.sigma).square() / square[0].numel()
 
 
-def _reach(logits: Tensor, rows: Rows) -> Tensor:
+def _reach(logits: Tensor, y: Tensor) -> Tensor:
     """The margin until the surrogate is fooled, then 0, (S,)."""
-    return margin(logits, rows.y).clamp_max(0)
+    return margin(logits, y).clamp_max(0)

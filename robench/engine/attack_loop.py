@@ -8,6 +8,10 @@ result therefore depends on the sample alone and costs no more than if its rows 
 Lanes are filled in blocks, one group of rows per block. A block is one lane, except for attacks that couple rows:
 their groups start together and keep their lanes until no row of the group counts, and finished rows stay as padding.
 
+There are as many lanes as rows run, up to the batch size; their number changes in steps of `START`. If the network may
+be called on smaller batches, idle lanes are not sent to it, and a row waits if a lower rank may well make it
+superfluous.
+
 Rows of a minimum-norm attack (`Attack.minimise`) do not stop when they fool the judge: every row runs to its end, and
 the nearest adversarial example over all ranks is kept. A transfer attack (`Attack.transfers`) runs to its end if the
 attacker receives no verdicts, and then its best point is judged. If only the last iterate counts
@@ -23,12 +27,14 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Rows, State, gather, tensors
+from robench.engine.ahead import Ahead, Plan
 from robench.engine.attack_context import AttackContext, SampleResults
-from robench.engine.batched_model import pad
 from robench.engine.exact_rows import exact
 from robench.engine.host import on_host
-from robench.engine.lanes import START, Group, Lanes, Queue, in_parts, named, put, restored
+from robench.engine.lanes import START, Lanes, in_parts, named, put, restored
 from robench.engine.loss_monitor import LossMonitor
+from robench.engine.packing import pad
+from robench.engine.supply import Supply
 from robench.engine.verdicts import Verdicts
 
 
@@ -41,26 +47,31 @@ class Loop:
         results: results so far, updated in place.
 
     Attributes:
-        images: number of images that the surrogate was called on.
+        count: number of lanes.
         whole: False during a query, when a saved state would lack the verdict.
     """
 
     def __init__(self, context: AttackContext, samples: list[int], results: SampleResults):
         self.context, self.results = context, results
         attack, problem = context.attack, context.problem
-        self.count = context.network.batch_size
         self.block = problem.group
-        self.attacked = set(samples)
-        self.queue = Queue(context.samples.ids, self.attacked, attack.ranks(problem.num_classes), self.block)
+        # Objectives that couple rows, or that use features, are evaluated on whole batches.
+        self.divisible = problem.group == 1 and not attack.layers
+        self.count = START if self.divisible else context.network.batch_size
+        self.count = min(self.count, context.network.batch_size)
+        self.supply = Supply(context, samples, results, self.divisible)
         self.rows: Rows | None = None
         self.state: State | None = None
         self.lanes = Lanes.idle(self.count)
         self.verdicts = Verdicts(context, self.lanes)
         self.losses = LossMonitor(self.count, attack.ascends, attack.steps)
-        self.images = 0
         self.whole = True
-        self._active = torch.zeros(self.count, dtype=torch.bool)
-        self._plan: tuple[Tensor, Tensor, Rows] | None = None
+        self._sent_before = self._all_sent()
+        # Whether no row has ended since lanes were last filled.
+        self._is_filled = False
+        self.ahead = Ahead()
+        self._active = torch.zeros(0, dtype=torch.bool)
+        self._asking: Tensor | None = None
 
     def play(self, between: Callable[["Loop"], None]) -> None:
         """Run the attack to its end; `between` is called after every query, to save or to show progress."""
@@ -77,54 +88,79 @@ class Loop:
     @property
     def total(self) -> int:
         """Maximum number of rows."""
-        return self.queue.total
+        return self.supply.queue.total
+
+    @property
+    def sent(self) -> tuple[int, int]:
+        """Number of rows sent to surrogate and judge, forward and backward."""
+        (forward, backward), before = self._all_sent(), self._sent_before
+        return forward - before[0], backward - before[1]
+
+    def _all_sent(self) -> tuple[int, int]:
+        # The surrogate may be the judge's network.
+        networks = {id(n): n for n in (self.context.network, self.context.judge.network)}.values()
+        return sum(n.sent[0] for n in networks), sum(n.sent[1] for n in networks)
 
     @property
     def remaining(self) -> int:
         """Number of unfinished rows."""
-        return self.queue.waiting + int(self.lanes.active.sum())
+        return self.supply.queue.waiting + int(self.lanes.active.sum())
 
     # -- filling the lanes -------------------------------------------------------------------------------
 
-    def _is_decided(self, rank: int, sample: int) -> bool:
-        """Whether a row of lower rank has won, so that the row of this rank is not needed."""
-        results = self.results
-        won = int(results.draws[sample]) == self.context.judge.draws and int(results.rank[sample]) < rank
-        return won and not self.verdicts.minimise
-
-    def _counted_samples(self, rank: int, group: Group) -> list[int]:
-        """The group's samples, with -1 for rows of this rank that do not count."""
-        members = self.attacked.intersection(group.members[: group.size])
-        return [s if s in members and not self._is_decided(rank, s) else -1 for s in group.members]
-
     def _refill(self) -> bool:
         """Move waiting groups into idle blocks of lanes; False when nothing is left to run."""
-        idle = self.lanes.idle_blocks(self.block)
-        blocks = self.count // self.block
-        busy = blocks - len(idle)
+        busy = self.count // self.block - len(self.lanes.idle_blocks(self.block))
+        if self._is_filled and busy:
+            return True
+        blocks = self.context.network.batch_size // self.block
+        room = blocks - busy
         # Starting rows is expensive, so wait until several blocks are idle.
-        if idle and self.queue and (len(idle) >= blocks // 8 or not busy):
-            filled: list[Tensor] = []
-            for block in idle:
-                while self.queue and max(self._counted_samples(*self.queue.first)) < 0:
-                    self.queue.pop()
-                if not self.queue:
-                    break
-                rank, group = self.queue.pop()
-                lane = torch.arange(block * self.block, (block + 1) * self.block)
-                self.lanes.rank[lane], self.lanes.held[lane] = rank, torch.tensor(group.members)
-                self.lanes.sample[lane] = torch.tensor(self._counted_samples(rank, group))
-                filled.append(lane)
-            if filled:
-                self._start(torch.cat(filled))
-                busy += len(filled)
-        return busy > 0
+        if self.supply.queue and busy and room < blocks // 8:
+            return True
+        started = self.supply.next(room, self.lanes.sample[self.lanes.active].tolist())
+        self._is_filled = True
+        self._resize(busy + len(started))
+        if started:
+            idle = self.lanes.idle_blocks(self.block)
+            lanes = torch.cat(
+                [torch.arange(i * self.block, (i + 1) * self.block) for i in idle[: len(started)]]
+            )
+            self.lanes.rank[lanes] = torch.tensor([start.rank for start in started for _ in start.counted])
+            self.lanes.held[lanes] = torch.tensor([s for start in started for s in start.group.members])
+            self.lanes.sample[lanes] = torch.tensor([s for start in started for s in start.counted])
+            self._start(lanes)
+        return busy + len(started) > 0
+
+    def _resize(self, blocks: int) -> None:
+        """Set the number of lanes for some busy blocks: copy busy lanes to the front, and fill up with copies."""
+        size = min(-(-max(blocks, 1) // START) * START, self.context.network.batch_size)
+        if not self.divisible or size == self.count:
+            return
+        lanes = self.lanes.active.nonzero()[:, 0]
+        kept = torch.cat([lanes, torch.zeros(size - len(lanes), dtype=torch.int64)])
+        self.lanes = self.verdicts.lanes = gather(self.lanes, kept)
+        self.lanes.sample[len(lanes) :] = -1
+        self.verdicts.kept = {
+            new: self.verdicts.kept[old]
+            for new, old in enumerate(lanes.tolist())
+            if old in self.verdicts.kept
+        }
+        self.losses.take(kept)
+        if self.state is not None:
+            index = kept.to(self.context.device)
+            self.rows, self.state = gather(self.rows, index), gather(self.state, index)
+        self.count = size
+        self._lanes_changed()
+
+    def _lanes_changed(self) -> None:
+        self.ahead.forget()
+        self._active = self._active[:0]
 
     def _start(self, lanes: Tensor) -> None:
         device = self.context.device
         self.lanes.start(lanes)
-        self._active = torch.zeros(self.count, dtype=torch.bool)
-        self._plan = None
+        self._lanes_changed()
         started = self._rows(lanes)
         for start, part in in_parts(lanes, START):
             padded = pad(torch.arange(start, start + len(part)), START)
@@ -168,12 +204,16 @@ class Loop:
         assert self.rows is not None and self.state is not None
         attack, problem = self.context.attack, self.context.problem
         active = self.lanes.active
-        if attack.horizon > 1 and not self.queue and not bool(active.all()):
-            self._turn_ahead(active)
-            return
+        if attack.horizon > 1 and not self.supply.queue:
+            plan = self.ahead.choose(self.context.network, attack, active, self.rows)
+            if plan is not None:
+                self._turn_ahead(active, plan)
+                return
         if not torch.equal(active, self._active):
             self._active = active
             self.rows = replace(self.rows, active=active.to(self.context.device))
+            is_full = not self.divisible or bool(active.all())
+            self._asking = None if is_full else active.nonzero()[:, 0].to(self.context.device)
         ask = attack.ask(problem, self.rows, self.state)
         x = ask.x
         points = x if ask.point is None else ask.point
@@ -182,13 +222,18 @@ class Loop:
             # cannot change the verdict.
             points = problem.threat.as_recorded(self.rows.x, points)
             x = problem.threat.image(self.rows.x, points, self.rows.sample)
+        asking = self._asking
+        # On other devices the host would have to wait for the lanes.
+        if self.divisible and ask.waits is not None and ask.waits.device.type == "cpu":
+            asking = (active & ~ask.waits).nonzero()[:, 0]
         before, queries = self.state, self.lanes.queries[:, 0].clone()
-        first_answer = self._query(x, ask, self.rows, before, queries, active & self.lanes.exact)
+        first_answer = self._query(x, ask, self.rows, before, queries, active & self.lanes.exact, asking)
         answer = attack.pull_back(problem, self.rows, before, first_answer)
         self.state = attack.tell(problem, self.rows, before, answer)
         facts = on_host(
             waits=ask.waits,
             finished=attack.finished(self.state),
+            moved=attack.moved(self.state) if attack.horizon > 1 else None,
             **self.verdicts.facts(answer.logits, self.rows),
             **self.losses.facts(answer, starting=bool((self.lanes.queries[:, 1] == 0)[active].any())),
         )
@@ -198,6 +243,8 @@ class Loop:
         self.lanes.queries += answered[:, None] * passes
         self.losses.note(active & answered, self.lanes.queries[:, 1] == passes[1], facts)
         draws = self.verdicts.judge(x, points, facts, self.rows, active & answered)
+        if "moved" in facts:
+            self.ahead.note(facts["moved"][active].sum(), active.sum())
         disagree = self.verdicts.disagree.nonzero()[:, 0]
         if len(disagree):
             self._go_on_exactly(disagree)
@@ -205,12 +252,20 @@ class Loop:
         self._settle(active, draws, points, facts["finished"])
 
     def _query(
-        self, x: Tensor, ask: Ask, rows: Rows, state: State, queries: Tensor, exactly: Tensor
+        self,
+        x: Tensor,
+        ask: Ask,
+        rows: Rows,
+        state: State,
+        queries: Tensor,
+        exactly: Tensor,
+        lanes: Tensor | None = None,
     ) -> Answer:
-        """The answer to a query; lanes of `exactly`, bool (S,) on the CPU, are answered in fp32."""
-        eot = self.context.attack.eot
-        answer = self.context.network.answer(x, ask.objective, rows, eot, queries)
-        self.images += self.count * eot
+        """The answer to a query of some lanes; lanes of `exactly`, bool (S,) on the CPU, are answered in fp32."""
+        network = self.context.network
+        # Only the noise of a randomised surrogate depends on the number of queries.
+        passed = rows.rank if network.stream is None else queries.to(x.device)
+        answer = network.answer(x, ask.objective, rows, self.context.attack.eot, passed, lanes)
         if bool(exactly.any()):
             if ask.waits is not None:
                 exactly = exactly & ~ask.waits.cpu()
@@ -237,53 +292,48 @@ class Loop:
             gradients = answer.loss.shape[1] if answer.loss.dim() == 2 else 1
         return torch.tensor([1, gradients]) * self.context.attack.eot
 
-    def _turn_ahead(self, active: Tensor) -> None:
+    def _turn_ahead(self, active: Tensor, plan: Plan) -> None:
         """Query several steps ahead when few rows are left and rejected candidates do not change the next query.
 
-        Idle lanes evaluate later queries of the same row. The first accepted one invalidates those after it, which are
-        queried again, so the row runs exactly as if it were alone in its lane.
+        Further lanes evaluate later queries of the same row. The first accepted one invalidates those after it, which
+        are queried again, so the row runs exactly as if it were alone in its lane.
         """
         assert self.rows is not None and self.state is not None
-        context, attack, problem = self.context, self.context.attack, self.context.problem
-        active_lanes = active.nonzero()[:, 0]
-        lane, count = torch.arange(self.count), len(active_lanes)
-        ahead = (lane // count).clamp_max(attack.horizon - 1)
-        if self._plan is None:
-            source = active_lanes[lane % count].to(context.device)
-            self._plan = source, ahead.to(context.device), gather(self.rows, source)
-        source, offset, rows = self._plan
-        current = gather(self.state, source)
-        before = attack.advance(problem, rows, current, offset)
+        context, attack, problem, rows = self.context, self.context.attack, self.context.problem, plan.rows
+        active_lanes, entry = active.nonzero()[:, 0], torch.arange(len(plan.source))
+        current = gather(self.state, plan.source)
+        before = attack.advance(problem, rows, current, plan.offset)
         ask = attack.ask(problem, rows, before)
-        queries = self.lanes.queries[active_lanes[lane % count], 0] + ahead * attack.eot
-        exactly = self.lanes.exact[active_lanes[lane % count]]
-        answer = self._query(ask.x, ask, rows, before, queries, exactly)
+        row, ahead = entry % plan.count, entry // plan.count
+        queries = self.lanes.queries[active_lanes[row], 0] + ahead * attack.eot
+        answer = self._query(ask.x, ask, rows, before, queries, self.lanes.exact[active_lanes[row]])
         after = attack.tell(problem, rows, before, answer)
         facts = on_host(
             finished=attack.finished(before),
             moved=attack.moved(after),
             **self.verdicts.facts(answer.logits, rows),
         )
-        # Of the lanes beyond the horizon, only the first counts.
-        valid = ~facts["finished"] & (lane < count * attack.horizon)
+        valid = ~facts["finished"]
         draws = self.verdicts.judge(ask.x, ask.x, facts, rows, valid)
         disagree = self.verdicts.disagree
         if bool(disagree.any()):
             after = self._told_exactly(answer, ask, rows, before, queries, disagree.nonzero()[:, 0])
         event = valid & (facts["moved"] | (draws > 0) | disagree)
 
-        # For each row: the first lane with an event, else the last valid lane.
-        first = _first(event, lane, count)
-        chosen = torch.where(first < self.count, first, _last(valid, lane, count))
+        # For each row: the first entry with an event, else the last valid one.
+        first = plan.first(event)
+        chosen = torch.where(first < len(event), first, plan.last(valid))
         self._go_on_exactly(active_lanes[disagree[chosen]])
         source, index = active_lanes.to(context.device), chosen.to(context.device)
+        used = ahead[chosen] + 1
         self.state = put(self.state, source, after, index, current)
-        self.lanes.queries[active_lanes] += (chosen // count + 1)[:, None] * self._passes(answer)
+        self.lanes.queries[active_lanes] += used[:, None] * self._passes(answer)
         lane_draws = torch.zeros(self.count, dtype=torch.int64)
         lane_draws[active_lanes] = draws[chosen]
         points = self.rows.x
         if bool(lane_draws.any()):
             points = points.index_copy(0, source, ask.x.index_select(0, index))
+        self.ahead.note(event[chosen].sum(), used.sum())
         self._settle(active, lane_draws, points, attack.finished(self.state).cpu())
 
     # -- the end of a row --------------------------------------------------------------------------------
@@ -324,6 +374,7 @@ class Loop:
         results.forward[sample, rank], results.backward[sample, rank] = lanes.queries[lane].tolist()
         if image is None:
             self.losses.end(lane)
+        self.supply.wins.note(image is not None)
         best = self._sort_key(
             sample, int(results.rank[sample]), int(results.draws[sample]), results.examples.get(sample)
         )
@@ -347,14 +398,15 @@ class Loop:
     def _free(self, lane: int) -> None:
         self.lanes.sample[lane] = -1
         self.verdicts.forget(lane)
-        self._plan = None
+        self.ahead.forget()
+        self._is_filled = False
 
     # -- saving and resuming -----------------------------------------------------------------------------
 
     def dump(self) -> dict[str, Tensor]:
         """The state that `load` needs to resume with identical results."""
         return {
-            "counters": torch.tensor([self.queue.next, self.images, self.verdicts.nonfinite]),
+            "counters": torch.tensor([self.supply.queue.next, self.verdicts.nonfinite]),
             **named("lanes", self.lanes),
             **{f"results.{name}": tensor for name, tensor in self.results.tensors.items()},
             **{f"kept.{lane}": point for lane, point in self.verdicts.kept.items()},
@@ -364,8 +416,9 @@ class Loop:
 
     def load(self, saved: dict[str, Tensor]) -> None:
         """Restore the state of `dump`; the caller restores the examples."""
-        self.queue.next, self.images, self.verdicts.nonfinite = saved["counters"].tolist()
+        self.supply.queue.next, self.verdicts.nonfinite = saved["counters"].tolist()
         self.lanes = self.verdicts.lanes = restored("lanes", self.lanes, saved)
+        self.count = len(self.lanes.sample)
         for name in self.results.tensors:
             setattr(self.results, name, saved[f"results.{name}"])
         self.verdicts.kept = {
@@ -380,17 +433,3 @@ class Loop:
         first = gather(self.rows, torch.zeros(START, dtype=torch.int64, device=self.context.device))
         template = self.context.attack.init(self.context.problem, first)
         self.state = restored("state", template, saved, self.context.device)
-
-
-def _first(event: Tensor, lane: Tensor, count: int) -> Tensor:
-    """The first lane with an event for each of `count` rows, whose lanes are row, row + count, ...; the number of lanes
-    if there is none."""
-    no_lane = len(lane)
-    candidates = torch.where(event, lane, no_lane)
-    return torch.full((count,), no_lane).scatter_reduce(0, lane % count, candidates, "amin")
-
-
-def _last(valid: Tensor, lane: Tensor, count: int) -> Tensor:
-    """The last valid lane of each of `count` rows; only the last lanes of a row are invalid."""
-    candidates = torch.where(valid, lane, -1)
-    return torch.full((count,), -1).scatter_reduce(0, lane % count, candidates, "amax")

@@ -1,31 +1,35 @@
-"""Calls of a network, always with one batch shape, in one global state of torch and without weight gradients.
+"""Calls of a network, with few batch shapes, in one global state of torch and without weight gradients.
 
 A network's arithmetic depends on the shape of its input, not on the other images of the batch. Every call therefore
-has exactly `batch_size` rows, padded where necessary. A network receives a copy of the images, which it may modify, and
-its logits are copied before the next call.
+has exactly `batch_size` rows, padded where necessary, or fewer where this changes no bit (`BatchShapes`). A network
+receives a copy of the images, which it may modify, and its logits are copied before the next call.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._base import Answer, Cheapest, Objective, OnFeatures, Rows, finite, where
+from robench.attacks._base import Answer, Objective, OnFeatures, Rows, finite, where
 from robench.core.errors import RobenchError, UsageError
 from robench.core.precision import computing
 from robench.core.rng import Stream, noise
 from robench.core.torch_state import model_device, standard_state
 from robench.data._lazy_images import LazyImages
 from robench.engine.backing_off import BatchSize, out_of_memory
+from robench.engine.batch_shapes import BatchShapes
+from robench.engine.packing import Who, answer_of_lanes, logits_of_draws, pad
 from robench.engine.refusals import Model, check_logits, check_model, model_error
 
 T = TypeVar("T")
 Both = Callable[[Tensor, str], tuple[Tensor, tuple[Tensor, ...]]]
 
-# Sample, rank and draw of every row, (batch_size,) int64 each.
-Who = tuple[Tensor, Tensor, Tensor]
+# Logits and features.
+Features = tuple[Tensor, tuple[Tensor, ...]]
+# Function of logits, images and features to the loss.
+Loss = Callable[[Tensor, Tensor, tuple[Tensor, ...]], Tensor]
 
 # Gradients of several values at a point are kept together up to this many bytes a row, see `Cheapest`.
 _STACKED = 1 << 25
@@ -72,6 +76,7 @@ class Network:
         stream: random numbers of a randomised model; None for a deterministic model.
         backs_off: whether `logits` and `features` use smaller batches while memory runs out. Otherwise they raise, for
             callers that must have the same batch size in all calls.
+        shapes: the batch sizes of another network with the same model, precision and batch size.
     """
 
     def __init__(
@@ -81,12 +86,16 @@ class Network:
         precision: str = "fp32",
         stream: Stream | None = None,
         backs_off: bool = False,
+        shapes: BatchShapes | None = None,
     ):
         self.model = model
         self.batch_size = batch_size
         self.size = BatchSize(batch_size) if backs_off else None
         self.precision = precision
         self.stream = stream
+        self.shapes = shapes or BatchShapes(batch_size)
+        # Number of rows sent to the model so far, forward and backward.
+        self.sent = [0, 0]
         # Whether the model must be called with gradients enabled, even when no gradient is needed.
         self.enables_grad = False
 
@@ -157,58 +166,80 @@ class Network:
     def answer(
         self,
         x: Tensor,
-        objective: Objective | OnFeatures | Cheapest | None,
+        objective: Objective | OnFeatures | None,
         rows: Rows,
         eot: int,
         queries: Tensor,
+        lanes: Tensor | None = None,
     ) -> Answer:
-        """Logits, loss and gradient at `x` (batch_size, C, H, W), averaged over `eot` draws.
+        """Logits, loss and gradient at `x` (S, C, H, W), averaged over `eot` draws.
 
         Args:
-            queries: number of earlier passes of each row, (batch_size,) int64, which determine the noise of a
-                randomised model.
+            rows: S rows; for an objective on features, S is `batch_size`.
+            queries: number of earlier passes of each row, (S,) int64, which determine the noise of a randomised model.
+            lanes: lanes to evaluate, int64; the answer of other lanes may be zero. None for all.
         """
+        if not isinstance(objective, OnFeatures):
+            return answer_of_lanes(self, x, objective, rows, eot, queries, lanes)
+        features, layers = objective, objective.layers
         answers = [
-            self._answer(x, objective, rows, (rows.sample, rows.rank, queries + draw), eot > 1)
+            self._answer(
+                x,
+                lambda x, who: self._call_with_features(x, who, layers),
+                lambda logits, point, layers: features(logits, rows, point, layers),
+                (rows.sample, rows.rank, queries + draw),
+            )
             for draw in range(eot)
         ]
         if eot == 1:
             return answers[0]
-        broken = [a.broken for a in answers if a.broken is not None]
         return Answer(
             x,
             torch.stack([a.logits for a in answers]).mean(0),
             torch.stack([a.loss for a in answers]).mean(0),
             torch.stack([a.grad for a in answers]).mean(0),
-            torch.stack(broken).any(0) if broken else None,
+            torch.stack([cast(Tensor, a.broken) for a in answers]).any(0),
+        )
+
+    def evaluate(
+        self,
+        x: Tensor,
+        objective: Callable[[Tensor], Tensor] | None,
+        who: Who,
+        cost: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Answer:
+        """Logits, loss and gradient of one batch.
+
+        Args:
+            objective: function of the logits.
+            cost: of `Cheapest`, if only its gradient is needed where all gradients take much memory.
+        """
+        if objective is None:
+            logits = self._without_graph(self._call, x, who)
+            return Answer(x, logits.clone(), x.new_empty(0), x.new_empty(0))
+        loss = objective
+        return self._answer(
+            x, lambda x, who: (self._call(x, who), ()), lambda logits, point, layers: loss(logits), who, cost
         )
 
     def _answer(
         self,
         x: Tensor,
-        objective: Objective | OnFeatures | Cheapest | None,
-        rows: Rows,
+        call: Callable[[Tensor, Who], Features],
+        loss_of: Loss,
         who: Who,
-        stacks: bool = True,
+        cost: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Answer:
-        if objective is None:
-            logits = self._without_graph(self._call, x, who)
-            return Answer(x, logits.clone(), x.new_empty(0), x.new_empty(0))
         with torch.enable_grad():
             point = x.detach().requires_grad_()
-            if isinstance(objective, OnFeatures):
-                logits, features = self._call_with_features(point, who, objective.layers)
-                loss = objective(logits, rows, point, features)
-            else:
-                logits = self._call(point, who)
-                loss = objective(logits, rows)
+            logits, features = call(point, who)
+            loss = loss_of(logits, point, features)
             columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
+            self.sent[1] += len(x) * len(columns)
             with self._model_errors(x, "the model's gradient"):
                 size = loss[0].numel() * point[0].numel() * point.element_size()
-                if isinstance(objective, Cheapest) and not stacks and size > _STACKED:
-                    return Answer(
-                        x, logits.detach().clone(), loss.detach(), *_cheapest(objective, loss, point)
-                    )
+                if cost is not None and size > _STACKED:
+                    return Answer(x, logits.detach().clone(), loss.detach(), *_cheapest(cost, loss, point))
                 grads = [
                     _gradient(column.sum(), point, retain=i + 1 < len(columns))
                     for i, column in enumerate(columns)
@@ -251,6 +282,7 @@ class Network:
             self._noise(who, x.device),
             computing(self.precision, x.device),
         ):
+            self.sent[0] += len(x)
             return function(x.clone())
 
     @contextlib.contextmanager
@@ -319,26 +351,23 @@ def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
     return torch.zeros_like(point) if grad is None else grad.float().contiguous()
 
 
-def _cheapest(objective: Cheapest, loss: Tensor, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _cheapest(
+    cost_of: Callable[[Tensor, Tensor], Tensor], loss: Tensor, point: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient at `point` of the cheapest column of each row, see `Cheapest`; rows with NaN or infinite entries in
     any gradient, bool (S,); and the column, (S,)."""
     column = torch.zeros(len(loss), dtype=torch.int64, device=loss.device)
     lowest = torch.full((len(loss),), torch.inf, device=loss.device)
-    best, any_broken = torch.zeros_like(point), column > 0
+    best, any_broken = torch.zeros_like(point[: len(loss)]), column > 0
     for i, values in enumerate(loss.unbind(1)):
-        grad, broken = finite(_gradient(values.sum(), point, retain=i + 1 < loss.shape[1]))
+        grad = _gradient(values.sum(), point, retain=i + 1 < loss.shape[1])
+        grad, broken = finite(grad[: len(loss)])
         any_broken |= broken
-        cost = objective.cost(values.detach()[:, None], grad.flatten(1)[:, None])[:, 0]
+        cost = cost_of(values.detach()[:, None], grad.flatten(1)[:, None])[:, 0]
         cheaper = cost < lowest if i else torch.ones_like(any_broken)
         best, lowest = where(cheaper, grad, best), torch.where(cheaper, cost, lowest)
         column = torch.where(cheaper, i, column)
     return best.detach(), any_broken, column
-
-
-def pad(x: Tensor, length: int) -> Tensor:
-    """Pad `x` to `length` rows with copies of its first row."""
-    missing = length - len(x)
-    return x if missing == 0 else torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
 
 def undefined(logits: Tensor) -> Tensor:
@@ -396,4 +425,7 @@ class Judge:
 
     def fooled(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """The number of draws that misclassify each image, int64 (N,), 0 .. draws."""
-        return (self.answers(x, ids) != y[:, None]).sum(1)
+        if self.network.size:
+            return (self.answers(x, ids) != y[:, None]).sum(1)
+        logits = logits_of_draws(self.network, x, ids, self.draws)
+        return wrong(logits.flatten(0, 1), y.repeat(self.draws)).view(self.draws, -1).sum(0)

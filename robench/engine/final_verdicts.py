@@ -50,6 +50,7 @@ def final_outcome(run: "Run") -> Outcome:
         forward=state.forward,
         backward=state.backward,
         attacks=[replace(cost) for cost in state.costs],
+        rows=dict(zip(("forward", "backward"), state.rows, strict=True)),
         health=[
             *run.clean.warnings,
             *result_warnings.nonfinite_logits(run.clean.nonfinite + state.nonfinite),

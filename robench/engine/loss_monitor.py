@@ -112,6 +112,10 @@ class LossMonitor:
         self.stats.fallen += best > initial and last - initial < 0.5 * (best - initial)
         self.stats.undone += self.early >= 0 and best - early_best > UNDONE * (best - initial)
 
+    def take(self, lanes: Tensor) -> None:
+        """Replace lane i by lane `lanes[i]`."""
+        self.losses, self.step = self.losses[lanes], self.step[lanes]
+
     def dump(self) -> dict[str, Tensor]:
         """The state for `load`."""
         return {"losses": self.losses, "step": self.step, "watched": torch.tensor(astuple(self.stats))}

@@ -79,6 +79,8 @@ class Outcome:
             spec of the attack that fooled it. For a randomised defense: "noise" if a minority of the draws is wrong
             without an attack and no attack fools more; "" if an attack's candidate fools none of the new draws.
         passes: {"forward": n, "backward": n}, over all samples and attacks.
+        rows: {"forward": n, "backward": n}, the rows that the attacks sent to the network: `passes`, plus padding,
+            verdicts, and rows that another row made superfluous. Empty if not counted.
         health: warnings; empty if there are none.
         clean_prediction, prediction: predictions on the clean image and on `x_adv`, int64 (N,); the majority vote over
             the draws of a randomised defense.
@@ -123,6 +125,7 @@ class Outcome:
     answers: Tensor | None = None
     single_draw_accuracy: float | None = None
     search: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
 
     @property
     def passes(self) -> dict[str, int]:

@@ -32,7 +32,8 @@ class RunState:
         examples: adversarial examples of each attack that has started.
         costs, stats: costs and loss statistics of each finished attack.
         nonfinite: number of answers with NaN or infinite logits during attacks.
-        images: number of images that the surrogate was called on in this process.
+        rows: number of rows sent to surrogate and judge during attacks, forward and backward.
+        images: number of rows sent forward in this process.
         seconds: time spent on the current attack.
         batch_size: smallest batch size so far.
     """
@@ -46,6 +47,7 @@ class RunState:
     costs: list[AttackCost] = field(default_factory=list)
     stats: list[LossStats] = field(default_factory=list)
     nonfinite: int = 0
+    rows: tuple[int, int] = (0, 0)
     images: int = 0
     seconds: float = 0.0
     batch_size: int = 0
@@ -114,6 +116,12 @@ class RunState:
         self.costs.append(AttackCost(spec, attacked, survivors, *counts, self.seconds))
         self.seconds = 0.0
 
+    def count_rows(self, before: tuple[int, int], after: tuple[int, int]) -> None:
+        """Add the rows sent to the network between two states of a counter."""
+        forward, backward = (new - old for new, old in zip(after, before, strict=True))
+        self.rows = self.rows[0] + forward, self.rows[1] + backward
+        self.images += forward
+
     # -- saving and resuming -----------------------------------------------------------------------------
 
     @property
@@ -129,6 +137,7 @@ class RunState:
             "seconds": self.seconds,
             "nonfinite": self.nonfinite,
             "smallest": self.batch_size,
+            "rows": self.rows,
         }
         return json.loads(json.dumps(facts))
 
@@ -141,6 +150,7 @@ class RunState:
         self.stats = [LossStats(**stats) for stats in facts["stats"]]
         self.seconds, self.nonfinite = facts["seconds"], facts["nonfinite"]
         self.batch_size = min(self.batch_size, facts["smallest"])
+        self.rows = (facts["rows"][0], facts["rows"][1])
         started = len(self.costs) + facts["playing"]
         self.examples = [AdversarialExamples(saved.found.get(index)) for index in range(started)]
         if facts["playing"]:
@@ -163,6 +173,8 @@ class RunState:
         self.nonfinite = sum(state.nonfinite for state in states)
         self.images = sum(state.images for state in states)
         self.batch_size = min(result.batch_size for result in results)
+        forward, backward = zip(*(state.rows for state in states), strict=True)
+        self.rows = sum(forward), sum(backward)
 
 
 @dataclass(frozen=True)

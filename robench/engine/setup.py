@@ -12,6 +12,7 @@ from robench.core.specs import Spec
 from robench.data._lazy_images import LazyImages
 from robench.data.class_subset import Subset
 from robench.defenses import Defense, load_defense
+from robench.engine.batch_shapes import BatchShapes
 from robench.engine.batched_model import Judge, Model, Network
 from robench.engine.fast_model import FastModel, has_convolutions
 from robench.engine.judges import Judges
@@ -111,7 +112,11 @@ class Setup:
             return Parties(judges, judges.search.network, True, self.seed)
         # Another surrogate may draw noise; seeding a deterministic one costs almost nothing.
         stream = Stream.of(self.seed, "surrogate") if self.stochastic or not is_defense else None
-        surrogate = Network(self._fast, self.batch_size, self.precision, stream)
+        # A compiled network is compiled again for every batch size.
+        shapes = BatchShapes(self.batch_size, is_fixed=self.compiles)
+        if is_defense and is_exact:
+            shapes = judges.search.network.shapes
+        surrogate = Network(self._fast, self.batch_size, self.precision, stream, shapes=shapes)
         exact = None
         if is_defense and not is_exact and not self.stochastic:
             exact = Network(self.model, max(self.batch_size // _EXACT, 1))
@@ -178,9 +183,10 @@ class Parties:
         if batch_size == network.batch_size and stream is None:
             return self
         # With another batch shape logits are rounded differently, so they are not the judge's verdict.
+        shapes = network.shapes if batch_size == network.batch_size else None
         return replace(
             self,
-            surrogate=Network(network.model, batch_size, network.precision, stream),
+            surrogate=Network(network.model, batch_size, network.precision, stream, shapes=shapes),
             surrogate_is_judge=self.surrogate_is_judge and batch_size == network.batch_size,
         )
 

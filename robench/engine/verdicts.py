@@ -67,9 +67,10 @@ class Verdicts:
         else:
             fooled = context.judge.fooled(x[index], rows.y[index], rows.sample[index]).cpu()
         self.disagree = disagreements(context, candidates, fooled, len(active))
-        kept = lanes.kept_draws[candidates]
-        better = (fooled > kept) | ((fooled == kept) & nearer) if self.minimise else fooled > 0
-        draws[candidates] = fooled * better
+        if self.minimise:
+            kept = lanes.kept_draws[candidates]
+            fooled = fooled * ((fooled > kept) | ((fooled == kept) & nearer))
+        draws[candidates] = fooled
         return draws
 
     def distance(self, x: Tensor, points: Tensor) -> Tensor:

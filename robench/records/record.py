@@ -26,7 +26,7 @@ _KEY = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 FILE = "record.json"
 # Fields that may differ between two runs of one job. All others are the same, byte for byte.
-VOLATILE = ("command", "seconds", "started", "finished", "device", "platform", "git")
+VOLATILE = ("command", "seconds", "rows", "started", "finished", "device", "platform", "git")
 
 
 @dataclass(frozen=True)

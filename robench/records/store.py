@@ -114,7 +114,10 @@ def make_record(
         platform=provenance.platform_facts(),
         started=_iso(started),
         finished=_iso(finished),
-        extra={**(extra or {}), **({"search": outcome.search} if outcome.search else {})},
+        extra={
+            **(extra or {}),
+            **{name: value for name in ("rows", "search") if (value := getattr(outcome, name))},
+        },
     )
 
 

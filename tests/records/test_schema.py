@@ -22,7 +22,7 @@ TYPES = {
 }
 # What lies beside the job and is no field of the file; and fields that only some kinds of run have.
 NOT_IN_FILE = {"job", "extra", "folder"}
-SOME = {"search", "stochastic", "classes", "corruptions", "corrupted_accuracy", "mce", "relative_mce"}
+SOME = {"search", "stochastic", "classes", "corruptions", "corrupted_accuracy", "mce", "relative_mce", "rows"}
 
 
 def resolved(schema: dict) -> dict:
