@@ -20,13 +20,11 @@ attacker receives no verdicts, and then its best point is judged. If only the la
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Rows, State, gather, tensors
+from robench.attacks._base import Answer, Ask, Rows, State, gather
 from robench.engine.ahead import Ahead, Plan
 from robench.engine.attack_context import AttackContext, SampleResults
 from robench.engine.exact_rows import exact
@@ -34,6 +32,7 @@ from robench.engine.host import on_host
 from robench.engine.lanes import START, Lanes, in_parts, named, put, restored
 from robench.engine.loss_monitor import LossMonitor
 from robench.engine.packing import pad
+from robench.engine.run_images import RunImages
 from robench.engine.supply import Supply
 from robench.engine.verdicts import Verdicts
 
@@ -59,6 +58,7 @@ class Loop:
         self.divisible = problem.group == 1 and not attack.layers
         self.count = START if self.divisible else context.network.batch_size
         self.count = min(self.count, context.network.batch_size)
+        self.images = RunImages(context)
         self.supply = Supply(context, samples, results, self.divisible)
         self.rows: Rows | None = None
         self.state: State | None = None
@@ -161,7 +161,7 @@ class Loop:
         device = self.context.device
         self.lanes.start(lanes)
         self._lanes_changed()
-        started = self._rows(lanes)
+        started = self.images.rows(self.lanes.held[lanes], self.lanes.rank[lanes])
         for start, part in in_parts(lanes, START):
             padded = pad(torch.arange(start, start + len(part)), START)
             rows = gather(started, padded.to(device))
@@ -172,31 +172,6 @@ class Loop:
             first = torch.arange(len(part), device=device)
             self.rows = put(self.rows, part.to(device), rows, first)
             self.state = put(self.state, part.to(device), state, first)
-
-    def _rows(self, lanes: Tensor) -> Rows:
-        context, samples = self.context, self.context.samples
-        index = self.lanes.held[lanes]
-        active = torch.ones_like(index, dtype=torch.bool)
-        rows = Rows(
-            samples.x[index], samples.y[index], context.clean_logits[index], samples.ids[index],
-            self.lanes.rank[lanes], active,
-        )  # fmt: skip
-        references = context.attack.references(self._run, rows)
-        rows = replace(rows, **{name: tensor.to(context.device) for name, tensor in tensors(rows).items()})
-        if references is None:
-            return rows
-        x, ids = samples.x[references].to(context.device), samples.ids[references].to(context.device)
-        return replace(rows, reference=context.network.features(x, ids, context.attack.layers or "last"))
-
-    @cached_property
-    def _run(self) -> Rows:
-        """All images of the run, for attacks that select reference images."""
-        samples, zeros = self.context.samples, torch.zeros_like(self.context.samples.ids)
-        # LazyImages stay on disk and are indexed like a tensor.
-        x = cast(Tensor, samples.x)
-        return Rows(
-            x, samples.y, self.context.clean_logits, samples.ids, zeros, torch.ones_like(zeros).bool()
-        )
 
     # -- one query ---------------------------------------------------------------------------------------
 
@@ -429,7 +404,7 @@ class Loop:
         self.losses.load(saved)
         if not any(name.startswith("state.") for name in saved):
             return
-        self.rows = self._rows(torch.arange(self.count))
+        self.rows = self.images.rows(self.lanes.held, self.lanes.rank)
         first = gather(self.rows, torch.zeros(START, dtype=torch.int64, device=self.context.device))
         template = self.context.attack.init(self.context.problem, first)
         self.state = restored("state", template, saved, self.context.device)

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from robench.attacks._base import Answer, Objective, OnFeatures, Rows, finite, where
+from robench.attacks._base import Answer, Objective, OnFeatures, Rows, finite
 from robench.core.errors import RobenchError, UsageError
 from robench.core.precision import computing
 from robench.core.rng import Stream, noise
@@ -20,6 +20,7 @@ from robench.core.torch_state import model_device, standard_state
 from robench.data._lazy_images import LazyImages
 from robench.engine.backing_off import BatchSize, out_of_memory
 from robench.engine.batch_shapes import BatchShapes
+from robench.engine.gradients import cheapest, gradient
 from robench.engine.packing import Who, answer_of_lanes, logits_of_draws, pad
 from robench.engine.refusals import Model, check_logits, check_model, model_error
 
@@ -239,9 +240,9 @@ class Network:
             with self._model_errors(x, "the model's gradient"):
                 size = loss[0].numel() * point[0].numel() * point.element_size()
                 if cost is not None and size > _STACKED:
-                    return Answer(x, logits.detach().clone(), loss.detach(), *_cheapest(cost, loss, point))
+                    return Answer(x, logits.detach().clone(), loss.detach(), *cheapest(cost, loss, point))
                 grads = [
-                    _gradient(column.sum(), point, retain=i + 1 < len(columns))
+                    gradient(column.sum(), point, retain=i + 1 < len(columns))
                     for i, column in enumerate(columns)
                 ]
         grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
@@ -341,33 +342,6 @@ def _checked(logits: Tensor, x: Tensor) -> Tensor:
     # Inference tensors cannot enter a graph; a copy can.
     logits = logits.clone() if logits.is_inference() else logits
     return logits.to(x.device, torch.float32)
-
-
-def _gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
-    """The gradient at `point`; zero if the loss does not depend on it."""
-    if not loss.requires_grad:
-        return torch.zeros_like(point)
-    (grad,) = torch.autograd.grad(loss, point, retain_graph=retain, allow_unused=True)
-    return torch.zeros_like(point) if grad is None else grad.float().contiguous()
-
-
-def _cheapest(
-    cost_of: Callable[[Tensor, Tensor], Tensor], loss: Tensor, point: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient at `point` of the cheapest column of each row, see `Cheapest`; rows with NaN or infinite entries in
-    any gradient, bool (S,); and the column, (S,)."""
-    column = torch.zeros(len(loss), dtype=torch.int64, device=loss.device)
-    lowest = torch.full((len(loss),), torch.inf, device=loss.device)
-    best, any_broken = torch.zeros_like(point[: len(loss)]), column > 0
-    for i, values in enumerate(loss.unbind(1)):
-        grad = _gradient(values.sum(), point, retain=i + 1 < loss.shape[1])
-        grad, broken = finite(grad[: len(loss)])
-        any_broken |= broken
-        cost = cost_of(values.detach()[:, None], grad.flatten(1)[:, None])[:, 0]
-        cheaper = cost < lowest if i else torch.ones_like(any_broken)
-        best, lowest = where(cheaper, grad, best), torch.where(cheaper, cost, lowest)
-        column = torch.where(cheaper, i, column)
-    return best.detach(), any_broken, column
 
 
 def undefined(logits: Tensor) -> Tensor:
