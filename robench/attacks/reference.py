@@ -48,8 +48,8 @@ class Reference(ForeignAttack):
         return result[0] if isinstance(result, tuple) else result
 
 
-def adversary(model: nn.Module, threat: Threat, seed: int, device: str):
-    """The AutoAttack object of the installed reference implementation, version "standard".
+def adversary(model: nn.Module, threat: Threat, seed: int, device: str, version: str = "standard"):
+    """The AutoAttack object of the installed reference implementation, such as its version "standard" or "rand".
 
     Raises:
         ResourceError: if none is installed.
@@ -59,7 +59,7 @@ def adversary(model: nn.Module, threat: Threat, seed: int, device: str):
             kind = importlib.import_module(package).AutoAttack
         except ImportError:
             continue
-        runner = kind(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
+        runner = kind(model, norm=threat.norm, eps=threat.eps, seed=seed, version=version, device=device)
         runner.verbose = False
         return runner
     raise ResourceError(

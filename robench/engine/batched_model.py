@@ -194,13 +194,11 @@ class Network:
         ]
         if eot == 1:
             return answers[0]
-        return Answer(
-            x,
-            torch.stack([a.logits for a in answers]).mean(0),
-            torch.stack([a.loss for a in answers]).mean(0),
-            torch.stack([a.grad for a in answers]).mean(0),
-            torch.stack([cast(Tensor, a.broken) for a in answers]).any(0),
+        logits, loss, grad = (
+            torch.stack([getattr(answer, name) for answer in answers]).mean(0)
+            for name in ("logits", "loss", "grad")
         )
+        return Answer(x, logits, loss, grad, torch.stack([cast(Tensor, a.broken) for a in answers]).any(0))
 
     def evaluate(
         self,
@@ -209,12 +207,7 @@ class Network:
         who: Who,
         cost: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Answer:
-        """Logits, loss and gradient of one batch.
-
-        Args:
-            objective: function of the logits.
-            cost: of `Cheapest`, if only its gradient is needed where all gradients take much memory.
-        """
+        """Logits, loss and gradient of one batch; `cost` is that of `Cheapest`, or None if all gradients are needed."""
         if objective is None:
             logits = self._without_graph(self._call, x, who)
             return Answer(x, logits.clone(), x.new_empty(0), x.new_empty(0))
