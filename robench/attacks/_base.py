@@ -15,73 +15,15 @@ of work, but they do depend on which images are in the run.
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from robench.attacks._objective_types import Cheapest, Objective, OnFeatures
 from robench.core.rng import Stream
 from robench.threats.threat import Threat
-
-# Objectives are maximised: (logits (S, K), rows) -> (S,), or (S, M) for M gradients at the same point.
-Objective = Callable[[Tensor, "Rows"], Tensor]
-
-
-@dataclass(frozen=True)
-class OnFeatures:
-    """An objective that depends on intermediate features of the network.
-
-    Attributes:
-        value: (logits (S, K), rows, x, features) -> (S,), where the points x (S, C, H, W) and the features, one tensor
-            (S, ...) for each layer, are part of the graph.
-        layers: "last" for the features of the last block, "all" for those of every block.
-    """
-
-    value: Callable[[Tensor, "Rows", Tensor, tuple[Tensor, ...]], Tensor]
-    layers: str = "last"
-
-    def __call__(self, logits: Tensor, rows: "Rows", x: Tensor, features: tuple[Tensor, ...]) -> Tensor:
-        return self.value(logits, rows, x, features)
-
-
-@dataclass(frozen=True)
-class OnLogits:
-    """An objective on the logits of each row, which the engine can evaluate for some of the lanes.
-
-    Attributes:
-        value: (logits (S, K), y (S,), *given) -> (S,) or (S, M), row by row.
-        given: further tensors (S, ...), such as target classes.
-    """
-
-    value: Callable[..., Tensor]
-    given: tuple[Tensor, ...] = ()
-
-    def __call__(self, logits: Tensor, rows: "Rows") -> Tensor:
-        return self.of_lanes(logits, rows.y)
-
-    def of_lanes(self, logits: Tensor, y: Tensor, lanes: Tensor | None = None) -> Tensor:
-        """The objective in some lanes (L,), from their logits (L, K) and the labels (S,) of all lanes."""
-        values = (y, *self.given)
-        if lanes is not None:
-            values = tuple(tensor.index_select(0, lanes) for tensor in values)
-        return self.value(logits, *values)
-
-
-@dataclass(frozen=True)
-class Cheapest(OnLogits):
-    """An objective with several values at each point, of which an attack needs one gradient: that of the lowest cost.
-
-    The engine may compute the gradients one after another and keep only the cheapest of each row, so that many classes
-    of large images fit in memory. The answer then has a `column`.
-
-    Attributes:
-        cost: (values (S, M), gradients (S, M, D)) -> (S, M).
-    """
-
-    cost: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
-
 
 LAYERS = ("last", "all")
 

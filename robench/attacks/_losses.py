@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robench.attacks._base import OnLogits, Rows
+from robench.attacks._base import Rows
+from robench.attacks._objective_types import OnLogits
 from robench.core.errors import UsageError
 from robench.threats.threat import Threat
 

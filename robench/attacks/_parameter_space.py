@@ -7,18 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.attacks._base import (
-    Answer,
-    Ask,
-    Attack,
-    Cheapest,
-    Contract,
-    OnLogits,
-    Problem,
-    Rows,
-    State,
-    finite,
-)
+from robench.attacks._base import Answer, Ask, Attack, Contract, Problem, Rows, State, finite
+from robench.attacks._objective_types import Cheapest, OnLogits
 from robench.threats.threat import Threat
 from robench.threats.transformations import Transformation
 

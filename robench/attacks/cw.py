@@ -16,7 +16,6 @@ from robench.attacks._base import (
     Answer,
     Ask,
     Attack,
-    OnLogits,
     Problem,
     Rows,
     State,
@@ -27,6 +26,7 @@ from robench.attacks._base import (
     where,
 )
 from robench.attacks._losses import margin
+from robench.attacks._objective_types import OnLogits
 from robench.core.errors import UsageError
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm

@@ -12,20 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import (
-    Answer,
-    Ask,
-    Attack,
-    Cheapest,
-    Problem,
-    Rows,
-    State,
-    lanes_of,
-    occurs,
-    spread,
-    where,
-)
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, lanes_of, occurs, spread, where
 from robench.attacks._losses import _START, margin, objective
+from robench.attacks._objective_types import Cheapest
 from robench.attacks._projections import project_hyperplane
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm

@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, OnLogits, Problem, Rows, State, spread, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
 from robench.attacks._losses import margin
+from robench.attacks._objective_types import OnLogits
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 

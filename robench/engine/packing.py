@@ -7,7 +7,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Cheapest, Objective, OnLogits, Rows, tensors
+from robench.attacks._base import Answer, Objective, Rows, tensors
+from robench.attacks._objective_types import Cheapest, OnLogits
 from robench.engine.batch_shapes import BatchShapes
 
 # Sample, rank and draw of every row, int64 (N,) each.
