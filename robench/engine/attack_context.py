@@ -110,3 +110,12 @@ class AttackContext:
     clean_logits: Tensor
     device: torch.device
     exact: Network | None = None
+
+    @property
+    def sent(self) -> tuple[int, int]:
+        """Number of rows sent to surrogate and judge so far, forward and backward."""
+        # The surrogate may be the judge's network.
+        networks = {
+            id(n): n for n in (self.network, self.judge.network, self.exact) if n is not None
+        }.values()
+        return sum(n.sent[0] for n in networks), sum(n.sent[1] for n in networks)

@@ -66,7 +66,6 @@ class Loop:
         self.verdicts = Verdicts(context, self.lanes)
         self.losses = LossMonitor(self.count, attack.ascends, attack.steps)
         self.whole = True
-        self._sent_before = self._all_sent()
         # Whether no row has ended since lanes were last filled.
         self._is_filled = False
         self.ahead = Ahead()
@@ -89,17 +88,6 @@ class Loop:
     def total(self) -> int:
         """Maximum number of rows."""
         return self.supply.queue.total
-
-    @property
-    def sent(self) -> tuple[int, int]:
-        """Number of rows sent to surrogate and judge, forward and backward."""
-        (forward, backward), before = self._all_sent(), self._sent_before
-        return forward - before[0], backward - before[1]
-
-    def _all_sent(self) -> tuple[int, int]:
-        # The surrogate may be the judge's network.
-        networks = {id(n): n for n in (self.context.network, self.context.judge.network)}.values()
-        return sum(n.sent[0] for n in networks), sum(n.sent[1] for n in networks)
 
     @property
     def remaining(self) -> int:

@@ -305,7 +305,7 @@ class Run:
 
     def _run_loop(self, index: int, loop: Loop, start_time: float) -> None:
         """Run a loop to its end, and save and show progress between its queries."""
-        state, examples, counted = self.state, loop.results.examples, loop.sent
+        state, examples, counted = self.state, loop.results.examples, loop.context.sent
 
         def save() -> None:
             state.seconds = time.monotonic() - start_time
@@ -313,8 +313,8 @@ class Run:
 
         def between(loop: Loop) -> None:
             nonlocal counted
-            state.count_rows(counted, loop.sent)
-            counted = loop.sent
+            state.count_rows(counted, loop.context.sent)
+            counted = loop.context.sent
             if self.progress and time.monotonic() >= self.shown + _SHOW_EVERY:
                 self.shown = time.monotonic()
                 self.progress(self._progress(loop))
