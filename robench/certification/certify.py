@@ -20,7 +20,6 @@ from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import claim
 from robench.core.torch_state import standard_state
-from robench.defenses import Loaded
 from robench.engine.batched_model import frozen
 from robench.engine.checkpoint import FolderStore
 from robench.engine.device import choose_batch_size, choose_device
@@ -202,7 +201,7 @@ class _Job:
         """What decides the result, as fields of `Certification`."""
         loaded, images = self.case.loaded, self.case.images
         return {
-            "defense": _facts(loaded),
+            "defense": DefenseFacts.of(loaded),
             "dataset": DatasetFacts(images.name, images.split, images.digest),
             "n": len(images),
             "threat": str(self.case.threat),
@@ -282,18 +281,6 @@ def _saved(folder: Path, key: str) -> Certification | None:
 def _passes(bounds: Bounds, upper: UpperBound | None) -> dict[str, int]:
     search = upper.passes if upper else {"forward": 0, "backward": 0}
     return {"forward": int(bounds.forward.sum()) + search["forward"], "backward": search["backward"]}
-
-
-def _facts(loaded: Loaded) -> DefenseFacts:
-    return DefenseFacts(
-        loaded.name,
-        loaded.family,
-        loaded.card_digest,
-        loaded.checkpoint_sha256,
-        sum(p.numel() for p in loaded.defense.parameters()),
-        loaded.classifier,
-        loaded.state_sha256,
-    )
 
 
 def _moment(time: datetime) -> str:

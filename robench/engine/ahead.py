@@ -75,8 +75,8 @@ class Ahead:
     def choose(self, network: Network, attack: Attack, active: Tensor, rows: Rows) -> Plan | None:
         """The plan for the next call, or None to query each row once.
 
-        A call has as many entries as fit into a batch if the network needs whole batches, else so many that few are
-        expected to be void.
+        A call has as many entries as fit into a batch if the network needs whole batches, else as many as
+        are expected to be used, with few exceptions.
 
         Args:
             active: lanes with active rows, bool (S,) on the CPU.

@@ -26,15 +26,7 @@ def job_of(planned: PlannedRun, options: Options, device: torch.device) -> Job:
     corruptions = tuple(map(str, planned.corruptions))
     attacks = corruptions or tuple(spec for spec, _ in planned.attacks)
     return Job(
-        defense=DefenseFacts(
-            name=loaded.name,
-            family=loaded.family,
-            card_digest=loaded.card_digest,
-            checkpoint_sha256=loaded.checkpoint_sha256,
-            parameters=sum(p.numel() for p in loaded.defense.parameters()),
-            classifier=loaded.classifier,
-            state_sha256=loaded.state_sha256,
-        ),
+        defense=DefenseFacts.of(loaded),
         suite=SuiteFacts(planned.suite.name, attacks),
         dataset=DatasetFacts(images.name, images.split, images.digest),
         protocol=protocol.name,

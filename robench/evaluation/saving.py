@@ -70,15 +70,7 @@ def _defense(outcome: Outcome, attacked: "Attacked", name: str, dataset: str) ->
         loaded = load(name, dataset or None, device=attacked.setup.device, image_size=attacked.x.shape[-1])
         if not _agrees(loaded.defense, outcome, attacked):
             raise UsageError(f"{name} is not the model that was attacked: its logits differ")
-        return DefenseFacts(
-            loaded.name,
-            loaded.family,
-            loaded.card_digest,
-            loaded.checkpoint_sha256,
-            sum(p.numel() for p in loaded.defense.parameters()),
-            loaded.classifier,
-            loaded.state_sha256,
-        )
+        return DefenseFacts.of(loaded)
     if model is forgotten:
         raise UsageError("this result was pickled without its model: name a defense")
     if not _agrees(model, outcome, attacked):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robench.core import registry, specs, strict_json
 from robench.core.errors import ResourceError, UsageError
@@ -18,6 +18,9 @@ from robench.corruption.suite import Corruption
 from robench.engine.outcome import AttackCost, ResultWarning
 from robench.statistics.accuracy import Accuracy, interval, percent
 from robench.threats.threat import Threat
+
+if TYPE_CHECKING:
+    from robench.defenses import Loaded
 
 SCHEMA = 1
 # Version of the key. A new file layout does not change it, so that old records still match.
@@ -44,6 +47,19 @@ class DefenseFacts:
     parameters: int | None = None
     classifier: str = ""
     state_sha256: str = ""
+
+    @classmethod
+    def of(cls, loaded: "Loaded") -> "DefenseFacts":
+        """The facts of a loaded defense."""
+        return cls(
+            loaded.name,
+            loaded.family,
+            loaded.card_digest,
+            loaded.checkpoint_sha256,
+            sum(p.numel() for p in loaded.defense.parameters()),
+            loaded.classifier,
+            loaded.state_sha256,
+        )
 
 
 @dataclass(frozen=True)

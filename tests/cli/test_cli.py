@@ -270,14 +270,14 @@ def test_a_checkpoint_as_released_runs_by_its_familys_name(robench_cli, tmp_path
 
     from tests.defenses import layouts
 
-    state = layouts.filled(layouts.vit(64, 2, 16, 4, 10))
+    state = layouts.filled(layouts.vit(64, 4, 16, 2, 10))
     torch.save({"model": state, "epoch": 49, "args": argparse.Namespace(lr=1.0)}, "checkpoint-49.pth")
     asked = ("run", "--defense", "mimir", *QUICK, "--json", "--checkpoint", "checkpoint-49.pth")
     code, out, err = robench_cli(*asked)
     (record,) = json.loads(out)["records"]
     digest = hashlib.sha256((tmp_path / "checkpoint-49.pth").read_bytes()).hexdigest()
     assert code == 0
-    assert record["defense"]["name"].startswith("vit(depth=2, heads=4, ")
+    assert record["defense"]["name"].startswith("vit(depth=4, heads=4, ")
     assert (record["defense"]["family"], record["defense"]["checkpoint_sha256"]) == ("mimir", digest)
     assert "checkpoint-49.pth is not that of the card mimir-digits: it is recorded as vit(" in err
     code, out, err = robench_cli(*asked)

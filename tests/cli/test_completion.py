@@ -7,9 +7,18 @@ import sys
 
 import pytest
 
-from tests.cli.test_startup import probe
+from tests.cli.test_startup import SLOW
 
 COMMAND = [sys.executable, "-m", "robench"]
+# Completes the words that the environment names, and prints to stderr which modules of SLOW were imported.
+PROBE = """
+import sys
+from robench.cli import main
+try:
+    main([])
+finally:
+    print([name for name in sys.argv[1].split() if name in sys.modules], file=sys.stderr)
+"""
 
 
 def completions(words: str, tmp_path, shell: str = "bash") -> list[str]:
@@ -19,7 +28,13 @@ def completions(words: str, tmp_path, shell: str = "bash") -> list[str]:
         "COMP_WORDS": " ".join(before) if shell == "fish" else words,
         "COMP_CWORD": last if shell == "fish" else str(len(before)),
     }
-    ended = probe([], tmp_path, **environment)
+    ended = subprocess.run(
+        [sys.executable, "-c", PROBE, " ".join(SLOW)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+    )
     assert ended.returncode == 0 and ended.stderr.splitlines() == ["[]"], ended.stderr
     return ended.stdout.splitlines()
 

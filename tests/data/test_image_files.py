@@ -104,7 +104,7 @@ def test_mistakes_in_imagenet_are_reported(imagenet):
     for name, (kind, text) in said.items():
         with pytest.raises(kind, match=text):
             load_dataset(name, data_dir=str(imagenet))
-    with pytest.raises(UsageError, match="has no split"):
+    with pytest.raises(ResourceError, match="expected imagenet/train/<synset>"):
         load_dataset("imagenet", "train", data_dir=str(imagenet))
     picture(imagenet / "imagenet" / "val" / "n00000000" / VAL.format(20))
     with pytest.raises(ResourceError, match=r"1 of 4 folders .*n00000000"):

@@ -37,6 +37,7 @@ def verdicts(minimise=False, surrogate_is_judge=False):
         judge=Judge(Network(brightness, LANES)),
         surrogate_is_judge=surrogate_is_judge,
         no_verdict_feedback=False,
+        exact=None,
         device=torch.device("cpu"),
     )
     return Verdicts(context, Lanes.idle(LANES))

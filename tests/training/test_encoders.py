@@ -175,8 +175,10 @@ def test_a_few_hundred_steps_lower_the_loss_and_the_classifier_starts_there(kind
     for key, value in handed.items():
         if not key.startswith(("head.", "fc_norm.")):
             assert torch.equal(value, trained[key]), key
-    moved = {key for key, value in trained.items() if not torch.equal(value, before[key])}
-    assert {key for key, p in network.named_parameters() if p.requires_grad} - moved <= {
+    # Pre-training gives a ConViT biases of queries, keys and values, which its classifier does not have.
+    kept = {key for key, p in network.named_parameters() if p.requires_grad} & set(before)
+    moved = {key for key in kept if not torch.equal(trained[key], before[key])}
+    assert kept - moved <= {
         key for key in before if key.startswith(("head.", "fc_norm.")) or key.endswith(CANCELLED)
     }
 

@@ -276,7 +276,7 @@ def test_no_radius_leaves_the_images(name, batch):
         ("generalist(every=2.5)", "every=2.5: expected int"),
         ("generalist(every=0)", "every=0: expected at least 1"),
         ("generalist(share=1.5)", "share=1.5: expected at most 1"),
-        ("pgd-at(steps=3)", "pgd-at takes no argument steps: it takes none"),
+        ("pgd-at(steps=3)", "pgd-at takes no argument steps: it takes best"),
     ],
 )
 def test_mistakes_in_a_method(spec, said):
