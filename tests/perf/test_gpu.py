@@ -21,6 +21,7 @@ def gpu(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_a_miniature_tries_every_check(gpu, monkeypatch, capsys):
     # Without the compiler, which takes a minute.
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))
