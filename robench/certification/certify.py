@@ -33,6 +33,7 @@ from robench.records import certification as files
 from robench.records import provenance
 from robench.records.certification import Attacked, Certification, Rows
 from robench.records.record import DatasetFacts, DefenseFacts
+from robench.records.remote import local_copy, synced
 from robench.records.samples import input_digests
 from robench.records.store import PARTIAL, record_folder
 from robench.statistics.accuracy import Accuracy
@@ -155,9 +156,9 @@ class _Job:
         suite = tuple(spec for spec, _ in self.attacks)
         key = files.key_of(SimpleNamespace(**about), suite)
         folder = record_folder(
-            options.results, self.protocol, about["defense"].name, self.method, seed=options.seed
+            local_copy(options.results), self.protocol, about["defense"].name, self.method, seed=options.seed
         )
-        with claim(folder):
+        with claim(folder), synced(folder):
             if not options.fresh and (saved := _saved(folder, key)):
                 return saved
             store = FolderStore(folder / PARTIAL, key, provenance.conditions(device), options.note)

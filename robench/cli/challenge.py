@@ -57,7 +57,7 @@ def command(
     from robench.records.submission import read_submission
     from robench.statistics.accuracy import interval, percent
 
-    challenged, where = read_record(record), choose_device(device)
+    challenged, where = read_record(common.local(record, pull=True)), choose_device(device)
     images = images_of(challenged, data_dir)
     submission = read_submission(file, tuple(images.x.shape[1:]))
     name = defense_of(challenged, defense)
@@ -71,7 +71,7 @@ def command(
         loaded,
         images,
         where,
-        results or default_results(),
+        common.local(results or default_results()),
         shlex.join(["robench", *sys.argv[1:]]),
     )
     assert new.folder is not None and challenged.folder is not None

@@ -11,6 +11,7 @@ from torch import Tensor
 from robench.attacks.build import build_attacks
 from robench.attacks.submitted import submitted_images
 from robench.core.errors import UsageError
+from robench.core.io import claim, write_file
 from robench.core.specs import Spec
 from robench.core.torch_state import standard_state
 from robench.data import Images
@@ -20,7 +21,9 @@ from robench.engine.attack_context import Samples
 from robench.engine.knowledge import Attacker
 from robench.engine.run import Run
 from robench.engine.setup import Setup
+from robench.records.inputs import FILE, own_images
 from robench.records.record import Record, SuiteFacts
+from robench.records.remote import local_copy, synced
 from robench.records.store import make_record, record_folder, write_record
 from robench.records.submission import Submission
 from robench.threats.threat import Threat
@@ -76,8 +79,11 @@ def challenge(
         seconds=(finished - started).total_seconds(),
         device=device,
     )
-    folder = record_folder(results, job.protocol, job.defense.name, spec, seed=job.seed)
-    return write_record(folder, new, outcome, images, threat)
+    folder = record_folder(local_copy(results), job.protocol, job.defense.name, spec, seed=job.seed)
+    with claim(folder), synced(folder):
+        if (content := own_images(record)) is not None:
+            write_file(folder / FILE, content)
+        return write_record(folder, new, outcome, images, threat)
 
 
 def _name(finder: str) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from robench.core import specs
 from robench.core.errors import ResourceError, UsageError
+from robench.core.io import read_ordinary
 from robench.data import Images, load_dataset
 from robench.records.record import Record
 
@@ -27,6 +28,20 @@ def images_of(record: Record, data_dir: str | None = None) -> Images:
         raise ResourceError(f"{record.folder / FILE} is a link: expected the images themselves")
     # The file is part of the record, so reading it needs no trust.
     return load_dataset(str(dataset.name), dataset.split, record.job.n, str(record.folder))
+
+
+def own_images(record: Record) -> bytes | None:
+    """The file of a record's own images; None if they are those of a data set.
+
+    Raises:
+        ResourceError: when the file is missing or a link.
+    """
+    if record.folder is None or specs.parse(record.job.dataset.name).name != BESIDE:
+        return None
+    try:
+        return read_ordinary(record.folder / FILE)
+    except OSError as error:
+        raise ResourceError(f"{record.folder / FILE}: {error.strerror or error}") from error
 
 
 def nameless(record: Record) -> bool:

@@ -21,11 +21,12 @@ from typing import Any
 from robench.core.cache import cache_folder
 from robench.core.errors import ResourceError, RobenchError
 from robench.core.io import claim, write_whole
+from robench.records.store import PARTIAL
 
 # Seconds between two times that the state of an unfinished run is sent.
 _INTERVAL = 30.0
 # Files that make others valid are sent after them.
-_LAST = ("state", "record.json")
+_LAST = ("state", "record.json", "certification.json")
 # In the copy: the state of each file when it was last the same on both sides, and the URL.
 _MANIFEST, _URL = ".synced.json", ".url"
 # Seconds to wait for another process that updates the manifest.
@@ -191,7 +192,8 @@ class RemoteFolder:
             name = target[len(self.root) :].lstrip("/")
             if "\\" in name or ".." in PurePosixPath(name).parts:
                 raise ResourceError(f"{self.url} has a file {name}, which lies outside of it")
-            if _is_in(name, part):
+            # Hidden files are the copy's own: a remote `.url` could send results elsewhere.
+            if not _is_hidden(name) and _is_in(name, part):
                 present[name] = self._token(target)
         return present
 
@@ -234,14 +236,20 @@ class RemoteFolder:
 def _is_in(name: str, part: Path | None) -> bool:
     """Whether a file belongs to a part of the folder; None for all except unfinished runs."""
     path = PurePosixPath(name)
-    return ".partial" not in path.parts if part is None else path.is_relative_to(part.as_posix())
+    if part is not None:
+        return path.is_relative_to(part.as_posix())
+    return not any(folder.endswith(PARTIAL) for folder in path.parts)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != PARTIAL for part in PurePosixPath(name).parts)
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """The files to send: no locks and no temporary files."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            if not name.startswith("."):
+            if not _is_hidden(name):
                 yield Path(parent) / name
 
 

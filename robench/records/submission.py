@@ -74,9 +74,7 @@ def write_images(path: Path | str, x: Tensor, ids: Tensor) -> None:
     if path.suffix in (".pt", ".pth"):
         torch.save(content, buffer)
     elif path.suffix == ".npz":
-        np.savez_compressed(
-            buffer, allow_pickle=False, **{name: tensor.numpy() for name, tensor in content.items()}
-        )
+        np.savez_compressed(buffer, **{name: tensor.numpy() for name, tensor in content.items()})
     elif path.suffix == ".safetensors":
         buffer.write(save(content))
     else:

@@ -9,10 +9,15 @@ import robench
 from robench.cli import main
 from robench.core.errors import UsageError
 from robench.data import load_dataset
+from robench.defenses import load
+from robench.evaluation.challenge import challenge
 from robench.records.certificates import read_certificates
 from robench.records.collection import collect
+from robench.records.inputs import images_of
 from robench.records.samples import read_samples
+from robench.records.submission import Submission
 from robench.reports.board import sections
+from robench.verification.verify import verify
 
 N, THREAT, EPS = 20, "Linf:0.13", 0.13
 
@@ -134,3 +139,22 @@ def test_unknown_ids_and_empty_names_are_refused(cli, tmp_path, stronger):
 def test_a_submission_is_not_an_attack_to_run(tmp_path):
     with pytest.raises(UsageError, match="robench challenge judges a file"):
         robench.run("mimir-digits", 'submitted(finder="me", sha256="0")', samples=4, results=tmp_path)
+
+
+def test_a_record_with_images_of_its_own_is_challenged_with_them(tmp_path):
+    """The new record has the images beside it, so that it can be verified alone."""
+    images, model = load_dataset("digits", "test", 6), robench.load_defense("mimir", dataset="digits")
+    result = robench.attack("fgsm", model, images.x, images.y, threat=THREAT)
+    record = result.save(tmp_path / "mine", defense="mimir-digits")
+    own = images_of(record)
+    new = challenge(
+        record,
+        Submission(own.x[:], None),
+        "me",
+        load("mimir-digits"),
+        own,
+        torch.device("cpu"),
+        tmp_path / "results",
+    )
+    assert torch.equal(images_of(new).x[:], own.x[:])
+    assert verify(new.folder, load("mimir-digits"), images_of(new))[-1].held

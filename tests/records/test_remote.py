@@ -11,6 +11,7 @@ from robench.core.errors import ResourceError
 from robench.records import remote
 from robench.records.collection import collect
 from robench.records.remote import RemoteFolder, local_copy, shown
+from tests.certification.cases import write_images
 
 SUITE = "pgd(steps=2)+square(queries=10)"
 PLACE = "digits-Linf-0.13-n12/pgd-at-digits/pgd-steps-2-square-queries-10"
@@ -177,3 +178,31 @@ def test_a_place_that_cannot_be_used_is_one_line(place):
 def test_ordinary_folders_stay_as_they_are(tmp_path):
     assert local_copy(tmp_path) == tmp_path and local_copy("results") == Path("results")
     assert shown(tmp_path) == str(tmp_path)
+
+
+def test_a_hidden_file_of_a_stranger_does_not_redirect_results(url, tmp_path):
+    """The copy's own files are never brought: a remote `.url` would make later results go to its place."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "kept").write_text("kept")
+    files, root = fsspec.url_to_fs(url)
+    for name in (".url", ".synced.json", f"{PLACE}/.lock", ".hidden/record.json"):
+        files.makedirs(str(Path(f"{root}/{name}").parent), exist_ok=True)
+        files.pipe_file(f"{root}/{name}", f"file://{victim}".encode())
+    record = run(url)
+    assert remote.remote_of(record.folder).url == url
+    collect([url])
+    assert [path.name for path in victim.rglob("*")] == ["kept"]
+    assert (local_copy(url) / ".url").read_text() == url and not (local_copy(url) / ".hidden").exists()
+
+
+def test_a_certification_is_sent_and_reused(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "own.npz")
+    settings = {"dataset": "npz:own.npz(classes=2)", "samples": 4, "attack": None, "results": url}
+    defense, method = "smoothed+python:tests.certification.cases.linear", "smoothing(draws=20, selection=5)"
+    made = robench.certify(defense, method, **settings)
+    assert {Path(name).name for name in names(url)} == {"certification.json", "bounds.parquet"}
+    another_machine(monkeypatch, tmp_path)
+    again = robench.certify(defense, method, **settings)
+    assert again.finished == made.finished and len(collect([url]).certifications) == 1
