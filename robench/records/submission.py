@@ -74,7 +74,7 @@ def write_images(path: Path | str, x: Tensor, ids: Tensor) -> None:
     if path.suffix in (".pt", ".pth"):
         torch.save(content, buffer)
     elif path.suffix == ".npz":
-        np.savez_compressed(buffer, **{name: tensor.numpy() for name, tensor in content.items()})
+        np.savez_compressed(buffer, adv_complete=x.numpy(), ids=ids.numpy())
     elif path.suffix == ".safetensors":
         buffer.write(save(content))
     else:
