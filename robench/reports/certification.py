@@ -59,8 +59,8 @@ def _method(result: Certification) -> list[str]:
         attacked = result.attacked
         of_vote = f", {attacked.draws} noise draws a step" if result.of_vote else ""
         lines.append(
-            f"attacked by {' + '.join(attacked.suite)}{of_vote}: {attacked.attacked} images, those that are neither "
-            "certified at this radius nor wrong without an attack"
+            f"attacked by {' + '.join(attacked.suite)}{of_vote}: {attacked.attacked} images; the others are certified "
+            "at this radius, or wrong without an attack"
         )
     return lines
 
