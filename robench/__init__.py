@@ -40,6 +40,8 @@ _moved.install()
 def __getattr__(name: str) -> Any:
     if name == "records":  # A package, which can be called.
         return import_module("robench.records")
+    if name == "__version__":
+        return import_module("robench.records.provenance").robench_version()
     # Imported on first use: `robench --help` and the processes that corrupt images must not import torch.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -47,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -7,6 +7,7 @@ from types import FrameType
 
 import click
 
+import robench
 from robench.cli.output import Output, open_standard_streams
 from robench.core.errors import ResourceError, RobenchError, unknown_name
 from robench.core.interrupts import INTERRUPTED, end, end_at_once, importing
@@ -62,13 +63,26 @@ class Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+def _version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"robench, version {robench.__version__}")
+        context.exit()
+
+
 @click.group(
     cls=Commands,
     no_args_is_help=False,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="robench")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Find out whether an image classifier's defense really holds.

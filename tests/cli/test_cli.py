@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 
+import robench
 import robench.evaluation.planning
 from robench.cli import main
 
@@ -25,6 +26,13 @@ def robench_cli(capsys, tmp_path, monkeypatch):
         return end.value.code, out, err
 
     return call
+
+
+@pytest.mark.parametrize(("installed", "expected"), [("1.2.3", "1.2.3"), (None, "0")])
+def test_the_version_of_a_checkout_that_is_not_installed_is_0(robench_cli, monkeypatch, installed, expected):
+    monkeypatch.setattr("robench.records.provenance.installed_version", lambda name: installed)
+    assert robench.__version__ == expected
+    assert robench_cli("--version") == (0, f"robench, version {expected}\n", "")
 
 
 def test_run_writes_a_record_and_answers_from_it(robench_cli, tmp_path, monkeypatch):
