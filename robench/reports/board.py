@@ -14,6 +14,7 @@ from robench.records.collection import Collection
 from robench.records.randomized import single_draw
 from robench.records.record import Record
 from robench.reports import certification, corruption
+from robench.reports.draws import draws_grids
 from robench.reports.formatting import EMPTY, figure, kinds
 from robench.reports.leaderboards import Leaderboard, Table, every_row, leaderboards
 from robench.reports.ranking import NO_RANK, Row, Section, sections, shown_name
@@ -133,7 +134,8 @@ def _parts(leaderboard: Leaderboard, format: str, width: int, choice: Choice) ->
     if leaderboard.main:
         claims = [claim for claim in choice.claims if (claim.dataset, claim.threat) == place]
         grids = with_claims({(*place, 0): _grid(leaderboard.main, choice)}, claims)
-    further = [_grid(table, choice) for table in leaderboard.more]
+        grids += _draws(leaderboard.main)
+    further = [grid for table in leaderboard.more for grid in (_grid(table, choice), *_draws(table))]
     further += [_series_grid(leaderboard)] if leaderboard.series else []
     folded = format == "md" and choice.header and choice.more and further
     yield from (render(grid, format, width, choice.header) for grid in grids)
@@ -143,9 +145,9 @@ def _parts(leaderboard: Leaderboard, format: str, width: int, choice: Choice) ->
     if choice.more:
         yield from (render(grid, format, width, choice.header) for grid in further)
     elif further and choice.header and leaderboard.main:
-        names = [f"{table.suite} ({len(table.rows)})" for table in leaderboard.more]
+        names = [f"{_suite(table, leaderboard)} ({len(table.rows)})" for table in leaderboard.more]
         names += [f"{len(leaderboard.series)} series"] if leaderboard.series else []
-        text = f"--more shows {len(further)} more: {', '.join(names)}"
+        text = f"--more shows {len(names)} more: {', '.join(names)}"
         wrapped = fill(plain(text), width, break_long_words=False, break_on_hyphens=False)
         yield {"latex": f"% {plain(text)}", "md": markdown(text)}.get(format, wrapped) + "\n"
     if folded:
@@ -160,6 +162,17 @@ def usual_columns(table: Table) -> tuple[str, ...]:
         return tuple(one_of(kind, _OLD.get(name, name), tuple(COLUMNS)) for name in protocol.columns)
     claims = any(row.claimed is not None for row in table.rows)
     return tuple(name for name in USUAL if claims or name != "claimed")
+
+
+def _suite(table: Table, leaderboard: Leaderboard) -> str:
+    """The suite of a table, with the number of images if that differs from the leaderboard's."""
+    n = table.job.n
+    same = leaderboard.main is not None and n == leaderboard.main.job.n
+    return table.suite if same else f"{table.suite} on {n:,} images"
+
+
+def _draws(table: Table) -> list[Grid]:
+    return draws_grids([(row.name, row.record) for row in table.rows])
 
 
 def _grid(table: Table, choice: Choice) -> Grid:

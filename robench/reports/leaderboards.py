@@ -32,7 +32,7 @@ class Table:
     """Rows that are ranked together: one protocol, suite and attacker knowledge.
 
     Attributes:
-        remarks: further accuracies of randomised defenses, and the mean over several seeds.
+        remarks: the mean over several seeds.
         missing: the commands that complete the table.
     """
 

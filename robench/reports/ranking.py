@@ -18,7 +18,6 @@ from robench.records.identity import by_subject, subjects
 from robench.records.record import Record
 from robench.records.samples import held
 from robench.reports.cells import on_protocol, run_command
-from robench.reports.formatting import by_draws
 from robench.statistics.accuracy import Accuracy, mcnemar, mean_and_deviation
 from robench.threats.threat import Threat, same_threat
 
@@ -66,7 +65,7 @@ class Section:
 
     Attributes:
         groups: rows that are ranked together, best first.
-        remarks: for each group, further accuracies of randomised defenses and the mean over several seeds.
+        remarks: for each group, the mean over several seeds.
         missing: the commands for suites of the protocol that defenses have not been run under.
     """
 
@@ -93,13 +92,9 @@ def sections(records: Iterable[Record]) -> Iterator[Section]:
     for (protocol, threat), groups in sorted(tables.items()):
         keys = sorted(groups)
         ranked = tuple(tuple(_ranked(groups[key], lowest)) for key in keys)
-        remarks = tuple((*_remarks(groups[key]), *_seeds(groups[key], subject)) for key in keys)
+        remarks = tuple(tuple(_seeds(groups[key], subject)) for key in keys)
         missing = tuple(_missing(protocol, threat, [row.record for group in ranked for row in group]))
         yield Section(protocol, threat, ranked, remarks, missing)
-
-
-def _remarks(records: list[Record]) -> list[str]:
-    return [f"{shown_name(record)}: {text}" for record in records if (text := by_draws(record))]
 
 
 def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from robench.records.store import place_of, slug
 from robench.reports import security_curve
 from robench.reports.board import usual_columns
 from robench.reports.cells import on_images, on_protocol, run_command
-from robench.reports.formatting import kinds, suite_label
+from robench.reports.formatting import by_draws, kinds, suite_label
 from robench.reports.leaderboards import Leaderboard, Table, every_row
 from robench.reports.page import chart
 from robench.reports.page.chart import Chart
@@ -93,6 +93,12 @@ class TableView:
     columns: frozenset[str]
     known: str
     lines: tuple[Line, ...]
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """A line for each randomised defense."""
+        pairs = ((row.name, by_draws(row.record)) for row in self.table.rows)
+        return tuple(f"{name}: {text}" for name, text in pairs if text)
 
 
 @dataclass(frozen=True)

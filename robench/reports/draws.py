@@ -1,0 +1,43 @@
+"""Robust accuracy of randomised defenses over several draws of their noise, as a table below a leaderboard."""
+
+from collections.abc import Sequence
+
+from robench.records.randomized import FIELD
+from robench.records.record import Record
+from robench.reports.formatting import EMPTY
+from robench.reports.table import Grid
+
+NAMES = ("worst_draw", "average", "majority", "single_draw")
+
+
+def draws_grids(rows: Sequence[tuple[str, Record]]) -> list[Grid]:
+    """A table for the randomised defenses among the rows, each a shown name and a record; empty if there are none."""
+    randomised = [(name, record.extra[FIELD]) for name, record in rows if record.extra.get(FIELD)]
+    if not randomised:
+        return []
+    columns = ("defense", "draws", *(f"{name.replace('_', ' ')} %" for name in NAMES))
+    lines = tuple(
+        (name, _count(figures), *(_share(figures, of) for of in NAMES)) for name, figures in randomised
+    )
+    return [
+        Grid(
+            "Randomised defenses: robust accuracy over several draws of the noise (clean accuracy)",
+            columns,
+            (lines,),
+            names=frozenset(columns[:2]),
+            numbers=frozenset(columns[2:]),
+            notes=("Most published figures are for a single draw.",),
+        )
+    ]
+
+
+def _count(figures: dict) -> str:
+    return f"{figures['draws']}{' fresh' if figures.get('fresh') else ''}"
+
+
+def _share(figures: dict, name: str) -> str:
+    if name not in figures["robust"]:
+        return EMPTY
+    robust, clean = figures["robust"][name], figures["clean"][name]
+    low, high = (100 * end for end in robust["interval"])
+    return f"{100 * robust['value']:.2f} ({100 * clean['value']:.2f}) [{low:.1f}, {high:.1f}]"

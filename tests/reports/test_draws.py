@@ -1,0 +1,41 @@
+"""The table of randomised defenses below a leaderboard."""
+
+from pathlib import Path
+
+import pytest
+
+from robench.records.collection import collect
+from robench.reports.board import Choice, board
+from robench.reports.draws import draws_grids
+
+SHIPPED = Path(__file__).resolve().parents[2] / "results" / "shipped" / "digits-linf"
+
+
+@pytest.fixture(scope="module")
+def records():
+    return collect([SHIPPED / name for name in ("nim-mim-digits", "mimir-digits")])
+
+
+def test_randomised_defenses_have_one_row_each(records):
+    text = board(records, choice=Choice(only=["suite=autoattack"]))
+    main, _, below = text.partition("Randomised defenses: ")
+    assert "nim-mim-digits" in main and "mimir-digits" in main and "fresh draws" not in main
+    (line,) = [line for line in below.splitlines() if "10 fresh" in line]
+    assert line.split()[0] == "nim-mim-digits" and "mimir-digits " not in below.replace("nim-mim-digits", "")
+    (record,) = [
+        record for record in records if record.job.suite.name == "autoattack" and "stochastic" in record.extra
+    ]
+    vote = record.extra["stochastic"]
+    assert (
+        f"{100 * vote['robust']['majority']['value']:.2f} ({100 * vote['clean']['majority']['value']:.2f})"
+        in line
+    )
+
+
+def test_no_table_without_a_randomised_defense(records):
+    assert draws_grids([(r.job.defense.name, r) for r in records if "stochastic" not in r.extra]) == []
+
+
+@pytest.mark.parametrize("format", ["text", "md", "latex"])
+def test_every_format_has_the_table(records, format):
+    assert "Randomised defenses: " in board(records, format, choice=Choice(only=["suite=autoattack"]))
