@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from robench import _moved
 
 if TYPE_CHECKING:
-    from robench.certification.certify import certify
     from robench.defenses import Defense, load_defense
     from robench.evaluation.attack import attack
+    from robench.evaluation.certify import certify
     from robench.evaluation.result import Result
     from robench.evaluation.run import run
     from robench.evaluation.trackers import log
@@ -28,7 +28,7 @@ _HOMES = {
     "Defense": "robench.defenses",
     "Result": "robench.evaluation.result",
     "attack": "robench.evaluation.attack",
-    "certify": "robench.certification.certify",
+    "certify": "robench.evaluation.certify",
     "load_defense": "robench.defenses",
     "log": "robench.evaluation.trackers",
     "run": "robench.evaluation.run",

@@ -1,5 +1,5 @@
 """Lower bounds on robust accuracy: certifiers and the records of what they prove."""
 
-from robench.certification._base import ABSTAINED, Bounds, Case, Certifier
+from robench.certification._base import ABSTAINED, Bounds, Case, Certifier, find_certifier
 
-__all__ = ["ABSTAINED", "Bounds", "Case", "Certifier"]
+__all__ = ["ABSTAINED", "Bounds", "Case", "Certifier", "find_certifier"]

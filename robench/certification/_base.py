@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from robench.core import registry, specs
 from robench.data import Images
 from robench.defenses import Loaded
 from robench.engine.batched_model import answer
@@ -73,7 +74,7 @@ class Certifier:
     The bound of an image must not depend on the other images.
 
     Attributes:
-        norm: norm of the radii: "Linf", "L2" or "L1".
+        norm: norm of the radii: "Linf", "L2" or "L1"; empty for a certifier that proves the threat's ball or nothing.
         alpha: probability that the bound of one image is wrong; 0 for a deterministic proof.
         of_vote: whether the bounds are about the majority vote of a randomised defense.
     """
@@ -105,3 +106,23 @@ class Certifier:
         """
         _, _, ids = case.batch(rows)
         return answer(case.setup.network("certify").logits(x.to(case.setup.device), ids)).cpu()
+
+
+def find_certifier(method: str) -> Certifier:
+    """The certifier of a spec such as "smoothing(draws=10000)".
+
+    Raises:
+        UsageError: if it is unknown, or an argument is wrong.
+    """
+    spec = specs.parse(method)
+    return specs.build(spec, registry.certifiers.get(spec.name))
+
+
+def canonical(method: str) -> str:
+    """The spec of a certifier without the arguments that equal its defaults.
+
+    Raises:
+        UsageError: as `find_certifier`.
+    """
+    spec = specs.parse(method)
+    return str(specs.canonical(spec, registry.certifiers.get(spec.name)))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from robench.core.errors import UsageError
 
@@ -124,7 +125,7 @@ def step_name(names: dict[fx.Node, str]) -> str:
 def _call(node: fx.Node, target: Any, values: dict[fx.Node, Any], active: list[fx.Node], *inputs: Any) -> Any:
     """The output of a node for some inputs; its other arguments are constants."""
     given = {**values, **dict(zip(active, inputs, strict=True))}
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda other: given[other])
+    args, kwargs = map_arg((node.args, node.kwargs), lambda other: given[other])
     return (
         getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
     )
@@ -142,7 +143,7 @@ def _kind(node: fx.Node, target: Any, active: list[fx.Node]) -> str:
     kind = _KINDS.get(type(target) if isinstance(target, nn.Module) else target)
     if kind == "scaling" and (len(active) > 1 or (target in _DIVISIONS and node.args[0] not in active)):
         kind = None
-    if kind is None or (kind == "normalisation" and target.running_mean is None):
+    if kind is None or (kind == "normalisation" and getattr(target, "running_mean", None) is None):
         raise UsageError(f"no bound known for {name}")
     return kind
 

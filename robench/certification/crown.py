@@ -213,7 +213,7 @@ class Relaxation:
         """An affine step: coefficients of its inputs, and a constant (R,) that includes the rounding error."""
         assert step.apply is not None
         centers = [self.center[name] for name in step.inputs]
-        output, pull_back = torch.func.vjp(step.apply, *centers)
+        output, pull_back, *_ = torch.func.vjp(step.apply, *centers)
         inputs = list(torch.func.vmap(pull_back)(rows[:, None]))
         inputs = [coefficients[:, 0] for coefficients in inputs]
         constant = _total(rows * output) - _total(rows.abs() * self.rounding[step.name])

@@ -25,7 +25,7 @@ from robench.reports.table import render
     default="smoothing",
     show_default=True,
     shell_complete=names_of("certifier"),
-    help="Certifier, such as smoothing(draws=10000).",
+    help="Certifier, such as smoothing(draws=10000), or crown for ReLU networks.",
 )
 @click.option("--draws", metavar="N", type=int, help="Noise draws of each image.  [default: the method's]")
 @click.option(
@@ -40,7 +40,7 @@ from robench.reports.table import render
     "--threat",
     metavar="NORM:EPS",
     shell_complete=names_of("threat"),
-    help="Radius at which both bounds are stated.  [default: L2:0.5]",
+    help="Radius at which both bounds are stated.  [default: L2:0.5; of crown and ibp: that of the protocol]",
 )
 @click.option("--samples", metavar="N", type=int, help="Number of images, from the first of the test split.")
 @click.option(
@@ -64,11 +64,12 @@ def command(
 
     Randomized smoothing (arXiv 1902.02918) certifies the majority vote of a defense that first adds Gaussian noise to
     the image: de3 with statistics="predicted" or "noisy", diffpure, and smoothed(sigma=0.25)+NAME for any classifier.
-    Repeat the command to resume an interrupted certification.
+    CROWN (arXiv 1811.00866) proves the predictions of ReLU networks. Repeat the command to resume.
 
     \b
     robench certify --defense 'de3-digits(sigma=140, statistics="predicted")' --samples 100
     robench certify --defense 'smoothed(sigma=0.25)+pgd-at-digits' --draws 10000 --threat L2:0.25
+    robench certify --defense standard-cifar10 --method crown --threat Linf:0.5/255 --samples 100
     """
     spec = specs.parse(method)
     if spec.name not in registry.certifiers:
@@ -77,13 +78,13 @@ def command(
     if twice := sorted(given.keys() & spec.arguments.keys()):
         raise UsageError(f"{twice[0]} is given twice, by --{twice[0]} and in --method")
     Selection(defenses, [], **{**named, "threat": None}, samples=samples).check()
-    from robench.certification.certify import ATTACK, THREAT, certify_all
+    from robench.evaluation.certify import ATTACK, certify_all, default_threat
     from robench.reports import certification as report
 
     options = running.options
     if options.checkpoint and len(defenses) > 1:
         raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
-    threat = named["threat"] or (None if named["protocol"] else THREAT)
+    threat = named["threat"] or default_threat(method, named["protocol"])
     protocol = choose_protocol(named["protocol"], named["dataset"], threat, samples)
     attacks = None if attack == "none" else attack or ATTACK
     results = []

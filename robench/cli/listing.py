@@ -81,7 +81,7 @@ def _certifiers() -> list[Row]:
     rows = _builders(registry.certifiers)
     norms = [registry.certifiers.describe(row["name"]).facts.get("norm", "") for row in rows]
     return [
-        {"name": row["name"], "norm": norm, "description": row["description"]}
+        {"name": row["name"], "norm": norm or "any", "description": row["description"]}
         for row, norm in zip(rows, norms, strict=True)
     ]
 

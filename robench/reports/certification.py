@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 def grid(result: Certification) -> Grid:
     """Certified accuracy at each radius, and what both bounds together say at the radius of the threat."""
-    eps = Threat.parse(result.threat).eps
+    threat = Threat.parse(result.threat)
     rows = tuple(
-        (f"{radius:g}", f">= {percent(share)} {interval(share)}", _upper(result) if radius == eps else "")
+        (
+            threat.text if radius == threat.eps else f"{radius:g}",
+            f">= {percent(share)} {interval(share)}",
+            _upper(result) if radius == threat.eps else "",
+        )
         for radius, share in result.curve
     )
     return Grid(
@@ -54,7 +58,8 @@ def _method(result: Certification) -> list[str]:
     lines = [f"certified by {result.method}{f' ({facts})' if facts else ''}{wrong}"]
     if result.abstained:
         lines.append(f"{result.abstained} of {result.n} images have no certified prediction at any radius")
-    lines.append(f"average certified radius: {result.average_radius:.3f}")
+    if len(result.curve) > 1:
+        lines.append(f"average certified radius: {result.average_radius:.3f}")
     if result.attacked:
         attacked = result.attacked
         of_vote = f", {attacked.draws} noise draws a step" if result.of_vote else ""
@@ -111,7 +116,7 @@ def _board(results: list[Certification]) -> tuple[tuple[int, str], Grid]:
             result.defense.name,
             f">= {percent(result.certified)} {interval(result.certified)}",
             _upper(result) or "not attacked",
-            f"{result.average_radius:.3f}",
+            f"{result.average_radius:.3f}" if len(result.curve) > 1 else "",
             *([_sigma(result)] if noisy else []),
             result.method,
             f"{result.alpha:g}" if result.alpha else "proof",

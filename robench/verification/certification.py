@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from robench.certification._base import ABSTAINED, Case
-from robench.certification.certify import find_certifier
+from robench.certification import ABSTAINED, Case, find_certifier
 from robench.core.io import read_ordinary
 from robench.data._base import Images
 from robench.defenses import Loaded

@@ -20,6 +20,17 @@ def linear() -> Linear:
     return Linear(2, (3, SIDE, SIDE))
 
 
+def relus() -> nn.Sequential:
+    """The linear classifier behind a layer of ReLUs that passes every image on."""
+    model = linear()
+    weight = next(p for p in model.state_dict().values() if p.numel() == 2 * 3 * SIDE * SIDE).reshape(2, -1)
+    network = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(weight.shape[1], 2))
+    with torch.no_grad():
+        network[2].weight.copy_(weight)
+        network[2].bias.copy_(model(torch.zeros(1, 3, SIDE, SIDE))[0])
+    return network
+
+
 class Sometimes(nn.Module):
     """NaN logits for about half of the noisy images."""
 

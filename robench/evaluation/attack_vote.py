@@ -1,6 +1,5 @@
 """The attack beside a bound: an upper bound on the accuracy of the same classifier at the same radius."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from robench.attacks._base import Attack
 from robench.certification._base import ABSTAINED, Bounds, Case, Certifier
+from robench.certification.run import verdicts_of
 from robench.certification.votes import SoftVote
 from robench.core.io import Content
 from robench.data._lazy_images import lazily
@@ -26,8 +26,6 @@ from robench.records.store import PARTIAL
 
 # Noise draws of each step of a search on a majority vote. Fewer give a noisy gradient, more cost more passes.
 SEARCH_DRAWS = 16
-# Number of images whose verdicts are computed together.
-_PART = 8
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,13 @@ def attack_rest(
     )
     proven = (bounds.prediction == images.y) & (bounds.radius > threat.eps)
     rows = (~proven).nonzero().flatten().tolist()
-    _judge(case, certifier, images.x[rows], rows, "clean", upper)
+    _judge(case, certifier, images.x[rows], rows, "clean", upper, options)
     rows = [row for row in rows if not upper.fooled_by[row]]
     if not rows:
         return upper
     outcome = _search(case, certifier, attacks, rows, folder, key, options)
     suite = "+".join(spec for spec, _ in attacks)
-    _judge(case, certifier, outcome.x_adv, rows, suite, upper)
+    _judge(case, certifier, outcome.x_adv, rows, suite, upper, options)
     fooled = [place for place, row in enumerate(rows) if upper.fooled_by[row]]
     # Only what fools the vote is kept, whatever the search's own draws said.
     kept = replace(
@@ -100,16 +98,13 @@ def _draws(certifier: Certifier) -> int:
 
 
 def _judge(
-    case: Case, certifier: Certifier, x: Any, rows: Sequence[int], name: str, upper: UpperBound
+    case: Case, certifier: Certifier, x: Any, rows: list[int], name: str, upper: UpperBound, options: Options
 ) -> None:
     """Enter the rows whose images `x` (M, C, H, W) are misclassified into the result, as fooled by `name`."""
-    for start in range(0, len(rows), _PART):
-        part = rows[start : start + _PART]
-        for row, predicted in zip(
-            part, certifier.verdict(case, x[start : start + _PART], part).tolist(), strict=True
-        ):
-            if predicted not in (ABSTAINED, int(case.images.y[row])):
-                upper.fooled_by[row], upper.prediction[row] = name, predicted
+    classes = verdicts_of(case, certifier, x, rows, options.workers)
+    for row, predicted in zip(rows, classes, strict=True):
+        if predicted not in (ABSTAINED, int(case.images.y[row])):
+            upper.fooled_by[row], upper.prediction[row] = name, predicted
 
 
 def _search(

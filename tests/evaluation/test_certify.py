@@ -122,6 +122,41 @@ def test_the_same_seed_gives_the_same_rows_after_a_kill(cli, tmp_path):
         assert not list(place.rglob("*.partial"))
 
 
+def test_the_number_of_workers_changes_no_byte(cli, tmp_path):
+    result = result_of(tmp_path)
+    place = tmp_path / "in-three"
+    code, _, err = cli(*WHOLE[:-1], "3", "--results", str(place))
+    assert code == 0, err
+    (file,) = place.rglob(files.FILE)
+    again = files.read(file.parent)
+    assert again.files == result.files and again.key == result.key and again.curve == result.curve
+
+
+def test_a_network_of_relus_is_proven_and_verified(cli, tmp_path):
+    network = "python:tests.certification.cases.relus"
+    for method in ("crown", "ibp"):
+        code, out, err = cli(
+            "certify", "--method", method, "--defense", network, *DATA, "--threat", "Linf:0.01"
+        )
+        assert code == 0, err
+        assert "at Linf:0.01: at least" in out and f"certified by {method}" in out
+        folder = next(
+            file.parent for file in (tmp_path / "results").rglob(files.FILE) if file.parent.name == method
+        )
+        result = files.read(folder)
+        # Little lies between the bounds: the network is linear on [0, 1].
+        assert result.attacked and 0 < result.certified.correct <= result.attacked.accuracy.correct < 12
+        assert result.attacked.accuracy.correct <= result.certified.correct + 1
+        assert (result.norm, result.alpha, len(result.curve)) == ("Linf", 0, 1)
+        code, out, err = cli("verify", str(folder), "--trust", "--replay", "12")
+        assert code == 0 and f"VERIFIED: at least {result.certified.correct}" in out, out + err
+
+
+def test_a_network_without_a_known_bound_ends_in_one_line(cli):
+    code, out, err = cli("certify", "--method", "crown", "--defense", "mimir-digits", "--samples", "2")
+    assert (code, out, err) == (2, "", "robench: mimir-digits: no bound known for LayerNorm\n")
+
+
 def test_another_setting_keeps_the_old_result(cli, tmp_path):
     result = result_of(tmp_path)
     assert cli(*WHOLE[:-4], "--attack", "none")[0] == 0

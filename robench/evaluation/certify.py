@@ -14,17 +14,16 @@ import torch
 from robench.attacks._base import Attack
 from robench.attacks.build import build_attacks
 from robench.catalog import Protocol, find_suite
-from robench.certification._base import ABSTAINED, Bounds, Case, Certifier
-from robench.certification.attacked import SEARCH_DRAWS, UpperBound, attack_rest
-from robench.core import registry, specs
+from robench.certification._base import ABSTAINED, Bounds, Case, Certifier, canonical, find_certifier
+from robench.certification.run import bounds_of
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import claim
 from robench.core.torch_state import standard_state
 from robench.engine.batched_model import frozen
 from robench.engine.checkpoint import FolderStore
 from robench.engine.device import choose_batch_size, choose_device
-from robench.engine.progress import Progress
 from robench.engine.setup import Setup
+from robench.evaluation.attack_vote import SEARCH_DRAWS, UpperBound, attack_rest
 from robench.evaluation.options import Options
 from robench.evaluation.planning import load_for_images
 from robench.evaluation.progress import Callback, shown
@@ -40,30 +39,8 @@ from robench.statistics.accuracy import Accuracy
 
 # The attack on what is not certified: SmoothAdv's objective with APGD's step sizes.
 ATTACK = 'apgd(loss="ce", steps=40)'
-# The threat of a certification that names none.
+# The threat of a certification in L2 that names none.
 THREAT = "L2:0.5"
-# Number of images between two chances to save.
-_PART = 8
-
-
-def find_certifier(method: str) -> Certifier:
-    """The certifier of a spec such as "smoothing(draws=10000)".
-
-    Raises:
-        UsageError: if it is unknown, or an argument is wrong.
-    """
-    spec = specs.parse(method)
-    return specs.build(spec, registry.certifiers.get(spec.name))
-
-
-def canonical(method: str) -> str:
-    """The spec of a certifier without the arguments that equal its defaults.
-
-    Raises:
-        UsageError: as `find_certifier`.
-    """
-    spec = specs.parse(method)
-    return str(specs.canonical(spec, registry.certifiers.get(spec.name)))
 
 
 @standard_state()
@@ -85,7 +62,8 @@ def certify(
         defense: a card, a family, the path of a card or a builder's spec.
         method: spec of a certifier, such as "smoothing(draws=10000)".
         protocol: name or path; None to use `dataset`, `threat` and `samples`.
-        dataset, threat, samples: data set, radius of both bounds (None for L2:0.5) and number of images.
+        dataset, threat, samples: data set, radius of both bounds (None for L2:0.5, or for a method of any
+            norm that of the protocol) and number of images.
         attack: suite or specs for the images that are not certified at the radius; None for no upper bound.
         progress: True shows a progress bar on stderr; a function is called after every step.
         **options: the fields of `Options`.
@@ -96,10 +74,15 @@ def certify(
     Raises:
         RobenchError: for every error that a user can fix.
     """
-    chosen = choose_protocol(protocol, dataset, threat or (None if protocol else THREAT), samples)
+    chosen = choose_protocol(protocol, dataset, threat or default_threat(method, protocol), samples)
     with shown(progress) as update:
         (result,) = certify_all([defense], method, chosen, Options(progress=update, **options), attack)
     return result
+
+
+def default_threat(method: str, protocol: str | None) -> str | None:
+    """The threat of a certification that names none; None for that of the protocol."""
+    return None if protocol or not find_certifier(method).norm else THREAT
 
 
 @standard_state()
@@ -122,10 +105,10 @@ def certify_all(
     """
     method, certifier, device = canonical(method), find_certifier(method), choose_device(options.device)
     threat = protocol.threat
-    if threat is None or threat.name or threat.norm != certifier.norm:
+    if threat is None or threat.name or certifier.norm not in ("", threat.norm):
+        norm = certifier.norm or "Linf"
         raise UsageError(
-            f"{method} certifies {certifier.norm} radii, but the threat is {threat or 'none'}: add --threat, such as "
-            f"{certifier.norm}:0.5"
+            f"{method} certifies {norm} radii, but the threat is {threat or 'none'}: add --threat, such as {norm}:0.5"
         )
     built = build_attacks(find_suite(attacks).specs(threat.norm), threat) if attacks else []
     loaded_defenses, images = load_for_images(names, protocol, options, device)
@@ -153,6 +136,8 @@ class _Job:
     def result(self) -> Certification:
         """The saved certification, or a new one."""
         about, options, device = self._about(), self.options, self.case.setup.device
+        threat = self.case.threat
+        assert threat is not None
         suite = tuple(spec for spec, _ in self.attacks)
         key = files.key_of(SimpleNamespace(**about), suite)
         folder = record_folder(
@@ -168,7 +153,15 @@ class _Job:
             if store.resumes:
                 options.note(f"resuming from {store.folder}")
             start_time = time.monotonic()
-            bounds, seconds = self._bounds(store)
+            bounds, seconds = bounds_of(
+                self.case,
+                self.certifier,
+                self.method,
+                options.workers,
+                store=store,
+                progress=options.progress,
+                note=options.note,
+            )
             upper = (
                 attack_rest(self.case, self.certifier, self.attacks, bounds, folder, key, options)
                 if suite
@@ -178,7 +171,7 @@ class _Job:
             new = Certification(
                 **about,
                 protocol=self.protocol,
-                norm=self.certifier.norm,
+                norm=self.certifier.norm or threat.norm,
                 alpha=self.certifier.alpha,
                 of_vote=self.certifier.of_vote,
                 facts=dict(self.certifier.facts(self.case)),
@@ -211,33 +204,6 @@ class _Job:
             "batch_size": self.case.setup.batch_size,
         }
 
-    def _bounds(self, store: FolderStore) -> tuple[Bounds, float]:
-        """Certify all images, from where an interrupted certification was saved.
-
-        Returns:
-            The bounds, and the seconds spent, with those of earlier attempts.
-        """
-        n, names = len(self.case.images), ("prediction", "radius", "votes", "forward")
-        state = {name: torch.zeros(n, dtype=torch.int64) for name in names}
-        state["radius"] = state["radius"].double()
-        done, earlier, start_time, passes = 0, 0.0, time.monotonic(), 0
-        if saved := store.load():
-            state, done, earlier = saved.tensors, saved.facts["done"], saved.facts["seconds"]
-        show = self.options.progress or (lambda progress: None)
-        show(Progress(self.method, 0, 1, done, n, n - done, n, passes, done / n, "certify"))
-        while done < n:
-            rows = range(done, min(done + _PART, n))
-            part = self.certifier.bounds(self.case, rows)
-            for name in names:
-                state[name][rows.start : rows.stop] = getattr(part, name)
-            done, passes = rows.stop, passes + int(part.forward.sum())
-            if store.due() or done == n:
-                store.save(
-                    state, {"done": done, "seconds": earlier + time.monotonic() - start_time, "costs": []}
-                )
-            show(Progress(self.method, 0, 1, done, n, n - done, n, passes, done / n, "certify"))
-        return Bounds(**state), earlier + time.monotonic() - start_time
-
     def _rows(self, bounds: Bounds, upper: UpperBound | None) -> Rows:
         images, n = self.case.images, len(self.case.images)
         return Rows(
@@ -261,7 +227,8 @@ class _Job:
             attacked = Attacked(suite, draws, robust, upper.attacked)
         return {
             "certified": rows.certified(eps),
-            "curve": rows.curve(eps),
+            # A certifier without a norm proves a single radius.
+            "curve": rows.curve(eps) if self.certifier.norm else ((eps, rows.certified(eps)),),
             "average_radius": rows.average_radius,
             "abstained": int((rows.prediction == ABSTAINED).sum()),
             "attacked": attacked,
