@@ -55,7 +55,7 @@ class Supply:
         samples, busy = set(running), len(running)
         while self.queue and len(starts) < room:
             rank, group = self.queue.first
-            counted = self._counted(rank, group)
+            counted = self._counted(group)
             if max(counted) >= 0:
                 if not samples.isdisjoint(counted) and self._is_premature(busy + len(starts)):
                     break
@@ -64,14 +64,13 @@ class Supply:
             self.queue.pop()
         return starts
 
-    def _counted(self, rank: int, group: Group) -> list[int]:
+    def _counted(self, group: Group) -> list[int]:
         members = self.attacked.intersection(group.members[: group.size])
-        return [s if s in members and not self._is_decided(rank, s) else -1 for s in group.members]
+        return [s if s in members and not self._is_decided(s) else -1 for s in group.members]
 
-    def _is_decided(self, rank: int, sample: int) -> bool:
-        """Whether a row of lower rank has won, so that the row of this rank is not needed."""
-        results = self.results
-        won = int(results.draws[sample]) == self.context.judge.draws and int(results.rank[sample]) < rank
+    def _is_decided(self, sample: int) -> bool:
+        """Whether the sample needs no more rows, because one has won; waiting rows have higher ranks."""
+        won = int(self.results.draws[sample]) == self.context.judge.draws
         return won and not self.context.attack.minimise
 
     def _is_premature(self, busy: int) -> bool:

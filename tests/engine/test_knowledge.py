@@ -96,6 +96,16 @@ def test_a_smooth_surrogate_finds_the_gradient_that_the_defense_hides():
     assert smooth.robust_accuracy < full.robust_accuracy - 0.3
 
 
+def test_a_minimum_norm_attack_keeps_the_nearest_image_that_fools_the_defense_and_not_the_surrogate():
+    """Nearer images that fool the surrogate alone do not replace it."""
+    hidden = defended(Rounding())
+    hearing, (_, y) = play(hidden, "surrogate:0", "fmn(steps=20, minimise=True)")
+    deaf, _ = play(hidden, "oblivious", "fmn(steps=20, minimise=True)")
+    fooled = ~hearing.robust
+    assert (hidden(hearing.x_adv[fooled]).argmax(1) != y[fooled]).all()
+    assert hearing.robust_accuracy < deaf.robust_accuracy
+
+
 @pytest.mark.parametrize("knowledge", ["bpda", "oblivious"])
 def test_without_a_purifier_there_is_nothing_to_leave_out(knowledge):
     with pytest.raises(UsageError, match="needs a purifier"):
