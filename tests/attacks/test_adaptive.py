@@ -21,6 +21,7 @@ from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.attacks.driver import answer, play, problem, rows_of
+from tests.combinations import each_once, first_only
 from tests.conftest import Linear, images
 from tests.core.test_hsic import by_the_formula
 
@@ -93,7 +94,7 @@ def check_steps(asked: list, clean: Tensor, objective) -> float:
     return float(np.mean(sure))
 
 
-@pytest.mark.parametrize("weight", [1e-5, 0.2, -0.2])
+@pytest.mark.parametrize("weight", first_only(2, [0.2, -0.2, 1e-5]))
 def test_pgd_mi_takes_the_published_steps(weight):
     model, rows = setting()
     y = rows.y.numpy()
@@ -158,9 +159,7 @@ def test_several_layers_are_averaged():
     torch.testing.assert_close(relative_distance((one, other), reference), torch.full((6,), 0.25))
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("targets", [0, 2])
-@pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.parametrize(("norm", "targets", "loss"), each_once(["Linf", "L2"], [0, 2], ["ce", "dlr"]))
 def test_without_weight_it_is_apgd_step_for_step(norm, targets, loss):
     model, rows = setting()
     plain, _ = play(model, APGD(loss, steps=20, targets=targets), task(norm=norm), rows, 20)

@@ -18,6 +18,7 @@ from robench.engine.knowledge import Attacker
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
+from tests.combinations import each_once
 from tests.conftest import Linear, images, small_net
 from tests.engine.runs import run_of
 
@@ -38,8 +39,10 @@ def test_the_estimate_points_along_the_gradient(estimated, turns, least):
     assert (cosine > least).all() and (cosine < 0.9).all()
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("spec", ["spsa(steps=20, samples=32", 'nes(steps=50, samples=16, loss="margin"'])
+@pytest.mark.parametrize(
+    ("norm", "spec"),
+    each_once(["Linf", "L2"], ["spsa(steps=20, samples=32", 'nes(steps=50, samples=16, loss="margin"']),
+)
 def test_score_based_attacks_succeed_a_little_beyond_the_boundary(norm, spec):
     model, x = Linear(2, (3, 8, 8)), images(1)
     y = model(x).argmax(1)
@@ -118,14 +121,14 @@ def test_smoothing_is_a_gaussian_filter():
 def run_blind(spec: str, threat: str):
     """An attack on one network without feedback from the other."""
     torch.manual_seed(1)
-    judge, surrogate, x = small_net(seed=0), small_net(seed=1), images(24)
+    judge, surrogate, x = small_net(seed=0), small_net(seed=1), images(12)
     chosen = Threat.parse(threat)
     return run_of(
         judge,
         build_attacks([spec], chosen),
         x,
         judge(x).argmax(1),
-        torch.arange(24),
+        torch.arange(12),
         chosen,
         0,
         batch_size=8,

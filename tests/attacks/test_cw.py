@@ -8,11 +8,11 @@ from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
 from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
+from tests.combinations import each_once
 from tests.conftest import Linear, images
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize(("norm", "classes"), each_once(["Linf", "L2"], [2, 10]))
 def test_perturbations_are_close_to_the_smallest(norm, classes):
     model, x = Linear(classes, (3, 8, 8)), images(4)
     rows, cw = rows_of(model, x), CW()
@@ -25,9 +25,10 @@ def test_perturbations_are_close_to_the_smallest(norm, classes):
     assert (ratio >= 0.9999).all() and (ratio <= 1.25).all()
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("spec", ["cw", "cw(targets=2)", "cw(confidence=0.01)"])
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(
+    ("norm", "spec", "batch_size"),
+    each_once(["Linf", "L2"], ["cw", "cw(targets=2)", "cw(confidence=0.01)"], [1, 4]),
+)
 def test_the_engine_stops_inside_the_ball(norm, spec, batch_size):
     model, x = Linear(3, (3, 8, 8)), images(4)
     y = model(x).argmax(1)

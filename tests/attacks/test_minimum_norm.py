@@ -10,14 +10,17 @@ from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
 from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
+from tests.combinations import each_once
 from tests.conftest import Linear, images, small_net
 
 
 @pytest.mark.parametrize(
-    ("minimal", "norm"), [(DDN(), "L2"), (FMN(), "Linf"), (FMN(), "L2"), (FMN(), "L1")], ids=str
+    ("case", "classes"),
+    each_once([(DDN(), "L2"), (FMN(), "Linf"), (FMN(), "L2"), (FMN(), "L1")], [2, 3, 10]),
+    ids=str,
 )
-@pytest.mark.parametrize("classes", [2, 3, 10])
-def test_perturbations_are_close_to_the_smallest(minimal, norm, classes):
+def test_perturbations_are_close_to_the_smallest(case, classes):
+    minimal, norm = case
     model, x = Linear(classes, (3, 8, 8)), images(8)
     rows = rows_of(model, x)
     _, state = play(model, minimal, problem(f"{norm}:1", classes), rows, minimal.num_queries)
@@ -66,8 +69,7 @@ def test_images_on_the_border_of_the_box_stay_inside(value, spec, norm):
     assert result.x_adv.min() >= 0 and result.x_adv.max() <= 1 and result.x_adv.isfinite().all()
 
 
-@pytest.mark.parametrize("queries", [1, 37, 250])
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize(("queries", "norm"), each_once([1, 37, 250], ["Linf", "L2"]))
 def test_the_query_budget_is_used_exactly(queries, norm):
     model, x = small_net(), images(5)
     y = model(x).argmax(1)

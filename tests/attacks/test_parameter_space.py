@@ -15,6 +15,7 @@ from robench.threats.threat import Threat
 from robench.threats.transformations import Transformation
 from robench.threats.transformations.jpeg import dct_basis
 from tests.attacks.driver import RowByRow, answer, check_lanes, problem, rows_of
+from tests.combinations import first_only
 from tests.conftest import Linear, images
 from tests.engine.test_promises import MemoryStore, assert_same, play
 
@@ -166,25 +167,30 @@ def digits():
 
 
 @pytest.mark.parametrize(
-    ("name", "radii"),
-    [
-        ("blur(kernel=15, spread=3)", (0.1, 1)),
-        ("elastic", (0.05, 0.5)),
-        ("fog", (0.1, 0.8)),
-        ("gabor", (0.01, 0.1)),
-        ("jpeg", (0.01, 0.15)),
-        ("low-frequency(ratio=0.25)", (0.5, 4)),
-        ("pixel", (1, 6)),
-        ("recolor(grid=(4, 8, 8))", (0.03, 0.3)),
-        ("rotation", (10, 40)),
-        ("snow(grid=4)", (1, 4)),
-        ("spatial(shift=2)", (5, 20)),
-        ("stadv", (0.3, 2)),
-        ("translation", (0.5, 3)),
-    ],
+    "case",
+    first_only(
+        4,
+        [
+            ("jpeg", (0.01, 0.15)),
+            ("rotation", (10, 40)),
+            ("spatial(shift=2)", (5, 20)),
+            ("stadv", (0.3, 2)),
+            ("blur(kernel=15, spread=3)", (0.1, 1)),
+            ("elastic", (0.05, 0.5)),
+            ("fog", (0.1, 0.8)),
+            ("gabor", (0.01, 0.1)),
+            ("low-frequency(ratio=0.25)", (0.5, 4)),
+            ("pixel", (1, 6)),
+            ("recolor(grid=(4, 8, 8))", (0.03, 0.3)),
+            ("snow(grid=4)", (1, 4)),
+            ("translation", (0.5, 3)),
+        ],
+    ),
+    ids=lambda case: case[0],
 )
-def test_more_budget_fools_at_least_as_many_digits(digits, name, radii):
+def test_more_budget_fools_at_least_as_many_digits(digits, case):
     defense, data = digits
+    name, radii = case
     specs = {"rotation": "grid(points=(9,))", "spatial(shift=2)": "grid(points=(5, 3, 3))"}
     left = []
     for eps in radii:

@@ -10,6 +10,7 @@ from robench.attacks._projections import project_hyperplane, project_l1_box
 from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat, largest_distance
+from tests.combinations import each_once
 
 _SEEDS, _SIZES = st.integers(0, 10_000), st.sampled_from([0.01, 1.0, 100.0])
 
@@ -74,9 +75,12 @@ def test_robust_accuracy_falls_with_the_radius(norm, spec):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 2, 128), (3, 1, 1), (3, 2, 2), (1, 3, 100), (3, 4, 64), (1, 100, 3), (2, 1, 9)]
+    ("shape", "threat"),
+    each_once(
+        [(1, 2, 128), (3, 1, 1), (3, 2, 2), (1, 3, 100), (3, 4, 64), (1, 100, 3), (2, 1, 9)],
+        ["Linf:0.05", "L2:0.3", "L1:2", "Linf:1", "L2:9", "L1:200"],
+    ),
 )
-@pytest.mark.parametrize("threat", ["Linf:0.05", "L2:0.3", "L1:2", "Linf:1", "L2:9", "L1:200"])
 def test_square_attacks_narrow_images_in_every_norm(shape, threat):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 10)).eval()
@@ -102,8 +106,7 @@ TRANSFORMATIONS = (
 )
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize(("name", "channels"), each_once(TRANSFORMATIONS, [1, 2, 3, 4]))
 def test_transformations_run_or_refuse_other_numbers_of_channels(name, channels):
     net = nn.Sequential(nn.Flatten(), nn.Linear(channels * 64, 10)).eval()
     x = pixels(2, 4, channels, 8, 8)[0]

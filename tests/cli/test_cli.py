@@ -77,14 +77,24 @@ def test_several_defenses_and_attacks_at_once(robench_cli):
     ]
 
 
-def test_the_reference_runs_into_the_same_kind_of_record(robench_cli):
+@pytest.mark.parametrize(
+    ("suite", "same"),
+    [
+        ('reference(attack="apgd-ce")', "apgd"),
+        pytest.param(
+            'reference(attack="apgd-ce")+reference(attack="fab-t")',
+            "apgd+fab(targets=9)",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_reference_runs_into_the_same_kind_of_record(robench_cli, suite, same):
     pytest.importorskip("pyautoattack")
     options = ["--samples", "5", "--threat", "Linf:0.02", "--json"]
-    suite = 'reference(attack="apgd-ce")+reference(attack="fab-t")'
     code, out, err = robench_cli("run", "--defense", "standard", "--attack", suite, *options)
     assert code == 0, err
     theirs = json.loads(out)["records"][0]
-    code, out, err = robench_cli("run", "--defense", "standard", "--attack", "apgd+fab(targets=9)", *options)
+    code, out, err = robench_cli("run", "--defense", "standard", "--attack", same, *options)
     ours = json.loads(out)["records"][0]
     assert theirs["robust_accuracy"] == ours["robust_accuracy"]
     assert 0 < theirs["robust_accuracy"]["correct"] < 5

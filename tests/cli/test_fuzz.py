@@ -339,7 +339,7 @@ def empty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@few(100)
+@few(40)
 @given(LINES)
 def test_any_command_line_gets_an_exit_code(empty, arguments):
     answers(arguments)

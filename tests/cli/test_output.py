@@ -16,6 +16,7 @@ import pytest
 from robench import catalog
 from robench.cli import main
 from robench.cli.output import Output, spelled
+from tests.combinations import each_once, first_only
 from tests.processes import Process
 
 RECORD = catalog.folder("result") / "shipped" / "digits-linf-0.1" / "standard-digits" / "pgd"
@@ -89,25 +90,30 @@ def ended(tmp_path, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("name", PRINTING)
-def test_every_command_ends_as_it_should(ended, name):
-    plain = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    expected, _ = ended(PRINTING[name], plain)
-    assert expected in (0, 3) if name == "doctor" else expected == 0
-    plain.flush()
-    lines = plain.buffer.getvalue().decode().splitlines()
-    assert lines and lines == [line.rstrip(" ") for line in lines]
-    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    code, _ = ended(PRINTING[name], narrow)
-    narrow.flush()
-    assert code == expected and narrow.buffer.getvalue()
-    for room in (0, 4):
-        code, err = ended(PRINTING[name], stream(Raw(errno.ENOSPC, room)))
-        assert code == 3
-        assert err.splitlines()[-1].startswith("robench: cannot write to stdout (No space left on device)")
-    assert ended(PRINTING[name], None)[0] == 3
+FULL = "robench: cannot write to stdout (No space left on device)"
+# What stdout is, whether the command fails for it, and how its last line begins then.
+STREAMS = {
+    "a full disk": (lambda: stream(Raw(errno.ENOSPC)), True, FULL),
+    "a disk that is soon full": (lambda: stream(Raw(errno.ENOSPC, 4)), True, FULL),
+    "closed": (lambda: None, True, ""),
     # A reader who has seen enough is no failure, and hides none.
-    assert ended(PRINTING[name], stream(Raw(errno.EPIPE)))[0] == expected
+    "a pipe without a reader": (lambda: stream(Raw(errno.EPIPE)), False, ""),
+}
+
+
+@pytest.mark.parametrize(("name", "out"), each_once(PRINTING, STREAMS))
+def test_every_command_ends_as_it_should(ended, name, out):
+    # ASCII, whose spelling of a line is the most to go wrong.
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    expected, _ = ended(PRINTING[name], narrow)
+    assert expected in (0, 3) if name == "doctor" else expected == 0
+    narrow.flush()
+    lines = narrow.buffer.getvalue().decode().splitlines()
+    assert lines and lines == [line.rstrip(" ") for line in lines]
+    build, fails, said = STREAMS[out]
+    code, err = ended(PRINTING[name], build())
+    assert code == (3 if fails else expected)
+    assert not said or err.splitlines()[-1].startswith(said)
 
 
 def test_a_failure_keeps_its_code_whatever_becomes_of_stdout(ended):
@@ -158,7 +164,7 @@ def test_so_it_is_in_a_process_of_its_own(tmp_path, shell, code):
     assert len(done.stderr.splitlines()) == (code == 3 and "2>&-" not in shell)
 
 
-@pytest.mark.parametrize("after", [0.15, 0.8, 1.5, 2.5])
+@pytest.mark.parametrize("after", first_only(1, [0.8, 0.15, 1.5, 2.5]))
 def test_an_interrupt_while_modules_load_is_one_line(tmp_path, after):
     # Not before Python itself has begun: then it is Python's.
     start = (

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from robench.catalog import protocols
+from tests.combinations import first_only
 from tests.processes import Command
 
 RECORD = Path(__file__).parents[2] / "results/shipped/digits-gabor/standard-digits/apgd-steps-50"
@@ -17,7 +18,7 @@ def run(*arguments, cwd, columns=None):
     return out
 
 
-@pytest.mark.parametrize("command", ["board", "show", "verify", "doctor"])
+@pytest.mark.parametrize("command", first_only(2, ["board", "show", "verify", "doctor"]))
 def test_piped_output_is_as_wide_as_its_lines(tmp_path, command):
     # A copy: `show` draws a picture beside the record.
     record = tmp_path / RECORD.parent.name / RECORD.name

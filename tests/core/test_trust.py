@@ -22,6 +22,7 @@ from robench.data._image_lists import read_list
 from robench.defenses import _fetch, load_defense
 from robench.records.record import decode, read_record
 from robench.verification.regression import Options, check
+from tests.combinations import each_once
 
 pytest_plugins = ["pytester"]
 
@@ -161,16 +162,14 @@ def refused(code, out, err, what="--trust"):
     assert code == 2 and len(lines) == 1 and what in err, (code, out, err)
 
 
-@pytest.mark.parametrize("command", ["verify", "check"])
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize(("command", "name"), each_once(["verify", "check"], DEFENSES))
 def test_a_defense_that_a_record_names(command, name, base, room, call):
     record = planted(base, room / "record", defense__name=name)
     code, out, err = call(command, record)
     refused(code, out, err, "unknown" if "PYTHON" in name or name.endswith("toml ") else "--trust")
 
 
-@pytest.mark.parametrize("command", ["verify", "check", "show"])
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize(("command", "name"), each_once(["verify", "check", "show"], DATASETS))
 def test_a_data_set_that_a_record_names(command, name, base, room, call):
     record = planted(base, room / "record", dataset__name=name)
     code, out, err = call(command, record)
@@ -200,8 +199,7 @@ def test_images_beside_a_record_are_its_own_and_those_elsewhere_are_not(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("level", ["transfer", "surrogate"])
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize(("level", "name"), each_once(["transfer", "surrogate"], DEFENSES))
 def test_a_surrogate_that_a_record_names(level, name, base, room, call):
     record = planted(base, room / "record", knowledge=f"{level}:{name}")
     code, _, err = call("check", record)
@@ -254,8 +252,7 @@ def test_the_names_in_a_suite_and_a_protocol(name, room, call):
     assert code == 2 and ("--trust" in err or "unknown" in err)
 
 
-@pytest.mark.parametrize("command", ["run", "diagnose"])
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize(("command", "name"), each_once(["run", "diagnose"], DATASETS))
 def test_the_data_set_of_a_protocol(command, name, room, call):
     (room / "protocol.toml").write_text(
         f'dataset = {json.dumps(name)}\nthreat = "Linf:0.1"\nsamples = 4\nsuites = ["fgsm"]\n'

@@ -201,6 +201,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, int((~outcome.
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(tmp_path):
     peaks = []
     for n in (30, 130):

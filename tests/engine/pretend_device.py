@@ -92,14 +92,14 @@ class PretendDevice(TorchDispatchMode):
     Attributes:
         counts: (region, kind) -> how often.
         places: (kind, file:line) -> how often, of the engine alone.
-        peak: most bytes of memory that tensors on the device had at one time.
+        peak: most bytes of memory that tensors on the device had at one time; 0 unless `memory`, for summing is slow.
     """
 
-    def __init__(self):
+    def __init__(self, memory: bool = False):
         super().__init__()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.places: Counter[tuple[str, str]] = Counter()
-        self.region = ENGINE
+        self.region, self.memory = ENGINE, memory
         self.peak = self._operations = 0
         self._open = contextlib.ExitStack()
 
@@ -146,7 +146,7 @@ class PretendDevice(TorchDispatchMode):
             return out
         self._operations += 1
         # Summing takes longer than an operation.
-        if self._operations % 16 == 0:
+        if self.memory and self._operations % 16 == 0:
             self.peak = max(self.peak, _live_bytes())
         known = {id(tensor.here): tensor for tensor in there}
         return tree_map(lambda t: known.get(id(t), _There(t)) if isinstance(t, Tensor) else t, out)

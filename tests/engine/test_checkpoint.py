@@ -9,6 +9,7 @@ from torch import nn
 from robench.engine import checkpoint, corruption_run
 from robench.engine.checkpoint import FolderStore
 from robench.engine.setup import Setup
+from tests.combinations import each_once
 from tests.conftest import small_net
 from tests.engine import test_promises
 from tests.engine.test_corruption_run import CELLS, CPU, some
@@ -102,9 +103,10 @@ def test_every_damage_is_noticed_and_said_in_one_line(tmp_path, damage, name):
     assert again.resumes == (name == "origin") and len(lines) == 1
 
 
-@pytest.mark.parametrize("damage", [flip(0.5), DAMAGES[-1]])
-@pytest.mark.parametrize("name", ["state", "found-0a1b2c3d-0000.safetensors"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("damage", "name", "workers"),
+    each_once([flip(0.5), DAMAGES[-1]], ["state", "found-0a1b2c3d-0000.safetensors"], [1, 2]),
+)
 def test_a_damaged_part_is_played_again(tmp_path, whole, damage, name, workers):
     interrupted(tmp_path, workers)
     file = sorted(tmp_path.rglob(name))[-1]

@@ -51,7 +51,7 @@ def run(spec, threat="Linf:0.02", precision="bf16", shift=100.0, **options):
         ('apgd(steps=8, loss="dlr", targets=3)', "Linf:0.02"),
         ("fab(steps=8)", "Linf:0.05"),
         ("fab(steps=5, targets=3)", "L2:0.4"),
-        ("square(queries=120)", "Linf:0.05"),
+        ("square(queries=60)", "Linf:0.05"),
         ("fmn(steps=8)", "L2:0.4"),
     ],
 )

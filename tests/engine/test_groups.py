@@ -67,7 +67,7 @@ def test_groups_are_of_rising_ids_and_filled_up_with_the_first():
     assert [group.members for group in fixed_groups(torch.tensor([3, 1, 2]), 3)] == [(1, 2, 0)]
 
 
-@pytest.mark.parametrize("lanes", [4, 64])
+@pytest.mark.parametrize("lanes", [4, pytest.param(64, marks=pytest.mark.slow)])
 def test_the_batch_size_changes_no_verdict(whole, lanes):
     other = play(lanes=lanes)
     assert torch.equal(whole.robust, other.robust) and whole.fooled_by == other.fooled_by

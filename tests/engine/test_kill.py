@@ -13,9 +13,14 @@ from tests.processes import Command
 ARGUMENTS = ["run", "--defense", "pgd-at", "--samples", "16", "--batch-size", "6", "--json"]
 # A norm, and a transformation with chances of its own; played by one process, and shared by two.
 JOBS = [
-    ("Linf:0.14", "apgd(steps=30)+square(queries=60)+fmn(steps=10, minimise=True)", "1"),
-    ("Linf:0.14", "apgd(steps=30)+square(queries=60)+pgd-mi(steps=10)", "2"),
-    ("snow(grid=4):2", "apgd(steps=30)+pgd(steps=30)", "1"),
+    pytest.param(
+        "Linf:0.14",
+        "apgd(steps=30)+square(queries=60)+fmn(steps=10, minimise=True)",
+        "1",
+        marks=pytest.mark.slow,
+    ),
+    ("Linf:0.14", "apgd(steps=20)+square(queries=30)+pgd-mi(steps=8)", "2"),
+    ("snow(grid=4):2", "apgd(steps=20)+pgd(steps=15)", "1"),
 ]
 
 

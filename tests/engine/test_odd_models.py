@@ -11,6 +11,7 @@ from torch import nn
 
 from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
+from tests.combinations import each_once
 from tests.conftest import images, small_net
 
 NET = small_net()
@@ -26,7 +27,7 @@ ATTACKS = {
     "fab(steps=2)": "L2:0.05",
     "ddn(steps=3)": "L2:0.05",
     "square(queries=12)": "Linf:0.006",
-    "spsa(steps=1)": "Linf:0.006",
+    "spsa(steps=1, samples=4)": "Linf:0.006",
     "sparse-rs(queries=9)": "L0:4",
     "pgd(steps=2)": "fog:0.1",
 }
@@ -79,8 +80,7 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("spec", ATTACKS)
-@pytest.mark.parametrize("name", ALIKE)
+@pytest.mark.parametrize(("name", "spec"), each_once(ALIKE, ATTACKS))
 def test_odd_models_are_attacked_like_ordinary_ones(name, spec):
     odd, ordinary, y = ALIKE[name]
     x = X.clone()
@@ -138,8 +138,8 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("name", STATES)
-def test_the_state_of_torch_changes_no_attack_and_is_restored(name):
+@pytest.mark.parametrize(("name", "spec"), each_once(STATES, ATTACKS))
+def test_the_state_of_torch_changes_no_attack_and_is_restored(name, spec):
     calls = set()
 
     def model(x):
@@ -152,20 +152,18 @@ def test_the_state_of_torch_changes_no_attack_and_is_restored(name):
         modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()
         return *kinds, *modes, torch.is_autocast_enabled("cpu")
 
-    for spec, threat in ATTACKS.items():
-        expected = plain(spec)
+    def run():
+        before = state()
+        outcome = attack(spec, model, X, Y, threat=ATTACKS[spec], batch_size=4)
+        assert state() == before
+        return outcome
 
-        def run(spec=spec, threat=threat):
-            before = state()
-            found = attack(spec, model, X, Y, threat=threat, batch_size=4)
-            assert state() == before
-            return found
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Anomaly Detection")
-            result = STATES[name](run)
-        assert same(result, expected) and not result.x_adv.is_inference()
-        assert result.health == expected.health
+    expected = plain(spec)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Anomaly Detection")
+        result = STATES[name](run)
+    assert same(result, expected) and not result.x_adv.is_inference()
+    assert result.health == expected.health
     assert calls == {(torch.float32, False, False)}
 
 
@@ -218,8 +216,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("spec", ["fgsm", "square(queries=2)"])
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(("name", "spec"), each_once(REFUSED, ["fgsm", "square(queries=2)"]))
 def test_models_that_cannot_be_called_are_refused_in_one_line(name, spec):
     build, mend = REFUSED[name]
     with pytest.raises(UsageError) as error:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from robench.evaluation.attack import attack
+from tests.combinations import each_once
 from tests.conftest import Linear, images, small_net
 
 NET = small_net()
@@ -69,8 +70,7 @@ DEPENDENT = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [2, 24])
-@pytest.mark.parametrize("name", DEPENDENT)
+@pytest.mark.parametrize(("name", "batch_size"), each_once(DEPENDENT, [2, 24]))
 def test_answers_that_depend_on_the_batch_are_marked(name, batch_size):
     assert "batch-dependent" in codes(DEPENDENT[name], images(24), batch_size)
 
@@ -91,8 +91,7 @@ ORDINARY = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize(("name", "batch_size"), each_once(ORDINARY, [1, 7, 64]))
 def test_ordinary_networks_do_not_depend_on_the_batch(name, batch_size):
     assert "batch-dependent" not in codes(ORDINARY[name], images(24), batch_size)
 

@@ -30,37 +30,33 @@ CPU = torch.device("cpu")
 LINF, L2, L1, L0 = "Linf:0.006", "L2:0.1", "L1:1", "L0:6"
 CASES = [
     ("fgsm", LINF),
-    ("pgd(steps=6)", LINF),
-    ("pgd(steps=6, restarts=2)", L2),
-    ("mifgsm(steps=4)", LINF),
-    ("apgd(steps=12)", LINF),
-    ('apgd(steps=12, loss="dlr", targets=3)', L2),
-    ("apgd-l1(steps=10)", L1),
-    ("fab(steps=5)", LINF),
-    ("fab(steps=5, targets=3)", L2),
-    ("fab(steps=5)", L1),
-    ("square(queries=60)", LINF),
-    ("square(queries=60)", L2),
-    ("square(queries=60)", L1),
-    ("cw(steps=4, rounds=2)", L2),
-    ("ddn(steps=6)", L2),
-    ("fmn(steps=6)", LINF),
-    ("fmn(steps=6)", L1),
-    ("sigma-zero(steps=6)", L0),
-    ("sparse-rs(queries=40)", L0),
-    ("patch-rs(queries=20)", "patch:3"),
-    ("spsa(steps=2, samples=8)", LINF),
-    ("nes(steps=2, samples=6)", LINF),
-    ("hopskipjump(queries=60)", L2),
-    ("pgd-feature(steps=4)", LINF),
-    ("apgd-feature(steps=8)", LINF),
-    ("pgd-mi(steps=4)", LINF),
-    ("apgd-mi(steps=8)", LINF),
-    ("grid(points=(7,))", "rotation:20"),
-    ("apgd(steps=8)", "elastic:0.3"),
-    ("apgd(steps=8)", "recolor:0.1"),
-    ("pgd(steps=4)", "snow(grid=4):2"),
-    ("apgd(steps=8)", "jpeg:0.1"),
+    ("pgd(steps=3)", LINF),
+    ("pgd(steps=3, restarts=2)", L2),
+    ("mifgsm(steps=3)", LINF),
+    ("apgd(steps=8)", LINF),
+    ('apgd(steps=6, loss="dlr", targets=2)', L2),
+    ("apgd-l1(steps=6)", L1),
+    ("fab(steps=3)", LINF),
+    ("fab(steps=3, targets=2)", L2),
+    ("fab(steps=3)", L1),
+    ("square(queries=15)", LINF),
+    ("square(queries=15)", L2),
+    ("square(queries=15)", L1),
+    ("cw(steps=3, rounds=2)", L2),
+    ("ddn(steps=4)", L2),
+    ("fmn(steps=4)", LINF),
+    ("fmn(steps=4)", L1),
+    ("sigma-zero(steps=4)", L0),
+    ("sparse-rs(queries=12)", L0),
+    ("patch-rs(queries=12)", "patch:3"),
+    ("spsa(steps=1, samples=4)", LINF),
+    ("nes(steps=1, samples=4)", LINF),
+    ("hopskipjump(queries=40, samples=6)", L2),
+    ("pgd-feature(steps=3)", LINF),
+    ("apgd-feature(steps=5)", LINF),
+    ("pgd-mi(steps=3)", LINF),
+    ("apgd-mi(steps=5)", LINF),
+    ("grid(points=(3,))", "rotation:20"),
 ]
 
 
@@ -92,9 +88,7 @@ class Narrow(Small):
         return super().forward(x)
 
 
-def play(
-    specs, threat, device=None, *, n=10, batch_size=6, sigma=0.0, surrogate=False, most=10**9, **options
-):
+def play(specs, threat, device=None, *, n=6, batch_size=4, sigma=0.0, surrogate=False, most=10**9, **options):
     """A run on the CPU, or on the pretended device."""
     net = Narrow(most).eval()
     defense = Defense(
@@ -140,16 +134,16 @@ def test_an_attack_gives_the_verdicts_of_the_cpu(spec, threat):
 
 @pytest.mark.parametrize("threat", SPECS.values(), ids=SPECS)
 def test_a_transformation_gives_the_verdicts_of_the_cpu(threat):
-    here = play(["apgd(steps=3)"], threat, n=8)
+    here = play(["apgd(steps=3)"], threat)
     with PretendDevice() as device:
-        there = play(["apgd(steps=3)"], threat, device, n=8)
+        there = play(["apgd(steps=3)"], threat, device)
     assert_same(here, there)
 
 
 def test_memory_of_the_device_does_not_grow_with_the_number_of_images():
     peaks = []
-    for n in (16, 160):
-        with PretendDevice() as device:
+    for n in (16, 64):
+        with PretendDevice(memory=True) as device:
             play(["fgsm", "apgd(steps=3)"], LINF, device, n=n, batch_size=8)
         peaks.append(device.peak)
     assert peaks[0] > 8 * 8 * 8 * 3 * 4 and peaks[1] <= 1.05 * peaks[0]
@@ -163,7 +157,7 @@ def test_an_attack_that_runs_out_of_memory_goes_on_with_a_smaller_batch():
     assert_same(here, there)
 
 
-@pytest.mark.parametrize("spec", ["apgd(steps=8, eot=2)", "square(queries=20)", "pgd-feature(steps=4)"])
+@pytest.mark.parametrize("spec", ["apgd(steps=3, eot=2)", "square(queries=4)", "pgd-feature(steps=2)"])
 def test_a_randomised_defense(spec):
     here = play([spec], LINF, sigma=0.05)
     with PretendDevice() as device:
@@ -172,13 +166,13 @@ def test_a_randomised_defense(spec):
 
 
 def test_a_surrogate():
-    here = play(["pgd(steps=6)", "mifgsm(steps=4)"], "Linf:0.02", surrogate=True)
+    here = play(["pgd(steps=3)", "mifgsm(steps=3)"], "Linf:0.02", surrogate=True)
     with PretendDevice() as device:
-        there = play(["pgd(steps=6)", "mifgsm(steps=4)"], "Linf:0.02", device, surrogate=True)
+        there = play(["pgd(steps=3)", "mifgsm(steps=3)"], "Linf:0.02", device, surrogate=True)
     assert_same(here, there)
 
 
-@pytest.mark.parametrize("spec", ["apgd(steps=12)", "square(queries=60)", "pgd-mi(steps=6)", "fmn(steps=6)"])
+@pytest.mark.parametrize("spec", ["apgd(steps=8)", "square(queries=20)", "pgd-mi(steps=6)", "fmn(steps=6)"])
 def test_an_interrupted_run_goes_on(tmp_path, spec, monkeypatch):
     monkeypatch.setattr("robench.engine.run._SHOW_EVERY", 0)
     whole, calls = play([spec], LINF), 0

@@ -8,6 +8,7 @@ from torch import nn
 
 from robench.core.errors import ResourceError
 from robench.evaluation.attack import attack
+from tests.combinations import each_once
 from tests.conftest import Linear, images, small_net
 from tests.engine.caught import Shattered
 
@@ -77,8 +78,7 @@ def test_a_gradient_with_nan_leaves_the_other_pixels_to_be_attacked(spec, norm):
     assert "nonfinite-logits" not in codes(result)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4])
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize(("classes", "norm"), each_once([2, 3, 4], ["Linf", "L2", "L1"]))
 def test_few_classes_run_through_and_say_so(classes, norm):
     model, x = Linear(classes, (3, 8, 8)), images(4)
     y = model(x).argmax(1)
@@ -169,9 +169,11 @@ def test_checks_are_data_in_the_result():
     ("spec", "threat"),
     [
         ("apgd(steps=5)+square(queries=300)", "Linf:0.01"),
-        ("apgd(steps=5)+nes(steps=10, samples=20)", "Linf:0.01"),
-        ("apgd(steps=5)+spsa(steps=10, samples=20, step_size=0.002)", "Linf:0.01"),
-        ("apgd(steps=5)+hopskipjump(queries=500)", "L2:0.2"),
+        pytest.param("apgd(steps=5)+nes(steps=10, samples=20)", "Linf:0.01", marks=pytest.mark.slow),
+        pytest.param(
+            "apgd(steps=5)+spsa(steps=10, samples=20, step_size=0.002)", "Linf:0.01", marks=pytest.mark.slow
+        ),
+        pytest.param("apgd(steps=5)+hopskipjump(queries=500)", "L2:0.2", marks=pytest.mark.slow),
         ("sigma-zero(steps=10)+sparse-rs(queries=300)", "L0:12"),
     ],
 )

@@ -52,13 +52,13 @@ def same(one, other):
         assert (mine.forward, mine.backward) == (theirs.forward, theirs.backward)
 
 
-@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("workers", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_what_they_find_is_what_one_finds(workers):
-    specs = test_promises.SPECS + "+fab(steps=5, targets=3)+square(queries=60)"
+    specs = test_promises.SPECS + "+fab(steps=3, targets=2)+square(queries=20)"
     same(test_promises.play(specs=specs), test_promises.play(specs=specs, workers=workers))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_rows_that_are_coupled_stay_together(workers):
     same(test_groups.play(), test_groups.play(workers=workers))
 
@@ -270,6 +270,11 @@ def test_spawned_ones_find_the_same_and_tell_and_save(monkeypatch, tmp_path):
     shared = test_promises.play(specs=specs, workers=2, progress=progress, store=store)
     same(test_promises.play(specs=specs), shared)
     assert seen and saved
+
+
+@pytest.mark.slow
+def test_what_a_spawned_one_raises_is_raised(monkeypatch):
+    monkeypatch.delattr(os, "fork")
     with pytest.raises(UsageError, match="raised ZeroDivisionError"):
         attack(Dividing(), workers=2)
 

@@ -1,5 +1,8 @@
 """Results in the files of each tracker's own library, read back by that library."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -32,6 +35,7 @@ def test_tensorboard_reads_what_was_logged(result, tmp_path, monkeypatch):
     assert {"robench/clean_accuracy", "robench/passes/1-pgd"} <= set(read.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_wandb_runs_offline(result, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -43,6 +47,7 @@ def test_wandb_runs_offline(result, tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.wandb"))
 
 
+@pytest.mark.slow
 def test_mlflow_reads_what_was_logged(result, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow = pytest.importorskip("mlflow")
@@ -52,6 +57,26 @@ def test_mlflow_reads_what_was_logged(result, tmp_path, monkeypatch):
     data = mlflow.get_run(run.info.run_id).data
     assert data.metrics["robench/robust_accuracy"] == pytest.approx(result.robust_accuracy)
     assert data.tags["robench.suite"] == "pgd(steps=2)"
+
+
+def test_each_library_gets_figures_settings_and_the_step(result, monkeypatch):
+    """With stand-ins for the libraries, which take seconds to import; the slow tests have the real ones."""
+    calls = {}
+    run = SimpleNamespace(
+        config=SimpleNamespace(update=lambda settings, **options: calls.update(settings)),
+        log=lambda values, step: calls.update(wandb=(values, step)),
+    )
+    wandb = SimpleNamespace(run=None, init=lambda project: calls.update(project=project) or run)
+    mlflow = SimpleNamespace(
+        log_metrics=lambda values, step: calls.update(mlflow=(values, step)), set_tags=calls.update
+    )
+    for name, module in (("wandb", wandb), ("mlflow", mlflow)):
+        monkeypatch.setitem(sys.modules, name, module)
+        robench.log(result, name, step=3)
+        values, step = calls[name]
+        assert step == 3 and values["robench/robust_accuracy"] == result.robust_accuracy
+    assert calls["project"] == "robench" and calls["robench"]["threat"] == "Linf:0.01"
+    assert calls["robench.suite"] == "pgd(steps=2)"
 
 
 class Writer:

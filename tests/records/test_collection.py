@@ -272,7 +272,7 @@ def shown_in_every_way(root: Path) -> None:
         paper_text(find_paper(paper), found, "text", None)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_record_is_shown_or_named(two, data):
     root, file, content = two
@@ -291,7 +291,7 @@ def test_thousands_of_records_are_shown_or_named(two, data):
         plot.draw(collect([root]))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["record.json", "samples.parquet", "adversarials.safetensors"]), st.data())
 def test_any_damage_to_a_file_is_survived(two, name, data):
     root, file, content = two

@@ -31,20 +31,24 @@ class Levels(Purifier):
         return (x.clamp(0, 1) * 3).round() / 3
 
 
-@pytest.fixture(autouse=True)
-def levels(monkeypatch):
-    monkeypatch.setitem(registry.purifiers._builders, "levels", Levels)
-    monkeypatch.setitem(registry.purifiers._holders, "levels", "tests.Levels")
+@pytest.fixture(autouse=True, scope="module")
+def levels():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.purifiers._builders, "levels", Levels)
+        patch.setitem(registry.purifiers._holders, "levels", "tests.Levels")
+        yield
 
 
-@pytest.fixture(autouse=True)
-def short_rungs(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def short_rungs():
     """The rungs of purifier-cheap with fewer steps and draws."""
     suite = find_suite("purifier-cheap")
     rungs = [
         replace(rung, attack=rung.attack.replace("20", "8").replace("eot=5", "eot=2")) for rung in suite.rungs
     ]
-    monkeypatch.setitem(catalog.suites(), suite.name, replace(suite, rungs=rungs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(catalog.suites(), suite.name, replace(suite, rungs=rungs))
+        yield
 
 
 def climb(place, defense, suite="purifier-cheap", samples=20):
@@ -54,8 +58,15 @@ def climb(place, defense, suite="purifier-cheap", samples=20):
     return records, notes
 
 
-def test_each_rung_is_a_record_and_a_cell(tmp_path):
-    records, _ = climb(tmp_path, "levels+standard-digits")
+@pytest.fixture(scope="module")
+def climbed(levels, short_rungs, tmp_path_factory):
+    """The records of a deterministic purifier, and their folder."""
+    place = tmp_path_factory.mktemp("climbed")
+    return climb(place, "levels+standard-digits")[0], place
+
+
+def test_each_rung_is_a_record_and_a_cell(climbed):
+    records, place = climbed
     assert [record.job.knowledge for record in records] == [
         "full",
         "oblivious",
@@ -65,7 +76,7 @@ def test_each_rung_is_a_record_and_a_cell(tmp_path):
     ]
     assert records[0].job.defense.name == "standard-digits" and records[0].job.defense.classifier == ""
     assert records[1].job.defense.classifier == "standard-digits"
-    (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
+    (table,) = purifiers(collect([place]), "purifier-cheap")
     (row,) = table.rows
     cells = dict(zip(table.columns, row, strict=True))
     assert cells["purifier"] == "levels+standard-digits"
@@ -77,7 +88,7 @@ def test_each_rung_is_a_record_and_a_cell(tmp_path):
 
 
 def test_a_randomised_purifier_has_more_rungs_and_an_average(tmp_path):
-    records, _ = climb(tmp_path, "levels(sigma=0.1)+standard-digits", samples=8)
+    records, _ = climb(tmp_path, "levels(sigma=0.1)+standard-digits", samples=6)
     assert len(records) == 7
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
     cells = dict(zip(table.columns, table.rows[0], strict=True))
@@ -96,7 +107,7 @@ def test_a_randomised_purifier_has_more_rungs_and_an_average(tmp_path):
 
 
 def test_missing_cells_say_which_command_fills_them(tmp_path):
-    protocol = choose_protocol(None, None, "Linf:0.1", 20)
+    protocol = choose_protocol(None, None, "Linf:0.1", 5)
     list(
         run_all(
             ["levels+standard-digits"], ["pgd(steps=8)"], protocol, ["oblivious"], Options(results=tmp_path)
@@ -105,7 +116,7 @@ def test_missing_cells_say_which_command_fills_them(tmp_path):
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
     assert table.notes[1] == (
         "undefended, transfer, BPDA, exact of levels+standard-digits: robench run --defense levels+standard-digits "
-        "--attack purifier-cheap --dataset digits --threat Linf:0.1 --samples 20"
+        "--attack purifier-cheap --dataset digits --threat Linf:0.1 --samples 5"
     )
     assert table.rows[0][-1] == "–"
 
@@ -156,16 +167,15 @@ def test_a_ladder_that_is_none_is_refused(tmp_path, text, said):
         catalog.read(catalog.Suite, tmp_path / "own.toml")
 
 
-def test_the_command_prints_it(tmp_path, capsys):
-    climb(tmp_path, "levels+standard-digits")
-    capsys.readouterr()
+def test_the_command_prints_it(climbed, capsys):
+    place = str(climbed[1])
     with pytest.raises(SystemExit) as ended:
-        main(["table", "purifiers", str(tmp_path), "--suite", "purifier-cheap", "--format", "md"])
+        main(["table", "purifiers", place, "--suite", "purifier-cheap", "--format", "md"])
     assert ended.value.code == 0 and "| levels\\+standard-digits |" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        main(["table", "purifiers", str(tmp_path)])
+        main(["table", "purifiers", place])
     said = capsys.readouterr().out
     assert ended.value.code == 0 and said.startswith("No records") and "--suite purifier-cheap" in said
     with pytest.raises(SystemExit) as ended:
-        main(["table", "purifiers", str(tmp_path), "--suite", "autoattack"])
+        main(["table", "purifiers", place, "--suite", "autoattack"])
     assert ended.value.code == 2 and 'no ladder "autoattack"' in capsys.readouterr().err

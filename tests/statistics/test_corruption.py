@@ -232,7 +232,7 @@ def test_mistakes_are_refused_in_one_line(arguments, said, capsys, tmp_path):
 
 def start(folder: Path) -> Command:
     environment = {"ROBENCH_CACHE": str(folder / "cache")}
-    return Command(*ARGUMENTS, "--samples", "100", "--json", cwd=folder, environment=environment, saves=True)
+    return Command(*ARGUMENTS, "--samples", "40", "--json", cwd=folder, environment=environment, saves=True)
 
 
 def test_a_resumed_run_writes_the_same_bytes(tmp_path):

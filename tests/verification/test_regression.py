@@ -99,7 +99,7 @@ def test_the_same_weights_with_other_logits_are_caught(baseline, monkeypatch):
     assert int(verdict.steps[0].detail.split()[-2]) > 60, verdict.steps[0].detail
 
 
-@pytest.mark.parametrize(("n", "saving"), [(1000, 8), (5000, 20)])
+@pytest.mark.parametrize(("n", "saving"), [(1000, 8), pytest.param(5000, 20, marks=pytest.mark.slow)])
 def test_error_rates_and_cost_by_simulation(n, saving):
     """An unchanged one passes at 8 and 20 times fewer attacks; 3 points less are found 95 times in 100."""
     held = int(0.43 * n)
