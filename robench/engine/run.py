@@ -14,7 +14,7 @@ from torch import Tensor
 from robench.attacks._base import Attack, Problem
 from robench.attacks._external import ForeignAttack
 from robench.core.errors import UsageError
-from robench.core.memory import give_back
+from robench.core.memory import give_back, keeping_pages
 from robench.core.rng import Stream
 from robench.core.torch_state import deterministic
 from robench.engine.adversarial_examples import AdversarialExamples
@@ -195,7 +195,12 @@ class Run:
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         setup = self.setup
-        with frozen(setup.model), frozen(setup.searched), deterministic(self.device, setup.deterministic):
+        with (
+            keeping_pages(),
+            frozen(setup.model),
+            frozen(setup.searched),
+            deterministic(self.device, setup.deterministic),
+        ):
             yield
 
     def _backing_off(self, step: Callable[[], T]) -> T:
