@@ -10,6 +10,7 @@ changes. Masks are floats that are multiplied, which CPUs vectorise better than 
 import torch
 from torch import Tensor
 
+from robench.attacks._base import occurs
 from robench.core.torch_state import cumsum
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -30,14 +31,17 @@ def project_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     Returns:
         d, (..., N, D).
     """
-    scale = w.abs().amax(1)
-    usable = (scale > 0) & scale.isfinite() & gap.isfinite()
-    gap = torch.where(usable, gap, 0)
-    scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
-    w = (w / scale[:, None]).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    gain = w.abs()
+    scale = gain.amax(1)
+    usable = (scale > 0) & scale.isfinite()
+    gap = torch.where(usable & gap.isfinite(), gap, 0)
+    scale = torch.where(usable, scale, 1)
+    w = w / scale[:, None]
+    if occurs(~usable):
+        w = w.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     # Towards the hyperplane w·d changes by |gap|, so gain·|d| must reach `target`.
-    gain, target = w.abs(), (gap.abs() / scale).clamp_max(_LARGEST)
-    direction = w.sign() * gap.sign()[..., None]
+    gain, target = torch.abs(w, out=gain), (gap.abs() / scale).clamp_max(_LARGEST)
+    direction = w.sign_() * gap.sign()[..., None]
     room = _room(t, direction)
     if norm == "L1":
         return direction.mul_(_fill(gain.expand_as(room), room, target))
@@ -59,9 +63,9 @@ def _multiplier(gain: Tensor, rate: Tensor | None, room: Tensor, target: Tensor)
         target: (..., N).
     """
     slopes = gain if rate is None else gain * rate
-    unreachable = (gain * room).sum(-1) <= target
-    m, missing = torch.where(unreachable, _LARGEST, 0.0), torch.where(unreachable, 0, target)
     free, product = torch.empty_like(room), torch.empty_like(room)
+    unreachable = torch.mul(gain, room, out=product).sum(-1) <= target
+    m, missing = torch.where(unreachable, _LARGEST, 0.0), torch.where(unreachable, 0, target)
     wanted: Tensor | float = 0.0
     while True:
         torch.gt(room, wanted, out=free)
@@ -92,7 +96,7 @@ def _room(x: Tensor, sign: Tensor) -> Tensor:
 
     No step of at most this length leaves [0, 1], including rounding.
     """
-    return torch.addcmul((sign > 0).to(x.dtype), sign, x, value=-1).clamp_min_(0)
+    return sign.clamp_min(0).addcmul_(sign, x, value=-1).clamp_min_(0)
 
 
 def project_l1_box(x: Tensor, delta: Tensor, eps: float | Tensor) -> Tensor:

@@ -125,8 +125,12 @@ class FAB(Attack[FABState]):
             loss = answer.loss
             if answer.column is not None:
                 loss = loss.gather(1, answer.column[:, None])[:, 0]
-            selected = (tensor.index_select(0, lanes) for tensor in (rows.x, x, loss, answer.grad))
-            x = where(steps, x.index_copy(0, lanes, self._step(norm, *selected)), x)
+            values = rows.x, x, loss, answer.grad
+            if len(lanes) < len(x):
+                selected = (tensor.index_select(0, lanes) for tensor in values)
+                x = x.index_copy(0, lanes, self._step(norm, *selected))
+            else:
+                x = where(steps, self._step(norm, *values), x)
         expects = torch.where(judged, adversarial, state.expects)
         return replace(
             state,
