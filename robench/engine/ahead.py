@@ -85,6 +85,8 @@ class Ahead:
         count, size = int(active.sum()), network.batch_size
         if not network.shapes.rigid:
             size = count * min(1 + int(_ACCEPTED / max(self.accepted.value, 1e-9)), size // count)
+            # Further queries take the place of padding.
+            size = network.shapes.fit("logits", size)
         size = min(size, count * attack.horizon)
         planned = len(self.plan.source) if self.plan else count
         # A new plan copies all rows.

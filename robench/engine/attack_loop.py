@@ -20,6 +20,7 @@ attacker receives no verdicts, and then its best point is judged. If only the la
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from robench.engine.ahead import Ahead, Plan
 from robench.engine.attack_context import AttackContext, SampleResults
 from robench.engine.exact_rows import exact
 from robench.engine.host import on_host
-from robench.engine.lanes import START, Lanes, in_parts, named, put, restored
+from robench.engine.lanes import START, Lanes, in_parts, put
 from robench.engine.loss_monitor import LossMonitor
 from robench.engine.packing import pad
 from robench.engine.run_images import RunImages
@@ -69,8 +70,11 @@ class Loop:
         # Whether no row has ended since lanes were last filled.
         self._is_filled = False
         self.ahead = Ahead()
-        self._active = torch.zeros(0, dtype=torch.bool)
+        # Active lanes, and those to send to the network; None if they have changed.
+        self._active: Tensor | None = None
         self._asking: Tensor | None = None
+        # Whether a lane may wait for its first gradient.
+        self._is_starting = True
 
     def play(self, between: Callable[["Loop"], None]) -> None:
         """Run the attack to its end; `between` is called after every query, to save or to show progress."""
@@ -98,9 +102,9 @@ class Loop:
 
     def _refill(self) -> bool:
         """Move waiting groups into idle blocks of lanes; False when nothing is left to run."""
-        busy = self.count // self.block - len(self.lanes.idle_blocks(self.block))
-        if self._is_filled and busy:
+        if self._is_filled:
             return True
+        busy = self.count // self.block - len(self.lanes.idle_blocks(self.block))
         blocks = self.context.network.batch_size // self.block
         room = blocks - busy
         # Starting rows is expensive, so wait until several blocks are idle.
@@ -143,12 +147,13 @@ class Loop:
 
     def _lanes_changed(self) -> None:
         self.ahead.forget()
-        self._active = self._active[:0]
+        self._active = None
 
     def _start(self, lanes: Tensor) -> None:
         device = self.context.device
         self.lanes.start(lanes)
         self._lanes_changed()
+        self._is_starting = True
         started = self.images.rows(self.lanes.held[lanes], self.lanes.rank[lanes])
         for start, part in in_parts(lanes, START):
             padded = pad(torch.arange(start, start + len(part)), START)
@@ -166,17 +171,17 @@ class Loop:
     def _turn(self) -> None:
         assert self.rows is not None and self.state is not None
         attack, problem = self.context.attack, self.context.problem
-        active = self.lanes.active
+        active = self._active
+        if active is None:
+            active = self._active = self.lanes.active
+            self.rows = replace(self.rows, active=active.to(self.context.device))
+            is_full = not self.divisible or bool(active.all())
+            self._asking = None if is_full else active.nonzero()[:, 0].to(self.context.device)
         if attack.horizon > 1 and not self.supply.queue:
             plan = self.ahead.choose(self.context.network, attack, active, self.rows)
             if plan is not None:
                 self._turn_ahead(active, plan)
                 return
-        if not torch.equal(active, self._active):
-            self._active = active
-            self.rows = replace(self.rows, active=active.to(self.context.device))
-            is_full = not self.divisible or bool(active.all())
-            self._asking = None if is_full else active.nonzero()[:, 0].to(self.context.device)
         ask = attack.ask(problem, self.rows, self.state)
         x = ask.x
         points = x if ask.point is None else ask.point
@@ -189,27 +194,32 @@ class Loop:
         # On other devices the host would have to wait for the lanes.
         if self.divisible and ask.waits is not None and ask.waits.device.type == "cpu":
             asking = (active & ~ask.waits).nonzero()[:, 0]
-        before, queries = self.state, self.lanes.queries[:, 0].clone()
-        first_answer = self._query(x, ask, self.rows, before, queries, active & self.lanes.exact, asking)
+        before, queries = self.state, self.lanes.queries[:, 0]
+        first_answer = self._query(x, ask, self.rows, before, queries, self._exactly(active), asking)
         answer = attack.pull_back(problem, self.rows, before, first_answer)
         self.state = attack.tell(problem, self.rows, before, answer)
+        first = None
+        if self._is_starting and answer.grad.numel():
+            first = active & (self.lanes.queries[:, 1] == 0)
+            self._is_starting = bool(first.any())
         facts = on_host(
             waits=ask.waits,
             finished=attack.finished(self.state),
             moved=attack.moved(self.state) if attack.horizon > 1 else None,
             **self.verdicts.facts(answer.logits, self.rows),
-            **self.losses.facts(answer, starting=bool((self.lanes.queries[:, 1] == 0)[active].any())),
+            **self.losses.facts(answer, first is not None),
         )
-        answered = ~facts["waits"] if "waits" in facts else torch.ones_like(active)
+        answered = ~facts["waits"] if "waits" in facts else None
+        asking_lanes = active if answered is None else active & answered
         passes = self._passes(answer)
         # Finished rows keep counting: padding draws a randomised surrogate's noise as if it were active.
-        self.lanes.queries += answered[:, None] * passes
-        self.losses.note(active & answered, self.lanes.queries[:, 1] == passes[1], facts)
-        draws = self.verdicts.judge(x, points, facts, self.rows, active & answered)
+        self.lanes.queries = self.lanes.queries + (passes if answered is None else answered[:, None] * passes)
+        self.losses.note(asking_lanes, first, facts)
+        draws = self.verdicts.judge(x, points, facts, self.rows, asking_lanes)
         if "moved" in facts:
             self.ahead.note(facts["moved"][active].sum(), active.sum())
-        disagree = self.verdicts.disagree.nonzero()[:, 0]
-        if len(disagree):
+        disagree = self.verdicts.disagree
+        if disagree is not None and len(disagree := disagree.nonzero()[:, 0]):
             self._go_on_exactly(disagree)
             self.state = self._told_exactly(first_answer, ask, self.rows, before, queries, disagree)
         self._settle(active, draws, points, facts["finished"])
@@ -221,7 +231,7 @@ class Loop:
         rows: Rows,
         state: State,
         queries: Tensor,
-        exactly: Tensor,
+        exactly: Tensor | None,
         lanes: Tensor | None = None,
     ) -> Answer:
         """The answer to a query of some lanes; lanes of `exactly`, bool (S,) on the CPU, are answered in fp32."""
@@ -229,7 +239,7 @@ class Loop:
         # Only the noise of a randomised surrogate depends on the number of queries.
         passed = rows.rank if network.stream is None else queries.to(x.device)
         answer = network.answer(x, ask.objective, rows, self.context.attack.eot, passed, lanes)
-        if bool(exactly.any()):
+        if exactly is not None:
             if ask.waits is not None:
                 exactly = exactly & ~ask.waits.cpu()
             answer = exact(self.context, answer, ask, rows, state, queries, exactly.nonzero()[:, 0])
@@ -243,6 +253,12 @@ class Loop:
         answer = exact(self.context, answer, ask, rows, before, queries, lanes)
         return attack.tell(problem, rows, before, attack.pull_back(problem, rows, before, answer))
 
+    def _exactly(self, lanes: Tensor) -> Tensor | None:
+        """Which of some lanes, a mask or indices, are answered in fp32; None if no lane is."""
+        if self.context.exact is None or not bool(self.lanes.exact.any()):
+            return None
+        return self.lanes.exact & lanes if lanes.dtype == torch.bool else self.lanes.exact[lanes]
+
     def _go_on_exactly(self, lanes: Tensor) -> None:
         """Let rows whose search and judge disagree go on in fp32."""
         self.losses.stats.disagreed += int((~self.lanes.exact[lanes]).sum())
@@ -253,7 +269,7 @@ class Loop:
         gradients = 0
         if answer.grad.numel():
             gradients = answer.loss.shape[1] if answer.loss.dim() == 2 else 1
-        return torch.tensor([1, gradients]) * self.context.attack.eot
+        return _passes_of(gradients, self.context.attack.eot)
 
     def _turn_ahead(self, active: Tensor, plan: Plan) -> None:
         """Query several steps ahead when few rows are left and rejected candidates do not change the next query.
@@ -269,7 +285,7 @@ class Loop:
         ask = attack.ask(problem, rows, before)
         row, ahead = entry % plan.count, entry // plan.count
         queries = self.lanes.queries[active_lanes[row], 0] + ahead * attack.eot
-        answer = self._query(ask.x, ask, rows, before, queries, self.lanes.exact[active_lanes[row]])
+        answer = self._query(ask.x, ask, rows, before, queries, self._exactly(active_lanes[row]))
         after = attack.tell(problem, rows, before, answer)
         facts = on_host(
             finished=attack.finished(before),
@@ -279,35 +295,42 @@ class Loop:
         valid = ~facts["finished"]
         draws = self.verdicts.judge(ask.x, ask.x, facts, rows, valid)
         disagree = self.verdicts.disagree
-        if bool(disagree.any()):
+        event = facts["moved"]
+        if draws is not None:
+            event = event | (draws > 0)
+        if disagree is not None and bool(disagree.any()):
             after = self._told_exactly(answer, ask, rows, before, queries, disagree.nonzero()[:, 0])
-        event = valid & (facts["moved"] | (draws > 0) | disagree)
+            event = event | disagree
+        event = valid & event
 
         # For each row: the first entry with an event, else the last valid one.
         first = plan.first(event)
         chosen = torch.where(first < len(event), first, plan.last(valid))
-        self._go_on_exactly(active_lanes[disagree[chosen]])
+        if disagree is not None:
+            self._go_on_exactly(active_lanes[disagree[chosen]])
         source, index = active_lanes.to(context.device), chosen.to(context.device)
         used = ahead[chosen] + 1
         self.state = put(self.state, source, after, index, current)
         self.lanes.queries[active_lanes] += used[:, None] * self._passes(answer)
-        lane_draws = torch.zeros(self.count, dtype=torch.int64)
-        lane_draws[active_lanes] = draws[chosen]
-        points = self.rows.x
-        if bool(lane_draws.any()):
+        lane_draws, points = None, self.rows.x
+        if draws is not None and bool(draws[chosen].any()):
+            lane_draws = torch.zeros(self.count, dtype=torch.int64)
+            lane_draws[active_lanes] = draws[chosen]
             points = points.index_copy(0, source, ask.x.index_select(0, index))
         self.ahead.note(event[chosen].sum(), used.sum())
         self._settle(active, lane_draws, points, attack.finished(self.state).cpu())
 
     # -- the end of a row --------------------------------------------------------------------------------
 
-    def _settle(self, active: Tensor, draws: Tensor, points: Tensor, finished: Tensor) -> None:
-        """Keep the points that fool the judge, end finished rows and free their lanes."""
-        if not bool(draws.any()) and not bool((active & finished).any()):
+    def _settle(self, active: Tensor, draws: Tensor | None, points: Tensor, finished: Tensor) -> None:
+        """Keep the points that fool the judge, end finished rows and free their lanes; `draws` is None if no point
+        fools any draw."""
+        if draws is None and not bool((active & finished).any()):
             return
         assert self.rows is not None and self.state is not None
         context, verdicts, kept_draws = self.context, self.verdicts, self.lanes.kept_draws
-        verdicts.keep(active, draws, points, self.rows)
+        if draws is not None:
+            verdicts.keep(active, draws, points, self.rows)
         fooled = kept_draws >= (1 if context.no_verdict_feedback else context.judge.draws)
         over = active & (finished if verdicts.minimise else fooled | finished)
         if not context.surrogate_is_judge or context.attack.judged_at_end:
@@ -361,38 +384,11 @@ class Loop:
     def _free(self, lane: int) -> None:
         self.lanes.sample[lane] = -1
         self.verdicts.forget(lane)
-        self.ahead.forget()
+        self._lanes_changed()
         self._is_filled = False
 
-    # -- saving and resuming -----------------------------------------------------------------------------
 
-    def dump(self) -> dict[str, Tensor]:
-        """The state that `load` needs to resume with identical results."""
-        return {
-            "counters": torch.tensor([self.supply.queue.next, self.verdicts.nonfinite]),
-            **named("lanes", self.lanes),
-            **{f"results.{name}": tensor for name, tensor in self.results.tensors.items()},
-            **{f"kept.{lane}": point for lane, point in self.verdicts.kept.items()},
-            **(named("state", self.state) if self.state is not None else {}),
-            **self.losses.dump(),
-        }
-
-    def load(self, saved: dict[str, Tensor]) -> None:
-        """Restore the state of `dump`; the caller restores the examples."""
-        self.supply.queue.next, self.verdicts.nonfinite = saved["counters"].tolist()
-        self.lanes = self.verdicts.lanes = restored("lanes", self.lanes, saved)
-        self.count = len(self.lanes.sample)
-        for name in self.results.tensors:
-            setattr(self.results, name, saved[f"results.{name}"])
-        self.verdicts.kept = {
-            int(name.removeprefix("kept.")): tensor.to(self.context.device)
-            for name, tensor in saved.items()
-            if name.startswith("kept.")
-        }
-        self.losses.load(saved)
-        if not any(name.startswith("state.") for name in saved):
-            return
-        self.rows = self.images.rows(self.lanes.held, self.lanes.rank)
-        first = gather(self.rows, torch.zeros(START, dtype=torch.int64, device=self.context.device))
-        template = self.context.attack.init(self.context.problem, first)
-        self.state = restored("state", template, saved, self.context.device)
+@cache
+def _passes_of(gradients: int, draws: int) -> Tensor:
+    """Forward and backward passes of an answer with some gradients, (2,)."""
+    return torch.tensor([1, gradients]) * draws

@@ -317,7 +317,7 @@ class Network:
         Torch's generators are seeded from the first row and restored afterwards. The noise of models that use them
         depends on the batch.
         """
-        if self.stream is None:
+        if self.stream is None or who is None:
             yield
             return
         devices = [device] if device.type == "cuda" else []

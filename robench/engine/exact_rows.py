@@ -52,16 +52,17 @@ def exact(
     return answer
 
 
-def disagreements(context: AttackContext, candidates: Tensor, fooled: Tensor, lanes: int) -> Tensor:
-    """Lanes whose point fools the search but not the judge, bool (lanes,).
+def disagreements(context: AttackContext, candidates: Tensor, fooled: Tensor, lanes: int) -> Tensor | None:
+    """Lanes whose point fools the search but not the judge, bool (lanes,); None if there is no such lane.
 
-    None if the search is as exact as the judge, or if the judge draws noise.
+    There is none if the search is as exact as the judge, or if the judge draws noise.
 
     Args:
         candidates: lanes whose points were judged, (M,).
         fooled: number of the judge's draws that each of them fools, (M,).
     """
+    if context.exact is None or context.judge.draws > 1 or bool(fooled.all()):
+        return None
     disagree = torch.zeros(lanes, dtype=torch.bool)
-    if context.exact is not None and context.judge.draws == 1:
-        disagree[candidates[fooled == 0]] = True
+    disagree[candidates[fooled == 0]] = True
     return disagree

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class LossMonitor:
         self.early = steps - steps // 10 if steps >= 10 else -1
         self.stats = LossStats()
         # First, best and last loss of each lane's row, and the best loss before the last tenth of the steps.
-        self.losses = torch.zeros(lanes, 4, dtype=torch.float64)
+        self.losses = tuple(torch.zeros(4, lanes, dtype=torch.float64))
         self.step = torch.zeros(lanes, dtype=torch.int64)
 
     def facts(self, answer: Answer, starting: bool) -> dict[str, Tensor | None]:
@@ -77,36 +78,40 @@ class LossMonitor:
             "loss": answer.loss if self.ascends and answer.loss.dim() == 1 else None,
         }
 
-    def note(self, asking: Tensor, first: Tensor, facts: Mapping[str, Tensor]) -> None:
+    def note(self, asking: Tensor, first: Tensor | None, facts: Mapping[str, Tensor]) -> None:
         """Add an answer to the statistics.
 
         Args:
             asking: lanes with a query in this answer, bool (lanes,) on the CPU.
-            first: lanes whose first gradient is in this answer.
+            first: lanes without an earlier gradient, bool (lanes,); None if all have one.
             facts: values from `facts`, on the CPU.
         """
-        first = asking & first
-        if "tiny" in facts and bool(first.any()):
-            self.stats.vanished += int((facts["tiny"] & first).sum())
-            self.stats.gradients += int(first.sum())
-        if "broken" in facts:
+        if first is not None:
+            first = asking & first
+            if "tiny" in facts:
+                self.stats.vanished += int((facts["tiny"] & first).sum())
+                self.stats.gradients += int(first.sum())
+        if "broken" in facts and bool(facts["broken"].any()):
             self.stats.broken += int((facts["broken"] & asking).sum())
         if "loss" in facts:
             loss = facts["loss"].double()
-            initial, best, _, early_best = self.losses.unbind(1)
-            initial = torch.where(first, loss, initial)
-            best = torch.where(first, loss, torch.maximum(best, loss))
-            self.step = torch.where(asking, torch.where(first, 0, self.step + 1), self.step)
-            early_best = torch.where(self.step <= self.early, best, early_best)
-            self.losses = torch.where(
-                asking[:, None], torch.stack([initial, best, loss, early_best], 1), self.losses
-            )
+            initial, best, _, early_best = self.losses
+            best, step = torch.maximum(best, loss), self.step + 1
+            if first is not None:
+                initial, best = torch.where(first, loss, initial), torch.where(first, loss, best)
+                step = step.masked_fill(first, 0)
+            early_best = torch.where(step <= self.early, best, early_best)
+            losses = initial, best, loss, early_best
+            if "waits" in facts:
+                losses = tuple(map(partial(torch.where, asking), losses, self.losses))
+                step = torch.where(asking, step, self.step)
+            self.losses, self.step = losses, step
 
     def end(self, lane: int) -> None:
         """Count a row that ended without fooling the judge."""
         if not self.ascends:
             return
-        initial, best, last, early_best = self.losses[lane].tolist()
+        initial, best, last, early_best = (float(values[lane]) for values in self.losses)
         self.stats.ended += 1
         self.stats.flat += best <= initial
         self.stats.fallen += best > initial and last - initial < 0.5 * (best - initial)
@@ -114,12 +119,16 @@ class LossMonitor:
 
     def take(self, lanes: Tensor) -> None:
         """Replace lane i by lane `lanes[i]`."""
-        self.losses, self.step = self.losses[lanes], self.step[lanes]
+        self.losses, self.step = tuple(values[lanes] for values in self.losses), self.step[lanes]
 
     def dump(self) -> dict[str, Tensor]:
         """The state for `load`."""
-        return {"losses": self.losses, "step": self.step, "watched": torch.tensor(astuple(self.stats))}
+        return {
+            "losses": torch.stack(self.losses, 1),
+            "step": self.step,
+            "watched": torch.tensor(astuple(self.stats)),
+        }
 
     def load(self, saved: dict[str, Tensor]) -> None:
-        self.losses, self.step = saved["losses"], saved["step"]
+        self.losses, self.step = saved["losses"].unbind(1), saved["step"]
         self.stats = LossStats(*saved["watched"].tolist())

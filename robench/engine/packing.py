@@ -9,16 +9,18 @@ from torch import Tensor
 
 from robench.attacks._base import Answer, Objective, Rows, tensors
 from robench.attacks._objective_types import Cheapest, OnLogits
+from robench.core.rng import Stream
 from robench.engine.batch_shapes import BatchShapes
 
-# Sample, rank and draw of every row, int64 (N,) each.
-Who = tuple[Tensor, Tensor, Tensor]
+# Sample, rank and draw of every row, int64 (N,) each, which determine its noise; None without noise.
+Who = tuple[Tensor, Tensor, Tensor] | None
 
 
 class Evaluates(Protocol):
     """The part of `robench.engine.batched_model.Network` that this needs."""
 
     shapes: BatchShapes
+    stream: Stream | None
 
     def evaluate(
         self,
@@ -45,19 +47,19 @@ def answer_of_lanes(
     lanes: Tensor | None = None,
 ) -> Answer:
     """See `Network.answer`."""
-    every = torch.arange(len(x), device=x.device)
-    if lanes is None or not (objective is None or isinstance(objective, OnLogits)):
+    if lanes is not None and (
+        len(lanes) == len(x) or not (objective is None or isinstance(objective, OnLogits))
+    ):
         # Other objectives may use tensors of all lanes.
-        lanes = every
+        lanes = None
     answer = _averaged(network, x, objective, rows, lanes, eot, queries)
-    return answer if len(lanes) == len(x) else _scattered(answer, lanes)
+    return answer if lanes is None else _scattered(answer, lanes)
 
 
 def logits_of_draws(network: Evaluates, x: Tensor, ids: Tensor, draws: int) -> Tensor:
     """Logits of images with ids (N,), of any number, in the noise draws 0 .. draws - 1, (draws, N, K)."""
     zeros = torch.zeros_like(ids)
-    lanes = torch.arange(len(x), device=x.device)
-    (logits,) = _entries(network, x, None, None, (ids, zeros, zeros), lanes, draws)
+    (logits,) = _entries(network, x, None, None, (ids, zeros, zeros), None, draws)
     return logits
 
 
@@ -66,18 +68,19 @@ def _averaged(
     x: Tensor,
     objective: Objective | None,
     rows: Rows,
-    lanes: Tensor,
+    lanes: Tensor | None,
     draws: int,
     queries: Tensor,
 ) -> Answer:
-    """The answer of some lanes (L,), averaged over draws."""
+    """The answer of some lanes (L,), or of all, averaged over draws."""
     who = rows.sample, rows.rank, queries
     logits, *rest = _entries(network, x, objective, rows, who, lanes, draws)
     mean = (lambda tensor: tensor[0]) if draws == 1 else (lambda tensor: tensor.mean(0))
     if not rest:
         return Answer(x, mean(logits), x.new_empty(0), x.new_empty(0))
     grad, loss, broken, *column = rest
-    return Answer(x, mean(logits), mean(loss), mean(grad), broken.any(0), *map(mean, column))
+    any_broken = broken[0] if draws == 1 else broken.any(0)
+    return Answer(x, mean(logits), mean(loss), mean(grad), any_broken, *map(mean, column))
 
 
 def _entries(
@@ -85,25 +88,31 @@ def _entries(
     x: Tensor,
     objective: Objective | None,
     rows: Rows | None,
-    who: Who,
-    lanes: Tensor,
+    who: tuple[Tensor, Tensor, Tensor],
+    lanes: Tensor | None,
     draws: int,
 ) -> list[Tensor]:
-    """Logits, gradient, loss and broken gradients of every draw in some lanes (L,), (draws, L, ...) each; only logits
-    without an objective. Entry i is draw i // L in lane i % L, and a batch holds as many entries as fit."""
-    count = len(lanes)
+    """Logits, gradient, loss and broken gradients of every draw in some lanes (L,), or all, (draws, L, ...) each; only
+    logits without an objective. Entry i is draw i // L in lane i % L, and a batch holds as many entries as fit."""
+    count = len(x) if lanes is None else len(lanes)
     size = network.shapes.full if objective is None or isinstance(objective, OnLogits) else count
-    whole = draws == 1 and count == len(x) <= size
+    cost = objective.cost if isinstance(objective, Cheapest) and draws == 1 else None
+    if draws == 1 and count <= size:
+        noise = () if network.stream is None else who
+        inputs = [x, *noise] if lanes is None else [tensor.index_select(0, lanes) for tensor in (x, *noise)]
+        outputs = _batch(network, objective, rows, lanes, inputs, cost)
+        return [tensor[None] for tensor in outputs]
+    if lanes is None:
+        lanes = torch.arange(count, device=x.device)
     entries = lanes.repeat(draws)
     step = torch.arange(draws, device=x.device).repeat_interleave(count)
-    outputs = []
+    batches = []
     for start in range(0, len(entries), size):
         part = entries[start : start + size]
-        chosen = [tensor if whole else tensor.index_select(0, part) for tensor in (x, *who)]
-        chosen[3] = chosen[3] + step[start : start + size]
-        cost = objective.cost if isinstance(objective, Cheapest) and draws == 1 else None
-        outputs.append(_batch(network, objective, rows, None if whole else part, chosen, cost))
-    joined = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*outputs, strict=True)]
+        inputs = [tensor.index_select(0, part) for tensor in (x, *who)]
+        inputs[3] = inputs[3] + step[start : start + size]
+        batches.append(_batch(network, objective, rows, part, inputs, cost))
+    joined = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*batches, strict=True)]
     return [tensor.view(draws, count, *tensor.shape[1:]) for tensor in joined]
 
 
@@ -115,20 +124,27 @@ def _batch(
     inputs: list[Tensor],
     cost: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> list[Tensor]:
-    """The results of one batch of entries; `inputs` are images, samples, ranks and draws, `lanes` None for all. With
-    `cost` only the gradient of the lowest cost may be computed, see `Cheapest`."""
+    """The results of one batch of entries.
+
+    Args:
+        lanes: lane of each entry; None for all lanes in order.
+        inputs: images, then samples, ranks and draws if the network draws noise.
+        cost: if given, only the gradient of the lowest cost may be computed, see `Cheapest`.
+    """
     count = len(inputs[0])
 
     def on_logits(logits: Tensor) -> Tensor:
         # Padding does not enter the loss.
-        logits, loss, given = logits[:count], cast(Objective, objective), cast(Rows, rows)
+        logits = logits if len(logits) == count else logits[:count]
+        loss, given = cast(Objective, objective), cast(Rows, rows)
         if isinstance(loss, OnLogits):
             return loss.of_lanes(logits, given.y, lanes)
         return loss(logits, given)
 
     def call(size: int) -> list[Tensor]:
         x, *who = (pad(tensor, size) for tensor in inputs)
-        answer = network.evaluate(x, None if objective is None else on_logits, cast(Who, tuple(who)), cost)
+        numbers = cast(Who, tuple(who)) if who else None
+        answer = network.evaluate(x, None if objective is None else on_logits, numbers, cost)
         if objective is None:
             return [answer.logits]
         column = () if answer.column is None else (answer.column,)

@@ -17,6 +17,7 @@ from robench.core.errors import UsageError
 from robench.core.memory import give_back, keeping_pages
 from robench.core.rng import Stream
 from robench.core.torch_state import deterministic
+from robench.engine import saved_loop
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
@@ -283,7 +284,7 @@ class Run:
         else:
             loop = Loop(self._context(spec, attack), survivors, results)
             if saved is not None:
-                loop.load(saved)
+                saved_loop.load(loop, saved)
             self._run_loop(index, loop, start_time)
             stats, state.nonfinite = loop.losses.stats, state.nonfinite + loop.verdicts.nonfinite
         state.seconds = time.monotonic() - start_time
@@ -353,7 +354,7 @@ class Run:
             return
         tensors = {**self.state.tensors, "run.clean_margin": self.clean.margin}
         if loop is not None:
-            tensors |= {f"loop.{name}": tensor for name, tensor in loop.dump().items()}
+            tensors |= {f"loop.{name}": tensor for name, tensor in saved_loop.dump(loop).items()}
         facts = {**self.state.facts, "playing": loop is not None, "batch_size": self.setup.batch_size}
         places = self.store.save(tensors, facts, len(self.state.examples) - 1, examples.fresh)
         # After saving, so that an image is saved again if an interrupt stops the save.

@@ -18,7 +18,7 @@ class Verdicts:
     Attributes:
         kept: best point of each lane, which fools the most draws; of a minimum-norm attack, the nearest of these.
         nonfinite: number of answers with NaN or infinite logits.
-        disagree: lanes whose last point fools the search but not the judge, bool (S,).
+        disagree: lanes whose last point fools the search but not the judge, bool (S,); None if there is no such lane.
     """
 
     def __init__(self, context: AttackContext, lanes: Lanes):
@@ -31,26 +31,29 @@ class Verdicts:
         )
         self.kept: dict[int, Tensor] = {}
         self.nonfinite = 0
+        self.disagree: Tensor | None = None
 
     def facts(self, logits: Tensor, rows: Rows) -> dict[str, Tensor]:
         """The values of each lane's logits that `judge` needs, bool (S,), for `on_host`."""
+        if logits.device.type == "cpu" and bool(logits.sum().isfinite()):
+            return {"wrong": logits.argmax(1) != rows.y}
         return {"nonfinite": (~torch.isfinite(logits)).any(1), "wrong": wrong(logits, rows.y)}
 
     def judge(
         self, x: Tensor, points: Tensor, facts: Mapping[str, Tensor], rows: Rows, active: Tensor
-    ) -> Tensor:
-        """The number of draws in which each lane's image fools the judge, int64 (S,) on the CPU.
+    ) -> Tensor | None:
+        """The number of draws in which each lane's image fools the judge, int64 (S,) on the CPU; None if all are 0.
 
         It is 0 for points outside the threat model. For an attacker without feedback, the surrogate acts as a judge
         with one draw. For a minimum-norm attack, only points that are better than the kept point count.
         """
         context, lanes = self.context, self.lanes
-        self.nonfinite += int((facts["nonfinite"] & active).sum())
-        candidates = (facts["wrong"] & active).nonzero()[:, 0]
-        draws = torch.zeros(len(active), dtype=torch.int64)
-        self.disagree = torch.zeros_like(active)
-        if self.deferred or not len(candidates):
-            return draws
+        if "nonfinite" in facts:
+            self.nonfinite += int((facts["nonfinite"] & active).sum())
+        self.disagree = None
+        if self.deferred or not bool((candidates := facts["wrong"] & active).any()):
+            return None
+        candidates = candidates.nonzero()[:, 0]
         index = candidates.to(context.device)
         origins, points = rows.x.index_select(0, index), points.index_select(0, index)
         threat = context.problem.threat
@@ -61,7 +64,7 @@ class Verdicts:
             allowed &= nearer | (lanes.kept_draws[candidates] < context.judge.draws)
         candidates, index, nearer = candidates[allowed], index[allowed.to(context.device)], nearer[allowed]
         if not len(candidates):
-            return draws
+            return None
         if context.surrogate_is_judge or context.no_verdict_feedback:
             fooled = torch.ones_like(candidates)
         else:
@@ -70,8 +73,9 @@ class Verdicts:
         if self.minimise:
             kept = lanes.kept_draws[candidates]
             fooled = fooled * ((fooled > kept) | ((fooled == kept) & nearer))
+        draws = torch.zeros(len(active), dtype=torch.int64)
         draws[candidates] = fooled
-        return draws
+        return draws if bool(fooled.any()) else None
 
     def distance(self, x: Tensor, points: Tensor) -> Tensor:
         """The distances of points from their clean images, float64 (N,) on the CPU."""

@@ -1,0 +1,41 @@
+"""Saving and resuming the loop of an attack."""
+
+import torch
+from torch import Tensor
+
+from robench.attacks._base import gather
+from robench.engine.attack_loop import Loop
+from robench.engine.lanes import START, named, restored
+
+
+def dump(loop: Loop) -> dict[str, Tensor]:
+    """The state that `load` needs to resume with identical results."""
+    return {
+        "counters": torch.tensor([loop.supply.queue.next, loop.verdicts.nonfinite]),
+        **named("lanes", loop.lanes),
+        **{f"results.{name}": tensor for name, tensor in loop.results.tensors.items()},
+        **{f"kept.{lane}": point for lane, point in loop.verdicts.kept.items()},
+        **(named("state", loop.state) if loop.state is not None else {}),
+        **loop.losses.dump(),
+    }
+
+
+def load(loop: Loop, saved: dict[str, Tensor]) -> None:
+    """Restore the state of `dump` in a new loop; the caller restores the examples."""
+    loop.supply.queue.next, loop.verdicts.nonfinite = saved["counters"].tolist()
+    loop.lanes = loop.verdicts.lanes = restored("lanes", loop.lanes, saved)
+    loop.count = len(loop.lanes.sample)
+    for name in loop.results.tensors:
+        setattr(loop.results, name, saved[f"results.{name}"])
+    loop.verdicts.kept = {
+        int(name.removeprefix("kept.")): tensor.to(loop.context.device)
+        for name, tensor in saved.items()
+        if name.startswith("kept.")
+    }
+    loop.losses.load(saved)
+    if not any(name.startswith("state.") for name in saved):
+        return
+    loop.rows = loop.images.rows(loop.lanes.held, loop.lanes.rank)
+    first = gather(loop.rows, torch.zeros(START, dtype=torch.int64, device=loop.context.device))
+    template = loop.context.attack.init(loop.context.problem, first)
+    loop.state = restored("state", template, saved, loop.context.device)
