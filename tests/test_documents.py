@@ -11,6 +11,7 @@ from tests.documents import play
 
 ROOT = Path(__file__).parents[1]
 SHORT = {
+    "quick": ["apgd(steps=3)"],
     "autoattack": ["apgd(steps=5)", "square(queries=20)"],
     "pgd-20": ["pgd(steps=4)"],
 }
