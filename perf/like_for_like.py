@@ -1,12 +1,12 @@
 """robench against pyautoattack, like for like: one process, one thread, CPU time and rows sent to the network.
 
+    python perf/like_for_like.py                                  # small set-ups of all digits, some minutes of CPU
+    python perf/like_for_like.py --subject cnn-a --weights FILE --data-dir DIR
     python perf/like_for_like.py --subject mimir-digits --threat Linf:0.13 --samples 100 --repeats 5
-    python perf/like_for_like.py --subject cnn-a --weights FILE --data-dir DIR --threat Linf:2/255
-    python perf/like_for_like.py --subject de3-digits --version rand --samples 16
 
 Both run by turns `repeats` times. The script prints survivors, medians of CPU seconds with the smallest and largest
-ratio, rows sent to the network (forward + backward), the passes that robench counts, and robench's CPU time over the
-time inside the network.
+ratio, the CPU time of each over its time inside the network, rows sent to the network (forward + backward), and the
+passes that robench counts.
 """
 
 import argparse
@@ -26,6 +26,25 @@ from robench.data import load_dataset
 from robench.threats.threat import Threat
 
 _SUITES = {"standard": "autoattack", "rand": "autoattack-rand"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A small set-up, in which the slower of the two takes one to two minutes of CPU a run."""
+
+    threat: str
+    samples: int
+    repeats: int
+    version: str = "standard"
+
+
+_SETTINGS = {
+    "standard-digits": Setting("Linf:0.1", 24, 3),
+    "mimir-digits": Setting("Linf:0.13", 16, 1),
+    "pgd-at-digits": Setting("Linf:0.13", 16, 1),
+    "de3-digits": Setting("Linf:0.03", 4, 1, "rand"),
+    "cnn-a": Setting("Linf:2/255", 16, 1),
+}
 
 
 @dataclass
@@ -82,16 +101,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--subject", required=True, help="a card, or cnn-a")
-    parser.add_argument("--threat", default="Linf:0.1")
-    parser.add_argument("--version", choices=_SUITES, default="standard")
-    parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--subject", help="a card, or cnn-a; all small set-ups of digits by default")
+    parser.add_argument("--threat")
+    parser.add_argument("--version", choices=_SUITES)
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--repeats", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, help="safetensors file of cnn-a")
     parser.add_argument("--data-dir", help="folder of CIFAR-10")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    for subject in [options.subject] if options.subject else [name for name in _SETTINGS if "digits" in name]:
+        small = _SETTINGS.get(subject, Setting("Linf:0.1", 100, 5))
+        chosen = {name: getattr(options, name) or value for name, value in vars(small).items()}
+        compare(argparse.Namespace(**{**vars(options), **chosen, "subject": subject}))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run both by turns, and print."""
     is_cifar = options.subject == "cnn-a" or options.subject.endswith("cifar10")
     model = cnn_a(options.weights) if options.subject == "cnn-a" else robench.load_defense(options.subject)
     images = load_dataset("cifar10" if is_cifar else "digits", "test", options.samples, options.data_dir)
@@ -120,10 +147,12 @@ def main() -> None:
         f"{options.subject} {threat} {options.version} n={len(x)}: {int(us.robust.sum())} and "
         f"{int(them.robust.sum())} survive, {float((us.robust == them.robust).double().mean()):.1%} the same\n"
         f"  CPU seconds {seconds:.1f} and {reference:.1f}, ratio {median(ratios):.2f} "
-        f"[{min(ratios):.2f}, {max(ratios):.2f}], robench over its network {overhead:.2f}\n"
+        f"[{min(ratios):.2f}, {max(ratios):.2f}], time over that in the network {overhead:.2f} and "
+        f"{median(theirs.seconds / theirs.inside for _, theirs in turns):.2f}\n"
         f"  rows {us.forward} + {us.backward} and {them.forward} + {them.backward}, "
         f"ratio {(us.forward + us.backward) / (them.forward + them.backward):.2f}; passes {passes}, "
-        f"rows / passes {(us.forward + us.backward) / max(sum(passes.values()), 1):.2f}"
+        f"rows / passes {(us.forward + us.backward) / max(sum(passes.values()), 1):.2f}",
+        flush=True,
     )
 
 

@@ -85,6 +85,20 @@ def choose_workers(
     return min(workers, samples)
 
 
+def may_fork_unasked(device: torch.device) -> bool:
+    """Whether a function may share its work with forked processes although its caller did not ask for them.
+
+    Not in a child process, which may be one of many; in a notebook; or beside other threads, whose locks a forked
+    process inherits and never releases. Spawned processes would import the caller's script again.
+    """
+    return (
+        start_method(device) == "fork"
+        and multiprocessing.parent_process() is None
+        and threading.active_count() == 1
+        and "ipykernel" not in sys.modules
+    )
+
+
 def check_workers(workers: int | None) -> None:
     """Raise an error for an impossible number of workers."""
     if workers is not None and (not isinstance(workers, int) or workers < 1):

@@ -6,17 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robench.attacks._external import ForeignAttack
 from robench.attacks.build import build_attacks
 from robench.catalog import find_suite
 from robench.core.errors import UsageError
 from robench.core.torch_state import standard_state
 from robench.corruption.suite import corruptions
 from robench.engine.attack_context import Samples
+from robench.engine.batched_model import frozen
 from robench.engine.device import choose_batch_size, choose_device, choose_precision
 from robench.engine.refusals import Model, check_model
 from robench.engine.run import Run
 from robench.engine.setup import Setup
-from robench.engine.workers import Processes, choose_workers
+from robench.engine.workers import Processes, choose_workers, may_fork_unasked
 from robench.evaluation.inputs import prepare
 from robench.evaluation.progress import Callback, shown
 from robench.evaluation.result import Attacked, Result
@@ -38,7 +40,7 @@ def attack(
     stochastic: bool = False,
     compile: bool = False,
     deterministic: bool = False,
-    workers: int | None = 1,
+    workers: int | None = None,
     progress: bool | Callback | None = None,
 ) -> Result:
     """Attack `model` on images `x` with labels `y`.
@@ -61,9 +63,12 @@ def attack(
         stochastic: whether the model is randomised; a model that turns out to be is treated so in any case.
         compile: use `torch.compile` for the search, in one process; verdicts are of the model as it is.
         deterministic: compute the same bits at every run on a GPU; on a CPU this is always so.
-        workers: number of processes that split the images, on a CPU; None for one per core. Under Linux they are
-            forked; elsewhere they are spawned, which needs a model that can be pickled and a script that calls this
-            under `if __name__ == "__main__"`. Changes to the model's state stay in the worker processes.
+        workers: number of processes that split the images, on a CPU. None is one per thread of torch with at least 16
+            images each, where forking is safe: under Linux, in a main process without other threads, outside of
+            notebooks, and for a model that is deterministic or draws its noise in robench; otherwise 1. With a number,
+            processes are forked under Linux; elsewhere they are spawned, which needs a model that can be pickled and a
+            script that calls this under `if __name__ == "__main__"`. Changes to the model's state stay in the worker
+            processes. Each process uses one thread, so logits may be rounded differently than with several.
         progress: True shows a progress bar on stderr; a function is called after every query.
 
     Returns:
@@ -98,13 +103,25 @@ def attack(
         deterministic=deterministic,
     )
     samples = Samples(images, labels, torch.arange(len(images)))
-    processes = choose_workers(1 if compile else workers, torch_device, len(images), model)
+    takes_all = any(isinstance(attack, ForeignAttack) for _, attack in attacks)
+    if compile or (workers is None and (takes_all or not _is_safe_to_split(setup, samples))):
+        workers = 1
+    processes = choose_workers(workers, torch_device, len(images), model)
     started = datetime.now(UTC)
     with shown(progress) as update:
         executor = Processes(processes)
         outcome = Run(setup, attacks, samples, parsed_threat, executor=executor, progress=update).outcome()
     specs = tuple(spec for spec, _ in attacks)
     return Result.of(outcome, Attacked(setup, images, labels, parsed_threat, suite.name, specs, started))
+
+
+def _is_safe_to_split(setup: Setup, samples: Samples) -> bool:
+    """Whether processes may split the images unasked."""
+    if not may_fork_unasked(setup.device):
+        return False
+    # The noise of a model that uses torch's generators depends on the batch.
+    with frozen(setup.model):
+        return setup.stochastic or not setup.checked(samples.x, samples.ids).stochastic
 
 
 def _device_of(model: Model, x: Any) -> torch.device:
