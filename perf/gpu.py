@@ -1,6 +1,6 @@
 """Check robench on a GPU and print one table.
 
-    python perf/gpu.py                                # under 8 minutes
+    python perf/gpu.py                                # aims at 8 minutes
     python perf/gpu.py --minutes 60                   # AutoAttack on all 1,000 images
     python perf/gpu.py --device cpu --n 8 --minutes 1 # a miniature without a GPU
 

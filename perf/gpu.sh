@@ -1,5 +1,5 @@
 #!/bin/sh
-# Check robench on a CUDA machine in under 8 minutes and print one table; see perf/gpu.py for the options.
+# Check robench on a CUDA machine and print one table. It aims at 8 minutes (--minutes); perf/gpu.py lists the options.
 #
 #     perf/gpu.sh
 #     perf/gpu.sh --device cpu --n 8 --minutes 1      # a miniature that tries every line without a GPU

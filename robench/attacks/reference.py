@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robench.attacks._external import ForeignAttack
 from robench.core.errors import ResourceError
+from robench.core.formatting import install
 from robench.core.registry import attacks
 from robench.threats.threat import Threat
 
@@ -63,7 +64,7 @@ def adversary(model: nn.Module, threat: Threat, seed: int, device: str, version:
         runner.verbose = False
         return runner
     raise ResourceError(
-        "the reference implementation of AutoAttack is not installed: pip install 'robench[reference]'"
+        f"the reference implementation of AutoAttack is not installed: {install('reference')}"
     )
 
 

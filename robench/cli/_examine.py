@@ -17,7 +17,7 @@ from rich.text import Text
 
 from robench.catalog import Card, cards
 from robench.core.errors import RobenchError
-from robench.core.formatting import size
+from robench.core.formatting import install, size
 from robench.core.sanitize import plain
 from robench.corruption.cache import Cache
 from robench.corruption.make import library
@@ -138,7 +138,7 @@ def _software() -> Iterator[Finding]:
             yield _bound(need.name, version, str(need.specifier), f'pip install "{need}"', purpose)
     for package, (extra, purpose) in _EXTRAS.items():
         version = installed_version(package)
-        mend = "" if version else f'pip install "robench[{extra}]"'
+        mend = "" if version else install(extra)
         yield Finding(package, OK, version or f"not installed; optional, for {purpose}", mend)
 
 

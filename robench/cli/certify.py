@@ -49,7 +49,8 @@ from robench.reports.table import render
     shell_complete=names_of("attack"),
     help='Attack on the images that are not certified, or "none".  [default: apgd(loss="ce", steps=40)]',
 )
-@running("precision", precision="fp32")
+@common.device
+@running("precision", "device", precision="fp32")
 def command(
     running: Running,
     defenses: list[str],

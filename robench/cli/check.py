@@ -24,9 +24,11 @@ from robench.core.sanitize import plain
 )
 @common.checkpoint
 @click.option("--margin", type=float, help="Smallest drop in robust accuracy to detect.  [default: 0.03]")
-@click.option("--miss", type=float, help="Probability of missing such a drop.  [default: 0.05]")
+@click.option("--miss", type=float, help="Probability, at most, of missing such a drop.  [default: 0.05]")
 @click.option(
-    "--false-alarm", type=float, help="Probability of failing a defense that lost nothing.  [default: 0.05]"
+    "--false-alarm",
+    type=float,
+    help="Probability, at most, of failing a defense that lost no more than the tolerance (0.005).  [default: 0.05]",
 )
 @click.option("--junit", help="Write a JUnit report to this file.")
 @click.option("--summary", help="Write a Markdown report to this file.")

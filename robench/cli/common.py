@@ -73,7 +73,15 @@ seed = click.option(
     help="Seed of every random number.",
 )
 device = click.option(
-    "--device", metavar="NAME", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or cuda:0,1."
+    "--device", metavar="NAME", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or xpu."
+)
+# For commands whose runs may use several GPUs.
+devices = click.option(
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:N, cuda:0,1, xpu.",
 )
 batch_size = click.option(
     "--batch-size", metavar="N", default="auto", show_default=True, help="Images per call of the network."

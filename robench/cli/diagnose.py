@@ -45,7 +45,8 @@ from robench.reports.table import render
     type=click.IntRange(min=1),
     help="Number of seeds for --mi, starting at --seed.  [default: 3]",
 )
-@running("precision", "compile", "deterministic", "workers", precision="fp32")
+@common.device
+@running("precision", "device", "compile", "deterministic", "workers", precision="fp32")
 def command(
     running: Running,
     defenses: list[str],

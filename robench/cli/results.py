@@ -23,8 +23,8 @@ def command(context: click.Context) -> None:
 def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     """Merge the records of SOURCES (folders, or archives from robench results export) into one folder.
 
-    The content of a record determines its place. If two records have one place, the later one stays, the other is kept
-    under superseded/, and the conflict is named. Damaged records are named and left out.
+    The content of a record determines its place. If two records claim one place, the more recently finished one stays,
+    the other moves to superseded/, and the conflict is named. Damaged records are named and left out.
     """
     from robench.core.errors import CheckFailed
     from robench.core.formatting import location

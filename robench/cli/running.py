@@ -152,7 +152,7 @@ _PRECISION = (
     ),
 )  # fmt: skip
 _RUNNING = (
-    common.seed, common.device, common.batch_size, *_PRECISION, common.checkpoint, common.data_dir, common.results,
+    common.seed, common.devices, common.batch_size, *_PRECISION, common.checkpoint, common.data_dir, common.results,
     click.option("--fresh", is_flag=True, help="Start over, even if there is a record."),
     common.as_json, common.trust,
 )  # fmt: skip

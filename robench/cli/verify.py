@@ -1,4 +1,4 @@
-"""robench verify: re-check records from their certificates, by forward passes alone."""
+"""robench verify: check records by classifying their adversarial examples again."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ CERTIFICATION = "certification.json"
     "--replay",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Attack K random images of each record again; their results must be the same. A certification is proven again "
-    "on K images.  [default: 10]",
+    help="Attack K random images of each record again (default: none). For a certification, prove the bounds of K "
+    "images again (default: 10).",
 )
 @click.option(
     "--replay-seed",
@@ -51,8 +51,8 @@ def command(
     """Verify RECORDS (folders) by classifying their adversarial examples again.
 
     This proves that each adversarial example is within the threat model and is classified wrongly, so robust accuracy
-    is at most the reported figure. It does not prove that no stronger attack exists. Some fields rest on trust: the
-    output names them. --replay attacks a few images again, which tests those fields too.
+    is at most the reported figure. It does not prove that no stronger attack exists. The output names the fields that
+    it cannot check. --replay attacks a few images again, which tests those fields too.
     """
     from robench.defenses import load
     from robench.engine.device import choose_device
@@ -80,7 +80,12 @@ def command(
             sample = Sample.of(replay, replay_seed) if replay else None
             result = report(Path(path), loaded, images, where, sample)
             shown = [item for item in result.findings if verbose or not item.held or item.field == REPLAYED]
-            for line in (result, *shown, "on trust:", *(f"  {line}" for line in result.trust_lines)):
+            for line in (
+                result,
+                *shown,
+                "not checked (on trust):",
+                *(f"  {line}" for line in result.trust_lines),
+            ):
                 common.say(line)
             if result.broken:
                 fields = ", ".join(dict.fromkeys(item.field for item in result.broken))

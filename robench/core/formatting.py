@@ -28,6 +28,11 @@ _LATEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+def install(extra: str) -> str:
+    """How to install the packages of an extra; robench itself is not on PyPI."""
+    return f'pip install ".[{extra}]" in a checkout of robench'
+
+
 def markdown(text: str) -> str:
     """Escape a name for a Markdown table: one line, no markup."""
     return _MARKDOWN.sub(r"\\\1", plain(text))

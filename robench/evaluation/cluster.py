@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robench.core.errors import CheckFailed, ResourceError, RobenchError
+from robench.core.formatting import install
 from robench.engine.run_queue import ATTEMPTS, Entry, RunQueue, Share
 from robench.engine.shares import share_count
 from robench.engine.spawned import Builder, Task
@@ -73,7 +74,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise ResourceError("--engine ray needs Ray: pip install 'robench[ray]'") from None
+        raise ResourceError(f"--engine ray needs Ray: {install('ray')}") from None
     if ray.is_initialized():
         yield ray
         return

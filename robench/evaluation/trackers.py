@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from robench.core.errors import ResourceError, unknown_name
+from robench.core.formatting import install
 from robench.evaluation.result import Result
 from robench.records.record import Record
 
@@ -34,7 +35,7 @@ def log(result: Result | Record, tracker: Any = "tensorboard", step: int | None 
     try:
         TRACKERS[tracker](figures(result), settings(result), step)
     except ImportError as error:
-        raise ResourceError(f'{tracker} is not installed: pip install "robench[{tracker}]"') from error
+        raise ResourceError(f"{tracker} is not installed: {install(tracker)}") from error
 
 
 def figures(result: Result | Record) -> Figures:

@@ -30,7 +30,7 @@ _MOMENT = (2000, 1, 1, 0, 0, 0)
 # Above `_LARGE` bytes, a file of an archive may not be compressed by more than a factor of `_RATIO`, so that a small
 # archive cannot fill the memory. Certificates compress by a factor of 2 to 40.
 _LARGE, _RATIO = 1 << 26, 100
-_NOTE = """Records of robench with their certificates. To check them on a machine with robench and the checkpoints:
+_NOTE = """Records of robench with their adversarial examples. To check them with robench and the checkpoints:
 
     robench verify PROTOCOL/DEFENSE/SUITE
     robench results merge THIS_FOLDER_OR_ARCHIVE --into results

@@ -56,7 +56,9 @@ def overdue(record: Record, images: Images) -> list[str]:
     if randomized.chosen_on(record):
         reasons.append("judged on the draws that its candidates were chosen on")
     if outside:
-        reasons.append(f"{outside} certificates exceed the radius by more than a millionth of it")
+        reasons.append(
+            f"{outside} stored adversarial examples exceed the radius by more than a millionth of it"
+        )
     return reasons
 
 
@@ -99,7 +101,7 @@ def _read(record: Record, images: Images) -> _Old:
     kept = certificates.read_certificates(folder)
     place = {sample: i for i, sample in enumerate(images.ids.tolist())}
     if record.job.n != len(images) or not set(kept.ids.tolist()) <= place.keys():
-        raise CheckFailed(f"{folder} has certificates for other images than those loaded here")
+        raise CheckFailed(f"{folder} has adversarial examples of other images than those loaded here")
     rows = [place[sample] for sample in kept.ids.tolist()]
     threat = record.job.threat_model
     x = images.x[rows]
@@ -138,8 +140,8 @@ def _inside(old: _Old, images: Images, judge: Judge, device: torch.device) -> Te
             return points
     named = ", ".join(str(int(images.ids[old.rows[i]])) for i in left[:5])
     raise CheckFailed(
-        f"{old.record.folder}: {len(left)} certificates (samples {named}) do not fool the defense inside {threat}: "
-        "repeat the run with --fresh"
+        f"{old.record.folder}: {len(left)} stored adversarial examples (images {named}) do not fool the defense inside "
+        f"{threat}: repeat the run with --fresh"
     )
 
 

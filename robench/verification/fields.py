@@ -63,7 +63,7 @@ TABLE: tuple[Field, ...] = (
     *_checked("corruptions.jpeg corruptions.enlarged corruptions.draws corruptions.accuracy", (CORRUPTED,)),
     *_checked("corruptions.pixels corrupted_accuracy mce relative_mce", (CORRUPTED,)),
     *_trusted("seed", "seeds the attacks' random numbers; --replay uses it"),
-    *_trusted("threat", "at least as large as the certificates need; --replay uses it"),
+    *_trusted("threat", "at least as large as the stored adversarial examples need; --replay uses it"),
     *_trusted("knowledge", "what the attacker had access to; --replay uses it"),
     *_trusted("suite.attacks", "checked against their cost; --replay runs them"),
     *_trusted(

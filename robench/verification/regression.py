@@ -227,7 +227,7 @@ class _Check:
         fooled = attacked - sum(is_attacked(self.rows["fooled_by"][i]) for i in open_images)
         holds = len(open_images) > robust_then - self.options.margin * n or robust_then == 0
         detail = f"{fooled} of {attacked} known adversarial examples fool it"
-        return Step("certificates", holds, f"{self._figures(len(open_images), not holds)}; {detail}")
+        return Step("adversarial examples", holds, f"{self._figures(len(open_images), not holds)}; {detail}")
 
     def _figures(self, robust: int, fell: bool) -> str:
         """The bound on robust accuracy, and the baseline's robust accuracy."""

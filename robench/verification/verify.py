@@ -72,10 +72,9 @@ class Report:
         return [f"{', '.join(names)}: {reason}" for reason, names in fields_by_reason.items()]
 
     def __str__(self) -> str:
-        total = len(self.held) + len(self.failed)
         if self.broken:
-            return f"FAILED: {len(self.held)} of {total} fields hold"
-        return f"VERIFIED {len(self.held)} of {total} fields; {self.proven}"
+            return f"FAILED: {len(self.held)} of {len(self.held) + len(self.failed)} checkable fields hold"
+        return f"VERIFIED: all {len(self.held)} checkable fields hold; {self.proven}"
 
 
 def verify(
@@ -244,7 +243,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     refuted = [attacked[i] for i in (~(wrong_margin > -TIE)).nonzero().flatten().tolist()]
     nan_count = int(_by_nan(logits, predictions).sum())
     by_nan = f", {nan_count} of them by NaN" if nan_count else ""
-    detail = f"{len(attacked)} certificates must give a wrong answer{by_nan}"
+    detail = f"{len(attacked)} stored adversarial examples must give a wrong answer{by_nan}"
     yield rows_hold("adversarials.delta", refuted, detail, *covers)
 
     clean_margin = _wrong_margin(clean, labels, rows["clean_prediction"])

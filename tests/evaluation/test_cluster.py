@@ -18,7 +18,7 @@ from robench.evaluation.options import Options
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import run_all
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'robench[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 SUITE = "pgd(steps=2)+square(queries=20)"

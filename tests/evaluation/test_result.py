@@ -68,7 +68,7 @@ def test_a_saved_result_of_a_card_is_verified_as_it_stands(result, tmp_path, cap
     assert record.job.dataset.name == "digits" and not (tmp_path / "images.npz").exists()
     assert verified(tmp_path) == 0
     out = capsys.readouterr().out
-    assert out.startswith("VERIFIED 36 of 36 fields; robust accuracy is at most")
+    assert out.startswith("VERIFIED: all 36 checkable fields hold; robust accuracy is at most")
 
 
 def verified(*arguments):
@@ -153,5 +153,5 @@ def test_an_unknown_tracker_is_one_line(result):
 
 def test_a_tracker_that_is_not_installed_is_one_line(result, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ResourceError, match=r'pip install "robench\[wandb\]"'):
+    with pytest.raises(ResourceError, match=r'pip install "\.\[wandb\]" in a checkout'):
         robench.log(result, "wandb")

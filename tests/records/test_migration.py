@@ -172,7 +172,7 @@ def test_certificates_outside_the_ball_are_drawn_in(threat, attack, tmp_path, da
     loaded = load("pgd-at-digits")
     broken = [item for item in findings(folder_of(old), loaded.defense, data) if not item.held]
     assert {item.field for item in broken} == {"adversarials.delta"}
-    assert "certificates exceed the radius" in overdue(old, data)[0]
+    assert "stored adversarial examples exceed the radius" in overdue(old, data)[0]
     after = migrate(folder_of(old), loaded, data)
     assert after.robust_accuracy == made.robust_accuracy and overdue(after, data) == []
     verify(folder_of(old), loaded, data)

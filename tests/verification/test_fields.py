@@ -62,7 +62,7 @@ def test_an_honest_record_holds_and_its_fields_are_counted(made, kind):
     found = report(one.record.folder, one.loaded, one.images)
     assert found.broken == [] and found.failed == ()
     total = len(found.held)
-    assert str(found).startswith(f"VERIFIED {total} of {total} fields; ") and total > 30
+    assert str(found).startswith(f"VERIFIED: all {total} checkable fields hold; ") and total > 30
     assert trusted_always(kind) <= set(found.trusted) and not {"key", "n"} & set(found.trusted)
 
 

@@ -49,7 +49,7 @@ def said(verdict):
 
 def test_an_unchanged_checkpoint_passes_for_a_part_of_the_cost(baseline):
     verdict = check(baseline, options=Options(margin=0.1))
-    assert verdict.held and said(verdict) == {"clean": True, "certificates": True, "attack": True}
+    assert verdict.held and said(verdict) == {"clean": True, "adversarial examples": True, "attack": True}
     assert 0 < verdict.attacked < verdict.open and verdict.passes < verdict.baseline_passes
 
 

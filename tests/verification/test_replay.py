@@ -106,12 +106,12 @@ def test_the_command_says_the_result_first(made, capsys, tmp_path):
     assert verified(one.record.folder, "--replay", "4", "--replay-seed", "11") == 0
     first, *rest = capsys.readouterr().out.splitlines()
     robust = 100 * one.record.robust_accuracy.value
-    assert first.startswith("VERIFIED ") and first.endswith(" on these 16 images")
+    assert first.startswith("VERIFIED: all ") and first.endswith(" on these 16 images")
     assert f"robust accuracy is at most {robust:.2f} % on these 16 images" in first
     assert "4 of 4 rows attacked again (seed 11)" in rest[0] and "misses all of them" in rest[1]
     # The fields on trust follow, one reason a line.
     assert (
-        rest[2] == "on trust:"
+        rest[2] == "not checked (on trust):"
         and "  attacks.attacked, attacks.survivors: counted from samples.fooled_by" in rest
     )
     assert all(line.startswith("  ") and ": " in line for line in rest[3:])

@@ -6,10 +6,11 @@ from typing import Any
 
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
+from robench.core.formatting import install
 from robench.defenses.loaders._base import Channels, Found, Source, needed, normalisation, one_line, wrap
 from robench.defenses.loaders._onnx_graph import Graph
 
-INSTALL = 'pip install "robench[onnx]"'
+INSTALL = install("onnx")
 # ONNX's standard metadata for images (MetadataProps.md of the specification) as mean and std for pixels in [0, 1].
 _RANGE = "Image.NominalPixelRange"
 _RANGES = {

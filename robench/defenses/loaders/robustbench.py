@@ -23,11 +23,12 @@ from torch import nn
 from robench.core import registry
 from robench.core.cache import cache_folder
 from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.core.formatting import install
 from robench.data.preprocessing import side
 from robench.defenses.loaders._base import Found, Source, attempt, needed, one_line, wrap
 
 # robustbench pins an old timm, so it can be installed beside robench only without its dependencies.
-INSTALL = 'pip install "robench[robustbench]" && pip install --no-deps robustbench==1.1.1'
+INSTALL = f"{install('robustbench')}, then pip install --no-deps robustbench==1.1.1"
 # RobustBench's own defaults.
 _DATASET, _THREAT = "cifar10", "Linf"
 _SIZES = {"cifar10": 32, "cifar100": 32, "imagenet": 224}

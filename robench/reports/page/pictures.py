@@ -58,7 +58,7 @@ class Gallery:
         except RobenchError:
             # The message names local files, which do not help other readers.
             return Picture(
-                missing="The samples or certificates of this record cannot be read or are for other images."
+                missing="The samples or adversarial examples of this record cannot be read or are of other images."
             )
         if not chosen:
             return Picture(missing="The attacks found no adversarial example.")

@@ -75,7 +75,7 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
     certificates = read_certificates(folder)
     if unknown := set(certificates.ids.tolist()) - (rows.keys() & positions.keys()):
         raise ResourceError(
-            f"{folder}: it has a certificate of sample {min(unknown)}, which is not in the record"
+            f"{folder}: it stores an adversarial example of image {min(unknown)}, which is not in the record"
         )
     # The first of every class, then the second of every class, and so on.
     seen: dict[int, int] = {}
