@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import auc
 
 from robench.catalog import Protocol
+from robench.core.rng import normal_like
 from robench.data import Images
 from robench.defenses import Defense, Loaded
 from robench.diagnosis import failure, gradients, runs
-from robench.diagnosis._base import Case, Indicator
+from robench.diagnosis._base import EOT, Case, Indicator
 from robench.diagnosis.paths import follow
 from tests.conftest import Linear, images, small_net
 
@@ -128,6 +129,25 @@ def test_gradients_of_a_linear_classifier_agree_and_those_of_noise_do_not():
 
     found = gradients.indicator(case_of(Shattered(), x, y, "Linf:0.0001"))
     assert found.warns and found.value < 0.3
+
+
+class NoisyGradient(torch.nn.Module):
+    """Answers of a network, and gradients times 1 + noise, which in two draws have a cosine of 1 / 2."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x + normal_like(x) * (x - x.detach()))
+
+
+def test_gradients_of_a_randomised_defense_are_averaged_over_its_draws():
+    model, x = Linear(10, (3, 8, 8)), images(8)
+    case = case_of(NoisyGradient(model), x, model(x).argmax(1), "Linf:0.0001", stochastic=True)
+    assert case.eot == EOT and case.followed.endswith(f", eot={EOT})")
+    found = gradients.indicator(case)
+    assert found.value == pytest.approx(EOT / (EOT + 1), abs=0.03) and f"over {EOT} draws" in found.text
 
 
 @pytest.mark.parametrize(("norm", "grey"), [("Linf", "0.5"), ("L2", "6.9282"), ("L1", "96")])

@@ -133,6 +133,8 @@ class PretendDevice(TorchDispatchMode):
         there = [tensor for tensor in tensors if isinstance(tensor, _There)]
         target = kwargs.get("device")
         target = None if target is None else torch.device(target)
+        if not there and target != DEVICE:
+            return func(*args, **kwargs)
         self._count(name, args, tensors, there, target)
         if name not in ("_to_copy", "copy_"):
             self._refuse_mixed(func, name, args, tensors, there)

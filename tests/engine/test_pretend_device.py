@@ -134,9 +134,9 @@ def test_an_attack_gives_the_verdicts_of_the_cpu(spec, threat):
 
 @pytest.mark.parametrize("threat", SPECS.values(), ids=SPECS)
 def test_a_transformation_gives_the_verdicts_of_the_cpu(threat):
-    here = play(["apgd(steps=3)"], threat)
+    here = play(["pgd(steps=2)"], threat, n=4)
     with PretendDevice() as device:
-        there = play(["apgd(steps=3)"], threat, device)
+        there = play(["pgd(steps=2)"], threat, device, n=4)
     assert_same(here, there)
 
 

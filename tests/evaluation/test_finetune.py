@@ -67,7 +67,10 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line(tmp_path):
 def test_the_command_shows_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(finetune, "STEPS", 1)
     monkeypatch.setattr(finetune, "PGD_STEPS", 1)
+    ladder = tmp_path / "ladder.toml"
+    ladder.write_text('[[rungs]]\nname = "seen"\nattack = "pgd(steps=1)"\nknowledge = "bpda"\n')
     arguments = ["run", "--defense", "maep", "--from", "digits", "--to", "digits", "--samples", "4"]
+    arguments += ["--attack", str(ladder)]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--finetune", "0,3", "--results", str(tmp_path)])
     out = capsys.readouterr().out
