@@ -15,7 +15,7 @@ def main(samples: int = 50, attacks: tuple[str, ...] = ATTACKS) -> None:
             robench.run(defense, attack, dataset="digits", threat="Linf:0.1", samples=samples)
     records = robench.records("results")
     table = records.pivot_table(index=["defense", "clean"], columns="suite", values="robust", sort=False)
-    table = (100 * table.reset_index("clean").assign(clean=lambda t: t["clean"])).round(1)
+    table = (100 * table.reset_index("clean")).round(1)
     print(table.to_latex(float_format="%.1f", caption=f"Accuracy in %, Linf 0.1, {samples} digits."))
 
 

@@ -1,6 +1,6 @@
 """A defense of your own: a purifier in front of a classifier, under three kinds of attackers.
 
-The purifier rounds pixels to a few grey levels. Its gradient is zero almost everywhere, so an attacker who uses the
+The purifier rounds pixels to a few gray levels. Its gradient is zero almost everywhere, so an attacker who uses the
 exact gradient sees nothing and the run carries a warning. BPDA replaces the purifier's gradient with the identity, and
 breaks the defense.
 """
@@ -14,7 +14,7 @@ from robench.defenses import Purifier
 
 @registry.purifiers.register("round")
 class Round(Purifier):
-    """Rounds pixels to `levels` grey levels."""
+    """Rounds pixels to `levels` gray levels."""
 
     def __init__(self, levels: int = 4):
         super().__init__()
@@ -34,7 +34,7 @@ def main(samples: int = 50, attack: str = "apgd(steps=20)") -> None:
             samples=samples,
             knowledge=knowledge,
         )
-        warnings = ", ".join(mark.code for mark in record.health) or "none"
+        warnings = ", ".join(warning.code for warning in record.warnings) or "none"
         robust = record.robust_accuracy.value
         print(f"{knowledge:>9}: {robust:.1%} robust, warnings: {warnings}")
 

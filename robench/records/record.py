@@ -171,6 +171,11 @@ class Record:
         return f"Record({run}: clean {clean}, robust {robust})"
 
     @property
+    def warnings(self) -> tuple[ResultWarning, ...]:
+        """The warnings of the run; record.json has them under `health`."""
+        return self.health
+
+    @property
     def corrupted(self) -> bool:
         """Whether this is a run under corruptions, which has no attacks."""
         return "corruptions" in self.extra

@@ -54,6 +54,7 @@ def test_what_is_written_is_read_back(tmp_path, n, seed, marks, command, extra):
     written = run.write(command=command, extra=extra)
     found = read_record(run.folder)
     assert found == written
+    assert found.warnings == found.health == tuple(marks)
     assert found.robust_accuracy.correct == int(run.outcome.robust.sum())
     assert read_samples(run.folder)["fooled_by"].to_pylist() == run.outcome.fooled_by
     kept = read_certificates(run.folder)
