@@ -88,14 +88,14 @@ class APGD(GradientAttack[APGDState]):
         return Ask(state.x, objective(self.loss, state.target if self.targets else None))
 
     def tell(self, problem: Problem, rows: Rows, state: APGDState, answer: Answer) -> APGDState:
-        first = state.step == 0
-        rose = ~first & (answer.loss > state.last_loss)
+        first, later = state.step == 0, state.step > 0
+        rose = later & (answer.loss > state.last_loss)
         better = first | (answer.loss > state.best_loss)
         best = where(better, state.x, state.best)
         best_grad = where(better, answer.grad, state.best_grad)
         best_loss = torch.where(better, answer.loss, state.best_loss)
         best_at_check = torch.where(first, answer.loss, state.best_at_check)
-        rises, since = state.rises + rose, state.since + (~first).long()
+        rises, since = state.rises + rose, state.since + later
 
         # A checkpoint halves the step size if the loss rose too rarely, or if the last checkpoint did not halve it
         # and the best loss has not improved since (Conditions 1 and 2). Such lanes restart from their best point.
@@ -135,12 +135,12 @@ class APGD(GradientAttack[APGDState]):
 
         def project(z: Tensor) -> Tensor:
             if threat.norm == "Linf":
-                return z.clamp(state.low, state.high)
+                return z.clamp_(state.low, state.high)
             return into_l2_ball(z, rows, threat.eps)
 
         z = project(torch.addcmul(x, step_size.view(-1, 1, 1, 1), normalize(grad, threat.norm)))
         share = torch.where(state.step == 0, 1.0, _MOMENTUM).view(-1, 1, 1, 1)
-        return project(x + torch.lerp(x - state.previous, z - x, share))
+        return project(torch.lerp(x - state.previous, z.sub_(x), share).add_(x))
 
     def finished(self, state: APGDState) -> Tensor:
         return state.step > self.steps

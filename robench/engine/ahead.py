@@ -30,31 +30,33 @@ class Recent:
 
 @dataclass(frozen=True)
 class Plan:
-    """The entries of one call: entry i is query `offset[i]` ahead of the row in lane `source[i]`.
+    """The entries of one call: entry i is query `offset[i]` ahead of row `row[i]`; the rows alternate.
 
     Attributes:
-        source, offset: (N,) int64 on the device of the lanes; the `count` active rows alternate.
+        lanes: lanes of the active rows, (M,) int64 on the CPU.
+        entry, row, offset: (N,) int64 on the CPU.
+        source, ahead: lane and offset of each entry on the device of the lanes.
         rows: the row of each entry.
-        count: number of active rows.
     """
 
-    source: Tensor
+    lanes: Tensor
+    entry: Tensor
+    row: Tensor
     offset: Tensor
+    source: Tensor
+    ahead: Tensor
     rows: Rows
-    count: int
 
     def first(self, event: Tensor) -> Tensor:
-        """The first entry of each row with an event, (count,); N if there is none."""
-        entry, none = torch.arange(len(event)), len(event)
-        candidates = torch.where(event, entry, none)
-        return torch.full((self.count,), none).scatter_reduce(0, entry % self.count, candidates, "amin")
+        """The first entry of each row with an event, (M,); N if there is none."""
+        none = len(event)
+        candidates = torch.where(event, self.entry, none)
+        return torch.full_like(self.lanes, none).scatter_reduce(0, self.row, candidates, "amin")
 
     def last(self, valid: Tensor) -> Tensor:
-        """The last valid entry of each row, (count,); only the last entries of a row are invalid."""
-        entry = torch.arange(len(valid))
-        return torch.full((self.count,), -1).scatter_reduce(
-            0, entry % self.count, torch.where(valid, entry, -1), "amax"
-        )
+        """The last valid entry of each row, (M,); only the last entries of a row are invalid."""
+        candidates = torch.where(valid, self.entry, -1)
+        return torch.full_like(self.lanes, -1).scatter_reduce(0, self.row, candidates, "amax")
 
 
 class Ahead:
@@ -70,7 +72,7 @@ class Ahead:
 
     def note(self, accepted: Tensor, queries: Tensor) -> None:
         """Note the numbers of accepted and of all queries."""
-        self.accepted.note(float(accepted) / float(queries))
+        self.accepted.note(int(accepted) / int(queries))
 
     def choose(self, network: Network, attack: Attack, active: Tensor, rows: Rows) -> Plan | None:
         """The plan for the next call, or None to query each row once.
@@ -101,5 +103,6 @@ class Ahead:
 
 def _plan(size: int, active: Tensor, rows: Rows) -> Plan:
     lanes, entry = active.nonzero()[:, 0], torch.arange(size)
-    source = lanes[entry % len(lanes)].to(rows.y.device)
-    return Plan(source, (entry // len(lanes)).to(rows.y.device), gather(rows, source), len(lanes))
+    row, offset = entry % len(lanes), entry // len(lanes)
+    source = lanes[row].to(rows.y.device)
+    return Plan(lanes, entry, row, offset, source, offset.to(rows.y.device), gather(rows, source))

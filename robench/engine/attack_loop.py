@@ -217,7 +217,7 @@ class Loop:
         self.losses.note(asking_lanes, first, facts)
         draws = self.verdicts.judge(x, points, facts, self.rows, asking_lanes)
         if "moved" in facts:
-            self.ahead.note(facts["moved"][active].sum(), active.sum())
+            self.ahead.note((facts["moved"] & active).sum(), active.sum())
         disagree = self.verdicts.disagree
         if disagree is not None and len(disagree := disagree.nonzero()[:, 0]):
             self._go_on_exactly(disagree)
@@ -279,13 +279,12 @@ class Loop:
         """
         assert self.rows is not None and self.state is not None
         context, attack, problem, rows = self.context, self.context.attack, self.context.problem, plan.rows
-        active_lanes, entry = active.nonzero()[:, 0], torch.arange(len(plan.source))
+        active_lanes, lane = plan.lanes, plan.lanes[plan.row]
         current = gather(self.state, plan.source)
-        before = attack.advance(problem, rows, current, plan.offset)
+        before = attack.advance(problem, rows, current, plan.ahead)
         ask = attack.ask(problem, rows, before)
-        row, ahead = entry % plan.count, entry // plan.count
-        queries = self.lanes.queries[active_lanes[row], 0] + ahead * attack.eot
-        answer = self._query(ask.x, ask, rows, before, queries, self._exactly(active_lanes[row]))
+        queries = self.lanes.queries[lane, 0] + plan.offset * attack.eot
+        answer = self._query(ask.x, ask, rows, before, queries, self._exactly(lane))
         after = attack.tell(problem, rows, before, answer)
         facts = on_host(
             finished=attack.finished(before),
@@ -309,7 +308,7 @@ class Loop:
         if disagree is not None:
             self._go_on_exactly(active_lanes[disagree[chosen]])
         source, index = active_lanes.to(context.device), chosen.to(context.device)
-        used = ahead[chosen] + 1
+        used = plan.offset[chosen] + 1
         self.state = put(self.state, source, after, index, current)
         self.lanes.queries[active_lanes] += used[:, None] * self._passes(answer)
         lane_draws, points = None, self.rows.x

@@ -319,8 +319,9 @@ class Run:
 
         def between(loop: Loop) -> None:
             nonlocal counted
-            state.count_rows(counted, loop.context.sent)
-            counted = loop.context.sent
+            sent = loop.context.sent
+            state.count_rows(counted, sent)
+            counted = sent
             if self.progress and time.monotonic() >= self.shown + _SHOW_EVERY:
                 self.shown = time.monotonic()
                 self.progress(self._progress(loop))
