@@ -1,9 +1,12 @@
-"""Names and their holders, with a third-party package that is built and installed for the test."""
+"""Names and their holders, with a package of a third party."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import invalidate_caches
+from pathlib import Path
 
 import pytest
 
@@ -40,9 +43,9 @@ def test_an_unknown_name_suggests_the_closest():
     assert str(error.value) == 'unknown attack "sqare": did you mean square? robench list attacks shows all 2'
 
 
-@pytest.fixture(scope="module")
-def outsider(tmp_path_factory):
-    """A folder with the package of CONTRIBUTING, installed with pip."""
+@pytest.fixture(scope="module", params=["copied", pytest.param("installed with pip", marks=pytest.mark.slow)])
+def outsider(request, tmp_path_factory):
+    """A folder with the package of CONTRIBUTING, copied there or installed with pip, which builds it first."""
     package = tmp_path_factory.mktemp("package")
     code = package / "src" / "my_package"
     code.mkdir(parents=True)
@@ -52,6 +55,9 @@ def outsider(tmp_path_factory):
     for example, module in {**modules, "transformation": "brightness"}.items():
         (code / f"{module}.py").write_text(EXAMPLES[example])
     place = tmp_path_factory.mktemp("outsider")
+    if request.param == "copied":
+        copy(code, place)
+        return place
     command = [
         sys.executable,
         "-m",
@@ -65,6 +71,22 @@ def outsider(tmp_path_factory):
     ]
     subprocess.run(command, check=True, capture_output=True)
     return place
+
+
+def copy(code: Path, place: Path) -> None:
+    """Put a package and its metadata where pip would."""
+    project = tomllib.loads(EXAMPLES["package"])["project"]
+    shutil.copytree(code, place / code.name)
+    info = place / f"{code.name}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    groups = [
+        "\n".join([f"[{group}]", *(f"{name} = {target}" for name, target in names.items())])
+        for group, names in project["entry-points"].items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(groups))
 
 
 KINDS = (

@@ -37,6 +37,7 @@ def test_squeezenet_classifies_724_of_1000_images_correctly():
     assert right(1000) == 724
 
 
+@pytest.mark.slow
 def test_a_run_records_its_preprocessing(tmp_path, capsys):
     arguments = ["--data-dir", str(REAL), "--checkpoint", str(WEIGHTS), "--results", str(tmp_path)]
     arguments += ["--dataset", IMAGES, "--threat", "Linf:1/255", "--samples", "12", "--attack", "fgsm"]

@@ -215,6 +215,7 @@ def test_torchvisions_weights_are_read_without_unpickling_and_named_by_their_fil
     assert (loaded.defense.image_size, loaded.defense.num_classes) == (224, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (DATA / "weights").is_dir(), reason=f"the real images and weights of {DATA} are absent"
 )

@@ -169,7 +169,7 @@ def tags(tmp_path_factory):
     return tags
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(names)
 @example(HOSTILE[0])
 @example(HOSTILE[1])

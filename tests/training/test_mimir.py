@@ -91,6 +91,7 @@ def test_the_penalty_is_added_with_its_weight_and_reaches_the_encoder(model):
     assert model.encoder.network.blocks[0].attn.qkv.weight.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_a_few_hundred_steps_lower_both_losses(digits):
     x, y = digits
     torch.manual_seed(0)
