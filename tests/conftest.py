@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from robench import catalog
 from robench.catalog import Suite
 from tests.fabricate import SPECS, Run, make_run
+
+# No example is slow by itself: on a busy machine any may take longer than Hypothesis allows.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -239,6 +239,6 @@ def test_a_step_waits_for_the_device_no_more_often_than_before(spec, threat):
     waits, steps = [], (6, 12)
     for count in steps:
         with PretendDevice() as device:
-            play([spec.format(count)], threat, device, n=6)
+            play([spec.format(count)], threat, device, batch_size=6)
         waits.append(device.counts[ENGINE, SYNC] + device.counts[ENGINE, TO_HOST])
     assert (waits[1] - waits[0]) / (steps[1] - steps[0]) <= WAITS[spec, threat]
