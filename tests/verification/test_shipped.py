@@ -45,9 +45,13 @@ def test_there_are_some():
     assert len(RECORDS) >= 8
 
 
+# Ten draws through a chain of networks.
+COSTLY = ("diffpure", "de3-cifar10")
+
+
 def _cases():
-    """The first record with each data set, family, attacker and threat; the others are slow, as are ten draws through
-    a chain of networks and the corruptions, which are made again."""
+    """The first record with each data set, family, attacker and threat; the others are slow, as are COSTLY purifiers
+    and the corruptions, which are made again."""
     seen = set()
     for folder in RECORDS:
         raw = RAW[folder]
@@ -60,7 +64,8 @@ def _cases():
             raw["threat"][:2],
         )
         new = set(enumerate(facts)) - seen
-        quick = bool(new) and "diffpure" not in folder.parent.name and raw["threat"] != "none"
+        costly = raw["threat"] == "none" or any(name in folder.parent.name for name in COSTLY)
+        quick = bool(new) and not costly
         seen |= new if quick else set()
         yield pytest.param(
             folder, marks=() if quick else pytest.mark.slow, id=str(folder.relative_to(SHIPPED))
