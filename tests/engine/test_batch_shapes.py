@@ -116,6 +116,12 @@ def test_draws_share_batches():
     assert outcome.passes["backward"] <= outcome.rows["backward"] <= 1.05 * outcome.passes["backward"]
 
 
+def test_queries_ahead_take_the_place_of_padding():
+    x, y = images(7), small_net().eval()(images(7)).argmax(1)
+    outcome = attack("square(queries=200)", small_net().eval(), x, y, threat="Linf:1e-6", batch_size=16)
+    assert outcome.robust.all() and outcome.rows["forward"] <= 1.1 * outcome.passes["forward"]
+
+
 def test_a_record_has_the_rows_sent(tmp_path):
     record = robench.run(
         defense="standard", attack="apgd(steps=5)", dataset="digits", samples=8, results=tmp_path
