@@ -27,7 +27,7 @@ class _Deterministic(Certifier):
         """See `Certifier.check`."""
         if case.loaded.defense.stochastic:
             raise UsageError(
-                f"no bound known for a randomised defense such as {case.loaded.name}: choose --method smoothing"
+                f"no bound known for a randomized defense such as {case.loaded.name}: choose --method smoothing"
             )
         if case.threat is None or case.threat.norm not in _NORMS:
             raise UsageError(f"no bound known for {case.threat}: expected a threat in {', '.join(_NORMS)}")

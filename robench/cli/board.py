@@ -32,31 +32,45 @@ PAGES = "html"
     metavar="PATTERN",
     multiple=True,
     callback=common.names,
-    help=f"Rows: defenses (mimir-*), or FIELD=PATTERN with {', '.join(FIELDS)}.",
+    help="Show only these rows: a pattern for the defense (mimir-*), or FIELD=PATTERN, where FIELD is "
+    f"{', '.join(FIELDS)}.",
 )
 @click.option(
-    "--columns", metavar="NAME", multiple=True, callback=common.names, help=f"Of {', '.join(COLUMNS)}."
+    "--columns",
+    metavar="NAME",
+    multiple=True,
+    callback=common.names,
+    help=f"Show only these columns, of {', '.join(COLUMNS)}.",
 )
-@click.option("--more", is_flag=True, help="Also other suites, attackers, smaller protocols, sweeps.")
+@click.option(
+    "--more",
+    is_flag=True,
+    help="Also other suites, other attacker knowledge, smaller protocols, sweeps.",
+)
 @click.option(
     "--sort",
     metavar="COLUMN",
     type=click.Choice(SORTS),
     default="robust",
     show_default=True,
-    help=f"Best first: {', '.join(SORTS)}.",
+    help=f"Sort rows by {', '.join(SORTS)}, best first.",
 )
-@click.option("--no-intervals", is_flag=True, help="Accuracies without confidence intervals.")
-@click.option("--no-header", is_flag=True, help="Rows alone, for a table of your own.")
-@click.option("--claims", metavar="PATH", multiple=True, help="RobustBench's model_info, shown as claimed.")
-@click.option("--output", metavar="DIR", help="Folder of the pages.  [default: board]")
-@click.option("--no-pictures", is_flag=True, help="Pages without adversarial examples.")
+@click.option("--no-intervals", is_flag=True, help="Leave out the confidence intervals.")
+@click.option("--no-header", is_flag=True, help="Print the rows alone, for a table of your own.")
+@click.option(
+    "--claims",
+    metavar="PATH",
+    multiple=True,
+    help="Also show the figures of RobustBench's model_info files.",
+)
+@click.option("--output", metavar="DIR", help="Folder that the pages are written to.  [default: board]")
+@click.option("--no-pictures", is_flag=True, help="Leave adversarial examples out of the pages.")
 @common.data_dir
 @common.trust
 def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
     """Make leaderboards from the records in the RESULTS folders (default: results).
 
-    One for each data set and threat: the protocol's own suite, full attacker knowledge, most images first. With
+    One for each data set and threat model: the protocol's own suite, full attacker knowledge, most images first. With
     --format html it is a folder of pages, which open from disk and from any static host.
 
     \b
@@ -65,13 +79,15 @@ def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
     """
     pages = form == PAGES
     if not pages and (options["output"] or options["no_pictures"] or options["data_dir"]):
-        raise UsageError("--output, --no-pictures and --data-dir are of pages: add --format html")
+        raise UsageError("--output, --no-pictures and --data-dir apply only to --format html")
     if pages and (options["columns"] or options["more"] or options["no_header"]):
         raise UsageError(
-            "--columns, --more and --no-header are of tables; a page shows all and folds what it must"
+            "--columns, --more and --no-header do not apply to --format html, which shows everything"
         )
     if options["claims"] and form in ("csv", "json"):
-        raise UsageError(f"--claims are shown in text, md, latex and html: {form} is of records alone")
+        raise UsageError(
+            f"--claims does not apply to --format {form}, which has records alone: use text, md, latex or html"
+        )
     from robench.records.collection import collect
     from robench.reports.board import Choice, board
     from robench.reports.robustbench import read_claims

@@ -84,7 +84,7 @@ def command(
 
     options = running.options
     if options.checkpoint and len(defenses) > 1:
-        raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
+        raise UsageError(f"--checkpoint needs exactly one defense: got {len(defenses)}")
     threat = named["threat"] or default_threat(method, named["protocol"])
     protocol = choose_protocol(named["protocol"], named["dataset"], threat, samples)
     attacks = None if attack == "none" else attack or ATTACK
@@ -104,6 +104,6 @@ def command(
         sys.stdout.write("\n".join(render(report.grid(result), "text", console.width) for result in results))
         for result in results:
             console.print(Text(plain(f"certification: {result.folder}")), soft_wrap=True)
-        console.print(Text(plain(f"picture: {picture}")), soft_wrap=True)
+        console.print(Text(plain(f"plot: {picture}")), soft_wrap=True)
 
     return show

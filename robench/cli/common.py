@@ -44,7 +44,7 @@ defenses = click.option(
     required=True,
     callback=names,
     shell_complete=names_of("defense"),
-    help="Card, family, .toml file or spec; comma-separated.",
+    help="Card, family, file or spec, with commas.",
 )
 protocol = click.option(
     "--protocol",
@@ -98,7 +98,7 @@ results = click.option(
     "results",
     metavar="DIR",
     shell_complete=folders,
-    help="Folder of all records.  [default: results]",
+    help="Folder that records are written to and read from.  [default: results]",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 trust = click.option(

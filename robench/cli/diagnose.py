@@ -56,7 +56,7 @@ def command(
     seeds: int | None,
     **named: str | None,
 ) -> Callable[[], None]:
-    """Look for signs that attacks on a defense fail; boards show them as warnings.
+    """Find out whether attacks on a defense fail; boards show the warnings.
 
     The exit code is 0 whatever is found. Repeat the command to resume an interrupted diagnosis.
 
@@ -71,7 +71,7 @@ def command(
 
     options = running.options
     if options.checkpoint and len(defenses) > 1:
-        raise UsageError(f"--checkpoint goes with one defense: {len(defenses)} were given")
+        raise UsageError(f"--checkpoint needs exactly one defense: got {len(defenses)}")
     chosen = choose_protocol(named["protocol"], named["dataset"], named["threat"], samples)
     if mi:
         from robench.diagnosis import information

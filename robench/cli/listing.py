@@ -1,4 +1,4 @@
-"""robench list: the names of defenses, attacks, data sets, protocols and transformations."""
+"""robench list: the names of defenses, attacks, data sets, protocols, transformations and certifiers."""
 
 import json
 import sys
@@ -162,7 +162,7 @@ def _table(rows: list[Row], width: int) -> Table:
 @click.argument("kind", required=False, shell_complete=names_among(KINDS))
 @common.as_json
 def command(kind: str | None, as_json: bool) -> None:
-    """List defenses, attacks, datasets, protocols or transformations; all of them when no KIND is given."""
+    """List defenses, attacks, datasets, protocols, transformations or certifiers; all of them without a KIND."""
     if kind is not None and kind not in KINDS:
         raise unknown_name("kind", kind, KINDS)
     tables = {name: TABLES[name]() for name in ([kind] if kind else KINDS)}

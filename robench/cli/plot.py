@@ -1,4 +1,4 @@
-"""robench plot: pictures made from records alone."""
+"""robench plot: plots made from records alone."""
 
 from pathlib import Path
 
@@ -8,37 +8,40 @@ from robench.cli import common
 from robench.cli.common import names
 from robench.cli.completion import folders, names_among
 from robench.evaluation.options import default_results
-from robench.reports.plots import PLOTS
+from robench.reports.plots import PLOTS, RENAMED
 from robench.reports.plots.style import FORMATS
 
 ALL = "all"
-_KINDS = "\n".join(f"{name:<12} {plot.shows}" for name, plot in PLOTS.items())
+_KINDS = "\n".join(f"{name:<16} {plot.shows}" for name, plot in PLOTS.items())
 
 
 @click.command(
     "plot",
-    help=f"""Draw pictures of a KIND from the records in the RESULTS folders (default: results).
+    help=f"""Draw plots of a KIND from the records in the RESULTS folders (default: results).
 
 \b
 {_KINDS}
-all          every one that there are records for
+all              every one that there are records for
 
 \b
 robench plot scatter
-robench plot all results/shipped --format svg,pdf --output pictures""",
+robench plot all results/shipped --format svg,pdf --output figures""",
 )
 @click.argument("kind", shell_complete=names_among((*PLOTS, ALL)))
 @click.argument("results", nargs=-1, type=common.Place(), shell_complete=folders)
 @click.option(
     "--format", "formats", multiple=True, callback=names, help=f"Of {', '.join(FORMATS)}.  [default: png]"
 )
-@click.option("--output", default="plots", show_default=True, help="Folder of the pictures.")
+@click.option("--output", default="plots", show_default=True, help="Folder of the plots.")
 def command(kind: str, results: tuple[str, ...], formats: list[str], output: str) -> None:
     from robench.core.formatting import location, one_of
     from robench.records.collection import collect
     from robench.reports.plots import find_plot
     from robench.reports.plots.style import save
 
+    if kind in RENAMED:
+        common.note(f'the plot "{kind}" is now called "{RENAMED[kind]}"; the old name is deprecated')
+        kind = RENAMED[kind]
     chosen = PLOTS if kind == ALL else {kind: find_plot(kind)}
     for form in formats or ["png"]:
         one_of("format", form, FORMATS)

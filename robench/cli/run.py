@@ -63,18 +63,19 @@ def command(
     robench run --defense mimir,pgd-at --attack 'pgd(steps=50)' \\
         --threat Linf:0.05 --samples 200
 
-    See also robench sweep, robench curve and robench transfer.
+    Defaults: the protocol digits-linf, its suites, full attacker knowledge.
+    See also robench sweep, curve and transfer. Terms: docs/glossary.md
     """
     protocol, part = selection.protocol, share_of(share) if share else None
     if share and engine != "local":
         raise UsageError("--share runs one share here, and --engine ray runs all: give one of them")
     transfers = bool(sources or targets or finetune or (protocol and find_protocol(protocol).ends))
     if (share or engine != "local") and (transfers or swept or radii):
-        raise UsageError("--share and --engine go without transfers, --sweep and --curve")
+        raise UsageError("--share and --engine cannot be combined with transfers, --sweep and --curve")
     if transfers:
         if selection.dataset or selection.knowledge or swept or radii or running.options.checkpoint:
             raise UsageError(
-                "a protocol of transfer goes without --dataset, --knowledge, --sweep, --curve and --checkpoint"
+                "a transfer protocol cannot be combined with --dataset, --knowledge, --sweep, --curve and --checkpoint"
             )
         from robench.cli.transfer import transfer
 
@@ -94,7 +95,7 @@ def command(
     from robench.evaluation.run import run_all
 
     if engine == "local" and (address or gpus_per_worker is not None):
-        raise UsageError("--address and --gpus-per-worker go with --engine ray")
+        raise UsageError("--address and --gpus-per-worker need --engine ray")
     cluster = {"engine": engine, "address": address, "gpus_per_worker": gpus_per_worker}
     options = replace(running.options, share=part, **cluster)
     records, failure = collect(
@@ -128,5 +129,5 @@ def _show(records: "list[Record]", suites: list[str]) -> None:
     for record in records:
         if record.corrupted and record.folder:
             picture = corruption_heatmap.write(record, record.folder / corruption_heatmap.FILE)
-            common.say(f"picture: {shown(picture)}")
+            common.say(f"plot: {shown(picture)}")
         common.say(f"record: {shown(record.folder or '')}")

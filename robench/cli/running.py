@@ -112,6 +112,8 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         names = {name: title for title, listed in _GROUPS.items() for name in listed.split()}
+        if help_option := self.get_help_option(ctx):
+            names[str(help_option.name)] = "Records and output"
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             line = parameter.get_help_record(ctx)
@@ -233,8 +235,8 @@ def _with(command: Callable, options: Sequence[Callable], without: Sequence[str]
 
 
 def show_picture(table: Grid, picture: Path) -> None:
-    """A table, and where its picture is."""
+    """Print a table, and where its plot is."""
     from robench.records.remote import shown
 
     sys.stdout.write(render(table, "text", common.console().width))
-    common.say(f"picture: {shown(picture)}")
+    common.say(f"plot: {shown(picture)}")

@@ -1,4 +1,4 @@
-"""robench show: one thing that has a name, or one record with a picture of its fooled images."""
+"""robench show: one thing that has a name, or one record with a plot of its adversarial examples."""
 
 import dataclasses
 import textwrap
@@ -24,7 +24,7 @@ from robench.defenses.resolution import find_card
 
 @click.command("show")
 @click.argument("name", shell_complete=names_of("anything"))
-@click.option("--picture", help="File for a record's picture.  [default: picture.png in its folder]")
+@click.option("--picture", help="File for a record's plot.  [default: picture.png in its folder]")
 @common.data_dir
 @click.option("--threat", help="Threat model for counting an attack's passes, such as L2:0.5.")
 @click.option(
@@ -43,7 +43,7 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
     """
     console = common.console()
     if threat is not None and not (name in catalog.suites() or _is_attack(name)):
-        raise UsageError(f"--threat goes with an attack or a suite, and {name} is none")
+        raise UsageError(f"--threat needs an attack or a suite, and {name} is neither")
     if (Path(name) / "record.json").is_file() or name.endswith(".json"):
         _record(console, Path(name), picture, data_dir)
         return
@@ -101,7 +101,7 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
         file = corruption_heatmap.write(record, Path(picture or folder / corruption_heatmap.FILE))
     else:
         file = draw(folder, images_of(record, data_dir), Path(picture or folder / "picture.png"))
-    common.say(f"picture: {file}")
+    common.say(f"plot: {file}")
 
 
 def _known() -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from robench.core.errors import UsageError
 @selecting()
 @running()
 def command(setting: str, selection: Selection, running: Running) -> Callable[[], None]:
-    """Run one defense and one attack for each value of SETTING, as a table and a picture.
+    """Run one defense and one attack for each value of SETTING, as a table and a plot.
 
     SETTING is NAME=START:STOP:STEP or NAME=A,B,...: an argument of the defense, or of the attacks after "attack.".
 

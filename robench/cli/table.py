@@ -21,10 +21,10 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
 
     mimir, maep and de3: the tables of these papers, with the published figures beside ours and the source of each.
     purifiers: each purifier undefended, oblivious, under BPDA and under exact gradients, with and without EOT.
-    Bounds that robench certify proved for the paper's defenses follow.
     unforeseen: each defense under transformations and other norms, and the mean.
+    transfer: purifiers trained on one data set, in front of the classifier of another.
     PAPER can also be a TOML file of your own, like those in papers/. Cells without a record name the command that
-    fills them.
+    fills them. The tables of a paper are followed by the bounds that robench certify proved for its defenses.
 
     \b
     robench run --defense maep-digits --attack purifier

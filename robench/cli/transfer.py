@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def command(
     selection: Selection, running: Running, sources: list[str], targets: list[str], finetune: str | None
 ) -> Callable[[], None]:
-    """Test purifiers on data sets that they were not trained on, as a table and a picture.
+    """Test purifiers on data sets that they were not trained on, as a table and a plot.
 
     \b
     robench transfer --defense maep --from digits,cifar10 --to digits,cifar10

@@ -89,7 +89,7 @@ def command(
                 common.say(line)
             if result.broken:
                 fields = ", ".join(dict.fromkeys(item.field for item in result.broken))
-                failed[path] = CheckFailed(f"{plain(path)} does not hold: {fields}")
+                failed[path] = CheckFailed(f"verification of {plain(path)} failed: {fields}")
     common.raise_worst(failed)
 
 
@@ -129,4 +129,4 @@ def _certification(
         common.say(line)
     if broken:
         fields = ", ".join(dict.fromkeys(finding.field for finding in broken))
-        raise CheckFailed(f"{plain(str(path))} does not hold: {fields}")
+        raise CheckFailed(f"verification of {plain(str(path))} failed: {fields}")

@@ -100,7 +100,7 @@ def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test"
 def check_channels(channels: int) -> None:
     """Refuse a number of channels except 1 and 3."""
     if channels not in (3, 1) or isinstance(channels, bool):
-        raise UsageError(f"channels={channels}: expected 3, or 1 for grey images")
+        raise UsageError(f"channels={channels}: expected 3, or 1 for gray images")
 
 
 @old_arguments(among="class_subset")

@@ -98,7 +98,7 @@ def _channels_last(array: np.ndarray, path: Path, channels: int, shape: tuple[in
         array = np.moveaxis(array, 1, -1)
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
         raise ResourceError(
-            f"{path}: images of shape {shape}: expected (N, H, W, 3), (N, 3, H, W), or (N, H, W) for grey images"
+            f"{path}: images of shape {shape}: expected (N, H, W, 3), (N, 3, H, W), or (N, H, W) for gray images"
         )
     if channels < array.shape[-1]:
         raise ResourceError(f"{path}: images of shape {shape} have 3 channels: omit channels=1")

@@ -129,7 +129,7 @@ class Defense(nn.Module):
             raise ValueError(f"{mean=} and {std=}: expected both or neither")
         if mean is not None and (constants := own_normalisations(classifier)):
             raise ValueError(
-                f"{mean=} for a classifier that normalises by itself, with its {constants[0].names[0]}: leave it out"
+                f"{mean=} for a classifier that normalizes by itself, with its {constants[0].names[0]}: leave it out"
             )
         self.classifier = classifier
         self.purifier = purifier

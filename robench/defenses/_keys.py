@@ -105,7 +105,7 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype, path: Path) -> Tensor:
     if changed or (dtype.is_floating_point and not is_counter(key)):
         kinds = [str(kind).removeprefix("torch.") for kind in (tensor.dtype, dtype)]
         raise ResourceError(
-            f"checkpoint {path} has {key} in {kinds[0]}, the network in {kinds[1]}: quantised or boolean weights "
+            f"checkpoint {path} has {key} in {kinds[0]}, the network in {kinds[1]}: quantized or boolean weights "
             "are not cast; use the weights that they were converted from"
         )
     return cast

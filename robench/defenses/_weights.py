@@ -114,7 +114,7 @@ def _weights_of(tables: Tables, name: str, chosen: bool, path: Path) -> Weights:
     state, stored = {}, set()
     for key, value in tables[name].items():
         if value.is_quantized or value.is_complex() or value.is_meta:
-            kind = "quantised" if value.is_quantized else "complex" if value.is_complex() else "without data"
+            kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else "without data"
             raise ResourceError(
                 f"checkpoint {path} has {key}, which is {kind}: use a checkpoint of ordinary numbers"
             )

@@ -81,5 +81,5 @@ def describe(defense: Defense) -> dict[str, str]:
 
 def _numbers(values: Tensor | None) -> str:
     if values is None:
-        return "none: pixels are not normalised"
+        return "none: pixels are not normalized"
     return ", ".join(f"{value:.6g}" for value in values.flatten().tolist())

@@ -117,12 +117,12 @@ def _content(case: Case, indicators: tuple[Indicator, ...], picture: str) -> dic
 
 
 def _proof(unseen: dict[str, Any]) -> str:
-    """State how large the true share of an unobserved sign may be."""
+    """State how large the true rate of an unobserved failure may be."""
     if not unseen["images"]:
         return "0 images are classified correctly without an attack: this diagnosis proves nothing"
     return (
-        f"a sign in 0 of {unseen['images']} images that are classified correctly without an attack: its true share may "
-        f"be up to {100 * unseen['interval'][1]:.1f} % (exact 95 % interval, Clopper-Pearson)"
+        f"a failure on 0 of {unseen['images']} images that are classified correctly without an attack may have a true "
+        f"rate of up to {100 * unseen['interval'][1]:.1f} % (exact 95 % interval, Clopper-Pearson)"
     )
 
 
@@ -138,7 +138,7 @@ def grid(diagnosis: Diagnosis) -> Grid:
         sentences.append(f"{'!' if indicator.warns else '·'} {indicator.name}: {indicator.text}")
     files = [f"diagnosis: {location(diagnosis.folder / FILE)}"]
     if content["picture"]:
-        files.append(f"picture: {location(diagnosis.folder / PICTURE)}")
+        files.append(f"plot: {location(diagnosis.folder / PICTURE)}")
     return Grid(
         title=(
             f"{content['defense']['name']} · {content['threat']} · {content['n']} images · "

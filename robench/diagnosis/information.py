@@ -178,7 +178,7 @@ def grids(information: Information) -> list[Grid]:
                 notes=tuple(notes),
             )
         )
-    files = (("information", FILE), ("picture", PICTURE))
+    files = (("information", FILE), ("plot", PICTURE))
     places = (f"{name}: {location(information.folder / file)}" for name, file in files)
     return [*tables[:-1], replace(tables[-1], notes=(*tables[-1].notes, *places))]
 

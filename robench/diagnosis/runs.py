@@ -76,7 +76,7 @@ def play(case: Case, name: str, folder: Path, options: Options) -> Played:
 def indicators(played: Played) -> Iterator[Indicator]:
     """The indicators of the runs."""
     for code, name, record, why, source in (
-        ("large-radius", "large radius", played.grey, "the same grey image", OWN),
+        ("large-radius", "large radius", played.grey, "the same gray image", OWN),
         ("unconstrained-failure", "unconstrained attack", played.everywhere, "any other", PINTOR),
     ):
         left, place = record.robust_accuracy, f"{record.job.threat}, where every image can become {why}"

@@ -136,7 +136,7 @@ def randomised(
         warnings.append(
             ResultWarning(
                 "deterministic-attack",
-                "a randomised defense under attacks without EOT: run autoattack-rand as well",
+                "a randomized defense under attacks without EOT: run autoattack-rand as well",
             )
         )
     return warnings
@@ -184,7 +184,7 @@ def losses(stats: list[LossStats]) -> list[ResultWarning]:
     warnings = (
         (flat, "loss-not-increasing", "no step raised the loss: gradients may mislead"),
         (fallen, "final-worse-than-best", "the loss fell again: the step may be too long"),
-        (undone, "more-steps-help", "the loss still rose in the last tenth of the steps: give it more"),
+        (undone, "more-steps-help", "the loss still rose in the last tenth of the steps: use more steps"),
     )
     return [
         ResultWarning(code, f"in {bad} of {total} rows {text}")

@@ -160,7 +160,8 @@ def plan(
         and threat.eps > largest_distance(threat.norm, *pairs[0][1].x.shape[1:])
     ):
         options.note(
-            f"{threat} contains every possible image: Linf:8/255 is 8 grey levels, L0:24 is 24 pixels"
+            f"{threat} contains every possible image: did you mean a radius for pixels in [0, 1]? "
+            "Linf:8/255 is 8 gray levels, L0:24 is 24 pixels"
         )
     if len(adversarial) < len(all_suites):
         for _, images in pairs:
@@ -200,7 +201,7 @@ def _check_corruptions(suite: Suite, knowledge: Sequence[str] | None) -> bool:
     if not corruptions(suite.attacks):
         return False
     if knowledge and list(knowledge) != ["full"]:
-        raise UsageError(f"{suite.name} has no attacker: remove --knowledge")
+        raise UsageError(f"{suite.name} does not depend on attacker knowledge: remove --knowledge")
     library()
     return True
 
@@ -312,7 +313,7 @@ def check_fit(loaded: Loaded, images: Images) -> None:
     if defense.channels != images.x.shape[1]:
         raise UsageError(
             f"{loaded.name} takes images with {defense.channels} channels, but data set {images.name} has "
-            f"{images.x.shape[1]} (3 for RGB, 1 for grey)"
+            f"{images.x.shape[1]} (3 for RGB, 1 for gray)"
         )
     if defense.num_classes != len(images.classes):
         raise UsageError(

@@ -174,7 +174,9 @@ def _devices(options: Options) -> tuple[Options, tuple[str, ...]]:
     first, *others = options.device.split(",")
     device = choose_device(first)
     if others and (device.type == "cpu" or options.engine != "local"):
-        raise UsageError(f'--device "{options.device}": use --workers for the number of processes')
+        raise UsageError(
+            "--engine ray and --device cpu take one device name; --workers sets the number of processes"
+        )
     if device.type == "cpu" or options.engine != "local":
         return options, ()
     count = torch.get_device_module(device.type).device_count()

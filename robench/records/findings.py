@@ -75,10 +75,10 @@ def other_margins(logits: Tensor, recorded: list[float]) -> list[int]:
 
 
 def rows_named(rows: list[int]) -> str:
-    """A short text that names the failing rows."""
+    """A short text that names the images (by row) for which a check fails."""
     if not rows:
         return "all do"
-    return f"row {rows[0]} does not" + (f", nor do {len(rows) - 1} more" if len(rows) > 1 else "")
+    return f"image {rows[0]} does not" + (f", nor do {len(rows) - 1} more" if len(rows) > 1 else "")
 
 
 def rows_hold(field: str, broken: list[int], what: str, *covers: str) -> Finding:

@@ -231,8 +231,8 @@ def _outcome(
 
 NOT_ATTACKED = "not-attacked"
 _SPARED = (
-    "{} of the samples were not attacked, because most draws of the search misclassified the clean image, but most "
-    "fresh draws classify it correctly: an attack on them may lower the figures"
+    "{} of the images were not attacked, because the clean image was misclassified in most draws of the search, "
+    "although most fresh draws classify it correctly: an attack on them may lower the figures"
 )
 # Columns that do not depend on the judge.
 _KEPT = ("clean_margin", "steps", "forward", "backward")

@@ -197,7 +197,7 @@ def grid(matrix: Matrix) -> Grid:
         numbers=frozenset(headings),
         notes=(
             "undefended: the classifier alone; full: exact gradients",
-            "randomised purifiers: accuracy in the worst draw, also for clean images",
+            "randomized purifiers: accuracy in the worst draw, also for clean images",
             *matrix.warnings,
         ),
     )

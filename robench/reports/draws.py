@@ -1,4 +1,4 @@
-"""Robust accuracy of randomised defenses over several draws of their noise, as a table below a leaderboard."""
+"""Robust accuracy of randomized defenses over several draws of their noise, as a table below a leaderboard."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ NAMES = ("worst_draw", "average", "majority", "single_draw")
 
 
 def draws_grids(rows: Sequence[tuple[str, Record]]) -> list[Grid]:
-    """A table for the randomised defenses among the rows, each a shown name and a record; empty if there are none."""
+    """A table for the randomized defenses among the rows, each a shown name and a record; empty if there are none."""
     randomised = [(name, record.extra[FIELD]) for name, record in rows if record.extra.get(FIELD)]
     if not randomised:
         return []
@@ -21,7 +21,7 @@ def draws_grids(rows: Sequence[tuple[str, Record]]) -> list[Grid]:
     )
     return [
         Grid(
-            "Randomised defenses: robust accuracy over several draws of the noise (clean accuracy)",
+            "Randomized defenses: robust accuracy over several draws of the noise (clean accuracy)",
             columns,
             (lines,),
             names=frozenset(columns[:2]),

@@ -134,7 +134,7 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     shown = (record for row in rows for records in row.records.values() for record in records)
     if any(FIELD in record.extra for record in shown):
         notes.append(
-            "randomised purifiers: accuracy in the worst draw, also for clean images, with the average below"
+            "randomized purifiers: accuracy in the worst draw, also for clean images, with the average below"
         )
     return Grid(
         title=f"{protocol} · {Threat.parse(threat)} · robust accuracy in %, 95 % intervals",

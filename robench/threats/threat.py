@@ -366,7 +366,7 @@ def _check_values(x: Tensor) -> None:
         raise UsageError(f"image {int(nonfinite[0])} has NaN or infinite pixels ({count})")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        normalised = "undo the normalisation, which belongs in the model"
+        normalised = "undo the normalization, which belongs in the model"
         advice = normalised if low < 0 else "divide 8-bit images by 255"
         raise UsageError(f"pixels lie in [{low:.9g}, {high:.9g}]: expected [0, 1] ({advice})")
 

@@ -59,7 +59,7 @@ def findings(
         yield Finding("samples.corrupted", False, "no predictions under corruptions")
         return
     uneven = [i for i, row in enumerate(rows["corrupted"]) if len(row) != len(requested)]
-    yield rows_hold("samples.corrupted", uneven, f"{len(requested)} predictions per row")
+    yield rows_hold("samples.corrupted", uneven, f"{len(requested)} predictions per image")
     if uneven or not all(finding.held for finding in same):
         return
     yield from _settings(record, images, requested)

@@ -107,12 +107,12 @@ def findings(e: Evidence) -> Iterator[Finding]:
     costs = [cost(attack, spec, e.threat, classes) for attack, spec in zip(e.attacks, names, strict=True)]
     spent = [_spent(e, i, costs) for i in range(len(rows["id"]))]
     impossible = [i for i in range(len(spent)) if not _steps_fit(e, i, costs)]
-    yield rows_hold("samples.steps", impossible, "possible for the attack that fooled the row")
+    yield rows_hold("samples.steps", impossible, "possible for the attack that fooled the image")
     for place, direction in enumerate(("forward", "backward")):
         impossible = [
             i for i, parts in enumerate(spent) if not _within(rows[direction][i], _sum(parts[place]))
         ]
-        yield rows_hold(f"samples.{direction}", impossible, "possible passes of the attacks on each row")
+        yield rows_hold(f"samples.{direction}", impossible, "possible passes of the attacks on each image")
         if impossible or len(record.attacks) != len(costs):
             continue
         for j, attack_cost in enumerate(record.attacks):

@@ -36,7 +36,7 @@ def _trusted(names: str, why: str, kinds: tuple[str, ...] = _ATTACKED) -> list[F
     return [Field(name, kinds, why) for name in names.split()]
 
 
-_COST = "within the possible cost of the attacks; --replay attacks rows again"
+_COST = "within the possible cost of the attacks; --replay attacks images again"
 
 # The most important fields come first. The output lists the fields on trust in this order.
 TABLE: tuple[Field, ...] = (
@@ -68,7 +68,7 @@ TABLE: tuple[Field, ...] = (
     *_trusted("suite.attacks", "checked against their cost; --replay runs them"),
     *_trusted(
         "samples.fooled_by",
-        "which attack fooled a row, and that attacks failed on robust rows; --replay checks it",
+        "which attack fooled an image, and that attacks failed on robust images; --replay checks it",
     ),
     *_trusted("attacks.attacked attacks.survivors", "counted from samples.fooled_by"),
     *_trusted(
@@ -80,7 +80,7 @@ TABLE: tuple[Field, ...] = (
     *_trusted("attacks.forward attacks.backward passes", "sums over the samples"),
     *_trusted("precision batch_size", "arithmetic of the surrogate; --replay uses it"),
     *_trusted("search.compiled search.disagreements search.repeats", "arithmetic of the search"),
-    *_trusted("batch_size", "rows per call, which may change the last bits", (CORRUPTED,)),
+    *_trusted("batch_size", "images per call, which may change the last bits", (CORRUPTED,)),
     *_trusted(
         "health", "warnings from gradients and losses; those from logits, classes and survivors are checked"
     ),

@@ -88,7 +88,9 @@ def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], devi
     attacks = build_attacks(list(job.suite.attacks), threat)
     external = [spec for spec, attack in attacks if isinstance(attack, ForeignAttack)]
     if external:
-        raise UsageError(f"{external[0]} takes all images in one call: single rows cannot be attacked again")
+        raise UsageError(
+            f"{external[0]} takes all images in one call: single images cannot be attacked again"
+        )
     attacker = find_attacker(job.knowledge, defense, job.dataset.name, device, images.class_subset)
     setup = Setup.of(defense, attacker, job, device)
     run = Run(setup, attacks, Samples(images.x, images.y, images.ids), threat)
@@ -170,14 +172,14 @@ def _detail(
 ) -> str:
     what = "verdict, attack, steps and passes" if same_device else "verdict and attack"
     same = len(rows) - len(differing)
-    detail = f"{same} of {len(rows)} rows attacked again (seed {sample.seed}) have the same {what}"
+    detail = f"{same} of {len(rows)} images attacked again (seed {sample.seed}) have the same {what}"
     if not same_device:
         origin = f"{e.record.device} with torch {e.record.platform.get('torch')}"
         detail += f" (made on {origin}: {TOLERATED_SHARE:.0%} may differ)"
     if differing:
         i = differing[0]
         was, now = (", ".join(f"{name} {r[name][i]!r}" for name in COLUMNS) for r in (e.rows, replayed))
-        detail += f"; row {i}: the record says {was}, found {now}"
+        detail += f"; image {i}: the record says {was}, found {now}"
     return detail
 
 
@@ -188,8 +190,8 @@ def _odds(population: int, drawn: int, allowed: int) -> str:
         false = max(1, round(share * population))
         parts.append(f"{share:.0%} ({false}): {missed(population, false, drawn, allowed):.2g}")
     return (
-        f"if some of the {population} rows that were attacked were false, a sample of {drawn} {what} with probability "
-        + ", ".join(parts)
+        f"if the results of some of the {population} attacked images were false, a sample of {drawn} {what} with "
+        "probability " + ", ".join(parts)
     )
 
 

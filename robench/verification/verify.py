@@ -97,7 +97,7 @@ def verify(
     result = report(folder, loaded, images, device)
     broken = [f"{item.field}: {item.detail}" for item in result.broken]
     if broken:
-        raise CheckFailed(f"{folder} does not hold. " + "; ".join(broken))
+        raise CheckFailed(f"verification of {folder} failed: " + "; ".join(broken))
     return list(result.findings)
 
 
@@ -236,7 +236,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     yield _predictions("samples.prediction", logits, predictions, attacked)
     unattacked = [i for i in range(len(x)) if i not in distance]
     changed = [i for i in unattacked if rows["prediction"][i] != rows["clean_prediction"][i]]
-    yield rows_hold("samples.prediction", changed, "rows without an attack keep the clean prediction")
+    yield rows_hold("samples.prediction", changed, "images without an attack keep the clean prediction")
 
     # NaN counts as a wrong answer only if the record has NaN too.
     wrong_margin = _wrong_margin(logits, labels[attacked], predictions)

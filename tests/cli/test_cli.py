@@ -365,7 +365,7 @@ def test_documentation_is_wrapped_once_at_the_width_of_the_terminal(robench_cli,
 
 def test_a_threat_without_an_attack_to_count_is_refused(robench_cli):
     code, out, err = robench_cli("show", "pgd-at-digits", "--threat", "L2:1")
-    assert (code, out) == (2, "") and "--threat goes with an attack or a suite" in err
+    assert (code, out) == (2, "") and "--threat needs an attack or a suite" in err
 
 
 @pytest.mark.parametrize("knowledge", ["transfer:nobody", "half"])

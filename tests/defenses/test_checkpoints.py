@@ -360,7 +360,7 @@ def test_another_precision_is_said(saved, kind):
 @pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool])
 def test_whole_numbers_are_not_cast(saved, kind):
     with pytest.raises(
-        ResourceError, match=r"has 0\.weight in \w+, the network in float32: quantised or boolean"
+        ResourceError, match=r"has 0\.weight in \w+, the network in float32: quantized or boolean"
     ):
         saved({key: value.to(kind) for key, value in STATE.items()})
 
@@ -368,7 +368,7 @@ def test_whole_numbers_are_not_cast(saved, kind):
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
 def test_quantised_complex_and_empty_tensors_are_refused(saved):
     for change, words in (
-        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantised"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantized"),
         (lambda t: t.to(torch.complex64), "is complex"),
         (lambda t: t.to("meta"), "is without data"),
     ):

@@ -351,13 +351,13 @@ class Normalising(nn.Module):
 
 def test_a_network_that_normalises_by_itself_is_not_normalised_again(tmp_path):
     nested = nn.Sequential(Normalising(), nn.Identity()).eval()
-    with pytest.raises(ValueError, match=r"normalises by itself, with its 0\.mu"):
+    with pytest.raises(ValueError, match=r"normalizes by itself, with its 0\.mu"):
         Defense(nested, num_classes=10, image_size=8, mean=files.MEAN, std=files.STD)
     files.write_torchscript(nested, tmp_path / "own.pt", image_size=8)
     defense = load(f"torchscript:{tmp_path / 'own.pt'}").defense
     x = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(defense(x), nested(x))
-    with pytest.raises(UsageError, match="normalises by itself"):
+    with pytest.raises(UsageError, match="normalizes by itself"):
         load(f"torchscript:{tmp_path / 'own.pt'}(mean=0.5, std=0.5)")
 
 

@@ -302,7 +302,7 @@ def test_ones_own_code(here):
         ("timm:test_vit", ["(N, 3, 160, 160)", "classes", "1000", "mean", "0.5"]),
         ("torchvision:squeezenet1_1", ["(N, 3, 224, 224)", "0.485, 0.456, 0.406", "1,235,496"]),
         ("python:tiny_module.build", ["(N, 3, 8, 8)", "std", "0.25", "classes", "10"]),
-        ("mimir-digits", ["(N, 3, 16, 16)", "none: pixels are not normalised", "205,002", "arXiv"]),
+        ("mimir-digits", ["(N, 3, 16, 16)", "none: pixels are not normalized", "205,002", "arXiv"]),
         ("vit(image_size=32)", ["(N, 3, 32, 32)", "robench.defenses.vit"]),
         ("timm", ["robench.defenses.loaders.timm", "num_classes = None"]),
     ],

@@ -147,7 +147,7 @@ def test_the_commands_answer_from_the_records(own, played, capsys):
     run = ("run", "--defense", "maep", "--protocol", str(own), "--from", "digits", "--to", "npz:wide.npz")
     run += ("--data-dir", str(own.parent))
     code, out, _ = command(capsys, *run, "--results", str(results))
-    assert code == 0 and "digits, tile" in out and "picture: " in out
+    assert code == 0 and "digits, tile" in out and "plot: " in out
     assert list(results.glob("transfer-*.png"))
     code, out, _ = command(capsys, *run, "--results", str(results), "--json")
     assert {r["finished"] for r in json.loads(out)["records"]} <= {r.finished for _, r in found}
@@ -181,8 +181,8 @@ def test_what_does_not_divide_is_left_out_with_a_reason(own):
             "transfer has no classifier for cifar100, only for digits",
         ),
         (["--from", "cifar100", "--to", "digits"], "the family maep has no card for cifar100"),
-        (["--from", "digits", "--to", "digits", "--dataset", "digits"], "goes without --dataset"),
-        (["--from", "digits", "--to", "digits", "--sweep", "a=1,2"], "goes without"),
+        (["--from", "digits", "--to", "digits", "--dataset", "digits"], "cannot be combined with --dataset"),
+        (["--from", "digits", "--to", "digits", "--sweep", "a=1,2"], "cannot be combined"),
         (["--from", "digits", "--to", "digits", "--protocol", "digits-linf"], "has one data set"),
         (["--from", "digits", "--to", "digits", "--attack", "pgd"], "needs a ladder of runs"),
         (["--from", "digits", "--to", "digits", "--finetune", "1"], "two or more numbers of images"),

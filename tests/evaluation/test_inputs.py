@@ -91,7 +91,7 @@ REFUSED = {
     "uint8": ({"x": (X * 255).byte()}, "divide by 255"),
     "bool": ({"x": X > 0.5}, "expected floats"),
     "0 to 255": ({"x": X * 255}, "divide 8-bit images"),
-    "normalised": ({"x": X - 0.5}, "normalisation"),
+    "normalised": ({"x": X - 0.5}, "normalization"),
     "NaN": ({"x": nan}, "image 2 has NaN"),
     "empty": ({"x": X[:0], "y": Y[:0]}, "no images"),
     "a single image": ({"x": X[0]}, "x[None]"),

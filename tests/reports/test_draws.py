@@ -18,7 +18,7 @@ def records():
 
 def test_randomised_defenses_have_one_row_each(records):
     text = board(records, choice=Choice(only=["suite=autoattack"]))
-    main, _, below = text.partition("Randomised defenses: ")
+    main, _, below = text.partition("Randomized defenses: ")
     assert "nim-mim-digits" in main and "mimir-digits" in main and "fresh draws" not in main
     (line,) = [line for line in below.splitlines() if "10 fresh" in line]
     assert line.split()[0] == "nim-mim-digits" and "mimir-digits " not in below.replace("nim-mim-digits", "")
@@ -38,4 +38,4 @@ def test_no_table_without_a_randomised_defense(records):
 
 @pytest.mark.parametrize("format", ["text", "md", "latex"])
 def test_every_format_has_the_table(records, format):
-    assert "Randomised defenses: " in board(records, format, choice=Choice(only=["suite=autoattack"]))
+    assert "Randomized defenses: " in board(records, format, choice=Choice(only=["suite=autoattack"]))

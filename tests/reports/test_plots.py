@@ -80,7 +80,7 @@ def test_each_format_is_written_and_the_same_again(tmp_path, form):
 
 
 def test_another_format_is_refused(tmp_path):
-    with pytest.raises(UsageError, match='unknown picture format "gif": expected one of png, svg, pdf'):
+    with pytest.raises(UsageError, match='unknown plot format "gif": expected one of png, svg, pdf'):
         style.save(draw(CURVE, "radius", "title"), tmp_path / "a.gif")
 
 
@@ -150,12 +150,26 @@ def test_a_trade_off_takes_what_the_name_does_not_say_from_the_card(tmp_path):
     assert lines == {name: [0, 70, 140] for name in ("clean", "robust, full", "robust, oblivious")}
 
 
+def test_the_old_name_of_a_plot_works_with_a_line_that_it_is_deprecated(tmp_path, capsys, monkeypatch):
+    for knowledge in ("full", "transfer:standard"):
+        make_run(tmp_path / "results", defense="one", knowledge=knowledge).write()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["plot", "transfer"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0 and out.startswith("plots/transfer-attacks-")
+    assert err.splitlines() == [
+        'robench: the plot "transfer" is now called "transfer-attacks"; the old name is deprecated'
+    ]
+    assert find_plot("transfer") is PLOTS["transfer-attacks"]
+
+
 def test_a_transfer_matrix_has_a_row_a_target_and_a_column_a_source(tmp_path):
     for target in ("one", "two"):
         for knowledge in ("full", "transfer:standard"):
             make_run(tmp_path, defense=target, knowledge=knowledge).write()
     make_run(tmp_path, defense="three", knowledge="transfer:other").write()
-    (figure,) = PLOTS["transfer"].draw(collect([tmp_path])).values()
+    (figure,) = PLOTS["transfer-attacks"].draw(collect([tmp_path])).values()
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["itself", "other", "standard"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "three", "two"]
@@ -190,7 +204,7 @@ def test_the_command_writes_what_it_names_and_says_what_is_missing(tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["plot", "scater"], 'unknown picture "scater": did you mean scatter?'),
+        (["plot", "scater"], 'unknown plot "scater": did you mean scatter?'),
         (["plot", "all", "--format", "gif"], 'unknown format "gif": expected one of png, svg, pdf'),
         (["plot", "all", "nowhere"], "nowhere: no such folder"),
     ],

@@ -108,7 +108,7 @@ def test_the_command_says_the_result_first(made, capsys, tmp_path):
     robust = 100 * one.record.robust_accuracy.value
     assert first.startswith("VERIFIED: all ") and first.endswith(" on these 16 images")
     assert f"robust accuracy is at most {robust:.2f} % on these 16 images" in first
-    assert "4 of 4 rows attacked again (seed 11)" in rest[0] and "misses all of them" in rest[1]
+    assert "4 of 4 images attacked again (seed 11)" in rest[0] and "misses all of them" in rest[1]
     # The fields on trust follow, one reason a line.
     assert (
         rest[2] == "not checked (on trust):"
@@ -136,7 +136,7 @@ def test_of_several_records_each_is_named_and_a_failure_is_the_exit_code(made, c
     assert any(line.startswith("FAILED: ") for line in lines) and any(
         line.startswith("FAILS  key") for line in lines
     )
-    assert "does not hold: key" in err and "Traceback" not in err
+    assert " failed: key" in err and "Traceback" not in err
 
 
 def test_the_tolerance_is_none_on_the_same_machine(made):

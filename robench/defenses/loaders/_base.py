@@ -201,7 +201,7 @@ def wrap(
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
         raise UsageError(f"{source} with {num_classes=}: expected a whole number of at least 2")
     if channels not in (None, *_CHANNELS) or isinstance(channels, bool):
-        raise UsageError(f"{source} with {channels=}: expected 3, or 1 for greyscale images")
+        raise UsageError(f"{source} with {channels=}: expected 3, or 1 for grayscale images")
     mean, std = normalised
     make = functools.partial(
         Defense, network.eval(), image_size=image_size, mean=mean, std=std, preprocessing=preprocessing

@@ -49,7 +49,7 @@ PLOTS = {
         "robench.reports.plots.settings:trade_off",
         'robench sweep sigma=0:140:70 --defense de3-digits --attack "pgd(steps=10)"',
     ),
-    "transfer": Plot(
+    "transfer-attacks": Plot(
         "accuracy of each defense under attacks on other networks",
         "robench.reports.plots.heatmaps:transfer",
         "robench run --defense mimir-digits,pgd-at-digits --attack pgd --knowledge transfer:standard",
@@ -65,6 +65,8 @@ PLOTS = {
         "robench run --defense mimir-digits --attack imagenet-c-memory",
     ),
 }  # fmt: skip
+# Old names, which still work.
+RENAMED = {"transfer": "transfer-attacks"}
 
 
 def find_plot(name: str) -> Plot:
@@ -73,6 +75,7 @@ def find_plot(name: str) -> Plot:
     Raises:
         UsageError: for an unknown kind, listing the known ones.
     """
+    name = RENAMED.get(name, name)
     if name not in PLOTS:
-        raise unknown_name("picture", name, PLOTS)
+        raise unknown_name("plot", name, PLOTS)
     return PLOTS[name]

@@ -89,7 +89,7 @@ def encode(figure: "Figure", format: str = "png") -> bytes:
     import matplotlib
 
     if format not in FORMATS:
-        raise UsageError(f'unknown picture format "{format}": expected one of {", ".join(FORMATS)}')
+        raise UsageError(f'unknown plot format "{format}": expected one of {", ".join(FORMATS)}')
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "robench", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=format, dpi=DPI, metadata=_NOTHING[format])

@@ -40,7 +40,7 @@ class ConvNeXtEncoder(Encoder):
         )
         blocks = [m for m in network.modules() if isinstance(m, ConvNeXtBlock)]
         require(
-            all(not hasattr(b.mlp, "grn") for b in blocks), "a ConvNeXt without global response normalisation"
+            all(not hasattr(b.mlp, "grn") for b in blocks), "a ConvNeXt without global response normalization"
         )
         super().__init__(network, patch, image_size // patch, network.num_features)
         self.norm = nn.LayerNorm(network.num_features, eps=1e-6)
