@@ -51,6 +51,7 @@ def command(
     from robench.engine.device import choose_device
     from robench.evaluation.challenge import challenge
     from robench.evaluation.options import default_results
+    from robench.records.estimate import NOT_ATTACKED, bound
     from robench.records.inputs import defense_of, images_of
     from robench.records.record import read_record
     from robench.records.samples import read_samples
@@ -77,7 +78,7 @@ def command(
     assert new.folder is not None and challenged.folder is not None
     before, after = (read_samples(folder).to_pydict() for folder in (challenged.folder, new.folder))
     robust_before, robust_after = (
-        {sample for sample, by in zip(rows["id"], rows["fooled_by"], strict=True) if by == ""}
+        {sample for sample, by in zip(rows["id"], rows["fooled_by"], strict=True) if by in ("", NOT_ATTACKED)}
         for rows in (before, after)
     )
     fooled = len(images) - len(robust_after)
@@ -86,7 +87,7 @@ def command(
         f"{fooled} of {len(images)} images are misclassified: robust accuracy {percent(new.robust_accuracy)} % "
         f"{interval(new.robust_accuracy)}",
         f"{len(robust_before - robust_after)} of them survived {challenged.job.suite.name}: best known robust accuracy "
-        f"{100 * both / len(images):.2f} %, was {percent(challenged.robust_accuracy)} %",
+        f"{100 * both / len(images):.2f} %, was {percent(bound(challenged.robust_accuracy, challenged.extra))} %",
         f"record: {location(new.folder)}",
     ]
     for line in lines:

@@ -34,6 +34,12 @@ def share_of(text: str) -> tuple[int, int]:
 @click.option("--finetune", hidden=True)
 @click.option("--sweep", "swept", hidden=True)
 @click.option("--curve", "radii", hidden=True)
+@click.option(
+    "--estimate",
+    metavar="POINTS",
+    type=float,
+    help="Attack a sample; half width of the interval.",
+)
 @click.option("--share", metavar="I/K", help="Run one of K shares of the images (docs/cluster.md).")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where attacks run.")
 @click.option("--address", metavar="ADDR", help="Head of a Ray cluster.")
@@ -49,6 +55,7 @@ def command(
     finetune: str | None,
     swept: str | None,
     radii: str | None,
+    estimate: float | None,
     share: str | None,
     engine: str,
     address: str | None,
@@ -60,8 +67,7 @@ def command(
 
     \b
     robench run --defense mimir --attack autoattack
-    robench run --defense mimir,pgd-at --attack 'pgd(steps=50)' \\
-        --threat Linf:0.05 --samples 200
+    robench run --defense mimir,pgd-at --attack quick --threat Linf:0.05
 
     Defaults: the protocol digits-linf, its suites, full attacker knowledge.
     See also robench sweep, curve and transfer. Terms: docs/glossary.md
@@ -70,8 +76,12 @@ def command(
     if share and engine != "local":
         raise UsageError("--share runs one share here, and --engine ray runs all: give one of them")
     transfers = bool(sources or targets or finetune or (protocol and find_protocol(protocol).ends))
-    if (share or engine != "local") and (transfers or swept or radii):
-        raise UsageError("--share and --engine cannot be combined with transfers, --sweep and --curve")
+    if (share or estimate is not None or engine != "local") and (transfers or swept or radii):
+        raise UsageError(
+            "--share, --estimate and --engine cannot be combined with transfers, --sweep and --curve"
+        )
+    if share and estimate is not None:
+        raise UsageError("--estimate attacks a sample, and --share a part of all images: give one of them")
     if transfers:
         if selection.dataset or selection.knowledge or swept or radii or running.options.checkpoint:
             raise UsageError(
@@ -97,7 +107,7 @@ def command(
     if engine == "local" and (address or gpus_per_worker is not None):
         raise UsageError("--address and --gpus-per-worker need --engine ray")
     cluster = {"engine": engine, "address": address, "gpus_per_worker": gpus_per_worker}
-    options = replace(running.options, share=part, **cluster)
+    options = replace(running.options, share=part, estimate=estimate, **cluster)
     records, failure = collect(
         run_all(selection.defenses, suites or None, chosen, selection.knowledge or None, options)
     )

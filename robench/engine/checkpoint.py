@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,23 +160,34 @@ class FolderStore:
         pairs = [(int(n[1]), int(n[3])) for n in numbers if len(n) == 4 and n[1].isdigit() and n[3].isdigit()]
         return [(self.share(index, of), of) for index, of in pairs]
 
-    def begin(self, moment: str, shares: int = 0) -> str:
+    def _begun(self) -> dict[str, Any] | None:
+        """What `begin` saved; None if there is nothing readable."""
+        try:
+            return json.loads(read_sealed(self.folder / _ORIGIN))
+        except Damaged:
+            return None
+
+    def deal(self) -> tuple[int, ...] | None:
+        """The share of each sample, if `begin` saved a split for this run; None if it did not."""
+        saved = self._begun()
+        shares = saved.get("deal") if saved and saved["origin"] == self.origin else None
+        return tuple(shares) if shares else None
+
+    def begin(self, moment: str, shares: int = 0, deal: Sequence[int] = ()) -> str:
         """Save the time when the run started and return it; a resumed run returns the time when it first started.
 
         Results of another run, release or device are deleted, except for shares that were run separately.
 
         Args:
-            shares: number of shares that are run separately (`Run.play_share`); 0 for a whole run.
+            shares: number of shares that are run separately (`Run.attack_share`); 0 for a whole run.
+            deal: the share of each sample, if the split was chosen for this run.
 
         Raises:
             ResourceError: if the folder cannot be written, or contains results of other shares or of a whole run.
         """
         refuse_link(self.folder)
         file = self.folder / _ORIGIN
-        try:
-            saved = json.loads(read_sealed(file))
-        except Damaged:
-            saved = None
+        saved = self._begun()
         if saved is not None and saved["origin"] == self.origin:
             if shares and saved.get("shares") != shares:
                 split = f"{saved['shares']} shares" if saved.get("shares") else "a whole run"
@@ -199,6 +210,7 @@ class FolderStore:
             self._note_restart("it contains nothing that this release can resume")
             self.drop()
         facts = {"origin": self.origin, "started": moment} | ({"shares": shares} if shares else {})
+        facts |= {"deal": list(deal)} if deal else {}
         content = seal(json.dumps(facts).encode())
         write_whole(self.folder, {_ORIGIN: content})
         return moment

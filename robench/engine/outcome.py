@@ -99,6 +99,8 @@ class Outcome:
         points: points of `x_adv` in the threat's coordinates, (N, ...) float32; None if these are the pixels.
         clean_answers, answers: predictions of every draw on the clean image and on `x_adv`, int64 (N, of_draws), -1 if
             a logit is NaN; None for a deterministic defense.
+        order: for an estimate, the position of each sample in the random order that it was drawn in, int64 (N,); see
+            `robench.records.estimate`.
         single_draw_accuracy: accuracy in [0, 1] in the first new draw, as AutoAttack reports it for randomised
             defenses; None for a deterministic defense.
     """
@@ -123,6 +125,7 @@ class Outcome:
     points: Tensor | LazyImages | None = None
     clean_answers: Tensor | None = None
     answers: Tensor | None = None
+    order: Tensor | None = None
     single_draw_accuracy: float | None = None
     search: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)

@@ -33,7 +33,7 @@ from robench.engine.progress import Progress
 from robench.engine.run_queue import Executor, Recipe, Work, single
 from robench.engine.run_state import CLEAN, ROBUST, RunState, ShareResult
 from robench.engine.setup import Setup
-from robench.engine.shares import saved_shares, split
+from robench.engine.shares import Deal, saved_shares, split
 from robench.engine.tolerances import same_margins
 from robench.engine.workers import Processes, single_thread
 from robench.threats.threat import Threat
@@ -61,6 +61,7 @@ class Run:
     Attributes:
         selected: samples that this run attacks, bool (n,); in a share of a run, those of the share.
         parts: the shares of a prepared run; the run itself if there is only one.
+        deal: the split of the samples, if it was chosen for this run; None to deal them out in turn.
         recipe: description from which other processes build this run; None if it must be pickled.
         clean: results of the clean pass; None before `prepare`.
     """
@@ -85,6 +86,7 @@ class Run:
         self.state = RunState.empty(len(samples), setup.batch_size)
         self.parts: Sequence[Work] = []
         self.recipe: Recipe | None = None
+        self.deal: Deal | None = None
         self.clean: Any = None
         self.shown = 0.0
 
@@ -134,11 +136,13 @@ class Run:
         if self._takes_all_samples:
             shares = 1
         elif self.store and (saved := saved_shares(self.store, self._matches)):
-            if saved != shares:
+            if saved != shares and self.deal is None:
                 self.note(f"resuming with {saved} share{'s' * (saved != 1)}, as in the interrupted run")
             shares = saved
         split = self._split(shares)
         self.parts = [self._share(i, split) for i in range(len(split))] if len(split) > 1 else [self]
+        if self.deal:
+            self.parts = self.parts[: self.deal.first]
 
     def attack(self) -> ShareResult:
         """Run all remaining attacks on the samples of this share."""
@@ -183,7 +187,9 @@ class Run:
         return any(isinstance(attack, ForeignAttack) for _, attack in self.attacks)
 
     def _split(self, count: int) -> list[Tensor]:
-        """The samples of each of at most `count` shares, bool (n,) each."""
+        """The samples of each of at most `count` shares, bool (n,) each; those of `deal` if it is given."""
+        if self.deal:
+            return self.deal.masks()
         return split(self.samples.ids, [attack for _, attack in self.attacks], count)
 
     def _share(self, number: int, shares: list[Tensor]) -> "Run":

@@ -1,8 +1,8 @@
 """The queue of the runs of a grid, whose shares an executor gives to its workers.
 
-Each record is a job: a generator that yields its run and receives the run's outcome. The queue starts the next job
-when few shares are waiting, so no worker waits for the last share of a record, and ends a job when its last share is
-finished. The results of a run depend on neither the executor nor the other runs.
+Each record is a job: a generator that yields its run, or several in turn, and receives the outcome of each. The queue
+starts the next job when few shares are waiting, so no worker waits for the last share of a record, and ends a job when
+its last share is finished. The results of a run depend on neither the executor nor the other runs.
 """
 
 from collections import Counter, deque
@@ -112,7 +112,7 @@ class Job(Generic[R]):
     """One record to be.
 
     Attributes:
-        steps: a generator that may yield one run, receives its outcome and returns the result of the job.
+        steps: a generator that may yield runs, receives the outcome of each and returns the result of the job.
         title: name of the record in messages.
         key: jobs with the same key never run at the same time.
     """
@@ -198,24 +198,8 @@ class RunQueue(Generic[R]):
         if entry is None:
             return False
         run = self._step(entry, lambda: next(entry.job.steps))
-        if run is None:
-            return True
-        try:
-            run.prepare(self.executor.shares_of(*run.shape))
-        except RobenchError as error:
-            self._abort(entry, error)
-            return True
-        entry.run, self.open[entry.index] = run, entry
-        entry.progress = [part.current_progress() for part in run.parts]
-        for number, part in enumerate(run.parts):
-            if result := part.saved_result():
-                entry.results[number] = result
-                entry.progress[number] = part.current_progress()
-            else:
-                self.waiting.append(Share(entry, number, part))
-        if entry.results:
-            self._show(entry)
-        self._end_if_complete(entry)
+        if run is not None:
+            self._open(entry, run)
         return True
 
     def show(self, share: Share, progress: Progress) -> None:
@@ -296,6 +280,26 @@ class RunQueue(Generic[R]):
             self._postponed.append(entry)
         return None
 
+    def _open(self, entry: Entry, run: Work) -> None:
+        """Prepare the next run of a job and queue its shares."""
+        try:
+            run.prepare(self.executor.shares_of(*run.shape))
+        except RobenchError as error:
+            self._abort(entry, error)
+            return
+        entry.run, self.open[entry.index] = run, entry
+        entry.losses.clear()
+        entry.progress = [part.current_progress() for part in run.parts]
+        for number, part in enumerate(run.parts):
+            if result := part.saved_result():
+                entry.results[number] = result
+                entry.progress[number] = part.current_progress()
+            else:
+                self.waiting.append(Share(entry, number, part))
+        if entry.results:
+            self._show(entry)
+        self._end_if_complete(entry)
+
     def _end_if_complete(self, entry: Entry) -> None:
         run = entry.run
         if run is None or len(entry.results) + len(entry.lost) < entry.count:
@@ -309,7 +313,9 @@ class RunQueue(Generic[R]):
             self._abort(entry, error)
             return
         self._forget(entry)
-        self._step(entry, lambda: entry.job.steps.send(outcome))
+        following = self._step(entry, lambda: entry.job.steps.send(outcome))
+        if following is not None:
+            self._open(entry, following)
 
     def _step(self, entry: Entry, action: Callable[[], Work]) -> Work | None:
         """Advance a job; None if it has ended."""

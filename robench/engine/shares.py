@@ -1,6 +1,7 @@
 """Shares of a run's samples, which run independently in several processes or on several machines."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import lcm
 
 import torch
@@ -11,6 +12,24 @@ from robench.engine.checkpoint import Saved, Store
 
 # Minimum number of images per share.
 SMALLEST = 64
+
+
+@dataclass(frozen=True)
+class Deal:
+    """A split of the samples that was chosen for a run.
+
+    Attributes:
+        share: the share of each sample, from 0.
+        first: number of shares to run; None for all.
+    """
+
+    share: tuple[int, ...]
+    first: int | None = None
+
+    def masks(self) -> list[Tensor]:
+        """The samples of each share, bool (n,) each."""
+        share = torch.tensor(self.share)
+        return [share == i for i in range(int(share.max()) + 1)]
 
 
 def share_count(samples: int, batch_size: int) -> int:

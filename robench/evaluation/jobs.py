@@ -15,6 +15,7 @@ from robench.engine.knowledge import Attacker
 from robench.engine.run import Run
 from robench.engine.run_queue import Work
 from robench.engine.setup import Setup
+from robench.engine.shares import Deal
 from robench.evaluation.options import Options
 from robench.evaluation.planning import PlannedRun
 from robench.records.record import DatasetFacts, DefenseFacts, Job, SuiteFacts
@@ -56,6 +57,13 @@ def work_of(planned: PlannedRun, job: Job, device: torch.device, options: Option
         note=options.note,
         **settings,
     )
+
+
+def with_deal(work: Work, deal: tuple[int, ...] | None) -> Work:
+    """A run whose samples are split as `deal` says: the share of each sample; None to deal them out in turn."""
+    if deal is not None and isinstance(work, Run):
+        work.deal = Deal(deal)
+    return work
 
 
 def run_of(planned: PlannedRun, job: Job, device: torch.device, options: Options, **settings: Any) -> Run:

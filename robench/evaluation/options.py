@@ -25,6 +25,8 @@ class Options:
         checkpoint: checkpoint to load instead of the card's.
         workers: number of processes that split the samples of an attack on a CPU, or generate corrupted images; None
             for one per core, if there is enough work.
+        estimate: half width in points of the interval for robust accuracy, to run the suite on a sample of the images
+            that survive `quick`; None to run it on all images.
         share: (number, count) to run only one of several shares of each run; None for the whole run.
         engine: "local", or "ray" to run shares on a Ray cluster.
         address: address of the cluster's head; None for RAY_ADDRESS or a cluster on this machine.
@@ -45,6 +47,7 @@ class Options:
     fresh: bool = False
     checkpoint: str | None = None
     workers: int | None = None
+    estimate: float | None = None
     share: tuple[int, int] | None = None
     engine: str = "local"
     address: str | None = None

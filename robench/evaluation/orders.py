@@ -16,7 +16,7 @@ from robench.core.errors import UsageError
 from robench.core.trust import is_trusting, trusting
 from robench.engine.device import choose_device
 from robench.engine.run_queue import Work
-from robench.evaluation.jobs import job_of, work_of
+from robench.evaluation.jobs import job_of, with_deal, work_of
 from robench.evaluation.options import Options
 from robench.evaluation.planning import PlannedRun, Sources, plan
 from robench.records.record import Job
@@ -36,6 +36,7 @@ class Order:
         options: options without callbacks.
         folder: folder to which relative paths refer.
         trust: whether names in files are trusted.
+        deal: the share of each sample, if the split was chosen for the run.
     """
 
     defense: str
@@ -46,6 +47,7 @@ class Order:
     options: Options
     folder: str
     trust: bool
+    deal: tuple[int, ...] | None = None
 
     def build(self, device: str | None = None) -> Work:
         """Build the run.
@@ -62,14 +64,20 @@ class Order:
             for candidate in planned:
                 job = job_of(candidate, options, chosen)
                 if job.key == self.key:
-                    return work_of(candidate, job, chosen, options)
+                    return with_deal(work_of(candidate, job, chosen, options), self.deal)
         raise UsageError(
             f"{self.defense} or the images differ between {socket.gethostname()} and the machine that started the run: "
             "install the same release, checkpoint and data on both"
         )
 
 
-def order_of(planned: PlannedRun, job: Job, device: torch.device, options: Options) -> Order:
+def order_of(
+    planned: PlannedRun,
+    job: Job,
+    device: torch.device,
+    options: Options,
+    deal: tuple[int, ...] | None = None,
+) -> Order:
     """The order of a planned run."""
     plain = replace(
         options,
@@ -89,6 +97,7 @@ def order_of(planned: PlannedRun, job: Job, device: torch.device, options: Optio
         plain,
         str(Path.cwd()),
         is_trusting(),
+        deal,
     )
 
 

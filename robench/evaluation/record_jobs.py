@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from robench.catalog import find_suite
 from robench.core.errors import UsageError
 from robench.core.io import claim
 from robench.corruption.make import enlargement
 from robench.engine.checkpoint import FolderStore
 from robench.engine.run_queue import Job as QueuedJob
 from robench.engine.run_queue import Work
-from robench.evaluation.jobs import job_of, run_of, work_of
+from robench.evaluation import estimate as estimates
+from robench.evaluation.jobs import job_of, run_of, with_deal, work_of
 from robench.evaluation.options import Options
 from robench.evaluation.orders import order_of
 from robench.evaluation.planning import PlannedRun
@@ -24,7 +26,7 @@ from robench.records import corruption
 from robench.records.provenance import conditions
 from robench.records.record import Job, Record
 from robench.records.remote import synced
-from robench.records.store import PARTIAL, make_record, record_folder, write_record
+from robench.records.store import PARTIAL, make_record, place_of_job, supersede, write_record
 
 # Seconds that a share waits for others that start at the same time.
 _PATIENCE = 60.0
@@ -39,19 +41,26 @@ def record_job(
         in_grid: whether other jobs run beside it, so its lines for the user need its title.
     """
     job = job_of(planned, options, device)
-    folder = record_folder(
-        options.results, job.protocol, job.defense.name, job.suite.name, job.knowledge, options.seed
-    )
+    folder = place_of_job(options.results, job)
     knowledge = "" if job.knowledge == "full" else f" @{job.knowledge}"
     title = f"{job.defense.name} under {job.suite.name}{knowledge}" + (
         f", {job.threat}" if job.threat else ""
     )
+    of_run = options
+    if in_grid:
+        of_run = replace(options, note=lambda text: options.note(f"{title}: {text}"))
+    if options.estimate is not None:
+        estimates.check(planned, options.estimate)
+        screened = replace(planned, suite=find_suite(estimates.SCREEN))
+        screen_job = job_of(screened, options, device)
+        screen = place_of_job(options.results, screen_job)
+        of_screen = _record_steps(screened, screen_job, screen, device, of_run, in_grid)
+        steps = estimates.estimate_steps(planned, of_screen, folder, device, of_run)
+        # Estimates of several suites share the record of the screen.
+        return QueuedJob(steps, f"{title} (estimate)", screen)
     if options.share:
         steps = _share_steps(planned, job, folder, device, options)
     else:
-        of_run = options
-        if in_grid:
-            of_run = replace(options, note=lambda text: options.note(f"{title}: {text}"))
         steps = _record_steps(planned, job, folder, device, of_run, in_grid)
     return QueuedJob(steps, title, folder)
 
@@ -90,8 +99,9 @@ def _record_steps(
         if planned.attacker is None:
             _note_enlargement(planned, options.note)
         start_time = time.monotonic()
-        work = work_of(planned, job, device, options, store=store)
-        work.recipe = order_of(planned, job, device, options)
+        deal = store.deal()
+        work = with_deal(work_of(planned, job, device, options, store=store), deal)
+        work.recipe = order_of(planned, job, device, options, deal)
         outcome = yield work
         finished = (_attacked if planned.attacker else _corrupted)(planned, job, outcome)
         record = make_record(
@@ -106,6 +116,8 @@ def _record_steps(
         )
         record = finished.write(folder, record)
         retire(folder, job, options)
+        # Replaces the estimate, if there is one.
+        supersede(place_of_job(options.results, estimates.job_of_estimate(job, 0.0)))
         store.drop()
         return record
 

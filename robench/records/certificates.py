@@ -22,6 +22,7 @@ from robench.data._lazy_images import LazyImages
 from robench.engine.outcome import Outcome
 from robench.records import _tensors
 from robench.records.certificate_file import FILE, check_header
+from robench.records.estimate import NOT_ATTACKED
 from robench.threats.threat import Threat
 
 # Number of images in memory while the file is written.
@@ -104,7 +105,7 @@ class Applied(LazyImages):
 
 def is_attacked(fooled_by: str) -> bool:
     """Whether an attack fooled the defense on this sample, rather than the clean image or noise."""
-    return fooled_by not in ("", "clean", "noise")
+    return fooled_by not in ("", "clean", "noise", NOT_ATTACKED)
 
 
 def certified(fooled_by: Sequence[str], distance: Sequence[float], randomised: bool) -> list[int]:

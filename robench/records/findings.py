@@ -1,6 +1,6 @@
 """The findings of verifying a record."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robench.engine.batched_model import undefined
 from robench.engine.tolerances import margins, same_margins
+from robench.statistics.accuracy import Accuracy
 
 # Other devices and batch shapes round logits differently, which can change a verdict, because an attack stops at the
 # decision boundary. A smaller difference of logits is reported as a tie and never counted as proven.
@@ -44,6 +45,17 @@ def equal(field: str, claimed: Any, actual: Any, what: str, *covers: str) -> Fin
     held = same(claimed, actual)
     figures = _short(claimed) if held else f"the record says {_short(claimed)}, found {_short(actual)}"
     return Finding(field, held, f"{figures} ({what})", covers)
+
+
+def same_accuracy(name: str, claimed: Accuracy, expected: Accuracy, interval: str) -> Iterator[Finding]:
+    """Whether an accuracy of the record agrees with its count and interval.
+
+    Args:
+        interval: the kind of interval.
+    """
+    yield equal(f"{name}.correct", claimed.correct, expected.correct, "counted from the samples")
+    yield equal(f"{name}.value", claimed.value, expected.value, "correct / n")
+    yield equal(f"{name}.interval", claimed.interval, expected.interval, interval)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -90,6 +90,7 @@ class Job:
         precision: "fp32" or "bf16", never "auto".
         batch_size: the resolved batch size.
         n: number of images.
+        half_width: half width in points of the interval that an estimate was made for; 0 if all images are attacked.
     """
 
     defense: DefenseFacts
@@ -102,6 +103,7 @@ class Job:
     knowledge: str = "full"
     seed: int = 0
     precision: str = "fp32"
+    half_width: float = 0.0
 
     @cached_property
     def threat_model(self) -> Threat:
@@ -127,6 +129,8 @@ class Job:
             "precision": self.precision,
             "batch_size": self.batch_size,
         }
+        if self.half_width:
+            decisive["half_width"] = self.half_width
         return _digest(decisive)
 
 
@@ -188,6 +192,8 @@ class Record:
         del fields["folder"]
         if not self.job.defense.state_sha256:
             del job["defense"]["state_sha256"]
+        if not self.job.half_width:
+            del job["half_width"]
         merged = {"schema": SCHEMA, **fields, **job, **extra}
         known = _schema()["required"]
         return {name: merged[name] for name in [*known, *sorted(set(merged) - set(known))]}
@@ -201,7 +207,7 @@ class Record:
         """
         validate(content)
         rest = {name: value for name, value in content.items() if name != "schema"}
-        job = {f.name: rest.pop(f.name) for f in dataclasses.fields(Job)}
+        job = {f.name: rest.pop(f.name) for f in dataclasses.fields(Job) if f.name in rest}
         job["defense"] = DefenseFacts(**job["defense"])
         attacks = tuple(job["suite"]["attacks"])
         job["suite"] = SuiteFacts(suite_name(job["suite"]["name"], attacks), attacks)

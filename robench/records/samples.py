@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
+from robench.records.estimate import NOT_ATTACKED, ORDER
 from robench.records.record import Record
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
 # For a run on a randomised defense: the predicted class of each fresh draw, -1 where a logit is NaN.
 DRAWN = (pa.field("clean_answers", pa.list_(pa.int32())), pa.field("answers", pa.list_(pa.int32())))
 
+# For an estimate: the position in the random order of the images that are sampled from.
+ORDERED = pa.field(ORDER, pa.int64())
+
 # Limits of memory use: rows, cells of a row under corruptions, and characters of a text.
 _MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
 _TEXTS = [field.name for field in SCHEMA if field.type == pa.string()]
@@ -74,7 +78,7 @@ def encode(outcome: "Outcome", images: "Images", corrupted: "Tensor | None" = No
     table = pa.table([pa.array(rows[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
     if corrupted is not None:
         table = table.append_column(CORRUPTED, pa.array(corrupted.tolist(), CORRUPTED.type))
-    for field in DRAWN:
+    for field in (*DRAWN, ORDERED):
         answers = getattr(outcome, field.name)
         if answers is not None:
             table = table.append_column(field, pa.array(answers.tolist(), field.type))
@@ -84,8 +88,8 @@ def encode(outcome: "Outcome", images: "Images", corrupted: "Tensor | None" = No
 
 
 def read_samples(folder: Path) -> pa.Table:
-    """The rows of a record's folder, with the columns of `SCHEMA`, `CORRUPTED` for a run under corruptions, and
-    `DRAWN` for a randomised defense.
+    """The rows of a record's folder, with the columns of `SCHEMA`, `CORRUPTED` for a run under corruptions, `DRAWN`
+    for a randomised defense, and `ORDERED` for an estimate.
 
     Raises:
         ResourceError: when the file is missing, damaged or has other columns.
@@ -135,7 +139,7 @@ def decode(encoded: bytes) -> pa.Table:
 
 
 def _check_schema(schema: pa.Schema) -> None:
-    known = (SCHEMA, SCHEMA.append(CORRUPTED), pa.schema([*SCHEMA, *DRAWN]))
+    known = (SCHEMA, SCHEMA.append(CORRUPTED), SCHEMA.append(ORDERED), pa.schema([*SCHEMA, *DRAWN]))
     if not any(schema.equals(other) for other in known):
         kinds = dict(zip(schema.names, schema.types, strict=True))
         wrong = [field.name for field in SCHEMA if kinds.get(field.name) != field.type]
@@ -162,14 +166,15 @@ def _fields() -> list[tuple[str, pa.Field]]:
 
 @lru_cache(maxsize=1 << 14)
 def _figures(folder: Path, stamp: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Clean margins (n,) and which images are robust (n,), in the order of the ids. The stamp is that of the file."""
+    """Clean margins (n,) and which images no attack fooled (n,), in the order of the ids. The stamp is that of the
+    file."""
     try:
         rows = read_samples(folder).sort_by("id")
     except ResourceError:
         return None
     # Not `to_numpy`, which imports pandas.
     margins = np.array(rows["clean_margin"].to_pylist(), np.float32)
-    return margins, np.array(rows["fooled_by"].to_pylist()) == ""
+    return margins, np.isin(rows["fooled_by"].to_pylist(), ("", NOT_ATTACKED))
 
 
 def _rows_of(record: Record) -> tuple[np.ndarray, np.ndarray] | None:
@@ -190,6 +195,6 @@ def clean_margins(record: Record) -> np.ndarray | None:
 
 
 def held(record: Record) -> np.ndarray | None:
-    """Which images are robust, bool (n,) in data set order; None if the samples cannot be read."""
+    """Which images no attack fooled, bool (n,) in data set order; None if the samples cannot be read."""
     figures = _rows_of(record)
     return figures[1] if figures else None

@@ -61,7 +61,11 @@ def record_folder(
 
 def place_of(results: Path | str, new: Record) -> Path:
     """The folder in which a record belongs."""
-    job = new.job
+    return place_of_job(results, new.job)
+
+
+def place_of_job(results: Path | str, job: Job) -> Path:
+    """The folder in which the record of a job belongs."""
     return record_folder(results, job.protocol, job.defense.name, job.suite.name, job.knowledge, job.seed)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from robench import catalog
 from robench.core import specs
+from robench.records.estimate import bound
 from robench.records.identity import by_subject, subjects
 from robench.records.record import Record
 from robench.records.samples import held
@@ -124,7 +125,8 @@ def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int,
             by_kind.setdefault(record.job.threat_model.kind, []).append(record)
         for bounds in by_kind.values():
             bounds.sort(key=_radius)
-            smallest = itertools.accumulate((r.robust_accuracy for r in bounds), partial(min, key=_value))
+            proven = (bound(r.robust_accuracy, r.extra) for r in bounds)
+            smallest = itertools.accumulate(proven, partial(min, key=_value))
             lowest_up_to = list(smallest)
             for record in bounds:
                 within = bisect_right(bounds, _radius(record) * (1 + 1e-9), key=_radius)

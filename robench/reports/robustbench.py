@@ -110,7 +110,8 @@ def model_info(record: Record) -> dict[str, Any]:
     job, threat = record.job, record.job.threat_model
     attacks = build_attacks(catalog.suites()["autoattack"].specs(threat.norm), threat)
     standard = tuple(spec for spec, _ in attacks)
-    if job.suite.attacks != standard or job.knowledge != "full" or threat.norm not in ("Linf", "L2"):
+    partial = job.suite.attacks != standard or bool(job.half_width)
+    if partial or job.knowledge != "full" or threat.norm not in ("Linf", "L2"):
         raise UsageError(
             f"{job.defense.name} under {job.suite.name}, {job.knowledge}, {threat}: RobustBench's files need "
             "AutoAttack (standard) with full knowledge in Linf or L2"

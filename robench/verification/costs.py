@@ -17,6 +17,7 @@ from robench.core.errors import UsageError
 from robench.engine.counts import shipped
 from robench.engine.query_cost import passes
 from robench.records.certificates import is_attacked
+from robench.records.estimate import NOT_ATTACKED
 from robench.records.findings import Finding, equal, rows_hold
 from robench.threats.threat import Threat
 from robench.verification.evidence import Evidence
@@ -149,6 +150,8 @@ def _steps_fit(e: Evidence, i: int, costs: list[Cost]) -> bool:
 
 def _spent(e: Evidence, i: int, costs: list[Cost]) -> tuple[list[Span], list[Span]]:
     """The possible forward and backward passes of each attack on a row, up to the last attack that ran on it."""
+    if e.rows["fooled_by"][i] == NOT_ATTACKED:
+        return [], []
     if e.rows["fooled_by"][i] == "clean":
         # On fresh draws, the clean image of an attacked row may be misclassified.
         possible = costs if e.draws > 1 else []

@@ -7,10 +7,12 @@ from typing import Any
 from robench.data._base import Images
 from robench.records import randomized as drawn
 from robench.records.certificates import is_attacked
-from robench.records.findings import Finding, equal, rows_hold, rows_named
+from robench.records.estimate import NOT_ATTACKED
+from robench.records.findings import Finding, equal, rows_hold, rows_named, same_accuracy
 from robench.records.record import Record
 from robench.records.samples import FILE, input_digests
 from robench.statistics.accuracy import Accuracy
+from robench.verification import estimated
 from robench.verification.evidence import Evidence
 
 
@@ -40,10 +42,7 @@ def accuracies(record: Record, clean: int, robust: int) -> Iterator[Finding]:
         ("clean_accuracy", record.clean_accuracy, clean),
         ("robust_accuracy", record.robust_accuracy, robust),
     ):
-        expected = Accuracy.of(correct, record.job.n)
-        yield equal(f"{name}.correct", claimed.correct, expected.correct, "counted from the samples")
-        yield equal(f"{name}.value", claimed.value, expected.value, "correct / n")
-        yield equal(f"{name}.interval", claimed.interval, expected.interval, "Wilson's, 95 %")
+        yield from same_accuracy(name, claimed, Accuracy.of(correct, record.job.n), "Wilson's, 95 %")
 
 
 def certificates(e: Evidence) -> Iterator[Finding]:
@@ -65,10 +64,13 @@ def arithmetic(e: Evidence) -> Iterator[Finding]:
     correct = [a == b for a, b in zip(e.rows["clean_prediction"], e.rows["label"], strict=True)]
     mismatched = [i for i in range(n) if correct[i] == (fooled_by[i] == "clean")]
     yield rows_hold("samples.fooled_by", mismatched, '"clean" exactly where the clean prediction is wrong')
-    known = {"", "clean", "noise", *record.job.suite.attacks}
+    known = {"", "clean", "noise", *record.job.suite.attacks} | ({NOT_ATTACKED} if e.is_estimate else set())
     unknown = [i for i in range(n) if fooled_by[i] not in known]
     yield rows_hold("samples.fooled_by", unknown, "attacks of this record")
-    yield from accuracies(record, sum(correct), fooled_by.count(""))
+    if e.is_estimate:
+        yield from estimated.findings(e, sum(correct))
+    else:
+        yield from accuracies(record, sum(correct), fooled_by.count(""))
     specs = tuple(cost.spec for cost in record.attacks)
     yield equal("suite.attacks", record.job.suite.attacks, specs, "the attacks that were run", "attacks.spec")
     if e.draws > 1:
@@ -79,10 +81,10 @@ def arithmetic(e: Evidence) -> Iterator[Finding]:
         return
     for name, fooled in (
         ("clean_draws", [not correct for correct in correct]),
-        ("draws", [by != "" for by in fooled_by]),
+        ("draws", [by not in ("", NOT_ATTACKED) for by in fooled_by]),
     ):
         yield column(e.rows, name, fooled, "1 where the answer is wrong")
-    yield from _chain(e, sum(correct))
+    yield from _chain(e, sum(correct) - fooled_by.count(NOT_ATTACKED))
 
 
 def _chain(e: Evidence, left: int) -> Iterator[Finding]:

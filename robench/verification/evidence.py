@@ -9,6 +9,7 @@ from robench.attacks.build import build_attacks
 from robench.core.errors import RobenchError
 from robench.data._base import Images
 from robench.engine.knowledge import asks_judge
+from robench.records import estimate
 from robench.records import randomized as draws
 from robench.records.certificates import Certificates, certified
 from robench.records.record import Record
@@ -37,6 +38,11 @@ class Evidence:
     def draws(self) -> int:
         """Number of the judge's noise draws; 1 for a deterministic defense."""
         return self.record.extra.get(draws.FIELD, {}).get("draws", 1)
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether the suite was run on a sample of the images."""
+        return estimate.FIELD in self.record.extra
 
     @property
     def kind(self) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PLAIN, RANDOMIZED, CORRUPTED = "plain", "randomized", "corrupted"
-_ATTACKED = (PLAIN, RANDOMIZED)
-_EVERY = (PLAIN, RANDOMIZED, CORRUPTED)
+PLAIN, RANDOMIZED, CORRUPTED, ESTIMATE = "plain", "randomized", "corrupted", "estimate"
+_ATTACKED = (PLAIN, RANDOMIZED, ESTIMATE)
+_EVERY = (PLAIN, RANDOMIZED, CORRUPTED, ESTIMATE)
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,14 @@ TABLE: tuple[Field, ...] = (
     ),
     *_checked("clean_accuracy.value clean_accuracy.correct clean_accuracy.interval"),
     *_checked("robust_accuracy.value robust_accuracy.correct robust_accuracy.interval"),
+    *_checked(
+        "estimate.survivors estimate.attacked estimate.fooled estimate.at_most samples.order", (ESTIMATE,)
+    ),
     *_checked("stochastic.draws stochastic.fresh stochastic.clean stochastic.robust", (RANDOMIZED,)),
     *_checked("attacks.spec"),
     *_checked("samples.id samples.label samples.digest samples.clean_prediction samples.prediction"),
     *_checked("samples.clean_margin samples.distance"),
-    *_checked("samples.clean_draws samples.draws", (PLAIN, CORRUPTED)),
+    *_checked("samples.clean_draws samples.draws", (PLAIN, CORRUPTED, ESTIMATE)),
     *_checked("adversarials.delta adversarials.id adversarials.grain adversarials.grains", _ATTACKED),
     *_checked("adversarials.grains_id", _ATTACKED),
     # A run under corruptions is repeated as a whole.
@@ -64,6 +67,8 @@ TABLE: tuple[Field, ...] = (
     *_checked("corruptions.pixels corrupted_accuracy mce relative_mce", (CORRUPTED,)),
     *_trusted("seed", "seeds the attacks' random numbers; --replay uses it"),
     *_trusted("threat", "at least as large as the stored adversarial examples need; --replay uses it"),
+    *_trusted("half_width", "what the estimate was made for", (ESTIMATE,)),
+    *_trusted("estimate.screen", "the key of the record whose survivors were sampled", (ESTIMATE,)),
     *_trusted("knowledge", "what the attacker had access to; --replay uses it"),
     *_trusted("suite.attacks", "checked against their cost; --replay runs them"),
     *_trusted(

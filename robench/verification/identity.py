@@ -14,6 +14,7 @@ from robench.corruption.suite import corruptions
 from robench.data._base import Images
 from robench.defenses import Loaded
 from robench.records import certificates, samples
+from robench.records.estimate import SUFFIX
 from robench.records.findings import Finding, equal
 from robench.records.inputs import nameless
 from robench.records.record import SCHEMA, Record
@@ -81,7 +82,8 @@ def _suite(record: Record) -> Iterator[Finding]:
     The name of an unknown suite is taken on trust.
     """
     suite = record.job.suite
-    known_suite = catalog.suites().get(suite.name)
+    name = suite.name.removesuffix(SUFFIX) if record.job.half_width else suite.name
+    known_suite = catalog.suites().get(name)
     if known_suite is not None and known_suite.rungs:
         detail = f"{suite.name} is a ladder of runs, and each run has its own suite"
         yield Finding("suite.name", False, detail)
@@ -92,7 +94,7 @@ def _suite(record: Record) -> Iterator[Finding]:
             expected = tuple(map(str, corruptions(attack_specs)))
         else:
             threat = record.job.threat_model
-            attack_specs = known_suite.specs(threat.norm) if known_suite else specs.split(suite.name, "+")
+            attack_specs = known_suite.specs(threat.norm) if known_suite else specs.split(name, "+")
             expected = tuple(spec for spec, _ in build_attacks(attack_specs, threat))
     except RobenchError as error:
         if known_suite is not None:

@@ -22,6 +22,7 @@ from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import Processes, choose_workers
 from robench.evaluation.planning import check_fit
 from robench.records.certificates import Applied, certified, is_attacked, read_certificates
+from robench.records.estimate import SUFFIX
 from robench.records.inputs import defense_of, images_of
 from robench.records.randomized import FIELD, chosen_on
 from robench.records.record import Record, read_record
@@ -110,6 +111,9 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
     record = read_record(baseline)
     if record.corrupted:
         raise UsageError(f"{baseline} is of a run under corruptions: robench verify re-checks it")
+    if record.job.half_width:
+        suite = record.job.suite.name.removesuffix(SUFFIX)
+        raise UsageError(f"{baseline} is an estimate: run {suite} on all images for a baseline")
     name, images = defense_of(record, defense), images_of(record, options.data_dir)
     check_images(images.x, images.y, len(images.classes))
     if images.digest != record.job.dataset.digest:

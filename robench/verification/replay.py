@@ -24,7 +24,7 @@ from robench.engine.attack_context import Samples
 from robench.engine.outcome import Outcome, ResultWarning
 from robench.engine.run import Run
 from robench.engine.setup import Setup, find_attacker
-from robench.records import randomized
+from robench.records import estimate, randomized
 from robench.records.certificates import is_attacked
 from robench.records.findings import Finding
 from robench.records.migration import NOT_ATTACKED
@@ -113,7 +113,7 @@ def findings(e: Evidence, loaded: Loaded, device: torch.device, sample: Sample) 
     candidates = [
         i
         for i, (by, forward) in enumerate(pairs)
-        if by != "clean" and (forward or is_attacked(by) or not skipped)
+        if by not in ("clean", estimate.NOT_ATTACKED) and (forward or is_attacked(by) or not skipped)
     ]
     rows = [candidates[k] for k in sample.rows([e.rows["id"][i] for i in candidates])]
     again = attack_again(e.record.job, loaded, e.images, rows, device)

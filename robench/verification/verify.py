@@ -18,6 +18,7 @@ from robench.data._base import Images
 from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded
 from robench.engine.batched_model import Network, frozen, undefined
+from robench.records import estimate
 from robench.records import randomized as drawn
 from robench.records.certificate_file import tensor_names
 from robench.records.certificates import Applied, read_certificates
@@ -143,6 +144,8 @@ def _covered(finding: Finding, kind: str) -> list[str]:
 def _kind(record: Record) -> str:
     if record.corrupted:
         return fields.CORRUPTED
+    if estimate.FIELD in record.extra:
+        return fields.ESTIMATE
     return fields.RANDOMIZED if drawn.FIELD in record.extra else fields.PLAIN
 
 

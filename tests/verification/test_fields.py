@@ -33,6 +33,7 @@ def every_name() -> list[str]:
     columns = [
         *samples.SCHEMA.names,
         samples.CORRUPTED.name,
+        samples.ORDERED.name,
         *(f.name for f in getattr(samples, "DRAWN", ())),
     ]
     tensors = {**certificate_file.EXACT, **certificate_file.ROUNDED}
