@@ -126,7 +126,7 @@ class Contract:
         restarts: number of random starts for each target.
         targets: number of target classes, 0 for an untargeted loss. An image has max(targets, 1) * restarts rows, which
             the engine runs in parallel.
-        eot: draws of a randomised surrogate averaged for each answer.
+        eot: draws of a randomized surrogate averaged for each answer.
         loss: the loss on the logits that is maximised, one of `robench.attacks._losses`; "" for another objective.
         group: number of images that the objective couples.
         layers: features that the objective uses, "last" or "all"; "" for none. A defense without features is refused
@@ -272,7 +272,7 @@ class GradientAttack(Attack[S]):
         steps: iterations, with one forward and one backward pass each and one more of both at the end.
         targets: number of target classes, most likely first; 0 for the untargeted loss.
         restarts: number of random starts, for each target if targeted.
-        eot: draws of a randomised surrogate averaged for each gradient.
+        eot: draws of a randomized surrogate averaged for each gradient.
     """
 
     loss: str = "ce"

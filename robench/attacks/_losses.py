@@ -76,7 +76,7 @@ def objective(loss: str, target: Tensor | None = None) -> OnLogits:
 
 
 def normalize(direction: Tensor, norm: str) -> Tensor:
-    """The direction of steepest ascent of unit norm for a gradient (S, ...): its sign in Linf, normalised in L2."""
+    """The direction of steepest ascent of unit norm for a gradient (S, ...): its sign in Linf, normalized in L2."""
     if norm == "Linf":
         return direction.sign()
     flat = direction.flatten(1)

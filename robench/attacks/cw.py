@@ -73,7 +73,7 @@ class CW(Attack[CWState]):
         steps: iterations of Adam for each value of c.
         rounds: number of values of c. In Linf a success ends a round early; the attack makes rounds * steps queries.
         targets: number of target classes, most likely first; 0 for the untargeted margin.
-        eot: draws of a randomised surrogate averaged for each gradient.
+        eot: draws of a randomized surrogate averaged for each gradient.
         c: initial weight of the margin.
         step_size: step size of Adam in the free variables; in Linf at most a fifth of the threshold.
         confidence: required margin, the paper's kappa.

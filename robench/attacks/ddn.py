@@ -43,7 +43,7 @@ class DDN(Attack[DDNState]):
         loss: "ce", "dlr" or "margin".
         steps: iterations, with one forward and one backward pass each.
         targets: number of target classes, most likely first; 0 for the untargeted loss.
-        eot: draws of a randomised surrogate averaged for each gradient.
+        eot: draws of a randomized surrogate averaged for each gradient.
         step_size: length of the first step, in L2.
         radius: norm of the first perturbation.
         gamma: relative change of the norm in each step.

@@ -60,7 +60,7 @@ class FAB(Attack[FABState]):
         targets: number of target classes, most likely first; 0 for the nearest of all linearised boundaries, with K
             gradients in each step.
         restarts: number of starts, for each target if targeted: the clean image, then random points at half the radius.
-        eot: draws of a randomised surrogate averaged for each answer.
+        eot: draws of a randomized surrogate averaged for each answer.
         alpha_max: largest weight of the projection of the clean image.
         eta: extrapolation factor of each projection.
         beta: fraction of the perturbation kept by a step back.

@@ -18,7 +18,7 @@ class FGSM(Attack[PGDState]):
 
     Args:
         loss: "ce", "dlr" or "margin".
-        eot: draws of a randomised surrogate averaged for the gradient.
+        eot: draws of a randomized surrogate averaged for the gradient.
     """
 
     loss: str = "ce"

@@ -44,7 +44,7 @@ class FMN(Attack[FMNState]):
     Args:
         steps: iterations, with one forward and one backward pass each.
         targets: number of target classes, most likely first; 0 for the untargeted margin.
-        eot: draws of a randomised surrogate averaged for each gradient.
+        eot: draws of a randomized surrogate averaged for each gradient.
         step_size: length of the first step, in L2; decays to one hundredth on a cosine schedule.
         gamma: initial relative change of the radius; decays to 0.001 on a cosine schedule.
         minimise: continue after success to find the nearest adversarial example.

@@ -44,7 +44,7 @@ class MIFGSM(Attack[MIFGSMState]):
         translation: largest shift in pixels over which the gradient is averaged, arXiv 1904.02884 (7 there, at
             299 px); 0 for none.
         targets: number of target classes, most likely first; 0 for the untargeted loss.
-        eot: draws of a randomised surrogate averaged for each gradient.
+        eot: draws of a randomized surrogate averaged for each gradient.
     """
 
     in_pixels: ClassVar[bool] = True

@@ -107,7 +107,7 @@ class SparseState(_SearchState):
 @attacks.register("sparse-rs")
 @dataclass(frozen=True)
 class SparseRS(_Search[SparseState]):
-    """Random search over `eps` pixels with colours of zeros and ones (L0-RS); uses logits only."""
+    """Random search over `eps` pixels with colors of zeros and ones (L0-RS); uses logits only."""
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ class PatchState(_SearchState):
 @attacks.register("patch-rs")
 @dataclass(frozen=True)
 class PatchRS(_Search[PatchState]):
-    """Random search over the colours and the position of a square patch (Patch-RS); uses logits only."""
+    """Random search over the colors and the position of a square patch (Patch-RS); uses logits only."""
 
     alpha_init: float = 0.4
 

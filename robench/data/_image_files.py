@@ -131,7 +131,7 @@ def decode(
         n: number of images.
         preprocessing: see `robench.data.preprocessing`.
         name: name of the data set, for messages.
-        channels: 3, or 1 for grey images.
+        channels: 3, or 1 for gray images.
 
     Raises:
         ResourceError: if images are missing, damaged or too small for the preprocessing, with their number and the
@@ -200,7 +200,7 @@ def named(paths: Sequence[object]) -> str:
 
 
 def opened(source: Path | Blob, channels: int, smallest: int = 1) -> Image.Image | str:
-    """Decode a picture as RGB, or as grey for 1 channel; returns a description of the problem if that fails.
+    """Decode a picture as RGB, or as gray for 1 channel; returns a description of the problem if that fails.
 
     Args:
         smallest: minimum side length in pixels.

@@ -74,10 +74,10 @@ def pixels(array: np.ndarray, path: Path, channels: int = 3) -> Tensor:
     """Convert an array to images (N, channels, H, W), float32 in [0, 1].
 
     Args:
-        array: (N, H, W, 3) or (N, 3, H, W); for grey images (N, H, W), (N, H, W, 1) or (N, 1, H, W). uint8 in
+        array: (N, H, W, 3) or (N, 3, H, W); for gray images (N, H, W), (N, H, W, 1) or (N, 1, H, W). uint8 in
             0 .. 255 or floats in [0, 1].
         path: the file, for messages.
-        channels: 3, which repeats the channel of grey images, or 1, for grey images only.
+        channels: 3, which repeats the channel of gray images, or 1, for gray images only.
 
     Raises:
         ResourceError: for another shape, dtype or range.

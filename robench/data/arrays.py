@@ -23,14 +23,14 @@ def load(
 ) -> Images:
     """npz:FILE: an archive with images `x`, labels `y` and optional names of classes `classes`.
 
-    `x` is (N, H, W, 3), (N, 3, H, W), or (N, H, W) for grey images, as uint8 or floats in [0, 1]; `y` is (N,) whole
+    `x` is (N, H, W, 3), (N, 3, H, W), or (N, H, W) for gray images, as uint8 or floats in [0, 1]; `y` is (N,) whole
     numbers. An id is the position in the file. The archive is always the split "test".
 
     Args:
         path: path of the file, relative to `data_dir` if that is given.
         samples: number of images to load, from the start; None for all.
         classes: number of classes; 0 for the number of names in the file or, without names, the largest label plus one.
-        channels: 3, which repeats the channel of grey images, or 1, for grey images only and defenses that expect them.
+        channels: 3, which repeats the channel of gray images, or 1, for gray images only and defenses that expect them.
 
     Raises:
         UsageError: for another split or number of channels.

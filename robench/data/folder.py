@@ -37,7 +37,7 @@ def load(
         preprocessing: "none" for images of equal size; else see `robench.data.preprocessing`.
         classes: "folders" for one class for each folder, sorted by name; "imagenet" for folders named by ImageNet
             synsets (ImageNet-A, -R, -Sketch), with their labels among the 1,000 classes.
-        channels: 3, or 1 for the luminance, for defenses that expect grey images.
+        channels: 3, or 1 for the luminance, for defenses that expect gray images.
 
     Raises:
         UsageError: for another split, preprocessing, kind of classes or number of channels, or images of different

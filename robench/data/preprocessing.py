@@ -95,7 +95,7 @@ def of_evaluation(
 def of_sizes(
     res: int | Sequence[int], crop: int | Sequence[int], interpolation: str, squash: bool = False
 ) -> str:
-    """The name of resizing to `res` and centre-cropping to `crop`; empty if it cannot be expressed."""
+    """The name of resizing to `res` and center-cropping to `crop`; empty if it cannot be expressed."""
     sizes = [value if isinstance(value, int) else value[0] for value in (res, crop) if value is not None]
     if interpolation not in ("bilinear", "bicubic") or len(sizes) != 2:
         return ""

@@ -94,9 +94,9 @@ class Defense(nn.Module):
         classifier: maps images to logits; a `forward_features` method makes `features` available.
         num_classes: K.
         image_size: side of the square images, in pixels.
-        channels: C of the images: 3, or 1 for greyscale images.
+        channels: C of the images: 3, or 1 for grayscale images.
         purifier: maps images to images, both in [0, 1], or None.
-        mean: one number per channel, subtracted before the classifier; None for no normalisation.
+        mean: one number per channel, subtracted before the classifier; None for no normalization.
         std: one number per channel, which the difference is divided by; None exactly if `mean` is None.
         stochastic: whether two calls on the same images may differ.
         differentiable: whether the exact gradient exists.
@@ -105,7 +105,7 @@ class Defense(nn.Module):
             `robench.data.preprocessing`; empty if unknown or none.
 
     Raises:
-        ValueError: for a mean without a std, or for a mean and std with a classifier that seems to normalise its
+        ValueError: for a mean without a std, or for a mean and std with a classifier that seems to normalize its
             input itself: it has per-channel constants called mean (or mu) and std (or sigma).
     """
 

@@ -45,7 +45,7 @@ class DDPMpp(nn.Module):
         attention: whether each resolution has self-attention, after each down block and after the last up block; the
             middle block always has it.
         layers: residual blocks per resolution on the down path; the up path has one more.
-        groups: of the group normalisation.
+        groups: of the group normalization.
         head_width: channels per attention head; 0 for a single head.
         dropout: rate in training.
     """

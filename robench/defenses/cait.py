@@ -31,7 +31,7 @@ def cait(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """CaiT: talking-heads blocks on the patches, then class-attention blocks; pixels are not normalised.
+    """CaiT: talking-heads blocks on the patches, then class-attention blocks; pixels are not normalized.
 
     The state has the keys of MIMIR's fine-tuned checkpoints. The features are the tokens after the last
     norm, the class token first, (N, tokens + 1, width).

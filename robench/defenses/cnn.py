@@ -38,7 +38,7 @@ class SmallCNN(nn.Module):
 
 @registry.defenses.register("cnn")
 def cnn(image_size: int = 32, width: int = 32, hidden: int = 200, num_classes: int = 10) -> Defense:
-    """A small CNN; pixels are not normalised.
+    """A small CNN; pixels are not normalized.
 
     Args:
         image_size: at least 4.

@@ -24,7 +24,7 @@ def convit(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """ConViT that classifies its class token; pixels are not normalised.
+    """ConViT that classifies its class token; pixels are not normalized.
 
     The state has the keys of MIMIR's fine-tuned checkpoints: queries, keys and values have no bias, and only patches
     have positions. The features are the tokens after the last norm, the class token first, (N, tokens + 1, width).

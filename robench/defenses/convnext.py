@@ -19,7 +19,7 @@ def convnext(
     num_classes: int = 1000,
     drop_path: float = 0.0,
 ) -> Defense:
-    """ConvNeXt that averages its last feature map; pixels are not normalised.
+    """ConvNeXt that averages its last feature map; pixels are not normalized.
 
     The features are the last feature map before the average and its norm, (N, 8 * width, side, side).
 

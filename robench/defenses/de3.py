@@ -249,14 +249,14 @@ class DE3(FixedSizePurifier):
         return mean, deviation
 
     def pixels(self, x: Tensor) -> Tensor:
-        """The normalised pixels of each patch, (N, 3, H, W) -> (N, patches, patch * patch * 3)."""
+        """The normalized pixels of each patch, (N, 3, H, W) -> (N, patches, patch * patch * 3)."""
         x, p = (x - self.mean) / self.std, self.patch_size
         side = x.shape[-1] // p
         x = x.view(len(x), 3, side, p, side, p)
         return x.permute(0, 2, 4, 3, 5, 1).reshape(len(x), side**2, p * p * 3)
 
     def images(self, pixels: Tensor) -> Tensor:
-        """Images with the given normalised pixels; the inverse of `pixels`."""
+        """Images with the given normalized pixels; the inverse of `pixels`."""
         p, n = self.patch_size, len(pixels)
         side = math.isqrt(pixels.shape[1])
         x = pixels.view(n, side, side, p, p, 3).permute(0, 5, 1, 3, 2, 4)
@@ -265,7 +265,7 @@ class DE3(FixedSizePurifier):
     def encoder_state(self) -> dict[str, Tensor]:
         """The encoder's weights for a classifier that takes unnormalised images in [0, 1].
 
-        The normalisation is folded into the patch embedding. The last LayerNorm is left out, since the classifier
+        The normalization is folded into the patch embedding. The last LayerNorm is left out, since the classifier
         replaces it by a new `fc_norm`.
         """
         outside = ("decoder_", "mask_token", "norm.")

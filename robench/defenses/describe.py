@@ -56,7 +56,7 @@ def of_spec(text: str) -> dict[str, str]:
 
 
 def describe(defense: Defense) -> dict[str, str]:
-    """Input, normalisation, classes and properties of a defense, as lines of a table.
+    """Input, normalization, classes and properties of a defense, as lines of a table.
 
     Raises:
         UsageError: if it is not a Defense.

@@ -47,7 +47,7 @@ class DiffPure(FixedSizePurifier):
         layers: residual blocks per resolution on the down path; the up path has one more.
         attention: sides, in pixels, of the resolutions with self-attention; the middle block always has it.
         head_width: channels per attention head; 0 for a single head.
-        groups: of the group normalisation.
+        groups: of the group normalization.
         dropout: rate in training.
         length, beta_start, beta_end: of the schedule.
         t: time to which the images are diffused, in steps of the schedule (DiffPure's t* is t / length).

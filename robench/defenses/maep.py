@@ -23,7 +23,7 @@ class MAEP(FixedSizePurifier):
     """Encodes all patches of an image and decodes them to a purified image, deterministically and in one pass.
 
     The state has the key names of MAE's official code (arXiv 2111.06377); positions are fixed sine and cosine
-    embeddings. Pixels are not normalised. The output is clipped to [0, 1], so pixels outside this range have no
+    embeddings. Pixels are not normalized. The output is clipped to [0, 1], so pixels outside this range have no
     gradient.
 
     Args:

@@ -47,7 +47,7 @@ def swin(
     mlp_ratio: float = 4.0,
     drop_path: float = 0.0,
 ) -> Defense:
-    """Swin that averages its last tokens; pixels are not normalised and LayerNorm has eps 1e-6, as in SimMIM's code.
+    """Swin that averages its last tokens; pixels are not normalized and LayerNorm has eps 1e-6, as in SimMIM's code.
 
     A stage whose grid is no larger than the window is a single window without a shift. The features are the tokens
     after the last block, before the norm, (N, tokens, width * 2 ** (stages - 1)).

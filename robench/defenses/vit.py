@@ -59,7 +59,7 @@ def vit(
     stem: str = "patch",
     pool: str = "avg",
 ) -> Defense:
-    """ViT that classifies the normalised average of its patch tokens; by default, pixels are not normalised.
+    """ViT that classifies the normalized average of its patch tokens; by default, pixels are not normalized.
 
     The state has the keys of a checkpoint that MIMIR's official code writes after fine-tuning: class token,
     biased qkv, LayerNorm eps 1e-6, `fc_norm`, no `norm`. The features are the tokens after the last block,
@@ -68,7 +68,7 @@ def vit(
     Args:
         width, depth, heads: of the encoder; the MIMIR paper's T, S, B are 192/384/768, 12, 3/6/12.
         drop_path: rate of stochastic depth in the last block, in training only.
-        mean, std: one number per channel for networks that were trained on normalised pixels, such as the classifiers
+        mean, std: one number per channel for networks that were trained on normalized pixels, such as the classifiers
             of De^3.
         stem: "patch", or "conv" for convolutions, as in Singh et al., arXiv 2303.01870, for patches of 16 pixels.
         pool: "avg", or "token" to classify the class token, whose state has `norm` and no `fc_norm`.

@@ -62,8 +62,9 @@ def certify(
         defense: a card, a family, the path of a card or a builder's spec.
         method: spec of a certifier, such as "smoothing(draws=10000)".
         protocol: name or path; None to use `dataset`, `threat` and `samples`.
-        dataset, threat, samples: data set, radius of both bounds (None for L2:0.5, or for a method of any
-            norm that of the protocol) and number of images.
+        dataset: data set, instead of the protocol's.
+        threat: radius of both bounds; None for L2:0.5, or for a method of any norm that of the protocol.
+        samples: number of images, instead of the protocol's.
         attack: suite or specs for the images that are not certified at the radius; None for no upper bound.
         progress: True shows a progress bar on stderr; a function is called after every step.
         **options: the fields of `Options`.

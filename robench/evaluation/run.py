@@ -54,7 +54,9 @@ def run(
         defense: a card, a family, the path of a card or a builder's spec.
         attack: a suite or specs; None for the suite of the protocol.
         protocol: name or path; None to use `dataset`, `threat` and `samples`, or the default protocol.
-        dataset, threat, samples: data set, threat model and number of images, instead of a protocol's.
+        dataset: data set, instead of the protocol's.
+        threat: threat model, instead of the protocol's.
+        samples: number of images, instead of the protocol's.
         knowledge: attacker knowledge; None for that of the protocol.
         progress: True shows a progress bar on stderr; a function is called after every query.
         **options: the fields of `Options`.

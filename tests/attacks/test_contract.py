@@ -133,6 +133,6 @@ def test_class_attributes_of_attacks():
 
 def test_parameters_of_a_base_class_are_described():
     text = index.describe(registry.attacks.get("apgd")).documentation
-    assert "rho: a checkpoint" in text and "eot: draws of a randomised surrogate" in text
+    assert "rho: a checkpoint" in text and "eot: draws of a randomized surrogate" in text
     # PGD documents its steps itself.
     assert index.describe(registry.attacks.get("pgd")).documentation.count("    steps: ") == 1

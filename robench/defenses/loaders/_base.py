@@ -183,7 +183,7 @@ def wrap(
     preprocessing: str = "",
     channels: int | None = None,
 ) -> Defense:
-    """Wrap a network that takes normalised images as a defense that takes images in [0, 1].
+    """Wrap a network that takes normalized images as a defense that takes images in [0, 1].
 
     Args:
         normalised: mean and std.

@@ -23,11 +23,11 @@ _FORMAT = "Image.BitmapPixelFormat"
 
 @registry.loaders.register("onnx")
 def load(source: Source, image_size: int | None = None, mean: Channels = None, std: Channels = None) -> Found:
-    """An ONNX classifier from images (N, 3, S, S), normalised by `mean` and `std` if given, to logits.
+    """An ONNX classifier from images (N, 3, S, S), normalized by `mean` and `std` if given, to logits.
 
-    Greyscale images, (N, 1, S, S), are also supported.
+    Grayscale images, (N, 1, S, S), are also supported.
 
-    The image size is that of the graph's input. The normalisation is that of the spec, or else of the file's metadata:
+    The image size is that of the graph's input. The normalization is that of the spec, or else of the file's metadata:
     `mean` and `std`, JSON lists (our choice), or ONNX's own `Image.NominalPixelRange`. --checkpoint replaces FILE by
     another file.
 

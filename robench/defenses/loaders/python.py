@@ -32,8 +32,8 @@ def load(
 
     Args:
         image_size, mean, std, channels: of a bare module. A function that has parameters of these names receives
-            them and must normalise by itself. image_size defaults to that of the data set, or else to the default of
-            the parameter. Use channels=1 for greyscale images; by default, colour is tried first, then greyscale.
+            them and must normalize by itself. image_size defaults to that of the data set, or else to the default of
+            the parameter. Use channels=1 for grayscale images; by default, color is tried first, then grayscale.
 
     Raises:
         UsageError: if there is no such function, it refuses its arguments, or it returns something else.

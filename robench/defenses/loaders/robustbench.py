@@ -38,7 +38,7 @@ _SIZES = {"cifar10": 32, "cifar100": 32, "imagenet": 224}
 def load(source: Source) -> Found:
     """A model of RobustBench's zoo; the default of `@dataset/threat` is `@cifar10/Linf`.
 
-    The models take images in [0, 1] and normalise by themselves. robustbench downloads their weights into
+    The models take images in [0, 1] and normalize by themselves. robustbench downloads their weights into
     ~/.cache/robench/robustbench (or ROBENCH_CACHE); --checkpoint accepts a file that it published.
 
     Raises:

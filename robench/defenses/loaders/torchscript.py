@@ -19,7 +19,7 @@ NOTE = "robench.json"
 
 @registry.loaders.register("torchscript")
 def load(source: Source, image_size: int | None = None, mean: Channels = None, std: Channels = None) -> Found:
-    """A TorchScript module from images, normalised by `mean` and `std` if given, to logits.
+    """A TorchScript module from images, normalized by `mean` and `std` if given, to logits.
 
     The file may carry these in an extra file `robench.json`, {"image_size": 32, "mean": [...], "std": [...]};
     the spec takes precedence. --checkpoint replaces FILE by another file.

@@ -80,7 +80,7 @@ def interleaved(even: Tensor, odd: Tensor, dim: int) -> Tensor:
 
 
 def pixel_grid(x: Tensor) -> Tensor:
-    """Column and row of each pixel centre, (H, W, 2)."""
+    """Column and row of each pixel center, (H, W, 2)."""
     rows = torch.arange(x.shape[2], dtype=x.dtype, device=x.device)
     columns = torch.arange(x.shape[3], dtype=x.dtype, device=x.device)
     down, across = torch.meshgrid(rows, columns, indexing="ij")

@@ -16,11 +16,11 @@ from robench.threats.transformations._base import Transformation, smoothed
 @transformations.register("blur")
 @dataclass(frozen=True)
 class Blur(Transformation):
-    """Blur that varies over the image; radius: the largest share of the blurred image, at most 1.
+    """Blur that varies over the image; radius: the largest fraction of the blurred image, at most 1.
 
     Args:
         kernel, sigma: Gaussian that blurs the image, in pixels; kernels are odd and below twice the image's side.
-        spread, spread_sigma: Gaussian that smooths the shares of neighbouring pixels.
+        spread, spread_sigma: Gaussian that smooths the shares of neighboring pixels.
     """
 
     low: ClassVar[float] = 0.0

@@ -18,7 +18,7 @@ _GREY = (0.485, 0.45, 0.406)
 @transformations.register("fog")
 @dataclass(frozen=True)
 class Fog(Transformation):
-    """Grey fog whose density is the magnitude of a fractal map; radius: the largest displacement of a point of the map.
+    """Gray fog whose density is the magnitude of a fractal map; radius: the largest displacement of a point of the map.
 
     Each parameter displaces the point of the map at its own position; the corner is never displaced.
 

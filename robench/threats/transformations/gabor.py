@@ -26,7 +26,7 @@ class Gabor(Transformation):
         kernel: side of the square that a wave covers, odd, in pixels.
         sides: number of superposed directions: 3 at 32 pixels, 5 at 224 (ImageNet-UA).
         sigma: width of the waves' envelope, in units of the kernel's side.
-        density: share of the pixels at which a wave is centred.
+        density: share of the pixels at which a wave is centered.
     """
 
     kernel: int = 23

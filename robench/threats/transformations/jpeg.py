@@ -24,7 +24,7 @@ YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 class JPEG(Transformation):
     """Errors of the DCT coefficients of 8x8 blocks in YCbCr; radius: the largest error, for pixels in [0, 1].
 
-    As in ImageNet-UA, coefficients are not rounded, so that zero parameters leave the image unchanged, and colours are
+    As in ImageNet-UA, coefficients are not rounded, so that zero parameters leave the image unchanged, and colors are
     not subsampled.
     """
 

@@ -16,7 +16,7 @@ from robench.threats.transformations._base import Transformation
 @transformations.register("pixel")
 @dataclass(frozen=True)
 class Pixel(Transformation):
-    """Pixelation; radius: the L2 norm of the shares of the mean colour, each in [0, 1].
+    """Pixelation; radius: the L2 norm of the fractions of the mean color, each in [0, 1].
 
     This follows the paper; its code uses the first pixel of a square instead of the mean.
 

@@ -20,11 +20,11 @@ _TINY = 1e-8
 @transformations.register("recolor")
 @dataclass(frozen=True)
 class ReColor(Transformation):
-    """Equal colours change equally, by a map of CIELUV; radius: the largest change along an axis scaled to [0, 1].
+    """Equal colors change equally, by a map of CIELUV; radius: the largest change along an axis scaled to [0, 1].
 
     Args:
         grid: grid points of the map along L*, u* and v*, with trilinear interpolation.
-        smooth: weight of the penalty on differences between the changes of neighbouring colours (0.05 in the paper's
+        smooth: weight of the penalty on differences between the changes of neighboring colors (0.05 in the paper's
             code). It does not restrict the threat.
     """
 
@@ -80,7 +80,7 @@ def to_luv(x: Tensor) -> Tensor:
 
 
 def to_rgb(luv: Tensor) -> Tensor:
-    """The inverse of `to_luv`, (N, 3, H, W) in [0, 1]; colours outside sRGB are clipped."""
+    """The inverse of `to_luv`, (N, 3, H, W) in [0, 1]; colors outside sRGB are clipped."""
     light = luv[:, 0] * 100
     divisor = light.clamp_min(1e-4)
     # For dark colours a small step of u* and v* leads to chromaticities outside sRGB, which are clipped to its range.

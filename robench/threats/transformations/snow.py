@@ -80,7 +80,7 @@ class Snow(Transformation):
 
 
 def lines(down: Tensor, across: Tensor, width: Tensor, length: int) -> Tensor:
-    """Lines through the centre of a square, (..., length, length), from (-down, -across) to (down, across).
+    """Lines through the center of a square, (..., length, length), from (-down, -across) to (down, across).
 
     Pixel values fall from 1 to 0 within one pixel of the edge of the line; `width` is its thickness.
     """

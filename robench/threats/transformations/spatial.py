@@ -13,7 +13,7 @@ from robench.threats.transformations._base import Transformation, pixel_grid, sa
 @transformations.register("spatial")
 @dataclass(frozen=True)
 class Spatial(Transformation):
-    """A rotation about the centre and a translation; radius: the largest angle, in degrees.
+    """A rotation about the center and a translation; radius: the largest angle, in degrees.
 
     The parameters are the angle, and the translation across and down in units of `shift / 30` pixels.
 
@@ -42,7 +42,7 @@ class Spatial(Transformation):
 @transformations.register("rotation")
 @dataclass(frozen=True)
 class Rotation(Transformation):
-    """An anticlockwise rotation about the centre; radius: the largest angle, in degrees."""
+    """An anticlockwise rotation about the center; radius: the largest angle, in degrees."""
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         return 1, 1, 1

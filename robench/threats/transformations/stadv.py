@@ -17,7 +17,7 @@ class StAdv(Transformation):
     the image's side: 0.8 pixels at 32.
 
     Args:
-        smooth: weight of the penalty on differences between neighbouring flows (eq. 4), 0.05 in the paper. It does not
+        smooth: weight of the penalty on differences between neighboring flows (eq. 4), 0.05 in the paper. It does not
             restrict the threat; it weakens an attack, which stops making progress once the loss saturates.
     """
 
