@@ -159,6 +159,7 @@ def test_the_penalty_takes_the_tokens_after_the_last_norm(kind):
     [name if name == "convit" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(NETWORKS)],
     indirect=True,
 )
+@pytest.mark.slow
 def test_a_few_hundred_steps_lower_the_loss_and_the_classifier_starts_there(kind, digits):
     x, y = digits
     config = Pretraining(
