@@ -153,12 +153,6 @@ def test_the_penalty_takes_the_tokens_after_the_last_norm(kind):
     assert first.grad.abs().max() > 0
 
 
-# One of them in the default run, the others take minutes.
-@pytest.mark.parametrize(
-    "kind",
-    [name if name == "convit" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(NETWORKS)],
-    indirect=True,
-)
 @pytest.mark.slow
 def test_a_few_hundred_steps_lower_the_loss_and_the_classifier_starts_there(kind, digits):
     x, y = digits
