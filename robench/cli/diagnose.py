@@ -37,7 +37,7 @@ from robench.reports.table import render
     shell_complete=names_of("knowledge"),
     default="full",
     show_default=True,
-    help="full, bpda, oblivious, transfer:NAME or surrogate:NAME.",
+    help="full, bpda, oblivious, known-noise, transfer:NAME or surrogate:NAME.",
 )
 @click.option(
     "--seeds",

@@ -139,7 +139,7 @@ _SELECTION = (
     ),
     click.option(
         "--knowledge", metavar="LEVEL", multiple=True, callback=common.names, shell_complete=names_of("knowledge"),
-        help="full, bpda, oblivious, transfer:NAME, surrogate:NAME.",
+        help="full, bpda, oblivious, known-noise, transfer:NAME ...",
     ),
 )  # fmt: skip
 _PRECISION = (

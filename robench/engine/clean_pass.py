@@ -10,6 +10,7 @@ from robench.core.transfer import sent
 from robench.engine import result_warnings
 from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Network, answer
+from robench.engine.judges import SEARCH
 from robench.engine.outcome import ResultWarning
 from robench.engine.setup import Parties, Setup
 from robench.engine.tolerances import margins
@@ -52,7 +53,8 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
         batches = zip(samples.x.split(size), samples.ids.split(size), strict=True)
         return torch.cat([network.logits(sent(x, device), ids.to(device)).cpu() for x, ids in batches])
 
-    network = parties.judge.network
+    # Margins are of draws that are the same for every attacker.
+    network = setup.network(SEARCH) if setup.attacker.knows_noise else parties.judge.network
     logits, y = logits_of(network), samples.y
     if int(y.max()) >= logits.shape[1]:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Attacker knowledge as the choice of a surrogate: full, bpda, oblivious, transfer:NAME or surrogate:NAME."""
+"""Attacker knowledge as the choice of a surrogate and of its noise: see `robench.threats.knowledge`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +19,12 @@ class Attacker:
     Attributes:
         surrogate: the model that is searched; None for the defense itself.
         no_verdict_feedback: whether the judge is queried only at the end of each row.
+        knows_noise: whether the search uses the noise draws of the verdict.
     """
 
     surrogate: Model | None = None
     no_verdict_feedback: bool = False
+    knows_noise: bool = False
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -70,14 +72,18 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
         load: loads the defense NAME.
 
     Raises:
-        UsageError: if the level is unknown, or needs a purifier and the defense has none.
+        UsageError: if the level is unknown, or the defense has no purifier or no noise and the level needs it.
     """
     known = check_knowledge(knowledge)
     no_verdict_feedback = not known.level.feedback
     if known.level.needs_name:
         return Attacker(load(known.defense), no_verdict_feedback)
+    if known.level.knows_noise and not defense.stochastic:
+        raise UsageError(
+            f"knowledge {known.name} needs a randomised defense, and this one draws no noise: use full"
+        )
     if not known.level.needs_purifier:
-        return Attacker()
+        return Attacker(knows_noise=known.level.knows_noise)
     purifier = getattr(defense, "purifier", None)
     if purifier is None:
         raise UsageError(f"knowledge {known.name} needs a purifier, but this defense has none: use full")

@@ -15,7 +15,7 @@ from robench.defenses import Defense, load_defense
 from robench.engine.batch_shapes import BatchShapes
 from robench.engine.batched_model import Judge, Model, Network
 from robench.engine.fast_model import FastModel, has_convolutions
-from robench.engine.judges import Judges
+from robench.engine.judges import Judges, KnownNoise
 from robench.engine.knowledge import Attacker, attacker
 from robench.engine.result_warnings import looks_random
 
@@ -88,7 +88,13 @@ class Setup:
     def judges(self) -> Judges:
         """The judges of the defense."""
         return Judges.of(
-            self.model, self.batch_size, self.seed, self.stochastic, self.fresh_draws, self.backs_off
+            self.model,
+            self.batch_size,
+            self.seed,
+            self.stochastic,
+            self.fresh_draws,
+            self.backs_off,
+            self.attacker.knows_noise,
         )
 
     @property
@@ -116,7 +122,10 @@ class Setup:
         shapes = BatchShapes(self.batch_size, is_fixed=self.compiles)
         if is_defense and is_exact:
             shapes = judges.search.network.shapes
-        surrogate = Network(self._fast, self.batch_size, self.precision, stream, shapes=shapes)
+        kind: type[Network] = Network
+        if self.attacker.knows_noise:
+            kind, stream = KnownNoise, judges.search.network.stream
+        surrogate = kind(self._fast, self.batch_size, self.precision, stream, shapes=shapes)
         exact = None
         if is_defense and not is_exact and not self.stochastic:
             exact = Network(self.model, max(self.batch_size // _EXACT, 1))
@@ -179,14 +188,16 @@ class Parties:
         """The parties for one attack, with its random numbers and a batch size that is a multiple of `group`."""
         network = self.surrogate
         batch_size = max(network.batch_size // group, 1) * group
-        stream = None if network.stream is None else Stream.of(self.seed, "surrogate", spec)
+        stream = network.stream
+        if stream is not None and not isinstance(network, KnownNoise):
+            stream = Stream.of(self.seed, "surrogate", spec)
         if batch_size == network.batch_size and stream is None:
             return self
         # With another batch shape logits are rounded differently, so they are not the judge's verdict.
         shapes = network.shapes if batch_size == network.batch_size else None
         return replace(
             self,
-            surrogate=Network(network.model, batch_size, network.precision, stream, shapes=shapes),
+            surrogate=type(network)(network.model, batch_size, network.precision, stream, shapes=shapes),
             surrogate_is_judge=self.surrogate_is_judge and batch_size == network.batch_size,
         )
 

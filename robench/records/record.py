@@ -86,7 +86,7 @@ class Job:
     Attributes:
         protocol: name of the protocol, or a short name for an ad hoc choice of images and threat.
         threat: canonical text, such as "Linf:8/255".
-        knowledge: "full", "bpda", "oblivious", "transfer:NAME" or "surrogate:NAME".
+        knowledge: "full", "bpda", "oblivious", "known-noise", "transfer:NAME" or "surrogate:NAME".
         precision: "fp32" or "bf16", never "auto".
         batch_size: the resolved batch size.
         n: number of images.

@@ -1,4 +1,4 @@
-"""What an attacker knows: full, bpda, oblivious, transfer:NAME or surrogate:NAME."""
+"""What an attacker knows: full, bpda, oblivious, known-noise, transfer:NAME or surrogate:NAME."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ class Level:
         adaptive: whether the attack is adapted to the whole defense.
         needs_purifier: whether it only applies to defenses with a purifier.
         needs_name: whether it names another defense.
+        knows_noise: whether the attacker knows the noise draws of the verdict, which only a randomised defense has.
     """
 
     description: str
@@ -23,6 +24,7 @@ class Level:
     adaptive: bool = False
     needs_purifier: bool = False
     needs_name: bool = False
+    knows_noise: bool = False
 
 
 LEVELS = {
@@ -30,6 +32,10 @@ LEVELS = {
     "bpda": Level(
         "the attacker knows the defense and replaces the purifier's gradient by the identity (BPDA)",
         feedback=True, adaptive=True, needs_purifier=True,
+    ),
+    "known-noise": Level(
+        "the attacker knows the whole defense and the noise draws of the verdict",
+        feedback=True, adaptive=True, knows_noise=True,
     ),
     "oblivious": Level("the attacker does not know the purifier", needs_purifier=True),
     "transfer": Level("the adversarial examples are computed on another network", needs_name=True),

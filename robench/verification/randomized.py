@@ -12,6 +12,7 @@ from robench.engine.judges import Judges
 from robench.records import randomized
 from robench.records.certificates import is_attacked
 from robench.records.findings import Finding, rows_hold
+from robench.threats.knowledge import Knowledge
 from robench.verification.evidence import Evidence
 
 
@@ -48,7 +49,8 @@ def findings(
     worst = 100 * int((wrong == 0).sum()) / len(images)
     average = 100 * (1 - float(wrong.double().mean()) / count)
     chosen = "draws, the same ones that the candidates were chosen on (see robench results migrate)"
-    description = "fresh draws" if fresh else chosen
+    known = Knowledge.of(record.job.knowledge).level.knows_noise
+    description = ("draws, which the attacker knew," if known else "fresh draws") if fresh else chosen
     detail = f"at most {worst:.2f} % in the worst of {count} {description}, and {average:.2f} % on average"
     proven = f"robust accuracy is {detail}, on these {len(images)} images"
     yield Finding("robust_accuracy", True, f"on these {len(images)} images it is {detail}", proven=proven)
