@@ -34,8 +34,10 @@ class KnownNoise(Network):
 
     @contextmanager
     def _noise(self, who: Who, device: torch.device) -> Iterator[None]:
-        sample, rank, step = who
-        with super()._noise((sample, torch.zeros_like(rank), step % DRAWS), device):
+        if who is not None:
+            sample, rank, step = who
+            who = sample, torch.zeros_like(rank), step % DRAWS
+        with super()._noise(who, device):
             yield
 
 
