@@ -9,6 +9,7 @@ import click
 
 from robench.catalog import find_protocol
 from robench.cli import common
+from robench.cli.completion import names_of
 from robench.cli.running import GroupedCommand, Running, Selection, collect, running, selecting
 from robench.core.errors import UsageError
 from robench.evaluation.protocol import find_suites
@@ -40,6 +41,12 @@ def share_of(text: str) -> tuple[int, int]:
     type=float,
     help="Attack a sample; half width of the interval.",
 )
+@click.option(
+    "--certify-first",
+    metavar="SPEC",
+    shell_complete=names_of("certifier"),
+    help="Attack no image that this certifier proves: crown.",
+)
 @click.option("--share", metavar="I/K", help="Run one of K shares of the images (docs/cluster.md).")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where attacks run.")
 @click.option("--address", metavar="ADDR", help="Head of a Ray cluster.")
@@ -56,14 +63,13 @@ def command(
     swept: str | None,
     radii: str | None,
     estimate: float | None,
+    certify_first: str | None,
     share: str | None,
     engine: str,
     address: str | None,
     gpus_per_worker: float | None,
 ) -> Callable[[], None] | None:
-    """Attack defenses and write records.
-
-    Re-running resumes, or returns the saved record.
+    """Attack defenses and save records; a repeated command resumes.
 
     \b
     robench run --defense mimir --attack autoattack
@@ -82,6 +88,14 @@ def command(
         )
     if share and estimate is not None:
         raise UsageError("--estimate attacks a sample, and --share a part of all images: give one of them")
+    if certify_first:
+        if transfers or swept or radii or estimate is not None:
+            raise UsageError(
+                "--certify-first cannot be combined with transfers, --sweep, --curve and --estimate"
+            )
+        from robench.evaluation.certify_first import check_method
+
+        certify_first, _ = check_method(certify_first)
     if transfers:
         if selection.dataset or selection.knowledge or swept or radii or running.options.checkpoint:
             raise UsageError(
@@ -107,7 +121,7 @@ def command(
     if engine == "local" and (address or gpus_per_worker is not None):
         raise UsageError("--address and --gpus-per-worker need --engine ray")
     cluster = {"engine": engine, "address": address, "gpus_per_worker": gpus_per_worker}
-    options = replace(running.options, share=part, estimate=estimate, **cluster)
+    options = replace(running.options, share=part, estimate=estimate, certify_first=certify_first, **cluster)
     records, failure = collect(
         run_all(selection.defenses, suites or None, chosen, selection.knowledge or None, options)
     )

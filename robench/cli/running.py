@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _GROUPS = {
     "What to run": "defenses attacks protocol sources targets dataset threat samples knowledge seeds mi finetune",
-    "How to run it": "estimate seed device batch_size precision compile deterministic workers checkpoint data_dir",
+    "How to run it": "estimate certify_first seed device batch_size precision compile deterministic workers checkpoint "
+    "data_dir",
     "Several machines": "share engine address gpus_per_worker",
     "Records and output": "results fresh as_json config save_config trust",
 }

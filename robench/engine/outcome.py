@@ -101,6 +101,8 @@ class Outcome:
             a logit is NaN; None for a deterministic defense.
         order: for an estimate, the position of each sample in the random order that it was drawn in, int64 (N,); see
             `robench.records.estimate`.
+        proven_by: for each sample the certifier that proves it, so that it is not attacked, or an empty text; None if
+            there is no certifier.
         single_draw_accuracy: accuracy in [0, 1] in the first new draw, as AutoAttack reports it for randomised
             defenses; None for a deterministic defense.
     """
@@ -129,6 +131,7 @@ class Outcome:
     single_draw_accuracy: float | None = None
     search: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    proven_by: list[str] | None = None
 
     @property
     def passes(self) -> dict[str, int]:

@@ -60,6 +60,7 @@ class Run:
 
     Attributes:
         selected: samples that this run attacks, bool (n,); in a share of a run, those of the share.
+        proven: samples that are proven to be robust and not attacked, bool (n,).
         parts: the shares of a prepared run; the run itself if there is only one.
         deal: the split of the samples, if it was chosen for this run; None to deal them out in turn.
         recipe: description from which other processes build this run; None if it must be pickled.
@@ -83,6 +84,7 @@ class Run:
         self.executor, self.store = executor or Processes(), store
         self.progress, self.note = progress, note
         self.selected = torch.ones(len(samples), dtype=torch.bool)
+        self.proven = torch.zeros(len(samples), dtype=torch.bool)
         self.state = RunState.empty(len(samples), setup.batch_size)
         self.parts: Sequence[Work] = []
         self.recipe: Recipe | None = None
@@ -268,9 +270,9 @@ class Run:
         state.fooled_by = torch.where((vote(self.clean.answers) != y) & robust, CLEAN, state.fooled_by)
 
     def _survivors(self) -> list[int]:
-        """Samples to attack: those that are classified correctly in at least one draw."""
+        """Samples to attack: those that are classified correctly in at least one draw and not proven."""
         survives = (self.state.fooled_by != CLEAN) & (self.state.draws < self.parties.judge.draws)
-        return (survives & self.selected).nonzero()[:, 0].tolist()
+        return (survives & self.selected & ~self.proven).nonzero()[:, 0].tolist()
 
     def _attack(self, index: int) -> None:
         spec, attack = self.attacks[index]

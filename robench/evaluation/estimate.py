@@ -44,7 +44,7 @@ SCREEN = "quick"
 _SMALLEST, _LARGEST, _SHARES = 16, 64, 32
 
 
-def check(planned: PlannedRun, half_width: float) -> None:
+def check(planned: PlannedRun, half_width: float, certify_first: str | None = None) -> None:
     """Refuse suites that cannot be estimated.
 
     Raises:
@@ -54,6 +54,8 @@ def check(planned: PlannedRun, half_width: float) -> None:
         raise UsageError(
             f"--estimate {half_width:g}: expected half the width of the interval in points, such as 0.5"
         )
+    if certify_first:
+        raise UsageError("--estimate runs without --certify-first: give one of them")
     if planned.attacker is None:
         raise UsageError(f"{planned.suite.name} has no attacks: remove --estimate")
     if planned.suite.name == SCREEN:

@@ -40,14 +40,25 @@ def job_of(planned: PlannedRun, options: Options, device: torch.device) -> Job:
     )
 
 
-def work_of(planned: PlannedRun, job: Job, device: torch.device, options: Options, **settings: Any) -> Work:
+def work_of(
+    planned: PlannedRun,
+    job: Job,
+    device: torch.device,
+    options: Options,
+    proven: torch.Tensor | None = None,
+    **settings: Any,
+) -> Work:
     """The engine's run of a job: of attacks, or of corruptions.
 
     Args:
+        proven: images that are not attacked, bool (n,); None for none.
         **settings: further arguments of `Run` and `CorruptionRun`.
     """
     if planned.attacker:
-        return run_of(planned, job, device, options, **settings)
+        run = run_of(planned, job, device, options, **settings)
+        if proven is not None:
+            run.proven = proven
+        return run
     return CorruptionRun(
         Setup.of(planned.loaded.defense, Attacker(), job, device),
         planned.images,

@@ -21,6 +21,8 @@ class Options:
         deterministic: compute the same bits at every run on a GPU; on a CPU this is always so.
         data_dir: folder with the files of the data sets.
         results: folder of all records, or the URL of one on a file system that fsspec knows, such as s3://bucket/results.
+        certify_first: certifier, such as "crown", whose proven images are not attacked, with the same verdicts; None to
+            attack all.
         fresh: ignore a saved record or an interrupted run and start over.
         checkpoint: checkpoint to load instead of the card's.
         workers: number of processes that split the samples of an attack on a CPU, or generate corrupted images; None
@@ -44,6 +46,7 @@ class Options:
     deterministic: bool = False
     data_dir: str | None = None
     results: str | Path = "results"
+    certify_first: str | None = None
     fresh: bool = False
     checkpoint: str | None = None
     workers: int | None = None

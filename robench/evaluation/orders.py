@@ -37,6 +37,7 @@ class Order:
         folder: folder to which relative paths refer.
         trust: whether names in files are trusted.
         deal: the share of each sample, if the split was chosen for the run.
+        proven: images that are not attacked, bool (n,); None for none.
     """
 
     defense: str
@@ -48,6 +49,7 @@ class Order:
     folder: str
     trust: bool
     deal: tuple[int, ...] | None = None
+    proven: torch.Tensor | None = None
 
     def build(self, device: str | None = None) -> Work:
         """Build the run.
@@ -64,7 +66,8 @@ class Order:
             for candidate in planned:
                 job = job_of(candidate, options, chosen)
                 if job.key == self.key:
-                    return with_deal(work_of(candidate, job, chosen, options), self.deal)
+                    work = work_of(candidate, job, chosen, options, self.proven)
+                    return with_deal(work, self.deal)
         raise UsageError(
             f"{self.defense} or the images differ between {socket.gethostname()} and the machine that started the run: "
             "install the same release, checkpoint and data on both"
@@ -77,6 +80,7 @@ def order_of(
     device: torch.device,
     options: Options,
     deal: tuple[int, ...] | None = None,
+    proven: torch.Tensor | None = None,
 ) -> Order:
     """The order of a planned run."""
     plain = replace(
@@ -98,6 +102,7 @@ def order_of(
         str(Path.cwd()),
         is_trusting(),
         deal,
+        proven,
     )
 
 

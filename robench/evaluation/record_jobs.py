@@ -16,7 +16,9 @@ from robench.corruption.make import enlargement
 from robench.engine.checkpoint import FolderStore
 from robench.engine.run_queue import Job as QueuedJob
 from robench.engine.run_queue import Work
+from robench.evaluation import certify_first
 from robench.evaluation import estimate as estimates
+from robench.evaluation.certify_first import Proven
 from robench.evaluation.jobs import job_of, run_of, with_deal, work_of
 from robench.evaluation.options import Options
 from robench.evaluation.orders import order_of
@@ -50,7 +52,7 @@ def record_job(
     if in_grid:
         of_run = replace(options, note=lambda text: options.note(f"{title}: {text}"))
     if options.estimate is not None:
-        estimates.check(planned, options.estimate)
+        estimates.check(planned, options.estimate, options.certify_first)
         screened = replace(planned, suite=find_suite(estimates.SCREEN))
         screen_job = job_of(screened, options, device)
         screen = place_of_job(options.results, screen_job)
@@ -88,7 +90,9 @@ def _record_steps(
             saved := saved_record(folder, job, planned.loaded, planned.images, options)
         ):
             return saved
-        store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
+        # A state with proven images is resumed with the same ones.
+        settings = f"{job.key} {options.certify_first}" if options.certify_first else job.key
+        store = FolderStore(folder / PARTIAL, settings, conditions(device), options.note)
         store.wait_for_shares()
         if options.fresh:
             store.drop()
@@ -99,11 +103,15 @@ def _record_steps(
         if planned.attacker is None:
             _note_enlargement(planned, options.note)
         start_time = time.monotonic()
+        proven = certify_first.prove(planned, job, folder, device, options) if options.certify_first else None
+        rows = None if proven is None else proven.rows
         deal = store.deal()
-        work = with_deal(work_of(planned, job, device, options, store=store), deal)
-        work.recipe = order_of(planned, job, device, options, deal)
+        work = with_deal(work_of(planned, job, device, options, rows, store=store), deal)
+        work.recipe = order_of(planned, job, device, options, deal, rows)
         outcome = yield work
-        finished = (_attacked if planned.attacker else _corrupted)(planned, job, outcome)
+        finished = (
+            _attacked(planned, outcome, proven) if planned.attacker else _corrupted(planned, job, outcome)
+        )
         record = make_record(
             job,
             finished.outcome,
@@ -119,6 +127,7 @@ def _record_steps(
         # Replaces the estimate, if there is one.
         supersede(place_of_job(options.results, estimates.job_of_estimate(job, 0.0)))
         store.drop()
+        certify_first.drop(folder)
         return record
 
 
@@ -136,6 +145,8 @@ def _share_steps(
         raise UsageError("--share cannot start over: remove earlier shares with robench results prune")
     if planned.attacker is None:
         raise UsageError(f"{planned.suite.name} cannot run in shares: remove --share")
+    if options.certify_first:
+        raise UsageError("--share runs without --certify-first: give one of them")
     if count > job.n:
         raise UsageError(f"{count} shares of {job.n} images: expected at most one share per image")
     with synced(folder):
@@ -173,9 +184,14 @@ class _Finished:
     write: Callable[[Path, Record], Record]
 
 
-def _attacked(planned: PlannedRun, job: Job, outcome: Any) -> _Finished:
+def _attacked(planned: PlannedRun, outcome: Any, proven: Proven | None) -> _Finished:
     loaded, images, threat = planned.loaded, planned.images, planned.protocol.threat
-    extra = {"classes": {"counted": len(images.classes), "of": loaded.knows}} if loaded.knows else None
+    extra: dict[str, Any] = {}
+    if loaded.knows:
+        extra["classes"] = {"counted": len(images.classes), "of": loaded.knows}
+    if proven is not None:
+        extra |= proven.extra
+        outcome = replace(outcome, proven_by=proven.names)
     return _Finished(
         outcome,
         extra,

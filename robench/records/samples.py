@@ -45,13 +45,15 @@ SCHEMA = pa.schema(
 CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
 # For a run on a randomised defense: the predicted class of each fresh draw, -1 where a logit is NaN.
 DRAWN = (pa.field("clean_answers", pa.list_(pa.int32())), pa.field("answers", pa.list_(pa.int32())))
+# For a run that certifies first: the certifier that proves the image, which is then not attacked; empty for none.
+PROVEN = pa.field("proven_by", pa.string())
 
 # For an estimate: the position in the random order of the images that are sampled from.
 ORDERED = pa.field(ORDER, pa.int64())
 
 # Limits of memory use: rows, cells of a row under corruptions, and characters of a text.
 _MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
-_TEXTS = [field.name for field in SCHEMA if field.type == pa.string()]
+_TEXTS = [field.name for field in (*SCHEMA, PROVEN) if field.type == pa.string()]
 
 
 def input_digests(x: "Tensor | LazyImages") -> list[str]:
@@ -82,6 +84,8 @@ def encode(outcome: "Outcome", images: "Images", corrupted: "Tensor | None" = No
         answers = getattr(outcome, field.name)
         if answers is not None:
             table = table.append_column(field, pa.array(answers.tolist(), field.type))
+    if outcome.proven_by is not None:
+        table = table.append_column(PROVEN, pa.array(outcome.proven_by, PROVEN.type))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -89,7 +93,7 @@ def encode(outcome: "Outcome", images: "Images", corrupted: "Tensor | None" = No
 
 def read_samples(folder: Path) -> pa.Table:
     """The rows of a record's folder, with the columns of `SCHEMA`, `CORRUPTED` for a run under corruptions, `DRAWN`
-    for a randomised defense, and `ORDERED` for an estimate.
+    for a randomised defense, `ORDERED` for an estimate, and `PROVEN` for a run that certifies first.
 
     Raises:
         ResourceError: when the file is missing, damaged or has other columns.
@@ -116,9 +120,10 @@ def decode(encoded: bytes) -> pa.Table:
         if metadata.num_rows > _MOST or _values(metadata) > _MOST * _CELLS:
             raise ValueError("more rows than a record can have")
         # Threads cost more than they save, and `pq.read_table` imports pandas.
-        table = pq.ParquetFile(io.BytesIO(encoded), read_dictionary=_TEXTS).read(use_threads=False)
+        texts = [name for name in _TEXTS if name in metadata.schema.names]
+        table = pq.ParquetFile(io.BytesIO(encoded), read_dictionary=texts).read(use_threads=False)
         # Long texts are refused in the dictionaries of the columns, before they are expanded to rows.
-        for name in _TEXTS:
+        for name in texts:
             for chunk in table[name].chunks:
                 if any(len(text or "") > _LONGEST for text in chunk.dictionary.to_pylist()):
                     raise ValueError(f"column {name} has a text of more than {_LONGEST} characters")
@@ -139,7 +144,8 @@ def decode(encoded: bytes) -> pa.Table:
 
 
 def _check_schema(schema: pa.Schema) -> None:
-    known = (SCHEMA, SCHEMA.append(CORRUPTED), SCHEMA.append(ORDERED), pa.schema([*SCHEMA, *DRAWN]))
+    more = ((), (CORRUPTED,), (ORDERED,), (PROVEN,), DRAWN)
+    known = [pa.schema([*SCHEMA, *fields]) for fields in more]
     if not any(schema.equals(other) for other in known):
         kinds = dict(zip(schema.names, schema.types, strict=True))
         wrong = [field.name for field in SCHEMA if kinds.get(field.name) != field.type]

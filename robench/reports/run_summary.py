@@ -1,7 +1,8 @@
 """The summary of a run on a terminal: accuracies, attacks, cost and warnings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -66,6 +67,8 @@ def _details(record: Record, named: bool) -> list[RenderableType]:
     parts += [attacks(record), Text()]
     if draws := by_draws(record):
         parts.append(Text(draws))
+    if proven := record.extra.get("proven"):
+        parts.append(Text(plain(proven_images(proven))))
     return [*parts, Text(cost(record), style="dim"), *corruption.warning_lines(record)]
 
 
@@ -87,6 +90,15 @@ def attacks(record: Record) -> Table:
             duration(cost.seconds),
         )
     return grid
+
+
+def proven_images(proven: Mapping[str, Any]) -> str:
+    """How many images a certifier proved: "57 images proven by crown and not attacked, which saved 600,000 passes"."""
+    saved = sum(proven.get("saved", {}).values())
+    images = (
+        f"{proven['images']:,} image{'s' * (proven['images'] != 1)} proven by {proven['by']} and not attacked"
+    )
+    return images + (f", which saved {count(saved)} passes" if saved else "")
 
 
 def cost(record: Record) -> str:

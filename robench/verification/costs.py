@@ -152,6 +152,8 @@ def _spent(e: Evidence, i: int, costs: list[Cost]) -> tuple[list[Span], list[Spa
     """The possible forward and backward passes of each attack on a row, up to the last attack that ran on it."""
     if e.rows["fooled_by"][i] == NOT_ATTACKED:
         return [], []
+    if i in e.proven:
+        return [(0, 0)] * len(costs), [(0, 0)] * len(costs)
     if e.rows["fooled_by"][i] == "clean":
         # On fresh draws, the clean image of an attacked row may be misclassified.
         possible = costs if e.draws > 1 else []

@@ -91,7 +91,8 @@ def _chain(e: Evidence, left: int) -> Iterator[Finding]:
     """For a deterministic defense, each attack runs on the survivors of the attack before it."""
     hits = Counter(name for name in e.rows["fooled_by"] if is_attacked(name))
     for cost in e.record.attacks:
-        yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left, "survivors of the attack before it")
+        what = "survivors of the attack before it" + (" without the proven ones" if e.proven else "")
+        yield equal(f"attacks.{cost.spec}.attacked", cost.attacked, left - len(e.proven), what)
         # A spec that is listed twice fools no further sample the second time.
         left -= hits.pop(cost.spec, 0)
         what = "attacked minus the samples that it fooled"

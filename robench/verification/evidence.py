@@ -59,6 +59,11 @@ class Evidence:
         return certified(self.rows["fooled_by"], self.rows["distance"], self.draws > 1)
 
     @cached_property
+    def proven(self) -> list[int]:
+        """The rows that a certifier proves, which are not attacked."""
+        return [row for row, by in enumerate(self.rows.get("proven_by", ())) if by]
+
+    @cached_property
     def attacks(self) -> list[Attack[Any] | None]:
         """The attacks of the record's specs; None for an attack that cannot be built here."""
         return [_built(spec, self.threat) for spec in self.record.job.suite.attacks]

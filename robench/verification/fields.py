@@ -55,6 +55,7 @@ TABLE: tuple[Field, ...] = (
     *_checked("samples.id samples.label samples.digest samples.clean_prediction samples.prediction"),
     *_checked("samples.clean_margin samples.distance"),
     *_checked("samples.clean_draws samples.draws", (PLAIN, CORRUPTED, ESTIMATE)),
+    *_checked("proven.by proven.images samples.proven_by", (PLAIN,)),
     *_checked("adversarials.delta adversarials.id adversarials.grain adversarials.grains", _ATTACKED),
     *_checked("adversarials.grains_id", _ATTACKED),
     # A run under corruptions is repeated as a whole.
@@ -83,6 +84,9 @@ TABLE: tuple[Field, ...] = (
     ),
     *_trusted("samples.steps samples.forward samples.backward", _COST),
     *_trusted("attacks.forward attacks.backward passes", "sums over the samples"),
+    *_trusted(
+        "proven.forward proven.saved", "passes of the certifier, and of attacks that did not run", (PLAIN,)
+    ),
     *_trusted("precision batch_size", "arithmetic of the surrogate; --replay uses it"),
     *_trusted("search.compiled search.disagreements search.repeats", "arithmetic of the search"),
     *_trusted("batch_size", "images per call, which may change the last bits", (CORRUPTED,)),

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,18 @@ def missed(rows: int, false: int, drawn: int, allowed: int = 0) -> float:
     return ways / math.comb(rows, drawn)
 
 
-def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], device: torch.device) -> Outcome:
+def attack_again(
+    job: Job,
+    loaded: Loaded,
+    images: Images,
+    rows: list[int],
+    device: torch.device,
+    proven: Sequence[int] = (),
+) -> Outcome:
     """Repeat the attacks of a job on some of its rows. The other rows are present but not attacked.
+
+    Args:
+        proven: rows that the record counts as robust without an attack.
 
     Raises:
         UsageError: when an attack is unknown or takes all images in one call, or the attacker cannot be set up.
@@ -96,7 +106,8 @@ def attack_again(job: Job, loaded: Loaded, images: Images, rows: list[int], devi
     run = Run(setup, attacks, Samples(images.x, images.y, images.ids), threat)
     # Attacks that couple rows or compare images see all rows, as in the original run.
     run.selected = torch.zeros(len(images), dtype=torch.bool)
-    run.selected[rows] = True
+    run.selected[[*rows, *proven]] = True
+    run.proven[list(proven)] = True
     return run.outcome()
 
 
@@ -113,10 +124,12 @@ def findings(e: Evidence, loaded: Loaded, device: torch.device, sample: Sample) 
     candidates = [
         i
         for i, (by, forward) in enumerate(pairs)
-        if by not in ("clean", estimate.NOT_ATTACKED) and (forward or is_attacked(by) or not skipped)
+        if by not in ("clean", estimate.NOT_ATTACKED)
+        and (forward or is_attacked(by) or not skipped)
+        and i not in e.proven
     ]
     rows = [candidates[k] for k in sample.rows([e.rows["id"][i] for i in candidates])]
-    again = attack_again(e.record.job, loaded, e.images, rows, device)
+    again = attack_again(e.record.job, loaded, e.images, rows, device, e.proven)
     replayed: dict[str, list[Any]] = {name: _list(getattr(again, name)) for name in COLUMNS}
     same_device = same_machine(e.record, device)
     allowed = 0 if same_device else math.ceil(TOLERATED_SHARE * len(rows))

@@ -31,6 +31,7 @@ from robench.verification import (
     counts,
     fields,
     identity,
+    proofs,
     randomized,
     replay,
     result_warnings,
@@ -200,6 +201,7 @@ def findings(
         return
     *checked, proven = _forward(e, judge, device, declared)
     yield from checked
+    yield from proofs.findings(e, loaded, device, sample)
     if sample is not None and loaded is not None:
         yield from replay.findings(e, loaded, device, sample)
     yield proven
