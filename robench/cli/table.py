@@ -32,14 +32,9 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     robench table mimir --format latex
     """
     from robench.records.collection import collect
-    from robench.reports.certification import grids
     from robench.reports.papers import find_paper, text
-    from robench.reports.table import render
 
     roots, width = results or (str(default_results()),), common.console().width
     records = collect(roots)
     sys.stdout.write(text(find_paper(paper), records, form, suite, width))
-    # What is certified of the paper's own defenses, over their noise.
-    for grid in grids([result for result in records.certifications if result.defense.family == paper]):
-        sys.stdout.write("\n" + render(grid, form, width))
     common.report(records.left_out, len(records))

@@ -15,7 +15,9 @@ from robench.catalog import find_suite, make, read_toml
 from robench.core import specs
 from robench.core.errors import UsageError, unknown_name
 from robench.core.trust import admit
+from robench.records.collection import Collection
 from robench.records.record import Record
+from robench.reports import certification
 from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.dataset_transfer import transfer
 from robench.reports.formatting import EMPTY, warning_notes
@@ -205,6 +207,9 @@ def text(
             for column, cell in zip(grid.columns[1:], row[1:], strict=True)
         )
         tables = [Grid(paper.title, ("table", "row", "column", "value"), (cells,))]
+    # What is certified of the paper's own defenses.
+    certifications = records.certifications if isinstance(records, Collection) else ()
+    tables += certification.grids([bound for bound in certifications if bound.defense.family == paper.name])
     return "\n".join(render(grid, format, width) for grid in tables)
 
 
