@@ -63,7 +63,8 @@ def imported(*folders: str) -> set[str]:
         if "_content" not in path.parts
         for module in modules(path)
     }
-    mine = {"robench", "tests", "perf", *UNDECLARED}
+    # Scripts of perf/ are imported by their names.
+    mine = {"robench", "tests", "perf", *UNDECLARED, *(path.stem for path in (ROOT / "perf").glob("*.py"))}
     return {
         canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in names - sys.stdlib_module_names - mine
     }

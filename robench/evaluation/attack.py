@@ -104,9 +104,9 @@ def attack(
     )
     samples = Samples(images, labels, torch.arange(len(images)))
     takes_all = any(isinstance(attack, ForeignAttack) for _, attack in attacks)
-    if compile or (workers is None and (takes_all or not _is_safe_to_split(setup, samples))):
-        workers = 1
-    processes = choose_workers(workers, torch_device, len(images), model)
+    processes = choose_workers(1 if compile else workers, torch_device, len(images), model)
+    if workers is None and processes > 1 and (takes_all or not _is_safe_to_split(setup, samples)):
+        processes = 1
     started = datetime.now(UTC)
     with shown(progress) as update:
         executor = Processes(processes)

@@ -191,7 +191,7 @@ def test_networks_without_a_known_bound_are_named(model, reason):
 
 
 def test_randomised_defenses_and_other_threats_are_refused():
-    with pytest.raises(UsageError, match="randomised"):
+    with pytest.raises(UsageError, match="randomized"):
         Crown().check(cases.case())
     case = case_of(nn.Flatten(), torch.rand(1, 3, 4, 4), torch.tensor([0]), "L0:3")
     with pytest.raises(UsageError, match="no bound known for L0:3"):

@@ -71,7 +71,7 @@ def test_the_first_device_is_that_of_the_main_process(monkeypatch):
 
 
 def test_several_cpus_are_no_devices():
-    with pytest.raises(UsageError, match="use --workers"):
+    with pytest.raises(UsageError, match="--workers sets the number of processes"):
         evaluation._devices(Options(device="cpu:0,1"))
 
 

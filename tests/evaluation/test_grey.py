@@ -158,7 +158,7 @@ def test_what_is_of_colours_alone_is_refused_in_one_line(run, words, line):
 def test_channels_and_sizes_that_do_not_fit(run):
     for defense, line in (
         ("python:own_grey.build(channels=1, image_size=9)", "two images of 9 px and 1 channel"),
-        ("python:own_grey.plain(channels=2, image_size=8)", "expected 3, or 1 for grey"),
+        ("python:own_grey.plain(channels=2, image_size=8)", "expected 3, or 1 for grayscale"),
         (
             "maep-digits(size_mode='interpolate')+python:own_grey.plain(image_size=8)",
             "purifies images of 3 channels",

@@ -298,7 +298,7 @@ def test_a_command_of_the_page_makes_the_record_again(tmp_path, monkeypatch, cap
 
 def test_options_of_pages_need_the_pages(tmp_path, capsys):
     assert main(["board", str(tmp_path), "--output", "x"]) == 2
-    assert "add --format html" in capsys.readouterr().err
+    assert "apply only to --format html" in capsys.readouterr().err
 
 
 def test_architectures_are_builders_and_loaders(tmp_path):

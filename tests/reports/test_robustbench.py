@@ -142,7 +142,11 @@ def test_the_commands_take_and_give_them(tmp_path, capsys, monkeypatch):
     for arguments, code, said in (
         (["board", "--claims", "model_info"], 0, "Theirs2024"),
         (["board", "--claims", "nowhere"], 3, "nowhere: no such file"),
-        (["board", "--claims", "model_info", "--format", "csv"], 2, "csv is of records alone"),
+        (
+            ["board", "--claims", "model_info", "--format", "csv"],
+            2,
+            "--claims does not apply to --format csv",
+        ),
         (["board", "--claims", "model_info", "--format", "html"], 0, "1 records"),
         (
             ["results", "export", "results", "--model-info", "--output", "out"],

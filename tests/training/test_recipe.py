@@ -135,6 +135,6 @@ def test_the_documentation_has_every_field_with_its_default(heading, table):
 
 def _read(text):
     quoted = re.fullmatch(r'`"(.*)"`', text)
-    if quoted or text == "needed":
+    if quoted or text == "required":
         return quoted[1] if quoted else ""
     return {"true": True, "false": False}[text] if text in ("true", "false") else float(Fraction(text))
