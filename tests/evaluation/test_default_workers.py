@@ -36,6 +36,8 @@ class Noted(nn.Module):
 @pytest.fixture
 def two_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    # Workers restore the number, and a process forked from one with several threads of OpenMP hangs.
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     # Plugins of pytest may have threads.
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
