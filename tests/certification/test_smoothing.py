@@ -32,6 +32,7 @@ def test_the_radius_of_a_linear_classifier_approaches_the_exact_one_from_below()
     assert torch.allclose(votes.double(), torch.from_numpy(norm.cdf(exact / 0.5)), atol=0.03)
 
 
+@pytest.mark.slow
 def test_bounds_are_wrong_at_most_alpha_of_the_time():
     alpha, wrong, total = 0.05, 0, 0
     for seed in range(40):

@@ -26,7 +26,10 @@ def both(name, image, severity, seed):
     return theirs, ours, all(same)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "elastic_transform" else name for name in ALL],
+)
 def test_results_match_the_library_to_within_one_grey_level(name):
     near, equal, pixels = 0, 0, 0
     for number, (image, severities) in PICTURES.items():

@@ -84,6 +84,7 @@ def test_rows_in_another_order_are_the_same_rows_but_not_the_same_pairs():
         infonce(x[:255], y[:255], 0)
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_layer_of_every_defense(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(estimators, "STEPS", 5)

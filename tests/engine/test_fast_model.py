@@ -32,6 +32,7 @@ def test_a_compiled_search_gives_the_same_verdicts(traced):
         assert compiled.search["compiled"] and compiled.search["repeats"] == "bits"
 
 
+@pytest.mark.slow
 def test_halved_batches_are_compiled_too(traced):
     model = FastModel(small_net(), compiles=True)
     for size in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12):

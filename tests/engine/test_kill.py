@@ -20,7 +20,7 @@ JOBS = [
         marks=pytest.mark.slow,
     ),
     ("Linf:0.14", "apgd(steps=20)+square(queries=30)+pgd-mi(steps=8)", "2"),
-    ("snow(grid=4):2", "apgd(steps=20)+pgd(steps=15)", "1"),
+    pytest.param("snow(grid=4):2", "apgd(steps=20)+pgd(steps=15)", "1", marks=pytest.mark.slow),
 ]
 
 

@@ -42,7 +42,7 @@ CASES = [
     ("fab(steps=3)", L1),
     ("square(queries=15)", LINF),
     ("square(queries=15)", L2),
-    ("square(queries=15)", L1),
+    pytest.param("square(queries=15)", L1, marks=pytest.mark.slow),
     ("cw(steps=3, rounds=2)", L2),
     ("ddn(steps=4)", L2),
     ("fmn(steps=4)", LINF),

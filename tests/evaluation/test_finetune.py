@@ -64,6 +64,7 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line(tmp_path):
 
 
 @needs_peft
+@pytest.mark.slow
 def test_the_command_shows_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(finetune, "STEPS", 1)
     monkeypatch.setattr(finetune, "PGD_STEPS", 1)

@@ -137,6 +137,7 @@ def test_a_network_of_colours_gets_colours(run):
     assert json.loads(out)["records"][0]["dataset"]["name"] == "npz:mnist.npz"
 
 
+@pytest.mark.slow
 def test_diagnose_takes_grey_images(run):
     words = ("--dataset", "npz:mnist.npz", "--threat", "Linf:0.1", "--samples", 8)
     assert "own_grey" in run("diagnose", "--defense", DEFENSE, *words)

@@ -78,6 +78,7 @@ def test_a_grid_makes_the_records_of_single_runs(tmp_path, single, workers):
     assert not list(tmp_path.rglob(".partial")) and not list(tmp_path.rglob(".lock"))
 
 
+@pytest.mark.slow
 def test_spawned_processes_live_for_the_whole_grid(tmp_path, single, monkeypatch):
     # As on a machine with two GPUs.
     monkeypatch.setattr(evaluation, "_devices", lambda options: (options, ("cpu", "cpu")))
@@ -229,6 +230,7 @@ def test_a_request_that_cannot_be_planned_does_not_stop_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("method", first_only(1, ["fork", "spawn"]))
+@pytest.mark.slow
 def test_corruptions_are_shared_as_well(tmp_path, method, monkeypatch):
     suites = ['corruption(name="contrast", severities=[1,3])', "pgd(steps=2)"]
     protocol = choose_protocol(None, "digits", None, 150, suites)

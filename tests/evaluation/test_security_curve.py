@@ -143,6 +143,7 @@ def test_certificates_carry_over_both_ways(tmp_path, capsys, monkeypatch):
     assert [point.accuracy.correct for point in curve.points[1:]] == [3, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_an_attack_for_the_least_distance_answers_in_one_run(tmp_path, capsys):
     said = run(
         tmp_path,

@@ -8,6 +8,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "perf" / "training_cost.py"
 
 
+@pytest.mark.slow
 def test_a_tiny_network_is_measured_and_projected(tmp_path, capsys, monkeypatch):
     spec = importlib.util.spec_from_file_location("training_cost", SCRIPT)
     module = importlib.util.module_from_spec(spec)

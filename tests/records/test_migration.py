@@ -94,6 +94,7 @@ def data():
     return load_dataset("digits", "test", 24)
 
 
+@pytest.mark.slow
 def test_an_old_record_is_verified_as_what_it_is_and_marked(old, data):
     found = verify(folder_of(old), load(NAME), data)
     assert "chosen on" in found[-1].detail and "robench results migrate" in found[-1].detail

@@ -87,6 +87,7 @@ def test_each_rung_is_a_record_and_a_cell(climbed):
     assert float(cells["BPDA"].split()[0]) < float(cells["exact"].split()[0])
 
 
+@pytest.mark.slow
 def test_a_randomised_purifier_has_more_rungs_and_an_average(tmp_path):
     records, _ = climb(tmp_path, "levels(sigma=0.1)+standard-digits", samples=6)
     assert len(records) == 7

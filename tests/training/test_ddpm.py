@@ -68,6 +68,7 @@ def test_the_loss_falls_and_the_checkpoint_is_what_the_loader_wants(card, whole)
     assert defense.purifier.times == [100, 50, 0] and defense.stochastic
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_in_the_same_weights(card, whole, monkeypatch):
     monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
     save = trainer._Run.save

@@ -88,6 +88,7 @@ def losses(path: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """To the bit with the same micro-batches; with whole batches, matrix products of other sizes round differently."""
     (tmp_path / "script.py").write_text(SCRIPT)

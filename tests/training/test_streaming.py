@@ -243,6 +243,7 @@ def test_large_sets_are_streamed_and_small_ones_are_not(monkeypatch):
     assert labels.tolist() == [2, 0]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch_and_resumed(root):
     """Killed by SIGKILL after 1 of 2 steps of pre-training, and after 1 of 2 steps of the second epoch."""
     card = root / "card.toml"

@@ -79,7 +79,9 @@ def die_after(card: Path, output: Path, saves: int) -> int:
     return Process(train_and_die, card, output, saves, cwd=card.parent).wait()[0]
 
 
-@pytest.mark.parametrize("saves", [pytest.param(18, marks=pytest.mark.slow), 22, 31])
+@pytest.mark.parametrize(
+    "saves", [pytest.param(18, marks=pytest.mark.slow), 22, pytest.param(31, marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_gives_the_same_bits(card, whole, saves):
     """Killed after an epoch of pre-training, and in the middle of one of each stage: 9 steps an epoch, 3 epochs."""
     output = card.with_suffix(".safetensors")
@@ -220,6 +222,7 @@ def test_progress_goes_to_stderr(card, capsys):
     assert "pre-training: epoch 3/3, loss" in captured.err
 
 
+@pytest.mark.slow
 def test_another_network_than_a_vit_is_pretrained_and_tuned(card):
     builder = "convnext(image_size=16, patch_size=1, width=4, depths=(1, 1, 1, 1), num_classes=10)"
     card.write_text("\n".join([f'builder = "{builder}"', *CARD.splitlines()[2:]]))
