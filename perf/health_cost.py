@@ -38,7 +38,7 @@ class NoMonitor(LossMonitor):
     def __init__(self, *arguments):
         self.stats = LossStats()
 
-    def note(self, asking: Tensor, first: Tensor, facts) -> None:
+    def note(self, asking: Tensor, first: Tensor | None, facts) -> None:
         pass
 
     def end(self, lane: int) -> None:
