@@ -308,3 +308,9 @@ def test_architectures_are_builders_and_loaders(tmp_path):
         ("nobody's", ("mimir", "")),
     ):
         assert view.kinds(make_run(tmp_path, defense=name).record()) == expected
+
+
+def test_the_citation_keeps_its_lines(made):
+    (citation,) = [text for text in Seen(made[1] / "index.html").texts if text.startswith("@software")]
+    assert citation == view.citation(re.search(r"version = \{(.+?)\}", citation)[1])
+    assert "\n  title = {" in citation and "\ufffd" not in citation
