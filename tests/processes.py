@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,14 +29,21 @@ class Process:
         cwd: Path,
         environment: Mapping[str, str | None] | None = None,
     ):
-        self._out, self._err = (tempfile.NamedTemporaryFile() for _ in range(2))  # noqa: SIM115
+        self._out, self._err = self._file(), self._file()
         self._process = multiprocessing.get_context("fork").Process(
-            target=_run, args=(function, arguments, cwd, self._out.name, self._err.name, environment or {})
+            target=_run, args=(function, arguments, cwd, str(self._out), str(self._err), environment or {})
         )
         with warnings.catch_warnings():
             # Of a process with several threads. Those of the tests hold no lock that the new process needs.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process.start()
+
+    def _file(self) -> Path:
+        """A file that is deleted with this object. It is not kept open: what is left to the garbage collector warns."""
+        descriptor, name = tempfile.mkstemp()
+        os.close(descriptor)
+        weakref.finalize(self, Path(name).unlink, missing_ok=True)
+        return Path(name)
 
     def poll(self) -> int | None:
         """The exit status, negative for the signal that ended it; None while it runs."""
@@ -55,8 +63,8 @@ class Process:
         self._process.join(timeout)
         if self._process.exitcode is None:
             self.send_signal(signal.SIGKILL)
-            raise TimeoutError(Path(self._err.name).read_text())
-        return self._process.exitcode, Path(self._out.name).read_text(), Path(self._err.name).read_text()
+            raise TimeoutError(self._err.read_text())
+        return self._process.exitcode, self._out.read_text(), self._err.read_text()
 
 
 class Command(Process):
