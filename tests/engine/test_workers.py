@@ -221,7 +221,7 @@ def test_so_many_as_there_are_threads_and_samples_enough(monkeypatch):
 
 def test_a_run_in_shares_resumes_where_nothing_can_be_forked(tmp_path, monkeypatch):
     def interrupt(standing: Progress):
-        if (tmp_path / "share-0-of-2").is_dir():
+        if list(tmp_path.glob("share-*-of-2/state")):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
