@@ -23,7 +23,7 @@ EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", TEXT, re.D
 def registered(monkeypatch):
     """Registries that are restored after the examples."""
     # A module that is first imported by an example would be missing from the restored registry.
-    for kind in (registry.attacks, registry.datasets, registry.certifiers):
+    for kind in (registry.attacks, registry.datasets, registry.certifiers, registry.defenses):
         for name in kind:
             if kind.holder(name).startswith("robench."):
                 kind.get(name)
