@@ -80,7 +80,7 @@ def attacker(knowledge: str, defense: Defense, load: Callable[[str], nn.Module])
         return Attacker(load(known.defense), no_verdict_feedback)
     if known.level.knows_noise and not defense.stochastic:
         raise UsageError(
-            f"knowledge {known.name} needs a randomised defense, and this one draws no noise: use full"
+            f"knowledge {known.name} needs a randomized defense, and this one draws no noise: use full"
         )
     if not known.level.needs_purifier:
         return Attacker(knows_noise=known.level.knows_noise)

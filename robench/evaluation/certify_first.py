@@ -23,6 +23,7 @@ from robench.evaluation.planning import PlannedRun
 from robench.records.provenance import conditions
 from robench.records.record import Job
 from robench.records.store import PARTIAL
+from robench.threats.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ class Proven:
         return [self.method if proven else "" for proven in self.rows.tolist()]
 
 
-def check_method(method: str) -> tuple[str, Certifier]:
+def check_method(method: str, threat: Threat | None = None) -> tuple[str, Certifier]:
     """The canonical spec of a certifier whose proofs replace attacks, and the certifier.
 
     Raises:
-        UsageError: if it is unknown, or its bounds are no proofs of what a run judges.
+        UsageError: if it is unknown, its bounds are no proofs of what a run judges, or it has none for the threat.
     """
     certifier = find_certifier(method)
     if certifier.of_vote or certifier.alpha:
@@ -65,6 +66,8 @@ def check_method(method: str) -> tuple[str, Certifier]:
             f"--certify-first {method} bounds a majority vote, or may be wrong, and a run judges every draw: choose "
             "crown, or use robench certify"
         )
+    if threat and (threat.name or certifier.norm not in ("", threat.norm)):
+        raise UsageError(f"no bound known by {method} for {threat}: remove --certify-first")
     return canonical(method), certifier
 
 
@@ -80,9 +83,7 @@ def prove(planned: PlannedRun, job: Job, folder: Path, device: torch.device, opt
         raise UsageError(f"{planned.suite.name} has no attacker: remove --certify-first")
     if any(isinstance(attack, ForeignAttack) for _, attack in planned.attacks):
         raise UsageError("attacks of other libraries take all images: remove --certify-first")
-    method, certifier = check_method(options.certify_first)
-    if threat.name or certifier.norm not in ("", threat.norm):
-        raise UsageError(f"no bound known by {method} for {threat}: remove --certify-first")
+    method, certifier = check_method(options.certify_first, threat)
     loaded, images = planned.loaded, planned.images
     case = Case(loaded, images, Setup.of(loaded.defense, Attacker(), job, device), threat)
     store = FolderStore(folder / f"proof{PARTIAL}", f"{job.key} {method}", conditions(device), options.note)

@@ -62,7 +62,7 @@ def check(planned: PlannedRun, half_width: float, certify_first: str | None = No
         raise UsageError(f"--estimate starts from {SCREEN}: choose another suite, such as autoattack")
     if planned.loaded.defense.stochastic:
         raise UsageError(
-            f"{planned.loaded.name} is randomised: --estimate supports deterministic defenses only"
+            f"{planned.loaded.name} is randomized: --estimate supports deterministic defenses only"
         )
     for spec, attack in planned.attacks:
         if isinstance(attack, ForeignAttack) or attack.group > 1:
@@ -176,7 +176,7 @@ def estimate_steps(
             run.recipe = order_of(planned, job, device, options, run.deal.share)
             outcome: Outcome = yield run
             if outcome.of_draws > 1:
-                raise UsageError(f"{planned.loaded.name} turns out to be randomised: remove --estimate")
+                raise UsageError(f"{planned.loaded.name} turns out to be randomized: remove --estimate")
             outcome = _with_order(outcome, sampling, first)
             current = Estimate.of(outcome.fooled_by, sampling.order)
             if current.half_width <= options.estimate or first == sampling.count:

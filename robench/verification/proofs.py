@@ -49,14 +49,13 @@ def findings(
     setup = Setup.of(loaded.defense, Attacker(), e.record.job, device)
     case = Case(loaded, e.images, setup, e.threat)
     try:
-        _, certifier = check_method(claimed["by"])
+        _, certifier = check_method(claimed["by"], e.threat)
         with frozen(loaded.defense):
             certifier.check(case)
             bounds = certifier.bounds(case, rows)
     except UsageError as error:
         yield Finding(COLUMN, False, str(error))
         return
-    open_rows = [
-        row for row, radius in zip(rows, bounds.radius.tolist(), strict=True) if radius <= e.threat.eps
-    ]
+    proven = (bounds.radius > e.threat.eps) & (bounds.prediction == e.images.y[rows].cpu())
+    open_rows = [row for row, holds in zip(rows, proven.tolist(), strict=True) if not holds]
     yield rows_hold(COLUMN, open_rows, f"{len(rows)} of {len(e.proven)} proven images are proven again")

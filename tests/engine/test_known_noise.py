@@ -76,5 +76,5 @@ def test_a_record_is_verified_and_attacked_again(tmp_path):
 
 
 def test_a_defense_without_noise_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="known-noise needs a randomised defense"):
+    with pytest.raises(UsageError, match="known-noise needs a randomized defense"):
         robench.run("standard-digits", "pgd", samples=2, knowledge="known-noise", results=tmp_path)

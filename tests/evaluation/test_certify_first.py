@@ -12,7 +12,9 @@ from robench.cli import main
 from robench.core.errors import UsageError
 from robench.data import load_dataset
 from robench.defenses import load
+from robench.evaluation.certify_first import check_method
 from robench.records.samples import read_samples
+from robench.threats.threat import Threat
 from robench.verification.replay import Sample
 from robench.verification.verify import report
 from tests.certification.cases import write_images
@@ -139,3 +141,9 @@ def test_what_proves_nothing_is_refused(tmp_path, monkeypatch):
         robench.run("mimir-digits", "pgd", samples=2, certify_first="crown")
     with pytest.raises(UsageError, match="no bound known by crown for fog"):
         robench.run("standard-digits", "pgd", threat="fog:0.1", samples=2, certify_first="crown")
+
+
+def test_a_method_proves_no_threat_but_its_own():
+    with pytest.raises(UsageError, match="no bound known by crown for fog:0.1"):
+        check_method("crown", Threat.parse("fog:0.1"))
+    assert check_method("crown", Threat.parse("Linf:0.1"))[0] == "crown"
