@@ -1,6 +1,5 @@
 """Functions of images, such as the bounds of a certifier, in shares that run in several processes and resume."""
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -10,12 +9,10 @@ import torch
 from torch import Tensor
 
 from robench.certification._base import Bounds, Case, Certifier
-from robench.engine.batched_model import Model
-from robench.engine.checkpoint import Store
 from robench.engine.progress import Progress
-from robench.engine.run_queue import Recipe, Work, single
+from robench.engine.run_queue import single
 from robench.engine.setup import Setup
-from robench.engine.shares import saved_shares
+from robench.engine.work import Work
 from robench.engine.workers import Processes, choose_workers
 
 # Number of images between two chances to save.
@@ -24,8 +21,8 @@ _PART = 8
 Result = dict[str, Tensor]
 
 
-class RowwiseRun:
-    """A function of some images, a few at a time (see `robench.engine.run_queue.Work`).
+class RowwiseRun(Work):
+    """A function of some images, a few at a time.
 
     The result of an image does not depend on the others, so it does not depend on the number of shares.
 
@@ -34,12 +31,8 @@ class RowwiseRun:
         count: number of images, N.
         function: maps indices of M images to named tensors, (M, ...) each.
         title: name of the function, for the progress.
-        store: where to save to and resume from.
-        progress: called after every few images.
-        note: called with each line for the user.
+        **settings: `store`, `progress` and `note` of `Work`.
     """
-
-    clean: Any = None
 
     def __init__(
         self,
@@ -47,42 +40,25 @@ class RowwiseRun:
         count: int,
         function: Callable[[Sequence[int]], Mapping[str, Tensor]],
         title: str,
-        *,
-        store: Store | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        note: Callable[[str], None] = lambda text: None,
+        **settings: Any,
     ):
-        self.setup, self.function, self.title = setup, function, title
-        self.store, self.progress, self.note = store, progress, note
+        super().__init__(setup, **settings)
+        self.function, self.title = function, title
         self.rows: Sequence[int] = range(count)
-        self.parts: Sequence[Work] = []
-        self.recipe: Recipe | None = None
         self.state: Result = {}
         self.done, self.seconds = 0, 0.0
 
     @property
-    def model(self) -> Model:
-        return self.setup.model
-
-    @property
-    def device(self) -> torch.device:
-        return self.setup.device
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.rows), self.setup.batch_size
+    def count(self) -> int:
+        return len(self.rows)
 
     def prepare(self, shares: int, clean: None = None) -> None:
-        """Split the run into at most this number of shares, or as an interrupted run was split."""
-        if self.store and (saved := saved_shares(self.store, lambda saved: True)):
-            shares = saved
-        shares = min(shares, len(self.rows))
+        shares = min(self._saved_shares(lambda saved: True) or shares, len(self.rows))
         self.parts = [self._share(i, shares) for i in range(shares)] if shares > 1 else [self]
 
     def _share(self, number: int, count: int) -> "RowwiseRun":
-        part = copy.copy(self)
+        part = self._part(number, count)
         part.rows = self.rows[number::count]
-        part.store = self.store.share(number, count) if self.store else None
         return part
 
     def attack(self) -> tuple[Result, float]:
@@ -106,12 +82,10 @@ class RowwiseRun:
         return self.state, self.seconds
 
     def saved_result(self) -> tuple[Result, float] | None:
-        """The saved result of this share, if it is finished."""
         self._load()
         return (self.state, self.seconds) if self.done == len(self.rows) else None
 
     def save_result(self, result: tuple[Result, float]) -> None:
-        """Save the result of this share from another process."""
         self.state, self.seconds = result
         self.done = len(self.rows)
         if self.store:
@@ -129,7 +103,6 @@ class RowwiseRun:
         return whole, max(seconds for _, seconds in results)
 
     def current_progress(self) -> Progress:
-        """The progress of this share."""
         n, done = len(self.rows), self.done
         passes = int(self.state["forward"].sum()) if "forward" in self.state else done
         return Progress(self.title, 0, 1, done, n, n - done, n, passes, done / n, "certify")

@@ -4,10 +4,9 @@ Images are processed in chunks, each through all corruptions. Other processes ge
 the network classifies the current ones. The results do not depend on the number of processes.
 """
 
-import copy
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +20,13 @@ from robench.corruption.suite import Cell
 from robench.corruption.tasks import Task, digest_of, in_order
 from robench.data import Images
 from robench.data.corrupted import chunks, spans
-from robench.engine.batched_model import Model, frozen, undefined
-from robench.engine.checkpoint import Saved, Store
+from robench.engine.batched_model import frozen, undefined
+from robench.engine.checkpoint import Saved
 from robench.engine.progress import Progress
-from robench.engine.run_queue import Recipe, Work, single
+from robench.engine.run_queue import single
 from robench.engine.setup import Setup
-from robench.engine.shares import saved_shares
 from robench.engine.tolerances import margins, same_margins
+from robench.engine.work import Work
 from robench.engine.workers import Processes
 
 # Minimum number of pixels, over all images and cells, at which other processes save more time than their start takes.
@@ -87,19 +86,15 @@ class CorruptionShare:
     state: dict[str, Tensor]
 
 
-class CorruptionRun:
-    """All images at all cells, except those that `store` has results of (see `robench.engine.run_queue.Work`).
+class CorruptionRun(Work):
+    """All images at all cells, except those that `store` has results of.
 
     A share has whole chunks of images. Without other shares, `workers` processes generate the images.
 
     Args:
         setup, cells, workers, cache: see `answers`.
-        store: where to save to and resume from.
-        progress: called after every chunk at every cell.
-        note: called with each line for the user.
+        **settings: `store`, `progress` and `note` of `Work`.
     """
-
-    clean: Any = None
 
     def __init__(
         self,
@@ -109,15 +104,10 @@ class CorruptionRun:
         *,
         workers: int | None = None,
         cache: Cache | None = None,
-        store: Store | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        note: Callable[[str], None] = lambda text: None,
+        **settings: Any,
     ):
-        self.setup, self.images, self.cells = setup, images, cells
-        self.workers, self.cache, self.store = workers, cache, store
-        self.progress, self.note = progress, note
-        self.parts: Sequence[Work] = []
-        self.recipe: Recipe | None = None
+        super().__init__(setup, **settings)
+        self.images, self.cells, self.workers, self.cache = images, cells, workers, cache
         self.chunks = list(range(len(spans(images))))
         self.done = 0
         n, count = len(images), len(self.chunks)
@@ -130,16 +120,8 @@ class CorruptionRun:
         }
 
     @property
-    def model(self) -> Model:
-        return self.setup.model
-
-    @property
-    def device(self) -> torch.device:
-        return self.setup.device
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.images), self.setup.batch_size
+    def count(self) -> int:
+        return len(self.images)
 
     @property
     def total(self) -> int:
@@ -147,17 +129,13 @@ class CorruptionRun:
         return len(self.chunks) * (len(self.cells) + 1)
 
     def prepare(self, shares: int, clean: None = None) -> None:
-        """Split the run into at most this number of shares, or as an interrupted run was split."""
-        if self.store and (saved := saved_shares(self.store, self._matches)):
-            shares = saved
-        shares = min(shares, len(self.chunks))
+        shares = min(self._saved_shares(self._matches) or shares, len(self.chunks))
         self.parts = [self._share(i, shares) for i in range(shares)] if shares > 1 else [self]
 
     def _share(self, number: int, count: int) -> "CorruptionRun":
-        part = copy.copy(self)
+        part = self._part(number, count)
         part.chunks = self.chunks[number::count]
         part.state = {name: tensor.clone() for name, tensor in self.state.items()}
-        part.store = self.store.share(number, count) if self.store else None
         # The shares run in parallel already, each in one process; only GPUs need more for their images.
         part.workers = 1 if self.device.type == "cpu" else max(1, (os.cpu_count() or 1) // count)
         return part
@@ -209,7 +187,6 @@ class CorruptionRun:
         self.store.save(self.state, {"done": self.done, "first": self.chunks[0]})
 
     def saved_result(self) -> CorruptionShare | None:
-        """The saved result of this share, if it is finished."""
         saved = self.store.load() if self.store else None
         if saved is None or saved.facts["done"] < self.total:
             return None
@@ -217,7 +194,6 @@ class CorruptionRun:
         return CorruptionShare(self.chunks, self.state)
 
     def save_result(self, result: CorruptionShare) -> None:
-        """Save the result of this share from another process."""
         self.state, self.done = result.state, self.total
         if self.store and not self._is_whole:
             with self.store.claimed():

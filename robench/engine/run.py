@@ -1,8 +1,7 @@
 """Runs of a suite: the clean pass, then each attack on the survivors of the previous one."""
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,19 +21,20 @@ from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.attack_context import AttackContext, SampleResults, Samples
 from robench.engine.attack_loop import Loop
 from robench.engine.backing_off import backing_off
-from robench.engine.batched_model import Model, frozen, vote
-from robench.engine.checkpoint import Saved, Store
+from robench.engine.batched_model import frozen, vote
+from robench.engine.checkpoint import Saved
 from robench.engine.clean_pass import CleanPass, clean_pass
 from robench.engine.external import run_external
 from robench.engine.final_verdicts import final_outcome
 from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import Outcome
 from robench.engine.progress import Progress
-from robench.engine.run_queue import Executor, Recipe, Work, single
+from robench.engine.run_queue import Executor, single
 from robench.engine.run_state import CLEAN, ROBUST, RunState, ShareResult
 from robench.engine.setup import Setup
-from robench.engine.shares import Deal, saved_shares, split
+from robench.engine.shares import Deal, split
 from robench.engine.tolerances import same_margins
+from robench.engine.work import Work
 from robench.engine.workers import Processes, single_thread
 from robench.threats.threat import Threat
 
@@ -44,7 +44,7 @@ _SHOW_EVERY = 0.1
 T = TypeVar("T")
 
 
-class Run:
+class Run(Work):
     """One suite on one defense and some images.
 
     Args:
@@ -54,17 +54,12 @@ class Run:
         threat: threat model.
         executor: runs the shares of the samples in `outcome`; None for one process. A resumed run keeps its number of
             shares.
-        store: where to save to and resume from, or None.
-        progress: called after every query.
-        note: called with each line for the user.
+        **settings: `store`, `progress` and `note` of `Work`.
 
     Attributes:
         selected: samples that this run attacks, bool (n,); in a share of a run, those of the share.
         proven: samples that are proven to be robust and not attacked, bool (n,).
-        parts: the shares of a prepared run; the run itself if there is only one.
         deal: the split of the samples, if it was chosen for this run; None to deal them out in turn.
-        recipe: description from which other processes build this run; None if it must be pickled.
-        clean: results of the clean pass; None before `prepare`.
     """
 
     def __init__(
@@ -75,21 +70,16 @@ class Run:
         threat: Threat,
         *,
         executor: Executor | None = None,
-        store: Store | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        note: Callable[[str], None] = lambda text: None,
+        **settings: Any,
     ):
-        self.setup, self.attacks, self.samples, self.threat = setup, attacks, samples, threat
+        super().__init__(setup, **settings)
+        self.attacks, self.samples, self.threat = attacks, samples, threat
         self.declared = setup.stochastic
-        self.executor, self.store = executor or Processes(), store
-        self.progress, self.note = progress, note
+        self.executor = executor or Processes()
         self.selected = torch.ones(len(samples), dtype=torch.bool)
         self.proven = torch.zeros(len(samples), dtype=torch.bool)
         self.state = RunState.empty(len(samples), setup.batch_size)
-        self.parts: Sequence[Work] = []
-        self.recipe: Recipe | None = None
         self.deal: Deal | None = None
-        self.clean: Any = None
         self.shown = 0.0
 
     def outcome(self) -> Outcome:
@@ -113,19 +103,11 @@ class Run:
             with single_thread(self.device):
                 self._share(number, shares).attack()
 
-    # -- one run in a queue (robench.engine.run_queue.Work) ----------------------------------------------
+    # -- one run in a queue (`Work`) ---------------------------------------------------------------------
 
     @property
-    def model(self) -> Model:
-        return self.setup.model
-
-    @property
-    def device(self) -> torch.device:
-        return self.setup.device
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.samples), self.setup.batch_size
+    def count(self) -> int:
+        return len(self.samples)
 
     def prepare(self, shares: int, clean: CleanPass | None = None) -> None:
         """Classify the clean images and split the run into shares, or as an interrupted run was split.
@@ -137,7 +119,7 @@ class Run:
         self._prepare_frozen(clean)
         if self._takes_all_samples:
             shares = 1
-        elif self.store and (saved := saved_shares(self.store, self._matches)):
+        elif saved := self._saved_shares(self._matches):
             if saved != shares and self.deal is None:
                 self.note(f"resuming with {saved} share{'s' * (saved != 1)}, as in the interrupted run")
             shares = saved
@@ -153,7 +135,6 @@ class Run:
         return ShareResult(self.selected, self.state, self.state.batch_size)
 
     def saved_result(self) -> ShareResult | None:
-        """The saved result of this share, if it is finished."""
         saved = self.store.load() if self.store else None
         if saved is None or len(saved.facts["costs"]) < len(self.attacks):
             return None
@@ -161,7 +142,6 @@ class Run:
         return ShareResult(self.selected, self.state, self.state.batch_size)
 
     def save_result(self, result: ShareResult) -> None:
-        """Save the result of this share from another process."""
         if self.store is None:
             return
         self.state = result.state
@@ -196,9 +176,8 @@ class Run:
 
     def _share(self, number: int, shares: list[Tensor]) -> "Run":
         """The part of this run that attacks one share of the samples, with a separate store."""
-        part = copy.copy(self)
+        part = self._part(number, len(shares))
         part.selected, part.state = shares[number], self.state.without_attacks()
-        part.store = self.store.share(number, len(shares)) if self.store else None
         return part
 
     @contextmanager

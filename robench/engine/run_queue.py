@@ -6,86 +6,19 @@ its last share is finished. The results of a run depend on neither the executor 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-
 from robench.core.errors import RobenchError
-from robench.engine.checkpoint import Store
 from robench.engine.progress import Progress
+from robench.engine.work import Work
 
 # Maximum number of attempts at a share whose worker dies.
 ATTEMPTS = 2
 
 R = TypeVar("R")
-
-
-class Recipe(Protocol):
-    """A description from which another process builds a run; plain data that can be pickled.
-
-    Attributes:
-        key: identifies the run.
-    """
-
-    @property
-    def key(self) -> str: ...
-
-    def build(self, device: str | None) -> "Work":
-        """Build the run, on another device than the recipe's if one is given."""
-        ...
-
-
-class Work(Protocol):
-    """A run, or one share of it, as the queue and the executors see it.
-
-    Attributes:
-        parts: the shares of a run that is prepared.
-        clean: the results of `prepare`, as plain data.
-        recipe: description of the run for other processes; None if the run itself must be pickled.
-    """
-
-    store: Store | None
-    progress: Callable[[Progress], None] | None
-    note: Callable[[str], None]
-    parts: Sequence["Work"]
-    clean: Any
-    recipe: Recipe | None
-
-    @property
-    def model(self) -> Any: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The number of samples and the batch size."""
-        ...
-
-    def prepare(self, shares: int, clean: Any = None) -> None:
-        """Compute `clean` unless it is given, and split the run into at most this number of shares."""
-        ...
-
-    def attack(self) -> Any:
-        """Run this share, or resume it, and return its result."""
-        ...
-
-    def saved_result(self) -> Any:
-        """The saved result of this share; None if it is not finished."""
-        ...
-
-    def save_result(self, result: Any) -> None:
-        """Save the result of this share from a process that shares no disk with this one."""
-        ...
-
-    def current_progress(self) -> Progress: ...
-
-    def conclude(self, results: list[Any]) -> Any:
-        """The outcome of the run from the results of all shares."""
-        ...
 
 
 class Executor(Protocol):

@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from robench.engine.checkpoint import Store
-from robench.engine.run_queue import Entry, Recipe, RunQueue, Share, Work
+from robench.engine.run_queue import Entry, RunQueue, Share
+from robench.engine.work import Recipe, Work
 from robench.engine.workers import Pool, answer, become_worker
 
 

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 
 from robench.core.errors import ResourceError, RobenchError, UsageError
-from robench.engine.run_queue import RunQueue, Share, Work
+from robench.engine.run_queue import RunQueue, Share
 from robench.engine.shares import share_count
+from robench.engine.work import Work
 
 # Minimum number of samples per process.
 MIN_SAMPLES = 16

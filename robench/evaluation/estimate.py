@@ -23,8 +23,8 @@ from robench.core.errors import ResourceError, UsageError
 from robench.core.io import claim
 from robench.engine.checkpoint import FolderStore
 from robench.engine.outcome import Outcome
-from robench.engine.run_queue import Work
 from robench.engine.shares import Deal, share_count
+from robench.engine.work import Work
 from robench.evaluation.jobs import job_of, run_of
 from robench.evaluation.options import Options
 from robench.evaluation.orders import order_of

@@ -13,9 +13,9 @@ from robench.engine.corruption_run import CorruptionRun
 from robench.engine.device import choose_batch_size, choose_precision
 from robench.engine.knowledge import Attacker
 from robench.engine.run import Run
-from robench.engine.run_queue import Work
 from robench.engine.setup import Setup
 from robench.engine.shares import Deal
+from robench.engine.work import Work
 from robench.evaluation.options import Options
 from robench.evaluation.planning import PlannedRun
 from robench.records.record import DatasetFacts, DefenseFacts, Job, SuiteFacts

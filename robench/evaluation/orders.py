@@ -15,7 +15,7 @@ from robench.catalog import Protocol, Suite
 from robench.core.errors import UsageError
 from robench.core.trust import is_trusting, trusting
 from robench.engine.device import choose_device
-from robench.engine.run_queue import Work
+from robench.engine.work import Work
 from robench.evaluation.jobs import job_of, with_deal, work_of
 from robench.evaluation.options import Options
 from robench.evaluation.planning import PlannedRun, Sources, plan

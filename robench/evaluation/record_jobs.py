@@ -15,7 +15,7 @@ from robench.core.io import claim
 from robench.corruption.make import enlargement
 from robench.engine.checkpoint import FolderStore
 from robench.engine.run_queue import Job as QueuedJob
-from robench.engine.run_queue import Work
+from robench.engine.work import Work
 from robench.evaluation import certify_first
 from robench.evaluation import estimate as estimates
 from robench.evaluation.certify_first import Proven

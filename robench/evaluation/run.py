@@ -12,7 +12,8 @@ from robench.core.specs import split
 from robench.core.torch_state import standard_state
 from robench.engine.device import choose_device
 from robench.engine.progress import Progress
-from robench.engine.run_queue import Executor, Job, RunQueue, Work, run_queue
+from robench.engine.run_queue import Executor, Job, RunQueue, run_queue
+from robench.engine.work import Work
 from robench.engine.workers import (
     MIN_SAMPLES,
     Processes,
