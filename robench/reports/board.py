@@ -10,6 +10,7 @@ from robench import catalog
 from robench.core.errors import UsageError
 from robench.core.formatting import markdown, one_of
 from robench.core.sanitize import plain
+from robench.engine.outcome import ResultWarning
 from robench.records.collection import Collection
 from robench.records.randomized import single_draw
 from robench.records.record import Record
@@ -17,6 +18,7 @@ from robench.reports import certification, corruption
 from robench.reports.draws import draws_grids
 from robench.reports.formatting import EMPTY, figure, kinds
 from robench.reports.leaderboards import Leaderboard, Table, every_row, leaderboards
+from robench.reports.notes import warning_notes
 from robench.reports.ranking import NO_RANK, Row, Section, sections, shown_name
 from robench.reports.robustbench import Claim, with_claims
 from robench.reports.table import BOARD_FORMATS, COLUMNS, SORTS, WIDTH, Grid, render
@@ -177,10 +179,7 @@ def _draws(table: Table) -> list[Grid]:
 
 def _grid(table: Table, choice: Choice) -> Grid:
     columns = choice.columns or usual_columns(table)
-    notes: dict[tuple[str, str], list[str]] = {}
-    for row in table.rows:
-        for warning in row.warnings:
-            notes.setdefault(warning, []).append(row.name)
+    marked = ((row.name, "", [ResultWarning(*warning) for warning in row.warnings]) for row in table.rows)
     return Grid(
         title=f"{table.title} (protocol {table.job.protocol})",
         columns=tuple(COLUMNS[name] for name in columns),
@@ -189,7 +188,7 @@ def _grid(table: Table, choice: Choice) -> Grid:
         numbers=_NUMBERS,
         best=frozenset(("clean %", "robust %")),
         notes=(
-            *(f"{', '.join(names)}: {code}: {text}" for (code, text), names in notes.items()),
+            *warning_notes(marked, mark=""),
             *table.remarks,
             *table.missing,
         ),

@@ -10,7 +10,8 @@ from robench.core import specs
 from robench.records.randomized import unattacked
 from robench.records.record import Record
 from robench.reports.cells import lowest
-from robench.reports.formatting import cell, warning_notes
+from robench.reports.formatting import cell
+from robench.reports.notes import Marked, warning_notes
 from robench.reports.purifiers import Row, find_ladder, rows_of
 from robench.reports.table import Grid
 from robench.statistics.accuracy import Accuracy
@@ -125,20 +126,21 @@ def _source(record: Record) -> tuple[str, Source]:
 def _matrix(family: str, rows: list[tuple[Source, Target, Row]], rungs: dict[str, Rung]) -> Matrix:
     cells: dict[tuple[Source, Target], dict[str, Accuracy]] = {}
     bare: dict[Target, dict[str, Accuracy]] = {}
-    warned, warnings = set(), []
+    warned: set[tuple[Source, Target, str]] = set()
+    marked: list[Marked] = []
     for source, target, row in rows:
         levels = cells.setdefault((source, target), {CLEAN: unattacked(row.purified)})
         for level, record in by_level(row, rungs).items():
             levels[level] = record.robust_accuracy
             if record.health:
                 warned.add((source, target, level))
-            warnings += warning_notes(f"{row.purified.job.defense.name}, {level}", record)
+            marked.append((row.purified.job.defense.name, level, record.health))
         for name in (n for n, rung in rungs.items() if rung.subject == "classifier"):
             for record in row.records.get(name, []):
                 bare[target] = {CLEAN: record.clean_accuracy, UNDEFENDED: record.robust_accuracy}
     sources = _filled(list(dict.fromkeys(source for source, _, _ in rows)), cells, warned)
     targets = tuple(dict.fromkeys(target for _, target, _ in rows))
-    return Matrix(family, sources, targets, cells, bare, frozenset(warned), tuple(dict.fromkeys(warnings)))
+    return Matrix(family, sources, targets, cells, bare, frozenset(warned), tuple(warning_notes(marked)))
 
 
 def _filled(

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robench.catalog import Suite
+from robench.engine.outcome import ResultWarning
 from robench.records.randomized import unattacked
 from robench.records.record import Record
 from robench.reports.dataset_transfer import CLEAN, LEVELS, by_level
 from robench.reports.formatting import cell
+from robench.reports.notes import Marked, warning_notes
 from robench.reports.plots.curves import Curve, Point, draw
 from robench.reports.plots.style import save
 from robench.reports.purifiers import rows_of
@@ -24,17 +26,18 @@ def grid(title: str, by_count: ByCount, suite: Suite) -> Grid:
         by_count: pairs of a number of images and its records.
     """
     columns = ("images", CLEAN, *LEVELS)
-    warnings, lines = {}, []
+    marked: list[Marked] = []
+    lines = []
     for count, records in by_count:
-        levels, warned = _levels(records, suite)
-        lines.append((str(count), *(cell(levels.get(name), name in warned) for name in columns[1:])))
-        warnings |= {f"! {count} images, {name}: {text}": None for name, text in warned.items()}
+        levels, warnings = _levels(records, suite)
+        lines.append((str(count), *(cell(levels.get(name), name in warnings) for name in columns[1:])))
+        marked += ((f"{count} images", name, of_level) for name, of_level in warnings.items())
     return Grid(
         title=f"{title} · accuracy in %, 95 % intervals",
         columns=columns,
         groups=(tuple(lines),),
         numbers=frozenset(columns),
-        notes=("full: exact gradients", *warnings),
+        notes=("full: exact gradients", *warning_notes(marked)),
     )
 
 
@@ -49,15 +52,17 @@ def picture(title: str, by_count: ByCount, suite: Suite, path: Path) -> Path:
     return save(draw(curves, "number of images for fine-tuning", title), path)
 
 
-def _levels(records: Sequence[Record], suite: Suite) -> tuple[dict[str, Accuracy], dict[str, str]]:
+def _levels(
+    records: Sequence[Record], suite: Suite
+) -> tuple[dict[str, Accuracy], dict[str, Sequence[ResultWarning]]]:
     """The accuracies and warnings of one purifier's records, by attacker knowledge."""
     rungs = {rung.name: rung for rung in suite.rungs}
     accuracies: dict[str, Accuracy] = {}
-    warnings: dict[str, str] = {}
+    warnings: dict[str, Sequence[ResultWarning]] = {}
     for row in rows_of(records, suite):
         accuracies[CLEAN] = unattacked(row.purified)
         for level, record in by_level(row, rungs).items():
             accuracies[level] = record.robust_accuracy
             if record.health:
-                warnings[level] = "; ".join(map(str, record.health))
+                warnings[level] = record.health
     return accuracies, warnings

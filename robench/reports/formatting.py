@@ -25,11 +25,6 @@ def robust_cell(record: Record | None) -> str:
     return cell(record.robust_accuracy, bool(record.health)) if record else EMPTY
 
 
-def warning_notes(subject: str, record: Record) -> list[str]:
-    """The warnings of a record as notes below a table."""
-    return [f"! {subject}: {warning}" for warning in record.health]
-
-
 def by_draws(record: Record) -> str:
     """Robust accuracy of a randomised defense in the worst draw, on average, by vote and in a single draw; empty for
     other defenses."""

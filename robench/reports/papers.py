@@ -20,7 +20,8 @@ from robench.records.record import Record
 from robench.reports import certification
 from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.dataset_transfer import transfer
-from robench.reports.formatting import EMPTY, warning_notes
+from robench.reports.formatting import EMPTY
+from robench.reports.notes import Marked, warning_notes
 from robench.reports.purifiers import purifiers
 from robench.reports.table import WIDTH, Grid, render
 from robench.reports.unforeseen import unforeseen
@@ -307,17 +308,17 @@ def _sources(table: Table) -> Iterator[str]:
 def _images(table: Table, records: Sequence[Record]) -> Iterator[str]:
     """The number of images of our figures, and their warnings."""
     counts: dict[int, list[str]] = {}
-    warnings = []
+    marked: list[Marked] = []
     for row in table.rows:
         for column in table.columns:
             record = _measured(table, row, column, records)
             if record is not None:
                 counts.setdefault(record.job.n, []).append(row.name)
                 if column.attack:
-                    warnings += warning_notes(f"{row.name}, {column.name}", record)
+                    marked.append((row.name, column.name, record.health))
     for n, names in sorted(counts.items()):
         yield f"ours, on {n:,} images, 95 % intervals: {'; '.join(dict.fromkeys(names))}"
-    yield from warnings
+    yield from warning_notes(marked)
 
 
 # Parts of a command: attacks, images, knowledge, and further arguments.

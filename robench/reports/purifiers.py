@@ -1,5 +1,6 @@
 """The table of purifiers: robust accuracy under increasing attacker knowledge, from records alone."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from robench.core.formatting import count
 from robench.records.randomized import FIELD, unattacked
 from robench.records.record import Record
 from robench.reports.cells import lowest, on_images, on_protocol, run_command, with_files
-from robench.reports.formatting import EMPTY, cell, robust_cell, warning_notes
+from robench.reports.formatting import EMPTY, cell, robust_cell
+from robench.reports.notes import warning_notes
 from robench.reports.table import Grid
 from robench.threats.knowledge import Knowledge
 from robench.threats.threat import Threat
@@ -123,14 +125,14 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     names = tuple(dict.fromkeys(rung.name for rung in suite.rungs))
     columns = ("purifier", "clean", *names, "passes", "images/s")
     notes = ["passes (per image) and images/s: for the strongest attack with exact gradients"]
-    for row in rows:
-        missing = [name for name in row.missing if _playable(name, row.purified, suite)]
-        if missing:
-            job = row.purified.job
-            images = on_protocol(protocol) if protocol in catalog.protocols() else on_images(job)
-            command = run_command(job.defense.name, suite.name, images, more=with_files(job.dataset.name))
-            notes.append(f"{', '.join(missing)} of {job.defense.name}: {command}")
-    notes += _warnings(rows)
+    notes += _commands(protocol, rows, suite)
+    marked = (
+        (row.purified.job.defense.name, name, record.health)
+        for row in rows
+        for name, records in row.records.items()
+        if (record := lowest(records))
+    )
+    notes += warning_notes(marked)
     shown = (record for row in rows for records in row.records.values() for record in records)
     if any(FIELD in record.extra for record in shown):
         notes.append(
@@ -144,6 +146,30 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
         numbers=frozenset(columns[1:]),
         notes=tuple(notes),
     )
+
+
+def _commands(protocol: str, rows: list[Row], suite: Suite) -> Iterator[str]:
+    """The commands that fill empty cells. One command, with NAME, stands for all purifiers that need it."""
+    by_images: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for row in rows:
+        missing = [name for name in row.missing if _playable(name, row.purified, suite)]
+        if missing:
+            job = row.purified.job
+            images = on_protocol(protocol) if protocol in catalog.protocols() else on_images(job)
+            arguments = (*images, *with_files(job.dataset.name))
+            by_images.setdefault(arguments, []).append((", ".join(missing), job.defense.name))
+    for arguments, cells in by_images.items():
+        name = cells[0][1] if len(cells) == 1 else "NAME"
+        command = run_command(name, suite.name, arguments)
+        if len(cells) == 1:
+            yield f"{cells[0][0]} of {name}: {command}"
+            continue
+        defenses: dict[str, list[str]] = {}
+        for columns, defense in cells:
+            defenses.setdefault(columns, []).append(shlex.quote(defense))
+        yield "\n".join(
+            [f"not yet run: {command}", *(f"{columns} of {', '.join(d)}" for columns, d in defenses.items())]
+        )
 
 
 def _playable(name: str, purified: Record, suite: Suite) -> bool:
@@ -183,13 +209,3 @@ def _cell(records: list[Record] | None) -> str:
 
 def _average(figures: dict[str, Any] | None, which: str) -> str:
     return f"\navg {100 * figures[which]['average']['value']:.2f}" if figures else ""
-
-
-def _warnings(rows: list[Row]) -> list[str]:
-    """The warnings of the records that are shown."""
-    lines = []
-    for row in rows:
-        for name, records in row.records.items():
-            if shown := lowest(records):
-                lines += warning_notes(f"{row.purified.job.defense.name}, {name}", shown)
-    return lines

@@ -12,7 +12,7 @@ from robench.records.record import Job, Record
 from robench.records.samples import read_samples
 from robench.records.store import slug
 from robench.reports.formatting import figure as figure_text
-from robench.reports.formatting import warning_notes
+from robench.reports.notes import warning_notes
 from robench.reports.plots import curves as plotted
 from robench.reports.plots.style import save
 from robench.reports.table import Grid
@@ -103,15 +103,12 @@ def grid(series: list[Curve]) -> Grid:
         )
         for curve in series
     )
-    warnings = [
-        note
+    warnings = warning_notes(
+        (", ".join(getattr(curve, name) for name in varying), point.radius, point.record.health)
         for curve in series
         for point in curve.points
         if point.record
-        for note in warning_notes(
-            ", ".join([*(getattr(curve, name) for name in varying), point.radius]), point.record
-        )
-    ]
+    )
     carried_note = "carried: images whose adversarial example is from the run at another radius"
     return Grid(
         title=" · ".join([*common, job.dataset.name, job.threat_model.kind, f"n = {job.n}"]),
@@ -119,7 +116,7 @@ def grid(series: list[Curve]) -> Grid:
         groups=groups,
         names=frozenset(varying),
         numbers=frozenset(("radius", "accuracy %", "carried")),
-        notes=(carried_note if carries else f"read from one run at {job.threat}", *dict.fromkeys(warnings)),
+        notes=(carried_note if carries else f"read from one run at {job.threat}", *warnings),
     )
 
 

@@ -6,6 +6,7 @@ from robench.engine.tolerances import beyond_chance
 from robench.evaluation.sweep import ATTACK, Sweep
 from robench.records.record import Record
 from robench.reports.formatting import figure
+from robench.reports.notes import warning_notes
 from robench.reports.plots.curves import by_level, draw
 from robench.reports.plots.style import save
 from robench.reports.table import Grid
@@ -25,7 +26,9 @@ def grid(sweep: Sweep, runs: list[tuple[float, Record]]) -> Grid:
     ]
     job = runs[0][1].job
     columns = (sweep.name, "knowledge", "clean %", "robust %", "warnings")
-    warnings = {f"! {warning}": None for _, record in runs for warning in record.health}
+    warnings = warning_notes(
+        (record.job.knowledge, f"{sweep.name} {value:g}", record.health) for value, record in runs
+    )
     return Grid(
         title=f"{job.defense.name.partition('(')[0]} · {job.protocol} · {job.threat}",
         columns=columns,

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from textwrap import wrap
@@ -58,7 +58,7 @@ class Grid:
         names: columns with text from records and cards, which must be escaped in Markdown.
         numbers: right-aligned columns.
         best: columns in which LaTeX shows the largest number of a group in bold.
-        notes: lines below the table; not in CSV.
+        notes: text below the table; not in CSV. Lines after the first of a note are indented.
     """
 
     title: str
@@ -101,7 +101,7 @@ def _text(grid: Grid, width: int) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     console.print(Text(plain(grid.title)), Text(), table, sep="\n")
     if grid.notes:
-        console.print(Text(), *(Text(plain(note)) for note in grid.notes), sep="\n")
+        console.print(Text(), *(Text(line) for line in _note_lines(grid, plain, "  ")), sep="\n")
     assert isinstance(console.file, io.StringIO)
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().rstrip().splitlines())
 
@@ -172,7 +172,7 @@ def _markdown(grid: Grid, width: int) -> str:
         # Markdown has no rules within a table.
         lines += [f"|{' |' * len(grid.columns)}"] if number else []
         lines += [_markdown_row(grid, row) for row in group]
-    lines += ["", *(f"- {markdown(note)}" for note in grid.notes)] if grid.notes else []
+    lines += ["", *_note_lines(grid, markdown, "  - ", "- ")] if grid.notes else []
     return "\n".join(lines) + "\n"
 
 
@@ -191,7 +191,7 @@ def _latex(grid: Grid, width: int) -> str:
     lines.append(" & ".join(map(latex, grid.columns)) + r" \\")
     for group in grid.groups:
         lines += [r"\midrule", *_latex_rows(grid, group)]
-    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {plain(note)}" for note in grid.notes)]
+    lines += [r"\bottomrule", r"\end{tabular}", *_note_lines(grid, plain, "%   ", "% ")]
     return "\n".join(lines) + "\n"
 
 
@@ -212,6 +212,14 @@ def _latex_rows(grid: Grid, group: tuple[Line, ...]) -> list[str]:
         empty = "{}" if cells[0][:1] in ("[", "*") else ""
         lines.append(empty + " & ".join(cells) + r" \\")
     return lines
+
+
+def _note_lines(grid: Grid, escape: Callable[[str], str], indent: str, start: str = "") -> Iterator[str]:
+    """The lines of the notes: the first of each after `start`, the others after `indent`."""
+    for note in grid.notes:
+        first, *others = map(escape, note.split("\n"))
+        yield start + first
+        yield from (indent + line for line in others)
 
 
 def _lines(cell: str, escape: Callable[[str], str], separator: str) -> str:

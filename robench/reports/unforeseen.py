@@ -12,7 +12,8 @@ from robench.core.errors import UsageError
 from robench.records.record import Record
 from robench.records.samples import held
 from robench.reports.cells import lowest, on_images, on_protocol, ordinary_protocols, run_command
-from robench.reports.formatting import EMPTY, cell, robust_cell, warning_notes
+from robench.reports.formatting import EMPTY, cell, robust_cell
+from robench.reports.notes import warning_notes
 from robench.reports.table import Grid
 from robench.statistics.accuracy import Accuracy, bootstrap
 from robench.threats.threat import Threat
@@ -116,10 +117,12 @@ def _grid(title: str, suite: Suite, columns: list[Column]) -> Grid:
         missing = [rung.name for i, rung in enumerate(suite.rungs) if i not in column.records]
         if missing:
             notes.append(f"{', '.join(missing)} of {column.name}: {_command(column.first, suite)}")
-    for i, rung in enumerate(suite.rungs):
-        for column in columns:
-            if i in column.records:
-                notes += warning_notes(f"{column.name}, {rung.name}", column.records[i])
+    notes += warning_notes(
+        (column.name, rung.name, column.records[i].health)
+        for i, rung in enumerate(suite.rungs)
+        for column in columns
+        if i in column.records
+    )
     names = tuple(column.name for column in columns)
     return Grid(
         title=f"{suite.name} · {title} · robust accuracy in %, 95 % intervals",
