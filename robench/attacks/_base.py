@@ -76,8 +76,9 @@ class Ask:
     Attributes:
         x: images to evaluate, (S, C, H, W) in [0, 1].
         objective: objective whose gradient is needed, or None if the logits suffice.
-        waits: lanes that make no query in this turn because they need the other kind of answer, bool (S,), or None.
-            Their answer is not judged, is not counted as a pass, may be zero and must be ignored in `tell`.
+        waits: lanes that make no query in this turn, bool (S,), or None. Their answer is not judged, is not counted as
+            a pass, may be zero and must be ignored in `tell`. Attacks with two kinds of queries implement
+            `Attack.probes` instead.
         point: the parameters whose image is `x`, if the threat is not in pixels; else None.
     """
 
@@ -240,6 +241,15 @@ class Attack(Contract, Generic[S]):
     def tell(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> S:
         """The state after the answer. It is also called for finished lanes, where its result is ignored."""
         raise NotImplementedError
+
+    def probes(self, state: S) -> Tensor | None:
+        """Lanes whose next query needs only logits, bool (S,), for an attack that also has queries with an objective;
+        None if all queries are of one kind.
+
+        All queries of a turn are of one kind, which the engine chooses; the other lanes wait. An answer without an
+        objective has an empty `grad`, and `tell` must ignore the answers of waiting lanes.
+        """
+        return None
 
     def pull_back(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> Answer:
         """The answer for `tell`, with gradients pulled back to the search space if that is not the image."""

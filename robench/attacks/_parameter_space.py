@@ -79,6 +79,9 @@ class ParameterSpace(Attack[Any]):
     def tell(self, problem: Problem, rows: Rows, state: State, answer: Answer) -> State:
         return self.inner.tell(*self._scaled(problem, rows), state, answer)
 
+    def probes(self, state: State) -> Tensor | None:
+        return self.inner.probes(state)
+
     def finished(self, state: State) -> Tensor:
         return self.inner.finished(state)
 

@@ -4,6 +4,7 @@ Croce & Hein 2021, arXiv 2103.01208: Auto-PGD in the L1 ball intersected with [0
 sparsity adapts (Alg. 1), run in three stages at 3, 2 and 1 times the radius.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, GradientAttack, Problem, Rows, State, select, where
+from robench.attacks._base import Answer, Ask, GradientAttack, Problem, Rows, State, occurs, select, where
 from robench.attacks._losses import _START, check_loss, objective
 from robench.attacks._projections import project_l1_box
 from robench.core.registry import attacks
@@ -67,7 +68,7 @@ class APGDL1(GradientAttack[APGDL1State]):
         return (*early, max(self.steps - sum(early), 1))
 
     def _of_stage(self, values: tuple[float, ...] | tuple[int, ...], stage: Tensor) -> Tensor:
-        return torch.tensor(values, device=stage.device)[stage.clamp_max(len(values) - 1)]
+        return _table(values, stage.device)[stage.clamp_max(len(values) - 1)]
 
     def init(self, problem: Problem, rows: Rows) -> APGDL1State:
         shape = tuple(rows.x.shape[1:])
@@ -118,8 +119,15 @@ class APGDL1(GradientAttack[APGDL1State]):
         x, grad = where(sparser, best, state.x), where(sparser, best_grad, answer.grad)
 
         moved = x + step_size.view(-1, 1, 1, 1) * _sparse_sign(grad, kept)
+        over, stage = state.step >= self._of_stage(self.stages, state.stage), state.stage + 1
+        clean, delta, any_over = rows.x, moved - rows.x, occurs(over)
+        if any_over:
+            # The best points are projected onto the ball of the next stage in the same call.
+            clean, delta = torch.cat([clean, clean]), torch.cat([delta, best - clean])
+            radius = torch.cat([radius, self._of_stage(_RADII, stage) * problem.threat.eps])
+        points = clean + project_l1_box(clean, delta, radius)
         going = APGDL1State(
-            x=rows.x + project_l1_box(rows.x, moved - rows.x, radius),
+            x=points[: len(x)],
             best=best,
             best_grad=best_grad,
             best_loss=best_loss,
@@ -131,17 +139,20 @@ class APGDL1(GradientAttack[APGDL1State]):
             stage=state.stage,
             target=state.target,
         )
-        over = going.step > self._of_stage(self.stages, state.stage)
-        stage = state.stage + 1
-        next_radius = self._of_stage(_RADII, stage) * problem.threat.eps
-        start = rows.x + project_l1_box(rows.x, best - rows.x, next_radius)
+        if not any_over:
+            return going
         # After the last stage the state keeps its best point.
         last = stage == len(_RADII)
-        fresh = self._stage(problem, rows, where(last, best, start), stage, state.target)
+        fresh = self._stage(problem, rows, where(last, best, points[len(x) :]), stage, state.target)
         return select(over, fresh, going)
 
     def finished(self, state: APGDL1State) -> Tensor:
         return state.stage == len(_RADII)
+
+
+@functools.lru_cache(maxsize=64)
+def _table(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)
 
 
 def _nonzero(delta: Tensor) -> Tensor:

@@ -19,9 +19,6 @@ from robench.attacks._projections import project_hyperplane
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
 
-# A forward pass costs about a quarter of one with gradient: this fraction of lanes is worth a turn without gradient.
-_WORTH_A_TURN = 1 / 4
-_PATIENCE = 3
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
 
@@ -31,15 +28,13 @@ class FABState(State):
 
     `x` is the next query. A lane with `probes` only needs logits, because it expects the point to be adversarial like
     the previous one (`expects`), and the gradient there is not used. `settled` says that the gradient is used
-    regardless of the class, which is known or irrelevant. `waited` counts the turns given to lanes with the other kind
-    of query; `step` counts projections, plus one for the last answer.
+    regardless of the class, which is known or irrelevant. `step` counts projections, plus one for the last answer.
     """
 
     x: Tensor
     probes: Tensor
     expects: Tensor
     settled: Tensor
-    waited: Tensor
     best: Tensor
     distance: Tensor
     target: Tensor
@@ -89,7 +84,6 @@ class FAB(Attack[FABState]):
             probes=count > 0,
             expects=count > 0,
             settled=count == 0,
-            waited=count,
             best=rows.x,
             distance=torch.full_like(rows.x[:, 0, 0, 0], math.inf),
             target=self.target(rows) if self.targets else rows.y,
@@ -97,13 +91,11 @@ class FAB(Attack[FABState]):
         )
 
     def ask(self, problem: Problem, rows: Rows, state: FABState) -> Ask:
-        # Each turn has one kind of query: probing lanes wait until there are enough of them, or for _PATIENCE turns.
-        probing = state.probes & rows.active
-        enough = probing.sum() >= (_WORTH_A_TURN * rows.active.sum()).clamp_min(1)
-        if bool(enough | (probing & (state.waited >= _PATIENCE)).any()):
-            return Ask(state.x, waits=~state.probes)
         nearest = Cheapest(_differences, cost=partial(_distances, problem.threat.norm))
-        return Ask(state.x, objective("margin", state.target) if self.targets else nearest, state.probes)
+        return Ask(state.x, objective("margin", state.target) if self.targets else nearest)
+
+    def probes(self, state: FABState) -> Tensor:
+        return state.probes
 
     def tell(self, problem: Problem, rows: Rows, state: FABState, answer: Answer) -> FABState:
         norm, probing = problem.threat.norm, answer.grad.numel() == 0
@@ -139,7 +131,6 @@ class FAB(Attack[FABState]):
             probes=torch.where(answered, steps & (expects | (state.step + 1 >= self.steps)), state.probes),
             expects=expects,
             settled=torch.where(answered, ~steps, state.settled),
-            waited=torch.where(answered, 0, state.waited + 1),
             best=where(nearer, state.x, state.best),
             distance=torch.where(nearer, distance, state.distance),
             step=state.step + (steps | (answered & over)).long(),

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Rows, State, gather
-from robench.engine.ahead import Ahead, Plan
+from robench.engine.ahead import Ahead
 from robench.engine.attack_context import AttackContext, SampleResults
 from robench.engine.exact_rows import exact
 from robench.engine.host import on_host
@@ -34,6 +34,7 @@ from robench.engine.lanes import START, Lanes, in_parts, put
 from robench.engine.loss_monitor import LossMonitor
 from robench.engine.packing import pad
 from robench.engine.run_images import RunImages
+from robench.engine.several_queries import turn_ahead
 from robench.engine.supply import Supply
 from robench.engine.verdicts import Verdicts
 
@@ -165,6 +166,12 @@ class Loop:
             first = torch.arange(len(part), device=device)
             self.rows = put(self.rows, part.to(device), rows, first)
             self.state = put(self.state, part.to(device), state, first)
+        self._note_kinds()
+
+    def _note_kinds(self) -> None:
+        probes = self.context.attack.probes(self.state)
+        if probes is not None:
+            self.lanes.probes = probes.cpu()
 
     # -- one query ---------------------------------------------------------------------------------------
 
@@ -180,9 +187,9 @@ class Loop:
         if attack.horizon > 1 and not self.supply.queue:
             plan = self.ahead.choose(self.context.network, attack, active, self.rows)
             if plan is not None:
-                self._turn_ahead(active, plan)
+                turn_ahead(self, active, plan)
                 return
-        ask = attack.ask(problem, self.rows, self.state)
+        ask, waits = self._ask(active)
         x = ask.x
         points = x if ask.point is None else ask.point
         if self.verdicts.minimise:
@@ -190,12 +197,12 @@ class Loop:
             # cannot change the verdict.
             points = problem.threat.as_recorded(self.rows.x, points)
             x = problem.threat.image(self.rows.x, points, self.rows.sample)
+        asking_lanes = active if waits is None else active & ~waits
         asking = self._asking
-        # On other devices the host would have to wait for the lanes.
-        if self.divisible and ask.waits is not None and ask.waits.device.type == "cpu":
-            asking = (active & ~ask.waits).nonzero()[:, 0]
+        if self.divisible and waits is not None:
+            asking = asking_lanes.nonzero()[:, 0].to(self.context.device)
         before, queries = self.state, self.lanes.queries[:, 0]
-        first_answer = self._query(x, ask, self.rows, before, queries, self._exactly(active), asking)
+        first_answer = self.query(x, ask, self.rows, before, queries, self.exactly(asking_lanes), asking)
         answer = attack.pull_back(problem, self.rows, before, first_answer)
         self.state = attack.tell(problem, self.rows, before, answer)
         first = None
@@ -203,28 +210,40 @@ class Loop:
             first = active & (self.lanes.queries[:, 1] == 0)
             self._is_starting = bool(first.any())
         facts = on_host(
-            waits=ask.waits,
             finished=attack.finished(self.state),
             moved=attack.moved(self.state) if attack.horizon > 1 else None,
-            **self.verdicts.facts(answer.logits, self.rows),
+            probes=attack.probes(self.state),
+            **self.verdicts.facts(answer.logits, points, self.rows),
             **self.losses.facts(answer, first is not None),
         )
-        answered = ~facts["waits"] if "waits" in facts else None
-        asking_lanes = active if answered is None else active & answered
-        passes = self._passes(answer)
+        passes = self.passes(answer)
         # Finished rows keep counting: padding draws a randomised surrogate's noise as if it were active.
-        self.lanes.queries = self.lanes.queries + (passes if answered is None else answered[:, None] * passes)
-        self.losses.note(asking_lanes, first, facts)
+        self.lanes.queries = self.lanes.queries + (passes if waits is None else ~waits[:, None] * passes)
+        if waits is not None:
+            self.lanes.waited = torch.where(waits, self.lanes.waited + 1, 0)
+        self.lanes.probes = facts.get("probes", self.lanes.probes)
+        self.losses.note(asking_lanes, first, facts if waits is None else {**facts, "waits": waits})
         draws = self.verdicts.judge(x, points, facts, self.rows, asking_lanes)
         if "moved" in facts:
             self.ahead.note((facts["moved"] & active).sum(), active.sum())
         disagree = self.verdicts.disagree
         if disagree is not None and len(disagree := disagree.nonzero()[:, 0]):
-            self._go_on_exactly(disagree)
-            self.state = self._told_exactly(first_answer, ask, self.rows, before, queries, disagree)
-        self._settle(active, draws, points, facts["finished"])
+            self.go_on_exactly(disagree)
+            self.state = self.told_exactly(first_answer, ask, self.rows, before, queries, disagree)
+            self._note_kinds()
+        self.settle(active, draws, points, facts["finished"])
 
-    def _query(
+    def _ask(self, active: Tensor) -> tuple[Ask, Tensor | None]:
+        """The queries of this turn, and the lanes that wait, bool (S,) on the CPU; None if none does."""
+        assert self.rows is not None and self.state is not None
+        attack = self.context.attack
+        ask = attack.ask(self.context.problem, self.rows, self.state)
+        if attack.probes(self.state) is None:
+            return ask, None if ask.waits is None else ask.waits.cpu()
+        is_probing = self.lanes.is_probing(active)
+        return replace(ask, objective=None) if is_probing else ask, self.lanes.probes != is_probing
+
+    def query(
         self,
         x: Tensor,
         ask: Ask,
@@ -240,12 +259,10 @@ class Loop:
         passed = rows.rank if network.stream is None else queries.to(x.device)
         answer = network.answer(x, ask.objective, rows, self.context.attack.eot, passed, lanes)
         if exactly is not None:
-            if ask.waits is not None:
-                exactly = exactly & ~ask.waits.cpu()
             answer = exact(self.context, answer, ask, rows, state, queries, exactly.nonzero()[:, 0])
         return answer
 
-    def _told_exactly(
+    def told_exactly(
         self, answer: Answer, ask: Ask, rows: Rows, before: State, queries: Tensor, lanes: Tensor
     ) -> State:
         """The state after a query that is answered in fp32 for some lanes, so that no wrong answer stays in it."""
@@ -253,75 +270,27 @@ class Loop:
         answer = exact(self.context, answer, ask, rows, before, queries, lanes)
         return attack.tell(problem, rows, before, attack.pull_back(problem, rows, before, answer))
 
-    def _exactly(self, lanes: Tensor) -> Tensor | None:
+    def exactly(self, lanes: Tensor) -> Tensor | None:
         """Which of some lanes, a mask or indices, are answered in fp32; None if no lane is."""
         if self.context.exact is None or not bool(self.lanes.exact.any()):
             return None
         return self.lanes.exact & lanes if lanes.dtype == torch.bool else self.lanes.exact[lanes]
 
-    def _go_on_exactly(self, lanes: Tensor) -> None:
+    def go_on_exactly(self, lanes: Tensor) -> None:
         """Let rows whose search and judge disagree go on in fp32."""
         self.losses.stats.disagreed += int((~self.lanes.exact[lanes]).sum())
         self.lanes.exact[lanes] = True
 
-    def _passes(self, answer: Answer) -> Tensor:
+    def passes(self, answer: Answer) -> Tensor:
         """Forward and backward passes of one answer, (2,)."""
         gradients = 0
         if answer.grad.numel():
             gradients = answer.loss.shape[1] if answer.loss.dim() == 2 else 1
         return _passes_of(gradients, self.context.attack.eot)
 
-    def _turn_ahead(self, active: Tensor, plan: Plan) -> None:
-        """Query several steps ahead when few rows are left and rejected candidates do not change the next query.
-
-        Further lanes evaluate later queries of the same row. The first accepted one invalidates those after it, which
-        are queried again, so the row runs exactly as if it were alone in its lane.
-        """
-        assert self.rows is not None and self.state is not None
-        context, attack, problem, rows = self.context, self.context.attack, self.context.problem, plan.rows
-        active_lanes, lane = plan.lanes, plan.lanes[plan.row]
-        current = gather(self.state, plan.source)
-        before = attack.advance(problem, rows, current, plan.ahead)
-        ask = attack.ask(problem, rows, before)
-        queries = self.lanes.queries[lane, 0] + plan.offset * attack.eot
-        answer = self._query(ask.x, ask, rows, before, queries, self._exactly(lane))
-        after = attack.tell(problem, rows, before, answer)
-        facts = on_host(
-            finished=attack.finished(before),
-            moved=attack.moved(after),
-            **self.verdicts.facts(answer.logits, rows),
-        )
-        valid = ~facts["finished"]
-        draws = self.verdicts.judge(ask.x, ask.x, facts, rows, valid)
-        disagree = self.verdicts.disagree
-        event = facts["moved"]
-        if draws is not None:
-            event = event | (draws > 0)
-        if disagree is not None and bool(disagree.any()):
-            after = self._told_exactly(answer, ask, rows, before, queries, disagree.nonzero()[:, 0])
-            event = event | disagree
-        event = valid & event
-
-        # For each row: the first entry with an event, else the last valid one.
-        first = plan.first(event)
-        chosen = torch.where(first < len(event), first, plan.last(valid))
-        if disagree is not None:
-            self._go_on_exactly(active_lanes[disagree[chosen]])
-        source, index = active_lanes.to(context.device), chosen.to(context.device)
-        used = plan.offset[chosen] + 1
-        self.state = put(self.state, source, after, index, current)
-        self.lanes.queries[active_lanes] += used[:, None] * self._passes(answer)
-        lane_draws, points = None, self.rows.x
-        if draws is not None and bool(draws[chosen].any()):
-            lane_draws = torch.zeros(self.count, dtype=torch.int64)
-            lane_draws[active_lanes] = draws[chosen]
-            points = points.index_copy(0, source, ask.x.index_select(0, index))
-        self.ahead.note(event[chosen].sum(), used.sum())
-        self._settle(active, lane_draws, points, attack.finished(self.state).cpu())
-
     # -- the end of a row --------------------------------------------------------------------------------
 
-    def _settle(self, active: Tensor, draws: Tensor | None, points: Tensor, finished: Tensor) -> None:
+    def settle(self, active: Tensor, draws: Tensor | None, points: Tensor, finished: Tensor) -> None:
         """Keep the points that fool the judge, end finished rows and free their lanes; `draws` is None if no point
         fools any draw."""
         if draws is None and not bool((active & finished).any()):

@@ -12,6 +12,10 @@ from robench.attacks._base import tensors
 
 # Rows are initialised in groups of this size, so that results do not depend on how many start together.
 START = 8
+# A forward pass costs about a quarter of one with gradient: this fraction of lanes is worth a turn without gradient.
+_WORTH_A_TURN = 1 / 4
+# Turns that a lane waits for the other kind of query.
+_PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Lanes:
         kept_draws: number of draws in which the kept point fools the judge.
         kept_distance: distance of the kept point from its image, for minimum-norm attacks.
         exact: whether the row goes on in fp32, see `robench.engine.exact_rows`, bool (S,).
+        probes: whether the next query needs only logits, for attacks with two kinds of queries, bool (S,).
+        waited: number of successive turns of the other kind.
     """
 
     sample: Tensor
@@ -105,6 +111,8 @@ class Lanes:
     kept_draws: Tensor
     kept_distance: Tensor
     exact: Tensor
+    probes: Tensor
+    waited: Tensor
 
     @classmethod
     def idle(cls, count: int) -> "Lanes":
@@ -117,6 +125,8 @@ class Lanes:
             kept_draws=zeros.clone(),
             kept_distance=torch.full((count,), torch.inf, dtype=torch.float64),
             exact=zeros > 0,
+            probes=zeros > 0,
+            waited=zeros.clone(),
         )
 
     @property
@@ -132,7 +142,14 @@ class Lanes:
         """Reset lanes for new rows."""
         self.queries[lanes] = 0
         self.exact[lanes] = False
+        self.waited[lanes] = 0
         self.drop(lanes)
+
+    def is_probing(self, active: Tensor) -> bool:
+        """Whether this turn has the queries for logits: if enough lanes need one, or one has waited long."""
+        probing = active & self.probes
+        enough = int(probing.sum()) >= max(_WORTH_A_TURN * int(active.sum()), 1)
+        return enough or bool((probing & (self.waited >= _PATIENCE)).any())
 
     def drop(self, lanes: Tensor | int) -> None:
         """Reset the kept points of lanes."""

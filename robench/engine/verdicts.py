@@ -9,6 +9,7 @@ from robench.attacks._base import Rows
 from robench.engine.attack_context import AttackContext
 from robench.engine.batched_model import wrong
 from robench.engine.exact_rows import disagreements
+from robench.engine.host import on_host
 from robench.engine.lanes import Lanes
 
 
@@ -33,11 +34,21 @@ class Verdicts:
         self.nonfinite = 0
         self.disagree: Tensor | None = None
 
-    def facts(self, logits: Tensor, rows: Rows) -> dict[str, Tensor]:
-        """The values of each lane's logits that `judge` needs, bool (S,), for `on_host`."""
+    def facts(self, logits: Tensor, points: Tensor, rows: Rows) -> dict[str, Tensor]:
+        """The values of each lane that `judge` needs, (S,), for `on_host`."""
         if logits.device.type == "cpu" and bool(logits.sum().isfinite()):
             return {"wrong": logits.argmax(1) != rows.y}
-        return {"nonfinite": (~torch.isfinite(logits)).any(1), "wrong": wrong(logits, rows.y)}
+        facts = {"nonfinite": (~torch.isfinite(logits)).any(1), "wrong": wrong(logits, rows.y)}
+        if points.device.type != "cpu" and self.context.attack.minimum_norm and not self.deferred:
+            # Most points that fool are outside, so the host would wait again in most steps.
+            facts |= self._places(rows.x, points)
+        return facts
+
+    def _places(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
+        """Which points are allowed, bool (N,), and the distances of points to be minimised, float64 (N,)."""
+        threat = self.context.problem.threat
+        allowed = {"allowed": threat.contains(x, points, threat.slack)}
+        return allowed | ({"distance": threat.distance(x, points)} if self.minimise else {})
 
     def judge(
         self, x: Tensor, points: Tensor, facts: Mapping[str, Tensor], rows: Rows, active: Tensor
@@ -54,20 +65,22 @@ class Verdicts:
         if self.deferred or not bool((candidates := facts["wrong"] & active).any()):
             return None
         candidates = candidates.nonzero()[:, 0]
-        index = candidates.to(context.device)
-        origins, points = rows.x.index_select(0, index), points.index_select(0, index)
-        threat = context.problem.threat
-        allowed = threat.contains(origins, points, threat.slack).cpu()
-        nearer = allowed
+        if "allowed" in facts:
+            places = {name: facts[name][candidates] for name in ("allowed", "distance") if name in facts}
+        else:
+            index = candidates.to(context.device)
+            places = on_host(**self._places(rows.x.index_select(0, index), points.index_select(0, index)))
+        allowed = nearer = places["allowed"]
         if self.minimise:
-            nearer = self.distance(origins, points) < lanes.kept_distance[candidates]
-            allowed &= nearer | (lanes.kept_draws[candidates] < context.judge.draws)
-        candidates, index, nearer = candidates[allowed], index[allowed.to(context.device)], nearer[allowed]
+            nearer = places["distance"] < lanes.kept_distance[candidates]
+            allowed = allowed & (nearer | (lanes.kept_draws[candidates] < context.judge.draws))
+        candidates, nearer = candidates[allowed], nearer[allowed]
         if not len(candidates):
             return None
         if context.surrogate_is_judge or context.no_verdict_feedback:
             fooled = torch.ones_like(candidates)
         else:
+            index = candidates.to(context.device)
             fooled = context.judge.fooled(x[index], rows.y[index], rows.sample[index]).cpu()
         self.disagree = disagreements(context, candidates, fooled, len(active))
         if self.minimise:

@@ -1,6 +1,7 @@
 """Shared by the tests of single attacks: rows, and a minimal loop of `ask` and `tell`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -67,11 +68,15 @@ def play(
     for turn in range(turns):
         if delays is not None:
             state = select(torch.tensor(delays) == turn, attack.init(task, rows), state)
-        ask = attack.ask(task, rows, state)
-        said, points = answer(model, ask, rows), ask.x
+        ask, probes = attack.ask(task, rows, state), attack.probes(state)
+        waits = torch.zeros(len(ask.x), dtype=torch.bool)
+        if probes is not None:
+            # All queries of a turn are of one kind.
+            ask, waits = replace(ask, objective=None) if probes.any() else ask, probes != probes.any()
+        reply = attack.pull_back(task, rows, state, answer(model, ask, rows))
         # A waiting lane ignores its answer and asks again.
-        asked.append([None if ask.waits is not None and ask.waits[i] else x for i, x in enumerate(points)])
-        state = attack.tell(task, rows, state, attack.pull_back(task, rows, state, said))
+        asked.append([None if wait else x for x, wait in zip(ask.x, waits, strict=True)])
+        state = attack.tell(task, rows, state, reply)
     return asked, state
 
 

@@ -10,7 +10,7 @@ from robench.engine.host import on_host
 from robench.engine.setup import Setup
 from tests.conftest import small_net
 from tests.corruption.scenes import some
-from tests.engine.pretend_device import DEVICE, ENGINE, TO_DEVICE, Network, PretendDevice
+from tests.engine.pretend_device import DEVICE, ENGINE, TO_DEVICE, TO_HOST, Network, PretendDevice
 from tests.engine.test_corruption_run import CELLS
 
 CPU = torch.device("cpu")
@@ -46,3 +46,11 @@ def test_images_for_cuda_are_pinned_and_not_waited_for(monkeypatch):
 def test_columns_keep_their_types():
     facts = on_host(a=torch.tensor([True, False]), b=None, c=torch.tensor([1.5, 2.0]))
     assert set(facts) == {"a", "c"} and facts["a"].dtype == torch.bool
+
+
+def test_columns_of_the_device_cross_in_one_copy_and_keep_their_digits():
+    distance = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+    with PretendDevice() as device:
+        facts = on_host(a=torch.tensor([True, False]).to(DEVICE), b=distance.to(DEVICE))
+    assert device.counts[ENGINE, TO_HOST] == 1
+    assert facts["a"].tolist() == [True, False] and torch.equal(facts["b"], distance)

@@ -30,7 +30,7 @@ def rows():
 
 
 def verdicts(minimise=False, surrogate_is_judge=False):
-    attack = SimpleNamespace(minimise=minimise, judged_at_end=False, transfers=False)
+    attack = SimpleNamespace(minimise=minimise, judged_at_end=False, transfers=False, minimum_norm=minimise)
     context: Any = SimpleNamespace(
         attack=attack,
         problem=SimpleNamespace(threat=THREAT),
@@ -52,7 +52,7 @@ def test_only_points_that_are_allowed_and_fool_count(rows, surrogate_is_judge):
     points = moved(rows, 0.06, 0.04, 0.11, 0.09)
     active = torch.tensor([True, True, True, False])
     of = verdicts(surrogate_is_judge=surrogate_is_judge)
-    draws = of.judge(points, points, of.facts(brightness(points), rows), rows, active)
+    draws = of.judge(points, points, of.facts(brightness(points), points, rows), rows, active)
     assert draws.tolist() == [1, 0, 0, 0]
 
 
@@ -60,7 +60,9 @@ def test_the_judge_and_not_the_surrogate_decides(rows):
     points = moved(rows, 0.04, 0.04, 0.06, 0.06)
     says_all = torch.tensor([[0.0, 1.0]]).expand(LANES, -1)
     of = verdicts()
-    draws = of.judge(points, points, of.facts(says_all, rows), rows, torch.ones(LANES, dtype=torch.bool))
+    draws = of.judge(
+        points, points, of.facts(says_all, points, rows), rows, torch.ones(LANES, dtype=torch.bool)
+    )
     assert draws.tolist() == [0, 0, 1, 1]
 
 
@@ -80,7 +82,7 @@ def test_of_an_attack_that_minimises_the_nearest_point_is_kept(rows):
     active = torch.ones(LANES, dtype=torch.bool)
     for step in (0.08, 0.06, 0.07):
         points = moved(rows, step, step, step, step)
-        draws = of.judge(points, points, of.facts(brightness(points), rows), rows, active)
+        draws = of.judge(points, points, of.facts(brightness(points), points, rows), rows, active)
         # No point of the last step is nearer.
         assert (draws is None) == (step == 0.07)
         if draws is not None:
