@@ -171,19 +171,20 @@ def _fields() -> list[tuple[str, pa.Field]]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _figures(folder: Path, stamp: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Clean margins (n,) and which images no attack fooled (n,), in the order of the ids. The stamp is that of the
-    file."""
+def _figures(folder: Path, stamp: tuple[int, ...]) -> tuple[np.ndarray, ...] | None:
+    """Clean margins (n,), which images no attack fooled (n,), and which are right when clean (n,), in the order of the
+    ids. The stamp is that of the file."""
     try:
         rows = read_samples(folder).sort_by("id")
     except ResourceError:
         return None
     # Not `to_numpy`, which imports pandas.
     margins = np.array(rows["clean_margin"].to_pylist(), np.float32)
-    return margins, np.isin(rows["fooled_by"].to_pylist(), ("", NOT_ATTACKED))
+    right = np.array(rows["clean_prediction"].to_pylist()) == np.array(rows["label"].to_pylist())
+    return margins, np.isin(rows["fooled_by"].to_pylist(), ("", NOT_ATTACKED)), right
 
 
-def _rows_of(record: Record) -> tuple[np.ndarray, np.ndarray] | None:
+def _rows_of(record: Record) -> tuple[np.ndarray, ...] | None:
     if record.folder is None:
         return None
     try:
@@ -204,3 +205,9 @@ def held(record: Record) -> np.ndarray | None:
     """Which images no attack fooled, bool (n,) in data set order; None if the samples cannot be read."""
     figures = _rows_of(record)
     return figures[1] if figures else None
+
+
+def clean_right(record: Record) -> np.ndarray | None:
+    """Which clean images are classified correctly, bool (n,) in data set order; None if the samples cannot be read."""
+    figures = _rows_of(record)
+    return figures[2] if figures else None

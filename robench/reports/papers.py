@@ -20,6 +20,7 @@ from robench.records.record import Record
 from robench.reports import certification
 from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.dataset_transfer import transfer
+from robench.reports.differences import differences
 from robench.reports.formatting import EMPTY
 from robench.reports.notes import Marked, warning_notes
 from robench.reports.purifiers import purifiers
@@ -68,7 +69,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: data set, threat, rows and columns. `notes` explain how its figures were measured."""
+    """One table: data set, threat, rows and columns.
+
+    Attributes:
+        notes: how its figures were measured.
+        baseline: name of a row, if a second table shows how the other rows differ from it on the same images.
+    """
 
     title: str
     dataset: str
@@ -76,6 +82,7 @@ class Table:
     columns: list[Any]
     rows: list[Any]
     notes: list[str] = field(default_factory=list)
+    baseline: str = ""
     path: Path = Path()
 
 
@@ -140,6 +147,9 @@ def _table(table: Any, path: Path) -> Table:
     for column in columns:
         if column.attack:
             _specs(column, threat)
+    names = [row.name for row in rows]
+    if table_file.baseline and table_file.baseline not in names:
+        raise UsageError(f'{path}: baseline = "{table_file.baseline}": expected one of {", ".join(names)}')
     known = [column.name for column in columns]
     for row in rows:
         for name, value in row.published.items():
@@ -174,7 +184,7 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
         raise UsageError(f"{paper.name} has fixed tables: omit --suite")
     if paper.ladder:
         return SHAPES[paper.shape](records, ladder or paper.ladder)
-    tables = [_grid(table, records) for table in paper.tables]
+    tables = [grid for table in paper.tables for grid in _grids(table, records)]
     return [
         *tables[:-1],
         replace(tables[-1], notes=(*tables[-1].notes, *paper.notes, f"paper: {paper.title}")),
@@ -212,6 +222,18 @@ def text(
     certifications = records.certifications if isinstance(records, Collection) else ()
     tables += certification.grids([bound for bound in certifications if bound.defense.family == paper.name])
     return "\n".join(render(grid, format, width) for grid in tables)
+
+
+def _grids(table: Table, records: Sequence[Record]) -> Iterator[Grid]:
+    yield _grid(table, records)
+    if table.baseline:
+        cells = {
+            (row.name, column.name): _measured(table, row, column, records)
+            for row in table.rows
+            for column in table.columns
+        }
+        columns = {column.name: bool(column.attack) for column in table.columns}
+        yield from differences(table.title, table.baseline, columns, cells)
 
 
 def _grid(table: Table, records: Sequence[Record]) -> Grid:

@@ -76,6 +76,30 @@ def mcnemar(b: int, c: int) -> float:
     return min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5)))
 
 
+def paired_difference(won: int, lost: int, n: int) -> tuple[float, float]:
+    """95 % interval for the difference between two accuracies on the same images, as fractions.
+
+    Args:
+        won: number of images that only the first classifies correctly.
+        lost: number of images that only the second classifies correctly.
+        n: number of images.
+
+    Returns:
+        The ends of the interval for the accuracy of the first minus that of the second.
+
+    Raises:
+        ValueError: if a number is negative, or the numbers exceed n.
+
+    Half an image is added to each of the four counts of images, and then Wald's interval is used: Agresti & Min 2005,
+    "Simple improved confidence intervals for comparing matched proportions".
+    """
+    if min(won, lost) < 0 or won + lost > n or n < 1:
+        raise ValueError(f"{won=}, {lost=}, {n=}: expected numbers of images of which at most n differ")
+    total, difference, discordant = n + 2, won - lost, won + lost + 1
+    half = 1.959963984540054 * math.sqrt(discordant - difference**2 / total)
+    return max(-1.0, (difference - half) / total), min(1.0, (difference + half) / total)
+
+
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1); the latter is NaN for fewer than two values."""
     mean = math.fsum(values) / len(values)

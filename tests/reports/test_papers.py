@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 
+import numpy as np
 import pytest
 
 from robench import catalog as content
@@ -15,7 +16,7 @@ from robench.core.errors import UsageError
 from robench.records.record import SuiteFacts
 from robench.reports.papers import find_paper, grids, papers, read, text
 from robench.reports.table import FORMATS
-from robench.statistics.accuracy import interval, percent
+from robench.statistics.accuracy import interval, paired_difference, percent
 from robench.threats.threat import Threat
 from tests.fabricate import make_run
 
@@ -202,6 +203,60 @@ def test_a_file_that_is_wrong_is_refused_in_one_line(tmp_path, content, said):
     with pytest.raises(UsageError, match=said) as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+PAIR = """
+title = "t"
+[[tables]]
+title = "pair"
+dataset = "digits"
+threat = "Linf:0.13"
+baseline = "second"
+columns = [{ name = "clean" }, { name = "AA", attack = "autoattack" }]
+rows = [{ name = "first", defense = "mimir-digits" }, { name = "second", defense = "pgd-at-digits" }]
+"""
+
+
+def pair(root, **second):
+    """The tables of two fabricated records, and the records."""
+    records = []
+    for name, changes in (("mimir-digits", {}), ("pgd-at-digits", second)):
+        run = make_run(root / name, suite=SuiteFacts("autoattack", AUTOATTACK), threat="Linf:0.13", **changes)
+        job = dataclasses.replace(run.job, defense=dataclasses.replace(run.job.defense, name=name))
+        records.append(dataclasses.replace(run, job=job).write())
+    (root / "pair.toml").write_text(PAIR)
+    return grids(read(root / "pair.toml"), records), records
+
+
+def test_the_difference_to_a_baseline_is_of_the_same_images(tmp_path):
+    (_, table), records = pair(tmp_path)
+    assert table.title == "pair: difference to second" and [row[0] for row in table.rows] == ["first"]
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    # The same outcome twice.
+    assert cells["clean"].splitlines()[0] == cells["AA"].splitlines()[0] == "+0.00"
+    assert cells["AA"].endswith("p = 1.000") and records[0].job.n == 30
+
+
+def test_the_difference_counts_the_images_that_one_defense_has_right(tmp_path, monkeypatch):
+    n = 30
+    robust = {"mimir-digits": np.arange(n) < 20, "pgd-at-digits": (np.arange(n) >= 5) & (np.arange(n) < 17)}
+    monkeypatch.setattr("robench.reports.differences.held", lambda record: robust[record.job.defense.name])
+    (_, table), _ = pair(tmp_path)
+    difference, ends, p = table.rows[0][2].splitlines()
+    # 8 images are right in the first alone, none in the second alone.
+    low, high = (100 * end for end in paired_difference(8, 0, n))
+    assert (difference, ends, p) == ("+26.67", f"[{low:.1f}, {high:.1f}]", "p = 0.008")
+
+
+def test_other_images_have_no_difference(tmp_path):
+    tables, records = pair(tmp_path, n=20)
+    assert len(tables) == 1 and [record.job.n for record in records] == [30, 20]
+
+
+def test_a_baseline_that_is_no_row_is_refused(tmp_path):
+    (tmp_path / "pair.toml").write_text(PAIR.replace('baseline = "second"', 'baseline = "third"'))
+    with pytest.raises(UsageError, match='baseline = "third": expected one of first, second'):
+        read(tmp_path / "pair.toml")
 
 
 def test_the_command_takes_a_name_or_a_file(tmp_path, capsys, monkeypatch):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, multinomial
 
-from robench.statistics.accuracy import Accuracy, bootstrap, clopper_pearson, wilson
+from robench.statistics.accuracy import Accuracy, bootstrap, clopper_pearson, paired_difference, wilson
 
 
 @st.composite
@@ -134,3 +134,29 @@ def test_the_resamples_match_existing_records():
 def test_invalid_values_are_refused(row):
     with pytest.raises(ValueError, match="expected finite rows"):
         bootstrap([row] if isinstance(row, list) else row)
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.02, 0.02), (0.05, 0.1), (0.3, 0.3), (0.02, 0.2), (0.0, 0.4)])
+def test_the_paired_interval_holds_the_difference_as_often_as_it_says(p, q):
+    """The exact probability over all outcomes of 100 images, of which a fraction p and q differ either way."""
+    n = 100
+    outcomes = [(won, lost) for won in range(n + 1) for lost in range(n + 1 - won)]
+    holds = [low <= p - q <= high for low, high in (paired_difference(*outcome, n) for outcome in outcomes)]
+    counts = np.array([(won, lost, n - won - lost) for won, lost in outcomes])
+    coverage = multinomial.pmf(counts, n, [p, q, 1 - p - q]) @ np.array(holds)
+    assert 0.94 <= coverage <= 1
+
+
+@given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 200))
+def test_the_paired_interval_contains_the_difference_and_changes_sign_with_the_order(won, lost, same):
+    n = won + lost + same + 1
+    low, high = paired_difference(won, lost, n)
+    assert -1 <= low < high <= 1
+    assert low <= (won - lost) / (n + 2) <= high
+    assert paired_difference(lost, won, n) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("numbers", [(-1, 0, 4), (0, -1, 4), (3, 2, 4), (0, 0, 0)])
+def test_the_paired_interval_refuses_impossible_counts(numbers):
+    with pytest.raises(ValueError, match="numbers of images"):
+        paired_difference(*numbers)
