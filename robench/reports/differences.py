@@ -1,6 +1,6 @@
 """Tables of differences between the accuracies of two defenses on the same images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,26 +17,30 @@ _NOTE = (
 
 
 def differences(
-    title: str, baseline: str, columns: Mapping[str, bool], records: Mapping[tuple[str, str], Record | None]
+    title: str,
+    pairs: Iterable[Sequence[str]],
+    columns: Mapping[str, bool],
+    records: Mapping[tuple[str, str], Record | None],
 ) -> Iterator[Grid]:
-    """The table of the other rows minus the row `baseline`, if there are records of the same images.
+    """The table of the differences of some pairs of rows, if there are records of the same images.
 
     Args:
         title: title of the table that has the accuracies.
+        pairs: the names of two rows each; the accuracy of the second is subtracted from that of the first.
         columns: name of each column, and whether it is of robust accuracy; otherwise it is of clean accuracy.
         records: the record of a row and a column.
     """
     lines = []
-    for row in dict.fromkeys(row for row, _ in records if row != baseline):
-        pairs = [
-            (records[row, column], records[baseline, column], robust) for column, robust in columns.items()
+    for first, second in pairs:
+        cells = [
+            _cell(records[first, column], records[second, column], robust)
+            for column, robust in columns.items()
         ]
-        cells = [_cell(*pair) for pair in pairs]
         if set(cells) != {EMPTY}:
-            lines.append((row, *cells))
+            lines.append((f"{first} minus {second}", *cells))
     if lines:
         yield Grid(
-            title=f"{title}: difference to {baseline}",
+            title=f"{title}: differences",
             columns=("", *columns),
             groups=(tuple(lines),),
             names=frozenset(("",)),
@@ -45,12 +49,12 @@ def differences(
         )
 
 
-def _cell(record: Record | None, baseline: Record | None, robust: bool) -> str:
-    verdicts = _verdicts([record, baseline], robust)
+def _cell(first: Record | None, second: Record | None, robust: bool) -> str:
+    verdicts = _verdicts([first, second], robust)
     if verdicts is None:
         return EMPTY
-    first, second = verdicts
-    won, lost, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
+    right, other = verdicts
+    won, lost, n = int((right & ~other).sum()), int((other & ~right).sum()), len(right)
     low, high = (100 * end for end in paired_difference(won, lost, n))
     p = mcnemar(won, lost)
     return f"{100 * (won - lost) / n:+.2f}\n[{low:.1f}, {high:.1f}]\np {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"

@@ -57,6 +57,7 @@ class Row:
         published: published figures that no card has, by column, in percent: a number, or "about 74".
         source: the source of these figures.
         ours: whether there are no published figures.
+        facts: further columns, such as the time of the training, as text.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Row:
     published: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     ours: bool = False
+    facts: dict[str, str] = field(default_factory=dict)
     path: Path = Path()
 
 
@@ -73,7 +75,8 @@ class Table:
 
     Attributes:
         notes: how its figures were measured.
-        baseline: name of a row, if a second table shows how the other rows differ from it on the same images.
+        differences: pairs of rows; a second table shows how the first of each differs from the second on the same
+            images.
     """
 
     title: str
@@ -82,7 +85,7 @@ class Table:
     columns: list[Any]
     rows: list[Any]
     notes: list[str] = field(default_factory=list)
-    baseline: str = ""
+    differences: list[list[str]] = field(default_factory=list)
     path: Path = Path()
 
 
@@ -148,8 +151,9 @@ def _table(table: Any, path: Path) -> Table:
         if column.attack:
             _specs(column, threat)
     names = [row.name for row in rows]
-    if table_file.baseline and table_file.baseline not in names:
-        raise UsageError(f'{path}: baseline = "{table_file.baseline}": expected one of {", ".join(names)}')
+    for pair in table_file.differences:
+        if len(pair) != 2 or not set(pair) <= set(names):
+            raise UsageError(f"{path}: differences has {pair}: expected pairs of {', '.join(names)}")
     known = [column.name for column in columns]
     for row in rows:
         for name, value in row.published.items():
@@ -226,34 +230,41 @@ def text(
 
 def _grids(table: Table, records: Sequence[Record]) -> Iterator[Grid]:
     yield _grid(table, records)
-    if table.baseline:
-        cells = {
-            (row.name, column.name): _measured(table, row, column, records)
-            for row in table.rows
-            for column in table.columns
-        }
-        columns = {column.name: bool(column.attack) for column in table.columns}
-        yield from differences(table.title, table.baseline, columns, cells)
+    cells = {
+        (row.name, column.name): _measured(table, row, column, records)
+        for row in table.rows
+        for column in table.columns
+        if table.differences
+    }
+    columns = {column.name: bool(column.attack) for column in table.columns}
+    yield from differences(table.title, table.differences, columns, cells)
 
 
 def _grid(table: Table, records: Sequence[Record]) -> Grid:
-    columns = [name for column in table.columns for name in (column.name, f"{column.name}, ours")]
+    facts = list(dict.fromkeys(name for row in table.rows for name in row.facts))
+    published = any(not row.ours for row in table.rows)
+    columns = [
+        name
+        for column in table.columns
+        for name in ([column.name, f"{column.name}, ours"] if published else [column.name])
+    ]
     lines: list[tuple[str, ...]] = []
     empty: list[tuple[Row, list[Column]]] = []
     for row in table.rows:
-        line, missing = [row.name], []
+        line, missing = [row.name, *(row.facts.get(name, EMPTY) for name in facts)], []
         for column in table.columns:
             record = _measured(table, row, column, records)
             if record is None and row.defense:
                 missing.append(column)
-            line += [_published(table, row, column), _figure(record, column)]
+            line += [_published(table, row, column)] if published else []
+            line.append(_figure(record, column))
         lines.append(tuple(line))
         empty.append((row, missing))
     return Grid(
         title=table.title,
-        columns=("", *columns),
+        columns=("", *facts, *columns),
         groups=(tuple(lines),),
-        names=frozenset(("",)),
+        names=frozenset(("", *facts)),
         numbers=frozenset(columns),
         notes=(*table.notes, *_sources(table), *_images(table, records), *_commands(table, empty)),
     )

@@ -105,10 +105,10 @@ def test_without_a_purifier_gray_box_and_white_box_are_one_record(tmp_path):
     table = grids(find_paper("de3"), [white])[-1]
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert row[""] == "De^3, sigma off"
-    assert row["gray box, ours"] == row["white box, ours"] != "–"
+    assert row["gray box"] == row["white box"] != "–"
     assert not any("de3-classifier-digits" in note for note in table.notes if note.startswith("–"))
     # A purifier's white box says nothing of its gray box.
-    assert dict(zip(table.columns, table.rows[2], strict=True))["gray box, ours"] == "–"
+    assert dict(zip(table.columns, table.rows[2], strict=True))["gray box"] == "–"
     commands = [note for note in grids(find_paper("de3"), [])[-1].notes if note.startswith("–")]
     assert not any("classifier" in note and "oblivious" in note for note in commands)
 
@@ -133,9 +133,9 @@ def test_ours_stand_beside_with_intervals_and_missing_ones_say_the_command(tmp_p
     record = measured(tmp_path)
     table = grids(find_paper("mimir"), [record])[-1]
     row = dict(zip(table.columns, table.rows[0], strict=True))
-    assert row["AutoAttack, ours"] == f"{percent(record.robust_accuracy)}\n{interval(record.robust_accuracy)}"
-    assert row["natural, ours"].startswith(percent(record.clean_accuracy))
-    assert row["PGD-20, ours"] == row["AutoAttack"] == "–"
+    assert row["AutoAttack"] == f"{percent(record.robust_accuracy)}\n{interval(record.robust_accuracy)}"
+    assert row["natural"].startswith(percent(record.clean_accuracy))
+    assert row["PGD-20"] == "–"
     assert "ours, on 30 images, 95 % intervals: MIMIR" in table.notes
     assert "–: robench run --defense mimir-digits --attack mimir-pgd-20 --protocol digits-linf" in table.notes
 
@@ -148,14 +148,14 @@ def test_another_knowledge_threat_or_attack_fills_no_cell(tmp_path, changes):
     record = measured(tmp_path)
     record = dataclasses.replace(record, job=dataclasses.replace(record.job, **changes))
     table = grids(find_paper("mimir"), [record])[-1]
-    assert dict(zip(table.columns, table.rows[0], strict=True))["AutoAttack, ours"] == "–"
+    assert dict(zip(table.columns, table.rows[0], strict=True))["AutoAttack"] == "–"
 
 
 def test_of_several_records_the_one_of_most_images_counts_and_among_those_the_lowest(tmp_path):
     records = [measured(tmp_path, n=n, draw=draw) for n, draw in ((20, 0), (40, 1), (40, 2))]
     lowest = min(records[1:], key=lambda r: r.robust_accuracy.value)
     table = grids(find_paper("mimir"), records)[-1]
-    assert table.rows[0][6].startswith(percent(lowest.robust_accuracy))
+    assert table.rows[0][3].startswith(percent(lowest.robust_accuracy))
 
 
 @pytest.mark.parametrize("name", ["mimir", "maep", "de3"])
@@ -211,7 +211,7 @@ title = "t"
 title = "pair"
 dataset = "digits"
 threat = "Linf:0.13"
-baseline = "second"
+differences = [["first", "second"]]
 columns = [{ name = "clean" }, { name = "AA", attack = "autoattack" }]
 rows = [{ name = "first", defense = "mimir-digits" }, { name = "second", defense = "pgd-at-digits" }]
 """
@@ -228,9 +228,9 @@ def pair(root, **second):
     return grids(read(root / "pair.toml"), records), records
 
 
-def test_the_difference_to_a_baseline_is_of_the_same_images(tmp_path):
+def test_the_difference_of_two_rows_is_of_the_same_images(tmp_path):
     (_, table), records = pair(tmp_path)
-    assert table.title == "pair: difference to second" and [row[0] for row in table.rows] == ["first"]
+    assert table.title == "pair: differences" and [row[0] for row in table.rows] == ["first minus second"]
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     # The same outcome twice.
     assert cells["clean"].splitlines()[0] == cells["AA"].splitlines()[0] == "+0.00"
@@ -253,10 +253,21 @@ def test_other_images_have_no_difference(tmp_path):
     assert len(tables) == 1 and [record.job.n for record in records] == [30, 20]
 
 
-def test_a_baseline_that_is_no_row_is_refused(tmp_path):
-    (tmp_path / "pair.toml").write_text(PAIR.replace('baseline = "second"', 'baseline = "third"'))
-    with pytest.raises(UsageError, match='baseline = "third": expected one of first, second'):
+@pytest.mark.parametrize("value", ['[["first", "third"]]', '[["first"]]'])
+def test_differences_of_rows_that_do_not_exist_are_refused(tmp_path, value):
+    (tmp_path / "pair.toml").write_text(PAIR.replace('[["first", "second"]]', value))
+    with pytest.raises(UsageError, match="expected pairs of first, second"):
         read(tmp_path / "pair.toml")
+
+
+def test_facts_are_columns_and_tables_without_published_figures_have_half_the_columns(tmp_path):
+    own = PAIR.replace(
+        'defense = "mimir-digits"', 'defense = "mimir-digits", ours = true, facts = { minutes = "3" }'
+    )
+    (tmp_path / "pair.toml").write_text(own.replace('"pgd-at-digits"', '"pgd-at-digits", ours = true'))
+    (table,) = grids(read(tmp_path / "pair.toml"), [])
+    assert table.columns == ("", "minutes", "clean", "AA")
+    assert [*table.rows] == [("first", "3", "–", "–"), ("second", "–", "–", "–")]
 
 
 def test_the_command_takes_a_name_or_a_file(tmp_path, capsys, monkeypatch):
