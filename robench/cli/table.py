@@ -21,6 +21,7 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
 
     mimir, maep and de3: the tables of these papers, with the published figures beside ours and the source of each.
     purifiers: each purifier undefended, oblivious, under BPDA and under exact gradients, with and without EOT.
+    diffbreak: randomized purifiers in their worst draw and by majority vote, in the form of that paper.
     unforeseen: each defense under transformations and other norms, and the mean.
     transfer: purifiers trained on one data set, in front of the classifier of another.
     PAPER can also be a TOML file of your own, like those in papers/. Cells without a record name the command that

@@ -11,6 +11,7 @@ from typing import Any
 
 from robench.records.record import Record, as_json
 from robench.statistics.accuracy import Accuracy, wilson
+from robench.threats.knowledge import Knowledge
 
 FIELD = "stochastic"
 # The columns of samples.parquet with the answers to each fresh draw.
@@ -79,18 +80,28 @@ def chosen_on(record: Record) -> bool:
     return FIELD in record.extra and not record.extra[FIELD].get("fresh", False)
 
 
-def single_draw(record: Record) -> Share | None:
-    """Robust accuracy in the first fresh draw; None where a record does not have it."""
-    share = record.extra.get(FIELD, {}).get("robust", {}).get("single_draw")
-    return Share(share["value"], tuple(share["interval"])) if share else None
+def over_draws(record: Record, images: str, name: str) -> Accuracy | None:
+    """Accuracy of a randomised defense over its draws; None where a record does not have it.
+
+    Args:
+        images: "clean" or "robust".
+        name: "worst_draw", "majority" or "single_draw".
+    """
+    share = record.extra.get(FIELD, {}).get(images, {}).get(name)
+    return Accuracy.of(round(share["value"] * record.job.n), record.job.n) if share else None
 
 
 def unattacked(record: Record) -> Accuracy:
     """Clean accuracy measured like the record's robust accuracy: in the worst draw for a randomised defense."""
-    figures = record.extra.get(FIELD)
-    if not figures:
-        return record.clean_accuracy
-    return Accuracy.of(round(figures["clean"]["worst_draw"]["value"] * record.job.n), record.job.n)
+    return over_draws(record, "clean", "worst_draw") or record.clean_accuracy
+
+
+def draws_label(record: Record) -> str:
+    """The number and kind of the draws that a randomised defense is judged on: "10 fresh draws"."""
+    figures = record.extra[FIELD]
+    known = Knowledge.of(record.job.knowledge).level.knows_noise
+    kind = "known " if known else "fresh " if figures.get("fresh") else ""
+    return f"{figures['draws']} {kind}draws"
 
 
 def _share(right: int, n: int) -> Share:

@@ -12,7 +12,7 @@ from robench.core.formatting import markdown, one_of
 from robench.core.sanitize import plain
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import Collection
-from robench.records.randomized import single_draw
+from robench.records.randomized import over_draws
 from robench.records.record import Record
 from robench.reports import certification, corruption
 from robench.reports.draws import draws_grids
@@ -263,7 +263,7 @@ def _flat(boards: Sequence[Leaderboard], choice: Choice) -> Iterator[dict[str, A
                 accuracy = record.clean_accuracy if name == "clean" else record.robust_accuracy
                 fields[f"{key}_low"], fields[f"{key}_high"] = map(_percent, accuracy.interval)
         if not choice.columns:
-            single = single_draw(record)
+            single = over_draws(record, "robust", "single_draw")
             fields |= {"single_draw": None if single is None else _percent(single.value), "key": record.key}
         yield fields
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from robench.records.randomized import FIELD
+from robench.records.randomized import FIELD, draws_label
 from robench.records.record import Record
 from robench.reports.formatting import EMPTY
 from robench.reports.table import Grid
@@ -12,12 +12,13 @@ NAMES = ("worst_draw", "average", "majority", "single_draw")
 
 def draws_grids(rows: Sequence[tuple[str, Record]]) -> list[Grid]:
     """A table for the randomized defenses among the rows, each a shown name and a record; empty if there are none."""
-    randomised = [(name, record.extra[FIELD]) for name, record in rows if record.extra.get(FIELD)]
+    randomised = [(name, record) for name, record in rows if record.extra.get(FIELD)]
     if not randomised:
         return []
     columns = ("defense", "draws", *(f"{name.replace('_', ' ')} %" for name in NAMES))
     lines = tuple(
-        (name, _count(figures), *(_share(figures, of) for of in NAMES)) for name, figures in randomised
+        (name, draws_label(record).removesuffix(" draws"), *(_share(record.extra[FIELD], of) for of in NAMES))
+        for name, record in randomised
     )
     return [
         Grid(
@@ -29,10 +30,6 @@ def draws_grids(rows: Sequence[tuple[str, Record]]) -> list[Grid]:
             notes=("Most published figures are for a single draw.",),
         )
     ]
-
-
-def _count(figures: dict) -> str:
-    return f"{figures['draws']}{' fresh' if figures.get('fresh') else ''}"
 
 
 def _share(figures: dict, name: str) -> str:

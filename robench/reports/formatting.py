@@ -4,6 +4,7 @@ from robench import catalog
 from robench.core import specs
 from robench.core.errors import RobenchError
 from robench.defenses import loaders
+from robench.records.randomized import FIELD, draws_label
 from robench.records.record import Record
 from robench.statistics.accuracy import Accuracy, interval, percent, span
 
@@ -28,7 +29,7 @@ def robust_cell(record: Record | None) -> str:
 def by_draws(record: Record) -> str:
     """Robust accuracy of a randomised defense in the worst draw, on average, by vote and in a single draw; empty for
     other defenses."""
-    figures = record.extra.get("stochastic")
+    figures = record.extra.get(FIELD)
     if not figures:
         return ""
 
@@ -37,11 +38,10 @@ def by_draws(record: Record) -> str:
         low, high = (100 * end for end in robust["interval"])
         return f"{100 * robust['value']:.2f} [{low:.1f}, {high:.1f}] (clean {100 * clean['value']:.2f})"
 
-    draws = f"{figures['draws']} {'fresh draws' if figures.get('fresh') else 'draws'}"
     names = ("worst_draw", "average", "majority", "single_draw")
     shown = [f"{name.replace('_', ' ')} {share(name)}" for name in names if name in figures["robust"]]
     single = "; most published figures are for a single draw" if "single_draw" in figures["robust"] else ""
-    return f"robust %, {draws}: {', '.join(shown)}{single}"
+    return f"robust %, {draws_label(record)}: {', '.join(shown)}{single}"
 
 
 def suite_label(record: Record) -> str:

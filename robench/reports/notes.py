@@ -50,7 +50,7 @@ def _note(code: str, cells: list[tuple[str, str, str]]) -> str:
     same_text = len({text for *_, text in cells}) == 1
     if len(cells) == 1 or (same_text and not any(column for _, column, _ in cells)):
         subjects = (_joined(", ", row, column) for row, column, _ in cells)
-        return _joined(": ", _joined(", ", *subjects), code, cells[0][2])
+        return _joined(": ", _joined("; ", *subjects), code, cells[0][2])
     meaning, numbers = _apart([text for *_, text in cells])
     columns_by_row: dict[str, dict[str, list[str]]] = {}
     for (row, column, _), number in zip(cells, numbers, strict=True):
@@ -63,7 +63,7 @@ def _note(code: str, cells: list[tuple[str, str, str]]) -> str:
         )
         rows_by_detail.setdefault("; ".join(filter(None, details)), []).append(row)
     lines = (
-        _joined(" " if detail.startswith("(") else ": ", _joined(", ", *rows), detail)
+        _joined(" " if detail.startswith("(") else ": ", _joined("; ", *rows), detail)
         for detail, rows in rows_by_detail.items()
     )
     return "\n".join([f"{code}: {meaning}", *lines])

@@ -20,6 +20,7 @@ from robench.records.record import Record
 from robench.reports import certification
 from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.dataset_transfer import transfer
+from robench.reports.diffbreak import diffbreak
 from robench.reports.differences import differences
 from robench.reports.formatting import EMPTY
 from robench.reports.notes import Marked, warning_notes
@@ -33,6 +34,7 @@ UNKNOWN = "not found"
 # Tables of the records of a ladder; each function takes the records and the name of the ladder.
 SHAPES: dict[str, Callable[[Sequence[Record], str], list[Grid]]] = {
     "purifiers": purifiers,
+    "diffbreak": diffbreak,
     "unforeseen": unforeseen,
     "transfer": transfer,
 }

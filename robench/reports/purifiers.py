@@ -35,6 +35,17 @@ class Row:
     records: dict[str, list[Record]]
     missing: tuple[str, ...]
 
+    def only(self, columns: Sequence[str]) -> "Row":
+        """The row with these columns alone."""
+        records = {name: self.records[name] for name in columns if name in self.records}
+        return Row(self.purified, records, tuple(name for name in self.missing if name in columns))
+
+    def shown(self) -> Iterator[tuple[str, Record]]:
+        """The columns with a record, and the record of each that is shown."""
+        for name, records in self.records.items():
+            if record := lowest(records):
+                yield name, record
+
 
 def purifiers(records: Sequence[Record], ladder: str = "purifier") -> list[Grid]:
     """One table per protocol: undefended, oblivious, BPDA and exact gradients, with and without EOT.
@@ -49,8 +60,8 @@ def purifiers(records: Sequence[Record], ladder: str = "purifier") -> list[Grid]
         UsageError: when the ladder does not exist.
     """
     suite = find_ladder(ladder)
-    by_place = ((place, list(_rows(group, suite))) for place, group in _groups(records).items())
-    return [_grid(protocol, threat, rows, suite) for (protocol, threat), rows in by_place if rows]
+    places = rows_by_protocol(records, suite)
+    return [_grid(protocol, threat, rows, suite) for protocol, threat, rows in places]
 
 
 def find_ladder(name: str) -> Suite:
@@ -66,10 +77,17 @@ def find_ladder(name: str) -> Suite:
     return suite
 
 
+def rows_by_protocol(records: Sequence[Record], suite: Suite) -> Iterator[tuple[str, str, list[Row]]]:
+    """The rows of each protocol and threat that has any."""
+    for (protocol, threat), group in _groups(records).items():
+        if rows := list(_rows(group, suite)):
+            yield protocol, threat, rows
+
+
 def rows_of(records: Sequence[Record], suite: Suite) -> Iterator[Row]:
     """Every purifier with a classifier, and the records of the rungs of `suite`."""
-    for group in _groups(records).values():
-        yield from _rows(group, suite)
+    for _, _, rows in rows_by_protocol(records, suite):
+        yield from rows
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -125,14 +143,8 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     names = tuple(dict.fromkeys(rung.name for rung in suite.rungs))
     columns = ("purifier", "clean", *names, "passes", "images/s")
     notes = ["passes (per image) and images/s: for the strongest attack with exact gradients"]
-    notes += _commands(protocol, rows, suite)
-    marked = (
-        (row.purified.job.defense.name, name, record.health)
-        for row in rows
-        for name, records in row.records.items()
-        if (record := lowest(records))
-    )
-    notes += warning_notes(marked)
+    notes += commands(protocol, rows, suite)
+    notes += warnings_of(rows)
     shown = (record for row in rows for records in row.records.values() for record in records)
     if any(FIELD in record.extra for record in shown):
         notes.append(
@@ -148,7 +160,14 @@ def _grid(protocol: str, threat: str, rows: list[Row], suite: Suite) -> Grid:
     )
 
 
-def _commands(protocol: str, rows: list[Row], suite: Suite) -> Iterator[str]:
+def warnings_of(rows: Sequence[Row]) -> list[str]:
+    """The warnings of the records that are shown."""
+    return warning_notes(
+        (row.purified.job.defense.name, name, record.health) for row in rows for name, record in row.shown()
+    )
+
+
+def commands(protocol: str, rows: Sequence[Row], suite: Suite) -> Iterator[str]:
     """The commands that fill empty cells. One command, with NAME, stands for all purifiers that need it."""
     by_images: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for row in rows:
@@ -168,7 +187,7 @@ def _commands(protocol: str, rows: list[Row], suite: Suite) -> Iterator[str]:
         for columns, defense in cells:
             defenses.setdefault(columns, []).append(shlex.quote(defense))
         yield "\n".join(
-            [f"not yet run: {command}", *(f"{columns} of {', '.join(d)}" for columns, d in defenses.items())]
+            [f"not yet run: {command}", *(f"{columns} of {'; '.join(d)}" for columns, d in defenses.items())]
         )
 
 

@@ -50,7 +50,7 @@ def findings(
     average = 100 * (1 - float(wrong.double().mean()) / count)
     chosen = "draws, the same ones that the candidates were chosen on (see robench results migrate)"
     known = Knowledge.of(record.job.knowledge).level.knows_noise
-    description = ("draws, which the attacker knew," if known else "fresh draws") if fresh else chosen
+    description = ("draws that the attacker knew" if known else "fresh draws") if fresh else chosen
     detail = f"at most {worst:.2f} % in the worst of {count} {description}, and {average:.2f} % on average"
     proven = f"robust accuracy is {detail}, on these {len(images)} images"
     yield Finding("robust_accuracy", True, f"on these {len(images)} images it is {detail}", proven=proven)

@@ -72,7 +72,7 @@ def test_a_record_is_verified_and_attacked_again(tmp_path):
     assert record.extra["stochastic"]["draws"] == 10
     images, loaded = load_dataset("digits", "test", 4), load(defense, "digits")
     result = report(record.folder, loaded, images, sample=Sample.of(4, 0))
-    assert result.broken == [] and "which the attacker knew" in result.proven
+    assert result.broken == [] and "draws that the attacker knew, and" in result.proven
 
 
 def test_a_defense_without_noise_is_refused(tmp_path):

@@ -98,7 +98,7 @@ def data():
 def test_an_old_record_is_verified_as_what_it_is_and_marked(old, data):
     found = verify(folder_of(old), load(NAME), data)
     assert "chosen on" in found[-1].detail and "robench results migrate" in found[-1].detail
-    assert randomized.chosen_on(old) and randomized.single_draw(old) is None
+    assert randomized.chosen_on(old) and randomized.over_draws(old, "robust", "single_draw") is None
     text = board(collect([folder_of(old)]), width=200)
     assert "chosen-draws" in text and "fresh draws" not in text.split("chosen-draws")[0]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from robench.records.collection import collect
+from robench.records.randomized import draws_label
 from robench.reports.board import Choice, board
 from robench.reports.draws import draws_grids
 
@@ -34,6 +35,15 @@ def test_randomised_defenses_have_one_row_each(records):
 
 def test_no_table_without_a_randomised_defense(records):
     assert draws_grids([(r.job.defense.name, r) for r in records if "stochastic" not in r.extra]) == []
+
+
+def test_draws_that_the_attacker_knew_are_not_called_fresh():
+    purifier = SHIPPED.parent / "digits-linf-0.1" / "de3-digits"
+    labels = {
+        record.job.knowledge: draws_label(record)
+        for record in collect([purifier / "pgd-eot-5", purifier / "pgd-eot-10@known-noise"])
+    }
+    assert labels == {"full": "10 fresh draws", "known-noise": "10 known draws"}
 
 
 @pytest.mark.parametrize("format", ["text", "md", "latex"])

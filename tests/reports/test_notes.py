@@ -1,6 +1,7 @@
 """Warnings below tables: each is stated once, and each marked cell is named."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.reports.cells import lowest
 from robench.reports.dataset_transfer import transfer
+from robench.reports.diffbreak import diffbreak
 from robench.reports.notes import warning_notes
 from robench.reports.purifiers import purifiers, rows_of
 from robench.reports.table import Grid, render
@@ -42,14 +44,14 @@ def test_a_warning_of_several_cells_is_stated_once_with_the_numbers_of_each():
         "! loss-not-increasing: in N of M rows no step raised the loss\n"
         "a: oblivious, BPDA (2 of 21); exact (4 of 9)\n"
         "c: exact (1 of 9)",
-        "! deterministic-attack: a randomized defense under attacks without EOT\na, b: BPDA",
+        "! deterministic-attack: a randomized defense under attacks without EOT\na; b: BPDA",
     ]
 
 
 def test_rows_with_one_figure_have_no_column():
     cells = [("a", "", [RANDOM, flat(1, 9)]), ("b", "", [RANDOM, flat(2, 9)])]
     assert warning_notes(cells, mark="") == [
-        f"a, b: {RANDOM}",
+        f"a; b: {RANDOM}",
         "loss-not-increasing: in N of 9 rows no step raised the loss\na (1)\nb (2)",
     ]
 
@@ -84,25 +86,25 @@ def test_other_texts_of_a_code_are_stated_apart():
 
 def test_wordings_of_earlier_versions_are_stated_with_those_of_today():
     earlier = ResultWarning(RANDOM.code, RANDOM.text.replace("randomized", "randomised"))
-    assert warning_notes([("a", "BPDA", [earlier]), ("b", "BPDA", [RANDOM])]) == [f"! {RANDOM}\na, b: BPDA"]
+    assert warning_notes([("a", "BPDA", [earlier]), ("b", "BPDA", [RANDOM])]) == [f"! {RANDOM}\na; b: BPDA"]
 
 
 def test_text_of_a_record_adds_no_line():
     broken = ResultWarning("co\nde", "te\nxt")
     notes = warning_notes([("a\nb", "c\nd", [broken]), ("e", "c\nd", [broken])])
-    assert notes == ["! co\ufffdde: te\ufffdxt\na\ufffdb, e: c\ufffdd"]
+    assert notes == ["! co\ufffdde: te\ufffdxt\na\ufffdb; e: c\ufffdd"]
 
 
 @pytest.mark.parametrize(
     ("format", "lines"),
     [
-        ("text", ["plain", "! deterministic-attack: a_b", "  row, other: BPDA"]),
-        ("md", ["- plain", r"- \! deterministic-attack: a\_b", "  - row, other: BPDA"]),
-        ("latex", ["% plain", "% ! deterministic-attack: a_b", "%   row, other: BPDA"]),
+        ("text", ["plain", "! deterministic-attack: a_b", "  row; other: BPDA"]),
+        ("md", ["- plain", r"- \! deterministic-attack: a\_b", "  - row; other: BPDA"]),
+        ("latex", ["% plain", "% ! deterministic-attack: a_b", "%   row; other: BPDA"]),
     ],
 )
 def test_lines_after_the_first_are_indented(format, lines):
-    notes = ("plain", "! deterministic-attack: a_b\nrow, other: BPDA")
+    notes = ("plain", "! deterministic-attack: a_b\nrow; other: BPDA")
     table = Grid("title", ("name",), ((("x",),),), notes=notes)
     assert render(table, format).splitlines()[-3:] == lines
 
@@ -147,9 +149,11 @@ def test_every_marked_cell_of_a_purifier_is_named_below_the_table(records, ladde
     assert marked > (20 if ladder == "purifier-cheap" else 0)
 
 
-def test_tables_state_no_warning_twice(records):
-    for tables in (purifiers(records, "purifier-cheap"), transfer(records), unforeseen(records)):
-        for table in tables:
-            codes = [re.search(r"[a-z]+(-[a-z]+)+: .*", note) for note in table.notes if note[0] == "!"]
-            texts = [re.sub(r"\d+", "", code[0].split("\n")[0]) for code in codes if code]
-            assert len(texts) == len(set(texts)) == len(codes)
+@pytest.mark.parametrize(
+    "tables", [partial(purifiers, ladder="purifier-cheap"), diffbreak, transfer, unforeseen]
+)
+def test_tables_state_no_warning_twice(records, tables):
+    for table in tables(records):
+        codes = [re.search(r"[a-z]+(-[a-z]+)+: .*", note) for note in table.notes if note[0] == "!"]
+        texts = [re.sub(r"\d+", "", code[0].split("\n")[0]) for code in codes if code]
+        assert len(texts) == len(set(texts)) == len(codes)
