@@ -256,7 +256,11 @@ class Attack(Contract, Generic[S]):
         return answer
 
     def advance(self, problem: Problem, rows: Rows, state: S, offset: Tensor) -> S:
-        """The state after the next `offset` (S,) queries, fewer than `horizon`, if all of them are rejected."""
+        """The state after the next `offset` (S,) queries, fewer than `horizon`, if all of them are rejected.
+
+        On devices other than a CPU, it is also called with zeros once in at most `horizon` queries, so that a state can
+        hold what the next `horizon` queries need, such as random numbers, and the host need not see what is missing.
+        """
         raise NotImplementedError
 
     def moved(self, state: S) -> Tensor:

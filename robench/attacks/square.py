@@ -99,7 +99,8 @@ class Square(Attack[SquareState]):
             words=state.words,
             block=state.block,
         )
-        return self._supply(problem, rows, after, after.step)
+        # On other devices the host would wait for the lanes, and the engine calls `advance` in time.
+        return self._supply(problem, rows, after, after.step) if loss.device.type == "cpu" else after
 
     def finished(self, state: SquareState) -> Tensor:
         return state.step > self.queries
@@ -112,10 +113,10 @@ class Square(Attack[SquareState]):
         return state.accepted
 
     def _supply(self, problem: Problem, rows: Rows, state: SquareState, needed: Tensor) -> SquareState:
-        """The state with random words up to query `needed` (S,); all lanes are refilled if any has run out."""
-        if not bool((needed - state.block >= _BLOCK).any()):
+        """The state with random words of query `needed` (S,); all lanes are refilled if any has run out."""
+        if not occurs(needed - state.block >= _BLOCK):
             return state
-        return replace(state, words=_words(problem, rows, state.step), block=state.step)
+        return replace(state, words=_words(problem, rows, needed), block=needed)
 
     def _side(self, problem: Problem, rows: Rows, step: Tensor) -> Tensor:
         height, width = rows.x.shape[2:]
@@ -162,12 +163,17 @@ def _corner(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor
 def _linf(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Tensor:
     """`best` with one window moved to the surface of the ball, with a random sign for each channel (Alg. 2)."""
     lanes, channels, height, width = best.shape
+    signs = _channel_signs(words[:, 2], channels)[:, :, None]
+    if best.device.type != "cpu":
+        # The host would wait for the largest side.
+        inside, _ = _window(words[:, 0], side, height, width)
+        moved = (rows.x + threat.eps * signs[..., None]).clamp_(0, 1)
+        return torch.where(inside > 0, moved, best)
     top, left = _corner(words[:, 0], side, height, width)
     # Window sizes differ between lanes: smaller windows repeat their last row and column, which has no effect.
     reach = torch.arange(int(side.max()), device=best.device).minimum(side[:, None] - 1)
     index = ((top[:, None] + reach)[:, :, None] * width + (left[:, None] + reach)[:, None, :]).flatten(1)
     index = index[:, None].expand(-1, channels, -1)
-    signs = _channel_signs(words[:, 2], channels)[:, :, None]
     window = (rows.x.flatten(2).gather(2, index) + threat.eps * signs).clamp_(0, 1)
     return best.flatten(2).scatter(2, index, window).view(lanes, channels, height, width)
 
@@ -190,7 +196,9 @@ def _other(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Ten
         return part.sum((2, 3), keepdim=True)
 
     turned = ((words[:, 2] >> 31) & 1).bool()
-    pattern = _pattern(side, place, turned, power, int(side.max()))
+    # On other devices the host would wait for the largest side.
+    most = int(side.max()) if side.device.type == "cpu" else min(height, width)
+    pattern = _pattern(side, place, turned, power, most)
     signs = _channel_signs(words[:, 2], channels)[:, :, None, None]
     spent, part = powers(delta), delta * into
     # The sum of the pattern and the content of the window, both of unit norm.

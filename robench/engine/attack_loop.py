@@ -34,7 +34,7 @@ from robench.engine.lanes import START, Lanes, in_parts, put
 from robench.engine.loss_monitor import LossMonitor
 from robench.engine.packing import pad
 from robench.engine.run_images import RunImages
-from robench.engine.several_queries import turn_ahead
+from robench.engine.several_queries import is_quiet, may_go_unread, turn_ahead, turn_unread
 from robench.engine.supply import Supply
 from robench.engine.verdicts import Verdicts
 
@@ -73,7 +73,11 @@ class Loop:
         self.ahead = Ahead()
         # Active lanes, and those to send to the network; None if they have changed.
         self._active: Tensor | None = None
-        self._asking: Tensor | None = None
+        self.asking: Tensor | None = None
+        # Whether rows may make several queries before the host reads the answers, see `turn_unread`.
+        self.is_quiet = False
+        # Number of queries for which the state holds what they need, see `Attack.advance`.
+        self._prepared = 0
         # Whether a lane may wait for its first gradient.
         self._is_starting = True
 
@@ -183,12 +187,18 @@ class Loop:
             active = self._active = self.lanes.active
             self.rows = replace(self.rows, active=active.to(self.context.device))
             is_full = not self.divisible or bool(active.all())
-            self._asking = None if is_full else active.nonzero()[:, 0].to(self.context.device)
+            self.asking = None if is_full else active.nonzero()[:, 0].to(self.context.device)
+        unread = may_go_unread(self, active) if attack.horizon > 1 else 0
         if attack.horizon > 1 and not self.supply.queue:
             plan = self.ahead.choose(self.context.network, attack, active, self.rows)
-            if plan is not None:
+            if plan is not None and (not unread or len(plan.entry) >= 2 * len(plan.lanes)):
                 turn_ahead(self, active, plan)
+                self._prepared = 0
                 return
+        self._prepare(max(unread, 1))
+        if unread:
+            turn_unread(self, active, unread)
+            return
         ask, waits = self._ask(active)
         x = ask.x
         points = x if ask.point is None else ask.point
@@ -198,7 +208,7 @@ class Loop:
             points = problem.threat.as_recorded(self.rows.x, points)
             x = problem.threat.image(self.rows.x, points, self.rows.sample)
         asking_lanes = active if waits is None else active & ~waits
-        asking = self._asking
+        asking = self.asking
         if self.divisible and waits is not None:
             asking = asking_lanes.nonzero()[:, 0].to(self.context.device)
         before, queries = self.state, self.lanes.queries[:, 0]
@@ -226,12 +236,25 @@ class Loop:
         draws = self.verdicts.judge(x, points, facts, self.rows, asking_lanes)
         if "moved" in facts:
             self.ahead.note((facts["moved"] & active).sum(), active.sum())
+            self.is_quiet = is_quiet(facts["wrong"], active)
         disagree = self.verdicts.disagree
         if disagree is not None and len(disagree := disagree.nonzero()[:, 0]):
             self.go_on_exactly(disagree)
             self.state = self.told_exactly(first_answer, ask, self.rows, before, queries, disagree)
             self._note_kinds()
         self.settle(active, draws, points, facts["finished"])
+
+    def _prepare(self, queries: int) -> None:
+        """Let the attack supply its state for some queries, on devices where it cannot look whether it must."""
+        attack, device = self.context.attack, self.context.device
+        if attack.horizon == 1 or device.type == "cpu":
+            return
+        if self._prepared < queries:
+            assert self.rows is not None
+            zeros = torch.zeros_like(self.rows.sample)
+            self.state = attack.advance(self.context.problem, self.rows, self.state, zeros)
+            self._prepared = attack.horizon
+        self._prepared -= queries
 
     def _ask(self, active: Tensor) -> tuple[Ask, Tensor | None]:
         """The queries of this turn, and the lanes that wait, bool (S,) on the CPU; None if none does."""

@@ -322,7 +322,7 @@ class Network:
             return
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            sample, rank, step = (part[:1].cpu() for part in who)
+            sample, rank, step = torch.stack([part[:1] for part in who]).cpu().unbind()
             words = self.stream.bits(sample, rank, step, 2)[0]
             torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
             with noise(self.stream, *(part.to(device) for part in who)):

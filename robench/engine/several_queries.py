@@ -1,17 +1,69 @@
-"""Turns with several queries of each row, for attacks whose next queries are known while candidates are rejected."""
+"""Turns with several queries of each row, for attacks that only use logits and whose random numbers are known ahead."""
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from robench.attacks._base import gather
+from robench.attacks._base import gather, select
 from robench.engine.ahead import Plan
 from robench.engine.host import on_host
 from robench.engine.lanes import put
 
 if TYPE_CHECKING:
     from robench.engine.attack_loop import Loop
+
+# Queries of a row between two reads of the device.
+_UNREAD = 16
+# Fraction of rows that may stop in such a turn; more would be sent in vain too often.
+_STOPS = 1 / 4
+
+
+def may_go_unread(loop: "Loop", active: Tensor) -> int:
+    """The number of queries that the rows can make before the host reads an answer; 0 for a usual turn.
+
+    On a CPU reading is free. A randomised surrogate, and rows that go on in fp32, need the host at every query.
+    """
+    context = loop.context
+    if (
+        context.device.type == "cpu"
+        or not context.attack.gradient_free
+        or context.network.stream is not None
+        or loop.exactly(active) is not None
+    ):
+        return 0
+    left = int((context.attack.num_queries - loop.lanes.queries[active, 0]).max())
+    return min(left - 1, _UNREAD) if loop.is_quiet and left > 2 else 0
+
+
+def turn_unread(loop: "Loop", active: Tensor, queries: int) -> None:
+    """Make some queries of each row before the host reads what came of them.
+
+    A row stops before a query whose answer the host must see: if it fools the network, is not finite or ends the row.
+    The next turn repeats this query, so the row runs exactly as if every answer was read.
+    """
+    assert loop.rows is not None and loop.state is not None
+    context, attack, rows, state = loop.context, loop.context.attack, loop.rows, loop.state
+    running, taken, accepted = rows.active, torch.zeros_like(rows.sample), torch.zeros_like(rows.sample)
+    for _ in range(queries):
+        ask = attack.ask(context.problem, rows, state)
+        answer = context.network.answer(ask.x, None, rows, attack.eot, rows.rank, loop.asking)
+        after = attack.tell(context.problem, rows, state, answer)
+        facts = loop.verdicts.facts(answer.logits, ask.x, rows)
+        running = running & ~(facts["wrong"] | facts["nonfinite"] | attack.finished(after))
+        taken, accepted = taken + running, accepted + (running & attack.moved(after))
+        state = select(running, after, state)
+    loop.state = state
+    counts = on_host(taken=taken, accepted=accepted)
+    loop.lanes.queries += counts["taken"][:, None] * torch.tensor([attack.eot, 0])
+    loop.ahead.note(counts["accepted"].sum(), counts["taken"].sum().clamp_min(1))
+    # A row that has stopped needs a usual turn.
+    loop.is_quiet = bool((counts["taken"][active] == queries).all())
+
+
+def is_quiet(wrong: Tensor, active: Tensor) -> bool:
+    """Whether few enough of the active rows fool the network for turns that the host does not read."""
+    return int((wrong & active).sum()) <= _STOPS * int(active.sum())
 
 
 def turn_ahead(loop: "Loop", active: Tensor, plan: Plan) -> None:
