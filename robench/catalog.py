@@ -254,9 +254,9 @@ def find_suite(text: str) -> Suite:
     for piece in pieces:
         if piece.name not in registry.attacks and piece.name != SPEC:
             raise unknown_name("attack", piece.name, {*known, *registry.attacks, SPEC})
-    from robench.attacks.build import canonical  # imports torch
-
-    attacks = [corruption.spec for corruption in corruptions(pieces)] or list(map(canonical, pieces))
+    attacks = [corruption.spec for corruption in corruptions(pieces)] or [
+        registry.attacks.describe(piece.name).canonical(piece) for piece in pieces
+    ]
     return Suite(name=like(text, "+".join(map(str, attacks))), attacks=attacks)
 
 

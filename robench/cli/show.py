@@ -56,6 +56,11 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
                 _costs(console, name, threat, classes)
             return
     if _is_attack(name):
+        attacks = catalog.find_suite(name).attacks
+        from robench.attacks.build import canonical  # imports torch
+
+        for attack in attacks:
+            canonical(attack)  # refuses values that the attack does not take
         console.print(Text(plain(f"attack {name}"), style="bold"))
         _costs(console, name, threat, classes)
         return

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from robench import catalog
-from robench.attacks.build import build_attacks
 from robench.catalog import find_suite, make, read_toml
-from robench.core import specs
+from robench.core import registry, specs
 from robench.core.errors import UsageError, unknown_name
 from robench.core.trust import admit
 from robench.records.collection import Collection
@@ -317,7 +316,9 @@ def _level(row: Row, column: Column) -> str:
 
 
 def _specs(column: Column, threat: Threat) -> tuple[str, ...]:
-    return tuple(spec for spec, _ in build_attacks(find_suite(column.attack).specs(threat.norm), threat))
+    attacks = (specs.parse(spec) for spec in find_suite(column.attack).specs(threat.norm))
+    # Not `build_attacks`, which imports torch.
+    return tuple(str(registry.attacks.describe(spec.name).canonical(spec)) for spec in attacks)
 
 
 def _figure(record: Record | None, column: Column) -> str:

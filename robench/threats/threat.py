@@ -377,6 +377,6 @@ def _check_values(x: Tensor) -> None:
 def same_threat(first: str, second: str) -> bool:
     """Whether two texts denote the same threat; "none", for no adversary, equals only itself."""
     try:
-        return first == second or Threat.parse(first) == Threat.parse(second)
+        return first == second or Threat.parse(first, late=True) == Threat.parse(second, late=True)
     except UsageError:
         return False

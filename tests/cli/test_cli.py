@@ -108,6 +108,7 @@ def test_the_reference_runs_into_the_same_kind_of_record(robench_cli, suite, sam
         (["run", "--defense", "mimr", "--attack", "fgsm"], 2, 'unknown defense "mimr": did you mean mimir'),
         (["run", "--defense", "pgd-at", "--attack", "autoatack"], 2, "did you mean autoattack"),
         (["run", "--defense", "pgd-at", "--attack", "pgd(steps=0)"], 2, "steps=0"),
+        (["show", "pgd(steps=0)"], 2, "steps=0"),
         (["run", "--defense", "pgd-at", "--attack", "pgd(step=3)"], 2, "takes no argument step"),
         (["run", "--defense", "pgd-at", "--attack", "pgd(steps=3"], 2, "malformed"),
         (["run", "--defense", "pgd-at", "--attack", "apgd", "--threat", "L1:5"], 2, "apgd is defined in"),

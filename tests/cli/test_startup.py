@@ -70,6 +70,8 @@ COMMANDS = {
     "run --defense mimr": 2,
     "run --defense mimir --attack autoatack": 2,
     "run --defense mimir --attack pgdd(steps=3)": 2,
+    "run --defense mimir --attack pgd(stepz=3)": 2,
+    "show pgd(stepz=3)": 2,
     "run --defense mimir --protocol digts": 2,
     "run --defense mimir --dataset digts": 2,
     "run --defense mimir --threat Linf": 2,
@@ -98,9 +100,10 @@ def ended(tmp_path_factory):
     return probe(COMMANDS, tmp_path_factory.mktemp("empty"))
 
 
-def test_a_board_imports_no_network(tmp_path):
+@pytest.mark.parametrize("start", ["board --more", "table mimir", "table purifiers --suite purifier-cheap"])
+def test_boards_and_tables_import_no_network(start, tmp_path):
     shipped = Path(__file__).parents[2] / "results/shipped"
-    command = f"board --more {shipped / 'digits-linf-0.1'} {shipped / 'digits-blur'}"
+    command = f"{start} {shipped / 'digits-linf'} {shipped / 'digits-linf-0.1'} {shipped / 'digits-blur'}"
     code, imported, err = probe([command], tmp_path)[command]
     # scipy for intervals and ranks, pyarrow for samples.
     assert (code, imported, err) == (0, ["scipy", "pyarrow"], "")
