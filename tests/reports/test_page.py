@@ -1,6 +1,7 @@
 """The pages: what they say is what the board says, and no text of a card or record becomes markup."""
 
 import csv
+import dataclasses
 import re
 import shlex
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ from robench.cli.main import main as command_line
 from robench.core.errors import ResourceError, UsageError
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
-from robench.records.record import read_record, stable
+from robench.records.record import SuiteFacts, read_record, stable
 from robench.reports.board import NO_RANK
 from robench.reports.page import view, write_page
 from robench.reports.table import SORTS
@@ -294,6 +295,26 @@ def test_a_command_of_the_page_makes_the_record_again(tmp_path, monkeypatch, cap
     picture = next(attrs for tag, attrs in Seen(page).elements if tag == "img")
     assert (tmp_path / "board" / "defense" / picture["src"]).read_bytes().startswith(b"\x89PNG")
     assert "classified as" in picture["alt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra", "expected"),
+    [
+        ({}, {}, "--attack autoattack --dataset"),
+        (
+            {"half_width": 0.5},
+            {},
+            "--attack autoattack --dataset digits --threat Linf:0.04 --samples 30 --estimate 0.5",
+        ),
+        ({}, {"proven": {"by": "crown", "images": 3}}, "--samples 30 --certify-first crown --precision"),
+    ],
+)
+def test_the_command_of_a_row_names_its_estimate_and_its_certifier(tmp_path, changes, extra, expected):
+    run = make_run(tmp_path, suite=SuiteFacts("autoattack", ("apgd", "square")))
+    record = run.record()
+    suite = SuiteFacts("autoattack (estimate)", record.job.suite.attacks) if changes else record.job.suite
+    job = dataclasses.replace(record.job, suite=suite, **changes)
+    assert expected in view.reproduce(dataclasses.replace(record, job=job, extra=record.extra | extra))
 
 
 def test_options_of_pages_need_the_pages(tmp_path, capsys):

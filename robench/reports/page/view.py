@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from robench import catalog
 from robench.catalog import Card
 from robench.core.errors import RobenchError
+from robench.records import estimate
 from robench.records.record import Record
 from robench.records.store import place_of, slug
 from robench.reports import security_curve
@@ -179,13 +180,16 @@ def adaptive(knowledge: str) -> bool:
 def reproduce(record: Record) -> str:
     """The command that reproduces the record under `results`."""
     job = record.job
-    suite = catalog.suites().get(job.suite.name)
-    attack = job.suite.name if suite and not suite.rungs else "+".join(job.suite.attacks)
+    name = job.suite.name.removesuffix(estimate.SUFFIX)
+    suite = catalog.suites().get(name)
+    attack = name if suite and not suite.rungs else "+".join(job.suite.attacks)
     protocol = catalog.protocols().get(job.protocol)
     run = (job.dataset.name, job.threat_model, job.n)
     same = protocol and (str(protocol.dataset), protocol.threat, protocol.samples) == run
     images = on_protocol(job.protocol) if same else on_images(job)
-    more = ["--seed", str(job.seed)] if job.seed else []
+    more = ["--estimate", f"{job.half_width:g}"] if job.half_width else []
+    more += ["--certify-first", proven["by"]] if (proven := record.extra.get("proven")) else []
+    more += ["--seed", str(job.seed)] if job.seed else []
     more += ["--precision", job.precision, "--batch-size", str(job.batch_size)]
     return run_command(job.defense.name, attack, images, job.knowledge, more)
 
