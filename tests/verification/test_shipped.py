@@ -7,17 +7,18 @@ import pytest
 
 from robench import catalog
 from robench.catalog import find_suite
+from robench.cli.main import main
 from robench.core import specs
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.defenses._checkpoints import sha256_of
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import Options, run_all
-from robench.records import certificates, samples
+from robench.records import certificates, certification, samples
 from robench.records.collection import collect
 from robench.records.jobs import canonical
 from robench.records.record import read_record
-from robench.records.store import place_of
+from robench.records.store import place_of, slug
 from robench.reports.board import board
 from robench.reports.papers import find_paper, text
 from robench.verification.verify import verify
@@ -38,6 +39,7 @@ LARGE = [
     if certificates.FILE in RAW[folder]["files"] and not (folder / certificates.FILE).is_file()
 ]
 RECORDS = [folder for folder in EVERY if folder not in LARGE]
+CERTIFICATIONS = sorted(path.parent for path in SHIPPED.rglob(certification.FILE))
 MEND = "stale: results/README.md says which command makes it anew"
 
 
@@ -95,6 +97,36 @@ def test_a_large_record_is_whole_but_for_its_certificates(folder):
     assert sha256_of(folder / samples.FILE) == record.files[samples.FILE]
     robust = [row["fooled_by"] for row in samples.read_samples(folder).to_pylist()].count("")
     assert robust == record.robust_accuracy.correct
+
+
+@pytest.mark.parametrize("folder", CERTIFICATIONS, ids=lambda path: str(path.relative_to(SHIPPED)))
+def test_a_shipped_certification_lies_in_its_place_with_the_files_it_was_made_with(folder):
+    result = certification.read(folder)
+    assert {name: sha256_of(folder / name) for name in result.files} == result.files
+    assert folder == SHIPPED / result.protocol / slug(result.defense.name) / result.method
+    assert result.attacked and result.attacked.accuracy.correct >= result.certified.correct
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(
+            folder,
+            marks=() if "smoothed" in str(folder) and "digits" in str(folder) else pytest.mark.slow,
+            id=str(folder.relative_to(SHIPPED)),
+        )
+        for folder in CERTIFICATIONS
+    ],
+)
+def test_a_shipped_certification_holds(folder, capsys):
+    options = []
+    if certification.read(folder).dataset.name == "cifar10":
+        if not (REAL / "cifar-10-batches-py").is_dir():
+            pytest.skip("CIFAR-10 is not here: ROBENCH_TEST_DATA names the folder with cifar-10-batches-py")
+        options = ["--data-dir", str(REAL)]
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(folder), *options])
+    assert ended.value.code == 0, capsys.readouterr().out
 
 
 AGAIN = (
