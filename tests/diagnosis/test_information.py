@@ -84,8 +84,14 @@ def test_rows_in_another_order_are_the_same_rows_but_not_the_same_pairs():
         infonce(x[:255], y[:255], 0)
 
 
-@pytest.mark.slow
-def test_the_command_measures_every_layer_of_every_defense(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("names", "seeds"),
+    [
+        (["pgd-at-digits"], [0]),
+        pytest.param(["pgd-at-digits", "standard-digits"], [0, 1], marks=pytest.mark.slow),
+    ],
+)
+def test_the_command_measures_every_layer_of_every_defense(names, seeds, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(estimators, "STEPS", 5)
     monkeypatch.setattr(estimators, "GROUP", 32)
@@ -94,25 +100,25 @@ def test_the_command_measures_every_layer_of_every_defense(tmp_path, monkeypatch
         "diagnose",
         "--mi",
         "--defense",
-        "pgd-at,standard",
+        ",".join(names),
         "--threat",
         "Linf:0.1",
         "--samples",
         "64",
     ]
     with pytest.raises(SystemExit) as end:
-        main([*arguments, "--seeds", "2", "--json"])
+        main([*arguments, "--seeds", str(len(seeds)), "--json"])
     out, err = capsys.readouterr()
     assert end.value.code == 0, err
     (found,) = json.loads(out)["information"]
-    assert list(found["values"]) == ["pgd-at-digits", "standard-digits"] and found["seeds"] == [0, 1]
+    assert list(found["values"]) == names and found["seeds"] == seeds
     for layers in found["values"].values():
         assert len(layers) == 4
         for pairs in layers:
             assert list(pairs) == ["image", "adversarial", "perturbation"]
             for own in pairs.values():
                 assert set(own) == {"nhsic", "nhsic at random", "renyi", "renyi at random", "infonce"}
-                assert all(len(numbers) == 2 for numbers in own.values())
+                assert all(len(numbers) == len(seeds) for numbers in own.values())
     # A layer tells more of its own image than of another one.
     first = found["values"]["pgd-at-digits"][0]["image"]
     assert min(first["renyi"]) > max(first["renyi at random"])

@@ -335,3 +335,20 @@ def test_the_citation_keeps_its_lines(made):
     (citation,) = [text for text in Seen(made[1] / "index.html").texts if text.startswith("@software")]
     assert citation == view.citation(re.search(r"version = \{(.+?)\}", citation)[1])
     assert "\n  title = {" in citation and "\ufffd" not in citation
+
+
+def test_a_defense_at_several_radii_has_a_security_curve(tmp_path):
+    """The points of the curve fall from left to right, and start with clean accuracy."""
+    shipped = Path(__file__).parents[2] / "results" / "shipped"
+    folders = [
+        shipped / protocol / "maep-digits" / "autoattack" for protocol in ("digits-linf", "digits-linf-0.1")
+    ]
+    write_page(collect(folders), tmp_path / "board", pictures=False)
+    (page,) = (tmp_path / "board" / "defense").iterdir()
+    seen = Seen(page)
+    assert any("Security curve of maep-digits: digits, Linf, 100 images" in text for text in seen.texts)
+    (line,) = (attrs["points"] for tag, attrs in seen.elements if tag == "polyline")
+    points = [tuple(map(float, point.split(","))) for point in line.split()]
+    assert len(points) == 3 and points == sorted(points)
+    # The y axis points down.
+    assert [y for _, y in points] == sorted(y for _, y in points)

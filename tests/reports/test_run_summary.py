@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,10 +10,12 @@ from rich.console import Console
 from robench.core.formatting import count, duration, markdown
 from robench.core.sanitize import plain
 from robench.engine.outcome import ResultWarning
+from robench.records.record import read_record
 from robench.reports.run_summary import cost, describe, run_table
 from robench.statistics.accuracy import Accuracy, interval, percent
 from tests.fabricate import PARAMETERS
 
+SHIPPED = Path(__file__).resolve().parents[2] / "results" / "shipped"
 WARNING = ResultWarning("zero-gradients", "7 of 30 gradients are zero")
 
 
@@ -112,3 +115,11 @@ def test_a_run_too_short_to_time_claims_no_speed(run):
     record = dataclasses.replace(run.record(), seconds=0.4)
     assert "images/s" not in cost(record)
     assert "images/s" in cost(dataclasses.replace(record, seconds=2.0))
+
+
+def test_a_randomised_defense_shows_its_accuracy_over_the_draws():
+    record = read_record(SHIPPED / "digits-linf" / "nim-mim-digits" / "autoattack")
+    text = " ".join(shown(describe(record)).split())
+    for name, share in record.extra["stochastic"]["robust"].items():
+        assert f"{name.replace('_', ' ')} {100 * share['value']:.2f} [" in text
+    assert "robust %, 10 fresh draws: " in text
