@@ -143,25 +143,25 @@ class CW(Attack[CWState]):
     def tell(self, problem: Problem, rows: Rows, state: CWState, answer: Answer) -> CWState:
         norm = problem.threat.norm
         tanh = state.w.tanh()
-        x = _image(state.w)
+        x = _image_of(tanh)
         delta = x - rows.x
         distance = rownorm(delta, norm)
-        nearer = (margin(answer.logits, rows.y) > 0) & (distance < state.distance)
-        reached = self._reached(answer.logits, rows.y, state.target)
+        excess = margin(answer.logits, rows.y)
+        nearer = (excess > 0) & (distance < state.distance)
+        reached = self._reached(answer.logits, rows.y, state.target) if self.targets else excess
         success = (reached > 0) & (reached >= self.confidence)
 
-        beyond = delta.abs() > spread(state.threshold, delta)
-        towards = 2 * delta if norm == "L2" else delta.sign() * beyond
+        towards = 2 * delta if norm == "L2" else delta.sign() * (delta.abs() > spread(state.threshold, delta))
         # The gradient of distance + c * f with respect to x, times the derivative of the tanh.
-        grad = (towards - spread(state.c, x) * answer.grad) * (1 - tanh.square()) / 2
+        grad = (towards - spread(state.c, x) * answer.grad).mul_(1 - tanh.square_()).div_(2)
         inner = state.inner + 1
         first = torch.lerp(grad, state.first, _FIRST)
         second = torch.lerp(grad.square(), state.second, _SECOND)
-        size = (second / spread(1 - _SECOND**inner, second)).sqrt() + _TINY
+        size = (second / spread(1 - _SECOND**inner, second)).sqrt_().add_(_TINY)
         # In Linf steps must be smaller than the threshold, or they would jump over the allowed perturbations.
         step_size = spread((_FINER * state.threshold).clamp_max(self.step_size), first)
         going = CWState(
-            w=state.w - step_size * first / spread(1 - _FIRST**inner, first) / size,
+            w=state.w - (step_size * first).div_(spread(1 - _FIRST**inner, first)).div_(size),
             first=first,
             second=second,
             inner=inner,
@@ -223,4 +223,8 @@ def _free(x: Tensor) -> Tensor:
 
 def _image(w: Tensor) -> Tensor:
     """The image of free variables, in [0, 1]."""
-    return ((w.tanh() + 1) / 2).clamp(0, 1)
+    return _image_of(w.tanh())
+
+
+def _image_of(tanh: Tensor) -> Tensor:
+    return (tanh + 1).div_(2).clamp_(0, 1)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, occurs, spread, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, lanes_of, occurs, spread, where
 from robench.attacks._losses import check_loss, margin, normalize, objective
 from robench.core.registry import attacks
 from robench.threats.threat import rownorm
@@ -95,21 +95,24 @@ class DDN(Attack[DDNState]):
 
     def tell(self, problem: Problem, rows: Rows, state: DDNState, answer: Answer) -> DDNState:
         fools = margin(answer.logits, rows.y) > 0
-        distance = rownorm(answer.x - rows.x, "L2")
+        delta = answer.x - rows.x
+        distance = rownorm(delta, "L2")
         nearer = fools & (distance < state.distance)
         radius = state.radius * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
         # The first perturbation has the initial radius; the norm changes after that.
         radius = torch.where(state.step == 0, state.radius, radius)
         size = self.step_size * cosine(state.step, self.steps, 1.0, _LAST)
         grad = answer.grad
-        zero = rownorm(grad, "L2") < _NOTHING
+        # Lanes without a row have no gradient.
+        zero = rows.active & (rownorm(grad, "L2") < _NOTHING)
         if occurs(zero):
             # A random direction where the gradient is zero, as in the authors' code.
-            noise = problem.stream.normal(rows.sample, rows.rank, state.step, tuple(grad.shape[1:]))
-            grad = where(zero, noise, grad)
-        moved = answer.x - rows.x + spread(size, grad) * normalize(grad, "L2")
+            lanes, shape = lanes_of(zero), tuple(grad.shape[1:])
+            noise = problem.stream.normal(rows.sample[lanes], rows.rank[lanes], state.step[lanes], shape)
+            grad = where(zero, grad.index_copy(0, lanes, noise), grad)
+        moved = delta.add_(normalize(grad, "L2").mul_(spread(size, grad)))
         # Clipping to the box can only shorten the perturbation.
-        x = (rows.x + spread(radius, moved) * normalize(moved, "L2")).clamp(0, 1)
+        x = normalize(moved, "L2").mul_(spread(radius, moved)).add_(rows.x).clamp_(0, 1)
         return DDNState(
             x=x,
             radius=radius,

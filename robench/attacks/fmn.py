@@ -103,7 +103,7 @@ class FMN(Attack[FMNState]):
         radius = torch.minimum(radius, rownorm(torch.maximum(rows.x, 1 - rows.x), norm))
         step = spread(self.step_size * cosine(state.step, self.steps, 1.0, _LAST_STEP), delta)
         return FMNState(
-            x=_into(rows.x, delta + step * normalize(answer.grad, "L2"), radius, norm),
+            x=_into(rows.x, normalize(answer.grad, "L2").mul_(step).add_(delta), radius, norm),
             radius=radius,
             best=where(nearer, answer.x, state.best),
             distance=distance,
@@ -116,11 +116,13 @@ class FMN(Attack[FMNState]):
 
 
 def _into(x: Tensor, delta: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """x plus the perturbation projected onto a ball of radius (S,) for each row, in [0, 1]."""
+    """x plus the perturbation, which is overwritten, projected onto a ball of radius (S,) for each row, in [0, 1]."""
     if norm == "L1":
-        return (x + project_l1_box(x, delta, radius)).clamp(0, 1)
-    if norm == "Linf":
+        inside = project_l1_box(x, delta, radius)
+    elif norm == "Linf":
         limit = spread(radius, delta)
-        return (x + delta.clamp(-limit, limit)).clamp(0, 1)
-    factor = (radius / rownorm(delta, "L2").clamp_min(1e-12)).clamp_max(1.0)
-    return (x + delta * spread(factor, delta)).clamp(0, 1)
+        inside = delta.clamp_(-limit, limit)
+    else:
+        factor = (radius / rownorm(delta, "L2").clamp_min(1e-12)).clamp_max(1.0)
+        inside = delta.mul_(spread(factor, delta))
+    return inside.add_(x).clamp_(0, 1)

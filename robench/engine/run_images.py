@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Rows, tensors
+from robench.core.transfer import sent
 from robench.engine.attack_context import AttackContext
 
 
@@ -29,10 +30,10 @@ class RunImages:
             samples.x[index], samples.y[index], context.clean_logits[index], samples.ids[index], rank, active
         )
         references = context.attack.references(self._run, rows)
-        rows = replace(rows, **{name: tensor.to(context.device) for name, tensor in tensors(rows).items()})
+        rows = replace(rows, **{name: sent(tensor, context.device) for name, tensor in tensors(rows).items()})
         if references is None:
             return rows
-        x, ids = samples.x[references].to(context.device), samples.ids[references].to(context.device)
+        x, ids = sent(samples.x[references], context.device), sent(samples.ids[references], context.device)
         return replace(rows, reference=context.network.features(x, ids, context.attack.layers or "last"))
 
     @cached_property

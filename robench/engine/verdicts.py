@@ -47,8 +47,10 @@ class Verdicts:
     def _places(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
         """Which points are allowed, bool (N,), and the distances of points to be minimised, float64 (N,)."""
         threat = self.context.problem.threat
-        allowed = {"allowed": threat.contains(x, points, threat.slack)}
-        return allowed | ({"distance": threat.distance(x, points)} if self.minimise else {})
+        if not self.minimise:
+            return {"allowed": threat.contains(x, points, threat.slack)}
+        distance = threat.distance(x, points)
+        return {"allowed": threat.contains(x, points, threat.slack, distance), "distance": distance}
 
     def judge(
         self, x: Tensor, points: Tensor, facts: Mapping[str, Tensor], rows: Rows, active: Tensor
@@ -97,12 +99,15 @@ class Verdicts:
     def keep(self, active: Tensor, draws: Tensor, points: Tensor, rows: Rows) -> None:
         """Keep the points that are better than the kept ones."""
         better = active & (draws > 0 if self.minimise else draws > self.lanes.kept_draws)
-        for lane in better.nonzero()[:, 0].tolist():
-            self.kept[lane] = points[lane].clone()
-            self.lanes.kept_draws[lane] = draws[lane]
-            if self.minimise:
-                row = slice(lane, lane + 1)
-                self.lanes.kept_distance[lane] = self.distance(rows.x[row], points[row])
+        lanes = better.nonzero()[:, 0]
+        if not len(lanes):
+            return
+        self.kept.update((lane, points[lane].clone()) for lane in lanes.tolist())
+        self.lanes.kept_draws[lanes] = draws[lanes]
+        if self.minimise:
+            index = lanes.to(points.device)
+            nearest = self.distance(rows.x.index_select(0, index), points.index_select(0, index))
+            self.lanes.kept_distance[lanes] = nearest
 
     def forget(self, lane: int) -> None:
         """Drop the kept point of a lane."""

@@ -216,15 +216,23 @@ class Threat:
         `as_recorded` bring such points back."""
         return 1e-5 * self.eps if self.norm in ("L2", "L1") else 0.0
 
-    def contains(self, x: Tensor, point: Tensor, slack: float = 0.0) -> Tensor:
-        """Which points are inside the box and within `reach + slack` of the origin, bool, shape (N,)."""
+    def contains(
+        self, x: Tensor, point: Tensor, slack: float = 0.0, distance: Tensor | None = None
+    ) -> Tensor:
+        """Which points are inside the box and within `reach + slack` of the origin, bool, shape (N,).
+
+        Args:
+            distance: the distance of each point, if known.
+        """
         flat = point.flatten(1)
-        # Most points outside are far outside, which float32 detects at half the cost.
-        near = rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
-        inside = near & (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
-        if x.device.type != "cpu":
+        inside = (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
+        if distance is None and x.device.type != "cpu":
             # The host would wait for the number of points.
-            return inside & (self.distance(x, point) <= self.reach + slack)
+            distance = self.distance(x, point)
+        if distance is not None:
+            return inside & (distance <= self.reach + slack)
+        # Most points outside are far outside, which float32 detects at half the cost.
+        inside &= rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
         rows = inside.nonzero()[:, 0]
         if len(rows):
             inside[rows] = self.distance(x[rows], point[rows]) <= self.reach + slack
@@ -271,12 +279,18 @@ class Threat:
         Applied twice because the first pass may end on a rounding tie; the result then restores itself bit for bit.
         """
         origin, delta = self.origin(x), point - self.origin(x)
-        if self.slack:
+        if self.slack and self._may_be_outside(delta):
             distance = self.distance(x, point)
             outside = (distance > self.reach) & (distance <= self.reach + self.slack)
             delta = (delta * (1 - 2e-5)).where(outside.view(-1, *[1] * (point.dim() - 1)), delta)
         once = self.moved(x, delta)
         return self.moved(x, once - origin)
+
+    def _may_be_outside(self, delta: Tensor) -> bool:
+        """Whether any point may lie between `reach` and `reach + slack`; on devices other than a CPU always."""
+        size = rownorm(delta, self.norm)
+        close = (size >= self.reach * (1 - 1e-4)) & (size <= (self.reach + self.slack) * (1 + 1e-4))
+        return delta.device.type != "cpu" or bool(close.any())
 
     def clip(self, delta: Tensor) -> Tensor:
         """Scale or clamp each row of `delta` into the ball around 0 (the box is not applied).

@@ -7,6 +7,7 @@ from robench.attacks.ddn import DDN
 from robench.attacks.fmn import FMN
 from robench.attacks.hopskipjump import HopSkipJump
 from robench.core.errors import UsageError
+from robench.core.rng import Stream
 from robench.evaluation.attack import attack
 from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
@@ -42,6 +43,19 @@ def test_ddn_takes_random_steps_where_the_gradient_is_zero():
     assert fooled.sum() >= 4
     ratio = result.distance[fooled] / model.distances(x, y, "L2")[fooled]
     assert (ratio >= 0.9999).all() and (ratio <= 1.1).all()
+
+
+def test_ddn_draws_numbers_only_for_rows_without_gradient(monkeypatch):
+    drawn, normal = [], Stream.normal
+    monkeypatch.setattr(
+        Stream, "normal", lambda self, sample, *rest: drawn.append(len(sample)) or normal(self, sample, *rest)
+    )
+    model, x = Linear(3, (3, 8, 8)), images(5)
+    # Lanes beyond the five rows are idle.
+    attack("ddn(steps=3)", model, x, model(x).argmax(1), threat="L2:0.001", batch_size=8)
+    assert not drawn
+    attack("ddn(steps=3)", lambda x: 1000 * model(x), x, model(x).argmax(1), threat="L2:0.001", batch_size=8)
+    assert drawn and max(drawn) <= 5
 
 
 # With decisions only and more classes, it may end at the boundary of a class other than the nearest.

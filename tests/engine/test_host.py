@@ -3,12 +3,13 @@
 import numpy as np
 import torch
 
+import robench
 from robench.core.transfer import sent, sent_bytes
 from robench.data.corrupted import tensor
 from robench.engine.corruption_run import classify
 from robench.engine.host import on_host
 from robench.engine.setup import Setup
-from tests.conftest import small_net
+from tests.conftest import images, small_net
 from tests.corruption.scenes import some
 from tests.engine.pretend_device import DEVICE, ENGINE, TO_DEVICE, TO_HOST, Network, PretendDevice
 from tests.engine.test_corruption_run import CELLS
@@ -41,6 +42,14 @@ def test_images_for_cuda_are_pinned_and_not_waited_for(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda x, device, **options: calls.append((device, options)))
     sent(torch.zeros(2), torch.device("cuda"))
     assert calls == [(torch.device("cuda"), {"non_blocking": True})]
+
+
+def test_the_images_of_an_attack_are_sent_like_this(monkeypatch):
+    shapes = []
+    monkeypatch.setattr("robench.engine.run_images.sent", lambda x, device: shapes.append(x.shape) or x)
+    x = images(3)
+    robench.attack("pgd(steps=1)", small_net(), x, small_net()(x).argmax(1), threat="Linf:0.01")
+    assert shapes.count(x.shape) == 1
 
 
 def test_columns_keep_their_types():

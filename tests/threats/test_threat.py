@@ -183,3 +183,10 @@ def test_points_beyond_a_millionth_of_the_radius_are_outside(text):
 
     beyond = 3e-6 if threat.norm != "Linf" else 3e-6 + 2**-23 / threat.eps
     assert threat.contains(x, at(1.0)).all() and not threat.contains(x, at(1 + beyond)).any()
+    for point in (at(1.0), at(1 + beyond), -one):
+        known = threat.contains(x, point, distance=threat.distance(x, point))
+        assert torch.equal(known, threat.contains(x, point))
+    if threat.slack:
+        # Rounding moves a point of a search this far.
+        point = at(1 + 5e-6)
+        assert not threat.contains(x, point) and threat.contains(x, threat.as_recorded(x, point))
