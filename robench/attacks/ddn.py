@@ -104,13 +104,15 @@ class DDN(Attack[DDNState]):
         size = self.step_size * cosine(state.step, self.steps, 1.0, _LAST)
         grad = answer.grad
         # Lanes without a row have no gradient.
-        zero = rows.active & (rownorm(grad, "L2") < _NOTHING)
+        length = rownorm(grad, "L2")
+        zero = rows.active & (length < _NOTHING)
         if occurs(zero):
             # A random direction where the gradient is zero, as in the authors' code.
             lanes, shape = lanes_of(zero), tuple(grad.shape[1:])
             noise = problem.stream.normal(rows.sample[lanes], rows.rank[lanes], state.step[lanes], shape)
             grad = where(zero, grad.index_copy(0, lanes, noise), grad)
-        moved = delta.add_(normalize(grad, "L2").mul_(spread(size, grad)))
+            length = rownorm(grad, "L2")
+        moved = delta.add_((grad / spread(length + 1e-12, grad)).mul_(spread(size, grad)))
         # Clipping to the box can only shorten the perturbation.
         x = normalize(moved, "L2").mul_(spread(radius, moved)).add_(rows.x).clamp_(0, 1)
         return DDNState(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
-from robench.attacks._losses import margin, normalize, objective
+from robench.attacks._losses import margin, objective
 from robench.attacks._projections import project_l1_box
 from robench.attacks.ddn import cosine
 from robench.core.registry import attacks
@@ -24,10 +24,11 @@ _LAST_GAMMA, _LAST_STEP = 0.001, 0.01
 
 @dataclass(frozen=True)
 class FMNState(State):
-    """The next point, the radius, and the nearest adversarial example so far."""
+    """The next point, the radius, the norm of the largest perturbation in the box, the nearest adversarial example so far."""
 
     x: Tensor
     radius: Tensor
+    largest: Tensor
     best: Tensor
     distance: Tensor
     target: Tensor
@@ -76,6 +77,7 @@ class FMN(Attack[FMNState]):
         return FMNState(
             x=rows.x,
             radius=infinite,
+            largest=rownorm(torch.maximum(rows.x, 1 - rows.x), problem.threat.norm),
             best=rows.x,
             distance=infinite,
             target=self.target(rows) if self.targets else rows.y,
@@ -95,16 +97,18 @@ class FMN(Attack[FMNState]):
         gamma = cosine(state.step, self.steps, self.gamma, _LAST_GAMMA)
         # Before the first success, the distance to the boundary is estimated from the linearised loss. It is slightly
         # enlarged because a point exactly on the boundary would stay there.
-        slope = rownorm(answer.grad, _DUAL[norm]).clamp_min(1e-12)
+        length = rownorm(answer.grad, "L2")
+        slope = (length if norm == "L2" else rownorm(answer.grad, _DUAL[norm])).clamp_min(1e-12)
         guess = (size + answer.loss.abs() / slope) * (1 + _LAST_GAMMA)
         radius = torch.where(distance < math.inf, state.radius * (1 + gamma), guess)
         radius = torch.where(fools, torch.minimum(state.radius * (1 - gamma), distance), radius)
-        # No perturbation inside the box is larger than this.
-        radius = torch.minimum(radius, rownorm(torch.maximum(rows.x, 1 - rows.x), norm))
+        radius = torch.minimum(radius, state.largest)
         step = spread(self.step_size * cosine(state.step, self.steps, 1.0, _LAST_STEP), delta)
+        direction = answer.grad / spread(length + 1e-12, delta)
         return FMNState(
-            x=_into(rows.x, normalize(answer.grad, "L2").mul_(step).add_(delta), radius, norm),
+            x=_into(rows.x, direction.mul_(step).add_(delta), radius, norm),
             radius=radius,
+            largest=state.largest,
             best=where(nearer, answer.x, state.best),
             distance=distance,
             target=state.target,
