@@ -24,7 +24,7 @@ _LAST_GAMMA, _LAST_STEP = 0.001, 0.01
 
 @dataclass(frozen=True)
 class FMNState(State):
-    """The state of each lane; `radius` is that of the ball, `largest` the norm of the largest perturbation in the box."""
+    """The state of each lane; `radius` is that of the ball, `largest` that of the largest perturbation in the box."""
 
     x: Tensor
     radius: Tensor
