@@ -42,6 +42,15 @@ CANDIDATES = (
     'apgd(loss="dlr", targets=9, steps=11)+apgd(loss="margin", targets=9, steps=11)',
     'apgd(loss="ce", steps=50)+apgd(loss="dlr", targets=3, steps=50)',
 )
+# Further candidates in L2 and L1, where attacks may need more steps.
+MORE_STEPS = (
+    'apgd(loss="dlr", targets=3, steps=70)',
+    'apgd(loss="dlr", targets=2, steps=105)',
+    'apgd(loss="dlr", steps=70)+apgd(loss="dlr", targets=4, steps=35)',
+    'apgd(loss="ce", steps=20)+apgd(loss="dlr", targets=9, steps=20)',
+    'apgd(loss="margin", targets=3, steps=70)',
+)
+MINIMUM_NORM = {"L2": ("ddn(steps=210)", "fmn(steps=210)"), "L1": ("fmn(steps=210)",)}
 # The search compares candidates on images between these multiples of the radius, by the first candidate.
 CONTESTED = (0.93, 1.07)
 # Number of images whose verdicts are kept in one file.
@@ -139,6 +148,10 @@ class Subject:
 DEVELOPMENT = (
     Subject("cnn-a", "Linf:2/255", 500),
     Subject("pgd-at-digits", "Linf:0.13", 250),
+    Subject("cnn-a", "L2:0.25", 1000),
+    Subject("cnn-a", "L1:3", 300),
+    Subject("pgd-at-digits", "L2:1.5", 150),
+    Subject("pgd-at-digits", "L1:8", 80),
 )
 OTHERS = (
     Subject("mimir-cifar10", "Linf:8/255", 600, shipped="cifar10-linf/mimir-cifar10/autoattack"),
@@ -152,6 +165,7 @@ OTHERS = (
     Subject("maep-digits", "Linf:0.13", 100, shipped="digits-linf/maep-digits/autoattack"),
     Subject("resnet-20", "Linf:8/255", 100),
     Subject("squeezenet-imagenet", "Linf:4/255", 20),
+    Subject("cnn-a", "Linf:2/255", 300),
 )
 
 
@@ -192,24 +206,32 @@ def reference(subject: Subject, data: Path, verdicts: Path, start: int) -> tuple
     return np.array([by == "" for by in rows["fooled_by"]]), np.add(rows["forward"], rows["backward"])
 
 
+def candidates(norm: str) -> tuple[str, ...]:
+    """The candidates of the search in a norm."""
+    return CANDIDATES if norm == "Linf" else (*CANDIDATES, *MORE_STEPS, *MINIMUM_NORM[norm])
+
+
 def search(data: Path, subjects: Sequence[Subject]) -> None:
     """Print how many contested images survive each candidate on the development networks.
 
     An image is contested if the first candidate fools it at a slightly larger radius, but not at a slightly smaller
-    one: other images survive or fall under every candidate.
+    one: other images survive or fall under every candidate. In L1 that is not so, and all images are compared.
     """
     for subject in subjects:
         model, images = subject.load(data)
         threat = Threat.parse(subject.threat)
-        smaller, larger = (
-            attacked(CANDIDATES[0], model, images, f"{threat.norm}:{factor * threat.eps}")[0]
-            for factor in CONTESTED
-        )
-        rows = (smaller & ~larger).nonzero()[0]
-        images = replace(images, x=images.x[rows], y=images.y[rows], ids=images.ids[rows])
-        print(f"{subject.name} {threat}: {len(rows)} of {len(smaller)} images are contested", flush=True)
+        if threat.norm == "L1":
+            print(f"{subject.name} {threat}: all {len(images)} images", flush=True)
+        else:
+            smaller, larger = (
+                attacked(CANDIDATES[0], model, images, f"{threat.norm}:{factor * threat.eps}")[0]
+                for factor in CONTESTED
+            )
+            rows = (smaller & ~larger).nonzero()[0]
+            images = replace(images, x=images.x[rows], y=images.y[rows], ids=images.ids[rows])
+            print(f"{subject.name} {threat}: {len(rows)} of {len(smaller)} images are contested", flush=True)
         survivors = []
-        for candidate in CANDIDATES:
+        for candidate in candidates(threat.norm):
             robust, passes, seconds = attacked(candidate, model, images, subject.threat)
             survivors.append(robust)
             print(f"  {int(robust.sum()):4} {int(passes.max()):4} {seconds:5.0f} s  {candidate}", flush=True)
@@ -217,16 +239,20 @@ def search(data: Path, subjects: Sequence[Subject]) -> None:
 
 
 def measure(data: Path, verdicts: Path, attack: str, subjects: Sequence[Subject]) -> None:
-    """Print one row of the table for each network, and one for all of them together."""
-    rows = []
+    """Print one row of the table for each network, and one for all that had no part in the search together."""
+    rows: dict[Subject, tuple] = {}
+    searched = {subject.network for subject in DEVELOPMENT}
     for subject in subjects:
         parts = []
         for start in range(0, subject.samples, PART):
             robust = reference(subject, data, verdicts, start)
             parts.append((*robust, *kept(attack, subject, data, verdicts, start)))
-        rows.append(tuple(map(np.concatenate, zip(*parts, strict=True))))
-        print(_row(f"{subject.name} | {subject.threat}", *rows[-1]), flush=True)
-    print(_row("all | ", *map(np.concatenate, zip(*rows, strict=True))))
+        rows[subject] = tuple(map(np.concatenate, zip(*parts, strict=True)))
+        mark = " (development)" if subject.network in searched else ""
+        print(_row(f"{subject.name}{mark} | {subject.threat}", *rows[subject]), flush=True)
+    others = [row for subject, row in rows.items() if subject.network not in searched]
+    if others:
+        print(_row("all others | ", *map(np.concatenate, zip(*others, strict=True))))
 
 
 def _row(
