@@ -33,7 +33,8 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     robench table mimir --format latex
     """
     from robench.records.collection import collect
-    from robench.reports.papers import find_paper, text
+    from robench.reports.paper_files import find_paper
+    from robench.reports.papers import text
 
     roots, width = results or (str(default_results()),), common.console().width
     records = collect(roots)

@@ -19,8 +19,8 @@ _COLUMNS = {
     "robust, majority": ("robust", "majority"),
 }
 _NOTE = (
-    "worst draw: correct in every one of ten draws of the noise; majority: correct by their vote, for the same "
-    "adversarial examples. Except for known noise, no attack has seen these draws"
+    "worst draw: correct in every draw of the noise; majority: correct by their vote, for the same adversarial "
+    "examples. Except for known noise, and where a warning says so, no attack has seen these draws"
 )
 
 

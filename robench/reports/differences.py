@@ -12,7 +12,7 @@ from robench.statistics.accuracy import mcnemar, paired_difference
 
 _NOTE = (
     "differences in percentage points on the same images, with 95 % intervals (Agresti & Min 2005) and the p-value of "
-    "McNemar's exact test, without a correction for the number of comparisons"
+    "McNemar's exact test, without a correction for the number of comparisons; ! as in the table above"
 )
 
 
@@ -57,7 +57,8 @@ def _cell(first: Record | None, second: Record | None, robust: bool) -> str:
     won, lost, n = int((right & ~other).sum()), int((other & ~right).sum()), len(right)
     low, high = (100 * end for end in paired_difference(won, lost, n))
     p = mcnemar(won, lost)
-    return f"{100 * (won - lost) / n:+.2f}\n[{low:.1f}, {high:.1f}]\np {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    mark = " !" if robust and any(record and record.health for record in (first, second)) else ""
+    return f"{100 * (won - lost) / n:+.2f}{mark}\n[{low:.1f}, {high:.1f}]\np {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
 
 
 def _verdicts(records: Sequence[Record | None], robust: bool) -> list[np.ndarray] | None:

@@ -3,177 +3,26 @@
 Figures that a card claims are read from the card. An unknown figure reads "not found".
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from robench import catalog
-from robench.catalog import find_suite, make, read_toml
-from robench.core import registry, specs
-from robench.core.errors import UsageError, unknown_name
-from robench.core.trust import admit
+from robench.core import specs
+from robench.core.errors import UsageError
 from robench.records.collection import Collection
 from robench.records.record import Record
 from robench.reports import certification
 from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
-from robench.reports.dataset_transfer import transfer
-from robench.reports.diffbreak import diffbreak
 from robench.reports.differences import differences
 from robench.reports.formatting import EMPTY
 from robench.reports.notes import Marked, warning_notes
-from robench.reports.purifiers import purifiers
+from robench.reports.paper_files import SHAPES, Column, Paper, Row, Table, attack_specs
 from robench.reports.table import WIDTH, Grid, render
-from robench.reports.unforeseen import unforeseen
 from robench.statistics.accuracy import interval, percent
 from robench.threats.threat import Threat, same_threat
 
 UNKNOWN = "not found"
-# Tables of the records of a ladder; each function takes the records and the name of the ladder.
-SHAPES: dict[str, Callable[[Sequence[Record], str], list[Grid]]] = {
-    "purifiers": purifiers,
-    "diffbreak": diffbreak,
-    "unforeseen": unforeseen,
-    "transfer": transfer,
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A measured quantity: clean accuracy if there is no attack."""
-
-    name: str
-    attack: str = ""
-    knowledge: str = "full"
-    path: Path = Path()
-
-
-@dataclass(frozen=True)
-class Row:
-    """A measured defense.
-
-    Attributes:
-        defense: the defense here; if it has a card, its claims are the published figures.
-        published: published figures that no card has, by column, in percent: a number, or "about 74".
-        source: the source of these figures.
-        ours: whether there are no published figures.
-        facts: further columns, such as the time of the training, as text.
-    """
-
-    name: str
-    defense: str = ""
-    published: dict[str, Any] = field(default_factory=dict)
-    source: str = ""
-    ours: bool = False
-    facts: dict[str, str] = field(default_factory=dict)
-    path: Path = Path()
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table: data set, threat, rows and columns.
-
-    Attributes:
-        notes: how its figures were measured.
-        differences: pairs of rows; a second table shows how the first of each differs from the second on the same
-            images.
-    """
-
-    title: str
-    dataset: str
-    threat: str
-    columns: list[Any]
-    rows: list[Any]
-    notes: list[str] = field(default_factory=list)
-    differences: list[list[str]] = field(default_factory=list)
-    path: Path = Path()
-
-
-@dataclass(frozen=True)
-class Paper:
-    """The tables of a paper, or a ladder of attacks whose records fill tables.
-
-    Attributes:
-        ladder: a suite with rungs; shape: the layout of its tables, one of SHAPES; example: a suitable defense.
-    """
-
-    name: str
-    title: str
-    tables: list[Any] = field(default_factory=list)
-    ladder: str = ""
-    shape: str = ""
-    example: str = ""
-    notes: list[str] = field(default_factory=list)
-    path: Path = Path()
-
-
-@cache
-def papers() -> dict[str, Paper]:
-    """All papers with tables, by name."""
-    return {path.stem: read(path) for path in sorted(catalog.folder("paper").glob("*.toml"))}
-
-
-def find_paper(name: str) -> Paper:
-    """The paper called `name`, or the paper in the TOML file of that path.
-
-    Raises:
-        UsageError: for an unknown paper, listing the known ones.
-    """
-    if name.endswith(".toml"):
-        admit(name, "is another file")
-        return read(Path(name))
-    if name not in papers():
-        raise unknown_name("paper", name, papers())
-    return papers()[name]
-
-
-def read(path: Path) -> Paper:
-    """The tables in a TOML file.
-
-    Raises:
-        ResourceError: when it cannot be read.
-        UsageError: when it is not TOML, or a field is unknown, missing or wrong.
-    """
-    paper = make(Paper, {"name": path.stem, **read_toml(path)}, path)
-    if bool(paper.tables) == bool(paper.ladder):
-        raise UsageError(f"{path}: expected either tables [[tables]] or a ladder")
-    if paper.ladder and paper.shape not in SHAPES:
-        raise UsageError(f"{path}: shape = {paper.shape!r}: expected one of {', '.join(SHAPES)}")
-    return replace(paper, tables=[_table(table, path) for table in paper.tables])
-
-
-def _table(table: Any, path: Path) -> Table:
-    table_file = make(Table, table, path)
-    columns = [make(Column, entry, path) for entry in table_file.columns]
-    rows = [make(Row, entry, path) for entry in table_file.rows]
-    threat = Threat.parse(table_file.threat)
-    for column in columns:
-        if column.attack:
-            _specs(column, threat)
-    names = [row.name for row in rows]
-    for pair in table_file.differences:
-        if len(pair) != 2 or not set(pair) <= set(names):
-            raise UsageError(f"{path}: differences has {pair}: expected pairs of {', '.join(names)}")
-    known = [column.name for column in columns]
-    for row in rows:
-        for name, value in row.published.items():
-            if name not in known:
-                raise UsageError(
-                    f'{path}: {row.name} has a figure for the column "{name}": expected one of {", ".join(known)}'
-                )
-            number = value.removeprefix("about ") if isinstance(value, str) else value
-            try:
-                valid = 0 <= float(number) <= 100
-            except ValueError:
-                valid = False
-            if not valid:
-                raise UsageError(
-                    f"{path}: {row.name} has {name} = {value!r}: expected a percentage, optionally after about"
-                )
-        if row.published and not row.source:
-            raise UsageError(f"{path}: {row.name} has published figures but no source")
-    return replace(table_file, columns=columns, rows=rows)
 
 
 def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) -> list[Grid]:
@@ -192,7 +41,7 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
     tables = [grid for table in paper.tables for grid in _grids(table, records)]
     return [
         *tables[:-1],
-        replace(tables[-1], notes=(*tables[-1].notes, *paper.notes, f"paper: {paper.title}")),
+        replace(tables[-1], notes=(*tables[-1].notes, *paper.notes, paper.title)),
     ]
 
 
@@ -294,7 +143,7 @@ def _published(table: Table, row: Row, column: Column) -> str:
 def _measured(table: Table, row: Row, column: Column, records: Sequence[Record]) -> Record | None:
     """Our record for a cell: the one with the most images, then with the lowest robust accuracy."""
     threat = Threat.parse(table.threat)
-    wanted = _specs(column, threat) if column.attack else None
+    wanted = attack_specs(column, threat) if column.attack else None
     level = _level(row, column)
     fitting = [
         record
@@ -313,12 +162,6 @@ def _level(row: Row, column: Column) -> str:
     """The attacker knowledge of a cell: always full for a defense without a purifier."""
     card = catalog.cards().get(row.defense)
     return "full" if card and not card.classifier else column.knowledge
-
-
-def _specs(column: Column, threat: Threat) -> tuple[str, ...]:
-    attacks = (specs.parse(spec) for spec in find_suite(column.attack).specs(threat.norm))
-    # Not `build_attacks`, which imports torch.
-    return tuple(str(registry.attacks.describe(spec.name).canonical(spec)) for spec in attacks)
 
 
 def _figure(record: Record | None, column: Column) -> str:

@@ -187,7 +187,10 @@ def commands(protocol: str, rows: Sequence[Row], suite: Suite) -> Iterator[str]:
         for columns, defense in cells:
             defenses.setdefault(columns, []).append(shlex.quote(defense))
         yield "\n".join(
-            [f"not yet run: {command}", *(f"{columns} of {'; '.join(d)}" for columns, d in defenses.items())]
+            [
+                f"not yet run (replace NAME): {command}",
+                *(f"{columns} of {'; '.join(d)}" for columns, d in defenses.items()),
+            ]
         )
 
 

@@ -21,7 +21,7 @@ from robench.records.collection import collect, usable
 from robench.records.reading import LeftOut
 from robench.records.record import Record
 from robench.reports.board import board
-from robench.reports.papers import find_paper
+from robench.reports.paper_files import find_paper
 from robench.reports.papers import text as paper_text
 from robench.reports.plots import PLOTS
 from tests.fabricate import make_run

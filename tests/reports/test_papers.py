@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from robench.attacks.pgd import PGD
 from robench.catalog import find_suite
 from robench.cli.main import main
 from robench.core.errors import UsageError
+from robench.engine.outcome import ResultWarning
 from robench.records.record import SuiteFacts
-from robench.reports.papers import find_paper, grids, papers, read, text
+from robench.reports.paper_files import find_paper, papers, read
+from robench.reports.papers import grids, text
 from robench.reports.table import FORMATS
 from robench.statistics.accuracy import interval, paired_difference, percent
 from robench.threats.threat import Threat
@@ -253,11 +256,29 @@ def test_other_images_have_no_difference(tmp_path):
     assert len(tables) == 1 and [record.job.n for record in records] == [30, 20]
 
 
-@pytest.mark.parametrize("value", ['[["first", "third"]]', '[["first"]]'])
+@pytest.mark.parametrize("value", ['[["first", "third"]]', '[["first"]]', '[["first", "first"]]'])
 def test_differences_of_rows_that_do_not_exist_are_refused(tmp_path, value):
     (tmp_path / "pair.toml").write_text(PAIR.replace('[["first", "second"]]', value))
-    with pytest.raises(UsageError, match="expected pairs of first, second"):
+    with pytest.raises(UsageError, match="expected pairs of two rows of first, second"):
         read(tmp_path / "pair.toml")
+
+
+def test_a_difference_of_a_marked_figure_is_marked(tmp_path):
+    records = pair(tmp_path)[1]
+    marked = dataclasses.replace(records[0], health=[ResultWarning("zero-gradients", "7 of 30")])
+    (_, table) = grids(read(tmp_path / "pair.toml"), [marked, records[1]])
+    clean, robust = (cell.splitlines()[0] for cell in table.rows[0][1:])
+    assert clean == "+0.00" and robust == "+0.00 !"
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"), [("pgd(steps=0)", "steps=0"), ("apgd-l1", "Linf:0.13 is not among")]
+)
+def test_attacks_of_a_table_of_ones_own_are_built(tmp_path, monkeypatch, attack, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text(PAIR.replace('attack = "autoattack"', f'attack = "{attack}"'))
+    with pytest.raises(UsageError, match=reason):
+        find_paper("own.toml")
 
 
 def test_facts_are_columns_and_tables_without_published_figures_have_half_the_columns(tmp_path):

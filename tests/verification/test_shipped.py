@@ -20,7 +20,8 @@ from robench.records.jobs import canonical
 from robench.records.record import read_record
 from robench.records.store import place_of, slug
 from robench.reports.board import board
-from robench.reports.papers import find_paper, text
+from robench.reports.paper_files import find_paper
+from robench.reports.papers import text
 from robench.verification.verify import verify
 from tests.data.test_cifar10 import REAL
 
