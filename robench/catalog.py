@@ -238,10 +238,11 @@ def protocols() -> dict[str, Protocol]:
 def find_suite(text: str) -> Suite:
     """Find a suite by name, by the path of a TOML file, or from specs joined by "+".
 
-    A suite made from specs is named by their canonical form, so that equivalent specs give the same suite.
+    A suite made from specs is named by their canonical form, so that equivalent specs give the same suite. Values of
+    arguments are checked when the attacks are built.
 
     Raises:
-        UsageError: if it is neither a suite nor attacks, with the closest names, or an argument is wrong.
+        UsageError: if it is neither a suite nor attacks, with the closest names, or an argument is unknown.
     """
     known, text = suites(), like(text, text.strip())
     if text in known:
