@@ -40,7 +40,7 @@ def test_a_wrong_argument_is_refused(text):
 
 @pytest.mark.parametrize("text", ["pgd(steps=True)", "pgd(steps=0)", 'pgd(loss="no")'])
 def test_a_wrong_value_is_refused_when_the_attacks_are_built(text):
-    with pytest.raises(UsageError, match="steps=|loss"):
+    with pytest.raises(UsageError, match=r"steps=|loss"):
         build_attacks(find_suite(text).attacks, Threat.parse("Linf:0.1"))
 
 
