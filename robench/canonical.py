@@ -59,7 +59,7 @@ def suite_name(text: str) -> str:
     if text not in catalog.suites() and not text.endswith(".toml"):
         pieces = list(map(specs.parse, specs.split(text, "+")))
         if all(spec.name in registry.attacks for spec in pieces):
-            return "+".join(str(registry.attacks.describe(spec.name).canonical(spec)) for spec in pieces)
+            return "+".join(str(registry.attacks.canonical(spec)) for spec in pieces)
     return catalog.find_suite(text).name
 
 

@@ -256,7 +256,7 @@ def find_suite(text: str) -> Suite:
         if piece.name not in registry.attacks and piece.name != SPEC:
             raise unknown_name("attack", piece.name, {*known, *registry.attacks, SPEC})
     attacks = [corruption.spec for corruption in corruptions(pieces)] or [
-        registry.attacks.describe(piece.name).canonical(piece) for piece in pieces
+        registry.attacks.canonical(piece) for piece in pieces
     ]
     return Suite(name=like(text, "+".join(map(str, attacks))), attacks=attacks)
 

@@ -116,13 +116,3 @@ def find_certifier(method: str) -> Certifier:
     """
     spec = specs.parse(method)
     return specs.build(spec, registry.certifiers.get(spec.name))
-
-
-def canonical(method: str) -> str:
-    """The spec of a certifier without the arguments that equal its defaults.
-
-    Raises:
-        UsageError: as `find_certifier`.
-    """
-    spec = specs.parse(method)
-    return str(specs.canonical(spec, registry.certifiers.get(spec.name)))

@@ -15,9 +15,10 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from robench.core import index
+from robench.core import index, specs
 from robench.core.errors import ResourceError, UsageError, unknown_name
 from robench.core.index import Description
+from robench.core.specs import Spec
 
 Builder = Callable[..., Any]
 Kind = TypeVar("Kind", bound=Builder)
@@ -86,6 +87,18 @@ class Registry:
         if name in self._built_in and name not in self._entry_points():
             return self._built_in[name]
         return index.describe(self.get(name))
+
+    def canonical(self, text: str | Spec) -> Spec:
+        """The canonical spec (`robench.core.specs.canonical`). A built-in builder is not imported for it, and values of
+        arguments are not checked.
+
+        Raises:
+            UsageError: for a malformed spec, an unknown name or an unknown argument.
+        """
+        spec = specs.parse(text)
+        if spec.name in self._built_in and spec.name not in self._entry_points():
+            return self._built_in[spec.name].canonical(spec)
+        return specs.canonical(spec, self.get(spec.name))
 
     def holder(self, name: str) -> str:
         """The provider of `name`: a module of robench, or another package."""

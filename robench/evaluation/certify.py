@@ -14,8 +14,9 @@ import torch
 from robench.attacks._base import Attack
 from robench.attacks.build import build_attacks
 from robench.catalog import Protocol, find_suite
-from robench.certification._base import ABSTAINED, Bounds, Case, Certifier, canonical, find_certifier
+from robench.certification._base import ABSTAINED, Bounds, Case, Certifier, find_certifier
 from robench.certification.run import bounds_of
+from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import claim
 from robench.core.torch_state import standard_state
@@ -104,7 +105,8 @@ def certify_all(
     Raises:
         RobenchError: for every mistake that a user can fix.
     """
-    method, certifier, device = canonical(method), find_certifier(method), choose_device(options.device)
+    certifier, device = find_certifier(method), choose_device(options.device)
+    method = str(registry.certifiers.canonical(method))
     threat = protocol.threat
     if threat is None or threat.name or certifier.norm not in ("", threat.norm):
         norm = certifier.norm or "Linf"

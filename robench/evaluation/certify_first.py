@@ -10,8 +10,9 @@ from torch import Tensor
 
 from robench.attacks._external import ForeignAttack
 from robench.certification import Case, Certifier
-from robench.certification._base import canonical, find_certifier
+from robench.certification._base import find_certifier
 from robench.certification.run import bounds_of
+from robench.core import registry
 from robench.core.errors import UsageError
 from robench.engine.batched_model import frozen
 from robench.engine.checkpoint import FolderStore
@@ -68,7 +69,7 @@ def check_method(method: str, threat: Threat | None = None) -> tuple[str, Certif
         )
     if threat and (threat.name or certifier.norm not in ("", threat.norm)):
         raise UsageError(f"no bound known by {method} for {threat}: remove --certify-first")
-    return canonical(method), certifier
+    return str(registry.certifiers.canonical(method)), certifier
 
 
 def prove(planned: PlannedRun, job: Job, folder: Path, device: torch.device, options: Options) -> Proven:

@@ -256,7 +256,7 @@ def _means(written: str, canonical: str) -> bool:
         return str(specs.build(spec, Corruption)) == canonical
     if not registry.attacks.holder(spec.name).startswith("robench."):
         return str(spec) == canonical
-    return str(registry.attacks.describe(spec.name).canonical(spec)) == canonical
+    return str(registry.attacks.canonical(spec)) == canonical
 
 
 def read_record(path: Path | str) -> Record:

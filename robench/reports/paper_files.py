@@ -8,7 +8,7 @@ from typing import Any
 
 from robench import catalog
 from robench.catalog import find_suite, make, read_toml
-from robench.core import registry, specs
+from robench.core import registry
 from robench.core.errors import UsageError, unknown_name
 from robench.core.trust import admit
 from robench.records.record import Record
@@ -182,6 +182,7 @@ def _table(table: Any, path: Path) -> Table:
 
 def attack_specs(column: Column, threat: Threat) -> tuple[str, ...]:
     """Canonical specs of the attacks of a column."""
-    attacks = (specs.parse(spec) for spec in find_suite(column.attack).specs(threat.norm))
     # Not `build_attacks`, which imports torch.
-    return tuple(str(registry.attacks.describe(spec.name).canonical(spec)) for spec in attacks)
+    return tuple(
+        str(registry.attacks.canonical(spec)) for spec in find_suite(column.attack).specs(threat.norm)
+    )

@@ -24,6 +24,9 @@ from robench.threats.threat import Threat, same_threat
 
 UNKNOWN = "not found"
 
+# Our record of each cell, by the names of its row and column.
+_Cells = dict[tuple[str, str], Record | None]
+
 
 def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) -> list[Grid]:
     """The paper's tables; for a ladder, one per protocol.
@@ -79,18 +82,17 @@ def text(
 
 
 def _grids(table: Table, records: Sequence[Record]) -> Iterator[Grid]:
-    yield _grid(table, records)
     cells = {
         (row.name, column.name): _measured(table, row, column, records)
         for row in table.rows
         for column in table.columns
-        if table.differences
     }
+    yield _grid(table, cells)
     columns = {column.name: bool(column.attack) for column in table.columns}
     yield from differences(table.title, table.differences, columns, cells)
 
 
-def _grid(table: Table, records: Sequence[Record]) -> Grid:
+def _grid(table: Table, cells: _Cells) -> Grid:
     facts = list(dict.fromkeys(name for row in table.rows for name in row.facts))
     published = any(not row.ours for row in table.rows)
     columns = [
@@ -103,7 +105,7 @@ def _grid(table: Table, records: Sequence[Record]) -> Grid:
     for row in table.rows:
         line, missing = [row.name, *(row.facts.get(name, EMPTY) for name in facts)], []
         for column in table.columns:
-            record = _measured(table, row, column, records)
+            record = cells[row.name, column.name]
             if record is None and row.defense:
                 missing.append(column)
             line += [_published(table, row, column)] if published else []
@@ -116,7 +118,7 @@ def _grid(table: Table, records: Sequence[Record]) -> Grid:
         groups=(tuple(lines),),
         names=frozenset(("", *facts)),
         numbers=frozenset(columns),
-        notes=(*table.notes, *_sources(table), *_images(table, records), *_commands(table, empty)),
+        notes=(*table.notes, *_sources(table), *_images(table, cells), *_commands(table, empty)),
     )
 
 
@@ -184,13 +186,13 @@ def _sources(table: Table) -> Iterator[str]:
         yield f"published, {'; '.join(dict.fromkeys(names))}: {source}"
 
 
-def _images(table: Table, records: Sequence[Record]) -> Iterator[str]:
+def _images(table: Table, cells: _Cells) -> Iterator[str]:
     """The number of images of our figures, and their warnings."""
     counts: dict[int, list[str]] = {}
     marked: list[Marked] = []
     for row in table.rows:
         for column in table.columns:
-            record = _measured(table, row, column, records)
+            record = cells[row.name, column.name]
             if record is not None:
                 counts.setdefault(record.job.n, []).append(row.name)
                 if column.attack:

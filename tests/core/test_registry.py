@@ -43,6 +43,15 @@ def test_an_unknown_name_suggests_the_closest():
     assert str(error.value) == 'unknown attack "sqare": did you mean square? robench list attacks shows all 2'
 
 
+def test_a_canonical_spec_has_no_defaults_and_keeps_whatever_a_builder_with_keywords_takes():
+    names = Registry("attack")
+    names.register("push")(lambda steps=10, **settings: (steps, settings))
+    assert str(names.canonical("push(steps=10,size=3)")) == "push(size=3)"
+    assert str(registry.attacks.canonical("pgd(steps=20,rel_step_size=0.5)")) == "pgd(rel_step_size=0.5)"
+    with pytest.raises(UsageError, match="pgd takes no argument size"):
+        registry.attacks.canonical("pgd(size=3)")
+
+
 @pytest.fixture(scope="module", params=["copied", pytest.param("installed with pip", marks=pytest.mark.slow)])
 def outsider(request, tmp_path_factory):
     """A folder with the package of CONTRIBUTING, copied there or installed with pip, which builds it first."""
