@@ -24,8 +24,8 @@ from robench.threats.threat import Threat, same_threat
 
 UNKNOWN = "not found"
 
-# Our record of each cell, by the names of its row and column.
-_Cells = dict[tuple[str, str], Record | None]
+# A row and our record of each of its columns.
+_Line = tuple[Row, list[tuple[Column, Record | None]]]
 
 
 def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) -> list[Grid]:
@@ -82,17 +82,17 @@ def text(
 
 
 def _grids(table: Table, records: Sequence[Record]) -> Iterator[Grid]:
-    cells = {
-        (row.name, column.name): _measured(table, row, column, records)
+    lines = [
+        (row, [(column, _measured(table, row, column, records)) for column in table.columns])
         for row in table.rows
-        for column in table.columns
-    }
-    yield _grid(table, cells)
+    ]
+    yield _grid(table, lines)
     columns = {column.name: bool(column.attack) for column in table.columns}
+    cells = {(row.name, column.name): record for row, line in lines for column, record in line}
     yield from differences(table.title, table.differences, columns, cells)
 
 
-def _grid(table: Table, cells: _Cells) -> Grid:
+def _grid(table: Table, lines: Sequence[_Line]) -> Grid:
     facts = list(dict.fromkeys(name for row in table.rows for name in row.facts))
     published = any(not row.ours for row in table.rows)
     columns = [
@@ -100,25 +100,24 @@ def _grid(table: Table, cells: _Cells) -> Grid:
         for column in table.columns
         for name in ([column.name, f"{column.name}, ours"] if published else [column.name])
     ]
-    lines: list[tuple[str, ...]] = []
+    shown: list[tuple[str, ...]] = []
     empty: list[tuple[Row, list[Column]]] = []
-    for row in table.rows:
-        line, missing = [row.name, *(row.facts.get(name, EMPTY) for name in facts)], []
-        for column in table.columns:
-            record = cells[row.name, column.name]
+    for row, line in lines:
+        texts, missing = [row.name, *(row.facts.get(name, EMPTY) for name in facts)], []
+        for column, record in line:
             if record is None and row.defense:
                 missing.append(column)
-            line += [_published(table, row, column)] if published else []
-            line.append(_figure(record, column))
-        lines.append(tuple(line))
+            texts += [_published(table, row, column)] if published else []
+            texts.append(_figure(record, column))
+        shown.append(tuple(texts))
         empty.append((row, missing))
     return Grid(
         title=table.title,
         columns=("", *facts, *columns),
-        groups=(tuple(lines),),
+        groups=(tuple(shown),),
         names=frozenset(("", *facts)),
         numbers=frozenset(columns),
-        notes=(*table.notes, *_sources(table), *_images(table, cells), *_commands(table, empty)),
+        notes=(*table.notes, *_sources(table), *_images(lines), *_commands(table, empty)),
     )
 
 
@@ -186,13 +185,12 @@ def _sources(table: Table) -> Iterator[str]:
         yield f"published, {'; '.join(dict.fromkeys(names))}: {source}"
 
 
-def _images(table: Table, cells: _Cells) -> Iterator[str]:
+def _images(lines: Sequence[_Line]) -> Iterator[str]:
     """The number of images of our figures, and their warnings."""
     counts: dict[int, list[str]] = {}
     marked: list[Marked] = []
-    for row in table.rows:
-        for column in table.columns:
-            record = cells[row.name, column.name]
+    for row, line in lines:
+        for column, record in line:
             if record is not None:
                 counts.setdefault(record.job.n, []).append(row.name)
                 if column.attack:
