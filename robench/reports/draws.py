@@ -10,12 +10,16 @@ from robench.reports.table import Grid
 NAMES = ("worst_draw", "average", "majority", "single_draw")
 
 
-def draws_grids(rows: Sequence[tuple[str, Record]]) -> list[Grid]:
-    """A table for the randomized defenses among the rows, each a shown name and a record; empty if there are none."""
+def draws_grids(rows: Sequence[tuple[str, Record]], heading: str = "defense") -> list[Grid]:
+    """A table for the randomized defenses among the rows, each a shown name and a record; empty if there are none.
+
+    Args:
+        heading: heading of the column with the names.
+    """
     randomised = [(name, record) for name, record in rows if record.extra.get(FIELD)]
     if not randomised:
         return []
-    columns = ("defense", "draws", *(f"{name.replace('_', ' ')} %" for name in NAMES))
+    columns = (heading, "draws", *(f"{name.replace('_', ' ')} %" for name in NAMES))
     lines = tuple(
         (name, draws_label(record).removesuffix(" draws"), *(_share(record.extra[FIELD], of) for of in NAMES))
         for name, record in randomised

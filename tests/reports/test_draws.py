@@ -8,6 +8,7 @@ from robench.records.collection import collect
 from robench.records.randomized import draws_label
 from robench.reports.board import Choice, board
 from robench.reports.draws import draws_grids
+from robench.reports.page import write_page
 
 SHIPPED = Path(__file__).resolve().parents[2] / "results" / "shipped" / "digits-linf"
 
@@ -49,3 +50,12 @@ def test_draws_that_the_attacker_knew_are_not_called_fresh():
 @pytest.mark.parametrize("format", ["text", "md", "latex"])
 def test_every_format_has_the_table(records, format):
     assert "Randomized defenses: " in board(records, format, choice=Choice(only=["suite=autoattack"]))
+
+
+def test_the_page_has_the_table_and_so_has_the_page_of_the_defense(records, tmp_path):
+    index = write_page(records, tmp_path / "board", pictures=False)
+    page = (index.parent / "defense" / "nim-mim-digits.html").read_text("utf-8")
+    other = (index.parent / "defense" / "mimir-digits.html").read_text("utf-8")
+    title = "Randomized defenses: "
+    assert title in index.read_text("utf-8") and title in page and title not in other
+    assert '<th scope="row"><bdi>autoattack, Linf:0.13, 100</bdi></th><td>10 fresh</td>' in page

@@ -201,6 +201,17 @@ def test_on_a_phone_name_accuracy_and_warning_are_in_sight(page):
     assert not page.locator("#columns").is_visible() and not row.locator(".c-clean").is_visible()
 
 
+def test_on_a_phone_the_results_of_a_defense_are_readable(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.get_by_role("link", name="suspicious").first.click()
+    row = page.locator(".overview tbody tr").first
+    cells = row.locator("th, td").filter(visible=True)
+    assert cells.count() == 3 and "Linf:" in cells.first.inner_text()
+    assert cells.first.bounding_box()["width"] > 120
+    last = cells.last.bounding_box()
+    assert last["x"] + last["width"] <= 360
+
+
 def test_columns_are_chosen(page):
     page.get_by_text("Filters and columns").click()
     assert page.get_by_label("clean %").is_checked()

@@ -21,7 +21,6 @@ from robench.records.provenance import robench_version
 from robench.records.record import Record
 from robench.reports import certification, corruption
 from robench.reports.board import SORTS, Choice, all_rows
-from robench.reports.formatting import by_draws
 from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view
 from robench.reports.page.pictures import Gallery, Picture
@@ -126,7 +125,7 @@ def _environment() -> Environment:
         finalize=_printable,
     )
     environment.globals["mark"] = Markup(_MARK)
-    environment.filters |= {"count": count, "duration": duration, "cost": cost, "draws": by_draws}
+    environment.filters |= {"count": count, "duration": duration, "cost": cost}
     return environment
 
 

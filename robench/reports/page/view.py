@@ -15,11 +15,13 @@ from robench.records.store import place_of, slug
 from robench.reports import security_curve
 from robench.reports.board import usual_columns
 from robench.reports.cells import on_images, on_protocol, run_command
-from robench.reports.formatting import by_draws, kinds, suite_label
+from robench.reports.draws import draws_grids
+from robench.reports.formatting import kinds, suite_label
 from robench.reports.leaderboards import Leaderboard, Table, every_row
 from robench.reports.page import chart
 from robench.reports.page.chart import Chart
 from robench.reports.ranking import Row
+from robench.reports.table import Grid
 from robench.statistics.accuracy import Accuracy, interval, percent
 from robench.threats.knowledge import Knowledge
 
@@ -96,10 +98,9 @@ class TableView:
     lines: tuple[Line, ...]
 
     @property
-    def draws(self) -> tuple[str, ...]:
-        """A line for each randomised defense."""
-        pairs = ((row.name, by_draws(row.record)) for row in self.table.rows)
-        return tuple(f"{name}: {text}" for name, text in pairs if text)
+    def draws(self) -> list[Grid]:
+        """The accuracies of randomized defenses over their draws; empty if there are none."""
+        return draws_grids([(row.name, row.record) for row in self.table.rows])
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,15 @@ class Page:
     lines: tuple[Line, ...]
     curves: tuple[Chart, ...]
     levels: tuple[tuple[str, tuple[Line, ...]], ...]
+
+    @property
+    def draws(self) -> list[Grid]:
+        """The accuracies of a randomized defense over its draws, a row for each record; empty for other defenses."""
+        rows = [
+            (f"{line.suite}, {line.record.job.threat}, {line.record.job.n:,}", line.record)
+            for line in self.lines
+        ]
+        return draws_grids(rows, "suite, threat, n")
 
 
 def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
