@@ -7,7 +7,7 @@ from robench.records.record import Record
 from robench.reports.formatting import EMPTY
 from robench.reports.table import Grid
 
-NAMES = ("worst_draw", "average", "majority", "single_draw")
+STATISTICS = ("worst_draw", "average", "majority", "single_draw")
 
 
 def draws_grids(rows: Sequence[tuple[str, Record]], heading: str = "defense") -> list[Grid]:
@@ -19,9 +19,13 @@ def draws_grids(rows: Sequence[tuple[str, Record]], heading: str = "defense") ->
     randomised = [(name, record) for name, record in rows if record.extra.get(FIELD)]
     if not randomised:
         return []
-    columns = (heading, "draws", *(f"{name.replace('_', ' ')} %" for name in NAMES))
+    columns = (heading, "draws", *(f"{name.replace('_', ' ')} %" for name in STATISTICS))
     lines = tuple(
-        (name, draws_label(record).removesuffix(" draws"), *(_share(record.extra[FIELD], of) for of in NAMES))
+        (
+            name,
+            draws_label(record).removesuffix(" draws"),
+            *(_share(record.extra[FIELD], of) for of in STATISTICS),
+        )
         for name, record in randomised
     )
     return [

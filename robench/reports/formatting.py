@@ -4,7 +4,6 @@ from robench import catalog
 from robench.core import specs
 from robench.core.errors import RobenchError
 from robench.defenses import loaders
-from robench.records.randomized import FIELD, draws_label
 from robench.records.record import Record
 from robench.statistics.accuracy import Accuracy, interval, percent, span
 
@@ -24,24 +23,6 @@ def cell(accuracy: Accuracy | None, warned: bool = False) -> str:
 def robust_cell(record: Record | None) -> str:
     """The robust accuracy of a record as a `cell`."""
     return cell(record.robust_accuracy, bool(record.health)) if record else EMPTY
-
-
-def by_draws(record: Record) -> str:
-    """Robust accuracy of a randomised defense in the worst draw, on average, by vote and in a single draw; empty for
-    other defenses."""
-    figures = record.extra.get(FIELD)
-    if not figures:
-        return ""
-
-    def share(name: str) -> str:
-        robust, clean = figures["robust"][name], figures["clean"][name]
-        low, high = (100 * end for end in robust["interval"])
-        return f"{100 * robust['value']:.2f} [{low:.1f}, {high:.1f}] (clean {100 * clean['value']:.2f})"
-
-    names = ("worst_draw", "average", "majority", "single_draw")
-    shown = [f"{name.replace('_', ' ')} {share(name)}" for name in names if name in figures["robust"]]
-    single = "; most published figures are for a single draw" if "single_draw" in figures["robust"] else ""
-    return f"robust %, {draws_label(record)}: {', '.join(shown)}{single}"
 
 
 def suite_label(record: Record) -> str:

@@ -12,9 +12,11 @@ from rich.text import Text
 from robench.core.formatting import count, duration, location
 from robench.core.sanitize import plain
 from robench.records.cross_checks import old_draws
+from robench.records.randomized import FIELD, draws_label
 from robench.records.record import Record
 from robench.reports import corruption
-from robench.reports.formatting import by_draws, suite_label
+from robench.reports.draws import STATISTICS
+from robench.reports.formatting import suite_label
 from robench.statistics.accuracy import Accuracy, interval, percent
 
 
@@ -65,8 +67,8 @@ def _details(record: Record, named: bool) -> list[RenderableType]:
         name = f"{record.job.defense.name} under {suite_label(record)}, {record.job.threat}"
         parts.append(Text(plain(name), style="bold"))
     parts += [attacks(record), Text()]
-    if draws := by_draws(record):
-        parts.append(Text(draws))
+    if FIELD in record.extra:
+        parts += [over_draws(record), Text()]
     if proven := record.extra.get("proven"):
         parts.append(Text(plain(proven_images(proven))))
     return [*parts, Text(cost(record), style="dim"), *corruption.warning_lines(record)]
@@ -90,6 +92,26 @@ def attacks(record: Record) -> Table:
             duration(cost.seconds),
         )
     return grid
+
+
+def over_draws(record: Record) -> Table:
+    """Accuracies of a randomized defense over its draws, one row each."""
+    figures = record.extra[FIELD]
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    grid.add_column(draws_label(record), no_wrap=True)
+    for name in ("clean %", "robust %"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for name in STATISTICS:
+        if name in figures["robust"]:
+            grid.add_row(
+                name.replace("_", " "), *(_share(figures[images][name]) for images in ("clean", "robust"))
+            )
+    return grid
+
+
+def _share(share: Mapping[str, Any]) -> Text:
+    low, high = (100 * end for end in share["interval"])
+    return Text.assemble((f"{100 * share['value']:.2f}", "bold"), (f" [{low:.1f}, {high:.1f}]", "dim"))
 
 
 def proven_images(proven: Mapping[str, Any]) -> str:

@@ -119,7 +119,11 @@ def test_a_run_too_short_to_time_claims_no_speed(run):
 
 def test_a_randomised_defense_shows_its_accuracy_over_the_draws():
     record = read_record(SHIPPED / "digits-linf" / "nim-mim-digits" / "autoattack")
-    text = " ".join(shown(describe(record)).split())
+    text = shown(describe(record))
+    lines = [line.strip() for line in text.splitlines()]
     for name, share in record.extra["stochastic"]["robust"].items():
-        assert f"{name.replace('_', ' ')} {100 * share['value']:.2f} [" in text
-    assert "robust %, 10 fresh draws: " in text
+        clean = record.extra["stochastic"]["clean"][name]["value"]
+        (line,) = [line for line in lines if line.startswith(name.replace("_", " "))]
+        figures = line.split()[len(name.split("_")) :]
+        assert (figures[0], figures[3]) == (f"{100 * clean:.2f}", f"{100 * share['value']:.2f}")
+    assert "10 fresh draws clean % robust %" in " ".join(text.split())
