@@ -16,7 +16,7 @@ from robench.reports import certification
 from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.differences import differences
 from robench.reports.formatting import EMPTY
-from robench.reports.notes import Marked, warning_notes
+from robench.reports.notes import warning_notes
 from robench.reports.paper_files import SHAPES, Column, Paper, Row, Table, attack_specs
 from robench.reports.table import WIDTH, Grid, render
 from robench.statistics.accuracy import interval, percent
@@ -187,17 +187,21 @@ def _sources(table: Table) -> Iterator[str]:
 
 def _images(lines: Sequence[_Line]) -> Iterator[str]:
     """The number of images of our figures, and their warnings."""
-    counts: dict[int, list[str]] = {}
-    marked: list[Marked] = []
-    for row, line in lines:
-        for column, record in line:
-            if record is not None:
-                counts.setdefault(record.job.n, []).append(row.name)
-                if column.attack:
-                    marked.append((row.name, column.name, record.health))
-    for n, names in sorted(counts.items()):
+    measured = [(row, column, record) for row, line in lines for column, record in line if record is not None]
+    rows: dict[int, list[str]] = {}
+    columns: dict[int, list[str]] = {}
+    for row, column, record in measured:
+        rows.setdefault(record.job.n, []).append(row.name)
+        columns.setdefault(record.job.n, []).append(column.name)
+    # The numbers belong to columns where no column has two of them, else to rows.
+    by_column = len(columns) > 1 and sum(len(set(names)) for names in columns.values()) == len(
+        {column.name for _, column, _ in measured}
+    )
+    for n, names in sorted((columns if by_column else rows).items()):
         yield f"ours, on {n:,} images, 95 % intervals: {'; '.join(dict.fromkeys(names))}"
-    yield from warning_notes(marked)
+    yield from warning_notes(
+        (row.name, column.name, record.health) for row, column, record in measured if column.attack
+    )
 
 
 # Parts of a command: attacks, images, knowledge, and further arguments.
