@@ -8,7 +8,7 @@ from robench.catalog import Protocol, Suite, find_protocol, find_suite, protocol
 from robench.core.errors import UsageError
 from robench.core.specs import Spec
 from robench.corruption.suite import corruptions
-from robench.threats.threat import Threat
+from robench.threats.threat import NO_THREAT, Threat
 
 DEFAULT_PROTOCOL = "digits-linf"
 
@@ -87,7 +87,7 @@ def _with_samples(
 def _without_threat(
     base: Protocol, name: str | None, dataset: Spec | None, threat: str | Threat | None, samples: int | None
 ) -> Protocol:
-    if threat is not None:
+    if threat not in (None, NO_THREAT):
         raise UsageError("corruptions have no threat: remove --threat, or run them separately from attacks")
     protocol = _with_samples(replace(base, threat=None), dataset, None, samples)
     if name and protocol.samples == base.samples:

@@ -16,6 +16,7 @@ from robench.corruption.names import COMMON, SEVERITIES
 from robench.corruption.suite import Cell
 from robench.data import load_dataset
 from robench.defenses import load
+from robench.evaluation.protocol import choose_protocol
 from robench.records.collection import collect
 from robench.records.record import read_record, stable
 from robench.reports.board import board
@@ -228,6 +229,13 @@ def test_the_plot_is_deterministic(run, tmp_path):
 def test_mistakes_are_refused_in_one_line(arguments, said, capsys, tmp_path):
     assert call(["run", "--defense", "mimir", *arguments, "--results", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_threat_of_a_protocol_of_corruptions_may_be_named():
+    named, unnamed = (
+        choose_protocol(None, "digits", threat, 20, ["imagenet-c-memory"]) for threat in ("none", None)
+    )
+    assert named == unnamed and named.threat is None
 
 
 def start(folder: Path) -> Command:
