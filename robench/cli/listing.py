@@ -1,4 +1,4 @@
-"""robench list: the names of defenses, attacks, data sets, protocols, transformations and certifiers."""
+"""robench list: the names of defenses, attacks, data sets, protocols, transformations, certifiers and tables."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from robench import catalog
 from robench.cli import common, costs
 from robench.cli.completion import names_among
 from robench.core import registry
-from robench.core.errors import unknown_name
+from robench.core.errors import UsageError, shortened
 from robench.core.index import Description
 from robench.core.sanitize import plain
 
@@ -20,7 +20,7 @@ from robench.core.sanitize import plain
 Row = dict[str, Any]
 # The least width of a description beside other columns.
 _ROOM = 48
-KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations", "certifiers")
+KINDS = ("defenses", "attacks", "datasets", "protocols", "transformations", "certifiers", "tables")
 
 
 def _defenses() -> list[Row]:
@@ -86,6 +86,12 @@ def _certifiers() -> list[Row]:
     ]
 
 
+def _tables() -> list[Row]:
+    """What `robench table` prints."""
+    files = sorted(catalog.folder("paper").glob("*.toml"))
+    return [{"name": file.stem, "description": catalog.read_toml(file)["title"]} for file in files]
+
+
 def _brought() -> list[Row]:
     """The cards whose weights must be downloaded by hand, with their authors' figures."""
     rows = []
@@ -104,6 +110,7 @@ TABLES = {
     "protocols": _protocols,
     "transformations": lambda: _builders(registry.transformations),
     "certifiers": _certifiers,
+    "tables": _tables,
 }
 
 RECIPES = "recipes without weights: robench train NAME trains one"
@@ -162,9 +169,9 @@ def _table(rows: list[Row], width: int) -> Table:
 @click.argument("kind", required=False, shell_complete=names_among(KINDS))
 @common.as_json
 def command(kind: str | None, as_json: bool) -> None:
-    """List defenses, attacks, datasets, protocols, transformations or certifiers; all of them without a KIND."""
+    """List defenses, attacks, datasets, protocols, transformations, certifiers or tables; without KIND, all of them."""
     if kind is not None and kind not in KINDS:
-        raise unknown_name("kind", kind, KINDS)
+        raise UsageError(f'unknown kind "{shortened(kind)}": expected one of {", ".join(KINDS)}')
     tables = {name: TABLES[name]() for name in ([kind] if kind else KINDS)}
     if as_json:
         json.dump(tables, sys.stdout, indent=2)

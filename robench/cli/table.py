@@ -6,17 +6,18 @@ import click
 
 from robench.cli import common
 from robench.cli.completion import folders, names_of
+from robench.core.errors import UsageError
 from robench.evaluation.options import default_results
 from robench.reports.table import FORMATS
 
 
 @click.command("table")
-@click.argument("paper", shell_complete=names_of("paper"))
+@click.argument("paper", required=False, shell_complete=names_of("paper"))
 @click.argument("results", nargs=-1, type=common.Place(), shell_complete=folders)
 @click.option("--suite", help="Suite whose records the table shows, such as purifier-cheap.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @common.trust
-def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) -> None:
+def command(paper: str | None, results: tuple[str, ...], suite: str | None, form: str) -> None:
     """Print the tables of PAPER with our figures from the records in the RESULTS folders (default: results).
 
     mimir, maep and de3: the tables of these papers, with the published figures beside ours and the source of each.
@@ -24,6 +25,7 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     diffbreak: randomized purifiers in their worst draw and by majority vote, in the form of that paper.
     unforeseen: each defense under transformations and other norms, and the mean.
     transfer: purifiers trained on one data set, in front of the classifier of another.
+    study: four pre-trainings before one adversarial training on CIFAR-10.
     PAPER can also be a TOML file of your own, like those in papers/. Cells without a record name the command that
     fills them. The tables of a paper are followed by the bounds that robench certify proved for its defenses.
 
@@ -33,9 +35,11 @@ def command(paper: str, results: tuple[str, ...], suite: str | None, form: str) 
     robench table mimir --format latex
     """
     from robench.records.collection import collect
-    from robench.reports.paper_files import find_paper
+    from robench.reports.paper_files import find_paper, papers
     from robench.reports.papers import text
 
+    if paper is None:
+        raise UsageError(f"which table? {', '.join(papers())}; robench list tables describes them")
     roots, width = results or (str(default_results()),), common.console().width
     records = collect(roots)
     sys.stdout.write(text(find_paper(paper), records, form, suite, width))
