@@ -150,8 +150,9 @@ def family_card(name: str, dataset: Spec) -> Card | None:
 
 
 def _ready(cards: Sequence[Card]) -> list[Card]:
-    """The cards that come with their checkpoint."""
-    return [card for card in cards if card.checkpoint and not card.download_page]
+    """The cards that come with their checkpoint; of several, the one that is named FAMILY-DATASET, if there is one."""
+    ready = [card for card in cards if card.checkpoint and not card.download_page]
+    return [card for card in ready if card.name.partition("(")[0] == f"{card.family}-{card.dataset}"] or ready
 
 
 def _split(text: str) -> list[str]:

@@ -5,6 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from robench import catalog
+from robench.canonical import defense_name
 from robench.catalog import Card
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
@@ -53,6 +55,19 @@ def test_shipped_families_pick_the_card_of_the_data_set(name):
     assert chosen.name == f"{name}-digits"
     with pytest.raises(UsageError, match=f"{name}-digits"):
         find_card(name, dataset="mnist")
+
+
+@pytest.mark.parametrize("name", ["mimir", "pgd-at"])
+def test_of_several_trained_cards_of_a_family_the_one_of_its_name_is_meant(name):
+    several = [
+        card
+        for card in catalog.cards().values()
+        if (card.family, card.dataset) == (name, "cifar10") and card.checkpoint and not card.download_page
+    ]
+    chosen = find_card(name, dataset="cifar10")
+    assert len(several) > 1 and isinstance(chosen, Card) and chosen.name == f"{name}-cifar10"
+    assert defense_name(name, "cifar10") == f"{name}-cifar10"
+    assert defense_name(f"{name}(depth=3)", "cifar10") == f"{name}-cifar10(depth=3)"
 
 
 def test_unknown_names_show_the_nearest():
