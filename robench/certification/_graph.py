@@ -23,7 +23,7 @@ _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
 # Operations by kind: "exact" ones only copy values, and "mean" ones add values with weights that are not negative.
 _KINDS: dict[Any, str] = {
-    **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
+    **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), "relu"),
     **dict.fromkeys(_WEIGHTED, "weighted"),
     **dict.fromkeys(_NORMALISATIONS, "normalisation"),
     **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d), "exact"),
@@ -37,10 +37,15 @@ _KINDS: dict[Any, str] = {
     **dict.fromkeys((operator.mul, operator.truediv, torch.mul, torch.div, "mul", "div"), "scaling"),
 }
 _DIVISIONS = (operator.truediv, torch.div, "div")
+# Exact operations whose output never shares memory with an input.
+_COPIES = (torch.cat, operator.neg, torch.neg, F.pad)
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 _IN_PLACE |= {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div"}
+_IN_PLACE |= {F.relu_: F.relu, torch.relu_: torch.relu, "relu_": "relu"}
 # Attributes and methods of an intermediate value that do not depend on the image.
 _CONSTANTS = ("shape", "size", "dim", "ndim", "dtype", "device")
+# Images on which the steps are compared with the network, and the largest difference in float64.
+_PROBES, _DIFFERENCE = 4, 1e-9
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,65 @@ def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
         raise UsageError(
             f"no bound known for {type(model).__name__}: it cannot be traced ({reason})"
         ) from error
+    for name, module in model.named_modules():
+        leaf = not name or not any(True for _ in module.children())
+        if leaf and (module._forward_hooks or module._forward_pre_hooks):
+            raise UsageError(f"no bound known for hooks such as those of {name or type(model).__name__}")
     with torch.no_grad():
-        return list(_steps(model, graph, x.detach().cpu().double()))
+        steps = list(_steps(model, graph, x.detach().cpu().double()))
+        _check(steps, model, x)
+    return steps
+
+
+def _check(steps: list[Step], model: nn.Module, x: Tensor) -> None:
+    """Compare the steps with the network on random images: their values, and that affine steps vary as they promise.
+
+    The rules for operations do not see all that an argument or Python code may do.
+
+    Raises:
+        UsageError: where they differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    before: dict[str, Tensor] = {}
+    for probe in range(_PROBES):
+        image = torch.rand(x.shape, generator=generator, dtype=torch.float64)
+        # Half of them are corners of the box, which activate other ReLUs.
+        values = {"": image.round() if probe % 2 else image}
+        for step in steps:
+            inputs = [values[name] for name in step.inputs]
+            values[step.name] = inputs[0].relu() if step.apply is None else step.apply(*inputs)
+            if step.apply is not None and before:
+                changes = [value - before[name] for value, name in zip(inputs, step.inputs, strict=True)]
+                _check_affine(step, inputs, changes)
+        expected = model(values[""].clone())
+        if not _same(values[steps[-1].name], expected, expected):
+            raise UsageError(f"no bound known for {type(model).__name__}: its trace computes something else")
+        before = values
+
+
+def _check_affine(step: Step, inputs: list[Tensor], changes: list[Tensor]) -> None:
+    assert step.apply is not None
+    here = step.apply(*inputs)
+    there = step.apply(*(value - change for value, change in zip(inputs, changes, strict=True)))
+    middle = step.apply(*(value - change / 2 for value, change in zip(inputs, changes, strict=True)))
+    radius = step.spread(*(change.abs() for change in changes))
+    size = here.abs() + there.abs()
+    if not _same(middle, (here + there) / 2, size) or bool(
+        ((here - there).abs() > radius + _DIFFERENCE * (1 + size)).any()
+    ):
+        raise UsageError(f"no bound known for {step.name}: it is not affine")
+
+
+def _same(left: Tensor, right: Tensor, size: Tensor) -> bool:
+    return left.shape == right.shape and bool(((left - right).abs() <= _DIFFERENCE * (1 + size.abs())).all())
 
 
 def _steps(model: nn.Module, graph: fx.Graph, x: Tensor) -> Iterator[Step]:
     values: dict[fx.Node, Any] = {}
     names: dict[fx.Node, str] = {}
+    # The values that may share memory with a value.
+    shared: dict[fx.Node, set[fx.Node]] = {}
+    order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         active = [other for other in node.all_input_nodes if other in names]
         if node.op == "output":
@@ -105,6 +162,15 @@ def _steps(model: nn.Module, graph: fx.Graph, x: Tensor) -> Iterator[Step]:
         if node.op != "call_module":
             target = _IN_PLACE.get(target, target)
         kind = _kind(node, target, active)
+        in_place = _in_place(node, target)
+        if in_place:
+            _check_in_place(node, shared, order)
+        shared[node] = {node}
+        if in_place or (kind == "exact" and target not in _COPIES):
+            # Whether such a step copies its inputs or shares their memory is not known.
+            shared[node] = {node}.union(*(shared.get(other, {other}) for other in active))
+            for other in shared[node]:
+                shared[other] = shared[node]
         if kind == "relu":
             values[node], names[node] = values[active[0]].relu(), node.name
             yield Step(node.name, (names[active[0]],))
@@ -138,14 +204,49 @@ def _kind(node: fx.Node, target: Any, active: list[fx.Node]) -> str:
         UsageError: if no bound is known for it.
     """
     name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
-    if not active or name in _CONSTANTS or (target is getattr and node.args[1] in _CONSTANTS):
+    if not active or target in _CONSTANTS or (target is getattr and node.args[1] in _CONSTANTS):
         return "constant"
     kind = _KINDS.get(type(target) if isinstance(target, nn.Module) else target)
-    if kind == "scaling" and (len(active) > 1 or (target in _DIVISIONS and node.args[0] not in active)):
+    # A value may stand in several arguments, as in h * h.
+    uses = [other for other in _arguments(node) if other in active]
+    if kind == "scaling" and (
+        len(uses) > 1
+        or (target in _DIVISIONS and node.args[:1] != (uses[0],))
+        or node.kwargs.get("rounding_mode") is not None
+    ):
+        kind = None
+    if "out" in node.kwargs:
         kind = None
     if kind is None or (kind == "normalisation" and getattr(target, "running_mean", None) is None):
         raise UsageError(f"no bound known for {name}")
     return kind
+
+
+def _arguments(node: fx.Node) -> list[fx.Node]:
+    """The values among the arguments of a node, in order, each as often as it occurs."""
+    found: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _in_place(node: fx.Node, target: Any) -> bool:
+    """Whether an operation changes its first input. `target` is the operation that makes a new value instead."""
+    if isinstance(target, nn.Module):
+        return isinstance(target, nn.ReLU) and target.inplace
+    asked = node.kwargs.get("inplace") or (target is F.relu and node.args[1:] and node.args[1])
+    return target is not node.target or bool(asked)
+
+
+def _check_in_place(node: fx.Node, shared: dict[fx.Node, set[fx.Node]], order: dict[fx.Node, int]) -> None:
+    """Refuse a change of a value that is read afterwards under another name.
+
+    Raises:
+        UsageError: if it is.
+    """
+    changed = _arguments(node)[0]
+    readers = {user for other in shared.get(changed, {changed}) for user in other.users}
+    if changed.op == "get_attr" or any(order[user] > order[node] for user in readers):
+        raise UsageError(f"no bound known for {node.name}: it changes a value in place that is used again")
 
 
 def _affine(

@@ -1,6 +1,7 @@
 """CROWN and intervals: exact where a closed form exists, sound against brute force and samples, refused elsewhere."""
 
 import dataclasses
+import operator
 
 import pytest
 import torch
@@ -188,6 +189,98 @@ def test_networks_without_a_known_bound_are_named(model, reason):
     case = case_of(model, torch.rand(1, 3, 4, 4), torch.tensor([0]), "Linf:0.1")
     with pytest.raises(UsageError, match=reason):
         Crown().check(case)
+
+
+class Flat(nn.Module):
+    """A function of the flattened image."""
+
+    def __init__(self, function, *layers: nn.Module):
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x):
+        return self.function(x.flatten(1), *self.layers)
+
+
+def changed(change):
+    """A network that changes a value in place and then reads it under its old name."""
+
+    def function(h):
+        value = h - 0.9
+        return torch.cat([h - 0.45, change(value) + value], 1)
+
+    return Flat(function)
+
+
+def hooked(where):
+    """A layer or a network whose hook computes something that a trace does not show."""
+    layer = nn.utils.spectral_norm(nn.Linear(12, 2)) if where == "layer" else nn.Linear(12, 2)
+    model = Flat(lambda h, layer: layer(h), layer)
+    if where == "network":
+        model.register_forward_hook(lambda module, given, output: output.sin())
+    return model
+
+
+LOOKS_AFFINE = {
+    "square": Flat(lambda h: h * h),
+    "square by keyword": Flat(lambda h: torch.mul(h, other=h)),
+    "ratio": Flat(lambda h: h / h),
+    "inverse": Flat(lambda h: 1 / (1 + h)),
+    "floor": Flat(lambda h: torch.div(h, 0.6, rounding_mode="floor")),
+    "integers": Flat(lambda h: torch.sum(h * 9, 1, keepdim=True, dtype=torch.int64) * torch.ones(1, 2)),
+    "F.relu_": changed(F.relu_),
+    "torch.relu_": changed(torch.relu_),
+    "relu_": changed(lambda value: value.relu_()),
+    "F.relu, inplace": changed(lambda value: F.relu(value, inplace=True)),
+    "F.relu, True": changed(lambda value: F.relu(value, True)),
+    "add_": changed(lambda value: value.add_(0.3)),
+    "mul_ of a view": changed(lambda value: value.view(-1, 12).mul_(0.3)),
+    "+=": changed(lambda value: operator.iadd(value, 0.3)),
+    "residual around a ReLU in place": Flat(lambda h, relu: relu(h) + h, nn.ReLU(inplace=True)),
+    "spectral norm": hooked("layer"),
+    "hook of the network": hooked("network"),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS_AFFINE)
+def test_no_bound_is_given_for_what_only_looks_affine(name):
+    model = LOOKS_AFFINE[name].eval().requires_grad_(False)
+    with pytest.raises(UsageError, match="no bound known for"):
+        steps_of(model, torch.full((1, 3, 2, 2), 0.5))
+
+
+class Block(nn.Module):
+    """A residual block whose changes in place are harmless, as in torchvision's ResNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm, self.relu, self.head = nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Linear(12, 2)
+
+    def forward(self, x):
+        h = self.relu(self.one(x))
+        h = self.norm(self.two(h))
+        h += x
+        return self.head(self.relu(h).flatten(1))
+
+
+HARMLESS = {
+    "block": Block(),
+    "sum": Flat(lambda h: h + h - h.mean(1, keepdim=True) / 3),
+    "own value": Flat(lambda h: torch.cat([h, F.relu_(h * 2 - 1)], 1)),
+    "view": Flat(lambda h: F.relu_((h - 0.5).view(-1, 12))),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_harmless_changes_in_place_have_bounds(name):
+    model, x = HARMLESS[name].eval().requires_grad_(False), torch.full((1, 3, 2, 2), 0.5)
+    steps = steps_of(model, x)
+    # Points of float32 lie up to 1e-7 outside of the ball.
+    relaxation = Relaxation(steps, Ball(x.double(), "Linf", 0.1 + 1e-6), True)
+    low, high = relaxation.interval(steps[-1].name)
+    logits = model(points(x, "Linf", 0.1, 200)).double()
+    assert bool(((logits >= low) & (logits <= high)).all()) and bool((high - low < 3).all())
 
 
 def test_randomised_defenses_and_other_threats_are_refused():
