@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from robench import catalog
 from robench.data._base import Images
 from robench.defenses import Loaded
 from robench.engine.outcome import AttackCost, Outcome, ResultWarning
@@ -46,7 +47,9 @@ class Run:
 
     @property
     def loaded(self) -> Loaded:
-        return Loaded("mimir-digits", cast(Any, self.judge), None, "a" * 64, None, "b" * 64, "mimir")
+        return Loaded(
+            "mimir-digits", cast(Any, self.judge), None, "a" * 64, None, weights_of("mimir-digits"), "mimir"
+        )
 
     def record(self, **changes) -> Record:
         facts = {
@@ -115,6 +118,12 @@ def _step(judge: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     return moved
 
 
+def weights_of(defense: str) -> str:
+    """The digest of the weights that a fabricated record names: those of the card, if there is one with weights."""
+    card = catalog.cards().get(defense.partition("(")[0])
+    return (card.sha256 if card else "") or "b" * 64
+
+
 def make_run(
     root: Path, n: int = 30, draw: int = 0, defense: str = "mimir-digits", health=(), **changes: Any
 ) -> Run:
@@ -125,7 +134,7 @@ def make_run(
         outcome = make_outcome(images, judge, health=tuple(health))
     job = Job(
         **{
-            "defense": DefenseFacts(defense, "mimir", "a" * 64, "b" * 64, PARAMETERS),
+            "defense": DefenseFacts(defense, "mimir", "a" * 64, weights_of(defense), PARAMETERS),
             "suite": SuiteFacts("autoattack", SPECS),
             "dataset": DatasetFacts("digits", "test", images.digest),
             "protocol": "digits-linf",

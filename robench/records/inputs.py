@@ -22,7 +22,7 @@ def images_of(record: Record, data_dir: str | None = None) -> Images:
         UsageError, ResourceError: as `robench.data.load_dataset`.
     """
     dataset = record.job.dataset
-    if record.folder is None or specs.parse(dataset.name).name != BESIDE:
+    if record.folder is None or not has_own_images(record):
         return load_dataset(dataset.name, dataset.split, record.job.n, data_dir)
     if (record.folder / FILE).is_symlink():
         raise ResourceError(f"{record.folder / FILE} is a link: expected the images themselves")
@@ -36,12 +36,17 @@ def own_images(record: Record) -> bytes | None:
     Raises:
         ResourceError: when the file is missing or a link.
     """
-    if record.folder is None or specs.parse(record.job.dataset.name).name != BESIDE:
+    if record.folder is None or not has_own_images(record):
         return None
     try:
         return read_ordinary(record.folder / FILE)
     except OSError as error:
         raise ResourceError(f"{record.folder / FILE}: {error.strerror or error}") from error
+
+
+def has_own_images(record: Record) -> bool:
+    """Whether a record brings the images that it attacked."""
+    return specs.parse(record.job.dataset.name).name == BESIDE
 
 
 def nameless(record: Record) -> bool:

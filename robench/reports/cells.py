@@ -43,6 +43,13 @@ def with_files(dataset: str) -> list[str]:
     return ["--data-dir", "DIR"] if needs_files(dataset) else []
 
 
+def has_other_weights(record: Record) -> bool:
+    """Whether the record has other weights than the card. Not known for purifiers, whose digest covers two files."""
+    card = catalog.cards().get(record.job.defense.name)
+    digest = record.job.defense.checkpoint_sha256
+    return bool(card and not card.classifier and card.sha256 and digest and card.sha256 != digest)
+
+
 def ordinary_protocols() -> list[Protocol]:
     """The shipped protocols with one data set."""
     return [protocol for protocol in catalog.protocols().values() if protocol.dataset is not None]

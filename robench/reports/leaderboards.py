@@ -179,8 +179,8 @@ def _filtered(board: Leaderboard, sort: str, keep: Callable[[Record], bool]) -> 
     def filtered(table: Table) -> Table:
         rows = tuple(row for row in table.rows if keep(row.record))
         complete = len(rows) == len(table.rows)
-        names = {row.name for row in rows}
-        remarks = tuple(text for text in table.remarks if complete or text.partition(":")[0] in names)
+        names = {f"{row.record.job.defense.name}, " for row in rows}
+        remarks = tuple(text for text in table.remarks if complete or text.startswith(tuple(names)))
         return Table(sort_rows(rows, sort), remarks, table.missing if complete else ())
 
     main = filtered(board.main) if board.main else None

@@ -17,6 +17,7 @@ from robench.reports.diffbreak import diffbreak
 from robench.reports.purifiers import purifiers
 from robench.reports.table import Grid
 from robench.reports.unforeseen import unforeseen
+from robench.threats.knowledge import check_knowledge
 from robench.threats.threat import Threat
 
 # Tables of the records of a ladder; each function takes the records and the name of the ladder.
@@ -160,6 +161,10 @@ def _table(table: Any, path: Path) -> Table:
                 f"{path}: differences has {pair}: expected pairs of two rows of {', '.join(names)}"
             )
     known = [column.name for column in columns]
+    if twice := [name for name in known if known.count(name) > 1]:
+        raise UsageError(f'{path}: two columns are called "{twice[0]}"')
+    for column in columns:
+        check_knowledge(column.knowledge)
     for row in rows:
         for name, value in row.published.items():
             if name not in known:
@@ -168,8 +173,8 @@ def _table(table: Any, path: Path) -> Table:
                 )
             number = value.removeprefix("about ") if isinstance(value, str) else value
             try:
-                valid = 0 <= float(number) <= 100
-            except ValueError:
+                valid = not isinstance(number, bool) and 0 <= float(number) <= 100
+            except (TypeError, ValueError):
                 valid = False
             if not valid:
                 raise UsageError(

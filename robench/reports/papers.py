@@ -13,7 +13,7 @@ from robench.core.errors import UsageError
 from robench.records.collection import Collection
 from robench.records.record import Record
 from robench.reports import certification
-from robench.reports.cells import on_protocol, ordinary_protocols, run_command, with_files
+from robench.reports.cells import has_other_weights, on_protocol, ordinary_protocols, run_command, with_files
 from robench.reports.differences import differences
 from robench.reports.formatting import EMPTY
 from robench.reports.notes import warning_notes
@@ -154,6 +154,7 @@ def _measured(table: Table, row: Row, column: Column, records: Sequence[Record])
         and record.job.defense.name == row.defense
         and same_threat(record.job.threat, table.threat)
         and specs.parse(record.job.dataset.name).name == table.dataset
+        and not has_other_weights(record)
         and (wanted is None or (record.job.suite.attacks, record.job.knowledge) == (wanted, level))
     ]
     return min(fitting, key=lambda r: (-r.job.n, r.robust_accuracy.value), default=None)
@@ -188,20 +189,26 @@ def _sources(table: Table) -> Iterator[str]:
 def _images(lines: Sequence[_Line]) -> Iterator[str]:
     """The number of images of our figures, and their warnings."""
     measured = [(row, column, record) for row, line in lines for column, record in line if record is not None]
-    rows: dict[int, list[str]] = {}
-    columns: dict[int, list[str]] = {}
-    for row, column, record in measured:
-        rows.setdefault(record.job.n, []).append(row.name)
-        columns.setdefault(record.job.n, []).append(column.name)
-    # The numbers belong to columns where no column has two of them, else to rows.
-    by_column = len(columns) > 1 and sum(len(set(names)) for names in columns.values()) == len(
-        {column.name for _, column, _ in measured}
-    )
-    for n, names in sorted((columns if by_column else rows).items()):
-        yield f"ours, on {n:,} images, 95 % intervals: {'; '.join(dict.fromkeys(names))}"
+    counts = [(row.name, column.name, record.job.n) for row, column, record in measured]
+    for n in sorted({n for *_, n in counts}):
+        yield f"ours, on {n:,} images, 95 % intervals: {'; '.join(_places(counts, n))}"
     yield from warning_notes(
         (row.name, column.name, record.health) for row, column, record in measured if column.attack
     )
+
+
+def _places(counts: Sequence[tuple[str, str, int]], n: int) -> list[str]:
+    """The cells with `n` images among (row, column, number of images): columns where each column has one number, else
+    rows, with their columns where a row has several."""
+    ours = [(row, column) for row, column, count in counts if count == n]
+    others = [(row, column) for row, column, count in counts if count != n]
+    if others and not {column for _, column in ours} & {column for _, column in others}:
+        return list(dict.fromkeys(column for _, column in ours))
+    several = {row for row, _ in others}
+    columns: dict[str, list[str]] = {}
+    for row, column in ours:
+        columns.setdefault(row, []).append(column)
+    return [f"{row} ({', '.join(names)})" if row in several else row for row, names in columns.items()]
 
 
 # Parts of a command: attacks, images, knowledge, and further arguments.
@@ -211,14 +218,15 @@ _Words = tuple[str, tuple[str, ...], str, tuple[str, ...]]
 def _commands(table: Table, empty: list[tuple[Row, list[Column]]]) -> Iterator[str]:
     """The commands that fill empty cells. Rows that need the same command share a line."""
     by_command: dict[_Words, list[str]] = {}
+    any_attack = any(column.attack for column in table.columns)
     for row, columns in empty:
         levels: dict[str, list[str]] = {}
         for column in columns:
             attacks = levels.setdefault(_level(row, column), [])
             attacks += [column.attack] if column.attack not in attacks else []
         for level, attacks in levels.items():
-            # Every attack's record has clean accuracy.
-            named = [name for name in attacks if name]
+            # Every attack's record has clean accuracy, and FGSM is the cheapest.
+            named = [name for name in attacks if name] or ([] if any_attack else ["fgsm"])
             if named:
                 by_command.setdefault(_words(table, row, named, level), []).append(row.defense)
     for words, (first, *others) in by_command.items():

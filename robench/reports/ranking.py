@@ -35,6 +35,7 @@ class Row:
         rank: 1 + the number of significantly better rows without warnings; NO_RANK for a row with a warning.
         warnings: the warnings as (code, text); a row with warnings is not ranked.
         claimed: robust accuracy that the authors claim for this threat, in percent, or None.
+        peers: number of rows that it is ranked among.
         best_known: the lowest robust accuracy of all records of this defense, under any name, on these images at this
             threat or a smaller radius of it.
     """
@@ -44,6 +45,7 @@ class Row:
     warnings: tuple[tuple[str, str], ...]
     claimed: float | None
     best_known: Accuracy
+    peers: int = 0
 
     @property
     def name(self) -> str:
@@ -153,7 +155,7 @@ def _ranked(records: list[Record], lowest: dict[int, Accuracy]) -> Iterator[Row]
         warnings = tuple((warning.code, warning.text) for warning in record.health)
         if not warnings and rank == NO_RANK:
             warnings = (("no-samples", "its samples.parquet cannot be read, so it cannot be compared"),)
-        yield Row(rank, record, warnings, _claimed(record), lowest[id(record)])
+        yield Row(rank, record, warnings, _claimed(record), lowest[id(record)], len(ranks))
 
 
 def _ranks(records: list[Record]) -> dict[int, str]:

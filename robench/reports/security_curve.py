@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robench.records.estimate import NOT_ATTACKED
 from robench.records.record import Job, Record
 from robench.records.samples import read_samples
 from robench.records.store import slug
@@ -177,7 +178,7 @@ def _distances(record: Record) -> list[float]:
     assert record.folder is not None
     rows = read_samples(record.folder).to_pydict()
     return [
-        distance if attack else torch.inf
+        torch.inf if attack in ("", NOT_ATTACKED) else distance
         for attack, distance in zip(rows["fooled_by"], rows["distance"], strict=True)
     ]
 

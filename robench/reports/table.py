@@ -16,7 +16,7 @@ from rich.text import Text
 from robench.core.formatting import csv_text, latex, markdown, one_of
 from robench.core.sanitize import plain
 
-_FIGURE = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( \[[\d., -]*\])?", re.ASCII)
+_FIGURE = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( !)?( \[[\d., -]*\])?", re.ASCII)
 FORMATS = ("text", "md", "csv", "latex")
 # The columns of a board that its rows can be sorted by.
 SORTS = ("robust", "clean", "claimed", "best-known", "defense", "n")
@@ -242,7 +242,7 @@ def _number(cell: str) -> float | None:
 _RENDERERS: dict[str, Callable[[Grid, int], str]] = {
     "text": _text,
     "md": _markdown,
-    "csv": lambda grid, width: csv_text([list(map(plain, grid.columns))]) + _csv_rows(grid),
+    "csv": lambda grid, width: csv_text([list(map(_no_formula, grid.columns))]) + _csv_rows(grid),
     "latex": _latex,
 }
 _ROWS: dict[str, Callable[[Grid], str]] = {

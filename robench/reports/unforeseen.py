@@ -151,4 +151,5 @@ def _command(record: Record, suite: Suite) -> str:
     place = (job.dataset.name, job.dataset.split)
     fitting = [p.name for p in ordinary_protocols() if (str(p.dataset), p.split) == place]
     images = [*on_protocol(fitting[0]), "--samples", str(job.n)] if fitting else on_images(job)
-    return run_command(job.defense.name, suite.name, images)
+    seed = ["--seed", str(job.seed)] if job.seed else []
+    return run_command(job.defense.name, suite.name, images, more=seed)

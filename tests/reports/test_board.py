@@ -162,7 +162,12 @@ def test_mcnemar_is_the_exact_binomial_test(b, c):
 def test_seeds_are_taken_together(tmp_path):
     for seed, correct in ((0, 10), (1, 14), (2, 12)):
         with_robust(make_run(tmp_path, seed=seed), correct)
-    assert "robust 40.00 ± 6.67 %, mean and standard deviation of 3 seeds" in board(collect([tmp_path]))
+    with_robust(make_run(tmp_path, defense="pgd-at-digits"), 5)
+    records = collect([tmp_path])
+    for choice in (Choice(), Choice(only=["mimir-digits"])):
+        text = " ".join(board(records, choice=choice).split())
+        assert "robust 40.00 ± 6.67 %, mean and standard deviation of 3 seeds" in text
+    assert "3 seeds" not in board(records, choice=Choice(only=["pgd-at-digits"]))
     assert mean_and_deviation([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, 1.2909944487358056))
 
 

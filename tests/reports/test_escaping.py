@@ -118,7 +118,13 @@ def test_csv_is_read_back_and_opens_no_formula(name):
     assert cell in (expected, f"'{expected}")
     assert not cell.startswith(("=", "@"))
     # What may start so is a number, with an interval in brackets perhaps.
-    assert not cell.startswith(("+", "-")) or float(re.sub(r" \[[\d., -]*\]$", "", cell)) < math.inf
+    assert not cell.startswith(("+", "-")) or float(re.sub(r"( !)?( \[[\d., -]*\])?$", "", cell)) < math.inf
+
+
+def test_headings_of_csv_open_no_formula_and_marked_differences_stay_figures():
+    table = Grid("t", ("", "=HYPERLINK(1)"), ((("a", "+0.00 !\n[-28.0, 28.0]"),),))
+    head, row = csv.reader(io.StringIO(render(table, "csv")))
+    assert head[1] == "'=HYPERLINK(1)" and row[1] == "+0.00 ! [-28.0, 28.0]"
 
 
 @quick

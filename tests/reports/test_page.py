@@ -17,6 +17,7 @@ from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.records.record import SuiteFacts, read_record, stable
 from robench.reports.board import NO_RANK
+from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view, write_page
 from robench.reports.table import SORTS
 from tests.fabricate import make_run
@@ -315,6 +316,52 @@ def test_the_command_of_a_row_names_its_estimate_and_its_certifier(tmp_path, cha
     suite = SuiteFacts("autoattack (estimate)", record.job.suite.attacks) if changes else record.job.suite
     job = dataclasses.replace(record.job, suite=suite, **changes)
     assert expected in view.reproduce(dataclasses.replace(record, job=job, extra=record.extra | extra))
+
+
+def test_rows_that_no_command_reproduces_are_only_verified(tmp_path):
+    record = make_run(tmp_path).record()
+    facts = dataclasses.replace(record.job.defense, name="model:Net")
+    own = dataclasses.replace(record.job.dataset, name="npz:images.npz")
+    submitted = SuiteFacts("submitted", ('submitted(finder="me", sha256="0123456789abcdef")',))
+    for changes in ({"defense": facts}, {"dataset": own}, {"suite": submitted}):
+        changed = dataclasses.replace(record, job=dataclasses.replace(record.job, **changes))
+        assert view.reproduce(changed) == ""
+        assert ("--defense python:MODULE.FUNCTION" in view.verify(changed)) == ("defense" in changes)
+
+
+def test_the_command_of_a_submission_is_for_the_images_of_the_board(tmp_path):
+    record = make_run(tmp_path, suite=SuiteFacts("pgd(steps=40)", ("pgd(steps=40)",))).record()
+    command = view.submission(record)
+    assert command.startswith(
+        "robench run --defense python:my_module.build --attack 'pgd(steps=40)' --dataset"
+    )
+    assert command.endswith("--threat Linf:0.04 --samples 30")
+    job = dataclasses.replace(record.job, threat="Linf:0.13", n=100)
+    assert view.submission(dataclasses.replace(record, job=job)).endswith("--protocol digits-linf")
+
+
+def test_a_security_curve_is_of_one_network_and_not_of_estimates(tmp_path):
+    def charts(**second):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        make_run(root).write()
+        other = make_run(root, threat="Linf:0.08", protocol="other")
+        facts = dataclasses.replace(other.job.defense, **second.pop("defense", {}))
+        job = dataclasses.replace(other.job, defense=facts, **second)
+        dataclasses.replace(other, job=job).write()
+        _, pages = view.tabs(leaderboards(collect([root])))
+        return [len(page.curves) for page in pages]
+
+    assert charts() == [1]
+    assert charts(defense={"checkpoint_sha256": "c" * 64}) == [0]
+
+
+def test_a_row_is_ranked_among_the_rows_of_its_group_and_two_seeds_are_told_apart(tmp_path):
+    for seed, defense in ((0, "mimir-digits"), (1, "mimir-digits"), (0, "pgd-at-digits")):
+        make_run(tmp_path, seed=seed, defense=defense).write()
+    _, pages = view.tabs(leaderboards(collect([tmp_path]), only=["mimir-digits"]))
+    lines = [line for page in pages for line in page.lines]
+    assert {line.row.peers for line in lines} == {3}
+    assert sorted(line.suite for line in lines) == ["autoattack", "autoattack (seed 1)"]
 
 
 def test_options_of_pages_need_the_pages(tmp_path, capsys):

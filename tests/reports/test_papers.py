@@ -21,7 +21,7 @@ from robench.reports.papers import grids, text
 from robench.reports.table import FORMATS
 from robench.statistics.accuracy import interval, paired_difference, percent
 from robench.threats.threat import Threat
-from tests.fabricate import make_run
+from tests.fabricate import make_run, weights_of
 
 AUTOATTACK = ("apgd", 'apgd(loss="dlr", targets=9)', "fab(targets=9)", "square")
 
@@ -160,6 +160,27 @@ def test_numbers_of_images_are_said_of_columns_where_each_has_one_and_otherwise_
         "on 20 images, 95 % intervals: no pre-training",
         "on 30 images, 95 % intervals: MIMIR",
     ]
+    assert note(attacked, few, other) == [
+        "on 20 images, 95 % intervals: MIMIR (PGD-20); no pre-training",
+        "on 30 images, 95 % intervals: MIMIR (natural, AutoAttack)",
+    ]
+
+
+def test_a_record_of_other_weights_fills_no_cell(tmp_path):
+    record = measured(tmp_path)
+    facts = dataclasses.replace(record.job.defense, checkpoint_sha256="c" * 64)
+    other = dataclasses.replace(record, job=dataclasses.replace(record.job, defense=facts))
+    cells = [
+        dict(zip(table.columns, table.rows[0], strict=True))["AutoAttack"]
+        for table in (grids(find_paper("mimir"), [given])[-1] for given in (record, other))
+    ]
+    assert cells[0] != "–" and cells[1] == "–"
+
+
+def test_a_table_of_clean_columns_names_a_command_too(tmp_path):
+    (tmp_path / "own.toml").write_text(ROW + 'rows = [{ name = "r", defense = "mimir-digits" }]')
+    (table,) = grids(read(tmp_path / "own.toml"), [])
+    assert any("robench run --defense mimir-digits --attack fgsm" in note for note in table.notes)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +237,13 @@ ROW = 'title = "a"\n[[tables]]\ntitle = "t"\ndataset = "digits"\nthreat = "Linf:
         (ROW + 'rows = [{ name = "r", colour = 1 }]', 'unknown field "colour"'),
         (ROW + "rows = [1]", "expected a table"),
         (ROW.replace("Linf:0.1", "Linf"), "malformed threat"),
+        (ROW + 'rows = [{ name = "r", published = { clean = [1] }, source = "s" }]', "expected a percentage"),
+        (
+            ROW + 'rows = [{ name = "r", published = { clean = true }, source = "s" }]',
+            "expected a percentage",
+        ),
+        (ROW.replace('"clean"', '"clean", knowledge = "bogus"'), 'unknown knowledge level "bogus"'),
+        (ROW.replace('"clean" }', '"clean" }, { name = "clean" }'), 'two columns are called "clean"'),
         (ROW.replace('"clean"', '"clean", attack = "nothing"'), 'unknown attack "nothing"'),
     ],
 )
@@ -244,7 +272,8 @@ def pair(root, **second):
     records = []
     for name, changes in (("mimir-digits", {}), ("pgd-at-digits", second)):
         run = make_run(root / name, suite=SuiteFacts("autoattack", AUTOATTACK), threat="Linf:0.13", **changes)
-        job = dataclasses.replace(run.job, defense=dataclasses.replace(run.job.defense, name=name))
+        facts = dataclasses.replace(run.job.defense, name=name, checkpoint_sha256=weights_of(name))
+        job = dataclasses.replace(run.job, defense=facts)
         records.append(dataclasses.replace(run, job=job).write())
     (root / "pair.toml").write_text(PAIR)
     return grids(read(root / "pair.toml"), records), records

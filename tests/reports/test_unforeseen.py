@@ -1,5 +1,6 @@
 """Ladders whose rungs name their threats: records, table, mean, and everything that reads such records."""
 
+import dataclasses
 import re
 import shutil
 
@@ -155,6 +156,19 @@ def test_a_missing_record_leaves_the_mean_open_and_says_how_to_fill_it(results, 
         "fog of pgd-at-digits: robench run --defense pgd-at-digits --attack few" in note
         for note in grid.notes
     )
+
+
+def test_the_command_for_a_missing_record_of_another_seed_says_the_seed(results, ladder, monkeypatch):
+    folder, _ = results
+    monkeypatch.setattr(catalog, "suites", lambda: {"few": read(Suite, ladder)})
+    records = [
+        dataclasses.replace(record, job=dataclasses.replace(record.job, seed=7))
+        for record in collect([folder])
+        if "fog" not in record.job.threat
+    ]
+    (grid,) = unforeseen(records, "few")
+    (note,) = [note for note in grid.notes if "robench run" in note]
+    assert note.endswith("--seed 7")
 
 
 @pytest.mark.parametrize("name", ["unforeseen-low", "unforeseen", "unforeseen-high"])

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 from robench import catalog
 from robench.catalog import Card
+from robench.core import specs
 from robench.core.errors import RobenchError
 from robench.records import estimate
-from robench.records.record import Record
+from robench.records.inputs import has_own_images, nameless
+from robench.records.record import Job, Record
 from robench.records.store import place_of, slug
 from robench.reports import security_curve
 from robench.reports.board import usual_columns
-from robench.reports.cells import on_images, on_protocol, run_command
+from robench.reports.cells import has_other_weights, on_images, on_protocol, run_command
 from robench.reports.draws import draws_grids
 from robench.reports.formatting import kinds, suite_label
 from robench.reports.leaderboards import Leaderboard, Table, every_row
@@ -55,7 +57,6 @@ class Line:
         short: the name without arguments, if it is unique in its table.
         anchor: the anchor of the record on the page of the defense.
         band: 0 or 1, alternating with the rank.
-        peers: number of rows of its table.
     """
 
     row: Row
@@ -66,7 +67,6 @@ class Line:
     paper: str
     anchor: str
     band: int
-    peers: int
     clean: Figure
     robust: Figure
     best_known: Figure
@@ -78,8 +78,14 @@ class Line:
 
     @property
     def suite(self) -> str:
-        """The suite, with the attacker knowledge if it is not full."""
-        return suite_label(self.record).partition("+seed")[0]
+        """The suite, with the attacker knowledge if it is not full and the seed if it is not 0."""
+        label, _, seed = suite_label(self.record).partition("+seed")
+        return label + (f" (seed {seed})" if seed else "")
+
+    @property
+    def has_other_weights(self) -> bool:
+        """See `robench.reports.cells.has_other_weights`."""
+        return has_other_weights(self.record)
 
     @property
     def order(self) -> int:
@@ -156,7 +162,7 @@ def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
     result, lines = [], []
     for board in boards:
         # Rows that a series replaces are not in a table.
-        lines += [_line(row, row.name, 0, 1, anchors, files) for row in board.folded]
+        lines += [_line(row, row.name, 0, anchors, files) for row in board.folded]
         if not board.tables and not board.series:
             continue
         name = slug(f"{board.dataset}-{board.threat}").lower()
@@ -188,32 +194,39 @@ def adaptive(knowledge: str) -> bool:
 
 
 def reproduce(record: Record) -> str:
-    """The command that reproduces the record under `results`."""
+    """The command that reproduces the record under `results`; empty where none does, for submitted images and for a
+    model or images without a name."""
     job = record.job
+    if nameless(record) or has_own_images(record) or specs.parse(job.suite.attacks[0]).name == "submitted":
+        return ""
     name = job.suite.name.removesuffix(estimate.SUFFIX)
     suite = catalog.suites().get(name)
     attack = name if suite and not suite.rungs else "+".join(job.suite.attacks)
-    protocol = catalog.protocols().get(job.protocol)
-    run = (job.dataset.name, job.threat_model, job.n)
-    same = protocol and (str(protocol.dataset), protocol.threat, protocol.samples) == run
-    images = on_protocol(job.protocol) if same else on_images(job)
     more = ["--estimate", f"{job.half_width:g}"] if job.half_width else []
     more += ["--certify-first", proven["by"]] if (proven := record.extra.get("proven")) else []
     more += ["--seed", str(job.seed)] if job.seed else []
     more += ["--precision", job.precision, "--batch-size", str(job.batch_size)]
-    return run_command(job.defense.name, attack, images, job.knowledge, more)
+    return run_command(job.defense.name, attack, _images(job), job.knowledge, more)
+
+
+def _images(job: Job) -> list[str]:
+    """The arguments for the images and the threat of a record."""
+    protocol = catalog.protocols().get(job.protocol)
+    run = (job.dataset.name, job.threat_model, job.n)
+    same = protocol and (str(protocol.dataset), protocol.threat, protocol.samples) == run
+    return on_protocol(job.protocol) if same else on_images(job)
+
+
+def submission(record: Record) -> str:
+    """The command that runs a defense of one's own like a record."""
+    job = record.job
+    return run_command("python:my_module.build", job.suite.name, _images(job), job.knowledge)
 
 
 def verify(record: Record) -> str:
-    """The command that verifies the record that `reproduce` creates."""
-    return shlex.join(["robench", "verify", place_of("results", record).as_posix()])
-
-
-def other_weights(record: Record) -> bool:
-    """Whether the record has other weights than the card. Not known for purifiers, whose digest covers two files."""
-    card = catalog.cards().get(record.job.defense.name)
-    digest = record.job.defense.checkpoint_sha256
-    return bool(card and not card.classifier and card.sha256 and digest and card.sha256 != digest)
+    """The command that verifies the record that `reproduce` creates, or the record itself."""
+    named = ["--defense", "python:MODULE.FUNCTION"] if nameless(record) else []
+    return shlex.join(["robench", "verify", place_of("results", record).as_posix(), *named])
 
 
 def citation(version: str) -> str:
@@ -235,13 +248,11 @@ def _table(table: Table, id: str, anchors: dict[str, int], files: dict[str, str]
     for row, name in zip(table.rows, short_names, strict=True):
         band, previous = (band if row.rank == previous else 1 - band), row.rank
         name = name if short_names.count(name) == 1 else row.name
-        lines.append(_line(row, name, band, len(table.rows), anchors, files))
+        lines.append(_line(row, name, band, anchors, files))
     return TableView(table, id, frozenset(usual_columns(table)), known(table.job.knowledge), tuple(lines))
 
 
-def _line(
-    row: Row, short: str, band: int, peers: int, anchors: dict[str, int], files: dict[str, str]
-) -> Line:
+def _line(row: Row, short: str, band: int, anchors: dict[str, int], files: dict[str, str]) -> Line:
     record = row.record
     anchor = f"record-{slug(record.key[:12])}"
     anchors[anchor] = anchors.get(anchor, 0) + 1
@@ -258,7 +269,6 @@ def _line(
         card.paper if card else "",
         anchor,
         band,
-        peers,
         Figure.of(record.clean_accuracy),
         Figure.of(record.robust_accuracy),
         Figure.of(row.best_known),
@@ -304,9 +314,12 @@ def _curves(name: str, lines: list[Line]) -> Iterator[Chart]:
     places: dict[tuple, dict[tuple, list[Record]]] = {}
     for line in sorted(lines, key=_order):
         job = line.record.job
-        place = (job.dataset.name, job.threat_model.kind, job.dataset.digest, job.n, job.seed)
+        if job.half_width:
+            continue  # An estimate says nothing of the images that it did not attack.
+        weights = (job.defense.checkpoint_sha256, job.defense.state_sha256)
+        place = (job.dataset.name, job.threat_model.kind, job.n, job.dataset.digest, job.seed, *weights)
         places.setdefault(place, {}).setdefault((job.suite.name, job.knowledge), []).append(line.record)
-    for (dataset, kind, _, n, _), series in places.items():
+    for (dataset, kind, n, *_), series in places.items():
         curves = []
         for records in series.values():
             radii = {record.job.threat_model.eps: record.job.threat_model.text for record in records}
