@@ -10,7 +10,7 @@ from robench.core import registry, specs
 from robench.core.errors import ResourceError, RobenchError
 from robench.core.io import open_ordinary
 from robench.corruption.suite import cells, corruptions
-from robench.records import certificate_file, certification, samples
+from robench.records import certificate_file, certification, inputs, samples
 from robench.records import record as record_file
 from robench.records.certification import Certification
 from robench.records.cross_checks import with_warnings
@@ -19,9 +19,11 @@ from robench.records.randomized import ANSWERS, FIELD
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, read_record
 from robench.records.remote import local_copy
-from robench.records.store import aside, slug
+from robench.records.store import aside
 from robench.threats.threat import NO_THREAT, Threat
 
+# The files that a record has beside its record.json.
+FILES = (samples.FILE, certificate_file.FILE, inputs.FILE)
 # Tolerance of fractions and their intervals, which are stored in full precision.
 _ROUNDING = 1e-9
 
@@ -100,9 +102,7 @@ def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
     try:
         _check_names(record)
         _check_figures(record)
-        for name in record.files:
-            if slug(name) != name:
-                raise ResourceError(f"files.{name} is not the name of a file beside it")
+        check_files(record)
         rows = _read(opened, samples.FILE, lambda file: samples.decode(file.read()))
         _check_rows(record, rows)
         # Certificates are large and may be missing from a record that is shown on a board.
@@ -111,6 +111,18 @@ def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
         raise
     except RobenchError as error:
         raise ResourceError(str(error)) from error
+
+
+def check_files(record: Record) -> None:
+    """Refuse a record whose `files` names anything else than `FILES`.
+
+    A file of another name could be the result of another command, which would count without having been run.
+
+    Raises:
+        ResourceError: naming the first such file.
+    """
+    if others := [name for name in record.files if name not in FILES]:
+        raise ResourceError(f"files.{others[0]} is not a file of a record: expected {', '.join(FILES)}")
 
 
 def _read(

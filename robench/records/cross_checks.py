@@ -3,6 +3,7 @@
 They are shown together with the warnings of the run wherever a record is shown. No file is changed.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,11 @@ from robench.threats.knowledge import Knowledge
 DIAGNOSIS = "diagnosis"
 FILE = "diagnosis.json"
 SCHEMA = 1
+
+
+def is_diagnosis(folder: str) -> bool:
+    """Whether a folder has a name that robench diagnose gives: diagnosis[@<knowledge>][+seed<k>]."""
+    return re.split("[@+]", folder)[0] == DIAGNOSIS
 
 
 def with_warnings(
@@ -130,7 +136,9 @@ def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple
         for file in files_named(FILE, root):
             if isinstance(file, LeftOut):
                 left_out.append(file)
-            elif (place := file.resolve()) not in diagnoses:
+                continue
+            # A file of this name in another folder is not from robench diagnose.
+            if is_diagnosis(file.absolute().parent.name) and (place := file.resolve()) not in diagnoses:
                 try:
                     diagnoses[place] = read_diagnosis(file)
                 except ResourceError as error:

@@ -167,6 +167,26 @@ def test_another_setting_keeps_the_old_result(cli, tmp_path):
     assert len(found.certifications) == 1 and not found.left_out
 
 
+def test_a_record_beside_a_certification_is_verified_too(cli, tmp_path):
+    assert cli(*WHOLE[:-4], "--attack", "none")[0] == 0
+    (folder,) = (tmp_path / "results").glob("*/*/smooth*")
+    plain = "python:tests.certification.cases.linear"
+    run = ("run", "--defense", plain, *DATA, "--threat", "L2:0.25", "--attack", "fgsm", "--workers", "1")
+    assert cli(*run, "--results", "attacked")[0] == 0
+    (file,) = (tmp_path / "attacked").rglob("record.json")
+    shutil.copytree(file.parent, folder, dirs_exist_ok=True)
+    code, out, err = cli("verify", str(folder), "--trust")
+    assert code == 0 and out.count("VERIFIED") == 2, err
+    content = json.loads((folder / "record.json").read_text())
+    content["robust_accuracy"].update(correct=12, value=1.0)
+    (folder / "record.json").write_text(json.dumps(content))
+    code, out, err = cli("verify", str(folder), "--trust")
+    assert code == 1 and out.count("VERIFIED") == 1 and "record.json failed: robust_accuracy" in err
+    (folder / "record.json").unlink()
+    (folder / "record.json").symlink_to("nowhere")
+    assert cli("verify", str(folder), "--trust")[0] != 0
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
