@@ -10,7 +10,7 @@ from robench.core import registry, specs
 from robench.core.errors import ResourceError, RobenchError
 from robench.core.io import open_ordinary
 from robench.corruption.suite import cells, corruptions
-from robench.records import certificate_file, certification, inputs, samples
+from robench.records import certificate_file, certification, estimate, inputs, samples
 from robench.records import record as record_file
 from robench.records.certification import Certification
 from robench.records.cross_checks import with_warnings
@@ -189,6 +189,8 @@ def _check_figures(record: Record) -> None:
     for corruption, by_severity in extra.get("corruptions", {}).get("accuracy", {}).items():
         tables[f"corruptions.accuracy.{corruption}"] = by_severity
     shares |= {f"{table}.{name}": share for table, named in tables.items() for name, share in named.items()}
+    if estimate.FIELD in extra:
+        shares["estimate.at_most"] = extra[estimate.FIELD]["at_most"]
     shares |= {name: extra[name] for name in ("mce", "relative_mce") if name in extra}
     for name, share in shares.items():
         _check_share(name, share["value"], share["interval"])
@@ -215,6 +217,11 @@ def _check_rows(record: Record, rows) -> None:
         width = len(cells(corruptions(record.job.suite.attacks)))
         if any(len(row) != width for row in rows[samples.CORRUPTED.name].to_pylist()):
             raise ResourceError(f"{samples.FILE} has rows without exactly {width} corruptions and severities")
+    sampled = estimate.FIELD in record.extra
+    if sampled != (estimate.ORDER in rows.schema.names):
+        raise ResourceError(f"{samples.FILE} is {'not ' if sampled else ''}from an estimate")
+    if not sampled and estimate.NOT_ATTACKED in rows["fooled_by"].to_pylist():
+        raise ResourceError(f"{samples.FILE} has rows that were not attacked, as only an estimate has")
     randomised = record.extra.get(FIELD, {})
     if bool(randomised.get("fresh")) != (ANSWERS["robust"] in rows.schema.names):
         raise ResourceError(f"{samples.FILE} and {FIELD}.fresh disagree about whether there are fresh draws")

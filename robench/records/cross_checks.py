@@ -16,6 +16,7 @@ from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
 from robench.engine.outcome import ResultWarning
 from robench.engine.tolerances import beyond_chance
+from robench.records import estimate
 from robench.records.identity import subjects
 from robench.records.randomized import chosen_on
 from robench.records.reading import LeftOut, files_named
@@ -67,11 +68,18 @@ def with_warnings(
         extra = [*transfer.get(subject(record), []), *spread[(*subject(record), record.job.knowledge)]]
         if not _knows(record):
             extra = []
-        extra += old_draws(record)
+        extra += own_warnings(record)
         known = {warning.code for warning in record.health}
         extra = [warning for warning in extra if warning.code not in known]
         warned.append(replace(record, health=(*record.health, *extra)) if extra else record)
     return tuple(warned), left_out
+
+
+def own_warnings(record: Record) -> list[ResultWarning]:
+    """The warnings that follow from the content of a record and that its `health` leaves out."""
+    known = {warning.code for warning in record.health}
+    warnings = [*old_draws(record), *estimate.warnings_of(record.extra)]
+    return [warning for warning in warnings if warning.code not in known]
 
 
 def old_draws(record: Record) -> list[ResultWarning]:
