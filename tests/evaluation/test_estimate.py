@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import robench
 from robench import catalog
@@ -13,11 +14,13 @@ from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.engine import run as engine_run
+from robench.evaluation.challenge import challenge
 from robench.evaluation.estimate import Sampling
 from robench.records.collection import collect
 from robench.records.estimate import NOT_ATTACKED, OUTSIDE, Estimate, random_order
 from robench.records.record import stable_digest
 from robench.records.samples import read_samples
+from robench.records.submission import Submission
 from robench.reports.board import Choice, board
 from robench.statistics.sampling import Sample
 from robench.verification.verify import report
@@ -153,6 +156,20 @@ def test_an_estimate_that_hides_what_it_is_is_neither_ranked_nor_verified(result
     assert "not ranked: estimate" in board(collect([tmp_path]), width=200, choice=Choice(more=True))
     found = report(folder, load(DEFENSE, "digits"), load_dataset("digits", "test", N))
     assert {"health", field} <= {finding.field for finding in found.broken}
+    # The headline counts fields that the record lacks.
+    assert {"health", field} <= set(found.failed) and "health" not in found.trusted
+    assert (
+        str(found)
+        == f"FAILED: {len(found.held)} of {len(found.held) + len(found.failed)} checkable fields hold"
+    )
+
+
+def test_a_challenge_of_an_estimate_is_no_estimate(results, tmp_path):
+    loaded, images = load(DEFENSE, "digits"), load_dataset("digits", "test", N)
+    new = challenge(
+        results[1], Submission(images.x[:], None), "me", loaded, images, torch.device("cpu"), tmp_path
+    )
+    assert not new.is_estimate and not report(new.folder, loaded, images).broken
 
 
 def test_rows_of_an_estimate_without_its_figures_are_refused(results, tmp_path):
