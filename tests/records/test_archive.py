@@ -303,6 +303,29 @@ def test_prune_takes_what_is_no_record_and_nothing_else(tmp_path):
     assert not list(waste(tmp_path))
 
 
+@pytest.mark.parametrize("root", ["superseded", "results/superseded", "results", "results/p"])
+def test_prune_leaves_a_folder_of_records_that_is_called_superseded(tmp_path, root):
+    """Only in the folder of a record does the name say that a result was replaced."""
+    write(tmp_path / root, draw=1)
+    write(tmp_path / root, defense="superseded")
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    for place in (tmp_path, tmp_path / root, tmp_path / root / "digits-linf" / "superseded"):
+        assert not list(waste(place))
+    leftovers(tmp_path / root)
+    prune(waste(tmp_path))
+    assert set(before) <= set(tmp_path.rglob("*")) and not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("beside", ["certification.json", ".partial/state"])
+def test_prune_takes_what_a_certification_or_an_unfinished_run_superseded(tmp_path, beside):
+    (tmp_path / "p" / beside).parent.mkdir(parents=True)
+    (tmp_path / "p" / beside).write_bytes(b"{}")
+    old = tmp_path / "p" / "superseded" / "0123abcd" / "certification.json"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"{}")
+    assert ("superseded", old.parent) in {(each.kind, each.path) for each in waste(tmp_path)}
+
+
 def test_what_a_run_is_writing_stays(tmp_path):
     run = leftovers(tmp_path)
     with claim(run.folder):
