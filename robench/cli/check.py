@@ -68,16 +68,18 @@ def command(
     seconds: list[float] = []
     listed: list[Baseline] = []
     unreadable: dict[str, RobenchError] = {}
-    for path in baselines:
-        with common.collected(unreadable, path, alone=len(baselines) == 1):
+    # Errors are kept by position, because a baseline may be listed twice.
+    for position, path in enumerate(baselines):
+        with common.collected(unreadable, f"argument {position}", alone=len(baselines) == 1):
             listed += read_baselines(path)
-    for baseline in listed:
+    for position, baseline in enumerate(listed):
         options = Options(device=device, data_dir=data_dir, note=common.note)
         options = replace(options, **baseline.settings | given)
         begun = time.monotonic()
-        with common.collected(unreadable, str(baseline.folder), alone=len(listed) == len(baselines) == 1):
+        name = f"check {position}"
+        with common.collected(unreadable, name, alone=len(listed) == len(baselines) == 1):
             verdicts.append(check(baseline.folder, defense or baseline.defense, options))
-        if str(baseline.folder) in unreadable:
+        if name in unreadable:
             continue
         verdict = verdicts[-1]
         seconds.append(time.monotonic() - begun)

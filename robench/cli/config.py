@@ -46,6 +46,13 @@ def _read(context: click.Context, option: click.Parameter, path: str | None) -> 
             listed != [value] and not parameter.multiple
         ):
             raise UsageError(f"{path}: {key} = {value!r:.80}: expected one value")
+        whole = isinstance(parameter.type, click.types.IntParamType)
+        if any(
+            isinstance(item, bool) or (isinstance(item, float) and not item.is_integer())
+            for item in listed
+            if whole
+        ):
+            raise UsageError(f"{path}: {key} = {value!r:.80}: expected a whole number")
         values[parameter.name or name] = [str(item) for item in listed] if parameter.multiple else value
     context.default_map = {**(context.default_map or {}), **values}
     context.meta[_FILE] = path

@@ -73,11 +73,14 @@ def export_command(
     robench results merge mine.zip              # on another machine
     robench results export results/digits-linf/mimir-digits/autoattack --images --output adversarial.pt
     """
+    from robench.core.errors import UsageError
     from robench.records.archive import export
 
     if images:
         _export_images(sources, output, model_info, data_dir)
         return
+    if data_dir is not None:
+        raise UsageError("--data-dir finds the images of --images: add --images, or leave it out")
     if model_info:
         from robench.core.formatting import location
         from robench.records.collection import collect

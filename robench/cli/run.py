@@ -78,17 +78,19 @@ def command(
     Defaults: the protocol digits-linf, its suites, full attacker knowledge.
     See also robench sweep, curve and transfer. Terms: docs/glossary.md
     """
-    protocol, part = selection.protocol, share_of(share) if share else None
-    if share and engine != "local":
+    protocol, part = selection.protocol, share_of(share) if share is not None else None
+    if part and engine != "local":
         raise UsageError("--share runs one share here, and --engine ray runs all: give one of them")
+    if engine == "local" and (address is not None or gpus_per_worker is not None):
+        raise UsageError("--address and --gpus-per-worker need --engine ray")
     transfers = bool(sources or targets or finetune or (protocol and find_protocol(protocol).ends))
-    if (share or estimate is not None or engine != "local") and (transfers or swept or radii):
+    if (part or estimate is not None or engine != "local") and (transfers or swept or radii):
         raise UsageError(
             "--share, --estimate and --engine cannot be combined with transfers, --sweep and --curve"
         )
-    if share and estimate is not None:
+    if part and estimate is not None:
         raise UsageError("--estimate attacks a sample, and --share a part of all images: give one of them")
-    if certify_first:
+    if certify_first is not None:
         if transfers or swept or radii or estimate is not None:
             raise UsageError(
                 "--certify-first cannot be combined with transfers, --sweep, --curve and --estimate"
@@ -118,8 +120,6 @@ def command(
     chosen = selection.chosen()
     from robench.evaluation.run import run_all
 
-    if engine == "local" and (address or gpus_per_worker is not None):
-        raise UsageError("--address and --gpus-per-worker need --engine ray")
     cluster = {"engine": engine, "address": address, "gpus_per_worker": gpus_per_worker}
     options = replace(running.options, share=part, estimate=estimate, certify_first=certify_first, **cluster)
     records, failure = collect(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -42,9 +43,14 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
     downloaded. For an attack or a suite, the number of passes on an image that is never fooled is counted.
     """
     console = common.console()
-    if threat is not None and not (name in catalog.suites() or _is_attack(name)):
-        raise UsageError(f"--threat needs an attack or a suite, and {name} is neither")
-    if (Path(name) / "record.json").is_file() or name.endswith(".json"):
+    is_record = (Path(name) / "record.json").is_file() or name.endswith(".json")
+    for option in ("threat", "classes"):
+        if _is_given(option) and not (name in catalog.suites() or _is_attack(name)):
+            raise UsageError(f"--{option} needs an attack or a suite, and {name} is neither")
+    for option in ("picture", "data_dir"):
+        if _is_given(option) and not is_record:
+            raise UsageError(f"--{option.replace('_', '-')} needs the folder of a record, and {name} is none")
+    if is_record:
         _record(console, Path(name), picture, data_dir)
         return
     for kind, names in _known().items():
@@ -74,6 +80,11 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
 
         read_record(name)  # says what is missing there
     raise unknown_name("name", name, set().union(*_known().values()), "robench list shows all")
+
+
+def _is_given(option: str) -> bool:
+    """Whether an option is on the command line."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def _is_attack(text: str) -> bool:

@@ -100,6 +100,8 @@ def _channels_last(array: np.ndarray, path: Path, channels: int, shape: tuple[in
         raise ResourceError(
             f"{path}: images of shape {shape}: expected (N, H, W, 3), (N, 3, H, W), or (N, H, W) for gray images"
         )
+    if 0 in array.shape[1:]:
+        raise ResourceError(f"{path}: images of shape {shape} have no pixels")
     if channels < array.shape[-1]:
         raise ResourceError(f"{path}: images of shape {shape} have 3 channels: omit channels=1")
     array = np.repeat(array, channels // array.shape[-1], axis=-1)

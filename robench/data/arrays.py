@@ -10,6 +10,9 @@ from robench.core.specs import Spec, without
 from robench.data import _numpy_files
 from robench.data._base import Facts, Images, check_channels, check_split, described
 
+# The most classes of a file without names of classes, each of which is given one.
+_MOST = 100_000
+
 
 @registry.datasets.register("npz")
 @described(Facts("arrays x, y and optionally classes in the given archive"))
@@ -53,5 +56,10 @@ def load(
     if not len(y):
         raise ResourceError(f"{file} contains no images")
     x = _numpy_files.member_pixels(file, "x", samples, channels)
-    class_names = class_names or tuple(map(str, range(classes or int(y.max()) + 1)))
+    count = classes or int(y.max()) + 1
+    if not class_names and count > _MOST:
+        raise ResourceError(
+            f"{file}: {count:,} classes, from labels up to {int(y.max())}: expected at most {_MOST:,}"
+        )
+    class_names = class_names or tuple(map(str, range(count)))
     return Images(name, split, x, y[:samples], torch.arange(len(x)), class_names)

@@ -68,7 +68,8 @@ def challenge(
     samples = Samples(lazily(images.x), images.y, images.ids)
     with submitted_images(images.x[:], x_adv):
         outcome = Run(setup, build_attacks([spec], threat), samples, threat).outcome()
-    job = replace(job, suite=SuiteFacts(spec, (spec,)), knowledge="full")
+    # All images are judged, even for the record of an estimate.
+    job = replace(job, suite=SuiteFacts(spec, (spec,)), knowledge="full", half_width=0.0)
     finished = datetime.now(UTC)
     new = make_record(
         job,

@@ -51,8 +51,8 @@ class Radii:
         count = int(parts[2]) if len(parts) == 3 and re.fullmatch(r"[0-9]{1,3}", parts[2]) else 0
         if start is None or stop is None or not start < stop or not 2 <= count <= _MAX_COUNT:
             raise UsageError(
-                f'--curve "{text}": expected START:STOP:COUNT, such as 0:16/255:9, with radii of at least 0, '
-                f"STOP above START and COUNT from 2 to {_MAX_COUNT}"
+                f'"{text}" is no range of radii: expected START:STOP:COUNT, such as 0:16/255:9, with radii of at '
+                f"least 0, STOP above START and COUNT from 2 to {_MAX_COUNT}"
             )
         values = tuple(start + (stop - start) * i / (count - 1) for i in range(count))
         unit = Fraction(parts[1].partition("/")[2].strip() or 1)
@@ -94,7 +94,7 @@ def runs(
     all_suites = find_suites(names)
     for suite in all_suites:
         if suite.rungs:
-            raise UsageError(f"{suite.name} is a ladder of runs: --curve needs a single attack")
+            raise UsageError(f"{suite.name} is a ladder of runs: a curve needs a single attack")
     requests = []
     for defense in defenses:
         for name, suite in zip(names, all_suites, strict=True):
@@ -127,7 +127,7 @@ def _minimum_norm(suite: Suite, norm: str, name: str) -> Suite | None:
 
 def _threat(protocol: Protocol) -> Threat:
     if protocol.threat is None:
-        raise UsageError(f"{protocol.name} has no threat: --curve needs one, such as --threat Linf")
+        raise UsageError(f"{protocol.name} has no threat: a curve needs one, such as --threat Linf")
     return protocol.threat
 
 

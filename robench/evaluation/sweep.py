@@ -52,8 +52,8 @@ class Sweep:
         values = sorted(set(values))
         if not name or not 2 <= len(values) <= 100:
             raise UsageError(
-                f'--sweep "{text}": expected NAME=START:STOP:STEP, such as sigma=0:140:20, or NAME=A,B,..., with 2 to '
-                "100 values; STOP - START must be a multiple of STEP"
+                f'"{text}" is no sweep: expected NAME=START:STOP:STEP, such as sigma=0:140:20, or NAME=A,B,..., with 2 '
+                "to 100 values; STOP - START must be a multiple of STEP"
             )
         return cls(name, tuple(values))
 
@@ -79,7 +79,7 @@ def sweep(
         _check_builder(resolve(defense, protocol.dataset), sweep.name)
     attacks = find_suite(suite or protocol.suites[0])
     if attacks.rungs:
-        raise UsageError(f"{attacks.name} is a ladder of runs: --sweep needs a single attack")
+        raise UsageError(f"{attacks.name} is a ladder of runs: a sweep needs a single attack")
     requests = []
     for value in sweep.values:
         name, changed = defense, attacks

@@ -19,10 +19,10 @@ from robench.core.errors import ResourceError, UsageError
 from robench.core.formatting import size
 from robench.core.io import claim, disk_errors, read_ordinary, sync_folder, write_file, write_whole
 from robench.records import record as record_file
-from robench.records.collection import check, in_memory
+from robench.records.collection import check, check_files, in_memory
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, decode, read_record
-from robench.records.store import PARTIAL, SUPERSEDED, aside, place_of, shelf_place, slug, supersede
+from robench.records.store import PARTIAL, SUPERSEDED, aside, place_of, shelf_place, supersede
 
 ARCHIVE = ".zip"
 # Date of every file in an archive, so that the same records give the same bytes.
@@ -266,8 +266,7 @@ def _bundle(read: Callable[[str], bytes]) -> Bundle | str:
     try:
         encoded = read(record_file.FILE)
         record = decode(encoded)
-        if unsafe := [name for name in record.files if slug(name) != name]:
-            return f"files.{unsafe[0]} is not the name of a file beside it"
+        check_files(record)
         contents = {name: read(name) for name in sorted(record.files)}
         for name, digest in record.files.items():
             if (actual := hashlib.sha256(contents[name]).hexdigest()) != digest:

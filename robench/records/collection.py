@@ -10,7 +10,7 @@ from robench.core import registry, specs
 from robench.core.errors import ResourceError, RobenchError
 from robench.core.io import open_ordinary
 from robench.corruption.suite import cells, corruptions
-from robench.records import certificate_file, certification, samples
+from robench.records import certificate_file, certification, estimate, inputs, samples
 from robench.records import record as record_file
 from robench.records.certification import Certification
 from robench.records.cross_checks import with_warnings
@@ -19,9 +19,11 @@ from robench.records.randomized import ANSWERS, FIELD
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, read_record
 from robench.records.remote import local_copy
-from robench.records.store import aside, slug
+from robench.records.store import aside
 from robench.threats.threat import NO_THREAT, Threat
 
+# The files that a record has beside its record.json.
+FILES = (samples.FILE, certificate_file.FILE, inputs.FILE)
 # Tolerance of fractions and their intervals, which are stored in full precision.
 _ROUNDING = 1e-9
 
@@ -100,9 +102,7 @@ def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
     try:
         _check_names(record)
         _check_figures(record)
-        for name in record.files:
-            if slug(name) != name:
-                raise ResourceError(f"files.{name} is not the name of a file beside it")
+        check_files(record)
         rows = _read(opened, samples.FILE, lambda file: samples.decode(file.read()))
         _check_rows(record, rows)
         # Certificates are large and may be missing from a record that is shown on a board.
@@ -111,6 +111,18 @@ def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
         raise
     except RobenchError as error:
         raise ResourceError(str(error)) from error
+
+
+def check_files(record: Record) -> None:
+    """Refuse a record whose `files` names anything else than `FILES`.
+
+    A file of another name could be the result of another command, which would count without having been run.
+
+    Raises:
+        ResourceError: naming the first such file.
+    """
+    if others := [name for name in record.files if name not in FILES]:
+        raise ResourceError(f"files.{others[0]} is not a file of a record: expected {', '.join(FILES)}")
 
 
 def _read(
@@ -177,6 +189,8 @@ def _check_figures(record: Record) -> None:
     for corruption, by_severity in extra.get("corruptions", {}).get("accuracy", {}).items():
         tables[f"corruptions.accuracy.{corruption}"] = by_severity
     shares |= {f"{table}.{name}": share for table, named in tables.items() for name, share in named.items()}
+    if estimate.FIELD in extra:
+        shares["estimate.at_most"] = extra[estimate.FIELD]["at_most"]
     shares |= {name: extra[name] for name in ("mce", "relative_mce") if name in extra}
     for name, share in shares.items():
         _check_share(name, share["value"], share["interval"])
@@ -203,6 +217,11 @@ def _check_rows(record: Record, rows) -> None:
         width = len(cells(corruptions(record.job.suite.attacks)))
         if any(len(row) != width for row in rows[samples.CORRUPTED.name].to_pylist()):
             raise ResourceError(f"{samples.FILE} has rows without exactly {width} corruptions and severities")
+    sampled = estimate.FIELD in record.extra
+    if sampled != (estimate.ORDER in rows.schema.names):
+        raise ResourceError(f"{samples.FILE} is {'not ' if sampled else ''}from an estimate")
+    if not sampled and estimate.NOT_ATTACKED in rows["fooled_by"].to_pylist():
+        raise ResourceError(f"{samples.FILE} has rows that were not attacked, as only an estimate has")
     randomised = record.extra.get(FIELD, {})
     if bool(randomised.get("fresh")) != (ANSWERS["robust"] in rows.schema.names):
         raise ResourceError(f"{samples.FILE} and {FIELD}.fresh disagree about whether there are fresh draws")

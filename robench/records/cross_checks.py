@@ -3,6 +3,7 @@
 They are shown together with the warnings of the run wherever a record is shown. No file is changed.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
 from robench.engine.outcome import ResultWarning
 from robench.engine.tolerances import beyond_chance
+from robench.records import estimate
 from robench.records.identity import subjects
 from robench.records.randomized import chosen_on
 from robench.records.reading import LeftOut, files_named
@@ -25,6 +27,11 @@ from robench.threats.knowledge import Knowledge
 DIAGNOSIS = "diagnosis"
 FILE = "diagnosis.json"
 SCHEMA = 1
+
+
+def is_diagnosis(folder: str) -> bool:
+    """Whether a folder has a name that robench diagnose gives: diagnosis[@<knowledge>][+seed<k>]."""
+    return re.split("[@+]", folder)[0] == DIAGNOSIS
 
 
 def with_warnings(
@@ -61,11 +68,18 @@ def with_warnings(
         extra = [*transfer.get(subject(record), []), *spread[(*subject(record), record.job.knowledge)]]
         if not _knows(record):
             extra = []
-        extra += old_draws(record)
+        extra += own_warnings(record)
         known = {warning.code for warning in record.health}
         extra = [warning for warning in extra if warning.code not in known]
         warned.append(replace(record, health=(*record.health, *extra)) if extra else record)
     return tuple(warned), left_out
+
+
+def own_warnings(record: Record) -> list[ResultWarning]:
+    """The warnings that follow from the content of a record and that its `health` leaves out."""
+    known = {warning.code for warning in record.health}
+    warnings = [*old_draws(record), *estimate.warnings_of(record.extra)]
+    return [warning for warning in warnings if warning.code not in known]
 
 
 def old_draws(record: Record) -> list[ResultWarning]:
@@ -130,7 +144,9 @@ def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple
         for file in files_named(FILE, root):
             if isinstance(file, LeftOut):
                 left_out.append(file)
-            elif (place := file.resolve()) not in diagnoses:
+                continue
+            # A file of this name in another folder is not from robench diagnose.
+            if is_diagnosis(file.absolute().parent.name) and (place := file.resolve()) not in diagnoses:
                 try:
                     diagnoses[place] = read_diagnosis(file)
                 except ResourceError as error:

@@ -99,6 +99,18 @@ class Estimate:
         )
 
 
+def warnings_of(extra: Mapping[str, Any]) -> list[ResultWarning]:
+    """The warning that keeps a record from being ranked, from its further fields; empty if it is no estimate."""
+    if FIELD not in extra:
+        return []
+    figures = extra[FIELD]
+    text = (
+        f"the suite attacked {figures['attacked']:,} of the {figures['survivors']:,} images that survive a cheaper "
+        "suite: robust accuracy is an estimate"
+    )
+    return [ResultWarning(WARNING, text)]
+
+
 def bound(accuracy: Accuracy, extra: Mapping[str, Any]) -> Accuracy:
     """The upper bound that a record proves: its robust accuracy, or for an estimate the images that are not fooled."""
     if FIELD not in extra:

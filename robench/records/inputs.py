@@ -1,12 +1,17 @@
 """The inputs for checking a record: its images, and the name of its defense."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robench.core import specs
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import read_ordinary
-from robench.data import Images, load_dataset
+from robench.data import load_dataset
 from robench.records.record import Record
+
+# Boards read records without torch.
+if TYPE_CHECKING:
+    from robench.data._base import Images
 
 # File of a record's own images if they are from no data set, and the data set name for these.
 FILE = "images.npz"
@@ -15,7 +20,7 @@ BESIDE = f"npz:{FILE}"
 MODEL = "model:"
 
 
-def images_of(record: Record, data_dir: str | None = None) -> Images:
+def images_of(record: Record, data_dir: str | None = None) -> "Images":
     """The images of a record: its own file if it has one, otherwise those of its data set.
 
     Raises:

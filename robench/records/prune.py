@@ -8,7 +8,7 @@ from pathlib import Path
 
 from robench.core.errors import ResourceError
 from robench.core.io import disk_errors, is_claimed
-from robench.records import record
+from robench.records import certification, record
 from robench.records.store import PARTIAL, SUPERSEDED
 
 KINDS = ("partial", "superseded", "temporary")
@@ -37,7 +37,9 @@ def waste(root: Path | str, kinds: Sequence[str] = KINDS) -> Iterator[Waste]:
     for path, folders, files in os.walk(root):
         folder = Path(path)
         removable = [
-            (folder / name, kind) for name in sorted(folders) if (kind := _kind_of_folder(folder, name))
+            (folder / name, kind)
+            for name in sorted(folders)
+            if (kind := _kind_of_folder(folder, name, folder != root and _is_shelf(folder)))
         ]
         # Files that an interrupted `write_whole` left.
         leftovers = sorted(name for name in files if name.startswith(".") and name.endswith(".tmp"))
@@ -48,14 +50,24 @@ def waste(root: Path | str, kinds: Sequence[str] = KINDS) -> Iterator[Waste]:
             yield from (Waste(path, kind, _size(path)) for path, kind in removable if kind in kinds)
 
 
-def _kind_of_folder(folder: Path, name: str) -> str:
+def _is_shelf(folder: Path) -> bool:
+    """Whether a folder holds superseded results: it lies in the folder of a result or an unfinished run.
+
+    Any other folder of this name is a user's own, such as a whole folder of records that were put away.
+    """
+    names = (record.FILE, certification.FILE, PARTIAL)
+    return folder.name == SUPERSEDED and any((folder.parent / name).exists() for name in names)
+
+
+def _kind_of_folder(folder: Path, name: str, shelf: bool) -> str:
     if (folder / name).is_symlink():
         return ""
     if name == PARTIAL:
         return "partial"
-    if folder.name == SUPERSEDED:
-        # A copy that was never finished, or a record whose removal was cut short.
-        whole = not name.startswith(".") and (folder / name / record.FILE).is_file()
+    if shelf:
+        # A copy that was never finished, or a result whose removal was cut short.
+        files = (folder / name / record.FILE, folder / name / certification.FILE)
+        whole = not name.startswith(".") and any(file.is_file() for file in files)
         return "superseded" if whole else "temporary"
     return "temporary" if name.startswith(".") and name.endswith(PARTIAL) else ""
 

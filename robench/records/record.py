@@ -184,6 +184,11 @@ class Record:
         """Whether this is a run under corruptions, which has no attacks."""
         return "corruptions" in self.extra
 
+    @property
+    def is_estimate(self) -> bool:
+        """Whether the suite was run on a sample of the images (`robench.records.estimate`)."""
+        return "estimate" in self.extra or self.job.half_width > 0
+
     def to_dict(self) -> dict[str, Any]:
         """The content of record.json, in order."""
         fields = as_json(self)

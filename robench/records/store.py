@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from robench.core.errors import ResourceError
 from robench.core.io import Content, disk_errors, refuse_link, sync_folder, write_whole
 from robench.records import certificate_file, provenance, randomized, record, samples
-from robench.records.cross_checks import DIAGNOSIS
+from robench.records.cross_checks import is_diagnosis
 from robench.records.record import Job, Record, read_record
 from robench.statistics.accuracy import Accuracy
 from robench.threats.threat import Threat
@@ -32,9 +32,7 @@ _LONGEST = 100
 
 def aside(folders: Sequence[str]) -> bool:
     """Whether a file in these nested folders belongs to a superseded record, an unfinished run or a diagnosis."""
-    return SUPERSEDED in folders or any(
-        part.endswith(PARTIAL) or part.partition("@")[0] == DIAGNOSIS for part in folders
-    )
+    return SUPERSEDED in folders or any(part.endswith(PARTIAL) or is_diagnosis(part) for part in folders)
 
 
 def slug(name: str) -> str:

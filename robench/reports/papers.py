@@ -150,7 +150,7 @@ def _measured(table: Table, row: Row, column: Column, records: Sequence[Record])
         record
         for record in records
         if row.defense
-        and not record.job.half_width
+        and not record.is_estimate
         and record.job.defense.name == row.defense
         and same_threat(record.job.threat, table.threat)
         and specs.parse(record.job.dataset.name).name == table.dataset

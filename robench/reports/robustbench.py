@@ -110,7 +110,7 @@ def model_info(record: Record) -> dict[str, Any]:
     job, threat = record.job, record.job.threat_model
     attacks = build_attacks(catalog.suites()["autoattack"].specs(threat.norm), threat)
     standard = tuple(spec for spec, _ in attacks)
-    partial = job.suite.attacks != standard or bool(job.half_width)
+    partial = job.suite.attacks != standard or record.is_estimate
     if partial or job.knowledge != "full" or threat.norm not in ("Linf", "L2"):
         raise UsageError(
             f"{job.defense.name} under {job.suite.name}, {job.knowledge}, {threat}: RobustBench's files need "

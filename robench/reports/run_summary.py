@@ -11,7 +11,7 @@ from rich.text import Text
 
 from robench.core.formatting import count, duration, location
 from robench.core.sanitize import plain
-from robench.records.cross_checks import old_draws
+from robench.records.cross_checks import own_warnings
 from robench.records.randomized import FIELD, draws_label
 from robench.records.record import Record
 from robench.reports import corruption
@@ -135,7 +135,7 @@ def cost(record: Record) -> str:
 
 def describe(record: Record) -> RenderableType:
     """The full content of a record, for `robench show`."""
-    record = replace(record, health=(*record.health, *old_draws(record)))
+    record = replace(record, health=(*record.health, *own_warnings(record)))
     return Group(run_table([record]), Text(), provenance(record))
 
 

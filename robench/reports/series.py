@@ -80,7 +80,7 @@ def _places(record: Record) -> Iterator[tuple[tuple, float]]:
     images = (job.dataset.digest, job.n, job.defense.checkpoint_sha256)
     yield (RADIUS, f"{threat.kind} radius", name, suite, job.knowledge, *images), threat.eps
     # An estimate of a suite is not a point among runs on all images.
-    for base, setting, value in attack_settings(() if job.half_width else job.suite.attacks):
+    for base, setting, value in attack_settings(() if record.is_estimate else job.suite.attacks):
         yield (ATTACK, setting, name, base, job.knowledge, job.threat, *images), value
     for base, setting, value in defense_settings(job.defense.name):
         yield (DEFENSE, setting, base, suite, job.knowledge, job.threat, job.seed, *images), value

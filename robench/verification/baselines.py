@@ -1,5 +1,6 @@
 """Read which checks to run: one record folder, or a TOML file that lists several checks."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from robench.catalog import read_toml
 from robench.core.errors import UsageError
 from robench.core.fields import check_table
+from robench.core.trust import like
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def read_baselines(path: Path | str) -> list[Baseline]:
     """Read the checks of `path`.
 
     A TOML file has tables `[[check]]`. Each has `baseline`, a folder relative to the file, and optionally `defense`,
-    `checkpoint`, `margin`, `tolerance`, `false_alarm` and `miss`.
+    `checkpoint`, `margin`, `tolerance`, `false_alarm` and `miss`. A checkpoint is a file relative to the TOML file, or
+    if there is none, whatever `--checkpoint` accepts.
 
     Raises:
         ResourceError: when the file cannot be read.
@@ -61,4 +64,8 @@ def _baseline(table: Any, path: Path, number: int) -> Baseline:
     source = f"{path}: check {number}"
     check_table(table, Check, source)
     settings = {key: value for key, value in table.items() if key not in ("baseline", "defense")}
+    # A path relative to the current folder, or a URL, is used as it is written.
+    checkpoint = table.get("checkpoint")
+    if checkpoint and os.path.lexists(beside := path.parent / checkpoint):
+        settings["checkpoint"] = like(checkpoint, str(beside))
     return Baseline(path.parent / table["baseline"], table.get("defense"), settings)

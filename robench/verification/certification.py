@@ -6,6 +6,7 @@ follows by arithmetic from the rows.
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from robench.engine.batched_model import frozen
 from robench.engine.setup import Setup
 from robench.records import certificates
 from robench.records.certification import ROWS, Certification, Rows, read, read_rows
-from robench.records.findings import Finding, equal, rows_named
+from robench.records.findings import Finding, equal, rows_named, same, same_accuracy
+from robench.records.record import DefenseFacts
 from robench.records.samples import input_digests
+from robench.statistics.accuracy import Accuracy
 from robench.threats.threat import Threat
 from robench.verification.replay import Sample, missed
 
@@ -49,12 +52,13 @@ def verify(
     checked = [*_names(result, loaded, images), *_files(result, folder), *_rows(rows, images)]
     if not all(finding.held for finding in checked):
         return checked
-    checked += _arithmetic(result, rows)
     setup = Setup(
         loaded.defense, result.seed, device, result.batch_size, stochastic=loaded.defense.stochastic
     )
     case = Case(loaded, images, setup, Threat.parse(result.threat))
     with frozen(loaded.defense):
+        find_certifier(result.method).check(case)
+        checked += [*_proof(result, case), *_arithmetic(result, rows)]
         chosen = sample.rows(rows.id.tolist())
         checked.append(_bounds(result, rows, case, chosen))
         if result.attacked:
@@ -69,20 +73,23 @@ def verify(
 def trust(result: Certification, sample: Sample) -> str:
     """What verification leaves open, in one sentence."""
     n, drawn = result.n, min(sample.count, result.n)
+    attack = "attacked.suite and attacked.draws, " if result.attacked else ""
+    always = f"{attack}the protocol's name, times, passes and the machine"
     if drawn == n:
-        return "on trust: nothing but times, passes and the machine"
+        return f"on trust: {always}"
     false = max(1, round(0.2 * n))
     return (
-        f"on trust: the bounds of {n - drawn} images; had {false} of {n} been false, {drawn} random images would have "
-        f"missed them with probability {missed(n, false, drawn):.2g} (--replay {n} proves all again)"
+        f"on trust: {always}, and the bounds of {n - drawn} images; had {false} of {n} been false, {drawn} random "
+        f"images would have missed them with probability {missed(n, false, drawn):.2g} (--replay {n} proves all again)"
     )
 
 
 def _names(result: Certification, loaded: Loaded, images: Images) -> Iterator[Finding]:
-    source = "the defense that was loaded"
-    for name in ("name", "card_digest", "checkpoint_sha256", "state_sha256"):
-        yield equal(f"defense.{name}", getattr(result.defense, name), getattr(loaded, name), source)
-    yield equal("dataset.digest", result.dataset.digest, images.digest, "the images that were loaded")
+    for name, actual in asdict(DefenseFacts.of(loaded)).items():
+        yield equal(f"defense.{name}", getattr(result.defense, name), actual, "the defense that was loaded")
+    for name in ("name", "split", "digest"):
+        claimed, actual = getattr(result.dataset, name), getattr(images, name)
+        yield equal(f"dataset.{name}", claimed, actual, "the images that were loaded")
     yield equal("n", result.n, len(images), "the images that were loaded")
 
 
@@ -104,28 +111,44 @@ def _rows(rows: Rows, images: Images) -> Iterator[Finding]:
         yield Finding(f"bounds.{name}", claimed == actual, f"that of the {len(actual)} images")
 
 
+def _proof(result: Certification, case: Case) -> Iterator[Finding]:
+    """Check what the method says of this proof."""
+    certifier, threat = find_certifier(result.method), case.threat
+    assert threat is not None
+    yield equal("norm", result.norm, certifier.norm or threat.norm, "of the method")
+    yield equal("alpha", result.alpha, certifier.alpha, "of the method")
+    yield equal("of_vote", result.of_vote, certifier.of_vote, "of the method")
+    yield equal("facts", result.facts, certifier.facts(case), "of the method and the defense")
+
+
 def _arithmetic(result: Certification, rows: Rows) -> Iterator[Finding]:
     """Check every figure that follows from the rows."""
     eps, counted = Threat.parse(result.threat).eps, "counted from the rows"
     yield Finding(
         "certified", result.certified == rows.certified(eps), f"{result.certified.correct} {counted}"
     )
+    # A method without a norm proves a single radius.
+    radii = [radius for radius, _ in rows.curve(eps)] if find_certifier(result.method).norm else [eps]
     wrong = [radius for radius, share in result.curve if share != rows.certified(radius)]
-    yield Finding("curve", not wrong, f"{len(result.curve)} radii {counted}")
+    held = not wrong and same([radius for radius, _ in result.curve], radii)
+    yield Finding("curve", held, f"{len(radii)} radii {counted}")
     yield equal("average_radius", result.average_radius, rows.average_radius, counted)
     yield equal("abstained", result.abstained, int((rows.prediction == ABSTAINED).sum()), counted)
-    yield equal("alpha", result.alpha, find_certifier(result.method).alpha, "of the method")
+    names = {""}
     if result.attacked:
-        robust = int((rows.fooled_by == "").sum())
-        yield equal("attacked.accuracy.correct", result.attacked.accuracy.correct, robust, counted)
+        expected = Accuracy.of(int((rows.fooled_by == "").sum()), result.n)
+        yield from same_accuracy("attacked.accuracy", result.attacked.accuracy, expected, "Wilson's, 95 %")
+        attacked = int((~rows.holds(eps) & (rows.fooled_by != "clean")).sum())
+        yield equal("attacked.attacked", result.attacked.attacked, attacked, counted)
         both = (rows.fooled_by != "") & rows.holds(eps)
         yield Finding("bounds.fooled_by", not both.any(), "no image is both certified and fooled")
+        names |= {"clean", "+".join(result.attacked.suite)}
+    yield Finding("bounds.fooled_by", names >= set(rows.fooled_by.tolist()), "the attacks of this result")
 
 
 def _bounds(result: Certification, rows: Rows, case: Case, chosen: list[int]) -> Finding:
     """Prove the bounds of some images again."""
     certifier, wrong = find_certifier(result.method), []
-    certifier.check(case)
     for start in range(0, len(chosen), _PART):
         part = chosen[start : start + _PART]
         again = certifier.bounds(case, part)

@@ -16,6 +16,9 @@ def findings(e: Evidence, clean: int) -> Iterator[Finding]:
         clean: number of images that are classified correctly without an attack.
     """
     record, rows = e.record, e.rows
+    if estimate.ORDER not in rows:
+        yield Finding(f"samples.{estimate.ORDER}", False, "the column is missing")
+        return
     expected = Estimate.of(rows["fooled_by"], rows[estimate.ORDER])
     clean_accuracy = Accuracy.of(clean, record.job.n)
     yield from same_accuracy("clean_accuracy", record.clean_accuracy, clean_accuracy, "Wilson's, 95 %")
@@ -25,6 +28,12 @@ def findings(e: Evidence, clean: int) -> Iterator[Finding]:
     covers = tuple(f"{estimate.FIELD}.{name}" for name in claimed)
     yield equal(estimate.FIELD, claimed, expected.figures(), "counted from the samples", *covers)
     yield _order(e, expected.sample.drawn)
+    codes = [warning.code for warning in record.health]
+    yield Finding("health", estimate.WARNING in codes, f"has the warning {estimate.WARNING}")
+    named = record.job.half_width > 0 and record.job.suite.name.endswith(estimate.SUFFIX)
+    yield Finding(
+        "half_width", named, f"above 0, and suite.name ends in{estimate.SUFFIX}, as for every estimate"
+    )
 
 
 def _order(e: Evidence, drawn: int) -> Finding:

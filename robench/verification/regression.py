@@ -111,7 +111,7 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
     record = read_record(baseline)
     if record.corrupted:
         raise UsageError(f"{baseline} is of a run under corruptions: robench verify re-checks it")
-    if record.job.half_width:
+    if record.is_estimate:
         suite = record.job.suite.name.removesuffix(SUFFIX)
         raise UsageError(f"{baseline} is an estimate: run {suite} on all images for a baseline")
     name, images = defense_of(record, defense), images_of(record, options.data_dir)

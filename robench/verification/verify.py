@@ -50,7 +50,7 @@ class Report:
 
     Attributes:
         findings: everything that was checked, in order.
-        held, failed: fields by their names in the table.
+        held, failed: fields by their names in the table, or as the failed check names them.
         trusted: maps each field on trust to the reason.
         proven: what is proven about the defense; empty when an earlier check failed.
     """
@@ -127,10 +127,17 @@ def report(
     held, failed, trusted = [], [], {}
     for line in present:
         relevant = [item for item in checked if line.name in _covered(item, kind)]
-        if relevant and (not line.trust or any(line.name in item.covers for item in relevant)):
-            (held if all(item.held for item in relevant) else failed).append(line.name)
+        if not all(item.held for item in relevant):
+            failed.append(line.name)
+        elif relevant and (not line.trust or any(line.name in item.covers for item in relevant)):
+            held.append(line.name)
         else:
             trusted[line.name] = line.trust or "cannot be checked here"
+    # A field may fail because it is missing, or belongs to another kind of record.
+    unlisted = [
+        item.field for item in checked if not item.held and not set(_covered(item, kind)) & set(failed)
+    ]
+    failed += dict.fromkeys(unlisted)
     trusted |= dict.fromkeys(unknown, "a field that this release does not know")
     proven = checked[-1].proven if checked else ""
     return Report(tuple(checked), tuple(held), tuple(failed), trusted, proven)

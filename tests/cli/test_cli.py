@@ -370,6 +370,34 @@ def test_a_threat_without_an_attack_to_count_is_refused(robench_cli):
     assert (code, out) == (2, "") and "--threat needs an attack or a suite" in err
 
 
+RUN = ("run", "--defense", "standard", "--attack", "pgd", "--samples", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("show", "pgd-at-digits", "--classes", "5"), "--classes needs an attack or a suite"),
+        (("show", "pgd-at-digits", "--picture", "a.png"), "--picture needs the folder of a record"),
+        (("show", "digits", "--data-dir", "."), "--data-dir needs the folder of a record"),
+        ((*RUN, "--sweep", "attack.steps=1,2", "--address", "ray://x"), "need --engine ray"),
+        ((*RUN, "--curve", "0:0.1:3", "--gpus-per-worker", "1"), "need --engine ray"),
+        ((*RUN, "--address", ""), "need --engine ray"),
+        ((*RUN, "--share", ""), '--share "": expected I/K'),
+        ((*RUN, "--certify-first", ""), "expected"),
+        (("verify", "somewhere", "--replay-seed", "3"), "--replay-seed chooses the images of --replay"),
+        (
+            ("results", "export", ".", "--output", "a.zip", "--data-dir", "."),
+            "--data-dir finds the images of",
+        ),
+        (("sweep", "attack.steps=5", *RUN[1:]), '"attack.steps=5" is no sweep: expected NAME='),
+        (("curve", "0:1", *RUN[1:]), '"0:1" is no range of radii: expected START:STOP:COUNT'),
+    ],
+)
+def test_options_without_effect_and_other_mistakes_are_one_line(robench_cli, arguments, said):
+    code, out, err = robench_cli(*arguments)
+    assert (code, out) == (2, "") and said in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("knowledge", ["transfer:nobody", "half"])
 def test_an_attacker_that_cannot_be_leaves_no_folder(robench_cli, tmp_path, knowledge):
     code, out, err = robench_cli("run", "--defense", "pgd-at", *QUICK, "--knowledge", knowledge)

@@ -81,6 +81,9 @@ def test_a_share_goes_with_one_run(robench, arguments):
         ("samples = [1, 2]", "samples = [1, 2]: expected one value"),
         ("[defense]\nname = 1", "expected one value"),
         ('samples = "many"', "samples"),
+        ("samples = 5.9", "samples = 5.9: expected a whole number"),
+        ("samples = inf", "samples = inf: expected a whole number"),
+        ("samples = true", "samples = True: expected a whole number"),
         ("samples =", "is not valid TOML"),
     ],
 )

@@ -120,6 +120,11 @@ def test_archives_in_every_layout(tmp_path, layout):
         ),
         ({"x": np.zeros((2, 4, 4, 3)), "y": np.array([None, 1])}, "damaged or not an array of numbers"),
         ({"x": np.zeros((0, 4, 4, 3)), "y": np.zeros(0, int)}, "no images"),
+        ({"x": np.zeros((2, 0, 0, 3), np.uint8), "y": np.zeros(2, int)}, "have no pixels"),
+        (
+            {"x": np.zeros((2, 4, 4, 3)), "y": np.array([0, 3_000_000])},
+            "3,000,001 classes, .* at most 100,000",
+        ),
     ],
 )
 def test_bad_archives_are_reported(tmp_path, arrays, said):

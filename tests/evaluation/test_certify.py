@@ -96,6 +96,7 @@ def test_a_saved_result_is_reused_verified_and_shown(cli, tmp_path):
     code, out, err = cli("verify", str(result.folder), "--trust", "--replay", "12")
     assert code == 0, err
     assert f"VERIFIED: at least {result.certified.correct} and at most" in out
+    assert "on trust: attacked.suite and attacked.draws, the protocol's name, times" in out
     code, out, _ = cli("board", "--trust")
     assert code == 0 and "certified from below" in out and ">= " in out and "<= " in out
     code, out, _ = cli("board", "--trust", "--format", "json")
@@ -167,6 +168,26 @@ def test_another_setting_keeps_the_old_result(cli, tmp_path):
     assert len(found.certifications) == 1 and not found.left_out
 
 
+def test_a_record_beside_a_certification_is_verified_too(cli, tmp_path):
+    assert cli(*WHOLE[:-4], "--attack", "none")[0] == 0
+    (folder,) = (tmp_path / "results").glob("*/*/smooth*")
+    plain = "python:tests.certification.cases.linear"
+    run = ("run", "--defense", plain, *DATA, "--threat", "L2:0.25", "--attack", "fgsm", "--workers", "1")
+    assert cli(*run, "--results", "attacked")[0] == 0
+    (file,) = (tmp_path / "attacked").rglob("record.json")
+    shutil.copytree(file.parent, folder, dirs_exist_ok=True)
+    code, out, err = cli("verify", str(folder), "--trust")
+    assert code == 0 and out.count("VERIFIED") == 2, err
+    content = json.loads((folder / "record.json").read_text())
+    content["robust_accuracy"].update(correct=12, value=1.0)
+    (folder / "record.json").write_text(json.dumps(content))
+    code, out, err = cli("verify", str(folder), "--trust")
+    assert code == 1 and out.count("VERIFIED") == 1 and "record.json failed: robust_accuracy" in err
+    (folder / "record.json").unlink()
+    (folder / "record.json").symlink_to("nowhere")
+    assert cli("verify", str(folder), "--trust")[0] != 0
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -176,6 +197,17 @@ def test_another_setting_keeps_the_old_result(cli, tmp_path):
         (lambda content: content["files"].update({files.ROWS: "0" * 64}), f"files.{files.ROWS}"),
         (lambda content: content.update(average_radius=9.0), "average_radius"),
         (lambda content: content.update(alpha=0.0001), "alpha"),
+        (lambda content: content["attacked"]["accuracy"].update(value=0.999), "attacked.accuracy.value"),
+        (lambda c: c["attacked"]["accuracy"].update(interval=[0.9, 1.0]), "attacked.accuracy.interval"),
+        (lambda content: content["attacked"].update(attacked=12), "attacked.attacked"),
+        (lambda content: content.update(attacked=None), "bounds.fooled_by"),
+        (lambda content: content["facts"].update(sigma=9.0), "facts"),
+        (lambda content: content.update(of_vote=False), "of_vote"),
+        (lambda content: content.update(norm="Linf"), "norm"),
+        (lambda content: content.update(curve=[]), "curve"),
+        (lambda content: content.update(curve=content["curve"][:1]), "curve"),
+        (lambda content: content["defense"].update(family="mimir"), "defense.family"),
+        (lambda content: content["defense"].update(parameters=1), "defense.parameters"),
     ],
 )
 def test_a_false_figure_fails_verification(cli, tmp_path, change, field):
@@ -184,7 +216,7 @@ def test_a_false_figure_fails_verification(cli, tmp_path, change, field):
     change(content)
     (folder / files.FILE).write_text(json.dumps(content))
     code, out, err = cli("verify", str(folder), "--trust")
-    assert code == 1 and "FAILED" in out and field in err
+    assert code == 1 and "FAILED" in out and field in err.split("failed: ")[1].rstrip().split(", ")
 
 
 def test_false_rows_fail_verification(cli, tmp_path):

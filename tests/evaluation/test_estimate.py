@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 import robench
 from robench import catalog
@@ -12,11 +14,13 @@ from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.engine import run as engine_run
+from robench.evaluation.challenge import challenge
 from robench.evaluation.estimate import Sampling
 from robench.records.collection import collect
 from robench.records.estimate import NOT_ATTACKED, OUTSIDE, Estimate, random_order
 from robench.records.record import stable_digest
 from robench.records.samples import read_samples
+from robench.records.submission import Submission
 from robench.reports.board import Choice, board
 from robench.statistics.sampling import Sample
 from robench.verification.verify import report
@@ -130,6 +134,63 @@ def test_verify_refuses_a_sample_of_convenient_images(results, tmp_path, column)
     folder = forge.copied(record, tmp_path / "forged")
     forge.set_rows(folder, {column: {drawn[0]: rows[column][left], left: rows[column][drawn[0]]}})
     assert "samples.order" in report(folder, loaded, images).failed
+
+
+def as_a_run(content):
+    """The name and the settings of a run on all images."""
+    content.update(health=[])
+    content["suite"]["name"] = SUITE
+    del content["half_width"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [(lambda content: content.update(health=[]), "health"), (as_a_run, "half_width")]
+)
+def test_an_estimate_that_hides_what_it_is_is_neither_ranked_nor_verified(results, tmp_path, change, field):
+    folder = forge.copied(results[1], tmp_path / "p" / "d" / "s")
+    content = forge.read(folder)
+    change(content)
+    forge.write(folder, content)
+    (record,) = collect([tmp_path])
+    assert [warning.code for warning in record.health] == ["estimate"] and record.is_estimate
+    assert "not ranked: estimate" in board(collect([tmp_path]), width=200, choice=Choice(more=True))
+    found = report(folder, load(DEFENSE, "digits"), load_dataset("digits", "test", N))
+    assert {"health", field} <= {finding.field for finding in found.broken}
+    # The headline counts fields that the record lacks.
+    assert {"health", field} <= set(found.failed) and "health" not in found.trusted
+    assert (
+        str(found)
+        == f"FAILED: {len(found.held)} of {len(found.held) + len(found.failed)} checkable fields hold"
+    )
+
+
+def test_a_challenge_of_an_estimate_is_no_estimate(results, tmp_path):
+    loaded, images = load(DEFENSE, "digits"), load_dataset("digits", "test", N)
+    new = challenge(
+        results[1], Submission(images.x[:], None), "me", loaded, images, torch.device("cpu"), tmp_path
+    )
+    assert not new.is_estimate and not report(new.folder, loaded, images).broken
+
+
+def test_rows_of_an_estimate_without_its_figures_are_refused(results, tmp_path):
+    folder = forge.copied(results[1], tmp_path / "p" / "d" / "s")
+    content = forge.read(folder)
+    as_a_run(content)
+    figures = content.pop("estimate")
+    forge.write(folder, content)
+    (left,) = collect([tmp_path]).left_out
+    assert "samples.parquet is from an estimate" in left.reason
+    pq.write_table(
+        pq.read_table(folder / "samples.parquet").drop_columns(["order"]), folder / "samples.parquet"
+    )
+    forge.write(folder, content)
+    (left,) = collect([tmp_path]).left_out
+    assert "rows that were not attacked" in left.reason
+    forge.write(folder, {**content, "estimate": figures})
+    (left,) = collect([tmp_path]).left_out
+    assert "samples.parquet is not from an estimate" in left.reason
+    found = report(folder, load(DEFENSE, "digits"), load_dataset("digits", "test", N))
+    assert "samples.order" in {finding.field for finding in found.broken}
 
 
 @pytest.mark.parametrize("format", ["text", "md", "csv", "latex", "json"])

@@ -1,5 +1,6 @@
 """Records on the move: any order of merging leaves the same ones standing, and no kill loses one."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -158,10 +159,31 @@ def test_an_archive_says_neither_where_files_go_nor_what_they_are_called(tmp_pat
     content["files"]["../escaped"] = "0" * 64
     (run.folder / "record.json").write_text(json.dumps(content))
     (found,) = merge([tmp_path / "a"], tmp_path / "in" / "all")
-    assert found.what == "damaged" and "not the name of a file" in found.detail
+    assert found.what == "damaged" and "files.../escaped is not a file of a record" in found.detail
     assert not (tmp_path / "outside").exists() and not list(tmp_path.rglob("extra.sh"))
     (found,) = merge([run.folder / "samples.parquet"], tmp_path / "in")
     assert found.what == "damaged" and "not an archive of records" in found.detail
+
+
+@pytest.mark.parametrize(
+    "name", ["certification.json", "bounds.parquet", "diagnosis.json", "superseded", "record.json", ".lock"]
+)
+def test_a_record_brings_no_file_of_another_kind(tmp_path, name):
+    """Its digest is right, but boards or later merges would take the file for something else."""
+    run = write(tmp_path / "a")
+    (run.folder / name).write_bytes(b"{}" if name != "record.json" else (run.folder / name).read_bytes())
+    content = json.loads((run.folder / "record.json").read_text())
+    content["files"][name] = hashlib.sha256(b"{}").hexdigest()
+    (run.folder / "record.json").write_text(json.dumps(content))
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        for path in run.folder.iterdir():
+            archive.write(path, f"p/d/s/{path.name}")
+    for source in (tmp_path / "evil.zip", tmp_path / "a"):
+        (found,) = merge([source], tmp_path / "all")
+        assert found.what == "damaged" and f"files.{name} is not a file of a record" in found.detail
+    found = collect([tmp_path / "a"])
+    assert not found.records and f"files.{name} is not a file of a record" in found.left_out[0].reason
+    assert not (tmp_path / "all").exists()
 
 
 def test_export_refuses_what_others_could_not_check(tmp_path):
@@ -279,6 +301,29 @@ def test_prune_takes_what_is_no_record_and_nothing_else(tmp_path):
     prune(waste(tmp_path))
     assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
     assert not list(waste(tmp_path))
+
+
+@pytest.mark.parametrize("root", ["superseded", "results/superseded", "results", "results/p"])
+def test_prune_leaves_a_folder_of_records_that_is_called_superseded(tmp_path, root):
+    """Only in the folder of a record does the name say that a result was replaced."""
+    write(tmp_path / root, draw=1)
+    write(tmp_path / root, defense="superseded")
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    for place in (tmp_path, tmp_path / root, tmp_path / root / "digits-linf" / "superseded"):
+        assert not list(waste(place))
+    leftovers(tmp_path / root)
+    prune(waste(tmp_path))
+    assert set(before) <= set(tmp_path.rglob("*")) and not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("beside", ["certification.json", ".partial/state"])
+def test_prune_takes_what_a_certification_or_an_unfinished_run_superseded(tmp_path, beside):
+    (tmp_path / "p" / beside).parent.mkdir(parents=True)
+    (tmp_path / "p" / beside).write_bytes(b"{}")
+    old = tmp_path / "p" / "superseded" / "0123abcd" / "certification.json"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"{}")
+    assert ("superseded", old.parent) in {(each.kind, each.path) for each in waste(tmp_path)}
 
 
 def test_what_a_run_is_writing_stays(tmp_path):

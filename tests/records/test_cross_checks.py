@@ -1,10 +1,12 @@
 """Doubts that come from other records: an attacker who knows less must not do better."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from robench.records.collection import collect
+from robench.records.store import aside, record_folder
 from tests.fabricate import make_run
 
 
@@ -51,3 +53,30 @@ def test_less_knowledge_that_finds_less_is_no_mark(tmp_path):
     write(tmp_path, "full", {1})
     write(tmp_path, "oblivious", set(range(1, 20)))
     assert codes(tmp_path) == {"full": [], "oblivious": []}
+
+
+@pytest.mark.parametrize(
+    ("folder", "counts"),
+    [
+        ("diagnosis", True),
+        ("diagnosis@bpda+seed3", True),
+        ("diagnosis+seed1", True),
+        ("autoattack", False),
+        ("diagnosis-of-another", False),
+    ],
+)
+def test_a_diagnosis_counts_only_in_a_folder_of_its_own(tmp_path, folder, counts):
+    write(tmp_path, "full", {1})
+    (record,) = collect([tmp_path])
+    content = {**record.to_dict(), "schema": 1, "health": [{"code": "zero-gradients", "text": "none"}]}
+    place = tmp_path / "digits-linf" / "mimir-digits" / folder
+    place.mkdir(exist_ok=True)
+    (place / "diagnosis.json").write_text(json.dumps(content))
+    assert codes(tmp_path) == {"full": ["zero-gradients"] if counts else []}
+    assert aside([folder]) is counts
+
+
+def test_the_runs_of_a_diagnosis_of_any_seed_are_aside(tmp_path):
+    for knowledge in ("full", "bpda"):
+        for seed in (0, 1):
+            assert aside(record_folder(tmp_path, "p", "d", "diagnosis", knowledge, seed).parts)

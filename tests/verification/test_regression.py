@@ -16,6 +16,7 @@ import robench
 from robench import catalog as content
 from robench.cli.main import main
 from robench.core.errors import ResourceError, UsageError
+from robench.core.trust import Written
 from robench.statistics.sequential import Plan
 from robench.verification import ci_report
 from robench.verification.baselines import read_baselines
@@ -207,6 +208,34 @@ def test_a_list_that_is_none_is_refused(tmp_path, text, said):
     (tmp_path / "own.toml").write_text(text)
     with pytest.raises(UsageError, match=said):
         read_baselines(tmp_path / "own.toml")
+
+
+def test_a_baseline_may_be_listed_twice_though_one_check_cannot_run(baseline, tmp_path, capsys):
+    (tmp_path / "own.toml").write_text(
+        f'[[check]]\nbaseline = "{baseline}"\ndefense = "nowhere"\n\n[[check]]\nbaseline = "{baseline}"\n'
+    )
+    report = tmp_path / "report.xml"
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(tmp_path / "own.toml"), "--junit", str(report)])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and "nowhere" in err and "Traceback" not in err
+    assert "holds  attack: " in out and len(tree.parse(report).getroot().findall("testsuite")) == 1
+
+
+def test_a_checkpoint_is_a_file_beside_the_list_or_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "own.toml").write_text('[[check]]\nbaseline = "a"\ncheckpoint = "weights.pt"\n')
+
+    def checkpoint():
+        (found,) = read_baselines("lists/own.toml")
+        assert isinstance(found.settings["checkpoint"], Written)
+        return found.settings["checkpoint"]
+
+    (tmp_path / "weights.pt").write_bytes(b"")
+    assert checkpoint() == "weights.pt"
+    (tmp_path / "lists" / "weights.pt").write_bytes(b"")
+    assert checkpoint() == "lists/weights.pt"
 
 
 def _pytest(arguments):
