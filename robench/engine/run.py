@@ -326,7 +326,8 @@ class Run(Work):
     def _progress(self, loop: Loop) -> Progress:
         lanes, state, total = loop.lanes, self.state, loop.total
         done = total - loop.remaining
-        partial_rows = float(lanes.queries[lanes.active, 0].sum()) / loop.context.attack.num_queries
+        attack = loop.context.attack
+        partial_rows = float(lanes.queries[lanes.active, 0].sum()) / (attack.num_queries * attack.eot)
         fooled = loop.results.draws == self.parties.judge.draws
         return replace(
             self.current_progress(),

@@ -32,7 +32,8 @@ def may_go_unread(loop: "Loop", active: Tensor) -> int:
         or loop.exactly(active) is not None
     ):
         return 0
-    left = int((context.attack.num_queries - loop.lanes.queries[active, 0]).max())
+    made = loop.lanes.queries[active, 0] // context.attack.eot
+    left = context.attack.num_queries - int(made.min())
     return min(left - 1, _UNREAD) if loop.is_quiet and left > 2 else 0
 
 
