@@ -2,12 +2,14 @@
 
 import dataclasses
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 
 from robench.attacks.build import build_attacks
 from robench.catalog import find_suite
+from robench.engine.attack_loop import Loop
 from robench.engine.checkpoint import Saved
 from robench.threats.threat import Threat
 from tests.conftest import images, small_net
@@ -151,6 +153,19 @@ class MemoryStore:
         raise AssertionError(reason)
 
 
+def interrupted(stride, play):
+    """The outcome of `play(store=...)`, which is stopped and resumed after each `stride` queries."""
+    store, stops = MemoryStore(stride), 0
+    while True:
+        try:
+            outcome = play(store=store)
+        except KeyboardInterrupt:
+            stops, store.left = stops + 1, stride
+        else:
+            assert stops >= 1
+            return outcome
+
+
 @dataclasses.dataclass(frozen=True)
 class InMemory:
     """Where `MemoryStore` keeps an image."""
@@ -211,3 +226,22 @@ def test_a_robust_row_costs_what_the_paper_says(steps):
     alive, cost = hard.robust, 10 * (steps + 1)
     assert alive.sum() >= 2
     assert (hard.forward[alive] == cost).all() and (hard.backward[alive] == cost).all()
+
+
+@pytest.mark.parametrize("specs", ["pgd(steps=3, restarts=12)", "square(queries=60)"])
+def test_a_resumed_run_starts_the_same_rows_and_queries_as_far_ahead(specs, monkeypatch):
+    turns, real = [], Loop._turn
+
+    def noted(self):
+        lanes = self.lanes
+        turns.append((lanes.sample.tolist(), lanes.rank.tolist(), lanes.queries.tolist()))
+        real(self)
+
+    monkeypatch.setattr(Loop, "_turn", noted)
+    # Few images, so that lanes are idle.
+    few = partial(play, specs=specs, n=4, threat="Linf:1e-6")
+    few()
+    expected = turns[:]
+    turns.clear()
+    interrupted(8, few)
+    assert turns == expected
