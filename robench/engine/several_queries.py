@@ -107,6 +107,10 @@ def turn_ahead(loop: "Loop", active: Tensor, plan: Plan) -> None:
         loop.go_on_exactly(active_lanes[disagree[chosen]])
     source, index = active_lanes.to(context.device), chosen.to(context.device)
     used = plan.offset[chosen] + 1
+    if "nonfinite" in facts:
+        # Entries after the chosen one are void or queried again.
+        counted = facts["nonfinite"] & valid & (plan.offset < used[plan.row])
+        loop.losses.count("nonfinite", torch.bincount(lane[counted], minlength=loop.count))
     loop.state = put(loop.state, source, after, index, current)
     loop.lanes.queries[active_lanes] += used[:, None] * loop.passes(answer)
     lane_draws, points = None, loop.rows.x
