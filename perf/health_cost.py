@@ -22,30 +22,27 @@ from robench import attack
 from robench.data import load_dataset
 from robench.defenses import load_defense
 from robench.engine import result_warnings
-from robench.engine.loss_monitor import LossMonitor, LossStats
+from robench.engine.loss_monitor import LossMonitor
 from robench.engine.outcome import Outcome
 
 # Functions that compute warnings, which are replaced.
 _WARNINGS = (
-    "softmax_outputs", "nonfinite_logits", "randomised", "few_classes", "nonfinite_gradients", "zero_gradients",
-    "losses", "gradient_free_wins",
+    "squashed_outputs", "batch_dependence", "nonfinite_logits", "randomised", "few_classes", "nonfinite_gradients",
+    "zero_gradients", "losses", "gradient_free_wins",
 )  # fmt: skip
 
 
 class NoMonitor(LossMonitor):
     """A monitor that records nothing."""
 
-    def __init__(self, *arguments):
-        self.stats = LossStats()
+    def facts(self, answer, starting: bool) -> dict[str, Tensor | None]:
+        return {}
 
     def note(self, asking: Tensor, first: Tensor | None, facts) -> None:
         pass
 
-    def end(self, lane: int) -> None:
-        pass
-
-    def dump(self) -> dict[str, Tensor]:
-        return {}
+    def end(self, lane: int, failed: bool) -> Tensor:
+        return self.counts[lane]
 
 
 @contextmanager

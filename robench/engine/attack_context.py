@@ -10,6 +10,7 @@ from robench.attacks._base import Attack, Problem
 from robench.data._lazy_images import LazyImages
 from robench.engine.adversarial_examples import AdversarialExamples
 from robench.engine.batched_model import Judge, Network
+from robench.engine.loss_monitor import COLUMNS, LossStats
 
 _NEVER = 1 << 40
 
@@ -38,8 +39,9 @@ class SampleResults:
 
     Attributes:
         draws: (n,) number of the judge's noise draws that the best candidate fools.
-        rank, steps: (n,) rank and steps of the winning row; rank is _NEVER if no row won.
+        rank, steps: (n,) rank and forward passes of the winning row; rank is _NEVER if no row won.
         forward, backward: (n, ranks) passes of each row.
+        counts: (n, ranks, len(COLUMNS)) int32, what `LossStats` counts, for each row.
         examples: winning point of each fooled sample; under a norm threat, the image itself, (C, H, W).
     """
 
@@ -48,6 +50,7 @@ class SampleResults:
     steps: Tensor
     forward: Tensor
     backward: Tensor
+    counts: Tensor
     examples: AdversarialExamples = field(default_factory=AdversarialExamples)
 
     @classmethod
@@ -61,6 +64,7 @@ class SampleResults:
             zeros(n),
             zeros(n, ranks),
             zeros(n, ranks),
+            zeros(n, ranks, len(COLUMNS)).int(),
             AdversarialExamples() if examples is None else examples,
         )
 
@@ -76,11 +80,16 @@ class SampleResults:
             full: number of draws of the judge.
             every: whether to count all rows; otherwise rows after one that fools all draws are not counted.
         """
-        if every:
-            return self.forward.sum(1), self.backward.sum(1)
-        last = torch.where(self.draws == full, self.rank, _NEVER)[:, None]
-        is_counted = torch.arange(self.forward.shape[1])[None, :] <= last
+        is_counted = self._is_counted(full, every)
         return (self.forward * is_counted).sum(1), (self.backward * is_counted).sum(1)
+
+    def stats(self, full: int, every: bool = False) -> LossStats:
+        """The statistics over the rows that `spent` counts."""
+        return LossStats(*self.counts[self._is_counted(full, every)].sum(0).tolist())
+
+    def _is_counted(self, full: int, every: bool) -> Tensor:
+        last = torch.where((self.draws == full) & (not every), self.rank, _NEVER)[:, None]
+        return torch.arange(self.forward.shape[1])[None, :] <= last
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ class Loop:
     def _start(self, lanes: Tensor) -> None:
         device = self.context.device
         self.lanes.start(lanes)
+        self.losses.start(lanes)
         self._lanes_changed()
         self._is_starting = True
         started = self.images.rows(self.lanes.held[lanes], self.lanes.rank[lanes])
@@ -301,7 +302,8 @@ class Loop:
 
     def go_on_exactly(self, lanes: Tensor) -> None:
         """Let rows whose search and judge disagree go on in fp32."""
-        self.losses.stats.disagreed += int((~self.lanes.exact[lanes]).sum())
+        fresh = torch.zeros(self.count, dtype=torch.bool).index_fill(0, lanes, True) & ~self.lanes.exact
+        self.losses.count("disagreed", fresh)
         self.lanes.exact[lanes] = True
 
     def passes(self, answer: Answer) -> Tensor:
@@ -349,8 +351,7 @@ class Loop:
         if sample < 0:
             return
         results.forward[sample, rank], results.backward[sample, rank] = lanes.queries[lane].tolist()
-        if image is None:
-            self.losses.end(lane)
+        results.counts[sample, rank] += self.losses.end(lane, failed=image is None)
         self.supply.wins.note(image is not None)
         best = self._sort_key(
             sample, int(results.rank[sample]), int(results.draws[sample]), results.examples.get(sample)

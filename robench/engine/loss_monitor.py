@@ -1,7 +1,7 @@
 """Statistics of an attack's gradients and losses, from which warnings are derived."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 
 import torch
@@ -20,6 +20,8 @@ UNDONE = 0.05
 class LossStats:
     """Statistics over the rows of one attack. `flat` to `ended` count unsuccessful rows of an ascending attack.
 
+    They are those of rows that run sequentially: rows after one that fools all draws are not counted.
+
     Attributes:
         vanished: number of rows whose first gradient is (nearly) zero.
         gradients: number of rows with a gradient.
@@ -29,6 +31,7 @@ class LossStats:
         undone: number of rows whose best loss still increased in the last tenth of the steps.
         ended: number of rows.
         disagreed: number of rows whose search and judge disagreed, see `robench.engine.exact_rows`.
+        nonfinite: number of answers with NaN or infinite logits.
     """
 
     vanished: int = 0
@@ -39,6 +42,7 @@ class LossStats:
     ended: int = 0
     broken: int = 0
     disagreed: int = 0
+    nonfinite: int = 0
 
     @classmethod
     def together(cls, parts: Iterable["LossStats"]) -> "LossStats":
@@ -46,22 +50,37 @@ class LossStats:
         return cls(*map(sum, zip(*(astuple(part) for part in parts), strict=True)))
 
 
+# The columns of tensors of counts.
+COLUMNS = {field.name: index for index, field in enumerate(fields(LossStats))}
+
+
 class LossMonitor:
-    """Monitors the losses of all lanes.
+    """Monitors the losses of all lanes, and counts what `LossStats` counts for the row of each lane.
 
     Args:
         lanes: number of lanes.
         ascends: whether the attack maximises one loss per row from its first query to its last.
         steps: number of steps of a row; with fewer than ten, `undone` is not counted.
+
+    Attributes:
+        counts: counts of each lane's row, (lanes, len(COLUMNS)) int64.
     """
 
     def __init__(self, lanes: int, ascends: bool, steps: int = 0):
         self.ascends = ascends
         self.early = steps - steps // 10 if steps >= 10 else -1
-        self.stats = LossStats()
+        self.counts = torch.zeros(lanes, len(COLUMNS), dtype=torch.int64)
         # First, best and last loss of each lane's row, and the best loss before the last tenth of the steps.
         self.losses = tuple(torch.zeros(4, lanes, dtype=torch.float64))
         self.step = torch.zeros(lanes, dtype=torch.int64)
+
+    def start(self, lanes: Tensor) -> None:
+        """Reset the counts of lanes for new rows."""
+        self.counts[lanes] = 0
+
+    def count(self, name: str, events: Tensor) -> None:
+        """Add the number of events of each lane, (lanes,), to the counts of one name."""
+        self.counts[:, COLUMNS[name]] += events
 
     def facts(self, answer: Answer, starting: bool) -> dict[str, Tensor | None]:
         """The values of each lane's answer that `note` needs, (lanes,), for `on_host`.
@@ -79,20 +98,21 @@ class LossMonitor:
         }
 
     def note(self, asking: Tensor, first: Tensor | None, facts: Mapping[str, Tensor]) -> None:
-        """Add an answer to the statistics.
+        """Add an answer to the counts and losses.
 
         Args:
             asking: lanes with a query in this answer, bool (lanes,) on the CPU.
             first: lanes without an earlier gradient, bool (lanes,); None if all have one.
-            facts: values from `facts`, on the CPU.
+            facts: values from `facts` and `Verdicts.facts`, on the CPU.
         """
         if first is not None:
             first = asking & first
             if "tiny" in facts:
-                self.stats.vanished += int((facts["tiny"] & first).sum())
-                self.stats.gradients += int(first.sum())
-        if "broken" in facts and bool(facts["broken"].any()):
-            self.stats.broken += int((facts["broken"] & asking).sum())
+                self.count("vanished", facts["tiny"] & first)
+                self.count("gradients", first)
+        for name in ("broken", "nonfinite"):
+            if name in facts and bool(facts[name].any()):
+                self.count(name, facts[name] & asking)
         if "loss" in facts:
             loss = facts["loss"].double()
             initial, best, _, early_best = self.losses
@@ -107,28 +127,34 @@ class LossMonitor:
                 step = torch.where(asking, step, self.step)
             self.losses, self.step = losses, step
 
-    def end(self, lane: int) -> None:
-        """Count a row that ended without fooling the judge."""
-        if not self.ascends:
-            return
-        initial, best, last, early_best = (float(values[lane]) for values in self.losses)
-        self.stats.ended += 1
-        self.stats.flat += best <= initial
-        self.stats.fallen += best > initial and last - initial < 0.5 * (best - initial)
-        self.stats.undone += self.early >= 0 and best - early_best > UNDONE * (best - initial)
+    def end(self, lane: int, failed: bool) -> Tensor:
+        """The counts of a row that has ended, (len(COLUMNS),).
+
+        Args:
+            failed: whether the row has not fooled the judge.
+        """
+        counts = self.counts[lane].clone()
+        if failed and self.ascends:
+            initial, best, last, early_best = (float(values[lane]) for values in self.losses)
+            counts[COLUMNS["ended"]] = 1
+            counts[COLUMNS["flat"]] = best <= initial
+            counts[COLUMNS["fallen"]] = best > initial and last - initial < 0.5 * (best - initial)
+            counts[COLUMNS["undone"]] = self.early >= 0 and best - early_best > UNDONE * (best - initial)
+        return counts
 
     def take(self, lanes: Tensor) -> None:
         """Replace lane i by lane `lanes[i]`."""
         self.losses, self.step = tuple(values[lanes] for values in self.losses), self.step[lanes]
+        self.counts = self.counts[lanes]
 
     def dump(self) -> dict[str, Tensor]:
         """The state for `load`."""
-        return {
-            "losses": torch.stack(self.losses, 1),
-            "step": self.step,
-            "watched": torch.tensor(astuple(self.stats)),
-        }
+        return {"losses": torch.stack(self.losses, 1), "step": self.step, "counts": self.counts}
 
     def load(self, saved: dict[str, Tensor]) -> None:
         self.losses, self.step = saved["losses"].unbind(1), saved["step"]
-        self.stats = LossStats(*saved["watched"].tolist())
+        if "counts" in saved:
+            self.counts = saved["counts"]
+        else:
+            # From an earlier version, see `robench.engine.saved_loop`.
+            self.counts = torch.zeros(len(self.step), len(COLUMNS), dtype=torch.int64)

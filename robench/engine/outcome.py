@@ -89,8 +89,9 @@ class Outcome:
         clean_draws, draws: number of wrong draws on the clean image and on `x_adv`, int64 (N,).
         of_draws: number of draws; 1 for a deterministic defense.
         distance: distance of `x_adv` from the clean image in the threat's norm, float64 (N,); 0 for the clean image.
-        steps: number of queries until the attack fooled the sample, or in total for a minimum-norm attack, int64 (N,);
-            0 if no attack fooled it.
+        steps: number of forward passes of the row (the restart or target) that fooled the sample, until it did so,
+            int64 (N,); with EOT each query takes `eot` passes. All passes of the row for a minimum-norm attack and for
+            one that is judged at its end; 0 if no attack fooled the sample, and for attacks of other libraries.
         forward, backward: number of passes spent on each sample, int64 (N,).
         attacks: costs of the attacks, in order.
         precision: precision of the surrogate, "fp32" or "bf16".

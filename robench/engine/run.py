@@ -26,7 +26,6 @@ from robench.engine.checkpoint import Saved
 from robench.engine.clean_pass import CleanPass, clean_pass
 from robench.engine.external import run_external
 from robench.engine.final_verdicts import final_outcome
-from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import Outcome
 from robench.engine.progress import Progress
 from robench.engine.run_queue import Executor, single
@@ -267,17 +266,17 @@ class Run(Work):
                 run_external(
                     attack, self.setup, self.parties.judge, self.samples, self.threat, survivors, results
                 )
-            stats = LossStats()
         else:
             loop = Loop(self._context(spec, attack), survivors, results)
             if saved is not None:
                 saved_loop.load(loop, saved)
             self._run_loop(index, loop, start_time)
-            stats, state.nonfinite = loop.losses.stats, state.nonfinite + loop.verdicts.nonfinite
         state.seconds = time.monotonic() - start_time
-        passes = results.spent(self.parties.judge.draws, every=attack.minimise)
+        draws = self.parties.judge.draws
+        passes = results.spent(draws, every=attack.minimise)
         state.take(spec, results, passes, self.selected, len(survivors))
-        state.stats.append(stats)
+        state.stats.append(stats := results.stats(draws, every=attack.minimise))
+        state.nonfinite += stats.nonfinite
         self._save(None, results.examples)
 
     def _context(self, spec: str, attack: Attack) -> AttackContext:
@@ -326,7 +325,8 @@ class Run(Work):
     def _progress(self, loop: Loop) -> Progress:
         lanes, state, total = loop.lanes, self.state, loop.total
         done = total - loop.remaining
-        partial_rows = float(lanes.queries[lanes.active, 0].sum()) / loop.context.attack.num_queries
+        attack = loop.context.attack
+        partial_rows = float(lanes.queries[lanes.active, 0].sum()) / (attack.num_queries * attack.eot)
         fooled = loop.results.draws == self.parties.judge.draws
         return replace(
             self.current_progress(),

@@ -27,7 +27,7 @@ class RunState:
     Attributes:
         fooled_by: index of the attack that fooled each sample, or CLEAN, ROBUST, NOISE, (n,).
         draws: number of draws that the sample's candidate fools, (n,).
-        steps: number of queries of the attack that fooled it, (n,).
+        steps: number of forward passes of the row that fooled it, (n,), see `Outcome.steps`.
         forward, backward: number of passes, (n,).
         examples: adversarial examples of each attack that has started.
         costs, stats: costs and loss statistics of each finished attack.

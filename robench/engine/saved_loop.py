@@ -4,14 +4,17 @@ import torch
 from torch import Tensor
 
 from robench.attacks._base import gather
+from robench.engine.ahead import Recent
 from robench.engine.attack_loop import Loop
 from robench.engine.lanes import START, named, restored
+from robench.engine.loss_monitor import COLUMNS
 
 
 def dump(loop: Loop) -> dict[str, Tensor]:
     """The state that `load` needs to resume with identical results."""
     return {
-        "counters": torch.tensor([loop.supply.queue.next, loop.verdicts.nonfinite]),
+        "counters": torch.tensor([loop.supply.queue.next]),
+        "recent": torch.tensor([mean.value for mean in _recent(loop)], dtype=torch.float64),
         **named("lanes", loop.lanes),
         **{f"results.{name}": tensor for name, tensor in loop.results.tensors.items()},
         **{f"kept.{lane}": point for lane, point in loop.verdicts.kept.items()},
@@ -20,13 +23,25 @@ def dump(loop: Loop) -> dict[str, Tensor]:
     }
 
 
+def _recent(loop: Loop) -> tuple[Recent, Recent]:
+    """The means on which the choice of the next rows and queries depends."""
+    return loop.supply.wins, loop.ahead.accepted
+
+
 def load(loop: Loop, saved: dict[str, Tensor]) -> None:
     """Restore the state of `dump` in a new loop; the caller restores the examples."""
-    loop.supply.queue.next, loop.verdicts.nonfinite = saved["counters"].tolist()
+    loop.supply.queue.next = int(saved["counters"][0])
+    for mean, value in zip(_recent(loop), saved.get("recent", torch.empty(0)).tolist(), strict=False):
+        mean.value = value
     loop.lanes = loop.verdicts.lanes = restored("lanes", loop.lanes, saved)
     loop.count = len(loop.lanes.sample)
-    for name in loop.results.tensors:
-        setattr(loop.results, name, saved[f"results.{name}"])
+    for name, tensor in loop.results.tensors.items():
+        setattr(loop.results, name, saved.get(f"results.{name}", tensor))
+    if "watched" in saved:
+        # An earlier version saved totals, which are counted for one row that is always counted.
+        totals = saved["watched"]
+        loop.results.counts[0, 0, : len(totals)] = totals.int()
+        loop.results.counts[0, 0, COLUMNS["nonfinite"]] = int(saved["counters"][1])
     loop.verdicts.kept = {
         int(name.removeprefix("kept.")): tensor.to(loop.context.device)
         for name, tensor in saved.items()

@@ -32,7 +32,8 @@ def may_go_unread(loop: "Loop", active: Tensor) -> int:
         or loop.exactly(active) is not None
     ):
         return 0
-    left = int((context.attack.num_queries - loop.lanes.queries[active, 0]).max())
+    made = loop.lanes.queries[active, 0] // context.attack.eot
+    left = context.attack.num_queries - int(made.min())
     return min(left - 1, _UNREAD) if loop.is_quiet and left > 2 else 0
 
 
@@ -106,6 +107,10 @@ def turn_ahead(loop: "Loop", active: Tensor, plan: Plan) -> None:
         loop.go_on_exactly(active_lanes[disagree[chosen]])
     source, index = active_lanes.to(context.device), chosen.to(context.device)
     used = plan.offset[chosen] + 1
+    if "nonfinite" in facts:
+        # Entries after the chosen one are void or queried again.
+        counted = facts["nonfinite"] & valid & (plan.offset < used[plan.row])
+        loop.losses.count("nonfinite", torch.bincount(lane[counted], minlength=loop.count))
     loop.state = put(loop.state, source, after, index, current)
     loop.lanes.queries[active_lanes] += used[:, None] * loop.passes(answer)
     lane_draws, points = None, loop.rows.x

@@ -18,7 +18,6 @@ class Verdicts:
 
     Attributes:
         kept: best point of each lane, which fools the most draws; of a minimum-norm attack, the nearest of these.
-        nonfinite: number of answers with NaN or infinite logits.
         disagree: lanes whose last point fools the search but not the judge, bool (S,); None if there is no such lane.
     """
 
@@ -31,11 +30,10 @@ class Verdicts:
             context.no_verdict_feedback and (self.minimise or attack.transfers)
         )
         self.kept: dict[int, Tensor] = {}
-        self.nonfinite = 0
         self.disagree: Tensor | None = None
 
     def facts(self, logits: Tensor, points: Tensor, rows: Rows) -> dict[str, Tensor]:
-        """The values of each lane that `judge` needs, (S,), for `on_host`."""
+        """The values of each lane that `judge` and `LossMonitor.note` need, (S,), for `on_host`."""
         if logits.device.type == "cpu" and bool(logits.sum().isfinite()):
             return {"wrong": logits.argmax(1) != rows.y}
         facts = {"nonfinite": (~torch.isfinite(logits)).any(1), "wrong": wrong(logits, rows.y)}
@@ -61,8 +59,6 @@ class Verdicts:
         with one draw. For a minimum-norm attack, only points that are better than the kept point count.
         """
         context, lanes = self.context, self.lanes
-        if "nonfinite" in facts:
-            self.nonfinite += int((facts["nonfinite"] & active).sum())
         self.disagree = None
         if self.deferred or not bool((candidates := facts["wrong"] & active).any()):
             return None

@@ -38,8 +38,8 @@ class Cost:
         ranks: restarts or targets of an image, which are attacked one after another.
         minimises: whether a fooled row costs as much as a surviving row.
         at_end: whether a row is judged only after the last step.
-        least: forward passes of a row that is fooled at the first step; 0 where an attack's passes are divided among
-            the rows, so that they say nothing about a row's steps.
+        least: fewest forward passes of a row that is fooled; 0 where an attack's passes are divided among the rows, so
+            that they say nothing about a row's steps.
     """
 
     forward: Span
@@ -54,7 +54,8 @@ class Cost:
         return self.forward[0] == self.forward[1]
 
     def won(self, steps: int, claimed: Span) -> tuple[Span, Span]:
-        """Forward and backward passes of a row fooled after `steps`, given the `claimed` forward passes."""
+        """Forward and backward passes of a row whose last rank fooled it after `steps` forward passes, given the
+        `claimed` forward passes."""
         if self.minimises and self.exact:
             return self.forward, self.backward
         if not self.least:
@@ -134,7 +135,7 @@ def _place(e: Evidence, i: int) -> int:
 
 
 def _steps_fit(e: Evidence, i: int, costs: list[Cost]) -> bool:
-    """Whether a row's number of steps is possible; 0 where no attack fooled it."""
+    """Whether a row's steps, which are forward passes, are possible; 0 where no attack fooled it."""
     steps, forward, place = e.rows["steps"][i], e.rows["forward"][i], _place(e, i)
     if place == len(costs):
         # A candidate against a randomised defense may fool none of the fresh draws.

@@ -9,6 +9,8 @@ from robench.engine.attack_context import Samples
 from robench.engine.checkpoint import FolderStore
 from robench.engine.run import Run
 from robench.engine.setup import Setup
+from robench.engine.supply import Supply
+from robench.engine.workers import Processes
 from robench.threats.threat import Threat
 from tests.conftest import images, small_net
 
@@ -66,6 +68,16 @@ def test_rows_that_never_disagree_are_not_counted():
     outcome = run("apgd(steps=6)", shift=0.0)
     assert outcome.search == {"compiled": False, "disagreements": 0, "repeats": "bits"}
     assert torch.equal(outcome.robust, run("apgd(steps=6)", precision="fp32").robust)
+
+
+@pytest.mark.parametrize("spec", ['apgd(steps=8, loss="dlr", targets=3)', "pgd(steps=5, restarts=4)"])
+def test_superfluous_rows_are_not_counted(spec, monkeypatch):
+    found = [run(spec), *(run(spec, executor=Processes(1, shares)) for shares in (2, 5))]
+    # A row waits until no lower rank of its image runs.
+    monkeypatch.setattr(Supply, "_is_premature", lambda *arguments: True)
+    strict = run(spec)
+    assert strict.search["disagreements"] > 0
+    assert all(outcome.search == strict.search for outcome in found)
 
 
 def test_an_interrupted_run_knows_which_rows_go_on_in_fp32(tmp_path, monkeypatch):

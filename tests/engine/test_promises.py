@@ -2,12 +2,15 @@
 
 import dataclasses
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from robench.attacks.build import build_attacks
 from robench.catalog import find_suite
+from robench.engine.attack_loop import Loop
 from robench.engine.checkpoint import Saved
 from robench.threats.threat import Threat
 from tests.conftest import images, small_net
@@ -16,8 +19,8 @@ from tests.engine.runs import run_of
 SPECS = 'apgd(steps=12)+apgd(steps=12, loss="dlr", targets=4)+pgd(steps=6, restarts=2)'
 
 
-def play(ids=None, lanes=8, specs=SPECS, seed=0, n=24, threat="Linf:0.006", **options):
-    model, x = small_net(), images(n)
+def play(ids=None, lanes=8, specs=SPECS, seed=0, n=24, threat="Linf:0.006", model=None, **options):
+    model, x = model or small_net(), images(n)
     # Labels are the model's own but for two images, so that some are wrong from the start.
     y = model(x).argmax(1)
     y[:2] = (y[:2] + 1) % 10
@@ -151,6 +154,19 @@ class MemoryStore:
         raise AssertionError(reason)
 
 
+def interrupted(stride, play):
+    """The outcome of `play(store=...)`, which is stopped and resumed after each `stride` queries."""
+    store, stops = MemoryStore(stride), 0
+    while True:
+        try:
+            outcome = play(store=store)
+        except KeyboardInterrupt:
+            stops, store.left = stops + 1, stride
+        else:
+            assert stops >= 1
+            return outcome
+
+
 @dataclasses.dataclass(frozen=True)
 class InMemory:
     """Where `MemoryStore` keeps an image."""
@@ -211,3 +227,51 @@ def test_a_robust_row_costs_what_the_paper_says(steps):
     alive, cost = hard.robust, 10 * (steps + 1)
     assert alive.sum() >= 2
     assert (hard.forward[alive] == cost).all() and (hard.backward[alive] == cost).all()
+
+
+@pytest.mark.parametrize("specs", ["pgd(steps=3, restarts=12)", "square(queries=60)"])
+def test_a_resumed_run_starts_the_same_rows_and_queries_as_far_ahead(specs, monkeypatch):
+    turns, real = [], Loop._turn
+
+    def noted(self):
+        lanes = self.lanes
+        turns.append((lanes.sample.tolist(), lanes.rank.tolist(), lanes.queries.tolist()))
+        real(self)
+
+    monkeypatch.setattr(Loop, "_turn", noted)
+    # Few images, so that lanes are idle.
+    few = partial(play, specs=specs, n=4, threat="Linf:1e-6")
+    few()
+    expected = turns[:]
+    turns.clear()
+    interrupted(8, few)
+    assert turns == expected
+
+
+@pytest.mark.parametrize("specs", ["pgd(steps=6)", "square(queries=40)"])
+def test_a_state_that_an_earlier_version_saved_is_resumed(specs):
+    class Broken(nn.Module):
+        """Images whose first pixel is dark have a logit that is not finite, and no gradient."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x):
+            logits, dark = self.net(x), x[:, 0, 0, 0] < 0.5
+            logits = torch.where(dark[:, None], logits.detach() + logits * 0, logits)
+            return logits.index_fill(1, torch.tensor([9]), -torch.inf) if dark.any() else logits
+
+    store = MemoryStore(5)
+    expected = play(specs=specs, model=Broken())
+    assert expected.health
+    with pytest.raises(KeyboardInterrupt):
+        play(specs=specs, model=Broken(), store=store)
+    tensors, _ = store.saved
+    totals = tensors.pop("loop.results.counts").sum((0, 1)) + tensors.pop("loop.counts").sum(0)
+    tensors["loop.watched"] = totals[:-1].long()
+    tensors["loop.counters"] = torch.cat([tensors["loop.counters"], totals[-1:].long()])
+    del tensors["loop.recent"]
+    outcome = play(specs=specs, model=Broken(), store=store)
+    assert_same(expected, outcome)
+    assert outcome.health == expected.health

@@ -2,20 +2,25 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from robench.attacks._base import Answer
 from robench.attacks.build import build_attacks
 from robench.data import load_dataset
 from robench.defenses import load_defense
 from robench.engine import result_warnings
+from robench.engine.ahead import Ahead
 from robench.engine.host import on_host
 from robench.engine.loss_monitor import LossMonitor, LossStats
 from robench.engine.outcome import AttackCost
+from robench.engine.supply import Supply
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.combinations import first_only
 from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT
+from tests.engine.runs import run_of
+from tests.engine.test_promises import interrupted
 
 
 @pytest.mark.parametrize("name", CAUGHT)
@@ -45,12 +50,15 @@ def test_losses_are_followed_lane_by_lane():
     for step, losses in enumerate([(1.0, 1.0, 9.0), (2.0, 0.5, 9.0), (1.2, 0.9, 9.0)]):
         answer = Answer(torch.zeros(3), torch.zeros(3, 2), torch.tensor(losses), grad)
         watch.note(off, torch.tensor([step == 0] * 3), on_host(**watch.facts(answer, step == 0)))
-    watch.end(0)
-    watch.end(1)
-    assert watch.stats == LossStats(vanished=0, gradients=2, flat=1, fallen=1, undone=0, ended=2)
+    ended = [LossStats(*watch.end(lane, failed=True).tolist()) for lane in range(3)]
+    assert ended[0] == LossStats(gradients=1, fallen=1, ended=1)
+    assert ended[1] == LossStats(gradients=1, flat=1, ended=1)
+    assert LossStats(*watch.end(1, failed=False).tolist()) == LossStats(gradients=1)
     again = LossMonitor(3, ascends=True)
     again.load(watch.dump())
-    assert again.stats == watch.stats and torch.equal(again.dump()["losses"], watch.dump()["losses"])
+    assert all(torch.equal(again.end(lane, True), watch.end(lane, True)) for lane in range(3))
+    again.start(torch.tensor([0, 2]))
+    assert again.counts.any(1).tolist() == [False, True, False]
 
 
 def test_what_still_rises_in_the_last_tenth_is_counted():
@@ -60,9 +68,8 @@ def test_what_still_rises_in_the_last_tenth_is_counted():
         losses = torch.tensor([float(step), 1.0 if step == 10 else 0.98 * min(step, 5) / 5])
         answer = Answer(torch.zeros(2), torch.zeros(2, 2), losses, torch.ones(2, 1, 1, 1))
         watch.note(both, torch.tensor([step == 0] * 2), on_host(**watch.facts(answer, step == 0)))
-    watch.end(0)
-    watch.end(1)
-    assert (watch.stats.undone, watch.stats.ended) == (1, 2)
+    ended = [LossStats(*watch.end(lane, failed=True).tolist()) for lane in range(2)]
+    assert [stats.undone for stats in ended] == [1, 0]
 
 
 def test_an_attack_that_creeps_is_marked():
@@ -100,3 +107,63 @@ def test_which_wins_of_an_attack_without_gradients_are_marked(specs, threat, sur
         [each for _, each in built], costs, Threat.parse(threat).norm, 100
     )
     assert [mark.code for mark in marks] == [code] * bool(code)
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(36, 10)
+        generator = torch.Generator().manual_seed(1)
+        self.linear.weight.data.uniform_(-1 / 6, 1 / 6, generator=generator)
+        self.linear.bias.data.uniform_(-1 / 6, 1 / 6, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1))
+
+
+class Masked(Linear):
+    """Gradients are zero, but random starts fool some images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return (logits * 4).round() / 4 + logits * 0
+
+
+class Infinite(Linear):
+    """One logit is never finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).index_fill(1, torch.tensor([9]), -torch.inf)
+
+
+def on_linear(model, spec, eps, n=6, **options):
+    x = torch.rand(n, 1, 6, 6, generator=torch.Generator().manual_seed(5))
+    y, threat = model(x).argmax(1), Threat.parse(f"Linf:{eps}")
+    attacks = build_attacks([spec], threat)
+    return run_of(model.eval(), attacks, x, y, torch.arange(n), threat, 3, batch_size=8, **options).outcome()
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "eps", "codes"),
+    [
+        (Masked, "apgd(steps=2, restarts=8)", 0.06, {"zero-gradients", "loss-not-increasing"}),
+        (Infinite, "apgd(steps=6, targets=8)", 0.08, {"nonfinite-logits"}),
+        (Infinite, "square(queries=60)", 0.08, {"nonfinite-logits"}),
+    ],
+)
+def test_counts_are_those_of_rows_in_strict_order(model, spec, eps, codes, monkeypatch):
+    """However many processes there are, and wherever the run is interrupted."""
+    whole = on_linear(model(), spec, eps)
+    assert codes <= {mark.code for mark in whole.health} and 0 < int(whole.robust.sum()) < 6
+    others = [on_linear(model(), spec, eps, shares=shares) for shares in (2, 3)]
+    others.append(on_linear(model(), spec, eps, workers=2))
+    others += [interrupted(stride, lambda **o: on_linear(model(), spec, eps, **o)) for stride in (3, 8)]
+    with monkeypatch.context() as patched:
+        # A row waits until no lower rank of its image runs, and no query is made ahead.
+        patched.setattr(Supply, "_is_premature", lambda *arguments: True)
+        patched.setattr(Ahead, "choose", lambda *arguments: None)
+        others.append(on_linear(model(), spec, eps))
+        assert others[-1].rows != whole.rows
+    for other in others:
+        assert other.health == whole.health
+        assert torch.equal(other.x_adv, whole.x_adv) and other.passes == whole.passes

@@ -84,6 +84,14 @@ def test_progress_is_of_all_together():
     assert [each.index for each in seen] == sorted(each.index for each in seen)
 
 
+def test_progress_counts_queries_and_not_their_draws(monkeypatch):
+    monkeypatch.setattr("robench.engine.run._SHOW_EVERY", 0)
+    seen: list[Progress] = []
+    test_promises.play(specs="apgd(steps=9, eot=5)", n=8, threat="Linf:1e-6", progress=seen.append)
+    shares = [each.share for each in seen]
+    assert shares[:9] == pytest.approx([i / 10 for i in range(1, 10)]) and shares[-1] == 1
+
+
 def test_where_they_stand_is_the_attack_that_some_still_play():
     one = Progress("pgd", 0, 2, rows=3, of_rows=5, survivors=4, samples=5, passes=100, share=0.5)
     other = Progress("square", 1, 2, rows=1, of_rows=2, survivors=2, samples=5, passes=300, share=0.25)
