@@ -167,8 +167,14 @@ def test_a_board_is_fresh(records, name):
     assert (RESULTS / name).read_text("utf-8") == MADE[name](records), MEND
 
 
+def test_the_study_has_the_tables_of_the_records(records):
+    written = (RESULTS / "STUDY.md").read_text("utf-8")
+    for table in text(find_paper("study"), records, "md").split("\n### "):
+        assert table.removeprefix("### ").strip() in written, "stale: paste what robench table study prints"
+
+
 def test_every_board_is_held_to_the_records():
-    assert {path.name for path in RESULTS.glob("*.md")} == {"README.md", *MADE}
+    assert {path.name for path in RESULTS.glob("*.md")} == {"README.md", "STUDY.md", *MADE}
 
 
 def test_the_readme_says_how_each_is_made():
