@@ -137,7 +137,8 @@ def test_a_diagnosis_holds_under_every_name(tmp_path):
         "knowledge": "full",
         "health": [{"code": "zero-gradients", "text": "all of them"}],
     }
-    (tmp_path / "diagnosis.json").write_text(json.dumps(content))
+    (tmp_path / "diagnosis").mkdir()
+    (tmp_path / "diagnosis" / "diagnosis.json").write_text(json.dumps(content))
     found = {record.job.defense.name: record.health for record in collect([tmp_path])}
     mark = ResultWarning("zero-gradients", "all of them")
     assert found == {"first": (mark,), "renamed": (mark,), "other": ()}
