@@ -218,15 +218,16 @@ _Words = tuple[str, tuple[str, ...], str, tuple[str, ...]]
 def _commands(table: Table, empty: list[tuple[Row, list[Column]]]) -> Iterator[str]:
     """The commands that fill empty cells. Rows that need the same command share a line."""
     by_command: dict[_Words, list[str]] = {}
-    any_attack = any(column.attack for column in table.columns)
+    # Every attack's record has clean accuracy; of a table without attacks the cheapest attack fills the cells.
+    has_attacks = any(column.attack for column in table.columns)
+    cheapest = ["fgsm"] if not has_attacks and Threat.parse(table.threat).norm in ("Linf", "L2") else []
     for row, columns in empty:
         levels: dict[str, list[str]] = {}
         for column in columns:
             attacks = levels.setdefault(_level(row, column), [])
             attacks += [column.attack] if column.attack not in attacks else []
         for level, attacks in levels.items():
-            # Every attack's record has clean accuracy, and FGSM is the cheapest.
-            named = [name for name in attacks if name] or ([] if any_attack else ["fgsm"])
+            named = [name for name in attacks if name] or cheapest
             if named:
                 by_command.setdefault(_words(table, row, named, level), []).append(row.defense)
     for words, (first, *others) in by_command.items():

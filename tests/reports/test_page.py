@@ -15,7 +15,7 @@ from robench.cli.main import main as command_line
 from robench.core.errors import ResourceError, UsageError
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
-from robench.records.record import SuiteFacts, read_record, stable
+from robench.records.record import Record, SuiteFacts, read_record, stable
 from robench.reports.board import NO_RANK
 from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view, write_page
@@ -340,7 +340,7 @@ def test_the_command_of_a_submission_is_for_the_images_of_the_board(tmp_path):
     assert view.submission(dataclasses.replace(record, job=job)).endswith("--protocol digits-linf")
 
 
-def test_a_security_curve_is_of_one_network_and_not_of_estimates(tmp_path):
+def test_a_security_curve_is_of_one_network_and_not_of_estimates(tmp_path, monkeypatch):
     def charts(**second):
         root = tmp_path / str(len(list(tmp_path.iterdir())))
         make_run(root).write()
@@ -353,6 +353,8 @@ def test_a_security_curve_is_of_one_network_and_not_of_estimates(tmp_path):
 
     assert charts() == [1]
     assert charts(defense={"checkpoint_sha256": "c" * 64}) == [0]
+    monkeypatch.setattr(Record, "is_estimate", property(lambda record: record.job.threat == "Linf:0.08"))
+    assert charts() == [0]
 
 
 def test_a_row_is_ranked_among_the_rows_of_its_group_and_two_seeds_are_told_apart(tmp_path):

@@ -181,6 +181,10 @@ def test_a_table_of_clean_columns_names_a_command_too(tmp_path):
     (tmp_path / "own.toml").write_text(ROW + 'rows = [{ name = "r", defense = "mimir-digits" }]')
     (table,) = grids(read(tmp_path / "own.toml"), [])
     assert any("robench run --defense mimir-digits --attack fgsm" in note for note in table.notes)
+    own = (tmp_path / "own.toml").read_text().replace("Linf:0.1", "L1:8")
+    (tmp_path / "own.toml").write_text(own)
+    (table,) = grids(read(tmp_path / "own.toml"), [])
+    assert not any("fgsm" in note for note in table.notes), "FGSM is not defined in L1"
 
 
 @pytest.mark.parametrize(

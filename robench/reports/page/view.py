@@ -314,7 +314,7 @@ def _curves(name: str, lines: list[Line]) -> Iterator[Chart]:
     places: dict[tuple, dict[tuple, list[Record]]] = {}
     for line in sorted(lines, key=_order):
         job = line.record.job
-        if job.half_width:
+        if line.record.is_estimate:
             continue  # An estimate says nothing of the images that it did not attack.
         weights = (job.defense.checkpoint_sha256, job.defense.state_sha256)
         place = (job.dataset.name, job.threat_model.kind, job.n, job.dataset.digest, job.seed, *weights)
