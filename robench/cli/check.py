@@ -56,7 +56,7 @@ def command(
     robench check results/digits-linf/mimir-digits/autoattack
     robench check baseline.toml --junit report.xml
     """
-    from robench.core.io import write_file
+    from robench.core.io import disk_errors, write_file
     from robench.verification import ci_report
     from robench.verification.baselines import Baseline, read_baselines
     from robench.verification.regression import Options, Verdict, check
@@ -68,10 +68,14 @@ def command(
     seconds: list[float] = []
     listed: list[Baseline] = []
     unreadable: dict[str, RobenchError] = {}
+    errors: list[tuple[str, str]] = []
     # Errors are kept by position, because a baseline may be listed twice.
     for position, path in enumerate(baselines):
-        with common.collected(unreadable, f"argument {position}", alone=len(baselines) == 1):
+        name = f"argument {position}"
+        with common.collected(unreadable, name, alone=len(baselines) == 1):
             listed += read_baselines(path)
+        if name in unreadable:
+            errors.append((path, str(unreadable[name])))
     for position, baseline in enumerate(listed):
         options = Options(device=device, data_dir=data_dir, note=common.note)
         options = replace(options, **baseline.settings | given)
@@ -80,6 +84,7 @@ def command(
         with common.collected(unreadable, name, alone=len(listed) == len(baselines) == 1):
             verdicts.append(check(baseline.folder, defense or baseline.defense, options))
         if name in unreadable:
+            errors.append((str(baseline.folder), str(unreadable[name])))
             continue
         verdict = verdicts[-1]
         seconds.append(time.monotonic() - begun)
@@ -89,14 +94,17 @@ def command(
             console.print(Text.assemble("  ", mark, plain(f"  {step.name}: {step.detail}")), soft_wrap=True)
         common.say(f"  {ci_report.cost(verdict)}, {seconds[-1]:.1f} s", "dim")
     if junit:
-        write_file(Path(junit), ci_report.junit(verdicts, seconds))
+        write_file(Path(junit), ci_report.junit(verdicts, seconds, errors))
     if summary:
-        write_file(Path(summary), ci_report.summary(verdicts).encode())
+        write_file(Path(summary), ci_report.summary(verdicts, errors).encode())
     if os.environ.get("GITHUB_ACTIONS"):
-        sys.stdout.write(ci_report.annotations(verdicts))
+        sys.stdout.write(ci_report.annotations(verdicts, errors))
         if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-            with Path(page).open("a", encoding="utf-8") as file:
-                file.write(ci_report.summary(verdicts))
+            with (
+                disk_errors(Path(page), "GITHUB_STEP_SUMMARY"),
+                Path(page).open("a", encoding="utf-8") as file,
+            ):
+                file.write(ci_report.summary(verdicts, errors))
     failed = [f"{verdict.defense}: {verdict.reason}" for verdict in verdicts if not verdict.held]
     if failed:
         message = f"{len(failed)} of {len(verdicts)} checks failed: {'; '.join(failed)}"

@@ -188,14 +188,13 @@ def collected(errors: dict[str, RobenchError], name: str, alone: bool) -> Iterat
 
     Args:
         errors: where the error goes, under `name`.
-        alone: whether there is only this item; then the error is raised at once.
+        alone: whether there is only this item; then its error is not printed among the results as well.
     """
     try:
         yield
     except RobenchError as error:
-        if alone:
-            raise
-        click.echo(plain(f"FAILED: {error}"))
+        if not alone:
+            click.echo(plain(f"FAILED: {error}"))
         errors[name] = error
 
 

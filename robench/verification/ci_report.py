@@ -7,12 +7,16 @@ from robench.core.formatting import count, markdown
 from robench.core.sanitize import plain
 from robench.verification.regression import Verdict
 
+# A baseline that could not be checked, and the message of its error.
+Error = tuple[str, str]
 
-def junit(verdicts: Sequence[Verdict], seconds: Sequence[float]) -> bytes:
+
+def junit(verdicts: Sequence[Verdict], seconds: Sequence[float], errors: Sequence[Error] = ()) -> bytes:
     """Write a JUnit report with one test suite per baseline and one test case per step. It ends with a newline.
 
     Args:
         seconds: the duration of each check.
+        errors: the baselines that could not be checked.
     """
     root = tree.Element("testsuites", name="robench check")
     for verdict, duration in zip(verdicts, seconds, strict=True):
@@ -33,23 +37,28 @@ def junit(verdicts: Sequence[Verdict], seconds: Sequence[float]) -> bytes:
                 tree.SubElement(case, "system-out").text = plain(step.detail)
             else:
                 tree.SubElement(case, "failure", message=plain(step.detail))
+    for name, message in errors:
+        suite = tree.SubElement(root, "testsuite", name=plain(name), tests="1", failures="0", errors="1")
+        case = tree.SubElement(suite, "testcase", name="check", classname=f"robench.check.{plain(name)}")
+        tree.SubElement(case, "error", message=plain(message))
     tree.indent(root)
     return tree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def annotations(verdicts: Sequence[Verdict]) -> str:
-    """One GitHub Actions annotation per failed step; empty when every step holds."""
+def annotations(verdicts: Sequence[Verdict], errors: Sequence[Error] = ()) -> str:
+    """One GitHub Actions annotation per failed step and error; empty when every step holds."""
     lines = []
     for verdict in verdicts:
         for step in verdict.steps:
             if not step.held:
                 title = _property(f"{plain(verdict.defense)}: {step.name}")
                 lines.append(f"::error title={title}::{_message(plain(step.detail))}\n")
+    lines += [f"::error title={_property(plain(name))}::{_message(plain(text))}\n" for name, text in errors]
     return "".join(lines)
 
 
-def summary(verdicts: Sequence[Verdict]) -> str:
-    """Write a short report in Markdown."""
+def summary(verdicts: Sequence[Verdict], errors: Sequence[Error] = ()) -> str:
+    """Write a short report in Markdown; `errors` are the baselines that could not be checked."""
     lines = ["| | defense | step | result |", "|---|---|---|---|"]
     for verdict in verdicts:
         for step in verdict.steps:
@@ -57,6 +66,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
             lines.append(
                 f"| {status} | {markdown(verdict.defense)} | {step.name} | {markdown(step.detail)} |"
             )
+    lines += [f"| **ERROR** | {markdown(name)} | check | {markdown(message)} |" for name, message in errors]
     for verdict in verdicts:
         lines += ["", f"{markdown(verdict.defense)}: {cost(verdict)}."]
     return "\n".join(lines) + "\n"

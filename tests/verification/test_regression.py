@@ -219,7 +219,21 @@ def test_a_baseline_may_be_listed_twice_though_one_check_cannot_run(baseline, tm
         main(["check", str(tmp_path / "own.toml"), "--junit", str(report)])
     out, err = capsys.readouterr()
     assert ended.value.code == 2 and "nowhere" in err and "Traceback" not in err
-    assert "holds  attack: " in out and len(tree.parse(report).getroot().findall("testsuite")) == 1
+    assert "holds  attack: " in out
+    broken = tree.parse(report).getroot().findall("testsuite")[-1]
+    assert broken.get("errors") == "1" and "nowhere" in broken.findall("testcase/error")[0].get("message", "")
+
+
+def test_a_baseline_that_cannot_be_checked_is_in_every_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    lost, report, table = str(tmp_path / "lost"), tmp_path / "report.xml", tmp_path / "report.md"
+    with pytest.raises(SystemExit) as ended:
+        main(["check", lost, "--junit", str(report), "--summary", str(table)])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 3 and err.count("\n") == 1 and out.startswith("::error title=")
+    (suite,) = tree.parse(report).getroot().findall("testsuite")
+    assert suite.get("name") == lost and suite.get("errors") == "1"
+    assert "| **ERROR** |" in table.read_text()
 
 
 def test_a_checkpoint_is_a_file_beside_the_list_or_as_it_is_written(tmp_path, monkeypatch):
