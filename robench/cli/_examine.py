@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.catalog import Card, cards
+from robench.core.cache import cache_folder
 from robench.core.errors import RobenchError
 from robench.core.formatting import install, size
 from robench.core.sanitize import plain
@@ -79,7 +80,7 @@ def examine(
     """Look at everything a run needs; nothing is downloaded and no network is called.
 
     Args:
-        results_dir: where records would be written; it need not exist.
+        results_dir: where records would be written, a folder or a URL; it need not exist.
         data_dir: where data sets with files lie; None for where they are looked for by default.
         quick: leave out what takes torch or reads large files: devices, images and checkpoints.
     """
@@ -88,7 +89,7 @@ def examine(
         *_software(),
         *([] if quick else [*_devices(), _digits(), _cifar10(data_dir), *_checkpoints()]),
         _corruptions(),
-        *_disk(Path(results_dir)),
+        *_disk(results_dir),
     ]
 
 
@@ -226,8 +227,12 @@ def _checkpoint(card: Card) -> Finding:
     return Finding(name, OK, f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB, sha256 as the card says")
 
 
-def _disk(results: Path) -> Iterator[Finding]:
+def _disk(results_dir: Path | str) -> Iterator[Finding]:
     mend = "give a folder you may write with --results"
+    if "://" in str(results_dir):
+        # Records of a URL are written to its copy here first.
+        results_dir = cache_folder("remote")
+    results = Path(results_dir)
     # The nearest folder that is there: a run makes the rest.
     place = next(folder for folder in (results.absolute(), *results.absolute().parents) if folder.exists())
     try:

@@ -16,6 +16,14 @@ from robench.reports.table import COLUMNS, FIELDS, SORTS
 PAGES = "html"
 
 
+def _beside(root: str) -> Path:
+    """The default folder of pages: beside the records, or in the current folder if those come from a URL."""
+    from robench.records.remote import shown
+
+    remote = "://" in root or shown(root) != root
+    return Path("board") if remote else Path(root).resolve().parent / "board"
+
+
 @click.command("board")
 @click.argument("results", nargs=-1, type=common.Place(), shell_complete=folders)
 @click.option(
@@ -108,7 +116,7 @@ def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
 
         index = write_page(
             records,
-            options["output"] or Path(roots[0]).resolve().parent / "board",
+            options["output"] or _beside(roots[0]),
             sort=sort,
             choice=choice,
             pictures=not options["no_pictures"],

@@ -138,7 +138,7 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
     from robench.statistics.accuracy import percent
 
     where = choose_device(device)
-    records = collect(results or (str(default_results()),))
+    records = collect(results or (common.local(default_results(), pull=True),))
     failed = list(map(str, records.left_out))
     due = 0
     for record in records:

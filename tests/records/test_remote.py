@@ -206,3 +206,23 @@ def test_a_certification_is_sent_and_reused(url, tmp_path, monkeypatch):
     another_machine(monkeypatch, tmp_path)
     again = robench.certify(defense, method, **settings)
     assert again.finished == made.finished and len(collect([url]).certifications) == 1
+
+
+def test_commands_use_the_url_of_the_environment(url, tmp_path, monkeypatch, capsys):
+    run(url)
+    monkeypatch.setenv("ROBENCH_RESULTS", url)
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    assert command("board", "--format", "html", "--no-pictures") == "1 records: board/index.html\n"
+    assert (tmp_path / "board" / "index.html").is_file()
+    changed = remote.local_copy(url) / PLACE / "notes.txt"
+    changed.write_text("changed by the command")
+    assert "0 of 1 records migrated" in command("results", "migrate")
+    assert f"{PLACE}/notes.txt" in names(url)
+    assert str(tmp_path / "cache" / "remote") in command("doctor", "--quick").replace("\n", "")
