@@ -104,17 +104,17 @@ class SpawnedPool(Pool):
         self.devices: list[str | None] = [*(devices or [None] * workers)]
         self.idle: list[tuple[Connection, Any]] = []
         self.device_of: dict[Connection, str | None] = {}
-        # The run that each process has built, and the recipe of the current one.
+        # The key of the run that each process has built, and the recipe of the current run; a job may have several.
         self.key_of: dict[Connection, str] = {}
-        self.recipes: dict[Entry, Recipe] = {}
+        self.recipes: dict[Work | None, Recipe] = {}
 
     def begin(self, share: Share) -> None:
         pipe, process = self.idle.pop() if self.idle else self._spawn()
         self.running[pipe] = process, share
         entry, store = share.entry, share.run.store
-        if entry not in self.recipes:
-            self.recipes = {entry: share.run.recipe or PickledRun.of(entry)}
-        recipe = self.recipes[entry]
+        if entry.run not in self.recipes:
+            self.recipes = {entry.run: share.run.recipe or PickledRun.of(entry)}
+        recipe = self.recipes[entry.run]
         # A process that has built this run has its clean pass as well.
         known = self.key_of.get(pipe) == recipe.key
         self.key_of[pipe] = recipe.key

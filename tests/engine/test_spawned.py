@@ -1,14 +1,17 @@
 """Spawned processes: their devices, what is sent to them, and what they do not repeat."""
 
+import copy
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from robench.core.errors import UsageError
 from robench.engine import run as engine
-from robench.engine.spawned import Builder, Task
+from robench.engine.run_queue import Share
+from robench.engine.spawned import Builder, SpawnedPool, Task
 from robench.engine.workers import worker_devices
 from robench.evaluation import run as evaluation
 from robench.evaluation.jobs import job_of, run_of
@@ -154,3 +157,31 @@ def test_another_checkpoint_in_a_worker_is_refused(prepared):
     other = type(order)(**{**vars(order), "key": "of other weights"})
     with pytest.raises(UsageError, match=r"pgd-at-digits or the images differ between .* and the machine"):
         Builder().share(Task(other.key, other, 0, 2), run.clean)
+
+
+def test_each_run_of_a_job_is_sent_with_its_own_recipe(prepared):
+    """An estimate runs a screen and the suite to estimate."""
+    run, order = prepared
+    sent = []
+
+    class Pipe:
+        def send_bytes(self, content):
+            sent.append(pickle.loads(content))
+
+    pipe = Pipe()
+    pool = SpawnedPool(None, 1)
+    pool._spawn = lambda: (pipe, None)
+    entry = SimpleNamespace(run=None, count=2)
+    for key in ("screen", "screen", "suite"):
+        if entry.run is None or key == "suite":
+            entry.run = copy.copy(run)
+        recipe = type(order)(**{**vars(order), "key": key})
+        pool.begin(Share(entry, 0, SimpleNamespace(recipe=recipe, store=None, clean=run.clean)))
+        pool.release(pipe, None)
+    assert [task.key for task, _ in sent] == ["screen", "screen", "suite"]
+    # A process that has built the run gets neither the recipe nor the clean pass again.
+    assert [(task.recipe is None, clean is None) for task, clean in sent] == [
+        (False, False),
+        (True, True),
+        (False, False),
+    ]

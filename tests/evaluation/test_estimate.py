@@ -1,6 +1,7 @@
 """Estimates: a suite on a random sample of the images that survive a cheap suite."""
 
 import json
+import os
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -35,9 +36,10 @@ def weak_screen(monkeypatch):
     monkeypatch.setitem(catalog.suites(), "quick", Suite("quick", ["fgsm"]))
 
 
-def run(results, suite=SUITE, **options):
+def run(results, suite=SUITE, workers=1, **options):
+    options["workers"] = workers
     return robench.run(
-        DEFENSE, suite, dataset="digits", threat="Linf:0.1", samples=N, results=results, workers=1, **options
+        DEFENSE, suite, dataset="digits", threat="Linf:0.1", samples=N, results=results, **options
     )
 
 
@@ -104,6 +106,13 @@ def test_a_killed_estimate_resumes_to_the_same_record(results, tmp_path):
     record = run(tmp_path, estimate=9)
     assert record.files == results[1].files
     assert stable_digest(record.to_dict()) == stable_digest(results[1].to_dict())
+
+
+@pytest.mark.slow
+def test_spawned_processes_give_the_same_record(results, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "fork")
+    record = run(tmp_path, estimate=9, workers=2)
+    assert record.files == results[1].files
 
 
 def test_a_narrower_estimate_goes_on_from_a_wider_one(results, tmp_path):
