@@ -7,6 +7,7 @@ shares are lost. A share whose worker dies is assigned again; a share with a use
 """
 
 import logging
+import math
 import os
 import socket
 import time
@@ -17,13 +18,16 @@ from typing import Any
 
 from robench.core.errors import CheckFailed, ResourceError, RobenchError
 from robench.core.formatting import install
-from robench.engine.run_queue import ATTEMPTS, Entry, RunQueue, Share
+from robench.engine.run_queue import ATTEMPTS, RunQueue, Share
 from robench.engine.shares import share_count
 from robench.engine.spawned import Builder, Task
+from robench.engine.work import Work
 from robench.engine.workers import Processes, portable, single_thread
 
-# Seconds to wait for a connection to the head.
+# Seconds to wait for a connection to the head, before workers are started again, and until a line says what is missing.
 _PATIENCE = 10.0
+# Number of times that workers are started if not one of them starts.
+_STARTS = 3
 # Seconds between two polls of the cluster.
 _POLL = 1.0
 
@@ -108,8 +112,12 @@ class _Actors:
         self.starting: dict[Any, Any] = {}
         self.idle: list[Any] = []
         self.running: dict[Any, tuple[Any, Share]] = {}
-        # The clean passes of open runs, in the cluster's memory.
-        self.clean: dict[Entry, Any] = {}
+        # The clean passes of open runs, in the cluster's memory. A job may have several runs.
+        self.clean: dict[Work | None, Any] = {}
+        # Number of times that workers did not start, and whether one ever did.
+        self.failed_starts, self.is_proven = 0, False
+        self.hire_at = 0.0
+        self.say_at = time.monotonic() + _PATIENCE
         self.actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus, max_restarts=0)(Worker)
 
     def run(self) -> Iterator[None]:
@@ -122,6 +130,7 @@ class _Actors:
             if not self.queue.open:
                 break
             self._hire()
+            self._note_absence()
             while self.idle and self.queue.waiting:
                 self._begin(self.queue.waiting.popleft())
             for reference in self._ready():
@@ -138,6 +147,8 @@ class _Actors:
 
     def _hire(self) -> None:
         """Start as many workers as the cluster has resources for, including machines that have joined later."""
+        if time.monotonic() < self.hire_at:
+            return
         resources = self.ray.cluster_resources()
         capacity = int(resources.get("CPU", 0))
         if self.cluster.gpus:
@@ -149,15 +160,15 @@ class _Actors:
 
     def _begin(self, share: Share) -> None:
         entry, run = share.entry, share.run
-        if entry not in self.clean:
-            self.clean = {entry: self.ray.put(run.clean)} | {
-                other: clean for other, clean in self.clean.items() if other.is_open
-            }
+        if entry.run not in self.clean:
+            open_runs = {other.run for other in self.queue.open.values()}
+            self.clean = {kept: clean for kept, clean in self.clean.items() if kept in open_runs}
+            self.clean[entry.run] = self.ray.put(run.clean)
         recipe = run.recipe
         assert recipe is not None
         task = Task(recipe.key, recipe, share.number, entry.count)
         actor = self.idle.pop()
-        self.running[actor.run.remote(task, self.clean[entry])] = actor, share
+        self.running[actor.run.remote(task, self.clean[entry.run])] = actor, share
 
     def _ready(self) -> list[Any]:
         references = [*self.starting, *self.running]
@@ -168,10 +179,45 @@ class _Actors:
 
     def _started(self, reference: Any) -> None:
         actor = self.starting.pop(reference)
-        # An actor that dies before it is ready has no share to lose.
-        with suppress(self.ray.exceptions.RayError):
+        try:
             self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            # It has no share to lose.
+            self._note_failed_start(error)
+        else:
             self.idle.append(actor)
+            self.is_proven = True
+
+    def _note_failed_start(self, error: Exception) -> None:
+        """Wait before workers are started again.
+
+        Raises:
+            ResourceError: if no worker starts in several attempts.
+        """
+        now, reason = time.monotonic(), " ".join(str(error).split())[:300] or type(error).__name__
+        # Workers that were started together count once.
+        if now >= self.hire_at:
+            self.hire_at = now + _PATIENCE
+            self.failed_starts += 1
+            if self.failed_starts == 1:
+                self.queue.note(f"a worker does not start ({reason}): trying again")
+        if self.failed_starts >= _STARTS and not self.is_proven and not self.starting:
+            raise ResourceError(
+                f"no worker starts on the cluster: install the same release of robench on its machines ({reason})"
+            ) from error
+
+    def _note_absence(self) -> None:
+        """Say once what the cluster has if no worker is there for a while."""
+        now = time.monotonic()
+        if self.idle or self.running:
+            self.say_at = now + _PATIENCE
+        elif now >= self.say_at:
+            self.say_at = math.inf
+            has = self.ray.cluster_resources()
+            self.queue.note(
+                f"waiting for a worker, which needs 1 CPU and {self.cluster.gpus:g} GPUs: the cluster has "
+                f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, used or not"
+            )
 
     def _take(self, reference: Any) -> None:
         """Take the result of a share, or give the share back if its worker has died."""
