@@ -10,6 +10,8 @@ from robench.core.errors import ResourceError
 
 T = TypeVar("T")
 
+# The types of errors that `out_of_memory` may be true of.
+KINDS = (RuntimeError, MemoryError)
 # Messages of allocators, cuBLAS and cuDNN when memory is exhausted.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED", re.IGNORECASE)
 # Number of batches that must fit before a larger batch is tried.
@@ -18,7 +20,7 @@ _PATIENCE = 32
 
 def out_of_memory(error: Exception) -> bool:
     """Whether memory is exhausted, which a smaller batch may avoid."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
     )
 
@@ -58,7 +60,7 @@ def backing_off(
     while True:
         try:
             return step(size)
-        except RuntimeError as error:
+        except KINDS as error:
             size = halved(size, error, device)
         # Outside of the handler, whose traceback keeps the tensors of the failed step.
         note(f"{device} ran out of memory: continuing with batch size {size}")

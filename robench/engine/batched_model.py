@@ -18,7 +18,7 @@ from robench.core.precision import computing
 from robench.core.rng import Stream, noise
 from robench.core.torch_state import model_device, standard_state
 from robench.data._lazy_images import LazyImages
-from robench.engine.backing_off import BatchSize, out_of_memory
+from robench.engine.backing_off import KINDS, BatchSize, out_of_memory
 from robench.engine.batch_shapes import BatchShapes
 from robench.engine.gradients import cheapest, gradient
 from robench.engine.packing import Who, answer_of_lanes, logits_of_draws, pad
@@ -154,7 +154,7 @@ class Network:
             try:
                 # Copied, because a model may overwrite its previous logits.
                 outputs.append(self._without_graph(call, pad(batch, size), who)[: len(batch)].clone())
-            except RuntimeError as error:
+            except KINDS as error:
                 if self.size is None:
                     raise
                 self.size.reduce(error, x.device)

@@ -10,7 +10,7 @@ from robench.attacks._base import Attack
 from robench.attacks._losses import CLASSES_NEEDED
 from robench.core import specs
 from robench.core.errors import RobenchError
-from robench.engine.backing_off import out_of_memory
+from robench.engine.backing_off import KINDS, out_of_memory
 from robench.engine.batched_model import Network
 from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import AttackCost, ResultWarning
@@ -63,7 +63,7 @@ def batch_dependence(network: Network, x: Tensor, ids: Tensor, logits: Tensor) -
     except RobenchError:
         # The network only supports a fixed batch size.
         return []
-    except RuntimeError as error:
+    except KINDS as error:
         if not out_of_memory(error):
             raise
         return []

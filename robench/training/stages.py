@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robench.core.errors import UsageError
 from robench.core.precision import computing
-from robench.engine.backing_off import halved
+from robench.engine.backing_off import KINDS, halved
 from robench.training.batches import Batches
 from robench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from robench.training.draws import Part, cut, generators, same_draws, seed_for, set_generators
@@ -163,7 +163,7 @@ class Stage:
             parts = self._parts(size, processes)
             try:
                 return self._backward(x, y, epoch, parts)
-            except RuntimeError as error:
+            except KINDS as error:
                 largest = max(part.count for part in parts)
                 halved(1 if largest <= self.unit else largest, error, x.device)
             self.parts *= 2

@@ -202,6 +202,7 @@ NO_MEMORY = (
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     RuntimeError("CUDA error: out of memory"),
+    MemoryError("Unable to allocate 3 GiB for an array"),
 )
 
 
