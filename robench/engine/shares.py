@@ -43,13 +43,22 @@ def share_count(samples: int, batch_size: int) -> int:
 
 def split(ids: Tensor, attacks: Sequence[Attack], count: int) -> list[Tensor]:
     """The samples of each of at most `count` shares, bool (n,) each. Samples of one group are in one share."""
-    n = len(ids)
-    group = lcm(*(min(attack.group, n) for attack in attacks))
+    n, group = len(ids), _group(ids, attacks)
     position = torch.empty(n, dtype=torch.int64)
     position[ids.argsort(stable=True)] = torch.arange(n)
     # Groups are dealt out in turn, because consecutive images are often of the same class.
     share = position // group % count
-    return [share == i for i in range(min(count, -(-n // group)))]
+    return [share == i for i in range(min(count, most_shares(ids, attacks)))]
+
+
+def most_shares(ids: Tensor, attacks: Sequence[Attack]) -> int:
+    """The number of groups of samples, of which a share has at least one."""
+    return -(-len(ids) // _group(ids, attacks))
+
+
+def _group(ids: Tensor, attacks: Sequence[Attack]) -> int:
+    """Number of consecutive samples that stay together."""
+    return lcm(*(min(attack.group, len(ids)) for attack in attacks))
 
 
 def saved_shares(store: Store, is_usable: Callable[[Saved], bool]) -> int:

@@ -15,6 +15,7 @@ from robench.core.io import claim
 from robench.corruption.make import enlargement
 from robench.engine.checkpoint import FolderStore
 from robench.engine.run_queue import Job as QueuedJob
+from robench.engine.shares import most_shares
 from robench.engine.work import Work
 from robench.evaluation import certify_first
 from robench.evaluation import estimate as estimates
@@ -147,8 +148,9 @@ def _share_steps(
         raise UsageError(f"{planned.suite.name} cannot run in shares: remove --share")
     if options.certify_first:
         raise UsageError("--share runs without --certify-first: give one of them")
-    if count > job.n:
-        raise UsageError(f"{count} shares of {job.n} images: expected at most one share per image")
+    if count > (most := most_shares(planned.images.ids, [attack for _, attack in planned.attacks])):
+        reason = "" if most == job.n else ", because the attacks keep groups of images together"
+        raise UsageError(f"{count} shares of {job.n} images: expected at most {most}{reason}")
     with synced(folder):
         return _run_share(planned, job, folder, device, options)
     yield

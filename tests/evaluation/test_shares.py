@@ -90,7 +90,12 @@ def test_another_split_is_refused_and_loses_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("share", "options", "text"),
     [
-        ((0, 13), {}, "13 shares of 12 images"),
+        ((0, 13), {}, "13 shares of 12 images: expected at most 12$"),
+        (
+            (0, 3),
+            {"attack": "pgd-mi(group=8, steps=2)"},
+            "3 shares of 12 images: expected at most 2, because",
+        ),
         ((0, 2), {"fresh": True}, "robench results prune"),
         ((0, 2), {"attack": "foolbox:FGSM"}, "of other libraries|foolbox"),
         ((0, 2), {"attack": "corruption(severity=1)"}, "cannot run in shares|corruption"),
