@@ -7,323 +7,169 @@
 The networks have the shapes of ViT-S/4 and WRN-28-10 for images of 32 px. They are trained for a few steps on synthetic
 classes, and the radius is chosen so that PGD fools about one image in twenty: nearly every image costs the whole of
 AutoAttack, as on a robust network. The reference (pyautoattack) attacks the same images as robench, as many as fit in
-the time. Exit code 1 if a check fails.
+the time.
+
+The checks of a network run in a process of their own, with a limit of time for each. One that hangs, dies or breaks the
+device is a row of the table, and the others go on in a new process. What the time does not suffice for is named. The
+table is printed even if the script is stopped. Exit code 1 if a check fails.
 """
 
 import argparse
-import os
-import subprocess
+import functools
+import multiprocessing
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
-from torch.nn import functional as F
+from gpu_checks import CHECKS, Bench, Case, devices, networks, tests, trained
 
-import robench
-from robench.attacks.reference import adversary
-from robench.core.errors import ResourceError
-from robench.engine.batched_model import Network, frozen
 from robench.records.provenance import robench_version
-from robench.threats.threat import Threat
 
-_ROOT = Path(__file__).parents[1]
-_CLASSES, _SIDE = 10, 32
-# Passes of AutoAttack for an image that is never fooled: with gradients, and without.
-_GRADIENTS, _FORWARD = 1000 + 900, 900 + 5000
-
-
-class Block(nn.Module):
-    """A block of a Wide ResNet: batch norm, ReLU and convolution, twice."""
-
-    def __init__(self, inside: int, outside: int, stride: int):
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        changes = inside != outside or stride > 1
-        self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if changes else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        active = self.bn1(x).relu()
-        return self.conv2(self.bn2(self.conv1(active)).relu()) + self.shortcut(active)
+# The part of the time that each check may take, which few need, and the seconds that a process takes to start.
+_LIMITS = {
+    "tests": 0.25,
+    "training": 0.1,
+    "bf16": 0.1,
+    "judge": 0.05,
+    "deterministic": 0.1,
+    "compiled": 0.15,
+    "memory": 0.05,
+    "autoattack": 0.45,
+    "devices": 0.1,
+}
+_START = 40.0
+# A CPU may be slow, and a miniature shows no times: its limits are longer.
+_PATIENCE_ON_CPU = 30
 
 
-def wide_resnet(depth: int, width: int) -> nn.Module:
-    """WRN-`depth`-`width` (Zagoruyko and Komodakis, arXiv 1605.07146)."""
-    widths, blocks = [16, 16 * width, 32 * width, 64 * width], (depth - 4) // 6
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False)]
-    for stage in range(3):
-        for i in range(blocks):
-            inside = widths[stage] if i == 0 else widths[stage + 1]
-            layers.append(Block(inside, widths[stage + 1], 2 if stage and i == 0 else 1))
-    head = [nn.BatchNorm2d(widths[3]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *head, nn.Linear(widths[3], _CLASSES))
+def serve(pipe: Connection, bench: Bench, network: str, names: list[str], file: Path) -> None:
+    """Run checks of one network and send the result of each; the target of a process.
+
+    Args:
+        names: the checks; "training" makes the case of the others, which is kept in `file`.
+    """
+    if bench.small:
+        # The compiler for CPUs takes minutes.
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    checks = {check.__name__: check for check in CHECKS}
+
+    def training() -> str:
+        case = trained(bench, network, networks(bench.small)[network](), 2 if bench.small else 60, bench.n)
+        torch.save(vars(case), file)
+        return f"radius {case.threat}"
+
+    for name in names:
+        if name == "training":
+            check = training
+        else:
+            case = Case(**torch.load(file, weights_only=False, map_location=bench.device))
+            case.x, case.y = case.x.cpu(), case.y.cpu()
+            check = functools.partial(checks[name], bench, case)
+        pipe.send(outcome(check))
 
 
-def vit(width: int, depth: int, heads: int) -> nn.Module:
-    return VisionTransformer(_SIDE, 4, embed_dim=width, depth=depth, num_heads=heads, num_classes=_CLASSES)
-
-
-@dataclass
-class Case:
-    """A trained network, images that it classifies correctly, and a radius."""
-
-    name: str
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    threat: str
-
-
-@dataclass
-class Bench:
-    """What the checks share: the options, the cases and the rows of the table."""
-
-    device: torch.device
-    n: int
-    seconds: float
-    cases: list[Case]
-    rows: list[tuple[str, str, str]]
-
-    @property
-    def small(self) -> bool:
-        return self.device.type == "cpu"
-
-    def time(self, function: Callable[[], object], repeats: int = 1) -> float:
-        """Median seconds of a call, with the work of the device."""
-        times = []
-        for _ in range(repeats):
-            self.wait()
-            begun = time.perf_counter()
-            function()
-            self.wait()
-            times.append(time.perf_counter() - begun)
-        return sorted(times)[len(times) // 2]
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def synthetic(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images of ten smooth patterns under noise, (n, 3, 32, 32) in [0, 1], and their labels."""
-    patterns = torch.randn(_CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    patterns = F.interpolate(patterns, size=_SIDE, mode="bilinear")
-    draw = torch.Generator().manual_seed(seed)
-    y = torch.randint(_CLASSES, (n,), generator=draw)
-    x = 0.5 + 0.1 * patterns[y] + 0.05 * torch.randn(n, 3, _SIDE, _SIDE, generator=draw)
-    return x.clamp(0, 1), y
-
-
-def trained(bench: Bench, name: str, model: nn.Module, steps: int, n: int) -> Case:
-    """Train a network for some steps, and choose images and a radius."""
-    model = model.to(bench.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
-    for step in range(steps):
-        x, y = (part.to(bench.device) for part in synthetic(16 if bench.small else 128, 1 + step))
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=not bench.small):
-            loss = F.cross_entropy(model(x).float(), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
-    x, _ = synthetic(n, 0)
-    with torch.no_grad():
-        y = torch.cat([model(part.to(bench.device)).argmax(1).cpu() for part in x.split(128)])
-    low, high = 0.0, 0.1
-    for _ in range(3 if bench.small else 8):
-        eps, some = (low + high) / 2, slice(0, 8 if bench.small else 128)
-        spec = "pgd(steps=3)" if bench.small else "pgd(steps=20)"
-        robust = robench.attack(spec, model, x[some], y[some], threat=f"Linf:{eps:.6g}").robust_accuracy
-        low, high = (low, eps) if robust < 0.95 else (eps, high)
-    return Case(name, model, x, y, f"Linf:{max(low, 1e-4):.4g}")
-
-
-def affordable(bench: Bench, case: Case, seconds: float) -> int:
-    """Number of images that the reference attacks in some seconds."""
-    rows = min(len(case.x), 4 if bench.small else 256)
-    x = case.x[:rows].to(bench.device)
-
-    def forward() -> None:
-        with torch.no_grad():
-            case.model(x)
-
-    def gradient() -> None:
-        point = x.clone().requires_grad_()
-        torch.autograd.grad(case.model(point).sum(), point)
-
-    forward()
-    gradient()
-    cost = (_GRADIENTS * bench.time(gradient, 3) + _FORWARD * bench.time(forward, 3)) / rows
-    return max(2, min(len(case.x), int(seconds / cost)))
-
-
-# -- the checks: each returns its result in words, and raises an AssertionError if it fails ------------------
-
-
-def tests(bench: Bench) -> str:
-    """The tests marked gpu."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "-p", "no:cacheprovider"]
-    # A miniature tries only the shortest: the test suite tries all of them.
-    command += ["tests/engine/test_gpu.py", "-k", "judge_is"] if bench.small else ["tests"]
-    environment = {**os.environ, "ROBENCH_TEST_DEVICE": bench.device.type}
-    run = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
-    last = (run.stdout.strip().splitlines() or [run.stderr.strip()[-200:]])[-1]
-    assert run.returncode == 0, "\n".join(run.stdout.splitlines()[-15:])
-    return last.strip("= ")
-
-
-def bf16(bench: Bench, case: Case) -> str:
-    """A search in bf16 and one in fp32: the same verdicts, and the time."""
-    some = slice(0, min(bench.n, len(case.x)))
-    spec = "apgd(steps=3)" if bench.small else "apgd(steps=50)"
-    results, seconds = [], []
-    for precision in ("fp32", "bf16"):
-
-        def run(precision: str = precision) -> None:
-            results.append(_attack(spec, case, some, precision=precision))
-
-        seconds.append(bench.time(run))
-    same = float((results[0].robust == results[1].robust).double().mean())
-    assert same >= 0.98 or bench.small, f"only {same:.1%} of the verdicts are the same"
-    disagreements = results[1].search.get("disagreements", 0)
-    return (
-        f"{same:.1%} same verdicts, {seconds[1] / seconds[0]:.2f} of the time, {disagreements} disagreements"
-    )
-
-
-def judge(bench: Bench, case: Case) -> str:
-    """A call of the judge in fp32 compared with a step of the search in bf16, for batches of one size."""
-    size = min(len(case.x), 4 if bench.small else 256)
-    x, ids = case.x[:size].to(bench.device), torch.arange(size, device=bench.device)
-    judge, search = Network(case.model, size), Network(case.model, size, "bf16")
-    from robench.attacks._base import Rows
-    from robench.attacks._losses import objective
-
-    rows = Rows(x, case.y[:size].to(x.device), x.new_zeros(size, _CLASSES), ids, ids * 0, ids >= 0)
-    with frozen(case.model):
-
-        def step() -> None:
-            search.answer(x, objective("ce"), rows, 1, ids * 0)
-
-        def verdict() -> None:
-            judge.logits(x, ids)
-
-        step()
-        verdict()
-        ratio = bench.time(verdict, 5) / bench.time(step, 5)
-    return f"{ratio:.2f} of a search step at {size} images"
-
-
-def deterministic(bench: Bench, case: Case) -> str:
-    """Two runs with the same bits, and what determinism costs."""
-    some, spec = slice(0, min(bench.n, 64)), "apgd(steps=3)" if bench.small else "apgd(steps=30)"
-    options = {"precision": "auto"}
-    plain = bench.time(lambda: _attack(spec, case, some, **options))
-    results = []
-    slower = bench.time(lambda: results.append(_attack(spec, case, some, deterministic=True, **options)), 2)
-    assert torch.equal(results[0].x_adv, results[1].x_adv), "two deterministic runs differ"
-    return f"the same bits twice, {slower / plain:.2f} of the time"
-
-
-def compiled(bench: Bench, case: Case) -> str:
-    """A compiled search: the same verdicts, and the time after the first run."""
-    some, spec = slice(0, min(bench.n, 256)), "apgd(steps=2)" if bench.small else "apgd(steps=50)"
-    results = []
-
-    def run(compile: bool) -> Callable[[], None]:
-        return lambda: results.append(_attack(spec, case, some, precision="auto", compile=compile))
-
-    first, again, plain = bench.time(run(True)), bench.time(run(True)), bench.time(run(False))
-    same = float((results[1].robust == results[2].robust).double().mean())
-    assert same >= 0.98 or bench.small, f"only {same:.1%} of the verdicts are the same"
-    return f"{again / plain:.2f} of the time, {same:.1%} same verdicts, {first - again:.0f} s to compile"
-
-
-def memory(bench: Bench, case: Case) -> str:
-    """Peak memory of the device for n and 4 n images in batches of one size."""
-    if bench.device.type != "cuda":
-        return "not measured: needs CUDA"
-    peaks = []
-    for n in (64, 256):
-        torch.cuda.reset_peak_memory_stats(bench.device)
-        _attack("apgd(steps=3)", case, slice(0, n), batch_size=32)
-        peaks.append(torch.cuda.max_memory_allocated(bench.device) / 1e6)
-    assert peaks[1] <= 1.05 * peaks[0], f"{peaks[0]:.0f} MB for 64 images, {peaks[1]:.0f} MB for 256"
-    return f"{peaks[0]:.0f} MB for 64 images, {peaks[1]:.0f} MB for 256"
-
-
-def autoattack(bench: Bench, case: Case) -> str:
-    """robench's AutoAttack and the reference's on the same images."""
-    suite = "apgd(steps=3)+square(queries=5)" if bench.small else "autoattack"
-    n = affordable(bench, case, bench.seconds)
-    some = slice(0, min(n, bench.n, 2 if bench.small else n))
-    result, robust = [], []
-    ours = bench.time(lambda: result.append(_attack(suite, case, some, precision="auto")))
-    threat = Threat.parse(case.threat)
+def outcome(check: Callable[[], str]) -> tuple[str, bool]:
+    """The result of a check in words, and whether it failed."""
     try:
-        runner = adversary(case.model, threat, 0, str(bench.device))
-    except ResourceError as error:
-        return f"{ours:.0f} s for {some.stop} images; not compared: {error}"
-    if bench.small:
-        runner.attacks_to_run = ["apgd-ce"]
-        runner.apgd.n_iter = 3
-    x, y = case.x[some].to(bench.device), case.y[some].to(bench.device)
-
-    def theirs() -> None:
-        adversarial = runner.run_standard_evaluation(x, y, batch_size=500)
-        adversarial = adversarial[0] if isinstance(adversarial, tuple) else adversarial
-        with torch.no_grad():
-            robust.append(torch.cat([case.model(part).argmax(1) for part in adversarial.split(128)]) == y)
-
-    seconds = bench.time(theirs)
-    same = float((robust[0].cpu() == result[0].robust).double().mean())
-    ratio, survive = ours / seconds, result[0].robust_accuracy
-    assert same >= 0.99 or bench.small, f"only {same:.1%} of the verdicts are the same"
-    return (
-        f"{ratio:.2f} of the time ({ours:.0f} s, {seconds:.0f} s), {same:.1%} same verdicts, "
-        f"{survive:.1%} of {some.stop} images robust"
-    )
+        return check(), False
+    except Exception as error:
+        if not isinstance(error, AssertionError):
+            traceback.print_exc()
+        return f"FAILED: {type(error).__name__}: {str(error).strip()}", True
 
 
-def devices(bench: Bench) -> str:
-    """A run on one device and on all of them, in two workers on a CPU."""
-    count = 2 if bench.small else torch.cuda.device_count()
-    if count < 2:
-        return "one GPU here: not tried"
-    arguments = [
-        "run",
-        "--defense",
-        "pgd-at",
-        "--samples",
-        "256",
-        "--attack",
-        "apgd",
-        "--device",
-        bench.device.type,
-    ]
-    if bench.small:
-        arguments[4:7] = ["32", "--attack", "pgd(steps=2)"]
-    seconds = []
-    for options in (["--workers", "1"], ["--workers", str(count)]):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "robench", *arguments, *options, "--results", folder, "--json"]
-            begun = time.perf_counter()
-            run = subprocess.run(command, capture_output=True, text=True)
-            seconds.append(time.perf_counter() - begun)
-        assert run.returncode == 0, run.stderr[-300:]
-    return f"{count} devices: {seconds[1] / seconds[0]:.2f} of the time of one, start included"
+@dataclass
+class Table:
+    """The rows of the table, and the time.
+
+    Attributes:
+        seconds: time for everything.
+        rows: check, network, first line of the result, and whether it failed.
+    """
+
+    seconds: float
+    rows: list[tuple[str, str, str, bool]] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+
+    def limit(self, name: str) -> float:
+        """Seconds that a check may take; 0 or less if no time is left."""
+        return min(_LIMITS[name] * self.seconds, self.begun + self.seconds - time.monotonic())
+
+    def add(self, name: str, network: str, result: tuple[str, bool], since: float) -> None:
+        """Add a row and print it, so that nothing is lost if the script is killed."""
+        text, failed = result
+        self.rows.append((name, network, (text.splitlines() or [""])[0][:160], failed))
+        print(f"{name}, {network} ({time.monotonic() - since:.0f} s): {text}", flush=True)
+
+    def show(self) -> None:
+        print(f"\n| {'check':<14} | {'network':<10} | result\n|{'-' * 16}|{'-' * 12}|{'-' * 60}")
+        for name, network, text, _ in self.rows:
+            print(f"| {name:<14} | {network:<10} | {text}")
+        print(f"{time.monotonic() - self.begun:.0f} s in all", flush=True)
 
 
-def _attack(spec: str, case: Case, some: slice, **options: object) -> "robench.Result":
-    x, y = case.x[some], case.y[some]
-    return robench.attack(spec, case.model, x, y, threat=case.threat, **options)  # type: ignore[arg-type]
+_NO_TIME = ("not tried: no time left (--minutes)", False)
+
+
+def alone(table: Table, bench: Bench, check: Callable[[Bench, float], str]) -> None:
+    """Run a check that starts commands."""
+    name, since = check.__name__, time.monotonic()
+    limit = table.limit(name)
+    table.add(name, "-", outcome(lambda: check(bench, limit)) if limit > 0 else _NO_TIME, since)
+
+
+def of_network(
+    table: Table, bench: Bench, network: str, folder: Path, target: Callable[..., None] = serve
+) -> None:
+    """Run the checks of a network in a process, and in a new one after each that fails."""
+    waiting = ["training", *(check.__name__ for check in CHECKS)]
+    file = folder / network.replace("/", "-")
+    while waiting:
+        if table.limit(waiting[0]) <= 0:
+            table.add(waiting.pop(0), network, _NO_TIME, time.monotonic())
+            continue
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(
+            target=target, args=(theirs, bench, network, list(waiting), file)
+        )
+        process.start()
+        theirs.close()
+        start, failed = _START, False
+        try:
+            while waiting and not failed and (limit := table.limit(waiting[0])) > 0:
+                since, name = time.monotonic(), waiting.pop(0)
+                result = _received(ours, process, limit + start)
+                table.add(name, network, result, since)
+                start, failed = 0.0, result[1]
+            if not waiting and not failed:
+                process.join(_START)
+        finally:
+            process.kill()
+            process.join()
+            ours.close()
+        if failed and name == "training":
+            for name in waiting:
+                table.add(name, network, ("not tried: no network", False), time.monotonic())
+            return
+
+
+def _received(pipe: Connection, process: BaseProcess, limit: float) -> tuple[str, bool]:
+    """The result that a process sends, or how it failed to send one."""
+    if not pipe.poll(limit):
+        return f"FAILED: took longer than {limit:.0f} s", True
+    try:
+        return pipe.recv()
+    except EOFError:
+        process.join()
+        return f"FAILED: the process ended with exit code {process.exitcode}", True
 
 
 def main() -> int:
@@ -332,7 +178,7 @@ def main() -> int:
     )
     parser.add_argument("--device", default="cuda", help="cuda, or cpu for a miniature")
     parser.add_argument("--n", type=int, default=1000, help="number of images")
-    parser.add_argument("--minutes", type=float, default=8.0, help="time for everything, about")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time for everything, at most")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -340,36 +186,20 @@ def main() -> int:
         return 3
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a miniature"
     print(f"robench {robench_version()}, torch {torch.__version__}, {name}", flush=True)
-    # Half of the time is for AutoAttack: robench and the reference on two networks.
-    bench = Bench(device, options.n, 60 * options.minutes / 5, [], [])
-    steps = 2 if bench.small else 60
-    networks = {"ViT-S/4": vit(384, 12, 6), "WRN-28-10": wide_resnet(28, 10)}
-    if bench.small:
-        networks = {"ViT, tiny": vit(16, 1, 2), "WRN, tiny": wide_resnet(10, 1)}
-    failed = _row(bench, "tests", "-", lambda: tests(bench))
-    for name, model in networks.items():
-        case = trained(bench, name, model, steps, options.n)
-        for check in (bf16, judge, deterministic, compiled, memory, autoattack):
-            failed += _row(bench, check.__name__, name, lambda check=check, case=case: check(bench, case))
-    failed += _row(bench, "devices", "-", lambda: devices(bench))
-    print(f"\n| {'check':<14} | {'network':<10} | result\n|{'-' * 16}|{'-' * 12}|{'-' * 60}")
-    for check, network, text in bench.rows:
-        print(f"| {check:<14} | {network:<10} | {text}")
-    return 1 if failed else 0
-
-
-def _row(bench: Bench, name: str, network: str, check: Callable[[], str]) -> int:
-    """Run a check and add its row; 1 if it fails."""
-    begun = time.perf_counter()
+    seconds = 60 * options.minutes
+    # Most of the time is for AutoAttack: robench and the reference on two networks.
+    bench = Bench(device, options.n, seconds / 5)
+    table = Table(seconds * (_PATIENCE_ON_CPU if bench.small else 1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        text, failed = check(), 0
-    except Exception as error:
-        text, failed = f"FAILED: {type(error).__name__}: {str(error).strip()}", 1
-        print(text, flush=True)
-        text = text.splitlines()[0][:160]
-    bench.rows.append((name, network, text))
-    print(f"{name}, {network}: {time.perf_counter() - begun:.0f} s", flush=True)
-    return failed
+        alone(table, bench, tests)
+        with tempfile.TemporaryDirectory() as folder:
+            for network in networks(bench.small):
+                of_network(table, bench, network, Path(folder))
+        alone(table, bench, devices)
+    finally:
+        table.show()
+    return 1 if any(failed for *_, failed in table.rows) else 0
 
 
 if __name__ == "__main__":

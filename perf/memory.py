@@ -1,11 +1,14 @@
 """Peak memory of a run, its verification and a board, by the number of images.
 
     python perf/memory.py --n 500 5000 50000
+    python perf/memory.py --side 32 --n 5000 50000       # as large as CIFAR-10
+    python perf/memory.py --side 224 --n 500 5000        # as large as ImageNet: 0.75 GB of images
 
-The data set is an archive of 8-bit images of 16 px, digits shifted by up to two pixels; the defense is a linear
-classifier, so that the figures measure robench itself. Each command runs in a separate process. Its peak anonymous
-memory is sampled a hundred times a second and reported in megabytes; libraries mapped from files are excluded because
-they would dominate. Runs use one process (`--workers 1`), so that no memory is shared or counted twice. Linux only.
+The data set is an archive of 8-bit images of 16 px (`--side`), digits shifted by up to two pixels and enlarged; the
+defense is a linear classifier, so that the figures measure robench itself. Each command runs in a separate process. Its
+peak anonymous memory is sampled a hundred times a second and reported in megabytes; libraries mapped from files are
+excluded because they would dominate. Runs use one process (`--workers 1`), so that no memory is shared or counted
+twice. Linux only.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import torch
 
 from robench.data import load_dataset
 
-DEFENSE, THREAT = "python:small.Net(image_size=16)", "Linf:0.05"
+THREAT = "Linf:0.05"
 # Nearest class mean for ten classes.
 NETWORK = """
 import torch
@@ -29,27 +32,28 @@ from torch import nn
 
 class Net(nn.Sequential):
     def __init__(self):
-        linear = nn.Linear(768, 10)
         means = torch.load("means.pt")
+        linear = nn.Linear(means.shape[1], 10)
         linear.weight.data, linear.bias.data = means, -means.square().sum(1) / 2
         super().__init__(nn.Flatten(), linear)
 """
 ATTACKS = ("fgsm", "apgd(steps=5)")
 
 
-def write_archive(path: Path, n: int) -> None:
-    """Write `n` images, uint8 (n, 16, 16, 3), with labels."""
+def write_archive(path: Path, n: int, side: int) -> None:
+    """Write `n` images, uint8 (n, side, side, 3), with labels."""
     digits = load_dataset("digits", "test")
     draw = np.random.default_rng(0)
     source = (digits.x[:].numpy() * 255).round().astype(np.uint8)
-    x = np.empty((n, 16, 16, 3), np.uint8)
+    x = np.empty((n, side, side, 3), np.uint8)
+    places = np.arange(side) * 16 // side
     for i in range(n):
-        image = np.moveaxis(source[i % len(source)], 0, -1)
-        x[i] = np.roll(image, draw.integers(-2, 3, 2), axis=(0, 1))
+        image = np.roll(np.moveaxis(source[i % len(source)], 0, -1), draw.integers(-2, 3, 2), axis=(0, 1))
+        x[i] = image[places][:, places]
     y = np.resize(digits.y.numpy(), n)
     np.savez(path, x=x, y=y, classes=np.array(digits.classes))
-    flat = torch.from_numpy(np.moveaxis(x[:2000], -1, 1) / np.float32(255)).flatten(1)
-    means = torch.stack([flat[torch.from_numpy(y[:2000]) == k].mean(0) for k in range(10)])
+    flat = torch.from_numpy(np.moveaxis(x[:500], -1, 1) / np.float32(255)).flatten(1)
+    means = torch.stack([flat[torch.from_numpy(y[:500]) == k].mean(0) for k in range(10)])
     torch.save(means, path.parent / "means.pt")
     (path.parent / "small.py").write_text(NETWORK)
 
@@ -81,19 +85,21 @@ def anonymous(process: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, nargs="+", default=[500, 5_000, 50_000])
+    parser.add_argument("--side", type=int, default=16, help="side of the images in pixels")
     parser.add_argument("--attack", nargs="+", default=ATTACKS)
     arguments = parser.parse_args()
+    defense = f"python:small.Net(image_size={arguments.side})"
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {DEFENSE} at {THREAT}; peak MB (seconds)"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {defense} at {THREAT}; peak MB (seconds)"
     )
     print(f"{'attack':<16}{'n':>8}{'run':>16}{'verify':>16}{'board':>16}", flush=True)
     for n in arguments.n:
         with tempfile.TemporaryDirectory() as folder:
             archive, results = Path(folder, "images.npz"), Path(folder, "results")
-            write_archive(archive, n)
+            write_archive(archive, n, arguments.side)
             for attack in arguments.attack:
                 run = measured(
-                    folder, "run", "--defense", DEFENSE, "--attack", attack, "--dataset", f"npz:{archive}",
+                    folder, "run", "--defense", defense, "--attack", attack, "--dataset", f"npz:{archive}",
                     "--samples", str(n), "--threat", THREAT, "--workers", "1", "--results", str(results),
                     "--batch-size", "64",
                 )  # fmt: skip
