@@ -24,7 +24,8 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     """Merge the records of SOURCES (folders, or archives from robench results export) into one folder.
 
     The content of a record determines its place. If two records claim one place, the more recently finished one stays,
-    the other moves to superseded/, and the conflict is named. Damaged records are named and left out.
+    the other moves to superseded/, and the conflict is named. Damaged records are named and left out. Shares of
+    unfinished runs (robench run --share) are copied as well.
     """
     from robench.core.errors import CheckFailed
     from robench.core.formatting import location
@@ -39,7 +40,7 @@ def merge_command(sources: tuple[str, ...], into: str | None) -> None:
         elif merged.what != "same":
             detail = f": {merged.detail}" if merged.detail else ""
             common.say(f"{merged.what:<7}  {location(merged.place)}{notes.get(merged.what, '')}{detail}")
-    kinds = ("new", "newer", "older", "same", "damaged")
+    kinds = ("new", "newer", "older", "same", "share", "damaged")
     common.say(", ".join(f"{outcomes[kind]} {kind}" for kind in kinds if outcomes[kind]) or "no records")
     if outcomes["damaged"]:
         total = outcomes.total()

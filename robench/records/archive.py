@@ -23,6 +23,7 @@ from robench.records.collection import check, check_files, in_memory
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, decode, read_record
 from robench.records.store import PARTIAL, SUPERSEDED, aside, place_of, shelf_place, supersede
+from robench.records.unfinished import merge_shares
 
 ARCHIVE = ".zip"
 # Date of every file in an archive, so that the same records give the same bytes.
@@ -50,7 +51,8 @@ class Merged:
     """The result of merging one record.
 
     Attributes:
-        what: "new", "damaged", or compared with the existing record "same", "newer" or "older".
+        what: "new", "damaged", or compared with the existing record "same", "newer" or "older"; "share" for a share of
+            an unfinished run.
         source: the folder or archive that the record is from.
         place: the folder that it belongs in; empty if it is damaged.
         detail: what differs from the existing record, or why the record cannot be used.
@@ -125,7 +127,7 @@ def _from_archive(archive: zipfile.ZipFile, inside: str, name: str) -> bytes:
 
 
 def merge(sources: Iterable[Path | str], into: Path | str) -> Iterator[Merged]:
-    """Merge the records of the sources into a folder. The order of the sources does not matter.
+    """Merge the records of the sources, and shares of unfinished runs, into a folder, in whatever order.
 
     An interrupted merge leaves only complete records; merging the same sources again resumes it.
 
@@ -141,6 +143,9 @@ def merge(sources: Iterable[Path | str], into: Path | str) -> Iterator[Merged]:
             with claim(folder):
                 what, detail = _place(folder, bundle)
             yield Merged(what, name, str(folder), detail)
+        if Path(source).is_dir():
+            for what, share, place, detail in merge_shares(Path(source), Path(into)):
+                yield Merged(what, str(share), str(place), detail)
 
 
 def _place(folder: Path, bundle: Bundle) -> tuple[str, str]:

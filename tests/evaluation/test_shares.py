@@ -14,6 +14,7 @@ from robench.core.io import claim
 from robench.evaluation.options import Options
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import run_all
+from robench.records.archive import merge
 from robench.records.prune import waste
 
 SUITE = "pgd(steps=2)+square(queries=10)"
@@ -72,6 +73,49 @@ def test_shares_from_other_disks_may_be_put_together(tmp_path, whole):
         shutil.copytree(tmp_path / str(number), tmp_path / "all", dirs_exist_ok=True)
     play(tmp_path / "all", workers=1)
     assert files(tmp_path / "all") == whole[1]
+
+
+def test_shares_are_merged_from_folders(tmp_path, whole):
+    folders = [tmp_path / str(number) for number in range(2)]
+    for number, folder in enumerate(folders):
+        play(folder, (number, 2))
+    with claim(folders[1] / FOLDER / ".partial/share-1-of-2"):
+        assert [merged.what for merged in merge(folders, tmp_path / "all")] == ["share", "damaged"]
+    assert [merged.what for merged in merge(folders, tmp_path / "all")] == ["same", "share"]
+    assert [merged.what for merged in merge([tmp_path / "all"], tmp_path / "all")] == []
+    # Nothing is left to attack.
+    seen = []
+    _, lines = play(tmp_path / "all", workers=1, progress=seen.append)
+    assert files(tmp_path / "all") == whole[1] and any("with 2 shares" in line for line in lines)
+    assert {standing.share for standing in seen} == {1.0}
+    assert [merged.what for merged in merge(folders, tmp_path / "all")] == ["same", "same"]
+
+
+def test_shares_that_are_further_stay_and_foreign_ones_are_named(tmp_path):
+    def interrupt(standing):
+        if standing.index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path / "begun", (0, 2), progress=interrupt)
+    play(tmp_path / "done", (0, 2))
+    play(tmp_path / "three", (1, 3))
+    play(tmp_path / "other", (1, 2), batch_size=5)
+    into = tmp_path / "all"
+    state = into / FOLDER / ".partial/share-0-of-2/state"
+    for order in (["begun", "done"], ["done", "begun"]):
+        found = [merged.what for merged in merge([tmp_path / name for name in order], into)]
+        assert found == (["share", "share"] if order[0] == "begun" else ["same", "same"])
+        assert state.read_bytes() == (tmp_path / "done" / state.relative_to(into)).read_bytes()
+    for name in ("three", "other"):
+        (merged,) = merge([tmp_path / name], into)
+        assert (
+            merged.what == "damaged" and "is of another run, or of another number of shares" in merged.detail
+        )
+    damaged = tmp_path / "done" / state.relative_to(into)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (merged,) = merge([tmp_path / "done"], tmp_path / "new")
+    assert merged.what == "damaged" and "sha256" in merged.detail
 
 
 def test_another_split_is_refused_and_loses_nothing(tmp_path):
