@@ -4,6 +4,8 @@ Every message states what was requested, what was found and how to fix it. The c
 """
 
 import difflib
+import pickle
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -111,3 +113,17 @@ def _path(kind: str, name: str) -> UsageError:
     problem = f"{shown} is {actual}, not a {kind}" if actual else f"{shown}: there is no such file"
     form = _FORMS.get(kind + Path(name).suffix.lower()) or _FORMS.get(kind, "")
     return UsageError(f"{problem}{form and ': '}{form}")
+
+
+def portable(error: Exception) -> Exception:
+    """A picklable copy of an error, with its traceback as a note unless it is a user's mistake."""
+    lines = "".join(traceback.format_exception(error))
+    # An error with a cause comes from a model, and the traceback of the cause is not pickled.
+    is_mistake = isinstance(error, RobenchError) and error.__cause__ is None
+    try:
+        error = pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    if not is_mistake:
+        error.add_note(f"in a process of the run:\n{lines}")
+    return error

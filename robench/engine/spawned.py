@@ -7,6 +7,7 @@ are sent, which are plain data. A model that a program passes to `robench.attack
 
 import copy
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -16,10 +17,20 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from robench.core.errors import RobenchError, UsageError
 from robench.engine.checkpoint import Store
 from robench.engine.run_queue import Entry, RunQueue, Share
 from robench.engine.work import Recipe, Work
 from robench.engine.workers import Pool, answer, become_worker
+
+# Exit code of a process that would run the script of its caller again.
+_UNGUARDED = 86
+
+
+def refuse_unguarded() -> None:
+    """End this process if it is a spawned one that imports its caller's script, which starts the same run again."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(_UNGUARDED)
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,14 @@ class SpawnedPool(Pool):
             process.start()
         theirs.close()
         return ours, process
+
+    def refusal(self, exitcode: int) -> RobenchError | None:
+        if exitcode != _UNGUARDED:
+            return None
+        return UsageError(
+            "the processes of a run import the script that started it: call robench under "
+            'if __name__ == "__main__", or with workers=1'
+        )
 
     def release(self, pipe: Connection, process: Any) -> None:
         self.idle.append((pipe, process))

@@ -13,7 +13,6 @@ import pickle
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from robench.core.errors import ResourceError, RobenchError, UsageError
+from robench.core.errors import ResourceError, RobenchError, UsageError, portable
 from robench.engine.run_queue import RunQueue, Share
 from robench.engine.shares import share_count
 from robench.engine.work import Work
@@ -229,6 +228,10 @@ class Pool:
         """Take back a process whose share has ended."""
         raise NotImplementedError
 
+    def refusal(self, exitcode: int) -> RobenchError | None:
+        """The mistake that a process has ended with; None if it died."""
+        return None
+
     def run(self) -> Iterator[None]:
         """Run all shares in the queue."""
         failure: BaseException | None = None
@@ -274,7 +277,10 @@ class Pool:
         else:
             del self.running[pipe]
             if kind == "died":
+                refusal = self.refusal(process.exitcode)
                 self.end_process(pipe, process)
+                if refusal is not None:
+                    return refusal
                 self.queue.lose(share, content, _death(content))
             else:
                 self.release(pipe, process)
@@ -384,17 +390,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def portable(error: Exception) -> Exception:
-    """A picklable copy of an error, with its traceback as a note unless it is a user's mistake."""
-    lines = "".join(traceback.format_exception(error))
-    # An error with a cause comes from a model, and the traceback of the cause is not pickled.
-    is_mistake = isinstance(error, RobenchError) and error.__cause__ is None
-    try:
-        error = pickle.loads(pickle.dumps(error))
-    except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    if not is_mistake:
-        error.add_note(f"in a process of the run:\n{lines}")
-    return error

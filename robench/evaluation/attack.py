@@ -18,6 +18,7 @@ from robench.engine.device import choose_batch_size, choose_device, choose_preci
 from robench.engine.refusals import Model, check_model
 from robench.engine.run import Run
 from robench.engine.setup import Setup
+from robench.engine.spawned import refuse_unguarded
 from robench.engine.workers import Processes, choose_workers, may_fork_unasked
 from robench.evaluation.inputs import prepare
 from robench.evaluation.progress import Callback, shown
@@ -81,6 +82,7 @@ def attack(
         UsageError: if a name is unknown, a spec is malformed, images or labels are invalid, or calling the model on
             the images fails.
     """
+    refuse_unguarded()
     parsed_threat = Threat.parse(threat)
     check_model(model)
     images, labels = prepare(x, y)

@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from robench.core.errors import CheckFailed, ResourceError, RobenchError
+from robench.core.errors import CheckFailed, ResourceError, RobenchError, portable
 from robench.core.formatting import install
 from robench.engine.run_queue import ATTEMPTS, RunQueue, Share
 from robench.engine.shares import share_count
 from robench.engine.spawned import Builder, Task
 from robench.engine.work import Work
-from robench.engine.workers import Processes, portable, single_thread
+from robench.engine.workers import Processes, single_thread
 
 # Seconds to wait for a connection to the head, before workers are started again, and until a line says what is missing.
 _PATIENCE = 10.0

@@ -13,6 +13,7 @@ from robench.core.torch_state import standard_state
 from robench.engine.device import choose_device
 from robench.engine.progress import Progress
 from robench.engine.run_queue import Executor, Job, RunQueue, run_queue
+from robench.engine.spawned import refuse_unguarded
 from robench.engine.work import Work
 from robench.engine.workers import (
     MIN_SAMPLES,
@@ -116,6 +117,7 @@ def run_grid(requests: Sequence[Request], options: Options) -> Iterator[tuple[in
     """
     if not requests:
         return
+    refuse_unguarded()
     options, devices = _devices(_in_copy(options))
     device = choose_device(options.device)
     sources = Sources()

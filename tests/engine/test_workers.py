@@ -14,6 +14,7 @@ from torch import nn
 
 import robench
 from robench.core.errors import ResourceError, UsageError
+from robench.engine import spawned
 from robench.engine import workers as team
 from robench.engine.checkpoint import FolderStore
 from robench.engine.progress import Progress
@@ -311,3 +312,35 @@ def test_one_runs_it_alone_where_none_can_be_forked_or_pickled(monkeypatch):
 def test_none_are_forked_inside_a_pool(monkeypatch):
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
     assert choose_workers(4, CPU, 1000) == 1
+
+
+def test_a_spawned_process_does_not_run_its_callers_script_again(monkeypatch):
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    # Set while a spawned process imports the main module.
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    for call in (
+        lambda: attack(small_net()),
+        lambda: robench.run("pgd-at", "fgsm", dataset="digits", samples=2),
+    ):
+        with pytest.raises(SystemExit, match=str(spawned._UNGUARDED)):
+            call()
+
+
+class Unguarded(nn.Module):
+    """Can be pickled, and ends its process as one ends that imports a script without a guard."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x):
+        return self.net(x) if not x.requires_grad else os._exit(spawned._UNGUARDED)
+
+
+def test_a_script_without_a_guard_is_one_line(monkeypatch):
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(UsageError, match="call robench under if __name__"):
+        attack(Unguarded(), workers=2)
