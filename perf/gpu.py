@@ -142,7 +142,7 @@ def of_network(
         )
         process.start()
         theirs.close()
-        start, failed = _START, False
+        name, start, failed = "", _START, False
         try:
             while waiting and not failed and (limit := table.limit(waiting[0])) > 0:
                 since, name = time.monotonic(), waiting.pop(0)
