@@ -13,6 +13,7 @@ from robench.core.sanitize import plain
 from robench.corruption.names import COMMON, SEVERITIES
 from robench.records.record import Record
 from robench.reports.formatting import EMPTY, figure, suite_label
+from robench.reports.notes import current_wording
 from robench.reports.table import Grid
 from robench.statistics.accuracy import interval, percent
 from robench.statistics.corruption import PLAIN
@@ -74,7 +75,9 @@ def report(record: Record) -> RenderableType:
 def warning_lines(record: Record) -> list[Text]:
     """One line for a terminal per warning."""
     return [
-        Text.assemble(("! ", "bold yellow"), (plain(warning.code), "yellow"), ": ", plain(warning.text))
+        Text.assemble(
+            ("! ", "bold yellow"), (plain(warning.code), "yellow"), ": ", current_wording(warning.text)
+        )
         for warning in record.health
     ]
 

@@ -223,4 +223,5 @@ def picture(matrix: Matrix) -> "Figure":
         for (source, target), levels in matrix.cells.items():
             if level in levels:
                 panel[str(source), target.short] = levels[level].value
-    return heat_maps(panels, rows, columns, f"{matrix.family} across data sets", "tested on", "trained on")
+    title = f"Purifiers {matrix.family}: trained on one data set, tested on others"
+    return heat_maps(panels, rows, columns, title, "tested on", "trained on")

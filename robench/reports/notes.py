@@ -32,13 +32,14 @@ def warning_notes(marked: Iterable[Marked], mark: str = "! ") -> list[str]:
     cells_by_meaning: dict[tuple[str, str], dict[tuple[str, str, str], None]] = {}
     for row, column, warnings in marked:
         for warning in warnings:
-            text = _today(warning.text)
+            text = current_wording(warning.text)
             meaning = plain(warning.code), _NUMBER.sub("0", text)
             cells_by_meaning.setdefault(meaning, {})[plain(row), plain(column), text] = None
     return [mark + _note(code, list(cells)) for (code, _), cells in cells_by_meaning.items()]
 
 
-def _today(text: str) -> str:
+def current_wording(text: str) -> str:
+    """The text of a warning, which a record of an earlier version may hold in other words."""
     text = plain(text)
     for earlier, current in _REWORDED.items():
         text = text.replace(earlier, current)

@@ -19,6 +19,7 @@ from robench.records.identity import by_subject, subjects
 from robench.records.record import Record
 from robench.records.samples import held
 from robench.reports.cells import on_protocol, run_command
+from robench.reports.notes import current_wording
 from robench.statistics.accuracy import Accuracy, mcnemar, mean_and_deviation
 from robench.threats.threat import Threat, same_threat
 
@@ -152,7 +153,7 @@ def _ranked(records: list[Record], lowest: dict[int, Accuracy]) -> Iterator[Row]
     ranks = _ranks([record for record in order if not record.health])
     for record in order:
         rank = ranks.get(id(record), NO_RANK)
-        warnings = tuple((warning.code, warning.text) for warning in record.health)
+        warnings = tuple((warning.code, current_wording(warning.text)) for warning in record.health)
         if not warnings and rank == NO_RANK:
             warnings = (("no-samples", "its samples.parquet cannot be read, so it cannot be compared"),)
         yield Row(rank, record, warnings, _claimed(record), lowest[id(record)], len(ranks))

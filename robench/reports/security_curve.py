@@ -150,7 +150,8 @@ def figure(series: list[Curve]) -> "Figure":
         for curve in series
     ]
     axis = f"{job.threat_model.kind} radius" + (f", in 1/{unit}" if unit else "")
-    return plotted.draw(lines, axis, " · ".join([*common, job.dataset.name, f"n = {job.n}"]))
+    title = f"Robust accuracy over the {job.threat_model.kind} radius: {job.dataset.name}, {job.n:,} images"
+    return plotted.draw(lines, axis, "\n".join([title, " · ".join(common)]).strip())
 
 
 def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:

@@ -58,4 +58,6 @@ def test_the_page_has_the_table_and_so_has_the_page_of_the_defense(records, tmp_
     other = (index.parent / "defense" / "mimir-digits.html").read_text("utf-8")
     title = "Randomized defenses: "
     assert title in index.read_text("utf-8") and title in page and title not in other
+    # Warnings of earlier versions are in today's words on every page.
+    assert "a randomized defense under attacks without EOT" in page and "randomised" not in page
     assert '<th scope="row"><bdi>autoattack, Linf:0.13, 100</bdi></th><td>10 fresh</td>' in page

@@ -9,15 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
+from matplotlib.transforms import Bbox
 
 from robench.cli.main import main
 from robench.core.errors import UsageError
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
+from robench.reports.labels import short_names
 from robench.reports.plots import PLOTS, find_plot, style
 from robench.reports.plots.curves import Curve, Point, draw
 from robench.reports.plots.heatmaps import heat_map
 from tests.fabricate import make_run
+from tests.reports.test_board import with_robust
 
 BEGINNINGS = {"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF-"}
 # Machado, Oliveira, Fernandes 2009: how the colour-blind see linear RGB, at full severity.
@@ -127,6 +130,26 @@ def test_the_names_in_a_scatter_overlap_neither_each_other_nor_the_frame(tmp_pat
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in boxes)
     low, high = axes.get_ylim()
     assert high - low < 60  # zoomed to the intervals
+    unnamed = [text.get_text() for text in figure.texts if "no room" in text.get_text()]
+    assert bool(unnamed) == (len(boxes) < 12)
+
+
+def test_the_names_in_a_scatter_are_beside_the_intervals(tmp_path):
+    for name, correct in (("one", 3), ("another", 20)):
+        with_robust(make_run(tmp_path, defense=name), correct)
+    (figure,) = PLOTS["scatter"].draw(collect([tmp_path])).values()
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    segments = [lines.get_segments()[0] for bar in axes.containers for lines in bar.lines[2]]
+    intervals = [Bbox(axes.transData.transform(segment)) for segment in segments]
+    names = [text.get_window_extent() for text in axes.texts]
+    assert len(names) == 2 and len(intervals) == 4
+    assert not any(name.overlaps(interval) for name in names for interval in intervals)
+
+
+def test_names_keep_only_the_arguments_that_tell_them_apart():
+    names = ['a(size_mode="tile")+c', 'a(size_mode="crop", t=3)+c', "b(sigma=1)"]
+    assert short_names(names) == ["a(tile)+c", "a(crop, t=3)+c", "b"]
 
 
 def test_security_curves_begin_with_clean_accuracy_and_go_over_the_radii(tmp_path):

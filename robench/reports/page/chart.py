@@ -64,16 +64,24 @@ def scatter(lines: Sequence, title: str) -> Chart | None:
     positions = [(x_axis(line.clean.value), y_axis(line.robust.value)) for line in lines]
     shifted = [(x - LEFT, y - TOP) for x, y in positions]
     sizes = [(_LETTER * len(line.short), _LINE) for line in lines]
-    corners = place_labels(shifted, sizes, (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM))
+    # The ends of the intervals, and both as lines through the point.
+    bars = [
+        (x_axis(line.clean.low), x_axis(line.clean.high), y_axis(line.robust.low), y_axis(line.robust.high))
+        for line in lines
+    ]
+    crosses = [
+        cross
+        for (x, y), (left, right, low, high) in zip(shifted, bars, strict=True)
+        for cross in ((left - LEFT, y - 1, right - LEFT, y + 1), (x - 1, high - TOP, x + 1, low - TOP))
+    ]
+    corners = place_labels(shifted, sizes, (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM), crosses)
     marks = []
-    for line, (x, y), corner in zip(lines, positions, corners, strict=True):
+    for line, (x, y), corner, ends in zip(lines, positions, corners, bars, strict=True):
         figures = f"clean {line.clean.text} % {line.clean.interval}, robust {line.robust.text} % {line.robust.interval}"
-        clean, robust = line.clean, line.robust
-        bars = (x_axis(clean.low), x_axis(clean.high), y_axis(robust.low), y_axis(robust.high))
         label = (corner[0] + LEFT, corner[1] + TOP + 0.75 * _LINE) if corner else None
         link, warned = f"defense/{line.page}#{line.anchor}", bool(line.row.warnings)
         text = f"{plain(line.name)}: {figures}"
-        marks.append(Mark(x, y, text, link, warned, bars, label, plain(line.short)))
+        marks.append(Mark(x, y, text, link, warned, ends, label, plain(line.short)))
     return Chart(title, "clean accuracy, %", "robust accuracy, %", x_axis.ticks, y_axis.ticks, tuple(marks))
 
 

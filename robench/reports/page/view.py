@@ -19,6 +19,7 @@ from robench.reports.board import usual_columns
 from robench.reports.cells import has_other_weights, on_images, on_protocol, run_command
 from robench.reports.draws import draws_grids
 from robench.reports.formatting import kinds, suite_label
+from robench.reports.labels import short_names
 from robench.reports.leaderboards import Leaderboard, Table, every_row
 from robench.reports.page import chart
 from robench.reports.page.chart import Chart
@@ -27,8 +28,6 @@ from robench.reports.table import Grid
 from robench.statistics.accuracy import Accuracy, interval, percent
 from robench.threats.knowledge import Knowledge
 
-# The arguments of a spec, as in de3-digits(sigma=0).
-_ARGUMENTS = re.compile(r"\([^()]*\)")
 _ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 
@@ -244,11 +243,9 @@ def papers(text: str) -> list[str]:
 
 def _table(table: Table, id: str, anchors: dict[str, int], files: dict[str, str]) -> TableView:
     lines, band, previous = [], 1, ""
-    short_names = [_ARGUMENTS.sub("", row.name).replace("+", " + ") for row in table.rows]
-    for row, name in zip(table.rows, short_names, strict=True):
+    for row, name in zip(table.rows, short_names([row.name for row in table.rows]), strict=True):
         band, previous = (band if row.rank == previous else 1 - band), row.rank
-        name = name if short_names.count(name) == 1 else row.name
-        lines.append(_line(row, name, band, anchors, files))
+        lines.append(_line(row, name.replace("+", " + "), band, anchors, files))
     return TableView(table, id, frozenset(usual_columns(table)), known(table.job.knowledge), tuple(lines))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 WHITE_BOX = "itself"
-_LONGEST = 40
+_LONGEST = 60
 
 
 def heat_map(
@@ -27,7 +27,7 @@ def heat_map(
     y: str,
 ) -> "Figure":
     """A heat map of `cells`, (row, column) -> accuracy in [0, 1]. Missing cells are hatched."""
-    return heat_maps({title: cells}, rows, columns, "", x, y)
+    return heat_maps({"": cells}, rows, columns, title, x, y)
 
 
 def heat_maps(
@@ -43,7 +43,7 @@ def heat_maps(
     left, bottom = (0.08 * min(max(map(len, names), default=0), _LONGEST) for names in (rows, columns))
     panel_width = 0.6 * len(columns) + (0.5 if len(panels) > 1 else 0)
     width, height = 2.2 + left + len(panels) * panel_width, 1.3 + 0.6 * bottom + 0.4 * len(rows)
-    figure = style.figure(max(width, 4.5), height + (0.3 if title else 0), layout="constrained")
+    figure = style.figure(max(width, 4.5), height + (0.3 * len(title.splitlines())), layout="constrained")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     image = None
     for i, (axes, (name, cells)) in enumerate(zip(all_axes, panels.items(), strict=True)):
@@ -97,7 +97,8 @@ def transfer(records: Sequence[Record]) -> "dict[str, Figure]":
         sources = sorted({source for _, source in by_source if source != WHITE_BOX})
         if sources:
             cells = {key: record.robust_accuracy.value for key, record in by_source.items()}
-            rows, title = sorted({name for name, _ in by_source}), f"{protocol} · {threat} · {suite}"
+            rows = sorted({name for name, _ in by_source})
+            title = f"Accuracy under attacks on each network\n{protocol} · {threat} · {suite}"
             figure = heat_map(cells, rows, [WHITE_BOX, *sources], title, "attacked network", "defense")
             figures[unused_name(figures, f"{protocol}-{suite}")] = figure
     return figures

@@ -1,12 +1,12 @@
 """Clean against robust accuracy: one labelled point per defense, with both intervals and any claim."""
 
-import re
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from robench.records.record import Record
 from robench.records.store import slug
-from robench.reports.labels import place_labels
+from robench.reports.labels import place_labels, short_names
 from robench.reports.leaderboards import Table, leaderboards
 from robench.reports.plots import style
 from robench.reports.ranking import Row
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # Size in inches, the part of it for the axes, and points per inch.
 _SIZE, _AXES, _POINTS = (7.6, 4.8), (0.09, 0.12, 0.88, 0.75), 72
 _FONT, _LETTER = 8, 0.58
-_ARGUMENTS = re.compile(r"\([^()]*\)")
 
 
 def draw(records: Sequence[Record]) -> "dict[str, Figure]":
@@ -49,7 +48,9 @@ def _draw(table: Table) -> "Figure":
     style.frame(axes, "", "clean accuracy, %", "robust accuracy, %")
     figure.text(_AXES[0], 0.945, style.literal(f"Robust against clean accuracy: {table.title}"), fontsize=10)
     figure.text(_AXES[0], 0.9, _key(rows), fontsize=8, color=style.QUIET)
-    _labels(axes, rows)
+    if unnamed := _labels(axes, rows):
+        note = shorten(f"no room for the names of {', '.join(unnamed)}", 120, placeholder=" ...")
+        figure.text(_AXES[0], 0.872, style.literal(note), fontsize=7, color=style.QUIET)
     return figure
 
 
@@ -59,26 +60,32 @@ def _key(rows: Sequence[Row]) -> str:
     return f"lines: 95 % intervals{hollow}{claimed}"
 
 
-def _labels(axes: "Axes", rows: Sequence[Row]) -> None:
-    """Write names beside their points, if there is room."""
+def _labels(axes: "Axes", rows: Sequence[Row]) -> list[str]:
+    """Write names beside their points, and return those without room."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     frame = (_SIZE[0] * _AXES[2] * _POINTS, _SIZE[1] * _AXES[3] * _POINTS)
-    accuracies = [(100 * r.record.clean_accuracy.value, 100 * r.record.robust_accuracy.value) for r in rows]
-    points = [
-        ((x - left) / (right - left) * frame[0], (y - low) / (high - low) * frame[1]) for x, y in accuracies
-    ]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (100 * x - left) / (right - left) * frame[0], (100 * y - low) / (high - low) * frame[1]
+
+    points, crosses = [], []
+    for clean, robust in ((row.record.clean_accuracy, row.record.robust_accuracy) for row in rows):
+        points.append(place(clean.value, robust.value))
+        (x, y), ends = points[-1], [place(clean.interval[i], robust.interval[i]) for i in (0, 1)]
+        crosses += [(ends[0][0], y - 1, ends[1][0], y + 1), (x - 1, ends[0][1], x + 1, ends[1][1])]
     from matplotlib.patheffects import withStroke
 
     # A halo keeps names readable where an interval crosses them.
     halo = [withStroke(linewidth=2.5, foreground="white")]
-    names = [_ARGUMENTS.sub("", row.name) for row in rows]
-    names = [name if names.count(name) == 1 else row.name for name, row in zip(names, rows, strict=True)]
+    names = short_names([row.name for row in rows])
     sizes = [(_LETTER * _FONT * len(name), 1.3 * _FONT) for name in names]
-    for name, corner in zip(names, place_labels(points, sizes, frame), strict=True):
+    corners = place_labels(points, sizes, frame, crosses)
+    for name, corner in zip(names, corners, strict=True):
         if corner:
             position = (corner[0] / frame[0], (corner[1] + 0.2 * _FONT) / frame[1])
             look = {"fontsize": _FONT, "color": style.INK, "path_effects": halo}
             axes.text(*position, style.literal(name), transform=axes.transAxes, **look)
+    return [name for name, corner in zip(names, corners, strict=True) if corner is None]
 
 
 def _point(axes: "Axes", row: Row) -> None:

@@ -76,7 +76,7 @@ def trade_off(records: Sequence[Record]) -> "dict[str, Figure]":
         levels = {level: by_value for level, by_value in sorted(levels.items()) if len(by_value) >= _LEAST}
         if levels:
             base, setting, _, threat, suite, *_ = place
-            title = f"{base} under {suite}, {threat}"
+            title = f"Clean and robust accuracy over {setting}: {base} under {suite}, {threat}"
             name = unused_name(figures, f"{base}-{setting}-{suite}-{threat}")
             figures[name] = draw(by_level(levels), setting, title)
     return figures

@@ -132,7 +132,8 @@
     const rows = tabs.flatMap((tab) =>
       [...tab.querySelectorAll(".board")].flatMap((region) => {
         const context = [tab.querySelector("h2"), region.querySelector("h3")].map((e) => e.textContent).join(" ");
-        return [...region.querySelectorAll("tbody tr")].map((row) => ({ row, tab, region, context, text: null }));
+        // The tables in the notes of a leaderboard have no rows of their own.
+        return [...region.querySelectorAll("tr[data-spec]")].map((row) => ({ row, tab, region, context, text: null }));
       }),
     );
     const current = () => tabs.find((tab) => tab.classList.contains("current"));
@@ -142,7 +143,7 @@
       const filters = fields();
       const words = filters.get("q").toLowerCase().split(/\s+/).filter(Boolean);
       const active = names.filter((name) => filters.get(name));
-      const counts = new Map(tabs.map((tab) => [tab, { shown: 0, all: 0 }]));
+      const counts = new Map(tabs.map((tab) => [tab, { shown: 0, all: 0, more: 0 }]));
       for (const item of rows) {
         const { row, tab, region } = item;
         const facts = { ...region.dataset, ...row.dataset };
@@ -153,15 +154,16 @@
         const count = counts.get(tab);
         count.shown += !row.hidden;
         count.all += 1;
+        count.more += !row.hidden && region.closest(".more") !== null;
       }
       const filtering = words.length > 0 || active.length > 0;
       for (const tab of tabs) {
         for (const region of tab.querySelectorAll(".board"))
-          region.hidden = filtering && !region.querySelector("tbody tr:not([hidden])");
+          region.hidden = filtering && !region.querySelector("tr[data-spec]:not([hidden])");
         for (const body of tab.querySelectorAll("tbody")) paginate(body);
         const more = tab.querySelector(".more");
         if (more) {
-          more.hidden = filtering && !more.querySelector("tbody tr:not([hidden])");
+          more.hidden = filtering && !more.querySelector("tr[data-spec]:not([hidden])");
           if (filtering && !more.hidden) more.open = true;
         }
         links.get(tab).classList.toggle("none", counts.get(tab).shown === 0);
@@ -171,7 +173,8 @@
       const others = filtering && tabs.length > 1 ? `, ${elsewhere} in other tabs` : "";
       document.getElementById("nothing").hidden = inTab.shown > 0;
       document.getElementById("elsewhere").textContent = elsewhere ? `${elsewhere} rows of other tabs do.` : "";
-      document.getElementById("count").textContent = `${inTab.shown} of ${inTab.all} rows${others}`;
+      const folded = inTab.more ? `, ${inTab.more} under More attacks` : "";
+      document.getElementById("count").textContent = `${inTab.shown} of ${inTab.all} rows${folded}${others}`;
     };
     const choose = (tab) => {
       for (const other of tabs) {
