@@ -40,12 +40,11 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
     if ladder and not paper.ladder:
         raise UsageError(f"{paper.name} has fixed tables: omit --suite")
     if paper.ladder:
-        return SHAPES[paper.shape](records, ladder or paper.ladder)
-    tables = [grid for table in paper.tables for grid in _grids(table, records)]
-    return [
-        *tables[:-1],
-        replace(tables[-1], notes=(*tables[-1].notes, *paper.notes, paper.title)),
-    ]
+        tables, notes = SHAPES[paper.shape](records, ladder or paper.ladder), paper.notes
+    else:
+        tables = [grid for table in paper.tables for grid in _grids(table, records)]
+        notes = [*paper.notes, paper.title]
+    return [*tables[:-1], *(replace(table, notes=(*table.notes, *notes)) for table in tables[-1:])]
 
 
 def text(

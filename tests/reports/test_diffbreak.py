@@ -77,3 +77,5 @@ def test_the_command_prints_it(capsys):
         main(["table", "diffbreak", str(SHIPPED / "diffpure-digits")])
     out = capsys.readouterr().out
     assert ended.value.code == 0 and "majority" in out and "known noise" in out
+    # The published figures and their source, once, below the last table.
+    assert out.count("arXiv 2411.16598") == 1 and "32.8" in out
