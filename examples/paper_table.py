@@ -16,7 +16,8 @@ def main(samples: int = 50, attacks: tuple[str, ...] = ATTACKS) -> None:
     records = robench.records("results")
     table = records.pivot_table(index=["defense", "clean"], columns="suite", values="robust", sort=False)
     table = (100 * table.reset_index("clean")).round(1)
-    print(table.to_latex(float_format="%.1f", caption=f"Accuracy in %, Linf 0.1, {samples} digits."))
+    caption = rf"Accuracy in \%, Linf 0.1, {samples} digits."
+    print(table.to_latex(float_format="%.1f", caption=caption, escape=True))  # needs the package booktabs
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The tutorials' commands, run as they are printed, and the examples."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_the_paper_table_example_prints_latex(tmp_path, monkeypatch, capsys):
     main(samples=5, attacks=("fgsm", "pgd(steps=2)"))
     out = capsys.readouterr().out
     assert r"\begin{tabular}{lrrr}" in out and "mimir-digits" in out and out.count(r"\\") >= 4
+    assert not re.search(r"(?<!\\)[%_]", out)  # A bare % hides the rest of its line from LaTeX.
 
 
 @pytest.mark.slow
