@@ -76,7 +76,7 @@ class Certifier:
     Attributes:
         norm: norm of the radii: "Linf", "L2" or "L1"; empty for a certifier that proves the threat's ball or nothing.
         alpha: probability that the bound of one image is wrong; 0 for a deterministic proof.
-        of_vote: whether the bounds are about the majority vote of a randomised defense.
+        of_vote: whether the bounds are about the majority vote of a randomized defense.
     """
 
     norm: ClassVar[str]

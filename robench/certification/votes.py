@@ -1,4 +1,4 @@
-"""The votes of a randomised defense, and the smoothed classifier as a model that attacks can search."""
+"""The votes of a randomized defense, and the smoothed classifier as a model that attacks can search."""
 
 import math
 
@@ -17,7 +17,7 @@ class SoftVote(nn.Module):
     the mean loss over draws is not.
 
     Args:
-        defense: a randomised model, from images (N, C, H, W) in [0, 1] to logits (N, K).
+        defense: a randomized model, from images (N, C, H, W) in [0, 1] to logits (N, K).
         draws: number of draws of each call, at least 1.
     """
 

@@ -67,25 +67,25 @@ class ResultWarning:
 class Outcome:
     """The results of an attack or suite for each sample.
 
-    A randomised defense is judged on `of_draws` noise draws that the search has not used (see `robench.engine.judges`).
+    A randomized defense is judged on `of_draws` noise draws that the search has not used (see `robench.engine.judges`).
 
     Attributes:
         x_adv: adversarial example of each fooled sample, else the clean image, (N, C, H, W) float32; `LazyImages` if
-            the input was. For a randomised defense: the candidate that fools most draws of the search, even if it
+            the input was. For a randomized defense: the candidate that fools most draws of the search, even if it
             fools none of the new draws. Perturbations are rounded to steps of `Threat.grain` if the result still
             fools the defense.
         robust: whether the sample is classified correctly in every draw, clean and under every attack, bool (N,).
         fooled_by: one string per sample: "" if robust, "clean" if misclassified without an attack, else the canonical
-            spec of the attack that fooled it. For a randomised defense: "noise" if a minority of the draws is wrong
+            spec of the attack that fooled it. For a randomized defense: "noise" if a minority of the draws is wrong
             without an attack and no attack fools more; "" if an attack's candidate fools none of the new draws.
         passes: {"forward": n, "backward": n}, over all samples and attacks.
         rows: {"forward": n, "backward": n}, the rows that the attacks sent to the network: `passes`, plus padding,
             verdicts, and rows that another row made superfluous. Empty if not counted.
         health: warnings; empty if there are none.
         clean_prediction, prediction: predictions on the clean image and on `x_adv`, int64 (N,); the majority vote over
-            the draws of a randomised defense.
+            the draws of a randomized defense.
         clean_margin: difference between the two highest logits of the clean image in the first draw of the search,
-            float32 (N,), by which `robench verify` recognises the network.
+            float32 (N,), by which `robench verify` recognizes the network.
         clean_draws, draws: number of wrong draws on the clean image and on `x_adv`, int64 (N,).
         of_draws: number of draws; 1 for a deterministic defense.
         distance: distance of `x_adv` from the clean image in the threat's norm, float64 (N,); 0 for the clean image.
@@ -104,7 +104,7 @@ class Outcome:
             `robench.records.estimate`.
         proven_by: for each sample the certifier that proves it, so that it is not attacked, or an empty text; None if
             there is no certifier.
-        single_draw_accuracy: accuracy in [0, 1] in the first new draw, as AutoAttack reports it for randomised
+        single_draw_accuracy: accuracy in [0, 1] in the first new draw, as AutoAttack reports it for randomized
             defenses; None for a deterministic defense.
     """
 

@@ -61,7 +61,7 @@ def attack(
         batch_size: number of images per network call, or "auto".
         device: device to run on; None for the device of the model's parameters, or of `x` if it has none.
         precision: "fp32", or "bf16" (or "auto") to search in reduced precision; verdicts are always fp32.
-        stochastic: whether the model is randomised; a model that turns out to be is treated so in any case.
+        stochastic: whether the model is randomized; a model that turns out to be is treated so in any case.
         compile: use `torch.compile` for the search, in one process; verdicts are of the model as it is.
         deterministic: compute the same bits at every run on a GPU; on a CPU this is always so.
         workers: number of processes that split the images, on a CPU. None is one per thread of torch with at least 16
@@ -76,7 +76,7 @@ def attack(
         x_adv (N, C, H, W), robust (N,), fooled_by, passes, health and more, on the CPU: see Result, which also prints
         a table and saves a record. `x_adv` is within the radius times 1 + 1e-6. The perturbation is rounded to
         multiples of 1/127 of the radius in Linf, and of 1/32767 in L2 and L1, if the result still fools the model. A
-        randomised model is judged on noise draws that the search has not used.
+        randomized model is judged on noise draws that the search has not used.
 
     Raises:
         UsageError: if a name is unknown, a spec is malformed, images or labels are invalid, or calling the model on
