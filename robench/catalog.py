@@ -96,7 +96,8 @@ class Rung:
         attack: a suite, or specs joined by "+".
         knowledge: attacker knowledge.
         subject: "defense", or "classifier" for the classifier without its purifier.
-        stochastic: run it on "all" defenses, or only on "randomised" or "deterministic" ones.
+        stochastic: run it on "all" defenses, or only on "randomized" or "deterministic" ones. Earlier files spell
+            "randomised".
         threats: threats that replace that of the protocol, by image side in pixels: {"32": "fog:0.4"}.
     """
 
@@ -104,11 +105,13 @@ class Rung:
     attack: str
     knowledge: str = "full"
     subject: Literal["defense", "classifier"] = "defense"
-    stochastic: Literal["all", "randomised", "deterministic"] = "all"
+    stochastic: Literal["all", "randomized", "randomised", "deterministic"] = "all"
     threats: dict[str, Threat] = field(default_factory=dict)
     path: Path = Path()
 
     def __post_init__(self) -> None:
+        if self.stochastic == "randomised":
+            object.__setattr__(self, "stochastic", "randomized")
         _read(self, "threats", {side: Threat.parse(name, late=True) for side, name in self.threats.items()})
 
     def threat(self, side: int, otherwise: Threat) -> Threat:
@@ -125,8 +128,8 @@ class Rung:
         return self.subject == "classifier" or Knowledge.of(self.knowledge).level.needs_purifier
 
     def suits(self, stochastic: bool) -> bool:
-        """Whether it applies to a randomised or deterministic defense."""
-        return self.stochastic in ("all", "randomised" if stochastic else "deterministic")
+        """Whether it applies to a randomized or deterministic defense."""
+        return self.stochastic in ("all", "randomized" if stochastic else "deterministic")
 
 
 @dataclass(frozen=True)

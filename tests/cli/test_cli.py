@@ -346,7 +346,7 @@ def test_a_ladder_is_shown_a_line_a_run(robench_cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     code, out, _ = robench_cli("show", "purifier")
     assert code == 0 and "undefended: autoattack on the classifier alone" in out and "Rung(" not in out
-    assert "BPDA+EOT: pgd(steps=20, eot=20) @bpda (randomised defenses)" in out
+    assert "BPDA+EOT: pgd(steps=20, eot=20) @bpda (randomized defenses)" in out
 
 
 def test_a_protocol_of_transfer_is_shown_a_line_a_data_set(robench_cli, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robench import catalog
-from robench.catalog import find_suite
+from robench.catalog import Rung, find_suite
 from robench.cli.main import main
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
@@ -180,3 +180,9 @@ def test_the_command_prints_it(climbed, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["table", "purifiers", place, "--suite", "autoattack"])
     assert ended.value.code == 2 and 'no ladder "autoattack"' in capsys.readouterr().err
+
+
+def test_suites_with_the_earlier_spelling_of_randomized_are_read():
+    rung = Rung("exact+EOT", "pgd(eot=5)", stochastic="randomised")
+    assert rung == Rung("exact+EOT", "pgd(eot=5)", stochastic="randomized")
+    assert rung.suits(True) and not rung.suits(False)
