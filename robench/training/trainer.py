@@ -117,10 +117,8 @@ def train(
         encoder = pretrained_file(pretrained) if pretrained else checkpoint_of(recipe.start)
         recipe = replace(recipe, pretraining=None)
         data += f" from {sha256_of(encoder)}"
-    run = _Run(
-        resolved, images, recipe, path, torch_device, data, processes, Path(csv) if csv else None, encoder
-    )
-    run.mixture = mixture
+    run = _Run(resolved, recipe, path, torch_device, data, processes, Path(csv) if csv else None, encoder)
+    run.images, run.mixture = images, mixture
     run.workers = default_workers(processes.local_size) if workers is None else workers
     if processes.is_main:
         check_writable(path)
@@ -156,10 +154,11 @@ def threads(count: int) -> Iterator[None]:
 class _Run:
     """A training in progress: its settings, stages and saved state."""
 
+    images: Images
+
     def __init__(
         self,
         card: Card,
-        images: Images,
         recipe: Recipe,
         path: Path,
         device: torch.device,
@@ -169,7 +168,6 @@ class _Run:
         encoder: Path | None = None,
     ):
         self.card = card
-        self.images = images
         self.path = path
         self.encoder = encoder
         self.processes = processes
