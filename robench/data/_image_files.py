@@ -209,7 +209,9 @@ def opened(source: Path | Blob, channels: int, smallest: int = 1) -> Image.Image
         return "missing"
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source.content or b"")) as image:
-            converted = image.convert("RGB" if channels == 3 else "L")
+            if image.mode == "F":
+                return "its pixels are floats: expected 8 or 16 bits"
+            converted = _eight_bits(image).convert("RGB" if channels == 3 else "L")
     except FileNotFoundError:
         return "missing"
     except UnidentifiedImageError:
@@ -220,6 +222,14 @@ def opened(source: Path | Blob, channels: int, smallest: int = 1) -> Image.Image
     if min(converted.size) < smallest:
         return f"too small for a crop of {smallest} px: {_px(converted.size[::-1])}"
     return converted
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The upper bytes of a gray image of 16 bits, as Pillow reads color images; other images are unchanged."""
+    if not image.mode.startswith("I"):
+        return image
+    # Pillow's conversion sets all values above 255 to 255.
+    return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
 
 
 def _read(source: Path | Blob, preprocessing: Preprocessing, channels: int) -> np.ndarray | str:

@@ -41,9 +41,25 @@ class LazyImages:
         """Index like a tensor: by a row, a slice, a list or tensor of rows or a mask, optionally followed by indices of
         further dimensions."""
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) else (index, ())
-        rows = torch.arange(len(self))[first]
+        rows = self._rows_of(first)
         x = self._read(rows.flatten().tolist()).view(*rows.shape, *self.shape[1:])
         return x[(slice(None),) * rows.dim() + rest] if rest else x
+
+    def _rows_of(self, index: Any) -> Tensor:
+        """The rows that an index of the first dimension selects, int64.
+
+        The usual indices do not list all rows, of which a set may have millions.
+        """
+        if isinstance(index, slice) and (index.step is None or index.step > 0):
+            start, stop, step = index.indices(len(self))
+            return torch.arange(start, max(start, stop), step)
+        if isinstance(index, int | list | Tensor) and not isinstance(index, bool):
+            rows, n = torch.as_tensor(index), len(self)
+            if rows.dtype == torch.int64 and rows.numel():
+                if int(rows.min()) < -n or int(rows.max()) >= n:
+                    raise IndexError(f"index out of range for {n} images")
+                return torch.where(rows < 0, rows + n, rows)
+        return torch.arange(len(self))[index]
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images, `size` at a time."""

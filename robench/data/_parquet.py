@@ -100,7 +100,9 @@ class Table:
                         yield places[start + row], Blob(f"{file} row {row}", content)
 
 
-def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "") -> Table:
+def open_table(
+    files: Sequence[Path], name: str, image: str = "", label: str = "", others: Sequence[Path] = ()
+) -> Table:
     """Open the parquet files of a data set; no image is read yet.
 
     Args:
@@ -108,6 +110,8 @@ def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "
         name: name of the data set, for messages.
         image, label: names of the columns; empty for those the files declare, or else common names such as `image`
             and `label`.
+        others: files of the other parts of the data set, whose labels count as classes if the files do not declare
+            them: a class may be missing in a part.
 
     Raises:
         ResourceError: if files are missing, damaged or inconsistent, or rows have no label.
@@ -150,7 +154,7 @@ def open_table(files: Sequence[Path], name: str, image: str = "", label: str = "
         raise ResourceError(
             f"{len(different)} files of {name} have other columns than {files[0].name}: {named(different)}"
         )
-    labels, classes = _labels(files, label, tuple(features.get(label, {}).get("names") or ()), name)
+    labels, classes = _labels(files, label, tuple(features.get(label, {}).get("names") or ()), name, others)
     return Table(tuple(files), tuple(counts), image, labels, classes)
 
 
@@ -202,15 +206,9 @@ def _inner(kind: pa.DataType, field: str) -> str:
 
 
 def _labels(
-    files: Sequence[Path], label: str, classes: tuple[str, ...], name: str
+    files: Sequence[Path], label: str, classes: tuple[str, ...], name: str, others: Sequence[Path]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    parts = []
-    for file in files:
-        with _reading(file):
-            parts.append(pq.read_table(file, columns=[label])[label].combine_chunks())
-    column = pa.chunked_array(parts).combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = _read_labels(files, label)
     if not len(column):
         raise ResourceError(f"{name} contains no images")
     if column.null_count:
@@ -219,14 +217,16 @@ def _labels(
         )
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         words = np.array(column.to_pylist())
-        names, labels = np.unique(words, return_inverse=True)
-        return labels.astype(np.int64), tuple(names.tolist())
+        names = np.unique([*words, *_other_labels(others, label, column.type)])
+        return np.searchsorted(names, words).astype(np.int64), tuple(names.tolist())
     if not pa.types.is_integer(column.type):
         raise UsageError(
             f"the column {label} of {name} is {column.type}: expected whole numbers or names of classes"
         )
     labels = column.to_numpy().astype(np.int64)
-    classes = classes or tuple(str(k) for k in range(int(labels.max()) + 1))
+    if not classes:
+        largest = max(int(labels.max()), *_other_labels(others, label, column.type), -1)
+        classes = tuple(str(k) for k in range(largest + 1))
     outside = (labels < 0) | (labels >= len(classes))
     if outside.any():
         # Hugging Face stores -1 for hidden labels.
@@ -235,6 +235,27 @@ def _labels(
             f"the first is {int(labels[outside][0])}: choose a part with labels"
         )
     return labels, classes
+
+
+def _read_labels(files: Sequence[Path], label: str) -> pa.Array:
+    """The column of labels of all files."""
+    parts = []
+    for file in files:
+        with _reading(file):
+            parts.append(pq.read_table(file, columns=[label])[label].combine_chunks())
+    column = pa.chunked_array(parts).combine_chunks()
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _other_labels(files: Sequence[Path], label: str, kind: pa.DataType) -> set[Any]:
+    """The different labels in files of other parts, without those that have no column of this name and type."""
+    labels: set[Any] = set()
+    for file in files:
+        with _reading(file):
+            if label in pq.read_schema(file).names:
+                column = _read_labels([file], label)
+                labels |= set(column.drop_null().to_pylist()) if column.type == kind else set()
+    return labels
 
 
 @contextmanager

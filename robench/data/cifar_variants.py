@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from robench.core import registry
@@ -90,9 +91,23 @@ def _corrupted(
         raise ResourceError(
             f"{images}: {5 * block + rest} images: expected equal numbers for five severities"
         )
+    _check_repeated(images.with_name("labels.npy"), block)
     start = (severity - 1) * block
     stop = start + min(samples or block, block)
     return _slice(name, images, images.with_name("labels.npy"), 5 * block, slice(start, stop), classes)
+
+
+def _check_repeated(path: Path, block: int) -> None:
+    """Refuse labels that are not the same for each severity: the files may have a single one."""
+    labels = _numpy_files.open_array(path)
+    if (
+        labels.shape == (len(SEVERITIES) * block,)
+        and (labels != np.tile(labels[:block], len(SEVERITIES))).any()
+    ):
+        raise ResourceError(
+            f"{path}: the labels of the first {block} images are not repeated four times: expected five severities "
+            "of the same images one after another"
+        )
 
 
 @registry.datasets.register("cifar10.1")

@@ -5,6 +5,7 @@ arXiv 1903.12261.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -139,4 +140,4 @@ def corrupted(
     }
     name = str(without(Spec("corrupted", arguments), seed=0, jpeg=False))
     x = tensor(np.stack(list(corrupt_all(whole, corruption, severity, seed, jpeg))))
-    return Images(name, split, x, whole.y, whole.ids, whole.classes)
+    return replace(whole, name=name, x=x)

@@ -52,7 +52,11 @@ def load(
     name = str(without(Spec(f"parquet:{path}", arguments), preprocessing="none", part="", image="", label=""))
     check_split(name, split)
     place = Path(data_dir or "").expanduser() / Path(path).expanduser()
-    table = _parquet.open_table(_choose(place, name, split, part), name, image, label)
+    files = _choose(place, name, split, part)
+    others = (
+        [] if place.is_file() else [other for other in sorted(place.rglob("*.parquet")) if other not in files]
+    )
+    table = _parquet.open_table(files, name, image, label, others)
     by_class = (np.flatnonzero(table.labels == k).tolist() for k in range(len(table.classes)))
     rows = _image_files.round_robin(by_class)[:samples]
     x = _image_files.decode(table.pictures(rows), len(rows), preprocessing, name)

@@ -91,14 +91,14 @@ def from_simmim(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> 
     """Convert a state from SimMIM's layout to that of `network`; a state in timm's layout is returned unchanged.
 
     SimMIM halves the grid at the end of a stage, timm at the start of the next; both take the four neighbours column by
-    column. SimMIM's `head` is timm's `head.fc`. The position indices and attention masks, which timm computes, are
-    compared and left out.
+    column. SimMIM's `head`, which pre-trained states lack, is timm's `head.fc`. The position indices and attention
+    masks, which timm computes, are compared and left out.
 
     Raises:
         ResourceError: if one of them differs from what `network` computes, since the weights are then of another
             network.
     """
-    if "head.weight" not in state:
+    if not {"head.weight", "layers.0.downsample.reduction.weight"} & state.keys():
         return dict(state)
     computed: dict[str, Any] = {
         key: value for key, value in network.named_buffers() if key.endswith(COMPUTED)

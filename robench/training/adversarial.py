@@ -15,7 +15,7 @@ from torch.nn import functional as F
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
     """Set the model to evaluation mode and disable gradients of its weights inside the block."""
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     trainable = [p for p in model.parameters() if p.requires_grad]
     for parameter in trainable:  # unused gradients of the weights would take a third of the time
@@ -25,7 +25,8 @@ def attacked(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        model.train(was_training)
+        for module in training:  # parts may be in evaluation mode, such as those that a probe freezes
+            module.training = True
 
 
 def uniform_start(x: Tensor, eps: float) -> Tensor:

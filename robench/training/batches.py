@@ -2,9 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -124,11 +124,24 @@ class Streamed:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # the loader must not draw from the generator of the training
         )
-        for batch, pixels in zip(batches, loader, strict=True):
+        for batch, pixels in zip(batches, _watched(loader), strict=True):
             if isinstance(pixels, str):
                 raise ResourceError(pixels)
             x = pixels.to(self.device, non_blocking=True).float() / 255
             yield extra.mix(x, self.y[batch[rows]].to(self.device, non_blocking=True))
+
+
+def _watched(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader; a worker that the system ended is a ResourceError."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            f"a process that reads images ended ({' '.join(str(error).split())[:200]}), most likely out of memory or "
+            "of shared memory (/dev/shm): repeat the command with fewer --workers to resume"
+        ) from error
 
 
 def batches_of(

@@ -142,6 +142,18 @@ class ProcessGroup:
         assert received is not None
         return received
 
+    def check_same(self, value: tuple[object, ...]) -> None:
+        """Check that rank 0 has the same settings, data and saved state.
+
+        Raises:
+            UsageError: if it has not: the training would differ between processes without notice.
+        """
+        if self.broadcast(value) != value:
+            raise UsageError(
+                f"rank {self.rank} and rank 0 have different settings, training images or partial files: start all "
+                "processes with the same command, and give an --output on a shared file system"
+            )
+
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 SINGLE_PROCESS = ProcessGroup()

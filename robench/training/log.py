@@ -20,7 +20,7 @@ class Log:
     def __init__(self, path: Path | None):
         self.path = path
 
-    def begin(self, stage: str, done: int) -> None:
+    def begin(self, stage: str, done: int, resumed: bool) -> None:
         """Start the log of a training, or resume it after `done` epochs of `stage`.
 
         Raises:
@@ -28,9 +28,12 @@ class Log:
         """
         if self.path is None:
             return
-        rows = _rows(self.path) if done else []
-        last = max((i for i, row in enumerate(rows) if row[:2] == [stage, str(done)]), default=-1)
-        write_file(self.path, csv_text([COLUMNS, *rows[: last + 1]]).encode(), OPTION)
+        rows = _rows(self.path) if resumed else []
+        if done:
+            kept = max((i + 1 for i, row in enumerate(rows) if row[:2] == [stage, str(done)]), default=0)
+        else:  # all of the stages before it
+            kept = next((i for i, row in enumerate(rows) if row[:1] == [stage]), len(rows))
+        write_file(self.path, csv_text([COLUMNS, *rows[:kept]]).encode(), OPTION)
 
     def epoch(self, stage: str, epoch: int, loss: float, lr: float, seconds: float) -> None:
         """Log a finished epoch.

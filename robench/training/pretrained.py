@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from robench.core.errors import ResourceError, UsageError
 from robench.defenses import _checkpoint_layouts
 from robench.defenses._checkpoints import fetch, read_state
+from robench.defenses.swin import from_simmim
 
 # Layers that a classifier reinitialises when it starts from a pre-trained encoder.
 HEAD = ("fc_norm.", "head.")
-# Parts of a masked autoencoder other than its encoder, and layers that a classifier reinitialises.
-_EXCLUDED = ("decoder", "mask_token", "norm.", *HEAD)
 
 
 def pretrained_file(location: str | Path) -> Path:
@@ -29,30 +29,31 @@ def pretrained_file(location: str | Path) -> Path:
 def read_encoder(path: Path, classifier: nn.Module) -> dict[str, Tensor]:
     """Read the weights below the head of `classifier` from a pre-trained or fine-tuned checkpoint.
 
-    Checkpoints of MIMIR and MAE are supported: nested or not, with or without a decoder.
+    Checkpoints of MIMIR and MAE are supported, nested or not, with or without a decoder, and Swins of SimMIM. The last
+    norm is read if the classifier has one, unlike a ViT with an `fc_norm`.
 
     Raises:
         ResourceError: if the file is damaged or its encoder does not match the network. The message names the first
             tensor that differs.
     """
     state = _checkpoint_layouts.unwrapped(read_state(path))
-    weights = {key: value for key, value in state.items() if not key.startswith(_EXCLUDED)}
-    expected = {key: value for key, value in classifier.state_dict().items() if not key.startswith(_EXCLUDED)}
+    if isinstance(classifier, SwinTransformer):
+        state = from_simmim(state, classifier, path)
+    expected = {key: value for key, value in classifier.state_dict().items() if not key.startswith(HEAD)}
     for key, value in expected.items():
-        if key not in weights:
+        if key not in state:
             raise ResourceError(f"pre-trained {path} has no tensor {key}: it belongs to another network")
-        if weights[key].shape != value.shape:
-            shapes = f"{tuple(weights[key].shape)}, but the recipe's network has {tuple(value.shape)}"
+        if state[key].shape != value.shape:
+            shapes = f"{tuple(state[key].shape)}, but the recipe's network has {tuple(value.shape)}"
             raise ResourceError(f"pre-trained {path} has {key} of shape {shapes}")
-    return {key: weights[key] for key in expected}
+    return {key: state[key] for key in expected}
 
 
 def load_encoder(encoder: dict[str, Tensor], classifier: nn.Module, head_std: float = 0.02) -> None:
     """Load pre-trained weights below the head into a classifier and reinitialise its head, as MIMIR does.
 
-    The final norm of the pre-training is not part of `encoder`, and biases that the classifier lacks are left out (see
-    `encoders.convit`). The head's weights are drawn from a truncated normal
-    distribution with standard deviation `head_std`.
+    Biases that the classifier lacks are left out (see `encoders.convit`). The head's weights are drawn from a truncated
+    normal distribution with standard deviation `head_std`.
     """
     weights = {key: value for key, value in encoder.items() if not key.startswith(HEAD)}
     missing, unexpected = classifier.load_state_dict(weights, strict=False)

@@ -212,6 +212,10 @@ def read_recipe(table: Mapping[str, Any], origin: str) -> Recipe:
                 )
             table[name] = _read(kind, table[name], f"{origin}: recipe.{name}")
     if "purifying" in table:
+        if unused := [name for name in ("pretraining", "finetuning") if name in table]:
+            raise UsageError(
+                f"{origin}: [[recipe.purifying]] and [recipe.{unused[0]}]: a purifier has only the former"
+            )
         table["purifying"] = _read_stages(table["purifying"], f"{origin}: recipe.purifying")
     recipe = _read(Recipe, table, f"{origin}: recipe")
     if recipe.start and recipe.pretraining:
@@ -259,6 +263,26 @@ def choose_method(config: Finetuning) -> Method:
     if method.needs_average and not config.average:
         raise UsageError(f"{config.method} needs a running average: give its decay, such as average = 0.999")
     return method
+
+
+def never_reached(recipe: Recipe) -> list[str]:
+    """A line for each warm-up, and each ramp of an inner attack, that is longer than its stage."""
+    stages: list[tuple[str, Pretraining | Finetuning | PurifierStage]] = [
+        (f"purifier stage {k}", stage) for k, stage in enumerate(recipe.purifying, 1)
+    ]
+    if not stages:
+        stages = [("pre-training", recipe.pretraining)] if recipe.pretraining else []
+        stages.append(("fine-tuning", recipe.finetuning))
+    lines = []
+    for name, stage in stages:
+        for field_name, what in (("warmup", "the learning rate"), ("ramp", "the inner attack")):
+            length = getattr(stage, field_name, 0.0)
+            if length > stage.epochs:
+                lines.append(
+                    f"{name}: {field_name} = {length:g} is longer than epochs = {stage.epochs}, so {what} only reaches "
+                    f"{stage.epochs / length:.0%} of its full value"
+                )
+    return lines
 
 
 def decisive_fields(recipe: Recipe) -> dict[str, Any]:

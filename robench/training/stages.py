@@ -5,6 +5,7 @@ from the saved state of the generators, so a resumed training gives bit-identica
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -71,13 +72,18 @@ class Stage:
         self.parts = self.accumulate
 
     def state(self) -> dict:
-        """The state that `restore` needs to resume the stage, also in the middle of an epoch."""
+        """The state that `restore` needs to resume the stage, also in the middle of an epoch.
+
+        Raises:
+            UsageError: if the loss is not finite any more.
+        """
+        total = self._finite(self._total)
         average = self.average[0].state_dict() if self.average else {}
         device = next(self.model.parameters()).device
         return {
             "done": self.done,
             "steps": self.steps_done,
-            "total": float(self._total),
+            "total": total,
             "generators": generators(device) if self.steps_done else [],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -107,7 +113,7 @@ class Stage:
             after_step: called between two steps of an epoch, when `state` may be saved.
 
         Raises:
-            UsageError: if a batch is too small for the number of processes.
+            UsageError: if a batch is too small for the number of processes, or the loss is not finite any more.
         """
         size = min(self.batch_size, len(images))
         rows = self._rows(size, processes)
@@ -138,8 +144,19 @@ class Stage:
                 if self.steps_done < steps:
                     self._total = total
                     after_step()
+            mean = self._finite(total) / steps
             self.done, self.steps_done, self._total = self.done + 1, 0, 0.0
-            yield float(total) / steps
+            yield mean
+
+    def _finite(self, total: float | Tensor) -> float:
+        """The sum of the losses of an epoch; all later weights would be NaN if it were not finite."""
+        value = float(total)
+        if not math.isfinite(value):
+            raise UsageError(
+                f"the loss became {value} in epoch {self.done + 1} of {self.name}: lower lr, or choose a longer warmup "
+                'or precision = "fp32"'
+            )
+        return value
 
     def _parts(self, size: int, processes: ProcessGroup) -> list[Part]:
         """The micro-batches of this process."""
@@ -309,6 +326,8 @@ def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning, n
         raise UsageError(str(error)) from error
     average.load_state_dict(model.state_dict())  # after `learners`, which may change the initial weights
     learners.train()
+    if config.probe:
+        _evaluate_frozen(learners)
 
     def loss(x: Tensor, y: Tensor, epoch: float) -> Tensor:
         scale = min(1.0, epoch / config.ramp) if config.ramp else 1.0
@@ -342,6 +361,16 @@ def finetuning_stage(model: nn.Module, average: nn.Module, config: Finetuning, n
             config.randaugment, config.erasing, config.mixup, config.cutmix, num_classes
         ),
     )
+
+
+def _evaluate_frozen(module: nn.Module) -> None:
+    """Set parts whose parameters are all frozen to evaluation mode: no stochastic depth, no statistics of batches."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _evaluate_frozen(child)
 
 
 def _freeze_encoder(model: nn.Module) -> None:

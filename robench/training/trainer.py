@@ -1,11 +1,10 @@
 """Training of a card's checkpoint by its recipe: resumable at any time and reproducible from the seed."""
 
 import hashlib
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from robench.catalog import Card
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import write_file
-from robench.data import load_dataset
+from robench.data import Images, load_dataset
 from robench.defenses import Defense, Purifier, build_purifier, checkpoint_of, find_card, load
 from robench.defenses._base import with_purifier
 from robench.defenses._checkpoints import load_into, read_state, sha256_of
@@ -24,6 +23,7 @@ from robench.engine.backing_off import backing_off
 from robench.engine.device import choose_device
 from robench.threats.threat import Threat, check_images
 from robench.training.batches import Pixels, batches_of, default_workers, is_streamed
+from robench.training.checks import check_network, check_purifier
 from robench.training.distributed import ProcessGroup
 from robench.training.draws import seed_for
 from robench.training.generated import Mixture, with_generated
@@ -33,7 +33,8 @@ from robench.training.partial import OPTION, check_writable, fingerprint, read_p
 from robench.training.pretrained import load_encoder, pretrained_file, read_encoder
 from robench.training.progress import Reporter
 from robench.training.purifier_training import find_purifier_training
-from robench.training.recipe import Recipe, read_recipe
+from robench.training.recipe import Recipe, choose_method, never_reached, read_recipe
+from robench.training.result import TrainResult
 from robench.training.stages import Stage, finetuning_stage, pretraining_stage, purifier_stage
 
 # Interval between saves. If a save takes longer than half a second, it is longer, so that training is not slowed down.
@@ -42,47 +43,6 @@ SAVE_EVERY_SECONDS = 10.0
 ASK_EVERY_STEPS = 16
 # Images per network call of the final evaluation.
 _MEASURED = 512
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished training.
-
-    Attributes:
-        path, sha256: the checkpoint and its digest, which the card records.
-        n: number of test images; 0 if a purifier was not evaluated because its classifier has no weights yet.
-        clean, robust: number of test images that are classified correctly, without an attack and under PGD-20 at
-            `threat`.
-        clean_accuracy, robust_accuracy: `clean` and `robust` as fractions of `n`.
-        seed: seed of the training.
-        seconds: duration of training and evaluation, including the time before interruptions.
-    """
-
-    path: Path
-    sha256: str
-    n: int
-    clean: int
-    robust: int
-    threat: str
-    seed: int
-    seconds: float
-
-    @property
-    def clean_accuracy(self) -> float:
-        return self.clean / self.n if self.n else math.nan
-
-    @property
-    def robust_accuracy(self) -> float:
-        return self.robust / self.n if self.n else math.nan
-
-    def __str__(self) -> str:
-        accuracies = "not evaluated: the purifier's classifier has no weights"
-        if self.n:
-            accuracies = (
-                f"clean {self.clean_accuracy:.1%}, PGD-20 at {self.threat} {self.robust_accuracy:.1%} "
-                f"of {self.n} test images"
-            )
-        return f"{self.path}: {accuracies}; seed {self.seed}, {self.seconds:.0f} s, sha256 {self.sha256}"
 
 
 def train(
@@ -158,10 +118,12 @@ def train(
         recipe = replace(recipe, pretraining=None)
         data += f" from {sha256_of(encoder)}"
     run = _Run(resolved, recipe, path, torch_device, data, processes, Path(csv) if csv else None, encoder)
-    run.mixture = mixture
+    run.images, run.mixture = images, mixture
     run.workers = default_workers(processes.local_size) if workers is None else workers
     if processes.is_main:
         check_writable(path)
+        if resolved.classifier or not run.is_purifier:  # the test split must not be found missing at the end
+            load_dataset(resolved.dataset, "test", 1, data_dir)
         if fresh:
             run.partial.unlink(missing_ok=True)
     processes.connect(torch_device)
@@ -172,6 +134,8 @@ def train(
         threads(recipe.threads),
         Reporter(progress and processes.is_main) as reporter,
     ):
+        for line in never_reached(recipe):
+            reporter.say(line)
         trained = run.train(x, y, reporter)
         return run.finish(trained, data_dir, reporter)
 
@@ -189,6 +153,8 @@ def threads(count: int) -> Iterator[None]:
 
 class _Run:
     """A training in progress: its settings, stages and saved state."""
+
+    images: Images
 
     def __init__(
         self,
@@ -217,6 +183,12 @@ class _Run:
             raise UsageError(
                 f"{card.name}: a probe needs an encoder: give recipe.start, or a file with --pretrained"
             )
+        starts = encoder or recipe.pretraining
+        if starts and not self.is_purifier and choose_method(recipe.finetuning).sets_weights:
+            raise UsageError(
+                f"{card.name}: {recipe.finetuning.method} sets the initial weights: leave out recipe.start, "
+                "[recipe.pretraining] and --pretrained"
+            )
         self.recipe = recipe
         self.device = device
         self.partial = path.with_name(path.name + ".partial")
@@ -236,6 +208,8 @@ class _Run:
         self.processes.wait()  # until rank 0 has deleted the partial file, if --fresh is given
         state = read_partial(self.partial, self.fingerprint, reporter.say)
         self.processes.wait()  # until all processes have read it, before rank 0 overwrites it
+        saved = (state["stage"], state["progress"]["done"], state["progress"]["steps"]) if state else ()
+        self.processes.check_same((self.fingerprint, *saved))
         if state:
             self.seconds_before = state["seconds"]
             reporter.say(f"resuming from {self.partial}")
@@ -265,6 +239,7 @@ class _Run:
         purifier = build_purifier(self.spec).to(self.device)
         if self.encoder:
             load_into(purifier, purifier.fitted(read_state(self.encoder)), self.encoder)
+        check_purifier(self.card.name, purifier, self.images)
         methods = [find_purifier_training(config.method) for config in self.recipe.purifying]
         for method in methods:
             method.check()
@@ -297,6 +272,7 @@ class _Run:
         assert isinstance(defense, Defense)
         if defense.mean is not None:
             raise UsageError(f"{self.card.name}: training takes pixels in [0, 1]: leave mean and std out")
+        check_network(self.card.name, defense, self.images)
         return defense.to(self.device)
 
     def _train_stage(
@@ -306,7 +282,7 @@ class _Run:
             stage.restore(state["progress"])
         reporter.begin(stage.name, stage.epochs, stage.done)
         if not self.logging:
-            self.log.begin(stage.name, stage.done)
+            self.log.begin(stage.name, stage.done, resumed=bool(state))
             self.logging = True
         images = batches_of(x, y, stage.augmentation, self.device, self.workers, self.mixture)
         asked = 0

@@ -26,13 +26,14 @@ def test_a_severity_is_its_block_of_the_file(tmp_path, name, folder, classes):
     images = blank(tmp_path / folder / "fog.npy", 50_000)
     images[20_000, 1, 2] = (10, 20, 30)
     images.flush()
-    np.save(tmp_path / folder / "labels.npy", (np.arange(50_000) // 7 % len(classes)).astype(np.uint8))
+    labels = ((np.arange(10_000) + 5) // 7 % len(classes)).astype(np.uint8)
+    np.save(tmp_path / folder / "labels.npy", np.tile(labels, 5))
     found = load_dataset(f'{name}(severity=3, corruption="fog")', samples=3, data_dir=str(tmp_path))
     assert found.name == f'{name}(corruption="fog", severity=3)'
     assert found.x.shape == (3, 3, 32, 32) and found.ids.tolist() == [0, 1, 2]
     assert (found.x[0, :, 1, 2] * 255).round().tolist() == [10, 20, 30]
     assert found.x.sum() == found.x[0, :, 1, 2].sum()
-    assert found.y.tolist() == [20_000 // 7 % len(classes)] * 3
+    assert found.y.tolist() == [0, 0, 1]
     assert found.classes == classes
     with pytest.raises(UsageError, match="has 10000"):
         load_dataset(found.name, samples=10_001, data_dir=str(tmp_path))
@@ -45,6 +46,10 @@ def test_bad_files_of_cifar10_c_are_reported(tmp_path):
     folder = tmp_path / "CIFAR-10-C"
     blank(folder / "snow.npy", 10_000).flush()
     with pytest.raises(ResourceError, match=r"labels\.npy: No such file"):
+        load_dataset(name, data_dir=str(tmp_path))
+    # A single severity, which five blocks of a fifth would not be.
+    np.save(folder / "labels.npy", np.arange(10_000) % 10 + (np.arange(10_000) == 3))
+    with pytest.raises(ResourceError, match=r"the first 2000 images are not repeated four times"):
         load_dataset(name, data_dir=str(tmp_path))
     np.save(folder / "labels.npy", np.zeros(50_000, np.int64))
     # A truncated file with fewer images than labels, and without five severities.

@@ -147,6 +147,18 @@ def test_folders_alternate_between_classes(tmp_path, monkeypatch):
         load_dataset(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+def test_gray_images_of_16_bits_keep_their_upper_bits(tmp_path, channels):
+    """Pillow's own conversion makes them white: radiographs and depth maps come like this."""
+    gray = np.random.default_rng(0).integers(0, 2**16, (8, 8), dtype=np.uint16)
+    for place in ("a/1.png", "b/2.png"):
+        (tmp_path / place).parent.mkdir()
+        Image.fromarray(gray).save(tmp_path / place)
+    images = load_dataset(f"folder:{tmp_path}(channels={channels})")
+    expected = torch.from_numpy((gray >> 8).astype(np.float32) / 255)
+    assert torch.equal(images.x[0], expected.expand(channels, 8, 8))
+
+
 def test_a_folder_of_some_of_imagenets_classes(tmp_path):
     for label in (17, 3):
         picture(tmp_path / synsets()[label] / "x.png")

@@ -41,6 +41,14 @@ def test_labels_count_the_two_hundred_classes(renditions):
     assert load_dataset(PART, samples=3, data_dir=str(renditions)).class_subset == images.class_subset
 
 
+def test_corrupted_images_of_some_classes_count_the_same_classes(renditions):
+    small = PART.replace('"none"', '"Res32"').replace('"', "'")
+    name = f'corrupted(dataset="{small}", corruption="contrast", severity=2)'
+    images = load_dataset(name, samples=2, data_dir=str(renditions))
+    assert images.class_subset == load_dataset(PART, samples=1, data_dir=str(renditions)).class_subset
+    assert images.class_subset is not None
+
+
 def test_missing_images_are_counted_and_listed(renditions, tmp_path):
     with pytest.raises(ResourceError, match=r"29799 of the 30000 images .* are missing; restore them, or"):
         load_dataset("imagenet-r", data_dir=str(renditions))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from robench.attacks.build import build_attacks
 from robench.core.errors import ResourceError
 from robench.data._base import Images
-from robench.data._lazy_images import PixelFile, Replaced
+from robench.data._lazy_images import LazyImages, PixelFile, Replaced
 from robench.engine.checkpoint import FolderStore
 from robench.evaluation.attack import attack
 from robench.records import certificates, samples
@@ -54,6 +54,24 @@ def test_indexing_matches_a_tensor(index):
     if isinstance(index, tuple) and isinstance(index[0], slice) and (index[0].step or 1) < 0:
         return
     assert torch.equal(x[index], tensor[index])
+
+
+class Endless(LazyImages):
+    """More images than rows could be listed; the value of an image is its row."""
+
+    def _read(self, rows):
+        return torch.tensor(rows, dtype=torch.float32).view(-1, 1, 1, 1)
+
+
+def test_reading_one_image_does_not_list_all_rows():
+    n = 10**15
+    x = Endless((n, 1, 1, 1))
+    assert x[7].item() == 7 and x[-1].item() == torch.tensor(n - 1.0).item()
+    assert x[[2, 5]].flatten().tolist() == x[torch.tensor([2, 5]), 0].flatten().tolist() == [2, 5]
+    assert x[3:9:4].flatten().tolist() == [3, 7]
+    for index in (n, -n - 1, [0, n], torch.tensor([n])):
+        with pytest.raises(IndexError):
+            x[index]
 
 
 @pytest.mark.parametrize("size", [1, 4, 9, 20])

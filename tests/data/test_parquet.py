@@ -69,6 +69,21 @@ def test_rows_are_images_and_the_schema_names_the_classes(shards):
 
 
 @pytest.mark.parametrize(
+    ("test", "train", "classes"),
+    [(["ant", "cat"], ["cat", "bee", "ant"], ("ant", "bee", "cat")), ([0, 1], [2, 0, 1], ("0", "1", "2"))],
+)
+def test_a_class_that_a_part_does_not_have_is_counted(tmp_path, test, train, classes):
+    """Otherwise the same name would be another label in the train and the test split."""
+    write(tmp_path / "test-00000-of-00001.parquet", [png(k) for k in range(2)], test)
+    write(tmp_path / "train-00000-of-00001.parquet", [png(k) for k in range(3)], train)
+    for split, given in (("test", test), ("train", train)):
+        images = load_dataset(f"parquet:{tmp_path}", split)
+        assert images.classes == classes
+        named = [classes[images.y[images.ids.tolist().index(row)]] for row in range(len(given))]
+        assert named == [str(label) for label in given]
+
+
+@pytest.mark.parametrize(
     ("place", "part"),
     [("validation-00000-of-00001-0a1b2c3d.parquet", ""), ("default/validation/0000.parquet", ""),
      ("anything.parquet", ""), ("extra-00000-of-00001.parquet", "extra")],

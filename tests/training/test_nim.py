@@ -232,6 +232,18 @@ def test_the_average_starts_where_the_classifier_does(purifier_card):
     assert trained == {id(p) for p in model.parameters()}
 
 
+@trusting()
+def test_a_pre_training_that_the_purifiers_encoder_would_replace_is_refused(purifier_card, tmp_path):
+    text = CLASSIFIER.format(builder=VIT.format(16), method=denoised_spec(purifier_card))
+    card, output = tmp_path / "own.toml", tmp_path / "a.safetensors"
+    card.write_text(text + "\n[recipe.pretraining]\nepochs = 1\n")
+    with pytest.raises(UsageError, match=r"sets the initial weights: leave out .* --pretrained"):
+        train(str(card), output=output, progress=False)
+    card.write_text(text)
+    with pytest.raises(UsageError, match=r"sets the initial weights"):
+        train(str(card), output=output, progress=False, pretrained=tmp_path / "p.safetensors")
+
+
 @trusting()  # The card names the purifier's by its path.
 def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "measure", lambda *_, **__: (1, 1))

@@ -91,6 +91,52 @@ def test_another_file_is_another_training(file, monkeypatch):
         train(card, pretrained=other, output=place, progress=False)
 
 
+# The class token or the average of all tokens is normalized by the encoder's own norm.
+OWN_NORM = {
+    "vit": 'vit(image_size=16, patch_size=4, width=16, depth=1, heads=2, num_classes=10, pool="token")',
+    "convit": "convit(image_size=16, patch_size=4, width=16, depth=2, heads=4, local=1, num_classes=10)",
+    "cait": "cait(image_size=16, patch_size=4, width=16, depth=1, heads=2, num_classes=10)",
+    "swin": "swin(image_size=16, patch_size=2, width=8, depths=(1, 1), heads=(1, 2), window=4, num_classes=10)",
+}
+
+
+def built(name):
+    spec = specs.parse(OWN_NORM[name])
+    return specs.build(spec, registry.defenses.get(spec.name)).classifier
+
+
+@pytest.mark.parametrize("name", OWN_NORM)
+def test_an_encoders_own_norm_is_taken_too(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "measure", lambda *_, **__: (1, 1))
+    state = {key: torch.rand_like(value) + 0.5 for key, value in built(name).state_dict().items()}
+    torch.save({"model": state}, tmp_path / "pre.pth")
+    text = CARD.replace("[recipe]", "[recipe]\nsamples = 16")
+    text = "\n".join([f"builder = '{OWN_NORM[name]}'", *text.splitlines()[2:]])
+    (tmp_path / "own.toml").write_text(text)
+    place = tmp_path / "a.safetensors"
+    train(str(tmp_path / "own.toml"), pretrained=tmp_path / "pre.pth", output=place, progress=False)
+    trained = load_file(place)
+    changed = [k for k in state if not torch.allclose(trained[k], state[k], rtol=0, atol=1e-6)]
+    assert "norm.weight" in state and all(key.startswith("head.") for key in changed)
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_a_swin_in_simmims_layout_is_taken(prefix, tmp_path):
+    """With a head after fine-tuning; below `encoder.` and without a head after masked pre-training."""
+    network = built("swin")
+    ours = {key: torch.rand_like(value) for key, value in network.state_dict().items()}
+    theirs = {
+        prefix + k.replace("layers.1.down", "layers.0.down").replace("head.fc", "head"): v
+        for k, v in ours.items()
+    }
+    if prefix:
+        theirs = {k: v for k, v in theirs.items() if "head" not in k} | {"mask_token": torch.zeros(1)}
+    torch.save({"model": theirs}, tmp_path / "pre.pth")
+    found = read_encoder(tmp_path / "pre.pth", network)
+    assert found.keys() == {key for key in ours if not key.startswith("head")}
+    assert all(torch.equal(value, ours[key]) for key, value in found.items())
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

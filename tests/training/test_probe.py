@@ -3,12 +3,15 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.training import read_recipe, train
-from robench.training.recipe import Recipe, decisive_fields
+from robench.training.batches import InMemory
+from robench.training.recipe import Finetuning, Recipe, decisive_fields
+from robench.training.stages import finetuning_stage
 
 CARD = """
 builder = "vit(image_size=16, patch_size=4, width=64, depth=4, heads=4, num_classes=10)"
@@ -41,6 +44,30 @@ def test_a_probe_leaves_the_encoder_as_it_was(tmp_path):
     start = load("mimir-digits").defense.classifier.state_dict()
     changed = {key.split(".")[0] for key in start if not torch.equal(state[key], start[key])}
     assert changed == {"fc_norm", "head"} and result.n == 20
+
+
+class Normed(nn.Module):
+    """A body with batch normalization and dropout, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.LazyLinear(10))
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+
+def test_a_frozen_encoder_is_in_evaluation_mode_in_training_and_after_attacks():
+    data = load_dataset("digits", "train").first(32)
+    model, average = Normed(), Normed()
+    model(data.x), average(data.x)
+    stage = finetuning_stage(model, average, Finetuning(probe=True, epochs=1, batch_size=8, steps=1))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    list(stage.run(InMemory(data.x, data.y), Recipe()))
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"head.1.weight", "head.1.bias"}
+    assert not any(part.training for part in model.body) and all(part.training for part in model.head)
 
 
 def test_without_probe_all_of_it_learns_from_there(tmp_path):
@@ -102,11 +129,6 @@ def test_bad_recipes_are_one_clear_line(tmp_path, old, new, said):
 
 
 def test_a_network_without_a_head_cannot_be_probed(tmp_path):
-    from torch import nn
-
-    from robench.training.recipe import Finetuning
-    from robench.training.stages import finetuning_stage
-
     with pytest.raises(UsageError, match="probe trains only the head, but Linear has no module head"):
         finetuning_stage(nn.Linear(2, 2), nn.Linear(2, 2), Finetuning(probe=True))
     assert read_recipe({"finetuning": {"probe": True}}, "a.toml").finetuning.probe

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from robench.core.errors import UsageError
 from robench.training import train
 from robench.training.distributed import ProcessGroup
 from robench.training.draws import cut, positions, same_draws
@@ -153,6 +154,16 @@ def test_a_part_draws_the_numbers_of_its_rows():
     assert torch.equal(torch.get_rng_state(), end)
     for k, expected in enumerate(whole):
         assert torch.equal(torch.cat([values[k] for values in drawn]), expected)
+
+
+def test_a_process_that_resumes_from_another_state_is_refused(monkeypatch):
+    """Such as one on a machine that does not see rank 0's partial file, or an old version of it."""
+    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, value: ("fingerprint", "fine-tuning", 3, 0))
+    ProcessGroup(1, 2).check_same(("fingerprint", "fine-tuning", 3, 0))
+    with pytest.raises(
+        UsageError, match="rank 1 and rank 0 have different settings, training images or partial"
+    ):
+        ProcessGroup(1, 2).check_same(("fingerprint",))
 
 
 def test_statistics_of_batch_normalisation_are_averaged(monkeypatch):

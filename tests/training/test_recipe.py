@@ -46,6 +46,10 @@ def test_radii_may_be_fractions():
         ({"finetuning": {"method": "trades(beta=-1)"}}, "beta=-1: expected a finite number, at least 0"),
         ({"finetuning": {"method": "trades", "steps": 0}}, "trades with steps = 0: expected at least 1"),
         ({"finetuning": {"method": "fast-at", "steps": 2}}, "fast-at with steps = 2: expected 1"),
+        (
+            {"purifying": [{"method": "mim"}], "pretraining": {"epochs": 1}},
+            r"\[\[recipe.purifying\]\] and \[recipe.pretraining\]: a purifier has only the former",
+        ),
         ({"finetuning": {"method": "generalist"}}, "give its decay, such as average = 0.999"),
     ],
 )

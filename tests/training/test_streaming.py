@@ -258,6 +258,16 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(root):
     assert resumed.sha256 == whole.sha256
 
 
+def test_a_worker_that_is_killed_ends_the_training_in_one_line(images, monkeypatch):
+    def killed(picture, *_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    stream = Streamed(images.x, images.y, CPU, 1)
+    monkeypatch.setattr(Pictures, "picture", killed)
+    with pytest.raises(ResourceError, match=r"a process that reads images ended .* with fewer --workers"):
+        list(stream.read([torch.tensor([1])], slice(0, 1), RECIPE, Augmentation(), ()))
+
+
 def test_a_damaged_picture_ends_the_training_in_one_line(root, tmp_path):
     card = root / "card.toml"
     card.write_text(CARD)

@@ -4,17 +4,24 @@ import copy
 import csv
 import dataclasses
 import importlib.util
+import io
+import math
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from robench import catalog
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError
+from robench.core.io import read_sealed
+from robench.core.trust import trusting
 from robench.data import load_dataset
 from robench.defenses import load
 from robench.training import Finetuning, Recipe, read_recipe, train, trainer
@@ -312,6 +319,83 @@ def test_the_log_has_a_line_an_epoch_and_survives_an_interruption(tmp_path, monk
     assert rates[0] > rates[1] > rates[2] > 0
     seconds = [float(row["seconds"]) for row in found]
     assert seconds == sorted(seconds)
+
+
+def test_the_log_of_a_first_stage_survives_an_interruption_in_the_first_epoch_of_the_next(
+    tmp_path, monkeypatch
+):
+    card, log, output = write_card(tmp_path), tmp_path / "log.csv", tmp_path / "tiny.safetensors"
+    stage = "[recipe.pretraining]\nepochs = 1\nwarmup = 0\ndecoder_width = 8\ndecoder_heads = 2\n"
+    card.write_text(f"{card.read_text()}\n{stage}")
+    monkeypatch.setattr(trainer, "measure", lambda *_, **__: (1, 1))
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    save = trainer._Run.save
+
+    def save_and_stop(self, stage):
+        save(self, stage)
+        if stage.name == "fine-tuning" and stage.steps_done == 2:
+            raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer._Run, "save", save_and_stop)
+        with pytest.raises(Stopped):
+            train(str(card), output=output, progress=False, csv=log)
+    before = rows(log)
+    train(str(card), output=output, progress=False, csv=log)
+    assert [row["stage"] for row in rows(log)] == ["pre-training"] + 3 * ["fine-tuning"]
+    assert rows(log)[0] == before[0]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, monkeypatch):
+    card, output = write_card(tmp_path), tmp_path / "t.safetensors"
+    card.write_text(card.read_text().replace("lr = 3e-3", "lr = 1e30"))
+    said = r"the loss became nan in epoch 1 of fine-tuning: lower lr"
+    with pytest.raises(UsageError, match=said):
+        train(str(card), output=output, progress=False)
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
+    with pytest.raises(UsageError, match=said):
+        train(str(card), output=output, progress=False)
+    partial = output.with_name("t.safetensors.partial")
+    state = torch.load(io.BytesIO(read_sealed(partial)), weights_only=True)["progress"]
+    assert math.isfinite(state["total"]) and not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("num_classes=10", "num_classes=3", "has num_classes=3, but data set digits has 10"),
+        ("image_size=16", "image_size=32", "has image_size=32, but data set digits has 16"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["", "\n[recipe.pretraining]\nepochs = 1\n"])
+def test_a_network_that_does_not_suit_the_images(tmp_path, old, new, said, stage):
+    card = write_card(tmp_path)
+    card.write_text(card.read_text().replace(old, new) + stage)
+    with pytest.raises(UsageError, match=f"tiny: its network {said}"):
+        train(str(card), output=tmp_path / "t.safetensors", progress=False)
+
+
+@trusting()  # the card names the data set by its path
+def test_a_missing_test_split_is_found_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(Stage, "run", lambda *_, **__: pytest.fail("it trains"))
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(picture, "PNG")
+    table = {"image": [{"bytes": picture.getvalue(), "path": None}] * 10, "label": range(10)}
+    pq.write_table(pa.table(table), tmp_path / "train-00000-of-00001.parquet")
+    card = write_card(tmp_path)
+    card.write_text(card.read_text().replace('"digits"', f"'parquet:{tmp_path}'"))
+    with pytest.raises(UsageError, match="no part for the split test"):
+        train(str(card), output=tmp_path / "t.safetensors", progress=False)
+
+
+def test_a_warm_up_that_never_ends_is_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "measure", lambda *_, **__: (1, 1))
+    card = write_card(tmp_path)
+    card.write_text(card.read_text().replace("warmup = 1", "").replace("ramp = 2", "ramp = 4"))
+    train(str(card), output=tmp_path / "t.safetensors")
+    said = capsys.readouterr().err
+    assert "warmup = 5 is longer than epochs = 3, so the learning rate only reaches 60% of its full" in said
+    assert "ramp = 4 is longer than epochs = 3, so the inner attack only reaches 75%" in said
 
 
 def test_a_log_that_cannot_be_written(tmp_path):

@@ -53,6 +53,11 @@ class Method:
     def __post_init__(self) -> None:
         check_settings(self)
 
+    @property
+    def sets_weights(self) -> bool:
+        """Whether `learners` replaces the initial weights, so that a pre-training would be in vain."""
+        return False
+
     def learners(self, model: nn.Module) -> nn.Module:
         """Return the module to train, which may wrap or replace the classifier; by default `model` itself.
 

@@ -54,6 +54,10 @@ class Denoised(Method):
         if self.start not in STARTS:
             raise ValueError(f"start={self.start!r}: expected one of {', '.join(STARTS)}")
 
+    @property
+    def sets_weights(self) -> bool:
+        return self.start == "encoder"
+
     def learners(self, model: nn.Module) -> nn.Module:
         purifier = load_purifier(self.purifier, device=next(model.parameters()).device)
         if not isinstance(purifier, DE3):
