@@ -41,8 +41,8 @@ def project_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     """
     gain = w.abs()
     scale = gain.amax(1)
-    usable = (scale > 0) & scale.isfinite()
-    gap = torch.where(usable & gap.isfinite(), gap, 0)
+    usable = (scale > 0) & (scale < torch.inf)
+    gap = torch.where(usable & (gap.abs() < torch.inf), gap, 0)
     scale = torch.where(usable, scale, 1)
     w = w / scale[:, None]
     if occurs(~usable):
@@ -73,21 +73,22 @@ def _multiplier(gain: Tensor, rate: Tensor | None, room: Tensor, target: Tensor)
     slopes = gain if rate is None else gain * rate
     free, product = torch.empty_like(room), torch.empty_like(room)
     unreachable = torch.mul(gain, room, out=product).sum(-1) <= target
-    m, missing = torch.where(unreachable, _LARGEST, 0.0), torch.where(unreachable, 0, target)
+    m, missing = torch.where(unreachable, _LARGEST, 0.0), target.masked_fill(unreachable, 0)
+    # Stop once the remainder is below rounding error, or a row could creep forever.
+    negligible = 1e-6 * target
     wanted: Tensor | float = 0.0
     looks = m.device.type == "cpu"
     for _ in count() if looks else range(_STEPS[rate is not None]):
         torch.gt(room, wanted, out=free)
         slope = torch.mul(free, slopes, out=product).sum(-1)
         nearer = (m + missing / slope.clamp_min_(1e-30)).clamp_max_(_LARGEST)
-        # Stop once the remainder is below rounding error, or a row could creep forever.
-        grows = (nearer > m) & (missing > 1e-6 * target)
+        grows = (nearer > m) & (missing > negligible)
         if looks and not grows.any():
             break
         m = torch.where(grows, nearer, m)
         wanted = m[..., None] if rate is None else m[..., None] * rate
         reached = torch.minimum(room, wanted, out=product).mul_(gain)
-        missing = torch.where(unreachable, 0, target - reached.sum(-1))
+        missing = (target - reached.sum(-1)).masked_fill_(unreachable, 0)
     return m
 
 

@@ -96,17 +96,21 @@ class APGD(GradientAttack[APGDState]):
         best_loss = torch.where(better, answer.loss, state.best_loss)
         best_at_check = torch.where(first, answer.loss, state.best_at_check)
         rises, since = state.rises + rose, state.since + later
+        x, grad, step_size = state.x, answer.grad, state.step_size
+        period, halved = state.period, state.halved
 
         # A checkpoint halves the step size if the loss rose too rarely, or if the last checkpoint did not halve it
         # and the best loss has not improved since (Conditions 1 and 2). Such lanes restart from their best point.
-        check = since == state.period
-        stalled = ~state.halved & (best_at_check >= best_loss)
-        halve = check & ((rises <= self.rho * state.period) | stalled)
-        x, grad = state.x, answer.grad
-        if occurs(halve):
+        check = since == period
+        if occurs(check):
+            stalled = ~halved & (best_at_check >= best_loss)
+            halve = check & ((rises <= self.rho * period) | stalled)
             x, grad = where(halve, best, x), where(halve, best_grad, grad)
-        step_size = torch.where(halve, state.step_size / 2, state.step_size)
-        shorter = (state.period - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
+            step_size = torch.where(halve, step_size / 2, step_size)
+            best_at_check = torch.where(check, best_loss, best_at_check)
+            shorter = (period - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
+            period, halved = torch.where(check, shorter, period), torch.where(check, halve, halved)
+            rises, since = torch.where(check, 0, rises), torch.where(check, 0, since)
 
         return APGDState(
             x=self._move(problem, rows, state, x, grad, step_size),
@@ -117,12 +121,12 @@ class APGD(GradientAttack[APGDState]):
             best_grad=best_grad,
             best_loss=best_loss,
             last_loss=answer.loss,
-            best_at_check=torch.where(check, best_loss, best_at_check),
+            best_at_check=best_at_check,
             step_size=step_size,
-            rises=torch.where(check, 0, rises),
-            since=torch.where(check, 0, since),
-            period=torch.where(check, shorter, state.period),
-            halved=torch.where(check, halve, state.halved),
+            rises=rises,
+            since=since,
+            period=period,
+            halved=halved,
             step=state.step + 1,
             target=state.target,
         )

@@ -155,8 +155,8 @@ def _channel_signs(word: Tensor, channels: int) -> Tensor:
 
 def _corner(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Top and left of a window of side `side`, uniform over all positions, (S,) each."""
-    top = ((word >> 16) * (height - side + 1)) >> 16
-    left = ((word & 0xFFFF) * (width - side + 1)) >> 16
+    top = ((word >> 16) * (height + 1 - side)) >> 16
+    left = ((word & 0xFFFF) * (width + 1 - side)) >> 16
     return top, left
 
 

@@ -58,6 +58,10 @@ class BatchShapes:
         """The smallest size for `rows` rows that is not known to give other bits."""
         return next(size for size in self._sizes(rows) if self.same.get((kind, size), True))
 
+    def settled(self, kind: str, rows: int) -> int | None:
+        """The size at which `call` calls the network for `rows` rows; None while smaller ones may still be tried."""
+        return self._settled.get((kind, rows))
+
     def call(self, kind: str, rows: int, call: Call) -> list[Tensor]:
         """The results of `rows` rows, from a batch of the smallest size that gives the same bits as the full one.
 
@@ -66,7 +70,7 @@ class BatchShapes:
             rows: at most `full`.
             call: the network; returns logits, then gradients if there are any, then tensors that are not compared.
         """
-        settled = self._settled.get((kind, rows))
+        settled = self.settled(kind, rows)
         if settled is not None:
             return _leading(call(settled), rows)
         trusted = next(s for s in self._sizes(rows) if s == self.full or self.same.get((kind, s)))

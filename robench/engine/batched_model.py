@@ -231,7 +231,7 @@ class Network:
             columns = loss.unbind(1) if loss.dim() == 2 else (loss,)
             self.sent[1] += len(x) * len(columns)
             with self._model_errors(x, "the model's gradient"):
-                size = loss[0].numel() * point[0].numel() * point.element_size()
+                size = loss.shape[1:].numel() * point.shape[1:].numel() * point.element_size()
                 if cost is not None and size > _STACKED:
                     return Answer(x, logits.detach().clone(), loss.detach(), *cheapest(cost, loss, point))
                 grads = [

@@ -48,7 +48,8 @@ def answer_of_lanes(
 ) -> Answer:
     """See `Network.answer`."""
     if lanes is not None and (
-        len(lanes) == len(x) or not (objective is None or isinstance(objective, OnLogits))
+        _takes_all(network, x, objective, lanes, eot)
+        or not (objective is None or isinstance(objective, OnLogits))
     ):
         # Other objectives may use tensors of all lanes.
         lanes = None
@@ -56,11 +57,28 @@ def answer_of_lanes(
     return answer if lanes is None else _scattered(answer, lanes)
 
 
+def _takes_all(network: Evaluates, x: Tensor, objective: Objective | None, lanes: Tensor, eot: int) -> bool:
+    """Whether a batch of these lanes has place for all lanes, which then need not be gathered, padded and scattered.
+
+    The noise of a randomised model depends on the first row of the batch.
+    """
+    if len(lanes) == len(x):
+        return True
+    if network.stream is not None or eot > 1:
+        return False
+    return network.shapes.settled(_kind(objective), len(lanes)) == len(x)
+
+
+def _kind(objective: Objective | None) -> str:
+    """The kind of a call, see `BatchShapes.call`."""
+    return "logits" if objective is None else "gradient"
+
+
 def logits_of_draws(network: Evaluates, x: Tensor, ids: Tensor, draws: int) -> Tensor:
     """Logits of images with ids (N,), of any number, in the noise draws 0 .. draws - 1, (draws, N, K)."""
     zeros = torch.zeros_like(ids)
     (logits,) = _entries(network, x, None, None, (ids, zeros, zeros), None, draws)
-    return logits
+    return logits.unflatten(0, (draws, len(ids)))
 
 
 def _averaged(
@@ -74,13 +92,19 @@ def _averaged(
 ) -> Answer:
     """The answer of some lanes (L,), or of all, averaged over draws."""
     who = rows.sample, rows.rank, queries
-    logits, *rest = _entries(network, x, objective, rows, who, lanes, draws)
-    mean = (lambda tensor: tensor[0]) if draws == 1 else (lambda tensor: tensor.mean(0))
+    entries = _entries(network, x, objective, rows, who, lanes, draws)
+    if draws > 1:
+        entries = [_over_draws(tensor.unflatten(0, (draws, -1))) for tensor in entries]
+    logits, *rest = entries
     if not rest:
-        return Answer(x, mean(logits), x.new_empty(0), x.new_empty(0))
-    grad, loss, broken, *column = rest
-    any_broken = broken[0] if draws == 1 else broken.any(0)
-    return Answer(x, mean(logits), mean(loss), mean(grad), any_broken, *map(mean, column))
+        return Answer(x, logits, x.new_empty(0), x.new_empty(0))
+    grad, loss, *checked = rest
+    return Answer(x, logits, loss, grad, *checked)
+
+
+def _over_draws(tensor: Tensor) -> Tensor:
+    """The mean over the draws, or whether any draw has a property."""
+    return tensor.any(0) if tensor.dtype == torch.bool else tensor.mean(0)
 
 
 def _entries(
@@ -92,7 +116,7 @@ def _entries(
     lanes: Tensor | None,
     draws: int,
 ) -> list[Tensor]:
-    """Logits, gradient, loss and broken gradients of every draw in some lanes (L,), or all, (draws, L, ...) each; only
+    """Logits, gradient, loss and broken gradients of every draw in some lanes (L,), or all, (draws * L, ...) each; only
     logits without an objective. Entry i is draw i // L in lane i % L, and a batch holds as many entries as fit."""
     count = len(x) if lanes is None else len(lanes)
     size = network.shapes.full if objective is None or isinstance(objective, OnLogits) else count
@@ -100,8 +124,7 @@ def _entries(
     if draws == 1 and count <= size:
         noise = () if network.stream is None else who
         inputs = [x, *noise] if lanes is None else [tensor.index_select(0, lanes) for tensor in (x, *noise)]
-        outputs = _batch(network, objective, rows, lanes, inputs, cost)
-        return [tensor[None] for tensor in outputs]
+        return _batch(network, objective, rows, lanes, inputs, cost)
     if lanes is None:
         lanes = torch.arange(count, device=x.device)
     entries = lanes.repeat(draws)
@@ -112,8 +135,7 @@ def _entries(
         inputs = [tensor.index_select(0, part) for tensor in (x, *who)]
         inputs[3] = inputs[3] + step[start : start + size]
         batches.append(_batch(network, objective, rows, part, inputs, cost))
-    joined = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*batches, strict=True)]
-    return [tensor.view(draws, count, *tensor.shape[1:]) for tensor in joined]
+    return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
 def _batch(
@@ -150,7 +172,7 @@ def _batch(
         column = () if answer.column is None else (answer.column,)
         return [answer.logits, answer.grad, answer.loss, cast(Tensor, answer.broken), *column]
 
-    return network.shapes.call("logits" if objective is None else "gradient", count, call)
+    return network.shapes.call(_kind(objective), count, call)
 
 
 def _scattered(answer: Answer, lanes: Tensor) -> Answer:

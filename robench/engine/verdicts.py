@@ -1,5 +1,6 @@
 """The judge's verdicts on the points of an attack, and the point that each lane keeps."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -34,7 +35,7 @@ class Verdicts:
 
     def facts(self, logits: Tensor, points: Tensor, rows: Rows) -> dict[str, Tensor]:
         """The values of each lane that `judge` and `LossMonitor.note` need, (S,), for `on_host`."""
-        if logits.device.type == "cpu" and bool(logits.sum().isfinite()):
+        if logits.device.type == "cpu" and math.isfinite(float(logits.sum())):
             return {"wrong": logits.argmax(1) != rows.y}
         facts = {"nonfinite": (~torch.isfinite(logits)).any(1), "wrong": wrong(logits, rows.y)}
         if points.device.type != "cpu" and self.context.attack.minimum_norm and not self.deferred:

@@ -182,7 +182,7 @@ class Processes:
 
 def _in_turns(queue: RunQueue) -> Iterator[None]:
     while share := queue.take():
-        share.run.progress = partial(queue.show, share)
+        share.run.progress = partial(queue.show, share) if queue.progress else None
         try:
             # The only share of a run may use all threads.
             with single_thread(share.run.device if share.entry.count > 1 else None):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import robench
 from robench.core.errors import UsageError
@@ -141,3 +142,37 @@ def test_a_model_for_one_batch_size_is_attacked():
     assert attack("apgd(steps=3)", Counted(sizes={8}), x, y, threat="Linf:0.02", batch_size=8).passes[
         "forward"
     ]
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+# Operations of torch in a step of seven rows that nothing fools, with those of the network. Each costs a small network
+# more than its arithmetic. A table that may only fall.
+OPERATIONS = {
+    ("apgd(steps={})", "Linf:1e-6"): 85,
+    ('apgd(steps={}, loss="dlr", targets=1)', "L2:1e-6"): 145,
+    ("fab(steps={}, targets=1)", "Linf:1e-6"): 340,
+    ("square(queries={})", "Linf:1e-6"): 85,
+    ("ddn(steps={})", "L2:1e-6"): 130,
+}
+
+
+@pytest.mark.parametrize(("spec", "threat"), OPERATIONS)
+def test_a_step_takes_no_more_operations_than_before(spec, threat):
+    x, y = images(7), small_net().eval()(images(7)).argmax(1)
+    counts = []
+    for steps in (40, 90):
+        with Operations() as operations:
+            attack(spec.format(steps), small_net().eval(), x, y, threat=threat, batch_size=16)
+        counts.append(operations.count)
+    assert (counts[1] - counts[0]) / 50 <= OPERATIONS[spec, threat]
