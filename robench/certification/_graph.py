@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from robench.core.errors import UsageError
+from robench.core.torch_state import evaluating
 
 # Unit roundoff of float32. The bounds are computed in float64, whose errors the slack of one thousandth covers.
 _UNIT, _SLACK = 2.0**-24, 1.001
@@ -74,7 +75,7 @@ def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
         UsageError: naming the first operation for which no bound is known.
     """
     # The copy computes in float64, so that only the float32 arithmetic of the model itself rounds noticeably.
-    model = copy.deepcopy(model).cpu().double().eval()
+    model = evaluating(copy.deepcopy(model).cpu().double())
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:
