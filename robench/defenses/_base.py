@@ -202,11 +202,16 @@ class Defense(nn.Module):
 
 def with_purifier(purifier: nn.Module | None, defense: Defense) -> Defense:
     """A copy of the defense with another purifier, or none; its current purifier is replaced."""
+    # What the current purifier does not explain is the classifier's.
+    current = defense.purifier
+    random_classifier = defense.stochastic and not getattr(current, "stochastic", current is not None)
+    smooth_classifier = defense.differentiable or not getattr(current, "differentiable", True)
+    unknown = purifier is not None and defense.stochastic
     return _copy(
         defense,
         purifier=purifier,
-        stochastic=bool(getattr(purifier, "stochastic", purifier is not None and defense.stochastic)),
-        differentiable=bool(getattr(purifier, "differentiable", True)),
+        stochastic=random_classifier or bool(getattr(purifier, "stochastic", unknown)),
+        differentiable=smooth_classifier and bool(getattr(purifier, "differentiable", True)),
     )
 
 
