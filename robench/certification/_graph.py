@@ -103,6 +103,7 @@ def _check(steps: list[Step], model: nn.Module, x: Tensor) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     before: dict[str, Tensor] = {}
+    images, outputs = [], []
     for probe in range(_PROBES):
         image = torch.rand(x.shape, generator=generator, dtype=torch.float64)
         # Half of them are corners of the box, which activate other ReLUs.
@@ -114,9 +115,27 @@ def _check(steps: list[Step], model: nn.Module, x: Tensor) -> None:
                 changes = [value - before[name] for value, name in zip(inputs, step.inputs, strict=True)]
                 _check_affine(step, inputs, changes)
         expected = model(values[""].clone())
-        if not _same(values[steps[-1].name], expected, expected):
+        if not isinstance(expected, Tensor) or not _same(values[steps[-1].name], expected, expected):
             raise UsageError(f"no bound known for {type(model).__name__}: its trace computes something else")
         before = values
+        images.append(values[""])
+        outputs.append(expected)
+    _check_rows(model, torch.cat(images), torch.cat(outputs))
+
+
+def _check_rows(model: nn.Module, images: Tensor, expected: Tensor) -> None:
+    """Refuse a network whose logits depend on the other images of a batch: the steps are those of a single image."""
+    try:
+        together = model(images)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"no bound known for {type(model).__name__}: it cannot take several images ({reason})"
+        ) from error
+    if not _same(together, expected, expected):
+        raise UsageError(
+            f"no bound known for {type(model).__name__}: logits depend on the other images of a batch"
+        )
 
 
 def _check_affine(step: Step, inputs: list[Tensor], changes: list[Tensor]) -> None:

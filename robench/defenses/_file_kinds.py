@@ -105,7 +105,9 @@ def _archive(path: Path) -> Kind:
     if "data.pkl" in inside and "constants.pkl" in inside:
         return Kind("", "a TorchScript program", f"name it with --defense torchscript:{path}")
     if "archive_format" in inside:
-        return Kind("", "a program of torch.export", "load it in a function of yours, --defense python:mine.load")
+        return Kind(
+            "", "a program of torch.export", "load it in a function of yours, --defense python:mine.load"
+        )
     if "data.pkl" in inside:
         return TORCH
     if names and all(name.endswith(".npy") for name in names):
