@@ -302,6 +302,12 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless a parameter is in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: expected a number in [0, 1]")
+
+
 def select(condition: Tensor, new: State | Any, old: State | Any) -> Any:
     """Combine two states (or Rows) field by field: `new` where `condition` (S,) holds, else `old`."""
     return replace(

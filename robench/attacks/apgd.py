@@ -9,7 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, GradientAttack, Problem, Rows, State, occurs, where
+from robench.attacks._base import (
+    Answer,
+    Ask,
+    GradientAttack,
+    Problem,
+    Rows,
+    State,
+    check_share,
+    occurs,
+    where,
+)
 from robench.attacks._losses import ball, check_loss, into_l2_ball, normalize, objective, random_start
 from robench.core.registry import attacks
 
@@ -53,6 +63,7 @@ class APGD(GradientAttack[APGDState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_share("rho", self.rho)
         check_loss(self.loss)
 
     @property

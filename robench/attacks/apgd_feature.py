@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robench.attacks._base import GradientAttack, OnFeatures, Problem, Rows
+from robench.attacks._base import GradientAttack, OnFeatures, Problem, Rows, check_share
 from robench.attacks._custom_objective import CustomObjective
 from robench.attacks._feature_losses import nearest_other_class, relative_distance, themselves
 from robench.attacks._losses import check_loss, objective
@@ -46,6 +46,7 @@ class APGDFeature(CustomObjective[APGDState], GradientAttack[APGDState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_share("rho", self.rho)
         if self.loss:
             check_loss(self.loss)
         elif self.weight != 1.0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robench.attacks._base import GradientAttack, OnFeatures, Problem, Rows
+from robench.attacks._base import GradientAttack, OnFeatures, Problem, Rows, check_share
 from robench.attacks._custom_objective import CustomObjective
 from robench.attacks._feature_losses import information
 from robench.attacks._losses import check_loss, objective
@@ -39,6 +39,7 @@ class APGDMI(CustomObjective[APGDState], GradientAttack[APGDState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_share("rho", self.rho)
         check_loss(self.loss)
 
     def base_attack(self, eps: float) -> APGD:

@@ -96,6 +96,8 @@ class CW(Attack[CWState]):
         check_count("rounds", self.rounds)
         if not self.c > 0 or not self.step_size > 0:
             raise ValueError(f"c={self.c!r}, step_size={self.step_size!r}: expected numbers above 0")
+        if self.confidence < 0:
+            raise ValueError(f"confidence={self.confidence!r}: expected 0 or more")
 
     @property
     def norms(self) -> tuple[str, ...]:

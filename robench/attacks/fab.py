@@ -12,7 +12,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, lanes_of, occurs, spread, where
+from robench.attacks._base import (
+    Answer,
+    Ask,
+    Attack,
+    Problem,
+    Rows,
+    State,
+    check_share,
+    lanes_of,
+    occurs,
+    spread,
+    where,
+)
 from robench.attacks._losses import _START, margin, objective
 from robench.attacks._objective_types import Cheapest
 from robench.attacks._projections import project_hyperplane
@@ -74,6 +86,13 @@ class FAB(Attack[FABState]):
     eta: float = 1.05
     beta: float = 0.9
     minimise: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("alpha_max", self.alpha_max)
+        check_share("beta", self.beta)
+        if self.eta <= 0:
+            raise ValueError(f"eta={self.eta!r}: expected a number above 0")
 
     def init(self, problem: Problem, rows: Rows) -> FABState:
         count = torch.zeros_like(rows.y)

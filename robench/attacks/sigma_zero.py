@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, spread, where
+from robench.attacks._base import Answer, Ask, Attack, Problem, Rows, State, check_share, spread, where
 from robench.attacks._losses import margin
 from robench.attacks._objective_types import OnLogits
 from robench.core.registry import attacks
@@ -63,6 +63,9 @@ class SigmaZero(Attack[SigmaZeroState]):
             raise ValueError(f"unit={self.unit!r}: expected one of {', '.join(UNITS)}")
         if min(self.step_size, self.sigma) <= 0:
             raise ValueError("expected a step_size and a sigma above 0")
+        check_share("threshold", self.threshold)
+        if self.threshold_step < 0:
+            raise ValueError(f"threshold_step={self.threshold_step!r}: expected 0 or more")
 
     @property
     def norms(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from robench.core.errors import UsageError
+from robench.core.torch_state import evaluating
 
 # Unit roundoff of float32. The bounds are computed in float64, whose errors the slack of one thousandth covers.
 _UNIT, _SLACK = 2.0**-24, 1.001
@@ -74,7 +75,7 @@ def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
         UsageError: naming the first operation for which no bound is known.
     """
     # The copy computes in float64, so that only the float32 arithmetic of the model itself rounds noticeably.
-    model = copy.deepcopy(model).cpu().double().eval()
+    model = evaluating(copy.deepcopy(model).cpu().double())
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:
@@ -102,6 +103,7 @@ def _check(steps: list[Step], model: nn.Module, x: Tensor) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     before: dict[str, Tensor] = {}
+    images, outputs = [], []
     for probe in range(_PROBES):
         image = torch.rand(x.shape, generator=generator, dtype=torch.float64)
         # Half of them are corners of the box, which activate other ReLUs.
@@ -113,9 +115,27 @@ def _check(steps: list[Step], model: nn.Module, x: Tensor) -> None:
                 changes = [value - before[name] for value, name in zip(inputs, step.inputs, strict=True)]
                 _check_affine(step, inputs, changes)
         expected = model(values[""].clone())
-        if not _same(values[steps[-1].name], expected, expected):
+        if not isinstance(expected, Tensor) or not _same(values[steps[-1].name], expected, expected):
             raise UsageError(f"no bound known for {type(model).__name__}: its trace computes something else")
         before = values
+        images.append(values[""])
+        outputs.append(expected)
+    _check_rows(model, torch.cat(images), torch.cat(outputs))
+
+
+def _check_rows(model: nn.Module, images: Tensor, expected: Tensor) -> None:
+    """Refuse a network whose logits depend on the other images of a batch: the steps are those of a single image."""
+    try:
+        together = model(images)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"no bound known for {type(model).__name__}: it cannot take several images ({reason})"
+        ) from error
+    if not _same(together, expected, expected):
+        raise UsageError(
+            f"no bound known for {type(model).__name__}: logits depend on the other images of a batch"
+        )
 
 
 def _check_affine(step: Step, inputs: list[Tensor], changes: list[Tensor]) -> None:

@@ -133,7 +133,7 @@ def parts(count: int) -> Iterator[None]:
 
 
 def normal_like(x: Tensor) -> Tensor:
-    """Standard normal numbers with the shape and dtype of `x` (N, ...), drawn row by row inside `noise` and by
+    """Standard normal numbers with the shape and dtype of `x`, (N,) or (N, ...), drawn row by row inside `noise` and by
     torch's generator elsewhere."""
     return _like(x, Stream.normal, torch.randn_like)
 
@@ -147,6 +147,7 @@ def _like(x: Tensor, draw, elsewhere) -> Tensor:
     source = _noise.get()
     if source is None or len(x) != len(source.sample) * source.parts:
         return elsewhere(x)
-    shape = (source.parts * x.shape[1], *x.shape[2:])
+    size = source.parts * x.shape[1] if x.dim() > 1 else source.parts
+    shape = (size, *x.shape[2:])
     numbers = draw(source.stream_of_next_use(), source.sample, source.rank, source.step, shape)
     return numbers.to(x.device, x.dtype).reshape(x.shape)

@@ -26,6 +26,19 @@ RENAMED = {"fit": "size_mode"}
 _LONGEST, _SHOWN, _WHOLE = 10_000, 200, 2**63
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# What the values of a parameter with this annotation are, and which are accepted.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("True or False", lambda value: isinstance(value, int) and value in (0, 1)),
+    "int": ("a whole number", lambda value: _is_number(value) and value == int(value)),
+    "float": ("a number", _is_number),
+    "str": ("a text", lambda value: isinstance(value, str)),
+}
+
+
 @dataclass(frozen=True)
 class Spec:
     """A name and its keyword arguments, which are Python literals."""
@@ -215,6 +228,21 @@ def without_defaults(spec: Spec, known: Mapping[str, Any], any_argument: bool = 
     return without(spec, **known)
 
 
+def _check_kinds(builder: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value of another kind than its parameter is annotated with: bool, int, float or str.
+
+    0 and 1 are accepted for bool, and integral floats for int. The default is always accepted.
+    """
+    for name, parameter in inspect.signature(builder).parameters.items():
+        kind = parameter.annotation
+        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+        if name not in arguments or kind not in _KINDS or (value := arguments[name]) == parameter.default:
+            continue
+        expected, accepts = _KINDS[kind]
+        if not accepts(value):
+            raise ValueError(f"{name}={value!r}: expected {expected}")
+
+
 def build(spec: Spec, builder: Callable[..., Any]) -> Any:
     """Call `builder` with the spec's arguments.
 
@@ -222,7 +250,9 @@ def build(spec: Spec, builder: Callable[..., Any]) -> Any:
         UsageError: for an unknown, missing or invalid argument.
     """
     canonical(spec, builder)
+    arguments = renamed(spec, defaults(builder)).arguments
     try:
-        return builder(**renamed(spec, defaults(builder)).arguments)
-    except (TypeError, ValueError) as error:
+        _check_kinds(builder, arguments)
+        return builder(**arguments)
+    except (TypeError, ValueError, ArithmeticError, AssertionError, IndexError, RuntimeError) as error:
         raise UsageError(f"{spec} cannot be built: {' '.join(str(error).split())}") from error

@@ -8,12 +8,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robench.core.errors import UsageError
+
+M = TypeVar("M", bound=nn.Module)
 
 # Whether the caller has set a default device, on which a model may rely.
 _default_device: ContextVar[bool] = ContextVar("default_device", default=False)
@@ -97,6 +99,18 @@ def deterministic(device: torch.device, enabled: bool = True) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=lenient)
         torch.backends.cudnn.benchmark = benchmark
+
+
+def evaluating(model: M) -> M:
+    """`model` in evaluation mode; a program of torch.export keeps the mode that it was exported in."""
+    try:
+        return model.eval()
+    except NotImplementedError:
+        for module in model.modules():
+            # Frozen TorchScript modules have no attribute `training`.
+            if hasattr(module, "training"):
+                module.training = False
+        return model
 
 
 def cumsum(x: Tensor, dim: int) -> Tensor:

@@ -105,8 +105,9 @@ class Defense(nn.Module):
             `robench.data.preprocessing`; empty if unknown or none.
 
     Raises:
-        ValueError: for a mean without a std, or for a mean and std with a classifier that seems to normalize its
-            input itself: it has per-channel constants called mean (or mu) and std (or sigma).
+        ValueError: for a mean without a std, numbers that do not fit the channels, a std that is not positive, or a
+            mean and std with a classifier that seems to normalize its input itself: it has per-channel constants called
+            mean (or mu) and std (or sigma).
     """
 
     def __init__(
@@ -127,6 +128,14 @@ class Defense(nn.Module):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError(f"{mean=} and {std=}: expected both or neither")
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and (
+                len(values) not in (1, channels) or (name == "std" and min(values) <= 0)
+            ):
+                positive = "positive " if name == "std" else ""
+                raise ValueError(
+                    f"{name}={values}: expected one {positive}number, or {channels}, one per channel"
+                )
         if mean is not None and (constants := own_normalisations(classifier)):
             raise ValueError(
                 f"{mean=} for a classifier that normalizes by itself, with its {constants[0].names[0]}: leave it out"
@@ -202,11 +211,16 @@ class Defense(nn.Module):
 
 def with_purifier(purifier: nn.Module | None, defense: Defense) -> Defense:
     """A copy of the defense with another purifier, or none; its current purifier is replaced."""
+    # What the current purifier does not explain is the classifier's.
+    current = defense.purifier
+    random_classifier = defense.stochastic and not getattr(current, "stochastic", current is not None)
+    smooth_classifier = defense.differentiable or not getattr(current, "differentiable", True)
+    unknown = purifier is not None and defense.stochastic
     return _copy(
         defense,
         purifier=purifier,
-        stochastic=bool(getattr(purifier, "stochastic", purifier is not None and defense.stochastic)),
-        differentiable=bool(getattr(purifier, "differentiable", True)),
+        stochastic=random_classifier or bool(getattr(purifier, "stochastic", unknown)),
+        differentiable=smooth_classifier and bool(getattr(purifier, "differentiable", True)),
     )
 
 

@@ -104,6 +104,10 @@ def _archive(path: Path) -> Kind:
     inside = {name.partition("/")[2] or name for name in names}
     if "data.pkl" in inside and "constants.pkl" in inside:
         return Kind("", "a TorchScript program", f"name it with --defense torchscript:{path}")
+    if "archive_format" in inside:
+        return Kind(
+            "", "a program of torch.export", "load it in a function of yours, --defense python:mine.load"
+        )
     if "data.pkl" in inside:
         return TORCH
     if names and all(name.endswith(".npy") for name in names):

@@ -13,7 +13,7 @@ from robench.catalog import Card
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError
 from robench.core.specs import Spec
-from robench.core.torch_state import standard_state
+from robench.core.torch_state import evaluating, standard_state
 from robench.data.class_subset import Subset
 from robench.defenses import _checkpoint_layouts, loaders
 from robench.defenses._base import Defense, Purifier, restricted, with_purifier
@@ -101,7 +101,7 @@ def restrict_to_classes(loaded: Loaded, class_subset: Subset | None) -> Loaded:
         return loaded
     count = len(class_subset.indices)
     note = f"{loaded.name} has {class_subset.of} classes: only the {count} of this data set are used"
-    defense = restricted(loaded.defense, class_subset.indices).eval()
+    defense = evaluating(restricted(loaded.defense, class_subset.indices))
     return replace(loaded, defense=defense, notes=(*loaded.notes, note), knows=class_subset.of)
 
 
@@ -150,7 +150,7 @@ def _load(
         raise UsageError(f"{name} comes without trained weights: pass a file with --checkpoint")
     path, digest, messages = (weights.path, weights.digest, weights.notes) if weights else (None, "", ())
     digest = digest or state_digest(defense)
-    defense = defense.eval().requires_grad_(False).to(device)
+    defense = evaluating(defense).requires_grad_(False).to(device)
     digest_of_card = card_digest(card) if card else _digest(str(specs.canonical(spec, builder)).encode())
     lines = (*choice.notes, *messages)
     return Loaded(choice.name, defense, card, digest_of_card, path, digest, choice.family, lines)
@@ -191,7 +191,7 @@ def _load_by_scheme(
     if card and not checkpoint and (card.checkpoint or card.sha256):
         what = f"checkpoint {opened.file}" if opened.file else f"the state of {spec.name}"
         _check_digest(card, what, digest)
-    defense = opened.defense.eval().requires_grad_(False).to(device)
+    defense = evaluating(opened.defense).requires_grad_(False).to(device)
     digest_of_card = card_digest(card) if card else _digest(canonical.encode())
     family = card.family if card else ""
     digest = opened.weights.digest(digest) if opened.weights else digest
@@ -213,6 +213,13 @@ def _load_purified(
             f"{name}+standard-digits"
         )
     inner = load(requested.classifier, device=device, image_size=image_size)
+    replaced: tuple[str, ...] = ()
+    if inner.defense.purifier is not None:
+        if requested.classifier.behind is not None:
+            raise UsageError(
+                f"{name} has two purifiers, and a defense has one: name one of them in front of {inner.classifier}"
+            )
+        replaced = (f"{card.name} is without the purifier of {inner.name}, whose place it takes",)
     purifier, path, digest, messages = _purifier_with_weights(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)
@@ -220,14 +227,14 @@ def _load_purified(
         if built_in and inner.defense.channels != 3:
             raise ValueError(f"it purifies images of 3 channels, not of {inner.defense.channels}")
         if not built_in:  # built-in purifiers keep the range by construction
-            purifier.eval().try_out(inner.defense.image_size, inner.defense.channels)
+            evaluating(purifier).try_out(inner.defense.image_size, inner.defense.channels)
     except ValueError as error:
         raise UsageError(f"{card.name} does not suit {card.classifier}: {error}") from error
-    defense = with_purifier(purifier, inner.defense).eval().requires_grad_(False).to(device)
+    defense = evaluating(with_purifier(purifier, inner.defense)).requires_grad_(False).to(device)
     digest_of_card = _digest(f"{card_digest(card)} {inner.card_digest}".encode())
     combined_digest = _digest(f"{digest} {inner.checkpoint_sha256}".encode())
     card_notes = notes(card, digest, path) if path and card.path.is_file() else ()
-    lines, family = (*card_notes, *messages, *inner.notes), card.family
+    lines, family = (*replaced, *card_notes, *messages, *inner.notes), card.family
     return Loaded(card.name, defense, card, digest_of_card, path, combined_digest, family, lines, inner.name)
 
 
@@ -246,7 +253,7 @@ def load_purifier(
     if card.spec.name not in registry.purifiers:
         raise UsageError(f"{name} is not a purifier")
     purifier = _purifier_with_weights(card, checkpoint)[0]
-    return purifier.eval().requires_grad_(False).to(device)
+    return evaluating(purifier).requires_grad_(False).to(device)
 
 
 def _purifier_with_weights(

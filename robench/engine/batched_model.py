@@ -16,7 +16,7 @@ from robench.attacks._base import Answer, Objective, OnFeatures, Rows, finite
 from robench.core.errors import RobenchError, UsageError
 from robench.core.precision import computing
 from robench.core.rng import Stream, noise
-from robench.core.torch_state import model_device, standard_state
+from robench.core.torch_state import evaluating, model_device, standard_state
 from robench.data._lazy_images import LazyImages
 from robench.engine.backing_off import KINDS, BatchSize, out_of_memory
 from robench.engine.batch_shapes import BatchShapes
@@ -54,7 +54,7 @@ def frozen(model: Model) -> Iterator[None]:
     training = {module: module.training for module in model.modules() if hasattr(module, "training")}
     trainable = [p for p in model.parameters() if p.requires_grad]
     if hasattr(model, "training"):
-        model.eval()
+        evaluating(model)
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:

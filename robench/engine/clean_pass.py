@@ -45,7 +45,7 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
     """Call the defense and the surrogate on every clean image.
 
     Raises:
-        UsageError: if a label exceeds the number of classes, or there is only one class.
+        UsageError: if a label exceeds the number of classes, there is only one class, or the surrogate has others.
     """
     device, size = setup.device, setup.batch_size
 
@@ -72,8 +72,14 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
         shown, answers = (judge.answers_of(samples.x, samples.ids, device) for judge in judges)
     else:
         shown = answers = answer(logits)[:, None]
+    searched = logits if parties.surrogate_is_judge else logits_of(parties.surrogate)
+    if searched.shape[1] != logits.shape[1]:
+        raise UsageError(
+            f"the attacker's network has {searched.shape[1]} classes, and the attacked defense has {logits.shape[1]}: "
+            "labels must have the same meaning in both"
+        )
     return CleanPass(
-        logits=logits if parties.surrogate_is_judge else logits_of(parties.surrogate),
+        logits=searched,
         margin=margins(logits),
         shown=shown,
         answers=answers,

@@ -95,7 +95,10 @@ def squashed_outputs(logits: Tensor) -> list[ResultWarning]:
         scale = "" if abs(total - 1) <= 1e-2 else f", which sum to {total:.4g}"
         return [ResultWarning("softmax-outputs", f"the outputs are probabilities{scale}: {_ADVICE}")]
     sums = logits.double().exp().sum(1)
-    if high <= 1e-4 and bool(((sums - 1).abs() <= 1e-2 + logits.shape[1] * math.exp(low)).all()):
+    # The smallest of K probabilities is at most 1 / K.
+    classes = logits.shape[1]
+    is_log = high <= 1e-4 and low <= 1e-2 - math.log(classes)
+    if is_log and bool(((sums - 1).abs() <= 1e-2 + classes * math.exp(low)).all()):
         cut = int((logits <= low + 1e-3).sum())
         if cut > max(_CUT_SHARE * logits.numel(), 1):
             text = f"the outputs are log-probabilities, {cut} of {logits.numel()} cut off at {low:.4g}"

@@ -118,7 +118,28 @@ def test_only_the_last_iterate_is_judged_in_parameters_too():
     assert last.judged_at_end and last.eot == 3 and last.num_queries == 21
 
 
-@pytest.mark.parametrize("spec", ["pgd(eot=0)", "apgd(restarts=0)", "apgd-mi(layers='')", "fab(targets=-1)"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(
+            "pgd(eot=0)",
+            "apgd(restarts=0)",
+            "apgd-mi(layers='')",
+            "fab(targets=-1)",
+            "pgd(random_start='no')",
+        ),
+        *(
+            "apgd(rho=75)",
+            "apgd(rho='x')",
+            "apgd-mi(rho=-1)",
+            "apgd-feature(rho=2)",
+            "fab(eta='x')",
+            "fab(eta=0)",
+        ),
+        *("fab(alpha_max=-1)", "fab(beta=2)", "cw(confidence=-1)", "cw(confidence='x')"),
+        *("sigma-zero(threshold=2)", "sigma-zero(threshold_step=-1)", "mifgsm(translation=True)"),
+    ],
+)
 def test_parameters_of_the_contract_are_checked(spec):
     with pytest.raises(robench.core.errors.UsageError, match="expected"):
         build_attacks([spec], Threat.parse("Linf:0.1"))

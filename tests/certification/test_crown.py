@@ -222,6 +222,9 @@ def hooked(where):
 
 
 LOOKS_AFFINE = {
+    "mean of the batch": Flat(lambda h: h - 0.9 * h.mean(0, keepdim=True)),
+    "a batch of one": Flat(lambda h: h.view(1, 12)),
+    "a dict": Flat(lambda h: {"logits": h}),
     "square": Flat(lambda h: h * h),
     "square by keyword": Flat(lambda h: torch.mul(h, other=h)),
     "ratio": Flat(lambda h: h / h),

@@ -66,6 +66,14 @@ def test_uniform_and_normal_numbers_have_their_moments():
     assert abs(float((normal**4).mean()) - 3) < 5 * (96 / n) ** 0.5
 
 
+def test_noise_of_one_number_a_row_is_drawn_too():
+    rows = torch.tensor([4, 2, 9])
+    with noise(Stream.of(0, "judge"), rows, rows * 0, rows * 0):
+        numbers = normal_like(torch.zeros(3))
+    with noise(Stream.of(0, "judge"), rows[1:], rows[1:] * 0, rows[1:] * 0):
+        assert torch.equal(normal_like(torch.zeros(2)), numbers[1:])
+
+
 def test_noise_is_drawn_for_each_row():
     stream = Stream.of(0, "judge")
     x = torch.zeros(6, 3, 4, 4)

@@ -106,3 +106,33 @@ def test_an_argument_is_taken_under_its_old_name():
         == parse("a(fit=1)")
         == renamed(parse("a(fit=1)"), {})
     )
+
+
+def annotated(
+    flag: bool = False, count: int = 3, share: float = 0.5, name: str = "a", other: int | None = None
+):
+    return flag, count, share, name, other
+
+
+@pytest.mark.parametrize(
+    "text", ["flag='no'", "flag=2", "count='3'", "count=1.5", "count=True", "share='x'", "name=3"]
+)
+def test_a_value_of_another_kind_than_annotated_is_refused(text):
+    with pytest.raises(UsageError, match=f"{text.partition('=')[0]}=.*: expected "):
+        build(parse(f"annotated({text})"), annotated)
+
+
+def test_values_that_mean_the_same_are_accepted():
+    spec = parse("annotated(flag=1, count=4.0, share=1, other='any')")
+    assert build(spec, annotated) == (True, 4, 1, "a", "any")
+
+
+@pytest.mark.parametrize(
+    "raised", [ZeroDivisionError("by zero"), RuntimeError("negative size"), AssertionError("no")]
+)
+def test_a_builder_that_fails_is_one_line(raised):
+    def fails(size=1):
+        raise raised
+
+    with pytest.raises(UsageError, match=f"fails cannot be built: {raised}"):
+        build(parse("fails"), fails)

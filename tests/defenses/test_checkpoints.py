@@ -291,10 +291,10 @@ def test_the_digest_of_an_index_is_over_its_shards(tmp_path):
     assert sha256_of(index) != before
 
 
-def zipped():
+def zipped(name="model.pth"):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("model.pth"), b"")
+        archive.writestr(zipfile.ZipInfo(name), b"")
     return content.getvalue()
 
 
@@ -319,6 +319,7 @@ def npz():
         (b"\n <HTML lang='en'>", "a page in HTML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),
         (zipped(), r"a zip archive of model\.pth: unpack it"),
+        (zipped("net/archive_format"), "a program of torch.export: load it in a function"),
         (zipped()[:-30], "a zip archive that is damaged or cut off: get it again"),
         (tarred(), "a tar archive: unpack it"),
         (b"\x1f\x8b\x08", "a gzip archive: unpack it"),

@@ -361,6 +361,14 @@ def test_a_network_that_normalises_by_itself_is_not_normalised_again(tmp_path):
         load(f"torchscript:{tmp_path / 'own.pt'}(mean=0.5, std=0.5)")
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,) * 2, (0.5,) * 2), ((0.5,) * 3, (0.5, 0.0, 0.5)), ((0.5,), (-1,))]
+)
+def test_a_normalisation_that_cannot_be_is_refused(mean, std):
+    with pytest.raises(ValueError, match="one per channel"):
+        Defense(nn.Flatten(), num_classes=2, image_size=2, mean=mean, std=std)
+
+
 def test_batch_norm_is_no_normalisation_of_pixels():
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
     assert Defense(network, num_classes=2, image_size=2, mean=files.MEAN, std=files.STD).mean is not None

@@ -293,6 +293,20 @@ def test_ones_own_code(here):
     assert str(here) not in sys.path
 
 
+def test_a_program_of_torch_export_is_loaded_as_it_is(here):
+    (here / "exported.py").write_text(
+        "import torch\n"
+        "from torch import nn\n\n"
+        "def program():\n"
+        "    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).eval()\n"
+        "    batch = torch.export.Dim('batch', min=1, max=64)\n"
+        "    shapes = ({0: batch},)\n"
+        "    return torch.export.export(network, (torch.rand(4, 3, 8, 8),), dynamic_shapes=shapes).module()\n"
+    )
+    defense = load_defense("python:exported.program(image_size=8, mean=0.5, std=0.25)")
+    assert defense(torch.rand(3, 3, 8, 8)).shape == (3, 10)
+
+
 # robench show
 
 

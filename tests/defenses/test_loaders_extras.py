@@ -50,6 +50,70 @@ def test_an_onnx_file_that_does_not_fit_is_refused(tmp_path, options, said):
         load(f"onnx:{tmp_path / 'net.onnx'}")
 
 
+def edited(path, change):
+    """A file of `write_onnx`, changed by a function of its graph."""
+    import onnx
+
+    files.write_onnx(path)
+    model = onnx.load(path)
+    change(model.graph)
+    onnx.save(model, path)
+    return f"onnx:{path}"
+
+
+@needs_onnx
+def test_a_graph_in_half_precision_takes_images_as_it_declares(tmp_path):
+    from onnx import TensorProto, numpy_helper
+
+    def halve(graph):
+        graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+        graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+        for weight in graph.initializer:
+            half = numpy_helper.to_array(weight).astype("float16")
+            weight.CopyFrom(numpy_helper.from_array(half, weight.name))
+
+    network = files.write_onnx(tmp_path / "plain.onnx")
+    defense = load_defense(edited(tmp_path / "net.onnx", halve))
+    x = torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(defense(x).float(), network(x), rtol=1e-2, atol=1e-2)
+
+
+@needs_onnx
+@pytest.mark.parametrize(("op", "extra"), [("BatchNormalization", 4), ("Dropout", 2)])
+def test_a_graph_in_training_mode_is_refused(tmp_path, op, extra):
+    import numpy
+    from onnx import helper, numpy_helper
+
+    values = {
+        "BatchNormalization": [numpy.ones(3, "float32")] * 4,
+        "Dropout": [numpy.float32(0.5), numpy.array(True)],
+    }[op]
+
+    def train(graph):
+        names = [f"extra{i}" for i in range(extra)]
+        graph.initializer.extend(map(numpy_helper.from_array, values, names))
+        more = {"training_mode": 1} if op == "BatchNormalization" else {}
+        outputs = ["trained", "mean", "var"] if op == "BatchNormalization" else ["trained"]
+        graph.node.insert(0, helper.make_node(op, ["images", *names], outputs, **more))
+        graph.node[1].input[0] = "trained"
+
+    with pytest.raises(ResourceError, match=f"exported in training mode \\({op}\\)"):
+        load(edited(tmp_path / "net.onnx", train))
+
+
+@needs_onnx
+def test_a_graph_for_bytes_is_refused(tmp_path):
+    from onnx import TensorProto, helper
+
+    def take_bytes(graph):
+        graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+        graph.node.insert(0, helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT))
+        graph.node[1].input[0] = "cast"
+
+    with pytest.raises(UsageError, match="takes images of uint8: expected floats"):
+        load(edited(tmp_path / "net.onnx", take_bytes))
+
+
 @needs_onnx
 def test_weights_in_another_file_are_refused_with_the_mend(tmp_path):
     import onnx

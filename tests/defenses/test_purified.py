@@ -12,6 +12,7 @@ from robench.core.errors import ResourceError, UsageError
 from robench.core.rng import normal_like
 from robench.core.trust import trusting
 from robench.defenses import Defense, Purifier, find_card, load
+from robench.defenses._base import with_purifier
 from robench.defenses._checkpoints import sha256_of
 from robench.defenses.loaders import onnx
 from tests.defenses import files
@@ -82,6 +83,26 @@ def test_a_cards_arguments_can_be_changed():
     plain, changed = load("mimir-digits"), load("mimir-digits(drop_path=0.5)")
     assert plain.card_digest != changed.card_digest and plain.checkpoint_sha256 == changed.checkpoint_sha256
     assert load("mimir(drop_path=0.5)").card_digest == changed.card_digest
+
+
+def test_a_purifier_takes_the_place_of_another_and_says_so():
+    loaded = load("smoothed(sigma=0.1)+maep-digits")
+    assert type(loaded.defense.purifier).__name__ == "Smoothed"
+    assert any("without the purifier of maep-digits" in note for note in loaded.notes)
+    assert not any("without" in note for note in load("smoothed(sigma=0.1)+standard-digits").notes)
+    with pytest.raises(UsageError, match="has two purifiers"):
+        load("smoothed(sigma=0.1)+maep-digits+standard-digits")
+
+
+def test_a_randomised_classifier_stays_one_behind_a_purifier():
+    network = load("standard-digits").defense.classifier
+    noisy = Defense(network, num_classes=10, image_size=16, stochastic=True, differentiable=False)
+    behind = with_purifier(Scaled(), noisy)
+    assert behind.stochastic and not behind.differentiable
+    bare = with_purifier(None, behind)
+    assert bare.stochastic and not bare.differentiable
+    blurred = with_purifier(Blur(), Defense(network, num_classes=10, image_size=16))
+    assert blurred.stochastic and not with_purifier(None, blurred).stochastic
 
 
 @pytest.mark.parametrize(

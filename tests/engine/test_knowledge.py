@@ -89,6 +89,16 @@ def test_a_surrogate_searches_on_another_defense_and_hears_each_verdict():
     assert (defended()(hearing.x_adv[fooled]).argmax(1) != y[fooled]).all()
 
 
+@pytest.mark.parametrize("knowledge", ["transfer:5", "surrogate:12"])
+def test_a_surrogate_has_the_classes_of_the_defense(knowledge):
+    def load(count):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(192, int(count)))
+        return Defense(network, num_classes=int(count), image_size=8).eval()
+
+    with pytest.raises(UsageError, match="classes, and the attacked defense has 10"):
+        play(defended(), knowledge, load=load)
+
+
 def test_a_smooth_surrogate_finds_the_gradient_that_the_defense_hides():
     hidden = defended(Rounding())
     full, _ = play(hidden, "full")

@@ -93,6 +93,14 @@ def test_odd_models_are_attacked_like_ordinary_ones(name, spec):
     assert [mark.code for mark in result.health] == [mark.code for mark in expected.health]
 
 
+def test_a_program_of_torch_export_is_attacked_like_its_network():
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(NET.eval(), (X,), dynamic_shapes=({0: batch},)).module()
+    for model in (program, nn.Sequential(nn.Identity(), program)):
+        result = attack("apgd(steps=3)", model, X, Y, threat="Linf:0.004", batch_size=4)
+        assert same(result, plain("apgd(steps=3)"))
+
+
 def in_thread(run):
     def target():
         torch.set_grad_enabled(False)

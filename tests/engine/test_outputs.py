@@ -40,12 +40,13 @@ def test_outputs_that_are_not_logits_are_marked(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["logits", "small logits", "log-probabilities", "negative logits", "cosines"]
+    "name", ["logits", "small logits", "tiny logits", "log-probabilities", "negative logits", "cosines"]
 )
 def test_logits_are_not_marked(name):
     change = {
         "logits": lambda z: 30 * z,
         "small logits": lambda z: 0.01 * z,
+        "tiny logits": lambda z: 1e-6 * z,
         "log-probabilities": lambda z: (5 * z).log_softmax(1),
         "negative logits": lambda z: 5 * z - 20,
         "cosines": lambda z: nn.functional.normalize(z),

@@ -45,6 +45,32 @@ def test_malformed_threats_are_refused(text):
     assert "\n" not in str(error.value) and "expected" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("elastic(factor=0)", "elastic(factor=1.5)", "fog(decay=0)", "fog(decay='x')", "gabor(sigma=-1)"),
+        *(
+            "gabor(sides=1.5)",
+            "pixel(size=1.5)",
+            "recolor(smooth=-1)",
+            "stadv(smooth=-1)",
+            "spatial(shift=-1)",
+        ),
+        *(
+            "snow(layers=0)",
+            "snow(grid=0)",
+            "snow(power=-1)",
+            "snow(bleach=2)",
+            "snow(blur=-1)",
+            "blur(kernel=1.5)",
+        ),
+    ],
+)
+def test_a_transformation_with_a_wrong_argument_is_refused(name):
+    with pytest.raises(UsageError, match="expected"):
+        Threat.parse(f"{name}:0.5")
+
+
 @given(st.sampled_from(["Linf", "L2", "L1"]), st.integers(1, 255), st.integers(1, 1000))
 def test_a_threat_is_printed_as_parsed(norm, numerator, denominator):
     threat = Threat.parse(f"{norm}:{numerator}/{denominator}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.errors import ResourceError, UsageError
+from robench.core.torch_state import evaluating
 from robench.defenses._base import Defense
 from robench.defenses._checkpoints import Weights, load_into, read_weights
 from robench.defenses._file_kinds import refuse_strays
@@ -204,7 +205,7 @@ def wrap(
         raise UsageError(f"{source} with {channels=}: expected 3, or 1 for grayscale images")
     mean, std = normalised
     make = functools.partial(
-        Defense, network.eval(), image_size=image_size, mean=mean, std=std, preprocessing=preprocessing
+        Defense, evaluating(network), image_size=image_size, mean=mean, std=std, preprocessing=preprocessing
     )
     if num_classes is not None:
         return make(num_classes=num_classes, channels=channels or 3)

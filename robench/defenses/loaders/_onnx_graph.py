@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.core.errors import ResourceError
-from robench.defenses.loaders._onnx_ops import OPS, Node
+from robench.defenses.loaders._onnx_ops import OPS, TYPES, Node
 
 
 class Graph(nn.Module):
@@ -20,7 +20,7 @@ class Graph(nn.Module):
         model: an `onnx.ModelProto`, its weights inside.
 
     Raises:
-        ResourceError: if it uses an operator that is not in OPS.
+        ResourceError: if it uses an operator that is not in OPS, or was exported in training mode.
     """
 
     def __init__(self, model: Any):
@@ -47,7 +47,14 @@ class Graph(nn.Module):
                         "network differently, or load it as torchscript: or python:"
                     )
         self.nodes = tuple(nodes)
-        (self.input,) = (i.name for i in model.graph.input if i.name not in {*self.weights, *self.constants})
+        for node in nodes:
+            if self._is_training(node):
+                raise ResourceError(
+                    f"it was exported in training mode ({node.op}): export the network in evaluation mode"
+                )
+        (entry,) = (i for i in model.graph.input if i.name not in {*self.weights, *self.constants})
+        self.input = entry.name
+        self.dtype = TYPES.get(entry.type.tensor_type.elem_type, torch.float32)
         self.output = model.graph.output[0].name
 
     def _keep(self, name: str, tensor: Tensor) -> None:
@@ -58,9 +65,14 @@ class Graph(nn.Module):
         else:
             self.constants[name] = tensor
 
+    def _is_training(self, node: Node) -> bool:
+        """Whether a node computes batch statistics, or drops values at random."""
+        flag = self.constants.get(node.inputs[2]) if node.op == "Dropout" and len(node.inputs) > 2 else None
+        return bool(node.get("training_mode", 0)) or (flag is not None and bool(flag))
+
     def forward(self, x: Tensor) -> Tensor:
-        """Evaluate the graph on its input."""
-        known = {self.input: x, **self.constants}
+        """Evaluate the graph on its input; images in float32 are cast to the type that the graph declares."""
+        known = {self.input: x.to(self.dtype) if x.dtype == torch.float32 else x, **self.constants}
         known |= {name: getattr(self, attribute) for name, attribute in self.weights.items()}
         for node in self.nodes:
             given = [known[name] if name else None for name in node.inputs]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # TensorProto's type numbers.
-_TYPES = {1: torch.float32, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
+TYPES = {1: torch.float32, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
           11: torch.float64, 16: torch.bfloat16, 2: torch.uint8, 3: torch.int8}  # fmt: skip
 
 
@@ -327,6 +327,6 @@ OPS: dict[str, Op] = {
     "Range": lambda node, start, limit, delta: torch.arange(
         start.item(), limit.item(), delta.item(), dtype=start.dtype
     ),
-    "Cast": lambda node, x: x.to(_TYPES[node.get("to")]),
+    "Cast": lambda node, x: x.to(TYPES[node.get("to")]),
     "CastLike": lambda node, x, like: x.to(like.dtype),
 }  # fmt: skip

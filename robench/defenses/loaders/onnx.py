@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
 from robench.core.formatting import install
 from robench.defenses.loaders._base import Channels, Found, Source, needed, normalisation, one_line, wrap
 from robench.defenses.loaders._onnx_graph import Graph
+from robench.defenses.loaders._onnx_ops import TYPES
 
 INSTALL = install("onnx")
 # ONNX's standard metadata for images (MetadataProps.md of the specification) as mean and std for pixels in [0, 1].
@@ -32,9 +35,10 @@ def load(source: Source, image_size: int | None = None, mean: Channels = None, s
     another file.
 
     Raises:
-        UsageError: if the input is not a batch of square images of any number, or the output not logits (N, K).
-        ResourceError: if a package or the file is missing, the file is damaged, or it uses an operator that is
-            not in `_onnx_ops.OPS`.
+        UsageError: if the input is not a batch of square images of any number, in floats, or the output not logits
+            (N, K).
+        ResourceError: if a package or the file is missing, the file is damaged, it was exported in training mode, or it
+            uses an operator that is not in `_onnx_ops.OPS`.
     """
     path = source.file
     onnx = needed("onnx", source, INSTALL)
@@ -66,6 +70,10 @@ def _size(source: Source, graph: Any, image_size: int | None) -> tuple[int, int 
     inputs = [tensor for tensor in graph.graph.input if tensor.name not in weights]
     if len(inputs) != 1:
         raise UsageError(f"{source} has {len(inputs)} inputs: expected one, images (N, 3, S, S)")
+    kind = TYPES.get(inputs[0].type.tensor_type.elem_type, torch.float32)
+    if not kind.is_floating_point:
+        dtype = str(kind).removeprefix("torch.")
+        raise UsageError(f"{source} takes images of {dtype}: expected floats, whose gradients attacks need")
     sides = [d.dim_value or (d.dim_param or "?") for d in inputs[0].type.tensor_type.shape.dim]
     if len(sides) != 4 or sides[1] not in (3, 1, "?") or sides[2] != sides[3] or isinstance(sides[0], int):
         shape = ", ".join(map(str, sides))

@@ -26,6 +26,10 @@ class Elastic(Transformation):
 
     factor: int = 2
 
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor={self.factor}: expected at least 1")
+
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         return 2, max(height // self.factor, 1), max(width // self.factor, 1)
 

@@ -28,6 +28,10 @@ class Fog(Transformation):
 
     decay: float = 3.0
 
+    def __post_init__(self) -> None:
+        if self.decay <= 0:
+            raise ValueError(f"decay={self.decay!r}: expected a number above 0")
+
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         side = 1 << (max(height, width, 2) - 1).bit_length()
         return 1, side, side

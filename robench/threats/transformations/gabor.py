@@ -35,6 +35,8 @@ class Gabor(Transformation):
     density: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.sigma <= 0:
+            raise ValueError(f"sigma={self.sigma!r}: expected a number above 0")
         if self.kernel < 3 or self.kernel % 2 == 0 or self.sides < 1 or not 0 < self.density <= 1:
             raise ValueError("expected an odd kernel of 3 or more, sides of 1 or more, a density in (0, 1]")
 

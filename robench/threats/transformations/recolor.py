@@ -34,6 +34,8 @@ class ReColor(Transformation):
     def __post_init__(self) -> None:
         if len(self.grid) != 3 or not all(isinstance(n, int) and n >= 2 for n in self.grid):
             raise ValueError(f"grid={self.grid!r}: expected three whole numbers of at least 2")
+        if self.smooth < 0:
+            raise ValueError(f"smooth={self.smooth!r}: expected 0 or more")
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         if channels != 3:

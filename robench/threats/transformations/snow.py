@@ -48,6 +48,10 @@ class Snow(Transformation):
     def __post_init__(self) -> None:
         if self.length < 3 or self.length % 2 == 0 or self.blur % 2 == 0:
             raise ValueError("expected an odd length of 3 or more and an odd blur")
+        if min(self.layers, self.grid, self.blur) < 1 or self.power <= 0 or not 0 <= self.bleach <= 1:
+            raise ValueError(
+                "expected layers, grid and blur of 1 or more, a power above 0, a bleach in [0, 1]"
+            )
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         if channels not in (1, 3):

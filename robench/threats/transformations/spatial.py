@@ -23,6 +23,10 @@ class Spatial(Transformation):
 
     shift: float = 3.0
 
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise ValueError(f"shift={self.shift!r}: expected 0 or more")
+
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         return 3, 1, 1
 

@@ -23,6 +23,10 @@ class StAdv(Transformation):
 
     smooth: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.smooth < 0:
+            raise ValueError(f"smooth={self.smooth!r}: expected 0 or more")
+
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         return 2, height, width
 
