@@ -96,8 +96,7 @@ class Rung:
         attack: a suite, or specs joined by "+".
         knowledge: attacker knowledge.
         subject: "defense", or "classifier" for the classifier without its purifier.
-        stochastic: run it on "all" defenses, or only on "randomized" or "deterministic" ones. Earlier files spell
-            "randomised".
+        stochastic: "all" defenses, or only "randomized" (in earlier files "randomised") or "deterministic" ones.
         threats: threats that replace that of the protocol, by image side in pixels: {"32": "fog:0.4"}.
     """
 
@@ -110,8 +109,7 @@ class Rung:
     path: Path = Path()
 
     def __post_init__(self) -> None:
-        if self.stochastic == "randomised":
-            object.__setattr__(self, "stochastic", "randomized")
+        _read(self, "stochastic", self.stochastic.replace("randomised", "randomized"))
         _read(self, "threats", {side: Threat.parse(name, late=True) for side, name in self.threats.items()})
 
     def threat(self, side: int, otherwise: Threat) -> Threat:

@@ -35,7 +35,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "bool": ("True or False", lambda value: isinstance(value, int) and value in (0, 1)),
     "int": ("a whole number", lambda value: _is_number(value) and value == int(value)),
     "float": ("a number", _is_number),
-    "str": ("a text", lambda value: isinstance(value, str)),
+    "str": ("a string", lambda value: isinstance(value, str)),
 }
 
 

@@ -152,7 +152,7 @@ def test_minimisation_uses_the_surrogate_alone():
     ("spec", "said"),
     [
         ("mifgsm(diversity=2.0)", "a probability in"),
-        ("mifgsm(translation=0.5)", "whole number of pixels"),
+        ("mifgsm(translation=0.5)", "expected a whole number"),
         ("spsa(samples=0)", "whole number"),
         ("nes(delta=0)", "above 0"),
     ],
