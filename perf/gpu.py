@@ -63,17 +63,24 @@ def serve(pipe: Connection, bench: Bench, network: str, names: list[str], file: 
 
     def training() -> str:
         case = trained(bench, network, networks(bench.small)[network](), 2 if bench.small else 60, bench.n)
-        torch.save(vars(case), file)
+        state = {"model": case.model.state_dict(), "x": case.x, "y": case.y, "threat": case.threat}
+        torch.save(state, file)
         return f"radius {case.threat}"
 
     for name in names:
         if name == "training":
             check = training
         else:
-            case = Case(**torch.load(file, weights_only=False, map_location=bench.device))
-            case.x, case.y = case.x.cpu(), case.y.cpu()
-            check = functools.partial(checks[name], bench, case)
+            check = functools.partial(checks[name], bench, read_case(bench, network, file))
         pipe.send(outcome(check))
+
+
+def read_case(bench: Bench, network: str, file: Path) -> Case:
+    """The case that the training has kept in a file."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    model = networks(bench.small)[network]()
+    model.load_state_dict(state.pop("model"))
+    return Case(network, model.to(bench.device).eval(), **state)
 
 
 def outcome(check: Callable[[], str]) -> tuple[str, bool]:

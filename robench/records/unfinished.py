@@ -29,8 +29,9 @@ def merge_shares(source: Path, into: Path) -> Iterator[tuple[str, Path, Path, st
         if place.resolve() == run.resolve():
             continue
         try:
-            begun = json.loads(read_sealed(origin))
-            count = begun.get("shares")
+            _refuse_links(run, origin)
+            begun = _origin(origin)
+            count = begun["shares"]
             if not count:
                 continue
             if (place.parent / record_file.FILE).is_file():
@@ -59,8 +60,8 @@ def _begin(place: Path, begun: dict[str, Any], origin: Path) -> None:
     if not (place / _ORIGIN).is_file():
         write_whole(place, {_ORIGIN: read_ordinary(origin)})
         return
-    there = json.loads(read_sealed(place / _ORIGIN))
-    if (there["origin"], there.get("shares")) != (begun["origin"], begun["shares"]):
+    there = _origin(place / _ORIGIN)
+    if (there["origin"], there["shares"]) != (begun["origin"], begun["shares"]):
         raise ResourceError(f"{place} is of another run, or of another number of shares")
 
 
@@ -70,20 +71,46 @@ def _copy(share: Path, place: Path) -> str:
         raise ResourceError("it is running: wait until it has finished")
     target = place / share.name
     with claim(target):
+        _refuse_links(share, share / _STATE)
         finished = _finished(share)
         if (target / _STATE).is_file() and _finished(target) >= finished:
             return "same"
         # The state makes the examples valid.
-        files = {path.name: read_ordinary(path) for path in sorted(share.glob(_EXAMPLES))}
+        examples = sorted(share.glob(_EXAMPLES))
+        _refuse_links(*examples)
+        files = {path.name: read_ordinary(path) for path in examples}
         write_whole(target, {**files, _STATE: read_ordinary(share / _STATE)})
     return "share"
+
+
+def _refuse_links(*paths: Path) -> None:
+    """Refuse symbolic links, through which a folder from elsewhere could name any file of this machine."""
+    for path in paths:
+        if path.is_symlink():
+            raise Damaged(f"{path.name} is a symbolic link")
+
+
+def _origin(file: Path) -> dict[str, Any]:
+    """What a run has written when it began, with the number of its shares, 0 for none.
+
+    Raises:
+        Damaged: if the file is damaged, or something else.
+    """
+    try:
+        begun = json.loads(read_sealed(file))
+        return {**begun, "origin": begun["origin"], "shares": int(begun.get("shares") or 0)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{file.name} is not the beginning of a run") from error
 
 
 def _finished(share: Path) -> int:
     """The number of attacks that a share has finished.
 
     Raises:
-        Damaged: if the state is damaged.
+        Damaged: if the state is damaged, or something else.
     """
     content = read_sealed(share / _STATE)
-    return len(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["facts"]["costs"])
+    try:
+        return len(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["facts"]["costs"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise Damaged(f"{_STATE} is not the state of a share") from error

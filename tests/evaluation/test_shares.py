@@ -10,7 +10,7 @@ import pytest
 import robench
 from robench.cli.main import main
 from robench.core.errors import ResourceError, UsageError
-from robench.core.io import claim
+from robench.core.io import claim, seal
 from robench.evaluation.options import Options
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import run_all
@@ -116,6 +116,30 @@ def test_shares_that_are_further_stay_and_foreign_ones_are_named(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     (merged,) = merge([tmp_path / "done"], tmp_path / "new")
     assert merged.what == "damaged" and "sha256" in merged.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("origin", b"[]", "origin is not the beginning of a run"),
+        ("origin", b'{"origin": "a", "shares": "x"}', "origin is not the beginning of a run"),
+        ("share-0-of-2/state", b"\x02" + bytes(7) + b"{}", "state is not the state of a share"),
+        ("share-0-of-2/state", b"\xff" * 8, "state is not the state of a share"),
+        ("share-0-of-2/state", None, "state is a symbolic link"),
+        ("origin", None, "origin is a symbolic link"),
+    ],
+)
+def test_shares_made_up_elsewhere_are_named(tmp_path, name, content, reason):
+    play(tmp_path / "from", (0, 2))
+    file = tmp_path / "from" / FOLDER / ".partial" / name
+    if content is None:
+        file.rename(tmp_path / "elsewhere")
+        file.symlink_to(tmp_path / "elsewhere")
+    else:
+        file.write_bytes(seal(content))
+    (merged,) = merge([tmp_path / "from"], tmp_path / "all")
+    assert merged.what == "damaged" and reason in merged.detail
+    assert not list((tmp_path / "all").rglob("state"))
 
 
 def test_another_split_is_refused_and_loses_nothing(tmp_path):
