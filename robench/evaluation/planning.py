@@ -21,6 +21,7 @@ from robench.data import Images, load_dataset
 from robench.data.corrupted import check_colours
 from robench.data.preprocessing import OWN, USUAL
 from robench.defenses import Loaded, ResolvedDefense, load, resolve, restrict_to_classes
+from robench.defenses._suitability import check_network
 from robench.engine.device import choose_device
 from robench.engine.knowledge import Attacker
 from robench.engine.setup import find_attacker
@@ -304,18 +305,4 @@ def with_preprocessing(dataset: Spec, loaded: Loaded) -> Spec:
 
 def check_fit(loaded: Loaded, images: Images) -> None:
     """Raise an error, before anything is computed, if a defense does not support the size, channels or classes."""
-    defense, side = loaded.defense, images.x.shape[-1]
-    if defense.image_size != side:
-        raise UsageError(
-            f"{loaded.name} takes images of {defense.image_size} px, but data set {images.name} has {side} px: "
-            "choose a defense of that data set (robench list defenses)"
-        )
-    if defense.channels != images.x.shape[1]:
-        raise UsageError(
-            f"{loaded.name} takes images with {defense.channels} channels, but data set {images.name} has "
-            f"{images.x.shape[1]} (3 for RGB, 1 for gray)"
-        )
-    if defense.num_classes != len(images.classes):
-        raise UsageError(
-            f"{loaded.name} has {defense.num_classes} classes, but data set {images.name} has {len(images.classes)}"
-        )
+    check_network(loaded.name, loaded.defense, images)

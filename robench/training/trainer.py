@@ -19,11 +19,11 @@ from robench.data import Images, load_dataset
 from robench.defenses import Defense, Purifier, build_purifier, checkpoint_of, find_card, load
 from robench.defenses._base import with_purifier
 from robench.defenses._checkpoints import load_into, read_state, sha256_of
+from robench.defenses._suitability import check_network, check_purifier
 from robench.engine.backing_off import backing_off
 from robench.engine.device import choose_device
 from robench.threats.threat import Threat, check_images
 from robench.training.batches import Pixels, batches_of, default_workers, is_streamed
-from robench.training.checks import check_network, check_purifier
 from robench.training.distributed import ProcessGroup
 from robench.training.draws import seed_for
 from robench.training.generated import Mixture, with_generated

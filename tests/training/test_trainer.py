@@ -363,15 +363,15 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("num_classes=10", "num_classes=3", "has num_classes=3, but data set digits has 10"),
-        ("image_size=16", "image_size=32", "has image_size=32, but data set digits has 16"),
+        ("num_classes=10", "num_classes=3", "has 3 classes, but data set digits has 10"),
+        ("image_size=16", "image_size=32", "takes images of 32 px, but data set digits has 16 px"),
     ],
 )
 @pytest.mark.parametrize("stage", ["", "\n[recipe.pretraining]\nepochs = 1\n"])
 def test_a_network_that_does_not_suit_the_images(tmp_path, old, new, said, stage):
     card = write_card(tmp_path)
     card.write_text(card.read_text().replace(old, new) + stage)
-    with pytest.raises(UsageError, match=f"tiny: its network {said}"):
+    with pytest.raises(UsageError, match=f"tiny {said}"):
         train(str(card), output=tmp_path / "t.safetensors", progress=False)
 
 
