@@ -1,5 +1,6 @@
 """Jobs for the queue of runs: each makes one record, or runs one share of it."""
 
+import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -86,10 +87,12 @@ def _record_steps(
     Args:
         in_grid: whether the run shares its workers with others, so the time until its end is not its own.
     """
+    # A folder that cannot be written cannot be locked either, but its record can be read.
+    fixed = folder.is_dir() and not os.access(folder, os.W_OK)
+    if fixed and not options.fresh and (saved := _saved(planned, job, folder, options)):
+        return saved
     with claim(folder), synced(folder):
-        if not options.fresh and (
-            saved := saved_record(folder, job, planned.loaded, planned.images, options)
-        ):
+        if not options.fresh and (saved := _saved(planned, job, folder, options)):
             return saved
         # A state with proven images is resumed with the same ones.
         settings = f"{job.key} {options.certify_first}" if options.certify_first else job.key
@@ -132,6 +135,10 @@ def _record_steps(
         return record
 
 
+def _saved(planned: PlannedRun, job: Job, folder: Path, options: Options) -> Record | None:
+    return saved_record(folder, job, planned.loaded, planned.images, options)
+
+
 def _share_steps(
     planned: PlannedRun, job: Job, folder: Path, device: torch.device, options: Options
 ) -> Generator[Work, Any, Record | None]:
@@ -163,7 +170,7 @@ def _run_share(
     number, count = options.share
     # Another share may hold the lock while it starts.
     with claim(folder, patience=_PATIENCE):
-        if saved := saved_record(folder, job, planned.loaded, planned.images, options):
+        if saved := _saved(planned, job, folder, options):
             return saved
         store = FolderStore(folder / PARTIAL, job.key, conditions(device), options.note)
         store.begin(datetime.now(UTC).isoformat(), shares=count)

@@ -1,5 +1,6 @@
 """A record answers for a defense only while the defense answers as it did: names and weights outlive edited code."""
 
+import os
 import sys
 
 import pytest
@@ -8,7 +9,9 @@ from torch import nn
 
 import robench
 from robench.core import registry
+from robench.core.errors import ResourceError
 from robench.defenses import Defense
+from robench.evaluation import record_jobs
 
 CODE = """
 import torch
@@ -95,3 +98,17 @@ def test_a_builder_whose_code_changes_is_run_again(tmp_path, monkeypatch, noise)
     monkeypatch.setattr(Once, "scale", 0.7)
     _, notes = a_run(tmp_path, name)
     assert "clean margins have changed" in notes and len(superseded(tmp_path)) == 1
+
+
+def test_a_record_in_a_folder_that_cannot_be_written_is_returned(tmp_path, monkeypatch):
+    first, _ = a_run(tmp_path, "standard-digits")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+
+    def refused(*_, **__):
+        raise ResourceError("cannot be written")
+
+    monkeypatch.setattr(record_jobs, "claim", refused)
+    again, notes = a_run(tmp_path, "standard-digits")
+    assert "using the saved record in" in notes and again.key == first.key
+    with pytest.raises(ResourceError, match="cannot be written"):
+        a_run(tmp_path, "standard-digits", fresh=True)
