@@ -9,7 +9,7 @@ import click
 
 import robench
 from robench.cli.output import Output, open_standard_streams
-from robench.core.errors import ResourceError, RobenchError, unknown_name
+from robench.core.errors import ResourceError, RobenchError, place_in_own_code, unknown_name
 from robench.core.interrupts import INTERRUPTED, end, end_at_once, importing
 from robench.core.sanitize import plain_lines
 
@@ -141,6 +141,8 @@ def _run(arguments: list[str] | None) -> int:
         return error.exit_code
     except RobenchError as error:
         _say(str(error))
+        if place := place_in_own_code(error):
+            _say(f"the error began in {place}")
         return error.exit_code
     except Exception as error:
         # Whoever was interrupted may have made another error of it.

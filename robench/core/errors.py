@@ -5,10 +5,12 @@ Every message states what was requested, what was found and how to fix it. The c
 
 import difflib
 import pickle
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+_PACKAGE = Path(__file__).parents[1]
 # The kinds of names that `robench list` shows.
 LISTED = ("defense", "attack", "dataset", "protocol")
 # The most names that a message lists, and the most characters of a name.
@@ -113,6 +115,28 @@ def _path(kind: str, name: str) -> UsageError:
     problem = f"{shown} is {actual}, not a {kind}" if actual else f"{shown}: there is no such file"
     form = _FORMS.get(kind + Path(name).suffix.lower()) or _FORMS.get(kind, "")
     return UsageError(f"{problem}{form and ': '}{form}")
+
+
+def place_in_own_code(error: BaseException) -> str:
+    """The file and line where an error began, if it began in code of the user; else "".
+
+    That is code outside robench and the installed packages. An error that robench itself raises says enough.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, RobenchError):
+        return ""
+    own = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<") and not _is_installed(Path(frame.filename))
+    ]
+    return f"{own[-1][0]}, line {own[-1][1]}" if own else ""
+
+
+def _is_installed(file: Path) -> bool:
+    roots = (_PACKAGE, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+    return any(file.is_relative_to(root) for root in roots)
 
 
 def portable(error: Exception) -> Exception:

@@ -1,6 +1,7 @@
 """The command line's contract: exit codes, one clear line for a mistake, nothing else on stdout with --json."""
 
 import json
+import sys
 
 import numpy
 import pytest
@@ -427,3 +428,29 @@ def test_out_of_memory_is_one_line(robench_cli, monkeypatch):
     code, _, err = robench_cli("run", "--defense", "pgd-at-digits", "--attack", "fgsm", "--samples", "2")
     assert code == 3 and err.startswith("robench: out of memory: repeat with a smaller --batch-size")
     assert len(err.splitlines()) == 1
+
+
+BROKEN = """
+import torch
+
+class Broken(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros(3, 4) @ x.flatten(1)
+
+def build(fail=False):
+    if fail:
+        raise ValueError("no weights")
+    return Broken()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "line"), [("", 6), ("(fail=True)", 10)])
+def test_an_error_of_ones_own_code_is_located(robench_cli, tmp_path, monkeypatch, arguments, line):
+    (tmp_path / "broken_defense.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_defense", raising=False)
+    defense = f"python:broken_defense.build{arguments}"
+    code, _, err = robench_cli("run", "--defense", defense, "--attack", "fgsm", "--threat", "Linf:0.1")
+    said, place = err.splitlines()
+    assert code == 2 and "broken_defense" in said
+    assert place == f"robench: the error began in {tmp_path / 'broken_defense.py'}, line {line}"
