@@ -1,4 +1,4 @@
-"""Strict parsing of untrusted JSON: ambiguous or oversized input is refused."""
+"""Strict JSON: ambiguous or oversized input is refused, and the files of results have one form."""
 
 import json
 import math
@@ -36,6 +36,17 @@ def loads(data: bytes) -> Any:
     if level:
         raise ValueError("nested too deeply")
     return value
+
+
+def dumps(content: Any) -> bytes:
+    """The bytes of a JSON file, ending in a newline.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Bytes of a command line that are not UTF-8 are lone surrogates, which JSON escapes.
+    return text.encode(errors="backslashreplace")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

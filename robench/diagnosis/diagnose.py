@@ -1,12 +1,12 @@
 """`robench diagnose`: first the runs, whose records allow it to resume, then the cheap parts."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from robench.catalog import Protocol
+from robench.core import strict_json
 from robench.core.formatting import location
 from robench.core.io import refuse_link, write_file
 from robench.defenses import Loaded
@@ -77,8 +77,7 @@ def _diagnose(case: Case, name: str, options: Options) -> Diagnosis:
     if surfaces:
         surface.draw(surfaces, case, folder / PICTURE)
     content = _content(case, indicators, PICTURE if surfaces else "")
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(folder / FILE, text.encode())
+    write_file(folder / FILE, strict_json.dumps(content))
     return Diagnosis(content, indicators, folder)
 
 

@@ -4,7 +4,6 @@ MIMIR (arXiv 2312.04960) argues from bounds on the mutual information between an
 `estimators` describes the estimators and their limits. The layers are those of `Defense.all_features`.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robench.catalog import Protocol
+from robench.core import strict_json
 from robench.core.errors import UsageError
 from robench.core.formatting import location
 from robench.core.io import refuse_link, write_file
@@ -111,9 +111,8 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
         "values": values,
     }
     folder = Path(options.results) / slug(protocol.name) / slug(f"information-{'-'.join(values)}")
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     refuse_link(folder)
-    write_file(folder / FILE, text.encode())
+    write_file(folder / FILE, strict_json.dumps(content))
     picture(content, folder / PICTURE)
     return Information(content, folder)
 

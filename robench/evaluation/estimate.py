@@ -36,7 +36,7 @@ from robench.records.provenance import conditions
 from robench.records.record import Job, Record
 from robench.records.remote import synced
 from robench.records.samples import read_samples
-from robench.records.store import PARTIAL, make_record, place_of_job, write_record
+from robench.records.store import PARTIAL, make_record, place_of, write_record
 from robench.statistics.sampling import Sample
 
 SCREEN = "quick"
@@ -152,7 +152,7 @@ def estimate_steps(
     assert options.estimate
     job, screen = job_of(planned, options, device), (yield from screened)
     own = job_of_estimate(job, options.estimate)
-    place = place_of_job(options.results, own)
+    place = place_of(options.results, own)
     with claim(folder), claim(place), synced(folder), synced(place):
         if not options.fresh and (
             saved := saved_record(folder, job, planned.loaded, planned.images, options)

@@ -30,7 +30,7 @@ from robench.records import corruption
 from robench.records.provenance import conditions
 from robench.records.record import Job, Record
 from robench.records.remote import synced
-from robench.records.store import PARTIAL, make_record, place_of_job, supersede, write_record
+from robench.records.store import PARTIAL, make_record, place_of, supersede, write_record
 
 # Seconds that a share waits for others that start at the same time.
 _PATIENCE = 60.0
@@ -45,7 +45,7 @@ def record_job(
         in_grid: whether other jobs run beside it, so its lines for the user need its title.
     """
     job = job_of(planned, options, device)
-    folder = place_of_job(options.results, job)
+    folder = place_of(options.results, job)
     knowledge = "" if job.knowledge == "full" else f" @{job.knowledge}"
     title = f"{job.defense.name} under {job.suite.name}{knowledge}" + (
         f", {job.threat}" if job.threat else ""
@@ -57,7 +57,7 @@ def record_job(
         estimates.check(planned, options.estimate, options.certify_first)
         screened = replace(planned, suite=find_suite(estimates.SCREEN))
         screen_job = job_of(screened, options, device)
-        screen = place_of_job(options.results, screen_job)
+        screen = place_of(options.results, screen_job)
         of_screen = _record_steps(screened, screen_job, screen, device, of_run, in_grid)
         steps = estimates.estimate_steps(planned, of_screen, folder, device, of_run)
         # Estimates of several suites share the record of the screen.
@@ -129,7 +129,7 @@ def _record_steps(
         record = finished.write(folder, record)
         retire(folder, job, options)
         # Replaces the estimate, if there is one.
-        supersede(place_of_job(options.results, estimates.job_of_estimate(job, 0.0)))
+        supersede(place_of(options.results, estimates.job_of_estimate(job, 0.0)))
         store.drop()
         certify_first.drop(folder)
         return record

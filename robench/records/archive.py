@@ -6,8 +6,6 @@ one folder, the later is kept and the other moves to `superseded/`, in whatever 
 
 import hashlib
 import io
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,12 +15,20 @@ from pathlib import Path
 from robench.core import strict_json
 from robench.core.errors import ResourceError, UsageError
 from robench.core.formatting import size
-from robench.core.io import claim, disk_errors, read_ordinary, sync_folder, write_file, write_whole
+from robench.core.io import claim, disk_errors, read_ordinary, write_file, write_whole
 from robench.records import record as record_file
 from robench.records.collection import check, check_files, in_memory
 from robench.records.reading import LeftOut, files_named
 from robench.records.record import Record, decode, read_record
-from robench.records.store import PARTIAL, SUPERSEDED, aside, place_of, shelf_place, supersede
+from robench.records.store import (
+    SUPERSEDED,
+    aside,
+    is_current,
+    place_of,
+    shelf_place,
+    supersede,
+    whole_folder,
+)
 from robench.records.unfinished import merge_shares
 
 ARCHIVE = ".zip"
@@ -77,7 +83,7 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
         for file in files_named(record_file.FILE, source):
             if isinstance(file, LeftOut):
                 yield str(file.file), file.reason
-            elif not aside(file.relative_to(source).parts[:-1]):
+            elif is_current(file, source):
                 yield str(file.parent), _bundle(partial(_from_folder, file.parent))
         return
     try:
@@ -139,7 +145,7 @@ def merge(sources: Iterable[Path | str], into: Path | str) -> Iterator[Merged]:
             if isinstance(bundle, str):
                 yield Merged("damaged", name, "", bundle)
                 continue
-            folder = place_of(into, bundle.record)
+            folder = place_of(into, bundle.record.job)
             with claim(folder):
                 what, detail = _place(folder, bundle)
             yield Merged(what, name, str(folder), detail)
@@ -218,7 +224,7 @@ def export(sources: Iterable[Path | str], output: Path | str) -> tuple[list[str]
             if isinstance(bundle, str):
                 left_out.append(LeftOut(Path(name), bundle))
                 continue
-            place = place_of("", bundle.record).as_posix()
+            place = place_of("", bundle.record.job).as_posix()
             if place in exported and exported[place].contents != bundle.contents:
                 raise UsageError(f"two records belong in {place}: merge them first, or export only one")
             exported[place] = bundle
@@ -252,18 +258,9 @@ def _archive(contents: Mapping[str, bytes]) -> bytes:
 
 def _write_folder(place: Path, contents: Mapping[str, bytes]) -> None:
     """Write a folder that is either complete or absent."""
-    with disk_errors(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        copy = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=place.parent))
-        try:
-            copy.chmod(0o755)
-            for name, data in contents.items():
-                write_file(copy / name, data)
-            copy.rename(place)
-        except OSError:
-            shutil.rmtree(copy, ignore_errors=True)
-            raise
-        sync_folder(place.parent)
+    with disk_errors(place), whole_folder(place) as copy:
+        for name, data in contents.items():
+            write_file(copy / name, data)
 
 
 def _bundle(read: Callable[[str], bytes]) -> Bundle | str:

@@ -5,8 +5,6 @@ never ranks with the upper bounds of attacks.
 """
 
 import dataclasses
-import hashlib
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,19 +17,19 @@ import numpy as np
 
 from robench.core import strict_json
 from robench.core.errors import ResourceError
-from robench.core.io import Content, disk_errors, read_ordinary, refuse_link, write_whole
-from robench.core.trust import written
-from robench.records.reading import LeftOut, files_named
-from robench.records.record import DatasetFacts, DefenseFacts
-from robench.records.store import SUPERSEDED, aside, shelf_place
+from robench.core.io import Content, write_whole
+from robench.records import json_files
+from robench.records.reading import LeftOut, read_all
+from robench.records.record import DatasetFacts, DefenseFacts, digest
+from robench.records.store import is_current, supersede
 from robench.statistics.accuracy import Accuracy
 
 SCHEMA = 1
 FILE = "certification.json"
 ROWS = "bounds.parquet"
 COLUMNS = ("id", "label", "prediction", "radius", "votes", "fooled_by", "attacked_prediction", "digest")
-# Radii of a curve at the most, and the most rows that are read.
-_POINTS, _MOST = 12, 10_000_000
+# Radii of a curve at the most.
+_POINTS = 12
 
 
 @dataclass(frozen=True)
@@ -120,18 +118,15 @@ class Certification:
         Raises:
             ResourceError: when it violates the schema, naming the field.
         """
-        validate(content)
+        json_files.validate(content, "certification")
         values = {item.name: content[item.name] for item in dataclasses.fields(cls) if item.name in content}
-        values["defense"], values["dataset"] = (
-            DefenseFacts(**content["defense"]),
-            DatasetFacts(**content["dataset"]),
-        )
-        values["certified"] = _accuracy(content["certified"])
-        values["curve"] = tuple((point["radius"], _accuracy(point)) for point in content["curve"])
-        if content["attacked"]:
-            attacked = dict(content["attacked"])
-            attacked |= {"suite": tuple(attacked["suite"]), "accuracy": _accuracy(attacked["accuracy"])}
-            values["attacked"] = Attacked(**attacked)
+        values["defense"] = DefenseFacts(**content["defense"])
+        values["dataset"] = DatasetFacts(**content["dataset"])
+        values["certified"] = Accuracy.read(content["certified"])
+        values["curve"] = tuple((point["radius"], Accuracy.read(point)) for point in content["curve"])
+        if attacked := content["attacked"]:
+            parsed = {"suite": tuple(attacked["suite"]), "accuracy": Accuracy.read(attacked["accuracy"])}
+            values["attacked"] = Attacked(**{**attacked, **parsed})
         return cls(**values, folder=folder)
 
 
@@ -154,8 +149,7 @@ def key_of(about: Any, suite: Sequence[str]) -> str:
         "seed": about.seed,
         "batch_size": about.batch_size,
     }
-    text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest(decisive)
 
 
 @dataclass(frozen=True)
@@ -206,13 +200,13 @@ class Rows:
     def encode(self) -> bytes:
         """The bytes of bounds.parquet."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
+
+        from robench.records import samples
 
         schema = _columns()
-        table = pa.table([pa.array(getattr(self, f.name), f.type) for f in schema], schema=schema)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        return buffer.getvalue()
+        return samples.encode_table(
+            pa.table([pa.array(getattr(self, f.name), f.type) for f in schema], schema=schema)
+        )
 
 
 @cache
@@ -249,8 +243,8 @@ def write(folder: Path, new: Certification, rows: Rows, more: Mapping[str, Conte
         nonlocal new
         new = replace(new, files=dict(digests), folder=folder)
         content = new.to_dict()
-        validate(content)
-        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        json_files.validate(content, "certification")
+        return strict_json.dumps(content)
 
     write_whole(folder, {ROWS: rows.encode(), **more, FILE: encode})
     return new
@@ -262,23 +256,12 @@ def move_aside(folder: Path, key: str) -> None:
     Raises:
         ResourceError: when the folder cannot be written.
     """
-    if not (folder / FILE).is_file():
-        return
     try:
-        old = read(folder)
-        if old.key == key:
-            return
-        name, members = old.key[:8], (FILE, *old.files)
+        is_other = read(folder).key != key
     except ResourceError:
-        name, members = "unreadable", (FILE, ROWS)
-    with disk_errors(folder):
-        refuse_link(folder / SUPERSEDED)
-        place = shelf_place(folder, name)
-        place.mkdir(parents=True)
-        # certification.json moves last: without it the folder holds no result.
-        for member in reversed(members):
-            if (folder / member).is_file() and Path(member).name == member:
-                (folder / member).rename(place / member)
+        is_other = True
+    if is_other:
+        supersede(folder, FILE, read, (ROWS,))
 
 
 def read(folder: Path | str) -> Certification:
@@ -288,17 +271,9 @@ def read(folder: Path | str) -> Certification:
         ResourceError: when it is missing, not JSON or breaks the schema.
     """
     file = Path(folder) / FILE
-    try:
-        content = strict_json.loads(read_ordinary(file, strict_json.LONGEST + 1))
-        return Certification.from_dict(written(content, str(file)), file.parent)
-    except OSError as error:
-        raise ResourceError(
-            f"{file}: {error.strerror or error}: expected a folder of robench certify"
-        ) from error
-    except ValueError as error:
-        raise ResourceError(f"{file}: not JSON ({error}): repeat robench certify with --fresh") from error
-    except ResourceError as error:
-        raise ResourceError(f"{file}: {error}") from None
+    with json_files.named(file, "robench certify"):
+        content = json_files.parse(json_files.read_limited(file), file, "repeat robench certify with --fresh")
+        return Certification.from_dict(content, file.parent)
 
 
 def read_rows(folder: Path | str) -> Rows:
@@ -307,67 +282,12 @@ def read_rows(folder: Path | str) -> Rows:
     Raises:
         ResourceError: when the file is missing, damaged or has other columns.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from robench.records import samples
 
-    file = Path(folder) / ROWS
-    try:
-        encoded = read_ordinary(file)
-        metadata = pq.read_metadata(io.BytesIO(encoded))
-        if not metadata.schema.to_arrow_schema().equals(_columns()) or metadata.num_rows > _MOST:
-            raise ValueError("other columns, or too many rows")
-        table = pq.read_table(io.BytesIO(encoded))
-        table.validate(full=True)
-        if any(table[name].null_count for name in table.schema.names):
-            raise ValueError("a cell is empty")
-        columns = {name: table[name].to_numpy() for name in table.schema.names}
-    except OSError as error:
-        raise ResourceError(f"{file}: {error.strerror or error}") from error
-    except (ValueError, pa.ArrowException) as error:
-        raise ResourceError(f"{file}: damaged ({error}): repeat robench certify with --fresh") from error
-    return Rows(**columns)
+    table = samples.read_table(Path(folder) / ROWS, (_columns(),), "repeat robench certify with --fresh")
+    return Rows(**{name: table[name].to_numpy() for name in table.schema.names})
 
 
-def collect(roots: Iterable[Path | str]) -> tuple[list[Certification], list[LeftOut]]:
+def collect(roots: Iterable[Path]) -> tuple[list[Certification], list[LeftOut]]:
     """All certifications under some folders, and those that cannot be read."""
-    found: dict[Path, Certification] = {}
-    left_out = []
-    for root in roots:
-        if Path(root).is_file():
-            continue
-        for file in files_named(FILE, root):
-            if isinstance(file, LeftOut):
-                left_out.append(file)
-                continue
-            if aside(file.relative_to(root).parts[:-1]):
-                continue
-            try:
-                found[file.resolve()] = read(file.parent)
-            except ResourceError as error:
-                left_out.append(LeftOut.of(file, error))
-    return list(found.values()), left_out
-
-
-def validate(content: Any) -> None:
-    """Validate the content of a certification.json against its schema.
-
-    Raises:
-        ResourceError: naming the first field that is missing or wrong.
-    """
-    from jsonschema import Draft202012Validator
-
-    errors = sorted(
-        Draft202012Validator(_schema()).iter_errors(content), key=lambda e: list(map(str, e.path))
-    )
-    if errors:
-        place = ".".join(map(str, errors[0].absolute_path))[:80] or "the file"
-        raise ResourceError(f"{place} breaks schema {SCHEMA} of certifications: {errors[0].message:.160}")
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    return json.loads(Path(__file__).with_name("certification.schema.json").read_bytes())
-
-
-def _accuracy(content: Mapping[str, Any]) -> Accuracy:
-    return Accuracy(content["value"], content["correct"], tuple(content["interval"]))
+    return read_all(FILE, roots, lambda file: read(file.parent), is_current)

@@ -16,10 +16,10 @@ from robench.records.certification import Certification
 from robench.records.cross_checks import with_warnings
 from robench.records.jobs import once, shipped_threats
 from robench.records.randomized import ANSWERS, FIELD
-from robench.records.reading import LeftOut, files_named
+from robench.records.reading import LeftOut, read_all
 from robench.records.record import Record, read_record
 from robench.records.remote import local_copy
-from robench.records.store import aside
+from robench.records.store import is_current
 from robench.threats.threat import NO_THREAT, Threat
 
 # The files that a record has beside its record.json.
@@ -58,21 +58,11 @@ def collect(results: Iterable[Path | str]) -> Collection:
     Raises:
         ResourceError: when a folder does not exist.
     """
-    records: dict[Path, Record] = {}
-    left_out: list[LeftOut] = []
     roots = [local_copy(root, pull=True) for root in results]
-    for root in roots:
-        for file in files_named(record_file.FILE, root):
-            if isinstance(file, LeftOut):
-                left_out.append(file)
-            elif not aside(file.relative_to(root).parts[:-1]) and (place := file.resolve()) not in records:
-                record = usable(file)
-                if isinstance(record, LeftOut):
-                    left_out.append(record)
-                else:
-                    records[place] = record
-    warned, damaged = with_warnings(tuple(once(records.values())), roots)
-    certifications, unreadable = certification.collect(roots)
+    records, left_out = read_all(record_file.FILE, roots, usable, is_current)
+    folders = [root for root in roots if not root.is_file()]
+    warned, damaged = with_warnings(tuple(once(records)), folders)
+    certifications, unreadable = certification.collect(folders)
     return Collection(warned, (*left_out, *damaged, *unreadable), tuple(certifications))
 
 

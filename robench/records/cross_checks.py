@@ -13,13 +13,12 @@ import numpy as np
 
 from robench.core import strict_json
 from robench.core.errors import ResourceError
-from robench.core.io import read_ordinary
 from robench.engine.outcome import ResultWarning
 from robench.engine.tolerances import beyond_chance
-from robench.records import estimate
+from robench.records import estimate, json_files
 from robench.records.identity import subjects
 from robench.records.randomized import chosen_on
-from robench.records.reading import LeftOut, files_named
+from robench.records.reading import LeftOut, read_all
 from robench.records.record import Record
 from robench.records.samples import held
 from robench.threats.knowledge import Knowledge
@@ -34,8 +33,13 @@ def is_diagnosis(folder: str) -> bool:
     return re.split("[@+]", folder)[0] == DIAGNOSIS
 
 
+def _is_of_diagnose(file: Path, root: Path) -> bool:
+    # A file of this name in another folder is not from robench diagnose.
+    return is_diagnosis(file.absolute().parent.name)
+
+
 def with_warnings(
-    records: Sequence[Record], roots: Iterable[Path | str]
+    records: Sequence[Record], roots: Iterable[Path]
 ) -> tuple[tuple[Record, ...], tuple[LeftOut, ...]]:
     """Add the warnings from other records and from the diagnoses under `roots` to the records.
 
@@ -54,7 +58,7 @@ def with_warnings(
 
     transfer = _transfer(records, subject)
     diagnosed: dict[tuple, dict[ResultWarning, None]] = {}
-    diagnoses, left_out = _diagnoses(roots)
+    diagnoses, left_out = read_all(FILE, roots, read_diagnosis, _is_of_diagnose)
     for diagnosis in diagnoses:
         warnings = (ResultWarning(warning["code"], warning["text"]) for warning in diagnosis["health"])
         diagnosed.setdefault(_about(diagnosis), {}).update(dict.fromkeys(warnings))
@@ -72,7 +76,7 @@ def with_warnings(
         known = {warning.code for warning in record.health}
         extra = [warning for warning in extra if warning.code not in known]
         warned.append(replace(record, health=(*record.health, *extra)) if extra else record)
-    return tuple(warned), left_out
+    return tuple(warned), tuple(left_out)
 
 
 def own_warnings(record: Record) -> list[ResultWarning]:
@@ -135,25 +139,6 @@ def _transfer(
     return warnings
 
 
-def _diagnoses(roots: Iterable[Path | str]) -> tuple[list[dict[str, Any]], tuple[LeftOut, ...]]:
-    diagnoses: dict[Path, dict[str, Any]] = {}
-    left_out = []
-    for root in roots:
-        if Path(root).is_file():
-            continue
-        for file in files_named(FILE, root):
-            if isinstance(file, LeftOut):
-                left_out.append(file)
-                continue
-            # A file of this name in another folder is not from robench diagnose.
-            if is_diagnosis(file.absolute().parent.name) and (place := file.resolve()) not in diagnoses:
-                try:
-                    diagnoses[place] = read_diagnosis(file)
-                except ResourceError as error:
-                    left_out.append(LeftOut.of(file, error))
-    return list(diagnoses.values()), tuple(left_out)
-
-
 def read_diagnosis(file: Path) -> dict[str, Any]:
     """The content of a diagnosis.json.
 
@@ -162,7 +147,7 @@ def read_diagnosis(file: Path) -> dict[str, Any]:
     """
     remedy = "repeat robench diagnose, or remove it"
     try:
-        content = strict_json.loads(read_ordinary(file, strict_json.LONGEST + 1))
+        content = strict_json.loads(json_files.read_limited(file))
         texts = [part for warning in content["health"] for part in (warning["code"], warning["text"])]
         if content["schema"] == SCHEMA and all(isinstance(part, str) for part in (*_about(content), *texts)):
             return content

@@ -6,7 +6,7 @@ the first part of a random order, which depends on the seed and the ids alone, s
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from robench.engine.outcome import ResultWarning
@@ -82,11 +82,7 @@ class Estimate:
             "survivors": self.sample.population,
             "attacked": self.sample.drawn,
             "fooled": self.sample.ones,
-            "at_most": {
-                "value": self.at_most.value,
-                "correct": self.at_most.correct,
-                "interval": list(self.at_most.interval),
-            },
+            "at_most": asdict(self.at_most) | {"interval": list(self.at_most.interval)},
         }
 
     def warning(self, suite: str, screen: str) -> ResultWarning:
@@ -115,5 +111,4 @@ def bound(accuracy: Accuracy, extra: Mapping[str, Any]) -> Accuracy:
     """The upper bound that a record proves: its robust accuracy, or for an estimate the images that are not fooled."""
     if FIELD not in extra:
         return accuracy
-    figures = extra[FIELD]["at_most"]
-    return Accuracy(figures["value"], figures["correct"], tuple(figures["interval"]))
+    return Accuracy.read(extra[FIELD]["at_most"])

@@ -1,9 +1,10 @@
 """Find files of one name under a folder, whatever else it contains."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robench.core.errors import ResourceError
 
@@ -53,3 +54,35 @@ def files_named(name: str, root: Path | str) -> Iterator[Path | LeftOut]:
             path = Path(folder, name)
             yield path if path.is_file() else LeftOut(path, "not a regular file")
     yield from left_out
+
+
+def read_all(
+    name: str,
+    roots: Iterable[Path],
+    read: Callable[[Path], Any],
+    wanted: Callable[[Path, Path], bool],
+) -> tuple[list[Any], list[LeftOut]]:
+    """Read every file of that name under the roots once, sorted by path.
+
+    Args:
+        read: returns what is in a file, or `LeftOut`, or raises ResourceError.
+        wanted: whether a file counts, from its path and its root.
+
+    Returns:
+        What was read, and what could not be used.
+
+    Raises:
+        ResourceError: when a root does not exist.
+    """
+    results: dict[Path, Any] = {}
+    for root in roots:
+        for file in files_named(name, root):
+            if isinstance(file, LeftOut):
+                results[file.file] = file
+            elif wanted(file, root) and (place := file.resolve()) not in results:
+                try:
+                    results[place] = read(file)
+                except ResourceError as error:
+                    results[place] = LeftOut.of(file, error)
+    left_out = [result for result in results.values() if isinstance(result, LeftOut)]
+    return [result for result in results.values() if not isinstance(result, LeftOut)], left_out

@@ -5,17 +5,17 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench.core import registry, specs, strict_json
 from robench.core.errors import ResourceError, UsageError
-from robench.core.io import read_ordinary
-from robench.core.trust import like, written
+from robench.core.trust import like
 from robench.corruption.suite import SPEC as CORRUPTION
 from robench.corruption.suite import Corruption
 from robench.engine.outcome import AttackCost, ResultWarning
+from robench.records import json_files
 from robench.statistics.accuracy import Accuracy, interval, percent
 from robench.threats.threat import Threat
 
@@ -131,7 +131,7 @@ class Job:
         }
         if self.half_width:
             decisive["half_width"] = self.half_width
-        return _digest(decisive)
+        return digest(decisive)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Record:
         if not self.job.half_width:
             del job["half_width"]
         merged = {"schema": SCHEMA, **fields, **job, **extra}
-        known = _schema()["required"]
+        known = json_files.schema("record")["required"]
         return {name: merged[name] for name in [*known, *sorted(set(merged) - set(known))]}
 
     @classmethod
@@ -210,7 +210,7 @@ class Record:
         Raises:
             ResourceError: when it violates the schema, naming the first such field.
         """
-        validate(content)
+        json_files.validate(content, "record")
         rest = {name: value for name, value in content.items() if name != "schema"}
         job = {f.name: rest.pop(f.name) for f in dataclasses.fields(Job) if f.name in rest}
         job["defense"] = DefenseFacts(**job["defense"])
@@ -219,7 +219,7 @@ class Record:
         job["dataset"] = DatasetFacts(**job["dataset"])
         fields = {f.name: rest.pop(f.name) for f in dataclasses.fields(cls) if f.name in rest}
         for name in ("clean_accuracy", "robust_accuracy"):
-            fields[name] = Accuracy(**fields[name] | {"interval": tuple(fields[name]["interval"])})
+            fields[name] = Accuracy.read(fields[name])
         fields["attacks"] = tuple(AttackCost(**entry) for entry in fields["attacks"])
         fields["health"] = tuple(ResultWarning(**entry) for entry in fields["health"])
         return cls(job=Job(**job), extra=rest, folder=folder, **fields)
@@ -231,10 +231,8 @@ class Record:
             ResourceError: when it breaks the schema.
         """
         content = self.to_dict()
-        validate(content)
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # Bytes of a command line that are not UTF-8 are lone surrogates, which JSON escapes.
-        return text.encode(errors="backslashreplace")
+        json_files.validate(content, "record")
+        return strict_json.dumps(content)
 
 
 def suite_name(name: str, attacks: Sequence[str]) -> str:
@@ -272,15 +270,8 @@ def read_record(path: Path | str) -> Record:
     """
     path = Path(path)
     file = path if path.is_file() else path / FILE
-    try:
-        encoded = read_ordinary(file, strict_json.LONGEST + 1)
-    except OSError as error:
-        problem = error.strerror or error
-        raise ResourceError(f"{file}: {problem}: expected a folder written by robench run") from error
-    try:
-        return decode(encoded, file.parent)
-    except ResourceError as error:
-        raise ResourceError(f"{file}: {error}") from None
+    with json_files.named(file, "robench run"):
+        return decode(json_files.read_limited(file), file.parent)
 
 
 def decode(encoded: bytes, folder: Path | None = None) -> Record:
@@ -289,11 +280,8 @@ def decode(encoded: bytes, folder: Path | None = None) -> Record:
     Raises:
         ResourceError: when it is truncated, not JSON, of a newer schema or breaks it, naming the field.
     """
-    try:
-        content = strict_json.loads(encoded)
-        content = written(content, f"{folder / FILE}" if folder else FILE)
-    except ValueError as error:
-        raise ResourceError(f"truncated or not JSON ({error}): repeat the run with --fresh") from error
+    file = folder / FILE if folder else FILE
+    content = json_files.parse(encoded, file, "repeat the run with --fresh")
     return Record.from_dict(migrate(content), folder)
 
 
@@ -314,21 +302,6 @@ def migrate(content: Any) -> Any:
     return content
 
 
-def validate(content: Any) -> None:
-    """Validate the content of a record.json against the schema.
-
-    Raises:
-        ResourceError: naming the first field that is missing or wrong.
-    """
-    errors = sorted(_validator().iter_errors(content), key=lambda e: [str(p) for p in e.absolute_path])
-    if not errors:
-        return
-    place = ".".join(str(part)[:40] for part in errors[0].absolute_path) or "the record"
-    message = errors[0].message if len(errors[0].message) <= 160 else errors[0].message[:157] + "..."
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    raise ResourceError(f"{place} breaks record schema {SCHEMA}: {message}{more}")
-
-
 def stable(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a record.json without the fields that may differ between two runs of one job."""
     kept = {name: value for name, value in content.items() if name not in VOLATILE}
@@ -338,10 +311,11 @@ def stable(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def stable_digest(content: Mapping[str, Any]) -> str:
     """sha256 over `stable(content)`, equal for two runs with bit-identical results."""
-    return _digest(stable(content))
+    return digest(stable(content))
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """sha256 over JSON content, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -353,33 +327,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: as_json(item) for name, item in value.items()}
     return [as_json(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    return json.loads(Path(__file__).with_name("record.schema.json").read_bytes())
-
-
-@cache
-def _validator() -> Any:
-    # Imported here, because it takes a tenth of a second and only reading and writing records need it.
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import extend
-
-    # JSON Schema accepts 30.0 as an integer, but numbers of images must be an int.
-    types = Draft202012Validator.TYPE_CHECKER.redefine(
-        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-    )
-    schema = _schema()
-    return extend(Draft202012Validator, type_checker=types)(_inlined(schema, schema["$defs"]))
-
-
-def _inlined(node: Any, definitions: Mapping[str, Any]) -> Any:
-    """A schema with definitions in place of references to them, because looking up references takes half the time."""
-    if isinstance(node, list):
-        return [_inlined(item, definitions) for item in node]
-    if not isinstance(node, dict):
-        return node
-    place = node.get("$ref", "")
-    node = {**node, **definitions[place.rpartition("/")[2]]} if place else node
-    return {key: _inlined(value, definitions) for key, value in node.items() if key not in ("$ref", "$defs")}

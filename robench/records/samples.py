@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ ORDERED = pa.field(ORDER, pa.int64())
 
 # Limits of memory use: rows, cells of a row under corruptions, and characters of a text.
 _MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
-_TEXTS = [field.name for field in (*SCHEMA, PROVEN) if field.type == pa.string()]
+_SCHEMAS = [pa.schema([*SCHEMA, *more]) for more in ((), (CORRUPTED,), (ORDERED,), (PROVEN,), DRAWN)]
 
 
 def input_digests(x: "Tensor | LazyImages") -> list[str]:
@@ -86,6 +87,11 @@ def encode(outcome: "Outcome", images: "Images", corrupted: "Tensor | None" = No
             table = table.append_column(field, pa.array(answers.tolist(), field.type))
     if outcome.proven_by is not None:
         table = table.append_column(PROVEN, pa.array(outcome.proven_by, PROVEN.type))
+    return encode_table(table)
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """The bytes of a Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -98,16 +104,24 @@ def read_samples(folder: Path) -> pa.Table:
     Raises:
         ResourceError: when the file is missing, damaged or has other columns.
     """
-    path = Path(folder) / FILE
+    return read_table(Path(folder) / FILE, _SCHEMAS, "repeat the run with --fresh")
+
+
+def read_table(path: Path, schemas: Sequence[pa.Schema], remedy: str) -> pa.Table:
+    """The rows of a Parquet file with one of the schemas.
+
+    Raises:
+        ResourceError: when the file is missing, damaged or has other columns.
+    """
     try:
-        return decode(read_ordinary(path))
+        return decode(read_ordinary(path), schemas)
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
-        raise ResourceError(f"{path}: {problem}: repeat the run with --fresh, or restore the file") from error
+        raise ResourceError(f"{path}: {problem}: {remedy}, or restore the file") from error
 
 
-def decode(encoded: bytes) -> pa.Table:
-    """The rows in the bytes of a samples.parquet.
+def decode(encoded: bytes, schemas: Sequence[pa.Schema] | None = None) -> pa.Table:
+    """The rows in the bytes of a samples.parquet, or of a file with one of these schemas.
 
     Raises:
         ValueError: in one line, when it is damaged, has other columns, an empty cell, a text of more than 4096
@@ -115,12 +129,12 @@ def decode(encoded: bytes) -> pa.Table:
     """
     try:
         metadata = pq.read_metadata(io.BytesIO(encoded))
-        _check_schema(metadata.schema.to_arrow_schema())
+        _check_schema(metadata.schema.to_arrow_schema(), schemas or _SCHEMAS)
         # A small file can decode to any number of rows with long texts.
         if metadata.num_rows > _MOST or _values(metadata) > _MOST * _CELLS:
             raise ValueError("more rows than a record can have")
         # Threads cost more than they save, and `pq.read_table` imports pandas.
-        texts = [name for name in _TEXTS if name in metadata.schema.names]
+        texts = [field.name for field in metadata.schema.to_arrow_schema() if field.type == pa.string()]
         table = pq.ParquetFile(io.BytesIO(encoded), read_dictionary=texts).read(use_threads=False)
         # Long texts are refused in the dictionaries of the columns, before they are expanded to rows.
         for name in texts:
@@ -143,12 +157,10 @@ def decode(encoded: bytes) -> pa.Table:
     return table
 
 
-def _check_schema(schema: pa.Schema) -> None:
-    more = ((), (CORRUPTED,), (ORDERED,), (PROVEN,), DRAWN)
-    known = [pa.schema([*SCHEMA, *fields]) for fields in more]
+def _check_schema(schema: pa.Schema, known: Sequence[pa.Schema]) -> None:
     if not any(schema.equals(other) for other in known):
         kinds = dict(zip(schema.names, schema.types, strict=True))
-        wrong = [field.name for field in SCHEMA if kinds.get(field.name) != field.type]
+        wrong = [field.name for field in known[0] if kinds.get(field.name) != field.type]
         raise ValueError(
             f"column {wrong[0]} is missing or has another type" if wrong else "unexpected columns"
         )
@@ -164,10 +176,6 @@ def _values(metadata: pq.FileMetaData) -> int:
 def _without_dictionary(field: pa.Field) -> pa.Field:
     kind = field.type
     return field.with_type(kind.value_type) if pa.types.is_dictionary(kind) else field
-
-
-def _fields() -> list[tuple[str, pa.Field]]:
-    return [(name, SCHEMA.field(name)) for name in SCHEMA.names]
 
 
 @lru_cache(maxsize=1 << 14)

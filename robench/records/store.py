@@ -4,7 +4,8 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,11 @@ def aside(folders: Sequence[str]) -> bool:
     return SUPERSEDED in folders or any(part.endswith(PARTIAL) or is_diagnosis(part) for part in folders)
 
 
+def is_current(file: Path, root: Path) -> bool:
+    """Whether a file under a folder of results belongs to none of these."""
+    return not aside(file.relative_to(root).parts[:-1])
+
+
 def slug(name: str) -> str:
     """`name` as a safe file name: at most 100 letters, digits, dots, dashes and underscores.
 
@@ -57,12 +63,7 @@ def record_folder(
     return Path(results) / slug(protocol) / slug(defense) / name
 
 
-def place_of(results: Path | str, new: Record) -> Path:
-    """The folder in which a record belongs."""
-    return place_of_job(results, new.job)
-
-
-def place_of_job(results: Path | str, job: Job) -> Path:
+def place_of(results: Path | str, job: Job) -> Path:
     """The folder in which the record of a job belongs."""
     return record_folder(results, job.protocol, job.defense.name, job.suite.name, job.knowledge, job.seed)
 
@@ -201,42 +202,58 @@ def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def supersede(folder: Path) -> Path | None:
-    """Move the record in `folder` to `superseded/<first 8 digits of its key>/`, which boards ignore.
+@contextmanager
+def whole_folder(place: Path) -> Iterator[Path]:
+    """Fill a temporary folder, which becomes `place` at the end of the block. After an error there is neither."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    copy = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=place.parent))
+    try:
+        copy.chmod(0o755)
+        yield copy
+        sync_folder(copy)
+        copy.rename(place)
+    except Exception:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+    sync_folder(place.parent)
 
-    An interruption at any time leaves the record complete in the old place, the new place or both.
+
+def supersede(
+    folder: Path,
+    file: str = record.FILE,
+    read: Callable[[Path], Any] = read_record,
+    others: Sequence[str] = (samples.FILE, certificate_file.FILE),
+) -> Path | None:
+    """Move the result in `folder` to `superseded/<first 8 digits of its key>/`, which boards ignore.
+
+    An interruption at any time leaves the result complete in the old place, the new place or both.
+
+    Args:
+        file: the file that makes the folder a result.
+        read: reads it, for its key and the names of the other files.
+        others: their names if it cannot be read.
 
     Returns:
-        The new folder of the record; None if there was no record.
+        The new folder of the result; None if there was none.
 
     Raises:
         ResourceError: when the disk is full or the folder cannot be written.
     """
-    if not (folder / record.FILE).is_file():
+    if not (folder / file).is_file():
         return None
     try:
-        old = read_record(folder)
-        name, files = old.key[:8], (*old.files, record.FILE)
+        old = read(folder)
+        name, others = old.key[:8], tuple(old.files)
     except ResourceError:
-        name, files = "unreadable", (samples.FILE, certificate_file.FILE, record.FILE)
+        name = "unreadable"
+    present = [member for member in others if slug(member) == member and (folder / member).is_file()]
     with disk_errors(folder):
-        shelf = folder / SUPERSEDED
-        refuse_link(shelf)
-        shelf.mkdir(exist_ok=True)
+        refuse_link(folder / SUPERSEDED)
         place = shelf_place(folder, name)
-        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=shelf))
-        temporary.chmod(0o755)
-        try:
-            present = [file for file in files if slug(file) == file and (folder / file).is_file()]
-            for file in present:
-                shutil.copy2(folder / file, temporary / file, follow_symlinks=False)
-            sync_folder(temporary)
-            temporary.rename(place)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        sync_folder(shelf)
-        # record.json is removed first: files without it do not count as a record.
-        for file in reversed(present):
-            (folder / file).unlink()
+        with whole_folder(place) as copy:
+            for member in (*present, file):
+                shutil.copy2(folder / member, copy / member, follow_symlinks=False)
+        # The file that makes the folder a result is removed first.
+        for member in (file, *present):
+            (folder / member).unlink()
     return place

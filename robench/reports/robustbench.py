@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from robench import catalog
-from robench.core import specs
+from robench.core import specs, strict_json
 from robench.core.errors import ResourceError, RobenchError, UsageError
 from robench.core.io import write_file
 from robench.records.record import Record
@@ -155,7 +155,7 @@ def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
         info = model_info(record)
         norm = record.job.threat_model.norm
         place = Path(output) / FOLDER / info["dataset"] / norm / f"{slug(record.job.defense.name)}.json"
-        files[place] = (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
+        files[place] = strict_json.dumps(info)
     for place, encoded in files.items():
         write_file(place, encoded)
     return list(files)

@@ -1,8 +1,9 @@
 """Accuracies with confidence intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -157,6 +158,11 @@ class Accuracy:
     def of(cls, correct: int, n: int) -> "Accuracy":
         """The accuracy of `correct` correct answers out of `n`."""
         return cls(correct / n, correct, wilson(correct, n))
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> "Accuracy":
+        """The accuracy in a record."""
+        return cls(content["value"], content["correct"], tuple(content["interval"]))
 
 
 def percent(accuracy: Accuracy) -> str:

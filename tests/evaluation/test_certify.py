@@ -168,6 +168,15 @@ def test_another_setting_keeps_the_old_result(cli, tmp_path):
     assert len(found.certifications) == 1 and not found.left_out
 
 
+def test_a_command_with_bytes_that_are_no_text_is_written_and_read(cli, tmp_path):
+    result = result_of(tmp_path)
+    command = b"robench certify --results \xff\xfe".decode(errors="surrogateescape")
+    new = files.write(
+        tmp_path / "new", dataclasses.replace(result, command=command), files.read_rows(result.folder), {}
+    )
+    assert files.read(new.folder).command == command
+
+
 def test_a_record_beside_a_certification_is_verified_too(cli, tmp_path):
     assert cli(*WHOLE[:-4], "--attack", "none")[0] == 0
     (folder,) = (tmp_path / "results").glob("*/*/smooth*")

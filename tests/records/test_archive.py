@@ -1,5 +1,6 @@
 """Records on the move: any order of merging leaves the same ones standing, and no kill loses one."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -184,6 +185,19 @@ def test_a_record_brings_no_file_of_another_kind(tmp_path, name):
     found = collect([tmp_path / "a"])
     assert not found.records and f"files.{name} is not a file of a record" in found.left_out[0].reason
     assert not (tmp_path / "all").exists()
+
+
+def test_an_export_to_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    write(tmp_path / "a")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ResourceError, match="no space left"):
+            export([tmp_path / "a"], tmp_path / "c")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_export_refuses_what_others_could_not_check(tmp_path):

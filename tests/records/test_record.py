@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from robench.core.errors import ResourceError
 from robench.engine.outcome import ResultWarning
-from robench.records import record
+from robench.records import json_files, record
 from robench.records.certificates import apply, encode, read_certificates
 from robench.records.record import DatasetFacts, DefenseFacts, SuiteFacts, read_record, stable, stable_digest
 from robench.records.samples import read_samples
@@ -121,7 +121,7 @@ def test_the_record_says_how_far_memory_forced_the_batch(run):
 
 def test_the_layout_of_record_json_is_the_documented_one(run):
     content = json.loads((run.write().folder / "record.json").read_text("utf-8"))
-    assert list(content) == record._schema()["required"]
+    assert list(content) == json_files.schema("record")["required"]
     assert content["started"] == "2026-01-02T03:04:05Z"
     assert content["schema"] == 1
 
@@ -185,7 +185,7 @@ def test_every_knowledge_level_is_written_and_read(runs, knowledge):
     assert read_record(made.folder).job.knowledge == knowledge
 
 
-@pytest.mark.parametrize("field", record._schema()["required"])
+@pytest.mark.parametrize("field", json_files.schema("record")["required"])
 def test_every_missing_field_is_named(run, field):
     path = run.write().folder / "record.json"
     content = json.loads(path.read_text("utf-8"))

@@ -7,11 +7,11 @@ import typing
 import pytest
 
 from robench.engine.outcome import AttackCost, ResultWarning
-from robench.records import record
+from robench.records import json_files
 from robench.records.record import DatasetFacts, DefenseFacts, Job, Record, SuiteFacts
 from robench.statistics.accuracy import Accuracy
 
-SCHEMA = record._schema()
+SCHEMA = json_files.schema("record")
 TYPES = {
     str: "string",
     int: "integer",

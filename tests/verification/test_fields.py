@@ -7,8 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from robench.core.errors import ResourceError
-from robench.records import certificate_file, certificates, samples
-from robench.records.record import _schema
+from robench.records import certificate_file, certificates, json_files, samples
 from robench.verification import fields
 from robench.verification.verify import findings, report
 from tests.verification import forge
@@ -18,7 +17,7 @@ from tests.verification.conftest import KINDS
 def schema_leaves(node: dict[str, Any], name: str = "") -> list[str]:
     """The names of all values that the schema describes."""
     if "$ref" in node:
-        node = _schema()["$defs"][node["$ref"].rpartition("/")[2]]
+        node = json_files.schema("record")["$defs"][node["$ref"].rpartition("/")[2]]
     if "properties" in node:
         return [
             leaf
@@ -39,7 +38,7 @@ def every_name() -> list[str]:
     ]
     tensors = {**certificate_file.EXACT, **certificate_file.ROUNDED}
     return [
-        *schema_leaves(_schema()),
+        *schema_leaves(json_files.schema("record")),
         *(f"samples.{name}" for name in columns),
         *(f"adversarials.{name}" for name in tensors),
     ]

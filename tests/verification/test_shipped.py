@@ -198,4 +198,4 @@ def test_a_shipped_record_bears_canonical_names_and_lies_in_its_place(folder):
         job, defense=replace(job.defense, name=job.defense.name.replace("(fit=", "(size_mode="))
     )
     assert canonical(job) == current and job.key == record.key
-    assert place_of(SHIPPED, record) == folder
+    assert place_of(SHIPPED, record.job) == folder

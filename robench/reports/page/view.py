@@ -225,7 +225,7 @@ def submission(record: Record) -> str:
 def verify(record: Record) -> str:
     """The command that verifies the record that `reproduce` creates, or the record itself."""
     named = ["--defense", "python:MODULE.FUNCTION"] if nameless(record) else []
-    return shlex.join(["robench", "verify", place_of("results", record).as_posix(), *named])
+    return shlex.join(["robench", "verify", place_of("results", record.job).as_posix(), *named])
 
 
 def citation(version: str) -> str:
