@@ -1,18 +1,15 @@
 """robench certify: lower bounds on robust accuracy, with an attack on the same classifier beside them."""
 
-import json
 import sys
 from collections.abc import Callable
 
 import click
-from rich.text import Text
 
 from robench.cli import common
 from robench.cli.completion import names_of
 from robench.cli.running import GroupedCommand, Running, Selection, running
 from robench.core import registry, specs
 from robench.core.errors import UsageError, unknown_name
-from robench.core.sanitize import plain
 from robench.evaluation.protocol import choose_protocol
 from robench.reports.table import render
 
@@ -83,8 +80,6 @@ def command(
     from robench.reports import certification as report
 
     options = running.options
-    if options.checkpoint and len(defenses) > 1:
-        raise UsageError(f"--checkpoint needs exactly one defense: got {len(defenses)}")
     threat = named["threat"] or default_threat(method, named["protocol"])
     protocol = choose_protocol(named["protocol"], named["dataset"], threat, samples)
     attacks = None if attack == "none" else attack or ATTACK
@@ -97,13 +92,12 @@ def command(
     def show() -> None:
         if running.as_json:
             content = [{**result.to_dict(), "folder": str(result.folder)} for result in results]
-            json.dump({"certifications": content, "picture": str(picture)}, sys.stdout, indent=2)
-            sys.stdout.write("\n")
+            common.print_json({"certifications": content, "picture": str(picture)})
             return
-        console = common.console()
-        sys.stdout.write("\n".join(render(report.grid(result), "text", console.width) for result in results))
+        width = common.console().width
+        sys.stdout.write("\n".join(render(report.grid(result), "text", width) for result in results))
         for result in results:
-            console.print(Text(plain(f"certification: {result.folder}")), soft_wrap=True)
-        console.print(Text(plain(f"plot: {picture}")), soft_wrap=True)
+            common.say(f"certification: {result.folder}")
+        common.say(f"plot: {picture}")
 
     return show

@@ -4,11 +4,9 @@ import shlex
 import sys
 
 import click
-from rich.text import Text
 
 from robench.cli import common
 from robench.cli.completion import files, folders, names_of
-from robench.core.sanitize import plain
 
 
 @click.command("challenge")
@@ -76,19 +74,17 @@ def command(
         shlex.join(["robench", *sys.argv[1:]]),
     )
     assert new.folder is not None and challenged.folder is not None
-    before, after = (read_samples(folder).to_pydict() for folder in (challenged.folder, new.folder))
     robust_before, robust_after = (
         {sample for sample, by in zip(rows["id"], rows["fooled_by"], strict=True) if by in ("", NOT_ATTACKED)}
-        for rows in (before, after)
+        for rows in (read_samples(folder).to_pydict() for folder in (challenged.folder, new.folder))
     )
-    fooled = len(images) - len(robust_after)
-    both = len(robust_before & robust_after)
-    lines = [
-        f"{fooled} of {len(images)} images are misclassified: robust accuracy {percent(new.robust_accuracy)} % "
-        f"{interval(new.robust_accuracy)}",
+    n, was = len(images), bound(challenged.robust_accuracy, challenged.extra)
+    common.say(
+        f"{n - len(robust_after)} of {n} images are misclassified: robust accuracy {percent(new.robust_accuracy)} % "
+        f"{interval(new.robust_accuracy)}"
+    )
+    common.say(
         f"{len(robust_before - robust_after)} of them survived {challenged.job.suite.name}: best known robust accuracy "
-        f"{100 * both / len(images):.2f} %, was {percent(bound(challenged.robust_accuracy, challenged.extra))} %",
-        f"record: {location(new.folder)}",
-    ]
-    for line in lines:
-        common.console().print(Text(plain(line)), soft_wrap=True)
+        f"{100 * len(robust_before & robust_after) / n:.2f} %, was {percent(was)} %"
+    )
+    common.say(f"record: {location(new.folder)}")

@@ -1,5 +1,6 @@
 """Options that several commands take, worded once."""
 
+import json
 import os
 import re
 import sys
@@ -158,6 +159,12 @@ def console() -> Console:
 def say(line: object, style: str = "") -> None:
     """Print one line of text, whatever its length and characters."""
     console().print(Text(plain(str(line)), style=style), soft_wrap=True)
+
+
+def print_json(content: object) -> None:
+    """Print what --json promises: one value on stdout, and nothing else."""
+    json.dump(content, sys.stdout, indent=2)
+    sys.stdout.write("\n")
 
 
 def note(text: str, style: str = "dim") -> None:

@@ -1,6 +1,5 @@
 """robench diagnose: spend more on finding out whether an evaluation failed."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -70,8 +69,6 @@ def command(
     from robench.diagnosis.diagnose import diagnose, grid
 
     options = running.options
-    if options.checkpoint and len(defenses) > 1:
-        raise UsageError(f"--checkpoint needs exactly one defense: got {len(defenses)}")
     chosen = choose_protocol(named["protocol"], named["dataset"], named["threat"], samples)
     if mi:
         from robench.diagnosis import information
@@ -92,8 +89,7 @@ def command(
 
     def show() -> None:
         if running.as_json:
-            json.dump({"information" if mi else "diagnoses": content}, sys.stdout, indent=2)
-            sys.stdout.write("\n")
+            common.print_json({"information" if mi else "diagnoses": content})
             return
         texts = [render(table, "text", common.console().width) for table in tables]
         sys.stdout.write("".join(text + "\n" for text in texts) if mi else "\n".join(texts))

@@ -1,7 +1,5 @@
 """robench list: the names of defenses, attacks, data sets, protocols, transformations, certifiers and tables."""
 
-import json
-import sys
 from typing import Any
 
 import click
@@ -174,8 +172,7 @@ def command(kind: str | None, as_json: bool) -> None:
         raise UsageError(f'unknown kind "{shortened(kind)}": expected one of {", ".join(KINDS)}')
     tables = {name: TABLES[name]() for name in ([kind] if kind else KINDS)}
     if as_json:
-        json.dump(tables, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        common.print_json(tables)
         return
     console = common.console()
     for name, rows in _shown(tables).items():

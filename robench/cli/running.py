@@ -1,7 +1,6 @@
 """What the commands that make records share: options, help in groups, progress and output."""
 
 import functools
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -83,8 +82,7 @@ class Running:
 
     def print_json(self, records: "Sequence[Record]", **more: Any) -> None:
         """Print what --json promises: one object on stdout, and nothing else."""
-        json.dump({"records": [record.to_dict() for record in records], **more}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        common.print_json({"records": [record.to_dict() for record in records], **more})
 
 
 def collect(records: "Iterable[Record]") -> "tuple[list[Record], RobenchError | None]":
@@ -159,6 +157,9 @@ _RUNNING = (
     click.option("--fresh", is_flag=True, help="Start over, even if there is a record."),
     common.as_json, common.trust,
 )  # fmt: skip
+# Those that are fields of Options as they are.
+_FIELDS = ("seed", "device", "batch_size", "precision", "compile", "deterministic", "workers", "checkpoint", "data_dir",
+           "fresh")  # fmt: skip
 
 
 def selecting(*without: str) -> Callable[[Callable], Callable]:
@@ -192,19 +193,7 @@ def running(*without: str, **settings: Any) -> Callable[[Callable], Callable]:
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
         def wrapped(**given: Any) -> Any:
-            names = [
-                "seed",
-                "device",
-                "batch_size",
-                "precision",
-                "compile",
-                "deterministic",
-                "workers",
-                "checkpoint",
-                "data_dir",
-                "fresh",
-            ]
-            taken = {name: given.pop(name) for name in names if name in given}
+            taken = {name: given.pop(name) for name in _FIELDS if name in given}
             results, as_json = common.local(given.pop("results") or default_results()), given.pop("as_json")
             with Bar(Console(stderr=True)) as bar:
                 options = Options(

@@ -1,5 +1,7 @@
 """robench train: make a card's checkpoint by its recipe."""
 
+from typing import Any
+
 import click
 from rich.text import Text
 
@@ -24,18 +26,7 @@ from robench.core.sanitize import plain_lines
 )
 @click.option("--fresh", is_flag=True, help="Start over, even if there is an interrupted training.")
 @common.trust
-def command(
-    card: str,
-    data_dir: str | None,
-    output: str | None,
-    seed: int | None,
-    device: str,
-    csv: str | None,
-    pretrained: str | None,
-    workers: int | None,
-    generated: str | None,
-    fresh: bool,
-) -> None:
+def command(card: str, **options: Any) -> None:
     """Train the checkpoint of CARD (a name or a .toml file) by its recipe.
 
     Repeat the command to resume an interrupted training.
@@ -47,18 +38,7 @@ def command(
     from robench.training import train
     from robench.training.distributed import ProcessGroup
 
-    result = train(
-        card,
-        data_dir=data_dir,
-        output=output,
-        seed=seed,
-        device=device,
-        fresh=fresh,
-        csv=csv,
-        pretrained=pretrained,
-        workers=workers,
-        generated=generated,
-    )
+    result = train(card, **options)
     if not ProcessGroup.from_environment().is_main:
         return
     common.console().print(Text(plain_lines(str(result))), soft_wrap=True)

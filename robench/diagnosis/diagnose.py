@@ -9,6 +9,7 @@ from robench.catalog import Protocol
 from robench.core import strict_json
 from robench.core.formatting import location
 from robench.core.io import refuse_link, write_file
+from robench.data import Images
 from robench.defenses import Loaded
 from robench.diagnosis import failure, gradients, runs, surface
 from robench.diagnosis._base import Case, Indicator
@@ -16,7 +17,7 @@ from robench.diagnosis.paths import follow
 from robench.engine.backing_off import backing_off
 from robench.engine.batched_model import frozen
 from robench.engine.device import choose_batch_size, choose_device
-from robench.evaluation.planning import load_for_images
+from robench.evaluation.planning import load_all
 from robench.evaluation.run import Options
 from robench.records import provenance
 from robench.records.cross_checks import DIAGNOSIS, FILE, SCHEMA
@@ -52,13 +53,14 @@ def diagnose(names: list[str], protocol: Protocol, knowledge: str, options: Opti
         RobenchError: for every mistake that a user can fix.
     """
     device = choose_device(options.device)
-    loaded_defenses, images = load_for_images(names, protocol, options, device)
-    protocol = replace(protocol, samples=len(images))
-    batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))
-    for name, loaded in zip(names, loaded_defenses, strict=True):
+    for name, (loaded, images) in zip(names, load_all(names, protocol, options, device), strict=True):
+        batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))
 
-        def diagnosed(size: int, name: str = name, loaded: Loaded = loaded) -> Diagnosis:
-            case = Case.of(loaded, images, protocol, knowledge, options.seed, device, size)
+        def diagnosed(
+            size: int, name: str = name, loaded: Loaded = loaded, images: Images = images
+        ) -> Diagnosis:
+            actual = replace(protocol, samples=len(images))
+            case = Case.of(loaded, images, actual, knowledge, options.seed, device, size)
             with frozen(case.network.model):
                 return _diagnose(case, name, options)
 

@@ -25,7 +25,7 @@ from robench.diagnosis.paths import follow
 from robench.engine.backing_off import backing_off
 from robench.engine.batched_model import frozen
 from robench.engine.device import choose_batch_size, choose_device
-from robench.evaluation.planning import load_for_images
+from robench.evaluation.planning import load_all
 from robench.evaluation.run import Options
 from robench.records import provenance
 from robench.records.store import slug
@@ -75,7 +75,9 @@ def measure(names: Sequence[str], protocol: Protocol, seeds: Sequence[int], opti
         groups = f"two groups of {estimators.GROUP}"
         raise UsageError(f"--mi needs at least {minimum} samples ({groups}), got {protocol.samples}")
     device = choose_device(options.device)
-    loaded_defenses, images = load_for_images(names, protocol, options, device)
+    loaded_defenses, (images, *others) = zip(*load_all(names, protocol, options, device), strict=True)
+    if any(other.digest != images.digest for other in others):
+        raise UsageError("--mi compares defenses on the same images: choose defenses of one preprocessing")
     if len(images) < minimum:
         raise UsageError(f"--mi needs at least {minimum} images: {images.name} has only {len(images)}")
     batch_size = choose_batch_size(options.batch_size, device, images.x.shape[-1], len(images))

@@ -26,7 +26,7 @@ from robench.engine.device import choose_batch_size, choose_device
 from robench.engine.setup import Setup
 from robench.evaluation.attack_vote import SEARCH_DRAWS, UpperBound, attack_rest
 from robench.evaluation.options import Options
-from robench.evaluation.planning import load_for_images
+from robench.evaluation.planning import load_all
 from robench.evaluation.progress import Callback, shown
 from robench.evaluation.protocol import choose_protocol
 from robench.records import certification as files
@@ -35,7 +35,7 @@ from robench.records.certification import Attacked, Certification, Rows
 from robench.records.record import DatasetFacts, DefenseFacts
 from robench.records.remote import local_copy, synced
 from robench.records.samples import input_digests
-from robench.records.store import PARTIAL, record_folder
+from robench.records.store import PARTIAL, iso, record_folder
 from robench.statistics.accuracy import Accuracy
 
 # The attack on what is not certified: SmoothAdv's objective with APGD's step sizes.
@@ -114,8 +114,7 @@ def certify_all(
             f"{method} certifies {norm} radii, but the threat is {threat or 'none'}: add --threat, such as {norm}:0.5"
         )
     built = build_attacks(find_suite(attacks).specs(threat.norm), threat) if attacks else []
-    loaded_defenses, images = load_for_images(names, protocol, options, device)
-    for loaded in loaded_defenses:
+    for loaded, images in load_all(names, protocol, options, device):
         # The rows of a call are pairs of image and draw, so that it is full even for a single image.
         size = choose_batch_size(options.batch_size, device, images.x.shape[-1], 1 << 20)
         setup = Setup(loaded.defense, options.seed, device, size, stochastic=loaded.defense.stochastic)
@@ -186,8 +185,8 @@ class _Job:
                 device=provenance.device_name(device),
                 platform=provenance.platform_facts(),
                 seconds=round(max(seconds, time.monotonic() - start_time), 3),
-                started=_moment(datetime.fromisoformat(started)),
-                finished=_moment(datetime.now(UTC)),
+                started=iso(datetime.fromisoformat(started)),
+                finished=iso(datetime.now(UTC)),
             )
             files.move_aside(folder, key)
             new = files.write(folder, new, rows, upper.files if upper else {})
@@ -252,7 +251,3 @@ def _saved(folder: Path, key: str) -> Certification | None:
 def _passes(bounds: Bounds, upper: UpperBound | None) -> dict[str, int]:
     search = upper.passes if upper else {"forward": 0, "backward": 0}
     return {"forward": int(bounds.forward.sum()) + search["forward"], "backward": search["backward"]}
-
-
-def _moment(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -135,24 +135,8 @@ def plan(
     for suite in adversarial:
         _check_attacks(suite, protocol, knowledge)
 
-    def images_of(dataset: Spec) -> Images:
-        return sources.images(dataset, protocol, options.data_dir)
-
-    # Images are loaded first, so that missing ones are reported before weights are downloaded.
-    side = None if prepared_by_defense(dataset) else images_of(dataset).image_size
     device = choose_device(options.device)
-    if options.checkpoint and len(defenses) > 1:
-        raise UsageError(f"--checkpoint needs exactly one defense: got {len(defenses)}")
-    pairs = []
-    for loaded in [
-        sources.defense(defense, dataset, options.checkpoint, device, side) for defense in resolved
-    ]:
-        images = images_of(with_preprocessing(dataset, loaded))
-        loaded = restrict_to_classes(loaded, images.class_subset)
-        check_fit(loaded, images)
-        for line in loaded.notes:
-            options.note(line)
-        pairs.append((loaded, images))
+    pairs = load_all(resolved, protocol, options, device, sources)
     # A radius equal to that of the whole image space may be intended.
     if (
         adversarial
@@ -259,20 +243,36 @@ def _ladder(
         yield PlannedRun(name, subject, attacks, rung_protocol, images, rung.knowledge, attacker)
 
 
-def load_for_images(
-    names: Sequence[str], protocol: Protocol, options: Options, device: torch.device
-) -> tuple[list[Loaded], Images]:
-    """Load defenses and the images of a protocol, with the preprocessing of the first defense; all must support it."""
-    assert protocol.dataset is not None
-    images_of = cache(lambda spec: load_dataset(spec, protocol.split, protocol.samples, options.data_dir))
-    dataset = protocol.dataset
+def load_all(
+    defenses: Sequence[str | ResolvedDefense],
+    protocol: Protocol,
+    options: Options,
+    device: torch.device,
+    sources: Sources | None = None,
+) -> list[tuple[Loaded, Images]]:
+    """Load defenses, each with the images of a protocol in its own preprocessing, and check that they fit."""
+    sources, dataset = sources or Sources(), protocol.dataset
+    assert dataset is not None
+    if options.checkpoint and len(defenses) > 1:
+        raise UsageError(f"--checkpoint needs exactly one defense: got {len(defenses)}")
+
+    def images_of(dataset: Spec) -> Images:
+        return sources.images(dataset, protocol, options.data_dir)
+
+    # Images are loaded first, so that missing ones are reported before weights are downloaded.
     side = None if prepared_by_defense(dataset) else images_of(dataset).image_size
-    loaded = [load(name, dataset, options.checkpoint, device, image_size=side) for name in names]
-    images = images_of(with_preprocessing(dataset, loaded[0]) if loaded else dataset)
-    check_images(images.x, images.y, len(images.classes))
-    for defense in loaded:
-        check_fit(defense, images)
-    return loaded, images
+    resolved = [resolve(name, dataset) for name in defenses]
+    pairs = []
+    for loaded in [
+        sources.defense(defense, dataset, options.checkpoint, device, side) for defense in resolved
+    ]:
+        images = images_of(with_preprocessing(dataset, loaded))
+        loaded = restrict_to_classes(loaded, images.class_subset)
+        check_network(loaded.name, loaded.defense, images)
+        for line in loaded.notes:
+            options.note(line)
+        pairs.append((loaded, images))
+    return pairs
 
 
 def prepared_by_defense(dataset: Spec) -> bool:
@@ -301,8 +301,3 @@ def with_preprocessing(dataset: Spec, loaded: Loaded) -> Spec:
             f"{', '.join(USUAL)}, or add a line preprocessing = ... to the card"
         )
     return dataset.replaced(preprocessing=preprocessing)
-
-
-def check_fit(loaded: Loaded, images: Images) -> None:
-    """Raise an error, before anything is computed, if a defense does not support the size, channels or classes."""
-    check_network(loaded.name, loaded.defense, images)

@@ -115,8 +115,8 @@ def make_record(
         health=tuple(outcome.health),
         device=provenance.device_name(device),
         platform=provenance.platform_facts(),
-        started=_iso(started),
-        finished=_iso(finished),
+        started=iso(started),
+        finished=iso(finished),
         extra={
             **(extra or {}),
             **{name: value for name in ("rows", "search") if (value := getattr(outcome, name))},
@@ -198,7 +198,8 @@ def _keep_other(folder: Path, new: Record) -> None:
         supersede(folder)
 
 
-def _iso(moment: datetime) -> str:
+def iso(moment: datetime) -> str:
+    """A time in UTC, as records have it: "2026-01-31T12:00:00Z"."""
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

@@ -12,6 +12,7 @@ from robench.core.errors import ResourceError, UsageError
 from robench.data import Images
 from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded, load
+from robench.defenses._suitability import check_network
 from robench.engine.attack_context import Samples
 from robench.engine.batched_model import Judge, vote
 from robench.engine.device import choose_device
@@ -20,7 +21,6 @@ from robench.engine.run import Run
 from robench.engine.setup import Setup, find_attacker
 from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import Processes, choose_workers
-from robench.evaluation.planning import check_fit
 from robench.records.certificates import Applied, certified, is_attacked, read_certificates
 from robench.records.estimate import SUFFIX
 from robench.records.inputs import defense_of, images_of
@@ -125,7 +125,7 @@ def check(baseline: Path | str, defense: str | None = None, options: Options | N
     loaded = load(
         name, record.job.dataset.name, options.checkpoint, device, images.class_subset, images.image_size
     )
-    check_fit(loaded, images)
+    check_network(loaded.name, loaded.defense, images)
     return _Check(record, loaded, images, device, options).run()
 
 

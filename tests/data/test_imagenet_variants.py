@@ -13,6 +13,9 @@ from robench.core.errors import ResourceError, UsageError
 from robench.data import imagenet_variants as variants
 from robench.data import load_dataset
 from robench.data._names import synsets, synsets_of
+from robench.evaluation.options import Options
+from robench.evaluation.planning import load_all
+from robench.evaluation.protocol import choose_protocol
 from tests.data.real import REAL, needs
 from tests.data.test_image_files import VAL, picture
 
@@ -96,16 +99,25 @@ class Favourite(nn.Module):
 INDICES = torch.tensor([synsets().index(each) for each in synsets_of("r")])
 
 
+FAVOURITE = "python:tests.data.test_imagenet_variants.favourite(image_size=8)"
+
+
 def favourite():
     return Favourite()
+
+
+def test_certify_and_diagnose_load_the_two_hundred_too(renditions):
+    protocol = choose_protocol(None, PART, "Linf:1/255", 20)
+    options = Options(data_dir=str(renditions))
+    ((loaded, images),) = load_all([FAVOURITE], protocol, options, torch.device("cpu"))
+    assert loaded.defense.num_classes == len(images.classes) == 200
 
 
 def test_only_the_logits_of_the_two_hundred_count(renditions, tmp_path, capsys, monkeypatch):
     images = load_dataset(PART, samples=20, data_dir=str(renditions))
     expected = ((images.x[:, 0, 0, 0] * 199).round() == images.y).float().mean()
-    defense = "python:tests.data.test_imagenet_variants.favourite(image_size=8)"
     arguments = ["--dataset", PART, "--threat", "Linf:1/255", "--attack", "fgsm", "--samples", "20"]
-    arguments += ["--data-dir", str(renditions), "--results", str(tmp_path), "--defense", defense]
+    arguments += ["--data-dir", str(renditions), "--results", str(tmp_path), "--defense", FAVOURITE]
     with pytest.raises(SystemExit) as end:
         main(["run", *arguments, "--json"])
     out, err = capsys.readouterr()
