@@ -14,6 +14,10 @@ from robench.core.errors import UsageError, some
 
 # Maximum length of a string in a table, in characters.
 _LONGEST = 10_000
+_WORDS = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a string", list: "a list", dict: "a table",
+    None: "None", NoneType: "None",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,5 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _name(kind: Any) -> str:
-    if getattr(kind, "from_text", False):
-        return "str"
-    return "None" if kind in (None, NoneType) else getattr(get_origin(kind) or kind, "__name__", str(kind))
+    kind = str if getattr(kind, "from_text", False) else get_origin(kind) or kind
+    return _WORDS.get(kind) or getattr(kind, "__name__", str(kind))

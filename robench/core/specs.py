@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from robench.core.errors import UsageError, some
+from robench.core.fields import check_value
 from robench.core.trust import like
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(:[^\s()][^()]*)?")
@@ -26,17 +27,8 @@ RENAMED = {"fit": "size_mode"}
 _LONGEST, _SHOWN, _WHOLE = 10_000, 200, 2**63
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# What the values of a parameter with this annotation are, and which are accepted.
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "bool": ("True or False", lambda value: isinstance(value, int) and value in (0, 1)),
-    "int": ("a whole number", lambda value: _is_number(value) and value == int(value)),
-    "float": ("a number", _is_number),
-    "str": ("a string", lambda value: isinstance(value, str)),
-}
+# The annotations of parameters whose values are checked.
+_KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
 
 
 @dataclass(frozen=True)
@@ -234,13 +226,13 @@ def _check_kinds(builder: Callable[..., Any], arguments: Mapping[str, Any]) -> N
     0 and 1 are accepted for bool, and integral floats for int. The default is always accepted.
     """
     for name, parameter in inspect.signature(builder).parameters.items():
-        kind = parameter.annotation
-        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
-        if name not in arguments or kind not in _KINDS or (value := arguments[name]) == parameter.default:
+        annotation = parameter.annotation
+        kind = _KINDS.get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
+        if name not in arguments or kind is None or (value := arguments[name]) == parameter.default:
             continue
-        expected, accepts = _KINDS[kind]
-        if not accepts(value):
-            raise ValueError(f"{name}={value!r}: expected {expected}")
+        is_bool = kind is bool and value in (0, 1)
+        if not is_bool and not (kind is int and isinstance(value, float) and value.is_integer()):
+            check_value(name, value, kind)
 
 
 def build(spec: Spec, builder: Callable[..., Any]) -> Any:

@@ -46,21 +46,21 @@ def test_valid_tables_are_accepted(table):
         ({}, "a.toml: the field name is missing"),
         ({"nam": "a"}, 'a.toml: unknown field "nam": expected some of name, names'),
         ({"name": "a", "path": "b"}, 'a.toml: unknown field "path"'),
-        ({"name": 3}, "a.toml: name = 3: expected str"),
+        ({"name": 3}, "a.toml: name = 3: expected a string"),
         ({"name": "a\0"}, "holds a null byte: expected text"),
         ({"name": "a" * 10_001}, "a.toml: name has 10001 characters: expected at most 10000"),
         ({"name": "a", "count": 0}, "a.toml: count = 0: expected at least 1"),
-        ({"name": "a", "count": 1.0}, "a.toml: count = 1.0: expected int"),
-        ({"name": "a", "count": True}, "a.toml: count = True: expected int"),
-        ({"name": "a", "rate": "0.5"}, "a.toml: rate = '0.5': expected float"),
+        ({"name": "a", "count": 1.0}, "a.toml: count = 1.0: expected a whole number"),
+        ({"name": "a", "count": True}, "a.toml: count = True: expected a whole number"),
+        ({"name": "a", "rate": "0.5"}, "a.toml: rate = '0.5': expected a number"),
         ({"name": "a", "rate": -1}, "a.toml: rate = -1: expected a finite number, at least 0"),
         ({"name": "a", "rate": float("inf")}, "expected a finite number"),
-        ({"name": "a", "flag": 1}, "a.toml: flag = 1: expected bool"),
+        ({"name": "a", "flag": 1}, "a.toml: flag = 1: expected True or False"),
         ({"name": "a", "precision": "fp16"}, "a.toml: precision = 'fp16': expected fp32 or bf16"),
-        ({"name": "a", "names": "b"}, "a.toml: names = 'b': expected list"),
-        ({"name": "a", "names": ["b", 3]}, "a.toml: names, item 2, = 3: expected str"),
-        ({"name": "a", "figures": {"x": "y"}}, "a.toml: figures.x = 'y': expected float"),
-        ({"name": "a", "limit": "3"}, "a.toml: limit = '3': expected int or None"),
+        ({"name": "a", "names": "b"}, "a.toml: names = 'b': expected a list"),
+        ({"name": "a", "names": ["b", 3]}, "a.toml: names, item 2, = 3: expected a string"),
+        ({"name": "a", "figures": {"x": "y"}}, "a.toml: figures.x = 'y': expected a number"),
+        ({"name": "a", "limit": "3"}, "a.toml: limit = '3': expected a whole number or None"),
     ],
 )
 def test_invalid_tables_are_refused(table, text):
@@ -73,5 +73,5 @@ def test_settings_are_named_as_in_a_spec():
     check_settings(Kind("a"))
     with pytest.raises(ValueError, match=r"^rate=-0.5: expected a finite number, at least 0$"):
         check_settings(Kind("a", rate=-0.5))
-    with pytest.raises(ValueError, match=r"^name=3: expected str$"):
+    with pytest.raises(ValueError, match=r"^name=3: expected a string$"):
         check_settings(Kind(3))  # type: ignore[arg-type]

@@ -196,8 +196,8 @@ def test_more_distortion_is_a_larger_radius():
     [
         ('threats = {16 = "fgo:1"}', "did you mean fog"),
         ('threats = {small = "fog:1"}', "expected pixels"),
-        ("threats = {16 = 3}", "threats.16 = 3: expected str"),
-        ('threats = "fog:1"', "expected dict"),
+        ("threats = {16 = 3}", "threats.16 = 3: expected a string"),
+        ('threats = "fog:1"', "expected a table"),
     ],
 )
 def test_mistakes_in_a_rung_name_the_file(tmp_path, line, says):

@@ -190,7 +190,7 @@ def test_without_peft_it_says_so_before_the_first_stage(tmp_path, monkeypatch):
         ('source="standard-digits", mask_ratio=-0.5', "at least 0"),
         ('source="standard-digits", rank=1.5', "rank=1.5: expected a whole number"),
         ('source="standard-digits", rank=2, alpha=0', "alpha=0: expected above 0"),
-        ('source="standard-digits", offline=1', "offline=1: expected bool"),
+        ('source="standard-digits", offline=1', "offline=1: expected True or False"),
         ('source="standard-digits", eps="8/0"', "radius of threat"),
         ('source="standard-digits", eps=-1', "at least 0"),
         ('source="standard-digit"', r'unknown defense "standard-digit": did you mean standard-digits'),

@@ -117,7 +117,7 @@ def test_digits_come_in_other_sizes():
         ('"mimir-digits"', '"mimir-digit"', 'unknown defense "mimir-digit"'),
         ('"mimir-digits"', '"trades-digits"', "trades-digits has no checkpoint to start from"),
         ("width=64", "width=32", "it belongs to another network|of shape"),
-        ("probe = true", 'probe = "yes"', "expected bool"),
+        ("probe = true", 'probe = "yes"', "expected True or False"),
         ("samples = 64", "samples = 5000", "its train split has 1258"),
         ("[recipe.fine", "[recipe.pretraining]\nepochs = 1\n[recipe.fine", "give only one"),
     ],

@@ -200,7 +200,7 @@ def test_the_command_reports_to_people_and_machines(baseline, tmp_path, capsys, 
         ("", r"expected tables \[\[check\]\]"),
         ('[[check]]\ndefense = "a"\n', "the field baseline is missing"),
         ('[[check]]\nbaseline = "a"\nmargins = 1\n', 'unknown field "margins"'),
-        ('[[check]]\nbaseline = "a"\nmargin = "b"\n', "expected float"),
+        ('[[check]]\nbaseline = "a"\nmargin = "b"\n', "expected a number"),
         ("[[check]\n", "not valid TOML"),
     ],
 )
