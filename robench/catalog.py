@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, UsageError, is_path, unknown_name
-from robench.core.fields import check_table
+from robench.core.fields import PERCENT, check_table
 from robench.core.specs import Spec
 from robench.core.trust import admit, like, written
 from robench.corruption.suite import SPEC, corruptions
@@ -21,7 +21,6 @@ from robench.threats.knowledge import Knowledge
 from robench.threats.threat import NO_THREAT, Threat
 
 _PACKAGE = Path(__file__).parent
-_CLAIM = {"clean", "robust", "threat", "attack", "source"}
 FOLDERS = {
     "defense": "defenses",
     "attack": "attacks",
@@ -55,8 +54,7 @@ class Card:
         threat: threat it was trained against; empty if undefended.
         preprocessing: preprocessing of its images, a name of `robench.data.preprocessing`; empty if not specified.
         paper, license, description: for display.
-        claims: published results: `clean` and `robust` accuracy in percent, `threat`, `attack`, `source`, and an
-            optional `note`.
+        claims: published results, see `Claim`.
         recipe: how `robench train` trains the checkpoint; empty if it cannot.
         path: the file of the card.
         edited: whether a field differs from the file of the card.
@@ -85,6 +83,18 @@ class Card:
     def spec(self) -> Spec:
         """The builder's spec."""
         return specs.parse(self.builder)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published result, an entry of `Card.claims`: accuracies in percent."""
+
+    clean: Annotated[float, PERCENT]
+    robust: Annotated[float, PERCENT]
+    threat: str
+    attack: str
+    source: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -344,7 +354,8 @@ def read(kind: type[Item], path: Path) -> Item:
     elif isinstance(item, Card):
         assert item.spec  # raises if the builder is not a spec
         for claim in item.claims:
-            _check_claim(claim, path)
+            check_table(claim, Claim, f"{path}: a claim")
+            Threat.parse(claim["threat"])
     return item
 
 
@@ -375,19 +386,6 @@ def _tables(kind: type[Table], key: str, tables: list[Any], path: Path) -> list[
         if not isinstance(table, Mapping):
             raise UsageError(f"{path}: {key} holds {table!r}: expected tables [[{key}]]")
     return [make(kind, table, path) for table in tables]
-
-
-def _check_claim(claim: Mapping[str, Any], path: Path) -> None:
-    missing = _CLAIM - claim.keys()
-    unknown = claim.keys() - _CLAIM - {"note"}
-    if missing or unknown:
-        problem = f"lacks {', '.join(sorted(missing))}" if missing else f"has {', '.join(sorted(unknown))}"
-        raise UsageError(f"{path}: a claim {problem}: expected {', '.join(sorted(_CLAIM))}, optional: note")
-    for key in ("clean", "robust"):
-        value = claim[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-            raise UsageError(f"{path}: a claim has {key} = {value!r}: expected a percentage, 0 to 100")
-    Threat.parse(claim["threat"])
 
 
 def make(kind: type[Table], table: Any, path: Path) -> Table:

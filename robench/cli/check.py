@@ -67,32 +67,24 @@ def command(
     verdicts: list[Verdict] = []
     seconds: list[float] = []
     listed: list[Baseline] = []
-    unreadable: dict[str, RobenchError] = {}
-    errors: list[tuple[str, str]] = []
-    # Errors are kept by position, because a baseline may be listed twice.
-    for position, path in enumerate(baselines):
-        name = f"argument {position}"
-        with common.collected(unreadable, name, alone=len(baselines) == 1):
+    errors: list[tuple[str, RobenchError]] = []
+    for path in baselines:
+        with common.collected(errors, path, alone=len(baselines) == 1):
             listed += read_baselines(path)
-        if name in unreadable:
-            errors.append((path, str(unreadable[name])))
-    for position, baseline in enumerate(listed):
+    for baseline in listed:
         options = Options(device=device, data_dir=data_dir, note=common.note)
         options = replace(options, **baseline.settings | given)
         begun = time.monotonic()
-        name = f"check {position}"
-        with common.collected(unreadable, name, alone=len(listed) == len(baselines) == 1):
-            verdicts.append(check(baseline.folder, defense or baseline.defense, options))
-        if name in unreadable:
-            errors.append((str(baseline.folder), str(unreadable[name])))
-            continue
-        verdict = verdicts[-1]
-        seconds.append(time.monotonic() - begun)
-        common.say(f"{verdict.defense} against {verdict.baseline}", "bold")
-        for step in verdict.steps:
-            mark = ("holds", "green") if step.held else ("FAILS", "bold red")
-            console.print(Text.assemble("  ", mark, plain(f"  {step.name}: {step.detail}")), soft_wrap=True)
-        common.say(f"  {ci_report.cost(verdict)}, {seconds[-1]:.1f} s", "dim")
+        with common.collected(errors, str(baseline.folder), alone=len(listed) == len(baselines) == 1):
+            verdict = check(baseline.folder, defense or baseline.defense, options)
+            verdicts.append(verdict)
+            seconds.append(time.monotonic() - begun)
+            common.say(f"{verdict.defense} against {verdict.baseline}", "bold")
+            for step in verdict.steps:
+                mark = ("holds", "green") if step.held else ("FAILS", "bold red")
+                line = Text.assemble("  ", mark, plain(f"  {step.name}: {step.detail}"))
+                console.print(line, soft_wrap=True)
+            common.say(f"  {ci_report.cost(verdict)}, {seconds[-1]:.1f} s", "dim")
     if junit:
         write_file(Path(junit), ci_report.junit(verdicts, seconds, errors))
     if summary:
@@ -108,5 +100,5 @@ def command(
     failed = [f"{verdict.defense}: {verdict.reason}" for verdict in verdicts if not verdict.held]
     if failed:
         message = f"{len(failed)} of {len(verdicts)} checks failed: {'; '.join(failed)}"
-        unreadable["checks"] = CheckFailed(message)
-    common.raise_worst(unreadable)
+        errors.append(("checks", CheckFailed(message)))
+    common.raise_worst(errors)

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -190,11 +190,11 @@ def report(left_out: "Sequence[LeftOut]", used: int, what: str = "left out", nam
 
 
 @contextmanager
-def collected(errors: dict[str, RobenchError], name: str, alone: bool) -> Iterator[None]:
+def collected(errors: list[tuple[str, RobenchError]], name: str, alone: bool) -> Iterator[None]:
     """Keep the error of one of several items, so that the others are looked at too; `raise_worst` raises it.
 
     Args:
-        errors: where the error goes, under `name`.
+        errors: where the error goes, with `name`.
         alone: whether there is only this item; then its error is not printed among the results as well.
     """
     try:
@@ -202,15 +202,15 @@ def collected(errors: dict[str, RobenchError], name: str, alone: bool) -> Iterat
     except RobenchError as error:
         if not alone:
             click.echo(plain(f"FAILED: {error}"))
-        errors[name] = error
+        errors.append((name, error))
 
 
-def raise_worst(errors: Mapping[str, RobenchError]) -> None:
+def raise_worst(errors: Sequence[tuple[str, RobenchError]]) -> None:
     """Raise one error for all, with the highest exit code among them and a line for each; nothing if there are none.
 
     Raises:
         RobenchError: of the kind with the highest exit code.
     """
     if errors:
-        worst = max(errors.values(), key=lambda error: error.exit_code)
-        raise type(worst)("\n".join(str(error) for error in errors.values()))
+        worst = max((error for _, error in errors), key=lambda error: error.exit_code)
+        raise type(worst)("\n".join(str(error) for _, error in errors))

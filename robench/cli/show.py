@@ -18,6 +18,7 @@ from robench.cli import common, costs
 from robench.cli.completion import names_of
 from robench.core import index, registry, specs
 from robench.core.errors import RobenchError, UsageError, unknown_name
+from robench.core.grouping import grouped
 from robench.core.sanitize import plain, plain_lines
 from robench.defenses.loaders import scheme_of
 from robench.defenses.resolution import find_card
@@ -122,9 +123,7 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
 
 def _known() -> dict[str, dict[str, Any]]:
     """Kind -> name -> what shows it; the first kind that knows a name has it."""
-    families: dict[str, list[Card]] = {}
-    for card in catalog.cards().values():
-        families.setdefault(card.family, []).append(card)
+    families = grouped(catalog.cards().values(), lambda card: card.family)
     builders = {
         "attack": registry.attacks,
         "builder of defenses": registry.defenses,

@@ -80,14 +80,14 @@ def command(
     if replay_seed is not None and not replay and all(check == _record for _, _, check in items):
         raise UsageError("--replay-seed chooses the images of --replay: add --replay K, or leave it out")
     options = _Options(defense, checkpoint, data_dir, choose_device(device), replay, replay_seed, verbose)
-    failed: dict[str, RobenchError] = {}
+    failed: list[tuple[str, RobenchError]] = []
     for name, folder, check in items:
         if len(items) > 1:
             common.say(name, "bold")
         with common.collected(failed, name, alone=len(items) == 1):
             if fields := check(folder, options):
                 broken = ", ".join(dict.fromkeys(fields))
-                failed[name] = CheckFailed(f"verification of {plain(name)} failed: {broken}")
+                failed.append((name, CheckFailed(f"verification of {plain(name)} failed: {broken}")))
     common.raise_worst(failed)
 
 

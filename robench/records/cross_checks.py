@@ -13,6 +13,7 @@ import numpy as np
 
 from robench.core import strict_json
 from robench.core.errors import ResourceError
+from robench.core.grouping import grouped
 from robench.engine.outcome import ResultWarning
 from robench.engine.tolerances import beyond_chance
 from robench.records import estimate, json_files
@@ -113,11 +114,8 @@ def _transfer(
     records: Sequence[Record], subject: Callable[[Record], tuple]
 ) -> dict[tuple, list[ResultWarning]]:
     """Warn if an attacker who does not know the defense fooled images that no white-box attack fooled."""
-    groups: dict[tuple, list[Record]] = {}
-    for record in records:
-        groups.setdefault(subject(record), []).append(record)
     warnings: dict[tuple, list[ResultWarning]] = {}
-    for about, subject_records in groups.items():
+    for about, subject_records in grouped(records, subject).items():
         white = [record for record in subject_records if _knows(record)]
         black = [record for record in subject_records if not _knows(record)]
         if not white or not black:

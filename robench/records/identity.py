@@ -166,11 +166,3 @@ def _agree(one: np.ndarray, other: np.ndarray, slack: float) -> bool:
         close = np.abs(one - other) <= slack * (1 + np.minimum(np.abs(one), np.abs(other)))
     off = ~(close | (one == other) | (np.isnan(one) & np.isnan(other)))
     return int(off.sum()) <= len(one) // _ONE_IN
-
-
-def by_subject(records: Iterable[Record], number: dict[int, int]) -> dict[int, list[Record]]:
-    """The records of each number of `subjects`."""
-    grouped: dict[int, list[Record]] = {}
-    for record in records:
-        grouped.setdefault(number[id(record)], []).append(record)
-    return grouped

@@ -20,7 +20,7 @@ from robench.reports.formatting import EMPTY, figure, kinds
 from robench.reports.leaderboards import Leaderboard, Table, every_row, leaderboards
 from robench.reports.notes import warning_notes
 from robench.reports.ranking import NO_RANK, Row, Section, sections, shown_name
-from robench.reports.robustbench import Claim, with_claims
+from robench.reports.robustbench import Claim, claims_only, with_claims
 from robench.reports.table import BOARD_FORMATS, COLUMNS, SORTS, WIDTH, Grid, render
 from robench.statistics.accuracy import percent
 
@@ -76,8 +76,6 @@ def board(
     format: str = "text",
     width: int = WIDTH,
     sort: str = "robust",
-    intervals: bool = True,
-    claims: Sequence[Claim] = (),
     choice: Choice | None = None,
 ) -> str:
     """A leaderboard for each data set and threat, ending in a newline. CSV and JSON have one table of all rows.
@@ -90,7 +88,6 @@ def board(
         format: one of `FORMATS`.
         width: width of the text in characters.
         sort: the column to sort each table by, best first; one of `SORTS`.
-        intervals, claims: used if `choice` is None.
         choice: what is shown.
 
     Raises:
@@ -98,7 +95,7 @@ def board(
     """
     one_of("format", format, FORMATS)
     one_of("column", sort, SORTS)
-    choice = choice or Choice(intervals=intervals, claims=claims)
+    choice = choice or Choice()
     columns = [one_of("column", _OLD.get(name, name), tuple(COLUMNS)) for name in choice.columns]
     more = format == "md" if choice.more is None else choice.more
     choice = replace(choice, columns=columns, more=more)
@@ -119,7 +116,7 @@ def board(
     parts = [part for leaderboard in boards for part in _parts(leaderboard, format, width, choice)]
     shown_places = {(leaderboard.dataset, leaderboard.threat) for leaderboard in boards if leaderboard.main}
     other_claims = [c for c in choice.claims if (c.dataset, c.threat) not in shown_places]
-    grids = [*with_claims({}, other_claims), *certified_grids, *corruption_grids]
+    grids = [*claims_only(other_claims), *certified_grids, *corruption_grids]
     parts += [render(grid, format, width, choice.header) for grid in grids]
     if not parts:
         hidden = sum(1 for _ in every_row(boards))
@@ -135,8 +132,7 @@ def _parts(leaderboard: Leaderboard, format: str, width: int, choice: Choice) ->
     grids, place = [], (leaderboard.dataset, leaderboard.threat)
     if leaderboard.main:
         claims = [claim for claim in choice.claims if (claim.dataset, claim.threat) == place]
-        grids = with_claims({(*place, 0): _grid(leaderboard.main, choice)}, claims)
-        grids += _draws(leaderboard.main)
+        grids = [with_claims(_grid(leaderboard.main, choice), claims), *_draws(leaderboard.main)]
     further = [grid for table in leaderboard.more for grid in (_grid(table, choice), *_draws(table))]
     further += [_series_grid(leaderboard)] if leaderboard.series else []
     folded = format == "md" and choice.header and choice.more and further

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robench.core.grouping import grouped
 from robench.records.certification import Certification
 from robench.records.store import slug
 from robench.reports.plots import curves as plotted
@@ -72,9 +73,7 @@ def _method(result: Certification) -> list[str]:
 
 def grids(results: Sequence[Certification]) -> list[Grid]:
     """A table for each data set and threat: what is proven beside what an attack found, most images first."""
-    places: dict[tuple[str, str], list[Certification]] = {}
-    for result in results:
-        places.setdefault((result.dataset.name, result.threat), []).append(result)
+    places = grouped(results, lambda result: (result.dataset.name, result.threat))
     tables = [_board(members) for members in places.values()]
     return [table for _, table in sorted(tables, key=lambda pair: pair[0])]
 

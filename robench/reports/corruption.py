@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.core.formatting import count, duration
+from robench.core.grouping import grouped
 from robench.core.sanitize import plain
 from robench.corruption.names import COMMON, SEVERITIES
 from robench.records.record import Record
@@ -123,15 +124,11 @@ def _cells(record: Record) -> Table:
 
 def grids(records: Sequence[Record]) -> Iterator[Grid]:
     """One table per protocol of the records under corruptions, sorted by mCE. They have no ranks."""
-    tables: dict[str, list[Record]] = {}
-    for record in records:
-        if record.corrupted:
-            tables.setdefault(record.job.protocol, []).append(record)
+    tables = grouped((r for r in records if r.corrupted), lambda record: record.job.protocol)
     for protocol in sorted(tables):
-        groups: dict[tuple, list[Record]] = {}
-        for record in tables[protocol]:
-            job = record.job
-            groups.setdefault((job.suite.name, job.suite.attacks, job.dataset.digest), []).append(record)
+        groups = grouped(
+            tables[protocol], lambda r: (r.job.suite.name, r.job.suite.attacks, r.job.dataset.digest)
+        )
         notes: list[str] = []
         ordered = (sorted(groups[key], key=_order) for key in sorted(groups))
         rows = tuple(tuple(_line(record, notes) for record in group) for group in ordered)

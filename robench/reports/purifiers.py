@@ -11,6 +11,7 @@ from robench.catalog import Rung, Suite
 from robench.core import specs
 from robench.core.errors import UsageError
 from robench.core.formatting import count
+from robench.core.grouping import grouped
 from robench.records.randomized import FIELD, unattacked
 from robench.records.record import Record
 from robench.reports.cells import lowest, on_images, on_protocol, run_command, with_files
@@ -92,14 +93,8 @@ def rows_of(records: Sequence[Record], suite: Suite) -> Iterator[Row]:
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     """The records by protocol and threat, where at least one is of a purifier."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record.corrupted:
-            continue
-        groups.setdefault((record.job.protocol, record.job.threat), []).append(record)
-    purified = {
-        key for key, group in groups.items() if any(record.job.defense.classifier for record in group)
-    }
+    groups = grouped((r for r in records if not r.corrupted), lambda r: (r.job.protocol, r.job.threat))
+    purified = (key for key, group in groups.items() if any(r.job.defense.classifier for r in group))
     return {key: groups[key] for key in sorted(purified)}
 
 

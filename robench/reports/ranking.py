@@ -14,8 +14,9 @@ import numpy as np
 
 from robench import catalog
 from robench.core import specs
+from robench.core.grouping import grouped
 from robench.records.estimate import bound
-from robench.records.identity import by_subject, subjects
+from robench.records.identity import subjects
 from robench.records.record import Record
 from robench.records.samples import held
 from robench.reports.cells import on_protocol, run_command
@@ -122,18 +123,13 @@ def _best_known(records: Sequence[Record], subject: dict[int, int]) -> dict[int,
     An adversarial example within a smaller radius is also one within a larger radius.
     """
     lowest: dict[int, Accuracy] = {}
-    for defense_records in by_subject(records, subject).values():
-        by_kind: dict[str, list[Record]] = {}
-        for record in defense_records:
-            by_kind.setdefault(record.job.threat_model.kind, []).append(record)
-        for bounds in by_kind.values():
-            bounds.sort(key=_radius)
-            proven = (bound(r.robust_accuracy, r.extra) for r in bounds)
-            smallest = itertools.accumulate(proven, partial(min, key=_value))
-            lowest_up_to = list(smallest)
-            for record in bounds:
-                within = bisect_right(bounds, _radius(record) * (1 + 1e-9), key=_radius)
-                lowest[id(record)] = lowest_up_to[within - 1]
+    for bounds in grouped(records, lambda r: (subject[id(r)], r.job.threat_model.kind)).values():
+        bounds.sort(key=_radius)
+        proven = (bound(r.robust_accuracy, r.extra) for r in bounds)
+        lowest_up_to = list(itertools.accumulate(proven, partial(min, key=_value)))
+        for record in bounds:
+            within = bisect_right(bounds, _radius(record) * (1 + 1e-9), key=_radius)
+            lowest[id(record)] = lowest_up_to[within - 1]
     return lowest
 
 
@@ -191,10 +187,7 @@ def _claimed(record: Record) -> float | None:
 
 def _seeds(records: list[Record], subject: dict[int, int]) -> Iterator[str]:
     """The mean over several seeds of one run."""
-    groups: dict[tuple, list[Record]] = {}
-    for record in records:
-        groups.setdefault((subject[id(record)], record.job.defense.name), []).append(record)
-    for group in groups.values():
+    for group in grouped(records, lambda r: (subject[id(r)], r.job.defense.name)).values():
         if len({record.job.seed for record in group}) > 1:
             mean, deviation = mean_and_deviation([100 * record.robust_accuracy.value for record in group])
             job = group[0].job

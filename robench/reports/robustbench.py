@@ -14,6 +14,7 @@ from typing import Any
 from robench import catalog
 from robench.core import specs, strict_json
 from robench.core.errors import ResourceError, RobenchError, UsageError
+from robench.core.grouping import grouped
 from robench.core.io import write_file
 from robench.records.record import Record
 from robench.records.store import slug
@@ -161,27 +162,19 @@ def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
     return list(files)
 
 
-def with_claims(grids: dict[tuple[str, str, int], Grid], claims: Sequence[Claim]) -> list[Grid]:
-    """Add claims to the grids of their data set and threat, in separate groups. Other claims get separate grids.
-
-    Args:
-        grids: grids by data set, threat and a distinguishing number.
-    """
-    tables: dict[tuple[str, str], list[Claim]] = {}
-    for claim in claims:
-        tables.setdefault((claim.dataset, claim.threat), []).append(claim)
-    result, shown = [], set()
-    for (dataset, threat, _), grid in grids.items():
-        matching = tables.get((dataset, threat), [])
-        shown.add((dataset, threat))
-        result.append(_with(grid, matching) if matching else grid)
-    for (dataset, threat), matching in sorted(tables.items()):
-        if (dataset, threat) not in shown:
-            result.append(_with(Grid(f"{dataset} · {threat} · claims only", _ALONE, ()), matching))
-    return result
+def claims_only(claims: Sequence[Claim]) -> list[Grid]:
+    """A table of claims for each data set and threat."""
+    tables = grouped(claims, lambda claim: (claim.dataset, claim.threat))
+    return [
+        with_claims(Grid(f"{dataset} · {threat} · claims only", _ALONE, ()), members)
+        for (dataset, threat), members in sorted(tables.items())
+    ]
 
 
-def _with(grid: Grid, claims: list[Claim]) -> Grid:
+def with_claims(grid: Grid, claims: Sequence[Claim]) -> Grid:
+    """Add claims to the table of their data set and threat, in a separate group."""
+    if not claims:
+        return grid
     columns = grid.columns
     if "claimed %" not in columns:
         place = columns.index("robust %") + 1 if "robust %" in columns else len(columns)

@@ -20,8 +20,8 @@ from robench.reports.formatting import suite_label
 from robench.statistics.accuracy import Accuracy, interval, percent
 
 
-def run_table(records: Sequence[Record], details: bool = True) -> RenderableType:
-    """One row per record; with details, also attacks, cost and warnings below.
+def run_table(records: Sequence[Record]) -> RenderableType:
+    """One row per record, and attacks, cost and warnings below.
 
     Fits 80 columns. Text from cards and records is never interpreted as markup.
     """
@@ -30,9 +30,8 @@ def run_table(records: Sequence[Record], details: bool = True) -> RenderableType
     for record in records:
         if record.corrupted:
             parts += [Text(), corruption.report(record)] if parts else [corruption.report(record)]
-    if details:
-        for record in attacked:
-            parts += [Text(), *_details(record, named=len(records) > 1)]
+    for record in attacked:
+        parts += [Text(), *_details(record, named=len(records) > 1)]
     return Group(*parts)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robench.core.grouping import grouped
 from robench.records.estimate import NOT_ATTACKED
 from robench.records.record import Job, Record
 from robench.records.samples import read_samples
@@ -79,10 +80,7 @@ def curves(radii: Sequence[str], records: Sequence[Record]) -> list[Curve]:
     Args:
         radii: as in threats, in increasing order; "0" means clean accuracy.
     """
-    series: dict[tuple[str, str, str], list[Record]] = {}
-    for record in records:
-        job = record.job
-        series.setdefault((job.defense.name, job.suite.name, job.knowledge), []).append(record)
+    series = grouped(records, lambda r: (r.job.defense.name, r.job.suite.name, r.job.knowledge))
     return [Curve(*names, _points(radii, members)) for names, members in series.items()]
 
 

@@ -1,7 +1,7 @@
 """The table of unforeseen attacks: robust accuracy of each defense, and the mean, from records alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from robench import catalog
 from robench.canonical import suite_name
 from robench.catalog import Rung, Suite
 from robench.core.errors import UsageError
+from robench.core.grouping import grouped
 from robench.records.record import Record
 from robench.records.samples import held
 from robench.reports.cells import lowest, on_images, on_protocol, ordinary_protocols, run_command
@@ -60,12 +61,9 @@ def unforeseen(records: Sequence[Record], ladder: str | Suite = "unforeseen") ->
     if suite is None or not any(rung.threats for rung in suite.rungs):
         known = ", ".join(name for name, s in catalog.suites().items() if any(r.threats for r in s.rungs))
         raise UsageError(f'no ladder of threats "{ladder}": expected one of {known}')
-    groups: dict[tuple[str, str, str, int], list[Record]] = {}
-    for record in records:
-        job = record.job
-        groups.setdefault((job.dataset.name, job.dataset.split, job.dataset.digest, job.n), []).append(record)
+    images = grouped(records, lambda r: (*astuple(r.job.dataset), r.job.n))
     grids = []
-    for (dataset, split, _, n), image_records in sorted(groups.items()):
+    for (dataset, split, _, n), image_records in sorted(images.items()):
         columns = _columns(image_records, suite)
         if columns:
             grids.append(_grid(f"{dataset} {split}, n = {n:,}", suite, columns))
@@ -78,10 +76,7 @@ def _columns(records: list[Record], suite: Suite) -> list[Column]:
     by_side = [tuple(str(rung.threat(side, _ANY)) for rung in suite.rungs) for side in sides]
     # Records have no image size, but their radii reveal it.
     threats = max(by_side, key=lambda texts: sum(r.job.threat in texts for r in records))
-    subjects: dict[tuple[str, str, int], list[Record]] = {}
-    for record in records:
-        job = record.job
-        subjects.setdefault((job.defense.name, job.defense.checkpoint_sha256, job.seed), []).append(record)
+    subjects = grouped(records, lambda r: (r.job.defense.name, r.job.defense.checkpoint_sha256, r.job.seed))
     columns = []
     for (name, checkpoint, seed), members in sorted(subjects.items()):
         pairs = ((i, _filling(members, rung, threats[i])) for i, rung in enumerate(suite.rungs))

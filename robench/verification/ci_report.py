@@ -3,12 +3,13 @@
 import xml.etree.ElementTree as tree
 from collections.abc import Sequence
 
+from robench.core.errors import RobenchError
 from robench.core.formatting import count, markdown
 from robench.core.sanitize import plain
 from robench.verification.regression import Verdict
 
-# A baseline that could not be checked, and the message of its error.
-Error = tuple[str, str]
+# A baseline that could not be checked, and its error.
+Error = tuple[str, RobenchError]
 
 
 def junit(verdicts: Sequence[Verdict], seconds: Sequence[float], errors: Sequence[Error] = ()) -> bytes:
@@ -37,10 +38,10 @@ def junit(verdicts: Sequence[Verdict], seconds: Sequence[float], errors: Sequenc
                 tree.SubElement(case, "system-out").text = plain(step.detail)
             else:
                 tree.SubElement(case, "failure", message=plain(step.detail))
-    for name, message in errors:
+    for name, error in errors:
         suite = tree.SubElement(root, "testsuite", name=plain(name), tests="1", failures="0", errors="1")
         case = tree.SubElement(suite, "testcase", name="check", classname=f"robench.check.{plain(name)}")
-        tree.SubElement(case, "error", message=plain(message))
+        tree.SubElement(case, "error", message=plain(str(error)))
     tree.indent(root)
     return tree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
@@ -53,7 +54,7 @@ def annotations(verdicts: Sequence[Verdict], errors: Sequence[Error] = ()) -> st
             if not step.held:
                 title = _property(f"{plain(verdict.defense)}: {step.name}")
                 lines.append(f"::error title={title}::{_message(plain(step.detail))}\n")
-    lines += [f"::error title={_property(plain(name))}::{_message(plain(text))}\n" for name, text in errors]
+    lines += [f"::error title={_property(plain(name))}::{_message(plain(str(e)))}\n" for name, e in errors]
     return "".join(lines)
 
 
@@ -66,7 +67,7 @@ def summary(verdicts: Sequence[Verdict], errors: Sequence[Error] = ()) -> str:
             lines.append(
                 f"| {status} | {markdown(verdict.defense)} | {step.name} | {markdown(step.detail)} |"
             )
-    lines += [f"| **ERROR** | {markdown(name)} | check | {markdown(message)} |" for name, message in errors]
+    lines += [f"| **ERROR** | {markdown(name)} | check | {markdown(str(e))} |" for name, e in errors]
     for verdict in verdicts:
         lines += ["", f"{markdown(verdict.defense)}: {cost(verdict)}."]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from robench.records import certificates, samples
 from robench.records.estimate import SUFFIX
 from robench.records.findings import Finding, equal
 from robench.records.inputs import nameless
-from robench.records.record import SCHEMA, Record
+from robench.records.record import SCHEMA, DefenseFacts, Record
 
 
 def findings(record: Record, folder: Path, images: Images, loaded: Loaded | None) -> Iterator[Finding]:
@@ -46,19 +47,11 @@ def _defense(record: Record, loaded: Loaded, images: Images) -> Iterator[Finding
     if nameless(record):
         yield from _weights(record, loaded)
         return
-    actual = {
-        "name": loaded.name,
-        "family": loaded.family,
-        "card_digest": loaded.card_digest,
-        "checkpoint_sha256": loaded.checkpoint_sha256,
-        "parameters": sum(p.numel() for p in loaded.defense.parameters()),
-        "classifier": loaded.classifier,
-        **({"state_sha256": loaded.state_sha256} if record.job.defense.state_sha256 else {}),
-    }
-    for name, value in actual.items():
-        claim = getattr(record.job.defense, name)
-        # A record may omit the number of parameters, and a user's own checkpoint has no family.
-        if claim is not None and (value or name != "family"):
+    claims = asdict(record.job.defense)
+    for name, value in asdict(DefenseFacts.of(loaded)).items():
+        claim = claims[name]
+        # A record may omit the number of parameters, an older one the state; a user's own checkpoint has no family.
+        if claim is not None and (claim or name != "state_sha256") and (value or name != "family"):
             yield equal(f"defense.{name}", claim, value, "the defense that was loaded")
     if "classes" in record.extra:
         class_counts = {"counted": len(images.classes), "of": loaded.knows}

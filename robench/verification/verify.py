@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import CheckFailed
+from robench.core.grouping import grouped
 from robench.core.rng import Stream
 from robench.data._base import Images
 from robench.data._lazy_images import LazyImages
@@ -68,10 +69,8 @@ class Report:
     @property
     def trust_lines(self) -> list[str]:
         """The fields on trust, one line per reason."""
-        fields_by_reason: dict[str, list[str]] = {}
-        for field, reason in self.trusted.items():
-            fields_by_reason.setdefault(reason, []).append(field)
-        return [f"{', '.join(names)}: {reason}" for reason, names in fields_by_reason.items()]
+        by_reason = grouped(self.trusted, lambda field: self.trusted[field])
+        return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
     def __str__(self) -> str:
         if self.broken:

@@ -328,9 +328,9 @@ def test_claims_are_listed_and_shown(robench_cli, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("clean = 101", "a claim has clean = 101: expected a percentage"),
-        ("clean = 80.0\nauthor = 'me'", "a claim has author: expected"),
-        ("", "a claim lacks clean: expected"),
+        ("clean = 101", "a claim: clean = 101: expected a percentage"),
+        ("clean = 80.0\nauthor = 'me'", """a claim: unknown field "author": expected some of"""),
+        ("", "a claim: the field clean is missing"),
         ("clean = 80.0\nthreat = 'Linf:x'", 'malformed radius "x"'),
     ],
 )

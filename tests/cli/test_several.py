@@ -28,5 +28,5 @@ def test_one_alone_fails_in_one_line(tmp_path, capsys):
 
 def test_the_worst_exit_code_stands():
     with pytest.raises(ResourceError, match="a\nb\nc"):
-        common.raise_worst({"a": CheckFailed("a"), "b": ResourceError("b"), "c": UsageError("c")})
-    common.raise_worst({})
+        common.raise_worst([("a", CheckFailed("a")), ("b", ResourceError("b")), ("c", UsageError("c"))])
+    common.raise_worst([])

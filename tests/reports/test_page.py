@@ -16,7 +16,7 @@ from robench.core.errors import ResourceError, UsageError
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.records.record import Record, SuiteFacts, read_record, stable
-from robench.reports.board import NO_RANK
+from robench.reports.board import NO_RANK, Choice
 from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view, write_page
 from robench.reports.table import SORTS
@@ -253,7 +253,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, run):
 def test_another_column_first_and_no_intervals(tmp_path):
     for name, correct in (("b", 20), ("a", 10)):
         with_robust(make_run(tmp_path / "r", defense=name), correct)
-    write_page(collect([tmp_path / "r"]), tmp_path / "board", sort="defense", intervals=False)
+    write_page(collect([tmp_path / "r"]), tmp_path / "board", sort="defense", choice=Choice(intervals=False))
     ((_, (_, *lines)),) = rows(tmp_path / "board")
     assert [line[1].split()[0] for line in lines] == ["a", "b"]
     assert lines[0][2] == "33.33"

@@ -11,7 +11,7 @@ from robench.cli.main import main
 from robench.core.errors import ResourceError, UsageError
 from robench.records.collection import collect
 from robench.records.record import SuiteFacts
-from robench.reports.board import board
+from robench.reports.board import Choice, board
 from robench.reports.robustbench import model_info, read_claims, write_infos
 from tests.fabricate import make_run
 from tests.reports.test_papers import AUTOATTACK
@@ -57,7 +57,7 @@ def test_claims_stand_apart_and_change_no_rank(tmp_path):
     their_file(tmp_path)
     claims = read_claims([tmp_path / "model_info"])
     for form in ("text", "md", "latex"):
-        alone, made = board(found, form), board(found, form, width=160, claims=claims)
+        alone, made = board(found, form), board(found, form, width=160, choice=Choice(claims=claims))
         (row,) = [line for line in made.splitlines() if "Theirs2024" in line and "claimed" in line]
         cells = (
             [cell.strip(" \\") for cell in row.replace("&", "|").split("|")]
@@ -69,14 +69,14 @@ def test_claims_stand_apart_and_change_no_rank(tmp_path):
         (before,) = [line for line in alone.splitlines() if "mimir-digits" in line]
         assert own.split()[:2] == before.split()[:2]
         assert "not ranked here" in made
-    assert "<b>" not in board(found, "md", claims=claims)
-    assert board(found, "csv", claims=claims) == board(found, "csv")
+    assert "<b>" not in board(found, "md", choice=Choice(claims=claims))
+    assert board(found, "csv", choice=Choice(claims=claims)) == board(found, "csv")
 
 
 def test_claims_of_another_threat_have_a_table_of_their_own(tmp_path):
     ours(tmp_path / "results")
     their_file(tmp_path, eps="4/255")
-    made = board(collect([tmp_path / "results"]), claims=read_claims([tmp_path]))
+    made = board(collect([tmp_path / "results"]), choice=Choice(claims=read_claims([tmp_path])))
     assert "digits · Linf:4/255 · claims only" in made
 
 

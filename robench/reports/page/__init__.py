@@ -24,7 +24,7 @@ from robench.reports.board import SORTS, Choice, all_rows
 from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view
 from robench.reports.page.pictures import Gallery, Picture
-from robench.reports.robustbench import Claim, with_claims
+from robench.reports.robustbench import claims_only
 from robench.reports.run_summary import cost
 
 INDEX = "index.html"
@@ -39,10 +39,8 @@ def write_page(
     output: Path | str,
     *,
     sort: str = "robust",
-    intervals: bool = True,
     pictures: bool = True,
     data_dir: str | None = None,
-    claims: Sequence[Claim] = (),
     choice: Choice | None = None,
 ) -> Path:
     """Write the board of `records` to the folder `output`, and return the path of its first page.
@@ -52,7 +50,6 @@ def write_page(
     Args:
         records: any records, usually from `robench.records.collection.collect`.
         sort: the column to sort by, best first.
-        intervals, claims: used if `choice` is None.
         pictures: whether to show adversarial examples.
         data_dir: folder of data sets with files; None shows pictures only for data sets without files.
         choice: which rows to show, with or without intervals, and published claims in separate tables.
@@ -64,7 +61,7 @@ def write_page(
     output = Path(output)
     one_of("column", sort, SORTS)
     _check(output)
-    choice = choice or Choice(intervals=intervals, claims=claims)
+    choice = choice or Choice()
     boards = leaderboards(records, sort, choice.only)
     certifications = records.certifications if isinstance(records, Collection) else ()
     apart = [] if choice.only else [*certification.grids(certifications), *corruption.grids(records)]
@@ -80,7 +77,7 @@ def write_page(
     index = environment.get_template(INDEX).render(
         tabs=tabs,
         pages=pages,
-        apart=[*apart, *with_claims({}, choice.claims)],
+        apart=[*apart, *claims_only(choice.claims)],
         sort=sort,
         newest=max((record.finished[:10] for record in records), default=""),
         root="",

@@ -10,6 +10,7 @@ from robench import catalog
 from robench.catalog import Card
 from robench.core import specs
 from robench.core.errors import RobenchError
+from robench.core.grouping import grouped
 from robench.records import estimate
 from robench.records.inputs import has_own_images, nameless
 from robench.records.record import Job, Record
@@ -176,9 +177,7 @@ def tabs(boards: Sequence[Leaderboard]) -> tuple[list[Tab], list[Page]]:
             description = protocol.description if protocol else ""
             plot = chart.scatter(main.lines, f"Robust against clean accuracy, {main.table.title}")
         result.append(Tab(name, board, description, main, tuple(more), plot))
-    by_defense: dict[str, list[Line]] = {}
-    for line in lines:
-        by_defense.setdefault(line.record.job.defense.name, []).append(line)
+    by_defense = grouped(lines, lambda line: line.record.job.defense.name)
     return result, [_page(name, by_defense[name]) for name in sorted(by_defense)]
 
 
@@ -286,9 +285,8 @@ def _files(names: Iterable[str]) -> dict[str, str]:
 
 
 def _page(name: str, lines: list[Line]) -> Page:
-    levels: dict[str, list[Line]] = {}
-    for line in sorted(lines, key=lambda line: not adaptive(line.record.job.knowledge)):
-        levels.setdefault(line.record.job.knowledge, []).append(line)
+    ordered = sorted(lines, key=lambda line: not adaptive(line.record.job.knowledge))
+    levels = grouped(ordered, lambda line: line.record.job.knowledge)
     return Page(
         name,
         lines[0].page,

@@ -23,7 +23,6 @@ INK, QUIET, WRONG, LINE = "#1b1f24", "#6a737d", "#b3261e", "#d0d7de"
 COLOURS = ("#000000", "#6699CC", "#994455", "#EE99AA", "#004488", "#997700", "#EECC66")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
-HATCHES = ("", "///", "\\\\\\", "xxx", "...", "+++", "ooo")
 # Lightness increases with the value, so the order is visible in print.
 SHADES = "cividis"
 _NOTHING: dict[str, dict[str, None]] = {
