@@ -98,6 +98,11 @@ def shortened(name: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
 
 
+def one_line(error: Exception, most: int = 200) -> str:
+    """The text of an error in one line of at most `most` characters; its type if it has no text."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def is_path(name: str) -> bool:
     """Whether a name can only be the path of a file or folder."""
     if "(" in name or (":" in name and "\\" not in name):

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -43,6 +43,12 @@ def list_classes(folder: Path, name: str) -> dict[str, list[Path]]:
     except OSError as error:
         raise ResourceError(f"{error.filename}: {error.strerror}: {name} needs a readable folder") from error
     unusable += [folder / inner for inner, files in classes.items() if not files]
+    check_usable(classes, unusable, folder, name)
+    return classes
+
+
+def check_usable(classes: Sized, unusable: Sequence[Path], folder: Path, name: str) -> None:
+    """Refuse a folder without classes, or with files and folders that are not images or are empty."""
     if unusable:
         raise ResourceError(
             f"{len(unusable)} of the files and folders of {name} are not images or are empty: {named(unusable)}; "
@@ -50,7 +56,6 @@ def list_classes(folder: Path, name: str) -> dict[str, list[Path]]:
         )
     if not classes:
         raise ResourceError(f"{folder} has no folders of images: {name} has one for each class")
-    return classes
 
 
 @dataclass(frozen=True)

@@ -166,13 +166,7 @@ def list_folder(folder: Path, name: str) -> Folder:
             places.append(np.arange(len(files)))
     except OSError as error:
         raise ResourceError(f"{error.filename}: {error.strerror}: {name} needs a readable folder") from error
-    if unusable:
-        raise ResourceError(
-            f"{len(unusable)} of the files and folders of {name} are not images or are empty: "
-            f"{_image_files.named(unusable)}; move them away or restore them"
-        )
-    if not classes:
-        raise ResourceError(f"{folder} has no folders of images: {name} has one for each class")
+    _image_files.check_usable(classes, unusable, folder, name)
     order = np.lexsort((np.concatenate(labels), np.concatenate(places)))
     return Folder(folder, classes, np.concatenate(names)[order], np.concatenate(labels)[order])
 

@@ -212,11 +212,7 @@ def numbered(files: dict[str, list[Path]], folder: Path, name: str) -> list[tupl
         ResourceError: for a folder that is not one of the 1,000 synsets, or files not named like those of ImageNet.
     """
     labels = {synset: k for k, synset in enumerate(synsets())}
-    if unknown := [folder / synset for synset in files if synset not in labels]:
-        raise ResourceError(
-            f"{len(unknown)} of {len(files)} folders of {name} are not among ImageNet's 1,000 synsets: "
-            f"{_image_files.named(unknown)}"
-        )
+    _image_files.check_known(files, synsets(), folder, name, "ImageNet's 1,000 synsets")
     rows: dict[int, tuple[int, int, Path]] = {}
     misnamed: list[Path] = []
     for synset, paths in files.items():

@@ -50,10 +50,6 @@ def load(name: str, data_dir: str | None, preprocessing: str, samples: int | Non
 def _labels(source: Folder, name: str) -> torch.Tensor:
     """The label of every row among the 1,000 classes."""
     known = {synset: k for k, synset in enumerate(synsets())}
-    if unknown := [source.folder / synset for synset in source.classes if synset not in known]:
-        raise ResourceError(
-            f"{len(unknown)} of {len(source.classes)} folders of {name} are not among ImageNet's 1,000 synsets: "
-            f"{_image_files.named(unknown)}"
-        )
+    _image_files.check_known(source.classes, synsets(), source.folder, name, "ImageNet's 1,000 synsets")
     labels = torch.tensor([known[synset] for synset in source.classes])
     return labels[torch.from_numpy(source.labels)]
