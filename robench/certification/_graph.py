@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from robench.core.errors import UsageError
+from robench.core.errors import UsageError, one_line
 from robench.core.torch_state import evaluating
 
 # Unit roundoff of float32. The bounds are computed in float64, whose errors the slack of one thousandth covers.
@@ -79,7 +79,7 @@ def steps_of(model: nn.Module, x: Tensor) -> list[Step]:
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UsageError(
             f"no bound known for {type(model).__name__}: it cannot be traced ({reason})"
         ) from error
@@ -128,7 +128,7 @@ def _check_rows(model: nn.Module, images: Tensor, expected: Tensor) -> None:
     try:
         together = model(images)
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UsageError(
             f"no bound known for {type(model).__name__}: it cannot take several images ({reason})"
         ) from error

@@ -98,8 +98,8 @@ def shortened(name: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
 
 
-def one_line(error: Exception, most: int = 200) -> str:
-    """The text of an error in one line of at most `most` characters; its type if it has no text."""
+def one_line(error: BaseException, most: int | None = 200) -> str:
+    """The text of an error in one line of at most `most` characters (all for None); its type if it has no text."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, UsageError, one_line
 from robench.data._lazy_images import PixelFile
 from robench.data.preprocessing import USUAL, Preprocessing, parse
 
@@ -223,7 +223,7 @@ def opened(source: Path | Blob, channels: int, smallest: int = 1) -> Image.Image
         return "damaged: not an image"
     # Exceptions that Pillow raises for damaged files of these formats.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"damaged: {' '.join(str(error).split())[:120]}"
+        return f"damaged: {one_line(error, 120)}"
     if min(converted.size) < smallest:
         return f"too small for a crop of {smallest} px: {_px(converted.size[::-1])}"
     return converted

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench.core.errors import ResourceError
+from robench.core.errors import ResourceError, one_line
 from robench.data._lazy_images import PixelFile
 
 # Number of bytes read at a time.
@@ -65,7 +65,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) else ""
-        text = " ".join(str(error).split())[:120] or type(error).__name__
+        text = one_line(error, 120)
         reason = reason or f"damaged or not an array of numbers ({text})"
         raise ResourceError(f"{path}: {reason}: get the file again") from error
 

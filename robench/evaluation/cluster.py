@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from robench.core.errors import CheckFailed, ResourceError, RobenchError, portable
+from robench.core.errors import CheckFailed, ResourceError, RobenchError, one_line, portable
 from robench.core.formatting import install
 from robench.engine.run_queue import ATTEMPTS, RunQueue, Share
 from robench.engine.shares import share_count
@@ -97,7 +97,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     except Exception as error:
         # Ray raises a plain Exception if its processes take longer than 30 seconds to start.
         place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
-        raise ResourceError(f"{place}: {' '.join(str(error).split())[:200]}") from error
+        raise ResourceError(f"{place}: {one_line(error)}") from error
     try:
         yield ray
     finally:
@@ -194,7 +194,7 @@ class _Actors:
         Raises:
             ResourceError: if no worker starts in several attempts.
         """
-        now, reason = time.monotonic(), " ".join(str(error).split())[:300] or type(error).__name__
+        now, reason = time.monotonic(), one_line(error, 300)
         # Workers that were started together count once.
         if now >= self.hire_at:
             self.hire_at = now + _PATIENCE

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from robench.core import strict_json
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, UsageError, one_line
 from robench.core.formatting import size
 from robench.core.io import claim, disk_errors, read_ordinary, write_file, write_whole
 from robench.records import record as record_file
@@ -100,7 +100,7 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
         except Exception as error:
             yield (
                 str(source),
-                f"not an archive of records ({_text(error)}): robench results export writes one",
+                f"not an archive of records ({one_line(error, None)}): robench results export writes one",
             )
             return
         for name in names:
@@ -276,12 +276,8 @@ def _bundle(read: Callable[[str], bytes]) -> Bundle | str:
         check(record, in_memory(contents))
     # Encrypted, damaged or unusually compressed archives raise many kinds of errors.
     except Exception as error:
-        return _text(error)
+        return one_line(error, None)
     return Bundle(record, {**contents, record_file.FILE: encoded})
-
-
-def _text(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _sha256(path: Path) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robench.core.errors import ResourceError
+from robench.core.errors import ResourceError, one_line
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class LeftOut:
     @classmethod
     def of(cls, file: Path, error: Exception) -> "LeftOut":
         """The file with the text of `error`, without the file name that the text may begin with."""
-        text = " ".join(str(error).split()) or type(error).__name__
-        return cls(file, text.removeprefix(f"{file}: "))
+        return cls(file, one_line(error, None).removeprefix(f"{file}: "))
 
 
 def files_named(name: str, root: Path | str) -> Iterator[Path | LeftOut]:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from robench.core.cache import cache_folder
-from robench.core.errors import ResourceError, RobenchError
+from robench.core.errors import ResourceError, RobenchError, one_line
 from robench.core.io import claim, write_whole
 from robench.records.store import PARTIAL
 
@@ -229,8 +229,7 @@ class RemoteFolder:
             mend = f": pip install {package}" if package else ""
             raise ResourceError(f"{self.url}: {error}{mend}") from None
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
-            raise ResourceError(f"{self.url}: {text or type(error).__name__}") from error
+            raise ResourceError(f"{self.url}: {one_line(error)}") from error
 
 
 def _is_in(name: str, part: Path | None) -> bool:

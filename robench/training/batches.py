@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, UsageError, one_line
 from robench.data._lazy_images import LazyImages
 from robench.data._streamed_pictures import Pictures, as_picture
 from robench.training.augment import augment
@@ -139,7 +139,7 @@ def _watched(loader: Iterable[Any]) -> Iterator[Any]:
         if "DataLoader worker" not in str(error):
             raise
         raise ResourceError(
-            f"a process that reads images ended ({' '.join(str(error).split())[:200]}), most likely out of memory or "
+            f"a process that reads images ended ({one_line(error)}), most likely out of memory or "
             "of shared memory (/dev/shm): repeat the command with fewer --workers to resume"
         ) from error
 

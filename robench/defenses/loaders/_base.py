@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, UsageError, one_line
 from robench.core.torch_state import evaluating
 from robench.defenses._base import Defense
 from robench.defenses._checkpoints import Weights, load_into, read_weights
@@ -142,11 +142,6 @@ def needed(module: str, source: Source | str, extra: str) -> ModuleType:
     # A package too old for its own dependencies may raise anything.
     except Exception as error:
         raise ResourceError(f"{source} needs {module} ({one_line(error)}): {extra}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text in one line of at most 200 characters; its type if it has no text."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def normalisation(

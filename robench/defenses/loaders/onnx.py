@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from robench.core import registry
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, UsageError, one_line
 from robench.core.formatting import install
-from robench.defenses.loaders._base import Channels, Found, Source, needed, normalisation, one_line, wrap
+from robench.defenses.loaders._base import Channels, Found, Source, needed, normalisation, wrap
 from robench.defenses.loaders._onnx_graph import Graph
 from robench.defenses.loaders._onnx_ops import TYPES
 

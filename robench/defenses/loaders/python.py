@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from robench.core import registry, specs
-from robench.core.errors import ResourceError, RobenchError, UsageError, unknown_name
+from robench.core.errors import ResourceError, RobenchError, UsageError, one_line, unknown_name
 from robench.defenses._base import Defense
-from robench.defenses.loaders._base import Channels, Found, Source, fill, normalisation, one_line, wrap
+from robench.defenses.loaders._base import Channels, Found, Source, fill, normalisation, wrap
 
 
 @registry.loaders.register("python")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from robench.core import registry
-from robench.core.errors import ResourceError
-from robench.defenses.loaders._base import Channels, Found, Source, normalisation, one_line, wrap
+from robench.core.errors import ResourceError, one_line
+from robench.defenses.loaders._base import Channels, Found, Source, normalisation, wrap
 
 # Our choice: a file's description of itself, written by torch.jit.save(module, FILE, _extra_files={NOTE: json}).
 NOTE = "robench.json"
