@@ -35,6 +35,8 @@ class Range:
 
 NOT_NEGATIVE = Range("a finite number, at least 0", lambda value: 0 <= value < math.inf)
 AT_LEAST_ONE = Range("at least 1", lambda value: value >= 1)
+AT_MOST_ONE = Range("at most 1", lambda value: value <= 1)
+BETWEEN = Range("above 0 and below 1", lambda value: 0 < value < 1)
 BELOW_ONE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 PERCENT = Range("a percentage, 0 to 100", lambda value: 0 <= value <= 100)
 ABOVE_ZERO = Range("above 0", lambda value: value > 0)

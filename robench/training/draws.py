@@ -134,12 +134,7 @@ def _keep(part: Part, whole: Tensor, copies: int) -> Tensor:
 
 
 def _in_place(part: Part, func: Any, args: Any, kwargs: Any) -> Tensor:
-    tensor, *rest = args
-    copies = _copies(part, len(tensor)) if tensor.dim() else 0
-    if not copies:
-        return func(*args, **kwargs)
-    whole = tensor.new_empty(copies * part.size, *tensor.shape[1:])
-    return tensor.copy_(_keep(part, func(whole, *rest, **kwargs), copies))
+    return args[0].copy_(_like(part, func, args, kwargs))
 
 
 def _like(part: Part, func: Any, args: Any, kwargs: Any) -> Tensor:

@@ -186,7 +186,7 @@ def test_without_peft_it_says_so_before_the_first_stage(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ('source="standard-digits", mask_ratio=1', "mask_ratio=1: expected below 1"),
+        ('source="standard-digits", mask_ratio=1', "mask_ratio=1: expected at least 0 and below 1"),
         ('source="standard-digits", mask_ratio=-0.5', "at least 0"),
         ('source="standard-digits", rank=1.5', "rank=1.5: expected a whole number"),
         ('source="standard-digits", rank=2, alpha=0', "alpha=0: expected above 0"),
@@ -212,7 +212,11 @@ def test_bad_settings_are_one_clear_line(settings, said):
             "cannot be trained on digits: this purifier takes images of 8 px, not of 16 px",
         ),
         ("patch_size=4", "patch_size=5", "must be a multiple of patch_size=5"),
-        ("mask_ratio=0,", "mask_ratio=1,", "purifying, stage 2: .*mask_ratio=1: expected below 1"),
+        (
+            "mask_ratio=0,",
+            "mask_ratio=1,",
+            "purifying, stage 2: .*mask_ratio=1: expected at least 0 and below 1",
+        ),
         ('source="standard-digits"', 'source="trades-digits"', "trades-digits comes without trained weights"),
     ],
 )

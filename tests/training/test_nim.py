@@ -272,9 +272,9 @@ def test_a_classifiers_training_goes_on_after_an_interruption(purifier_card, tmp
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ('nim(sigma="beta")', "sigma='beta': expected one of gamma, fixed, uniform"),
-        ("nim(sigma=75.0)", "sigma=75.0: expected a string"),
-        ("nim(shape=0.0)", "expected numbers above 0"),
+        ('nim(sigma="beta")', "sigma='beta': expected gamma or fixed or uniform"),
+        ("nim(sigma=75.0)", "sigma=75.0: expected gamma or fixed or uniform"),
+        ("nim(shape=0.0)", "shape=0.0: expected above 0"),
         ("nim(low=9.0, high=3.0)", "expected low to be at most high"),
         ("mim(mask_ratio=1.0)", "mask_ratio=1.0: expected above 0 and below 1"),
         ("mim(mask_ratio=0.0)", "mask_ratio=0.0: expected above 0"),
@@ -291,7 +291,7 @@ def test_mistakes_in_pre_training(spec, said):
         ("denoised", r"denoised needs purifier: write denoised\(purifier=...\)"),
         ("denoised(purifier=3)", "purifier=3: expected a string"),
         ('denoised(purifier="de3-digits", sigma=-1.0)', "sigma=-1.0: expected a finite number, at least 0"),
-        ('denoised(purifier="de3-digits", start="old")', "start='old': expected one of encoder, new"),
+        ('denoised(purifier="de3-digits", start="old")', "start='old': expected encoder or new"),
     ],
 )
 def test_mistakes_in_fine_tuning(spec, said):

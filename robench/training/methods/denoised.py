@@ -1,7 +1,7 @@
 """Training of De^3's classifier on images denoised by its purifier (You et al., arXiv 2302.01056)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,8 @@ from robench.core.errors import UsageError
 from robench.defenses import load_purifier
 from robench.defenses.de3 import DE3
 from robench.training.methods._base import Budget, Method, logits, methods, tensors
+from robench.training.pretrained import HEAD, load_encoder
 from robench.training.schedule import parameter_groups
-
-# Initial weights of the classifier: those of the purifier's encoder, or random ones.
-STARTS = ("encoder", "new")
 
 
 class Pair(nn.Module):
@@ -47,12 +45,7 @@ class Denoised(Method):
 
     purifier: str
     sigma: float = 30.0
-    start: str = "encoder"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start not in STARTS:
-            raise ValueError(f"start={self.start!r}: expected one of {', '.join(STARTS)}")
+    start: Literal["encoder", "new"] = "encoder"
 
     @property
     def sets_weights(self) -> bool:
@@ -96,14 +89,10 @@ def _load_encoder(purifier: DE3, classifier: nn.Module) -> None:
     """
     state = purifier.encoder_state()
     shapes = {key: value.shape for key, value in classifier.state_dict().items()}
-    expected = {key: shape for key, shape in shapes.items() if not key.startswith(("fc_norm.", "head."))}
+    expected = {key: shape for key, shape in shapes.items() if not key.startswith(HEAD)}
     if expected != {key: value.shape for key, value in state.items()}:
         raise ValueError(
             "the classifier cannot start from the purifier's encoder, because the networks differ: "
             'use the same sizes, or write start="new"'
         )
-    classifier.load_state_dict(state, strict=False)
-    head = classifier.get_submodule("head")
-    assert isinstance(head, nn.Linear)
-    nn.init.trunc_normal_(head.weight, std=2e-5)
-    nn.init.zeros_(head.bias)
+    load_encoder(state, classifier, head_std=2e-5)

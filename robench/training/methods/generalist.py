@@ -2,12 +2,13 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robench.core.fields import AT_LEAST_ONE, AT_MOST_ONE
 from robench.training.adversarial import pgd
 from robench.training.methods._base import Budget, Method, logits, methods, tensors
 from robench.training.schedule import parameter_groups
@@ -43,20 +44,12 @@ class Generalist(Method):
             that code uses 10, for SGD.
     """
 
-    share: float = 0.4
-    share_from: float = 2 / 3
-    start: float = 0.625
-    every: int = 5
+    share: Annotated[float, AT_MOST_ONE] = 0.4
+    share_from: Annotated[float, AT_MOST_ONE] = 2 / 3
+    start: Annotated[float, AT_MOST_ONE] = 0.625
+    every: Annotated[int, AT_LEAST_ONE] = 5
     natural_lr: float = 1.0
     needs_average: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("share", "share_from", "start"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected at most 1")
-        if self.every < 1:
-            raise ValueError(f"every={self.every!r}: expected at least 1")
 
     def robust_share(self, part: float) -> float:
         """The weight g of the robust learner at the finished fraction `part` of the training."""

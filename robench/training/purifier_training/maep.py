@@ -9,12 +9,13 @@ on the cross entropy of a ResNet-18, L1 loss, Adam with learning rate 1e-4, batc
 import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from robench.core.errors import ResourceError, UsageError
+from robench.core.fields import BELOW_ONE
 from robench.data._lazy_images import LazyImages
 from robench.defenses import Defense, find_card, load
 from robench.defenses._base import Purifier
@@ -55,7 +56,7 @@ class TrainMAEP(PurifierTraining):
     step_size: float | str = 2 / 255
     steps: int = 100
     offline: bool = True
-    mask_ratio: float = 0.5
+    mask_ratio: Annotated[float, BELOW_ONE] = 0.5
     reconstruction: float = 1.0
     rank: int = 0
     alpha: int = 16
@@ -65,12 +66,9 @@ class TrainMAEP(PurifierTraining):
             if isinstance(radius := getattr(self, name), str):
                 object.__setattr__(self, name, Threat.parse(f"Linf:{radius}").eps)
         super().__post_init__()
-        if self.mask_ratio >= 1:
-            reason = "because some patches must stay visible"
-            raise ValueError(f"mask_ratio={self.mask_ratio!r}: expected below 1, {reason}")
         if self.rank and not self.alpha:
             raise ValueError(f"alpha={self.alpha!r}: expected above 0")
-        if not isinstance(self.source, str) or not self.source:
+        if not self.source:
             raise ValueError(
                 f'source={self.source!r}: name the defense to attack, such as source="standard-digits"'
             )

@@ -7,11 +7,13 @@ arXiv 2111.06377 (MIM).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robench.core.fields import ABOVE_ZERO, BETWEEN
 from robench.defenses._base import Purifier
 from robench.defenses.de3 import DE3, Seen, statistics_of
 from robench.training.purifier_training._base import PurifierTraining, purifier_trainings
@@ -32,19 +34,15 @@ class NIM(PurifierTraining):
         shape, scale, level, low, high: parameters of these distributions.
     """
 
-    sigma: str = "gamma"
-    shape: float = 25.0
-    scale: float = 3.0
+    sigma: Literal["gamma", "fixed", "uniform"] = "gamma"
+    shape: Annotated[float, ABOVE_ZERO] = 25.0
+    scale: Annotated[float, ABOVE_ZERO] = 3.0
     level: float = 75.0
     low: float = 0.0
     high: float = 150.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sigma not in _DISTRIBUTIONS:
-            raise ValueError(f"sigma={self.sigma!r}: expected one of {', '.join(_DISTRIBUTIONS)}")
-        if not (self.shape and self.scale):
-            raise ValueError(f"shape={self.shape} and scale={self.scale}: expected numbers above 0")
         if self.low > self.high:
             raise ValueError(f"low={self.low} and high={self.high}: expected low to be at most high")
 
@@ -70,12 +68,7 @@ class MIM(PurifierTraining):
         mask_ratio: fraction of patches hidden.
     """
 
-    mask_ratio: float = 0.75
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio={self.mask_ratio}: expected above 0 and below 1")
+    mask_ratio: Annotated[float, BETWEEN] = 0.75
 
     def learner(self, purifier: Purifier) -> nn.Module:
         return _check_noise("mask", purifier)
