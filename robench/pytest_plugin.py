@@ -28,9 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="check defenses against a record of robench, or the records listed in a TOML file",
     )
     group.addoption(
-        "--robench-trust",
-        action="store_true",
-        help="load the code, models and paths named in baselines",
+        "--robench-trust", action="store_true", help="load the code, models and paths named in baselines"
     )
     group.addoption("--robench-data-dir", metavar="DIR", help="folder with the data sets of robench")
 

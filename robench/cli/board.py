@@ -51,9 +51,7 @@ def _beside(root: str) -> Path:
     help=f"Show only these columns, of {', '.join(COLUMNS)}.",
 )
 @click.option(
-    "--more",
-    is_flag=True,
-    help="Also other suites, other attacker knowledge, smaller protocols, sweeps.",
+    "--more", is_flag=True, help="Also other suites, other attacker knowledge, smaller protocols, sweeps."
 )
 @click.option(
     "--sort",
@@ -66,10 +64,7 @@ def _beside(root: str) -> Path:
 @click.option("--no-intervals", is_flag=True, help="Leave out the confidence intervals.")
 @click.option("--no-header", is_flag=True, help="Print the rows alone, for a table of your own.")
 @click.option(
-    "--claims",
-    metavar="PATH",
-    multiple=True,
-    help="Also show the figures of RobustBench's model_info files.",
+    "--claims", metavar="PATH", multiple=True, help="Also show the figures of RobustBench's model_info files."
 )
 @click.option("--output", metavar="DIR", help="Folder that the pages are written to.  [default: board]")
 @click.option("--no-pictures", is_flag=True, help="Leave adversarial examples out of the pages.")

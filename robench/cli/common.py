@@ -54,10 +54,7 @@ protocol = click.option(
     help="Sets data set, number of images, threat and suites.",
 )
 dataset = click.option(
-    "--dataset",
-    metavar="NAME",
-    shell_complete=names_of("dataset"),
-    help="Data set, instead of a protocol.",
+    "--dataset", metavar="NAME", shell_complete=names_of("dataset"), help="Data set, instead of a protocol."
 )
 threat = click.option(
     "--threat",
@@ -78,11 +75,7 @@ device = click.option(
 )
 # For commands whose runs may use several GPUs.
 devices = click.option(
-    "--device",
-    metavar="NAME",
-    default="auto",
-    show_default=True,
-    help="cpu, cuda, cuda:N, cuda:0,1, xpu.",
+    "--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:N, cuda:0,1, xpu."
 )
 batch_size = click.option(
     "--batch-size", metavar="N", default="auto", show_default=True, help="Images per call of the network."

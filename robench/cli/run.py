@@ -35,12 +35,7 @@ def share_of(text: str) -> tuple[int, int]:
 @click.option("--finetune", hidden=True)
 @click.option("--sweep", "swept", hidden=True)
 @click.option("--curve", "radii", hidden=True)
-@click.option(
-    "--estimate",
-    metavar="POINTS",
-    type=float,
-    help="Attack a sample; half width of the interval.",
-)
+@click.option("--estimate", metavar="POINTS", type=float, help="Attack a sample; half width of the interval.")
 @click.option(
     "--certify-first",
     metavar="SPEC",

@@ -101,10 +101,7 @@ def _items(path: str) -> list[tuple[str, Path, Callable[[Path, _Options], list[s
         return [(path, folder, _record)]
     if not os.path.lexists(folder / RECORD):
         return [(path, folder, _certification)]
-    return [
-        (str(folder / CERTIFICATION), folder, _certification),
-        (str(folder / RECORD), folder, _record),
-    ]
+    return [(str(folder / CERTIFICATION), folder, _certification), (str(folder / RECORD), folder, _record)]
 
 
 def _record(path: Path, options: _Options) -> list[str]:
@@ -122,12 +119,7 @@ def _record(path: Path, options: _Options) -> list[str]:
     sample = Sample.of(options.replay, options.replay_seed) if options.replay else None
     result = report(path, loaded, images, where, sample)
     shown = [item for item in result.findings if options.verbose or not item.held or item.field == REPLAYED]
-    for line in (
-        result,
-        *shown,
-        "not checked (on trust):",
-        *(f"  {line}" for line in result.trust_lines),
-    ):
+    for line in (result, *shown, "not checked (on trust):", *(f"  {line}" for line in result.trust_lines)):
         common.say(line)
     return [item.field for item in result.broken]
 

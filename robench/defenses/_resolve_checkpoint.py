@@ -34,11 +34,7 @@ class Choice:
 
 
 def choose(
-    requested: ResolvedDefense,
-    state: Mapping[str, Tensor],
-    digest: str,
-    path: Path,
-    network: str = "",
+    requested: ResolvedDefense, state: Mapping[str, Tensor], digest: str, path: Path, network: str = ""
 ) -> Choice:
     """Choose the card whose network fits the checkpoint, or the network alone if no card or several have it.
 

@@ -89,11 +89,7 @@ def default_threat(method: str, protocol: str | None) -> str | None:
 
 @standard_state()
 def certify_all(
-    names: Sequence[str],
-    method: str,
-    protocol: Protocol,
-    options: Options,
-    attacks: str | None = ATTACK,
+    names: Sequence[str], method: str, protocol: Protocol, options: Options, attacks: str | None = ATTACK
 ) -> Iterator[Certification]:
     """Certify defenses one after another, with their upper bounds; a saved result is returned as it is.
 

@@ -63,12 +63,7 @@ class Sweep:
 
 
 def sweep(
-    sweep: Sweep,
-    defense: str,
-    suite: str | None,
-    protocol: Protocol,
-    knowledge: list[str],
-    options: Options,
+    sweep: Sweep, defense: str, suite: str | None, protocol: Protocol, knowledge: list[str], options: Options
 ) -> Iterator[tuple[float, Record]]:
     """Run every value and level of attacker knowledge, and yield each value with its record.
 

@@ -56,10 +56,7 @@ def files_named(name: str, root: Path | str) -> Iterator[Path | LeftOut]:
 
 
 def read_all(
-    name: str,
-    roots: Iterable[Path],
-    read: Callable[[Path], Any],
-    wanted: Callable[[Path, Path], bool],
+    name: str, roots: Iterable[Path], read: Callable[[Path], Any], wanted: Callable[[Path, Path], bool]
 ) -> tuple[list[Any], list[LeftOut]]:
     """Read every file of that name under the roots once, sorted by path.
 

@@ -183,11 +183,7 @@ def _grid(table: Table, choice: Choice) -> Grid:
         names=frozenset(COLUMNS[name] for name in _WORDS),
         numbers=_NUMBERS,
         best=frozenset(("clean %", "robust %")),
-        notes=(
-            *warning_notes(marked, mark=""),
-            *table.remarks,
-            *table.missing,
-        ),
+        notes=(*warning_notes(marked, mark=""), *table.remarks, *table.missing),
     )
 
 

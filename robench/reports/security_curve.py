@@ -66,12 +66,7 @@ class Curve:
             }
             for point in self.points
         ]
-        return {
-            "defense": self.defense,
-            "attack": self.attack,
-            "knowledge": self.knowledge,
-            "points": points,
-        }
+        return {"defense": self.defense, "attack": self.attack, "knowledge": self.knowledge, "points": points}
 
 
 def curves(radii: Sequence[str], records: Sequence[Record]) -> list[Curve]:

@@ -40,12 +40,7 @@ def normal_start(x: Tensor, deviation: float = 0.001) -> Tensor:
 
 
 def ascend(
-    x: Tensor,
-    start: Tensor,
-    objective: Callable[[Tensor], Tensor],
-    eps: float,
-    step_size: float,
-    steps: int,
+    x: Tensor, start: Tensor, objective: Callable[[Tensor], Tensor], eps: float, step_size: float, steps: int
 ) -> Tensor:
     """Maximise `objective` by projected signed gradient ascent.
 
@@ -68,13 +63,7 @@ def ascend(
 
 
 def pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    step_size: float,
-    steps: int,
-    best: bool = False,
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, best: bool = False
 ) -> Tensor:
     """Maximise the cross entropy by PGD in Linf, from a uniform random start.
 

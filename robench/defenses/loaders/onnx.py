@@ -16,11 +16,7 @@ from robench.defenses.loaders._onnx_ops import TYPES
 INSTALL = install("onnx")
 # ONNX's standard metadata for images (MetadataProps.md of the specification) as mean and std for pixels in [0, 1].
 _RANGE = "Image.NominalPixelRange"
-_RANGES = {
-    "Normalized_0_1": (None, None),
-    "Normalized_1_1": (0.5, 0.5),
-    "NominalRange_0_255": (0.0, 1 / 255),
-}
+_RANGES = {"Normalized_0_1": (None, None), "Normalized_1_1": (0.5, 0.5), "NominalRange_0_255": (0.0, 1 / 255)}
 _FORMAT = "Image.BitmapPixelFormat"
 
 

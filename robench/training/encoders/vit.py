@@ -26,10 +26,7 @@ class ViTEncoder(Encoder):
         )
         require(isinstance(network.patch_embed.proj, nn.Conv2d), "a ViT without a convolutional stem")
         super().__init__(
-            network,
-            network.patch_embed.patch_size[0],
-            network.patch_embed.grid_size[0],
-            network.embed_dim,
+            network, network.patch_embed.patch_size[0], network.patch_embed.grid_size[0], network.embed_dim
         )
         self.norm = partial(nn.LayerNorm, eps=1e-6)(network.embed_dim)
 
