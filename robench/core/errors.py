@@ -43,8 +43,6 @@ class RobenchError(Exception):
 class CheckFailed(RobenchError):
     """A verification or a regression check did not hold."""
 
-    exit_code = 1
-
 
 class UsageError(RobenchError):
     """Wrong usage: an unknown name, a malformed spec, an impossible combination."""

@@ -103,12 +103,9 @@ class Sampling:
             order[i], share[i] = place, certain + place // size
         return cls(tuple(order), tuple(share), certain)
 
-    def drawn(self, first: int) -> int:
-        """Number of sampled images in the first shares."""
-        return self._drawn[first]
-
     @cached_property
-    def _drawn(self) -> list[int]:
+    def drawn(self) -> list[int]:
+        """Number of sampled images in the first 0, 1, 2, ... shares."""
         sizes = Counter(
             share for share, place in zip(self.share, self.order, strict=True) if place != OUTSIDE
         )
@@ -127,7 +124,7 @@ class Sampling:
         """
         population, ones = current.sample.population, current.sample.ones
         for more in range(first + 1, self.count):
-            sample = Sample(population, self.drawn(more), ones)
+            sample = Sample(population, self.drawn[more], ones)
             if replace(current, sample=sample).half_width <= half_width:
                 return more
         return self.count
@@ -167,7 +164,7 @@ def estimate_steps(
         started = _begin(store, sampling)
         if store.resumes:
             options.note(f"resuming from {store.folder}")
-        current = Estimate(job.n, 0, Sample(sampling.drawn(sampling.count), 0, 0))
+        current = Estimate(job.n, 0, Sample(sampling.drawn[sampling.count], 0, 0))
         first = sampling.certain
         while True:
             first = sampling.next(current, first, options.estimate)

@@ -3,10 +3,9 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robench.records.collection import collect
-from robench.records.record import Record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,12 +28,8 @@ def frame(results: Path | str | Sequence[Path | str] = "results") -> "DataFrame"
     records = collect([results] if isinstance(results, str | Path) else results)
     for left_out in records.left_out:
         warnings.warn(f"left out: {left_out}", stacklevel=2)
-    return pandas.DataFrame([row(record) for record in records], columns=list(_COLUMNS))
-
-
-def row(record: Record) -> dict[str, Any]:
-    """The fields of a record as one flat row."""
-    return {name: value(record) for name, value in _COLUMNS.items()}
+    rows = [{name: value(record) for name, value in _COLUMNS.items()} for record in records]
+    return pandas.DataFrame(rows, columns=list(_COLUMNS))
 
 
 _COLUMNS = {

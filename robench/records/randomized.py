@@ -5,8 +5,7 @@ are from fresh draws, which no attack has seen (robench.engine.judges). Older re
 their candidates were chosen on; `robench results migrate` judges them again.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from robench.records.record import Record, as_json
@@ -26,50 +25,35 @@ class Share:
     interval: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Accuracy of a randomised defense on its draws.
-
-    Attributes:
-        average: mean over samples of the share of correct draws. Its interval is Wilson's for this number of samples,
-            which is wide enough, because a mean of numbers in [0, 1] varies at most as much as one of zeros and ones.
-        worst_draw: share of samples for which every draw is correct.
-        majority: share of samples for which the majority vote is correct.
-    """
-
-    average: Share
-    worst_draw: Share
-    majority: Share
-
-    @classmethod
-    def of(cls, wrong: Sequence[int], right_by_vote: int, draws: int) -> "Figures":
-        """Args:
-        wrong: number of wrong draws of each sample.
-        right_by_vote: number of samples with a correct majority vote.
-        draws: number of draws per sample.
-        """
-        n = len(wrong)
-        right = (n * draws - sum(wrong)) / draws
-        return cls(Share(right / n, wilson(right, n)), _share(wrong.count(0), n), _share(right_by_vote, n))
-
-
 def figures(rows: dict[str, list[Any]], draws: int) -> dict[str, Any]:
     """The figures of a randomised defense in a record, from the columns of samples.parquet.
 
     If the columns have answers to fresh draws, the figures include `fresh` and the accuracy in the first draw alone.
     AutoAttack and most papers report a single draw per image.
+
+    Returns:
+        For "clean" and "robust" images: `average`, the mean over samples of the share of correct draws; `worst_draw`,
+        the share of samples for which every draw is correct; `majority`, the share for which the majority vote is.
+        The interval of the average is Wilson's for this number of samples, which is wide enough, because a mean of
+        numbers in [0, 1] varies at most as much as one of zeros and ones.
     """
-    accuracies = {}
+    n, accuracies = len(rows["label"]), {}
     for name, prediction, wrong in (
         ("clean", "clean_prediction", "clean_draws"),
         ("robust", "prediction", "draws"),
     ):
         right = sum(a == b for a, b in zip(rows[prediction], rows["label"], strict=True))
-        accuracies[name] = asdict(Figures.of(rows[wrong], right, draws))
+        correct = (n * draws - sum(rows[wrong])) / draws
+        shares = {
+            "average": Share(correct / n, wilson(correct, n)),
+            "worst_draw": _share(rows[wrong].count(0), n),
+            "majority": _share(right, n),
+        }
         if ANSWERS[name] in rows:
             first = [answers[0] for answers in rows[ANSWERS[name]]]
-            correct = sum(a == b for a, b in zip(first, rows["label"], strict=True))
-            accuracies[name]["single_draw"] = asdict(_share(correct, len(first)))
+            single = sum(a == b for a, b in zip(first, rows["label"], strict=True))
+            shares["single_draw"] = _share(single, n)
+        accuracies[name] = shares
     fresh = {"fresh": True} if ANSWERS["robust"] in rows else {}
     return as_json({"draws": draws, **fresh, **accuracies})
 

@@ -14,7 +14,6 @@ from robench.records import randomized as draws
 from robench.records.certificates import Certificates, certified
 from robench.records.record import Record
 from robench.threats.threat import Threat
-from robench.verification import fields
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,6 @@ class Evidence:
     def is_estimate(self) -> bool:
         """Whether the suite was run on a sample of the images."""
         return estimate.FIELD in self.record.extra
-
-    @property
-    def kind(self) -> str:
-        return fields.RANDOMIZED if self.draws > 1 else fields.PLAIN
 
     @property
     def asks(self) -> bool:

@@ -247,11 +247,11 @@ def test_a_sampling_deals_every_image_once_and_looks_where_the_interval_may_be_n
     survives = [i % 3 == 0 for i in range(1200)]
     sampling = Sampling.of(survives, list(range(1200)), 0, 50)
     assert [place == OUTSIDE for place in sampling.order] == [not s for s in survives]
-    assert sampling.drawn(sampling.certain) == 0 and sampling.drawn(sampling.count) == 400
+    assert sampling.drawn[sampling.certain] == 0 and sampling.drawn[sampling.count] == 400
     start = Estimate(1200, 0, Sample(400, 0, 0))
     first = sampling.next(start, sampling.certain, 1.0)
-    at = replace(start, sample=Sample(400, sampling.drawn(first), 0))
-    before = replace(start, sample=Sample(400, sampling.drawn(first - 1), 0))
+    at = replace(start, sample=Sample(400, sampling.drawn[first], 0))
+    before = replace(start, sample=Sample(400, sampling.drawn[first - 1], 0))
     assert at.half_width <= 1.0 < before.half_width
     # With an image fooled, more are needed.
     assert sampling.next(replace(at, sample=replace(at.sample, ones=1)), first, 1.0) > first

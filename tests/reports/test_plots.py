@@ -18,7 +18,7 @@ from robench.records.collection import collect
 from robench.reports.labels import short_names
 from robench.reports.plots import PLOTS, find_plot, style
 from robench.reports.plots.curves import Curve, Point, draw
-from robench.reports.plots.heatmaps import heat_map
+from robench.reports.plots.heatmaps import heat_maps
 from tests.fabricate import make_run
 from tests.reports.test_board import with_robust
 
@@ -203,9 +203,8 @@ def test_a_transfer_matrix_has_a_row_a_target_and_a_column_a_source(tmp_path):
 def test_a_heat_map_of_any_shape_finds_room(rows, columns):
     rows, columns = [f"row {i}" * 9 for i in range(rows)], [f"column {i}" for i in range(columns)]
     cells = {(row, column): 0.5 for row in rows for column in columns}
-    style.encode(
-        heat_map(cells, rows, columns, "title", "x", "y")
-    )  # too little room would be a warning, an error
+    # Too little room would be a warning, an error.
+    style.encode(heat_maps({"": cells}, rows, columns, "title", "x", "y"))
 
 
 def test_the_command_writes_what_it_names_and_says_what_is_missing(tmp_path, capsys, monkeypatch):

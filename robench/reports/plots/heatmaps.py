@@ -18,18 +18,6 @@ WHITE_BOX = "itself"
 _LONGEST = 60
 
 
-def heat_map(
-    cells: Mapping[tuple[str, str], float],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    x: str,
-    y: str,
-) -> "Figure":
-    """A heat map of `cells`, (row, column) -> accuracy in [0, 1]. Missing cells are hatched."""
-    return heat_maps({"": cells}, rows, columns, title, x, y)
-
-
 def heat_maps(
     panels: Mapping[str, Mapping[tuple[str, str], float]],
     rows: Sequence[str],
@@ -38,7 +26,11 @@ def heat_maps(
     x: str,
     y: str,
 ) -> "Figure":
-    """Heat maps with the same rows and columns side by side, each with its name as title. See `heat_map`."""
+    """Heat maps with the same rows and columns side by side, each with its name as title.
+
+    Args:
+        panels: name -> (row, column) -> accuracy in [0, 1]. Missing cells are hatched.
+    """
     # Space for the names beside and below the cells: about 0.08 inches per letter. Those below are rotated.
     left, bottom = (0.08 * min(max(map(len, names), default=0), _LONGEST) for names in (rows, columns))
     panel_width = 0.6 * len(columns) + (0.5 if len(panels) > 1 else 0)
@@ -99,7 +91,7 @@ def transfer(records: Sequence[Record]) -> "dict[str, Figure]":
             cells = {key: record.robust_accuracy.value for key, record in by_source.items()}
             rows = sorted({name for name, _ in by_source})
             title = f"Accuracy under attacks on each network\n{protocol} · {threat} · {suite}"
-            figure = heat_map(cells, rows, [WHITE_BOX, *sources], title, "attacked network", "defense")
+            figure = heat_maps({"": cells}, rows, [WHITE_BOX, *sources], title, "attacked network", "defense")
             figures[unused_name(figures, f"{protocol}-{suite}")] = figure
     return figures
 
