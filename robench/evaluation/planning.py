@@ -268,7 +268,7 @@ def load_all(
     ]:
         images = images_of(with_preprocessing(dataset, loaded))
         loaded = restrict_to_classes(loaded, images.class_subset)
-        check_network(loaded.name, loaded.defense, images)
+        check_fit(loaded, images)
         for line in loaded.notes:
             options.note(line)
         pairs.append((loaded, images))
@@ -301,3 +301,8 @@ def with_preprocessing(dataset: Spec, loaded: Loaded) -> Spec:
             f"{', '.join(USUAL)}, or add a line preprocessing = ... to the card"
         )
     return dataset.replaced(preprocessing=preprocessing)
+
+
+def check_fit(loaded: Loaded, images: Images) -> None:
+    """Raise an error, before anything is computed, if a defense does not support the size, channels or classes."""
+    check_network(loaded.name, loaded.defense, images)
