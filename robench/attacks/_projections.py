@@ -86,8 +86,7 @@ def _newton(
     reach: Tensor | float,
     missing: Tensor,
 ) -> Tensor:
-    """The Newton steps of `_multiplier` from `m`, with which sizes are at most `reach` and the
-    sum is `missing` too small."""
+    """The Newton steps of `_multiplier` from `m`; sizes are at most `reach`, and the sum is `missing` too small."""
     slopes = gain if rate is None else gain * rate
     free, product = torch.empty_like(room), torch.empty_like(room)
     # Stop once the remainder is below rounding error, or a row could creep forever.
