@@ -16,6 +16,7 @@ of work, but they do depend on which images are in the run.
 import math
 import warnings
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
@@ -336,16 +337,30 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     lanes = condition.nonzero()[:, 0]
     if len(lanes) in (0, len(a)):
         return a if len(lanes) else b
-    return b.index_copy(0, lanes, a.index_select(0, lanes))
+    return write(b.clone(), lanes, a.index_select(0, lanes))
+
+
+def write(x: Tensor, lanes: Tensor, rows: Tensor) -> Tensor:
+    """Write `rows` (L, ...) into some lanes (L,) of `x` (S, ...), in place, and return it."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x.index_copy_(0, lanes, rows)
+    # torch copies the numbers of a row one by one.
+    x.detach().numpy()[lanes.numpy()] = rows.detach().numpy()
+    return x
 
 
 def finite(grad: Tensor) -> tuple[Tensor, Tensor]:
     """A gradient (S, ...) with NaN and infinite entries set to 0, and which rows had such entries, bool (S,)."""
     # A sum of finite entries is finite, unless it overflows. Checking sums is much cheaper than checking every entry.
     if grad.device.type == "cpu" and math.isfinite(float(grad.sum())):
-        return grad, torch.zeros(len(grad), dtype=torch.bool)
+        return grad, _none(len(grad))
     broken = ~torch.isfinite(grad.flatten(1).sum(1))
     return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if occurs(broken) else grad, broken
+
+
+@cache
+def _none(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.bool)
 
 
 def occurs(mask: Tensor) -> bool:
@@ -354,7 +369,7 @@ def occurs(mask: Tensor) -> bool:
     On a CPU: whether it holds anywhere. Elsewhere always, since the host would wait for the answer longer than the work
     takes; the work must change nothing where the mask does not hold.
     """
-    return mask.device.type != "cpu" or bool(mask.any())
+    return mask.device.type != "cpu" or bool(mask.numpy().any())
 
 
 def lanes_of(mask: Tensor) -> Tensor:

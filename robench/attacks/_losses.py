@@ -110,7 +110,7 @@ def into_l2_ball(x: Tensor, rows: Rows, eps: float) -> Tensor:
     delta = x - rows.x
     size = delta.flatten(1).square().sum(1).sqrt()
     factor = torch.clamp(eps / (size + 1e-12), max=1.0)
-    return (rows.x + delta * factor.view(-1, 1, 1, 1)).clamp(0, 1)
+    return delta.mul_(factor.view(-1, 1, 1, 1)).add_(rows.x).clamp_(0, 1)
 
 
 def into_ball(x: Tensor, rows: Rows, threat: Threat) -> Tensor:

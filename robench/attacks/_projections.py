@@ -70,26 +70,62 @@ def _multiplier(gain: Tensor, rate: Tensor | None, room: Tensor, target: Tensor)
         room: (..., N, D).
         target: (..., N).
     """
+    unreachable = (gain * room).sum(-1) <= target
+    m = torch.where(unreachable, _LARGEST, 0.0)
+    # Without a target, these rows stay as they are.
+    target = target.masked_fill(unreachable, 0)
+    return _newton(gain, rate, room, target, m, 0.0, target)
+
+
+def _newton(
+    gain: Tensor,
+    rate: Tensor | None,
+    room: Tensor,
+    target: Tensor,
+    m: Tensor,
+    reach: Tensor | float,
+    missing: Tensor,
+) -> Tensor:
+    """The Newton steps of `_multiplier` from `m`; sizes are at most `reach`, and the sum is `missing` too small."""
     slopes = gain if rate is None else gain * rate
     free, product = torch.empty_like(room), torch.empty_like(room)
-    unreachable = torch.mul(gain, room, out=product).sum(-1) <= target
-    m, missing = torch.where(unreachable, _LARGEST, 0.0), target.masked_fill(unreachable, 0)
     # Stop once the remainder is below rounding error, or a row could creep forever.
     negligible = 1e-6 * target
-    wanted: Tensor | float = 0.0
     looks = m.device.type == "cpu"
     for _ in count() if looks else range(_STEPS[rate is not None]):
-        torch.gt(room, wanted, out=free)
+        short = missing > negligible
+        if looks:
+            rows = short.flatten().nonzero()[:, 0]
+            if not len(rows):
+                break
+            if 2 * len(rows) < short.numel():
+                return _newton_of_few(rows, gain, rate, room, target, m, missing)
+        torch.gt(room, reach, out=free)
         slope = torch.mul(free, slopes, out=product).sum(-1)
         nearer = (m + missing / slope.clamp_min_(1e-30)).clamp_max_(_LARGEST)
-        grows = (nearer > m) & (missing > negligible)
+        grows = (nearer > m) & short
         if looks and not grows.any():
             break
         m = torch.where(grows, nearer, m)
-        wanted = m[..., None] if rate is None else m[..., None] * rate
-        reached = torch.minimum(room, wanted, out=product).mul_(gain)
-        missing = (target - reached.sum(-1)).masked_fill_(unreachable, 0)
+        reach = m[..., None] if rate is None else m[..., None] * rate
+        missing = target - torch.minimum(room, reach, out=product).mul_(gain).sum(-1)
     return m
+
+
+def _newton_of_few(
+    rows: Tensor, gain: Tensor, rate: Tensor | None, room: Tensor, target: Tensor, m: Tensor, missing: Tensor
+) -> Tensor:
+    """The same, where only some rows of all (..., N), int64, still move."""
+    # torch sums a single row in another order than rows of a batch.
+    rows = rows if len(rows) > 1 else rows.repeat(2)
+    normals = rows % len(gain)
+    gain, rate = gain[normals], None if rate is None else rate[normals]
+    few = m.flatten()[rows]
+    reach = few[:, None] if rate is None else few[:, None] * rate
+    few = _newton(
+        gain, rate, room.flatten(0, -2)[rows], target.flatten()[rows], few, reach, missing.flatten()[rows]
+    )
+    return m.flatten().index_copy(0, rows, few).view_as(m)
 
 
 def _fill(gain: Tensor, room: Tensor, target: Tensor) -> Tensor:

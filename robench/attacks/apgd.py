@@ -18,6 +18,7 @@ from robench.attacks._base import (
     State,
     check_share,
     occurs,
+    spread,
     where,
 )
 from robench.attacks._losses import ball, check_loss, into_l2_ball, normalize, objective, random_start
@@ -99,13 +100,19 @@ class APGD(GradientAttack[APGDState]):
         return Ask(state.x, objective(self.loss, state.target if self.targets else None))
 
     def tell(self, problem: Problem, rows: Rows, state: APGDState, answer: Answer) -> APGDState:
-        first, later = state.step == 0, state.step > 0
-        rose = later & (answer.loss > state.last_loss)
-        better = first | (answer.loss > state.best_loss)
+        first = state.step == 0
+        rose, better = answer.loss > state.last_loss, answer.loss > state.best_loss
+        best_at_check = state.best_at_check
+        later: Tensor | int = 1
+        share: Tensor | float = _MOMENTUM
+        if occurs(first):
+            later = ~first
+            rose, better = rose & later, better | first
+            best_at_check = torch.where(first, answer.loss, best_at_check)
+            share = spread(torch.where(first, 1.0, _MOMENTUM), state.x)
         best = where(better, state.x, state.best)
         best_grad = where(better, answer.grad, state.best_grad)
         best_loss = torch.where(better, answer.loss, state.best_loss)
-        best_at_check = torch.where(first, answer.loss, state.best_at_check)
         rises, since = state.rises + rose, state.since + later
         x, grad, step_size = state.x, answer.grad, state.step_size
         period, halved = state.period, state.halved
@@ -124,7 +131,7 @@ class APGD(GradientAttack[APGDState]):
             rises, since = torch.where(check, 0, rises), torch.where(check, 0, since)
 
         return APGDState(
-            x=self._move(problem, rows, state, x, grad, step_size),
+            x=self._move(problem, rows, state, x, grad, step_size, share),
             previous=x,
             low=state.low,
             high=state.high,
@@ -143,9 +150,16 @@ class APGD(GradientAttack[APGDState]):
         )
 
     def _move(
-        self, problem: Problem, rows: Rows, state: APGDState, x: Tensor, grad: Tensor, step_size: Tensor
+        self,
+        problem: Problem,
+        rows: Rows,
+        state: APGDState,
+        x: Tensor,
+        grad: Tensor,
+        step_size: Tensor,
+        share: Tensor | float,
     ) -> Tensor:
-        """One projected step along the gradient, with momentum (Alg. 1, lines 7 and 8)."""
+        """One projected step along the gradient, with momentum: a share of the step (Alg. 1, lines 7 and 8)."""
         threat = problem.threat
 
         def project(z: Tensor) -> Tensor:
@@ -153,9 +167,10 @@ class APGD(GradientAttack[APGDState]):
                 return z.clamp_(state.low, state.high)
             return into_l2_ball(z, rows, threat.eps)
 
-        z = project(torch.addcmul(x, step_size.view(-1, 1, 1, 1), normalize(grad, threat.norm)))
-        share = torch.where(state.step == 0, 1.0, _MOMENTUM).view(-1, 1, 1, 1)
-        return project(torch.lerp(x - state.previous, z.sub_(x), share).add_(x))
+        # Two buffers, written over and over, stay in the cache.
+        z = normalize(grad, threat.norm)
+        z = project(torch.addcmul(x, step_size.view(-1, 1, 1, 1), z, out=z))
+        return project((x - state.previous).lerp_(z.sub_(x), share).add_(x))
 
     def finished(self, state: APGDState) -> Tensor:
         return state.step > self.steps

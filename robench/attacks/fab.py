@@ -24,6 +24,7 @@ from robench.attacks._base import (
     occurs,
     spread,
     where,
+    write,
 )
 from robench.attacks._losses import _START, margin, objective
 from robench.attacks._objective_types import Cheapest
@@ -139,7 +140,7 @@ class FAB(Attack[FABState]):
             values = rows.x, x, loss, answer.grad
             if len(lanes) < len(x):
                 selected = (tensor.index_select(0, lanes) for tensor in values)
-                x = x.index_copy(0, lanes, self._step(norm, *selected))
+                x = write(x.clone(), lanes, self._step(norm, *selected))
             else:
                 x = where(steps, self._step(norm, *values), x)
         expects = torch.where(judged, adversarial, state.expects)
@@ -164,12 +165,13 @@ class FAB(Attack[FABState]):
             f, w = _nearest(norm, loss, grad.reshape(n, loss.shape[1], -1))
         now, start = x.flatten(1), clean.flatten(1)
         # The plane is f + w·(z - x) = 0; the gap of the clean image follows from that of x.
-        gap = torch.stack([-f, (w * (now - start)).sum(1) - f])
+        gap = torch.stack([-f, (now - start).mul_(w).sum(1) - f])
         d = project_hyperplane(torch.stack([now, start]), w, gap, norm)
         size = rownorm(d.flatten(0, 1), norm).clamp_min(1e-8).view(2, n)
         alpha = (size[0] / size.sum(0)).clamp_max(self.alpha_max)[:, None]
-        onwards, back = torch.add(now, d[0], alpha=self.eta), torch.add(start, d[1], alpha=self.eta)
-        return torch.lerp(onwards, back, alpha).clamp_(0, 1).view_as(x)
+        onwards = torch.add(now, d[0], alpha=self.eta, out=d[0])
+        back = torch.add(start, d[1], alpha=self.eta, out=d[1])
+        return onwards.lerp_(back, alpha).clamp_(0, 1).view_as(x)
 
     def finished(self, state: FABState) -> Tensor:
         return state.step > self.steps

@@ -6,8 +6,9 @@ Andriushchenko et al. 2020, arXiv 1912.00049 (Linf and L2); Croce & Hein 2021, a
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,8 +154,8 @@ def _channel_signs(word: Tensor, channels: int) -> Tensor:
     return _signs(word[:, None] >> (torch.arange(channels, device=word.device) % 31))
 
 
-def _corner(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Top and left of a window of side `side`, uniform over all positions, (S,) each."""
+def _corner(word: Any, side: Any, height: int, width: int) -> tuple[Any, Any]:
+    """Top and left of a window of side `side`, uniform over all positions, (S,) each; tensors or arrays."""
     top = ((word >> 16) * (height + 1 - side)) >> 16
     left = ((word & 0xFFFF) * (width + 1 - side)) >> 16
     return top, left
@@ -163,19 +164,31 @@ def _corner(word: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor
 def _linf(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Tensor:
     """`best` with one window moved to the surface of the ball, with a random sign for each channel (Alg. 2)."""
     lanes, channels, height, width = best.shape
-    signs = _channel_signs(words[:, 2], channels)[:, :, None]
     if best.device.type != "cpu":
         # The host would wait for the largest side.
+        signs = _channel_signs(words[:, 2], channels)[:, :, None, None]
         inside, _ = _window(words[:, 0], side, height, width)
-        moved = (rows.x + threat.eps * signs[..., None]).clamp_(0, 1)
+        moved = (rows.x + threat.eps * signs).clamp_(0, 1)
         return torch.where(inside > 0, moved, best)
+    index, signs = _indices(words.numpy(), side.numpy(), channels, height, width)
+    index = index[:, None].expand(-1, channels, -1)
+    window = rows.x.flatten(2).gather(2, index).add_(signs[:, :, None], alpha=threat.eps).clamp_(0, 1)
+    return best.flatten(2).scatter(2, index, window).view(lanes, channels, height, width)
+
+
+def _indices(
+    words: np.ndarray, side: np.ndarray, channels: int, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """The pixels of each window as indices of a flat image, (S, M), and a sign for each channel, (S, C).
+
+    In NumPy, which takes a third of the time of torch here.
+    """
     top, left = _corner(words[:, 0], side, height, width)
     # Window sizes differ between lanes: smaller windows repeat their last row and column, which has no effect.
-    reach = torch.arange(int(side.max()), device=best.device).minimum(side[:, None] - 1)
-    index = ((top[:, None] + reach)[:, :, None] * width + (left[:, None] + reach)[:, None, :]).flatten(1)
-    index = index[:, None].expand(-1, channels, -1)
-    window = (rows.x.flatten(2).gather(2, index) + threat.eps * signs).clamp_(0, 1)
-    return best.flatten(2).scatter(2, index, window).view(lanes, channels, height, width)
+    reach = np.minimum(np.arange(side.max()), side[:, None] - 1)
+    index = ((top[:, None] + reach) * width)[:, :, None] + (left[:, None] + reach)[:, None]
+    signs = 2 * ((words[:, 2, None] >> (np.arange(channels) % 31)) & 1) - 1
+    return torch.from_numpy(index.reshape(len(index), -1)), torch.from_numpy(signs.astype(np.float32))
 
 
 def _other(rows: Rows, best: Tensor, words: Tensor, side: Tensor, threat) -> Tensor:

@@ -235,8 +235,7 @@ class Network:
                 if cost is not None and size > _STACKED:
                     return Answer(x, logits.detach().clone(), loss.detach(), *cheapest(cost, loss, point))
                 grads = [
-                    gradient(column.sum(), point, retain=i + 1 < len(columns))
-                    for i, column in enumerate(columns)
+                    gradient(column, point, retain=i + 1 < len(columns)) for i, column in enumerate(columns)
                 ]
         grad = torch.stack(grads, 1) if loss.dim() == 2 else grads[0]
         return Answer(x, logits.detach().clone(), loss.detach(), *finite(grad))

@@ -9,10 +9,11 @@ from robench.attacks._base import finite, where
 
 
 def gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
-    """The gradient at `point`; zero if the loss does not depend on it."""
+    """The gradient of the sum of a loss (N,) at `point`; zero if the loss does not depend on it."""
     if not loss.requires_grad:
         return torch.zeros_like(point)
-    (grad,) = torch.autograd.grad(loss, point, retain_graph=retain, allow_unused=True)
+    ones = torch.ones_like(loss)
+    (grad,) = torch.autograd.grad(loss, point, ones, retain_graph=retain, allow_unused=True)
     return torch.zeros_like(point) if grad is None else grad.float().contiguous()
 
 
@@ -25,7 +26,7 @@ def cheapest(
     lowest = torch.full((len(loss),), torch.inf, device=loss.device)
     best, any_broken = torch.zeros_like(point[: len(loss)]), column > 0
     for i, values in enumerate(loss.unbind(1)):
-        grad = gradient(values.sum(), point, retain=i + 1 < loss.shape[1])
+        grad = gradient(values, point, retain=i + 1 < loss.shape[1])
         grad, broken = finite(grad[: len(loss)])
         any_broken |= broken
         cost = cost_of(values.detach()[:, None], grad.flatten(1)[:, None])[:, 0]

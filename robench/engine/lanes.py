@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from robench.attacks._base import tensors
+from robench.attacks._base import tensors, write
 
 # Rows are initialised in groups of this size, so that results do not depend on how many start together.
 START = 8
@@ -143,7 +144,7 @@ class Lanes:
         self.queries[lanes] = 0
         self.exact[lanes] = False
         self.waited[lanes] = 0
-        self.drop(lanes)
+        self.drop(lanes.numpy())
 
     def is_probing(self, active: Tensor) -> bool:
         """Whether this turn has the queries for logits: if enough lanes need one, or one has waited long."""
@@ -151,10 +152,10 @@ class Lanes:
         enough = int(probing.sum()) >= max(_WORTH_A_TURN * int(active.sum()), 1)
         return enough or bool((probing & (self.waited >= _PATIENCE)).any())
 
-    def drop(self, lanes: Tensor | int) -> None:
+    def drop(self, lanes: np.ndarray | int) -> None:
         """Reset the kept points of lanes."""
-        self.kept_draws[lanes] = 0
-        self.kept_distance[lanes] = torch.inf
+        self.kept_draws.numpy()[lanes] = 0
+        self.kept_distance.numpy()[lanes] = torch.inf
 
 
 def named(prefix: str, value: Any) -> dict[str, Tensor]:
@@ -177,7 +178,7 @@ def put(value: Any, lanes: Tensor, new: Any, rows: Tensor, unchanged: Any = None
     """
     old = tensors(unchanged) if unchanged is not None else {}
     changed = {
-        name: getattr(value, name).index_copy(0, lanes, tensor.index_select(0, rows))
+        name: write(getattr(value, name).clone(), lanes, tensor.index_select(0, rows))
         for name, tensor in tensors(new).items()
         if tensor is not old.get(name)
     }

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +62,8 @@ class LossMonitor:
         ascends: whether the attack maximises one loss per row from its first query to its last.
         steps: number of steps of a row; with fewer than ten, `undone` is not counted.
 
+    Its arrays are of NumPy, which takes less time than torch for a few numbers.
+
     Attributes:
         counts: counts of each lane's row, (lanes, len(COLUMNS)) int64.
     """
@@ -69,18 +71,18 @@ class LossMonitor:
     def __init__(self, lanes: int, ascends: bool, steps: int = 0):
         self.ascends = ascends
         self.early = steps - steps // 10 if steps >= 10 else -1
-        self.counts = torch.zeros(lanes, len(COLUMNS), dtype=torch.int64)
+        self.counts = np.zeros((lanes, len(COLUMNS)), np.int64)
         # First, best and last loss of each lane's row, and the best loss before the last tenth of the steps.
-        self.losses = tuple(torch.zeros(4, lanes, dtype=torch.float64))
-        self.step = torch.zeros(lanes, dtype=torch.int64)
+        self.losses = tuple(np.zeros((4, lanes)))
+        self.step = np.zeros(lanes, np.int64)
 
     def start(self, lanes: Tensor) -> None:
         """Reset the counts of lanes for new rows."""
-        self.counts[lanes] = 0
+        self.counts[lanes.numpy()] = 0
 
     def count(self, name: str, events: Tensor) -> None:
         """Add the number of events of each lane, (lanes,), to the counts of one name."""
-        self.counts[:, COLUMNS[name]] += events
+        self.counts[:, COLUMNS[name]] += events.numpy()
 
     def facts(self, answer: Answer, starting: bool) -> dict[str, Tensor | None]:
         """The values of each lane's answer that `note` needs, (lanes,), for `on_host`.
@@ -111,29 +113,31 @@ class LossMonitor:
                 self.count("vanished", facts["tiny"] & first)
                 self.count("gradients", first)
         for name in ("broken", "nonfinite"):
-            if name in facts and bool(facts[name].any()):
+            if name in facts and facts[name].numpy().any():
                 self.count(name, facts[name] & asking)
         if "loss" in facts:
-            loss = facts["loss"].double()
+            loss = facts["loss"].numpy().astype(np.float64)
             initial, best, _, early_best = self.losses
-            best, step = torch.maximum(best, loss), self.step + 1
+            best, step = np.maximum(best, loss), self.step + 1
             if first is not None:
-                initial, best = torch.where(first, loss, initial), torch.where(first, loss, best)
-                step = step.masked_fill(first, 0)
-            early_best = torch.where(step <= self.early, best, early_best)
+                starts = first.numpy()
+                initial, best = np.where(starts, loss, initial), np.where(starts, loss, best)
+                step[starts] = 0
+            early_best = np.where(step <= self.early, best, early_best)
             losses = initial, best, loss, early_best
             if "waits" in facts:
-                losses = tuple(map(partial(torch.where, asking), losses, self.losses))
-                step = torch.where(asking, step, self.step)
+                asks = asking.numpy()
+                losses = tuple(np.where(asks, new, old) for new, old in zip(losses, self.losses, strict=True))
+                step = np.where(asks, step, self.step)
             self.losses, self.step = losses, step
 
-    def end(self, lane: int, failed: bool) -> Tensor:
+    def end(self, lane: int, failed: bool) -> np.ndarray:
         """The counts of a row that has ended, (len(COLUMNS),).
 
         Args:
             failed: whether the row has not fooled the judge.
         """
-        counts = self.counts[lane].clone()
+        counts = self.counts[lane].copy()
         if failed and self.ascends:
             initial, best, last, early_best = (float(values[lane]) for values in self.losses)
             counts[COLUMNS["ended"]] = 1
@@ -144,17 +148,19 @@ class LossMonitor:
 
     def take(self, lanes: Tensor) -> None:
         """Replace lane i by lane `lanes[i]`."""
-        self.losses, self.step = tuple(values[lanes] for values in self.losses), self.step[lanes]
-        self.counts = self.counts[lanes]
+        index = lanes.numpy()
+        self.losses, self.step = tuple(values[index] for values in self.losses), self.step[index]
+        self.counts = self.counts[index]
 
     def dump(self) -> dict[str, Tensor]:
         """The state for `load`."""
-        return {"losses": torch.stack(self.losses, 1), "step": self.step, "counts": self.counts}
+        arrays = {"losses": np.stack(self.losses, 1), "step": self.step, "counts": self.counts}
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     def load(self, saved: dict[str, Tensor]) -> None:
-        self.losses, self.step = saved["losses"].unbind(1), saved["step"]
+        self.losses, self.step = tuple(saved["losses"].numpy().T), saved["step"].numpy()
         if "counts" in saved:
-            self.counts = saved["counts"]
+            self.counts = saved["counts"].numpy()
         else:
             # From an earlier version, see `robench.engine.saved_loop`.
-            self.counts = torch.zeros(len(self.step), len(COLUMNS), dtype=torch.int64)
+            self.counts = np.zeros((len(self.step), len(COLUMNS)), np.int64)

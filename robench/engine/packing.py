@@ -7,7 +7,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from robench.attacks._base import Answer, Objective, Rows, tensors
+from robench.attacks._base import Answer, Objective, Rows, tensors, write
 from robench.attacks._objective_types import Cheapest, OnLogits
 from robench.core.rng import Stream
 from robench.engine.batch_shapes import BatchShapes
@@ -123,8 +123,9 @@ def _entries(
     cost = objective.cost if isinstance(objective, Cheapest) and draws == 1 else None
     if draws == 1 and count <= size:
         noise = () if network.stream is None else who
-        inputs = [x, *noise] if lanes is None else [tensor.index_select(0, lanes) for tensor in (x, *noise)]
-        return _batch(network, objective, rows, lanes, inputs, cost)
+        if lanes is not None:
+            noise = tuple(tensor.index_select(0, lanes) for tensor in noise)
+        return _batch(network, objective, rows, x, lanes, noise, cost)
     if lanes is None:
         lanes = torch.arange(count, device=x.device)
     entries = lanes.repeat(draws)
@@ -132,9 +133,9 @@ def _entries(
     batches = []
     for start in range(0, len(entries), size):
         part = entries[start : start + size]
-        inputs = [tensor.index_select(0, part) for tensor in (x, *who)]
-        inputs[3] = inputs[3] + step[start : start + size]
-        batches.append(_batch(network, objective, rows, part, inputs, cost))
+        sample, rank, draw = (tensor.index_select(0, part) for tensor in who)
+        noise = sample, rank, draw + step[start : start + size]
+        batches.append(_batch(network, objective, rows, x, part, noise, cost))
     return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
@@ -142,18 +143,20 @@ def _batch(
     network: Evaluates,
     objective: Objective | None,
     rows: Rows | None,
+    x: Tensor,
     lanes: Tensor | None,
-    inputs: list[Tensor],
+    noise: tuple[Tensor, ...],
     cost: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> list[Tensor]:
     """The results of one batch of entries.
 
     Args:
+        x: images of all lanes.
         lanes: lane of each entry; None for all lanes in order.
-        inputs: images, then samples, ranks and draws if the network draws noise.
+        noise: sample, rank and draw of each entry if the network draws noise, else empty.
         cost: if given, only the gradient of the lowest cost may be computed, see `Cheapest`.
     """
-    count = len(inputs[0])
+    count = len(x) if lanes is None else len(lanes)
 
     def on_logits(logits: Tensor) -> Tensor:
         # Padding does not enter the loss.
@@ -164,9 +167,9 @@ def _batch(
         return loss(logits, given)
 
     def call(size: int) -> list[Tensor]:
-        x, *who = (pad(tensor, size) for tensor in inputs)
-        numbers = cast(Who, tuple(who)) if who else None
-        answer = network.evaluate(x, None if objective is None else on_logits, numbers, cost)
+        images = pad(x, size) if lanes is None else x.index_select(0, pad(lanes, size))
+        who = cast(Who, tuple(pad(tensor, size) for tensor in noise)) if noise else None
+        answer = network.evaluate(images, None if objective is None else on_logits, who, cost)
         if objective is None:
             return [answer.logits]
         column = () if answer.column is None else (answer.column,)
@@ -181,7 +184,7 @@ def _scattered(answer: Answer, lanes: Tensor) -> Answer:
     def spread(tensor: Tensor) -> Tensor:
         if not tensor.numel():
             return tensor
-        return tensor.new_zeros((len(answer.x), *tensor.shape[1:])).index_copy_(0, lanes, tensor)
+        return write(tensor.new_zeros((len(answer.x), *tensor.shape[1:])), lanes, tensor)
 
     return replace(
         answer, **{name: spread(tensor) for name, tensor in tensors(answer).items() if name != "x"}

@@ -185,7 +185,7 @@ class Run(Work):
         with (
             keeping_pages(),
             frozen(setup.model),
-            frozen(setup.searched),
+            frozen(setup.searched) if setup.searched is not setup.model else nullcontext(),
             deterministic(self.device, setup.deterministic),
         ):
             yield

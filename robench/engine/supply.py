@@ -70,7 +70,7 @@ class Supply:
 
     def _is_decided(self, sample: int) -> bool:
         """Whether the sample needs no more rows, because one has won; waiting rows have higher ranks."""
-        won = int(self.results.draws[sample]) == self.context.judge.draws
+        won = int(self.results.draws.numpy()[sample]) == self.context.judge.draws
         return won and not self.context.attack.minimise
 
     def _is_premature(self, busy: int) -> bool:

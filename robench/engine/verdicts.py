@@ -61,9 +61,12 @@ class Verdicts:
         """
         context, lanes = self.context, self.lanes
         self.disagree = None
-        if self.deferred or not bool((candidates := facts["wrong"] & active).any()):
+        if self.deferred:
             return None
-        candidates = candidates.nonzero()[:, 0]
+        (candidates,) = (facts["wrong"].numpy() & active.numpy()).nonzero()
+        if not len(candidates):
+            return None
+        candidates = torch.from_numpy(candidates)
         if "allowed" in facts:
             places = {name: facts[name][candidates] for name in ("allowed", "distance") if name in facts}
         else:

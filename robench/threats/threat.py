@@ -224,19 +224,23 @@ class Threat:
         Args:
             distance: the distance of each point, if known.
         """
-        flat = point.flatten(1)
-        inside = (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
         if distance is None and x.device.type != "cpu":
             # The host would wait for the number of points.
             distance = self.distance(x, point)
         if distance is not None:
-            return inside & (distance <= self.reach + slack)
-        # Most points outside are far outside, which float32 detects at half the cost.
-        inside &= rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
-        rows = inside.nonzero()[:, 0]
-        if len(rows):
+            return self._in_box(point) & (distance <= self.reach + slack)
+        # Most points outside are far outside, which float32 detects at a fraction of the cost.
+        inside = rownorm(point - self.origin(x), self.norm) <= self.eps * (1 + 1e-3) + 1e-5
+        near = inside.nonzero()[:, 0]
+        if len(near):
+            inside[near] = self._in_box(point[near])
+            rows = inside.nonzero()[:, 0]
             inside[rows] = self.distance(x[rows], point[rows]) <= self.reach + slack
         return inside
+
+    def _in_box(self, point: Tensor) -> Tensor:
+        flat = point.flatten(1)
+        return (flat.amin(1) >= self.coordinates.low) & (flat.amax(1) <= self.coordinates.high)
 
     @property
     def grain(self) -> tuple[float, torch.dtype]:
