@@ -106,10 +106,9 @@ def test_a_process_that_dies_is_reported_in_one_line():
 
 SCRIPT = """
 import os, signal, sys
-import numpy as np
-from robench.corruption.tasks import Task, in_order
-pixels = np.zeros((3, 32, 32, 3), np.uint8)
-found = in_order([Task(pixels, (4, 9, 2), "impulse_noise", 2, 1, True)] * 600, workers=2)
+from tests.corruption.test_tasks import TASKS
+from robench.corruption.tasks import in_order
+found = in_order(TASKS * 50, workers=2)
 next(found)
 children = [open(f"/proc/self/task/{each}/children").read() for each in os.listdir("/proc/self/task")]
 print(*children, flush=True)
