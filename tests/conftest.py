@@ -1,5 +1,6 @@
 """Shared fixtures: models with known smallest perturbations, and small nonlinear ones."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from tests.fabricate import SPECS, Run, make_run
 # No example is slow by itself: on a busy machine any may take longer than Hypothesis allows.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: no collection of garbage looks at it again, here or in forked processes."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

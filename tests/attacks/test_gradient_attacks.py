@@ -78,7 +78,7 @@ def test_apgd_in_l1_has_the_cost_of_the_paper():
     each_once(["Linf", "L2"], ["apgd", "pgd(steps=50)", "fgsm", 'apgd(loss="dlr", targets=9)']),
 )
 def test_nothing_is_found_before_the_boundary(norm, spec):
-    model, x = Linear(10, (3, 8, 8)), images(12)
+    model, x = Linear(10, (3, 8, 8)), images(4)
     y = model(x).argmax(1)
     eps = 0.95 * float(model.distances(x, y, norm).min())
     result = attack(spec, model, x, y, threat=threat_at(norm, eps))

@@ -38,13 +38,13 @@ def least_low_frequency(model: Linear, x: torch.Tensor, y: torch.Tensor, kept: i
 
 
 @pytest.mark.parametrize(
-    "spec", ["apgd", 'pgd(steps=60, loss="margin", targets=9)', "fab(steps=20, targets=9)"]
+    "spec", ["apgd", 'pgd(steps=60, loss="margin", targets=3)', "fab(steps=20, targets=3)"]
 )
 def test_a_linear_model_is_fooled_just_beyond_the_closed_form(spec):
-    model, x = Linear(10, (3, 8, 8)), images(6)
+    model, x = Linear(4, (3, 8, 8)), images(6)
     y = model(x).argmax(1)
     least = least_low_frequency(model, x, y, 4)
-    for i in range(0, 6, 2):
+    for i in (0, 4):
         for factor, robust in ((0.98, True), (1.06, False)):
             threat = f"low-frequency(ratio=0.5):{factor * float(least[i]):.7f}"
             result = attack(spec, model, x[i : i + 1], y[i : i + 1], threat=threat)
@@ -119,7 +119,7 @@ def test_minimum_norm_attacks_work_on_parameters(threat, digits):
     defense, data = digits
     far, near = (
         attack(spec, defense, data.x[:6], data.y[:6], threat=threat)
-        for spec in ("cw(steps=10, rounds=3)", "cw(steps=10, rounds=3, minimise=True)")
+        for spec in ("cw(steps=8, rounds=2)", "cw(steps=8, rounds=2, minimise=True)")
     )
     assert torch.equal(far.robust, near.robust) or near.robust_accuracy < far.robust_accuracy
     assert (near.distance <= far.distance + 1e-6)[~far.robust].all()
@@ -139,21 +139,21 @@ THREATS = ["fog:0.1", "gabor(kernel=5, density=0.3):0.002", "L0:1"]
 @pytest.mark.parametrize("threat", THREATS)
 def test_an_image_alone_gets_the_same_result_as_in_a_batch(threat):
     specs = "sparse-rs(queries=25)+sigma-zero(steps=20)" if threat.startswith("L0") else SPECS
-    whole = play(specs=specs, threat=threat)
+    whole = play(specs=specs, threat=threat, n=12)
     assert 0 < whole.robust_accuracy < 0.9
-    for i in (2, 21):
+    for i in (2, 11):
         assert_same(whole, play(torch.tensor([i]), specs=specs, threat=threat), rows=slice(i, i + 1))
-    other = play(lanes=5, specs=specs, threat=threat)
+    other = play(lanes=5, specs=specs, threat=threat, n=12)
     assert (whole.robust == other.robust).float().mean() >= 0.95
 
 
 @pytest.mark.parametrize("threat", THREATS[1:])
 def test_a_resumed_run_gives_the_same_result(threat):
     specs = "sparse-rs(queries=25)+sigma-zero(steps=20)" if threat.startswith("L0") else SPECS
-    whole, store, stops, outcome = play(specs=specs, threat=threat), MemoryStore(9), 0, None
+    whole, store, stops, outcome = play(specs=specs, threat=threat, n=12), MemoryStore(9), 0, None
     while outcome is None:
         try:
-            outcome = play(store=store, specs=specs, threat=threat)
+            outcome = play(store=store, specs=specs, threat=threat, n=12)
         except KeyboardInterrupt:
             stops, store.left = stops + 1, 9
     assert stops > 2

@@ -19,7 +19,7 @@ from tests.conftest import small_net
 
 def test_the_radius_of_a_linear_classifier_approaches_the_exact_one_from_below():
     """Under Gaussian noise a linear classifier is smoothed to itself: the radius is the distance to its plane."""
-    made, draws = case(n=16, sigma=0.5), 4000
+    made, draws = case(n=16, sigma=0.5), 2000
     exact = linear().distances(made.images.x, made.images.y, "L2")
     bounds = Smoothing(draws=draws).bounds(made, range(16))
     proven = bounds.prediction == made.images.y
@@ -46,7 +46,7 @@ def test_bounds_are_wrong_at_most_alpha_of_the_time():
 
 
 def test_a_bound_depends_on_the_seed_and_the_image_alone():
-    made, method = case(n=6), Smoothing(draws=200, selection=20)
+    made, method = case(n=6), Smoothing(draws=100, selection=10)
     whole = method.bounds(made, range(6))
     for rows in ([5], [1, 4], [3, 0, 2]):
         part = method.bounds(made, rows)

@@ -309,11 +309,10 @@ def test_a_checkpoint_as_released_runs_by_its_familys_name(robench_cli, tmp_path
 
 
 def test_a_released_defense_without_its_file_says_where_to_get_it(robench_cli):
-    code, out, err = robench_cli("run", "--defense", "mimir-swin-l-imagenet", *QUICK)
+    code, out, err = robench_cli("run", "--defense", "mimir-vit-t-cifar10", *QUICK)
     assert (code, out) == (3, "") and len(err.splitlines()) == 1
-    assert (
-        "https://drive.google.com/file/d/12VKW72JUVAG46qi6IH6DkgcuTgF3iznO" in err and "--checkpoint" in err
-    )
+    assert "https://drive.google.com/drive/folders/1i40L0tK4UY16DVXljZV2X2fo2PniwsBV" in err
+    assert "--checkpoint" in err
 
 
 def test_claims_are_listed_and_shown(robench_cli, monkeypatch):

@@ -78,7 +78,7 @@ def parsers(text: str) -> None:
             parse(text)
 
 
-@few(300)
+@few(150)
 @given(TEXTS)
 def test_any_text_is_parsed_or_refused(text):
     parsers(text)
@@ -178,7 +178,7 @@ def read(folder: Path, kind, text: str) -> None:
         assert all(each.samples > 0 for each in item.ends or [item])
 
 
-@few(200)
+@few(120)
 @given(files())
 def test_any_toml_file_is_read_or_refused(tmp_path, file):
     read(tmp_path, *file)

@@ -334,6 +334,8 @@ def test_names_in_a_baseline_are_not_trusted(name, base, room, call):
 def test_names_are_not_trusted_by_the_pytest_plugin(base, room, pytester):
     record = planted(base, room / "record", defense__name="python:payload.build")
     os.chdir(room)
+    # No settings of a folder above count, which may ask for several processes.
+    (room / "pytest.ini").write_text("[pytest]\n")
     ran = pytester.runpytest_inprocess("--robench", str(record))
     ran.stdout.fnmatch_lines(['*names "python:payload.build"*--trust*'])
     assert ran.ret == 1 and not (room / "ran").exists()

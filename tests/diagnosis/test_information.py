@@ -26,11 +26,12 @@ def test_infonce_comes_near_a_known_information_from_below(d, rho, share):
     assert share * truth < found < truth + 0.1
 
 
-def test_infonce_of_independent_rows_is_about_nothing_and_never_beyond_its_limit():
-    x, y, _ = gaussians(2000, 4, 0.0)
+def test_infonce_of_independent_rows_is_about_nothing_and_never_beyond_its_limit(monkeypatch):
+    x, y, _ = gaussians(1200, 4, 0.0)
     assert -0.2 < infonce(x, y, 0) < 0.05
+    assert 0.8 * math.log(32) < infonce(x, x, 0, group=32) <= math.log(32)
+    monkeypatch.setattr(estimators, "STEPS", 2)
     found = infonce(x, x, 0, group=32)
-    assert 0.8 * math.log(32) < found <= math.log(32)
     assert infonce(x, x, 0, group=32) == found, "the seed decides"
     assert infonce(x, x, 1, group=32) != found
 

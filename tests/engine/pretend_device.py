@@ -9,7 +9,7 @@ import contextlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
 
 import robench
 
@@ -129,7 +128,7 @@ class PretendDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+        tensors = [*_tensors(args), *_tensors(kwargs.values())]
         there = [tensor for tensor in tensors if isinstance(tensor, _There)]
         target = kwargs.get("device")
         target = None if target is None else torch.device(target)
@@ -140,7 +139,7 @@ class PretendDevice(TorchDispatchMode):
             self._refuse_mixed(func, name, args, tensors, there)
         if target is not None:
             kwargs = {**kwargs, "device": _CPU}
-        out = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+        out = func(*_with(_here, args), **{key: _with(_here, value) for key, value in kwargs.items()})
         lands_there = target == DEVICE if target is not None else bool(there)
         if name == "copy_" or isinstance(kwargs.get("out"), _There):
             return args[0] if name == "copy_" else kwargs["out"]
@@ -151,7 +150,7 @@ class PretendDevice(TorchDispatchMode):
         if self.memory and self._operations % 16 == 0:
             self.peak = max(self.peak, _live_bytes())
         known = {id(tensor.here): tensor for tensor in there}
-        return tree_map(lambda t: known.get(id(t), _There(t)) if isinstance(t, Tensor) else t, out)
+        return _with(lambda tensor: known[id(tensor)] if id(tensor) in known else _There(tensor), out)
 
     def _count(self, name: str, args: Any, tensors: list, there: list, target: torch.device | None) -> None:
         kinds = []
@@ -166,13 +165,13 @@ class PretendDevice(TorchDispatchMode):
             if name in _WAITING:
                 kinds = [SYNC]
             elif name in _INDEXING and any(
-                isinstance(t, _There) and t.dtype in (torch.bool, torch.uint8) for t in tree_iter(args[1])
+                isinstance(t, _There) and t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])
             ):
                 # A mask is turned into places, whose number the host waits for.
                 kinds = [SYNC, KERNEL]
             elif name not in _FREE:
                 kinds = [KERNEL]
-        if name in _INDEXING and there and any(_is_here(t) for t in tree_iter(args[1])):
+        if name in _INDEXING and there and any(_is_here(t) for t in _tensors(args[1])):
             kinds.append(TO_DEVICE)
         for kind in kinds:
             self.counts[self.region, kind] += 1
@@ -251,8 +250,24 @@ def _is_here(value: Any) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, _There) and value.dim() > 0
 
 
-def _here(value: Any) -> Any:
-    return value.here if isinstance(value, _There) else value
+def _here(tensor: Tensor) -> Tensor:
+    return tensor.here if isinstance(tensor, _There) else tensor
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments of an operation: torch's own trees take longer than the operation."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _with(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Arguments or results of an operation with `function` of each of their tensors."""
+    if isinstance(value, Tensor):
+        return function(value)
+    return type(value)(_with(function, each) for each in value) if isinstance(value, list | tuple) else value
 
 
 def _line() -> str:

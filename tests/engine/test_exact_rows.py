@@ -70,7 +70,7 @@ def test_rows_that_never_disagree_are_not_counted():
     assert torch.equal(outcome.robust, run("apgd(steps=6)", precision="fp32").robust)
 
 
-@pytest.mark.parametrize("spec", ['apgd(steps=8, loss="dlr", targets=3)', "pgd(steps=5, restarts=4)"])
+@pytest.mark.parametrize("spec", ['apgd(steps=5, loss="dlr", targets=3)', "pgd(steps=4, restarts=3)"])
 def test_superfluous_rows_are_not_counted(spec, monkeypatch):
     found = [run(spec), *(run(spec, executor=Processes(1, shares)) for shares in (2, 5))]
     # A row waits until no lower rank of its image runs.

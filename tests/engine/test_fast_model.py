@@ -25,7 +25,7 @@ def traced(monkeypatch):
 
 
 def test_a_compiled_search_gives_the_same_verdicts(traced):
-    for spec in ("apgd(steps=6)", "fab(steps=4)", "square(queries=20)"):
+    for spec in ("apgd(steps=3)", "fab(steps=2)", "square(queries=6)"):
         plain = attack(spec, small_net(), X, Y, threat="Linf:0.01", batch_size=8)
         compiled = attack(spec, small_net(), X, Y, threat="Linf:0.01", batch_size=8, compile=True)
         assert torch.equal(plain.robust, compiled.robust)

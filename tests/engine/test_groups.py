@@ -13,9 +13,9 @@ from tests.conftest import images, small_net
 from tests.engine.runs import run_of
 from tests.engine.test_promises import MemoryStore, assert_same
 
-MI = "pgd-mi(steps=8, weight=0.05, group=6)"
-SPECS = f"{MI}+apgd-mi(steps=12, weight=-0.02, group=6, targets=3)"
-SPECS += "+apgd-feature(steps=12, targets=3)+pgd-feature(steps=8)"
+MI = "pgd-mi(steps=6, weight=0.05, group=6)"
+SPECS = f"{MI}+apgd-mi(steps=8, weight=-0.02, group=6, targets=2)"
+SPECS += "+apgd-feature(steps=6, targets=2)+pgd-feature(steps=4)"
 
 
 class Staged(nn.Module):

@@ -29,7 +29,7 @@ class Chance(nn.Module):
 
 def play(n=40, **options):
     return attack(
-        "pgd(steps=10)", Chance(), images(n), torch.zeros(n, dtype=torch.int64), threat="Linf:0.1", batch_size=20,
+        "pgd(steps=6)", Chance(), images(n), torch.zeros(n, dtype=torch.int64), threat="Linf:0.1", batch_size=20,
         stochastic=True, **options,
     )  # fmt: skip
 

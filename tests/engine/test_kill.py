@@ -19,7 +19,7 @@ JOBS = [
         "1",
         marks=pytest.mark.slow,
     ),
-    ("Linf:0.14", "apgd(steps=20)+square(queries=30)+pgd-mi(steps=8)", "2"),
+    ("Linf:0.14", "apgd(steps=12)+square(queries=20)+pgd-mi(steps=6)", "2"),
     pytest.param("snow(grid=4):2", "apgd(steps=20)+pgd(steps=15)", "1", marks=pytest.mark.slow),
 ]
 

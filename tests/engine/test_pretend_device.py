@@ -42,19 +42,19 @@ CASES = [
     ("fab(steps=3)", LINF),
     ("fab(steps=3, targets=2)", L2),
     ("fab(steps=3)", L1),
-    ("square(queries=15)", LINF),
-    ("square(queries=15)", L2),
-    ("square(queries=15)", L1),
+    ("square(queries=10)", LINF),
+    ("square(queries=10)", L2),
+    ("square(queries=10)", L1),
     ("cw(steps=3, rounds=2)", L2),
     ("ddn(steps=4)", L2),
     ("fmn(steps=4)", LINF),
     ("fmn(steps=4)", L1),
     ("sigma-zero(steps=4)", L0),
-    ("sparse-rs(queries=12)", L0),
-    ("patch-rs(queries=12)", "patch:3"),
+    ("sparse-rs(queries=8)", L0),
+    ("patch-rs(queries=8)", "patch:3"),
     ("spsa(steps=1, samples=4)", LINF),
     ("nes(steps=1, samples=4)", LINF),
-    ("hopskipjump(queries=40, samples=6)", L2),
+    ("hopskipjump(queries=24, samples=4)", L2),
     ("pgd-feature(steps=3)", LINF),
     ("apgd-feature(steps=5)", LINF),
     ("pgd-mi(steps=3)", LINF),
@@ -128,7 +128,7 @@ def test_every_attack_is_tried():
 
 @pytest.mark.parametrize(
     ("spec", "threat"),
-    [pytest.param(*case, marks=[pytest.mark.slow] * (case == ("square(queries=15)", L1))) for case in CASES],
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case == ("square(queries=10)", L1))) for case in CASES],
 )
 def test_an_attack_gives_the_verdicts_of_the_cpu(spec, threat):
     here = play([spec], threat)
@@ -255,7 +255,7 @@ def test_a_step_costs_no_more_than_before(spec, threat):
     waits, copies, kernels = COSTS[spec, threat]
     # Square's queries are read sixteen at a time.
     # The first steps copy what is kept for the next ones.
-    costs, steps = [], (12, 18) if waits >= 1 else (33, 97)
+    costs, steps = [], (9, 12) if waits >= 1 else (17, 49)
     for count in steps:
         with PretendDevice() as device:
             play([spec.format(count)], threat, device, batch_size=6)

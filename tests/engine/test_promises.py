@@ -89,21 +89,20 @@ def test_so_it_does_for_attacks_that_work_on_some_lanes_alone(threat):
     [
         ("fmn(steps=10, targets=2, minimise=True)+mifgsm(diversity=0.5, translation=1)", "Linf:0.006"),
         ("ddn(steps=10, minimise=True)+fab(steps=6, targets=2, minimise=True)", "L2:0.1"),
-        ("hopskipjump(queries=60, samples=8, minimise=True)+spsa(steps=2, samples=4)", "L2:0.1"),
-        ("nes(steps=2, samples=6)+hopskipjump(queries=40, samples=8)", "Linf:0.006"),
+        ("hopskipjump(queries=30, samples=4, minimise=True)+spsa(steps=1, samples=4)", "L2:0.1"),
+        ("nes(steps=1, samples=6)+hopskipjump(queries=25, samples=4)", "Linf:0.006"),
     ],
 )
 def test_so_it_does_for_black_boxes_and_least_distances_and_when_resumed(specs, threat):
-    whole = play(specs=specs, threat=threat, n=12)
-    for i in (2, 11):
-        assert_same(whole, play(torch.tensor([i]), specs=specs, threat=threat), rows=slice(i, i + 1))
-    other = play(lanes=5, specs=specs, threat=threat, n=12)
+    whole = play(specs=specs, threat=threat, n=8)
+    assert_same(whole, play(torch.tensor([7]), specs=specs, threat=threat), rows=slice(7, 8))
+    other = play(lanes=5, specs=specs, threat=threat, n=8)
     assert torch.equal(whole.robust, other.robust) and torch.equal(whole.forward, other.forward)
     assert torch.allclose(whole.distance, other.distance, atol=1e-5)
     store, stops, outcome = MemoryStore(23), 0, None
     while outcome is None:
         try:
-            outcome = play(store=store, specs=specs, threat=threat, n=12)
+            outcome = play(store=store, specs=specs, threat=threat, n=8)
         except KeyboardInterrupt:
             stops, store.left = stops + 1, 23
     assert stops >= 1

@@ -38,7 +38,7 @@ def defended(sigma=0.1):
 
 
 def play(x, y, **options):
-    return attack("apgd(steps=8, eot=3)", defended(), x, y, threat="Linf:0.03", batch_size=8, **options)
+    return attack("apgd(steps=5, eot=3)", defended(), x, y, threat="Linf:0.03", batch_size=8, **options)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_rows_noise_does_not_hang_on_its_neighbours(whole):
 
     threat = Threat.parse("Linf:0.03")
     part = run_of(
-        defended(), build_attacks(["apgd(steps=8, eot=3)"], threat), x[ids], y[ids], ids, threat,
+        defended(), build_attacks(["apgd(steps=5, eot=3)"], threat), x[ids], y[ids], ids, threat,
         batch_size=8, stochastic=True,
     ).outcome()  # fmt: skip
     assert torch.equal(part.x_adv, outcome.x_adv[ids])

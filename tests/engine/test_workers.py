@@ -44,6 +44,11 @@ def nobody_stays():
     assert not multiprocessing.active_children()
 
 
+@pytest.fixture(scope="module")
+def whole():
+    return test_promises.play()
+
+
 def same(one, other):
     test_promises.assert_same(one, other)
     assert one.fooled_by == other.fooled_by and one.health == other.health
@@ -61,15 +66,16 @@ def test_what_they_find_is_what_one_finds(workers):
 
 @pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_rows_that_are_coupled_stay_together(workers):
-    same(test_groups.play(), test_groups.play(workers=workers))
+    specs = test_groups.MI + "+apgd-mi(steps=4, group=6, targets=2)"
+    same(test_groups.play(specs=specs), test_groups.play(specs=specs, workers=workers))
 
 
 def test_so_it_is_for_a_randomised_defense():
-    x = images(20)
+    x = images(12)
     y = small_net()(x).argmax(1)
     found = [
         robench.attack(
-            "apgd(steps=6, eot=2)", defended(), x, y, threat="Linf:0.03", batch_size=8, workers=workers
+            "apgd(steps=4, eot=2)", defended(), x, y, threat="Linf:0.03", batch_size=8, workers=workers
         )
         for workers in (1, 2)
     ]
@@ -168,7 +174,7 @@ def test_memory_that_runs_out_in_a_process_makes_its_batches_smaller():
 
 def test_an_interrupt_saves_what_each_has_and_another_number_goes_on_with_it(tmp_path, interruptible):
     store = FolderStore(tmp_path, "key")
-    specs = "pgd(steps=40)+pgd(steps=120, loss='dlr')"
+    specs = "pgd(steps=20)+pgd(steps=60, loss='dlr')"
     whole = test_promises.play(specs=specs)
     main = threading.main_thread().ident
     assert main is not None
@@ -228,7 +234,7 @@ def test_so_many_as_there_are_threads_and_samples_enough(monkeypatch):
     assert choose_workers(9, torch.device("cuda"), 1000) == 1
 
 
-def test_a_run_in_shares_resumes_where_nothing_can_be_forked(tmp_path, monkeypatch):
+def test_a_run_in_shares_resumes_where_nothing_can_be_forked(tmp_path, monkeypatch, whole):
     def interrupt(standing: Progress):
         if list(tmp_path.glob("share-*-of-2/state")):
             raise KeyboardInterrupt
@@ -239,17 +245,17 @@ def test_a_run_in_shares_resumes_where_nothing_can_be_forked(tmp_path, monkeypat
     monkeypatch.setattr(team, "ForkedPool", lambda *args: pytest.fail("forked"))
     seen: list[Progress] = []
     resumed = test_promises.play(store=FolderStore(tmp_path, "key"), progress=seen.append)
-    same(test_promises.play(), resumed)
+    same(whole, resumed)
     assert {each.attack for each in seen} == {"shares"} and seen[-1].share == 1.0
     assert [each.share for each in seen] == sorted(each.share for each in seen)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_there_may_be_more_shares_than_processes(tmp_path, workers):
+def test_there_may_be_more_shares_than_processes(tmp_path, workers, whole):
     seen: list[Progress] = []
     store = FolderStore(tmp_path, "key")
     found = test_promises.play(workers=workers, shares=5, store=store, progress=seen.append)
-    same(test_promises.play(), found)
+    same(whole, found)
     assert store.shares() == 5
     assert [(each.index, each.samples) for each in seen] == sorted((each.index, 24) for each in seen)
     assert (seen[-1].attacks, seen[-1].rows, seen[-1].share) == (5, 5, 1.0)
@@ -341,6 +347,9 @@ class Unguarded(nn.Module):
 
 
 def test_a_script_without_a_guard_is_one_line(monkeypatch):
-    monkeypatch.delattr(os, "fork")
+    # Forked: a new Python takes seconds to import torch, only to end.
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    monkeypatch.setattr(team, "start_method", lambda device, model: "spawn")
     with pytest.raises(UsageError, match="call robench under if __name__"):
         attack(Unguarded(), workers=2)

@@ -22,9 +22,9 @@ SHORT = (
     "--method",
     "smoothing(selection=20)",
     "--draws",
-    "300",
+    "200",
     "--attack",
-    "apgd(steps=5)",
+    "apgd(steps=3)",
     "--workers",
     "1",
 )
@@ -108,7 +108,7 @@ def test_a_saved_result_is_reused_verified_and_shown(cli, tmp_path):
 def test_the_same_seed_gives_the_same_rows_after_a_kill(cli, tmp_path):
     result = result_of(tmp_path)
     rows, key = (result.folder / files.ROWS).read_bytes(), result.key
-    for killed_after in (0.0, 0.5):
+    for killed_after in (0.0, 0.2):
         place = tmp_path / f"again-{killed_after}"
         command = Command(*WHOLE, "--results", str(place), cwd=tmp_path, saves=True)
         deadline = time.monotonic() + 120
@@ -125,8 +125,8 @@ def test_the_same_seed_gives_the_same_rows_after_a_kill(cli, tmp_path):
 
 def test_the_number_of_workers_changes_no_byte(cli, tmp_path):
     result = result_of(tmp_path)
-    place = tmp_path / "in-three"
-    code, _, err = cli(*WHOLE[:-1], "3", "--results", str(place))
+    place = tmp_path / "in-two"
+    code, _, err = cli(*WHOLE[:-1], "2", "--results", str(place))
     assert code == 0, err
     (file,) = place.rglob(files.FILE)
     again = files.read(file.parent)

@@ -263,6 +263,8 @@ def test_the_plugin_runs_each_check_as_a_test(baseline, tmp_path):
         f'[[check]]\nbaseline = "{baseline}"\n\n[[check]]\nbaseline = "{baseline}"\ndefense = "standard-digits"\n'
     )
     (tmp_path / "test_nothing.py").write_text("")
+    # No settings of a folder above count.
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
     arguments = ["-q", "--robench", "baseline.toml", "--junitxml=report.xml"]
     _, out, err = Process(_pytest, arguments, cwd=tmp_path, environment={"CI": "true"}).wait()
     assert "1 failed, 1 passed" in out, out + err
