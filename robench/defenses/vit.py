@@ -1,18 +1,16 @@
-"""The vision transformer of MIMIR's fine-tuned checkpoints, built from timm's layers.
+"""The vision transformer of MIMIR's fine-tuned checkpoints.
 
 Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversarial Robustness", arXiv
 2312.04960; Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929.
 """
 
 from functools import partial
-from typing import Any, cast
 
-from timm.layers.norm import LayerNorm2d
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from robench.core import registry
 from robench.defenses._base import Defense
+from robench.defenses._vit_layers import LayerNorm2d, VisionTransformer
 
 STEMS = ("patch", "conv")
 POOLS = ("avg", "token")
@@ -84,23 +82,19 @@ def vit(
     if image_size % patch_size or width % heads:
         raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
     network = VisionTransformer(
-        img_size=image_size,
-        patch_size=patch_size,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        num_classes=num_classes,
+        image_size,
+        patch_size,
+        width,
+        depth,
+        heads,
+        num_classes,
+        partial(nn.LayerNorm, eps=1e-6),
         mlp_ratio=mlp_ratio,
-        drop_path_rate=drop_path,
-        qkv_bias=True,
-        class_token=True,
-        global_pool=cast(Any, pool),
-        fc_norm=pool == "avg",
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        drop_path=drop_path,
+        pool=pool,
     )
     if stem == "conv":
-        embedding: Any = network.patch_embed
-        embedding.proj = ConvStem(_STEM_WIDTH, width)
+        network.patch_embed.proj = ConvStem(_STEM_WIDTH, width)
     return Defense(
         network, num_classes=num_classes, image_size=image_size, mean=mean or None, std=std or None
     )
