@@ -152,6 +152,14 @@ def test_axe_finds_no_violation_and_nothing_is_wider_than_the_screen(page, board
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_letters_of_charts_are_as_large_on_a_phone(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    heights = [text.bounding_box()["height"] for text in page.locator(".chart text.tick:visible").all()]
+    assert len(heights) > 5 and min(heights) > 11
+    assert page.locator(".chart svg:visible").count() == 1
+
+
 def test_without_javascript_every_row_is_there(chromium, board):
     context = chromium.new_context(java_script_enabled=False)
     opened = context.new_page()
