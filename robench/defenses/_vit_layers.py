@@ -127,7 +127,7 @@ class Block(nn.Module):
 
 @torch.no_grad()
 def _normal(weight: Tensor, std: float = 0.02) -> None:
-    """Initialise by a normal distribution. The same seed gives the same weights under any release of torch and timm."""
+    """Draw weights from a normal distribution, the same from a seed under any release of torch and timm."""
     weight.uniform_(-1, 1).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2, 2)
 
 
