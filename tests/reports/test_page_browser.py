@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.reports.page import write_page
 from tests.fabricate import make_run
@@ -158,6 +159,20 @@ def test_letters_of_charts_are_as_large_on_a_phone(page, width):
     heights = [text.bounding_box()["height"] for text in page.locator(".chart text.tick:visible").all()]
     assert len(heights) > 5 and min(heights) > 11
     assert page.locator(".chart svg:visible").count() == 1
+
+
+def test_long_names_of_attacks_in_warnings_stay_inside_their_card(chromium, tmp_path):
+    text = f"{'apgd(steps=20)+' * 4}square(queries=100) attacked 16 of the 27 images that survive quick"
+    make_run(tmp_path / "results", health=[ResultWarning("estimate", text)]).write()
+    index = write_page(collect([tmp_path / "results"]), tmp_path / "board", pictures=False)
+    context = chromium.new_context(viewport={"width": 360, "height": 800})
+    opened = context.new_page()
+    opened.goto((index.parent / "defense" / "mimir-digits.html").as_uri())
+    line = opened.locator(".warnings li").first
+    assert line.evaluate("e => e.scrollWidth <= e.clientWidth")
+    warnings = opened.locator(".overview").first.get_by_role("columnheader", name="warnings").bounding_box()
+    assert warnings["x"] + warnings["width"] <= 360
+    context.close()
 
 
 def test_without_javascript_every_row_is_there(chromium, board):
