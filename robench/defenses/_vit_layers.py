@@ -5,7 +5,7 @@ than that of torch.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = (patch_size, patch_size)
         self.grid_size = (side, side)
         self.num_patches = side * side
-        self.strict = strict
+        self.strict, self.width = strict, width
         self.proj: Any = nn.Conv2d(channels, width, patch_size, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,13 +57,15 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, bias: bool):
         super().__init__()
-        self.heads = heads
+        self.num_heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, width = x.shape
-        parts = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        parts = (
+            self.qkv(x).reshape(n, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        )
         query, key, value = parts.unbind(0)
         mixed = scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(n, tokens, width))
@@ -136,34 +138,21 @@ class VisionTransformer(nn.Module):
 
     Args:
         pool: "avg" to classify the normalized mean of the patch tokens, "token" the class token.
-        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
+        norm_layer: of the tokens behind the blocks.
     """
 
     def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        num_classes: int,
-        norm_layer: Norm,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        pool: str = "avg",
+        self, patch_embed: PatchEmbed, blocks: Iterable[Block], num_classes: int, pool: str, norm_layer: Norm
     ):
         super().__init__()
-        self.pool, self.embed_dim = pool, width
-        self.patch_embed = PatchEmbed(image_size, patch_size, width=width)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.patch_embed.num_patches, width))
-        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        self.blocks = nn.Sequential(
-            *(Block(width, heads, mlp_ratio, True, norm_layer, rate) for rate in rates)
-        )
-        self.norm = nn.Identity() if pool == "avg" else norm_layer(width)
-        self.fc_norm = norm_layer(width) if pool == "avg" else nn.Identity()
-        self.head = nn.Linear(width, num_classes)
+        self.pool, self.embed_dim = pool, patch_embed.width
+        self.patch_embed = patch_embed
+        self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + patch_embed.num_patches, self.embed_dim))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.Identity() if pool == "avg" else norm_layer(self.embed_dim)
+        self.fc_norm = norm_layer(self.embed_dim) if pool == "avg" else nn.Identity()
+        self.head = nn.Linear(self.embed_dim, num_classes)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -6,11 +6,12 @@ Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversaria
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from robench.core import registry
 from robench.defenses._base import Defense
-from robench.defenses._vit_layers import LayerNorm2d, VisionTransformer
+from robench.defenses._vit_layers import Block, LayerNorm2d, PatchEmbed, VisionTransformer
 
 STEMS = ("patch", "conv")
 POOLS = ("avg", "token")
@@ -81,18 +82,11 @@ def vit(
         raise ValueError(f'{patch_size=}: stem="conv" has patches of 16 pixels')
     if image_size % patch_size or width % heads:
         raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
-    network = VisionTransformer(
-        image_size,
-        patch_size,
-        width,
-        depth,
-        heads,
-        num_classes,
-        partial(nn.LayerNorm, eps=1e-6),
-        mlp_ratio=mlp_ratio,
-        drop_path=drop_path,
-        pool=pool,
-    )
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    patches = PatchEmbed(image_size, patch_size, width=width)
+    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+    blocks = [Block(width, heads, mlp_ratio, True, norm, rate) for rate in rates]
+    network = VisionTransformer(patches, blocks, num_classes, pool, norm)
     if stem == "conv":
         network.patch_embed.proj = ConvStem(_STEM_WIDTH, width)
     return Defense(
