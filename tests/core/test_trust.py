@@ -334,10 +334,10 @@ def test_names_in_a_baseline_are_not_trusted(name, base, room, call):
 def test_names_are_not_trusted_by_the_pytest_plugin(base, room, pytester):
     record = planted(base, room / "record", defense__name="python:payload.build")
     os.chdir(room)
-    ran = pytester.runpytest_inprocess("--robench", str(record))
+    ran = pytester.runpytest_inprocess("-n", "0", "--robench", str(record))
     ran.stdout.fnmatch_lines(['*names "python:payload.build"*--trust*'])
     assert ran.ret == 1 and not (room / "ran").exists()
-    ran = pytester.runpytest_inprocess("--robench", str(record), "--robench-trust")
+    ran = pytester.runpytest_inprocess("-n", "0", "--robench", str(record), "--robench-trust")
     assert ran.ret == 0 and "trusting" in ran.stderr.str() + ran.stdout.str()
     (room / "ran").unlink()
     ran = pytester.runpytest_inprocess("-n", "0", "--robench", str(record), "--collect-only")
