@@ -39,7 +39,10 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     for path in config.getoption("--robench") or ():
-        items += Baselines.from_parent(session, path=Path(path).absolute()).collect()
+        checks = Baselines.from_parent(session, path=Path(path).absolute()).collect()
+        # pytest counts the items of these reports: "collected 1 item".
+        config.hook.pytest_collectreport(report=pytest.CollectReport(path, "passed", None, checks))
+        items += checks
 
 
 class Baselines(pytest.File):

@@ -1,6 +1,7 @@
-"""`--config FILE` and `--save-config FILE`: the options of a command in a TOML file.
+"""`--config FILE` and `--save-config FILE`: the options and arguments of a command in a TOML file.
 
-A key is an option without its dashes, `defense = ["mimir", "pgd-at"]`; options on the command line win. What a file
+A key is an option without its dashes, `defense = ["mimir", "pgd-at"]`, or an argument's name, `radii = "0:0.1:5"`; the
+command line wins. What a file
 names is not trusted as what a person types is (`robench.core.trust`).
 """
 
@@ -41,10 +42,9 @@ def _read(context: click.Context, option: click.Parameter, path: str | None) -> 
         if name not in known:
             raise UsageError(f"{path}: {unknown_name('option', name, known)}")
         parameter = known[name]
+        several = isinstance(parameter, click.Option) and parameter.multiple
         listed = value if isinstance(value, list) else [value]
-        if any(isinstance(item, dict | list) for item in listed) or (
-            listed != [value] and not parameter.multiple
-        ):
+        if any(isinstance(item, dict | list) for item in listed) or (listed != [value] and not several):
             raise UsageError(f"{path}: {key} = {value!r:.80}: expected one value")
         whole = isinstance(parameter.type, click.types.IntParamType)
         if any(
@@ -53,7 +53,7 @@ def _read(context: click.Context, option: click.Parameter, path: str | None) -> 
             if whole
         ):
             raise UsageError(f"{path}: {key} = {value!r:.80}: expected a whole number")
-        values[parameter.name or name] = [str(item) for item in listed] if parameter.multiple else value
+        values[parameter.name or name] = [str(item) for item in listed] if several else value
     context.default_map = {**(context.default_map or {}), **values}
     context.meta[_FILE] = path
 
@@ -75,10 +75,10 @@ options = (
 )  # fmt: skip
 
 
-def _options(context: click.Context) -> Iterator[tuple[str, click.Option]]:
-    """The options that a file can set, by name."""
+def _options(context: click.Context) -> Iterator[tuple[str, click.Parameter]]:
+    """The options and arguments that a file can set, by name."""
     for parameter in context.command.params:
-        if isinstance(parameter, click.Option) and parameter.name not in _NEVER:
+        if parameter.name not in _NEVER:
             for name in parameter.opts:
                 yield name.lstrip("-"), parameter
 

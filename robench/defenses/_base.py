@@ -108,7 +108,12 @@ class Defense(nn.Module):
         ValueError: for a mean without a std, numbers that do not fit the channels, a std that is not positive, or a
             mean and std with a classifier that seems to normalize its input itself: it has per-channel constants called
             mean (or mu) and std (or sigma).
+
+    Attributes:
+        name: of the card or the spec that it was loaded by; empty for one that was not.
     """
+
+    name: str = ""
 
     def __init__(
         self,

@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-
-from huggingface_hub import hf_hub_download
+from typing import Any
 
 from robench.core.cache import cache_folder
 from robench.core.errors import ResourceError, UsageError
@@ -23,6 +22,13 @@ from robench.defenses._reading import shards_of
 _CHUNK = 2**20
 _TIMEOUT = 60
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def hf_hub_download(*arguments: Any, **options: Any) -> str:
+    """The function of huggingface_hub, imported when it is needed: its import takes a while."""
+    from huggingface_hub import hf_hub_download as download
+
+    return download(*arguments, **options)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from robench._moved import old_arguments
@@ -22,6 +19,7 @@ from robench.core import registry
 from robench.core.rng import normal_like, uniform_like
 from robench.defenses._image_size import FixedSizePurifier, resized
 from robench.defenses._patches import pick, sincos_positions
+from robench.defenses._vit_layers import Block, PatchEmbed
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -155,9 +153,9 @@ class DE3(FixedSizePurifier):
             numbers = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(name, numbers, persistent=False)
 
-        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, and types it as a class
+        norm = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm)
-        self.patch_embed = PatchEmbed(image_size, patch_size, 3, width, strict_img_size=False)
+        self.patch_embed = PatchEmbed(image_size, patch_size, 3, width, strict=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = _fixed(sincos_positions(width, side))
         self.blocks = nn.ModuleList(block(width, heads) for _ in range(depth))

@@ -92,7 +92,9 @@ def load(
     card, defense = loaded.card, loaded.defense
     if card and card.preprocessing:
         defense.preprocessing = card.preprocessing
-    return restrict_to_classes(loaded, class_subset)
+    loaded = restrict_to_classes(loaded, class_subset)
+    loaded.defense.name = loaded.name
+    return loaded
 
 
 def restrict_to_classes(loaded: Loaded, class_subset: Subset | None) -> Loaded:

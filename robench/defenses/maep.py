@@ -5,16 +5,15 @@ also our choice that the decoder predicts the pixels, rather than a correction t
 """
 
 from functools import partial
-from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from robench._moved import old_arguments
 from robench.core import registry
 from robench.defenses._image_size import FixedSizePurifier, resized
 from robench.defenses._patches import pick, sincos_positions, unpatchify
+from robench.defenses._vit_layers import Block
 
 
 @registry.purifiers.register("maep")
@@ -63,7 +62,7 @@ class MAEP(FixedSizePurifier):
                 f"{width=} and {decoder_width=} must be multiples of {heads=} and {decoder_heads=}"
             )
         self.patch_size = patch_size
-        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, and types it as a class
+        norm = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm)
         side = image_size // patch_size
         self.patch_embed = _PatchEmbed(width, patch_size)

@@ -1,18 +1,17 @@
-"""The vision transformer of MIMIR's fine-tuned checkpoints, built from timm's layers.
+"""The vision transformer of MIMIR's fine-tuned checkpoints.
 
 Xu et al., "MIMIR: Masked Image Modeling for Mutual Information-based Adversarial Robustness", arXiv
 2312.04960; Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929.
 """
 
 from functools import partial
-from typing import Any, cast
 
-from timm.layers.norm import LayerNorm2d
-from timm.models.vision_transformer import VisionTransformer
+import torch
 from torch import Tensor, nn
 
 from robench.core import registry
 from robench.defenses._base import Defense
+from robench.defenses._vit_layers import Block, LayerNorm2d, PatchEmbed, VisionTransformer
 
 STEMS = ("patch", "conv")
 POOLS = ("avg", "token")
@@ -83,24 +82,13 @@ def vit(
         raise ValueError(f'{patch_size=}: stem="conv" has patches of 16 pixels')
     if image_size % patch_size or width % heads:
         raise ValueError(f"{image_size=} and {width=} must be multiples of {patch_size=} and {heads=}")
-    network = VisionTransformer(
-        img_size=image_size,
-        patch_size=patch_size,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        num_classes=num_classes,
-        mlp_ratio=mlp_ratio,
-        drop_path_rate=drop_path,
-        qkv_bias=True,
-        class_token=True,
-        global_pool=cast(Any, pool),
-        fc_norm=pool == "avg",
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    )
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    patches = PatchEmbed(image_size, patch_size, width=width)
+    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+    blocks = [Block(width, heads, mlp_ratio, True, norm, rate) for rate in rates]
+    network = VisionTransformer(patches, blocks, num_classes, pool, norm)
     if stem == "conv":
-        embedding: Any = network.patch_embed
-        embedding.proj = ConvStem(_STEM_WIDTH, width)
+        network.patch_embed.proj = ConvStem(_STEM_WIDTH, width)
     return Defense(
         network, num_classes=num_classes, image_size=image_size, mean=mean or None, std=std or None
     )

@@ -26,6 +26,8 @@ from robench.reports.table import Grid
 from robench.statistics.accuracy import clopper_pearson
 
 PICTURE = "surfaces.png"
+# The rate of unseen failures above which a diagnosis says that it proves little: that of fewer than 36 images.
+_FEW = 0.1
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,11 @@ def _proof(unseen: dict[str, Any]) -> str:
     """State how large the true rate of an unobserved failure may be."""
     if not unseen["images"]:
         return "0 images are classified correctly without an attack: this diagnosis proves nothing"
+    n, rate = unseen["images"], f"{100 * unseen['interval'][1]:.1f} %"
+    few = "few images prove little: " if unseen["interval"][1] > _FEW else ""
     return (
-        f"a failure on 0 of {unseen['images']} images that are classified correctly without an attack may have a true "
-        f"rate of up to {100 * unseen['interval'][1]:.1f} % (exact 95 % interval, Clopper-Pearson)"
+        f"{few}a failure that none of the {n} images shows (those classified correctly without an attack) may still "
+        f"occur on up to {rate} of all images (exact 95 % interval, Clopper-Pearson)"
     )
 
 

@@ -81,6 +81,7 @@ def indicators(case: Case, paths: Paths) -> list[Indicator]:
     # A single image may be chance.
     untransferred = share(refused[surrogate]) if int(refused.sum()) > 1 else 0.0
     none = "no image survived, so there is no failed attack to examine"
+    over = f"over {survivors} surviving image{'s' * (survivors != 1)}"
     return [
         Indicator(
             "silent-success", "silent success", share(silent[right]), 0.0, PINTOR,
@@ -89,13 +90,11 @@ def indicators(case: Case, paths: Paths) -> list[Indicator]:
         ),
         Indicator(
             "not-converged", "break-point angle", angle, ANGLE, OWN,
-            f"over {survivors} surviving images: near 1 the loss is a straight line: too few or too short "
-            "steps" if survivors else none,
+            f"{over}: near 1 the loss is a straight line: too few or too short steps" if survivors else none,
         ),
         Indicator(
             "noisy-loss", "increasing loss", rising, INCREASE, OWN,
-            f"over {survivors} surviving images: near 1 the loss oscillates around its worst value: noisy gradients"
-            if survivors else none,
+            f"{over}: near 1 the loss oscillates around its worst value: noisy gradients" if survivors else none,
         ),
         Indicator(
             "zero-gradients", "zero gradients", share(zero), ZERO_SHARE, OWN,

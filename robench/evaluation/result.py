@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from robench.core.formatting import count, duration, latex
+from robench.defenses import Defense
 from robench.engine.outcome import Outcome, ResultWarning
 from robench.engine.setup import Setup
 from robench.evaluation.saving import forgotten, model_name, save
@@ -108,9 +109,10 @@ class Result(Outcome):
         """A LaTeX table for booktabs with one row: clean accuracy, and robust accuracy after each attack.
 
         Args:
-            name: name of the model; by default its class.
+            name: name of the model; by default that of a loaded defense, or the class of the model.
         """
-        n = len(self.fooled_by)
+        n, model = len(self.fooled_by), self.attacked.setup.model
+        name = name or (isinstance(model, Defense) and model.name) or model_name(model)
         accuracies = [
             percent(self.clean),
             *(percent(Accuracy.of(cost.survivors, n)) for cost in self.attacks),
@@ -123,7 +125,7 @@ class Result(Outcome):
             r"\toprule",
             " & ".join(map(latex, headers)) + r" \\",
             r"\midrule",
-            " & ".join([latex(name or model_name(self.attacked.setup.model)), *accuracies]) + r" \\",
+            " & ".join([latex(name), *accuracies]) + r" \\",
             r"\bottomrule",
             r"\end{tabular}",
         ]

@@ -7,7 +7,6 @@ prior-posterior-ratio martingale with a beta-binomial prior on the number of one
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaln, gammaln
 
 # A beta prior whose mean is one in a hundred. Every prior gives valid intervals; this one gives narrow intervals where
 # ones are rare.
@@ -41,6 +40,8 @@ class Sample:
         With probability 1 - alpha the bounds of all samples hold at once, as the sample grows. So it may grow until
         they are narrow enough.
         """
+        from scipy.special import betaln  # a tenth of the time of torch's import, and only estimates need it
+
         a, b = prior
         ones = np.arange(self.ones, self.population - self.drawn + self.ones + 1)
         rest = self.population - self.drawn
@@ -56,4 +57,6 @@ class Sample:
 
 
 def _log_binomial(n: int, k: np.ndarray) -> np.ndarray:
+    from scipy.special import gammaln
+
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

@@ -129,6 +129,18 @@ def test_a_trusted_file_may_name_folders(robench, tmp_path):
     assert list((tmp_path / "elsewhere").rglob("record.json"))
 
 
+@pytest.mark.parametrize(
+    ("start", "name", "value"), [("curve", "radii", "0:0.1:2"), ("sweep", "setting", "attack.steps=1,2")]
+)
+def test_the_argument_of_a_command_is_saved_too(robench, tmp_path, start, name, value):
+    few = ["--defense", "standard", "--attack", "pgd", "--samples", "2", "--json"]
+    code, typed, err = robench(start, value, *few, "--save-config", "saved.toml")
+    assert code == 0, err
+    assert tomllib.loads((tmp_path / "saved.toml").read_text())[name] == value
+    code, read, err = robench(start, "--config", "saved.toml", "--results", "again")
+    assert code == 0 and keys(read) == keys(typed), err
+
+
 def test_a_missing_file_is_named(robench):
     code, _out, err = robench("run", "--config", "none.toml")
     assert code == 3 and "none.toml" in err

@@ -115,6 +115,17 @@ def test_boards_and_tables_import_no_network(ended):
         assert (code, err) == (0, "") and {*imported} <= {"scipy", "pyarrow"}, command
 
 
+def test_a_run_imports_torch_and_nothing_as_large(tmp_path):
+    """Cards of the digits are built from our own layers: timm and torchvision take longer to import than torch."""
+    command = "run --defense mimir --attack fgsm --samples 4 --workers 1"
+    code, imported, err = probe([command], tmp_path)[command]
+    # pyarrow imports pandas, where it is installed, to write samples.
+    assert (code, imported) == (0, ["torch", "pandas", "pyarrow"]), err
+    code, imported, err = probe([command], tmp_path)[command]
+    assert "using the saved record" in err
+    assert (code, imported) == (0, ["torch", "pyarrow"])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_slow_is_imported(command, ended):
     code, imported, err = ended[command]

@@ -342,6 +342,8 @@ def test_names_are_not_trusted_by_the_pytest_plugin(base, room, pytester):
     ran = pytester.runpytest_inprocess("--robench", str(record), "--robench-trust")
     assert ran.ret == 0 and "trusting" in ran.stderr.str() + ran.stdout.str()
     (room / "ran").unlink()
+    ran = pytester.runpytest_inprocess("-v", "--robench", str(record), "--collect-only")
+    ran.stdout.fnmatch_lines(["*collected 1 item", "*Check python:payload.build*"])
 
 
 def test_names_are_not_trusted_in_python(base, room):

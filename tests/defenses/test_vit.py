@@ -1,5 +1,9 @@
+from functools import partial
+
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch import nn
 from torch.nn import functional as F
 
 from robench.core import specs
@@ -29,6 +33,28 @@ def test_features_are_the_tokens_after_the_last_block_before_any_norm():
     network = defense.classifier
     logits = network.head(network.fc_norm(features[:, 1:].mean(1)))
     torch.testing.assert_close(defense(x), logits)
+
+
+@pytest.mark.parametrize("pool", ["avg", "token"])
+@pytest.mark.parametrize("training", [False, True])
+def test_weights_logits_and_gradients_are_timms_to_the_bit(pool, training):
+    """The layers are our own, so that a run need not import timm."""
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 10}
+    torch.manual_seed(3)
+    timms = TimmViT(**sizes, drop_path_rate=0.3, global_pool=pool, fc_norm=pool == "avg", norm_layer=norm)
+    torch.manual_seed(3)
+    ours = vit(16, 4, 24, 3, 3, 10, drop_path=0.3, pool=pool).classifier
+    assert list(ours.state_dict()) == list(timms.state_dict())
+    assert all(map(torch.equal, ours.state_dict().values(), timms.state_dict().values()))
+    results = []
+    for network in (timms, ours):
+        x = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        torch.manual_seed(9)
+        logits = network.train(training)(x)
+        logits.square().sum().backward()
+        results.append((logits, x.grad, *(weight.grad for weight in network.parameters())))
+    assert all(map(torch.equal, *results))
 
 
 def test_sizes_that_do_not_divide_are_refused():

@@ -151,7 +151,7 @@ def test_a_damaged_diagnosis_is_named_and_spoils_no_board(cli, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("name", "n", "high", "said"),
     [
-        ("honest", 16, 0.205907, "a failure on 0 of 16 images"),
+        ("honest", 16, 0.205907, "few images prove little: a failure that none of the 16 images shows"),
         ("NaN where it is hard", 0, 1.0, "proves nothing"),
     ],
 )
@@ -161,7 +161,7 @@ def test_few_images_say_how_little_they_prove(diagnosed, tmp_path, name, n, high
     (file,) = tmp_path.glob("results/*/*/diagnosis/diagnosis.json")
     assert json.loads(file.read_text())["unseen"] == {"images": n, "interval": [0.0, high]}
     out = " ".join(out.split())
-    assert said in out and ("rate of up to 20.6 %" in out) == (n == 16)
+    assert said in out and ("on up to 20.6 % of all images" in out) == (n == 16)
 
 
 def test_the_same_again_answers_from_its_runs(diagnosed, cli, tmp_path):

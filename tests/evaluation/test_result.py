@@ -63,6 +63,10 @@ def test_latex_has_the_accuracy_after_each_attack(result):
     assert shown == [pytest.approx(v, abs=0.005) for v in (100 * result.clean_accuracy, *survivors)]
 
 
+def test_latex_names_a_loaded_defense_as_its_card(result):
+    assert result.to_latex().splitlines()[5].startswith("mimir-digits & ")
+
+
 def test_a_saved_result_of_a_card_is_verified_as_it_stands(result, tmp_path, capsys):
     record = result.save(tmp_path, defense="mimir-digits", dataset="digits")
     assert record.job.dataset.name == "digits" and not (tmp_path / "images.npz").exists()

@@ -6,10 +6,11 @@ from timm.models.cait import Cait
 from timm.models.convit import ConVit
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
 from robench.defenses._patches import sincos_positions
+from robench.defenses._vit_layers import VisionTransformer
 from robench.training.encoders._base import Encoder, patchify
 from robench.training.encoders.cait import CaiTEncoder
 from robench.training.encoders.convit import ConViTEncoder
@@ -21,6 +22,7 @@ __all__ = ["ENCODERS", "Encoder", "encoder_of", "patchify", "sincos_positions"]
 
 ENCODERS: dict[type[nn.Module], Callable[..., Encoder]] = {
     VisionTransformer: ViTEncoder,
+    TimmViT: ViTEncoder,
     ConVit: ConViTEncoder,
     Cait: CaiTEncoder,
     SwinTransformer: SwinEncoder,
@@ -40,7 +42,7 @@ def encoder_of(network: nn.Module, image_size: int | None = None) -> Encoder:
     for network_type, encoder in ENCODERS.items():
         if isinstance(network, network_type):
             return encoder(network, image_size)
-    supported = ", ".join(network_type.__name__ for network_type in ENCODERS)
+    supported = ", ".join(dict.fromkeys(network_type.__name__ for network_type in ENCODERS))
     raise ValueError(
         f"masked pre-training does not support {type(network).__name__}: expected one of timm's {supported}"
     )

@@ -1,13 +1,12 @@
 """Interface of the masked autoencoder's encoders, and functions that several encoders use."""
 
 from functools import partial
-from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from robench.defenses._patches import patchify, pick, sincos_positions
+from robench.defenses._vit_layers import Block
 
 __all__ = [
     "Encoder",
@@ -57,10 +56,7 @@ class Encoder(nn.Module):
 
     def decoder_block(self, width: int, heads: int) -> nn.Module:
         """A block of the decoder, from tokens (N, T, width) to tokens of the same shape."""
-        norm: Any = partial(
-            nn.LayerNorm, eps=1e-6
-        )  # timm's annotation asks for a class, but any callable works
-        return Block(width, heads, 4.0, qkv_bias=True, norm_layer=norm)
+        return Block(width, heads, 4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
 
     def check(self, visible: int) -> None:
         """Raise ValueError if the encoder does not support this number of visible patches."""

@@ -3,9 +3,10 @@
 from functools import partial
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
+from robench.defenses._vit_layers import VisionTransformer
 from robench.training.encoders._base import Encoder, embed, pick, require, start_embedding
 
 
@@ -17,9 +18,9 @@ class ViTEncoder(Encoder):
     """
 
     prefix = 1
-    network: VisionTransformer
+    network: VisionTransformer | TimmViT
 
-    def __init__(self, network: VisionTransformer, image_size: int | None = None):
+    def __init__(self, network: VisionTransformer | TimmViT, image_size: int | None = None):
         require(
             isinstance(network.pos_embed, Tensor) and isinstance(network.cls_token, Tensor),
             "a ViT with a class token and learned position embeddings",
