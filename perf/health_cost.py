@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class NoMonitor(LossMonitor):
     def note(self, asking: Tensor, first: Tensor | None, facts) -> None:
         pass
 
-    def end(self, lane: int, failed: bool) -> Tensor:
+    def end(self, lane: int, failed: bool) -> np.ndarray:
         return self.counts[lane]
 
 

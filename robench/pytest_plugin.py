@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(
     for path in config.getoption("--robench") or ():
         checks = Baselines.from_parent(session, path=Path(path).absolute()).collect()
         # pytest counts the items of these reports: "collected 1 item".
-        config.hook.pytest_collectreport(report=pytest.CollectReport(path, "passed", None, checks))
+        config.hook.pytest_collectreport(report=pytest.CollectReport(path, "passed", None, [*checks]))
         items += checks
 
 

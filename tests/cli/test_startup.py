@@ -94,18 +94,21 @@ BOARDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+def probe(commands, folder):
     """By command: its exit code, which slow modules it was the first to import, and what it wrote to stderr."""
-    folder = tmp_path_factory.mktemp("empty")
     process = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps([SLOW, [*COMMANDS, *BOARDS]])],
+        [sys.executable, "-c", PROBE, json.dumps([SLOW, commands])],
         capture_output=True,
         text=True,
         cwd=folder,
     )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    return probe([*COMMANDS, *BOARDS], tmp_path_factory.mktemp("empty"))
 
 
 def test_boards_and_tables_import_no_network(ended):
