@@ -1,6 +1,6 @@
 """CPU time of corruptions: the library `imagecorruptions-imaug` compared with robench, in one process on one core.
 
-Prints CPU milliseconds per image (all five severities together) for each corruption, the largest difference in grey
+Prints CPU milliseconds per image (all five severities together) for each corruption, the largest difference in gray
 levels and the share of equal pixels, then the total for 1,000 images of the fifteen common ones. Needs the ImageNet
 validation images in the layout of `robench run --data-dir`.
 

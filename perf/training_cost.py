@@ -5,7 +5,7 @@
         --batch-size 64
 
 Steps of every kind alternate, so that other load affects them equally. They run on random images and include the inner
-attack, the backward pass and the optimiser. From the medians the script projects the schedules of the MIMIR paper
+attack, the backward pass and the optimizer. From the medians the script projects the schedules of the MIMIR paper
 (arXiv 2312.04960) on ImageNet: pre-training and one-step fine-tuning, compared with supervised adversarial training.
 The paper reports 123.76 h and 451.39 h for ViT-B. The schedule behind the 451.39 h is not known: --baseline-epochs and
 --baseline-steps are assumptions. Loading and augmenting images is not included on either side.
@@ -128,7 +128,7 @@ def measure(
     y = torch.randint(classes, (batch_size,), device=device)
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     flops = {}
-    for kind, step in steps.items():  # the first step also creates the state of the optimiser
+    for kind, step in steps.items():  # the first step also creates the state of the optimizer
         with _Flops() as counter:
             step(x, y)
         flops[kind] = counter.total

@@ -129,7 +129,7 @@ class Contract:
         targets: number of target classes, 0 for an untargeted loss. An image has max(targets, 1) * restarts rows, which
             the engine runs in parallel.
         eot: draws of a randomized surrogate averaged for each answer.
-        loss: the loss on the logits that is maximised, one of `robench.attacks._losses`; "" for another objective.
+        loss: the loss on the logits that is maximized, one of `robench.attacks._losses`; "" for another objective.
         group: number of images that the objective couples.
         layers: features that the objective uses, "last" or "all"; "" for none. A defense without features is refused
             before the first query.
@@ -137,7 +137,7 @@ class Contract:
         minimum_norm: whether the attack searches for the nearest adversarial example, regardless of the radius.
         gradient_free: whether the attack only uses logits or decisions. If it fools images that survived white-box
             attacks, gradients may be masked.
-        ascends: whether each row maximises one loss from its first query to its last.
+        ascends: whether each row maximizes one loss from its first query to its last.
         in_pixels: whether the attack only works on images, not on the parameters of a transformation.
         transfers: whether images are made for a network other than the surrogate. Without feedback from the judge,
             every row then runs to its end, and its best point is judged.

@@ -19,7 +19,7 @@ class CustomObjective(Attack[S]):
         raise NotImplementedError
 
     def objective(self, problem: Problem, rows: Rows, state: S) -> Objective | OnFeatures:
-        """The objective to maximise."""
+        """The objective to maximize."""
         raise NotImplementedError
 
     @property

@@ -55,7 +55,7 @@ def _matrix(side: int, size: Tensor, place: Tensor) -> Tensor:
     before = (place * (side - length + 1)).long().clamp_max(side - smallest)
     out = torch.arange(side, device=size.device) - before[:, None]
     inside = (out >= 0) & (out < length[:, None])
-    # Aligned by pixel centres, as in bilinear interpolation without align_corners.
+    # Aligned by pixel centers, as in bilinear interpolation without align_corners.
     source = ((out + 0.5) * side / length[:, None] - 0.5).clamp(0, side - 1)
     pixels = torch.arange(side, device=size.device)
     weight = (1 - (source[:, :, None] - pixels).abs()).clamp_min(0)

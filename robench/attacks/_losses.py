@@ -1,4 +1,4 @@
-"""Losses that gradient attacks maximise: functions of logits (S, K) and labels (S,), one value for each row.
+"""Losses that gradient attacks maximize: functions of logits (S, K) and labels (S,), one value for each row.
 
 The difference of logits ratio is from "Reliable evaluation of adversarial robustness with an ensemble of
 diverse parameter-free attacks" (Croce & Hein 2020, arXiv 2003.01690, eqs. 5 and 6).

@@ -1,4 +1,4 @@
-"""What an attack maximises: functions of the logits, or of features, of a batch."""
+"""What an attack maximizes: functions of the logits, or of features, of a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from robench.attacks._base import Rows
 
-# Objectives are maximised: (logits (S, K), rows) -> (S,), or (S, M) for M gradients at the same point.
+# Objectives are maximized: (logits (S, K), rows) -> (S,), or (S, M) for M gradients at the same point.
 Objective = Callable[[Tensor, "Rows"], Tensor]
 
 

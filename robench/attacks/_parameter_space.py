@@ -28,7 +28,7 @@ class ParameterSpace(Attack[Any]):
     def __post_init__(self) -> None:
         for name in {*Contract.__annotations__, *(field.name for field in fields(self.inner))}:
             object.__setattr__(self, name, getattr(self.inner, name))
-        # With a penalty the attack does not maximise the loss that the engine sees.
+        # With a penalty the attack does not maximize the loss that the engine sees.
         object.__setattr__(self, "ascends", self.inner.ascends and not self._change.penalised)
         # With few parameters, gradient-free search beats gradient attacks even without masked gradients.
         object.__setattr__(self, "gradient_free", False)

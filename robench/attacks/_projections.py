@@ -5,7 +5,7 @@ section 3.1). `project_l1_box` projects onto the L1 ball inside the box (Croce &
 
 Each row of a result depends on that row only: loops run until every row has converged, and a converged row no longer
 changes. The host would wait for another device to see that: there one loop has a fixed number of steps, and the other
-rarely looks. Masks are floats that are multiplied, which CPUs vectorise better than `torch.where`.
+rarely looks. Masks are floats that are multiplied, which CPUs vectorize better than `torch.where`.
 """
 
 from itertools import count

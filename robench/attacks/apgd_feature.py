@@ -21,7 +21,7 @@ from robench.core.registry import attacks
 class APGDFeature(CustomObjective[APGDState], GradientAttack[APGDState]):
     """APGD on the relative distance between features and those of a clean image, in Linf and L2.
 
-    The untargeted form maximises |features(x') - features(x)| / |features(x)|. The targeted form minimises the same
+    The untargeted form maximizes |features(x') - features(x)| / |features(x)|. The targeted form minimizes the same
     distance to an image of another class in place of x. A loss on the logits may be added; `weight` then weighs the
     distance.
 

@@ -20,7 +20,7 @@ from robench.core.registry import attacks
 class APGDMI(CustomObjective[APGDState], GradientAttack[APGDState]):
     """APGD on loss(f(x'), y) + weight * nHSIC(features(x'), x'), in Linf and L2.
 
-    Each row maximises its loss plus weight * group * (its share of the nHSIC), so `weight` has the same meaning as in
+    Each row maximizes its loss plus weight * group * (its share of the nHSIC), so `weight` has the same meaning as in
     `pgd-mi`. At 0 the steps are those of `apgd`.
 
     Args:

@@ -1,6 +1,6 @@
 """Minimally distorted adversarial examples with a fast adaptive boundary attack.
 
-Croce & Hein 2019, arXiv 1907.02044: FAB steps to the boundary of the linearised classifier, biased towards the clean
+Croce & Hein 2019, arXiv 1907.02044: FAB steps to the boundary of the linearized classifier, biased towards the clean
 image, and moves back towards the clean image whenever the point is adversarial (Alg. 1).
 """
 
@@ -65,7 +65,7 @@ class FAB(Attack[FABState]):
 
     Args:
         steps: number of projections, with one or two queries each.
-        targets: number of target classes, most likely first; 0 for the nearest of all linearised boundaries, with K
+        targets: number of target classes, most likely first; 0 for the nearest of all linearized boundaries, with K
             gradients in each step.
         restarts: number of starts, for each target if targeted: the clean image, then random points at half the radius.
         eot: draws of a randomized surrogate averaged for each answer.
@@ -183,7 +183,7 @@ def _differences(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _nearest(norm: str, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """The linearised boundary nearest to each point (eq. 7): its offset (S,) and normal (S, D).
+    """The linearized boundary nearest to each point (eq. 7): its offset (S,) and normal (S, D).
 
     Args:
         f: logits minus the logit of the label, (S, K); the entry of the label is 0 without gradient.
@@ -194,7 +194,7 @@ def _nearest(norm: str, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distances(norm: str, f: Tensor, w: Tensor) -> Tensor:
-    """The distance of each linearised boundary, (S, K), infinite without a gradient; arguments as of `_nearest`."""
+    """The distance of each linearized boundary, (S, K), infinite without a gradient; arguments as of `_nearest`."""
     size = rownorm(w.flatten(0, 1), _DUAL[norm]).view_as(f)
     return torch.where(size > 0, f.abs() / size, math.inf).nan_to_num(nan=math.inf, posinf=math.inf)
 

@@ -95,7 +95,7 @@ class FMN(Attack[FMNState]):
         nearer = fools & (size < state.distance)
         distance = torch.where(nearer, size, state.distance)
         gamma = cosine(state.step, self.steps, self.gamma, _LAST_GAMMA)
-        # Before the first success, the distance to the boundary is estimated from the linearised loss. It is slightly
+        # Before the first success, the distance to the boundary is estimated from the linearized loss. It is slightly
         # enlarged because a point exactly on the boundary would stay there.
         length = rownorm(answer.grad, "L2")
         slope = (length if norm == "L2" else rownorm(answer.grad, _DUAL[norm])).clamp_min(1e-12)

@@ -18,7 +18,7 @@ from robench.threats.threat import rownorm
 
 # Phases of a lane: find an initial adversarial example, search for the boundary, estimate the gradient, step.
 _INITIALIZE, _BINARY_SEARCH, _ESTIMATE, _STEP = range(4)
-# Initial random images consist of tiles of one colour; their sides in pixels, used in turn.
+# Initial random images consist of tiles of one color; their sides in pixels, used in turn.
 _TILES = (1, 2, 4, 8)
 # Radius of the first gradient estimate, before the distance is known, and the maximum number of points of an estimate.
 _FIRST_REACH, _MOST = 0.1, 10_000

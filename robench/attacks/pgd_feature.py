@@ -1,6 +1,6 @@
 """MIMIR: masked image modeling for mutual information-based adversarial robustness (arXiv 2312.04960).
 
-The second of the paper's two adaptive attacks, PGD-feature: PGD that maximises the distance between features.
+The second of the paper's two adaptive attacks, PGD-feature: PGD that maximizes the distance between features.
 """
 
 from dataclasses import dataclass

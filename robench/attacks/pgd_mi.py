@@ -1,6 +1,6 @@
 """MIMIR: masked image modeling for mutual information-based adversarial robustness (arXiv 2312.04960).
 
-The first of the paper's two adaptive attacks, PGD-MI: PGD that also maximises the quantity that MIMIR minimises.
+The first of the paper's two adaptive attacks, PGD-MI: PGD that also maximizes the quantity that MIMIR minimizes.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class PGDMI(CustomObjective[PGDState]):
     """PGD on CE(f(x'), y) + weight * nHSIC(features(x'), x'), as published; Linf.
 
     The cross-entropy is a mean over the group, the default reduction (our reading of the official code); each row
-    maximises the group size times its share of it. The gradient flows through both arguments of the nHSIC. The random
+    maximizes the group size times its share of it. The gradient flows through both arguments of the nHSIC. The random
     start is that of `pgd`, and so are the steps if `weight` is 0.
 
     At the published weight the second term is at most 1.5e-4, so the attack is close to plain PGD; `apgd-mi` is

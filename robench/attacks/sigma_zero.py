@@ -34,7 +34,7 @@ class SigmaZeroState(State):
 @attacks.register("sigma-zero")
 @dataclass(frozen=True)
 class SigmaZero(Attack[SigmaZeroState]):
-    """Minimise a smooth approximation of the L0 norm by gradient descent (Alg. 1).
+    """Minimize a smooth approximation of the L0 norm by gradient descent (Alg. 1).
 
     The threat counts pixels, whereas the paper counts components; `unit="component"` follows the paper.
 

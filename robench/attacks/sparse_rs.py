@@ -84,12 +84,12 @@ def _shares(
 
 
 def _corners(bits: Tensor, channels: int) -> Tensor:
-    """Colours whose channels are 0 or 1, (..., channels), from the bits of words (...)."""
+    """Colors whose channels are 0 or 1, (..., channels), from the bits of words (...)."""
     return ((bits[..., None] >> torch.arange(channels, device=bits.device)) & 1).float()
 
 
 def _another(bits: Tensor, old: Tensor) -> Tensor:
-    """Colours of zeros and ones that differ from `old` (..., C), from 32-bit words (...)."""
+    """Colors of zeros and ones that differ from `old` (..., C), from 32-bit words (...)."""
     channels = old.shape[-1]
     corner = ((old == 0) | (old == 1)).all(-1)
     code = ((old > 0.5).long() << torch.arange(channels, device=old.device)).sum(-1)

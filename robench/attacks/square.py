@@ -266,7 +266,7 @@ def _patterns(most: int, power: int, device: torch.device) -> Tensor:
 
 
 def _pyramid(height: int, width: int, power: int) -> Tensor:
-    """Sums of 1 / (k + 1)^2 (L2) or ^4 (L1) over the rings around the centre, of unit norm (eq. 3)."""
+    """Sums of 1 / (k + 1)^2 (L2) or ^4 (L1) over the rings around the center, of unit norm (eq. 3)."""
     rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
     ring = torch.maximum(rows.abs()[:, None], columns.abs()[None])
     rings = max(height // 2, width // 2) + 1

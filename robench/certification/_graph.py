@@ -17,7 +17,7 @@ from robench.core.torch_state import evaluating
 
 # Unit roundoff of float32. The bounds are computed in float64, whose errors the slack of one thousandth covers.
 _UNIT, _SLACK = 2.0**-24, 1.001
-# Float32 roundings of an elementwise operation at the most; batch normalisation has the most.
+# Float32 roundings of an elementwise operation at the most; batch normalization has the most.
 _ELEMENTWISE = 8
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)

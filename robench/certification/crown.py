@@ -62,7 +62,7 @@ class Crown(_Deterministic):
 
     Zhang et al. 2018, "Efficient Neural Network Robustness Certification with General Activation Functions", arXiv
     1811.00866: CROWN with adaptive lower slopes, also for the bounds of hidden layers. For networks of convolutions,
-    linear layers, ReLU, average pooling, batch normalisation and residual additions. Others end with the name of the
+    linear layers, ReLU, average pooling, batch normalization and residual additions. Others end with the name of the
     operation for which no bound is known.
 
     The proof is of the network as it computes, in float32: it adds the largest error of every operation in any order

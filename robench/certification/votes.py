@@ -42,7 +42,7 @@ def count_votes(network: Network, x: Tensor, ids: Tensor, draws: int) -> Tensor:
     draw are their rows.
 
     Args:
-        network: a randomised defense with its random numbers.
+        network: a randomized defense with its random numbers.
         x, ids: images (M, C, H, W) and their ids (M,), on the device.
     """
     size, total = network.batch_size, len(x) * draws

@@ -141,7 +141,7 @@ def _show(records: "list[Record]", suites: list[str]) -> None:
     console = common.console()
     console.print(run_table(records))
     for suite in find_suites(suites):
-        # A ladder of threats is summarised by their mean.
+        # A ladder of threats is summarized by their mean.
         if suite.rungs and all(rung.threats for rung in suite.rungs):
             for table in unforeseen(records, suite):
                 sys.stdout.write("\n" + render(table, "text", console.width))

@@ -1,4 +1,4 @@
-"""Normalised Hilbert-Schmidt independence criterion, which MIMIR penalises and attacks on MIMIR use.
+"""Normalized Hilbert-Schmidt independence criterion, which MIMIR penalizes and attacks on MIMIR use.
 
 Fukumizu et al. 2007, "Kernel Measures of Conditional Dependence". MIMIR uses it as a bound on the mutual
 information between input and features: Xu et al., arXiv 2312.04960.

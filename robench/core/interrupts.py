@@ -32,7 +32,7 @@ def importing(frame: FrameType | None) -> bool:
 
 def end(number: int, frame: FrameType | None) -> NoReturn:
     """Signal handler that ends the process with one line."""
-    # An exception would be swallowed or replaced by extension modules during their initialisation.
+    # An exception would be swallowed or replaced by extension modules during their initialization.
     with suppress(OSError):
         os.write(2, b"robench: interrupted\n")
     os._exit(INTERRUPTED)

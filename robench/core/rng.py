@@ -94,7 +94,7 @@ class Stream:
 
 
 class _Noise:
-    """The source of a randomised model's numbers during one call."""
+    """The source of a randomized model's numbers during one call."""
 
     def __init__(self, stream: Stream, sample: Tensor, rank: Tensor, step: Tensor):
         self.stream, self.sample, self.rank, self.step = stream, sample, rank, step

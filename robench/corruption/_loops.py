@@ -22,13 +22,13 @@ def _compiled(function: Callable) -> Any:
 
 @_compiled
 def _byte(value):
-    """Convert a fraction to a grey level: clip, then truncate, as in the library."""
+    """Convert a fraction to a gray level: clip, then truncate, as in the library."""
     return np.uint8(min(max(value, 0.0), 1.0) * 255)
 
 
 @_compiled
 def add(x, noise, scaled):
-    """Grey levels of x / 255 + noise, or of x / 255 * (1 + noise) if `scaled`; (H, W, 3) uint8."""
+    """Gray levels of x / 255 + noise, or of x / 255 * (1 + noise) if `scaled`; (H, W, 3) uint8."""
     out = np.empty(x.shape, np.uint8)
     flat, flat_noise, result = x.ravel(), noise.ravel(), out.ravel()
     for i in range(flat.size):
@@ -39,7 +39,7 @@ def add(x, noise, scaled):
 
 @_compiled
 def counted(counts, scale):
-    """Grey levels of counts / scale."""
+    """Gray levels of counts / scale."""
     out = np.empty(counts.shape, np.uint8)
     flat, result = counts.ravel(), out.ravel()
     for i in range(flat.size):
@@ -53,17 +53,17 @@ def blur(x, down, across, reflect):
 
     Args:
         x: (H, W, C) float64.
-        down, across: weights along each axis, from the centre outwards.
+        down, across: weights along each axis, from the center outwards.
         reflect: whether to mirror the image at its border instead of repeating the last pixel.
     """
     height, width, channels = x.shape
-    # The compiler vectorises loops over whole rows.
+    # The compiler vectorizes loops over whole rows.
     rows = x.reshape(height, width * channels)
     middle = np.empty_like(rows)
     for i in range(height):
         line = middle[i]
         line[:] = rows[i] * down[0]
-        # From the outside inwards, in the order of SciPy: on uniform colours the last bit decides the grey level.
+        # From the outside inwards, in the order of SciPy: on uniform colors the last bit decides the gray level.
         for k in range(down.size - 1, 0, -1):
             above, below = rows[_outside(i - k, height, reflect)], rows[_outside(i + k, height, reflect)]
             for j in range(line.size):
@@ -137,8 +137,8 @@ def enlarge(out, x, rows, row_weights, columns, column_weights):
     """Add `x` (h, w, C), enlarged linearly, to the top left of `out` (H, W, C).
 
     Args:
-        rows, columns: index of the lower neighbour in `x` for each row and column of `out`, -1 for none.
-        row_weights, column_weights: weights of the upper neighbours.
+        rows, columns: index of the lower neighbor in `x` for each row and column of `out`, -1 for none.
+        row_weights, column_weights: weights of the upper neighbors.
     """
     channels = x.shape[2]
     width = columns.size
@@ -164,7 +164,7 @@ def enlarge(out, x, rows, row_weights, columns, column_weights):
 
 @_compiled
 def mean_of(x, total, layers):
-    """Grey levels of (x + total) / (layers + 1), both (H, W, 3) float32."""
+    """Gray levels of (x + total) / (layers + 1), both (H, W, 3) float32."""
     out = np.empty(x.shape, np.uint8)
     flat, summed, result = x.ravel(), total.ravel(), out.ravel()
     count = np.float32(layers + 1)
@@ -176,7 +176,7 @@ def mean_of(x, total, layers):
 
 @_compiled
 def mixed(x, over, weight, over_weight):
-    """Grey levels of weight * x + over_weight * over, both uint8, with the channels of `over` reversed."""
+    """Gray levels of weight * x + over_weight * over, both uint8, with the channels of `over` reversed."""
     out = np.empty(x.shape, np.uint8)
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
@@ -188,10 +188,10 @@ def mixed(x, over, weight, over_weight):
 
 @_compiled
 def snowed(x, layer, keep):
-    """Grey levels of a whitened image under two layers of snow, one of them rotated by 180 degrees.
+    """Gray levels of a whitened image under two layers of snow, one of them rotated by 180 degrees.
 
     Args:
-        x: (H, W, 4) float32; the fourth channel is the grey image.
+        x: (H, W, 4) float32; the fourth channel is the gray image.
         layer: (H, W) uint8.
         keep: weight of the image against its whitened version.
     """
@@ -210,7 +210,7 @@ def snowed(x, layer, keep):
 
 @_compiled
 def coloured(x, gain, offset, lift):
-    """Grey levels of an image with its HSV saturation scaled and offset and its HSV value raised."""
+    """Gray levels of an image with its HSV saturation scaled and offset and its HSV value raised."""
     out = np.empty(x.shape, np.uint8)
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
@@ -253,7 +253,7 @@ def coloured(x, gain, offset, lift):
 
 @_compiled
 def warped(x, down, right):
-    """Grey levels of `x` (H, W, 3) float32 sampled at positions displaced by `down` and `right`, mirrored outside."""
+    """Gray levels of `x` (H, W, 3) float32 sampled at positions displaced by `down` and `right`, mirrored outside."""
     height, width, channels = x.shape
     out = np.empty((height, width, channels), np.uint8)
     for i in range(height):

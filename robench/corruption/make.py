@@ -1,7 +1,7 @@
 """Corruption of single images, determined by seed, corruption, severity and sample.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-arXiv 1903.12261. Slow corruptions of the library `imagecorruptions-imaug` are computed faster here, to within one grey
+arXiv 1903.12261. Slow corruptions of the library `imagecorruptions-imaug` are computed faster here, to within one gray
 level (`robench.corruption.quick`). Its motion blur, snow, frost and fog differ in detail from the code that made the
 published ImageNet-C. It draws from NumPy's global generator, and for two corruptions from separate ones. All of
 them are seeded for each image, so that results do not depend on the order of work or the number of workers.

@@ -1,4 +1,4 @@
-"""Faster versions of slow corruptions of the library, with equal random numbers and grey levels equal to within one.
+"""Faster versions of slow corruptions of the library, with equal random numbers and gray levels equal to within one.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
 arXiv 1903.12261, defines the corruptions and their five severities. `tests/corruption/test_quick.py` compares each with
@@ -136,7 +136,7 @@ def _levels(x: np.ndarray) -> np.ndarray:
 
 @cache
 def _gaussian(sigma: float, truncate: float) -> np.ndarray:
-    """Weights of a Gaussian filter from the centre outwards."""
+    """Weights of a Gaussian filter from the center outwards."""
     radius = int(truncate * sigma + 0.5)
     exponents = -0.5 / (sigma * sigma) * np.arange(radius + 1) ** 2
     weights = _exponential(exponents)
@@ -146,7 +146,7 @@ def _gaussian(sigma: float, truncate: float) -> np.ndarray:
 def _exponential(exponents: np.ndarray) -> np.ndarray:
     """The exponential function, correctly rounded.
 
-    The last bit of NumPy's result depends on the processor, and decides the grey level where colours are uniform.
+    The last bit of NumPy's result depends on the processor, and decides the gray level where colors are uniform.
     """
     return np.array([float(Decimal(float(exponent)).exp()) for exponent in exponents])
 
@@ -171,7 +171,7 @@ def _streak(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarra
 
 
 def _zoom(x: np.ndarray, factor: float, onto: np.ndarray | None = None) -> np.ndarray:
-    """Enlarge the centre of `x` (H, W, C) by `factor` and add it to the top left of `onto`, or return it if None."""
+    """Enlarge the center of `x` (H, W, C) by `factor` and add it to the top left of `onto`, or return it if None."""
     starts, sizes, wholes = [], [], []
     for side in x.shape[:2]:
         size = math.ceil(side / factor)
@@ -189,7 +189,7 @@ def _zoom(x: np.ndarray, factor: float, onto: np.ndarray | None = None) -> np.nd
 
 @lru_cache(256)
 def _places(size: int, total: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the first `count` of `total` pixels among `size`: lower neighbours, and weights of upper ones."""
+    """Positions of the first `count` of `total` pixels among `size`: lower neighbors, and weights of upper ones."""
     position = np.arange(count) * ((size - 1) / (total - 1) if total > 1 else 1.0)
     lower = np.floor(position).astype(np.int64)
     # Rounding can move the last pixel beyond the border, where SciPy uses zero.

@@ -113,7 +113,7 @@ def in_order(tasks: Iterable[Task], workers: int = 1, files: bool = False) -> It
 
 
 def _encode(images: Sequence[bytes | np.ndarray]) -> bytes:
-    """Serialise images: the lengths of JPEG files followed by the files, or one array."""
+    """Serialize images: the lengths of JPEG files followed by the files, or one array."""
     file = io.BytesIO()
     files = [image for image in images if isinstance(image, bytes)]
     if files:

@@ -18,7 +18,7 @@ from robench.data._base import Facts, Images, check_split, described
 SIZE = 16
 # Powers of two, for which bilinear weights are exact.
 SIZES = (8, 16, 32, 64, 128, 256)
-# Three residues of ten, spread out because neighbouring images come from the same writer.
+# Three residues of ten, spread out because neighboring images come from the same writer.
 TEST_RESIDUES = (2, 5, 8)
 # Within scikit-learn. Its `load_digits` gives the same numbers, after an import that takes longer than torch's.
 FILE = Path("datasets", "data", "digits.csv.gz")

@@ -15,7 +15,7 @@ from robench.core.errors import UsageError
 from robench.defenses._feature_hooks import capture_features
 from robench.defenses._normalisation import own_normalisations
 
-_LOOSE = 1e-3  # tolerance for rounding in purifiers that normalise and scale back
+_LOOSE = 1e-3  # tolerance for rounding in purifiers that normalize and scale back
 
 
 class Purifier(nn.Module):

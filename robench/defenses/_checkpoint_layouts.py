@@ -1,4 +1,4 @@
-"""Recognise the network of a checkpoint from the names and shapes of its tensors.
+"""Recognize the network of a checkpoint from the names and shapes of its tensors.
 
 The layouts are those of MIMIR's released checkpoints (arXiv 2312.04960): ViT, ConViT, CaiT and Swin.
 """
@@ -119,7 +119,7 @@ def _vit(state: State, hints: Hints, path: Path) -> Arguments:
     same = ("width", "depth", "mlp_ratio")
     fitting = [hint for hint in hints if all(hint.get(name, sizes[name]) == sizes[name] for name in same)]
     hinted = [hint["heads"] for hint in fitting if "heads" in hint]
-    # A file does not say whether pixels are normalised; a single card does.
+    # A file does not say whether pixels are normalized; a single card does.
     normalisation = fitting[0] if len(hints) == len(fitting) == 1 else {}
     shape = tuple(sizes[name] for name in same)
     known = [heads for *network, heads in VITS.values() if tuple(network) == shape]

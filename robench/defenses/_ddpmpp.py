@@ -28,7 +28,7 @@ def time_inputs(schedule: Schedule) -> Tensor:
 
     It is 999 times the time in [0, 1] at which the continuous process has the same alpha bar,
     exp(-t^2 (b1 - b0) / 2 - t b0), equation 33; b0 and b1 are the first and the last beta times the length. The
-    continuous process ends slightly before the discretised one, so the last few times are clamped to its end.
+    continuous process ends slightly before the discretized one, so the last few times are clamped to its end.
     """
     low, high = schedule.length * schedule.beta_start, schedule.length * schedule.beta_end
     neg_log_kept = -torch.tensor(schedule.kept[1:], dtype=torch.float64).log()

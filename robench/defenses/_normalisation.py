@@ -1,4 +1,4 @@
-"""Find the normalisation constants inside a network."""
+"""Find the normalization constants inside a network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Names that normalising modules give to their two constants, and how many numbers they hold: one per channel.
+# Names that normalizing modules give to their two constants, and how many numbers they hold: one per channel.
 _NAMES = (("mean", "std"), ("mu", "sigma"), ("mean", "sigma"), ("mu", "std"))
 _CHANNELS = (1, 3)
 

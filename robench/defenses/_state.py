@@ -30,7 +30,7 @@ def shared_prefix(names: Iterable[str]) -> str:
 def state_digest(network: nn.Module) -> str:
     """sha256 over every parameter and buffer: name, dtype, shape and bytes, sorted by name.
 
-    It identifies weights that come from no single file. It covers the normalisation.
+    It identifies weights that come from no single file. It covers the normalization.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(network).items()):
@@ -42,8 +42,8 @@ def state_sha256(network: nn.Module, purifier: str = "") -> str:
     """sha256 of a set of weights, independent of how they were loaded.
 
     Names are relative to the part of the network that holds all weights, so wrappers change nothing. Floats of any
-    precision are hashed as float32 and integers as int64; counters are left out. The numbers of the normalisation are
-    included, whether the defense or its classifier holds them, and so is whether the defense is randomised.
+    precision are hashed as float32 and integers as int64; counters are left out. The numbers of the normalization are
+    included, whether the defense or its classifier holds them, and so is whether the defense is randomized.
 
     Equal digests mean equal weights, not equal functions: activations, for example, are not tensors and not covered.
 
@@ -95,7 +95,7 @@ def _add(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
 
 
 def _plain(constants: Normalisation | None) -> str:
-    """The numbers of a normalisation as text; if all channels have the same numbers, only one is kept."""
+    """The numbers of a normalization as text; if all channels have the same numbers, only one is kept."""
     if constants is None:
         return ""
     mean, std = (v[:1] if len(set(v)) == 1 else v for v in (constants.mean, constants.std))

@@ -141,7 +141,7 @@ def _default(tables: Tables) -> str | None:
 
 
 def _tables(content: Any, path: Path) -> Tables:
-    """Every table of tensors in a file by its place, except those of an optimiser."""
+    """Every table of tensors in a file by its place, except those of an optimizer."""
     tables = dict(_walk(content, "", 0))
     lists = dict(_averages(content, "", 0))
     if len(tables) == 1 and not lists:
@@ -204,7 +204,7 @@ def _split_average(place: str, table: Mapping[str, Tensor]) -> Tables:
 def _averaged(state: Mapping[str, Tensor], average: Any, path: Path) -> dict[str, Tensor]:
     """The state with its parameters replaced by their moving average, a list in the order of the parameters.
 
-    Buffers stand between the parameters and have no average; they are recognised by their shape.
+    Buffers stand between the parameters and have no average; they are recognized by their shape.
     """
     averaged = dict(state)
     remaining = list(average) if isinstance(average, Sequence) else [average]

@@ -1,4 +1,4 @@
-"""A small convolutional network without normalisation layers, for comparison with a ViT.
+"""A small convolutional network without normalization layers, for comparison with a ViT.
 
 The layers of Carlini & Wagner's MNIST network ("Towards Evaluating the Robustness of Neural Networks", arXiv
 1608.04644, table 1), which TRADES (arXiv 1901.08573) also trains. The padding by one pixel is our choice: it

@@ -261,7 +261,7 @@ class DE3(FixedSizePurifier):
         return x.reshape(n, 3, side * p, side * p) * self.std + self.mean
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """The encoder's weights for a classifier that takes unnormalised images in [0, 1].
+        """The encoder's weights for a classifier that takes unnormalized images in [0, 1].
 
         The normalization is folded into the patch embedding. The last LayerNorm is left out, since the classifier
         replaces it by a new `fc_norm`.

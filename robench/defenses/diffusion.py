@@ -31,7 +31,7 @@ class DiffPure(FixedSizePurifier):
 
     DiffPure's published code differs: it integrates the reverse SDE of the continuous process by Euler-Maruyama steps
     of 1e-3 with noise of variance beta, and clips neither the predicted clean images nor the purified image. Here each
-    step is the ancestral step of the discretised process, with variance beta tilde, or DDIM's step. Neither uses the
+    step is the ancestral step of the discretized process, with variance beta tilde, or DDIM's step. Neither uses the
     learned variance of an "adm" network.
 
     The gradient is exact. With `remember=False`, the backward pass recomputes each reverse step, so memory grows only

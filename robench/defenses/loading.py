@@ -77,7 +77,7 @@ def load(
     Args:
         name, dataset: see `resolve`.
         checkpoint: weights to use in place of the card's: a path, `hf://owner/name/file` or an https URL, with
-            the suffix `#NAME` for one of several sets of weights; see `fetch`. A network of MIMIR's kinds is recognised
+            the suffix `#NAME` for one of several sets of weights; see `fetch`. A network of MIMIR's kinds is recognized
             by its shapes and selects one of a family's cards; if none or several of them have that network, it is built
             under the name of its spec.
         device: where it runs.

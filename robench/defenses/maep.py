@@ -81,7 +81,7 @@ class MAEP(FixedSizePurifier):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Initialise as MAE does: Xavier uniform for linear layers and the patch embedding."""
+        """Initialize as MAE does: Xavier uniform for linear layers and the patch embedding."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))

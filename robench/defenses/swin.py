@@ -90,7 +90,7 @@ def swin(
 def from_simmim(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> dict[str, Tensor]:
     """Convert a state from SimMIM's layout to that of `network`; a state in timm's layout is returned unchanged.
 
-    SimMIM halves the grid at the end of a stage, timm at the start of the next; both take the four neighbours column by
+    SimMIM halves the grid at the end of a stage, timm at the start of the next; both take the four neighbors column by
     column. SimMIM's `head`, which pre-trained states lack, is timm's `head.fc`. The position indices and attention
     masks, which timm computes, are compared and left out.
 

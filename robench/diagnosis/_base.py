@@ -14,7 +14,7 @@ from robench.engine.outcome import ResultWarning
 from robench.engine.setup import Setup, find_attacker
 from robench.threats.threat import Threat
 
-# Number of noise draws of a randomised defense that each gradient is averaged over.
+# Number of noise draws of a randomized defense that each gradient is averaged over.
 EOT = 5
 # The attack to follow, by norm. Not PGD: its fixed step gives a straight loss curve on sound networks too, if the steps
 # just suffice to cross the ball.
@@ -94,7 +94,7 @@ class Case:
         device: torch.device,
         batch_size: int,
     ) -> "Case":
-        """Call the defense twice, to learn whether it is randomised, and its judge once.
+        """Call the defense twice, to learn whether it is randomized, and its judge once.
 
         Raises:
             UsageError: for an unsuitable attacker knowledge, or a norm that no attack here supports.
@@ -130,7 +130,7 @@ class Case:
         )
 
     def spec(self, attack: str, **arguments: object) -> str:
-        """The spec of an attack, with EOT for a randomised defense."""
+        """The spec of an attack, with EOT for a randomized defense."""
         if self.eot > 1:
             arguments["eot"] = self.eot
         return f"{attack}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"

@@ -62,7 +62,7 @@ def renyi_information(x: Tensor, y: Tensor, alpha: float = ALPHA) -> float:
 
 
 def plain_nhsic(x: Tensor, y: Tensor) -> float:
-    """nHSIC as MIMIR penalises it, in float64; see robench.core.hsic."""
+    """nHSIC as MIMIR penalizes it, in float64; see robench.core.hsic."""
     return float(nhsic(x.double(), y.double()))
 
 
@@ -150,7 +150,7 @@ def in_groups(estimate: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor,
 def unpaired(y: Tensor, seed: int) -> Tensor:
     """A random permutation of the rows of `y` (N, ...) in which no row keeps its place.
 
-    Shifting by one row would not do, because neighbours in a data set may share a class or be similar otherwise.
+    Shifting by one row would not do, because neighbors in a data set may share a class or be similar otherwise.
     """
     order = _order(len(y), seed, "unpaired")
     others = torch.empty_like(y)

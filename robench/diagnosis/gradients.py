@@ -59,7 +59,7 @@ def averaged(cosine: float, draws: int) -> float:
 
 
 def indicator(case: Case) -> Indicator:
-    """The cosine of two averaged gradients of a randomised defense, or of those at an image and a nearby point."""
+    """The cosine of two averaged gradients of a randomized defense, or of those at an image and a nearby point."""
     right = case.right
 
     def indicated(code: str, value: float | None, text: str) -> Indicator:

@@ -19,7 +19,7 @@ class Paths:
     """The paths of N images over T points, on the CPU.
 
     Attributes:
-        loss: (N, T) float64, the loss that the attack maximises.
+        loss: (N, T) float64, the loss that the attack maximizes.
         vanished: bool (N, T), whether the gradient is practically zero.
         wrong: bool (N, T), whether the surrogate is fooled; fooled: bool (N, T), whether the judge is, in any draw.
         last: (N, C, H, W), the attack's final answer; fooled_last: bool (N,), whether it fools the judge.

@@ -228,7 +228,7 @@ class Loop:
             **self.losses.facts(answer, first is not None),
         )
         passes = self.passes(answer)
-        # Finished rows keep counting: padding draws a randomised surrogate's noise as if it were active.
+        # Finished rows keep counting: padding draws a randomized surrogate's noise as if it were active.
         self.lanes.queries = self.lanes.queries + (passes if waits is None else ~waits[:, None] * passes)
         if waits is not None:
             self.lanes.waited = torch.where(waits, self.lanes.waited + 1, 0)
@@ -279,7 +279,7 @@ class Loop:
     ) -> Answer:
         """The answer to a query of some lanes; lanes of `exactly`, bool (S,) on the CPU, are answered in fp32."""
         network = self.context.network
-        # Only the noise of a randomised surrogate depends on the number of queries.
+        # Only the noise of a randomized surrogate depends on the number of queries.
         passed = rows.rank if network.stream is None else queries.to(x.device)
         answer = network.answer(x, ask.objective, rows, self.context.attack.eot, passed, lanes)
         if exactly is not None:

@@ -34,7 +34,7 @@ Loss = Callable[[Tensor, Tensor, tuple[Tensor, ...]], Tensor]
 
 # Gradients of several values at a point are kept together up to this many bytes a row, see `Cheapest`.
 _STACKED = 1 << 25
-# Number of draws that decide a verdict on a randomised defense.
+# Number of draws that decide a verdict on a randomized defense.
 DRAWS = 10
 
 
@@ -74,7 +74,7 @@ class Network:
         model: function of images (N, C, H, W) in [0, 1] to logits (N, K).
         batch_size: number of rows per call.
         precision: "fp32" or "bf16".
-        stream: random numbers of a randomised model; None for a deterministic model.
+        stream: random numbers of a randomized model; None for a deterministic model.
         backs_off: whether `logits` and `features` use smaller batches while memory runs out. Otherwise they raise, for
             callers that must have the same batch size in all calls.
         shapes: the batch sizes of another network with the same model, precision and batch size.
@@ -103,7 +103,7 @@ class Network:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, K), float32, of a batch of any size, with a graph if gradients are enabled.
 
-        For attacks that call the network themselves; a randomised model draws its own noise.
+        For attacks that call the network themselves; a randomized model draws its own noise.
         """
         zero = x.new_zeros(1, dtype=torch.int64)
         who = (zero, zero, zero)
@@ -115,7 +115,7 @@ class Network:
         Args:
             ids: ids of the samples, (N,) int64.
             draw: number of the noise draw, of all images or of each, (N,) int64; with the ids it determines the noise
-                of a randomised model.
+                of a randomized model.
         """
         return self._batches(x, ids, draw, self._call)
 
@@ -177,7 +177,7 @@ class Network:
 
         Args:
             rows: S rows; for an objective on features, S is `batch_size`.
-            queries: number of earlier passes of each row, (S,) int64, which determine the noise of a randomised model.
+            queries: number of earlier passes of each row, (S,) int64, which determine the noise of a randomized model.
             lanes: lanes to evaluate, int64; the answer of other lanes may be zero. None for all.
         """
         if not isinstance(objective, OnFeatures):
@@ -361,7 +361,7 @@ class Judge:
 
     Args:
         network: the defense.
-        draws: number of noise draws: 1, or DRAWS for a randomised defense.
+        draws: number of noise draws: 1, or DRAWS for a randomized defense.
     """
 
     def __init__(self, network: Network, draws: int = 1):

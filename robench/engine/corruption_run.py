@@ -265,7 +265,7 @@ def answers(
 
     Args:
         setup: the defense. The seed determines the corruptions; seed, image and cell determine the single noise draw of
-            a randomised defense.
+            a randomized defense.
         workers: number of processes that generate images; None for one per core, if there is enough work.
         cache: cache of corrupted images.
         skip: number of answers to skip.

@@ -1,4 +1,4 @@
-"""The judges of a randomised defense, which use separate noise draws.
+"""The judges of a randomized defense, which use separate noise draws.
 
 An attack keeps the candidate that fools most of the noise draws it has seen. Its success on these draws is
 overestimated, like a training accuracy. A run therefore has three judges with separate noise: the search uses `search`,
@@ -72,7 +72,7 @@ class Judges:
             model: function of images (N, C, H, W) in [0, 1] to logits (N, K).
             batch_size: number of rows per call.
             seed: seed of the noise.
-            stochastic: whether the defense is randomised.
+            stochastic: whether the defense is randomized.
             fresh: whether the judges use separate draws; False reproduces old records, which reuse those of the search.
             backs_off: see `Network`.
             known: whether the attacker knows the draws of the verdict, so that the search is judged on them as well.

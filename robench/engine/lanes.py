@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robench.attacks._base import tensors, write
 
-# Rows are initialised in groups of this size, so that results do not depend on how many start together.
+# Rows are initialized in groups of this size, so that results do not depend on how many start together.
 START = 8
 # A forward pass costs about a quarter of one with gradient: this fraction of lanes is worth a turn without gradient.
 _WORTH_A_TURN = 1 / 4

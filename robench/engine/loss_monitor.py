@@ -59,7 +59,7 @@ class LossMonitor:
 
     Args:
         lanes: number of lanes.
-        ascends: whether the attack maximises one loss per row from its first query to its last.
+        ascends: whether the attack maximizes one loss per row from its first query to its last.
         steps: number of steps of a row; with fewer than ten, `undone` is not counted.
 
     Its arrays are of NumPy, which takes less time than torch for a few numbers.

@@ -60,7 +60,7 @@ def answer_of_lanes(
 def _takes_all(network: Evaluates, x: Tensor, objective: Objective | None, lanes: Tensor, eot: int) -> bool:
     """Whether a batch of these lanes has place for all lanes, which then need not be gathered, padded and scattered.
 
-    The noise of a randomised model depends on the first row of the batch.
+    The noise of a randomized model depends on the first row of the batch.
     """
     if len(lanes) == len(x):
         return True

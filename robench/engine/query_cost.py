@@ -83,7 +83,7 @@ def _count(attack: Attack, threat: Threat, classes: int) -> tuple[int, int]:
     ranks, group = attack.ranks(classes), min(attack.group, 2)
     model = NeverFooled(classes)
     generator = torch.Generator().manual_seed(0)
-    # Images labelled with each other class, for attacks that need reference images; they are not attacked.
+    # Images labeled with each other class, for attacks that need reference images; they are not attacked.
     y = torch.cat([torch.zeros(group, dtype=torch.int64), torch.arange(1, classes)])
     x = torch.rand(len(y), *_SHAPE, generator=generator)
     ids = torch.arange(len(y))

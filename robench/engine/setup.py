@@ -46,9 +46,9 @@ class Setup:
         device: device of network calls.
         batch_size: number of images per network call.
         attacker: surrogate and feedback of the attacker.
-        stochastic: whether the defense is known to be randomised.
+        stochastic: whether the defense is known to be randomized.
         precision: precision of the surrogate, "fp32" or "bf16".
-        fresh_draws: whether a randomised defense is judged on new draws; False reproduces old records.
+        fresh_draws: whether a randomized defense is judged on new draws; False reproduces old records.
         backs_off: whether the judges use smaller batches while memory runs out, see `Network`.
         compiles: whether the search uses `torch.compile`.
         deterministic: whether a GPU must give the same bits at every run.
@@ -80,7 +80,7 @@ class Setup:
         )
 
     def network(self, purpose: str) -> Network:
-        """The defense; if it is randomised, with the noise draws of a purpose."""
+        """The defense; if it is randomized, with the noise draws of a purpose."""
         stream = Stream.of(self.seed, purpose) if self.stochastic else None
         return Network(self.model, self.batch_size, stream=stream, backs_off=True)
 

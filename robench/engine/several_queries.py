@@ -22,7 +22,7 @@ _STOPS = 1 / 4
 def may_go_unread(loop: "Loop", active: Tensor) -> int:
     """The number of queries that the rows can make before the host reads an answer; 0 for a usual turn.
 
-    On a CPU reading is free. A randomised surrogate, and rows that go on in fp32, need the host at every query.
+    On a CPU reading is free. A randomized surrogate, and rows that go on in fp32, need the host at every query.
     """
     context = loop.context
     if (

@@ -44,7 +44,7 @@ class Verdicts:
         return facts
 
     def _places(self, x: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """Which points are allowed, bool (N,), and the distances of points to be minimised, float64 (N,)."""
+        """Which points are allowed, bool (N,), and the distances of points to be minimized, float64 (N,)."""
         threat = self.context.problem.threat
         if not self.minimise:
             return {"allowed": threat.contains(x, points, threat.slack)}

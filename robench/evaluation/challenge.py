@@ -43,7 +43,7 @@ def challenge(
     """Judge submitted images and save those that fool the defense as a record of the suite `submitted`.
 
     The images are judged as those of any attack: with the record's seed and batch size, and on fresh noise draws for a
-    randomised defense. The record lowers the best known robust accuracy of the defense on boards.
+    randomized defense. The record lowers the best known robust accuracy of the defense on boards.
 
     Args:
         record: the challenged record.

@@ -20,7 +20,7 @@ from robench.evaluation.run import Options
 from robench.records.store import slug
 from robench.training import train
 
-# Our choices for every number of images: steps of the optimiser, batch size, LoRA's rank, and steps of PGD on the
+# Our choices for every number of images: steps of the optimizer, batch size, LoRA's rank, and steps of PGD on the
 # purifier's classifier, which generates the pairs as in MAEP's recipes.
 STEPS, BATCH, RANK, PGD_STEPS = 300, 32, 16, 10
 FOLDER = "finetuned"

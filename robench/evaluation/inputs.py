@@ -11,7 +11,7 @@ from robench.core.errors import UsageError
 from robench.data._lazy_images import LazyImages
 from robench.threats.threat import check_images
 
-# Largest deviation from [0, 1] that counts as a rounding error. Undoing a normalisation leaves 2e-7 in float32; in
+# Largest deviation from [0, 1] that counts as a rounding error. Undoing a normalization leaves 2e-7 in float32; in
 # half precision the error exceeds this limit.
 ROUNDING = 1e-5
 _INTEGER_TYPES = (

@@ -283,7 +283,7 @@ def prepared_by_defense(dataset: Spec) -> bool:
 def with_preprocessing(dataset: Spec, loaded: Loaded) -> Spec:
     """The data set's spec with the preprocessing of the defense, if the data set requests it.
 
-    For a defense of grey images, it also selects one channel if the data set supports that.
+    For a defense of gray images, it also selects one channel if the data set supports that.
 
     Raises:
         UsageError: if the defense does not specify its preprocessing.

@@ -58,7 +58,7 @@ class Certification:
         norm: norm of the radii.
         alpha: probability that the bound of one image is wrong; 0 for deterministic proofs.
         facts: further numbers of the proof, such as {"sigma": 0.25}.
-        of_vote: whether the bounds are about the majority vote of a randomised defense.
+        of_vote: whether the bounds are about the majority vote of a randomized defense.
         threat: the radius at which `certified` and `attacked` are stated, such as "L2:0.5".
         certified: share of images that are certified with the true label at that radius, a lower bound.
         curve: the same at increasing radii, from 0.

@@ -1,6 +1,6 @@
 """Migrate old records to the current rules, with forward passes alone.
 
-Two rules have changed. A randomised defense is now judged on fresh draws instead of the draws that its candidates were
+Two rules have changed. A randomized defense is now judged on fresh draws instead of the draws that its candidates were
 chosen on. A certificate may now exceed the radius by a millionth, while L2 and L1 allowed ten times as much. Neither
 change needs an attack: the certificates of a record are judged again.
 """
@@ -166,7 +166,7 @@ def _as_before(old: _Old, images: Images, points: Tensor, judges: Judges, device
 
 
 def _judged_again(old: _Old, images: Images, points: Tensor, judges: Judges, device: torch.device) -> Outcome:
-    """The outcome of a randomised defense on fresh draws.
+    """The outcome of a randomized defense on fresh draws.
 
     A sample was not attacked if most draws of the search misclassified its clean image. Most fresh draws may
     classify it correctly. A warning states the number of such samples.

@@ -1,6 +1,6 @@
-"""Accuracies of a randomised defense: average, worst draw, majority vote and single draw.
+"""Accuracies of a randomized defense: average, worst draw, majority vote and single draw.
 
-Adversarial examples of a randomised defense must be submitted more than once (DiffHammer, NeurIPS 2024). All figures
+Adversarial examples of a randomized defense must be submitted more than once (DiffHammer, NeurIPS 2024). All figures
 are from fresh draws, which no attack has seen (robench.engine.judges). Older records have figures from the draws that
 their candidates were chosen on; `robench results migrate` judges them again.
 """
@@ -26,7 +26,7 @@ class Share:
 
 
 def figures(rows: dict[str, list[Any]], draws: int) -> dict[str, Any]:
-    """The figures of a randomised defense in a record, from the columns of samples.parquet.
+    """The figures of a randomized defense in a record, from the columns of samples.parquet.
 
     If the columns have answers to fresh draws, the figures include `fresh` and the accuracy in the first draw alone.
     AutoAttack and most papers report a single draw per image.
@@ -65,7 +65,7 @@ def chosen_on(record: Record) -> bool:
 
 
 def over_draws(record: Record, images: str, name: str) -> Accuracy | None:
-    """Accuracy of a randomised defense over its draws; None where a record does not have it.
+    """Accuracy of a randomized defense over its draws; None where a record does not have it.
 
     Args:
         images: "clean" or "robust".
@@ -76,12 +76,12 @@ def over_draws(record: Record, images: str, name: str) -> Accuracy | None:
 
 
 def unattacked(record: Record) -> Accuracy:
-    """Clean accuracy measured like the record's robust accuracy: in the worst draw for a randomised defense."""
+    """Clean accuracy measured like the record's robust accuracy: in the worst draw for a randomized defense."""
     return over_draws(record, "clean", "worst_draw") or record.clean_accuracy
 
 
 def draws_label(record: Record) -> str:
-    """The number and kind of the draws that a randomised defense is judged on: "10 fresh draws"."""
+    """The number and kind of the draws that a randomized defense is judged on: "10 fresh draws"."""
     figures = record.extra[FIELD]
     known = Knowledge.of(record.job.knowledge).level.knows_noise
     kind = "known " if known else "fresh " if figures.get("fresh") else ""

@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 # For a run under corruptions: the prediction at every corruption and severity, in the record's order.
 CORRUPTED = pa.field("corrupted", pa.list_(pa.int32()))
-# For a run on a randomised defense: the predicted class of each fresh draw, -1 where a logit is NaN.
+# For a run on a randomized defense: the predicted class of each fresh draw, -1 where a logit is NaN.
 DRAWN = (pa.field("clean_answers", pa.list_(pa.int32())), pa.field("answers", pa.list_(pa.int32())))
 # For a run that certifies first: the certifier that proves the image, which is then not attacked; empty for none.
 PROVEN = pa.field("proven_by", pa.string())
@@ -99,7 +99,7 @@ def encode_table(table: pa.Table) -> bytes:
 
 def read_samples(folder: Path) -> pa.Table:
     """The rows of a record's folder, with the columns of `SCHEMA`, `CORRUPTED` for a run under corruptions, `DRAWN`
-    for a randomised defense, `ORDERED` for an estimate, and `PROVEN` for a run that certifies first.
+    for a randomized defense, `ORDERED` for an estimate, and `PROVEN` for a run that certifies first.
 
     Raises:
         ResourceError: when the file is missing, damaged or has other columns.

@@ -175,7 +175,7 @@ def write_files(folder: Path, new: Record, contents: Mapping[str, Content]) -> R
 
 
 def _drawn(outcome: "Outcome", images: "Images") -> dict[str, Any]:
-    """The fields that only the record of a randomised defense has."""
+    """The fields that only the record of a randomized defense has."""
     if outcome.of_draws == 1:
         return {}
     rows = {"label": images.y.tolist()}

@@ -79,7 +79,7 @@ def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: b
     """A matrix for each family of purifiers that is used with classifiers of other data sets.
 
     The columns are these classifiers, and the classifiers of transfer protocols on the purifier's own data set. A cell
-    has the lowest accuracy of the ladder's rungs for each attacker knowledge; for a randomised purifier, the accuracy
+    has the lowest accuracy of the ladder's rungs for each attacker knowledge; for a randomized purifier, the accuracy
     in the worst draw.
 
     Args:

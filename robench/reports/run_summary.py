@@ -80,7 +80,7 @@ def attacks(record: Record) -> Table:
     for name in ("attacked", "survive", "forward", "backward", "time"):
         grid.add_column(name, justify="right", no_wrap=True)
     for cost in record.attacks:
-        # Only the name is emphasised; parameters are dimmed.
+        # Only the name is emphasized; parameters are dimmed.
         name, bracket, rest = plain(cost.spec).partition("(")
         grid.add_row(
             Text.assemble(name, (bracket + rest, "dim")),

@@ -33,7 +33,7 @@ PLAIN = "none"
 
 @dataclass(frozen=True)
 class Normaliser:
-    """The reference network whose errors normalise corruption errors.
+    """The reference network whose errors normalize corruption errors.
 
     Attributes:
         name: name of the network, for display.

@@ -16,7 +16,7 @@ class Level:
         adaptive: whether the attack is adapted to the whole defense.
         needs_purifier: whether it only applies to defenses with a purifier.
         needs_name: whether it names another defense.
-        knows_noise: whether the attacker knows the noise draws of the verdict, which only a randomised defense has.
+        knows_noise: whether the attacker knows the noise draws of the verdict, which only a randomized defense has.
     """
 
     description: str

@@ -77,7 +77,7 @@ def largest_distance(norm: str, channels: int, height: int, width: int) -> float
 
 
 def radius_text(eps: float) -> str:
-    """The canonical text of a radius: a whole number, grey levels ("8/255"), a simple fraction, or a decimal number.
+    """The canonical text of a radius: a whole number, gray levels ("8/255"), a simple fraction, or a decimal number.
 
     Evaluating the text in float64 gives exactly `eps`.
     """
@@ -186,7 +186,7 @@ class Threat:
         return f"{self.kind}:{self.text}"
 
     def origin(self, x: Tensor) -> Tensor:
-        """The centre of the ball for each image (N, C, H, W): the image, or parameters of no change."""
+        """The center of the ball for each image (N, C, H, W): the image, or parameters of no change."""
         return self.coordinates.origin(x)
 
     def moved(self, x: Tensor, delta: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class Threat:
 
     @property
     def grain(self) -> tuple[float, torch.dtype]:
-        """The step to which stored perturbations are quantised, and the integer type that counts the steps.
+        """The step to which stored perturbations are quantized, and the integer type that counts the steps.
 
         In Linf, 127 steps are the radius, so that a pixel takes one byte. In L2 and L1, a pixel is usually a small part
         of the radius and takes two bytes. In L0 and for patches, 127 steps reach from black to white.

@@ -42,7 +42,7 @@ def normal_start(x: Tensor, deviation: float = 0.001) -> Tensor:
 def ascend(
     x: Tensor, start: Tensor, objective: Callable[[Tensor], Tensor], eps: float, step_size: float, steps: int
 ) -> Tensor:
-    """Maximise `objective` by projected signed gradient ascent.
+    """Maximize `objective` by projected signed gradient ascent.
 
     Args:
         x: (N, 3, H, W) in [0, 1], the clean images.
@@ -65,7 +65,7 @@ def ascend(
 def pgd(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, best: bool = False
 ) -> Tensor:
-    """Maximise the cross entropy by PGD in Linf, from a uniform random start.
+    """Maximize the cross entropy by PGD in Linf, from a uniform random start.
 
     Args:
         x: (N, 3, H, W) in [0, 1].

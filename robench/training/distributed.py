@@ -1,7 +1,7 @@
 """Data-parallel training in processes started by `torchrun`, or in a single process without it.
 
 Each process computes the gradients of its part of a batch, and the gradients are summed over all processes before
-the optimiser's step, as in DistributedDataParallel. DistributedDataParallel itself expects one forward and one
+the optimizer's step, as in DistributedDataParallel. DistributedDataParallel itself expects one forward and one
 backward pass per step, but adversarial training calls the network many times, partly with frozen weights, and some
 methods train two networks.
 
@@ -109,7 +109,7 @@ class ProcessGroup:
 
     @torch.no_grad()
     def average_statistics(self, model: nn.Module) -> None:
-        """Replace the running statistics of batch normalisation with their mean over all processes."""
+        """Replace the running statistics of batch normalization with their mean over all processes."""
         if self.size == 1:
             return
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -10,7 +10,7 @@ from robench.defenses import _checkpoint_layouts
 from robench.defenses._checkpoints import fetch, read_state
 from robench.defenses.swin import from_simmim
 
-# Layers that a classifier reinitialises when it starts from a pre-trained encoder.
+# Layers that a classifier reinitializes when it starts from a pre-trained encoder.
 HEAD = ("fc_norm.", "head.")
 
 
@@ -50,7 +50,7 @@ def read_encoder(path: Path, classifier: nn.Module) -> dict[str, Tensor]:
 
 
 def load_encoder(encoder: dict[str, Tensor], classifier: nn.Module, head_std: float = 0.02) -> None:
-    """Load pre-trained weights below the head into a classifier and reinitialise its head, as MIMIR does.
+    """Load pre-trained weights below the head into a classifier and reinitialize its head, as MIMIR does.
 
     Biases that the classifier lacks are left out (see `encoders.convit`). The head's weights are drawn from a truncated
     normal distribution with standard deviation `head_std`.

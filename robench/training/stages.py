@@ -34,7 +34,7 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 @dataclass
 class Stage:
-    """A stage of a training with its model, optimiser and progress.
+    """A stage of a training with its model, optimizer and progress.
 
     Attributes:
         name: shown to the user, and part of every seed.

@@ -66,7 +66,7 @@ def train(
 
     Under `torchrun`, the processes split every batch, so the recipe's batch size is the total over all processes.
     Random numbers do not depend on the number of processes, so the losses are those of one process up to rounding,
-    unless the loss couples rows of a batch (`mi_group` = 0, batch normalisation). Rank 0 writes the files, which must
+    unless the loss couples rows of a batch (`mi_group` = 0, batch normalization). Rank 0 writes the files, which must
     lie on a shared file system.
 
     Large data sets and pictures are read and augmented by worker processes while the network trains.

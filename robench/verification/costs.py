@@ -138,7 +138,7 @@ def _steps_fit(e: Evidence, i: int, costs: list[Cost]) -> bool:
     """Whether a row's steps, which are forward passes, are possible; 0 where no attack fooled it."""
     steps, forward, place = e.rows["steps"][i], e.rows["forward"][i], _place(e, i)
     if place == len(costs):
-        # A candidate against a randomised defense may fool none of the fresh draws.
+        # A candidate against a randomized defense may fool none of the fresh draws.
         return steps == 0 or e.draws > 1
     winner, before = costs[place], costs[:place]
     longest = winner.forward[1] / winner.ranks

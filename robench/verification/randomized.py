@@ -1,4 +1,4 @@
-"""Verify the record of a randomised defense on the same noise draws, which depend on seed, sample and draw."""
+"""Verify the record of a randomized defense on the same noise draws, which depend on seed, sample and draw."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -268,7 +268,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
 
 
 def _first_draw(e: Evidence, judge: Model, device: torch.device) -> Tensor:
-    """Logits (CPU) of a randomised defense on the clean images, in the first draw that its attacks saw."""
+    """Logits (CPU) of a randomized defense on the clean images, in the first draw that its attacks saw."""
     job = e.record.job
     network = Network(judge, job.batch_size, stream=Stream.of(job.seed, "judge"), backs_off=True)
     parts = zip(e.images.x.split(job.batch_size), e.images.ids.split(job.batch_size), strict=True)

@@ -7,7 +7,7 @@ from robench.data import Images
 
 
 def scene(seed: int = 0, side: int = 32) -> np.ndarray:
-    """A colour gradient with a darker band and some noise, (side, side, 3) uint8."""
+    """A color gradient with a darker band and some noise, (side, side, 3) uint8."""
     generator = np.random.default_rng(seed)
     slope = np.linspace(20, 220, side)[:, None, None] * generator.uniform(0.4, 1, 3)
     slope = slope * np.linspace(0.6, 1, side)[None, :, None]

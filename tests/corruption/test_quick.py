@@ -42,7 +42,7 @@ def test_results_match_the_library_to_within_one_grey_level(name):
             equal += int((difference == 0).sum())
             pixels += difference.size
     assert near >= 0.999 * pixels
-    # Stricter than one grey level: nearly all pixels are equal.
+    # Stricter than one gray level: nearly all pixels are equal.
     assert equal >= 0.9999 * pixels, f"{equal / pixels:.5f}"
 
 

@@ -28,7 +28,7 @@ def test_pixels_are_the_original_ones_enlarged():
     bunch = load_digits()
     np.testing.assert_array_equal(test.y, bunch.target[test.ids.numpy()])
     small = torch.from_numpy(bunch.images[test.ids.numpy()]) / 16
-    # Bilinear doubling with half-pixel centres: pixels 2k and 2k + 1 have weights 3 : 1.
+    # Bilinear doubling with half-pixel centers: pixels 2k and 2k + 1 have weights 3 : 1.
     left = torch.cat([small[:, :, :1], small[:, :, :-1]], 2)
     right = torch.cat([small[:, :, 1:], small[:, :, -1:]], 2)
     rows = torch.stack([0.75 * small + 0.25 * left, 0.75 * small + 0.25 * right], 3).flatten(2)

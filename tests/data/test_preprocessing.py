@@ -101,7 +101,7 @@ def test_names_match_the_preprocessing_of_timm(model):
     name = found.defense.preprocessing
     assert name, config
     theirs: transforms.Compose = create_transform(**config)
-    # Without the last two transforms, which convert to a tensor and normalise.
+    # Without the last two transforms, which convert to a tensor and normalize.
     expected = transforms.Compose(theirs.transforms[:-2])(shown())
     assert np.array_equal(np.array(parse(name).change(shown())), np.array(expected))
 

@@ -21,7 +21,7 @@ def installed(package: str) -> bool:
 
 
 def normalised(network: nn.Module, mean, std):
-    """The network behind a normalisation written out by hand."""
+    """The network behind a normalization written out by hand."""
     shift = torch.tensor(mean).view(1, -1, 1, 1)
     scale = torch.tensor(std).view(1, -1, 1, 1)
 

@@ -143,7 +143,7 @@ def position_index(side: int) -> Tensor:
 
 
 def shift_mask(windows: int, side: int) -> Tensor:
-    """-100 between tokens of a rolled window that were no neighbours before, (windows ** 2, side ** 2, side ** 2)."""
+    """-100 between tokens of a rolled window that were no neighbors before, (windows ** 2, side ** 2, side ** 2)."""
     place = torch.arange(windows * side)
     # The last window holds its own first part and, rolled round, what stood at the other end.
     part = (place >= (windows - 1) * side).long() + (place >= windows * side - side // 2).long()

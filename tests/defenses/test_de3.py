@@ -109,7 +109,7 @@ def test_a_rows_noise_is_its_own(kind):
 
 
 def centred(statistics, **changes):
-    """A network whose normalised patches have mean 0, as those it is trained to guess."""
+    """A network whose normalized patches have mean 0, as those it is trained to guess."""
     purifier = tiny(statistics, mean=(0, 0, 0), std=(1, 1, 1), **changes)
     with torch.no_grad():
         for parameter in purifier.decoder_pred.parameters():

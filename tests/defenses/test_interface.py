@@ -42,7 +42,7 @@ class Tiny:
 
 
 def _builder(text: str) -> Callable[[Path], Tiny]:
-    """A builder of ours: its network alone is what it should be, since it normalises nothing."""
+    """A builder of ours: its network alone is what it should be, since it normalizes nothing."""
 
     def make(place: Path) -> Tiny:
         torch.manual_seed(0)
@@ -337,7 +337,7 @@ def test_it_works_on_a_gpu_in_bf16(case):
 
 
 class Normalising(nn.Module):
-    """A network whose first layer normalises, as many published ones do."""
+    """A network whose first layer normalizes, as many published ones do."""
 
     def __init__(self):
         super().__init__()

@@ -19,7 +19,7 @@ from tests.defenses import files
 
 
 class Blur(Purifier):
-    """Each pixel and its neighbours, mixed by a learnt kernel, after Gaussian noise."""
+    """Each pixel and its neighbors, mixed by a learnt kernel, after Gaussian noise."""
 
     stochastic = True
 

@@ -20,7 +20,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 class Normalised(nn.Module):
-    """A network that normalises by itself, its constants kept in one of several ways."""
+    """A network that normalizes by itself, its constants kept in one of several ways."""
 
     def __init__(self, network, how, mean=MEAN, std=STD):
         super().__init__()

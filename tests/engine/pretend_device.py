@@ -2,7 +2,7 @@
 
 Inside `PretendDevice()` a tensor moved to `DEVICE` holds its values on the CPU and says that it lies elsewhere. An
 operation that mixes it with a CPU tensor raises `MixedDevices`, as CUDA does; every copy between the two, every
-synchronisation and every kernel is counted, those of the network and of its gradient apart from the engine's.
+synchronization and every kernel is counted, those of the network and of its gradient apart from the engine's.
 """
 
 import contextlib

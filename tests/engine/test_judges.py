@@ -1,4 +1,4 @@
-"""What is reported of a randomised defense comes from draws that no attack has seen."""
+"""What is reported of a randomized defense comes from draws that no attack has seen."""
 
 import pytest
 import torch

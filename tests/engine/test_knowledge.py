@@ -15,7 +15,7 @@ from tests.engine.runs import run_of
 
 
 class Rounding(nn.Module):
-    """A purifier without a useful gradient: eight grey levels."""
+    """A purifier without a useful gradient: eight gray levels."""
 
     def forward(self, x):
         return (x * 7).round() / 7

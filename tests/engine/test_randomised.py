@@ -1,4 +1,4 @@
-"""A randomised defense: judged on ten draws of each row's own noise, recorded with three figures, re-checked."""
+"""A randomized defense: judged on ten draws of each row's own noise, recorded with three figures, re-checked."""
 
 import dataclasses
 import shutil

@@ -103,7 +103,7 @@ def test_an_archive_from_run_to_page(run):
     assert "robust accuracy is at most" in run("verify", folder, "--defense", DEFENSE, "--trust")
     assert "picture" in run("show", folder, "--trust")
     with Image.open(folder / "picture.png") as picture:
-        # Grey stays grey: no colour map is laid over the digits.
+        # Gray stays grey: no color map is laid over the digits.
         pixels = numpy.asarray(picture.convert("RGB")).astype(int)
         shown = pixels[int(len(pixels) * 0.2) : int(len(pixels) * 0.4), 180:280]
         assert numpy.ptp(shown, axis=-1).max() < 40

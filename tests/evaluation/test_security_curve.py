@@ -169,7 +169,7 @@ def test_an_attack_for_the_least_distance_answers_in_one_run(tmp_path, capsys):
     drawn = next(line for line in figure.axes[0].lines if not line.get_label().startswith("_"))
     assert list(drawn.get_xdata()) == pytest.approx([0.025 * i for i in range(9)])
     assert drawn.get_ydata()[4] == pytest.approx(100 * curve["points"][2]["accuracy"]["value"])
-    # Asked not to minimise, it is an attack like others.
+    # Asked not to minimize, it is an attack like others.
     plain = [
         "--defense",
         "pgd-at",

@@ -282,7 +282,7 @@ def test_older_records_are_migrated_step_by_step_and_keep_their_key(run, monkeyp
 
 
 def test_a_record_of_the_first_release_is_read(run):
-    """Before a purifier's classifier was written, and before randomised defenses were judged on several draws."""
+    """Before a purifier's classifier was written, and before randomized defenses were judged on several draws."""
     content = run.record().to_dict()
     del content["defense"]["classifier"]
     content["files"] = dict.fromkeys(("samples.parquet", "adversarials.safetensors"), "0" * 64)

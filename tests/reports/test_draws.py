@@ -1,4 +1,4 @@
-"""The table of randomised defenses below a leaderboard."""
+"""The table of randomized defenses below a leaderboard."""
 
 from pathlib import Path
 

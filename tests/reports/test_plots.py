@@ -1,4 +1,4 @@
-"""Pictures from records: what they show, that they are the same again, and that their colours are told apart."""
+"""Pictures from records: what they show, that they are the same again, and that their colors are told apart."""
 
 import itertools
 import re

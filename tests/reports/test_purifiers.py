@@ -20,7 +20,7 @@ from robench.reports.table import FORMATS, render
 
 
 class Levels(Purifier):
-    """Grey levels, which no gradient passes; noise on demand."""
+    """Gray levels, which no gradient passes; noise on demand."""
 
     def __init__(self, sigma: float = 0.0):
         super().__init__()
@@ -83,7 +83,7 @@ def test_each_rung_is_a_record_and_a_cell(climbed):
     for name, record in zip(("undefended", "oblivious", "transfer", "BPDA", "exact"), records, strict=True):
         assert cells[name].startswith(f"{100 * record.robust_accuracy.value:.2f}")
     assert cells["BPDA+EOT"] == cells["exact+EOT"] == "–" and "zero-gradients" in " ".join(table.notes)
-    # No gradient passes the grey levels: what BPDA finds, the exact gradient does not.
+    # No gradient passes the gray levels: what BPDA finds, the exact gradient does not.
     assert float(cells["BPDA"].split()[0]) < float(cells["exact"].split()[0])
 
 

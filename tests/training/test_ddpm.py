@@ -101,7 +101,7 @@ class Given(nn.Module):
 @pytest.mark.parametrize(
     ("predict", "expected"),
     [
-        # The images are all grey, 0 in [-1, 1], so that x_t is the scaled noise and nothing else.
+        # The images are all gray, 0 in [-1, 1], so that x_t is the scaled noise and nothing else.
         (lambda x, kept: x / (1 - kept).sqrt(), 0.0),
         (lambda x, kept: torch.zeros_like(x), 1.0),
         (lambda x, kept: 3 * x / (1 - kept).sqrt(), 4.0),

@@ -41,7 +41,7 @@ def test_hidden_patches_cannot_reach_the_encoder(model):
 
 
 def test_the_encoder_is_the_classifiers(model):
-    """With nothing hidden and in order, the tokens are the ViT's own, normalised."""
+    """With nothing hidden and in order, the tokens are the ViT's own, normalized."""
     whole = MaskedAutoencoder(model.encoder.network, 16, 1, 2, mask_ratio=0.0)
     x = torch.rand(2, 3, 16, 16)
     order = torch.arange(16).expand(2, -1)

@@ -1,4 +1,4 @@
-"""Each method's loss against its paper's formula in float64, and each inner maximiser by its properties."""
+"""Each method's loss against its paper's formula in float64, and each inner maximizer by its properties."""
 
 import numpy as np
 import pytest

@@ -100,7 +100,7 @@ def test_a_few_hundred_steps_lower_both_losses(digits):
     )
     encoder = small(width=32)
     losses = list(pretraining_stage(encoder, config, CPU).run(InMemory(x, y), Recipe(pretraining=config)))
-    # Guessing each patch's mean costs 1 in normalised pixels, less where a patch is all black.
+    # Guessing each patch's mean costs 1 in normalized pixels, less where a patch is all black.
     assert losses[-1] < 0.8 * losses[4]
     tune = Finetuning(
         epochs=25, warmup=2, batch_size=32, lr=3e-3, layer_decay=1.0, eps=0.02, step_size=0.02, steps=1

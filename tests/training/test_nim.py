@@ -89,7 +89,7 @@ def half_flat(n=8):
 
 
 def test_the_loss_of_a_guess_of_zero_has_a_closed_form():
-    """A normalised patch of 48 pixels has a mean square of 47 / 48, a flat one of 0; MIM counts hidden ones."""
+    """A normalized patch of 48 pixels has a mean square of 47 / 48, a flat one of 0; MIM counts hidden ones."""
     x, y = half_flat(), torch.zeros(8, dtype=torch.int64)
     for name in ("nim", "mim"):
         purifier, method = denoiser(name), find_purifier_training(name)

@@ -55,7 +55,7 @@ steps = {steps}
 ramp = 2
 average = 0.9
 """
-# Those with an inner maximiser: denoised has none, and tests of its own.
+# Those with an inner maximizer: denoised has none, and tests of its own.
 ADVERSARIAL = [name for name in methods if methods.get(name).most_steps]
 SHORT = {"generalist": "generalist(every=1, start=0.0)"}
 

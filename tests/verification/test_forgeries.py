@@ -198,7 +198,7 @@ def test_warnings_that_the_record_itself_raises_cannot_be_emptied(made, tmp_path
     found["attacks"][0]["spec"] = plainer
     forge.write(folder, found)
     forge.set_rows(folder, {"fooled_by": {i: plainer for i, by in enumerate(rows) if is_attacked(by)}})
-    # Without EOT, a randomised defense is marked.
+    # Without EOT, a randomized defense is marked.
     assert "health" in broken(one, folder)
 
 

@@ -23,7 +23,7 @@ from robench.defenses._file_kinds import refuse_strays
 # One number for all channels, or one per channel.
 Channels = float | Sequence[float] | None
 Numbers = tuple[float, ...] | None
-# Channels of images, in the order of trial: colour, then greyscale.
+# Channels of images, in the order of trial: color, then grayscale.
 _CHANNELS = (3, 1)
 
 

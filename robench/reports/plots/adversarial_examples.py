@@ -97,7 +97,7 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
 
 
 def amplification(chosen: list[Example]) -> int:
-    """The largest round factor that keeps all amplified differences within the range of grey values; at least 1."""
+    """The largest round factor that keeps all amplified differences within the range of gray values; at least 1."""
     largest = max(float((e.adversarial - e.clean).abs().max()) for e in chosen)
     fitting = [factor for factor in _FACTORS if factor * largest <= 0.505]
     return max(fitting, default=1)

@@ -58,7 +58,7 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
         low, high = ([100 * p.interval[end] for p in curve.points] for end in (0, 1))
         colour, dash = style.colour(i), style.dash(i)
         axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
-        # The edges of a band are dashed like its line, so that overlapping bands stay distinguishable in grey.
+        # The edges of a band are dashed like its line, so that overlapping bands stay distinguishable in gray.
         for edge in (low, high):
             axes.plot(x, edge, color=colour, linestyle=dash, linewidth=0.7, alpha=0.6)
         look = {

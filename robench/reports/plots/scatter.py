@@ -1,4 +1,4 @@
-"""Clean against robust accuracy: one labelled point per defense, with both intervals and any claim."""
+"""Clean against robust accuracy: one labeled point per defense, with both intervals and any claim."""
 
 from collections.abc import Sequence
 from textwrap import shorten

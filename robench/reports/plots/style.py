@@ -1,6 +1,6 @@
-"""The style of all plots (colours, markers, hatches, font), and how they are saved as PNG, SVG and PDF.
+"""The style of all plots (colors, markers, hatches, font), and how they are saved as PNG, SVG and PDF.
 
-The same figure gives the same bytes, without date, version or random ids. Colours are distinguishable in grey and for
+The same figure gives the same bytes, without date, version or random ids. Colors are distinguishable in gray and for
 colour-blind readers (Paul Tol's medium-contrast scheme and black). Markers and hatches differ as well.
 """
 
@@ -37,7 +37,7 @@ def colour(i: int) -> str:
 
 
 def marker(i: int) -> str:
-    """A marker, shifted by one when the colours repeat."""
+    """A marker, shifted by one when the colors repeat."""
     return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 

@@ -18,7 +18,7 @@ _GROUP = 8
 class Transformation(Coordinates):
     """Base class of all transformations: a frozen dataclass whose fields are the arguments of its spec.
 
-    Subclasses define `shape` and `apply`. Random quantities that the paper does not optimise depend only on the index
+    Subclasses define `shape` and `apply`. Random quantities that the paper does not optimize depend only on the index
     of the image in its data set (see `robench.core.rng`), so that the set of reachable images is the same for every
     attack.
 
@@ -47,7 +47,7 @@ class Transformation(Coordinates):
 
     @property
     def penalised(self) -> bool:
-        """Whether the attack maximises the loss minus a penalty on the parameters."""
+        """Whether the attack maximizes the loss minus a penalty on the parameters."""
         return False
 
     def penalty(self, theta: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ class Transformation(Coordinates):
 
 
 def roughness(differences: Iterable[Tensor]) -> Tensor:
-    """The summed lengths of differences between neighbours (N, C, ...), (N,); every pair counts twice."""
-    # The square root has no gradient at 0, where neighbours are equal.
+    """The summed lengths of differences between neighbors (N, C, ...), (N,); every pair counts twice."""
+    # The square root has no gradient at 0, where neighbors are equal.
     lengths = [(delta.square().sum(1) + 1e-10).sqrt().flatten(1).sum(1) for delta in differences]
     return 2 * torch.stack(lengths).sum(0)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from robench.core.registry import transformations
 from robench.threats.transformations._base import Transformation, interleaved
 
-# The mean colour of ImageNet images in the code of ImageNet-UA.
+# The mean color of ImageNet images in the code of ImageNet-UA.
 _GREY = (0.485, 0.45, 0.406)
 
 
@@ -57,7 +57,7 @@ def diamond_square(displacements: Tensor, decay: float) -> Tensor:
     while step > 1:
         half = step // 2
         scaled = weight * displacements
-        # Centres of squares from their corners, then centres of diamonds from two corners and two centres.
+        # Centers of squares from their corners, then centers of diamonds from two corners and two centers.
         middle = _pair(grid, 1, -1)
         middle = (middle + middle.roll(-1, 2)) / 4 + scaled[:, half::step, half::step]
         above = (_pair(middle, 1, 1) + _pair(grid, 2, -1)) / 4 + scaled[:, ::step, half::step]

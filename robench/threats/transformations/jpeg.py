@@ -15,7 +15,7 @@ from robench.core.registry import transformations
 from robench.threats.transformations._base import Transformation
 
 SIDE = 8
-# Luminance and colour differences of red, green and blue, as defined by JFIF.
+# Luminance and color differences of red, green and blue, as defined by JFIF.
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 

@@ -1,6 +1,6 @@
 """Testing robustness against unforeseen adversaries (Kang et al. 2019, arXiv 1908.08016; ImageNet-UA, Kaufmann et al.).
 
-Pixel: squares of the image are blended with their mean colour, each by a share that the attacker chooses.
+Pixel: squares of the image are blended with their mean color, each by a share that the attacker chooses.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Functional adversarial attacks (Laidlaw & Feizi 2019, arXiv 1906.00001): ReColorAdv, one colour map per image."""
+"""Functional adversarial attacks (Laidlaw & Feizi 2019, arXiv 1906.00001): ReColorAdv, one color map per image."""
 
 from dataclasses import dataclass
 
@@ -50,7 +50,7 @@ class ReColor(Transformation):
         return x + difference
 
     def _interpolated(self, theta: Tensor, colours: Tensor) -> Tensor:
-        """The map interpolated at the colour of every pixel, (N, 3, H, W)."""
+        """The map interpolated at the color of every pixel, (N, 3, H, W)."""
         volume = theta.view(len(theta), 3, *self.grid)
         # grid_sample expects the last axis first.
         positions = 2 * colours.permute(0, 2, 3, 1).flip(-1)[:, None] - 1

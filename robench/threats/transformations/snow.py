@@ -31,7 +31,7 @@ class Snow(Transformation):
         length: side of the square that a flake covers, odd: 3 at 32 pixels, 15 at 224 (ImageNet-UA).
         layers: number of layers of flakes, with one direction each.
         grid: each layer has one flake for every grid * grid pixels: 10 at 32 pixels, 15 at 224.
-        power: exponent of the parameters; larger values favour few bright flakes over many dim ones.
+        power: exponent of the parameters; larger values favor few bright flakes over many dim ones.
         bleach: share of the bleached image.
         blur: window that thickens flakes, odd, 1 for none: 1 at 32 pixels, 3 at 224.
     """
@@ -72,7 +72,7 @@ class Snow(Transformation):
         stream, zero = Stream.of("snow"), torch.zeros_like(sample)
         index = (stream.uniform(sample, zero, 0, (self.layers, flakes)) * pixels).long()
         end, thick, flip = stream.uniform(sample, zero, 1, (4, self.layers)).split([2, 1, 1], 1)
-        # The line of each layer runs from the centre to a point of one quadrant, and equally far the other way.
+        # The line of each layer runs from the center to a point of one quadrant, and equally far the other way.
         middle = self.length // 2
         down, across = (1 + (end * middle).floor()).unbind(1)
         edges = torch.tensor(_SHARES, device=sample.device).cumsum(0)[:-1]

@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     Attributes:
         prefix: number of tokens before those of the patches; 1 with a class token.
         one_mask: whether all images of a batch must have the same visible patches.
-        redrawn: whether linear layers are reinitialised by Xavier uniform, as MAE does (arXiv 2111.06377).
+        redrawn: whether linear layers are reinitialized by Xavier uniform, as MAE does (arXiv 2111.06377).
         decodes_prefix: whether the decoder receives the tokens before those of the patches.
     """
 
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         self.width = width
 
     def start(self) -> None:
-        """Initialise everything except the linear layers for pre-training."""
+        """Initialize everything except the linear layers for pre-training."""
 
     def decoder_block(self, width: int, heads: int) -> nn.Module:
         """A block of the decoder, from tokens (N, T, width) to tokens of the same shape."""
@@ -80,9 +80,9 @@ def visible_images(x: Tensor, keep: Tensor, patch: int) -> Tensor:
 
 
 def start_embedding(network: nn.Module, side: int) -> None:
-    """Initialise the patch embedding, the class token and the positions of a ViT-like network as MAE does.
+    """Initialize the patch embedding, the class token and the positions of a ViT-like network as MAE does.
 
-    The patch embedding is a linear map of a patch's pixels, so it is initialised like a linear layer. Positions start
+    The patch embedding is a linear map of a patch's pixels, so it is initialized like a linear layer. Positions start
     as sine-cosine ones.
     """
     projection = network.get_submodule("patch_embed.proj").get_parameter("weight")

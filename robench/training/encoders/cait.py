@@ -13,7 +13,7 @@ class CaiTEncoder(Encoder):
     """Talking-heads blocks process the visible tokens; then the class token attends to them by class attention.
 
     The last LayerNorm is applied to both, and the decoder, which consists of talking-heads blocks, receives both. As in
-    MIMIR's code (arXiv 2312.04960), linear layers are reinitialised, and position embeddings start as sine-cosine ones
+    MIMIR's code (arXiv 2312.04960), linear layers are reinitialized, and position embeddings start as sine-cosine ones
     and are trained.
     """
 

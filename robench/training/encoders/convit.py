@@ -19,7 +19,7 @@ class ConViTEncoder(Encoder):
 
     - Positional attention treats the visible tokens as a square grid in their random order, so their number must be a
       square: 64 of 256 patches form an 8 x 8 grid.
-    - Position embeddings start as sine-cosine ones and are trained. Linear layers are reinitialised, and positional
+    - Position embeddings start as sine-cosine ones and are trained. Linear layers are reinitialized, and positional
       attention is made local afterwards.
     - Queries, keys and values have a bias, which fine-tuning drops, because timm's ConViT has none.
     - The decoder consists of blocks with positional attention and does not receive the class token.

@@ -18,7 +18,7 @@ class ConvNeXtEncoder(Encoder):
 
     - Pre-training has a separate last LayerNorm, because timm's is in the head, after the pooling. The nHSIC penalty
       uses the visible positions after it. It is the norm that SparK applies to the last feature map before its decoder.
-    - The weights keep timm's initialisation, as in SparK's code.
+    - The weights keep timm's initialization, as in SparK's code.
     """
 
     redrawn = False

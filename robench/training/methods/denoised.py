@@ -83,7 +83,7 @@ class Denoised(Method):
 
 
 def _load_encoder(purifier: DE3, classifier: nn.Module) -> None:
-    """Load the weights of the purifier's encoder into a ViT and reinitialise its head.
+    """Load the weights of the purifier's encoder into a ViT and reinitialize its head.
 
     The head's standard deviation is 2e-5, as in MAE's fine-tuning.
     """

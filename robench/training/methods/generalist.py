@@ -30,7 +30,7 @@ class Generalist(Method):
 
     The global learner is the moving average of g * robust + (1 - g) * natural; its decay is the recipe's `average`,
     the paper's alpha' (0.999). From `start` on, the weights of the global learner are copied to both base learners
-    every few epochs; the state of their optimiser is kept (Alg. 1). The defaults are those of the code published
+    every few epochs; the state of their optimizer is kept (Alg. 1). The defaults are those of the code published
     under the paper's name, as fractions of its 120 epochs. In that code the base learners are themselves moving
     averages; here they are not. One AdamW trains both learners, since it treats each weight separately. The reported
     loss is the sum of both losses.

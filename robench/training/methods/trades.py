@@ -11,7 +11,7 @@ from robench.training.methods._base import Budget, Method, kl, logits, methods
 
 
 def kl_ascent(model: nn.Module, x: Tensor, budget: Budget) -> Tensor:
-    """Maximise KL(f(x) || f(x')) over the ball, with the model in evaluation mode (the inner loop of Alg. 1).
+    """Maximize KL(f(x) || f(x')) over the ball, with the model in evaluation mode (the inner loop of Alg. 1).
 
     It starts from normal noise with standard deviation 0.001, because the gradient is zero at x itself. The result is
     detached.
@@ -29,7 +29,7 @@ def kl_ascent(model: nn.Module, x: Tensor, budget: Budget) -> Tensor:
 @methods.register("trades")
 @dataclass(frozen=True)
 class TRADES(Method):
-    """CE(f(x), y) + beta KL(f(x) || f(x')), where x' maximises the KL divergence over the ball.
+    """CE(f(x), y) + beta KL(f(x) || f(x')), where x' maximizes the KL divergence over the ball.
 
     Args:
         beta: the paper's 1 / lambda; 6 in the paper's most robust model on CIFAR-10.

@@ -1,4 +1,4 @@
-"""Noisy and masked image modelling: clean patches are predicted from noisy images, or from the visible patches.
+"""Noisy and masked image modeling: clean patches are predicted from noisy images, or from the visible patches.
 
 You et al., "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", arXiv 2302.01056
 (NIM, as far as the official code is known); He et al., "Masked Autoencoders Are Scalable Vision Learners",
@@ -22,7 +22,7 @@ from robench.training.purifier_training._base import PurifierTraining, purifier_
 @purifier_trainings.register("nim")
 @dataclass(frozen=True)
 class NIM(PurifierTraining):
-    """The squared error of the normalised pixels of every clean patch, predicted under Gaussian noise.
+    """The squared error of the normalized pixels of every clean patch, predicted under Gaussian noise.
 
     The standard deviation of the noise is drawn for each image, in units of 1/255. Our additions: a network with a
     statistics head also predicts the mean and standard deviation of the patches, by a squared error of equal weight,
@@ -62,7 +62,7 @@ class NIM(PurifierTraining):
 @purifier_trainings.register("mim")
 @dataclass(frozen=True)
 class MIM(PurifierTraining):
-    """The squared error of the normalised pixels of the hidden patches: MAE's pre-training.
+    """The squared error of the normalized pixels of the hidden patches: MAE's pre-training.
 
     Args:
         mask_ratio: fraction of patches hidden.
@@ -81,7 +81,7 @@ class MIM(PurifierTraining):
 
 
 def errors(purifier: DE3, x: Tensor, seen: Seen) -> Tensor:
-    """The squared error of each patch's normalised pixels, plus that of the statistics head, if any; (N, patches).
+    """The squared error of each patch's normalized pixels, plus that of the statistics head, if any; (N, patches).
 
     Args:
         x: (N, 3, H, W) in [0, 1], clean.

@@ -228,7 +228,7 @@ def test_a_gabor_wave_matches_the_formula():
 
 
 def test_colours_match_cieluv():
-    # From the CIE's formulas at sRGB's primaries, two greys and black (D65), by an independent computation.
+    # From the CIE's formulas at sRGB's primaries, two grays and black (D65), by an independent computation.
     known = {
         (1.0, 0.0, 0.0): (53.2408, 175.0151, 37.7564),
         (0.0, 1.0, 0.0): (87.7347, -83.0776, 107.3985),
