@@ -45,10 +45,10 @@ class PatchEmbed(nn.Module):
         self.proj: Any = nn.Conv2d(channels, width, patch_size, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.strict and x.shape[2:] != self.img_size:
-            raise ValueError(
-                f"images are {x.shape[3]} x {x.shape[2]} px: this network takes {self.img_size[0]} px"
-            )
+        if self.strict:
+            for side, expected in zip(self.img_size, (x.shape[2], x.shape[3]), strict=True):
+                # Not an `if`, so that the network can be traced.
+                torch._assert(side == expected, f"images of another size: this network takes {side} px")
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -57,6 +57,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, bias: bool):
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{width=} must be a multiple of {heads=}")
         self.num_heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
@@ -89,13 +91,13 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
-        self.rate = rate
+        self.drop_prob = rate
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * kept.div_(1 - self.rate) if self.rate < 1 else x * kept
+        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)
+        return x * kept.div_(1 - self.drop_prob) if self.drop_prob < 1 else x * kept
 
 
 class Block(nn.Module):
@@ -167,7 +169,7 @@ class VisionTransformer(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The tokens after the last block, the class token first, (N, 1 + patches, width)."""
         patches = self.patch_embed(x)
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1) + self.pos_embed
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         return self.norm(self.blocks(tokens))
 
     def forward(self, x: Tensor) -> Tensor:

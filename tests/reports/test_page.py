@@ -396,8 +396,10 @@ def test_a_defense_at_several_radii_has_a_security_curve(tmp_path):
     (page,) = (tmp_path / "board" / "defense").iterdir()
     seen = Seen(page)
     assert any("Security curve of maep-digits: digits, Linf, 100 images" in text for text in seen.texts)
-    (line,) = (attrs["points"] for tag, attrs in seen.elements if tag == "polyline")
-    points = [tuple(map(float, point.split(","))) for point in line.split()]
-    assert len(points) == 3 and points == sorted(points)
-    # The y axis points down.
-    assert [y for _, y in points] == sorted(y for _, y in points)
+    # One drawing for wide screens and one for narrow ones.
+    wide, narrow = (attrs["points"] for tag, attrs in seen.elements if tag == "polyline")
+    for line in (wide, narrow):
+        points = [tuple(map(float, point.split(","))) for point in line.split()]
+        assert len(points) == 3 and points == sorted(points)
+        # The y axis points down.
+        assert [y for _, y in points] == sorted(y for _, y in points)
