@@ -51,7 +51,9 @@ def _beside(root: str) -> Path:
     help=f"Show only these columns, of {', '.join(COLUMNS)}.",
 )
 @click.option(
-    "--more", is_flag=True, help="Also other suites, other attacker knowledge, smaller protocols, sweeps."
+    "--more",
+    is_flag=True,
+    help="Also show other suites, other attacker knowledge, smaller protocols, sweeps.",
 )
 @click.option(
     "--sort",
@@ -73,8 +75,8 @@ def _beside(root: str) -> Path:
 def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
     """Make leaderboards from the records in the RESULTS folders (default: results).
 
-    One for each data set and threat model: the protocol's own suite, full attacker knowledge, most images first. With
-    --format html it is a folder of pages, which open from disk and from any static host.
+    Each data set and threat model has its own leaderboard, for the protocol's suite and full attacker knowledge; the
+    protocol with the most images comes first. --format html writes a folder of pages that need no server.
 
     \b
     robench board --only mimir-digits --columns defense,clean,robust --format latex --no-header

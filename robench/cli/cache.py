@@ -8,11 +8,11 @@ from robench.corruption.cache import Cache
 
 
 @click.command("cache")
-@click.option("--clear", is_flag=True, help="Remove all of them.")
+@click.option("--clear", is_flag=True, help="Remove all corrupted images.")
 def command(clear: bool) -> None:
     """Show the corrupted images that are kept for the next defense, or remove them.
 
-    The variables ROBENCH_CACHE and ROBENCH_CACHE_LIMIT set the folder and the limit, such as 20G, or 0 to keep none.
+    The variables ROBENCH_CACHE and ROBENCH_CACHE_LIMIT set the folder and its limit, such as 20G; 0 keeps none.
     """
     cache = Cache()
     files, used = cache.clear() if clear else cache.usage()

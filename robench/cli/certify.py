@@ -24,7 +24,9 @@ from robench.reports.table import render
     shell_complete=names_of("certifier"),
     help="Certifier, such as smoothing(draws=10000), or crown for ReLU networks.",
 )
-@click.option("--draws", metavar="N", type=int, help="Noise draws of each image.  [default: the method's]")
+@click.option(
+    "--draws", metavar="N", type=int, help="Number of noise draws per image.  [default: the method's]"
+)
 @click.option(
     "--alpha",
     metavar="P",
@@ -37,7 +39,7 @@ from robench.reports.table import render
     "--threat",
     metavar="NORM:EPS",
     shell_complete=names_of("threat"),
-    help="Radius at which both bounds are stated.  [default: L2:0.5; of crown and ibp: that of the protocol]",
+    help="Radius at which both bounds are stated.  [default: L2:0.5; for crown and ibp: the protocol's]",
 )
 @click.option("--samples", metavar="N", type=int, help="Number of images, from the first of the test split.")
 @click.option(

@@ -24,14 +24,14 @@ from robench.core.sanitize import plain
 )
 @common.checkpoint
 @click.option("--margin", type=float, help="Smallest drop in robust accuracy to detect.  [default: 0.03]")
-@click.option("--miss", type=float, help="Probability, at most, of missing such a drop.  [default: 0.05]")
+@click.option("--miss", type=float, help="Largest probability of missing such a drop.  [default: 0.05]")
 @click.option(
     "--false-alarm",
     type=float,
-    help="Probability, at most, of failing a defense that lost no more than the tolerance (0.005).  [default: 0.05]",
+    help="Largest probability of failing a defense that lost no more than the tolerance (0.005).  [default: 0.05]",
 )
-@click.option("--junit", help="Write a JUnit report to this file.")
-@click.option("--summary", help="Write a Markdown report to this file.")
+@click.option("--junit", metavar="FILE", help="Write a JUnit report to this file.")
+@click.option("--summary", metavar="FILE", help="Write a Markdown report to this file.")
 @common.data_dir
 @common.device
 @common.trust

@@ -45,7 +45,7 @@ defenses = click.option(
     required=True,
     callback=names,
     shell_complete=names_of("defense"),
-    help="Card, family, file or spec, with commas.",
+    help="Card, family, file, spec; comma-separated.",
 )
 protocol = click.option(
     "--protocol",
@@ -54,13 +54,16 @@ protocol = click.option(
     help="Sets data set, number of images, threat and suites.",
 )
 dataset = click.option(
-    "--dataset", metavar="NAME", shell_complete=names_of("dataset"), help="Data set, instead of a protocol."
+    "--dataset",
+    metavar="NAME",
+    shell_complete=names_of("dataset"),
+    help="Data set to use instead of a protocol's.",
 )
 threat = click.option(
     "--threat",
     metavar="KIND:RADIUS",
     shell_complete=names_of("threat"),
-    help="Kind and radius, such as Linf:8/255 or fog:0.4.",
+    help="Threat model, such as Linf:8/255 or fog:0.4.",
 )
 seed = click.option(
     "--seed",

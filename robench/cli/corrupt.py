@@ -15,10 +15,11 @@ from robench.cli.completion import names_of
     shell_complete=names_of("dataset"),
     help="Data set whose test images are corrupted.",
 )
-@click.option("--output", required=True, help="Folder to write to.")
+@click.option("--output", metavar="DIR", required=True, help="Folder to write to.")
 @click.option(
     "--corruption",
     "corruptions",
+    metavar="NAME",
     multiple=True,
     callback=common.names,
     help="Names of corruptions, or common, validation or all.  [default: common]",

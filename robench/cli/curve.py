@@ -14,7 +14,7 @@ from robench.cli.running import GroupedCommand, Running, Selection, running, sel
 def command(radii: str, selection: Selection, running: Running) -> Callable[[], None]:
     """Draw the security curve: robust accuracy over RADII, START:STOP:COUNT.
 
-    The radius of --threat does not count; a norm or a transformation alone is enough.
+    A radius in --threat is ignored; a norm or a transformation alone is enough.
 
     \b
     robench curve 0:16/255:9 --defense mimir

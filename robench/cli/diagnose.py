@@ -57,7 +57,7 @@ def command(
 ) -> Callable[[], None]:
     """Find out whether attacks on a defense fail; boards show the warnings.
 
-    The exit code is 0 whatever is found. Repeat the command to resume an interrupted diagnosis.
+    The exit code is 0 even if failures are found. Repeat the command to resume an interrupted diagnosis.
 
     \b
     robench diagnose --defense pgd-at

@@ -21,7 +21,7 @@ _KINDS = "\n".join(f"{name:<16} {plot.shows}" for name, plot in PLOTS.items())
 
 \b
 {_KINDS}
-all              every one that there are records for
+all              every plot that there are records for
 
 \b
 robench plot scatter
@@ -30,9 +30,13 @@ robench plot all results/shipped --format svg,pdf --output figures""",
 @click.argument("kind", shell_complete=names_among((*PLOTS, ALL)))
 @click.argument("results", nargs=-1, type=common.Place(), shell_complete=folders)
 @click.option(
-    "--format", "formats", multiple=True, callback=names, help=f"Of {', '.join(FORMATS)}.  [default: png]"
+    "--format",
+    "formats",
+    multiple=True,
+    callback=names,
+    help=f"One or more of {', '.join(FORMATS)}.  [default: png]",
 )
-@click.option("--output", default="plots", show_default=True, help="Folder of the plots.")
+@click.option("--output", metavar="DIR", default="plots", show_default=True, help="Folder of the plots.")
 def command(kind: str, results: tuple[str, ...], formats: list[str], output: str) -> None:
     from robench.core.formatting import location, one_of
     from robench.records.collection import collect

@@ -35,16 +35,18 @@ def share_of(text: str) -> tuple[int, int]:
 @click.option("--finetune", hidden=True)
 @click.option("--sweep", "swept", hidden=True)
 @click.option("--curve", "radii", hidden=True)
-@click.option("--estimate", metavar="POINTS", type=float, help="Attack a sample; half width of the interval.")
+@click.option(
+    "--estimate", metavar="POINTS", type=float, help="Attack a random sample; interval of +-POINTS."
+)
 @click.option(
     "--certify-first",
     metavar="SPEC",
     shell_complete=names_of("certifier"),
-    help="Attack no image that this certifier proves: crown.",
+    help="Skip images that a certifier (crown) proves.",
 )
 @click.option("--share", metavar="I/K", help="Run one of K shares of the images (docs/cluster.md).")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where attacks run.")
-@click.option("--address", metavar="ADDR", help="Head of a Ray cluster.")
+@click.option("--address", metavar="ADDR", help="Address of a Ray cluster, HEAD:PORT.")
 @click.option(
     "--gpus-per-worker", metavar="N", type=click.FloatRange(min=0), help="GPUs of each worker of the cluster."
 )

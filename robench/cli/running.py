@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from robench.records.record import Record
 
 _GROUPS = {
-    "What to run": "defenses attacks protocol sources targets dataset threat samples knowledge seeds mi finetune",
-    "How to run it": "estimate certify_first seed device batch_size precision compile deterministic workers checkpoint "
-    "data_dir",
+    "What to run": "defenses method attack attacks protocol sources targets dataset threat samples knowledge seeds mi "
+    "finetune",
+    "How to run it": "draws alpha estimate certify_first seed device batch_size precision compile deterministic "
+    "workers checkpoint data_dir",
     "Several machines": "share engine address gpus_per_worker",
     "Records and output": "results fresh as_json config save_config trust",
 }
@@ -144,10 +145,10 @@ _SELECTION = (
 _PRECISION = (
     click.option(
         "--precision", metavar="NAME", default="auto", show_default=True,
-        help="auto, fp32 or bf16, of the search.",
+        help="auto, fp32 or bf16, for the search.",
     ),
     click.option("--compile", is_flag=True, help="Compile the network for the search (docs/gpu.md)."),
-    click.option("--deterministic", is_flag=True, help="The same bits at every run on a GPU, if slower."),
+    click.option("--deterministic", is_flag=True, help="Same bits in every run on a GPU; slower."),
     click.option(
         "--workers", metavar="N", type=click.IntRange(min=1), help="Processes.  [default: one per core; one for GPUs]"
     ),

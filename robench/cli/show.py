@@ -26,7 +26,9 @@ from robench.defenses.resolution import find_card
 
 @click.command("show")
 @click.argument("name", shell_complete=names_of("anything"))
-@click.option("--picture", help="File for a record's plot.  [default: picture.png in its folder]")
+@click.option(
+    "--picture", metavar="FILE", help="File for a record's plot.  [default: picture.png in its folder]"
+)
 @common.data_dir
 @click.option("--threat", help="Threat model for counting an attack's passes, such as L2:0.5.")
 @click.option(

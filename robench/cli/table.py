@@ -20,14 +20,16 @@ from robench.reports.table import FORMATS
 def command(paper: str | None, results: tuple[str, ...], suite: str | None, form: str) -> None:
     """Print the tables of PAPER with our figures from the records in the RESULTS folders (default: results).
 
-    mimir, maep and de3: the tables of these papers, with the published figures beside ours and the source of each.
-    purifiers: each purifier undefended, oblivious, under BPDA and under exact gradients, with and without EOT.
-    diffbreak: randomized purifiers in their worst draw and by majority vote, in the form of that paper.
-    unforeseen: each defense under transformations and other norms, and the mean.
-    transfer: purifiers trained on one data set, in front of the classifier of another.
-    study: four pre-trainings before one adversarial training on CIFAR-10.
-    PAPER can also be a TOML file of your own, like those in papers/. Cells without a record name the command that
-    fills them. The tables of a paper are followed by the bounds that robench certify proved for its defenses.
+    \b
+    mimir, maep, de3  the tables of these papers, with published figures and ours
+    purifiers         each purifier under attackers who know more and more
+    diffbreak         randomized purifiers: worst draw and majority vote
+    unforeseen        each defense under transformations and other norms
+    transfer          purifiers trained on one data set, tested on another
+    study             four pre-trainings before one adversarial training
+
+    PAPER can also be a TOML file of your own, like those in papers/. The notes below a table name the commands that
+    fill its empty cells. Bounds that robench certify proved for a paper's defenses follow its tables.
 
     \b
     robench run --defense maep-digits --attack purifier

@@ -13,16 +13,20 @@ from robench.core.sanitize import plain_lines
 @click.command("train")
 @click.argument("card", shell_complete=names_of("recipe"))
 @common.data_dir
-@click.option("--output", help="File for the checkpoint.  [default: NAME.safetensors]")
+@click.option("--output", metavar="FILE", help="File for the checkpoint.  [default: NAME.safetensors]")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed to use instead of the recipe's.")
 @common.device
-@click.option("--csv", help="CSV file to log epochs to: stage, epoch, loss, lr, seconds.")
+@click.option("--csv", metavar="FILE", help="CSV file to log epochs to: stage, epoch, loss, lr, seconds.")
 @click.option(
     "--workers", type=click.IntRange(min=0), help="Processes that read large data sets.  [default: auto]"
 )
-@click.option("--pretrained", help="Pre-trained encoder to use instead of the recipe's pre-training.")
 @click.option(
-    "--generated", help="Generated images (.npz with image and label), if the recipe mixes them in."
+    "--pretrained", metavar="FILE", help="Pre-trained encoder to use instead of the recipe's pre-training."
+)
+@click.option(
+    "--generated",
+    metavar="FILE",
+    help="Generated images (.npz with image and label), if the recipe mixes them in.",
 )
 @click.option("--fresh", is_flag=True, help="Start over, even if there is an interrupted training.")
 @common.trust
