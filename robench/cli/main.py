@@ -25,7 +25,7 @@ COMMANDS = {
     "certify": ("robench.cli.certify", "Bound robust accuracy from below, by proof."),
     "list": (
         "robench.cli.listing",
-        "List defenses, attacks, datasets, protocols, transformations or certifiers.",
+        "List defenses, attacks, data sets, protocols, tables and more.",
     ),
     "show": ("robench.cli.show", "Show a card, a suite, an attack, a protocol or a record."),
     "train": ("robench.cli.train", "Train the checkpoint of a card."),
