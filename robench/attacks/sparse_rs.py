@@ -58,7 +58,7 @@ class _Search(Attack[S]):
         super().__post_init__()
         check_count("queries", self.queries)
         if not 0 < self.alpha_init <= 1:
-            raise ValueError(f"alpha_init={self.alpha_init!r}: expected a share in (0, 1]")
+            raise ValueError(f"alpha_init={self.alpha_init!r}: expected a fraction in (0, 1]")
 
     def advance(self, problem: Problem, rows: Rows, state: S, offset: Tensor) -> S:
         return replace(state, step=state.step + offset)

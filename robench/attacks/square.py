@@ -61,7 +61,7 @@ class Square(Attack[SquareState]):
         super().__post_init__()
         check_count("queries", self.queries)
         if not 0 < self.p_init <= 1:
-            raise ValueError(f"p_init={self.p_init!r}: expected a share in (0, 1]")
+            raise ValueError(f"p_init={self.p_init!r}: expected a fraction in (0, 1]")
 
     def init(self, problem: Problem, rows: Rows) -> SquareState:
         norm, eps = problem.threat.norm, problem.threat.eps

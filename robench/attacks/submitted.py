@@ -30,7 +30,7 @@ def submitted_images(x: Tensor, x_adv: Tensor) -> Iterator[None]:
 @attacks.register("submitted")
 @dataclass(frozen=True)
 class Submitted(ForeignAttack):
-    """Adversarial examples that somebody submitted with `robench challenge`; it runs nowhere else.
+    """Adversarial examples that were submitted with `robench challenge`; cannot be run.
 
     Args:
         finder: who found them.

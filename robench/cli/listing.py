@@ -113,7 +113,7 @@ TABLES = {
 
 RECIPES = "recipes without weights: robench train NAME trains one"
 PURIFIERS = "purifiers, in front of any defense: robench run --defense maep-digits+pgd-at-digits"
-SCHEMES = "models of others, by scheme: robench run --defense timm:resnet50"
+SCHEMES = "models from other libraries and files, by scheme: robench run --defense timm:resnet50"
 BROUGHT = "published weights: robench show NAME says where to download them; then --checkpoint FILE"
 
 

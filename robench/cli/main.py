@@ -34,7 +34,7 @@ COMMANDS = {
     "challenge": ("robench.cli.challenge", "Judge adversarial examples from another tool."),
     "check": ("robench.cli.check", "Check that a checkpoint is still as robust as it was."),
     "board": ("robench.cli.board", "Make a leaderboard from records."),
-    "table": ("robench.cli.table", "Print the table of a paper from records."),
+    "table": ("robench.cli.table", "Print the tables of a paper from records."),
     "plot": ("robench.cli.plot", "Draw plots from records."),
     "results": ("robench.cli.results", "Merge, export, migrate and prune records."),
     "cache": ("robench.cli.cache", "Show or clear the cache of corrupted images."),
@@ -167,7 +167,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _interrupted() -> int:
-    _say("interrupted: the same command goes on from here")
+    _say("interrupted: run the same command again to resume")
     return INTERRUPTED
 
 

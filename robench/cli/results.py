@@ -166,9 +166,7 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
         common.say(f"left as it is: {line}")
     common.say(f"{due} of {len(records)} records {'due' if dry_run else 'migrated'}")
     if failed:
-        raise ResourceError(
-            f"{len(failed)} records could not be looked at or migrated and were left as they are"
-        )
+        raise ResourceError(f"{len(failed)} records could not be read or migrated and were left unchanged")
 
 
 @command.command("prune", short_help="Remove interrupted runs and superseded records.")

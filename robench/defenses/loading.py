@@ -221,7 +221,7 @@ def _load_purified(
             raise UsageError(
                 f"{name} has two purifiers, and a defense has one: name one of them in front of {inner.classifier}"
             )
-        replaced = (f"{card.name} is without the purifier of {inner.name}, whose place it takes",)
+        replaced = (f"{card.name} replaces the purifier of {inner.name}",)
     purifier, path, digest, messages = _purifier_with_weights(card, checkpoint)
     try:
         purifier.check(inner.defense.image_size)

@@ -90,7 +90,7 @@ class Estimate:
         sample = self.sample
         return ResultWarning(
             WARNING,
-            f"{suite} attacked {sample.drawn:,} of the {sample.population:,} images that survive {screen}, and fools "
+            f"{suite} attacked {sample.drawn:,} of the {sample.population:,} images that survive {screen}, and fooled "
             f"{sample.ones:,} of them; the interval is for {suite} on all {self.n:,} images",
         )
 

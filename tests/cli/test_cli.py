@@ -232,7 +232,7 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(robench_cli, monkeypat
     monkeypatch.setattr(Loop, "_turn", interrupted)
     command = ["run", "--defense", "pgd-at", "--attack", "apgd(steps=8)", "--samples", "16", "--json"]
     code, out, err = robench_cli(*command)
-    assert (code, out) == (130, "") and "goes on from here" in err
+    assert (code, out) == (130, "") and "again to resume" in err
     code, out, err = robench_cli(*command)
     assert code == 0 and "resuming" in err
     resumed = json.loads(out)["records"][0]

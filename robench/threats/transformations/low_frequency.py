@@ -26,7 +26,7 @@ class LowFrequency(Transformation):
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio!r}: expected a share in (0, 1]")
+            raise ValueError(f"ratio={self.ratio!r}: expected a fraction in (0, 1]")
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         return channels, max(round(self.ratio * height), 1), max(round(self.ratio * width), 1)
