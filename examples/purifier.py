@@ -1,8 +1,8 @@
 """A defense of your own: a purifier in front of a classifier, under three kinds of attackers.
 
-The purifier rounds pixels to a few gray levels. Its gradient is zero almost everywhere, so an attacker who uses the
-exact gradient sees nothing and the run carries a warning. BPDA replaces the purifier's gradient with the identity, and
-breaks the defense.
+The purifier rounds pixels to a few gray levels. Its gradient is zero almost everywhere, so an attack with the
+exact gradient gets no direction, and the run carries a warning. BPDA replaces the purifier's gradient with the
+identity, and breaks the defense.
 """
 
 import torch

@@ -89,7 +89,7 @@ def test_a_purifier_takes_the_place_of_another_and_says_so():
     loaded = load("smoothed(sigma=0.1)+maep-digits")
     assert type(loaded.defense.purifier).__name__ == "Smoothed"
     assert any("replaces the purifier of maep-digits" in note for note in loaded.notes)
-    assert not any("without" in note for note in load("smoothed(sigma=0.1)+standard-digits").notes)
+    assert not any("replaces" in note for note in load("smoothed(sigma=0.1)+standard-digits").notes)
     with pytest.raises(UsageError, match="has two purifiers"):
         load("smoothed(sigma=0.1)+maep-digits+standard-digits")
 
