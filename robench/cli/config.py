@@ -1,8 +1,7 @@
 """`--config FILE` and `--save-config FILE`: the options and arguments of a command in a TOML file.
 
 A key is an option without its dashes, `defense = ["mimir", "pgd-at"]`, or an argument's name, `radii = "0:0.1:5"`; the
-command line wins. What a file
-names is not trusted as what a person types is (`robench.core.trust`).
+command line wins. What a file names is not trusted as what a person types is (`robench.core.trust`).
 """
 
 import json

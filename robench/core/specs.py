@@ -230,7 +230,7 @@ def _check_kinds(builder: Callable[..., Any], arguments: Mapping[str, Any]) -> N
         kind = _KINDS.get(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", ""))
         if name not in arguments or kind is None or (value := arguments[name]) == parameter.default:
             continue
-        is_bool = kind is bool and value in (0, 1)
+        is_bool = kind is bool and isinstance(value, int) and value in (0, 1)
         if not is_bool and not (kind is int and isinstance(value, float) and value.is_integer()):
             check_value(name, value, kind)
 

@@ -141,6 +141,18 @@ def test_the_argument_of_a_command_is_saved_too(robench, tmp_path, start, name, 
     assert code == 0 and keys(read) == keys(typed), err
 
 
+@pytest.mark.parametrize(
+    ("start", "line"),
+    [("sweep", "setting = 'network=python:payload.build'"), ("curve", "radii = 'python:payload.build'")],
+)
+def test_the_argument_of_a_file_runs_nothing(robench, tmp_path, monkeypatch, start, line):
+    (tmp_path / "payload.py").write_text("open('ran', 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "given.toml").write_text(line)
+    code, _out, _err = robench(start, "--config", "given.toml", "--defense", "standard", "--attack", "pgd")
+    assert code == 2 and not (tmp_path / "ran").exists()
+
+
 def test_a_missing_file_is_named(robench):
     code, _out, err = robench("run", "--config", "none.toml")
     assert code == 3 and "none.toml" in err

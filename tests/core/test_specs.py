@@ -115,7 +115,7 @@ def annotated(
 
 
 @pytest.mark.parametrize(
-    "text", ["flag='no'", "flag=2", "count='3'", "count=1.5", "count=True", "share='x'", "name=3"]
+    "text", ["flag='no'", "flag=2", "flag=1.0", "count='3'", "count=1.5", "count=True", "share='x'", "name=3"]
 )
 def test_a_value_of_another_kind_than_annotated_is_refused(text):
     with pytest.raises(UsageError, match=f"{text.partition('=')[0]}=.*: expected "):
