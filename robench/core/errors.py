@@ -97,8 +97,15 @@ def shortened(name: str) -> str:
 
 
 def one_line(error: BaseException, most: int | None = 200) -> str:
-    """The text of an error in one line of at most `most` characters (all for None); its type if it has no text."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    """The text of an error in one line of at most `most` characters (all for None); its type if it has no text.
+
+    A longer text ends in dots, after a whole word where there is one.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if most is None or len(text) <= most:
+        return text
+    cut = text[: most - 3]
+    return f"{cut.rpartition(' ')[0] or cut}..."
 
 
 def is_path(name: str) -> bool:

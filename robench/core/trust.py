@@ -116,4 +116,4 @@ def admit(name: object, does: str) -> None:
     trust = _trust.get()
     if trust is None:
         raise Untrusted(f"{line}: pass the name on the command line if you trust it, or add --trust")
-    trust.note(f"trusting {line}")
+    trust.note(f"trusted: {line}")

@@ -125,7 +125,7 @@ def test_a_trusted_file_may_name_folders(robench, tmp_path):
     (tmp_path / "grid.toml").write_text('results = "elsewhere"\n')
     few = ["--defense", "standard", "--attack", "fgsm", "--samples", "2"]
     code, _out, err = robench("run", "--config", "grid.toml", "--trust", *few)
-    assert code == 0 and 'trusting grid.toml names "elsewhere"' in err
+    assert code == 0 and 'trusted: grid.toml names "elsewhere"' in err
     assert list((tmp_path / "elsewhere").rglob("record.json"))
 
 

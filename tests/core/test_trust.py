@@ -340,7 +340,7 @@ def test_names_are_not_trusted_by_the_pytest_plugin(base, room, pytester):
     ran.stdout.fnmatch_lines(['*names "python:payload.build"*--trust*'])
     assert ran.ret == 1 and not (room / "ran").exists()
     ran = pytester.runpytest_inprocess("--robench", str(record), "--robench-trust")
-    assert ran.ret == 0 and "trusting" in ran.stderr.str() + ran.stdout.str()
+    assert ran.ret == 0 and "trusted: " in ran.stderr.str() + ran.stdout.str()
     (room / "ran").unlink()
     ran = pytester.runpytest_inprocess("-v", "--robench", str(record), "--collect-only")
     ran.stdout.fnmatch_lines(["*collected 1 item", "*Check python:payload.build*"])
@@ -365,7 +365,7 @@ def test_typed_and_trusted_names_are_loaded(base, room, call):
         added = ["--defense", "python:payload.build"] if typed else ["--trust"]
         code, out, err = call(command, record, *added)
         assert mark.exists() and code in (0, 1), (out, err)
-        assert ("trusting" in err) is not typed and err.count("trusting") <= 1
+        assert ("trusted: " in err) is not typed and err.count("trusted: ") <= 1
         mark.unlink()
     call("verify", record)  # trust ends with the command
     code, out, _ = call("show", "payload.toml")
@@ -436,7 +436,7 @@ def test_admit_notes_each_name_once_and_trust_ends_with_its_block():
     with trusting(heard.append):
         for _ in range(3):
             admit(Written("a:b", "f"), "runs")
-    assert heard == ['trusting f names "a:b", which runs']
+    assert heard == ['trusted: f names "a:b", which runs']
     with pytest.raises(Untrusted, match="--trust"):
         admit(Written("a:b", "f"), "runs")
     admit("a:b", "runs")
