@@ -5,12 +5,13 @@ Table libraries did not fit: Tabulator (MIT) is 448 kB and builds tables from `d
 LGPL, and List.js does not support `aria-sort`.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from robench.core.errors import ResourceError
 from robench.core.formatting import count, duration, one_of
@@ -122,8 +123,13 @@ def _environment() -> Environment:
         finalize=_printable,
     )
     environment.globals["mark"] = Markup(_MARK)
-    environment.filters |= {"count": count, "duration": duration, "cost": cost}
+    environment.filters |= {"count": count, "duration": duration, "cost": cost, "breakable": _breakable}
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow column breaks after an opening parenthesis, a comma or a plus."""
+    return Markup(re.sub(r"([(,+])(?! )", r"\1<wbr>", escape(plain(name))))
 
 
 def _printable(value: Any) -> Any:
