@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace, workers: int) -> Timing:
         def timed(self: Run) -> ShareResult:
             start = time.process_time()
             result = attack(self)
-            number = int(self.selected.nonzero()[0])
+            number = run.parts.index(self)
             (Path(folder) / f"{number:06d}").write_text(str(time.process_time() - start))
             return result
 

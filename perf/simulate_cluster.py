@@ -6,8 +6,9 @@
 Measured, from the record: which attack fools each image, hence how many rows every share keeps to the end. Assumed:
 the speed of a network on a GPU, the start-up, and the driver's time for a share. Each share is simulated attack by
 attack: its rows fill the lanes of a batch, and every batch takes the time of a whole one. Square's queries ahead, which
-fill some of the empty lanes, are left out. Shares are given in order to the first idle GPU, as `--engine ray` does; the
-driver classifies the clean images before and judges the adversarial examples afterwards.
+fill some of the empty lanes, are left out, and images are dealt to shares by chance. Shares are given in order to the
+first idle GPU, as `--engine ray` does; the driver classifies the clean images before and judges the adversarial
+examples afterwards.
 """
 
 import argparse

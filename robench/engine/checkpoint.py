@@ -80,6 +80,8 @@ class Store(Protocol):
 
     def shares(self) -> int: ...
 
+    def agree(self, deal: tuple[int, ...]) -> tuple[int, ...]: ...
+
     def share(self, index: int, of: int) -> "Store": ...
 
     def claimed(self) -> AbstractContextManager[None]: ...
@@ -172,6 +174,18 @@ class FolderStore:
         saved = self._begun()
         shares = saved.get("deal") if saved and saved["origin"] == self.origin else None
         return tuple(shares) if shares else None
+
+    def agree(self, deal: tuple[int, ...]) -> tuple[int, ...]:
+        """The share of each sample of a run whose shares run separately: those of the first process that asks.
+
+        Args:
+            deal: the share of each sample if this is the first process.
+        """
+        with claim(self.folder, _PATIENCE):
+            begun, agreed = self._begun(), self.deal()
+            if begun is not None and agreed is None:
+                write_whole(self.folder, {_ORIGIN: seal(json.dumps(begun | {"deal": deal}).encode())})
+        return agreed or deal
 
     def begin(self, moment: str, shares: int = 0, deal: Sequence[int] = ()) -> str:
         """Save the time when the run started and return it; a resumed run returns the time when it first started.

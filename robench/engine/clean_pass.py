@@ -27,6 +27,7 @@ class CleanPass:
         answers: predictions of the judge of clean images, (N, draws).
         warnings: warnings of the clean pass.
         nonfinite: number of images with NaN or infinite logits.
+        share: the share of each image, so that every process has the same ones; empty if the run is not split yet.
     """
 
     logits: Tensor
@@ -35,6 +36,7 @@ class CleanPass:
     answers: Tensor
     warnings: list[ResultWarning]
     nonfinite: int
+    share: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -31,7 +31,7 @@ from robench.engine.progress import Progress
 from robench.engine.run_queue import Executor, single
 from robench.engine.run_state import CLEAN, ROBUST, RunState, ShareResult
 from robench.engine.setup import Setup
-from robench.engine.shares import Deal, split
+from robench.engine.shares import Deal
 from robench.engine.tolerances import same_margins
 from robench.engine.work import Work
 from robench.engine.workers import Processes, single_thread
@@ -58,7 +58,7 @@ class Run(Work):
     Attributes:
         selected: samples that this run attacks, bool (n,); in a share of a run, those of the share.
         proven: samples that are proven to be robust and not attacked, bool (n,).
-        deal: the split of the samples, if it was chosen for this run; None to deal them out in turn.
+        deal: the split of the samples; None to choose one after the clean pass.
     """
 
     def __init__(
@@ -97,7 +97,11 @@ class Run(Work):
         if self._takes_all_samples:
             raise UsageError("attacks of other libraries cannot run in shares: remove --share")
         self._prepare_frozen(None)
-        shares = self._split(count)
+        deal = self._deal(count)
+        if self.store:
+            # Other shares run elsewhere, where the clean pass may round differently.
+            deal = Deal(self.store.agree(deal.share))
+        shares = deal.masks()
         if number < len(shares):
             with single_thread(self.device):
                 self._share(number, shares).attack()
@@ -119,13 +123,14 @@ class Run(Work):
         if self._takes_all_samples:
             shares = 1
         elif saved := self._saved_shares(self._matches):
-            if saved != shares and self.deal is None:
+            if saved != shares and not (self.deal and self.deal.first):
                 self.note(f"resuming with {saved} share{'s' * (saved != 1)}, as in the interrupted run")
             shares = saved
-        split = self._split(shares)
+        self.deal = self._deal(shares)
+        self.clean = replace(self.clean, share=self.deal.share)
+        split = self.deal.masks()
         self.parts = [self._share(i, split) for i in range(len(split))] if len(split) > 1 else [self]
-        if self.deal:
-            self.parts = self.parts[: self.deal.first]
+        self.parts = self.parts[: self.deal.first]
 
     def attack(self) -> ShareResult:
         """Run all remaining attacks on the samples of this share."""
@@ -134,7 +139,7 @@ class Run(Work):
         return ShareResult(self.selected, self.state, self.state.batch_size)
 
     def saved_result(self) -> ShareResult | None:
-        saved = self.store.load() if self.store else None
+        saved = self._load()
         if saved is None or len(saved.facts["costs"]) < len(self.attacks):
             return None
         self.state.resume(saved)
@@ -167,11 +172,14 @@ class Run(Work):
         """Whether an attack takes all samples in one call."""
         return any(isinstance(attack, ForeignAttack) for _, attack in self.attacks)
 
-    def _split(self, count: int) -> list[Tensor]:
-        """The samples of each of at most `count` shares, bool (n,) each; those of `deal` if it is given."""
-        if self.deal:
-            return self.deal.masks()
-        return split(self.samples.ids, [attack for _, attack in self.attacks], count)
+    def _deal(self, count: int) -> Deal:
+        """The split of the samples: that of `deal` or of another process if there is one, or into `count` shares."""
+        if self.deal or self.clean.share:
+            return self.deal or Deal(self.clean.share)
+        # Robust images cost most by far, and images with large margins are most likely to be robust.
+        cost, attacked = torch.zeros(len(self.samples)), self._survivors()
+        cost[attacked] = self.clean.margin[attacked].float()
+        return Deal.of(self.samples.ids, [attack for _, attack in self.attacks], count, cost)
 
     def _share(self, number: int, shares: list[Tensor]) -> "Run":
         """The part of this run that attacks one share of the samples, with a separate store."""
@@ -212,7 +220,7 @@ class Run(Work):
                 self.note(f"torch.compile failed ({failure}): continuing without")
 
     def _attacks(self) -> None:
-        size, resumed = self.setup.batch_size, self.store.load() if self.store else None
+        size, resumed = self.setup.batch_size, self._load()
         self.saved = self._resume(resumed) if resumed else None
         for index in range(len(self.state.costs), len(self.attacks)):
             # An attack that runs out of memory starts over with a smaller batch; the next one tries the whole size.
@@ -340,7 +348,7 @@ class Run(Work):
         """Save the state and the new examples of the current attack."""
         if self.store is None:
             return
-        tensors = {**self.state.tensors, "run.clean_margin": self.clean.margin}
+        tensors = {**self.state.tensors, "run.clean_margin": self.clean.margin, "run.selected": self.selected}
         if loop is not None:
             tensors |= {f"loop.{name}": tensor for name, tensor in saved_loop.dump(loop).items()}
         facts = {**self.state.facts, "playing": loop is not None, "batch_size": self.setup.batch_size}
@@ -348,6 +356,17 @@ class Run(Work):
         # After saving, so that an image is saved again if an interrupt stops the save.
         examples.let_go(places)
         give_back()
+
+    def _load(self) -> Saved | None:
+        """The saved state; one of a share with other samples is deleted with a note, and this share starts again."""
+        if self.store is None or (saved := self.store.load()) is None:
+            return None
+        # A whole run of an earlier version does not say that it has all samples.
+        selected = saved.tensors.get("run.selected", torch.ones_like(self.selected))
+        if torch.equal(selected, self.selected):
+            return saved
+        self.store.forget("its images were dealt differently, as on another kind of processor")
+        return None
 
     def _resume(self, saved: Saved) -> dict[str, Tensor] | None:
         """Restore a saved state.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import lcm
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,11 +13,13 @@ from robench.engine.checkpoint import Saved, Store
 
 # Minimum number of images per share.
 SMALLEST = 64
+# Number of last bits of an expected cost (float32) that do not count, which leaves eight levels for each power of two.
+_IGNORED_BITS = 20
 
 
 @dataclass(frozen=True)
 class Deal:
-    """A split of the samples that was chosen for a run.
+    """A split of the samples.
 
     Attributes:
         share: the share of each sample, from 0.
@@ -25,6 +28,27 @@ class Deal:
 
     share: tuple[int, ...]
     first: int | None = None
+
+    @classmethod
+    def of(cls, ids: Tensor, attacks: Sequence[Attack], count: int, cost: Tensor) -> Self:
+        """The split into at most `count` shares of about the same cost. Samples of one group are in one share.
+
+        Args:
+            cost: for each sample a number of at least 0 that is large if it is likely to cost much, (n,).
+        """
+        n, group, groups = len(ids), _group(ids, attacks), most_shares(ids, attacks)
+        count = min(count, groups)
+        position = torch.empty(n, dtype=torch.int64)
+        position[ids.argsort(stable=True)] = torch.arange(n)
+        costs = torch.zeros(groups).index_add(0, position // group, cost.float().nan_to_num(0.0))
+        # Another processor may round the last bits differently. Positive floats are in the order of their bits.
+        levels = costs.view(torch.int32) >> _IGNORED_BITS
+        rank = torch.empty(groups, dtype=torch.int64)
+        rank[levels.argsort(descending=True, stable=True)] = torch.arange(groups)
+        # To and fro: 0, 1, 2, 2, 1, 0, 0, 1, ..., because the first of each round costs most.
+        turn, place = rank // count, rank % count
+        share = torch.where(turn % 2 == 0, place, count - 1 - place)
+        return cls(tuple(share[position // group].tolist()))
 
     def masks(self) -> list[Tensor]:
         """The samples of each share, bool (n,) each."""
@@ -39,16 +63,6 @@ def share_count(samples: int, batch_size: int) -> int:
     (perf/simulate_cluster.py).
     """
     return -(-samples // max(SMALLEST, 2 * batch_size))
-
-
-def split(ids: Tensor, attacks: Sequence[Attack], count: int) -> list[Tensor]:
-    """The samples of each of at most `count` shares, bool (n,) each. Samples of one group are in one share."""
-    n, group = len(ids), _group(ids, attacks)
-    position = torch.empty(n, dtype=torch.int64)
-    position[ids.argsort(stable=True)] = torch.arange(n)
-    # Groups are dealt out in turn, because consecutive images are often of the same class.
-    share = position // group % count
-    return [share == i for i in range(min(count, most_shares(ids, attacks)))]
 
 
 def most_shares(ids: Tensor, attacks: Sequence[Attack]) -> int:

@@ -170,7 +170,7 @@ def estimate_steps(
             first = sampling.next(current, first, options.estimate)
             run = run_of(planned, job, device, options, store=store)
             run.deal = Deal(sampling.share, first)
-            run.recipe = order_of(planned, job, device, options, run.deal.share)
+            run.recipe = order_of(planned, job, device, options)
             outcome: Outcome = yield run
             if outcome.of_draws > 1:
                 raise UsageError(f"{planned.loaded.name} turns out to be randomized: remove --estimate")

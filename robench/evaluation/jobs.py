@@ -71,8 +71,8 @@ def work_of(
 
 
 def with_deal(work: Work, deal: tuple[int, ...] | None) -> Work:
-    """A run whose samples are split as `deal` says: the share of each sample; None to deal them out in turn."""
-    if deal is not None and isinstance(work, Run):
+    """A run whose samples are split as `deal` says: the share of each sample; None to choose it later."""
+    if deal is not None and isinstance(work, Run) and len(deal) == work.count:
         work.deal = Deal(deal)
     return work
 

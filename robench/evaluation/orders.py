@@ -16,7 +16,7 @@ from robench.core.errors import UsageError
 from robench.core.trust import is_trusting, trusting
 from robench.engine.device import choose_device
 from robench.engine.work import Work
-from robench.evaluation.jobs import job_of, with_deal, work_of
+from robench.evaluation.jobs import job_of, work_of
 from robench.evaluation.options import Options
 from robench.evaluation.planning import PlannedRun, Sources, plan
 from robench.records.record import Job
@@ -36,7 +36,6 @@ class Order:
         options: options without callbacks.
         folder: folder to which relative paths refer.
         trust: whether names in files are trusted.
-        deal: the share of each sample, if the split was chosen for the run.
         proven: images that are not attacked, bool (n,); None for none.
     """
 
@@ -48,7 +47,6 @@ class Order:
     options: Options
     folder: str
     trust: bool
-    deal: tuple[int, ...] | None = None
     proven: torch.Tensor | None = None
 
     def build(self, device: str | None = None) -> Work:
@@ -66,8 +64,7 @@ class Order:
             for candidate in planned:
                 job = job_of(candidate, options, chosen)
                 if job.key == self.key:
-                    work = work_of(candidate, job, chosen, options, self.proven)
-                    return with_deal(work, self.deal)
+                    return work_of(candidate, job, chosen, options, self.proven)
         raise UsageError(
             f"{self.defense} or the images differ between {socket.gethostname()} and the machine that started the run: "
             "install the same release, checkpoint and data on both"
@@ -79,7 +76,6 @@ def order_of(
     job: Job,
     device: torch.device,
     options: Options,
-    deal: tuple[int, ...] | None = None,
     proven: torch.Tensor | None = None,
 ) -> Order:
     """The order of a planned run."""
@@ -101,7 +97,6 @@ def order_of(
         plain,
         str(Path.cwd()),
         is_trusting(),
-        deal,
         proven,
     )
 

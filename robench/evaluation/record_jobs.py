@@ -109,9 +109,8 @@ def _record_steps(
         start_time = time.monotonic()
         proven = certify_first.prove(planned, job, folder, device, options) if options.certify_first else None
         rows = None if proven is None else proven.rows
-        deal = store.deal()
-        work = with_deal(work_of(planned, job, device, options, rows, store=store), deal)
-        work.recipe = order_of(planned, job, device, options, deal, rows)
+        work = with_deal(work_of(planned, job, device, options, rows, store=store), store.deal())
+        work.recipe = order_of(planned, job, device, options, rows)
         outcome = yield work
         finished = (
             _attacked(planned, outcome, proven) if planned.attacker else _corrupted(planned, job, outcome)

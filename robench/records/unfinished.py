@@ -54,7 +54,7 @@ def _begin(place: Path, begun: dict[str, Any], origin: Path) -> None:
     """Begin the run in its new place, if it is not there yet.
 
     Raises:
-        ResourceError: if another run or another number of shares is there.
+        ResourceError: if another run or another split is there.
     """
     refuse_link(place)
     if not (place / _ORIGIN).is_file():
@@ -63,6 +63,10 @@ def _begin(place: Path, begun: dict[str, Any], origin: Path) -> None:
     there = _origin(place / _ORIGIN)
     if (there["origin"], there["shares"]) != (begun["origin"], begun["shares"]):
         raise ResourceError(f"{place} is of another run, or of another number of shares")
+    if not there["deal"]:
+        write_whole(place, {_ORIGIN: read_ordinary(origin)})
+    elif begun["deal"] and begun["deal"] != there["deal"]:
+        raise ResourceError(f"{place} deals the images differently, as on another kind of processor")
 
 
 def _copy(share: Path, place: Path) -> str:
@@ -98,7 +102,10 @@ def _origin(file: Path) -> dict[str, Any]:
     """
     try:
         begun = json.loads(read_sealed(file))
-        return {**begun, "origin": begun["origin"], "shares": int(begun.get("shares") or 0)}
+        shares, deal = int(begun.get("shares") or 0), begun.get("deal") or []
+        if shares and not all(share in range(shares) for share in deal):
+            raise ValueError
+        return {**begun, "origin": begun["origin"], "shares": shares, "deal": deal}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{file.name} is not the beginning of a run") from error
 

@@ -11,6 +11,7 @@ import robench
 from robench.cli.main import main
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import claim, seal
+from robench.engine.shares import Deal
 from robench.evaluation.options import Options
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import run_all
@@ -123,6 +124,7 @@ def test_shares_that_are_further_stay_and_foreign_ones_are_named(tmp_path):
     [
         ("origin", b"[]", "origin is not the beginning of a run"),
         ("origin", b'{"origin": "a", "shares": "x"}', "origin is not the beginning of a run"),
+        ("origin", b'{"origin": "a", "shares": 2, "deal": [2]}', "origin is not the beginning of a run"),
         ("share-0-of-2/state", b"\x02" + bytes(7) + b"{}", "state is not the state of a share"),
         ("share-0-of-2/state", b"\xff" * 8, "state is not the state of a share"),
         ("share-0-of-2/state", None, "state is a symbolic link"),
@@ -140,6 +142,49 @@ def test_shares_made_up_elsewhere_are_named(tmp_path, name, content, reason):
     (merged,) = merge([tmp_path / "from"], tmp_path / "all")
     assert merged.what == "damaged" and reason in merged.detail
     assert not list((tmp_path / "all").rglob("state"))
+
+
+@pytest.fixture
+def other_processor(monkeypatch):
+    """Switches to a processor whose clean margins deal the images in another way, and back."""
+    usual = Deal.of
+
+    def switch(is_other):
+        flipped = classmethod(lambda cls, ids, attacks, count, cost: usual(ids, attacks, count, cost.flip(0)))
+        monkeypatch.setattr(Deal, "of", flipped if is_other else usual)
+
+    return switch
+
+
+def test_shares_on_other_processors_have_the_images_that_the_first_one_left_them(
+    tmp_path, whole, other_processor
+):
+    play(tmp_path, (0, 3))
+    other_processor(True)
+    for number in (1, 2):
+        play(tmp_path, (number, 3))
+    seen = []
+    _, lines = play(tmp_path, progress=seen.append)
+    assert files(tmp_path) == whole[1] and {standing.share for standing in seen} == {1.0}
+    assert not any("dealt" in line for line in lines)
+
+
+def test_shares_that_were_dealt_differently_are_refused_or_start_again(tmp_path, whole, other_processor):
+    folders = [tmp_path / str(number) for number in range(2)]
+    for number, folder in enumerate(folders):
+        other_processor(number == 1)
+        play(folder, (number, 2))
+        shutil.copytree(folder, tmp_path / "copied", dirs_exist_ok=True)
+    other_processor(False)
+    found = list(merge(folders, tmp_path / "merged"))
+    assert [merged.what for merged in found] == ["share", "damaged"]
+    assert "deals the images differently" in found[1].detail
+    for name, count in (("merged", 0), ("copied", 1)):
+        ((record,), lines) = play(tmp_path / name, workers=1)
+        assert (
+            sum("dealt differently" in line and "this share starts again" in line for line in lines) == count
+        )
+        assert files(tmp_path / name) == whole[1] and record.passes == whole[0].passes
 
 
 def test_another_split_is_refused_and_loses_nothing(tmp_path):
