@@ -122,10 +122,11 @@ class Rung:
         _read(self, "stochastic", self.stochastic.replace("randomised", "randomized"))
         _read(self, "threats", {side: Threat.parse(name, late=True) for side, name in self.threats.items()})
 
-    def threat(self, side: int, otherwise: Threat) -> Threat:
+    def threat(self, side: int, otherwise: Threat | None) -> Threat:
         """The threat for images of `side` pixels: the one listed for the largest side that is at most `side`, else for
         the smallest side; `otherwise` if none is listed."""
         if not self.threats:
+            assert otherwise is not None
             return otherwise
         sides = sorted(map(int, self.threats))
         return self.threats[str(max([listed for listed in sides if listed <= side], default=sides[0]))]

@@ -12,7 +12,7 @@ from robench.cli import common
 from robench.cli.completion import names_of
 from robench.cli.running import GroupedCommand, Running, Selection, collect, running, selecting
 from robench.core.errors import UsageError
-from robench.evaluation.protocol import find_suites
+from robench.evaluation.protocol import find_suites, sets_threats
 from robench.reports.table import render
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _show(records: "list[Record]", suites: list[str]) -> None:
     console.print(run_table(records))
     for suite in find_suites(suites):
         # A ladder of threats is summarized by their mean.
-        if suite.rungs and all(rung.threats for rung in suite.rungs):
+        if sets_threats(suite):
             for table in unforeseen(records, suite):
                 sys.stdout.write("\n" + render(table, "text", console.width))
     for record in records:

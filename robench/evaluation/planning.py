@@ -26,7 +26,7 @@ from robench.engine.device import choose_device
 from robench.engine.knowledge import Attacker
 from robench.engine.setup import find_attacker
 from robench.evaluation.options import Options
-from robench.evaluation.protocol import find_suites, with_name
+from robench.evaluation.protocol import find_suites, sets_threats, with_name
 from robench.threats.threat import check_images, largest_distance
 
 Value = TypeVar("Value")
@@ -124,9 +124,9 @@ def plan(
     adversarial = [
         suite for suite in all_suites if not _check_corruptions(suite, levels if knowledge else None)
     ]
-    if adversarial and threat is None:
+    if threat is None and (without := [suite for suite in adversarial if not sets_threats(suite)]):
         raise UsageError(
-            f"{adversarial[0].name} needs a threat, but protocol {protocol.name} has none: add --threat"
+            f"{without[0].name} needs a threat, but protocol {protocol.name} has none: add --threat"
         )
     # With --checkpoint, the network in the checkpoint determines the card of a family.
     resolved = [resolve(name, dataset, canonical=not options.checkpoint) for name in defenses]
@@ -193,8 +193,8 @@ def _check_corruptions(suite: Suite, knowledge: Sequence[str] | None) -> bool:
 
 def _check_attacks(suite: Suite, protocol: Protocol, knowledge: Sequence[str] | None) -> None:
     """Raise an error if an attack of the suite does not support its threat model."""
-    assert protocol.threat is not None
     if not suite.rungs:
+        assert protocol.threat is not None
         build_attacks(suite.specs(protocol.threat.norm), protocol.threat)
         return
     if knowledge:
@@ -202,6 +202,7 @@ def _check_attacks(suite: Suite, protocol: Protocol, knowledge: Sequence[str] | 
     for rung in suite.rungs:
         attacks = find_suite(rung.attack)
         for threat in rung.threats.values() or (protocol.threat,):
+            assert threat is not None
             build_attacks(attacks.specs(threat.norm), threat)
 
 
@@ -216,7 +217,7 @@ def _ladder(
 ) -> Iterator[PlannedRun]:
     """Plan the runs of a ladder."""
     dataset, side = protocol.dataset, images.x.shape[-1]
-    assert dataset is not None and protocol.threat is not None
+    assert dataset is not None
     if loaded.defense.purifier is None and any(rung.of_purifiers for rung in suite.rungs):
         raise UsageError(
             f"suite {suite.name} needs a defense with a purifier, but {loaded.name} has none: use autoattack, or "

@@ -49,7 +49,10 @@ def choose_protocol(
         raise UsageError(f"{with_threats[0].name} sets a threat for each of its attacks: remove --threat")
     if all_suites and all(corruptions(suite.attacks) for suite in all_suites):
         return _without_threat(base, name, spec, threat, samples)
-    if spec is not None and spec != base.dataset and threat is None:
+    if all_suites and all(map(sets_threats, all_suites)):
+        if spec is not None and spec != base.dataset:
+            return _without_threat(base, name, spec, threat, samples)
+    elif spec is not None and spec != base.dataset and threat is None:
         raise UsageError(
             f"--dataset {spec} needs a threat: add --threat, such as Linf:8/255, or give a --protocol"
         )
@@ -60,6 +63,11 @@ def choose_protocol(
     if base.threat is None:
         base = replace(base, threat=parsed_threat, name=f"{base.name}-{threat}")
     return with_name(_with_samples(base, spec, parsed_threat, samples), base)
+
+
+def sets_threats(suite: Suite) -> bool:
+    """Whether every run of the suite has a threat of its own."""
+    return bool(suite.rungs) and all(rung.threats for rung in suite.rungs)
 
 
 def with_name(protocol: Protocol, base: Protocol) -> Protocol:

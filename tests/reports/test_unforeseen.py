@@ -41,6 +41,12 @@ attack = "pgd(steps=6)"
 threats = {16 = "stadv(smooth=0.05):2"}
 """
 
+NETWORK = """
+from torch import nn
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+"""
+
 
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory):
@@ -55,6 +61,25 @@ def results(tmp_path_factory, ladder):
     options = Options(results=folder)
     found = list(run_all(["pgd-at"], [str(ladder)], choose_protocol(None, None, None, 16), None, options))
     return folder, [record.to_dict() for record in found]
+
+
+@pytest.mark.parametrize("without", ["data set", "protocol"])
+def test_a_ladder_of_threats_needs_no_other_threat(tmp_path, ladder, without, monkeypatch):
+    protocol = choose_protocol(None, "digits(size=32)", None, 4, [str(ladder)])
+    if without == "protocol":
+        monkeypatch.setattr(
+            catalog, "protocols", lambda: {"none": dataclasses.replace(protocol, name="none")}
+        )
+        protocol = choose_protocol("none", None, None, None, [str(ladder)])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "large_digits.py").write_text(NETWORK)
+    options = Options(results=tmp_path, workers=1)
+    found = list(run_all(["python:large_digits.build"], [str(ladder)], protocol, None, options))
+    # Images of 32 pixels: each run has its threat for this side.
+    assert [str(record.job.threat) for record in found] == ["fog:0.1", "L0:1", "stadv(smooth=0.05):2"]
+    assert {record.job.n for record in found} == {4}
+    with pytest.raises(UsageError, match="fgsm needs a threat, but protocol"):
+        list(run_all(["python:large_digits.build"], ["fgsm"], protocol, None, options))
 
 
 def command(*arguments: object) -> int:
