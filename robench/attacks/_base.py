@@ -1,16 +1,16 @@
 """The attack interface: a pure state machine over rows with the methods `ask` and `tell`.
 
-An attack never calls a model. The engine has a fixed number of lanes S and fills them with rows; a row is one image
+An attack never calls a model. The engine has S lanes (places in a batch) and fills them with rows; a row is one image
 with one target and one restart. In each turn it asks the attack for one point in each lane, evaluates the surrogate
-there, passes the answer to the attack, and replaces rows that are finished. Every tensor here has S as its leading
+there, passes the answer to the attack, and replaces finished rows by new ones. Every tensor here has S as its leading
 dimension. Lanes may be at different steps, and a lane must not depend on any other.
 
 The exception is an attack whose objective couples rows. It has a field `group`, and its rows come in fixed groups: the
 samples of a run, sorted by id, are split into groups of `group`, and the rows of a group with the same rank fill
-consecutive lanes in that order. They start together and continue until every row that counts is finished. The last
-group is padded with the first samples of the run; a run with fewer samples is a single group. Rows that do not count
-(fooled earlier, or padding) continue as padding rows. Results therefore do not depend on the batch size or the order
-of work, but they do depend on which images are in the run.
+consecutive lanes in that order. They start together and continue until every active row is finished. The last group is
+padded with the first samples of the run; a run with fewer samples is a single group. Rows that are not active (fooled
+earlier, or padding) continue as padding rows. Results therefore do not depend on the batch size or the order of work,
+but they do depend on which images are in the run.
 """
 
 import math
@@ -38,8 +38,8 @@ class Rows:
         y: true labels, (S,) int64.
         clean_logits: the surrogate's logits at `x`, (S, K).
         sample: index of the image in the canonical order of the data set, (S,) int64.
-        rank: index over targets and restarts of the image, (S,) int64, in 0 .. Attack.ranks - 1.
-        active: lanes whose answer counts, bool (S,). It may decide the order of queries, but never a query itself.
+        rank: index over the targets and restarts of the image, (S,) int64, in 0 .. Attack.ranks - 1.
+        active: whether the result of the row counts, bool (S,). Queries must not depend on it, only their order may.
         reference: the surrogate's features of the images that `Attack.references` selects, flattened and
             concatenated over layers, (S, F); None if it selects none.
     """
@@ -58,10 +58,10 @@ class Problem:
     """The part of the problem that is the same for every row of a run.
 
     Attributes:
-        threat: norm and radius.
+        threat: the threat model.
         num_classes: number of classes K.
         stream: counter-based random numbers of this attack, see `robench.core.rng`.
-        group: number of consecutive lanes in a group, 1 for an attack with independent rows.
+        group: number of consecutive lanes in a group; 1 for an attack with independent rows.
     """
 
     threat: Threat
@@ -76,11 +76,11 @@ class Ask:
 
     Attributes:
         x: images to evaluate, (S, C, H, W) in [0, 1].
-        objective: objective whose gradient is needed, or None if the logits suffice.
-        waits: lanes that make no query in this turn, bool (S,), or None. Their answer is not judged, is not counted as
-            a pass, may be zero and must be ignored in `tell`. Attacks with two kinds of queries implement
+        objective: objective whose gradient is needed; None if only the logits are needed.
+        waits: lanes that make no query in this turn, bool (S,); None if all do. Their answer is not judged, is not
+            counted as a pass, may be zero and must be ignored in `tell`. Attacks with two kinds of queries implement
             `Attack.probes` instead.
-        point: the parameters whose image is `x`, if the threat is not in pixels; else None.
+        point: for a transformation, the parameters whose image is `x`; otherwise None.
     """
 
     x: Tensor
@@ -94,10 +94,10 @@ class Answer:
     """The answer of the surrogate to a query.
 
     Attributes:
-        x: the points, (S, C, H, W).
-        logits: (S, K), averaged over EOT draws.
-        loss: the objective, (S,) or (S, M); empty without an objective.
-        grad: its gradient, (S, C, H, W) or (S, M, C, H, W), finite; empty without an objective.
+        x: the evaluated images, (S, C, H, W).
+        logits: logits, (S, K), averaged over EOT draws.
+        loss: value of the objective, (S,) or (S, M); empty without an objective.
+        grad: gradient of the objective, (S, C, H, W) or (S, M, C, H, W), finite; empty without an objective.
         broken: rows whose gradient had NaN or infinite entries, which are set to 0, bool (S,); None if not checked.
         column: the column of `loss` whose gradient is in `grad`, (S,), if only one is (see `Cheapest`); else None.
     """
@@ -124,23 +124,23 @@ class Contract:
     A subclass of `Attack` overrides parameters with dataclass fields and constants with class variables.
 
     Attributes:
-        steps, queries: length of a row, used for progress and to detect losses that still rise at the end.
+        steps, queries: number of steps or queries of a row, for progress and to detect a loss that rises until the end.
         restarts: number of random starts for each target.
-        targets: number of target classes, 0 for an untargeted loss. An image has max(targets, 1) * restarts rows, which
+        targets: number of target classes; 0 for an untargeted loss. An image has max(targets, 1) * restarts rows, which
             the engine runs in parallel.
-        eot: draws of a randomized surrogate averaged for each answer.
+        eot: number of noise draws of a randomized surrogate that each answer averages.
         loss: the loss on the logits that is maximized, one of `robench.attacks._losses`; "" for another objective.
         group: number of images that the objective couples.
         layers: features that the objective uses, "last" or "all"; "" for none. A defense without features is refused
             before the first query.
-        minimise: whether to continue after success and keep the nearest adversarial example.
+        minimise: whether to continue after a success and keep the nearest adversarial example.
         minimum_norm: whether the attack searches for the nearest adversarial example, regardless of the radius.
-        gradient_free: whether the attack only uses logits or decisions. If it fools images that survived white-box
-            attacks, gradients may be masked.
+        gradient_free: whether the attack uses only logits or decisions. If it fools several images that survived
+            white-box attacks, the record gets a warning that gradients may be masked.
         ascends: whether each row maximizes one loss from its first query to its last.
-        in_pixels: whether the attack only works on images, not on the parameters of a transformation.
-        transfers: whether images are made for a network other than the surrogate. Without feedback from the judge,
-            every row then runs to its end, and its best point is judged.
+        in_pixels: whether the attack works only on images, and not on the parameters of a transformation.
+        transfers: whether the attack is designed for transfer. Without feedback from the judge, every row then runs to
+            its end, and its best point is judged.
         horizon: number of queries of a row that are known in advance as long as none is accepted. If above 1, the
             attack implements `advance` and `moved`.
         cost_varies: 1 if every row that is never fooled costs the same number of passes on any network; otherwise an
@@ -167,7 +167,7 @@ class Contract:
 
 @dataclass(frozen=True)
 class Attack(Contract, Generic[S]):
-    """Base of every attack: a frozen dataclass whose fields are the keywords of its spec.
+    """Base class of attacks; a subclass is a frozen dataclass whose fields are the arguments of its spec.
 
     A subclass implements `init`, `ask`, `tell` and `finished`, and `best` if its state has no field of that name. All
     of them are pure functions. `Contract` lists the attributes that a subclass may override.
@@ -193,17 +193,17 @@ class Attack(Contract, Generic[S]):
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """The norms the attack is defined for."""
+        """The norms that the attack supports."""
         return ("Linf", "L2", "L1")
 
     @property
     def judged_at_end(self) -> bool:
-        """Whether only `best` is judged, at the end of a row, and not every queried point."""
+        """Whether only `best` is judged, at the end of a row, and not every point that is queried."""
         return False
 
     @property
     def num_queries(self) -> int:
-        """Approximate number of queries of a row that is never fooled, for progress."""
+        """Approximate number of queries of a row that is never fooled, for the progress bar."""
         return max(self.steps, self.queries) + 1
 
     @property
@@ -212,22 +212,22 @@ class Attack(Contract, Generic[S]):
         return self.num_queries
 
     def ranks(self, num_classes: int) -> int:
-        """Number of rows of an image: targets * restarts, with at most K - 1 targets."""
+        """Number of rows of an image: restarts times targets (at most K - 1; 1 if untargeted)."""
         return max(min(self.targets, num_classes - 1), 1) * self.restarts
 
     def target(self, rows: Rows) -> Tensor:
-        """The target class of each row, (S,): the wrong class at position rank // restarts, sorted by clean logit in
-        descending order."""
+        """The target class of each row, (S,): the wrong class with the largest clean logit for the first `restarts`
+        ranks, the second largest for the next, and so on."""
         wrong = rows.clean_logits.scatter(1, rows.y[:, None], -math.inf)
         order = wrong.argsort(dim=1, descending=True, stable=True)
         return order.gather(1, (rows.rank // self.restarts)[:, None])[:, 0]
 
     def references(self, run: Rows, rows: Rows) -> Tensor | None:
-        """The image with whose features each row is compared, as an index into `run`, (S,); None for none.
+        """The image whose features are the reference for each row, as an index into `run`, (S,); None for none.
 
         Args:
             run: all images of the run, one row each with rank 0.
-            rows: the rows to find reference images for.
+            rows: the rows that need reference images.
         """
         return None
 
@@ -236,7 +236,7 @@ class Attack(Contract, Generic[S]):
         raise NotImplementedError
 
     def ask(self, problem: Problem, rows: Rows, state: S) -> Ask:
-        """The next query of every lane; it must not depend on finished lanes."""
+        """The next query of every lane. Finished lanes must not affect the queries of the others."""
         raise NotImplementedError
 
     def tell(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> S:
@@ -247,25 +247,25 @@ class Attack(Contract, Generic[S]):
         """Lanes whose next query needs only logits, bool (S,), for an attack that also has queries with an objective;
         None if all queries are of one kind.
 
-        All queries of a turn are of one kind, which the engine chooses; the other lanes wait. An answer without an
-        objective has an empty `grad`, and `tell` must ignore the answers of waiting lanes.
+        All queries of a turn are of one kind, which the engine chooses; the other lanes wait, and `tell` must ignore
+        their answers. An answer without an objective has an empty `grad`.
         """
         return None
 
     def pull_back(self, problem: Problem, rows: Rows, state: S, answer: Answer) -> Answer:
-        """The answer for `tell`, with gradients pulled back to the search space if that is not the image."""
+        """The answer for `tell`. If the attack does not search pixels, it converts the gradients to its parameters."""
         return answer
 
     def advance(self, problem: Problem, rows: Rows, state: S, offset: Tensor) -> S:
         """The state after the next `offset` (S,) queries, fewer than `horizon`, if all of them are rejected.
 
-        On devices other than a CPU, it is also called with zeros once in at most `horizon` queries, so that a state can
-        hold what the next `horizon` queries need, such as random numbers, and the host need not see what is missing.
+        On devices other than a CPU, it is also called with zeros, at least once in `horizon` queries. There the attack
+        prepares what the next `horizon` queries need, such as random numbers, without synchronizing with the host.
         """
         raise NotImplementedError
 
     def moved(self, state: S) -> Tensor:
-        """Whether the last query was accepted, bool (S,), which changes the queries after it."""
+        """Whether the last query was accepted, so that the following queries change, bool (S,)."""
         raise NotImplementedError
 
     def finished(self, state: S) -> Tensor:
@@ -273,14 +273,14 @@ class Attack(Contract, Generic[S]):
         raise NotImplementedError
 
     def best(self, state: S) -> Tensor:
-        """The best point of each lane so far, (S, ...), which is judged if no query fooled. Defaults to the field
-        `best` of the state."""
+        """The best point of each lane so far, (S, ...), by default the field `best` of the state. It is judged if no
+        queried point fooled the judge."""
         return cast(Any, state).best
 
 
 @dataclass(frozen=True)
 class GradientAttack(Attack[S]):
-    """Base of attacks that follow the gradient of a loss on the logits.
+    """Base class of attacks that follow the gradient of a loss on the logits.
 
     Args:
         loss: "ce", "dlr" or "margin".

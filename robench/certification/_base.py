@@ -1,4 +1,4 @@
-"""The interface of certifiers: they prove, image by image, a radius within which the prediction does not change."""
+"""The interface of certifiers, which prove for each image a radius within which the prediction does not change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from robench.engine.batched_model import answer
 from robench.engine.setup import Setup
 from robench.threats.threat import Threat
 
-# The prediction of an image for which the certifier abstains.
+# The prediction for an image on which the certifier abstains.
 ABSTAINED = -1
 
 
@@ -23,10 +23,10 @@ class Case:
     """A defense and the images to certify.
 
     Attributes:
-        loaded: the defense, frozen and in evaluation mode.
-        images: the images, (N, C, H, W) in [0, 1], with labels and ids.
-        setup: seed, device and batch size of all calls of the defense (`setup.network(purpose)`).
-        threat: the threat model of the protocol; a certifier of one radius proves this one. None for no threat model.
+        loaded: the defense, in evaluation mode with frozen weights.
+        images: images (N, C, H, W) in [0, 1], with labels and ids.
+        setup: seed, device and batch size; `setup.network(purpose)` calls the defense with them.
+        threat: the threat model; certifiers that prove a single radius prove this one. None for no threat model.
     """
 
     loaded: Loaded
@@ -35,7 +35,7 @@ class Case:
     threat: Threat | None = None
 
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (M, C, H, W), labels (M,) and ids (M,) of some rows, on the device."""
+        """Images (M, C, H, W), labels (M,) and ids (M,) at the given indices, on the device."""
         chosen, device = list(rows), self.setup.device
         index = torch.tensor(chosen, dtype=torch.int64)
         return (
@@ -47,13 +47,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is proven of M images; tensors on the CPU.
+    """The certified predictions and radii of M images; all tensors are on the CPU.
 
     Attributes:
-        prediction: the certified class, int64 (M,); ABSTAINED for none.
-        radius: the prediction is constant within this distance in the certifier's norm, float64 (M,), at least 0.
-        votes: number of draws for the prediction, int64 (M,); zeros for a certifier that does not vote.
-        forward: passes spent on each image, int64 (M,).
+        prediction: the certified class, int64 (M,); ABSTAINED (-1) if there is none.
+        radius: distance within which the prediction is constant, in the certifier's norm, float64 (M,), at least 0.
+        votes: number of noise draws that vote for the prediction, int64 (M,); 0 for a certifier without a vote.
+        forward: number of forward passes spent on each image, int64 (M,).
     """
 
     prediction: Tensor
@@ -63,20 +63,20 @@ class Bounds:
 
     @classmethod
     def of(cls, prediction: Tensor, radius: Tensor) -> "Bounds":
-        """Bounds of a certifier that does not vote and takes one pass an image."""
+        """Bounds of a certifier without a vote that takes one pass per image; negative radii become 0."""
         zeros = torch.zeros(len(prediction), dtype=torch.int64)
         return cls(prediction.long().cpu(), radius.double().clamp_min(0).cpu(), zeros, zeros + 1)
 
 
 class Certifier:
-    """Base class of certifiers; subclasses are frozen data classes, whose fields are the arguments of their spec.
+    """Base class of certifiers; a subclass is a frozen dataclass whose fields are the arguments of its spec.
 
-    The bound of an image must not depend on the other images.
+    The bound of an image must not depend on other images.
 
     Attributes:
-        norm: norm of the radii: "Linf", "L2" or "L1"; empty for a certifier that proves the threat's ball or nothing.
-        alpha: probability that the bound of one image is wrong; 0 for a deterministic proof.
-        of_vote: whether the bounds are about the majority vote of a randomized defense.
+        norm: norm of the radii, "Linf", "L2" or "L1"; empty if only the radius of the threat model is proven, or none.
+        alpha: probability that the bound of an image is wrong; 0 for a deterministic proof.
+        of_vote: whether the bounds hold for the majority vote of a randomized defense.
     """
 
     norm: ClassVar[str]
@@ -84,25 +84,25 @@ class Certifier:
     of_vote: ClassVar[bool] = False
 
     def check(self, case: Case) -> None:
-        """Check that the method proves anything about this defense.
+        """Check that the certifier supports this defense and threat model.
 
         Raises:
-            UsageError: with the reason.
+            UsageError: if not; the message gives the reason.
         """
 
     def facts(self, case: Case) -> Mapping[str, Any]:
-        """Numbers of the proof that a reader needs, such as the noise's standard deviation, for the record."""
+        """Further parameters of the proof for the record, such as the standard deviation of the noise."""
         return {}
 
     def bounds(self, case: Case, rows: Sequence[int]) -> Bounds:
-        """Certify some images of the case."""
+        """Certify the images of the case at the indices `rows`."""
         raise NotImplementedError
 
     def verdict(self, case: Case, x: Tensor, rows: Sequence[int]) -> Tensor:
-        """The class of images by the classifier that the bounds are about, int64 (M,) on the CPU; ABSTAINED for none.
+        """Predictions of the classifier that the bounds hold for, int64 (M,) on the CPU; ABSTAINED if there is none.
 
         Args:
-            x: adversarial examples of the images `rows`, (M, C, H, W).
+            x: adversarial examples of the images at the indices `rows`, (M, C, H, W).
         """
         _, _, ids = case.batch(rows)
         return answer(case.setup.network("certify").logits(x.to(case.setup.device), ids)).cpu()
@@ -112,7 +112,7 @@ def find_certifier(method: str) -> Certifier:
     """The certifier of a spec such as "smoothing(draws=10000)".
 
     Raises:
-        UsageError: if it is unknown, or an argument is wrong.
+        UsageError: if the certifier is unknown or an argument is invalid.
     """
     spec = specs.parse(method)
     return specs.build(spec, registry.certifiers.get(spec.name))

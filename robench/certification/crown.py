@@ -61,12 +61,12 @@ class Crown(_Deterministic):
     """Proves the predictions of ReLU networks in Linf, L2 and L1, by linear bounds that are propagated backward.
 
     Zhang et al. 2018, "Efficient Neural Network Robustness Certification with General Activation Functions", arXiv
-    1811.00866: CROWN with adaptive lower slopes, also for the bounds of hidden layers. For networks of convolutions,
-    linear layers, ReLU, average pooling, batch normalization and residual additions. Others end with the name of the
-    operation for which no bound is known.
+    1811.00866: CROWN with adaptive lower slopes, also for the bounds of hidden layers. It supports networks of
+    convolutions, linear layers, ReLU, average pooling, batch normalization and residual additions. For other networks,
+    an error names the unsupported operation.
 
-    The proof is of the network as it computes, in float32: it adds the largest error of every operation in any order
-    of summation (not in TF32 or Winograd's arithmetic).
+    The proof holds for the network in float32 arithmetic: the bounds include the rounding error of every operation, for
+    any order of summation (but not for TF32 or Winograd convolutions).
     """
 
     def margins(self, steps: list[Step], ball: "Ball", label: int) -> Tensor:

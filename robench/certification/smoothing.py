@@ -29,7 +29,7 @@ class Smoothing(Certifier):
     2206.10550. The radius is at most sigma times the quantile of alpha ** (1 / draws), however robust the vote is: 2.46
     sigma for 1,000 draws, 3.20 sigma for 10,000 and 3.81 sigma for 100,000 (the paper's number), at alpha = 0.001.
 
-    The same is true of randomness behind the noise that does not depend on the image.
+    The certificate also holds if the defense uses other randomness after the noise that does not depend on the image.
 
     Args:
         draws: number of draws that bound the probability of the chosen class.

@@ -1,4 +1,4 @@
-"""Data sets: images in canonical order, float32 in [0, 1]."""
+"""Data sets: images in canonical order, float32 in [0, 1]; see `load_dataset`."""
 
 import inspect
 from typing import TYPE_CHECKING
@@ -31,15 +31,15 @@ def load_dataset(
     """Load the first `samples` images of a split, in canonical order.
 
     Args:
-        name: a registered data set, with optional arguments as in `cifar10-c(corruption="fog", severity=3)` or a path
-            as in `folder:my images`. `robench list datasets` shows them.
+        name: a data set ("cifar10"), with arguments as in `cifar10-c(corruption="fog", severity=3)` or a path as in
+            `folder:my images`; `robench list datasets` lists all.
         split: "train" or "test".
         samples: number of images; None for all.
-        data_dir: folder of the files, for a data set that has files.
+        data_dir: folder of the files; None for ROBENCH_DATA or ~/.cache/robench, and for the current folder of a path.
 
     Raises:
         UsageError: for an unknown name, argument or split, or more images than available.
-        Untrusted: for a path that was read from a file.
+        Untrusted: for a path that comes from a file, such as a record, unless files are trusted (`--trust`).
         ResourceError: if the files are missing, damaged or unreadable.
     """
     if samples is not None and samples < 1:

@@ -1,4 +1,4 @@
-"""The type of loaded data sets: images in canonical order and their origin."""
+"""Loaded images of a data set, and helpers for data sets that are read from files."""
 
 import hashlib
 import os
@@ -37,9 +37,9 @@ class Facts:
     """Facts about a data set that are known without its files.
 
     Attributes:
-        layout: layout of its files below the data folder, or their origin; `<...>` marks variable parts.
-        source: where to download them.
-        needs_files: False for a data set that comes with an installed package.
+        layout: layout of its files in the data folder, or their origin; `<...>` marks variable parts.
+        source: where to download the files.
+        needs_files: whether it needs files; False for a data set that comes with an installed package.
     """
 
     layout: str
@@ -106,18 +106,18 @@ def check_channels(channels: int) -> None:
 @old_arguments(among="class_subset")
 @dataclass(frozen=True)
 class Images:
-    """Images of a data set.
+    """Images of a data set, with their labels.
 
     Attributes:
         name: canonical spec of the data set.
         split: "train" or "test".
-        x: (N, C, H, W) float32 in [0, 1]. For data sets of image files a `LazyImages`, which is indexed like a tensor
-            and reads images on access; `x[:]` reads all of them.
+        x: images, (N, C, H, W) float32 in [0, 1]. For data sets of image files a `LazyImages`, which is indexed like a
+            tensor and reads images on access; `x[:]` reads all of them.
         y: labels, (N,) int64.
         ids: index of each image in the canonical order of the data set, (N,) int64.
         classes: names of the K classes.
-        class_subset: position of these classes among those of a network that has more; None if a network has exactly
-            these.
+        class_subset: for networks with more than these K classes, the indices of the K logits to use; None if networks
+            have exactly K classes.
     """
 
     name: str
@@ -133,12 +133,12 @@ class Images:
 
     @property
     def image_size(self) -> int:
-        """Side of the images, in pixels."""
+        """Side of the images in pixels."""
         return self.x.shape[-1]
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over pixels, labels and ids; over the names of pictures that are decoded on access."""
+        """sha256 of pixels, labels and ids; of file names instead of pixels if images are decoded on access."""
         digest = hashlib.sha256()
         if isinstance(self.x, LazyImages) and (identity := self.x.identity()):
             digest.update(identity + self.y.numpy().tobytes() + self.ids.numpy().tobytes())

@@ -19,15 +19,15 @@ _LOOSE = 1e-3  # tolerance for rounding in purifiers that normalize and scale ba
 
 
 class Purifier(nn.Module):
-    """Base class of purifiers: maps images (N, 3, H, W) in [0, 1] to images of the same shape and range.
+    """Base class of purifiers, which map images (N, 3, H, W) in [0, 1] to images of the same shape and range.
 
     Subclasses implement `forward`. They draw noise with `robench.core.rng.normal_like` and `uniform_like`, so that
-    the engine controls the noise of each row.
+    the noise of an image depends on the seed and not on its batch.
 
     Attributes:
         stochastic: whether two calls on the same images may differ.
-        differentiable: whether the exact gradient exists.
-        image_size: side of the square images it was built for; None accepts every size.
+        differentiable: whether autograd gives the exact gradient.
+        image_size: side of the square images in pixels; None for any size.
     """
 
     stochastic: bool = False
@@ -38,34 +38,34 @@ class Purifier(nn.Module):
         raise NotImplementedError
 
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Rename a checkpoint's tensors to this purifier's names, for checkpoints published in another layout."""
+        """Rename the tensors of a checkpoint that was published with other names to the names of this purifier."""
         return state
 
     def input_noise(self) -> float:
-        """Standard deviation, in units of the images' range [0, 1], of Gaussian noise that every use of the image
-        sees: a function of `x + input_noise * normal` and of randomness that does not depend on `x`.
+        """Standard deviation of the Gaussian noise that is added to the image first, for images in [0, 1].
 
-        Randomized smoothing certifies the majority vote of such a defense (`robench certify`).
+        The output may depend on the image only through `x + input_noise * normal`. Randomized smoothing then certifies
+        the majority vote of the defense (`robench certify`).
 
         Raises:
-            ValueError: if there is no such noise, with the reason.
+            ValueError: if there is no such noise; the message gives the reason.
         """
         raise ValueError("it does not add Gaussian noise to the image before anything else sees it")
 
     def check(self, side: int) -> None:
-        """Check that images of this side can be purified.
+        """Check that images of this side, in pixels, can be purified.
 
         Raises:
-            ValueError: stating which sizes are accepted, and how to accept others.
+            ValueError: if not; the message says which sizes are accepted, and how to accept others.
         """
         if self.image_size not in (None, side):
             raise ValueError(f"this purifier takes images of {self.image_size} px, not of {side} px")
 
     def try_out(self, side: int, channels: int = 3) -> None:
-        """Check on a black and a white image that the output is images in [0, 1].
+        """Check on a black and a white image that the output has the same shape and lies in [0, 1].
 
         Raises:
-            ValueError: describing the output.
+            ValueError: if not; the message describes the output.
         """
         x = torch.stack([torch.zeros(channels, side, side), torch.ones(channels, side, side)])
         try:
@@ -86,31 +86,29 @@ class Purifier(nn.Module):
 
 @old_arguments(among="class_subset")
 class Defense(nn.Module):
-    """A classifier with an optional purifier in front of it.
-
-    Defenses differ in their parts; there are no subclasses.
+    """A classifier with an optional purifier in front of it; you need not subclass it.
 
     Args:
-        classifier: maps images to logits; a `forward_features` method makes `features` available.
-        num_classes: K.
-        image_size: side of the square images, in pixels.
-        channels: C of the images: 3, or 1 for grayscale images.
-        purifier: maps images to images, both in [0, 1], or None.
-        mean: one number per channel, subtracted before the classifier; None for no normalization.
-        std: one number per channel, which the difference is divided by; None exactly if `mean` is None.
+        classifier: maps images to logits; a method `forward_features` makes `features` available.
+        num_classes: number of classes K.
+        image_size: side of the square images in pixels.
+        channels: number of channels C of the images: 3, or 1 for grayscale images.
+        purifier: maps images in [0, 1] to images in [0, 1]; None for no purifier.
+        mean: mean for the normalization before the classifier, one number or one per channel; None for none.
+        std: standard deviation for the normalization, one number or one per channel; None if and only if `mean` is.
         stochastic: whether two calls on the same images may differ.
-        differentiable: whether the exact gradient exists.
+        differentiable: whether autograd gives the exact gradient.
         class_subset: indices of the logits that are used, in the order of the K classes; empty for all.
         preprocessing: the preprocessing that the classifier was published with, a name of
             `robench.data.preprocessing`; empty if unknown or none.
 
     Raises:
-        ValueError: for a mean without a std, numbers that do not fit the channels, a std that is not positive, or a
-            mean and std with a classifier that seems to normalize its input itself: it has per-channel constants called
+        ValueError: if only one of `mean` and `std` is given, either has a wrong number of values, `std` is not
+            positive, or the classifier seems to normalize its input itself, because it has per-channel constants called
             mean (or mu) and std (or sigma).
 
     Attributes:
-        name: of the card or the spec that it was loaded by; empty for one that was not.
+        name: name of the card or the spec from which it was loaded; otherwise empty.
     """
 
     name: str = ""
@@ -160,13 +158,13 @@ class Defense(nn.Module):
         self.register_buffer("std", _channels(std), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, (N, K), of images (N, C, H, W), float32 in [0, 1]."""
+        """Logits (N, K) of images (N, C, H, W), float32 in [0, 1]."""
         return self._selected(self.classifier(self._inner(x)))
 
     predict = forward
 
     def features(self, x: Tensor) -> Tensor:
-        """Output of the classifier's last block for `x`: (N, tokens, D) for a transformer.
+        """Features of `x`, the output of the classifier's `forward_features`: (N, tokens, D) for a transformer.
 
         Raises:
             UsageError: if the classifier has no `forward_features`.
@@ -174,9 +172,9 @@ class Defense(nn.Module):
         return self._forward_features()(self._inner(x))
 
     def all_features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Output of each of the classifier's blocks (or stages) for `x`, in order.
+        """Output of each block (or stage) of the classifier for `x`, in order.
 
-        For a classifier without blocks, this is its `features` alone.
+        For a classifier without blocks, this is only its `features`.
 
         Raises:
             UsageError: as `features`.
@@ -184,7 +182,7 @@ class Defense(nn.Module):
         return self.logits_and_features(x, "all")[1]
 
     def logits_and_features(self, x: Tensor, layers: str = "last") -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`forward(x)` with `features(x)` ("last") or `all_features(x)` ("all"), for one draw of the purifier's noise.
+        """`forward(x)`, and `features(x)` ("last") or `all_features(x)` ("all"), under the same noise of the purifier.
 
         This takes one pass, or two if the classifier computes its logits without calling its `forward_features`.
 
@@ -215,7 +213,7 @@ class Defense(nn.Module):
 
 
 def with_purifier(purifier: nn.Module | None, defense: Defense) -> Defense:
-    """A copy of the defense with another purifier, or none; its current purifier is replaced."""
+    """A copy of the defense with another purifier, or none, in place of its current one."""
     # What the current purifier does not explain is the classifier's.
     current = defense.purifier
     random_classifier = defense.stochastic and not getattr(current, "stochastic", current is not None)

@@ -37,9 +37,9 @@ def cait(
     norm, the class token first, (N, tokens + 1, width).
 
     Args:
-        width, depth, heads: XXS24 is 192, 24, 4 and S36 is 384, 36, 8.
+        width, depth, heads: 192, 24, 4 for XXS24 and 384, 36, 8 for S36.
         class_depth: number of class-attention blocks.
-        drop_path: rate of stochastic depth in every block, in training only.
+        drop_path: rate of stochastic depth in every block, for training only.
 
     Raises:
         ValueError: for sizes that do not divide.

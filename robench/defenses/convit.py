@@ -30,9 +30,9 @@ def convit(
     have positions. The features are the tokens after the last norm, the class token first, (N, tokens + 1, width).
 
     Args:
-        width, heads: the MIMIR paper's T, S, B have 48 channels per head and 4, 9, 16 heads.
-        local: number of initial blocks with gated positional self-attention; the class token joins after them.
-        drop_path: rate of stochastic depth in the last block, in training only.
+        width, heads: T, S and B of the MIMIR paper have 48 channels per head and 4, 9, 16 heads.
+        local: number of initial blocks with gated positional self-attention; the class token is added after them.
+        drop_path: rate of stochastic depth in the last block, for training only.
 
     Raises:
         ValueError: for sizes that do not divide, or if no block follows the local ones.

@@ -24,11 +24,11 @@ def convnext(
     The features are the last feature map before the average and its norm, (N, 8 * width, side, side).
 
     Args:
-        patch_size: of the first layer, 4 in the paper; with 1, the last feature map of small images keeps an eighth of
-            their side.
-        width: of the first stage; each of the four has twice as many channels as the one before.
+        patch_size: patch size of the first layer, 4 in the paper; with 1, the last feature map of small images has an
+            eighth of their side.
+        width: channels of the first stage; each of the four has twice as many as the one before.
         depths: blocks of each stage. The default is T; S has depths (3, 3, 27, 3), and B also has width 128.
-        drop_path: rate of stochastic depth in the last block, in training only.
+        drop_path: rate of stochastic depth in the last block, for training only.
 
     Raises:
         ValueError: if there are not four stages, or if the network's stride does not divide the image size.

@@ -34,7 +34,7 @@ def dbat(base: str, drop_path: float = 0.0) -> Defense:
     Args:
         base: spec of the other builder with the K classes of the data, such as
             "vit(image_size=32, patch_size=4, num_classes=10)".
-        drop_path: passed on to `base`, in training only.
+        drop_path: rate of stochastic depth of `base`, for training only; 0 for the rate in `base`.
 
     Raises:
         ValueError: if `base` has no argument num_classes.

@@ -75,24 +75,24 @@ class DE3(FixedSizePurifier):
 
     Maps images (N, 3, H, W) in [0, 1] to images of the same shape and range in one pass. The decoder predicts
     patches with mean 0 and standard deviation 1, so their statistics must be restored. As in the official code, they
-    are taken from the image before the noise. An attacker's change to a patch's mean and deviation therefore bypasses
-    the denoiser, without noise and with an exact gradient. The other two values of `statistics` close this bypass;
-    they are our choices, as are the statistics of hidden patches under "noisy".
+    are taken from the image before the noise. An attacker who changes the mean or standard deviation of a patch
+    therefore bypasses the denoiser, without noise and with an exact gradient. The other two values of `statistics`
+    prevent this; they are our choices, as are the statistics of hidden patches under "noisy".
 
     The state has the official MAE's keys, and patches have MAE's pixel order (channel last); `statistics_head` adds
     `decoder_statistics`.
 
     Args:
         image_size, patch_size: side of the images and of a patch, in pixels.
-        width, depth, heads, decoder_width, decoder_depth, decoder_heads: of the two ViTs; the defaults are
-            MAE's for ViT-B/16.
+        width, depth, heads, decoder_width, decoder_depth, decoder_heads: sizes of the two ViTs; the defaults are
+            those of MAE for ViT-B/16.
         sigma: noise at test time: its standard deviation in units of 1/255, or the percentage of hidden patches; 0 for
             none.
         noise: "gaussian", or "mask" for the variant that hides patches (MIM).
-        statistics: source of a patch's mean and deviation: "input", the image before the noise; "noisy", the image
-            after it (hidden patches get the average of the visible ones); "predicted", a linear head on the
-            decoder's tokens, so that nothing bypasses the denoiser.
-        statistics_head: whether the network has that head.
+        statistics: source of the mean and standard deviation of a patch: "input", the image before the noise; "noisy",
+            the image after it (hidden patches get the average of the visible ones); "predicted", a linear head on the
+            tokens of the decoder, so that nothing bypasses the denoiser.
+        statistics_head: whether the network has this head.
         mean, std: one number per channel, subtracted and divided by before the encoder.
         size_mode: how images of another size are handled, see `FixedSizePurifier`.
 

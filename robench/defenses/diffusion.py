@@ -26,36 +26,36 @@ _ETAS = {"ddpm": (1.0, (1.0, 1.0)), "ddim": (0.0, (0.0, 1.0))}
 class DiffPure(FixedSizePurifier):
     """Diffuses images to time `t`, then runs the reverse process of a diffusion model back to time 0.
 
-    Nie et al. 2022, "Diffusion Models for Adversarial Purification", arXiv 2205.07460, in discrete time. The idea
-    comes from image editing by SDEdit, Meng et al. 2021, arXiv 2108.01073.
+    Nie et al. 2022, "Diffusion Models for Adversarial Purification", arXiv 2205.07460, in discrete time; see also
+    SDEdit, Meng et al. 2021, arXiv 2108.01073.
 
     DiffPure's published code differs: it integrates the reverse SDE of the continuous process by Euler-Maruyama steps
     of 1e-3 with noise of variance beta, and clips neither the predicted clean images nor the purified image. Here each
     step is the ancestral step of the discretized process, with variance beta tilde, or DDIM's step. Neither uses the
     learned variance of an "adm" network.
 
-    The gradient is exact. With `remember=False`, the backward pass recomputes each reverse step, so memory grows only
-    by one image per step.
+    The gradient is exact. With `remember=False`, the backward pass recomputes each reverse step, so that memory grows
+    by only one image per step.
 
     Args:
-        network: architecture, which decides which published files can be loaded. "ddpm": Ho et al. 2020, arXiv
+        network: architecture, which determines the published files that can be loaded. "ddpm": Ho et al. 2020, arXiv
             2006.11239; "adm": Dhariwal and Nichol 2021, arXiv 2105.05233; "ddpm++": Song et al. 2021, arXiv 2011.13456,
             evaluated at the continuous time of the same noise level. All predict the noise; the first two are
             `UNet2DModel` of `diffusers`.
-        image_size: side of the images.
-        widths: channels of each resolution, from the whole image down; each has half the side of the previous one.
+        image_size: side of the images in pixels.
+        widths: channels at each resolution, from the highest; each has half the side of the previous one.
         layers: residual blocks per resolution on the down path; the up path has one more.
         attention: sides, in pixels, of the resolutions with self-attention; the middle block always has it.
         head_width: channels per attention head; 0 for a single head.
-        groups: of the group normalization.
-        dropout: rate in training.
-        length, beta_start, beta_end: of the schedule.
+        groups: number of groups of the group normalization.
+        dropout: dropout rate, for training only.
+        length, beta_start, beta_end: number of steps of the noise schedule, and its first and last beta.
         t: time to which the images are diffused, in steps of the schedule (DiffPure's t* is t / length).
-        steps: number of reverse steps, evenly spaced; 0 for every one.
+        steps: number of reverse steps, evenly spaced; 0 for all `t` of them.
         sampler: "ddpm", Ho's equation 7 with the variance beta tilde, or "ddim", Song's equation 12.
-        eta: noise of ddim's reverse steps, from 0 (none) to 1 (that of ddpm); None for the sampler's default.
+        eta: noise of the reverse steps of "ddim", from 0 (none) to 1 (as "ddpm"); None for the sampler's default.
         clip: clip each predicted clean image to [0, 1].
-        remember: keep every activation for the backward pass.
+        remember: keep all activations for the backward pass.
         size_mode: how images of another size are handled, see `FixedSizePurifier`; the network is convolutional, and
             its attention has no position embeddings.
 

@@ -1,4 +1,4 @@
-"""Load defenses with their weights; see `load`."""
+"""Load defenses with their weights; see `load_defense`."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -25,21 +25,21 @@ from robench.defenses.resolution import DEFAULT_DATASET, ResolvedDefense, find_c
 
 @dataclass(frozen=True)
 class Loaded:
-    """A defense ready for use, with its provenance for the record.
+    """A loaded defense, with its provenance for the record.
 
     Attributes:
-        name: the card's name, or the spec as given.
-        defense: in evaluation mode, with frozen parameters, on its device.
-        card: None for a builder without a card, and for a checkpoint whose network no card has.
+        name: name of the card, or the spec as given.
+        defense: the defense, in evaluation mode with frozen weights, on its device.
+        card: the card; None for a builder without a card, and for a checkpoint whose network no card has.
         card_digest: sha256 of the card's file and any changes to it; without a card, of the canonical spec.
         checkpoint: the file that was read; None if the builder provides its own weights.
-        checkpoint_sha256: of that file, combined with the name of the set of weights if it is not the default set;
-            without a file, of the loaded state, see `state_digest`. For a purifier in front of a classifier, sha256
-            of both digests.
-        family: of the card, or of the cards that the checkpoint was given for.
+        checkpoint_sha256: sha256 of that file, combined with the name of the set of weights if it is not the default
+            set; without a file, of the loaded state, see `state_digest`. For a purifier in front of a classifier,
+            sha256 of both digests.
+        family: family of the card, or of the cards that the checkpoint was given for.
         notes: messages for the user, one line each.
-        classifier: the defense whose classifier follows the purifier; empty without a purifier.
-        knows: number of classes of the network if only a subset of them counts; else 0.
+        classifier: name of the defense whose classifier follows the purifier; empty without a purifier.
+        knows: number of classes of the network if only a subset of them is used; else 0.
     """
 
     name: str
@@ -72,21 +72,10 @@ def load(
     class_subset: Subset | None = None,
     image_size: int | None = None,
 ) -> Loaded:
-    """Build a defense and load its weights.
+    """Load a defense and return it with its provenance; arguments and errors are those of `load_defense`.
 
-    Args:
-        name, dataset: see `resolve`.
-        checkpoint: weights to use in place of the card's: a path, `hf://owner/name/file` or an https URL, with
-            the suffix `#NAME` for one of several sets of weights; see `fetch`. A network of MIMIR's kinds is recognized
-            by its shapes and selects one of a family's cards; if none or several of them have that network, it is built
-            under the name of its spec.
-        device: where it runs.
-        class_subset: the classes to use of a network that has more, as `Images.class_subset`; None for all.
-        image_size: of the data set's images, for your own network that does not specify its input size.
-
-    Raises:
-        UsageError: for an unknown name, invalid arguments, or a network without weights.
-        ResourceError: if the checkpoint is missing, damaged, not the one that the card names, or of another network.
+    The network in a `checkpoint` of MIMIR's kinds (ViT, ConViT, CaiT, Swin) is recognized by the shapes of its weights
+    and selects a card of the family. If no card or several have this network, the defense gets the name of its spec.
     """
     loaded = _load(resolve(name, dataset), checkpoint, device, image_size)
     card, defense = loaded.card, loaded.defense
@@ -167,9 +156,25 @@ def load_defense(
     class_subset: Subset | None = None,
     image_size: int | None = None,
 ) -> Defense:
-    """Load a defense, which maps images (N, 3, H, W), float32 in [0, 1], to logits (N, K). See `load`.
+    """Load a defense: a module from images (N, C, H, W), float32 in [0, 1], to logits (N, K).
+
+    It is in evaluation mode, with frozen weights.
 
     >>> defense = load_defense("mimir", dataset="digits")
+
+    Args:
+        name: a card ("mimir-digits") or its path, a family ("mimir"), a loader's name ("timm:resnet50") or the spec of
+            a builder; "PURIFIER+DEFENSE" puts a purifier in front of a classifier. See `resolve`.
+        dataset: data set that selects a card of the family; None for "digits".
+        checkpoint: weights to use instead of the card's: a path, `hf://owner/name/file` or an https URL. The suffix
+            `#NAME` selects one of several sets of weights in the file.
+        device: device of the defense.
+        class_subset: classes to use of a network that has more, as `Images.class_subset`; None for all.
+        image_size: side of the images in pixels, for a network of your own that does not specify its input size.
+
+    Raises:
+        UsageError: for an unknown name, invalid arguments, or a network without weights.
+        ResourceError: if the checkpoint is missing, damaged, not the one that the card names, or of another network.
     """
     return load(name, dataset, checkpoint, device, class_subset, image_size).defense
 

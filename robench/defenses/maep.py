@@ -27,8 +27,8 @@ class MAEP(FixedSizePurifier):
 
     Args:
         image_size: side of the training images.
-        width, depth, heads: of the encoder.
-        decoder_width, decoder_depth, decoder_heads: of the decoder.
+        width, depth, heads: size of the encoder.
+        decoder_width, decoder_depth, decoder_heads: size of the decoder.
         mlp_ratio: hidden width of each block's MLP, as a multiple of the width.
         size_mode: how images of another size are handled, see `FixedSizePurifier`.
 

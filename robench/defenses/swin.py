@@ -53,11 +53,11 @@ def swin(
     after the last block, before the norm, (N, tokens, width * 2 ** (stages - 1)).
 
     Args:
-        width: of the first stage; each later stage has twice the channels on a grid of half the side.
-        depths, heads: one number per stage. The default is the MIMIR paper's B; its L has width 192, heads
-            (6, 12, 24, 48) and window 14.
+        width: channels of the first stage; each later stage has twice as many on a grid of half the side.
+        depths, heads: blocks and attention heads of each stage. The defaults are B of the MIMIR paper; its L has width
+            192, heads (6, 12, 24, 48) and window 14.
         window: side of the attention windows, in tokens.
-        drop_path: rate of stochastic depth in the last block, in training only.
+        drop_path: rate of stochastic depth in the last block, for training only.
 
     Raises:
         ValueError: for sizes that do not divide.

@@ -65,8 +65,8 @@ def vit(
     the class token first, (N, tokens + 1, width).
 
     Args:
-        width, depth, heads: of the encoder; the MIMIR paper's T, S, B are 192/384/768, 12, 3/6/12.
-        drop_path: rate of stochastic depth in the last block, in training only.
+        width, depth, heads: size of the encoder; T, S and B of the MIMIR paper have 192/384/768, 12 and 3/6/12.
+        drop_path: rate of stochastic depth in the last block, for training only.
         mean, std: one number per channel for networks that were trained on normalized pixels, such as the classifiers
             of De^3.
         stem: "patch", or "conv" for convolutions, as in Singh et al., arXiv 2303.01870, for patches of 16 pixels.

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttackCost:
-    """The cost and the success of one attack of the suite.
+    """Cost and success of one attack of a suite.
 
     Attributes:
-        spec: canonical spec.
+        spec: canonical spec of the attack.
         attacked: number of samples attacked.
         survivors: number of samples that are robust after the attack.
-        forward, backward: number of passes, counted per image.
+        forward, backward: number of passes; one pass is one image through the network.
         seconds: wall time.
     """
 
@@ -36,7 +36,7 @@ class AttackCost:
 
     @classmethod
     def together(cls, parts: Sequence[AttackCost]) -> AttackCost:
-        """Combine the costs of one attack on the shares of a run; the time is their mean."""
+        """Combine the costs of one attack over the shares of a run: sums, and the mean of the times."""
         return cls(
             parts[0].spec,
             attacked=sum(part.attacked for part in parts),
@@ -65,46 +65,46 @@ class ResultWarning:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of an attack or suite for each sample.
+    """The result of an attack or suite for each sample.
 
-    A randomized defense is judged on `of_draws` noise draws that the search has not used (see `robench.engine.judges`).
+    A randomized defense is judged on `of_draws` new noise draws. The search has not used them, unless the attacker
+    knows them (`known-noise`). See `robench.engine.judges`.
 
     Attributes:
         x_adv: adversarial example of each fooled sample, else the clean image, (N, C, H, W) float32; `LazyImages` if
-            the input was. For a randomized defense: the candidate that fools most draws of the search, even if it
-            fools none of the new draws. Perturbations are rounded to steps of `Threat.grain` if the result still
-            fools the defense.
-        robust: whether the sample is classified correctly in every draw, clean and under every attack, bool (N,).
+            the input was. For a randomized defense, the candidate that fools most draws of the search, even if it
+            fools none of the new draws.
+        robust: whether every draw classifies `x_adv` correctly, bool (N,).
         fooled_by: one string per sample: "" if robust, "clean" if misclassified without an attack, else the canonical
-            spec of the attack that fooled it. For a randomized defense: "noise" if a minority of the draws is wrong
-            without an attack and no attack fools more; "" if an attack's candidate fools none of the new draws.
-        passes: {"forward": n, "backward": n}, over all samples and attacks.
-        rows: {"forward": n, "backward": n}, the rows that the attacks sent to the network: `passes`, plus padding,
+            spec of the attack that fooled it. For a randomized defense, "noise" if a minority of the draws is wrong
+            without an attack and no attack fools more draws.
+        passes: {"forward": n, "backward": n}, over all samples and attacks; one pass is one image.
+        rows: {"forward": n, "backward": n}, the rows that the attacks sent to the network: `passes`, padding,
             verdicts, and rows that another row made superfluous. Empty if not counted.
-        health: warnings; empty if there are none.
-        clean_prediction, prediction: predictions on the clean image and on `x_adv`, int64 (N,); the majority vote over
-            the draws of a randomized defense.
-        clean_margin: difference between the two highest logits of the clean image in the first draw of the search,
-            float32 (N,), by which `robench verify` recognizes the network.
-        clean_draws, draws: number of wrong draws on the clean image and on `x_adv`, int64 (N,).
+        health: the warnings; empty if there are none.
+        clean_prediction, prediction: predicted class of the clean image and of `x_adv`, int64 (N,); for a randomized
+            defense, the majority vote over the draws.
+        clean_margin: difference between the two highest logits of the clean image, in the first draw of the search,
+            float32 (N,). `robench verify` recognizes the network by it.
+        clean_draws, draws: number of draws that misclassify the clean image and `x_adv`, int64 (N,).
         of_draws: number of draws; 1 for a deterministic defense.
-        distance: distance of `x_adv` from the clean image in the threat's norm, float64 (N,); 0 for the clean image.
-        steps: number of forward passes of the row (the restart or target) that fooled the sample, until it did so,
-            int64 (N,); with EOT each query takes `eot` passes. All passes of the row for a minimum-norm attack and for
-            one that is judged at its end; 0 if no attack fooled the sample, and for attacks of other libraries.
+        distance: distance of `x_adv` from the clean image in the norm of the threat model, float64 (N,).
+        steps: number of forward passes until the sample was fooled, in the row (one restart and target) that fooled
+            it, int64 (N,); a query with EOT takes `eot` passes. For minimum-norm attacks, and those judged at their
+            end, all passes of the row; 0 if no attack fooled the sample, and for attacks of other libraries.
         forward, backward: number of passes spent on each sample, int64 (N,).
-        attacks: costs of the attacks, in order.
-        precision: precision of the surrogate, "fp32" or "bf16".
-        batch_size: smallest number of rows per network call.
-        search: what a record says of the search if it is not in fp32 on a CPU, see `Setup.search`.
-        points: points of `x_adv` in the threat's coordinates, (N, ...) float32; None if these are the pixels.
-        clean_answers, answers: predictions of every draw on the clean image and on `x_adv`, int64 (N, of_draws), -1 if
-            a logit is NaN; None for a deterministic defense.
-        order: for an estimate, the position of each sample in the random order that it was drawn in, int64 (N,); see
+        attacks: cost of each attack, in order.
+        precision: precision of the search, "fp32" or "bf16".
+        batch_size: batch size; if memory ran out, the smallest one used.
+        search: facts about a search that is compiled, in bf16 or on a GPU, for the record; see `Setup.search`.
+        points: `x_adv` as parameters of the transformation, (N, ...) float32; None for a norm threat.
+        clean_answers, answers: predicted class of the clean image and of `x_adv` in every draw, int64 (N, of_draws),
+            -1 if a logit is NaN; None for a deterministic defense.
+        order: for an estimate, the position of each sample in the random order, int64 (N,); otherwise None. See
             `robench.records.estimate`.
-        proven_by: for each sample the certifier that proves it, so that it is not attacked, or an empty text; None if
-            there is no certifier.
-        single_draw_accuracy: accuracy in [0, 1] in the first new draw, as AutoAttack reports it for randomized
+        proven_by: for each sample, the certifier that proves it robust, so that it is not attacked, or ""; None if no
+            certifier was used.
+        single_draw_accuracy: robust accuracy in [0, 1] in the first new draw, as AutoAttack reports it for randomized
             defenses; None for a deterministic defense.
     """
 
@@ -140,12 +140,12 @@ class Outcome:
 
     @property
     def clean_accuracy(self) -> float:
-        """Fraction of samples in [0, 1] that are classified correctly without an attack."""
+        """Clean accuracy in [0, 1]; for a randomized defense, of the majority vote."""
         return sum(name != "clean" for name in self.fooled_by) / len(self.fooled_by)
 
     @property
     def robust_accuracy(self) -> float:
-        """Fraction of samples in [0, 1] that are classified correctly under every attack, in every draw."""
+        """Robust accuracy in [0, 1], the mean of `robust`."""
         return float(self.robust.double().mean())
 
 

@@ -16,9 +16,9 @@ class Progress:
         of_rows: maximum number of rows of the current attack.
         survivors: number of samples that are robust so far.
         samples: number of samples.
-        passes: number of images that the network has been called on in this process.
+        passes: number of images on which this process has called the network.
         share: finished fraction of the current attack, 0 to 1.
-        left: what the survivors are left for.
+        left: what remains to be done with the survivors, such as "attack" or "certify".
     """
 
     attack: str

@@ -44,15 +44,15 @@ def attack(
     workers: int | None = None,
     progress: bool | Callback | None = None,
 ) -> Result:
-    """Attack `model` on images `x` with labels `y`.
+    """Run an attack or a suite of attacks on `model`, for images `x` with labels `y`.
 
-    During the attack the model is in evaluation mode and its weights are frozen; both are restored afterwards. Images
-    and labels are not changed, even by a model that works in place. The result depends only on the arguments:
-    torch.inference_mode, no_grad, autocast and default dtypes have no effect.
+    The model runs in evaluation mode with frozen weights; both settings are restored afterwards. `x` and `y` are not
+    modified, even if the model changes its input in place. The result depends only on the arguments:
+    `torch.inference_mode`, `no_grad`, autocast and the default dtype have no effect.
 
     Args:
-        attack: a suite ("autoattack"), a spec ("pgd(steps=50)"), or specs joined by "+".
-        model: a module or function from images (N, C, H, W) in [0, 1] to logits (N, K).
+        attack: a suite ("autoattack"), an attack with arguments ("pgd(steps=50)"), or several attacks joined by "+".
+        model: a module or function from images (N, C, H, W), float32 in [0, 1], to logits (N, K).
         x: images (N, C, H, W), floats in [0, 1]: a tensor on any device, a NumPy array or a list of either. Pixels
             outside [0, 1] by at most 1e-5 (rounding errors) are clipped.
         y: labels (N,), integers: a tensor, an array or a list.
@@ -60,27 +60,28 @@ def attack(
         seed: seed of all random numbers.
         batch_size: number of images per network call, or "auto".
         device: device to run on; None for the device of the model's parameters, or of `x` if it has none.
-        precision: "fp32", or "bf16" (or "auto") to search in reduced precision; verdicts are always fp32.
-        stochastic: whether the model is randomized; a model that turns out to be is treated so in any case.
-        compile: use `torch.compile` for the search, in one process; verdicts are of the model as it is.
-        deterministic: compute the same bits at every run on a GPU; on a CPU this is always so.
-        workers: number of processes that split the images, on a CPU. None is one per thread of torch with at least 16
-            images each, where forking is safe: under Linux, in a main process without other threads, outside of
-            notebooks, and for a model that is deterministic or draws its noise in robench; otherwise 1. With a number,
-            processes are forked under Linux; elsewhere they are spawned, which needs a model that can be pickled and a
-            script that calls this under `if __name__ == "__main__"`. Changes to the model's state stay in the worker
-            processes. Each process uses one thread, so logits may be rounded differently than with several.
-        progress: True shows a progress bar on stderr; a function is called after every query.
+        precision: precision of the search, "fp32", "bf16" or "auto"; verdicts are always in fp32.
+        stochastic: whether the model is randomized. If it is False and two calls on the first batch differ, the model
+            is treated as randomized, with a warning.
+        compile: use `torch.compile` for the search, in one process; verdicts come from the original model.
+        deterministic: give the same bits in every run on a GPU; on a CPU this is always the case.
+        workers: number of processes that share the images, on a CPU of a machine without CUDA. None is one process per
+            torch thread, with at least 16 images each, if forking is safe: on Linux, in a main process without other
+            threads, outside notebooks, and for a model that is deterministic or declared `stochastic`; otherwise 1.
+            With a number, processes are forked on Linux. Elsewhere they are spawned, which needs a model that can be
+            pickled and a call under `if __name__ == "__main__"`. Changes to the model's state stay in the processes.
+            Logits may be rounded differently, as each process uses one thread. Noise of torch's generators differs.
+        progress: True for a progress bar on stderr, or a function that is called with a
+            `robench.engine.progress.Progress` about ten times a second for each process.
 
     Returns:
-        x_adv (N, C, H, W), robust (N,), fooled_by, passes, health and more, on the CPU: see Result, which also prints
-        a table and saves a record. `x_adv` is within the radius times 1 + 1e-6. The perturbation is rounded to
-        multiples of 1/127 of the radius in Linf, and of 1/32767 in L2 and L1, if the result still fools the model. A
-        randomized model is judged on noise draws that the search has not used.
+        A `Result`: x_adv (N, C, H, W), robust (N,), fooled_by, passes, warnings and more, on the CPU. Perturbations
+        have at most the radius times 1 + 1e-6 (in Linf plus 2**-24). Unless the attack minimizes them, they are rounded
+        to multiples of 1/127 of the radius in Linf, and 1/32767 in L2 and L1, if the result still fools the model. A
+        randomized model is judged on ten noise draws that the search has not used.
 
     Raises:
-        UsageError: if a name is unknown, a spec is malformed, images or labels are invalid, or calling the model on
-            the images fails.
+        UsageError: if a name is unknown, an argument is invalid, or the model raises an error.
     """
     refuse_unguarded()
     parsed_threat = Threat.parse(threat)

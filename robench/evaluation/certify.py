@@ -57,21 +57,21 @@ def certify(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Certification:
-    """Certify one defense and return the bounds. Repeating the call resumes, or returns the saved result.
+    """Certify a lower bound on robust accuracy, and attack for an upper bound; a repeated call resumes.
 
     Args:
-        defense: a card, a family, the path of a card or a builder's spec.
-        method: spec of a certifier, such as "smoothing(draws=10000)".
-        protocol: name or path; None to use `dataset`, `threat` and `samples`.
-        dataset: data set, instead of the protocol's.
-        threat: radius of both bounds; None for L2:0.5, or for a method of any norm that of the protocol.
-        samples: number of images, instead of the protocol's.
-        attack: suite or specs for the images that are not certified at the radius; None for no upper bound.
-        progress: True shows a progress bar on stderr; a function is called after every step.
-        **options: the fields of `Options`.
+        defense: name of a defense, as in `load_defense`.
+        method: a certifier, such as "crown" or "smoothing(draws=10000)".
+        protocol, dataset, samples: as in `robench.run`.
+        threat: norm and radius of both bounds; None for the threat model of the protocol, or without a `protocol`
+            "L2:0.5" if the method is "smoothing".
+        attack: suite or attacks for the images that are not certified at this radius; None for no upper bound.
+        progress: True for a progress bar on stderr; or a function, as in `robench.attack`.
+        **options: the fields of `robench.evaluation.options.Options`.
 
     Returns:
-        `certified` and `attacked.accuracy`, both about the same classifier, `curve`, `average_radius` and more.
+        A `Certification`: the lower bound `certified`, the upper bound `attacked.accuracy` on the same classifier,
+        certified accuracy at other radii (`curve`), the mean certified radius (`average_radius`) and more.
 
     Raises:
         RobenchError: for every error that a user can fix.
@@ -83,7 +83,7 @@ def certify(
 
 
 def default_threat(method: str, protocol: str | None) -> str | None:
-    """The threat of a certification that names none; None for that of the protocol."""
+    """The threat model if none is given; None for that of the protocol."""
     return None if protocol or not find_certifier(method).norm else THREAT
 
 
@@ -91,15 +91,15 @@ def default_threat(method: str, protocol: str | None) -> str | None:
 def certify_all(
     names: Sequence[str], method: str, protocol: Protocol, options: Options, attacks: str | None = ATTACK
 ) -> Iterator[Certification]:
-    """Certify defenses one after another, with their upper bounds; a saved result is returned as it is.
+    """Certify defenses one after another, and attack them for an upper bound; saved results are reused.
 
     Args:
         method: spec of a certifier.
-        protocol: images and threat; both bounds are stated at its radius.
+        protocol: images and threat model; both bounds are stated at its radius.
         attacks: suite or specs for the images that are not certified at that radius; None for no upper bound.
 
     Raises:
-        RobenchError: for every mistake that a user can fix.
+        RobenchError: for every error that a user can fix.
     """
     certifier, device = find_certifier(method), choose_device(options.device)
     method = str(registry.certifiers.canonical(method))

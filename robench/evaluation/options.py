@@ -10,32 +10,31 @@ from robench.engine.progress import Progress
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a run. Only the seed, the precision and the batch size affect its result.
+    """Options of a run. Only `seed`, `precision`, `batch_size`, `checkpoint`, `estimate` and rounding affect verdicts.
 
     Attributes:
         seed: seed of all random numbers.
-        device: torch device; "auto" uses CUDA if available.
+        device: torch device, or several, such as "cuda:0,1"; "auto" uses CUDA if available.
         batch_size: number of images per network call, or "auto".
-        precision: "fp32", "bf16" or "auto" for the search; verdicts are always fp32.
-        compile: use `torch.compile` for the search; verdicts are of the network as it is.
-        deterministic: compute the same bits at every run on a GPU; on a CPU this is always so.
+        precision: precision of the search, "fp32", "bf16" or "auto"; verdicts are always in fp32.
+        compile: use `torch.compile` for the search; verdicts come from the original network.
+        deterministic: give the same bits in every run on a GPU; on a CPU this is always the case.
         data_dir: folder with the files of the data sets.
-        results: folder of all records, or the URL of one on a file system that fsspec knows, such as s3://bucket/results.
-        certify_first: certifier, such as "crown", whose proven images are not attacked, with the same verdicts; None to
-            attack all.
+        results: folder of all records, or its URL on a file system that fsspec supports, such as s3://bucket/results.
+        certify_first: certifier, such as "crown"; images that it proves robust are not attacked. None attacks all.
         fresh: ignore a saved record or an interrupted run and start over.
         checkpoint: checkpoint to load instead of the card's.
-        workers: number of processes that split the samples of an attack on a CPU, or generate corrupted images; None
-            for one per core, if there is enough work.
-        estimate: half width in points of the interval for robust accuracy, to run the suite on a sample of the images
-            that survive `quick`; None to run it on all images.
-        share: (number, count) to run only one of several shares of each run; None for the whole run.
+        workers: number of processes that share the images; None for one per torch thread on a CPU, if there are enough
+            images, and one per GPU of `device`. With `engine="ray"`, the maximum number of workers.
+        estimate: attack a random sample of the images that survive `quick`, until half the width of the 95 % interval
+            for robust accuracy is at most this many percentage points; None to attack all images.
+        share: (number, count) to run only one share of each run, numbered from 0; None for the whole run.
         engine: "local", or "ray" to run shares on a Ray cluster.
-        address: address of the cluster's head; None for RAY_ADDRESS or a cluster on this machine.
-        gpus_per_worker: GPUs of each worker of the cluster; None for one if the run is on a GPU.
+        address: address of the head of the Ray cluster; None for RAY_ADDRESS, or a new cluster on this machine.
+        gpus_per_worker: GPUs of each Ray worker; None for 1 if the run is on a GPU, else 0.
         command: the command line, for the record.
-        progress: called after every query.
-        note: called with each line for the user.
+        progress: called with the progress of the run, see `robench.attack`.
+        note: called with each message for the user, a line of text.
     """
 
     seed: int = 0

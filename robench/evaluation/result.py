@@ -35,7 +35,7 @@ class Attacked:
         setup: model, device, seed and batch size.
         x, y: images (N, C, H, W) and labels (N,), on the CPU.
         suite: name of the suite.
-        specs: canonical specs of its attacks.
+        specs: canonical specs of the attacks in the suite.
         started, finished: times in UTC.
     """
 
@@ -55,9 +55,9 @@ class Attacked:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Result(Outcome):
-    """An outcome per sample (see `Outcome`), with the inputs of the attack.
+    """The result of `robench.attack`: an `Outcome` with the inputs of the attack.
 
-    It prints as a short table; a notebook also shows some adversarial examples.
+    It prints as a table of the attacks. A notebook also shows some adversarial examples.
 
     Attributes:
         attacked: the model, images, threat model and suite. A pickled result does not contain the model.
@@ -67,46 +67,46 @@ class Result(Outcome):
 
     @classmethod
     def of(cls, outcome: Outcome, attacked: Attacked) -> "Result":
-        """Add the inputs of the attack to an outcome."""
+        """Create a result from an outcome and the inputs of the attack."""
         return cls(**{f.name: getattr(outcome, f.name) for f in fields(Outcome)}, attacked=attacked)
 
     @property
     def warnings(self) -> list[ResultWarning]:
-        """Warnings that the evaluation may have failed; empty if there are none."""
+        """Reasons why the evaluation may have failed; empty if there are none."""
         return self.health
 
     @property
     def clean(self) -> Accuracy:
-        """Clean accuracy with its 95 % interval."""
+        """Clean accuracy with its 95 % confidence interval (Wilson)."""
         return Accuracy.of(sum(name != "clean" for name in self.fooled_by), len(self.fooled_by))
 
     @property
     def under_attack(self) -> Accuracy:
-        """Robust accuracy with its 95 % interval."""
+        """Robust accuracy with its 95 % confidence interval (Wilson)."""
         return Accuracy.of(int(self.robust.sum()), len(self.fooled_by))
 
     def save(
         self, folder: Path | str, *, defense: str = "", dataset: str = "", data_dir: str | None = None
     ) -> Record:
-        """Write a record with the adversarial examples, which `robench verify FOLDER` classifies again.
+        """Save a record with the adversarial examples; `robench verify FOLDER` classifies them again.
 
         Args:
             folder: folder for `record.json`, `samples.parquet` and `adversarials.safetensors`.
-            defense: a name that loads the same model, such as "python:my_module.build" or a card. Without a name, the
-                record identifies the model by its weights, and `robench verify FOLDER --defense NAME` needs the name.
-            dataset: the data set whose first N test images were attacked, such as "cifar10". Without a data set, the
-                images are saved next to the record in `images.npz`.
+            defense: a name that loads the same model, such as "python:my_module.build" or a card. Without it, the
+                record identifies the model by its weights, and verification needs `--defense NAME`.
+            dataset: the data set whose first N test images were attacked, such as "cifar10". Without it, the images
+                are saved next to the record in `images.npz`.
             data_dir: folder with the files of the data set.
 
         Raises:
-            UsageError: if the name loads another model, the data set has other images, or the model has changed since
-                the attack.
+            UsageError: if `defense` loads another model, `dataset` has other images, the folder contains other images,
+                or the model has changed since the attack.
             ResourceError: if the folder cannot be written.
         """
         return save(self, self.attacked, Path(folder), (defense, dataset, data_dir))
 
     def to_latex(self, name: str = "") -> str:
-        """A LaTeX table for booktabs with one row: clean accuracy, and robust accuracy after each attack.
+        """A LaTeX table (booktabs) with one row: accuracy in %, clean and after each attack of the suite in turn.
 
         Args:
             name: name of the model; by default that of a loaded defense, or the class of the model.

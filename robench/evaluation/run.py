@@ -50,18 +50,18 @@ def run(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Record:
-    """Run one suite on one defense and return its record. Re-running resumes, or returns the saved record.
+    """Run one suite on one defense and return its record. A repeated call resumes, or returns the saved record.
 
     Args:
-        defense: a card, a family, the path of a card or a builder's spec.
-        attack: a suite or specs; None for the suite of the protocol.
-        protocol: name or path; None to use `dataset`, `threat` and `samples`, or the default protocol.
-        dataset: data set, instead of the protocol's.
-        threat: threat model, instead of the protocol's.
-        samples: number of images, instead of the protocol's.
-        knowledge: attacker knowledge; None for that of the protocol.
-        progress: True shows a progress bar on stderr; a function is called after every query.
-        **options: the fields of `Options`.
+        defense: name of a defense, as in `load_defense`.
+        attack: a suite, or attacks as in `robench.attack`; None for the suite of the protocol.
+        protocol: name or path of a protocol; None for "digits-linf". It may not be combined with `dataset`.
+        dataset: name of a data set, as in `load_dataset`; attacks on any other than digits need a `threat`.
+        threat: threat model, as in `robench.attack`; None for that of the protocol.
+        samples: number of images, the first of the split; None for that of the protocol.
+        knowledge: attacker knowledge, such as "bpda" or "transfer:NAME"; None for that of the protocol.
+        progress: as in `robench.attack`.
+        **options: the fields of `robench.evaluation.options.Options`, such as `results`, `seed` and `device`.
 
     Raises:
         RobenchError: for every error that a user can fix.
@@ -90,8 +90,8 @@ def run_all(
 ) -> Iterator[Record]:
     """Run every combination and yield the records. All names are checked before the first network call.
 
-    The runs share one queue: workers that have no work left for one record start with the next. If a record fails, its
-    error is passed to `options.note` and the others are made.
+    The runs share one queue: workers that have no work left for one record start on the next one. If a record fails,
+    its error is passed to `options.note`, and the other records are still made.
 
     Raises:
         RobenchError: at once if a name is unknown, and at the end if records have failed.

@@ -14,12 +14,12 @@ Figures = dict[str, float]
 def log(result: Result | Record, tracker: Any = "tensorboard", step: int | None = None) -> None:
     """Log clean and robust accuracy, survivors and passes of each attack, and the number of warnings.
 
-    Call it after each epoch, with the epoch as `step`, or once at the end.
+    Call it after each epoch with the epoch as `step`, or once at the end.
 
     Args:
-        result: from `robench.attack` or `robench.run`.
-        tracker: "wandb" or "mlflow" for the active run (a new one if none is active), "tensorboard" for a new writer in
-            `runs/`, or your own SummaryWriter or wandb Run.
+        result: a `Result` of `robench.attack`, or a `Record` of `robench.run`.
+        tracker: "wandb" or "mlflow" to log to the active run, or a new one if there is none; "tensorboard" for a new
+            writer in `runs/`; or your own SummaryWriter or wandb Run.
         step: training step or epoch.
 
     Raises:

@@ -1,7 +1,7 @@
-"""certification.json and bounds.parquet: lower bounds on robust accuracy, image by image, and an attack beside them.
+"""certification.json and bounds.parquet: lower bounds on robust accuracy for each image, and upper bounds by attacks.
 
-They lie in a folder of their own beside the records of attacks: <results>/<protocol>/<defense>/<method>. A lower bound
-never ranks with the upper bounds of attacks.
+They are in a separate folder beside the records of attacks: <results>/<protocol>/<defense>/<method>. Lower bounds are
+not ranked.
 """
 
 import dataclasses
@@ -28,19 +28,19 @@ SCHEMA = 1
 FILE = "certification.json"
 ROWS = "bounds.parquet"
 COLUMNS = ("id", "label", "prediction", "radius", "votes", "fooled_by", "attacked_prediction", "digest")
-# Radii of a curve at the most.
+# Maximum number of radii of a curve.
 _POINTS = 12
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """The attack on the same object as the bound, at the radius of the threat: the upper bound.
+    """The upper bound: attacks on the classifier that the lower bound holds for, at the radius of the threat model.
 
     Attributes:
         suite: specs of the attacks, in order.
-        draws: noise draws of each step of the search; the verdict takes those of the method.
-        accuracy: share of images whose prediction no attack changed.
-        attacked: number of images that were attacked; those that are certified at the radius are not.
+        draws: noise draws per step of the search; verdicts take as many draws as the method.
+        accuracy: robust accuracy after the attacks.
+        attacked: number of images that were attacked: neither certified at the radius nor misclassified.
     """
 
     suite: tuple[str, ...]
@@ -51,23 +51,22 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Certification:
-    """What a certifier proved about a defense on some images.
+    """Lower and upper bounds on the robust accuracy of a defense, the content of certification.json.
 
     Attributes:
         method: canonical spec of the certifier, such as "smoothing(draws=10000)".
         norm: norm of the radii.
-        alpha: probability that the bound of one image is wrong; 0 for deterministic proofs.
-        facts: further numbers of the proof, such as {"sigma": 0.25}.
-        of_vote: whether the bounds are about the majority vote of a randomized defense.
-        threat: the radius at which `certified` and `attacked` are stated, such as "L2:0.5".
-        certified: share of images that are certified with the true label at that radius, a lower bound.
-        curve: the same at increasing radii, from 0.
-        average_radius: mean over all images of the radius certified with the true label, 0 for the others (arXiv
-            2001.02378).
+        alpha: probability that the bound of an image is wrong; 0 for a deterministic proof.
+        facts: further parameters of the proof, such as {"sigma": 0.25}.
+        of_vote: whether the bounds hold for the majority vote of a randomized defense.
+        threat: norm and radius of `certified` and `attacked`, such as "L2:0.5".
+        certified: certified accuracy at this radius, the lower bound: images with the true label and a larger radius.
+        curve: radii, from 0 up, with the certified accuracy at each; of crown and ibp, only the radius of `threat`.
+        average_radius: mean certified radius, where wrong and abstained predictions count as 0 (arXiv 2001.02378).
         abstained: number of images without a certified prediction.
         attacked: the upper bound; None without an attack.
         files: sha256 of the other files, by name.
-        folder: not in the file.
+        folder: folder of the certification; not in the file.
     """
 
     defense: DefenseFacts
@@ -101,7 +100,7 @@ class Certification:
 
     @property
     def key(self) -> str:
-        """sha256 over what decides the result."""
+        """sha256 of all settings that affect the result."""
         return key_of(self, self.attacked.suite if self.attacked else ())
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +115,7 @@ class Certification:
         """Create a certification from the content of its file.
 
         Raises:
-            ResourceError: when it violates the schema, naming the field.
+            ResourceError: if it violates the schema; the message names the field.
         """
         json_files.validate(content, "certification")
         values = {item.name: content[item.name] for item in dataclasses.fields(cls) if item.name in content}

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def frame(results: Path | str | Sequence[Path | str] = "results") -> "DataFrame":
-    """The records under one folder or several, as a pandas DataFrame of one row each.
+    """Read the records under one or several folders into a pandas DataFrame, one row per record.
 
-    Accuracies are fractions in [0, 1], with the ends of their 95 % intervals in columns of their own. `warnings` holds
-    the codes of a record's warnings, separated by spaces; `folder` is the record's folder.
+    Accuracies are fractions in [0, 1]; columns that end in `_low` and `_high` give their 95 % intervals. `warnings`
+    contains the codes of the warnings, separated by spaces. Records that cannot be read are left out, with a warning.
 
     >>> robench.records("results").sort_values("robust")[["defense", "suite", "clean", "robust"]]
 
     Raises:
-        ResourceError: when a folder does not exist. A record that cannot be read is left out, with a warning.
+        ResourceError: if a folder does not exist.
     """
     # Imported here: it takes a third of a second, and only this function needs it.
     import pandas

@@ -37,7 +37,7 @@ class DefenseFacts:
     """The defense of a run. Digests are sha256, and empty without a card or checkpoint.
 
     `classifier` is the defense whose classifier follows a purifier. `state_sha256` is the digest of the loaded weights,
-    which does not depend on file or names. It is empty for older records, whose files do not have it.
+    independent of their names and file format; empty in older records.
     """
 
     name: str
@@ -81,16 +81,16 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class Job:
-    """The configuration of a run, known before it starts. Most of it affects the outcome.
+    """The configuration of a run.
 
     Attributes:
-        protocol: name of the protocol, or a short name for an ad hoc choice of images and threat.
-        threat: canonical text, such as "Linf:8/255".
+        protocol: name of the protocol; without one, a name made from the data set, the threat model and `n`.
+        threat: canonical threat model, such as "Linf:8/255"; "none" for a run under corruptions.
         knowledge: "full", "bpda", "oblivious", "known-noise", "transfer:NAME" or "surrogate:NAME".
-        precision: "fp32" or "bf16", never "auto".
-        batch_size: the resolved batch size.
+        precision: precision of the search, "fp32" or "bf16".
+        batch_size: number of images per network call.
         n: number of images.
-        half_width: half width in points of the interval that an estimate was made for; 0 if all images are attacked.
+        half_width: for an estimate, the requested half width of the 95 % interval, in percentage points; otherwise 0.
     """
 
     defense: DefenseFacts
@@ -107,16 +107,16 @@ class Job:
 
     @cached_property
     def threat_model(self) -> Threat:
-        """The threat as a value.
+        """The threat model as a `Threat`.
 
         Raises:
-            UsageError: when there is none, as under corruptions, or the text is malformed.
+            UsageError: if there is none, as under corruptions, or the text is malformed.
         """
         return Threat.parse(self.threat, late=True)
 
     @property
     def key(self) -> str:
-        """sha256 over what decides the outcome. It leaves out the names of suite and protocol, for example."""
+        """sha256 of all settings that affect the outcome; the names of the suite and the protocol do not."""
         decisive = {
             "schema": _KEY,
             "defense": [self.defense.name, self.defense.card_digest, self.defense.checkpoint_sha256],
@@ -136,17 +136,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """The record of a run, as in record.json.
+    """The record of a run, the content of record.json.
 
     Attributes:
         job: the configuration; in the file, its fields are at the top level.
-        key: the key of the job; a job with the same key reuses the record.
-        attacks: one entry per attack, in order.
-        passes: {"forward": images, "backward": images}.
+        key: key of the job; a run with the same key reuses the record.
+        attacks: cost of each attack, in order.
+        passes: {"forward": n, "backward": n}, over all images and attacks.
+        health: the warnings.
         files: sha256 of samples.parquet and adversarials.safetensors, by file name.
-        started, finished: ISO 8601, UTC.
-        extra: top-level fields of other kinds of runs, as they were read.
-        folder: the folder of the record; not in the file.
+        started, finished: times in UTC, ISO 8601.
+        extra: further top-level fields, such as those of a randomized defense or of corruptions.
+        folder: folder of the record; not in the file.
     """
 
     job: Job
@@ -176,21 +177,21 @@ class Record:
 
     @property
     def warnings(self) -> tuple[ResultWarning, ...]:
-        """The warnings of the run; record.json has them under `health`."""
+        """Reasons why the evaluation may have failed; empty if there are none. In record.json: `health`."""
         return self.health
 
     @property
     def corrupted(self) -> bool:
-        """Whether this is a run under corruptions, which has no attacks."""
+        """Whether this is a run under corruptions, without attacks."""
         return "corruptions" in self.extra
 
     @property
     def is_estimate(self) -> bool:
-        """Whether the suite was run on a sample of the images (`robench.records.estimate`)."""
+        """Whether the suite attacked a random sample of the images only (`robench.records.estimate`)."""
         return "estimate" in self.extra or self.job.half_width > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of record.json, in order."""
+        """The content of record.json, with its fields in the order of the file."""
         fields = as_json(self)
         job = fields.pop("job")
         extra = fields.pop("extra")
@@ -208,7 +209,7 @@ class Record:
         """Create a record from the content of a record.json.
 
         Raises:
-            ResourceError: when it violates the schema, naming the first such field.
+            ResourceError: if it violates the schema; the message names the first such field.
         """
         json_files.validate(content, "record")
         rest = {name: value for name, value in content.items() if name != "schema"}
@@ -225,10 +226,10 @@ class Record:
         return cls(job=Job(**job), extra=rest, folder=folder, **fields)
 
     def encode(self) -> bytes:
-        """record.json, ending in a newline.
+        """The bytes of record.json.
 
         Raises:
-            ResourceError: when it breaks the schema.
+            ResourceError: if it violates the schema.
         """
         content = self.to_dict()
         json_files.validate(content, "record")
@@ -266,7 +267,7 @@ def read_record(path: Path | str) -> Record:
     """Read a record from its folder, or from the path of its record.json.
 
     Raises:
-        ResourceError: when it is missing, truncated, not JSON or breaks the schema, naming the field.
+        ResourceError: if it is missing, truncated, not JSON or violates the schema; the message names the field.
     """
     path = Path(path)
     file = path if path.is_file() else path / FILE
@@ -278,7 +279,7 @@ def decode(encoded: bytes, folder: Path | None = None) -> Record:
     """Decode a record.json of this or an older schema. Its strings are `Written`.
 
     Raises:
-        ResourceError: when it is truncated, not JSON, of a newer schema or breaks it, naming the field.
+        ResourceError: if it is truncated, not JSON, of a newer schema or violates it; the message names the field.
     """
     file = folder / FILE if folder else FILE
     content = json_files.parse(encoded, file, "repeat the run with --fresh")

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A space of points with a map to images. A threat is a ball around the origin, inside the box.
+    """A space of points with a map to images. A threat model is a ball around the origin, inside the box.
 
     Attributes:
-        low, high: lower and upper bound of every component of a point.
+        low, high: lower and upper bound of every component of a point, which define the box.
     """
 
     low: ClassVar[float] = 0.0
@@ -32,8 +32,8 @@ class Coordinates:
         Args:
             x: clean images, (N, C, H, W).
             point: one point per image, (N, ...).
-            sample: (N,) int64, index of each image in its data set; the seed of random quantities that the attacker
-                does not control.
+            sample: index of each image in its data set, (N,) int64; the seed of random numbers that the attacker does
+                not control.
         """
         raise NotImplementedError
 

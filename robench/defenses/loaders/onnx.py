@@ -31,8 +31,7 @@ def load(source: Source, image_size: int | None = None, mean: Channels = None, s
     another file.
 
     Raises:
-        UsageError: if the input is not a batch of square images of any number, in floats, or the output not logits
-            (N, K).
+        UsageError: if the input is not a batch of any number of square float images, or the output not logits (N, K).
         ResourceError: if a package or the file is missing, the file is damaged, it was exported in training mode, or it
             uses an operator that is not in `_onnx_ops.OPS`.
     """

@@ -31,9 +31,9 @@ def load(
     weights.
 
     Args:
-        image_size, mean, std, channels: of a bare module. A function that has parameters of these names receives
-            them and must normalize by itself. image_size defaults to that of the data set, or else to the default of
-            the parameter. Use channels=1 for grayscale images; by default, color is tried first, then grayscale.
+        image_size, mean, std, channels: for a function that returns a module. A function with parameters of these
+            names receives them and must normalize by itself. image_size defaults to that of the data set, or else to
+            the default of the parameter. channels=1 is for grayscale images; by default, 3 is tried first, then 1.
 
     Raises:
         UsageError: if there is no such function, it refuses its arguments, or it returns something else.

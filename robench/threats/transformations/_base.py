@@ -1,4 +1,4 @@
-"""Base of transformations: differentiable changes of an image with parameters that the attacker chooses."""
+"""Base class of transformations: differentiable functions of an image with parameters that the attacker chooses."""
 
 import math
 from collections.abc import Iterable
@@ -16,14 +16,13 @@ _GROUP = 8
 
 @dataclass(frozen=True)
 class Transformation(Coordinates):
-    """Base class of all transformations: a frozen dataclass whose fields are the arguments of its spec.
+    """Base class of transformations; a subclass is a frozen dataclass whose fields are the arguments of its spec.
 
-    Subclasses define `shape` and `apply`. Random quantities that the paper does not optimize depend only on the index
-    of the image in its data set (see `robench.core.rng`), so that the set of reachable images is the same for every
-    attack.
+    Subclasses define `shape` and `apply`. Random numbers that the paper does not optimize must depend only on the index
+    of the image in its data set (see `robench.core.rng`), so that every attack can reach the same images.
 
     Attributes:
-        norm: norm that bounds the parameters, "Linf" or "L2".
+        norm: norm of the parameters that the radius bounds, "Linf" or "L2".
         low, high: bounds of each parameter, (-inf, inf) or (0, high).
     """
 
@@ -32,26 +31,26 @@ class Transformation(Coordinates):
     high: ClassVar[float] = math.inf
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
-        """The shape of the parameters of one image."""
+        """The shape of the parameters for one image."""
         raise NotImplementedError
 
     def apply(self, x: Tensor, theta: Tensor, sample: Tensor) -> Tensor:
         """The transformed images (N, C, H, W), differentiable in `theta`; the caller clips them to [0, 1].
 
         Args:
-            x: (N, C, H, W) float32 in [0, 1].
+            x: images, (N, C, H, W) float32 in [0, 1].
             theta: parameters, (N, *shape).
-            sample: (N,) int64, index of each image in its data set.
+            sample: index of each image in its data set, (N,) int64.
         """
         raise NotImplementedError
 
     @property
     def penalised(self) -> bool:
-        """Whether the attack maximizes the loss minus a penalty on the parameters."""
+        """Whether attacks maximize the loss minus `penalty`."""
         return False
 
     def penalty(self, theta: Tensor) -> Tensor:
-        """The penalty subtracted from the loss of each row, (N,)."""
+        """The penalty on the parameters, subtracted from the loss of each row, (N,)."""
         raise NotImplementedError
 
     def origin(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from robench.threats.transformations._base import Transformation, smoothed
 @transformations.register("blur")
 @dataclass(frozen=True)
 class Blur(Transformation):
-    """Blur that varies over the image; radius: the largest fraction of the blurred image, at most 1.
+    """Blur that varies over the image; radius: the largest weight of the blurred image at a pixel, at most 1.
 
     Args:
         kernel, sigma: Gaussian that blurs the image, in pixels; kernels are odd and below twice the image's side.

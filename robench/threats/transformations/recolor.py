@@ -20,7 +20,7 @@ _TINY = 1e-8
 @transformations.register("recolor")
 @dataclass(frozen=True)
 class ReColor(Transformation):
-    """Equal colors change equally, by a map of CIELUV; radius: the largest change along an axis scaled to [0, 1].
+    """One map of colors (CIELUV) for all pixels; radius: the largest change along an axis scaled to [0, 1].
 
     Args:
         grid: grid points of the map along L*, u* and v*, with trilinear interpolation.
