@@ -1,4 +1,4 @@
-"""robench certify: lower bounds on robust accuracy, with an attack on the same classifier beside them."""
+"""robench certify: lower bounds on robust accuracy, and upper bounds by an attack on the same classifier."""
 
 import sys
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from robench.reports.table import render
     default="smoothing",
     show_default=True,
     shell_complete=names_of("certifier"),
-    help="Certifier, such as smoothing(draws=10000), or crown for ReLU networks.",
+    help="Certifier: smoothing(draws=10000), or crown for ReLU networks.",
 )
 @click.option(
     "--draws", metavar="N", type=int, help="Number of noise draws per image.  [default: the method's]"
@@ -31,7 +31,7 @@ from robench.reports.table import render
     "--alpha",
     metavar="P",
     type=float,
-    help="Probability that an image's bound is wrong.  [default: the method's]",
+    help="Probability that the bound of an image is wrong.  [default: the method's]",
 )
 @common.protocol
 @common.dataset
@@ -39,9 +39,9 @@ from robench.reports.table import render
     "--threat",
     metavar="NORM:EPS",
     shell_complete=names_of("threat"),
-    help="Radius at which both bounds are stated.  [default: L2:0.5; for crown and ibp: the protocol's]",
+    help="Norm and radius of both bounds.  [default: the protocol's; without --protocol, L2:0.5 for smoothing]",
 )
-@click.option("--samples", metavar="N", type=int, help="Number of images, from the first of the test split.")
+@click.option("--samples", metavar="N", type=int, help="Number of images, the first of the test split.")
 @click.option(
     "--attack",
     metavar="SPEC",
@@ -60,11 +60,11 @@ def command(
     attack: str | None,
     **named: str | None,
 ) -> Callable[[], None]:
-    """Bound robust accuracy from below, by proof, and from above, by an attack.
+    """Certify lower bounds on robust accuracy, and attack for upper bounds.
 
     Randomized smoothing (arXiv 1902.02918) certifies the majority vote of a defense that first adds Gaussian noise to
     the image: de3 with statistics="predicted" or "noisy", diffpure, and smoothed(sigma=0.25)+NAME for any classifier.
-    CROWN (arXiv 1811.00866) proves the predictions of ReLU networks. Repeat the command to resume.
+    CROWN (arXiv 1811.00866) certifies the predictions of ReLU networks. A repeated command resumes.
 
     \b
     robench certify --defense 'de3-digits(sigma=140, statistics="predicted")' --samples 100

@@ -12,9 +12,7 @@ from robench.cli.completion import files, folders, names_of
 @click.command("challenge")
 @click.argument("record", shell_complete=folders)
 @click.argument("file", shell_complete=files)
-@click.option(
-    "--finder", metavar="NAME", required=True, help="Who found the images; the new record names them."
-)
+@click.option("--finder", metavar="NAME", required=True, help="Name of the finder, for the new record.")
 @click.option(
     "--defense",
     shell_complete=names_of("defense"),
@@ -35,11 +33,11 @@ def command(
     device: str,
     results: str | None,
 ) -> None:
-    """Judge the adversarial images in FILE on the defense of RECORD; those that fool it lower its best known accuracy.
+    """Judge the images in FILE on the defense of RECORD; those that fool it lower its best known robust accuracy.
 
-    FILE is a .pt, .npz, .npy or .safetensors file of images in [0, 1], one for each of the record's images in their
-    order, or fewer with an array "ids". AutoAttack's files (adv_complete) are read as they are. Images must lie inside
-    the record's threat model.
+    FILE is a .pt, .npz, .npy or .safetensors file of images in [0, 1], one for each image of the record in the same
+    order, or fewer with an array "ids". Files of AutoAttack (adv_complete) are supported. All images must be within
+    the threat model of the record.
 
     \b
     robench challenge results/digits-linf/mimir-digits/autoattack mine.pt --finder "A. Turing"

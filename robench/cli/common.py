@@ -1,4 +1,4 @@
-"""Options that several commands take, worded once."""
+"""Options that several commands share."""
 
 import json
 import os
@@ -57,7 +57,7 @@ dataset = click.option(
     "--dataset",
     metavar="NAME",
     shell_complete=names_of("dataset"),
-    help="Data set to use instead of a protocol's.",
+    help="Data set, instead of --protocol.",
 )
 threat = click.option(
     "--threat",
@@ -81,7 +81,7 @@ devices = click.option(
     "--device", metavar="NAME", default="auto", show_default=True, help="cpu, cuda, cuda:N, cuda:0,1, xpu."
 )
 batch_size = click.option(
-    "--batch-size", metavar="N", default="auto", show_default=True, help="Images per call of the network."
+    "--batch-size", metavar="N", default="auto", show_default=True, help="Number of images per network call."
 )
 checkpoint = click.option(
     "--checkpoint", metavar="FILE", shell_complete=files, help="Weights to use instead of the card's."

@@ -1,4 +1,4 @@
-"""robench curve: accuracy over the radius, the security curve."""
+"""robench curve: robust accuracy against the radius, the security curve."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from robench.cli.running import GroupedCommand, Running, Selection, running, sel
 @selecting()
 @running()
 def command(radii: str, selection: Selection, running: Running) -> Callable[[], None]:
-    """Draw the security curve: robust accuracy over RADII, START:STOP:COUNT.
+    """Plot the security curve: robust accuracy against the radius, at RADII (START:STOP:COUNT).
 
     A radius in --threat is ignored; a norm or a transformation alone is enough.
 

@@ -28,7 +28,7 @@ from robench.reports.table import render
     "--samples",
     metavar="N",
     type=int,
-    help="Number of images, from the first of the test split; at least 256 with --mi.",
+    help="Number of images, the first of the test split; at least 256 with --mi.",
 )
 @click.option(
     "--knowledge",

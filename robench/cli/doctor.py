@@ -11,7 +11,7 @@ from robench.evaluation.options import default_results
 @common.results
 @click.option("--quick", is_flag=True, help="Leave out devices, data sets and checkpoints.")
 def command(data_dir: str | None, results: str | None, quick: bool) -> None:
-    """Say what is installed, what is missing and how to get it."""
+    """Show what is installed, what is missing and how to install it."""
     from robench.cli._examine import examine, report
 
     findings = examine(results or default_results(), data_dir, quick)

@@ -1,4 +1,4 @@
-"""The group of commands, and how every one of them ends: an exit code, and no traceback for a user's mistake."""
+"""The group of commands; each ends with an exit code, and without a traceback for an error that the user can fix."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ COMPLETION = "_ROBENCH_COMPLETE"
 # name -> "module:command", imported when asked for: --help must not wait for torch.
 COMMANDS = {
     "run": ("robench.cli.run", "Attack defenses and write records."),
-    "sweep": ("robench.cli.sweep", "Run each value of a setting of a defense or of attacks."),
-    "curve": ("robench.cli.curve", "Draw robust accuracy over the radius."),
+    "sweep": ("robench.cli.sweep", "Vary a setting of a defense or of an attack."),
+    "curve": ("robench.cli.curve", "Plot robust accuracy against the radius."),
     "transfer": ("robench.cli.transfer", "Test purifiers on data sets that they were not trained on."),
     "diagnose": ("robench.cli.diagnose", "Find out whether an evaluation failed."),
-    "certify": ("robench.cli.certify", "Bound robust accuracy from below, by proof."),
+    "certify": ("robench.cli.certify", "Certify lower bounds on robust accuracy."),
     "list": (
         "robench.cli.listing",
         "List defenses, attacks, data sets, protocols, tables and more.",
@@ -32,13 +32,13 @@ COMMANDS = {
     "corrupt": ("robench.cli.corrupt", "Write the corruptions of ImageNet-C for any data set."),
     "verify": ("robench.cli.verify", "Verify records by classifying their adversarial examples again."),
     "challenge": ("robench.cli.challenge", "Judge adversarial examples from another tool."),
-    "check": ("robench.cli.check", "Check that a checkpoint is still as robust as it was."),
+    "check": ("robench.cli.check", "Check that a checkpoint is as robust as its baseline."),
     "board": ("robench.cli.board", "Make a leaderboard from records."),
     "table": ("robench.cli.table", "Print the tables of a paper from records."),
     "plot": ("robench.cli.plot", "Draw plots from records."),
     "results": ("robench.cli.results", "Merge, export, migrate and prune records."),
     "cache": ("robench.cli.cache", "Show or clear the cache of corrupted images."),
-    "doctor": ("robench.cli.doctor", "Say what is installed, what is missing and how to get it."),
+    "doctor": ("robench.cli.doctor", "Show what is installed, what is missing and how to install it."),
 }
 
 
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str] | None) -> int:
-    """The exit code of a command; what a user can mend has been said."""
+    """The exit code of a command; errors that the user can fix have been printed."""
     interrupts: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:

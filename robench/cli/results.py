@@ -23,9 +23,9 @@ def command(context: click.Context) -> None:
 def merge_command(sources: tuple[str, ...], into: str | None) -> None:
     """Merge the records of SOURCES (folders, or archives from robench results export) into one folder.
 
-    The content of a record determines its place. If two records claim one place, the more recently finished one stays,
-    the other moves to superseded/, and the conflict is named. Damaged records are named and left out. Shares of
-    unfinished runs (robench run --share) are copied as well.
+    The folder of a record follows from its content. If two records have the same folder, the more recently finished
+    one is kept, the other moves to superseded/, and the conflict is reported. Damaged records are reported and left
+    out. Shares of unfinished runs (robench run --share) are copied as well.
     """
     from robench.core.errors import CheckFailed
     from robench.core.formatting import location
@@ -65,9 +65,9 @@ def export_command(
 ) -> None:
     """Export the records of SOURCES (records, or folders of them) with their adversarial examples.
 
-    With --model-info, one JSON file per record for RobustBench is written; fields that a record lacks are null. With
-    --images, the adversarial images of one record are written as AutoAttack writes them: all images in the record's
-    order, clean where no attack succeeded.
+    --model-info writes one JSON file per record for RobustBench; fields that a record lacks are null. --images writes
+    the adversarial images of one record in the format of AutoAttack: all images in the order of the record, clean where
+    no attack succeeded.
 
     \b
     robench results export results/digits-linf --output mine.zip

@@ -36,20 +36,18 @@ def share_of(text: str) -> tuple[int, int]:
 @click.option("--sweep", "swept", hidden=True)
 @click.option("--curve", "radii", hidden=True)
 @click.option(
-    "--estimate", metavar="POINTS", type=float, help="Attack a random sample; interval of +-POINTS."
+    "--estimate", metavar="POINTS", type=float, help="Attack a random sample, for an interval of +-POINTS."
 )
 @click.option(
     "--certify-first",
     metavar="SPEC",
     shell_complete=names_of("certifier"),
-    help="Skip images that a certifier (crown) proves.",
+    help="Skip images that a certifier (crown) proves robust.",
 )
 @click.option("--share", metavar="I/K", help="Run one of K shares of the images (docs/cluster.md).")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where attacks run.")
 @click.option("--address", metavar="ADDR", help="Address of a Ray cluster, HEAD:PORT.")
-@click.option(
-    "--gpus-per-worker", metavar="N", type=click.FloatRange(min=0), help="GPUs of each worker of the cluster."
-)
+@click.option("--gpus-per-worker", metavar="N", type=click.FloatRange(min=0), help="GPUs of each Ray worker.")
 @running()
 def command(
     selection: Selection,
@@ -66,13 +64,13 @@ def command(
     address: str | None,
     gpus_per_worker: float | None,
 ) -> Callable[[], None] | None:
-    """Attack defenses and save records; a repeated command resumes.
+    """Attack defenses and save records. A repeated command resumes, or shows the saved records.
 
     \b
     robench run --defense mimir --attack autoattack
     robench run --defense mimir,pgd-at --attack quick --threat Linf:0.05
 
-    Defaults: the protocol digits-linf, its suites, full attacker knowledge.
+    Defaults: the protocol digits-linf with its suites, and full attacker knowledge.
     See also robench sweep, curve and transfer. Terms: docs/glossary.md
     """
     protocol, part = selection.protocol, share_of(share) if share is not None else None

@@ -135,7 +135,7 @@ _SELECTION = (
     common.dataset,
     common.threat,
     click.option(
-        "--samples", metavar="N", type=int, help="Number of images, from the first of the test split."
+        "--samples", metavar="N", type=int, help="Number of images, the first of the test split."
     ),
     click.option(
         "--knowledge", metavar="LEVEL", multiple=True, callback=common.names, shell_complete=names_of("knowledge"),
@@ -147,7 +147,7 @@ _PRECISION = (
         "--precision", metavar="NAME", default="auto", show_default=True,
         help="auto, fp32 or bf16, for the search.",
     ),
-    click.option("--compile", is_flag=True, help="Compile the network for the search (docs/gpu.md)."),
+    click.option("--compile", is_flag=True, help="Use torch.compile for the search (docs/gpu.md)."),
     click.option("--deterministic", is_flag=True, help="Same bits in every run on a GPU; slower."),
     click.option(
         "--workers", metavar="N", type=click.IntRange(min=1), help="Processes.  [default: one per core; one for GPUs]"
