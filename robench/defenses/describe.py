@@ -18,7 +18,7 @@ def network_of(
     """Build the network of a spec with arbitrary weights, for description only.
 
     Args:
-        folder, checkpoint: of a card; some loaders need the file to build the network.
+        folder, checkpoint: those of a card; some loaders need the file to build the network.
         classifier: the defense behind the purifier, for a purifier's spec.
 
     Raises:

@@ -22,15 +22,15 @@ DEFAULT_DATASET = "digits"
 
 @dataclass(frozen=True)
 class ResolvedDefense:
-    """The meaning of a name.
+    """A resolved name of a defense.
 
     Attributes:
         name: the name; its canonical form if requested.
-        dataset: selects among a family's cards.
-        cards: every card that the name may refer to: one, or a family's for one data set; none for a builder's or a
-            loader's spec.
+        dataset: data set that selects among the cards of a family.
+        cards: the cards that the name may refer to: one, or those of a family for one data set; empty for the spec of
+            a builder or a loader.
         written: the spec in the name; None if the name refers to cards.
-        behind: the defense after the "+" of the name.
+        behind: the defense after the "+" in the name; None without a "+".
     """
 
     name: str
@@ -79,11 +79,11 @@ def resolve(
     """Resolve the name of a defense.
 
     Args:
-        name: a card, a family, a card's path (`.toml`), a spec with a loader's scheme such as
-            `timm:resnet50(image_size=224)`, or a builder's such as `my_defense(width=3)`. Arguments after a card or
-            family override those of its builder (a builder of that name takes precedence); PURIFIER+DEFENSE
-            puts the purifier in front of that defense's classifier. A resolved defense is returned unchanged.
-        dataset: selects among a family's cards, its arguments are ignored; None for "digits".
+        name: a card, a family, the path of a card (`.toml`), a loader's spec such as `timm:resnet50(image_size=224)`,
+            or a builder's spec such as `my_defense(width=3)`. Arguments after a card or family override those of its
+            builder (a builder of that name takes precedence); PURIFIER+DEFENSE puts the purifier in front of the
+            classifier of that defense. A resolved defense is returned unchanged.
+        dataset: data set that selects among the cards of a family, without its arguments; None for "digits".
         canonical: resolve the canonical name, see `canonical_name`.
 
     Raises:

@@ -70,7 +70,8 @@ def attack(
             threads, outside notebooks, and for a model that is deterministic or declared `stochastic`; otherwise 1.
             With a number, processes are forked on Linux. Elsewhere they are spawned, which needs a model that can be
             pickled and a call under `if __name__ == "__main__"`. Changes to the model's state stay in the processes.
-            Logits may be rounded differently, as each process uses one thread. Noise of torch's generators differs.
+            Each process uses one thread, so logits may be rounded differently than with several threads; noise from
+            torch's generators also depends on the number of processes.
         progress: True for a progress bar on stderr, or a function that is called with a
             `robench.engine.progress.Progress` about ten times a second for each process.
 

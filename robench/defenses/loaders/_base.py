@@ -35,8 +35,8 @@ class Source:
         scheme, target: the parts before and after the colon.
         checkpoint: weights to use in place of the published ones, or of the file that `target` names.
         bare: build only the network and fetch no weights, as for `robench show`.
-        weights: the set of weights in the checkpoint to use; empty for the default one.
-        image_size: of the data set's images, for a model that does not specify its input size; None if unknown.
+        weights: name of the set of weights in the checkpoint to use; empty for the default one.
+        image_size: side of the images, for a model that does not specify its input size; None if unknown.
     """
 
     scheme: str
@@ -73,9 +73,9 @@ class Found:
     """Output of a loader.
 
     Attributes:
-        defense: with its weights, unless the source is bare.
-        file: the file of the weights, whose sha256 is recorded; None if no single file holds them, in which case the
-            digest of the loaded state is recorded.
+        defense: the defense, with its weights unless the source is bare.
+        file: the file of the weights, whose sha256 is recorded; None if they are not in a single file. The digest of
+            the loaded state is then recorded.
         weights: the weights in the file, for files that may hold several sets.
     """
 
@@ -88,7 +88,7 @@ def fill(defense: Defense, checkpoint: Path, name: str = "") -> Found:
     """Load the weights in `checkpoint` into `defense`; they may be those of the defense or of its network.
 
     Args:
-        name: of the set of weights to use, see `read_weights`.
+        name: name of the set of weights to use, see `read_weights`.
 
     Raises:
         ResourceError: as `read_weights` and `load_into`.
@@ -183,8 +183,8 @@ def wrap(
 
     Args:
         normalised: mean and std.
-        num_classes: None to find it by calling the network on two black images.
-        channels: of the images, 3 or 1; None to find it by that call too, or for 3 if `num_classes` is given.
+        num_classes: number of classes; None to find it by calling the network on two black images.
+        channels: number of channels, 3 or 1; None to find it by that call too, or for 3 if `num_classes` is given.
         preprocessing: see `Defense`.
 
     Raises:
