@@ -27,6 +27,7 @@ class CleanPass:
         answers: predictions of the judge of clean images, (N, draws).
         warnings: warnings of the clean pass.
         nonfinite: number of images with NaN or infinite logits.
+        noise_depends_on_batch: whether the images cannot be split, because the model's noise depends on the batch.
         share: the share of each image, so that every process has the same ones; empty if the run is not split yet.
     """
 
@@ -36,6 +37,7 @@ class CleanPass:
     answers: Tensor
     warnings: list[ResultWarning]
     nonfinite: int
+    noise_depends_on_batch: bool = False
     share: tuple[int, ...] = ()
 
     @property
@@ -65,8 +67,8 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
     if logits.shape[1] < 2:
         raise UsageError("the defense has one class: an attack needs at least two")
     warnings = result_warnings.squashed_outputs(logits)
+    x, ids = samples.x[:size].to(device), samples.ids[:size].to(device)
     if not setup.stochastic:
-        x, ids = samples.x[:size].to(device), samples.ids[:size].to(device)
         warnings += result_warnings.batch_dependence(network, x, ids, logits[:size])
     # Attacks must fool more of the search's draws than the clean image does; the record reports other draws.
     if parties.judge.draws > 1:
@@ -87,4 +89,5 @@ def clean_pass(setup: Setup, parties: Parties, samples: Samples) -> CleanPass:
         answers=answers,
         warnings=warnings,
         nonfinite=result_warnings.count_nonfinite(logits),
+        noise_depends_on_batch=setup.stochastic and result_warnings.noise_depends_on_batch(network, x, ids),
     )

@@ -36,9 +36,26 @@ _ADVICE = "give logits, or gradients may vanish"
 
 def looks_random(network: Network, x: Tensor, ids: Tensor) -> bool:
     """Whether the logits of the same images differ between two calls by more than rounding."""
-    first, second = network.logits(x, ids), network.logits(x, ids)
+    return _differ(network.logits(x, ids), network.logits(x, ids), _SAME_SHAPE)
+
+
+def noise_depends_on_batch(network: Network, x: Tensor, ids: Tensor) -> bool:
+    """Whether the noise of an image depends on its place in the batch, as that of torch's generators does.
+
+    Args:
+        network: a randomized network.
+        x: at most one batch of images, (N, C, H, W).
+        ids: ids of the samples, (N,).
+    """
+    # A network of its own, because these calls are not part of the run.
+    network = Network(network.model, network.batch_size, network.precision, network.stream)
+    return _differ(network.logits(x, ids), network.logits(x.flip(0), ids.flip(0)).flip(0), _OTHER_SHAPE)
+
+
+def _differ(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether logits differ by more than a fraction of the largest of their row."""
     scale = first.abs().amax(1, keepdim=True).clamp_min(1e-6)
-    return bool(((first - second).abs() > 1e-4 * scale).any())
+    return bool(((first - second).abs() > tolerance * scale).any())
 
 
 def batch_dependence(network: Network, x: Tensor, ids: Tensor, logits: Tensor) -> list[ResultWarning]:

@@ -92,11 +92,11 @@ class Run(Work):
         """Run one of `count` shares and save its result; a later `outcome` of the same run uses it.
 
         Raises:
-            UsageError: if an attack does not support shares.
+            UsageError: if an attack or the defense does not support shares.
         """
-        if self._takes_all_samples:
-            raise UsageError("attacks of other libraries cannot run in shares: remove --share")
         self._prepare_frozen(None)
+        if self._indivisible:
+            raise UsageError(f"{self._indivisible} cannot run in shares: remove --share")
         deal = self._deal(count)
         if self.store:
             # Other shares run elsewhere, where the clean pass may round differently.
@@ -120,7 +120,9 @@ class Run(Work):
             clean: result of a clean pass in another process; None to run one.
         """
         self._prepare_frozen(clean)
-        if self._takes_all_samples:
+        if self._indivisible:
+            if shares > 1 and self.clean.noise_depends_on_batch:
+                self.note(f"running in one process: {self._indivisible} cannot be split")
             shares = 1
         elif saved := self._saved_shares(self._matches):
             if saved != shares and not (self.deal and self.deal.first):
@@ -168,9 +170,11 @@ class Run(Work):
     # ----------------------------------------------------------------------------------------------------
 
     @property
-    def _takes_all_samples(self) -> bool:
-        """Whether an attack takes all samples in one call."""
-        return any(isinstance(attack, ForeignAttack) for _, attack in self.attacks)
+    def _indivisible(self) -> str:
+        """What takes all samples at once, so that the run has one share; empty if nothing does."""
+        if any(isinstance(attack, ForeignAttack) for _, attack in self.attacks):
+            return "attacks of other libraries"
+        return "a model whose noise depends on the batch" if self.clean.noise_depends_on_batch else ""
 
     def _deal(self, count: int) -> Deal:
         """The split of the samples: that of `deal` or of another process if there is one, or into `count` shares."""

@@ -13,7 +13,6 @@ from robench.core.errors import UsageError
 from robench.core.torch_state import standard_state
 from robench.corruption.suite import corruptions
 from robench.engine.attack_context import Samples
-from robench.engine.batched_model import frozen
 from robench.engine.device import choose_batch_size, choose_device, choose_precision
 from robench.engine.refusals import Model, check_model
 from robench.engine.run import Run
@@ -67,11 +66,11 @@ def attack(
         deterministic: give the same bits in every run on a GPU; on a CPU this is always the case.
         workers: number of processes that share the images, on a CPU of a machine without CUDA. None is one process per
             torch thread, with at least 16 images each, if forking is safe: on Linux, in a main process without other
-            threads, outside notebooks, and for a model that is deterministic or declared `stochastic`; otherwise 1.
-            With a number, processes are forked on Linux. Elsewhere they are spawned, which needs a model that can be
-            pickled and a call under `if __name__ == "__main__"`. Changes to the model's state stay in the processes.
-            Each process uses one thread, so logits may be rounded differently than with several threads; noise from
-            torch's generators also depends on the number of processes.
+            threads, and outside notebooks; otherwise 1. With a number, processes are forked on Linux. Elsewhere they
+            are spawned, which needs a model that can be pickled and a call under `if __name__ == "__main__"`. Changes
+            to the model's state stay in the processes. Each process uses one thread, so logits may be rounded
+            differently than with several threads. The images of a model with noise from torch's generators are not
+            split, because this noise depends on the other images of a batch.
         progress: True for a progress bar on stderr, or a function that is called with a
             `robench.engine.progress.Progress` about ten times a second for each process.
 
@@ -107,9 +106,9 @@ def attack(
         deterministic=deterministic,
     )
     samples = Samples(images, labels, torch.arange(len(images)))
-    takes_all = any(isinstance(attack, ForeignAttack) for _, attack in attacks)
     processes = choose_workers(1 if compile else workers, torch_device, len(images), model)
-    if workers is None and processes > 1 and (takes_all or not _is_safe_to_split(setup, samples)):
+    takes_all = any(isinstance(attack, ForeignAttack) for _, attack in attacks)
+    if workers is None and processes > 1 and (takes_all or not may_fork_unasked(torch_device)):
         processes = 1
     started = datetime.now(UTC)
     with shown(progress) as update:
@@ -117,15 +116,6 @@ def attack(
         outcome = Run(setup, attacks, samples, parsed_threat, executor=executor, progress=update).outcome()
     specs = tuple(spec for spec, _ in attacks)
     return Result.of(outcome, Attacked(setup, images, labels, parsed_threat, suite.name, specs, started))
-
-
-def _is_safe_to_split(setup: Setup, samples: Samples) -> bool:
-    """Whether processes may split the images unasked."""
-    if not may_fork_unasked(setup.device):
-        return False
-    # The noise of a model that uses torch's generators depends on the batch.
-    with frozen(setup.model):
-        return setup.stochastic or not setup.checked(samples.x, samples.ids).stochastic
 
 
 def _device_of(model: Model, x: Any) -> torch.device:

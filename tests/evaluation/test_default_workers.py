@@ -61,9 +61,9 @@ def test_few_images_stay_in_this_process(tmp_path, two_threads):
     assert model.processes == 1
 
 
-@pytest.mark.parametrize("case", ["child", "notebook", "threads", "noise", "number"])
+@pytest.mark.parametrize("case", ["child", "notebook", "threads", "number"])
 def test_one_process_where_forking_is_not_safe(case, tmp_path, two_threads, monkeypatch):
-    model = Noted(tmp_path, sigma=0.1 if case == "noise" else 0.0)
+    model = Noted(tmp_path)
     if case == "child":
         monkeypatch.setattr("multiprocessing.parent_process", lambda: SimpleNamespace(pid=1))
     elif case == "notebook":
@@ -72,3 +72,16 @@ def test_one_process_where_forking_is_not_safe(case, tmp_path, two_threads, monk
         monkeypatch.setattr(threading, "active_count", lambda: 2)
     attack(model, **({"workers": 1} if case == "number" else {}))
     assert model.processes == 1
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_noise_of_torch_is_the_same_for_any_number_of_processes(stochastic, tmp_path, two_threads):
+    """It depends on the other images of a batch, so the images are not split, even if it is asked for."""
+    found = []
+    for workers in (1, 2, None):
+        (tmp_path / str(workers)).mkdir()
+        model = Noted(tmp_path / str(workers), sigma=0.1)
+        found.append(attack(model, workers=workers, stochastic=stochastic))
+        assert model.processes <= 2  # one for the attack, this one for all verdicts
+    for other in found[1:]:
+        assert torch.equal(other.x_adv, found[0].x_adv) and other.passes == found[0].passes

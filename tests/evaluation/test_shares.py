@@ -221,6 +221,45 @@ def test_what_cannot_be_shared_is_one_line(tmp_path, share, options, text):
         robench.run("pgd-at-digits", SUITE, share=(0, 2), results=tmp_path)
 
 
+def test_noise_of_torch_gives_one_record_for_any_number_of_workers(tmp_path, monkeypatch):
+    """Such noise depends on the batch, so the images are not split: --share is refused, --workers says so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noisy.py").write_text(
+        "import torch\nfrom robench.defenses import load\n"
+        "class Noisy(torch.nn.Module):\n"
+        "    stochastic = True\n"
+        "    def __init__(self):\n        super().__init__()\n        self.net = load('pgd-at-digits').defense\n"
+        "    def forward(self, x):\n        return self.net(x + 0.1 * torch.randn_like(x))\n"
+        "build = Noisy\n"
+    )
+    protocol, notes, rows = choose_protocol(None, None, None, 8), [], []
+
+    def records(**options):
+        options = Options(results=tmp_path / "results", fresh=True, note=notes.append, **options)
+        return list(run_all(["python:noisy.build"], ["apgd(steps=2)"], protocol, None, options))
+
+    for workers in (1, 2):
+        (record,) = records(workers=workers)
+        rows.append((record.folder / "samples.parquet").read_bytes())
+    assert rows[0] == rows[1]
+    assert [note for note in notes if "depends on the batch" in note] == [
+        "running in one process: a model whose noise depends on the batch cannot be split"
+    ]
+    shutil.rmtree(tmp_path / "results")
+    with pytest.raises(
+        UsageError, match="whose noise depends on the batch cannot run in shares: remove --share"
+    ):
+        list(
+            run_all(
+                ["python:noisy.build"],
+                ["apgd(steps=2)"],
+                protocol,
+                None,
+                Options(results=tmp_path / "results", share=(0, 2)),
+            )
+        )
+
+
 def test_a_share_under_way_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("robench.engine.checkpoint._PATIENCE", 0.1)
     play(tmp_path, (0, 2))
