@@ -49,7 +49,7 @@ _FREE = {
 _FACTORIES = (torch.tensor, torch.as_tensor, torch.scalar_tensor)
 
 
-# All tensors on the device.
+# All tensors on the device, where its memory is measured.
 _LIVE: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
@@ -74,7 +74,6 @@ class _There(Tensor):
             device=DEVICE,
         )
         there.here = here
-        _LIVE[id(there)] = there
         return there
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -90,6 +89,7 @@ class PretendDevice(TorchDispatchMode):
 
     Attributes:
         counts: (region, kind) -> how often.
+        before: the counts before each call of the network.
         places: (kind, file:line) -> how often, of the engine alone.
         peak: most bytes of memory that tensors on the device had at one time; 0 unless `memory`, for summing is slow.
     """
@@ -97,6 +97,7 @@ class PretendDevice(TorchDispatchMode):
     def __init__(self, memory: bool = False):
         super().__init__()
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.before: list[Counter[tuple[str, str]]] = []
         self.places: Counter[tuple[str, str]] = Counter()
         self.region, self.memory = ENGINE, memory
         self.peak = self._operations = 0
@@ -125,6 +126,11 @@ class PretendDevice(TorchDispatchMode):
         finally:
             self.region = before
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here: torch's guard against it takes longer than an operation.
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
@@ -145,12 +151,18 @@ class PretendDevice(TorchDispatchMode):
             return args[0] if name == "copy_" else kwargs["out"]
         if not lands_there:
             return out
+        known = {id(tensor.here): tensor for tensor in there}
+        out = _with(lambda tensor: known[id(tensor)] if id(tensor) in known else _There(tensor), out)
+        if self.memory:
+            self._measure(out)
+        return out
+
+    def _measure(self, out: Any) -> None:
+        _LIVE.update((id(tensor), tensor) for tensor in _tensors((out,)))
         self._operations += 1
         # Summing takes longer than an operation.
-        if self.memory and self._operations % 16 == 0:
+        if self._operations % 16 == 0:
             self.peak = max(self.peak, _live_bytes())
-        known = {id(tensor.here): tensor for tensor in there}
-        return _with(lambda tensor: known[id(tensor)] if id(tensor) in known else _There(tensor), out)
 
     def _count(self, name: str, args: Any, tensors: list, there: list, target: torch.device | None) -> None:
         kinds = []
@@ -220,6 +232,7 @@ class Network(nn.Module):
         self.device = [device]
 
     def forward(self, x: Tensor) -> Tensor:
+        self.device[0].before.append(self.device[0].counts.copy())
         return self.device[0].inside(NETWORK, self.network, x)
 
     def forward_features(self, x: Tensor) -> Tensor:
