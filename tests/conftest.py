@@ -1,7 +1,9 @@
 """Shared fixtures: models with known smallest perturbations, and small nonlinear ones."""
 
 import gc
+import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from robench import catalog
 from robench.catalog import Suite
+from robench.records import provenance
 from tests.fabricate import SPECS, Run, make_run
 
 # No example is slow by itself: on a busy machine any may take longer than Hypothesis allows.
@@ -35,6 +38,16 @@ def own_cache(tmp_path_factory):
     """Tests must not use caches of the user, nor write to them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting():
+    """No power fails here, and the checkout stays as it is: nobody waits for a disk, nor for git at each record."""
+    state = cache(provenance.git_state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(provenance, "git_state", lambda: state() and {**state()})
         yield
 
 

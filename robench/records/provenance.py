@@ -41,6 +41,7 @@ def conditions(device: "torch.device") -> dict[str, str]:
     return {"robench": release(), "torch": str(torch.__version__), "device": name}
 
 
+@cache
 def installed_version(package: str) -> str | None:
     """The version of an installed package, or None. Nothing is imported."""
     try:

@@ -23,8 +23,6 @@ def saves_after_every_question(monkeypatch):
     monkeypatch.setattr(checkpoint, "_INTERVAL", 0)
     monkeypatch.setattr(checkpoint, "_RATIO", 0)
     monkeypatch.setattr("robench.engine.run._SHOW_EVERY", 0)
-    # No power fails here.
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     # One attempt, so that the files have names to damage.
     monkeypatch.setattr(checkpoint, "new_attempt", lambda: "0a1b2c3d")
 

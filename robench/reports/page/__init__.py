@@ -7,6 +7,7 @@ LGPL, and List.js does not support `aria-sort`.
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def _check(output: Path) -> None:
         ) from None
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
