@@ -323,7 +323,9 @@ class Network:
         with torch.random.fork_rng(devices=devices):
             sample, rank, step = torch.stack([part[:1] for part in who]).cpu().unbind()
             words = self.stream.bits(sample, rank, step, 2)[0]
-            torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+            # torch's own function seeds every device, and formats the stack for each that is not in use.
+            generator = torch.default_generator if device.type == "cpu" else torch
+            generator.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
             with noise(self.stream, *(part.to(device) for part in who)):
                 yield
 

@@ -6,6 +6,7 @@ test fails if a field is missing from it.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 PLAIN, RANDOMIZED, CORRUPTED, ESTIMATE = "plain", "randomized", "corrupted", "estimate"
@@ -101,9 +102,15 @@ TABLE: tuple[Field, ...] = (
 )
 
 
+@cache
+def _lines(kind: str) -> dict[str, Field]:
+    """The lines of the table for a kind of record, by name."""
+    return {line.name: line for line in TABLE if kind in line.kinds}
+
+
 def decision(name: str, kind: str) -> Field | None:
     """The line for a field, or for the field that contains it, in a kind of record; None where there is none."""
-    lines = {line.name: line for line in TABLE if kind in line.kinds}
+    lines = _lines(kind)
     parts = name.split(".")
     return next((lines[p] for k in range(len(parts), 0, -1) if (p := ".".join(parts[:k])) in lines), None)
 

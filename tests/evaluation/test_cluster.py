@@ -18,9 +18,6 @@ from robench.evaluation.options import Options
 from robench.evaluation.protocol import choose_protocol
 from robench.evaluation.run import run_all
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
-from ray.cluster_utils import Cluster  # noqa: E402
-
 SUITE = "pgd(steps=2)+square(queries=20)"
 N = 140
 COMMAND = ["run", "--defense", "pgd-at-digits", "--attack", SUITE, "--samples", str(N), "--batch-size", "32"]
@@ -32,8 +29,16 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def ray():
+    """Imported by these tests alone, which are slow: it takes long, and every process of the tests collects them."""
+    return pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+
+
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(ray):
+    from ray.cluster_utils import Cluster
+
     # Ray gives a node 30 seconds to start, which a busy machine may exceed: its clock runs at a tenth of the speed.
     slow = SimpleNamespace(**vars(time) | {"monotonic": lambda: time.monotonic() / 10})
     with pytest.MonkeyPatch.context() as patch:

@@ -68,7 +68,7 @@ def page(chromium, board):
 
 
 def shown(page):
-    return [name.inner_text() for name in page.locator("tbody tr:visible th a").all()]
+    return page.locator("tbody tr:visible th a").all_inner_texts()
 
 
 def test_search_and_filters_leave_the_rows_that_match(page):
@@ -200,12 +200,13 @@ def large_board(folder, count):
 
 
 def test_axe_finds_no_violation_on_a_page_of_500_rows(chromium, tmp_path):
-    """Of the 500 rows, axe looks at the 100 that are shown: a minute on a busy core, most of it for contrast."""
+    """100 of the 500 rows are shown, and axe looks at five of them: all are copies, and the contrast of each takes long."""
     context = chromium.new_context()
     opened = context.new_page()
     opened.set_default_timeout(300_000)
     opened.goto(large_board(tmp_path, 500).as_uri())
-    found = axe_module.Axe().run(opened, options={"preload": False, "resultTypes": ["violations"]}).response
+    options = {"preload": False, "resultTypes": ["violations"]}
+    found = axe_module.Axe().run(opened, {"exclude": [["tbody tr:nth-child(n+6)"]]}, options).response
     context.close()
     # Each copied row has the same anchor.
     assert [v["id"] for v in found["violations"] if not v["id"].startswith("duplicate-id")] == []
