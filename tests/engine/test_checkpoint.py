@@ -205,9 +205,11 @@ def test_a_defense_that_answers_otherwise_is_not_gone_on_with(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("damage", [flip(0.5)])
-def test_so_it_is_of_a_run_under_corruptions(tmp_path, damage):
+def test_so_it_is_of_a_run_under_corruptions(tmp_path, damage, monkeypatch):
+    monkeypatch.setattr("robench.data.corrupted._CHUNK", 16)
+
     def played(model, **options):
-        return corruption_run.classify(Setup(model, 3, CPU, 7), some(150), CELLS, **options)
+        return corruption_run.classify(Setup(model, 3, CPU, 7), some(20), CELLS, **options)
 
     def stop(standing):
         if standing.rows >= 5:

@@ -24,6 +24,14 @@ CPU = torch.device("cpu")
 CELLS = cells([Corruption("impulse_noise", (1, 5)), Corruption("contrast", (3,)), Corruption("frost", (2,))])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_chunks():
+    """So that few images are two chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robench.data.corrupted._CHUNK", 16)
+        yield
+
+
 class Interrupted(Exception):
     pass
 
@@ -56,7 +64,7 @@ class Memory:
         self.saved = Saved({name: each.clone() for name, each in tensors.items()}, dict(facts), {})
 
 
-def played(batch_size=7, n=150, **options):
+def played(batch_size=7, n=20, **options):
     return classify(Setup(small_net(4, 32), 3, CPU, batch_size), some(n), CELLS, **options)
 
 
@@ -116,7 +124,7 @@ class Noisy(torch.nn.Module):
 
 def test_the_noise_of_a_randomised_defense_is_decided_by_image_and_cell():
     def played(batch_size):
-        return classify(Setup(Noisy(), 3, CPU, batch_size, stochastic=True), some(130), CELLS)
+        return classify(Setup(Noisy(), 3, CPU, batch_size, stochastic=True), some(18), CELLS)
 
     assert same(played(5), played(64))
 

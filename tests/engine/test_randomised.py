@@ -57,6 +57,28 @@ def test_some_draws_fail_and_some_do_not(whole):
         assert (name == "") == (count == 0)
 
 
+class Drawing(Purifier):
+    """Noise of torch's own generator."""
+
+    stochastic = True
+
+    def forward(self, x):
+        return (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
+
+
+def test_noise_of_torchs_generator_is_seeded_and_on_a_cpu_no_other_device(monkeypatch):
+    """`torch.manual_seed` seeds every device, and formats the stack for each that is not in use."""
+    net = small_net()
+    model = Defense(net, num_classes=10, image_size=8, purifier=Drawing(), stochastic=True).eval()
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("every device was seeded"))
+    x = images(3)
+    one, other = (
+        attack("pgd(steps=2)", model, x, net(x).argmax(1), threat="Linf:0.01", batch_size=4) for _ in range(2)
+    )
+    assert torch.equal(one.x_adv, other.x_adv) and torch.equal(one.clean_draws, other.clean_draws)
+    assert 0 < int(one.clean_draws.sum()) < 30
+
+
 def test_a_rows_noise_does_not_hang_on_its_neighbours(whole):
     x, y, outcome = whole
     ids = torch.tensor([3, 17, 20, 8, 11])

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from robench.records import provenance
 from robench.records.provenance import device_name, git_state, installed_version, platform_facts
 
 
@@ -43,6 +44,13 @@ def test_a_wheel_inside_another_repository_has_no_commit(checkout):
 def test_versions_come_without_importing():
     assert installed_version("torch") == platform_facts()["torch"]
     assert installed_version("no-such-package-here") is None
+
+
+def test_versions_are_read_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(provenance, "version", lambda package: read.append(package) or "1")
+    assert installed_version("a-package-of-this-test") == installed_version("a-package-of-this-test") == "1"
+    assert read == ["a-package-of-this-test"]
 
 
 def test_a_cpu_has_a_name():

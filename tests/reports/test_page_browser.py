@@ -200,7 +200,7 @@ def large_board(folder, count):
 
 
 def test_axe_finds_no_violation_on_a_page_of_500_rows(chromium, tmp_path):
-    """100 of the 500 rows are shown, and axe looks at five of them: all are copies, and the contrast of each takes long."""
+    """100 of the 500 rows are shown, and axe looks at five of them: all are copies, and contrast takes long."""
     context = chromium.new_context()
     opened = context.new_page()
     opened.set_default_timeout(300_000)

@@ -40,6 +40,7 @@ builder = '{builder}'
 dataset = "digits"
 [recipe]
 shift = {shift}
+samples = {samples}
 evaluation = "Linf:0.1"
 measured = 64
 [recipe.finetuning]
@@ -71,7 +72,7 @@ def network(method="pgd-at", drop_path=0.0):
     return specs.build(spec, registry.defenses.get(spec.name)).classifier
 
 
-def write_card(folder, method="pgd-at", steps=1, shift=1, drop_path=0.1):
+def write_card(folder, method="pgd-at", steps=1, shift=1, drop_path=0.1, samples=384):
     path = folder / "tiny.toml"
     text = CARD.format(
         builder=builder(method),
@@ -79,6 +80,7 @@ def write_card(folder, method="pgd-at", steps=1, shift=1, drop_path=0.1):
         steps=steps,
         shift=shift,
         drop_path=drop_path,
+        samples=samples,
     )
     path.write_text(text)
     return path
@@ -290,7 +292,7 @@ def rows(path):
 
 
 def test_the_log_has_a_line_an_epoch_and_survives_an_interruption(tmp_path, monkeypatch):
-    card, log = write_card(tmp_path), tmp_path / "log.csv"
+    card, log = write_card(tmp_path, samples=1024), tmp_path / "log.csv"
     log.write_text("what was here before\n")
     monkeypatch.setattr(trainer, "measure", lambda *_, **__: (1, 1))
     monkeypatch.setattr(trainer, "SAVE_EVERY_SECONDS", 0.0)
@@ -382,7 +384,7 @@ def test_a_missing_test_split_is_found_before_training(tmp_path, monkeypatch):
     Image.new("RGB", (16, 16)).save(picture, "PNG")
     table = {"image": [{"bytes": picture.getvalue(), "path": None}] * 10, "label": range(10)}
     pq.write_table(pa.table(table), tmp_path / "train-00000-of-00001.parquet")
-    card = write_card(tmp_path)
+    card = write_card(tmp_path, samples=10)
     card.write_text(card.read_text().replace('"digits"', f"'parquet:{tmp_path}'"))
     with pytest.raises(UsageError, match="no part for the split test"):
         train(str(card), output=tmp_path / "t.safetensors", progress=False)
