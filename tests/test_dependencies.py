@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -54,15 +55,20 @@ def modules(path: Path) -> Iterator[str]:
                 yield argument.value
 
 
-def imported(*folders: str) -> set[str]:
-    """The distributions imported by the files of some folders, except the standard library and robench."""
-    names = {
+@cache
+def modules_of(folder: str) -> set[str]:
+    """The top-level modules that the files of a folder import."""
+    return {
         module.partition(".")[0]
-        for folder in folders
         for path in (ROOT / folder).rglob("*.py")
         if "_content" not in path.parts
         for module in modules(path)
     }
+
+
+def imported(*folders: str) -> set[str]:
+    """The distributions imported by the files of some folders, except the standard library and robench."""
+    names = set().union(*map(modules_of, folders))
     # Scripts of perf/ are imported by their names.
     mine = {"robench", "tests", "perf", *UNDECLARED, *(path.stem for path in (ROOT / "perf").glob("*.py"))}
     return {

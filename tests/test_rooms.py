@@ -34,6 +34,12 @@ def room(module: str) -> str:
     return module.split(".")[1] if module.count(".") else ""
 
 
+def statements(node: ast.AST) -> list[ast.AST]:
+    """The statements right inside a node: expressions, which are most of a file, hold neither imports nor functions."""
+    kinds = (ast.stmt, ast.excepthandler, ast.match_case)
+    return [child for child in ast.iter_child_nodes(node) if isinstance(child, kinds)]
+
+
 def imports(path: Path) -> set[str]:
     """The modules of robench that a file imports anywhere, except for type annotations only."""
     found: set[str] = set()
@@ -46,7 +52,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             whole = {f"{node.module}.{each.name}" for each in node.names}
             found.update(name if name in MODULES else node.module for name in whole)
-        for child in ast.iter_child_nodes(node):
+        for child in statements(node):
             visit(child)
 
     visit(ast.parse(path.read_text()))
@@ -86,7 +92,7 @@ def signatures(module: str, path: Path) -> dict[str, int]:
         if isinstance(node, ast.FunctionDef):
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             counts[name] = len([each for each in every if each.arg not in ("self", "cls")])
-        for child in ast.iter_child_nodes(node):
+        for child in statements(node):
             visit(child, name)
 
     visit(ast.parse(path.read_text()), module)
