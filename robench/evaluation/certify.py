@@ -62,7 +62,9 @@ def certify(
     Args:
         defense: name of a defense, as in `load_defense`.
         method: a certifier, such as "crown" or "smoothing(draws=10000)".
-        protocol, dataset, samples: as in `robench.run`.
+        protocol: as in `robench.run`.
+        dataset: as in `robench.run`.
+        samples: as in `robench.run`.
         threat: norm and radius of both bounds; None for the threat model of the protocol, or without a `protocol`
             "L2:0.5" if the method is "smoothing".
         attack: suite or attacks for the images that are not certified at this radius; None for no upper bound.
