@@ -1,5 +1,7 @@
 """The tutorials' commands, run as they are printed, and the examples."""
 
+import inspect
+import pkgutil
 import re
 import runpy
 from pathlib import Path
@@ -65,3 +67,20 @@ def test_the_notebook_runs(tmp_path):
     shown = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
     assert "data:image/png;base64," in shown[0] and "mimir-digits" in shown[-1]
     assert any("VERIFIED" in output.get("text", "") for output in outputs)
+
+
+SHOWN = re.findall(r"^::: ([\w.]+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_api_page_describes_arguments_by_their_names(name):
+    """The page is built with warnings as errors, and several names on one line are such a warning."""
+    item = pkgutil.resolve_name(name)
+    methods = inspect.getmembers(item, inspect.isfunction) if inspect.isclass(item) else [(name, item)]
+    for called, function in methods:
+        if not function.__module__.startswith("robench."):
+            continue
+        described = re.search(r"^ *Args:\n((?: {4,}.*\n|\n)+)", inspect.getdoc(function) or "", re.MULTILINE)
+        names = re.findall(r"^ {4}(\S.*?):(?: |$)", described[1], re.MULTILINE) if described else []
+        unknown = {each.lstrip("*") for each in names} - set(inspect.signature(function).parameters)
+        assert not unknown, f"{called}: {unknown}"
