@@ -131,7 +131,7 @@ def _environment() -> Environment:
 
 def _breakable(name: str) -> Markup:
     """A name that a narrow column breaks after an opening parenthesis, a comma or a plus."""
-    return Markup(re.sub(r"([(,+])(?! )", r"\1<wbr>", escape(plain(name))))
+    return Markup(re.sub(r"([(,+])(?! )", r"\1<wbr>", str(escape(plain(name)))))
 
 
 def _printable(value: Any) -> Any:
