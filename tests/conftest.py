@@ -43,7 +43,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def no_waiting():
-    """No power fails here, and the checkout stays as it is: nobody waits for a disk, nor for git at each record."""
+    """Power does not fail here and the checkout does not change: skip fsync, and ask git once."""
     state = cache(provenance.git_state)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)

@@ -185,7 +185,8 @@ class FolderStore:
             begun, agreed = self._begun(), self.deal()
             if begun is not None and agreed is None:
                 write_whole(self.folder, {_ORIGIN: seal(json.dumps(begun | {"deal": deal}).encode())})
-        return agreed or deal
+        # A folder that was copied here may be of other samples.
+        return agreed if agreed and len(agreed) == len(deal) else deal
 
     def begin(self, moment: str, shares: int = 0, deal: Sequence[int] = ()) -> str:
         """Save the time when the run started and return it; a resumed run returns the time when it first started.

@@ -18,7 +18,7 @@ CIFAR = Path(__file__).parents[2] / "results/shipped/cifar10-linf"
 
 
 def coupling(*groups):
-    """Attacks that couple groups of so many samples."""
+    """Attacks that couple samples, one for each group size."""
     return [SimpleNamespace(group=group) for group in groups]
 
 
