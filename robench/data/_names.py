@@ -1,8 +1,9 @@
 """Names of classes and corruptions that are not stored in the files of data sets."""
 
-import pkgutil
+import csv
 from functools import cache
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from pathlib import Path
 
 from robench.corruption.names import COMMON, SEVERITIES, VALIDATION, check_corruption
 
@@ -16,9 +17,6 @@ __all__ = [
     "imagenet_classes",
     "synsets",
 ]
-
-if TYPE_CHECKING:
-    from timm.data.imagenet_info import ImageNetInfo
 
 # fmt: off
 CIFAR10_CLASSES = (
@@ -56,26 +54,28 @@ BAR = (
 @cache
 def synsets() -> tuple[str, ...]:
     """The WordNet ids of ImageNet's 1,000 classes ("n01440764"), in the order of labels 0 .. 999."""
-    return tuple(_imagenet().label_names())
+    return _listed("imagenet_synsets.txt")
 
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """The names of ImageNet's 1,000 classes, in the order of labels."""
-    info = _imagenet()
-    return tuple(info.index_to_description(k) for k in range(len(synsets())))
-
-
-@cache
-def _imagenet() -> "ImageNetInfo":
-    # Imported here, because timm takes as long as torch.
-    from timm.data.imagenet_info import ImageNetInfo
-
-    return ImageNetInfo("imagenet-1k")
+    names = dict(csv.reader(_text("imagenet_synset_to_lemma.txt").splitlines(), delimiter="\t"))
+    return tuple(names[synset] for synset in synsets())
 
 
 @cache
 def synsets_of(variant: str) -> tuple[str, ...]:
     """The 200 synsets of ImageNet-A ("a") or ImageNet-R ("r"), in their order."""
-    listed = pkgutil.get_data("timm", f"data/_info/imagenet_{variant}_synsets.txt") or b""
-    return tuple(listed.decode().split())
+    return _listed(f"imagenet_{variant}_synsets.txt")
+
+
+def _listed(file: str) -> tuple[str, ...]:
+    return tuple(_text(file).split())
+
+
+def _text(file: str) -> str:
+    """A table of timm, read without importing timm, which takes as long as torch."""
+    spec = find_spec("timm")
+    assert spec and spec.submodule_search_locations
+    return (Path(spec.submodule_search_locations[0]) / "data" / "_info" / file).read_text(encoding="utf-8")

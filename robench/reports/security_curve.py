@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from robench.core.grouping import grouped
 from robench.records.estimate import NOT_ATTACKED
@@ -151,8 +151,8 @@ def _points(radii: Sequence[str], records: list[Record]) -> tuple[Point, ...]:
     """The curve of one series of records."""
     kind = records[0].job.threat_model.kind
     # (records, n): the distance of the adversarial example of each run, infinite if there is none.
-    distances = torch.tensor([_distances(record) for record in records], dtype=torch.float64)
-    smallest = distances.amin(0)
+    distances = np.array([_distances(record) for record in records])
+    smallest = distances.min(0)
     by_radius = {record.job.threat_model.eps: record for record in records}
     points = []
     for text in radii:
@@ -172,7 +172,7 @@ def _distances(record: Record) -> list[float]:
     assert record.folder is not None
     rows = read_samples(record.folder).to_pydict()
     return [
-        torch.inf if attack in ("", NOT_ATTACKED) else distance
+        np.inf if attack in ("", NOT_ATTACKED) else distance
         for attack, distance in zip(rows["fooled_by"], rows["distance"], strict=True)
     ]
 

@@ -90,7 +90,12 @@ RECORDS = " ".join(str(SHIPPED / name) for name in ("digits-linf", "digits-linf-
 # These read records.
 BOARDS = [
     f"{start} {RECORDS}"
-    for start in ("board --more", "table mimir", "table purifiers --suite purifier-cheap")
+    for start in (
+        "board --more",
+        "board --format html --output site --no-pictures",
+        "table mimir",
+        "table purifiers --suite purifier-cheap",
+    )
 ]
 
 

@@ -12,7 +12,7 @@ from robench.core import registry
 from robench.core.errors import ResourceError, UsageError
 from robench.data import imagenet_variants as variants
 from robench.data import load_dataset
-from robench.data._names import synsets, synsets_of
+from robench.data._names import imagenet_classes, synsets, synsets_of
 from robench.evaluation.options import Options
 from robench.evaluation.planning import load_all
 from robench.evaluation.protocol import choose_protocol
@@ -94,6 +94,14 @@ class Favourite(nn.Module):
         logits = torch.zeros(len(x), 1000) + 0 * x.sum()
         logits[:, 0] = 9.0
         return logits.index_put((torch.arange(len(x)), INDICES[first]), torch.tensor(5.0))
+
+
+def test_names_of_classes_are_timms():
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    assert synsets() == tuple(info.label_names())
+    assert imagenet_classes() == tuple(info.label_descriptions())
 
 
 INDICES = torch.tensor([synsets().index(each) for each in synsets_of("r")])

@@ -115,6 +115,7 @@ def test_headers_sort_both_ways_by_mouse_and_keyboard(page):
 
 def test_a_row_opens_and_its_command_is_copied(page):
     page.get_by_role("link", name="pgd-at-digits", exact=True).click()
+    page.wait_for_url("**/defense/**")
     assert page.locator("h1").inner_text() == "pgd-at-digits"
     assert page.locator(".record:target").count() == 1
     page.get_by_role("button", name="Copy: robench run").click()
@@ -122,6 +123,7 @@ def test_a_row_opens_and_its_command_is_copied(page):
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith("robench run --defense pgd-at-digits") and "\n" not in copied
     page.get_by_role("link", name="Leaderboard", exact=True).click()
+    page.wait_for_url("**/index.html*")
     assert len(shown(page)) == 4
 
 
@@ -262,6 +264,7 @@ def test_on_a_phone_name_accuracy_and_warning_are_in_sight(page):
 def test_on_a_phone_the_results_of_a_defense_are_readable(page):
     page.set_viewport_size({"width": 360, "height": 740})
     page.get_by_role("link", name="suspicious").first.click()
+    page.wait_for_url("**/defense/**")
     row = page.locator(".overview tbody tr").first
     cells = row.locator("th, td").filter(visible=True)
     assert cells.count() == 3 and "Linf:" in cells.first.inner_text()

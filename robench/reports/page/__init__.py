@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -25,9 +25,11 @@ from robench.reports import certification, corruption
 from robench.reports.board import SORTS, Choice, all_rows
 from robench.reports.leaderboards import leaderboards
 from robench.reports.page import view
-from robench.reports.page.pictures import Gallery, Picture
 from robench.reports.robustbench import claims_only
 from robench.reports.run_summary import cost
+
+if TYPE_CHECKING:
+    from robench.reports.page.pictures import Picture
 
 INDEX = "index.html"
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -68,9 +70,12 @@ def write_page(
     certifications = records.certifications if isinstance(records, Collection) else ()
     apart = [] if choice.only else [*certification.grids(certifications), *corruption.grids(records)]
     tabs, pages = view.tabs(boards)
-    gallery = Gallery(output / "pictures", data_dir)
     drawn: dict[str, Picture] = {}
     if pictures:
+        # Images need torch; a page without them does not.
+        from robench.reports.page.pictures import Gallery
+
+        gallery = Gallery(data_dir)
         drawn = {line.anchor: gallery.of(line.record) for page in pages for line in page.lines}
     environment = _environment()
     shared = {"intervals": choice.intervals, "view": view, "drawn": drawn, "version": robench_version()}

