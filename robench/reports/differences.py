@@ -5,14 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from robench.records.record import Record
-from robench.records.samples import clean_right, held
+from robench.records.samples import clean_right, held, image_keys
 from robench.reports.formatting import EMPTY
 from robench.reports.table import Grid
 from robench.statistics.accuracy import mcnemar, paired_difference
 
 _NOTE = (
-    "differences in percentage points on the same images, with 95 % intervals (Agresti & Min 2005) and the p-value of "
-    "McNemar's exact test, without a correction for the number of comparisons; ! as in the table above"
+    "differences in percentage points on the same images (n where a record has more), with 95 % intervals (Agresti & "
+    "Min 2005) and the p-value of McNemar's exact test, without a correction for the number of comparisons; ! as in "
+    "the table above"
 )
 
 
@@ -22,7 +23,7 @@ def differences(
     columns: Mapping[str, bool],
     records: Mapping[tuple[str, str], Record | None],
 ) -> Iterator[Grid]:
-    """The table of the differences of some pairs of rows, if there are records of the same images.
+    """The table of the differences of some pairs of rows, on the images that the records of both have.
 
     Args:
         title: title of the table that has the accuracies.
@@ -50,25 +51,23 @@ def differences(
 
 
 def _cell(first: Record | None, second: Record | None, robust: bool) -> str:
-    verdicts = _verdicts([first, second], robust)
-    if verdicts is None:
+    if first is None or second is None or (pair := _verdicts(first, second, robust)) is None:
         return EMPTY
-    right, other = verdicts
+    right, other = pair
     won, lost, n = int((right & ~other).sum()), int((other & ~right).sum()), len(right)
     low, high = (100 * end for end in paired_difference(won, lost, n))
     p = mcnemar(won, lost)
-    mark = " !" if robust and any(record and record.health for record in (first, second)) else ""
-    return f"{100 * (won - lost) / n:+.2f}{mark}\n[{low:.1f}, {high:.1f}]\np {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    mark = " !" if robust and (first.health or second.health) else ""
+    shared = "" if n == first.job.n == second.job.n else f"\nn = {n:,}"
+    chance = "< 0.001" if p < 0.001 else f"= {p:.3f}"
+    return f"{100 * (won - lost) / n:+.2f}{mark}\n[{low:.1f}, {high:.1f}]\np {chance}{shared}"
 
 
-def _verdicts(records: Sequence[Record | None], robust: bool) -> list[np.ndarray] | None:
-    """Which images each record has right; None if the records are not of the same images."""
-    present = [record for record in records if record is not None]
-    if len(present) < len(records) or len({(r.job.dataset.digest, r.job.n) for r in present}) > 1:
+def _verdicts(first: Record, second: Record, robust: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Which of the images of both records each of them has right; None if there are none."""
+    verdict = held if robust else clean_right
+    right, other, keys, others = verdict(first), verdict(second), image_keys(first), image_keys(second)
+    if right is None or other is None or keys is None or others is None:
         return None
-    verdicts = [held(record) if robust else clean_right(record) for record in present]
-    return (
-        [verdict for verdict in verdicts if verdict is not None]
-        if all(v is not None for v in verdicts)
-        else None
-    )
+    _, at, other_at = np.intersect1d(keys, others, assume_unique=True, return_indices=True)
+    return (right[at], other[other_at]) if len(at) else None

@@ -16,6 +16,7 @@ from robench.cli.main import main
 from robench.core.errors import UsageError
 from robench.engine.outcome import ResultWarning
 from robench.records.record import SuiteFacts
+from robench.records.samples import image_keys
 from robench.reports.paper_files import find_paper, papers, read
 from robench.reports.papers import grids, text
 from robench.reports.table import FORMATS
@@ -303,9 +304,28 @@ def test_the_difference_counts_the_images_that_one_defense_has_right(tmp_path, m
     assert (difference, ends, p) == ("+26.67", f"[{low:.1f}, {high:.1f}]", "p = 0.008")
 
 
+def test_the_difference_of_records_of_different_size_is_on_the_images_of_both(tmp_path, monkeypatch):
+    robust = {"mimir-digits": np.arange(30) < 28, "pgd-at-digits": np.arange(20) < 14}
+    monkeypatch.setattr("robench.reports.differences.held", lambda record: robust[record.job.defense.name])
+    shared = np.array([f"{i}" for i in range(30)], "S")
+    keys = {"mimir-digits": shared, "pgd-at-digits": shared[[*range(5, 25)]]}
+    monkeypatch.setattr(
+        "robench.reports.differences.image_keys", lambda record: keys[record.job.defense.name]
+    )
+    (_, table), records = pair(tmp_path, n=20)
+    assert [record.job.n for record in records] == [30, 20]
+    difference, ends, p, shown = table.rows[0][2].splitlines()
+    # Images 5 to 24: the first has all 20 right, the second 14 of them.
+    low, high = (100 * end for end in paired_difference(6, 0, 20))
+    assert (difference, ends, p, shown) == ("+30.00", f"[{low:.1f}, {high:.1f}]", "p = 0.031", "n = 20")
+
+
 def test_other_images_have_no_difference(tmp_path):
-    tables, records = pair(tmp_path, n=20)
-    assert len(tables) == 1 and [record.job.n for record in records] == [30, 20]
+    tables, records = pair(tmp_path, draw=1)
+    assert len(tables) == 1
+    first, second = map(image_keys, records)
+    assert first is not None and second is not None and len(set(first)) == len(set(second)) == 30
+    assert not {*first} & {*second}
 
 
 @pytest.mark.parametrize("value", ['[["first", "third"]]', '[["first"]]', '[["first", "first"]]'])
