@@ -31,7 +31,7 @@ FOLDERS = {
 
 
 def folder(kind: str) -> Path:
-    """The folder of one kind of content: "defense", "attack", "protocol", "paper" or "result"."""
+    """The folder of one kind of content: "defense", "attack", "protocol", "paper" or, in a checkout, "result"."""
     installed = _PACKAGE / "_content"
     return (installed if installed.is_dir() else _PACKAGE.parent) / FOLDERS[kind]
 

@@ -24,7 +24,7 @@ from robench.reports.table import SORTS
 from tests.fabricate import make_run
 from tests.reports.test_board import WARNING, with_robust
 
-VOID = frozenset(("meta", "link", "img", "input"))
+VOID = frozenset(("meta", "link", "img", "input", "wbr"))
 LOADS = frozenset(("src", "srcset", "poster", "data", "action", "formaction", "background"))
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -177,6 +177,8 @@ def test_a_long_name_breaks_between_its_parts():
     assert shown.render(name=name) == (
         "de3-digits(<wbr>sigma=140, statistics=&#34;input&#34;)+<wbr>&lt;b&gt;"
     )
+    assert shown.render(name="pgd(eot=5)@transfer:standard") == "pgd(<wbr>eot=5)<wbr>@transfer:<wbr>standard"
+    assert shown.render(name="fog(x=1):0.4, Linf:0.1") == "fog(<wbr>x=1):<wbr>0.4, Linf:0.1"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.transforms import Bbox
@@ -89,9 +89,11 @@ def test_another_format_is_refused(tmp_path):
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(min_size=1, max_size=30))
+@example("_")
 def test_hostile_names_are_drawn_as_they_are(name):
     """Without a warning (which would be an error here), and the SVG is still XML, with nothing in it but pictures."""
     figure = draw([Curve(name, CURVE[0].points)], name, name)
+    assert len(figure.axes[0].get_legend().get_texts()) == 1
     tree = ElementTree.fromstring(style.encode(figure, "svg"))
     assert not [each for each in tree.iter() if str(each.tag).endswith(("script", "}a", "foreignObject"))]
 

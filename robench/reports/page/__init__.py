@@ -135,8 +135,9 @@ def _environment() -> Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that a narrow column breaks after an opening parenthesis, a comma or a plus."""
-    return Markup(re.sub(r"([(,+])(?! )", r"\1<wbr>", str(escape(plain(name)))))
+    """A name that a narrow column breaks between its parts, such as the arguments of a spec, but not before a number."""
+    between = r"(?<=[(,+])(?! )|(?<=\):)|(?<=:)(?=[A-Za-z])|(?=@)"
+    return Markup(re.sub(between, "<wbr>", str(escape(plain(name)))))
 
 
 def _printable(value: Any) -> Any:

@@ -68,7 +68,7 @@ def draw(curves: Sequence[Curve], axis: str, title: str) -> "Figure":
             "markersize": 5,
             "linewidth": 1.6,
         }
-        axes.plot(x, y, label=style.literal(curve.name), **look)
+        axes.plot(x, y, label=style.label(curve.name), **look)
     values = sorted({p.x for curve in curves for p in curve.points})
     smallest = next((value for value in values if value > 0), 1.0)
     if len(values) > 1 and values[0] >= 0 and values[-1] / smallest >= 20:

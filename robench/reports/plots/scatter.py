@@ -103,7 +103,7 @@ def _point(axes: "Axes", row: Row) -> None:
         markerfacecolor="white" if row.warnings else colour,
         markersize=6,
         elinewidth=0.9,
-        label=style.literal(row.name),
+        label=style.label(row.name),
     )
     if row.claimed is not None:
         axes.plot(100 * clean.value, row.claimed, marker="_", color=colour, markersize=14, linestyle="none")

@@ -51,6 +51,12 @@ def literal(text: str) -> str:
     return "\n".join(lines).replace("$", r"\$")
 
 
+def label(text: str) -> str:
+    """The label of a line. matplotlib leaves labels that begin with an underscore out of legends."""
+    shown = literal(text)
+    return f"\u200a{shown}" if shown.startswith("_") else shown
+
+
 @cache
 def _letters() -> frozenset[int]:
     from matplotlib.font_manager import findfont, get_font
