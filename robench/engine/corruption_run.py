@@ -234,11 +234,12 @@ class CorruptionRun(Work):
             calls: number of images that the network has been called on.
         """
         rows = spans(self.images)
-        started = self.chunks[: -(-self.done // (len(self.cells) + 1))]
-        correct = [self.state["clean"][rows[chunk]] == self.images.y[rows[chunk]] for chunk in started]
-        survivors, samples = sum(int(part.sum()) for part in correct), sum(map(len, correct))
+        sizes = [rows[chunk].stop - rows[chunk].start for chunk in self.chunks]
+        left = sum(sizes[self.done // (len(self.cells) + 1) :])
         share = self.done / self.total
-        return Progress("corruptions", 0, 1, self.done, self.total, survivors, samples, calls, share)
+        return Progress(
+            "corruptions", 0, 1, self.done, self.total, left, sum(sizes), calls, share, left="classify"
+        )
 
 
 def classify(setup: Setup, images: Images, cells: Sequence[Cell], **options: Any) -> Outcome:

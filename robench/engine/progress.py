@@ -14,7 +14,7 @@ class Progress:
         attacks: number of attacks in the suite.
         rows: number of finished rows of the current attack.
         of_rows: maximum number of rows of the current attack.
-        survivors: number of samples that are robust so far.
+        survivors: number of samples that are robust so far, or with which something remains to be done (`left`).
         samples: number of samples.
         passes: number of images on which this process has called the network.
         share: finished fraction of the current attack, 0 to 1.
@@ -47,6 +47,7 @@ class Progress:
             samples=sum(part.samples for part in parts),
             passes=sum(part.passes for part in parts),
             share=sum(done) / len(done),
+            left=parts[0].left,
         )
 
     @classmethod
@@ -65,6 +66,7 @@ class Progress:
             samples=sum(part.samples for part in parts),
             passes=sum(part.passes for part in parts),
             share=sum(done) / len(done),
+            left=parts[0].left,
         )
 
     def of_grid(self, title: str, index: int, count: int, share: float) -> "Progress":

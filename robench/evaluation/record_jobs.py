@@ -47,9 +47,8 @@ def record_job(
     job = job_of(planned, options, device)
     folder = place_of(options.results, job)
     knowledge = "" if job.knowledge == "full" else f" @{job.knowledge}"
-    title = f"{job.defense.name} under {job.suite.name}{knowledge}" + (
-        f", {job.threat}" if job.threat else ""
-    )
+    threat = "" if planned.attacker is None else f", {job.threat}"
+    title = f"{job.defense.name} under {job.suite.name}{knowledge}{threat}"
     of_run = options
     if in_grid:
         of_run = replace(options, note=lambda text: options.note(f"{title}: {text}"))

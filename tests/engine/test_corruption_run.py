@@ -106,11 +106,14 @@ def test_an_interruption_changes_nothing(last, whole):
     with pytest.raises(Interrupted):
         played(store=store)
     store.last = 10**9
-    asked = []
-    found = played(store=store, progress=lambda standing: asked.append(standing.rows))
+    seen = []
+    found = played(store=store, progress=seen.append)
     assert same(whole, found)
     # Each of the two chunks is asked about once a cell, and once as it is; nothing twice.
-    assert asked == list(range(last + 1, 2 * (len(CELLS) + 1) + 1))
+    assert [progress.rows for progress in seen] == list(range(last + 1, 2 * (len(CELLS) + 1) + 1))
+    # The images of a chunk are classified when its last cell is: of 20 images, first 16 and then 4.
+    assert {(progress.samples, progress.left) for progress in seen} == {(20, "classify")}
+    assert [progress.survivors for progress in seen[-2:]] == [4, 0]
 
 
 class Noisy(torch.nn.Module):

@@ -33,8 +33,8 @@ EVERY = sorted(
     key=lambda folder: (not folder.parts[-3].startswith("digits"), folder),
 )
 RAW = {folder: json.loads((folder / "record.json").read_text("utf-8")) for folder in EVERY}
-# Certificates of 224 px, and grids of colors for images of 32 px, weigh too much to be shipped: such a record says their
-# digest, and its command makes them.
+# Certificates of 224 px, and ReColorAdv's grids, weigh too much to be shipped: such a record says their digest, and its
+# command makes them.
 LARGE = [
     folder
     for folder in EVERY
