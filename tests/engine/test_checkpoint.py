@@ -257,3 +257,14 @@ def test_a_state_reads_no_file_outside_its_folder(tmp_path):
     lines = []
     assert FolderStore(tmp_path / "run", "key", note=lines.append).load() is None
     assert len(lines) == 1 and "names a file that it cannot have written" in lines[0]
+
+
+def test_shares_that_run_separately_have_the_split_of_the_first_process(tmp_path):
+    store = FolderStore(tmp_path, "key")
+    store.begin("now", shares=2)
+    first, second = (0, 1, 0, 1), (0, 0, 1, 1)
+    assert store.agree(first) == first
+    assert FolderStore(tmp_path, "key").agree(second) == first
+    # A split of another run, or of another number of samples, is not taken over.
+    assert FolderStore(tmp_path, "other").agree(second) == second
+    assert FolderStore(tmp_path, "key").agree((0, 1, 0)) == (0, 1, 0)
