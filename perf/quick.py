@@ -6,7 +6,7 @@
 `search` runs candidates on the development networks and prints how many images survive each. `measure` runs `quick` on
 the other networks, and AutoAttack where no shipped record has its verdicts, and prints the table of docs/quick.md.
 Verdicts are kept in the folder of `--verdicts`, so it may be interrupted. DIR has CIFAR-10 (`cifar-10-batches-py`),
-ImageNet's validation images (`imagenet`) and weights (`weights`).
+ImageNet's and Tiny-ImageNet's validation images (`imagenet`, `tiny-imagenet-200`) and weights (`weights`).
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import robust_200
 import torch
 from autoattack import cnn_a
 from safetensors.torch import load_file
@@ -102,7 +103,7 @@ class Subject:
     """A network, its images and a threat.
 
     Attributes:
-        network: a card, "cnn-a" or "resnet-20".
+        network: a card, "cnn-a", "resnet-20" or "robust-200".
         classes: number of the first classes to keep; 0 for all.
         shipped: folder of a shipped record of AutoAttack with the same images and threat; empty for none.
     """
@@ -121,8 +122,11 @@ class Subject:
     def file(self) -> str:
         return f"{self.network}-{self.classes}-{self.threat.replace('/', 'over').replace(':', '-')}-{self.samples}.npz"
 
-    def load(self, data: Path) -> tuple[nn.Module, Images]:
+    def load(self, data: Path, verdicts: Path) -> tuple[nn.Module, Images]:
         """The network and its images."""
+        if self.network == "robust-200":
+            model = robust_200.network(data, verdicts / "robust-200.safetensors")
+            return model, robust_200.images(data, self.samples)
         if self.network == "cnn-a":
             model: nn.Module = cnn_a(data / "weights" / "cnn_a_adv_cifar10.safetensors")
         elif self.network == "resnet-20":
@@ -165,6 +169,7 @@ OTHERS = (
     Subject("maep-digits", "Linf:0.13", 100, shipped="digits-linf/maep-digits/autoattack"),
     Subject("resnet-20", "Linf:8/255", 100),
     Subject("squeezenet-imagenet", "Linf:4/255", 20),
+    Subject("robust-200", "Linf:10/255", 300),
     Subject("cnn-a", "Linf:2/255", 300),
 )
 
@@ -188,7 +193,7 @@ def kept(
     """Verdicts and passes of an attack on the images from `start`, at most PART of them, which are kept in a file."""
     path = verdicts / f"{attack}-{start}-{subject.file}"
     if not path.exists():
-        model, images = subject.load(data)
+        model, images = subject.load(data, verdicts)
         part = slice(start, start + PART)
         images = replace(images, x=images.x[part], y=images.y[part], ids=images.ids[part])
         robust, passes, seconds = attacked(attack, model, images, subject.threat)
@@ -211,14 +216,14 @@ def candidates(norm: str) -> tuple[str, ...]:
     return CANDIDATES if norm == "Linf" else (*CANDIDATES, *MORE_STEPS, *MINIMUM_NORM[norm])
 
 
-def search(data: Path, subjects: Sequence[Subject]) -> None:
+def search(data: Path, verdicts: Path, subjects: Sequence[Subject]) -> None:
     """Print how many contested images survive each candidate on the development networks.
 
     An image is contested if the first candidate fools it at a slightly larger radius, but not at a slightly smaller
     one: other images survive or fall under every candidate. In L1 that is not so, and all images are compared.
     """
     for subject in subjects:
-        model, images = subject.load(data)
+        model, images = subject.load(data, verdicts)
         threat = Threat.parse(subject.threat)
         if threat.norm == "L1":
             print(f"{subject.name} {threat}: all {len(images)} images", flush=True)
@@ -290,7 +295,7 @@ def main() -> None:
     subjects = DEVELOPMENT if options.action == "search" else OTHERS
     subjects = [subject for subject in subjects if options.only in f"{subject.name} {subject.threat}"]
     if options.action == "search":
-        search(options.data, subjects)
+        search(options.data, options.verdicts, subjects)
     else:
         measure(options.data, options.verdicts, options.attack, subjects)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from robench import catalog
 from robench.catalog import Rung
 from robench.core import specs
+from robench.defenses.resolution import family_card
 from robench.records.randomized import unattacked
 from robench.records.record import Record
 from robench.reports.cells import lowest
@@ -45,14 +46,21 @@ class Target:
 
 @dataclass(frozen=True)
 class Source:
-    """A row: the purifier, and how it handles images of another size."""
+    """A row: the purifier, and how it handles images of another size.
 
+    Attributes:
+        label: the data set, with other arguments of the purifier; a card's name if it is not the family's first for it.
+        dataset: the data set that the purifier was trained on; empty if unknown.
+        purifier: its spec, in the first of its records.
+    """
+
+    label: str
     dataset: str
     purifier: str
     size_mode: str = ""
 
     def __str__(self) -> str:
-        return f"{self.dataset}, {self.size_mode}" if self.size_mode else self.dataset
+        return f"{self.label}, {self.size_mode}" if self.size_mode else self.label
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,12 @@ class Matrix:
 def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: bool = False) -> list[Matrix]:
     """A matrix for each family of purifiers that is used with classifiers of other data sets.
 
-    The columns are these classifiers, and the classifiers of transfer protocols on the purifier's own data set. A cell
-    has the lowest accuracy of the ladder's rungs for each attacker knowledge; for a randomized purifier, the accuracy
-    in the worst draw.
+    The rows are the purifiers with such a record. The columns are these classifiers, and the classifiers of transfer
+    protocols on the purifier's own data set. A cell has the lowest accuracy of the ladder's rungs for each attacker
+    knowledge; for a randomized purifier, the accuracy in the worst draw.
 
     Args:
-        whole: include every column of the records, for every family.
+        whole: include every row and column of the records, for every family.
 
     Raises:
         UsageError: when the ladder does not exist.
@@ -99,12 +107,13 @@ def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: b
         families.setdefault(family, []).append((source, target, row))
     result = []
     for family, rows in sorted(families.items()):
-        cross = {target for source, target, _ in rows if source.dataset != specs.parse(target.dataset).name}
+        abroad = [entry for entry in rows if entry[0].dataset != specs.parse(entry[1].dataset).name]
+        cross, labels = {target for _, target, _ in abroad}, {source.label for source, _, _ in abroad}
         within = {
             target for _, target, _ in rows if (str(specs.parse(target.dataset)), target.classifier) in home
         }
         columns = cross and cross | within
-        shown = [entry for entry in rows if whole or entry[1] in columns]
+        shown = [entry for entry in rows if whole or (entry[1] in columns and entry[0].label in labels)]
         if shown:
             result.append(_matrix(family, shown, {rung.name: rung for rung in suite.rungs}))
     return result
@@ -117,10 +126,13 @@ def _source(record: Record) -> tuple[str, Source]:
     spec = specs.renamed(specs.parse(name), {"size_mode"})
     card = catalog.cards().get(spec.name)
     if card is None:
-        return facts.family or spec.name, Source(name, name)
+        return facts.family or spec.name, Source(name, "", name)
     other = {key: value for key, value in spec.arguments.items() if key != "size_mode"}
-    shown = str(specs.Spec(card.dataset, other))
-    return facts.family or card.name, Source(shown, name, str(spec.arguments.get("size_mode", "")))
+    # A family may have several cards for a data set; the others have rows of their own.
+    first = family_card(card.family, specs.Spec(card.dataset, {}))
+    shown = str(specs.Spec(card.dataset if card == first else card.name, other))
+    mode = str(spec.arguments.get("size_mode", ""))
+    return facts.family or card.name, Source(shown, card.dataset, name, mode)
 
 
 def _matrix(family: str, rows: list[tuple[Source, Target, Row]], rungs: dict[str, Rung]) -> Matrix:
@@ -151,7 +163,7 @@ def _filled(
     """The rows. Results on images of the purifier's own size are repeated in the row of each size mode."""
     rows = []
     for source in sources:
-        others = [other for other in sources if other.dataset == source.dataset and other.size_mode]
+        others = [other for other in sources if other.label == source.label and other.size_mode]
         if source.size_mode or not others:
             rows.append(source)
             continue

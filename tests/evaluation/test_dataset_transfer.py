@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from robench import catalog
 from robench.catalog import Protocol, read
 from robench.cli.main import main
 from robench.core import registry, specs
@@ -117,6 +118,22 @@ def test_who_goes_nowhere_has_a_matrix_where_it_is_asked_for(played):
     assert matrices(at_home) == []
     (matrix,) = matrices(at_home, whole=True)
     assert [target.dataset for target in matrix.targets] == ["digits"]
+
+
+def test_other_cards_of_a_family_are_not_taken_for_its_first(tmp_path):
+    shipped = catalog.folder("result") / "shipped"
+    records = collect([shipped / "cifar10-linf-100", shipped / "digits-linf-0.1"])
+    labels = {record.job.defense.name.partition("(")[0] for record in records}
+    assert {"de3-cifar10", "de3-fixed-cifar10", "de3-uniform-cifar10"} <= labels
+    for whole, others in ((False, set()), (True, {"de3-fixed-cifar10", "de3-uniform-cifar10"})):
+        (de3,) = (matrix for matrix in matrices(records, whole=whole) if matrix.family == "de3")
+        assert others == {source.label for source in de3.sources if source.label.endswith("-cifar10")}
+        (source,) = (source for source in de3.sources if source.label == "cifar10")
+        (target,) = (target for target in de3.targets if target.dataset == "cifar10")
+        first = next(
+            r for r in records if (r.job.defense.name, r.job.knowledge) == ("de3-cifar10", "oblivious")
+        )
+        assert de3.cells[source, target]["oblivious"] == first.robust_accuracy
 
 
 def test_it_is_written_in_every_format_and_drawn(played):
