@@ -103,7 +103,7 @@ trust = click.option(
     is_flag=True,
     expose_value=False,
     callback=_trust,
-    help="Allow records, cards and other files to name code, models and paths; says what is loaded.",
+    help="Allow records, cards and other files to name code, models and paths; prints what is loaded.",
 )
 
 

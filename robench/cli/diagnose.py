@@ -19,7 +19,7 @@ from robench.reports.table import render
 @click.option(
     "--mi",
     is_flag=True,
-    help="Estimate what each layer tells about the image, instead of looking for failures.",
+    help="Estimate how much information each layer carries about the image, instead of looking for failures.",
 )
 @common.protocol
 @common.dataset

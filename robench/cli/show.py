@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from robench.core.errors import RobenchError, UsageError, unknown_name
 from robench.core.grouping import grouped
 from robench.core.sanitize import plain, plain_lines
 from robench.defenses.loaders import scheme_of
-from robench.defenses.resolution import find_card
+from robench.defenses.resolution import family_card, find_card
 
 
 @click.command("show")
@@ -138,14 +139,21 @@ def _known() -> dict[str, dict[str, Any]]:
     return {
         "defense": {name: partial(_card, card) for name, card in catalog.cards().items()},
         "family of defenses": {
-            name: lambda cards=cards: "\n".join(f"{c.name}  ({c.dataset})" for c in cards)
-            for name, cards in families.items()
-            if name
+            name: partial(_family, name, cards) for name, cards in families.items() if name
         },
         "suite": {name: partial(_fields, suite) for name, suite in catalog.suites().items()},
         "protocol": {name: partial(_fields, protocol) for name, protocol in catalog.protocols().items()},
         **{word: {name: partial(_builder, kind, name) for name in kind} for word, kind in builders.items()},
     }
+
+
+def _family(name: str, cards: Sequence[Card]) -> str:
+    """The cards of a family, one per line, and which of them its name selects."""
+    lines = []
+    for card in cards:
+        selected = family_card(name, specs.Spec(card.dataset)) == card
+        lines.append(f"{card.name}  ({card.dataset}{f': --defense {name} selects it' if selected else ''})")
+    return "\n".join(lines)
 
 
 def _card(card: Card) -> RenderableType:

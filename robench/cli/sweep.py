@@ -16,7 +16,7 @@ from robench.core.errors import UsageError
 def command(setting: str, selection: Selection, running: Running) -> Callable[[], None]:
     """Run one defense and one attack for each value of SETTING, as a table and a plot.
 
-    SETTING is NAME=START:STOP:STEP or NAME=A,B,...: an argument of the defense, or of the attacks after "attack.".
+    SETTING is NAME=START:STOP:STEP or NAME=A,B,...; NAME is an argument of the defense, attack.NAME one of the attacks.
 
     \b
     robench sweep sigma=0:140:20 --defense de3-digits --attack pgd

@@ -22,11 +22,11 @@ def command(paper: str | None, results: tuple[str, ...], suite: str | None, form
 
     \b
     mimir, maep, de3  the tables of these papers, with published figures and ours
-    purifiers         each purifier under attackers who know more and more
+    purifiers         each purifier under increasingly knowledgeable attackers
     diffbreak         randomized purifiers: worst draw and majority vote
     unforeseen        each defense under transformations and other norms
     transfer          purifiers trained on one data set, tested on another
-    study             four pre-trainings before one adversarial training
+    study             one adversarial training after four kinds of pre-training
 
     PAPER can also be a TOML file of your own, like those in papers/. The notes below a table name the commands that
     fill its empty cells. Bounds that robench certify proved for a paper's defenses follow its tables.

@@ -11,9 +11,8 @@ from robench.reports.table import Grid
 from robench.statistics.accuracy import mcnemar, paired_difference
 
 _NOTE = (
-    "differences in percentage points on the same images (n where a record has more), with 95 % intervals (Agresti & "
-    "Min 2005) and the p-value of McNemar's exact test, without a correction for the number of comparisons; ! as in "
-    "the table above"
+    "differences in percentage points on the same images{shared}, with 95 % intervals (Agresti & Min 2005) and the "
+    "p-value of McNemar's exact test, without a correction for the number of comparisons{warned}"
 )
 
 
@@ -46,8 +45,17 @@ def differences(
             groups=(tuple(lines),),
             names=frozenset(("",)),
             numbers=frozenset(columns),
-            notes=(_NOTE,),
+            notes=(_note(lines),),
         )
+
+
+def _note(lines: Sequence[Sequence[str]]) -> str:
+    """The note below the table, without signs that no cell has."""
+    cells = [cell for _, *cells in lines for cell in cells]
+    return _NOTE.format(
+        shared=" (n where a record has more)" if any("\nn = " in cell for cell in cells) else "",
+        warned="; ! as in the table above" if any(" !" in cell for cell in cells) else "",
+    )
 
 
 def _cell(first: Record | None, second: Record | None, robust: bool) -> str:

@@ -344,6 +344,11 @@ def test_a_claim_that_is_no_claim_is_refused(robench_cli, tmp_path, line, says):
 
 def test_a_ladder_is_shown_a_line_a_run(robench_cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = robench_cli("show", "de3")
+    assert (
+        "de3-cifar10  (cifar10: --defense de3 selects it)\n" in out
+        and "de3-fixed-cifar10  (cifar10)\n" in out
+    )
     code, out, _ = robench_cli("show", "purifier")
     assert code == 0 and "undefended: autoattack on the classifier alone" in out and "Rung(" not in out
     assert "BPDA+EOT: pgd(steps=20, eot=20) @bpda (randomized defenses)" in out
