@@ -19,7 +19,7 @@ from robench.records.estimate import bound
 from robench.records.identity import subjects
 from robench.records.record import Record
 from robench.records.samples import held
-from robench.reports.cells import on_protocol, run_command
+from robench.reports.cells import on_protocol, run_command, with_files
 from robench.reports.notes import current_wording
 from robench.statistics.accuracy import Accuracy, mcnemar, mean_and_deviation
 from robench.threats.threat import Threat, same_threat
@@ -113,7 +113,8 @@ def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]
     for suite, level in itertools.product(known.suites, known.knowledge):
         missing = [name for name in names if (name, suite, level) not in present]
         if missing and suite not in ladders:
-            command = run_command(",".join(missing), suite, on_protocol(protocol), level)
+            images = (*on_protocol(protocol), *with_files(known.dataset))
+            command = run_command(",".join(missing), suite, images, level)
             yield f"not yet run under {suite}{'' if level == 'full' else f'@{level}'}: {command}"
 
 

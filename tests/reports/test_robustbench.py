@@ -1,5 +1,6 @@
 """RobustBench's files: ours are as theirs, theirs are claims that nothing of ours is ranked with."""
 
+import dataclasses
 import json
 
 import pytest
@@ -179,6 +180,9 @@ def test_a_board_says_what_its_protocol_wants_and_refuses_columns_it_has_not(tmp
     assert (
         made.count("not yet run under") == 3 and "--attack autoattack --protocol p --knowledge bpda" in made
     )
+    of_files = dataclasses.replace(wanted, dataset="cifar10")
+    monkeypatch.setitem(catalog.protocols(), "p", of_files)
+    assert "--attack pgd-20 --protocol p --data-dir DIR\n" in board(collect([tmp_path]), "md")
     monkeypatch.setitem(
         catalog.protocols(), "p", catalog.Protocol("p", "digits", "Linf:8/255", 30, columns=["rank", "high"])
     )
