@@ -135,7 +135,8 @@ _SELECTION = (
     common.dataset,
     common.threat,
     click.option(
-        "--samples", metavar="N", type=int, help="Number of images, the first of the test split."
+        "--samples", metavar="N", type=int,
+        help="Number of images, the first of the test split.  [default: the protocol's]",
     ),
     click.option(
         "--knowledge", metavar="LEVEL", multiple=True, callback=common.names, shell_complete=names_of("knowledge"),

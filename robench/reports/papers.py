@@ -190,7 +190,7 @@ def _images(lines: Sequence[_Line]) -> Iterator[str]:
     measured = [(row, column, record) for row, line in lines for column, record in line if record is not None]
     counts = [(row.name, column.name, record.job.n) for row, column, record in measured]
     for n in sorted({n for *_, n in counts}):
-        yield f"ours, on {n:,} images, 95 % intervals: {'; '.join(_places(counts, n))}"
+        yield f"our results, n = {n:,}, 95 % intervals: {'; '.join(_places(counts, n))}"
     yield from warning_notes(
         (row.name, column.name, record.health) for row, column, record in measured if column.attack
     )

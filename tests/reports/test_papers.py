@@ -140,7 +140,7 @@ def test_ours_stand_beside_with_intervals_and_missing_ones_say_the_command(tmp_p
     assert row["AutoAttack"] == f"{percent(record.robust_accuracy)}\n{interval(record.robust_accuracy)}"
     assert row["natural"].startswith(percent(record.clean_accuracy))
     assert row["PGD-20"] == "–"
-    assert "ours, on 30 images, 95 % intervals: MIMIR" in table.notes
+    assert "our results, n = 30, 95 % intervals: MIMIR" in table.notes
     assert "–: robench run --defense mimir-digits --attack mimir-pgd-20 --protocol digits-linf" in table.notes
 
 
