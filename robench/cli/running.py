@@ -135,8 +135,7 @@ _SELECTION = (
     common.dataset,
     common.threat,
     click.option(
-        "--samples", metavar="N", type=int,
-        help="Number of images, the first of the test split.  [default: the protocol's]",
+        "--samples", metavar="N", type=int, help="Number of images.  [default: the protocol's]"
     ),
     click.option(
         "--knowledge", metavar="LEVEL", multiple=True, callback=common.names, shell_complete=names_of("knowledge"),

@@ -147,23 +147,25 @@ def test_ours_stand_beside_with_intervals_and_missing_ones_say_the_command(tmp_p
 def test_numbers_of_images_are_said_of_columns_where_each_has_one_and_otherwise_of_rows(tmp_path):
     def note(*records):
         table = grids(find_paper("mimir"), list(records))[-1]
-        return [text.removeprefix("ours, ") for text in table.notes if text.startswith("ours, ")]
+        return [
+            text.removeprefix("our results, ") for text in table.notes if text.startswith("our results, ")
+        ]
 
     pgd = SuiteFacts("mimir-pgd-20", ("pgd(last=True, rel_step_size=0.25)",))
     attacked = measured(tmp_path)
     few = make_run(tmp_path, suite=pgd, threat="Linf:0.13", n=20).record()
     assert note(attacked, few) == [
-        "on 20 images, 95 % intervals: PGD-20",
-        "on 30 images, 95 % intervals: natural; AutoAttack",
+        "n = 20, 95 % intervals: PGD-20",
+        "n = 30, 95 % intervals: natural; AutoAttack",
     ]
     other = measured(tmp_path, n=20, defense="pgd-at-digits")
     assert note(attacked, other) == [
-        "on 20 images, 95 % intervals: no pre-training",
-        "on 30 images, 95 % intervals: MIMIR",
+        "n = 20, 95 % intervals: no pre-training",
+        "n = 30, 95 % intervals: MIMIR",
     ]
     assert note(attacked, few, other) == [
-        "on 20 images, 95 % intervals: MIMIR (PGD-20); no pre-training",
-        "on 30 images, 95 % intervals: MIMIR (natural, AutoAttack)",
+        "n = 20, 95 % intervals: MIMIR (PGD-20); no pre-training",
+        "n = 30, 95 % intervals: MIMIR (natural, AutoAttack)",
     ]
 
 
