@@ -113,7 +113,7 @@ def _missing(protocol: str, threat: str, records: list[Record]) -> Iterator[str]
     for suite, level in itertools.product(known.suites, known.knowledge):
         missing = [name for name in names if (name, suite, level) not in present]
         if missing and suite not in ladders:
-            images = (*on_protocol(protocol), *with_files(known.dataset))
+            images = (*on_protocol(protocol), *with_files(str(known.dataset)))
             command = run_command(",".join(missing), suite, images, level)
             yield f"not yet run under {suite}{'' if level == 'full' else f'@{level}'}: {command}"
 
