@@ -25,6 +25,13 @@ def test_commands_in_workflows_exist(path):
         assert CliRunner().invoke(cli, [name, "--help"]).exit_code == 0, name
 
 
+def test_the_image_gets_all_that_the_wheel_is_built_from():
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*wheel["packages"], *wheel["force-include"], "pyproject.toml", PROJECT["readme"], "LICENSE"}
+    assert all((ROOT / name).exists() for name in needed)
+    assert not needed & {*(ROOT / ".dockerignore").read_text().split()}
+
+
 def test_the_citation_is_of_this_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
 
