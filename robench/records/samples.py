@@ -180,8 +180,8 @@ def _without_dictionary(field: pa.Field) -> pa.Field:
 
 @lru_cache(maxsize=1 << 14)
 def _figures(folder: Path, stamp: tuple[int, ...]) -> tuple[np.ndarray, ...] | None:
-    """Clean margins (n,), which images no attack fooled (n,), which are right when clean (n,), and the images (n,), in
-    the order of the ids. The stamp is that of the file."""
+    """Clean margins (n,), which images no attack fooled (n,), and which are right when clean (n,), in the order of the
+    ids. The stamp is that of the file."""
     try:
         rows = read_samples(folder).sort_by("id")
     except ResourceError:
@@ -189,10 +189,7 @@ def _figures(folder: Path, stamp: tuple[int, ...]) -> tuple[np.ndarray, ...] | N
     # Not `to_numpy`, which imports pandas.
     margins = np.array(rows["clean_margin"].to_pylist(), np.float32)
     right = np.array(rows["clean_prediction"].to_pylist()) == np.array(rows["label"].to_pylist())
-    images = [
-        f"{i} {digest}" for i, digest in zip(rows["id"].to_pylist(), rows["digest"].to_pylist(), strict=True)
-    ]
-    return margins, np.isin(rows["fooled_by"].to_pylist(), ("", NOT_ATTACKED)), right, np.array(images, "S")
+    return margins, np.isin(rows["fooled_by"].to_pylist(), ("", NOT_ATTACKED)), right
 
 
 def _rows_of(record: Record) -> tuple[np.ndarray, ...] | None:
@@ -224,7 +221,10 @@ def clean_right(record: Record) -> np.ndarray | None:
     return figures[2] if figures else None
 
 
-def image_keys(record: Record) -> np.ndarray | None:
-    """The id and the digest of each image, bytes (n,) in data set order; None if the samples cannot be read."""
-    figures = _rows_of(record)
-    return figures[3] if figures else None
+def image_keys(record: Record) -> list[tuple[int, str]] | None:
+    """The id and the digest of each image, (n,) in data set order; None if the samples cannot be read."""
+    try:
+        rows = read_samples(record.folder or Path()).sort_by("id")
+    except ResourceError:
+        return None
+    return [*zip(rows["id"].to_pylist(), rows["digest"].to_pylist(), strict=True)]

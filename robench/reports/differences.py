@@ -77,5 +77,9 @@ def _verdicts(first: Record, second: Record, robust: bool) -> tuple[np.ndarray, 
     right, other, keys, others = verdict(first), verdict(second), image_keys(first), image_keys(second)
     if right is None or other is None or keys is None or others is None:
         return None
-    _, at, other_at = np.intersect1d(keys, others, assume_unique=True, return_indices=True)
-    return (right[at], other[other_at]) if len(at) else None
+    places = {key: place for place, key in enumerate(others)}
+    pairs = [(place, places[key]) for place, key in enumerate(keys) if key in places]
+    if not pairs:
+        return None
+    at, other_at = np.array(pairs).T
+    return right[at], other[other_at]

@@ -309,8 +309,8 @@ def test_the_difference_counts_the_images_that_one_defense_has_right(tmp_path, m
 def test_the_difference_of_records_of_different_size_is_on_the_images_of_both(tmp_path, monkeypatch):
     robust = {"mimir-digits": np.arange(30) < 28, "pgd-at-digits": np.arange(20) < 14}
     monkeypatch.setattr("robench.reports.differences.held", lambda record: robust[record.job.defense.name])
-    shared = np.array([f"{i}" for i in range(30)], "S")
-    keys = {"mimir-digits": shared, "pgd-at-digits": shared[[*range(5, 25)]]}
+    shared = [(i, f"digest {i}") for i in range(30)]
+    keys = {"mimir-digits": shared, "pgd-at-digits": shared[5:25]}
     monkeypatch.setattr(
         "robench.reports.differences.image_keys", lambda record: keys[record.job.defense.name]
     )

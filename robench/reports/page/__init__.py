@@ -135,7 +135,7 @@ def _environment() -> Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that a narrow column breaks between its parts, such as arguments, but not before a number."""
+    """A name that a narrow column breaks between its parts, such as arguments; a norm keeps its radius."""
     between = r"(?<=[(,+])(?! )|(?<=\):)|(?<=:)(?=[A-Za-z])|(?=@)"
     return Markup(re.sub(between, "<wbr>", str(escape(plain(name)))))
 
