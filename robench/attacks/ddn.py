@@ -129,6 +129,5 @@ class DDN(Attack[DDNState]):
 
 
 def cosine(step: Tensor, steps: int, first: float, last: float) -> Tensor:
-    """Cosine schedule from `first` at step 0 to `last` at `steps`, float32 (S,)."""
-    share = (step.clamp_max(steps) / steps).float()
-    return last + (first - last) * (1 + (math.pi * share).cos()) / 2
+    """Cosine schedule from `first` at step 0 to `last` at `steps`, float32 (S,); no attack uses it beyond."""
+    return last + (first - last) / 2 * (1 + (math.pi * (step / steps)).cos())

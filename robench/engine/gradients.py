@@ -12,8 +12,8 @@ def gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
     """The gradient of the sum of a loss (N,) at `point`; zero if the loss does not depend on it."""
     if not loss.requires_grad:
         return torch.zeros_like(point)
-    ones = torch.ones_like(loss)
-    (grad,) = torch.autograd.grad(loss, point, ones, retain_graph=retain, allow_unused=True)
+    # Of one number: given the gradient of many, torch imports sympy, which takes as long as a third of torch.
+    (grad,) = torch.autograd.grad(loss.sum(), point, retain_graph=retain, allow_unused=True)
     return torch.zeros_like(point) if grad is None else grad.float().contiguous()
 
 
