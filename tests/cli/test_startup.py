@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW = ("torch", "torchvision", "timm", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib")
+SLOW = ("torch", "torchvision", "timm", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "sympy")
 # Runs commands one after another, and prints each one's exit code and which of SLOW it was the first to import.
 PROBE = """
 import contextlib, io, json, sys
