@@ -4,7 +4,7 @@
     python perf/memory.py --side 32 --n 5000 50000       # as large as CIFAR-10
     python perf/memory.py --side 224 --n 500 5000        # as large as ImageNet: 0.75 GB of images
 
-The data set is an archive of 8-bit images of 16 px (`--side`), digits shifted by up to two pixels and enlarged; the
+The dataset is an archive of 8-bit images of 16 px (`--side`), digits shifted by up to two pixels and enlarged; the
 defense is a linear classifier, so that the figures measure robench itself. Each command runs in a separate process. Its
 peak anonymous memory is sampled a hundred times a second and reported in megabytes; libraries mapped from files are
 excluded because they would dominate. Runs use one process (`--workers 1`), so that no memory is shared or counted

@@ -285,7 +285,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=("search", "measure"))
-    parser.add_argument("--data", type=Path, required=True, help="folder of data sets and weights")
+    parser.add_argument("--data", type=Path, required=True, help="folder of datasets and weights")
     parser.add_argument("--verdicts", type=Path, default=Path("verdicts"), help="folder that keeps verdicts")
     parser.add_argument("--attack", default="quick")
     parser.add_argument("--only", default="", help="text that the network and threat must contain")

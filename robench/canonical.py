@@ -1,4 +1,4 @@
-"""Canonical names of data sets, defenses, suites and attacker knowledge, so that equivalent spellings are one name.
+"""Canonical names of datasets, defenses, suites and attacker knowledge, so that equivalent spellings are one name.
 
 Nothing is loaded or imported. For names that are neither shipped nor built in, only the arguments are sorted. A name
 that was read from a file remains marked as such (see `robench.core.trust`). Canonical threats come from
@@ -18,7 +18,7 @@ _NONE = "none"
 
 
 def dataset_name(text: str) -> str:
-    """A data set's canonical name; `text` where it is no name of one."""
+    """A dataset's canonical name; `text` where it is no name of one."""
     try:
         return str(dataset_spec(text))
     except UsageError:
@@ -26,7 +26,7 @@ def dataset_name(text: str) -> str:
 
 
 def dataset_spec(text: str | Spec) -> Spec:
-    """The canonical spec of a data set.
+    """The canonical spec of a dataset.
 
     Raises:
         UsageError: when it is malformed.
@@ -43,7 +43,7 @@ def dataset_spec(text: str | Spec) -> Spec:
 
 
 def defense_name(text: str, dataset: str | Spec | None = None) -> str:
-    """A defense's canonical name (`robench.defenses.resolution.canonical_name`); `text` where the data set has none."""
+    """A defense's canonical name (`robench.defenses.resolution.canonical_name`); `text` where the dataset has none."""
     try:
         return canonical_name(text, dataset)
     except UsageError:
@@ -64,7 +64,7 @@ def suite_name(text: str) -> str:
 
 
 def knowledge_name(text: str, dataset: str | Spec | None = None) -> str:
-    """A knowledge level's canonical name. A defense in it is named by its family if that is enough on this data set:
+    """A knowledge level's canonical name. A defense in it is named by its family if that is enough on this dataset:
     "transfer:standard"."""
     knowledge = Knowledge.of(text)
     if not knowledge.level.needs_name or ":" not in text:

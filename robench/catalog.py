@@ -43,14 +43,14 @@ class Card:
     Attributes:
         name: name on the command line.
         builder: spec of a builder registered under `robench.defenses` or `robench.purifiers`.
-        dataset: data set it was trained on.
+        dataset: dataset it was trained on.
         classifier: for a purifier, the defense whose classifier follows it; empty otherwise.
-        family: name that selects this card together with a data set ("mimir"); empty for none.
+        family: name that selects this card together with a dataset ("mimir"); empty for none.
         checkpoint: path relative to the card, absolute path, `hf://owner/name/file` or https URL; empty for none. If
             `download_page` is set, a path inside the folder ROBENCH_CHECKPOINTS.
         sha256: digest of the checkpoint file; empty if unknown.
         download_page: where to download the checkpoint by hand, if it cannot be fetched automatically.
-        pretrained: where to download the pre-trained encoder of the same network and data set.
+        pretrained: where to download the pre-trained encoder of the same network and dataset.
         threat: threat it was trained against; empty if undefended.
         preprocessing: preprocessing of its images, a name of `robench.data.preprocessing`; empty if not specified.
         paper, license, description: for display.
@@ -170,7 +170,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class End:
-    """One data set of a transfer protocol, and the classifier that is attacked behind purifiers of other data sets.
+    """One dataset of a transfer protocol, and the classifier that is attacked behind purifiers of other datasets.
 
     Attributes:
         classifier: the defense whose classifier follows every purifier.
@@ -189,14 +189,14 @@ class End:
 
 @dataclass(frozen=True)
 class Protocol:
-    """An evaluation protocol: data set, images, threat, suites and levels of attacker knowledge.
+    """An evaluation protocol: dataset, images, threat, suites and levels of attacker knowledge.
 
     Attributes:
-        dataset: data set, None for several; strings are parsed.
+        dataset: dataset, None for several; strings are parsed.
         threat: threat model, None without an adversary; strings are parsed.
         samples: number of images: the first of the split in canonical order.
         columns: columns of its board; empty for all.
-        ends: data sets of a transfer protocol, in place of `dataset`, `threat` and `samples`; see
+        ends: datasets of a transfer protocol, in place of `dataset`, `threat` and `samples`; see
             `robench.evaluation.dataset_transfer`.
     """
 
@@ -287,13 +287,13 @@ def find_protocol(name: str) -> Protocol:
 
 
 def own_name(dataset: str, threat: str, samples: int) -> str:
-    """The name of a protocol that is not shipped, made from a data set, a threat and a number of images."""
+    """The name of a protocol that is not shipped, made from a dataset, a threat and a number of images."""
     kind = "c" if threat == NO_THREAT else threat.replace("/", "over").replace(":", "-")
     return f"{dataset}-{kind}-n{samples}"
 
 
 def protocol_name(dataset: str, threat: str, samples: int) -> str:
-    """The shipped protocol with this data set, threat and number of images, or a name made of the three."""
+    """The shipped protocol with this dataset, threat and number of images, or a name made of the three."""
     shipped = {(str(p.dataset), p.threat_name, p.samples): p.name for p in reversed(protocols().values())}
     return shipped.get((dataset, threat, samples)) or own_name(dataset, threat, samples)
 

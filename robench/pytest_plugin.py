@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--robench-trust", action="store_true", help="load the code, models and paths named in baselines"
     )
-    group.addoption("--robench-data-dir", metavar="DIR", help="folder with the data sets of robench")
+    group.addoption("--robench-data-dir", metavar="DIR", help="folder with the datasets of robench")
 
 
 # First, so that -k and other plugins can select these items.

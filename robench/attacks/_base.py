@@ -37,7 +37,7 @@ class Rows:
         x: clean images, (S, C, H, W) float32 in [0, 1].
         y: true labels, (S,) int64.
         clean_logits: the surrogate's logits at `x`, (S, K).
-        sample: index of the image in the canonical order of the data set, (S,) int64.
+        sample: index of the image in the canonical order of the dataset, (S,) int64.
         rank: index over the targets and restarts of the image, (S,) int64, in 0 .. Attack.ranks - 1.
         active: whether the result of the row counts, bool (S,). Queries must not depend on it, only their order may.
         reference: the surrogate's features of the images that `Attack.references` selects, flattened and

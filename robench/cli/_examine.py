@@ -81,7 +81,7 @@ def examine(
 
     Args:
         results_dir: where records would be written, a folder or a URL; it need not exist.
-        data_dir: where data sets with files lie; None for where they are looked for by default.
+        data_dir: where datasets with files lie; None for where they are looked for by default.
         quick: leave out what takes torch or reads large files: devices, images and checkpoints.
     """
     return [

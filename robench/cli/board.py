@@ -75,7 +75,7 @@ def _beside(root: str) -> Path:
 def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
     """Make leaderboards from the records in the RESULTS folders (default: results).
 
-    Each data set and threat model has its own leaderboard, for the protocol's suite and full attacker knowledge; the
+    Each dataset and threat model has its own leaderboard, for the protocol's suite and full attacker knowledge; the
     protocol with the most images comes first. --format html writes a folder of pages that need no server.
 
     \b

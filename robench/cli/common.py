@@ -51,13 +51,13 @@ protocol = click.option(
     "--protocol",
     metavar="NAME",
     shell_complete=names_of("protocol"),
-    help="Sets data set, number of images, threat and suites.",
+    help="Sets dataset, number of images, threat and suites.",
 )
 dataset = click.option(
     "--dataset",
     metavar="NAME",
     shell_complete=names_of("dataset"),
-    help="Data set, instead of --protocol.",
+    help="Dataset, instead of --protocol.",
 )
 threat = click.option(
     "--threat",
@@ -87,7 +87,7 @@ checkpoint = click.option(
     "--checkpoint", metavar="FILE", shell_complete=files, help="Weights to use instead of the card's."
 )
 data_dir = click.option(
-    "--data-dir", metavar="DIR", shell_complete=folders, help="Folder of the data sets' files."
+    "--data-dir", metavar="DIR", shell_complete=folders, help="Folder of the datasets' files."
 )
 results = click.option(
     "--results",

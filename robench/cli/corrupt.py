@@ -1,4 +1,4 @@
-"""robench corrupt: write a data set's images corrupted."""
+"""robench corrupt: write a dataset's images corrupted."""
 
 import os
 
@@ -13,7 +13,7 @@ from robench.cli.completion import names_of
     "--dataset",
     required=True,
     shell_complete=names_of("dataset"),
-    help="Data set whose test images are corrupted.",
+    help="Dataset whose test images are corrupted.",
 )
 @click.option("--output", metavar="DIR", required=True, help="Folder to write to.")
 @click.option(
@@ -47,7 +47,7 @@ def command(
     data_dir: str | None,
     workers: int | None,
 ) -> None:
-    """Write the corruptions of ImageNet-C for any data set.
+    """Write the corruptions of ImageNet-C for any dataset.
 
     ImageNet's images are written to folders in the layout of ImageNet-C, all others to .npy files in the layout of
     CIFAR-10-C. Repeat the command to resume an interrupted run.

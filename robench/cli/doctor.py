@@ -9,7 +9,7 @@ from robench.evaluation.options import default_results
 @click.command("doctor")
 @common.data_dir
 @common.results
-@click.option("--quick", is_flag=True, help="Leave out devices, data sets and checkpoints.")
+@click.option("--quick", is_flag=True, help="Leave out devices, datasets and checkpoints.")
 def command(data_dir: str | None, results: str | None, quick: bool) -> None:
     """Show what is installed, what is missing and how to install it."""
     from robench.cli._examine import examine, report

@@ -1,4 +1,4 @@
-"""robench list: the names of defenses, attacks, data sets, protocols, transformations, certifiers and tables."""
+"""robench list: the names of defenses, attacks, datasets, protocols, transformations, certifiers and tables."""
 
 from typing import Any
 

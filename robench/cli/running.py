@@ -64,7 +64,7 @@ class Selection:
         for level in self.knowledge:
             check_knowledge(level)
         for defense in self.defenses:
-            # Purifiers of a family may be for any data set of a protocol of transfer.
+            # Purifiers of a family may be for any dataset of a protocol of transfer.
             if dataset or not is_family(defense):
                 resolve(defense, dataset)
 

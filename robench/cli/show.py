@@ -41,7 +41,7 @@ from robench.defenses.resolution import family_card, find_card
 )
 @common.trust
 def command(name: str, picture: str | None, data_dir: str | None, threat: str | None, classes: int) -> None:
-    """Show a defense, suite, attack, transformation, data set or protocol by NAME, or the record in a folder.
+    """Show a defense, suite, attack, transformation, dataset or protocol by NAME, or the record in a folder.
 
     A defense is a card, its path, or a spec such as timm:resnet50; its inputs and outputs are shown, and no weights are
     downloaded. For an attack or a suite, the number of passes on an image that is never fooled is counted.

@@ -25,7 +25,7 @@ def command(paper: str | None, results: tuple[str, ...], suite: str | None, form
     purifiers         each purifier under increasingly knowledgeable attackers
     diffbreak         randomized purifiers: worst draw and majority vote
     unforeseen        each defense under transformations and other norms
-    transfer          purifiers trained on one data set, tested on another
+    transfer          purifiers trained on one dataset, tested on another
     study             one adversarial training after four kinds of pre-training
 
     PAPER can also be a TOML file of your own, like those in papers/. The notes below a table name the commands that

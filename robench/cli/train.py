@@ -18,7 +18,7 @@ from robench.core.sanitize import plain_lines
 @common.device
 @click.option("--csv", metavar="FILE", help="CSV file to log epochs to: stage, epoch, loss, lr, seconds.")
 @click.option(
-    "--workers", type=click.IntRange(min=0), help="Processes that read large data sets.  [default: auto]"
+    "--workers", type=click.IntRange(min=0), help="Processes that read large datasets.  [default: auto]"
 )
 @click.option(
     "--pretrained", metavar="FILE", help="Pre-trained encoder to use instead of the recipe's pre-training."

@@ -1,4 +1,4 @@
-"""robench transfer: purifiers trained on one data set, before the classifier of another."""
+"""robench transfer: purifiers trained on one dataset, before the classifier of another."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     multiple=True,
     callback=common.names,
-    help="Data sets that the purifiers are trained on; comma-separated.",
+    help="Datasets that the purifiers are trained on; comma-separated.",
 )
 @click.option(
     "--to",
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     multiple=True,
     callback=common.names,
-    help="Data sets that they are tested on; comma-separated.",
+    help="Datasets that they are tested on; comma-separated.",
 )
 @click.option(
     "--finetune", metavar="N,N,...", help="Numbers of target images to fine-tune on, such as 0,10,50."
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def command(
     selection: Selection, running: Running, sources: list[str], targets: list[str], finetune: str | None
 ) -> Callable[[], None]:
-    """Test purifiers on data sets that they were not trained on, as a table and a plot.
+    """Test purifiers on datasets that they were not trained on, as a table and a plot.
 
     \b
     robench transfer --defense maep --from digits,cifar10 --to digits,cifar10

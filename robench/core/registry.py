@@ -1,4 +1,4 @@
-"""Registries of defenses, purifiers, loaders, attacks, transformations, data sets and certifiers, extended by entry
+"""Registries of defenses, purifiers, loaders, attacks, transformations, datasets and certifiers, extended by entry
 points.
 
 A package that declares

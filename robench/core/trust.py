@@ -1,7 +1,7 @@
 """Trust in names that are read from files.
 
 A record, card, suite, protocol or baseline may come from a stranger, so a name read from one may only refer to a
-shipped or registered card, attack or data set. A name that runs code, downloads a model or opens another file is
+shipped or registered card, attack or dataset. A name that runs code, downloads a model or opens another file is
 accepted only if the user typed it or passes `--trust`.
 
 Strings read from such a file are `Written`: they carry the file's name, and so do strings derived from them. Call

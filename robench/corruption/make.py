@@ -77,7 +77,7 @@ def corrupt(
         image: (H, W, 3) uint8.
         corruption: one of COMMON or VALIDATION.
         severity: 1 to 5.
-        sample: id of the image in its data set.
+        sample: id of the image in its dataset.
         seed: seed of the corruption.
         jpeg: whether to compress and decode the result as a JPEG with the quality of ImageNet-C.
 

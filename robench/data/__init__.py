@@ -1,4 +1,4 @@
-"""Data sets: images in canonical order, float32 in [0, 1]; see `load_dataset`."""
+"""Datasets: images in canonical order, float32 in [0, 1]; see `load_dataset`."""
 
 import inspect
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ _OURS = ("split", "data_dir", "samples", "path")
 
 
 def needs_files(name: str) -> bool:
-    """Whether a data set needs files on disk; True for a name that is not registered."""
+    """Whether a dataset needs files on disk; True for a name that is not registered."""
     base = specs.parse(name).name.partition(":")[0]
     return base not in registry.datasets or registry.datasets.describe(base).facts.get("needs_files", True)
 
@@ -31,7 +31,7 @@ def load_dataset(
     """Load the first `samples` images of a split, in canonical order.
 
     Args:
-        name: a data set ("cifar10"), with arguments as in `cifar10-c(corruption="fog", severity=3)` or a path as in
+        name: a dataset ("cifar10"), with arguments as in `cifar10-c(corruption="fog", severity=3)` or a path as in
             `folder:my images`; `robench list datasets` lists all.
         split: "train" or "test".
         samples: number of images; None for all.
@@ -52,7 +52,7 @@ def load_dataset(
     known = specs.defaults(builder)
     for key in spec.arguments:
         if key in _OURS:
-            raise UsageError(f"{name}: {key} is not an argument of a data set: omit it")
+            raise UsageError(f"{name}: {key} is not an argument of a dataset: omit it")
     if bool(path) != (known.get("path") is inspect.Parameter.empty):
         raise UsageError(f"{base} needs a path: write {base}:PATH" if not path else f"{base} takes no path")
     arguments = {"split": split, "data_dir": data_dir, **spec.arguments}

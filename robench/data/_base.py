@@ -1,4 +1,4 @@
-"""Loaded images of a data set, and helpers for data sets that are read from files."""
+"""Loaded images of a dataset, and helpers for datasets that are read from files."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ _PART = 64
 
 
 def default_root() -> Path:
-    """The default folder of data sets: the environment variable ROBENCH_DATA, or ~/.cache/robench."""
+    """The default folder of datasets: the environment variable ROBENCH_DATA, or ~/.cache/robench."""
     return Path(os.environ.get("ROBENCH_DATA") or home_cache())
 
 
@@ -34,12 +34,12 @@ def data_root(data_dir: str | None) -> Path:
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a data set that are known without its files.
+    """Facts about a dataset that are known without its files.
 
     Attributes:
         layout: layout of its files in the data folder, or their origin; `<...>` marks variable parts.
         source: where to download the files.
-        needs_files: whether it needs files; False for a data set that comes with an installed package.
+        needs_files: whether it needs files; False for a dataset that comes with an installed package.
     """
 
     layout: str
@@ -92,7 +92,7 @@ def _content(folder: Path) -> str:
 
 
 def check_split(name: str, split: str, known: tuple[str, ...] = ("train", "test")) -> None:
-    """Refuse a split that data set `name` does not have."""
+    """Refuse a split that dataset `name` does not have."""
     if split not in known:
         raise UsageError(f'{name} has no split "{split}": expected {" or ".join(known)}')
 
@@ -106,15 +106,15 @@ def check_channels(channels: int) -> None:
 @old_arguments(among="class_subset")
 @dataclass(frozen=True)
 class Images:
-    """Images of a data set, with their labels.
+    """Images of a dataset, with their labels.
 
     Attributes:
-        name: canonical spec of the data set.
+        name: canonical spec of the dataset.
         split: "train" or "test".
-        x: images, (N, C, H, W) float32 in [0, 1]. For data sets of image files a `LazyImages`, which is indexed like a
+        x: images, (N, C, H, W) float32 in [0, 1]. For datasets of image files a `LazyImages`, which is indexed like a
             tensor and reads images on access; `x[:]` reads all of them.
         y: labels, (N,) int64.
-        ids: index of each image in the canonical order of the data set, (N,) int64.
+        ids: index of each image in the canonical order of the dataset, (N,) int64.
         classes: names of the K classes.
         class_subset: for networks with more than these K classes, the indices of the K logits to use; None if networks
             have exactly K classes.

@@ -135,7 +135,7 @@ def decode(
         pictures: row and source of each of `n` images, in the order in which they are read.
         n: number of images.
         preprocessing: see `robench.data.preprocessing`.
-        name: name of the data set, for messages.
+        name: name of the dataset, for messages.
         channels: 3, or 1 for gray images.
 
     Raises:
@@ -188,7 +188,7 @@ def read_classes(
     name: str,
     channels: int = 3,
 ) -> tuple[PixelFile, Tensor]:
-    """Pixels and labels of the first images of a data set with one folder per class; see `decode`.
+    """Pixels and labels of the first images of a dataset with one folder per class; see `decode`.
 
     The order alternates between classes, and a label is the index in `classes`.
     """

@@ -32,7 +32,7 @@ def read_list(ids: str, name: str) -> list[Listed]:
 
     Args:
         ids: "robustbench", or a file with one line for each image, such as n09468604/ILSVRC2012_val_00015253.JPEG.
-        name: name of the data set, for messages.
+        name: name of the dataset, for messages.
 
     Raises:
         ResourceError: if the list is missing or has been changed, a line is not an image, or an image is repeated.

@@ -1,4 +1,4 @@
-"""Names of classes and corruptions that are not stored in the files of data sets."""
+"""Names of classes and corruptions that are not stored in the files of datasets."""
 
 import csv
 from functools import cache

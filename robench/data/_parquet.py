@@ -1,4 +1,4 @@
-"""Images in parquet files in the format of Hugging Face data sets, read with pyarrow a few rows at a time."""
+"""Images in parquet files in the format of Hugging Face datasets, read with pyarrow a few rows at a time."""
 
 import json
 import re
@@ -103,14 +103,14 @@ class Table:
 def open_table(
     files: Sequence[Path], name: str, image: str = "", label: str = "", others: Sequence[Path] = ()
 ) -> Table:
-    """Open the parquet files of a data set; no image is read yet.
+    """Open the parquet files of a dataset; no image is read yet.
 
     Args:
         files: the files in order; if numbered as in `-00000-of-00014`, none may be missing.
-        name: name of the data set, for messages.
+        name: name of the dataset, for messages.
         image, label: names of the columns; empty for those the files declare, or else common names such as `image`
             and `label`.
-        others: files of the other parts of the data set, whose labels count as classes if the files do not declare
+        others: files of the other parts of the dataset, whose labels count as classes if the files do not declare
             them: a class may be missing in a part.
 
     Raises:

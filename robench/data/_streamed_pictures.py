@@ -47,7 +47,7 @@ class Pictures(LazyImages):
     Args:
         source: the encoded pictures.
         preprocessing: see `robench.data.preprocessing`.
-        name: name of the data set, for messages.
+        name: name of the dataset, for messages.
 
     Raises:
         ResourceError: if the first picture is missing, damaged or too small.

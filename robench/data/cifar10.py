@@ -37,7 +37,7 @@ def load(split: str = "test", data_dir: str | None = None, samples: int | None =
 def load_whole(
     name: str, kind: type[CIFAR10], split: str, data_dir: str | None, samples: int | None
 ) -> Images:
-    """Load a data set of torchvision, `kind`, under the name `name`; otherwise like `load`."""
+    """Load a dataset of torchvision, `kind`, under the name `name`; otherwise like `load`."""
     check_split(name, split)
     dataset = _open(name, kind, data_root(data_dir), split == "train")
     x = (

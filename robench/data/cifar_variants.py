@@ -68,7 +68,7 @@ def load_cifar100_c(
     return _corrupted("cifar100-c", corruption, severity, split, data_dir, samples)
 
 
-# Folder, facts and classes of each data set.
+# Folder, facts and classes of each dataset.
 _SETS = {
     "cifar10-c": ("CIFAR-10-C", C10, CIFAR10_CLASSES),
     "cifar100-c": ("CIFAR-100-C", C100, CIFAR100_CLASSES),

@@ -1,4 +1,4 @@
-"""`corrupted`: images of any data set under the corruptions of ImageNet-C, computed on the fly.
+"""`corrupted`: images of any dataset under the corruptions of ImageNet-C, computed on the fly.
 
 Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
 arXiv 1903.12261.
@@ -114,16 +114,16 @@ def corrupted(
     seed: int = 0,
     jpeg: bool = False,
 ) -> Images:
-    """Images of any data set, corrupted on the fly: `corrupted(dataset="cifar10", corruption="fog", severity=3)`.
+    """Images of any dataset, corrupted on the fly: `corrupted(dataset="cifar10", corruption="fog", severity=3)`.
 
     Args:
-        dataset: the data set; images below 32 px are enlarged for it, see `corrupt`.
+        dataset: the dataset; images below 32 px are enlarged for it, see `corrupt`.
         corruption, severity, seed: see `robench.corruption.make.corrupt`.
         jpeg: whether the images pass through a JPEG file, as in ImageNet-C but not in CIFAR-10-C.
         split, data_dir, samples: see `robench.data.load_dataset`.
 
     Raises:
-        UsageError: for an unknown data set, corruption or severity.
+        UsageError: for an unknown dataset, corruption or severity.
         ResourceError: if its files or the library are missing.
     """
     # Imported late to avoid a circular import.

@@ -1,7 +1,7 @@
 """`digits`: the 1,797 handwritten digits that come with scikit-learn and need no download.
 
 Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository; scikit-learn
-contains the test part of that data set: digits of 43 writers, reduced to 8x8 counts in 0 .. 16.
+contains the test part of that dataset: digits of 43 writers, reduced to 8x8 counts in 0 .. 16.
 """
 
 from importlib.util import find_spec

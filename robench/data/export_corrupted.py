@@ -44,11 +44,11 @@ def write_corrupted(
     Files that exist are kept if a random sample of their images, at each severity, is what would be written.
 
     ImageNet uses the layout of ImageNet-C, <corruption>/<severity>/<synset>/<name>.JPEG, with JPEG files of the same
-    quality. Other data sets use that of CIFAR-10-C, without JPEG: an array <corruption>.npy with five severities one
+    quality. Other datasets use that of CIFAR-10-C, without JPEG: an array <corruption>.npy with five severities one
     after another, and labels.npy. A file `robench-corrupt.json` describes the content.
 
     Args:
-        images: images of the test split of a data set.
+        images: images of the test split of a dataset.
         output: the folder, created if missing.
         corruptions: names of corruptions.
         severities: severities, 1 to 5; the second layout needs all five.

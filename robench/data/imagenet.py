@@ -57,7 +57,7 @@ def load(
     Args:
         split: "train" or "test".
         data_dir: folder that contains `imagenet/val` or `val`, with a folder for each synset, or `imagenet-1k`, the
-            data set from Hugging Face. Training images are in `imagenet/train`, `train` or `imagenet-1k`.
+            dataset from Hugging Face. Training images are in `imagenet/train`, `train` or `imagenet-1k`.
         samples: number of images to load, from the start; None for all.
         preprocessing: see `robench.data.preprocessing`; "none" for images of equal size, "own" for the preprocessing of
             the defense.
@@ -121,11 +121,11 @@ def load_severity(
     data_dir: str | None,
     samples: int | None,
 ) -> Images:
-    """Load one corruption of a data set in the layout of ImageNet-C.
+    """Load one corruption of a dataset in the layout of ImageNet-C.
 
     Args:
-        kind: name of the data set.
-        facts: facts about the data set.
+        kind: name of the dataset.
+        facts: facts about the dataset.
         known: its corruptions.
         places: possible folders of the corruption; their subfolders are severities, numbered from the mildest.
         choice: corruption, severity, preprocessing and ids, as in `load_corrupted`.

@@ -23,7 +23,7 @@ def load(name: str, data_dir: str | None, preprocessing: str, samples: int | Non
     An id is the position. Of folders, the order alternates between classes; of parquet files, it is that of the rows.
 
     Args:
-        name: canonical spec of the data set.
+        name: canonical spec of the dataset.
         data_dir, preprocessing, samples, ids: as of `imagenet`; `ids` must be empty.
 
     Raises:

@@ -17,7 +17,7 @@ from robench.data.class_subset import Subset
 
 @dataclass(frozen=True)
 class Variant:
-    """The fixed properties of such a data set: the synsets of its classes, number of images and possible folders."""
+    """The fixed properties of such a dataset: the synsets of its classes, number of images and possible folders."""
 
     synsets: Callable[[], tuple[str, ...]]
     images: int

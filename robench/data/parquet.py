@@ -1,4 +1,4 @@
-"""`parquet:FOLDER`: image data sets downloaded from Hugging Face."""
+"""`parquet:FOLDER`: image datasets downloaded from Hugging Face."""
 
 import re
 from pathlib import Path
@@ -93,7 +93,7 @@ def _choose(place: Path, name: str, split: str, part: str) -> list[Path]:
 
 
 def files_by_part(folder: Path) -> dict[str, list[Path]]:
-    """The parquet files below a folder, by part of the data set; "" if they name none."""
+    """The parquet files below a folder, by part of the dataset; "" if they name none."""
     known = {part for parts in _PARTS.values() for part in parts}
     by_part: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*.parquet")):

@@ -1,4 +1,4 @@
-"""Defenses, named by a card, a family and data set, a card's path, a loader's scheme, or a builder.
+"""Defenses, named by a card, a family and dataset, a card's path, a loader's scheme, or a builder.
 
 A name may override a card's settings, as in `de3-digits(sigma=70)`, or put a purifier in front of any defense, as in
 `maep-digits+standard-digits`.

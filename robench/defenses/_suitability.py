@@ -1,4 +1,4 @@
-"""Whether a classifier or a purifier suits the images of a data set."""
+"""Whether a classifier or a purifier suits the images of a dataset."""
 
 from robench.core.errors import UsageError
 from robench.data import Images
@@ -14,17 +14,17 @@ def check_network(name: str, defense: Defense, images: Images) -> None:
     side = images.x.shape[-1]
     if defense.image_size != side:
         raise UsageError(
-            f"{name} takes images of {defense.image_size} px, but data set {images.name} has {side} px: "
-            "choose a defense of that data set (robench list defenses)"
+            f"{name} takes images of {defense.image_size} px, but dataset {images.name} has {side} px: "
+            "choose a defense of that dataset (robench list defenses)"
         )
     if defense.channels != images.x.shape[1]:
         raise UsageError(
-            f"{name} takes images with {defense.channels} channels, but data set {images.name} has "
+            f"{name} takes images with {defense.channels} channels, but dataset {images.name} has "
             f"{images.x.shape[1]} (3 for RGB, 1 for gray)"
         )
     if defense.num_classes != len(images.classes):
         raise UsageError(
-            f"{name} has {defense.num_classes} classes, but data set {images.name} has {len(images.classes)}"
+            f"{name} has {defense.num_classes} classes, but dataset {images.name} has {len(images.classes)}"
         )
 
 

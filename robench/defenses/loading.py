@@ -91,7 +91,7 @@ def restrict_to_classes(loaded: Loaded, class_subset: Subset | None) -> Loaded:
     if class_subset is None or loaded.defense.num_classes != class_subset.of:
         return loaded
     count = len(class_subset.indices)
-    note = f"{loaded.name} has {class_subset.of} classes: only the {count} of this data set are used"
+    note = f"{loaded.name} has {class_subset.of} classes: only the {count} of this dataset are used"
     defense = evaluating(restricted(loaded.defense, class_subset.indices))
     return replace(loaded, defense=defense, notes=(*loaded.notes, note), knows=class_subset.of)
 
@@ -165,7 +165,7 @@ def load_defense(
     Args:
         name: a card ("mimir-digits") or its path, a family ("mimir"), a loader's name ("timm:resnet50") or the spec of
             a builder; "PURIFIER+DEFENSE" puts a purifier in front of a classifier. See `resolve`.
-        dataset: data set that selects a card of the family; None for "digits".
+        dataset: dataset that selects a card of the family; None for "digits".
         checkpoint: weights to use instead of the card's: a path, `hf://owner/name/file` or an https URL. The suffix
             `#NAME` selects one of several sets of weights in the file.
         device: device of the defense.

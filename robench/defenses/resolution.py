@@ -26,8 +26,8 @@ class ResolvedDefense:
 
     Attributes:
         name: the name; its canonical form if requested.
-        dataset: data set that selects among the cards of a family.
-        cards: the cards that the name may refer to: one, or those of a family for one data set; empty for the spec of
+        dataset: dataset that selects among the cards of a family.
+        cards: the cards that the name may refer to: one, or those of a family for one dataset; empty for the spec of
             a builder or a loader.
         written: the spec in the name; None if the name refers to cards.
         behind: the defense after the "+" in the name; None without a "+".
@@ -43,10 +43,10 @@ class ResolvedDefense:
     def card(self) -> Card | None:
         """The card; None for a builder's or a loader's spec.
 
-        Of a family's cards for one data set, this is the one that comes with its checkpoint.
+        Of a family's cards for one dataset, this is the one that comes with its checkpoint.
 
         Raises:
-            UsageError: if the family has several cards for that data set.
+            UsageError: if the family has several cards for that dataset.
         """
         if len(self.cards) < 2:
             return self.cards[0] if self.cards else None
@@ -83,11 +83,11 @@ def resolve(
             or a builder's spec such as `my_defense(width=3)`. Arguments after a card or family override those of its
             builder (a builder of that name takes precedence); PURIFIER+DEFENSE puts the purifier in front of the
             classifier of that defense. A resolved defense is returned unchanged.
-        dataset: data set that selects among the cards of a family, without its arguments; None for "digits".
+        dataset: dataset that selects among the cards of a family, without its arguments; None for "digits".
         canonical: resolve the canonical name, see `canonical_name`.
 
     Raises:
-        UsageError: if nothing has that name, or the family has no card for that data set.
+        UsageError: if nothing has that name, or the family has no card for that dataset.
         ResourceError: if the card's file cannot be read.
     """
     if isinstance(name, ResolvedDefense):
@@ -112,7 +112,7 @@ def find_cards(name: str, dataset: str | Spec | None = None) -> list[Card]:
 
 
 def canonical_name(text: str, dataset: str | Spec | None = None) -> str:
-    """A defense's canonical name: a family's card for the data set, without settings equal to the card's own.
+    """A defense's canonical name: a family's card for the dataset, without settings equal to the card's own.
 
     Paths and unknown names are returned unchanged. No file is read.
     """
@@ -142,7 +142,7 @@ def is_family(name: str) -> bool:
 
 
 def family_card(name: str, dataset: Spec) -> Card | None:
-    """The card of a family for a data set; None if there is no such family, or if several cards fit."""
+    """The card of a family for a dataset; None if there is no such family, or if several cards fit."""
     place = (name, dataset.name)
     cards = [card for card in catalog.cards().values() if (card.family, card.dataset) == place]
     ready = _ready(cards) if len(cards) > 1 else cards
@@ -211,7 +211,7 @@ def _meaning(name: str, spec: Spec | None, dataset: Spec) -> tuple[list[Card], S
         return [cards[name]], None
     family = [card for card in cards.values() if card.family == name]
     if family:
-        # A defense belongs to a data set, whatever the preprocessing or corruption of its images.
+        # A defense belongs to a dataset, whatever the preprocessing or corruption of its images.
         if fitting := [card for card in family if card.dataset == dataset.name]:
             return fitting, None
         datasets = some({card.dataset: None for card in family}, dataset.name)

@@ -150,7 +150,7 @@ def in_groups(estimate: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor,
 def unpaired(y: Tensor, seed: int) -> Tensor:
     """A random permutation of the rows of `y` (N, ...) in which no row keeps its place.
 
-    Shifting by one row would not do, because neighbors in a data set may share a class or be similar otherwise.
+    Shifting by one row would not do, because neighbors in a dataset may share a class or be similar otherwise.
     """
     order = _order(len(y), seed, "unpaired")
     others = torch.empty_like(y)

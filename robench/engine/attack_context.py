@@ -20,9 +20,9 @@ class Samples:
     """The images of a run.
 
     Attributes:
-        x: images, (N, C, H, W) float32 in [0, 1], on the device of the data set.
+        x: images, (N, C, H, W) float32 in [0, 1], on the device of the dataset.
         y: labels, (N,) int64.
-        ids: indices in the data set, (N,) int64.
+        ids: indices in the dataset, (N,) int64.
     """
 
     x: Tensor | LazyImages

@@ -209,11 +209,11 @@ def find_attacker(
     device: torch.device,
     class_subset: Subset | None = None,
 ) -> Attacker:
-    """The attacker with this knowledge; a surrogate's name refers to the cards of the data set.
+    """The attacker with this knowledge; a surrogate's name refers to the cards of the dataset.
 
     Args:
         defense: the attacked defense.
-        class_subset: the classes of the data set, for a surrogate with more classes.
+        class_subset: the classes of the dataset, for a surrogate with more classes.
 
     Raises:
         UsageError: if the level or the name is unknown, or the surrogate does not support the images.

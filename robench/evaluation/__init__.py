@@ -1,1 +1,1 @@
-"""Evaluation of defenses: runs of suites, sweeps, security curves, transfer between data sets and fine-tuning."""
+"""Evaluation of defenses: runs of suites, sweeps, security curves, transfer between datasets and fine-tuning."""

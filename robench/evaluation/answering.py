@@ -28,7 +28,7 @@ _IMAGES, _CORRUPTED, _CELLS = 64, 8, 2
 def contradiction(record: Record, defense: Defense, images: Images, device: torch.device) -> str:
     """Classify some images again and describe how the results contradict the record; empty if they agree.
 
-    At most 64 images, spread over the data set, are classified. A randomized defense repeats the noise draw of the
+    At most 64 images, spread over the dataset, are classified. A randomized defense repeats the noise draw of the
     record. For a corruption run, some images are also classified at its first cells.
 
     Args:

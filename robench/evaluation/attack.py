@@ -93,7 +93,7 @@ def attack(
     if suite.rungs:
         raise UsageError(f"{suite.name} is a ladder of several runs: use robench run")
     if corruptions(suite.attacks):
-        raise UsageError(f"{suite.name} corrupts the images of a data set: use robench run")
+        raise UsageError(f"{suite.name} corrupts the images of a dataset: use robench run")
     attacks = build_attacks(suite.specs(parsed_threat.norm), parsed_threat)
     setup = Setup(
         model,

@@ -1,7 +1,7 @@
-"""Transfer between data sets: a purifier trained on one data set in front of the classifier of another.
+"""Transfer between datasets: a purifier trained on one dataset in front of the classifier of another.
 
 Each cell of the matrix (trained on) x (tested on) is a ladder of ordinary runs of the defense PURIFIER+CLASSIFIER on
-the second data set, so every other command can read and reproduce its records. `robench.reports.dataset_transfer` makes
+the second dataset, so every other command can read and reproduce its records. `robench.reports.dataset_transfer` makes
 the table.
 """
 
@@ -23,12 +23,12 @@ SIZE_MODES = ("tile", "interpolate")
 
 @dataclass(frozen=True)
 class Cell:
-    """A purifier in front of a classifier of the same or another data set.
+    """A purifier in front of a classifier of the same or another dataset.
 
     Attributes:
         purifier: name of the purifier with its size mode, such as `maep-digits(size_mode="tile")`, or path of a card.
         subject: name of the evaluated defense.
-        end: the data set on which it is evaluated, with classifier and threat model.
+        end: the dataset on which it is evaluated, with classifier and threat model.
     """
 
     purifier: str
@@ -51,12 +51,12 @@ def plan(
         defenses: families of purifiers, or cards.
 
     Raises:
-        UsageError: if a name is unknown, the protocol has no classifier for a data set, a purifier is trained on
-            another data set, or no cell is supported.
+        UsageError: if a name is unknown, the protocol has no classifier for a dataset, a purifier is trained on
+            another dataset, or no cell is supported.
         ResourceError: if images or weights are missing.
     """
     if not protocol.ends:
-        raise UsageError(f"--from and --to need a transfer protocol: {protocol.name} has one data set")
+        raise UsageError(f"--from and --to need a transfer protocol: {protocol.name} has one dataset")
     if not sources or not targets:
         missing = "--from" if targets else "--to" if sources else "--from and --to"
         raise UsageError(f"{protocol.name} is a transfer protocol: {missing} is missing")

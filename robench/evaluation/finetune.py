@@ -1,4 +1,4 @@
-"""Fine-tuning of a purifier on a few images of another data set, as MAEP (arXiv 2501.16904) suggests.
+"""Fine-tuning of a purifier on a few images of another dataset, as MAEP (arXiv 2501.16904) suggests.
 
 The fine-tuned purifier is saved next to the records as a card with a recipe and a checkpoint. Other commands load it by
 its path, and `robench train` reproduces it.
@@ -42,7 +42,7 @@ def counts(text: str) -> tuple[int, ...]:
 
 
 def finetuned(cell: Cell, images: int, options: Options) -> Cell:
-    """The cell with its purifier fine-tuned by LoRA on the first `images` training images of the cell's data set.
+    """The cell with its purifier fine-tuned by LoRA on the first `images` training images of the cell's dataset.
 
     An existing fine-tuned purifier is reused, and an interrupted training is resumed.
 

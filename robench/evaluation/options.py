@@ -19,7 +19,7 @@ class Options:
         precision: precision of the search, "fp32", "bf16" or "auto"; verdicts are always in fp32.
         compile: use `torch.compile` for the search; verdicts come from the original network.
         deterministic: give the same bits in every run on a GPU; on a CPU this is always the case.
-        data_dir: folder with the files of the data sets.
+        data_dir: folder with the files of the datasets.
         results: folder of all records, or its URL on a file system that fsspec supports, such as s3://bucket/results.
         certify_first: certifier, such as "crown"; images that it proves robust are not attacked. None attacks all.
         fresh: ignore a saved record or an interrupted run and start over.

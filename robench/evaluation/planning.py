@@ -277,14 +277,14 @@ def load_all(
 
 
 def prepared_by_defense(dataset: Spec) -> bool:
-    """Whether the evaluated defense determines the preprocessing of the data set."""
+    """Whether the evaluated defense determines the preprocessing of the dataset."""
     return dataset.arguments.get("preprocessing") == OWN
 
 
 def with_preprocessing(dataset: Spec, loaded: Loaded) -> Spec:
-    """The data set's spec with the preprocessing of the defense, if the data set requests it.
+    """The dataset's spec with the preprocessing of the defense, if the dataset requests it.
 
-    For a defense of gray images, it also selects one channel if the data set supports that.
+    For a defense of gray images, it also selects one channel if the dataset supports that.
 
     Raises:
         UsageError: if the defense does not specify its preprocessing.

@@ -1,4 +1,4 @@
-"""The protocol of a command: a named one, or one defined by a data set, a threat and a number of images."""
+"""The protocol of a command: a named one, or one defined by a dataset, a threat and a number of images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def choose_protocol(
     samples: int | None,
     suites: Sequence[str | Suite] | None = None,
 ) -> Protocol:
-    """The protocol with this name, or one defined by a data set, a threat and a number of samples.
+    """The protocol with this name, or one defined by a dataset, a threat and a number of samples.
 
     Missing arguments are taken from the default protocol. A protocol with another threat or number of samples gets
     another name.
@@ -34,12 +34,12 @@ def choose_protocol(
         suites: the suites to run; if all are corruptions, the protocol has no threat.
     """
     if name is not None and dataset is not None:
-        raise UsageError("--protocol sets the data set: give --protocol or --dataset, not both")
+        raise UsageError("--protocol sets the dataset: give --protocol or --dataset, not both")
     spec = dataset_spec(dataset) if dataset is not None else None
     base = find_protocol(name or DEFAULT_PROTOCOL)
     if base.ends:
         raise UsageError(
-            f"{base.name} is a transfer protocol with several data sets: use robench transfer with --from and --to"
+            f"{base.name} is a transfer protocol with several datasets: use robench transfer with --from and --to"
         )
     assert base.dataset is not None
     base = replace(base, dataset=dataset_spec(base.dataset))

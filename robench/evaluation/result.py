@@ -94,9 +94,9 @@ class Result(Outcome):
             folder: folder for `record.json`, `samples.parquet` and `adversarials.safetensors`.
             defense: a name that loads the same model, such as "python:my_module.build" or a card. Without it, the
                 record identifies the model by its weights, and verification needs `--defense NAME`.
-            dataset: the data set whose first N test images were attacked, such as "cifar10". Without it, the images
+            dataset: the dataset whose first N test images were attacked, such as "cifar10". Without it, the images
                 are saved next to the record in `images.npz`.
-            data_dir: folder with the files of the data set.
+            data_dir: folder with the files of the dataset.
 
         Raises:
             UsageError: if `defense` loads another model, `dataset` has other images, the folder contains other images,

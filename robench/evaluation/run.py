@@ -56,7 +56,7 @@ def run(
         defense: name of a defense, as in `load_defense`.
         attack: a suite, or attacks as in `robench.attack`; None for the suite of the protocol.
         protocol: name or path of a protocol; None for "digits-linf". It may not be combined with `dataset`.
-        dataset: a data set, as in `load_dataset`; any other than digits needs a `threat`, unless the suite sets it.
+        dataset: a dataset, as in `load_dataset`; any other than digits needs a `threat`, unless the suite sets it.
         threat: threat model, as in `robench.attack`; None for that of the protocol.
         samples: number of images, the first of the split; None for that of the protocol.
         knowledge: attacker knowledge, such as "bpda" or "transfer:NAME"; None for that of the protocol.

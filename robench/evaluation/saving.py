@@ -35,7 +35,7 @@ def save(outcome: Outcome, attacked: "Attacked", folder: Path, names: tuple[str,
     """Write the record; see `Result.save`.
 
     Args:
-        names: name of the defense, or empty; name of the data set, or empty; folder with the data set's files.
+        names: name of the defense, or empty; name of the dataset, or empty; folder with the dataset's files.
     """
     defense, dataset, data_dir = names
     facts = _defense(outcome, attacked, defense, dataset)
@@ -87,7 +87,7 @@ def _defense(outcome: Outcome, attacked: "Attacked", name: str, dataset: str) ->
 
 def forgotten(x: torch.Tensor) -> torch.Tensor:
     """Replaces the model of a pickled result; pickled results refer to this function by name."""
-    raise UsageError("this result was pickled without its model: name its data set and defense")
+    raise UsageError("this result was pickled without its model: name its dataset and defense")
 
 
 def model_name(model: Model) -> str:
@@ -117,7 +117,7 @@ def _logits(model: Model, attacked: "Attacked", n: int) -> torch.Tensor:
 
 
 def _images(attacked: "Attacked", folder: Path, dataset: str, data_dir: str | None) -> Images:
-    """The images as a data set: the named one, or a file next to the record."""
+    """The images as a dataset: the named one, or a file next to the record."""
     x, y = attacked.x, attacked.y
     if dataset:
         images = load_dataset(dataset, "test", len(x), data_dir)
@@ -126,7 +126,7 @@ def _images(attacked: "Attacked", folder: Path, dataset: str, data_dir: str | No
         return images
     if x.shape[1] not in (1, 3):
         raise UsageError(
-            f"images with {x.shape[1]} channels cannot be saved next to a record: name their data set"
+            f"images with {x.shape[1]} channels cannot be saved next to a record: name their dataset"
         )
     content = io.BytesIO()
     np.savez_compressed(content, x=_pixels(x), y=y.numpy())

@@ -62,7 +62,7 @@ class Certificates:
     """The perturbations of the samples with a certificate (see `certified`).
 
     Attributes:
-        ids: (M,) int64, in the data set's canonical order.
+        ids: (M,) int64, in the dataset's canonical order.
         delta: (M, C, H, W) float32; parameters of the same number of dimensions under a transformation.
         grain: the step of those that are stored as integers; None if there are none.
     """
@@ -84,7 +84,7 @@ class Applied(LazyImages):
     """The adversarial images of certificates, computed on access.
 
     Args:
-        x, ids: (N, C, H, W) and (N,), the images of the data set.
+        x, ids: (N, C, H, W) and (N,), the images of the dataset.
         delta: (M, ...), perturbations of the images `rows`.
     """
 

@@ -153,7 +153,7 @@ def key_of(about: Any, suite: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of bounds.parquet as arrays, (N,) each, in the order of the data set.
+    """The rows of bounds.parquet as arrays, (N,) each, in the order of the dataset.
 
     Attributes:
         prediction: certified class, -1 for none.

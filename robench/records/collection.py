@@ -86,7 +86,7 @@ def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
         opened: opens a file of the record by its name.
 
     Raises:
-        ResourceError: in one line, when the threat, data set or a spec is unknown or malformed, figures contradict each
+        ResourceError: in one line, when the threat, dataset or a spec is unknown or malformed, figures contradict each
             other, or a file beside it is missing, damaged or has another number of samples.
     """
     try:

@@ -104,7 +104,7 @@ def _knows(record: Record) -> bool:
 
 
 def _about(content: dict[str, Any]) -> tuple:
-    """The key that a diagnosis shares with its records: weights, data set, threat and knowledge."""
+    """The key that a diagnosis shares with its records: weights, dataset, threat and knowledge."""
     defense, dataset = content["defense"], content["dataset"]
     named = (defense["name"], defense["checkpoint_sha256"], dataset["name"], dataset["split"])
     return (*named, content["threat"], content["knowledge"])

@@ -13,7 +13,7 @@ from robench.records.record import Record
 if TYPE_CHECKING:
     from robench.data._base import Images
 
-# File of a record's own images if they are from no data set, and the data set name for these.
+# File of a record's own images if they are from no dataset, and the dataset name for these.
 FILE = "images.npz"
 BESIDE = f"npz:{FILE}"
 # Prefix of the class name of a model that had no name when it was attacked.
@@ -21,7 +21,7 @@ MODEL = "model:"
 
 
 def images_of(record: Record, data_dir: str | None = None) -> "Images":
-    """The images of a record: its own file if it has one, otherwise those of its data set.
+    """The images of a record: its own file if it has one, otherwise those of its dataset.
 
     Raises:
         UsageError, ResourceError: as `robench.data.load_dataset`.
@@ -36,7 +36,7 @@ def images_of(record: Record, data_dir: str | None = None) -> "Images":
 
 
 def own_images(record: Record) -> bytes | None:
-    """The file of a record's own images; None if they are those of a data set.
+    """The file of a record's own images; None if they are those of a dataset.
 
     Raises:
         ResourceError: when the file is missing or a link.

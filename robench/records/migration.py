@@ -68,7 +68,7 @@ def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.de
     Args:
         folder: the folder of the record.
         loaded: the defense that the record names, on `device`.
-        images: the images of the record's data set, split and n.
+        images: the images of the record's dataset, split and n.
 
     Returns:
         The new record, or the old one if no migration is needed.

@@ -84,7 +84,7 @@ class Job:
     """The configuration of a run.
 
     Attributes:
-        protocol: name of the protocol; without one, a name made from the data set, the threat model and `n`.
+        protocol: name of the protocol; without one, a name made from the dataset, the threat model and `n`.
         threat: canonical threat model, such as "Linf:8/255"; "none" for a run under corruptions.
         knowledge: "full", "bpda", "oblivious", "known-noise", "transfer:NAME" or "surrogate:NAME".
         precision: precision of the search, "fp32" or "bf16".

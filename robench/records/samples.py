@@ -204,25 +204,25 @@ def _rows_of(record: Record) -> tuple[np.ndarray, ...] | None:
 
 
 def clean_margins(record: Record) -> np.ndarray | None:
-    """Clean margins in data set order, float32 (n,); None if the samples cannot be read."""
+    """Clean margins in dataset order, float32 (n,); None if the samples cannot be read."""
     figures = _rows_of(record)
     return figures[0] if figures else None
 
 
 def held(record: Record) -> np.ndarray | None:
-    """Which images no attack fooled, bool (n,) in data set order; None if the samples cannot be read."""
+    """Which images no attack fooled, bool (n,) in dataset order; None if the samples cannot be read."""
     figures = _rows_of(record)
     return figures[1] if figures else None
 
 
 def clean_right(record: Record) -> np.ndarray | None:
-    """Which clean images are classified correctly, bool (n,) in data set order; None if the samples cannot be read."""
+    """Which clean images are classified correctly, bool (n,) in dataset order; None if the samples cannot be read."""
     figures = _rows_of(record)
     return figures[2] if figures else None
 
 
 def image_keys(record: Record) -> list[tuple[int, str]] | None:
-    """The id and the digest of each image, (n,) in data set order; None if the samples cannot be read."""
+    """The id and the digest of each image, (n,) in dataset order; None if the samples cannot be read."""
     try:
         rows = read_samples(record.folder or Path()).sort_by("id")
     except ResourceError:

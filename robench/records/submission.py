@@ -30,7 +30,7 @@ class Submission:
 
     Attributes:
         x: (M, C, H, W) float32 in [0, 1].
-        ids: ids of the images in their data set, (M,) int64; None for the images of a record in their order.
+        ids: ids of the images in their dataset, (M,) int64; None for the images of a record in their order.
     """
 
     x: Tensor
@@ -62,7 +62,7 @@ def write_images(path: Path | str, x: Tensor, ids: Tensor) -> None:
     Args:
         path: ends in .pt, .pth, .npz or .safetensors.
         x: (N, C, H, W) float32, stored as adv_complete.
-        ids: ids of the images in their data set, (N,) int64.
+        ids: ids of the images in their dataset, (N,) int64.
 
     Raises:
         UsageError: for another ending.

@@ -78,7 +78,7 @@ def board(
     sort: str = "robust",
     choice: Choice | None = None,
 ) -> str:
-    """A leaderboard for each data set and threat, ending in a newline. CSV and JSON have one table of all rows.
+    """A leaderboard for each dataset and threat, ending in a newline. CSV and JSON have one table of all rows.
 
     Records under corruptions follow in separate tables; CSV includes them only if there are no others. Those of
     certifications follow as well, except in CSV.
@@ -128,7 +128,7 @@ def board(
 
 
 def _parts(leaderboard: Leaderboard, format: str, width: int, choice: Choice) -> Iterator[str]:
-    """A leaderboard and the further tables of its data set and threat."""
+    """A leaderboard and the further tables of its dataset and threat."""
     grids, place = [], (leaderboard.dataset, leaderboard.threat)
     if leaderboard.main:
         claims = [claim for claim in choice.claims if (claim.dataset, claim.threat) == place]

@@ -39,7 +39,7 @@ def on_images(job: Job) -> list[str]:
 
 
 def with_files(dataset: str) -> list[str]:
-    """The arguments for the folder of a data set that needs files."""
+    """The arguments for the folder of a dataset that needs files."""
     return ["--data-dir", "DIR"] if needs_files(dataset) else []
 
 
@@ -51,5 +51,5 @@ def has_other_weights(record: Record) -> bool:
 
 
 def ordinary_protocols() -> list[Protocol]:
-    """The shipped protocols with one data set."""
+    """The shipped protocols with one dataset."""
     return [protocol for protocol in catalog.protocols().values() if protocol.dataset is not None]

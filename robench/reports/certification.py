@@ -72,7 +72,7 @@ def _method(result: Certification) -> list[str]:
 
 
 def grids(results: Sequence[Certification]) -> list[Grid]:
-    """A table for each data set and threat: what is proven beside what an attack found, most images first."""
+    """A table for each dataset and threat: what is proven beside what an attack found, most images first."""
     places = grouped(results, lambda result: (result.dataset.name, result.threat))
     tables = [_board(members) for members in places.values()]
     return [table for _, table in sorted(tables, key=lambda pair: pair[0])]

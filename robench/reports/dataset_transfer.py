@@ -1,4 +1,4 @@
-"""Tables of purifiers with classifiers of other data sets, (trained on) x (tested on), from records alone."""
+"""Tables of purifiers with classifiers of other datasets, (trained on) x (tested on), from records alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ LEVELS = ("oblivious", "bpda", "full")
 
 @dataclass(frozen=True)
 class Target:
-    """A column: the data set, classifier and threat of the test."""
+    """A column: the dataset, classifier and threat of the test."""
 
     dataset: str
     classifier: str
@@ -49,8 +49,8 @@ class Source:
     """A row: the purifier, and how it handles images of another size.
 
     Attributes:
-        label: the data set, with other arguments of the purifier; a card's name if it is not the family's first for it.
-        dataset: the data set that the purifier was trained on; empty if unknown.
+        label: the dataset, with other arguments of the purifier; a card's name if it is not the family's first for it.
+        dataset: the dataset that the purifier was trained on; empty if unknown.
         purifier: its spec, in the first of its records.
     """
 
@@ -84,10 +84,10 @@ class Matrix:
 
 
 def matrices(records: Sequence[Record], ladder: str = "purifier-cheap", whole: bool = False) -> list[Matrix]:
-    """A matrix for each family of purifiers that is used with classifiers of other data sets.
+    """A matrix for each family of purifiers that is used with classifiers of other datasets.
 
     The rows are the purifiers with such a record. The columns are these classifiers, and the classifiers of transfer
-    protocols on the purifier's own data set. A cell has the lowest accuracy of the ladder's rungs for each attacker
+    protocols on the purifier's own dataset. A cell has the lowest accuracy of the ladder's rungs for each attacker
     knowledge; for a randomized purifier, the accuracy in the worst draw.
 
     Args:
@@ -128,7 +128,7 @@ def _source(record: Record) -> tuple[str, Source]:
     if card is None:
         return facts.family or spec.name, Source(name, "", name)
     other = {key: value for key, value in spec.arguments.items() if key != "size_mode"}
-    # A family may have several cards for a data set; the others have rows of their own.
+    # A family may have several cards for a dataset; the others have rows of their own.
     first = family_card(card.family, specs.Spec(card.dataset, {}))
     shown = str(specs.Spec(card.dataset if card == first else card.name, other))
     mode = str(spec.arguments.get("size_mode", ""))
@@ -204,7 +204,7 @@ def grid(matrix: Matrix) -> Grid:
             lines.append((str(source), level, *map(cell, accuracies, warned)))
         groups.append(tuple(lines))
     return Grid(
-        title=f"{matrix.family} across data sets, no fine-tuning · accuracy in %, 95 % intervals",
+        title=f"{matrix.family} across datasets, no fine-tuning · accuracy in %, 95 % intervals",
         columns=("trained on", "attacker", *headings),
         groups=tuple(groups),
         names=frozenset(("trained on", "attacker")),
@@ -235,5 +235,5 @@ def picture(matrix: Matrix) -> "Figure":
         for (source, target), levels in matrix.cells.items():
             if level in levels:
                 panel[str(source), target.short] = levels[level].value
-    title = f"Purifiers {matrix.family}: trained on one data set, tested on others"
+    title = f"Purifiers {matrix.family}: trained on one dataset, tested on others"
     return heat_maps(panels, rows, columns, title, "tested on", "trained on")

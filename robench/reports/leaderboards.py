@@ -1,4 +1,4 @@
-"""Leaderboards: one for each data set and threat, followed by its other tables.
+"""Leaderboards: one for each dataset and threat, followed by its other tables.
 
 The leaderboard is the table of the protocol's suite under full knowledge, on the most images. Other suites, weaker
 attackers and smaller protocols are in `more`. Runs that differ in a single number are one row of `series`.
@@ -58,7 +58,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All tables of one data set and threat.
+    """All tables of one dataset and threat.
 
     Attributes:
         main: the leaderboard itself; None if there are only series.
@@ -109,7 +109,7 @@ def leaderboards(
 
 
 def _dataset(record: Record) -> str:
-    """The name of a data set without arguments."""
+    """The name of a dataset without arguments."""
     return specs.parse(record.job.dataset.name).name
 
 
@@ -149,7 +149,7 @@ def _leaderboard(dataset: str, threat: str, tables: list[Table], hidden: set[int
 
 
 def _with_series(boards: list[Leaderboard], runs: list[Series]) -> list[Leaderboard]:
-    """Add each series to the leaderboard of its data set and threat; for one over radii, the first with its norm."""
+    """Add each series to the leaderboard of its dataset and threat; for one over radii, the first with its norm."""
     ranked = sorted((board for board in boards if board.tables), key=_order)
     by_place: dict[tuple[str, str], list[Series]] = {}
     for run in runs:

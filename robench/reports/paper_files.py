@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: data set, threat, rows and columns.
+    """One table: dataset, threat, rows and columns.
 
     Attributes:
         notes: how its figures were measured.

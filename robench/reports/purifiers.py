@@ -190,7 +190,7 @@ def commands(protocol: str, rows: Sequence[Row], suite: Suite) -> Iterator[str]:
 
 
 def _playable(name: str, purified: Record, suite: Suite) -> bool:
-    """Whether a rung can run. The family of its surrogate may have no card for the data set."""
+    """Whether a rung can run. The family of its surrogate may have no card for the dataset."""
     dataset = specs.parse(purified.job.dataset.name).name
     known = {(name, card.dataset) for card in catalog.cards().values() for name in (card.family, card.name)}
     sources = [Knowledge.of(rung.knowledge).defense for rung in suite.rungs if rung.name == name]

@@ -1,6 +1,6 @@
 """Write RobustBench's `model_info` files from our records, and read theirs as claims, which boards do not rank.
 
-The files are `model_info/<data set>/<norm>/<model>.json` (github.com/RobustBench/robustbench). Accuracies are strings
+The files are `model_info/<dataset>/<norm>/<model>.json` (github.com/RobustBench/robustbench). Accuracies are strings
 in percent; `external` is the lowest reported robust accuracy.
 """
 
@@ -65,7 +65,7 @@ def read_claims(sources: Iterable[Path | str]) -> list[Claim]:
         claims = [_claim(file) for file in files if file.parent.name in NORMS or source.is_file()]
         if not claims:
             raise ResourceError(
-                f"{source} has no files <data set>/<norm>/<model>.json, as in RobustBench's {FOLDER}"
+                f"{source} has no files <dataset>/<norm>/<model>.json, as in RobustBench's {FOLDER}"
             )
         all_claims += claims
     return all_claims
@@ -163,7 +163,7 @@ def write_infos(records: Sequence[Record], output: Path | str) -> list[Path]:
 
 
 def claims_only(claims: Sequence[Claim]) -> list[Grid]:
-    """A table of claims for each data set and threat."""
+    """A table of claims for each dataset and threat."""
     tables = grouped(claims, lambda claim: (claim.dataset, claim.threat))
     return [
         with_claims(Grid(f"{dataset} · {threat} · claims only", _ALONE, ()), members)
@@ -172,7 +172,7 @@ def claims_only(claims: Sequence[Claim]) -> list[Grid]:
 
 
 def with_claims(grid: Grid, claims: Sequence[Claim]) -> Grid:
-    """Add claims to the table of their data set and threat, in a separate group."""
+    """Add claims to the table of their dataset and threat, in a separate group."""
     if not claims:
         return grid
     columns = grid.columns

@@ -32,7 +32,7 @@ class Coordinates:
         Args:
             x: clean images, (N, C, H, W).
             point: one point per image, (N, ...).
-            sample: index of each image in its data set, (N,) int64; the seed of random numbers that the attacker does
+            sample: index of each image in its dataset, (N,) int64; the seed of random numbers that the attacker does
                 not control.
         """
         raise NotImplementedError

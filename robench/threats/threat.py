@@ -194,7 +194,7 @@ class Threat:
         return (self.origin(x) + delta).clamp(self.coordinates.low, self.coordinates.high)
 
     def image(self, x: Tensor, point: Tensor, sample: Tensor) -> Tensor:
-        """The image of each point, (N, C, H, W); `sample` (N,) holds the index of each image in its data set."""
+        """The image of each point, (N, C, H, W); `sample` (N,) holds the index of each image in its dataset."""
         return self.coordinates.image(x, point, sample)
 
     def distance(self, x: Tensor, point: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class PurifierStage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a checkpoint's weights, except the network and the data set.
+    """Everything that determines a checkpoint's weights, except the network and the dataset.
 
     Attributes:
         finetuning, pretraining: stages of a classifier's training; pretraining None skips the pre-training.

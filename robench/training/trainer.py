@@ -69,11 +69,11 @@ def train(
     unless the loss couples rows of a batch (`mi_group` = 0, batch normalization). Rank 0 writes the files, which must
     lie on a shared file system.
 
-    Large data sets and pictures are read and augmented by worker processes while the network trains.
+    Large datasets and pictures are read and augmented by worker processes while the network trains.
 
     Args:
         card: name of a card, name of a family or path of a card.
-        data_dir: folder with the files of the data set.
+        data_dir: folder with the files of the dataset.
         output: the checkpoint, `.safetensors`; None for `<card name>.safetensors` in the current folder.
         seed: seed to use instead of the recipe's.
         device: torch device; "auto" uses CUDA if available.

@@ -40,7 +40,7 @@ def findings(
     Args:
         record: as read from its folder.
         model: maps images to logits, on `device`.
-        images: the images of the record's data set, split and n.
+        images: the images of the record's dataset, split and n.
     """
     rows, job = read_samples(record.folder or Path()).to_pydict(), record.job
     for name, fixed in (("threat", NO_THREAT), ("knowledge", "full"), ("precision", "fp32")):

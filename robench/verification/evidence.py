@@ -18,7 +18,7 @@ from robench.threats.threat import Threat
 
 @dataclass(frozen=True)
 class Evidence:
-    """A record of attacks with its files and the images of its data set.
+    """A record of attacks with its files and the images of its dataset.
 
     Attributes:
         rows: the columns of samples.parquet.

@@ -95,7 +95,7 @@ TABLE: tuple[Field, ...] = (
         "health", "warnings from gradients and losses; those from logits, classes and survivors are checked"
     ),
     *_trusted("corruptions.library", "corruptions.pixels checks its images", (CORRUPTED,)),
-    *_trusted("protocol", "a name; the record also has data set, threat and n", _EVERY),
+    *_trusted("protocol", "a name; the record also has dataset, threat and n", _EVERY),
     *_trusted("robench_version git command device platform", "where the record was made", _EVERY),
     *_trusted("started finished seconds attacks.seconds", "when, and how long it took", _EVERY),
     *_trusted("rows", "images that the network was called on, with padding"),

@@ -22,7 +22,7 @@ from robench.records.record import SCHEMA, DefenseFacts, Record
 
 
 def findings(record: Record, folder: Path, images: Images, loaded: Loaded | None) -> Iterator[Finding]:
-    """Check the key, the defense, the data set, the suite and the files.
+    """Check the key, the defense, the dataset, the suite and the files.
 
     Args:
         loaded: the defense that the record names, or its replacement; None to skip the check.

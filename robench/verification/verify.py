@@ -86,7 +86,7 @@ def verify(
     Args:
         folder: the folder of the record.
         loaded: the defense that the record names, on `device`.
-        images: the images of the record's data set, split and n.
+        images: the images of the record's dataset, split and n.
 
     Returns:
         The findings; the last one states what is proven.

@@ -16,7 +16,7 @@ def scene(seed: int = 0, side: int = 32) -> np.ndarray:
 
 
 def some(n: int = 5, side: int = 32) -> Images:
-    """A data set of such images with two classes; ids differ from positions."""
+    """A dataset of such images with two classes; ids differ from positions."""
     pixels = np.stack([scene(i, side) for i in range(n)])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     return Images("scenes", "test", x, torch.arange(n) % 2, torch.arange(n) * 3, ("a", "b"))

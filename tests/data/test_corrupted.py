@@ -113,7 +113,7 @@ def test_mistakes_are_reported(tmp_path, monkeypatch):
 
 @pytest.fixture
 def archive(tmp_path):
-    """An archive of four images, as a data set."""
+    """An archive of four images, as a dataset."""
     np.savez(tmp_path / "mine.npz", x=np.stack([scene(i) for i in range(4)]), y=np.array([0, 1, 1, 0]))
     return f"npz:{tmp_path}/mine.npz"
 

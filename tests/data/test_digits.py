@@ -57,5 +57,5 @@ def test_mistakes_are_reported(arguments, said):
         load_dataset(**arguments)
 
 
-def test_both_data_sets_are_registered():
+def test_both_datasets_are_registered():
     assert {"digits", "cifar10"} <= set(registry.datasets)

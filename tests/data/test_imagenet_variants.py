@@ -133,7 +133,7 @@ def test_only_the_logits_of_the_two_hundred_count(renditions, tmp_path, capsys, 
     (record,) = json.loads(out)["records"]
     assert record["clean_accuracy"]["value"] == pytest.approx(float(expected))
     assert record["classes"] == {"counted": 200, "of": 1000}
-    assert "only the 200 of this data set are used" in err
+    assert "only the 200 of this dataset are used" in err
     folder = next(tmp_path.rglob("record.json")).parent
     with pytest.raises(SystemExit) as end:
         main(["verify", str(folder), "--data-dir", str(renditions), "--trust"])
@@ -181,7 +181,7 @@ def test_tiny_imagenet_c(tmp_path, monkeypatch):
     monkeypatch.setattr("robench.data.tiny_imagenet.IMAGES", 200)
     images = load_dataset(name, data_dir=str(tmp_path))
     assert images.y.tolist() == list(range(200)) and images.classes[-1] == synsets()[500]
-    # The clean data set lists all classes, so that a missing folder does not shift labels.
+    # The clean dataset lists all classes, so that a missing folder does not shift labels.
     whole = tmp_path / "tiny-imagenet-200"
     whole.mkdir()
     (whole / "wnids.txt").write_text("\n".join(sorted([*synsets()[:199], synsets()[500]], reverse=True)))

@@ -1,4 +1,4 @@
-"""Image data sets in the parquet format of Hugging Face."""
+"""Image datasets in the parquet format of Hugging Face."""
 
 import io
 import json

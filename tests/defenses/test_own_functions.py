@@ -1,4 +1,4 @@
-"""`python:module.function` takes its image size from the data set, in every command that loads it."""
+"""`python:module.function` takes its image size from the dataset, in every command that loads it."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Transfer across data sets: which cells there are, the matrix made of their records, and what is refused."""
+"""Transfer across datasets: which cells there are, the matrix made of their records, and what is refused."""
 
 import json
 
@@ -148,7 +148,7 @@ def test_it_is_written_in_every_format_and_drawn(played):
     target = matrix.targets[0]
     numbers = [text.get_text() for text in drawn[0].texts]
     assert numbers[0] == f"{100 * matrix.bare[target]['clean'].value:.0f}" and len(numbers) == 6
-    (again,) = PLOTS["data-sets"].draw(collect([played[2]])).values()
+    (again,) = PLOTS["datasets"].draw(collect([played[2]])).values()
     assert encode(again) == encode(figure)
 
 
@@ -200,7 +200,7 @@ def test_what_does_not_divide_is_left_out_with_a_reason(own):
         (["--from", "cifar100", "--to", "digits"], "the family maep has no card for cifar100"),
         (["--from", "digits", "--to", "digits", "--dataset", "digits"], "cannot be combined with --dataset"),
         (["--from", "digits", "--to", "digits", "--sweep", "a=1,2"], "cannot be combined"),
-        (["--from", "digits", "--to", "digits", "--protocol", "digits-linf"], "has one data set"),
+        (["--from", "digits", "--to", "digits", "--protocol", "digits-linf"], "has one dataset"),
         (["--from", "digits", "--to", "digits", "--attack", "pgd"], "needs a ladder of runs"),
         (["--from", "digits", "--to", "digits", "--finetune", "1"], "two or more numbers of images"),
     ],

@@ -1,4 +1,4 @@
-"""A purifier that learns from a few images of another data set: the cards it leaves, the curve, what is refused."""
+"""A purifier that learns from a few images of another dataset: the cards it leaves, the curve, what is refused."""
 
 import importlib.util
 

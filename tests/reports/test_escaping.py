@@ -153,7 +153,9 @@ class Tags(HTMLParser):
         self.found = []
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, tuple(name for name, _ in attrs)))
+        # A place where a name may break.
+        if (tag, attrs) != ("wbr", []):
+            self.found.append((tag, tuple(name for name, _ in attrs)))
 
 
 @pytest.fixture(scope="module")

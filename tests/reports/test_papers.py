@@ -71,7 +71,7 @@ def test_a_column_of_maep_holds_one_kind_of_attacker():
     assert found[imagenet.title, "ScoreOpt", "adaptive"] == "68.05"
 
 
-# Linf radius and data set of a table -> the step of its PGD, in pixels, as the authors' code has it.
+# Linf radius and dataset of a table -> the step of its PGD, in pixels, as the authors' code has it.
 PUBLISHED_STEPS = {
     ("mimir", "cifar10", "Linf:8/255"): 2 / 255,
     ("mimir", "imagenet", "Linf:2/255"): 1 / 255,

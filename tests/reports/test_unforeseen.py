@@ -63,7 +63,7 @@ def results(tmp_path_factory, ladder):
     return folder, [record.to_dict() for record in found]
 
 
-@pytest.mark.parametrize("without", ["data set", "protocol"])
+@pytest.mark.parametrize("without", ["dataset", "protocol"])
 def test_a_ladder_of_threats_needs_no_other_threat(tmp_path, ladder, without, monkeypatch):
     protocol = choose_protocol(None, "digits(size=32)", None, 4, [str(ladder)])
     if without == "protocol":

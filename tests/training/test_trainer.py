@@ -365,8 +365,8 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("num_classes=10", "num_classes=3", "has 3 classes, but data set digits has 10"),
-        ("image_size=16", "image_size=32", "takes images of 32 px, but data set digits has 16 px"),
+        ("num_classes=10", "num_classes=3", "has 3 classes, but dataset digits has 10"),
+        ("image_size=16", "image_size=32", "takes images of 32 px, but dataset digits has 16 px"),
     ],
 )
 @pytest.mark.parametrize("stage", ["", "\n[recipe.pretraining]\nepochs = 1\n"])
@@ -377,7 +377,7 @@ def test_a_network_that_does_not_suit_the_images(tmp_path, old, new, said, stage
         train(str(card), output=tmp_path / "t.safetensors", progress=False)
 
 
-@trusting()  # the card names the data set by its path
+@trusting()  # the card names the dataset by its path
 def test_a_missing_test_split_is_found_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(Stage, "run", lambda *_, **__: pytest.fail("it trains"))
     picture = io.BytesIO()

@@ -60,7 +60,7 @@ def _passes(folder):
 
 
 def _cases():
-    """The record of fewest passes with each data set, family, attacker and threat; the others are slow, as are COSTLY
+    """The record of fewest passes with each dataset, family, attacker and threat; the others are slow, as are COSTLY
     purifiers and the corruptions, which are made again."""
     seen = set()
     for folder in sorted(

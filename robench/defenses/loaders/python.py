@@ -32,7 +32,7 @@ def load(
 
     Args:
         image_size, mean, std, channels: for a function that returns a module. A function with parameters of these
-            names receives them and must normalize by itself. image_size defaults to that of the data set, or else to
+            names receives them and must normalize by itself. image_size defaults to that of the dataset, or else to
             the default of the parameter. channels=1 is for grayscale images; by default, 3 is tried first, then 1.
 
     Raises:

@@ -51,7 +51,7 @@ def load(source: Source) -> Found:
     zoo = importlib.import_module("robustbench.model_zoo").model_dicts
     datasets = [entry.value for entry in enums.BenchmarkDataset]
     if dataset not in datasets:
-        raise unknown_name("data set of RobustBench", dataset, datasets)
+        raise unknown_name("dataset of RobustBench", dataset, datasets)
     threats = [entry.value for entry in zoo[enums.BenchmarkDataset(dataset)]]
     if threat not in threats:
         raise unknown_name(f"threat of RobustBench on {dataset}", threat, threats)

@@ -55,7 +55,7 @@ def write_page(
         records: any records, usually from `robench.records.collection.collect`.
         sort: the column to sort by, best first.
         pictures: whether to show adversarial examples.
-        data_dir: folder of data sets with files; None shows pictures only for data sets without files.
+        data_dir: folder of datasets with files; None shows pictures only for datasets without files.
         choice: which rows to show, with or without intervals, and published claims in separate tables.
 
     Raises:

@@ -39,7 +39,7 @@ class Picture:
 
 
 class Gallery:
-    """Pictures of records; each data set is loaded once."""
+    """Pictures of records; each dataset is loaded once."""
 
     def __init__(self, data_dir: str | None = None):
         self._data_dir = data_dir

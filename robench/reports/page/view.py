@@ -305,7 +305,7 @@ def _order(line: Line) -> tuple:
 
 
 def _curves(name: str, lines: list[Line]) -> Iterator[Chart]:
-    """A chart for each data set and norm with records at two radii or more."""
+    """A chart for each dataset and norm with records at two radii or more."""
     places: dict[tuple, dict[tuple, list[Record]]] = {}
     for line in sorted(lines, key=_order):
         job = line.record.job

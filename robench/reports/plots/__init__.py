@@ -54,9 +54,9 @@ PLOTS = {
         "robench.reports.plots.heatmaps:transfer",
         "robench run --defense mimir-digits,pgd-at-digits --attack pgd --knowledge transfer:standard",
     ),
-    "data-sets": Plot(
-        "purifiers trained on one data set with classifiers of others",
-        "robench.reports.plots.heatmaps:data_sets",
+    "datasets": Plot(
+        "purifiers trained on one dataset with classifiers of others",
+        "robench.reports.plots.heatmaps:datasets",
         "robench transfer --defense maep --from digits --to cifar10",
     ),
     "corruptions": Plot(
@@ -66,7 +66,7 @@ PLOTS = {
     ),
 }  # fmt: skip
 # Old names, which still work.
-RENAMED = {"transfer": "transfer-attacks"}
+RENAMED = {"transfer": "transfer-attacks", "data-sets": "datasets"}
 
 
 def find_plot(name: str) -> Plot:

@@ -41,7 +41,7 @@ def picture(folder: Path | str, images: Images, path: Path | str) -> Path:
 
     Args:
         folder: the folder of the record.
-        images: the images of the record's data set, split and n.
+        images: the images of the record's dataset, split and n.
         path: path of the PNG; its folder is created if necessary.
 
     Raises:
@@ -59,7 +59,7 @@ def picture(folder: Path | str, images: Images, path: Path | str) -> Path:
 
 
 def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
-    """Adversarial examples to show, from as many classes as possible, in data set order.
+    """Adversarial examples to show, from as many classes as possible, in dataset order.
 
     Raises:
         ResourceError: when a file of the record is missing or damaged, or the images are not those of the record.

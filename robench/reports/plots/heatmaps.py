@@ -96,8 +96,8 @@ def transfer(records: Sequence[Record]) -> "dict[str, Figure]":
     return figures
 
 
-def data_sets(records: Sequence[Record]) -> "dict[str, Figure]":
-    """Purifiers with classifiers of other data sets: one figure per family, one panel per attacker knowledge."""
+def datasets(records: Sequence[Record]) -> "dict[str, Figure]":
+    """Purifiers with classifiers of other datasets: one figure per family, one panel per attacker knowledge."""
     from robench.reports.dataset_transfer import matrices, picture
 
     return {slug(matrix.family): picture(matrix) for matrix in matrices(records)}

@@ -19,7 +19,7 @@ class Transformation(Coordinates):
     """Base class of transformations; a subclass is a frozen dataclass whose fields are the arguments of its spec.
 
     Subclasses define `shape` and `apply`. Random numbers that the paper does not optimize must depend only on the index
-    of the image in its data set (see `robench.core.rng`), so that every attack can reach the same images.
+    of the image in its dataset (see `robench.core.rng`), so that every attack can reach the same images.
 
     Attributes:
         norm: norm of the parameters that the radius bounds, "Linf" or "L2".
@@ -40,7 +40,7 @@ class Transformation(Coordinates):
         Args:
             x: images, (N, C, H, W) float32 in [0, 1].
             theta: parameters, (N, *shape).
-            sample: index of each image in its data set, (N,) int64.
+            sample: index of each image in its dataset, (N,) int64.
         """
         raise NotImplementedError
 

@@ -66,7 +66,7 @@ class Denoised(Method):
         purifier = learners.purifier
         if x.shape[-1] != purifier.image_size:
             raise UsageError(
-                f"{self.purifier} needs images of {purifier.image_size} px, but the data set has {x.shape[-1]} px"
+                f"{self.purifier} needs images of {purifier.image_size} px, but the dataset has {x.shape[-1]} px"
             )
         sigma = x.new_empty(len(x) if purifier.noise == "gaussian" else 1).uniform_(0, self.sigma)
         with torch.no_grad():

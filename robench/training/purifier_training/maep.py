@@ -101,7 +101,7 @@ class TrainMAEP(PurifierTraining):
 
         Raises:
             UsageError: if the purifier or the source does not support the size of the images, or the source has fewer
-                classes than the data set.
+                classes than the dataset.
         """
         side, source_side = x.shape[-1], self._source.image_size
         try:
@@ -110,16 +110,16 @@ class TrainMAEP(PurifierTraining):
             raise UsageError(f"maep: {error}") from error
         if source_side != side:
             raise UsageError(
-                f"maep: source {self.source} needs images of {source_side} px, but the data set has {side} px"
+                f"maep: source {self.source} needs images of {source_side} px, but the dataset has {side} px"
             )
         if y.max() >= self._source.num_classes:
             raise UsageError(
-                f"maep: source {self.source} has {self._source.num_classes} classes, but the data set has more"
+                f"maep: source {self.source} has {self._source.num_classes} classes, but the dataset has more"
             )
         if not self.offline:
             return x
         if isinstance(x, LazyImages):
-            raise UsageError("maep: the pairs of so large a data set do not fit in memory: set offline=False")
+            raise UsageError("maep: the pairs of so large a dataset do not fit in memory: set offline=False")
         batches = zip(x.split(256), y.split(256), strict=True)
         return torch.cat([x, torch.cat([self.attacked(clean, labels) for clean, labels in batches])], 1)
 
