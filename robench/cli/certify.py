@@ -39,9 +39,15 @@ from robench.reports.table import render
     "--threat",
     metavar="NORM:EPS",
     shell_complete=names_of("threat"),
-    help="Norm and radius of both bounds.  [default: the protocol's; without --protocol, L2:0.5 for smoothing]",
+    help="Norm and radius of both bounds.  [default: the protocol's; without --protocol, L2:0.5 for smoothing and "
+    "Linf:0.13 for crown and ibp]",
 )
-@click.option("--samples", metavar="N", type=int, help="Number of images, the first of the test split.")
+@click.option(
+    "--samples",
+    metavar="N",
+    type=int,
+    help="Number of images, the first of the test split.  [default: the protocol's]",
+)
 @click.option(
     "--attack",
     metavar="SPEC",

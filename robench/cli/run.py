@@ -36,7 +36,10 @@ def share_of(text: str) -> tuple[int, int]:
 @click.option("--sweep", "swept", hidden=True)
 @click.option("--curve", "radii", hidden=True)
 @click.option(
-    "--estimate", metavar="POINTS", type=float, help="Attack a random sample, for an interval of +-POINTS."
+    "--estimate",
+    metavar="POINTS",
+    type=float,
+    help="Estimate robust accuracy to +-POINTS on a sample.",
 )
 @click.option(
     "--certify-first",
@@ -70,8 +73,8 @@ def command(
     robench run --defense mimir --attack autoattack
     robench run --defense mimir,pgd-at --attack quick --threat Linf:0.05
 
-    Defaults: the protocol digits-linf with its suites, and full attacker knowledge.
-    See also robench sweep, curve and transfer. Terms: docs/glossary.md
+    Defaults: the suites of the protocol digits-linf, with full attacker knowledge.
+    See also robench sweep, curve, transfer. Terms: docs/glossary.md
     """
     protocol, part = selection.protocol, share_of(share) if share is not None else None
     if part and engine != "local":

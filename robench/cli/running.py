@@ -139,7 +139,7 @@ _SELECTION = (
     ),
     click.option(
         "--knowledge", metavar="LEVEL", multiple=True, callback=common.names, shell_complete=names_of("knowledge"),
-        help="full, bpda, oblivious, known-noise, transfer:NAME ...",
+        help="full, bpda, oblivious, known-noise, transfer:NAME, surrogate:NAME.  [default: full]",
     ),
 )  # fmt: skip
 _PRECISION = (
@@ -150,7 +150,7 @@ _PRECISION = (
     click.option("--compile", is_flag=True, help="Use torch.compile for the search (docs/gpu.md)."),
     click.option("--deterministic", is_flag=True, help="Same bits in every run on a GPU; slower."),
     click.option(
-        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes.  [default: one per core; one for GPUs]"
+        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes.  [default: one per core]"
     ),
 )  # fmt: skip
 _RUNNING = (

@@ -28,7 +28,7 @@ from robench.defenses.resolution import family_card, find_card
 @click.command("show")
 @click.argument("name", shell_complete=names_of("anything"))
 @click.option(
-    "--picture", metavar="FILE", help="File for a record's plot.  [default: picture.png in its folder]"
+    "--picture", metavar="FILE", help="Write a record's adversarial examples, or its errors, as a PNG."
 )
 @common.data_dir
 @click.option("--threat", help="Threat model for counting an attack's passes, such as L2:0.5.")
@@ -41,7 +41,8 @@ from robench.defenses.resolution import family_card, find_card
 )
 @common.trust
 def command(name: str, picture: str | None, data_dir: str | None, threat: str | None, classes: int) -> None:
-    """Show a defense, suite, attack, transformation, dataset or protocol by NAME, or the record in a folder.
+    """Show a defense, suite, attack, transformation, dataset or protocol by NAME, or the record or certification in a
+    folder.
 
     A defense is a card, its path, or a spec such as timm:resnet50; its inputs and outputs are shown, and no weights are
     downloaded. For an attack or a suite, the number of passes on an image that is never fooled is counted.
@@ -56,6 +57,9 @@ def command(name: str, picture: str | None, data_dir: str | None, threat: str | 
             raise UsageError(f"--{option.replace('_', '-')} needs the folder of a record, and {name} is none")
     if is_record:
         _record(console, Path(name), picture, data_dir)
+        return
+    if (Path(name) / "certification.json").is_file():
+        _certification(Path(name))
         return
     for kind, names in _known().items():
         if name in names:
@@ -116,12 +120,21 @@ def _record(console: Console, path: Path, picture: str | None, data_dir: str | N
     if not isinstance(record, Record):
         raise ResourceError(str(record))
     console.print(describe(record))
-    folder = record.folder or path
+    if picture is None:
+        return
     if record.corrupted:
-        file = corruption_heatmap.write(record, Path(picture or folder / corruption_heatmap.FILE))
+        file = corruption_heatmap.write(record, Path(picture))
     else:
-        file = draw(folder, images_of(record, data_dir), Path(picture or folder / "picture.png"))
+        file = draw(record.folder or path, images_of(record, data_dir), Path(picture))
     common.say(f"plot: {file}")
+
+
+def _certification(folder: Path) -> None:
+    from robench.records import certification
+    from robench.reports.certification import grid
+    from robench.reports.table import render
+
+    click.echo(render(grid(certification.read(folder)), "text", common.console().width), nl=False)
 
 
 def _known() -> dict[str, dict[str, Any]]:

@@ -90,7 +90,9 @@ def indicators(played: Played) -> Iterator[Indicator]:
         if warning.code != "more-steps-help"
     }
     text = "; ".join(f"{code}: {text}" for code, text in warnings.items()) or "the runs have no warnings"
-    yield Indicator("marks-of-runs", "warnings of the runs", float(len(warnings)), 0.0, "robench run", text)
+    yield Indicator(
+        "warnings-of-runs", "warnings of the runs", float(len(warnings)), 0.0, "robench run", text
+    )
 
 
 def _doubling(steps: tuple[Record, ...]) -> Indicator:

@@ -20,7 +20,7 @@ _COLUMNS = {
 }
 _NOTE = (
     "worst draw: correct in every draw of the noise; majority: correct by their vote, for the same adversarial "
-    "examples. Except for known noise, and where a warning says so, no attack has seen these draws"
+    "examples. Except for known-noise, and where a warning says so, no attack has seen these draws"
 )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from robench import catalog
 from robench.core import specs
 from robench.core.errors import UsageError
+from robench.core.formatting import markdown
+from robench.core.sanitize import plain
 from robench.records.collection import Collection
 from robench.records.record import Record
 from robench.reports import certification
@@ -43,7 +45,7 @@ def grids(paper: Paper, records: Sequence[Record], ladder: str | None = None) ->
         tables, notes = SHAPES[paper.shape](records, ladder or paper.ladder), paper.notes
     else:
         tables = [grid for table in paper.tables for grid in _grids(table, records)]
-        notes = [*paper.notes, paper.title]
+        notes = paper.notes
     return [*tables[:-1], *(replace(table, notes=(*table.notes, *notes)) for table in tables[-1:])]
 
 
@@ -77,7 +79,11 @@ def text(
     # What is certified of the paper's own defenses.
     certifications = records.certifications if isinstance(records, Collection) else ()
     tables += certification.grids([bound for bound in certifications if bound.defense.family == paper.name])
-    return "\n".join(render(grid, format, width) for grid in tables)
+    heading = (
+        {"text": "{}\n\n", "md": "## {}\n\n", "latex": "% {}\n\n"}.get(format, "") if paper.tables else ""
+    )
+    title = markdown(paper.title) if format == "md" else plain(paper.title)
+    return heading.format(title) + "\n".join(render(grid, format, width) for grid in tables)
 
 
 def _grids(table: Table, records: Sequence[Record]) -> Iterator[Grid]:

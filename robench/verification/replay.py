@@ -197,15 +197,12 @@ def _detail(
 
 
 def _odds(population: int, drawn: int, allowed: int) -> str:
-    what = "misses all of them" if not allowed else "finds too few of them"
+    what = "miss them" if not allowed else "find too few of them"
     parts = []
     for share in _SHARES:
         false = max(1, round(share * population))
-        parts.append(f"{share:.0%} ({false}): {missed(population, false, drawn, allowed):.2g}")
-    return (
-        f"if the results of some of the {population} attacked images were false, a sample of {drawn} {what} with "
-        "probability " + ", ".join(parts)
-    )
+        parts.append(f"{false} with probability {missed(population, false, drawn, allowed):.2g}")
+    return f"{drawn} images of {population} {what} if the results are false of " + ", of ".join(parts)
 
 
 def _list(column: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -60,8 +61,11 @@ def test_run_writes_a_record_and_answers_from_it(robench_cli, tmp_path, monkeypa
     assert code == 0, err
     code, out, err = robench_cli("board", "--format", "md")
     assert code == 0 and "pgd-at-digits" in out
+    files = sorted(path.parent.iterdir())
     code, out, err = robench_cli("show", path.parent)
-    assert code == 0 and (path.parent / "picture.png").stat().st_size > 1000
+    assert code == 0 and "pgd-at-digits" in out and sorted(path.parent.iterdir()) == files
+    code, out, err = robench_cli("show", path.parent, "--picture", "picture.png")
+    assert code == 0 and Path("picture.png").stat().st_size > 1000
 
 
 def test_several_defenses_and_attacks_at_once(robench_cli):
@@ -351,7 +355,7 @@ def test_a_ladder_is_shown_a_line_a_run(robench_cli, monkeypatch):
     )
     code, out, _ = robench_cli("show", "purifier")
     assert code == 0 and "undefended: autoattack on the classifier alone" in out and "Rung(" not in out
-    assert "BPDA+EOT: pgd(steps=20, eot=20) @bpda (randomized defenses)" in out
+    assert "bpda+EOT: pgd(steps=20, eot=20) @bpda (randomized defenses)" in out
 
 
 def test_a_protocol_of_transfer_is_shown_a_line_a_data_set(robench_cli, monkeypatch):

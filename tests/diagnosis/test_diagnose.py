@@ -26,10 +26,10 @@ EXPECTED = {
     "k-WTA": {"zero-gradients", "large-radius", "shattered-gradients"},
     "huge logits": {"zero-gradients", "large-radius", "unconstrained-failure"},
     "a detector's constant": {"zero-gradients", "large-radius", "shattered-gradients"},
-    "a gradient that misleads": {"unconstrained-failure", "marks-of-runs"},
-    "noise": {"marks-of-runs"},
-    "NaN where it is hard": {"marks-of-runs"},
-    "a gradient with NaN": {"marks-of-runs"},
+    "a gradient that misleads": {"unconstrained-failure", "warnings-of-runs"},
+    "noise": {"warnings-of-runs"},
+    "NaN where it is hard": {"warnings-of-runs"},
+    "a gradient with NaN": {"warnings-of-runs"},
     "honest": set(),
 }
 
@@ -96,8 +96,8 @@ def test_what_was_built_to_be_caught_is_doubted(diagnosed, name, tmp_path):
     doubts = {mark["code"] for mark in found["health"]}
     assert doubts >= EXPECTED[name]
     assert bool(doubts) == (name != "honest")
-    if name in CAUGHT and "marks-of-runs" in EXPECTED[name]:
-        (mark,) = [mark for mark in found["health"] if mark["code"] == "marks-of-runs"]
+    if name in CAUGHT and "warnings-of-runs" in EXPECTED[name]:
+        (mark,) = [mark for mark in found["health"] if mark["code"] == "warnings-of-runs"]
         assert CAUGHT[name][1] in mark["text"]
     # Where no image is right without an attack there is nothing to draw.
     assert bool(found["picture"]) == (name != "NaN where it is hard")

@@ -14,11 +14,11 @@ from tests.reports.test_notes import names_cell
 
 SHIPPED = Path(__file__).resolve().parents[2] / "results" / "shipped" / "digits-linf-0.1"
 ATTACKS = {
-    "BPDA": "pgd@bpda",
-    "BPDA+EOT": "pgd-eot-5@bpda",
-    "exact": "pgd",
-    "exact+EOT": "pgd-eot-5",
-    "known noise": "pgd-eot-10@known-noise",
+    "bpda": "pgd@bpda",
+    "bpda+EOT": "pgd-eot-5@bpda",
+    "full": "pgd",
+    "full+EOT": "pgd-eot-5",
+    "known-noise": "pgd-eot-10@known-noise",
 }
 
 
@@ -76,6 +76,6 @@ def test_the_command_prints_it(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["table", "diffbreak", str(SHIPPED / "diffpure-digits")])
     out = capsys.readouterr().out
-    assert ended.value.code == 0 and "majority" in out and "known noise" in out
+    assert ended.value.code == 0 and "majority" in out and "known-noise" in out
     # The published figures and their source, once, below the last table.
     assert out.count("arXiv 2411.16598") == 1 and "32.8" in out

@@ -64,11 +64,11 @@ def test_a_column_of_maep_holds_one_kind_of_attacker():
     found = cells(find_paper("maep"))
     numbers = {key[1:]: cell for key, cell in found.items() if cell[:1].isdigit() or "about" in cell}
     assert {column for row, column in numbers if row == "MAEP"} == {"oblivious"}
-    assert {column for row, column in numbers if row != "MAEP"} == {"adaptive"}
+    assert {column for row, column in numbers if row != "MAEP"} == {"full"}
     (cifar, imagenet, _) = find_paper("maep").tables
-    assert found[cifar.title, "DiffPure", "adaptive"] == "70.64"
-    assert found[imagenet.title, "DiffPure", "adaptive"] == "68.60"
-    assert found[imagenet.title, "ScoreOpt", "adaptive"] == "68.05"
+    assert found[cifar.title, "DiffPure", "full"] == "70.64"
+    assert found[imagenet.title, "DiffPure", "full"] == "68.60"
+    assert found[imagenet.title, "ScoreOpt", "full"] == "68.05"
 
 
 # Linf radius and dataset of a table -> the step of its PGD, in pixels, as the authors' code has it.
@@ -85,7 +85,7 @@ def test_pgd_takes_the_published_step_and_judges_the_last_iterate(place):
     name, dataset, threat = place
     tables = [t for t in find_paper(name).tables if (t.dataset, t.threat) == (dataset, threat)]
     texts = {
-        c.attack for table in tables for c in table.columns if c.name in ("PGD-20", "gray box", "white box")
+        c.attack for table in tables for c in table.columns if c.name in ("PGD-20", "oblivious", "full")
     }
     assert texts
     radius = Threat.parse(threat)
@@ -109,10 +109,10 @@ def test_without_a_purifier_gray_box_and_white_box_are_one_record(tmp_path):
     table = grids(find_paper("de3"), [white])[-1]
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert row[""] == "De^3, sigma off"
-    assert row["gray box"] == row["white box"] != "–"
+    assert row["oblivious"] == row["full"] != "–"
     assert not any("de3-classifier-digits" in note for note in table.notes if note.startswith("–"))
     # A purifier's white box says nothing of its gray box.
-    assert dict(zip(table.columns, table.rows[2], strict=True))["gray box"] == "–"
+    assert dict(zip(table.columns, table.rows[2], strict=True))["oblivious"] == "–"
     commands = [note for note in grids(find_paper("de3"), [])[-1].notes if note.startswith("–")]
     assert not any("classifier" in note and "oblivious" in note for note in commands)
 

@@ -80,11 +80,11 @@ def test_each_rung_is_a_record_and_a_cell(climbed):
     (row,) = table.rows
     cells = dict(zip(table.columns, row, strict=True))
     assert cells["purifier"] == "levels+standard-digits"
-    for name, record in zip(("undefended", "oblivious", "transfer", "BPDA", "exact"), records, strict=True):
+    for name, record in zip(("undefended", "oblivious", "transfer", "bpda", "full"), records, strict=True):
         assert cells[name].startswith(f"{100 * record.robust_accuracy.value:.2f}")
-    assert cells["BPDA+EOT"] == cells["exact+EOT"] == "–" and "zero-gradients" in " ".join(table.notes)
+    assert cells["bpda+EOT"] == cells["full+EOT"] == "–" and "zero-gradients" in " ".join(table.notes)
     # No gradient passes the gray levels: what BPDA finds, the exact gradient does not.
-    assert float(cells["BPDA"].split()[0]) < float(cells["exact"].split()[0])
+    assert float(cells["bpda"].split()[0]) < float(cells["full"].split()[0])
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_a_randomised_purifier_has_more_rungs_and_an_average(tmp_path):
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert not records[1].health and not records[2].health  # who sees no noise cannot average over it
-    assert "avg" in cells["exact+EOT"] and "avg" not in cells["undefended"]
+    assert "avg" in cells["full+EOT"] and "avg" not in cells["undefended"]
     # Clean accuracy is held against robust accuracy by the same measure, not by the vote.
     clean = records[1].extra["stochastic"]["clean"]
     assert cells["clean"].startswith(f"{100 * clean['worst_draw']['value']:.2f}\n")
@@ -116,7 +116,7 @@ def test_missing_cells_say_which_command_fills_them(tmp_path):
     )
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
     assert table.notes[1] == (
-        "undefended, transfer, BPDA, exact of levels+standard-digits: robench run --defense levels+standard-digits "
+        "undefended, transfer, bpda, full of levels+standard-digits: robench run --defense levels+standard-digits "
         "--attack purifier-cheap --dataset digits --threat Linf:0.1 --samples 5"
     )
     assert table.rows[0][-1] == "–"
@@ -129,7 +129,7 @@ def test_a_rung_that_cannot_be_played_is_not_asked_for(tmp_path, monkeypatch):
     others = {name: card for name, card in catalog.cards().items() if card.family != "standard"}
     monkeypatch.setattr(catalog, "cards", lambda: others)
     (table,) = purifiers(collect([tmp_path]), "purifier-cheap")
-    assert table.notes[1].startswith("undefended, BPDA, exact of levels+standard-digits: ")
+    assert table.notes[1].startswith("undefended, bpda, full of levels+standard-digits: ")
 
 
 def test_a_purifier_that_was_on_no_rung_has_no_row(tmp_path):
@@ -183,6 +183,6 @@ def test_the_command_prints_it(climbed, capsys):
 
 
 def test_suites_with_the_earlier_spelling_of_randomized_are_read():
-    rung = Rung("exact+EOT", "pgd(eot=5)", stochastic="randomised")
-    assert rung == Rung("exact+EOT", "pgd(eot=5)", stochastic="randomized")
+    rung = Rung("full+EOT", "pgd(eot=5)", stochastic="randomised")
+    assert rung == Rung("full+EOT", "pgd(eot=5)", stochastic="randomized")
     assert rung.suits(True) and not rung.suits(False)
