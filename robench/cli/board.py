@@ -75,8 +75,8 @@ def _beside(root: str) -> Path:
 def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
     """Make leaderboards from the records in the RESULTS folders (default: results).
 
-    Each dataset and threat model has its own leaderboard, for the protocol's suite and full attacker knowledge; the
-    protocol with the most images comes first. --format html writes a folder of pages that need no server.
+    Each dataset and threat model has its own leaderboard: the largest protocol with a record of its own suite under full
+    attacker knowledge. --format html writes a folder of pages that need no server.
 
     \b
     robench board --only mimir-digits --columns defense,clean,robust --format latex --no-header
@@ -97,9 +97,6 @@ def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
     from robench.reports.board import Choice, board
     from robench.reports.robustbench import read_claims
 
-    roots = results or (str(default_results()),)
-    records = collect(roots)
-
     choice = Choice(
         only=options["only"],
         columns=options["columns"],
@@ -108,6 +105,8 @@ def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
         intervals=not options["no_intervals"],
         claims=read_claims(options["claims"]),
     )
+    roots = results or (str(default_results()),)
+    records = collect(roots)
     if pages:
         from robench.reports.page import write_page
 

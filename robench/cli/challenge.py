@@ -42,6 +42,10 @@ def command(
     \b
     robench challenge results/digits-linf/mimir-digits/autoattack mine.pt --finder "A. Turing"
     """
+    from robench.records.record import read_record
+
+    challenged = read_record(common.local(record, pull=True))
+
     from robench.core.formatting import location
     from robench.defenses import load
     from robench.engine.device import choose_device
@@ -49,12 +53,11 @@ def command(
     from robench.evaluation.options import default_results
     from robench.records.estimate import NOT_ATTACKED, bound
     from robench.records.inputs import defense_of, images_of
-    from robench.records.record import read_record
     from robench.records.samples import read_samples
     from robench.records.submission import read_submission
     from robench.statistics.accuracy import interval, percent
 
-    challenged, where = read_record(common.local(record, pull=True)), choose_device(device)
+    where = choose_device(device)
     images = images_of(challenged, data_dir)
     submission = read_submission(file, tuple(images.x.shape[1:]))
     name = defense_of(challenged, defense)

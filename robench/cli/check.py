@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.text import Text
@@ -13,6 +14,9 @@ from robench.cli import common
 from robench.cli.completion import folders, names_of
 from robench.core.errors import CheckFailed, RobenchError
 from robench.core.sanitize import plain
+
+if TYPE_CHECKING:
+    from robench.verification.regression import Verdict
 
 
 @click.command("check")
@@ -59,19 +63,23 @@ def command(
     from robench.core.io import disk_errors, write_file
     from robench.verification import ci_report
     from robench.verification.baselines import Baseline, read_baselines
-    from robench.verification.regression import Options, Verdict, check
 
     given = {"margin": margin, "miss": miss, "false_alarm": false_alarm, "checkpoint": checkpoint}
     given = {name: value for name, value in given.items() if value is not None}
     console = common.console()
-    verdicts: list[Verdict] = []
-    seconds: list[float] = []
     listed: list[Baseline] = []
     errors: list[tuple[str, RobenchError]] = []
     for path in baselines:
         with common.collected(errors, path, alone=len(baselines) == 1):
             listed += read_baselines(path)
+    verdicts: list[Verdict] = []
+    seconds: list[float] = []
     for baseline in listed:
+        from robench.verification.regression import (
+            Options,
+            check,
+        )  # imports torch, without which files are read
+
         options = Options(device=device, data_dir=data_dir, note=common.note)
         options = replace(options, **baseline.settings | given)
         begun = time.monotonic()

@@ -56,8 +56,12 @@ def command(
     robench corrupt --dataset cifar10 --output CIFAR-10-C
     robench corrupt --dataset imagenet --output ImageNet-C --corruption fog,frost --severity 3
     """
+    from robench.core import registry, specs
     from robench.corruption.names import SEVERITIES
     from robench.data import load_dataset
+
+    registry.datasets.get(specs.parse(dataset).name.partition(":")[0])  # refuses an unknown name first
+
     from robench.data.export_corrupted import GROUPS, write_corrupted
 
     chosen = [name for given in corruptions or ["common"] for name in GROUPS.get(given, (given,))]

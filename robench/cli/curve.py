@@ -26,9 +26,11 @@ def command(radii: str, selection: Selection, running: Running) -> Callable[[], 
 def curve(radii: str, selection: Selection, running: Running) -> Callable[[], None]:
     """Run every radius; what is returned shows the result."""
     from robench.evaluation import security_curve
-    from robench.reports import security_curve as report
 
     over = security_curve.Radii.parse(radii)
+
+    from robench.reports import security_curve as report
+
     levels = security_curve.protocols(
         over, selection.protocol, selection.dataset, selection.threat, selection.samples
     )

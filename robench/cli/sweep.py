@@ -28,11 +28,13 @@ def command(setting: str, selection: Selection, running: Running) -> Callable[[]
 def sweep(setting: str, selection: Selection, running: Running) -> Callable[[], None]:
     """Run every value; what is returned shows the result."""
     from robench.evaluation import sweep as sweeping
+
+    requested = sweeping.Sweep.parse(setting)
+
     from robench.records.store import slug
     from robench.reports import sweep as report
 
     protocol, defenses, attacks = selection.chosen(), selection.defenses, selection.attacks
-    requested = sweeping.Sweep.parse(setting)
     if len(defenses) != 1 or len(attacks) > 1:
         raise UsageError("a sweep takes one defense and one attack")
     attack = next(iter(attacks), None)

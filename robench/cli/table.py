@@ -36,13 +36,16 @@ def command(paper: str | None, results: tuple[str, ...], suite: str | None, form
     robench table purifiers
     robench table mimir --format latex
     """
-    from robench.records.collection import collect
     from robench.reports.paper_files import find_paper, papers
-    from robench.reports.papers import text
 
     if paper is None:
         raise UsageError(f"which table? {', '.join(papers())}; robench list tables describes them")
+    chosen = find_paper(paper)  # before the records are read, which takes seconds
+
+    from robench.records.collection import collect
+    from robench.reports.papers import text
+
     roots, width = results or (str(default_results()),), common.console().width
     records = collect(roots)
-    sys.stdout.write(text(find_paper(paper), records, form, suite, width))
+    sys.stdout.write(text(chosen, records, form, suite, width))
     common.report(records.left_out, len(records))

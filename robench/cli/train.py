@@ -39,6 +39,10 @@ def command(card: str, **options: Any) -> None:
     robench train trades-digits --csv trades.csv
     torchrun --nproc-per-node 4 -m robench train CARD
     """
+    from robench.defenses.resolution import find_card
+
+    find_card(card)  # refuses an unknown name before torch is imported
+
     from robench.training import train
     from robench.training.distributed import ProcessGroup
 

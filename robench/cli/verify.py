@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from robench.cli import common
 from robench.cli.completion import folders, names_of
 from robench.core.errors import CheckFailed, RobenchError, UsageError
 from robench.core.sanitize import plain
-
-if TYPE_CHECKING:
-    import torch
 
 # FILE of robench.records.record and robench.records.certification, which import pyarrow.
 RECORD, CERTIFICATION = "record.json", "certification.json"
@@ -27,7 +23,7 @@ class _Options:
     defense: str | None
     checkpoint: str | None
     data_dir: str | None
-    device: "torch.device"
+    device: str
     replay: int | None
     replay_seed: int | None
     verbose: bool
@@ -74,12 +70,10 @@ def command(
     is at most the reported figure. It does not prove that no stronger attack exists. The output names the fields that
     it cannot check. --replay attacks a few images again, which tests those fields too.
     """
-    from robench.engine.device import choose_device
-
     items = [item for path in records for item in _items(path)]
     if replay_seed is not None and not replay and all(check == _record for _, _, check in items):
         raise UsageError("--replay-seed chooses the images of --replay: add --replay K, or leave it out")
-    options = _Options(defense, checkpoint, data_dir, choose_device(device), replay, replay_seed, verbose)
+    options = _Options(defense, checkpoint, data_dir, device, replay, replay_seed, verbose)
     failed: list[tuple[str, RobenchError]] = []
     for name, folder, check in items:
         if len(items) > 1:
@@ -106,13 +100,17 @@ def _items(path: str) -> list[tuple[str, Path, Callable[[Path, _Options], list[s
 
 def _record(path: Path, options: _Options) -> list[str]:
     """Verify the record of a run, and return the fields that do not hold."""
-    from robench.defenses import load
-    from robench.records.inputs import defense_of, images_of
     from robench.records.record import read_record
+
+    record = read_record(path)
+
+    from robench.defenses import load
+    from robench.engine.device import choose_device
+    from robench.records.inputs import defense_of, images_of
     from robench.verification.replay import REPLAYED, Sample
     from robench.verification.verify import report
 
-    record, where = read_record(path), options.device
+    where = choose_device(options.device)
     name, images = defense_of(record, options.defense), images_of(record, options.data_dir)
     dataset = record.job.dataset.name
     loaded = load(name, dataset, options.checkpoint, where, images.class_subset, images.image_size)
@@ -126,13 +124,17 @@ def _record(path: Path, options: _Options) -> list[str]:
 
 def _certification(path: Path, options: _Options) -> list[str]:
     """Verify the result of robench certify, and return the fields that do not hold."""
+    from robench.records.certification import read
+
+    result = read(path)
+
     from robench.data import load_dataset
     from robench.defenses import load
-    from robench.records.certification import read
+    from robench.engine.device import choose_device
     from robench.verification import certification
     from robench.verification.replay import Sample
 
-    result, where = read(path), options.device
+    where = choose_device(options.device)
     dataset = result.dataset
     images = load_dataset(dataset.name, dataset.split, result.n, options.data_dir)
     name = options.defense or result.defense.name

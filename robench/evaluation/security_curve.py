@@ -13,14 +13,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from robench.catalog import Protocol, Suite, find_protocol
 from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.evaluation.protocol import DEFAULT_PROTOCOL, choose_protocol, find_suites
-from robench.evaluation.run import Options, Request, run_grid
-from robench.records.record import Record
 from robench.threats.threat import Threat
+
+if TYPE_CHECKING:
+    from robench.evaluation.options import Options
+    from robench.records.record import Record
 
 _NUMBER = re.compile(r"(\d{1,9}(\.\d{0,9})?|\.\d{1,9})(e[+-]?\d\d?)?", re.IGNORECASE)
 _MAX_COUNT = 100
@@ -78,8 +81,8 @@ def protocols(
 
 
 def runs(
-    defenses: list[str], suites: list[str], levels: list[Protocol], knowledge: list[str], options: Options
-) -> Iterator[Record]:
+    defenses: list[str], suites: list[str], levels: list[Protocol], knowledge: list[str], options: "Options"
+) -> Iterator["Record"]:
     """Run each defense, suite, radius and level of attacker knowledge, and yield the records.
 
     A minimum-norm attack is run at the largest radius only.
@@ -90,6 +93,8 @@ def runs(
     Raises:
         RobenchError: as in `run_all`; also if a suite is a ladder of runs.
     """
+    from robench.evaluation.run import Request, run_grid  # imports torch, which parsing does not need
+
     names = suites or levels[0].suites
     all_suites = find_suites(names)
     for suite in all_suites:

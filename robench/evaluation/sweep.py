@@ -6,14 +6,16 @@ the noise draws of an attack shows whether the attack has converged.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from robench.attacks.build import canonical
 from robench.catalog import Protocol, Suite, find_suite
 from robench.core import registry, specs
 from robench.core.errors import UsageError, some
-from robench.defenses import ResolvedDefense, resolve
-from robench.evaluation.run import Options, Request, run_grid
-from robench.records.record import Record
+from robench.defenses.resolution import ResolvedDefense, resolve
+
+if TYPE_CHECKING:
+    from robench.evaluation.options import Options
+    from robench.records.record import Record
 
 ATTACK = "attack."
 
@@ -63,13 +65,20 @@ class Sweep:
 
 
 def sweep(
-    sweep: Sweep, defense: str, suite: str | None, protocol: Protocol, knowledge: list[str], options: Options
-) -> Iterator[tuple[float, Record]]:
+    sweep: Sweep,
+    defense: str,
+    suite: str | None,
+    protocol: Protocol,
+    knowledge: list[str],
+    options: "Options",
+) -> Iterator[tuple[float, "Record"]]:
     """Run every value and level of attacker knowledge, and yield each value with its record.
 
     Raises:
         RobenchError: as in `run_all`; also if neither the defense nor an attack has the argument.
     """
+    from robench.evaluation.run import Request, run_grid  # imports torch, which parsing does not need
+
     if not sweep.of_attack:
         _check_builder(resolve(defense, protocol.dataset), sweep.name)
     attacks = find_suite(suite or protocol.suites[0])
@@ -114,6 +123,8 @@ def _with_defense(defense: str, name: str, value: float) -> str:
 
 def _with_attack(suite: Suite, name: str, value: float) -> Suite:
     """Set an argument of all attacks of the suite that have it."""
+    from robench.attacks.build import canonical
+
     attacks, is_used = [], False
     for spec in suite.attacks:
         if name in specs.defaults(registry.attacks.get(spec.name)):

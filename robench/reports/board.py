@@ -61,6 +61,9 @@ class Choice:
         header: False for rows alone, for use in another table.
         intervals: whether accuracies are shown with confidence intervals.
         claims: published claims, in separate groups below; CSV and JSON contain only records.
+
+    Raises:
+        UsageError: for an unknown column.
     """
 
     only: Sequence[str] = ()
@@ -69,6 +72,10 @@ class Choice:
     header: bool = True
     intervals: bool = True
     claims: Sequence[Claim] = ()
+
+    def __post_init__(self) -> None:
+        columns = [one_of("column", _OLD.get(name, name), tuple(COLUMNS)) for name in self.columns]
+        object.__setattr__(self, "columns", columns)
 
 
 def board(
@@ -96,9 +103,8 @@ def board(
     one_of("format", format, FORMATS)
     one_of("column", sort, SORTS)
     choice = choice or Choice()
-    columns = [one_of("column", _OLD.get(name, name), tuple(COLUMNS)) for name in choice.columns]
     more = format == "md" if choice.more is None else choice.more
-    choice = replace(choice, columns=columns, more=more)
+    choice = replace(choice, more=more)
     if not choice.header and format == "json":
         raise UsageError("JSON has no header to leave out: choose csv, latex, md or text")
     boards = leaderboards(records, sort, choice.only)

@@ -2,17 +2,20 @@
 
 import xml.etree.ElementTree as tree
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from robench.core.errors import RobenchError
 from robench.core.formatting import count, markdown
 from robench.core.sanitize import plain
-from robench.verification.regression import Verdict
+
+if TYPE_CHECKING:
+    from robench.verification.regression import Verdict
 
 # A baseline that could not be checked, and its error.
 Error = tuple[str, RobenchError]
 
 
-def junit(verdicts: Sequence[Verdict], seconds: Sequence[float], errors: Sequence[Error] = ()) -> bytes:
+def junit(verdicts: Sequence["Verdict"], seconds: Sequence[float], errors: Sequence[Error] = ()) -> bytes:
     """Write a JUnit report with one test suite per baseline and one test case per step. It ends with a newline.
 
     Args:
@@ -46,7 +49,7 @@ def junit(verdicts: Sequence[Verdict], seconds: Sequence[float], errors: Sequenc
     return tree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def annotations(verdicts: Sequence[Verdict], errors: Sequence[Error] = ()) -> str:
+def annotations(verdicts: Sequence["Verdict"], errors: Sequence[Error] = ()) -> str:
     """One GitHub Actions annotation per failed step and error; empty when every step holds."""
     lines = []
     for verdict in verdicts:
@@ -58,7 +61,7 @@ def annotations(verdicts: Sequence[Verdict], errors: Sequence[Error] = ()) -> st
     return "".join(lines)
 
 
-def summary(verdicts: Sequence[Verdict], errors: Sequence[Error] = ()) -> str:
+def summary(verdicts: Sequence["Verdict"], errors: Sequence[Error] = ()) -> str:
     """Write a short report in Markdown; `errors` are the baselines that could not be checked."""
     lines = ["| | defense | step | result |", "|---|---|---|---|"]
     for verdict in verdicts:
@@ -73,7 +76,7 @@ def summary(verdicts: Sequence[Verdict], errors: Sequence[Error] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cost(verdict: Verdict) -> str:
+def cost(verdict: "Verdict") -> str:
     """The cost of the check compared with the baseline's run."""
     saving = verdict.saving
     more = f" ({1 / saving:.1f} times more)" if saving else ""

@@ -82,11 +82,23 @@ COMMANDS = {
     "curve 0:1:3 --defense mimr": 2,
     "transfer --defense mimr": 2,
     "diagnose --defense mimr": 2,
+    "train nosuch": 2,
+    "sweep sigma=1 --defense de3-digits": 2,
+    "curve 0:1 --defense mimir": 2,
+    "corrupt --dataset nosuch --output made": 2,
+    "check nosuch.toml": 3,
 }
 
 
 SHIPPED = Path(__file__).parents[2] / "results/shipped"
 RECORDS = " ".join(str(SHIPPED / name) for name in ("digits-linf", "digits-linf-0.1", "digits-blur"))
+# These read records, and find no such record or table before they import a network.
+MISSING = {
+    "verify nosuch": 3,
+    "challenge nosuch x.pt --finder me": 3,
+    "table mimr": 2,
+    "board --columns nosuch": 2,
+}
 # These read records.
 BOARDS = [
     f"{start} {RECORDS}"
@@ -113,7 +125,7 @@ def probe(commands, folder):
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    return probe([*COMMANDS, *BOARDS], tmp_path_factory.mktemp("empty"))
+    return probe([*COMMANDS, *MISSING, *BOARDS], tmp_path_factory.mktemp("empty"))
 
 
 def test_boards_and_tables_import_no_network(ended):
@@ -140,6 +152,12 @@ def test_nothing_slow_is_imported(command, ended):
     assert code == COMMANDS[command], err
     assert imported == []
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", MISSING)
+def test_what_is_missing_is_told_before_torch_is_imported(command, ended):
+    code, imported, err = ended[command]
+    assert code == MISSING[command] and "Traceback" not in err and {*imported} <= {"pyarrow", "scipy"}
 
 
 def test_every_command_is_among_them():

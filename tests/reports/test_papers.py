@@ -84,9 +84,7 @@ PUBLISHED_STEPS = {
 def test_pgd_takes_the_published_step_and_judges_the_last_iterate(place):
     name, dataset, threat = place
     tables = [t for t in find_paper(name).tables if (t.dataset, t.threat) == (dataset, threat)]
-    texts = {
-        c.attack for table in tables for c in table.columns if c.name in ("PGD-20", "oblivious", "full")
-    }
+    texts = {c.attack for table in tables for c in table.columns if c.name in ("PGD-20", "oblivious", "full")}
     assert texts
     radius = Threat.parse(threat)
     for spec in texts:
