@@ -75,8 +75,8 @@ def _beside(root: str) -> Path:
 def command(results: tuple[str, ...], form: str, sort: str, **options) -> None:
     """Make leaderboards from the records in the RESULTS folders (default: results).
 
-    Each dataset and threat model has its own leaderboard: the largest protocol with a record of its own suite under full
-    attacker knowledge. --format html writes a folder of pages that need no server.
+    Each dataset and threat model has its own leaderboard: the largest protocol with a record of its own suite under
+    full attacker knowledge. --format html writes a folder of pages that need no server.
 
     \b
     robench board --only mimir-digits --columns defense,clean,robust --format latex --no-header

@@ -1,6 +1,6 @@
 """The judges of a randomized defense, which use separate noise draws.
 
-An attack keeps the candidate that fools most of the noise draws it has seen. Its success on these draws is
+An attack keeps the candidate that fools the largest number of the noise draws it has seen. Its success on them is
 overestimated, like a training accuracy. A run therefore has three judges with separate noise: the search uses `search`,
 `clean` judges the clean images, and `final` judges the final candidate of each image. Only `clean` and `final` are
 reported.
