@@ -96,7 +96,7 @@ def column(values: "Sequence[str] | Sequence[float] | np.ndarray", kind: pa.Data
     `pa.array` imports pandas, which takes half as long as PyTorch.
     """
     if kind == pa.string():
-        texts = [text.encode() for text in values]
+        texts = [str(text).encode() for text in values]
         offsets = pa.py_buffer(np.cumsum([0, *map(len, texts)], dtype=np.int32))
         return pa.Array.from_buffers(kind, len(texts), [None, offsets, pa.py_buffer(b"".join(texts))])
     numbers = np.asarray(values)
