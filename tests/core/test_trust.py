@@ -169,14 +169,18 @@ def test_a_defense_that_a_record_names(command, name, base, room, call):
     refused(code, out, err, "unknown" if "PYTHON" in name or name.endswith("toml ") else "--trust")
 
 
-@pytest.mark.parametrize(("command", "name"), each_once(["verify", "check", "show"], DATASETS))
-def test_a_data_set_that_a_record_names(command, name, base, room, call):
+# Commands that read the images of a record.
+READERS = {"verify": ["verify"], "check": ["check"], "show": ["show", "--picture", "picture.png"]}
+
+
+@pytest.mark.parametrize(("command", "name"), each_once(list(READERS), DATASETS))
+def test_a_dataset_that_a_record_names(command, name, base, room, call):
     record = planted(base, room / "record", dataset__name=name)
-    code, out, err = call(command, record)
+    code, out, err = call(*READERS[command], record)
     assert code == 2 and "--trust" in err and "root:" not in err + out, (code, out, err)
 
 
-@pytest.mark.parametrize("command", ["verify", "check", "show"])
+@pytest.mark.parametrize("command", READERS)
 def test_images_beside_a_record_are_its_own_and_those_elsewhere_are_not(
     command, base, tmp_path, monkeypatch, call
 ):
@@ -187,14 +191,14 @@ def test_images_beside_a_record_are_its_own_and_those_elsewhere_are_not(
     monkeypatch.chdir(tmp_path)
     record = planted(base, tmp_path / "record", dataset__name="npz:images.npz")
     np.savez(tmp_path / "images.npz", x=np.zeros((16, 3, 16, 16), np.float32), y=np.zeros(16, np.int64))
-    code, _, err = call(command, record)
+    code, _, err = call(*READERS[command], record)
     assert code == 3 and f"{record / 'images.npz'}: No such file" in err
     (record / "images.npz").symlink_to(tmp_path / "images.npz")
-    code, _, err = call(command, record)
+    code, _, err = call(*READERS[command], record)
     assert code == 3 and "is a link" in err
     (record / "images.npz").unlink()
     np.savez(record / "images.npz", x=np.array([Trap()], object), y=np.zeros(1, np.int64))
-    code, _, err = call(command, record)
+    code, _, err = call(*READERS[command], record)
     assert code in (2, 3) and len(err.splitlines()) == 1
     assert not (tmp_path / "ran").exists()
 
