@@ -75,10 +75,8 @@ def command(
     verdicts: list[Verdict] = []
     seconds: list[float] = []
     for baseline in listed:
-        from robench.verification.regression import (
-            Options,
-            check,
-        )  # imports torch, without which files are read
+        # Imports torch, which reading the files of baselines does not need.
+        from robench.verification.regression import Options, check
 
         options = Options(device=device, data_dir=data_dir, note=common.note)
         options = replace(options, **baseline.settings | given)

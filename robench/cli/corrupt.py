@@ -56,17 +56,18 @@ def command(
     robench corrupt --dataset cifar10 --output CIFAR-10-C
     robench corrupt --dataset imagenet --output ImageNet-C --corruption fog,frost --severity 3
     """
-    from robench.core import registry, specs
     from robench.corruption.names import SEVERITIES
     from robench.data import load_dataset
 
-    registry.datasets.get(specs.parse(dataset).name.partition(":")[0])  # refuses an unknown name first
+    images = load_dataset(
+        dataset, "test", samples, data_dir
+    )  # refuses an unknown name before torch is imported
 
     from robench.data.export_corrupted import GROUPS, write_corrupted
 
     chosen = [name for given in corruptions or ["common"] for name in GROUPS.get(given, (given,))]
     folder = write_corrupted(
-        load_dataset(dataset, "test", samples, data_dir),
+        images,
         output,
         list(dict.fromkeys(chosen)),
         severities or SEVERITIES,

@@ -150,7 +150,7 @@ _PRECISION = (
     click.option("--compile", is_flag=True, help="Use torch.compile for the search (docs/gpu.md)."),
     click.option("--deterministic", is_flag=True, help="Same bits in every run on a GPU; slower."),
     click.option(
-        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes.  [default: one per core]"
+        "--workers", metavar="N", type=click.IntRange(min=1), help="Processes.  [default: cores, 1 on GPUs]"
     ),
 )  # fmt: skip
 _RUNNING = (

@@ -73,6 +73,10 @@ def command(
     items = [item for path in records for item in _items(path)]
     if replay_seed is not None and not replay and all(check == _record for _, _, check in items):
         raise UsageError("--replay-seed chooses the images of --replay: add --replay K, or leave it out")
+    if device != "auto":
+        from robench.engine.device import choose_device
+
+        choose_device(device)  # one error for all records
     options = _Options(defense, checkpoint, data_dir, device, replay, replay_seed, verbose)
     failed: list[tuple[str, RobenchError]] = []
     for name, folder, check in items:

@@ -12,7 +12,7 @@ def gradient(loss: Tensor, point: Tensor, retain: bool) -> Tensor:
     """The gradient of the sum of a loss (N,) at `point`; zero if the loss does not depend on it."""
     if not loss.requires_grad:
         return torch.zeros_like(point)
-    # Of one number: given the gradient of many, torch imports sympy, which takes as long as a third of torch.
+    # Of one number: given the gradient of many, torch imports sympy, which takes a quarter as long as importing torch.
     (grad,) = torch.autograd.grad(loss.sum(), point, retain_graph=retain, allow_unused=True)
     return torch.zeros_like(point) if grad is None else grad.float().contiguous()
 

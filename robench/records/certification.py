@@ -204,7 +204,7 @@ class Rows:
 
         schema = _columns()
         return samples.encode_table(
-            pa.table([pa.array(getattr(self, f.name), f.type) for f in schema], schema=schema)
+            pa.table([samples.column(getattr(self, f.name), f.type) for f in schema], schema=schema)
         )
 
 

@@ -93,7 +93,7 @@ def encode(outcome: "Outcome", images: "Images", corrupted: "Tensor | None" = No
 def column(values: "Sequence[str] | Sequence[float] | np.ndarray", kind: pa.DataType) -> pa.Array:
     """What `pa.array` makes of strings, of numbers (n,) or of lists of one length (n, length), none of them missing.
 
-    `pa.array` imports pandas, which takes half as long as PyTorch.
+    `pa.array` imports pandas, which takes a quarter as long as PyTorch.
     """
     if kind == pa.string():
         texts = [str(text).encode() for text in values]

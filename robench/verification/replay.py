@@ -198,11 +198,12 @@ def _detail(
 
 def _odds(population: int, drawn: int, allowed: int) -> str:
     what = "miss them" if not allowed else "find too few of them"
-    parts = []
-    for share in _SHARES:
-        false = max(1, round(share * population))
-        parts.append(f"{false} with probability {missed(population, false, drawn, allowed):.2g}")
-    return f"{drawn} images of {population} {what} if the results are false of " + ", of ".join(parts)
+    few, many = (max(1, round(share * population)) for share in _SHARES)
+    odds = [f"{missed(population, false, drawn, allowed):.2g}" for false in (few, many)]
+    return (
+        f"if {few} of the {population} attacked images had false results, a sample of {drawn} would {what} with "
+        f"probability {odds[0]}; if {many} had, with probability {odds[1]}"
+    )
 
 
 def _list(column: Any) -> list[Any]:

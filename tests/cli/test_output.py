@@ -185,6 +185,19 @@ def test_an_interrupt_while_modules_load_is_one_line(tmp_path, after):
     assert len(err.splitlines()) == 1
 
 
+def test_an_interrupt_between_imports_is_one_line(capfd, monkeypatch):
+    import robench.cli.doctor
+
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(robench.cli.doctor.command, "callback", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["doctor"])
+    assert end.value.code == 130
+    assert capfd.readouterr().err == "robench: interrupted: run the same command again to resume\n"
+
+
 def with_few_descriptors(arguments):
     resource = pytest.importorskip("resource")
     # Those of the tests are closed, so that all are there for the run.
