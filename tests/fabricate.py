@@ -1,11 +1,14 @@
 """Small random outcomes that satisfy the invariants of the engine."""
 
+import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robench import catalog
@@ -146,3 +149,18 @@ def make_run(
     )
     folder = record_folder(root, job.protocol, defense, job.suite.name, job.knowledge, job.seed)
     return Run(job, outcome, images, judge, folder)
+
+
+def uncompressed(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of certificates as they were before version 0.2, with the grains not compressed."""
+    tensors = load_file(path)
+    if "grains_end" not in tensors:
+        return tensors
+    packed, rows, start = tensors["grains"].numpy().tobytes(), [], 0
+    for end in tensors.pop("grains_end").tolist():
+        rows.append(zlib.decompress(packed[start:end]))
+        start = end
+    shape = tensors["delta"].shape[1:]
+    kind = np.int8 if not rows or len(rows[0]) == shape.numel() else np.int16
+    tensors["grains"] = torch.from_numpy(np.frombuffer(b"".join(rows), kind).copy()).view(-1, *shape)
+    return tensors

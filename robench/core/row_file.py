@@ -49,7 +49,8 @@ class RowFile:
         content = np.empty((len(rows), *self.shape[1:]), self.kind)
         if not content.size:
             return content
-        if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        run = range(rows[0], rows[0] + len(rows))
+        if rows == run or list(rows) == list(run):
             self._read(content, rows[0])
         else:
             for part, row in zip(content, rows, strict=True):

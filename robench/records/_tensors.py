@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # In safetensors' own order, from the last to the first.
-_TYPES = {"I64": "int64", "F64": "float64", "F32": "float32", "I16": "int16", "I8": "int8"}
+_TYPES = {"I64": "int64", "F64": "float64", "F32": "float32", "I16": "int16", "I8": "int8", "U8": "uint8"}
 TYPES = {np.dtype(kind): name for name, kind in _TYPES.items()}
 _DTYPES = {name: dtype for dtype, name in TYPES.items()}
 _DAMAGED = "damaged or truncated"

@@ -1,5 +1,6 @@
 """The layout of adversarials.safetensors: its tensors and their types. Reading it does not import torch."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -8,11 +9,19 @@ import numpy as np
 
 from robench.core.io import open_ordinary
 from robench.records import _tensors
+from robench.records._compressed import LARGEST
 
 FILE = "adversarials.safetensors"
-# Types and numbers of dimensions. Perturbations are exact, or rounded to whole grains of one or two bytes.
+# Types and numbers of dimensions. Perturbations are exact, or rounded to grains of one or two bytes and compressed.
 EXACT = {"delta": ("float32", 4), "id": ("int64", 1)}
-ROUNDED = {"grain": ("float64", 0), "grains": (None, 4), "grains_id": ("int64", 1)}
+ROUNDED = {
+    "grain": ("float64", 0),
+    "grains": ("uint8", 1),
+    "grains_end": ("int64", 1),
+    "grains_id": ("int64", 1),
+}
+# Before version 0.2 they were not compressed.
+UNCOMPRESSED = {"grain": ("float64", 0), "grains": (None, 4), "grains_id": ("int64", 1)}
 
 
 def check_header(file: IO[bytes]) -> dict[str, _tensors.Header]:
@@ -23,7 +32,8 @@ def check_header(file: IO[bytes]) -> dict[str, _tensors.Header]:
         OSError: when it cannot be read.
     """
     tensors = _tensors.read_headers(file)
-    expected = EXACT | (ROUNDED if "grains" in tensors else {})
+    rounded = ROUNDED if "grains_end" in tensors else UNCOMPRESSED if "grains" in tensors else {}
+    expected = EXACT | rounded
     fits = set(tensors) == set(expected) and all(
         len(tensors[name].shape) == dim and (kind is None or tensors[name].dtype == np.dtype(kind))
         for name, (kind, dim) in expected.items()
@@ -52,5 +62,8 @@ def _counts_fit(tensors: Mapping[str, _tensors.Header]) -> bool:
     if "grains" not in tensors:
         return True
     grains = tensors["grains"]
+    if "grains_end" in tensors:
+        fits = math.prod(tensors["delta"].shape[1:]) <= LARGEST
+        return fits and len(tensors["grains_end"]) == len(tensors["grains_id"])
     alike = not len(tensors["delta"]) or tensors["delta"].shape[1:] == grains.shape[1:]
     return alike and grains.dtype.name in ("int8", "int16") and len(grains) == len(tensors["grains_id"])

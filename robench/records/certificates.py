@@ -2,7 +2,7 @@
 
 Anyone can check them with forward passes alone: the defense misclassifies clamp(x + delta, 0, 1) or, under a
 transformation, the image that it makes from x with the parameters `delta`. Perturbations that are whole multiples of
-`Threat.grain` are stored as integers of one or two bytes, others as float32.
+`Threat.grain` are stored as compressed integers of one or two bytes, others as float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ from robench.data._base import Images
 from robench.data._lazy_images import LazyImages
 from robench.engine.outcome import Outcome
 from robench.records import _tensors
+from robench.records._compressed import CompressedRows, compress
 from robench.records.certificate_file import FILE, check_header
 from robench.records.estimate import NOT_ATTACKED
 from robench.threats.threat import Threat
@@ -39,7 +40,14 @@ class Perturbations(LazyImages):
         path: the path of the file, for messages.
     """
 
-    def __init__(self, exact: RowFile, grains: RowFile | None, step: float, places: Tensor, path: Path):
+    def __init__(
+        self,
+        exact: RowFile,
+        grains: RowFile | CompressedRows | None,
+        step: float,
+        places: Tensor,
+        path: Path,
+    ):
         super().__init__((len(places), *(exact if grains is None else grains).shape[1:]))
         self._exact, self._grains, self._step, self._places = exact, grains, step, places
         self._path = path
@@ -130,11 +138,13 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
             part = chosen[start : start + _PART]
             yield images.x[part].cpu(), points[part].cpu()
 
-    grain, kind = threat.grain
-    in_grains, unreachable = [], []
+    grain, _ = threat.grain
+    in_grains, unreachable, sizes = [], [], []
     for x, point in pairs(rows):
-        fits = _same(threat.moved(x, _grains(x, point, threat) * grain), point)
+        count = _grains(x, point, threat)
+        fits = _same(threat.moved(x, count * grain), point)
         in_grains += fits.tolist()
+        sizes += [len(compress(row)) for row in count[fits].numpy()]
         unreachable += (~fits & ~_same(threat.moved(x, point - threat.origin(x)), point)).tolist()
     if any(unreachable):
         first = int(images.ids[rows[unreachable.index(True)]])
@@ -154,7 +164,10 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
         return (point - threat.origin(x) for x, point in pairs(exact))
 
     def grains() -> Iterator[Tensor]:
-        return (_grains(x, point, threat) for x, point in pairs(grained))
+        # Compressed twice, first for the sizes: they stand before the content, which may exceed memory.
+        for x, point in pairs(grained):
+            packed = b"".join(map(compress, _grains(x, point, threat).numpy()))
+            yield torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
     entries = {
         "delta": _tensors.Entry("float32", (len(exact), *shape), deltas),
@@ -162,7 +175,8 @@ def encode(outcome: Outcome, images: Images, threat: Threat) -> Iterator[bytes]:
     }
     if grained:
         entries["grain"] = whole(torch.tensor(grain, dtype=torch.float64))
-        entries["grains"] = _tensors.Entry(_name(kind), (len(grained), *shape), grains)
+        entries["grains"] = _tensors.Entry("uint8", (sum(sizes),), grains)
+        entries["grains_end"] = whole(torch.tensor(sizes).cumsum(0))
         entries["grains_id"] = whole(images.ids[grained].cpu())
     yield from _tensors.encode(entries)
 
@@ -200,6 +214,9 @@ def read_certificates(folder: Path) -> Certificates:
         rows = {name: header.rows(file) for name, header in headers.items()}
         ids, grains, grain = _whole(rows["id"]), rows.get("grains"), None
         places = torch.arange(len(ids))
+        if "grains_end" in rows:
+            ends = _whole(rows["grains_end"]).numpy()
+            grains = CompressedRows(rows["grains"], ends, (len(ends), *headers["delta"].shape[1:]))
         if grains is not None:
             grain = float(RowFile(file, (1,), np.float64, headers["grain"].start).read([0])[0])
             ids, places = torch.cat([ids, _whole(rows["grains_id"])]).sort()

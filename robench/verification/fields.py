@@ -58,7 +58,7 @@ TABLE: tuple[Field, ...] = (
     *_checked("samples.clean_draws samples.draws", (PLAIN, CORRUPTED, ESTIMATE)),
     *_checked("proven.by proven.images samples.proven_by", (PLAIN,)),
     *_checked("adversarials.delta adversarials.id adversarials.grain adversarials.grains", _ATTACKED),
-    *_checked("adversarials.grains_id", _ATTACKED),
+    *_checked("adversarials.grains_end adversarials.grains_id", _ATTACKED),
     # A run under corruptions is repeated as a whole.
     *_checked("seed threat knowledge precision suite.attacks passes health", (CORRUPTED,)),
     *_checked("attacks.attacked attacks.survivors attacks.forward attacks.backward", (CORRUPTED,)),

@@ -101,7 +101,7 @@ ODD = {
         f, lambda t: t.append_column("corrupted", pa.array([[1]] * len(t), pa.list_(pa.int32())))
     ),
     "misshapen certificates": lambda f: change_certificates(f, lambda t: {**t, "id": t["id"][:, None]}),
-    "a certificate less": lambda f: change_certificates(f, lambda t: {**t, "grains": t["grains"][1:]}),
+    "a certificate less": lambda f: change_certificates(f, lambda t: {**t, "grains_id": t["grains_id"][1:]}),
     "other tensors": lambda f: change_certificates(f, lambda t: {"weights": torch.zeros(3)}),
     "truncated certificates": lambda f: (f / "adversarials.safetensors").write_bytes(
         (f / "adversarials.safetensors").read_bytes()[:-5]

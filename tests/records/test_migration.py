@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 import robench
 from robench.cli.main import main
@@ -30,6 +30,7 @@ from robench.reports.board import board
 from robench.threats.threat import Threat
 from robench.verification.verify import findings, verify
 from tests.engine.test_randomised import Noise
+from tests.fabricate import uncompressed
 
 NAME = "noise(sigma=0.2)+pgd-at-digits"
 
@@ -145,7 +146,7 @@ def test_forged_answers_are_refused(old, data, field):
 def far_out(record, data, by):
     """The record with each certificate scaled, in float32, so that the farthest exceed the radius by `by` of it."""
     path = folder_of(record) / CERTIFICATES
-    tensors = load_file(path)
+    tensors = uncompressed(path)
     threat = Threat.parse(record.job.threat)
     delta, ids = tensors["delta"], tensors["id"]
     if "grains" in tensors:

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from robench.core.row_file import shared
 from robench.records._tensors import Entry, encode, read_headers
 
-KINDS = {"F32": torch.float32, "I64": torch.int64, "I16": torch.int16, "I8": torch.int8}
+KINDS = {"F32": torch.float32, "I64": torch.int64, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 
 
 @pytest.mark.parametrize("names", [("delta", "id"), ("delta", "id", "grain", "grains", "grains_id")])

@@ -17,6 +17,7 @@ from robench.verification.verify import report
 from tests.conftest import images
 from tests.engine.runs import run_of
 from tests.engine.test_groups import Staged
+from tests.fabricate import uncompressed
 from tests.verification import forge
 
 
@@ -97,7 +98,7 @@ def no_certificates(folder):
 def dropped(folder, row, passes):
     """The row is called robust, and its certificate goes."""
     rows = read_samples(folder).to_pydict()
-    tensors = load_file(folder / certificates.FILE)
+    tensors = uncompressed(folder / certificates.FILE)
     for kept, ids in (("delta", "id"), ("grains", "grains_id")):
         if ids in tensors:
             others = tensors[ids] != rows["id"][row]
