@@ -1,11 +1,13 @@
 """What is installed, what is missing and how to get it: `robench doctor`."""
 
+import importlib
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from rich.text import Text
 
 from robench.catalog import Card, cards
 from robench.core.cache import cache_folder
-from robench.core.errors import RobenchError
+from robench.core.errors import RobenchError, one_line
 from robench.core.formatting import install, size
 from robench.core.sanitize import plain
 from robench.corruption.cache import Cache
@@ -53,7 +55,20 @@ _PURPOSES = {
     "pyarrow": "records",
     "scikit-learn": "the digits",
 }
+# Modules with another name than their package.
+_MODULES = {
+    "imagecorruptions-imaug": "imagecorruptions",
+    "opencv-python": "cv2",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+}
+# How to mend a package that cannot be imported, where another installation may not help.
+_MENDS = {
+    "opencv-python": "install the libraries of the system that it needs (Debian: apt-get install libgl1 libglib2.0-0)",
+    "torchvision": "install torch and torchvision again, both from the same index",
+}
 _STYLES = {OK: "green", WARN: "yellow", MISSING: "red"}
+_SLOW = ("devices", "digits", "cifar10", "checkpoints")
 _CIFAR_FILES = ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6)))
 
 
@@ -84,13 +99,31 @@ def examine(
         data_dir: where datasets with files lie; None for where they are looked for by default.
         quick: leave out what takes torch or reads large files: devices, images and checkpoints.
     """
-    return [
-        _system(),
-        *_software(),
-        *([] if quick else [*_devices(), _digits(), _cifar10(data_dir), *_checkpoints()]),
-        _corruptions(),
-        *_disk(results_dir),
-    ]
+    probes: dict[str, Callable[[], Iterator[Finding]]] = {
+        "system": _system,
+        "dependencies": lambda: _software(imports=not quick),
+        "devices": _devices,
+        "digits": _digits,
+        "cifar10": lambda: _cifar10(data_dir),
+        "checkpoints": _checkpoints,
+        "corruptions": _corruptions,
+        "results": lambda: _disk(results_dir),
+    }
+    if quick:
+        probes = {name: probe for name, probe in probes.items() if name not in _SLOW}
+    return [item for name, probe in probes.items() for item in _survived(name, probe)]
+
+
+def _survived(name: str, probe: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of a probe, and what stopped it: a broken installation can raise anything."""
+    try:
+        yield from probe()
+    except Exception as error:
+        yield Finding(name, MISSING, f"cannot be examined ({_what(error)})", "mend what is missing above")
+
+
+def _what(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def report(findings: list[Finding]) -> RenderableType:
@@ -113,17 +146,19 @@ def report(findings: list[Finding]) -> RenderableType:
     return Group(grid, Text(), Text(verdict, style="bold"))
 
 
-def _system() -> Finding:
+def _system() -> Iterator[Finding]:
     name = {"Darwin": "macOS"}.get(system := platform.system(), system)
     detail = f"{name} {platform.release()}"
     if name == "Linux":
-        return Finding("system", OK, f"{detail}, which is tested")
-    if name in ("macOS", "Windows"):
-        return Finding("system", OK, f"{detail}, supported but not tested: Linux is")
-    return Finding("system", WARN, f"{detail}, on which robench was never run", "use Linux, macOS or Windows")
+        yield Finding("system", OK, f"{detail}, which is tested")
+    elif name in ("macOS", "Windows"):
+        yield Finding("system", OK, f"{detail}, supported but not tested: Linux is")
+    else:
+        mend = "use Linux, macOS or Windows"
+        yield Finding("system", WARN, f"{detail}, on which robench was never run", mend)
 
 
-def _software() -> Iterator[Finding]:
+def _software(imports: bool = False) -> Iterator[Finding]:
     yield _bound("python", platform.python_version(), f">={_PYTHON}", "install a newer Python")
     state = git_state()
     commit = "" if state is None else f", commit {str(state['commit'])[:10]}{'*' if state['dirty'] else ''}"
@@ -136,7 +171,8 @@ def _software() -> Iterator[Finding]:
     for need in declared:
         if need.marker is None:
             version, purpose = installed_version(need.name), _PURPOSES.get(need.name, "everything")
-            yield _bound(need.name, version, str(need.specifier), f'pip install "{need}"', purpose)
+            found = _bound(need.name, version, str(need.specifier), f'pip install "{need}"', purpose)
+            yield _imported(found, need) if imports and found.status == OK else found
     for package, (extra, purpose) in _EXTRAS.items():
         version = installed_version(package)
         mend = "" if version else install(extra)
@@ -152,6 +188,23 @@ def _bound(name: str, version: str | None, bound: str, mend: str, purpose: str =
     return Finding(name, OK, f"{version} ({bound})" if bound else version)
 
 
+def _imported(found: Finding, need: Requirement) -> Finding:
+    """The finding about an installed package, after its import: wheels that do not fit together fail only then."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(_module(need.name))
+    except Exception as error:
+        mend = _MENDS.get(need.name, f'pip install --force-reinstall "{need}"')
+        detail = f"{found.detail} cannot be imported ({_what(error)})"
+        return replace(found, status=MISSING, detail=detail, mend=mend)
+    return found
+
+
+def _module(package: str) -> str:
+    return _MODULES.get(package.lower(), package.lower().replace("-", "_"))
+
+
 def _devices() -> Iterator[Finding]:
     import torch
 
@@ -164,40 +217,44 @@ def _devices() -> Iterator[Finding]:
         yield Finding(f"cuda:{i}", OK, f"{torch.cuda.get_device_name(i)}, {memory:.0f} GiB")
 
 
-def _digits() -> Finding:
+def _digits() -> Iterator[Finding]:
     try:
         images = load_dataset("digits")
     except RobenchError as error:
-        return Finding("digits", MISSING, str(error), "pip install --force-reinstall scikit-learn")
-    return Finding("digits", OK, f"{len(images):,} test images, with scikit-learn")
+        yield Finding("digits", MISSING, str(error), "pip install --force-reinstall scikit-learn")
+        return
+    yield Finding("digits", OK, f"{len(images):,} test images, with scikit-learn")
 
 
-def _cifar10(data_dir: Path | str | None) -> Finding:
+def _cifar10(data_dir: Path | str | None) -> Iterator[Finding]:
     from robench.data import cifar10
 
     root = Path(data_dir).expanduser() if data_dir else cifar10.default_root()
     folder = root / cifar10.FOLDER
     lost = [name for name in _CIFAR_FILES if not (folder / name).is_file()]
     if not lost:
-        return Finding("cifar10", OK, f"found in {root}")
+        yield Finding("cifar10", OK, f"found in {root}")
+        return
     detail = f"{folder} lacks {', '.join(lost)}" if len(lost) < len(_CIFAR_FILES) else f"not in {root}"
     mend = "robench run --protocol cifar10-linf downloads it; or give its folder with --data-dir"
-    return Finding("cifar10", WARN, detail, mend)
+    yield Finding("cifar10", WARN, detail, mend)
 
 
-def _corruptions() -> Finding:
+def _corruptions() -> Iterator[Finding]:
     """The library that makes corrupted images, and the room that those kept take."""
     try:
         made_by = library()
     except RobenchError as error:
         mend = str(error).partition(": ")[2]
-        return Finding("corruptions", WARN, "not installed: only corruptions need it", mend)
+        yield Finding("corruptions", WARN, "not installed: only corruptions need it", mend)
+        return
     try:
         cache = Cache()
     except RobenchError as error:
-        return Finding("corruptions", WARN, str(error), "correct it, or unset it")
+        yield Finding("corruptions", WARN, str(error), "correct it, or unset it")
+        return
     held = f"{size(cache.usage()[1])} of at most {size(cache.limit)} kept in {cache.folder}"
-    return Finding("corruptions", OK, f"{made_by}, {held}; robench cache --clear removes them")
+    yield Finding("corruptions", OK, f"{made_by}, {held}; robench cache --clear removes them")
 
 
 def _checkpoints() -> Iterator[Finding]:

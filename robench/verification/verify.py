@@ -226,7 +226,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
         outside += [row for row, holds in zip(part, inside, strict=True) if not holds]
         distance |= dict(zip(part, threat.distance(x[part], points).tolist(), strict=True))
     box = "the parameters' range" if threat.name else "[0, 1]"
-    covers = ("adversarials.delta", "adversarials.grains")
+    covers = ("adversarials.delta", "adversarials.grains", "adversarials.grains_end")
     yield rows_hold("adversarials.delta", outside, f"inside {threat} and {box}", *covers)
     off = [
         i for i, d in enumerate(rows["distance"]) if not abs(d - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(d))

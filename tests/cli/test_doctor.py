@@ -6,10 +6,12 @@ import re
 import shutil
 import tomllib
 from collections import namedtuple
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from rich.console import Console
 
 from robench.catalog import Card
@@ -44,7 +46,7 @@ def test_a_healthy_machine(tmp_path):
 )
 def test_the_systems_that_are_supported(monkeypatch, system, status, text):
     monkeypatch.setattr("platform.system", lambda: system)
-    found = doctor._system()
+    (found,) = doctor._system()
     assert found.status == status and re.search(text, found.detail)
 
 
@@ -60,9 +62,9 @@ def test_cifar10_is_found_whole_and_a_lost_file_is_named(tmp_path):
     folder.mkdir()
     for name in doctor._CIFAR_FILES:
         (folder / name).touch()
-    assert doctor._cifar10(tmp_path).status == OK
+    assert [item.status for item in doctor._cifar10(tmp_path)] == [OK]
     (folder / "data_batch_3").unlink()
-    assert "lacks data_batch_3" in doctor._cifar10(tmp_path).detail
+    assert ["lacks data_batch_3" in item.detail for item in doctor._cifar10(tmp_path)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,55 @@ def test_a_missing_dependency_is_named_with_what_needs_it(monkeypatch):
     assert found["diffusers"].status == MISSING and "for diffusion purifiers" in found["diffusers"].detail
     assert found["diffusers"].mend == 'pip install "diffusers>=0.42.1"'
     assert found["onnx"].status == OK and "optional, for defenses from ONNX" in found["onnx"].detail
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "error", "mend"),
+    [
+        (
+            "torchvision",
+            "torchvision",
+            RuntimeError("operator torchvision::nms does not exist"),
+            "same index",
+        ),
+        ("opencv-python", "cv2", ImportError("libGL.so.1: cannot open shared object file\nmore"), "libgl1"),
+        ("numba", "numba", SystemError("initialization failed"), 'pip install --force-reinstall "numba'),
+    ],
+)
+def test_a_dependency_that_cannot_be_imported_is_named(monkeypatch, tmp_path, package, module, error, mend):
+    whole = doctor.importlib.import_module
+
+    def broken(name, *given):
+        if name == module:
+            raise error
+        return whole(name, *given)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    item = named(examine(tmp_path, tmp_path))[package]
+    assert item.status == MISSING and mend in item.mend
+    assert f"({type(error).__name__}: {' '.join(str(error).split())})" in item.detail
+    assert named(examine(tmp_path, quick=True))[package].status == OK
+
+
+def test_a_probe_that_fails_is_a_line_and_the_others_go_on(monkeypatch, tmp_path):
+    def broken(*_):
+        raise OSError("libcudart.so: cannot open")
+
+    monkeypatch.setattr(doctor, "_cifar10", broken)
+    found = named(examine(tmp_path, tmp_path))
+    assert found["cifar10"].status == MISSING and "libcudart" in found["cifar10"].detail
+    assert found["free disk"].status == OK
+
+
+def test_modules_bear_the_names_that_doctor_imports():
+    of_package: dict[str, set[str]] = {}
+    for module, packages in packages_distributions().items():
+        for package in packages:
+            of_package.setdefault(canonicalize_name(package), set()).add(module)
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for text in project["dependencies"]:
+        name = Requirement(text).name
+        assert doctor._module(name) in of_package[canonicalize_name(name)]
 
 
 def test_the_extras_that_doctor_names_exist():

@@ -207,7 +207,8 @@ def odd(folder, act, monkeypatch):
 
 def test_a_share_that_loses_its_worker_twice_is_named_and_the_rest_goes_on(cluster, tmp_path, monkeypatch):
     defense = odd(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", monkeypatch)
-    with pytest.raises(CheckFailed, match=r"share 1 of 3 lost its worker 2 times"):
+    # Images are dealt by their clean margin, so the first image may be in any share.
+    with pytest.raises(CheckFailed, match=r"share \d of 3 lost its worker 2 times"):
         play(tmp_path / "results", defense=defense)
     assert len(list(tmp_path.rglob("share-*-of-3/state"))) == 2
 
