@@ -223,6 +223,23 @@ def read_certificates(folder: Path) -> Certificates:
     return Certificates(ids, Perturbations(rows["delta"], grains, grain or 0.0, places, path), grain)
 
 
+def certificates_of(folder: Path, images: Images, threat: Threat) -> Certificates:
+    """The certificates of a record's folder, if they belong to these images.
+
+    Raises:
+        ResourceError: also when an image is unknown or has two certificates, or when a perturbation has another shape.
+    """
+    held = read_certificates(folder)
+    ids = held.ids.tolist()
+    fits = not ids or held.delta.shape[1:] == threat.origin(images.x[:1]).shape[1:]
+    if not fits or len(set(ids)) < len(ids) or not set(ids) <= set(images.ids.tolist()):
+        raise ResourceError(
+            f"{Path(folder) / FILE}: its adversarial examples are not of the record's {len(images)} images: "
+            "restore the file, or repeat the run with --fresh"
+        )
+    return held
+
+
 def _whole(rows: RowFile) -> Tensor:
     return torch.from_numpy(rows.read(range(len(rows))))
 

@@ -98,12 +98,12 @@ def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.de
 
 def _read(record: Record, images: Images) -> _Old:
     folder = record.folder or Path()
-    kept = certificates.read_certificates(folder)
+    threat = record.job.threat_model
+    kept = certificates.certificates_of(folder, images, threat)
     place = {sample: i for i, sample in enumerate(images.ids.tolist())}
-    if record.job.n != len(images) or not set(kept.ids.tolist()) <= place.keys():
+    if record.job.n != len(images):
         raise CheckFailed(f"{folder} has adversarial examples of other images than those loaded here")
     rows = [place[sample] for sample in kept.ids.tolist()]
-    threat = record.job.threat_model
     x = images.x[rows]
     points = threat.moved(x, kept.delta[:]) if rows else threat.origin(images.x[:1])[:0]
     outside = ~threat.contains(x, points) if rows else torch.zeros(0, dtype=torch.bool)

@@ -14,7 +14,7 @@ from torch import Tensor
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import write_file
 from robench.data._base import Images
-from robench.records.certificates import apply, read_certificates
+from robench.records.certificates import apply, certificates_of
 from robench.records.record import Record
 
 # Names under which tools store adversarial images (AutoAttack and RobustBench: adv_complete) and indices of images.
@@ -90,7 +90,7 @@ def images_with(record: Record, images: Images) -> Tensor:
     Raises:
         ResourceError: when its files are missing or damaged.
     """
-    held = read_certificates(record.folder or Path())
+    held = certificates_of(record.folder or Path(), images, record.job.threat_model)
     places = {sample: row for row, sample in enumerate(images.ids.tolist())}
     rows, x = [places[sample] for sample in held.ids.tolist()], images.x[:].clone()
     if rows:

@@ -172,7 +172,7 @@ def _examples(result: Certification, rows: Rows, case: Case, folder: Path) -> It
     wrong = np.flatnonzero(rows.fooled_by == "clean").tolist()
     x_adv = images.x[attacked]
     if attacked:
-        held = certificates.read_certificates(folder)
+        held = certificates.certificates_of(folder, images, threat)
         same_rows = held.ids.tolist() == images.ids[attacked].tolist()
         yield Finding("adversarials.id", same_rows, "one adversarial example for each fooled image")
         if not same_rows:

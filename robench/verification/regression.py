@@ -21,7 +21,7 @@ from robench.engine.run import Run
 from robench.engine.setup import Setup, find_attacker
 from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import Processes, choose_workers
-from robench.records.certificates import Applied, certified, is_attacked, read_certificates
+from robench.records.certificates import Applied, certificates_of, certified, is_attacked
 from robench.records.estimate import SUFFIX
 from robench.records.inputs import defense_of, images_of
 from robench.records.randomized import FIELD, chosen_on
@@ -212,14 +212,18 @@ class _Check:
         Args:
             clean: answers to the clean images, (N, draws). Images with a certificate are judged on its draws.
         """
-        certificates = read_certificates(self.folder)
+        threat = self.record.job.threat_model
+        held = certificates_of(self.folder, self.images, threat)
         rows = certified(self.rows["fooled_by"], self.rows["distance"], FIELD in self.record.extra)
         labels = self.images.y
         robust = (clean == labels[:, None]).all(1)
         if rows:
             index = torch.tensor(rows)
-            threat = self.record.job.threat_model
-            x_adv = Applied(threat, self.images.x, certificates.delta, self.images.ids, rows)
+            if held.ids.tolist() != self.images.ids[rows].tolist():
+                raise ResourceError(
+                    f"{self.folder}: its adversarial examples are not of the images that were fooled"
+                )
+            x_adv = Applied(threat, self.images.x, held.delta, self.images.ids, rows)
             answers = self._answers(self.judges.final, x_adv, index)
             correct = vote(clean[index]) == labels[index]
             robust[index] = correct & (answers == labels[index, None]).all(1)

@@ -162,7 +162,7 @@ def test_a_killed_driver_loses_no_finished_share(cluster, tmp_path, whole):
         [*command, "--results", str(tmp_path)], stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 240
-    while not list(tmp_path.rglob("share-*-of-3/state")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("*/*/*/.partial/share-*-of-3/state")) and time.monotonic() < deadline:
         time.sleep(0.05)
     driver.kill()
     driver.wait()

@@ -72,7 +72,7 @@ def test_a_saved_result_of_a_card_is_verified_as_it_stands(result, tmp_path, cap
     assert record.job.dataset.name == "digits" and not (tmp_path / "images.npz").exists()
     assert verified(tmp_path) == 0
     out = capsys.readouterr().out
-    assert out.startswith("VERIFIED: all 36 checkable fields hold; robust accuracy is at most")
+    assert out.startswith("VERIFIED: all 37 checkable fields hold; robust accuracy is at most")
 
 
 def verified(*arguments):

@@ -13,7 +13,8 @@ from robench.core.errors import ResourceError
 from robench.core.row_file import RowFile, shared
 from robench.records import certificate_file
 from robench.records._compressed import LARGEST, CompressedRows, compress
-from robench.records.certificates import FILE, read_certificates
+from robench.records.certificates import FILE, certificates_of, read_certificates
+from robench.threats.threat import Threat
 from tests.fabricate import make_run, uncompressed
 
 KINDS = (np.int8, np.int16)
@@ -110,6 +111,27 @@ def test_a_file_that_does_not_fit_together_is_one_line(tmp_path, change):
     save_file(change(load_file(folder / FILE)), folder / FILE)
     with pytest.raises(ResourceError, match=rf"{FILE}: (damaged or truncated|expected delta)"):
         read_certificates(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: {**t, "grains_id": t["grains_id"] + 10**6},
+        lambda t: {**t, "grains_id": t["grains_id"] * 0},
+        lambda t: {**t, "delta": t["delta"][..., :2, :2].clone()},
+        lambda t: {**t, "delta": t["delta"][:, :1, :1, :1].clone()},
+    ],
+    ids=["unknown images", "one image", "smaller", "one number"],
+)
+def test_certificates_of_other_images_are_one_line(tmp_path, change):
+    run = make_run(tmp_path)
+    folder, threat = run.write().folder, Threat.parse(run.job.threat)
+    assert len(certificates_of(folder, run.images, threat)) > 3
+    save_file(change(load_file(folder / FILE)), folder / FILE)
+    with pytest.raises(
+        ResourceError, match=f"{FILE}: its adversarial examples are not of the record's 30 images"
+    ):
+        certificates_of(folder, run.images, threat)
 
 
 def test_headers_tell_both_layouts_apart(tmp_path):

@@ -10,7 +10,7 @@ from robench.core.errors import ResourceError
 from robench.core.io import write_file
 from robench.core.sanitize import plain
 from robench.data._base import Images
-from robench.records.certificates import apply, is_attacked, read_certificates
+from robench.records.certificates import apply, certificates_of, is_attacked
 from robench.records.record import Record, read_record
 from robench.records.samples import read_samples
 from robench.reports.formatting import suite_label
@@ -72,7 +72,7 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
     folder = record.folder or Path()
     rows = {row["id"]: row for row in read_samples(folder).to_pylist()}
     positions = {sample: i for i, sample in enumerate(images.ids.tolist())}
-    certificates = read_certificates(folder)
+    certificates = certificates_of(folder, images, record.job.threat_model)
     if unknown := set(certificates.ids.tolist()) - (rows.keys() & positions.keys()):
         raise ResourceError(
             f"{folder}: it stores an adversarial example of image {min(unknown)}, which is not in the record"
