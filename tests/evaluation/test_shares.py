@@ -92,7 +92,10 @@ def test_shares_are_merged_from_folders(tmp_path, whole):
     assert [merged.what for merged in merge(folders, tmp_path / "all")] == ["same", "same"]
 
 
-def test_shares_that_are_further_stay_and_foreign_ones_are_named(tmp_path):
+def test_shares_that_are_further_stay_and_foreign_ones_are_named(tmp_path, monkeypatch):
+    # However fast the machine, the second attack is shown.
+    monkeypatch.setattr("robench.engine.run._SHOW_EVERY", 0.0)
+
     def interrupt(standing):
         if standing.index == 1:
             raise KeyboardInterrupt
