@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from robench.core import index, specs
-from robench.core.errors import ResourceError, UsageError, unknown_name
+from robench.core.errors import ResourceError, UsageError, one_line, unknown_name
 from robench.core.index import Description
 from robench.core.specs import Spec
 
@@ -66,7 +66,7 @@ class Registry:
 
         Raises:
             UsageError: if the name is unknown (with the closest matches), or two packages claim it.
-            ResourceError: if the entry point of a package cannot be imported.
+            ResourceError: if the builder's module, or a package that it needs, cannot be imported.
         """
         if name in self._entry_points():
             entry = self._entry_points()[name]
@@ -79,7 +79,13 @@ class Registry:
         if name not in self._builders:
             if name not in self._built_in:
                 raise unknown_name(self.kind, name, self)
-            import_module(self._built_in[name].place.partition(":")[0])
+            try:
+                import_module(self._built_in[name].place.partition(":")[0])
+            except Exception as error:
+                raise ResourceError(
+                    f'{self.kind} "{name}" cannot be loaded, because a package that it needs is broken: '
+                    f"{one_line(error)}: robench doctor names it"
+                ) from error
         return self._builders[name]
 
     def describe(self, name: str) -> Description:

@@ -4,9 +4,14 @@ from robench.core.errors import UsageError
 from robench.data import Images
 from robench.defenses._base import Defense, Purifier
 
+REMEDY = "choose a defense of that dataset (robench list defenses)"
 
-def check_network(name: str, defense: Defense, images: Images) -> None:
+
+def check_network(name: str, defense: Defense, images: Images, remedy: str = REMEDY) -> None:
     """Check a classifier against the size, channels and classes of images.
+
+    Args:
+        remedy: what to do about images of another size.
 
     Raises:
         UsageError: naming the defense and the first difference.
@@ -14,8 +19,7 @@ def check_network(name: str, defense: Defense, images: Images) -> None:
     side = images.x.shape[-1]
     if defense.image_size != side:
         raise UsageError(
-            f"{name} takes images of {defense.image_size} px, but dataset {images.name} has {side} px: "
-            "choose a defense of that dataset (robench list defenses)"
+            f"{name} takes images of {defense.image_size} px, but dataset {images.name} has {side} px: {remedy}"
         )
     if defense.channels != images.x.shape[1]:
         raise UsageError(

@@ -10,7 +10,7 @@ import torch
 from robench.attacks._base import Attack
 from robench.attacks.build import build_attacks
 from robench.canonical import knowledge_name
-from robench.catalog import Protocol, Suite, find_suite
+from robench.catalog import Card, Protocol, Suite, find_suite, protocols
 from robench.core import registry, specs
 from robench.core.errors import UsageError
 from robench.core.specs import Spec
@@ -21,7 +21,7 @@ from robench.data import Images, load_dataset
 from robench.data.corrupted import check_colours
 from robench.data.preprocessing import OWN, USUAL
 from robench.defenses import Loaded, ResolvedDefense, load, resolve, restrict_to_classes
-from robench.defenses._suitability import check_network
+from robench.defenses._suitability import REMEDY, check_network
 from robench.engine.device import choose_device
 from robench.engine.knowledge import Attacker
 from robench.engine.setup import find_attacker
@@ -306,4 +306,18 @@ def with_preprocessing(dataset: Spec, loaded: Loaded) -> Spec:
 
 def check_fit(loaded: Loaded, images: Images) -> None:
     """Raise an error, before anything is computed, if a defense does not support the size, channels or classes."""
-    check_network(loaded.name, loaded.defense, images)
+    card = loaded.card
+    protocol = None if card is None or card.dataset == images.name else _protocol_of(card)
+    remedy = f"it is a defense of {card.dataset}: use --protocol {protocol}" if card and protocol else REMEDY
+    check_network(loaded.name, loaded.defense, images, remedy)
+
+
+def _protocol_of(card: Card) -> str | None:
+    """The plainest protocol of a card's dataset and threat; of Linf for a card without a threat."""
+    fitting = [
+        protocol.name
+        for protocol in protocols().values()
+        if str(protocol.dataset).partition("(")[0] == card.dataset
+        and (protocol.threat_name == card.threat if card.threat else protocol.threat_name.startswith("Linf"))
+    ]
+    return min(fitting, key=len, default=None)

@@ -99,10 +99,10 @@ def migrate(folder: Path | str, loaded: Loaded, images: Images, device: torch.de
 def _read(record: Record, images: Images) -> _Old:
     folder = record.folder or Path()
     threat = record.job.threat_model
-    kept = certificates.certificates_of(folder, images, threat)
-    place = {sample: i for i, sample in enumerate(images.ids.tolist())}
     if record.job.n != len(images):
         raise CheckFailed(f"{folder} has adversarial examples of other images than those loaded here")
+    kept = certificates.certificates_of(folder, images, threat)
+    place = {sample: i for i, sample in enumerate(images.ids.tolist())}
     rows = [place[sample] for sample in kept.ids.tolist()]
     x = images.x[rows]
     points = threat.moved(x, kept.delta[:]) if rows else threat.origin(images.x[:1])[:0]

@@ -119,6 +119,8 @@ def test_the_reference_runs_into_the_same_kind_of_record(robench_cli, suite, sam
         (["run", "--defense", "pgd-at", "--attack", "apgd", "--threat", "L1:5"], 2, "apgd is defined in"),
         (["run", "--defense", "pgd-at", *QUICK, "--threat", "Linf:-1"], 2, "malformed radius"),
         (["run", "--defense", "pgd-at", *QUICK, "--threat", "L7:1"], 2, "unknown norm"),
+        (["run", "--defense", "mimir-cifar10-short", "--attack", "fgsm"], 2, "use --protocol cifar10-linf"),
+        (["run", "--defense", "standard-cifar10", "--attack", "fgsm"], 2, "use --protocol cifar10-linf"),
         (["run", "--defense", "pgd-at", "--attack", "fgsm", "--samples", "540"], 2, "539"),
         (["run", "--defense", "pgd-at", "--attack", "fgsm", "--samples", "0"], 2, "at least 1"),
         (["run", "--defense", "pgd-at", *QUICK, "--protocol", "nope"], 2, "unknown protocol"),

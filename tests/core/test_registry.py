@@ -12,7 +12,8 @@ import pytest
 
 from robench.cli import main
 from robench.core import registry
-from robench.core.errors import UsageError
+from robench.core.errors import ResourceError, UsageError
+from robench.core.index import Description
 from robench.core.registry import Registry
 from tests.processes import Process
 from tests.test_contributing import EXAMPLES
@@ -50,6 +51,20 @@ def test_a_canonical_spec_has_no_defaults_and_keeps_whatever_a_builder_with_keyw
     assert str(registry.attacks.canonical("pgd(steps=20,rel_step_size=0.5)")) == "pgd(rel_step_size=0.5)"
     with pytest.raises(UsageError, match="pgd takes no argument size"):
         registry.attacks.canonical("pgd(size=3)")
+
+
+def test_a_broken_package_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "broken_images.py").write_text(
+        "raise RuntimeError('operator nms does not exist\\nat line 3')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    built_in = {"images": Description("broken_images:load", "", ())}
+    with pytest.raises(ResourceError) as error:
+        Registry("dataset", built_in).get("images")
+    assert str(error.value) == (
+        'dataset "images" cannot be loaded, because a package that it needs is broken: operator nms does not exist '
+        "at line 3: robench doctor names it"
+    )
 
 
 @pytest.fixture(scope="module", params=["copied", pytest.param("installed with pip", marks=pytest.mark.slow)])
