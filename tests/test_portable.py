@@ -6,10 +6,12 @@ SCRIPT = """
 import os, signal, sys
 # Other packages import these modules on Linux, so they are loaded before the modules are hidden.
 import asyncio, huggingface_hub, matplotlib.pyplot, multiprocessing, PIL.Image, pyarrow.parquet, rich.console
-import multiprocessing.popen_fork, sklearn.datasets, subprocess, timm, torch, torchvision, types
+import multiprocessing.popen_fork, shutil, sklearn.datasets, subprocess, timm, torch, torchvision, types
 
 for module in (multiprocessing.popen_fork, subprocess):
     module.signal = types.SimpleNamespace(**vars(signal))
+# As shutil finds out when it is imported there.
+shutil._use_fd_functions = False
 
 HIDDEN = "fcntl", "grp", "pwd", "resource", "termios", "tty"
 

@@ -63,8 +63,12 @@ _MODULES = {
     "scikit-learn": "sklearn",
 }
 # How to mend a package that cannot be imported, where another installation may not help.
+_OPENCV = (
+    "install the libraries of the system that OpenCV needs (Debian: apt-get install libgl1 libglib2.0-0)"
+)
 _MENDS = {
-    "opencv-python": "install the libraries of the system that it needs (Debian: apt-get install libgl1 libglib2.0-0)",
+    "imagecorruptions-imaug": _OPENCV,
+    "opencv-python": _OPENCV,
     "torchvision": "install torch and torchvision again, both from the same index",
 }
 _STYLES = {OK: "green", WARN: "yellow", MISSING: "red"}

@@ -9,7 +9,13 @@ import click
 
 import robench
 from robench.cli.output import Output, open_standard_streams
-from robench.core.errors import ResourceError, RobenchError, place_in_own_code, unknown_name
+from robench.core.errors import (
+    ResourceError,
+    RobenchError,
+    broken_package,
+    place_in_own_code,
+    unknown_name,
+)
 from robench.core.interrupts import INTERRUPTED, end, end_at_once, importing
 from robench.core.sanitize import plain_lines
 
@@ -147,14 +153,13 @@ def _run(arguments: list[str] | None) -> int:
             _say(f"see {error.ctx.command_path} --help")
         return error.exit_code
     except RobenchError as error:
-        _say(str(error))
-        if place := place_in_own_code(error):
-            _say(f"the error began in {place}")
-        return error.exit_code
+        return _failed(error, error)
     except Exception as error:
         # Whoever was interrupted may have made another error of it.
         if interrupts:
             return _interrupted()
+        if isinstance(error, ImportError) and not (error.name or "").startswith("robench"):
+            return _failed(broken_package(error), error)
         if not _out_of_memory(error):
             raise
         _say("out of memory: repeat with a smaller --batch-size, or on another --device")
@@ -163,6 +168,13 @@ def _run(arguments: list[str] | None) -> int:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     return code if isinstance(code, int) else 0
+
+
+def _failed(error: RobenchError, origin: Exception) -> int:
+    _say(str(error))
+    if place := place_in_own_code(origin):
+        _say(f"the error began in {place}")
+    return error.exit_code
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -127,6 +127,23 @@ def _path(kind: str, name: str) -> UsageError:
     return UsageError(f"{problem}{form and ': '}{form}")
 
 
+def broken_package(error: Exception) -> ResourceError:
+    """The error for a package that cannot be imported."""
+    return ResourceError(
+        f"a package cannot be imported ({one_line(error)}): robench doctor says how to mend it"
+    )
+
+
+def ended(process: str, code: int | None) -> ResourceError:
+    """The error for a process ("a process of the run") that ended before its work, with its exit code if known."""
+    if code is None or code < 0:
+        # A signal: systems send SIGKILL where memory is short.
+        cause = ", most likely out of memory: repeat the command with fewer --workers"
+    else:
+        cause = ": what it printed may say why"
+    return ResourceError(f"{process} ended (exit code {code}){cause}; results saved before are kept")
+
+
 def place_in_own_code(error: BaseException) -> str:
     """The file and line where an error began, if it began in code of the user; else "".
 

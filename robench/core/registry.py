@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from robench.core import index, specs
-from robench.core.errors import ResourceError, UsageError, one_line, unknown_name
+from robench.core.errors import ResourceError, UsageError, broken_package, unknown_name
 from robench.core.index import Description
 from robench.core.specs import Spec
 
@@ -82,10 +82,7 @@ class Registry:
             try:
                 import_module(self._built_in[name].place.partition(":")[0])
             except Exception as error:
-                raise ResourceError(
-                    f'{self.kind} "{name}" cannot be loaded, because a package that it needs is broken: '
-                    f"{one_line(error)}: robench doctor names it"
-                ) from error
+                raise broken_package(error) from error
         return self._builders[name]
 
     def describe(self, name: str) -> Description:

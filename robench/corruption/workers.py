@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from robench.core.errors import ResourceError, RobenchError
+from robench.core.errors import RobenchError, broken_package, ended
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,10 +68,7 @@ class Workers:
             succeeded, answer = pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             code = None if self._ended else process.wait()
-            raise ResourceError(
-                f"a process that generates corrupted images ended (exit code {code}), most likely out of memory: "
-                "repeat the command with fewer --workers; results saved before are kept"
-            ) from error
+            raise ended("a process that generates corrupted images", code) from error
         if succeeded:
             return answer
         raise answer
@@ -84,19 +82,26 @@ def _start() -> subprocess.Popen:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
-def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+@cache
+def _one_thread() -> None:
     import cv2
 
     cv2.setNumThreads(1)
+
+
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     while True:
         try:
             task, method = pickle.load(requests)
         except EOFError:
             return
         try:
+            _one_thread()
             answer = (True, getattr(task, method)())
         except RobenchError as error:
             answer = (False, error)
+        except ImportError as error:
+            answer = (False, broken_package(error))
         except Exception as error:
             # Not every exception can be pickled, but its message can.
             answer = (False, RuntimeError(f"{type(error).__name__}: {error}"))

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from robench.core.errors import ResourceError, RobenchError, UsageError, portable
+from robench.core.errors import RobenchError, UsageError, ended, portable
 from robench.engine.run_queue import RunQueue, Share
 from robench.engine.shares import share_count
 from robench.engine.work import Work
@@ -277,11 +277,12 @@ class Pool:
         else:
             del self.running[pipe]
             if kind == "died":
-                refusal = self.refusal(process.exitcode)
+                code = process.exitcode
+                refusal = self.refusal(code)
                 self.end_process(pipe, process)
                 if refusal is not None:
                     return refusal
-                self.queue.lose(share, content, _death(content))
+                self.queue.lose(share, content, ended("a process of the run", code))
             else:
                 self.release(pipe, process)
             if kind == "done":
@@ -312,13 +313,6 @@ class Pool:
         for pipe, (process, _) in self.running.items():
             self.end_process(pipe, process)
         self.running.clear()
-
-
-def _death(reason: str) -> RobenchError:
-    return ResourceError(
-        f"a process of the run ended ({reason}), most likely out of memory: repeat the command with fewer --workers; "
-        "results saved before are kept"
-    )
 
 
 class ForkedPool(Pool):

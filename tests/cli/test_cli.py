@@ -429,15 +429,32 @@ def test_a_radius_that_holds_every_image_is_pointed_out(robench_cli, attack, thr
     assert code == 0 and f"{threat} contains every possible image" in err and json.loads(out)["records"]
 
 
-def test_out_of_memory_is_one_line(robench_cli, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "out of memory: repeat with a smaller --batch-size",
+        ),
+        (
+            ImportError("libxcb.so.1: cannot open shared object file"),
+            "a package cannot be imported (libxcb.so.1: cannot open shared object file): robench doctor says",
+        ),
+    ],
+)
+def test_errors_of_the_system_are_one_line(robench_cli, monkeypatch, error, says):
     def fails(*arguments, **options):
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        raise error
 
     monkeypatch.setattr("robench.data.load_dataset", fails)
     monkeypatch.setattr("robench.evaluation.planning.load_dataset", fails)
     code, _, err = robench_cli("run", "--defense", "pgd-at-digits", "--attack", "fgsm", "--samples", "2")
-    assert code == 3 and err.startswith("robench: out of memory: repeat with a smaller --batch-size")
-    assert len(err.splitlines()) == 1
+    first, *others = err.splitlines()
+    assert code == 3 and first.startswith(f"robench: {says}")
+    # An import that fails is located where it is in somebody's own code, as this one.
+    assert [line[: line.rindex("/")] for line in others] == [
+        f"robench: the error began in {Path(__file__).parent}"
+    ] * isinstance(error, ImportError)
 
 
 BROKEN = """

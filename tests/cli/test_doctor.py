@@ -154,6 +154,7 @@ def test_a_missing_dependency_is_named_with_what_needs_it(monkeypatch):
             RuntimeError("operator torchvision::nms does not exist"),
             "same index",
         ),
+        ("imagecorruptions-imaug", "imagecorruptions", ImportError("libxcb.so.1: cannot open"), "libgl1"),
         ("opencv-python", "cv2", ImportError("libGL.so.1: cannot open shared object file\nmore"), "libgl1"),
         ("numba", "numba", SystemError("initialization failed"), 'pip install --force-reinstall "numba'),
     ],

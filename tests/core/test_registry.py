@@ -62,8 +62,7 @@ def test_a_broken_package_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ResourceError) as error:
         Registry("dataset", built_in).get("images")
     assert str(error.value) == (
-        'dataset "images" cannot be loaded, because a package that it needs is broken: operator nms does not exist '
-        "at line 3: robench doctor names it"
+        "a package cannot be imported (operator nms does not exist at line 3): robench doctor says how to mend it"
     )
 
 

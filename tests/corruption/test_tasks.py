@@ -92,16 +92,30 @@ def test_exceptions_are_raised_in_the_parent_process():
         list(in_order([replace(TASKS[0], corruption="fogg")], workers=2))
 
 
-class Killer:
-    """A task that kills its process, like running out of memory."""
+class Ender:
+    """A task that ends its process, or cannot import a package."""
 
-    def run(self):
+    def out_of_memory(self):
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def exit(self):
+        os._exit(1)
 
-def test_a_process_that_dies_is_reported_in_one_line():
-    with Workers(1) as crew, pytest.raises(ResourceError, match=r"exit code -9.*fewer --workers"):
-        crew.submit(Killer(), "run").result()
+    def broken(self):
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("out_of_memory", r"exit code -9.*fewer --workers"),
+        ("exit", r"exit code 1\): what it printed may say why"),
+        ("broken", r"cannot be imported \(libGL.so.1: .* file\): robench doctor says how to mend it"),
+    ],
+)
+def test_a_process_that_dies_or_lacks_a_package_is_reported_in_one_line(how, says):
+    with Workers(1) as crew, pytest.raises(ResourceError, match=says):
+        crew.submit(Ender(), how).result()
 
 
 SCRIPT = """

@@ -151,9 +151,16 @@ def test_what_one_raises_is_raised(error, kind, text):
     assert any("in forward" in note for note in notes) == (not isinstance(error, UsageError))
 
 
-def test_one_that_is_killed_is_one_clear_line():
-    with pytest.raises(ResourceError, match=r"exit code -9.*fewer --workers"):
-        attack(Failing(lambda: os.kill(os.getpid(), signal.SIGKILL)), workers=2)
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"exit code -9.*fewer --workers"),
+        (lambda: os._exit(1), r"exit code 1\): what it printed may say why"),
+    ],
+)
+def test_one_that_ends_is_one_clear_line(end, says):
+    with pytest.raises(ResourceError, match=says):
+        attack(Failing(end), workers=2)
 
 
 def test_memory_that_runs_out_in_a_process_makes_its_batches_smaller():

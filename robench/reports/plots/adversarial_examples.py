@@ -73,7 +73,7 @@ def examples(record: Record, images: Images, most: int = MOST) -> list[Example]:
     rows = {row["id"]: row for row in read_samples(folder).to_pylist()}
     positions = {sample: i for i, sample in enumerate(images.ids.tolist())}
     certificates = certificates_of(folder, images, record.job.threat_model)
-    if unknown := set(certificates.ids.tolist()) - (rows.keys() & positions.keys()):
+    if unknown := set(certificates.ids.tolist()) - rows.keys():
         raise ResourceError(
             f"{folder}: it stores an adversarial example of image {min(unknown)}, which is not in the record"
         )
