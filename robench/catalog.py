@@ -250,8 +250,7 @@ def protocols() -> dict[str, Protocol]:
 def find_suite(text: str) -> Suite:
     """Find a suite by name, by the path of a TOML file, or from specs joined by "+".
 
-    A suite made from specs is named by their canonical form, so that equivalent specs give the same suite. Values of
-    arguments are checked when the attacks are built.
+    Specs make a suite named by their canonical form; values of arguments are checked when the attacks are built.
 
     Raises:
         UsageError: if it is neither a suite nor attacks, with the closest names, or an argument is unknown.
@@ -265,6 +264,8 @@ def find_suite(text: str) -> Suite:
         raise unknown_name("attack", text, known)
     pieces = list(map(specs.parse, specs.split(text, "+")))
     for piece in pieces:
+        if piece.name in known.keys() - registry.attacks:
+            raise UsageError(f'"{piece.name}" is a suite: join its attacks, see robench show {piece.name}')
         if piece.name not in registry.attacks and piece.name != SPEC:
             raise unknown_name("attack", piece.name, {*known, *registry.attacks, SPEC})
     attacks = [corruption.spec for corruption in corruptions(pieces)] or [

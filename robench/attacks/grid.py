@@ -12,6 +12,9 @@ from robench.attacks._losses import ball, cross_entropy
 from robench.core.errors import UsageError
 from robench.core.registry import attacks
 
+# The most parameters that a grid is suggested for.
+_FEW = 6
+
 
 @dataclass(frozen=True)
 class GridState(State):
@@ -52,9 +55,14 @@ class Grid(Attack[GridState]):
     def init(self, problem: Problem, rows: Rows) -> GridState:
         parameters = rows.x[0].numel()
         if parameters != len(self.points):
+            advice = "use pgd"
+            if parameters <= _FEW:
+                advice = (
+                    f"give a number of points for each, such as grid(points={(31, *[5] * (parameters - 1))})"
+                )
             raise UsageError(
                 f"grid(points={self.points}) is for {len(self.points)} parameters, and this threat has {parameters:,}: "
-                "give a number of points for each, or use pgd"
+                f"{advice}"
             )
         worst = torch.full_like(rows.clean_logits[:, 0], -math.inf)
         return GridState(torch.zeros_like(rows.y), rows.x, worst)

@@ -64,6 +64,7 @@ def load_dataset(
         return images
     if samples > len(images):
         raise UsageError(
-            f"{samples} images of {name} requested, but its {split} split has {len(images)}: request fewer"
+            f"{samples} images of {name} requested, but its {split} split has {len(images)}: use --samples "
+            f"{len(images)} or fewer"
         )
     return images.first(samples)

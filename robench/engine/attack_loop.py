@@ -235,6 +235,8 @@ class Loop:
         self.lanes.probes = facts.get("probes", self.lanes.probes)
         self.losses.note(asking_lanes, first, facts if waits is None else {**facts, "waits": waits})
         draws = self.verdicts.judge(x, points, facts, self.rows, asking_lanes)
+        if self.verdicts.outside is not None:
+            self.losses.mark("outside", self.verdicts.outside)
         if "moved" in facts:
             self.ahead.note((facts["moved"] & active).sum(), active.sum())
             self.is_quiet = is_quiet(facts["wrong"], active)

@@ -32,6 +32,8 @@ class LossStats:
         ended: number of rows.
         disagreed: number of rows whose search and judge disagreed, see `robench.engine.exact_rows`.
         nonfinite: number of answers with NaN or infinite logits.
+        outside: number of rows of which a point fools the defense outside the threat model, where it does not count;
+            not counted for minimum-norm attacks, which come from there.
     """
 
     vanished: int = 0
@@ -43,6 +45,7 @@ class LossStats:
     broken: int = 0
     disagreed: int = 0
     nonfinite: int = 0
+    outside: int = 0
 
     @classmethod
     def together(cls, parts: Iterable["LossStats"]) -> "LossStats":
@@ -83,6 +86,10 @@ class LossMonitor:
     def count(self, name: str, events: Tensor) -> None:
         """Add the number of events of each lane, (lanes,), to the counts of one name."""
         self.counts[:, COLUMNS[name]] += events.numpy()
+
+    def mark(self, name: str, lanes: Tensor) -> None:
+        """Count rows, at most once each, to which something has happened; lanes as a mask, (lanes,)."""
+        self.counts[lanes.numpy(), COLUMNS[name]] = 1
 
     def facts(self, answer: Answer, starting: bool) -> dict[str, Tensor | None]:
         """The values of each lane's answer that `note` needs, (lanes,), for `on_host`.

@@ -221,6 +221,19 @@ def _fewest(counts: list[tuple[int, int]], threshold: float) -> list[tuple[int, 
     return [min(fractions)[1:]]
 
 
+def outside_threat(stats: list[LossStats], costs: Sequence[AttackCost]) -> list[ResultWarning]:
+    """Warn of an attack whose points fool the defense outside the threat model, where they do not count."""
+    return [
+        ResultWarning(
+            "outside-threat",
+            f"{cost.spec} fooled {counts.outside} rows outside the threat model, which does not count: an attack must "
+            "stay inside it, or declare minimum_norm",
+        )
+        for counts, cost in zip(stats, costs, strict=True)
+        if counts.outside
+    ]
+
+
 def gradient_free_wins(
     attacks: Sequence[Attack], costs: Sequence[AttackCost], norm: str, n: int
 ) -> list[ResultWarning]:
@@ -252,6 +265,7 @@ def of_attacks(attacks: list[Attack], state: RunState, num_classes: int, norm: s
         *nonfinite_gradients(state.stats),
         *zero_gradients(state.stats),
         *losses(state.stats),
+        *outside_threat(state.stats, state.costs),
         *gradient_free_wins(attacks, state.costs, norm, len(state.draws)),
     ]
 

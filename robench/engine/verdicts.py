@@ -20,6 +20,8 @@ class Verdicts:
     Attributes:
         kept: best point of each lane, which fools the most draws; of a minimum-norm attack, the nearest of these.
         disagree: lanes whose last point fools the search but not the judge, bool (S,); None if there is no such lane.
+        outside: lanes whose last point fools the search outside the threat model, bool (S,); None if there is no such
+            lane, and for minimum-norm attacks.
     """
 
     def __init__(self, context: AttackContext, lanes: Lanes):
@@ -32,6 +34,7 @@ class Verdicts:
         )
         self.kept: dict[int, Tensor] = {}
         self.disagree: Tensor | None = None
+        self.outside: Tensor | None = None
 
     def facts(self, logits: Tensor, points: Tensor, rows: Rows) -> dict[str, Tensor]:
         """The values of each lane that `judge` and `LossMonitor.note` need, (S,), for `on_host`."""
@@ -60,7 +63,7 @@ class Verdicts:
         with one draw. For a minimum-norm attack, only points that are better than the kept point count.
         """
         context, lanes = self.context, self.lanes
-        self.disagree = None
+        self.disagree = self.outside = None
         if self.deferred:
             return None
         (candidates,) = (facts["wrong"].numpy() & active.numpy()).nonzero()
@@ -73,6 +76,9 @@ class Verdicts:
             index = candidates.to(context.device)
             places = on_host(**self._places(rows.x.index_select(0, index), points.index_select(0, index)))
         allowed = nearer = places["allowed"]
+        if not context.attack.minimum_norm and not bool(allowed.all()):
+            self.outside = torch.zeros(len(active), dtype=torch.bool)
+            self.outside[candidates[~allowed]] = True
         if self.minimise:
             nearer = places["distance"] < lanes.kept_distance[candidates]
             allowed = allowed & (nearer | (lanes.kept_draws[candidates] < context.judge.draws))

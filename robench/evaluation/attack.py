@@ -1,5 +1,6 @@
 """`robench.attack`: attack any model from Python."""
 
+import warnings
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from robench.engine.spawned import refuse_unguarded
 from robench.engine.workers import Processes, choose_workers, may_fork_unasked
 from robench.evaluation.inputs import prepare
 from robench.evaluation.progress import Callback, shown
+from robench.evaluation.protocol import too_large
 from robench.evaluation.result import Attacked, Result
 from robench.threats.threat import Threat
 
@@ -95,6 +97,8 @@ def attack(
     if corruptions(suite.attacks):
         raise UsageError(f"{suite.name} corrupts the images of a dataset: use robench run")
     attacks = build_attacks(suite.specs(parsed_threat.norm), parsed_threat)
+    if hint := too_large(parsed_threat, images.shape[1:]):
+        warnings.warn(hint, stacklevel=3)
     setup = Setup(
         model,
         seed,

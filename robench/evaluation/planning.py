@@ -26,8 +26,8 @@ from robench.engine.device import choose_device
 from robench.engine.knowledge import Attacker
 from robench.engine.setup import find_attacker
 from robench.evaluation.options import Options
-from robench.evaluation.protocol import find_suites, sets_threats, with_name
-from robench.threats.threat import check_images, largest_distance
+from robench.evaluation.protocol import find_suites, sets_threats, too_large, with_name
+from robench.threats.threat import check_images
 
 Value = TypeVar("Value")
 
@@ -137,17 +137,8 @@ def plan(
 
     device = choose_device(options.device)
     pairs = load_all(resolved, protocol, options, device, sources)
-    # A radius equal to that of the whole image space may be intended.
-    if (
-        adversarial
-        and threat
-        and not threat.name
-        and threat.eps > largest_distance(threat.norm, *pairs[0][1].x.shape[1:])
-    ):
-        options.note(
-            f"{threat} contains every possible image: did you mean a radius for pixels in [0, 1]? "
-            "Linf:8/255 is 8 gray levels, L0:24 is 24 pixels"
-        )
+    if adversarial and threat and (hint := too_large(threat, pairs[0][1].x.shape[1:])):
+        options.note(hint)
     if len(adversarial) < len(all_suites):
         for _, images in pairs:
             check_colours(images)

@@ -8,7 +8,7 @@ from robench.catalog import Protocol, Suite, find_protocol, find_suite, protocol
 from robench.core.errors import UsageError
 from robench.core.specs import Spec
 from robench.corruption.suite import corruptions
-from robench.threats.threat import NO_THREAT, Threat
+from robench.threats.threat import NO_THREAT, Threat, largest_distance
 
 DEFAULT_PROTOCOL = "digits-linf"
 
@@ -102,4 +102,17 @@ def _without_threat(
         return protocol
     return replace(
         protocol, name=protocol_name(str(protocol.dataset), protocol.threat_name, protocol.samples)
+    )
+
+
+def too_large(threat: Threat, shape: Sequence[int]) -> str:
+    """A hint about a radius that contains every image of a shape (C, H, W), as one in gray levels does; else empty.
+
+    A radius equal to the largest distance may be intended.
+    """
+    if threat.name or threat.eps <= largest_distance(threat.norm, *shape):
+        return ""
+    return (
+        f"{threat} contains every possible image: did you mean a radius for pixels in [0, 1]? "
+        "Linf:8/255 is 8 gray levels, L0:24 is 24 pixels"
     )

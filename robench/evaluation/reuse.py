@@ -42,6 +42,10 @@ def saved_record(folder: Path, job: Job, loaded: Loaded, images: Images, options
     recorded, current = record.robench_version, robench_version()
     version = "" if recorded == current else f", made by robench {recorded} (this is {current})"
     options.note(f"using the saved record in {folder}{version}; --fresh runs it again")
+    if any("gradient" in warning.text for warning in record.health):
+        options.note(
+            f"{folder}: only the logits were compared, and its warnings concern gradients: use --fresh if they changed"
+        )
     for warning in old_draws(record):
         options.note(f"{folder}: {warning.text}")
     return record

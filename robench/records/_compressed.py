@@ -36,7 +36,8 @@ class CompressedRows:
     def __init__(self, content: RowFile, ends: np.ndarray, shape: tuple[int, ...]):
         self.shape = shape
         self._content, self._bounds = content, np.concatenate([[0], ends])
-        if self._bounds[-1] != len(content) or (np.diff(self._bounds) <= 0).any():
+        # Compared, because differences of the largest numbers overflow.
+        if self._bounds[-1] != len(content) or (self._bounds[1:] <= self._bounds[:-1]).any():
             raise ValueError(_DAMAGED)
 
     def __len__(self) -> int:

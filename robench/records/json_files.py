@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from robench.core import strict_json
 from robench.core.errors import ResourceError
 from robench.core.io import read_ordinary
 from robench.core.trust import written
+
+# The most errors of a file that are collected.
+_ERRORS = 100
 
 
 @contextmanager
@@ -54,12 +58,14 @@ def validate(content: Any, kind: str) -> None:
     Raises:
         ResourceError: naming the first field that is missing or wrong.
     """
-    errors = sorted(_validator(kind).iter_errors(content), key=lambda e: [str(p) for p in e.absolute_path])
+    # A small file can have errors without end, and each of them takes memory.
+    errors = list(islice(_validator(kind).iter_errors(content), _ERRORS))
     if not errors:
         return
+    errors.sort(key=lambda error: [str(part) for part in error.absolute_path])
     place = ".".join(str(part)[:40] for part in errors[0].absolute_path) or f"the {kind}"
     message = errors[0].message if len(errors[0].message) <= 160 else errors[0].message[:157] + "..."
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    more = f" (and {'at least ' * (len(errors) == _ERRORS)}{len(errors) - 1} more)" if len(errors) > 1 else ""
     version = schema(kind)["properties"]["schema"]["const"]
     raise ResourceError(f"{place} breaks {kind} schema {version}: {message}{more}")
 

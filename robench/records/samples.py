@@ -52,8 +52,9 @@ PROVEN = pa.field("proven_by", pa.string())
 # For an estimate: the position in the random order of the images that are sampled from.
 ORDERED = pa.field(ORDER, pa.int64())
 
-# Limits of memory use: rows, cells of a row under corruptions, and characters of a text.
-_MOST, _CELLS, _LONGEST = 10_000_000, 1000, 4096
+# Limits of memory use: rows (ImageNet has 1.3 million training images) and values of a column, and characters of a text
+# and of all texts of a column.
+_MOST, _VALUES, _LONGEST, _TEXT = 2_000_000, 200_000_000, 4096, 2**28
 _SCHEMAS = [pa.schema([*SCHEMA, *more]) for more in ((), (CORRUPTED,), (ORDERED,), (PROVEN,), DRAWN)]
 
 
@@ -148,7 +149,7 @@ def decode(encoded: bytes, schemas: Sequence[pa.Schema] | None = None) -> pa.Tab
         metadata = pq.read_metadata(io.BytesIO(encoded))
         _check_schema(metadata.schema.to_arrow_schema(), schemas or _SCHEMAS)
         # A small file can decode to any number of rows with long texts.
-        if metadata.num_rows > _MOST or _values(metadata) > _MOST * _CELLS:
+        if metadata.num_rows > _MOST or _values(metadata) > _VALUES:
             raise ValueError("more rows than a record can have")
         # Threads cost more than they save, and `pq.read_table` imports pandas.
         texts = [field.name for field in metadata.schema.to_arrow_schema() if field.type == pa.string()]
@@ -156,8 +157,11 @@ def decode(encoded: bytes, schemas: Sequence[pa.Schema] | None = None) -> pa.Tab
         # Long texts are refused in the dictionaries of the columns, before they are expanded to rows.
         for name in texts:
             for chunk in table[name].chunks:
-                if any(len(text or "") > _LONGEST for text in chunk.dictionary.to_pylist()):
+                longest = max((len(text or "") for text in chunk.dictionary.to_pylist()), default=0)
+                if longest > _LONGEST:
                     raise ValueError(f"column {name} has a text of more than {_LONGEST} characters")
+                if longest * metadata.num_rows > _TEXT:
+                    raise ValueError(f"column {name} has more than {_TEXT} characters")
         table = table.cast(pa.schema([_without_dictionary(field) for field in table.schema]))
         table.validate(full=True)
     # pyarrow reports damage as an OSError and unknown content as other errors.

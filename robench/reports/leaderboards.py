@@ -103,7 +103,7 @@ def leaderboards(
     kept = [board for board in kept if board.tables or board.series or board.folded]
     if only and records and not kept:
         if len(only) == 1 and "=" not in only[0]:
-            raise unknown_name("defense", only[0], {record.job.defense.name for record in records})
+            raise unknown_name("defense of these records", only[0], {r.job.defense.name for r in records})
         raise UsageError(f"no row matches --only {','.join(only)}: robench board --format csv lists all rows")
     return kept
 

@@ -1,6 +1,7 @@
 """Attacks in the parameters of a transformation: closed forms, penalties, budgets, guarantees, errors."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from robench.threats.transformations import Transformation
 from robench.threats.transformations.jpeg import dct_basis
 from tests.attacks.driver import RowByRow, answer, check_lanes, problem, rows_of
 from tests.combinations import first_only
-from tests.conftest import Linear, images
+from tests.conftest import Linear, images, small_net
 from tests.engine.test_promises import MemoryStore, assert_same, play
 
 SPECS = 'apgd(steps=5)+apgd(steps=4, loss="dlr", targets=2)+pgd(steps=4, restarts=2)'
@@ -50,6 +51,14 @@ def test_a_linear_model_is_fooled_just_beyond_the_closed_form(spec):
             result = attack(spec, model, x[i : i + 1], y[i : i + 1], threat=threat)
             assert bool(result.robust[0]) == robust, (i, factor)
             assert result.health == []
+
+
+@pytest.mark.parametrize(("threat", "points"), [("rotation:30", "(31,)"), ("translation:3", "(31, 5)")])
+def test_a_grid_of_other_parameters_is_refused_with_one_that_fits(threat, points):
+    model, x = small_net(), images(2)
+    with pytest.raises(UsageError, match=rf"such as grid\(points={re.escape(points)}\)$"):
+        attack("grid", model, x, model(x).argmax(1), threat=threat)
+    attack(f"grid(points={points})", model, x, model(x).argmax(1), threat=threat)
 
 
 def test_the_grid_includes_every_corner_of_the_box():

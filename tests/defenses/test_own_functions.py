@@ -21,6 +21,9 @@ def build():
     return network()
 
 
+network_itself = network()
+
+
 def sized(image_size):
     torch.manual_seed(1)
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, 10)).eval()
@@ -49,7 +52,7 @@ def cli(capsys, tmp_path, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("function", ["build", "sized", "preset"])
+@pytest.mark.parametrize("function", ["build", "sized", "preset", "network_itself"])
 def test_the_image_size_is_that_of_the_data_set(cli, tmp_path, function):
     name = f"python:own_sizes.{function}"
     code, _, err = cli("run", "--defense", name, "--attack", "fgsm", *DATASET)

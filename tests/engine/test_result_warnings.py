@@ -1,11 +1,15 @@
 """Defenses built to be caught, each with its mark; honest ones with none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robench.attacks._base import Answer
 from robench.attacks.build import build_attacks
+from robench.attacks.pgd import PGD
+from robench.core import registry
 from robench.data import load_dataset
 from robench.defenses import load_defense
 from robench.engine import result_warnings
@@ -31,6 +35,30 @@ def test_what_was_built_to_be_caught_is_marked(name):
         y = small_net()(x).argmax(1) if name == "noise" else model(x).nan_to_num(-1).argmax(1)
     result = attack("pgd(steps=20, step_size=0.01)", model.eval(), x, y, threat="Linf:0.02", batch_size=16)
     assert code in [mark.code for mark in result.health]
+
+
+class Outside(PGD):
+    """PGD that forgets to stay in the ball."""
+
+    def ask(self, problem, rows, state):
+        ask = super().ask(problem, rows, state)
+        return replace(ask, x=(rows.x + 20 * (ask.x - rows.x)).clamp(0, 1))
+
+
+class Nearest(Outside):
+    """The same, but as an attack that searches for the nearest point."""
+
+    minimum_norm = True
+
+
+@pytest.mark.parametrize(("kind", "warns"), [(Outside, True), (Nearest, False), (PGD, False)])
+def test_an_attack_that_fools_outside_the_threat_model_is_marked(kind, warns, monkeypatch):
+    monkeypatch.setitem(registry.attacks._builders, "pgd", kind)
+    model, x = small_net(), images(6)
+    result = attack("pgd(steps=2)", model, x, model(x).argmax(1), threat="Linf:0.01", workers=1)
+    (text,) = [mark.text for mark in result.warnings if mark.code == "outside-threat"] or [""]
+    assert text.startswith("pgd(steps=2) fooled 6 rows outside the threat model") == warns
+    assert not warns or result.robust.all()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A record answers for a defense only while the defense answers as it did: names and weights outlive edited code."""
 
+import json
 import os
 import sys
 
@@ -85,6 +86,19 @@ def test_edited_code_is_run_again_and_the_old_record_is_kept(tmp_path, monkeypat
     assert len(superseded(tmp_path)) == 1
     _, notes = wrote("0.3")
     assert "using the saved record in" in notes
+
+
+@pytest.mark.parametrize(
+    ("text", "noted"), [("3 of 4 rows start with a zero gradient", True), ("one class", False)]
+)
+def test_only_the_logits_are_compared_and_a_record_with_warnings_of_gradients_says_so(tmp_path, text, noted):
+    record, _ = a_run(tmp_path, "standard-digits")
+    raw = json.loads((record.folder / "record.json").read_text())
+    raw["health"] = [{"code": "of-a-test", "text": text}]
+    (record.folder / "record.json").write_text(json.dumps(raw))
+    _, notes = a_run(tmp_path, "standard-digits")
+    assert "using the saved record in" in notes
+    assert ("its warnings concern gradients: use --fresh if they changed" in notes) == noted
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])

@@ -59,6 +59,15 @@ def test_images_of_any_kind_become_the_same(name):
     torch.testing.assert_close(x, X, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("threat", ["Linf:8", "L2:1e6", "L0:100"])
+def test_a_radius_in_gray_levels_gives_a_hint(threat):
+    with pytest.warns(
+        UserWarning, match="contains every possible image: did you mean a radius for pixels"
+    ) as seen:
+        attack("sigma-zero(steps=1)" if threat.startswith("L0") else "fgsm", small_net(), X, Y, threat=threat)
+    assert seen[0].filename == __file__
+
+
 @pytest.mark.parametrize("name", LABELS)
 def test_labels_of_any_kind_become_the_same(name):
     y = prepare(X, LABELS[name])[1]

@@ -89,6 +89,23 @@ def test_a_setting_of_the_network_is_swept_too(tmp_path):
     ]
 
 
+def test_arguments_of_a_function_are_swept_too(tmp_path, monkeypatch):
+    (tmp_path / "scaled.py").write_text(
+        "from torch import nn\ndef build(width=3):\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(width), nn.Flatten(), nn.Linear(3 * width**2, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    protocol = choose_protocol(None, None, "Linf:0.1", 4)
+    options = Options(results=tmp_path, workers=1)
+    found = list(sweep(Sweep.parse("width=1,2"), "python:scaled.build", "fgsm", protocol, [], options))
+    assert [record.job.defense.name for _, record in found] == [
+        "python:scaled.build(width=1)",
+        "python:scaled.build(width=2)",
+    ]
+    with pytest.raises(UsageError, match="takes no argument depth"):
+        list(sweep(Sweep.parse("depth=1,2"), "python:scaled.build", "fgsm", protocol, [], options))
+
+
 @pytest.mark.parametrize(("last", "said"), [(10, "by 10.00 percentage points"), (12, ""), (11, "")])
 def test_a_curve_that_still_falls_is_marked(swept, last, said):
     asked, found, _ = swept

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from robench.cli.main import main
 from robench.core import strict_json
 from robench.core.errors import ResourceError
+from robench.records import json_files
 from robench.records.archive import bundles, export
 from robench.records.collection import collect, usable
 from robench.records.reading import LeftOut
@@ -202,6 +203,19 @@ def test_strict_json_reads_what_json_reads_or_refuses_it(value):
         assert strict_json.loads(text.encode()) == value
     except ValueError:
         assert "NaN" in text or "Infinity" in text or any(len(part) > 18 for part in text.split())
+
+
+def test_strict_json_names_a_repeated_key_of_many():
+    keys = [*range(200_000), 199_999]
+    with pytest.raises(ValueError, match='the key "199999" is repeated'):
+        strict_json.loads(b"{%s}" % b",".join(b'"%d":0' % key for key in keys))
+
+
+def test_a_field_with_many_errors_is_one_line(run):
+    raw = json.loads((run.write().folder / "record.json").read_text())
+    raw["health"] = [0] * 1000
+    with pytest.raises(ResourceError, match=r"^health.*at least 99 more\)$"):
+        json_files.validate(raw, "record")
 
 
 @given(st.binary(max_size=60))

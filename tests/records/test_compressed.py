@@ -60,7 +60,10 @@ def test_damage_is_refused_or_gives_rows_of_the_same_shape(tmp_path_factory, dat
         assert str(error) == "damaged or truncated"
 
 
-@pytest.mark.parametrize("ends", [[5, 4, 12], [0, 5, 12], [5, 12, 12], [-1, 5, 12], [5, 8, 11], [5, 8, 13]])
+@pytest.mark.parametrize(
+    "ends",
+    [[5, 4, 12], [0, 5, 12], [5, 12, 12], [-1, 5, 12], [5, 8, 11], [5, 8, 13], [2**63 - 1, -(2**63), 12]],
+)
 def test_ends_that_do_not_divide_the_content_are_refused(tmp_path, ends):
     with pytest.raises(ValueError, match="damaged"):
         rows_of(tmp_path / "file", bytes(12), ends, (3, 4))

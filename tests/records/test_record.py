@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from robench.core.errors import ResourceError
 from robench.engine.outcome import ResultWarning
-from robench.records import json_files, record
+from robench.records import json_files, record, samples
 from robench.records.certificates import apply, encode, read_certificates
 from robench.records.record import DatasetFacts, DefenseFacts, SuiteFacts, read_record, stable, stable_digest
 from robench.records.samples import read_samples
@@ -193,6 +193,17 @@ def test_every_missing_field_is_named(run, field):
     path.write_text(json.dumps(content), "utf-8")
     with pytest.raises(ResourceError, match=f"'{field}' is a required property"):
         read_record(path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [("_MOST", "more rows than a record can have"), ("_TEXT", "column fooled_by has more than 5 characters")],
+)
+def test_rows_that_would_fill_memory_are_refused(run, monkeypatch, limit, says):
+    folder = run.write().folder
+    monkeypatch.setattr(samples, limit, 5)
+    with pytest.raises(ResourceError, match=says):
+        read_samples(folder)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def load(
 ) -> Found:
     """The return value of a function: a Defense, or a module from images to logits, with its weights.
 
-    The function is called with the arguments of the spec: `python:mine.build(width=3)`. --checkpoint replaces the
-    weights.
+    The name may also be that of such a module itself. A function is called with the arguments of the spec:
+    `python:mine.build(width=3)`. --checkpoint replaces the weights.
 
     Args:
         image_size, mean, std, channels: for a function that returns a module. A function with parameters of these
@@ -43,10 +43,11 @@ def load(
     given = {key: value for key, value in options.items() if value is not None}
     with _current_folder():
         function = _find(source)
-        taken = specs.defaults(function)
+        taken = {} if isinstance(function, nn.Module) else specs.defaults(function)
         shared = {key: value for key, value in given.items() if key in taken}
         sized = {"image_size": source.image_size} if source.image_size and "image_size" in taken else {}
-        built = _call(specs.Spec(str(source), arguments | sized | shared), function)
+        is_built = isinstance(function, nn.Module) and not arguments
+        built = function if is_built else _call(specs.Spec(str(source), arguments | sized | shared), function)
     if isinstance(built, Defense):
         unused = sorted(set(given) - set(shared))
         if unused:
