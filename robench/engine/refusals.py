@@ -101,6 +101,12 @@ def check_logits(logits: Any, n: int) -> None:
         raise _output_error("a tensor on the meta device", n, "it has no values")
     if logits.is_complex() or logits.is_quantized:
         raise _output_error(f"a tensor of {logits.dtype}", n, "return real numbers")
+    if tuple(logits.shape) in ((n,), (n, 1)) and not logits.is_floating_point():
+        raise _output_error(
+            f"one whole number per image, {tuple(logits.shape)},",
+            n,
+            "classes have no gradients, so return the logits",
+        )
     if tuple(logits.shape) in ((n,), (n, 1)):
         raise _output_error(
             f"one number per image, {tuple(logits.shape)},",

@@ -3,13 +3,15 @@
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from robench.core.errors import ResourceError
 from robench.core.io import disk_errors, is_claimed
 from robench.records import certification, record
-from robench.records.store import PARTIAL, SUPERSEDED
+from robench.records.estimate import SUFFIX
+from robench.records.store import PARTIAL, SUPERSEDED, slug
 
 KINDS = ("partial", "superseded", "temporary")
 
@@ -63,13 +65,20 @@ def _kind_of_folder(folder: Path, name: str, shelf: bool) -> str:
     if (folder / name).is_symlink():
         return ""
     if name == PARTIAL:
-        return "partial"
+        return "" if _goes_on(folder) else "partial"
     if shelf:
         # A copy that was never finished, or a result whose removal was cut short.
         files = (folder / name / record.FILE, folder / name / certification.FILE)
         whole = not name.startswith(".") and any(file.is_file() for file in files)
         return "superseded" if whole else "temporary"
     return "temporary" if name.startswith(".") and name.endswith(PARTIAL) else ""
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether these partial results are those of an estimate, which a run of the whole suite continues."""
+    with suppress(ResourceError):
+        return record.read_record(folder.with_name(f"{folder.name}-{slug(SUFFIX)}")).is_estimate
+    return False
 
 
 def _in_use(folder: Path) -> bool:

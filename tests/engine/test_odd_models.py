@@ -217,6 +217,7 @@ REFUSED = {
     "nothing": (lambda: lambda x: None, "return a torch tensor"),
     "one logit": (lambda: lambda x: NET(x)[:, :1], "two classes"),
     "one number": (lambda: lambda x: NET(x)[:, 0], "two classes"),
+    "classes": (lambda: lambda x: NET(x).argmax(1), "classes have no gradients, so return the logits"),
     "maps": (lambda: lambda x: x, "(8, 3, 8, 8)"),
     "sparse": (lambda: lambda x: NET(x).to_sparse(), "to_dense"),
     "on meta": (lambda: lambda x: NET(x).to("meta"), "meta device"),

@@ -19,6 +19,7 @@ from robench.evaluation.challenge import challenge
 from robench.evaluation.estimate import Sampling
 from robench.records.collection import collect
 from robench.records.estimate import NOT_ATTACKED, OUTSIDE, Estimate, random_order
+from robench.records.prune import waste
 from robench.records.record import stable_digest
 from robench.records.samples import read_samples
 from robench.records.submission import Submission
@@ -122,6 +123,7 @@ def test_a_narrower_estimate_goes_on_from_a_wider_one(results, tmp_path):
     assert figures["attacked"] == figures["survivors"] > wide.extra["estimate"]["attacked"]
     low, high = narrow.robust_accuracy.interval
     assert low == high == narrow.robust_accuracy.value
+    assert not list(waste(tmp_path, ["partial"])), "a run of the whole suite continues its partial results"
     assert run(tmp_path).robust_accuracy.value == narrow.robust_accuracy.value
 
 
