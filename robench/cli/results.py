@@ -131,10 +131,10 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
     """
     from robench.core.errors import ResourceError, RobenchError
     from robench.core.formatting import location
-    from robench.data import load_dataset
     from robench.defenses import load
     from robench.engine.device import choose_device
     from robench.records.collection import collect
+    from robench.records.inputs import images_of
     from robench.records.migration import migrate, overdue
     from robench.statistics.accuracy import percent
 
@@ -145,7 +145,7 @@ def migrate_command(results: tuple[str, ...], data_dir: str | None, device: str,
     for record in records:
         job, place = record.job, location(record.folder)
         try:
-            images = load_dataset(job.dataset.name, job.dataset.split, job.n, data_dir)
+            images = images_of(record, data_dir)
             reasons = overdue(record, images)
             if not reasons:
                 continue
