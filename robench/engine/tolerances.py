@@ -1,6 +1,7 @@
 """Tolerances for comparing two runs: differences of margins by rounding, and numbers of images beyond chance."""
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,10 +18,19 @@ def margins(logits: "Tensor") -> "Tensor":
     return highest[:, 0] - highest[:, -1]
 
 
+def close(expected: Any, actual: Any, tolerance: float) -> Any:
+    """Whether numbers, or the numbers of two tensors, differ by at most `tolerance` times 1 + |expected|.
+
+    An infinite number is close to none: the tolerance itself would be infinite.
+    """
+    difference = abs(actual - expected)
+    return (difference <= tolerance * (1 + abs(expected))) & (difference < math.inf)
+
+
 def same_margins(expected: "Tensor", actual: "Tensor") -> "Tensor":
     """Which margins (N,) are equal up to rounding, bool (N,); NaN equals NaN."""
-    close = (actual - expected).abs() <= MARGIN * (1 + expected.abs())
-    return close | (actual.isnan() & expected.isnan()) | (actual == expected)
+    same_nan = actual.isnan() & expected.isnan()
+    return close(expected, actual, MARGIN) | same_nan | (actual == expected)
 
 
 def beyond_chance(images: int, n: int) -> bool:

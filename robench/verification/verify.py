@@ -19,6 +19,7 @@ from robench.data._base import Images
 from robench.data._lazy_images import LazyImages
 from robench.defenses import Loaded
 from robench.engine.batched_model import Network, frozen, undefined
+from robench.engine.tolerances import close
 from robench.records import estimate
 from robench.records import randomized as drawn
 from robench.records.certificate_file import tensor_names
@@ -43,6 +44,8 @@ from robench.verification.replay import Sample
 Model = Callable[[Tensor], Tensor]
 # Number of certificates in memory at a time.
 _PART = 1024
+# Tolerance of the distance of an adversarial example, because machines sum in other orders.
+_DISTANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -228,9 +231,7 @@ def _forward(e: Evidence, judge: Model, device: torch.device, declared: bool) ->
     box = "the parameters' range" if threat.name else "[0, 1]"
     covers = ("adversarials.delta", "adversarials.grains", "adversarials.grains_end")
     yield rows_hold("adversarials.delta", outside, f"inside {threat} and {box}", *covers)
-    off = [
-        i for i, d in enumerate(rows["distance"]) if not abs(d - distance.get(i, 0.0)) <= 1e-6 * (1 + abs(d))
-    ]
+    off = [i for i, d in enumerate(rows["distance"]) if not close(d, distance.get(i, 0.0), _DISTANCE)]
     yield rows_hold("samples.distance", off, "distance of the perturbed image")
 
     batch_size = e.record.job.batch_size

@@ -16,6 +16,7 @@ from robench.core.errors import CheckFailed, ResourceError
 from robench.data import load_dataset
 from robench.data._base import Images
 from robench.defenses import load
+from robench.engine.tolerances import same_margins
 from robench.records import certificates
 from robench.records.certificates import is_attacked
 from robench.records.samples import read_samples
@@ -155,6 +156,8 @@ SAMPLE_EDITS = {
     "draws": lambda v: 1 - v,
     "digest": lambda v: "0" * 64,
 }
+# Columns with a relative tolerance, which would be infinite for an infinite value.
+INFINITE = ("distance", "clean_margin")
 # The rest of a row: only its sum is known, or it is on trust.
 SUMMED = {"forward": lambda v: v + 1, "backward": lambda v: v + 1}
 
@@ -165,6 +168,19 @@ def test_a_tampered_row_is_named_though_its_digest_was_mended(run, column, row):
     run.write()
     edit_samples(run, column, row, SAMPLE_EDITS[column])
     assert f"samples.{column}" in failing(run)
+
+
+@pytest.mark.parametrize("column", INFINITE)
+def test_an_infinite_value_is_not_within_the_tolerance(run, column):
+    run.write()
+    edit_samples(run, column, 5, lambda _: float("inf"))
+    assert f"samples.{column}" in failing(run)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.0])
+def test_a_network_may_really_give_an_infinite_margin(value):
+    margins = torch.tensor([value, 1.0])
+    assert same_margins(margins, margins).all() and not same_margins(margins, margins.flip(0)).any()
 
 
 @pytest.mark.parametrize("column", SUMMED)
