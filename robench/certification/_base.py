@@ -98,6 +98,11 @@ class Certifier:
         """Certify the images of the case at the indices `rows`."""
         raise NotImplementedError
 
+    def radii(self, case: Case, votes: Sequence[int]) -> Tensor | None:
+        """The radii that follow from numbers of votes, float64 (M,), NaN for an impossible number; None for a certifier
+        without a vote."""
+        return None
+
     def verdict(self, case: Case, x: Tensor, rows: Sequence[int]) -> Tensor:
         """Predictions of the classifier that the bounds hold for, int64 (M,) on the CPU; ABSTAINED if there is none.
 

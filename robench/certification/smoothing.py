@@ -1,5 +1,6 @@
 """Randomized smoothing: the majority vote of a defense that first adds Gaussian noise is constant within an L2 ball."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -68,16 +69,22 @@ class Smoothing(Certifier):
     def bounds(self, case: Case, rows: Sequence[int]) -> Bounds:
         """See `Certifier.bounds`."""
         x, _, ids = case.batch(rows)
-        sigma = sigma_of(case)
         chosen = count_votes(_network(case, SELECTION), x, ids, self.selection).argmax(1)
         all_votes = count_votes(_network(case, ESTIMATION), x, ids, self.draws)
         votes = all_votes.gather(1, chosen[:, None])[:, 0]
-        radius = torch.tensor(
-            [certified_radius(count, self.draws, sigma, self.alpha) for count in votes.tolist()],
-            dtype=torch.float64,
-        )
+        radius = self.radii(case, votes.tolist())
         prediction = torch.where(radius > 0, chosen, ABSTAINED)
         return Bounds(prediction, radius, votes, torch.full_like(votes, self.selection + self.draws))
+
+    def radii(self, case: Case, votes: Sequence[int]) -> Tensor:
+        """See `Certifier.radii`."""
+        sigma = sigma_of(case)
+
+        def radius(count: int) -> float:
+            possible = 0 <= count <= self.draws
+            return certified_radius(count, self.draws, sigma, self.alpha) if possible else math.nan
+
+        return torch.tensor([radius(count) for count in votes], dtype=torch.float64)
 
     def verdict(self, case: Case, x: Tensor, rows: Sequence[int]) -> Tensor:
         """The class that wins the majority vote, see `Certifier.verdict`; ABSTAINED where the vote does not prove it.

@@ -18,6 +18,7 @@ from robench.data._base import Images
 from robench.defenses import Loaded
 from robench.engine.batched_model import frozen
 from robench.engine.setup import Setup
+from robench.engine.tolerances import close
 from robench.records import certificates
 from robench.records.certification import ROWS, Certification, Rows, read, read_rows
 from robench.records.findings import Finding, equal, rows_named, same, same_accuracy
@@ -27,6 +28,8 @@ from robench.statistics.accuracy import Accuracy
 from robench.threats.threat import Threat
 from robench.verification.replay import Sample, missed
 
+# Tolerance of a radius, which follows from the votes or is proven without any.
+_RADIUS = 1e-4
 # Images that are proven again if the user does not say how many.
 SAMPLE = 10
 # On another device or release of torch, rounding may move this share of the votes of an image.
@@ -58,7 +61,7 @@ def verify(
     case = Case(loaded, images, setup, Threat.parse(result.threat))
     with frozen(loaded.defense):
         find_certifier(result.method).check(case)
-        checked += [*_proof(result, case), *_arithmetic(result, rows)]
+        checked += [*_proof(result, case), *_arithmetic(result, rows), *_votes(result, rows, case)]
         chosen = sample.rows(rows.id.tolist())
         checked.append(_bounds(result, rows, case, chosen))
         if result.attacked:
@@ -109,6 +112,8 @@ def _rows(rows: Rows, images: Images) -> Iterator[Finding]:
     ):
         claimed = getattr(rows, name).tolist()
         yield Finding(f"bounds.{name}", claimed == actual, f"that of the {len(actual)} images")
+    wrong = np.flatnonzero(~(np.isfinite(rows.radius) & (rows.radius >= 0))).tolist()
+    yield Finding("bounds.radius", not wrong, f"finite and at least 0; {rows_named(wrong)}")
 
 
 def _proof(result: Certification, case: Case) -> Iterator[Finding]:
@@ -146,6 +151,14 @@ def _arithmetic(result: Certification, rows: Rows) -> Iterator[Finding]:
     yield Finding("bounds.fooled_by", names >= set(rows.fooled_by.tolist()), "the attacks of this result")
 
 
+def _votes(result: Certification, rows: Rows, case: Case) -> Iterator[Finding]:
+    """Check the radii against the votes they follow from."""
+    radii = find_certifier(result.method).radii(case, rows.votes.tolist())
+    if radii is not None:
+        wrong = np.flatnonzero(~close(rows.radius, radii.numpy(), _RADIUS)).tolist()
+        yield Finding("bounds.radius", not wrong, f"follow from the votes; {rows_named(wrong)}")
+
+
 def _bounds(result: Certification, rows: Rows, case: Case, chosen: list[int]) -> Finding:
     """Prove the bounds of some images again."""
     certifier, wrong = find_certifier(result.method), []
@@ -155,11 +168,9 @@ def _bounds(result: Certification, rows: Rows, case: Case, chosen: list[int]) ->
         slack = _MOVED * int(again.forward.max())
         for place, row in enumerate(part):
             votes = abs(int(again.votes[place]) - int(rows.votes[row]))
-            exact = votes == 0 and again.radius[place].item() == rows.radius[row]
-            radius = abs(again.radius[place].item() - rows.radius[row])
-            close = 0 < votes <= slack or (votes == 0 and radius <= 1e-4 * (1 + rows.radius[row]))
+            same_radius = close(rows.radius[row], again.radius[place].item(), _RADIUS)
             same_class = int(again.prediction[place]) == rows.prediction[row]
-            if not (same_class and (exact or close)):
+            if not (same_class and (0 < votes <= slack or (votes == 0 and same_radius))):
                 wrong.append(row)
     return Finding("bounds.radius", not wrong, f"{len(chosen)} images proven again; {rows_named(wrong)}")
 

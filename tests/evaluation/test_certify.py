@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from robench.cli import main
@@ -228,16 +230,29 @@ def test_a_false_figure_fails_verification(cli, tmp_path, change, field):
     assert code == 1 and "FAILED" in out and field in err.split("failed: ")[1].rstrip().split(", ")
 
 
-def test_false_rows_fail_verification(cli, tmp_path):
+def first_radius(value):
+    return lambda rows: {"radius": np.array([value, *rows.radius[1:]])}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: {"radius": rows.radius + 5, "prediction": rows.label.copy()},
+        # Rounding moves votes between devices, but the radius follows from them.
+        lambda rows: {"radius": rows.radius + 5, "votes": rows.votes + np.where(rows.votes < 200, 1, -1)},
+        lambda rows: {"votes": rows.votes + 10**9},
+        *map(first_radius, (math.inf, math.nan, -1.0)),
+    ],
+)
+def test_false_rows_fail_verification(cli, tmp_path, change):
     result = result_of(tmp_path)
     rows = files.read_rows(result.folder)
-    claimed = dataclasses.replace(rows, radius=rows.radius + 5, prediction=rows.label.copy())
-    encoded = claimed.encode()
+    encoded = dataclasses.replace(rows, **change(rows)).encode()
     (result.folder / files.ROWS).write_bytes(encoded)
     content = json.loads((result.folder / files.FILE).read_text())
     content["files"][files.ROWS] = hashlib.sha256(encoded).hexdigest()
     (result.folder / files.FILE).write_text(json.dumps(content))
-    code, _, err = cli("verify", str(result.folder), "--trust")
+    code, _, err = cli("verify", str(result.folder), "--trust", "--replay", "12")
     assert code == 1 and "bounds.radius" in err
 
 
