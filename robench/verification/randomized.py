@@ -44,7 +44,7 @@ def findings(
         detail = f"number of wrong answers in {count} draws, give or take one for a tie"
         yield rows_hold(f"samples.{column}", broken, detail)
         if fresh:
-            yield from _answers(rows, randomized.ANSWERS[name], column, answers)
+            yield from _answers(e, randomized.ANSWERS[name], column, answers)
     wrong = (final != images.y[:, None]).sum(1)
     worst = 100 * int((wrong == 0).sum()) / len(images)
     average = 100 * (1 - float(wrong.double().mean()) / count)
@@ -71,8 +71,9 @@ def _verdicts(rows: dict[str, list[Any]], certified: list[int]) -> Iterator[Find
     yield rows_hold("samples.fooled_by", broken, "from the draws of each sample")
 
 
-def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) -> Iterator[Finding]:
+def _answers(e: Evidence, name: str, column: str, now: Tensor) -> Iterator[Finding]:
     """Check the answer to each draw against the recorded counts, the recorded vote and the answers given now."""
+    rows = e.rows
     then = torch.tensor(rows[name])
     if then.shape != now.shape:
         yield Finding(f"samples.{name}", False, f"{now.shape[1]} draws decide a verdict")
@@ -83,9 +84,10 @@ def _answers(rows: dict[str, list[Any]], name: str, column: str, now: Tensor) ->
     wrong |= vote(then) != torch.tensor(rows[prediction])
     detail = f"the wrong answers match {column}, the vote matches {prediction}"
     yield rows_hold(f"samples.{name}", _indices(wrong), detail, f"samples.{prediction}")
-    changed = _indices((then != now).sum(1) > 1)
-    detail = "the answer to each draw, except one per sample on the decision boundary"
-    yield rows_hold(f"samples.{name}", changed, detail)
+    changed, exists = then != now, (then >= 0) & (then < len(e.images.classes))
+    broken = _indices((changed.sum(1) > 1) | (changed & ~exists).any(1))
+    detail = "the answer to each draw, except one class per sample on the decision boundary"
+    yield rows_hold(f"samples.{name}", broken, detail)
 
 
 def _indices(mask: Tensor) -> list[int]:

@@ -205,6 +205,24 @@ def test_warnings_that_the_record_itself_raises_cannot_be_emptied(made, tmp_path
     assert "health" in broken(one, folder)
 
 
+@pytest.mark.parametrize("name", ["clean_answers", "answers"])
+@pytest.mark.parametrize("answer", [-1, 10, 2**31 - 1])
+def test_the_answer_to_one_draw_may_differ_but_is_a_class(made, tmp_path, name, answer):
+    one = made("randomized")
+    folder = forge.copied(one.record, tmp_path / "forged")
+    rows = read_samples(folder).to_pydict()
+    # A wrong answer in a row whose vote and count it does not change.
+    row, label, answers = next(
+        (i, label, list(answers))
+        for i, (label, answers) in enumerate(zip(rows["label"], rows[name], strict=True))
+        if label not in answers[:1] and max(map(answers.count, answers)) > 7
+    )
+    other_class = next(k for k in range(10) if k not in (label, answers[0]))
+    for changed, found in ((other_class, set()), (answer, {f"samples.{name}"})):
+        forge.set_rows(folder, {name: {row: [changed, *answers[1:]]}})
+        assert broken(one, folder) == found
+
+
 SPECS = {
     "Linf:0.012": (
         "fgsm", "mifgsm", "pgd(steps=4, restarts=2)", "pgd(steps=3, last=True)", "pgd(steps=2, eot=2)",
