@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from robench.core import registry, specs
 from robench.core.errors import ResourceError, RobenchError
@@ -21,6 +21,9 @@ from robench.records.record import Record, read_record
 from robench.records.remote import local_copy
 from robench.records.store import is_current
 from robench.threats.threat import NO_THREAT, Threat
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # The files that a record has beside its record.json.
 FILES = (samples.FILE, certificate_file.FILE, inputs.FILE)
@@ -94,7 +97,7 @@ def check(record: Record, opened: Callable[[str], BinaryIO]) -> None:
         _check_figures(record)
         check_files(record)
         rows = _read(opened, samples.FILE, lambda file: samples.decode(file.read()))
-        _check_rows(record, rows)
+        check_rows(record, rows)
         # Certificates are large and may be missing from a record that is shown on a board.
         _read(opened, certificate_file.FILE, certificate_file.check_header, needed=False)
     except ResourceError:
@@ -192,7 +195,12 @@ def _check_share(name: str, value: float, interval: Sequence[float]) -> None:
         raise ResourceError(f"{name}: {value:.6g} is outside its interval, {low:.6g} to {high:.6g}")
 
 
-def _check_rows(record: Record, rows) -> None:
+def check_rows(record: Record, rows: "pa.Table") -> None:
+    """Refuse rows of samples.parquet from which the figures of a record cannot be counted.
+
+    Raises:
+        ResourceError: in one line, when the number of rows or draws, or the kind of record, is another.
+    """
     n = record.job.n
     if len(rows) != n:
         raise ResourceError(f"{samples.FILE} has {len(rows)} rows, but the record has n = {n}")
@@ -213,11 +221,15 @@ def _check_rows(record: Record, rows) -> None:
     if not sampled and estimate.NOT_ATTACKED in rows["fooled_by"].to_pylist():
         raise ResourceError(f"{samples.FILE} has rows that were not attacked, as only an estimate has")
     randomised = record.extra.get(FIELD, {})
+    draws = randomised.get("draws", 1)
+    for name in ("clean_draws", "draws"):
+        if any(not 0 <= wrong <= draws for wrong in rows[name].to_pylist()):
+            raise ResourceError(f"{samples.FILE} has {name} outside 0 to {draws}, the number of draws")
     if bool(randomised.get("fresh")) != (ANSWERS["robust"] in rows.schema.names):
         raise ResourceError(f"{samples.FILE} and {FIELD}.fresh disagree about whether there are fresh draws")
     for name in ANSWERS.values() if randomised.get("fresh") else ():
-        if any(len(row) != randomised["draws"] for row in rows[name].to_pylist()):
-            raise ResourceError(f"{samples.FILE} has {name} without exactly {randomised['draws']} draws")
+        if any(len(row) != draws for row in rows[name].to_pylist()):
+            raise ResourceError(f"{samples.FILE} has {name} without exactly {draws} draws")
 
 
 def in_memory(contents: dict[str, bytes]) -> Callable[[str], BinaryIO]:

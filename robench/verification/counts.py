@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from robench.core.errors import ResourceError
 from robench.data._base import Images
 from robench.records import randomized as drawn
 from robench.records.certificates import is_attacked
+from robench.records.collection import check_rows
 from robench.records.estimate import NOT_ATTACKED
 from robench.records.findings import Finding, equal, rows_hold, rows_named, same_accuracy
 from robench.records.record import Record
@@ -14,6 +16,9 @@ from robench.records.samples import FILE, input_digests
 from robench.statistics.accuracy import Accuracy
 from robench.verification import estimated
 from robench.verification.evidence import Evidence
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def aligned(job_n: int, rows: dict[str, list[Any]], images: Images) -> Iterator[Finding]:
@@ -26,6 +31,14 @@ def aligned(job_n: int, rows: dict[str, list[Any]], images: Images) -> Iterator[
         ("digest", input_digests(images.x)),
     ):
         yield column(rows, name, actual, "of the images that were loaded")
+
+
+def contradictions(record: Record, table: "pa.Table") -> Iterator[Finding]:
+    """A finding if the rows cannot be those of the record, so that nothing can be counted from them."""
+    try:
+        check_rows(record, table)
+    except ResourceError as error:
+        yield Finding("samples", False, str(error))
 
 
 def column(rows: dict[str, list[Any]], name: str, actual: Sequence[Any], what: str) -> Finding:

@@ -21,7 +21,9 @@ from robench.engine.run import Run
 from robench.engine.setup import Setup, find_attacker
 from robench.engine.tolerances import margins, same_margins
 from robench.engine.workers import Processes, choose_workers
+from robench.records import json_files
 from robench.records.certificates import Applied, certificates_of, certified, is_attacked
+from robench.records.collection import check_rows
 from robench.records.estimate import SUFFIX
 from robench.records.inputs import defense_of, images_of
 from robench.records.randomized import FIELD, chosen_on
@@ -138,7 +140,10 @@ class _Check:
         self.record, self.loaded, self.images = record, loaded, images
         self.device, self.options = device, options
         self.folder = record.folder or Path()
-        self.rows = read_samples(self.folder).to_pydict()
+        table = read_samples(self.folder)
+        with json_files.named(self.folder, "robench run"):
+            check_rows(record, table)
+        self.rows = table.to_pydict()
         setup = Setup.of(loaded.defense, Attacker(), record.job, device)
         stochastic = loaded.defense.stochastic or FIELD in record.extra
         fresh = not chosen_on(record)

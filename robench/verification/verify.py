@@ -193,7 +193,8 @@ def findings(
     if record.corrupted:
         yield from corruption.findings(record, judge, images, declared, device)
         return
-    rows = read_samples(record_folder).to_pydict()
+    table = read_samples(record_folder)
+    rows = table.to_pydict()
     e = Evidence(record, rows, read_certificates(record_folder), images)
     if loaded is not None:
         random = declared or result_warnings.looks_random(
@@ -203,6 +204,9 @@ def findings(
         yield Finding(drawn.FIELD, random == (e.draws > 1), detail, (f"{drawn.FIELD}.draws",))
     aligned = [*counts.aligned(record.job.n, rows, images), *counts.certificates(e)]
     yield from aligned
+    if contradictions := list(counts.contradictions(record, table)):
+        yield from contradictions
+        return
     yield from counts.arithmetic(e)
     yield from costs.findings(e)
     # A forward pass is meaningful only if the images match, row by row.

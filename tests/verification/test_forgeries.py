@@ -1,17 +1,21 @@
 """What a forger gains by claiming a stronger evaluation than was run."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from robench import catalog as content
 from robench.attacks.build import build_attacks
+from robench.core.errors import ResourceError
 from robench.defenses import Defense
 from robench.records import certificates
 from robench.records.certificates import is_attacked
 from robench.records.samples import read_samples
 from robench.threats.threat import Threat
 from robench.verification.costs import cost
+from robench.verification.regression import check
 from robench.verification.replay import Sample
 from robench.verification.verify import report
 from tests.conftest import images
@@ -221,6 +225,54 @@ def test_the_answer_to_one_draw_may_differ_but_is_a_class(made, tmp_path, name, 
     for changed, found in ((other_class, set()), (answer, {f"samples.{name}"})):
         forge.set_rows(folder, {name: {row: [changed, *answers[1:]]}})
         assert broken(one, folder) == found
+
+
+def doubled(folder):
+    table = pq.read_table(folder / forge.SAMPLES)
+    pq.write_table(pa.concat_tables([table, table]), folder / forge.SAMPLES)
+    forge.write(folder, forge.read(folder))
+
+
+def of_one_image(folder):
+    forge.write(folder, forge.read(folder) | {"n": 1})
+
+
+def with_draws(name, value):
+    def change(folder):
+        table = pq.read_table(folder / forge.SAMPLES)
+        place, field = table.schema.get_field_index(name), table.schema.field(name)
+        values = pa.array([value] * len(table), field.type)
+        pq.write_table(table.set_column(place, field, values), folder / forge.SAMPLES)
+        forge.write(folder, forge.read(folder))
+
+    return change
+
+
+def without_answers(folder):
+    table = pq.read_table(folder / forge.SAMPLES).drop_columns(["clean_answers", "answers"])
+    pq.write_table(table, folder / forge.SAMPLES)
+    forge.write(folder, forge.read(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "reason"),
+    [
+        ("plain", doubled, "has 32 rows, but the record has n = 16"),
+        ("plain", of_one_image, "has 16 rows, but the record has n = 1"),
+        ("randomized", with_draws("clean_draws", 10**9), "has clean_draws outside 0 to 10"),
+        ("randomized", with_draws("draws", -5), "has draws outside 0 to 10"),
+        ("randomized", without_answers, "disagree about whether there are fresh draws"),
+    ],
+)
+def test_rows_that_nothing_can_be_counted_from_are_one_finding(made, tmp_path, kind, change, reason):
+    one = made(kind)
+    folder = forge.copied(one.record, tmp_path / "forged")
+    change(folder)
+    *_, last = report(folder, one.loaded, one.images).broken
+    assert last.field == "samples" and reason in last.detail
+    # The images of a record with another n are others.
+    with pytest.raises(ResourceError, match=f"{reason}|images of .* differ"):
+        check(folder)
 
 
 SPECS = {
