@@ -25,8 +25,10 @@ from robench.verification.evidence import Evidence
 # The fewest and the most passes.
 Span = tuple[float, float]
 
-# Counting attacks with more iterations would take longer than all other checks.
+# Counting attacks with more iterations, calls or rows would take longer than all other checks.
 _MOST_ITERATIONS = 1000
+_MOST_CALLS = 50_000
+_MOST_RANKS = 2000
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,11 @@ def cost(attack: Attack[Any] | None, spec: str, threat: Threat, classes: int) ->
     if attack is None or isinstance(attack, ForeignAttack):
         return Cost((0, math.inf), (0, math.inf), least=0)
     ranks = attack.ranks(classes)
-    unknown = Cost((1, math.inf), (0, math.inf), ranks, attack.minimise)
     built_in = registry.attacks.holder(specs.parse(spec).name).startswith("robench.")
-    countable = attack.num_queries <= _MOST_ITERATIONS * attack.horizon
+    unknown = Cost((ranks if built_in else 1, math.inf), (0, math.inf), ranks, attack.minimise)
+    iterations = attack.num_queries / attack.horizon
+    calls = iterations * attack.eot
+    countable = iterations <= _MOST_ITERATIONS and calls <= _MOST_CALLS and ranks <= _MOST_RANKS
     try:
         costs_known = shipped((spec,), threat, classes) if built_in else None
         if costs_known is None and built_in and countable:

@@ -1,5 +1,7 @@
 """What a forger gains by claiming a stronger evaluation than was run."""
 
+import math
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -313,6 +315,15 @@ def test_a_row_costs_what_its_attack_is_said_to_cost(threat, spec):
         elif by != "clean":
             own = most.won(steps, (forward, forward))
             assert own[0][0] <= forward <= own[0][1] and own[1][0] <= backward <= own[1][1]
+
+
+@pytest.mark.parametrize(
+    "spec", ["apgd(restarts=100000000)", "fab(targets=9, restarts=1000000)", "pgd(eot=100000000)"]
+)
+def test_an_attack_too_large_to_count_costs_at_least_a_pass_a_rank(spec):
+    threat = Threat.parse("Linf:0.1")
+    ((name, attack),) = build_attacks([spec], threat)
+    assert cost(attack, name, threat, 10).forward == (attack.ranks(10), math.inf)
 
 
 def test_every_attack_is_among_those():
