@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robench.attacks.build import build_attacks
 from robench.core.errors import ResourceError, UsageError
 from robench.data import Images
 from robench.data._lazy_images import LazyImages
@@ -32,6 +31,7 @@ from robench.records.samples import read_samples
 from robench.statistics.accuracy import Accuracy, interval, mcnemar, percent
 from robench.statistics.sequential import Plan
 from robench.threats.threat import check_images
+from robench.verification.replay import attacks_of
 
 # Significance level of the paired test for a loss of clean accuracy.
 _LEVEL = 0.05
@@ -284,7 +284,7 @@ class _Check:
         attacker = find_attacker(job.knowledge, defense, job.dataset.name, self.device, images.class_subset)
         outcome = Run(
             Setup.of(defense, attacker, job, self.device),
-            build_attacks(list(job.suite.attacks), threat),
+            attacks_of(job, len(rows), len(images.classes)),
             Samples(images.x[index], images.y[index], images.ids[index]),
             threat,
             executor=Processes(choose_workers(None, self.device, len(rows))),

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from robench.attacks._base import Attack
 from robench.attacks._external import ForeignAttack
 from robench.attacks.build import build_attacks
-from robench.core.errors import UsageError
+from robench.core.errors import ResourceError, UsageError
 from robench.data._base import Images
 from robench.defenses import Loaded
 from robench.engine.attack_context import Samples
@@ -38,6 +39,8 @@ COLUMNS = ("fooled_by", "steps", "forward", "backward")
 # On another processor or release of torch the last bits of logits differ, and an attack may take another path: this
 # share of the rows may get another verdict, and all of them other passes.
 TOLERATED_SHARE = 0.02
+# More rows than images with a thousand targets each; their results take less than a gigabyte.
+_MOST_ROWS = 10_000_000
 # Shares of false rows for which the probability of missing them all is reported.
 _SHARES = (0.05, 0.2)
 
@@ -78,6 +81,26 @@ def missed(rows: int, false: int, drawn: int, allowed: int = 0) -> float:
     return ways / math.comb(rows, drawn)
 
 
+def attacks_of(job: Job, images: int, classes: int) -> list[tuple[str, Attack[Any]]]:
+    """Build the attacks of a job to run them again.
+
+    Args:
+        images: number of images that an attack takes.
+
+    Raises:
+        UsageError: when an attack is unknown.
+        ResourceError: when an attack has more rows than can be attacked again.
+    """
+    attacks = build_attacks(list(job.suite.attacks), job.threat_model)
+    for spec, attack in attacks:
+        rows = images * attack.ranks(classes)
+        if rows > _MOST_ROWS:
+            raise ResourceError(
+                f"{spec} has {rows:,} rows for {images:,} images: expected at most {_MOST_ROWS:,} in a record"
+            )
+    return attacks
+
+
 def attack_again(
     job: Job,
     loaded: Loaded,
@@ -93,9 +116,10 @@ def attack_again(
 
     Raises:
         UsageError: when an attack is unknown or takes all images in one call, or the attacker cannot be set up.
+        ResourceError: when an attack has more rows than can be attacked again.
     """
     threat, defense = job.threat_model, loaded.defense
-    attacks = build_attacks(list(job.suite.attacks), threat)
+    attacks = attacks_of(job, len(images), len(images.classes))
     external = [spec for spec, attack in attacks if isinstance(attack, ForeignAttack)]
     if external:
         raise UsageError(

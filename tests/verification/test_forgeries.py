@@ -14,11 +14,12 @@ from robench.core.errors import ResourceError
 from robench.defenses import Defense
 from robench.records import certificates
 from robench.records.certificates import is_attacked
+from robench.records.record import read_record
 from robench.records.samples import read_samples
 from robench.threats.threat import Threat
 from robench.verification.costs import cost
 from robench.verification.regression import check
-from robench.verification.replay import Sample
+from robench.verification.replay import Sample, attacks_of
 from robench.verification.verify import report
 from tests.conftest import images
 from tests.engine.runs import run_of
@@ -324,6 +325,17 @@ def test_an_attack_too_large_to_count_costs_at_least_a_pass_a_rank(spec):
     threat = Threat.parse("Linf:0.1")
     ((name, attack),) = build_attacks([spec], threat)
     assert cost(attack, name, threat, 10).forward == (attack.ranks(10), math.inf)
+
+
+def test_an_attack_of_impossibly_many_rows_is_not_attacked_again(plain):
+    one, folder = plain
+    respecified(folder, ["apgd(restarts=100000000)"])
+    reason = "1,600,000,000 rows for 16 images: expected at most 10,000,000"
+    with pytest.raises(ResourceError, match=reason):
+        report(folder, one.loaded, one.images, sample=Sample(1, 0))
+    job = read_record(folder).job
+    with pytest.raises(ResourceError, match=reason):
+        attacks_of(job, 16, 10)
 
 
 def test_every_attack_is_among_those():
