@@ -8,6 +8,8 @@ from robench.core.errors import UsageError
 # Batch size by the side of the image: large enough to use the whole device, small enough for its caches.
 _CPU_SIZES, _CPU_LARGE = ((64, 64), (128, 32)), 16
 _GPU_SIZES, _GPU_LARGE = ((64, 1024), (128, 512)), 128
+# Any call is padded to the batch size. The schemas of records and certifications have the same limit.
+LARGEST_BATCH = 65_536
 PRECISIONS = ("auto", "fp32", "bf16")
 # Compute capability with bf16 in hardware (Ampere); older GPUs emulate it.
 _BF16_CAPABILITY = (8, 0)
@@ -41,7 +43,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_batch_size(batch_size: int | str, device: torch.device, side: int, samples: int) -> int:
-    """The number of rows per network call, from "auto" or a number of at least 1.
+    """The number of rows per network call, from "auto" or a number from 1 to `LARGEST_BATCH`.
 
     "auto" depends only on the type of device, the image size and the number of samples, so that the same command gives
     the same record.
@@ -57,8 +59,10 @@ def choose_batch_size(batch_size: int | str, device: torch.device, side: int, sa
         size = 0 if isinstance(batch_size, bool | float) and size != batch_size else size
     except (TypeError, ValueError, OverflowError):
         size = 0
-    if size < 1:
-        raise UsageError(f'batch size "{batch_size}": expected auto or a whole number of at least 1')
+    if not 1 <= size <= LARGEST_BATCH:
+        raise UsageError(
+            f'batch size "{batch_size}": expected auto or a whole number from 1 to {LARGEST_BATCH:,}'
+        )
     return size
 
 

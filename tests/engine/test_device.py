@@ -8,7 +8,8 @@ import torch
 
 from robench.core.errors import UsageError
 from robench.core.torch_state import standard_state
-from robench.engine.device import choose_batch_size, choose_device, choose_precision
+from robench.engine.device import LARGEST_BATCH, choose_batch_size, choose_device, choose_precision
+from robench.records import json_files
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -46,6 +47,15 @@ def test_a_device_that_is_not_here_is_named_with_how_many_are(monkeypatch, kind)
 )  # fmt: skip
 def test_automatic_batch_sizes(device, side, samples, size):
     assert choose_batch_size("auto", device, side, samples) == size
+
+
+def test_a_run_takes_no_batch_that_its_record_could_not_have():
+    for kind in ("record", "certification"):
+        assert json_files.schema(kind)["properties"]["batch_size"]["maximum"] == LARGEST_BATCH
+    assert choose_batch_size(str(LARGEST_BATCH), CPU, 32, 8) == LARGEST_BATCH
+    for size in (0, LARGEST_BATCH + 1):
+        with pytest.raises(UsageError, match=f'batch size "{size}": expected auto or .* from 1 to 65,536'):
+            choose_batch_size(size, CPU, 32, 8)
 
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])

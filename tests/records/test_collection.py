@@ -65,6 +65,7 @@ ODD = {
     "malformed attack": lambda f: rewrite(f, lambda c: c["suite"].update(attacks=["pgd(steps="])),
     "a long name": lambda f: rewrite(f, lambda c: c["defense"].update(name="x" * 10**6)),
     "a float that counts": lambda f: rewrite(f, lambda c: c.update(batch_size=8.0)),
+    "a large batch": lambda f: rewrite(f, lambda c: c.update(batch_size=65537)),
     "a huge number": lambda f: replace_text(f, '"n": 30', '"n": 1' + "0" * 400),
     "a large number": lambda f: rewrite(f, lambda c: c.update(n=10**12)),
     "not a number": lambda f: replace_text(f, '"seconds": 60.0', '"seconds": NaN'),
