@@ -59,7 +59,7 @@ def command(
 
     where = choose_device(device)
     images = images_of(challenged, data_dir)
-    submission = read_submission(file, tuple(images.x.shape[1:]))
+    submission = read_submission(file, tuple(images.x.shape))
     name = defense_of(challenged, defense)
     loaded = load(
         name, challenged.job.dataset.name, checkpoint, where, images.class_subset, images.image_size

@@ -1,9 +1,12 @@
 """Reading and checking images in NumPy files, without loading unneeded rows."""
 
+import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -12,10 +15,55 @@ import torch
 from torch import Tensor
 
 from robench.core.errors import ResourceError, one_line
+from robench.core.formatting import size
 from robench.data._lazy_images import PixelFile
 
 # Number of bytes read at a time.
 _PART = 1 << 20
+# Above `_LARGE` bytes, what is read at once may not be larger than its file by more than a factor of `_RATIO`, so that
+# a small archive cannot fill the memory.
+_LARGE, _RATIO = 1 << 27, 100
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a NumPy file that is not read yet.
+
+    Attributes:
+        read: returns the array.
+    """
+
+    shape: tuple[int, ...]
+    kind: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def stored(path: Path) -> dict[str, Stored]:
+    """The arrays of a .npz file by name, or the array of a .npy file under the name "". Only their headers are read.
+
+    Raises:
+        OSError, ValueError, EOFError, zipfile.BadZipFile or zlib.error: if it is missing or damaged, or contains
+            pickled objects.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            file.seek(0)
+            shape, _, kind = _header(file)
+            return {"": Stored(shape, kind, partial(np.load, path, allow_pickle=False))}
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".npy"):
+                with archive.open(name) as member:
+                    shape, _, kind = _header(member)
+                name = name.removesuffix(".npy")
+                found[name] = Stored(shape, kind, partial(_read_member, path, name))
+    return found
+
+
+def _read_member(path: Path, name: str) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -42,7 +90,25 @@ def read_archive(
             raise ResourceError(
                 f"{path} has no array {' and '.join(missing)}: it has {', '.join(archive.files) or 'none'}"
             )
-        return {name: archive[name] for name in (*needed, *optional) if name in archive.files}
+    return {name: _whole(path, name) for name in (*needed, *optional) if name in archive.files}
+
+
+def _whole(path: Path, name: str) -> np.ndarray:
+    """Read an array of an archive, if its size is plausible."""
+    with _member(path, name) as file:
+        shape, _, kind = _header(file)
+        _check_size(path, name, math.prod(shape) * kind.itemsize)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_size(path: Path, name: str, count: int) -> None:
+    """Refuse to read `count` bytes of an array at once if they are far more than its file has."""
+    if count > max(_LARGE, _RATIO * path.stat().st_size):
+        raise ResourceError(
+            f"{path}: {name} would expand from {size(path.stat().st_size)} to {size(count)} in memory: if this is "
+            "intended, save the archive without compression (numpy.savez)"
+        )
 
 
 def rows(path: Path, name: str) -> int:
@@ -125,6 +191,8 @@ def member_pixels(path: Path, name: str, samples: int | None, channels: int = 3)
     with _member(path, name) as file:
         shape, columns_first, kind = _header(file)
         count = shape[0] if samples is None or not shape else min(samples, shape[0])
+        at_once = shape if columns_first else shape[1:]
+        _check_size(path, name, math.prod(at_once) * kind.itemsize)
         if columns_first or not shape:
             # In Fortran order each image is spread over the whole file.
             array = np.frombuffer(file.read(), kind).reshape(shape, order="F" if columns_first else "C")
@@ -146,7 +214,7 @@ def member_pixels(path: Path, name: str, samples: int | None, channels: int = 3)
 
 def _parts(file: IO[bytes], shape: tuple[int, ...], kind: np.dtype, count: int) -> Iterator[np.ndarray]:
     """Yield the first `count` rows of an array in parts; the rest is read to verify its checksum."""
-    row = int(np.prod(shape[1:])) * kind.itemsize
+    row = math.prod(shape[1:]) * kind.itemsize
     some = max(1, _PART // max(row, 1))
     for start in range(0, shape[0], some):
         rows = min(some, shape[0] - start)

@@ -1,8 +1,12 @@
 """Files of adversarial examples from other tools."""
 
 import io
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from torch import Tensor
 from robench.core.errors import ResourceError, UsageError
 from robench.core.io import write_file
 from robench.data._base import Images
+from robench.data._numpy_files import stored
 from robench.records.certificates import apply, certificates_of
 from robench.records.record import Record
 
@@ -22,6 +27,9 @@ IMAGES = ("adv_complete", "x_adv", "adv", "advs", "adversarials", "images", "x")
 IDS = ("ids", "id", "indices", "index")
 # Pixels beyond [0, 1] by at most this are rounding errors.
 _ROUNDING = 1e-5
+# The types of arrays that are read; others, such as complex numbers, have no pixels.
+_KINDS = {"bool", "bfloat16", *(f"float{bits}" for bits in (16, 32, 64))}
+_KINDS |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
 @dataclass(frozen=True)
@@ -37,23 +45,39 @@ class Submission:
     ids: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Array:
+    """An array of a file.
+
+    Attributes:
+        kind: name of its type, such as "float32".
+        read: returns it; not called before its shape and its kind are checked.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    read: Callable[[], Tensor]
+
+
 def read_submission(path: Path | str, shape: tuple[int, ...]) -> Submission:
     """Read adversarial images from a .pt, .pth, .npz, .npy or .safetensors file. Nothing in it is executed.
+
+    Shapes are compared before images are read or converted, so a small file cannot fill the memory.
 
     Args:
         path: one array of images, or a mapping that has one under a name of `IMAGES` (or one array of images alone),
             and optionally the ids of the images under a name of `IDS`. Images are (N, C, H, W) or (N, H, W, C), floats
             in [0, 1] or bytes.
-        shape: (C, H, W) of the images.
+        shape: (N, C, H, W) of the record's images.
 
     Raises:
         ResourceError: when the file is missing, damaged or holds anything else than arrays.
-        UsageError: for images of another shape or range.
+        UsageError: for images of another shape, type or range, or more than the record has.
     """
     path = Path(path)
-    tensors = _tensors(path)
-    images = _chosen(path, tensors)
-    return Submission(_prepared(path, images, shape), _ids(path, tensors, len(images)))
+    arrays = _arrays(path)
+    x = _prepared(path, _chosen(path, arrays), shape)
+    return Submission(x, _ids(path, arrays, len(x)))
 
 
 def write_images(path: Path | str, x: Tensor, ids: Tensor) -> None:
@@ -99,57 +123,101 @@ def images_with(record: Record, images: Images) -> Tensor:
     return x
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _arrays(path: Path) -> dict[str, _Array]:
+    """The arrays of a file by name; an array without a name is called ""."""
     readers = {".pt": _torch, ".pth": _torch, ".npz": _numpy, ".npy": _numpy, ".safetensors": _safetensors}
     if path.suffix not in readers:
         raise UsageError(f"{path}: expected a file that ends in {', '.join(readers)}")
+    with _readable(path):
+        return readers[path.suffix](path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn all errors of readers, which raise many kinds on damaged files, into one line."""
     try:
-        content = readers[path.suffix](path)
+        yield
     except FileNotFoundError as error:
         raise ResourceError(f"{path}: no such file") from error
-    # Readers raise many kinds of errors on damaged files.
     except Exception as error:
         raise ResourceError(f"{path}: damaged, or holds more than arrays, which is not loaded") from error
-    if not isinstance(content, Mapping):
-        content = {"": content}
-    tensors = {}
-    for name, value in content.items():
-        if isinstance(value, list | tuple) and value and all(isinstance(item, Tensor) for item in value):
-            value = torch.cat([item if item.dim() == 4 else item[None] for item in value])
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            value = torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))
-        if isinstance(value, Tensor):
-            tensors[str(name)] = value.detach().cpu()
-    return tensors
 
 
-def _torch(path: Path) -> Any:
+def _torch(path: Path) -> dict[str, _Array]:
     with path.open("rb") as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # torch does not compress, but would expand an entry of any size.
+        if zipfile.is_zipfile(file) and any(
+            entry.compress_type for entry in zipfile.ZipFile(file).infolist()
+        ):
+            raise ValueError("it is compressed")
+        file.seek(0)
+        # torch warns of kinds of tensors that are refused below.
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    arrays = {}
+    for name, value in (content if isinstance(content, Mapping) else {"": content}).items():
+        arrays |= _of_value(str(name), value)
+    return arrays
 
 
-def _numpy(path: Path) -> Any:
-    with path.open("rb") as file:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        return {name: content[name] for name in content.files}
+def _of_value(name: str, value: Any) -> dict[str, _Array]:
+    """The arrays of a tensor or a list: a list of batches or images is one array, another has one for each item."""
+    if isinstance(value, Tensor):
+        return {name: _of_tensor(value)}
+    if not isinstance(value, list | tuple) or not all(isinstance(item, Tensor) for item in value):
+        return {}
+    items = [_of_tensor(item) for item in value]
+    batches = [item.shape if len(item.shape) == 4 else (1, *item.shape) for item in items]
+    if len({(shape[1:], item.kind) for shape, item in zip(batches, items, strict=True)}) != 1:
+        return {f"{name}[{place}]": item for place, item in enumerate(items)}
+    shape = (sum(shape[0] for shape in batches), *batches[0][1:])
+    return {name: _Array(shape, items[0].kind, partial(_joined, value, shape[1:]))}
 
 
-def _safetensors(path: Path) -> Any:
-    return load(path.read_bytes())
+def _joined(batches: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+    return torch.cat([batch.detach().reshape(-1, *shape) for batch in batches])
 
 
-def _chosen(path: Path, tensors: Mapping[str, Tensor]) -> Tensor:
+def _of_tensor(tensor: Tensor) -> _Array:
+    # A nested tensor has no shape.
+    shape = () if tensor.is_nested else tuple(tensor.shape)
+    special = {
+        "nested": tensor.is_nested,
+        "meta": tensor.is_meta,
+        "quantized": tensor.is_quantized,
+        "sparse": tensor.layout != torch.strided,
+    }
+    kind = next((name for name, holds in special.items() if holds), str(tensor.dtype).removeprefix("torch."))
+    return _Array(shape, kind, tensor.detach)
+
+
+def _numpy(path: Path) -> dict[str, _Array]:
+    return {
+        name: _Array(array.shape, array.kind.name, partial(_native, array.read))
+        for name, array in stored(path).items()
+    }
+
+
+def _native(read: Callable[[], np.ndarray]) -> Tensor:
+    """An array in the byte order of this machine."""
+    array = read()
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+
+
+def _safetensors(path: Path) -> dict[str, _Array]:
+    return {name: _of_tensor(tensor) for name, tensor in load(path.read_bytes()).items()}
+
+
+def _chosen(path: Path, arrays: Mapping[str, _Array]) -> _Array:
     """The images among the arrays of a file."""
     for name in IMAGES:
-        if name in tensors and tensors[name].dim() == 4:
-            return tensors[name]
-    candidates = [tensor for tensor in tensors.values() if tensor.dim() == 4]
+        if name in arrays and len(arrays[name].shape) == 4:
+            return arrays[name]
+    candidates = [array for array in arrays.values() if len(array.shape) == 4]
     if len(candidates) == 1:
         return candidates[0]
     held = (
-        ", ".join(f"{name or 'array'} {tuple(t.shape)}" for name, t in list(tensors.items())[:5])
+        ", ".join(f"{name or 'array'} {array.shape}" for name, array in list(arrays.items())[:5])
         or "no arrays"
     )
     raise UsageError(
@@ -157,15 +225,27 @@ def _chosen(path: Path, tensors: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def _prepared(path: Path, images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    channels, height, width = shape
-    last = tuple(images.shape[1:]) == (height, width, channels)
-    if tuple(images.shape[1:]) != shape and not last:
-        raise UsageError(f"{path}: images of shape {tuple(images.shape[1:])}, where the record's are {shape}")
-    if last and tuple(images.shape[1:]) != shape:
-        images = images.permute(0, 3, 1, 2)
-    if not len(images):
+def _read(path: Path, array: _Array, name: str) -> Tensor:
+    if array.kind not in _KINDS:
+        raise UsageError(f"{path}: {name} of type {array.kind}: expected ordinary floats or integers")
+    with _readable(path):
+        return array.read()
+
+
+def _prepared(path: Path, array: _Array, shape: tuple[int, ...]) -> Tensor:
+    n, channels, height, width = shape
+    last = array.shape[1:] == (height, width, channels)
+    if array.shape[1:] != shape[1:] and not last:
+        raise UsageError(f"{path}: images of shape {array.shape[1:]}, where the record's are {shape[1:]}")
+    if array.shape[0] > n:
+        raise UsageError(
+            f"{path}: {array.shape[0]} images for a record of {n}: expected at most one for each"
+        )
+    if not array.shape[0]:
         raise UsageError(f"{path}: it holds no images")
+    images = _read(path, array, "images")
+    if last and array.shape[1:] != shape[1:]:
+        images = images.permute(0, 3, 1, 2)
     x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     if not x.isfinite().all():
         raise UsageError(f"{path}: pixels that are NaN or infinite")
@@ -175,11 +255,14 @@ def _prepared(path: Path, images: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.clamp(0, 1).contiguous()
 
 
-def _ids(path: Path, tensors: Mapping[str, Tensor], n: int) -> Tensor | None:
-    for name in IDS:
-        if name in tensors:
-            ids = tensors[name]
-            if ids.dim() != 1 or ids.is_floating_point() or len(ids) != n or len(ids.unique()) != n:
-                raise UsageError(f"{path}: {name} must be {n} different integers, one for each image")
-            return ids.long()
-    return None
+def _ids(path: Path, arrays: Mapping[str, _Array], n: int) -> Tensor | None:
+    name = next((name for name in IDS if name in arrays), None)
+    if name is None:
+        return None
+    refused = UsageError(f"{path}: {name} must be {n} different integers, one for each image")
+    if arrays[name].shape != (n,):
+        raise refused
+    ids = _read(path, arrays[name], name)
+    if ids.is_floating_point() or len(ids.long().unique()) != n:
+        raise refused
+    return ids.long()

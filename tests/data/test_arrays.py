@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robench.core.errors import ResourceError, UsageError
-from robench.data import load_dataset
+from robench.data import _numpy_files, load_dataset
 from robench.data._names import CIFAR10_CLASSES, CIFAR100_CLASSES
 from tests.data.real import REAL, needs
 
@@ -145,6 +145,20 @@ def test_a_truncated_archive_is_reported(tmp_path):
         (tmp_path / "a.npz").write_bytes(content)
         with pytest.raises(ResourceError, match=r"a\.npz"):
             load_dataset(f"npz:{tmp_path}/a.npz")
+
+
+@pytest.mark.parametrize("array", ["x", "fortran", "y"])
+def test_an_array_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch, array):
+    monkeypatch.setattr(_numpy_files, "_LARGE", 1000)
+    x = np.zeros((1, 400, 400, 3), np.uint8)
+    x = {"x": x, "fortran": np.asfortranarray(np.repeat(x[:, :8, :8], 2000, 0)), "y": x[:, :2, :2]}[array]
+    y = np.zeros(len(x) if array != "y" else 500_000, int)
+    np.savez_compressed(tmp_path / "a.npz", x=x, y=y)
+    with pytest.raises(ResourceError, match=rf"a\.npz: {'y' if array == 'y' else 'x'} would expand from"):
+        load_dataset(f"npz:{tmp_path}/a.npz")
+    # Blank images of ordinary size are read one after the other.
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((2000, 4, 4, 3)), y=np.zeros(2000, np.uint8))
+    assert len(load_dataset(f"npz:{tmp_path}/a.npz")) == 2000
 
 
 def test_an_array_is_not_an_archive(tmp_path):
