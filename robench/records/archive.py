@@ -6,6 +6,7 @@ one folder, the later is kept and the other moves to `superseded/`, in whatever 
 
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _MOMENT = (2000, 1, 1, 0, 0, 0)
 # Above `_LARGE` bytes, a file of an archive may not be compressed by more than a factor of `_RATIO`, so that a small
 # archive cannot fill the memory. Certificates compress by a factor of 2 to 40.
 _LARGE, _RATIO = 1 << 26, 100
+# The methods of compression that zipfile expands in pieces, so that no entry takes more memory than its stated size.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _NOTE = """Records of robench with their adversarial examples. To check them with robench and the checkpoints:
 
     robench verify PROTOCOL/DEFENSE/SUITE
@@ -93,6 +96,7 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
             f"{source}: {error.strerror or error}: expected a folder of records or an archive"
         ) from error
     with opened:
+        length = os.fstat(opened.fileno()).st_size
         try:
             archive = zipfile.ZipFile(opened)
             names = sorted(archive.namelist())
@@ -107,7 +111,7 @@ def bundles(source: Path | str) -> Iterator[tuple[str, Bundle | str]]:
             folder, _, last = name.rpartition("/")
             if last == record_file.FILE and not aside(folder.split("/")):
                 # Files are read into memory by name: unpacking could write outside a folder.
-                read = partial(_from_archive, archive, f"{folder}/" if folder else "")
+                read = partial(_from_archive, archive, length, f"{folder}/" if folder else "")
                 yield f"{source}:{folder}", _bundle(read)
 
 
@@ -118,15 +122,22 @@ def _from_folder(folder: Path, name: str) -> bytes:
         return file.read(strict_json.LONGEST + 1 if name == record_file.FILE else -1)
 
 
-def _from_archive(archive: zipfile.ZipFile, inside: str, name: str) -> bytes:
+def _from_archive(archive: zipfile.ZipFile, length: int, inside: str, name: str) -> bytes:
+    """A file in a folder of an archive of `length` bytes."""
     name = inside + name
     try:
         entry = archive.getinfo(name)
     except KeyError:
         raise FileNotFoundError(f"{name} is missing") from None
-    if entry.file_size > _LARGE and entry.file_size > _RATIO * entry.compress_size:
+    if entry.compress_type not in _METHODS:
         raise ResourceError(
-            f"{name} would expand from {size(entry.compress_size)} to {size(entry.file_size)}: if this is intended, "
+            f"{name} is compressed in an unusual way: unpack the archive and specify the folder"
+        )
+    # The archive itself says how large an entry is, but no entry is larger than the archive.
+    compressed = min(entry.compress_size, length)
+    if entry.file_size > max(_LARGE, _RATIO * compressed):
+        raise ResourceError(
+            f"{name} would expand from {size(compressed)} to {size(entry.file_size)}: if this is intended, "
             "unpack the archive and specify the folder"
         )
     return archive.read(entry)

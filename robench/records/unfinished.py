@@ -1,11 +1,12 @@
 """Merge the shares of unfinished runs, which `robench run --share` has left on several machines."""
 
-import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from robench.core import strict_json
 from robench.core.errors import ResourceError
 from robench.core.io import Damaged, claim, is_claimed, read_ordinary, read_sealed, refuse_link, write_whole
 from robench.records import record as record_file
@@ -101,12 +102,14 @@ def _origin(file: Path) -> dict[str, Any]:
         Damaged: if the file is damaged, or something else.
     """
     try:
-        begun = json.loads(read_sealed(file))
-        shares, deal = int(begun.get("shares") or 0), begun.get("deal") or []
+        begun = strict_json.loads(read_sealed(file))
+        shares, deal = begun.get("shares") or 0, begun.get("deal") or []
+        if not isinstance(shares, int) or not isinstance(deal, list):
+            raise ValueError
         if shares and not all(share in range(shares) for share in deal):
             raise ValueError
         return {**begun, "origin": begun["origin"], "shares": shares, "deal": deal}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise Damaged(f"{file.name} is not the beginning of a run") from error
 
 
@@ -117,7 +120,9 @@ def _finished(share: Path) -> int:
         Damaged: if the state is damaged, or something else.
     """
     content = read_sealed(share / _STATE)
-    try:
-        return len(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["facts"]["costs"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise Damaged(f"{_STATE} is not the state of a share") from error
+    length = int.from_bytes(content[:8], "little")
+    with suppress(ValueError):
+        match strict_json.loads(content[8 : 8 + length]):
+            case {"facts": {"costs": [*costs]}}:
+                return len(costs)
+    raise Damaged(f"{_STATE} is not the state of a share")

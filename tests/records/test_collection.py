@@ -162,8 +162,8 @@ def test_every_command_shows_the_others_and_ends_in_1(tmp_path, monkeypatch, cap
     assert code == 3 and len(err.splitlines()) == 1
 
 
-def archived(folder: Path, archive: Path, **entries: bytes) -> None:
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+def archived(folder: Path, archive: Path, method: int = zipfile.ZIP_DEFLATED, **entries: bytes) -> None:
+    with zipfile.ZipFile(archive, "w", method) as file:
         for path in sorted(folder.iterdir()):
             file.writestr(f"p/d/s/{path.name}", entries.get(path.stem, path.read_bytes()))
 
@@ -180,14 +180,22 @@ def test_what_an_archive_holds_beside_good_records_is_named(tmp_path):
             encrypted[start + at] |= 1
     (tmp_path / "encrypted.zip").write_bytes(encrypted)
     (tmp_path / "none.zip").write_bytes(b"PK")
-    names = ("good", "bomb", "encrypted", "none")
+    # An entry that claims to be larger than the whole archive, so that its size looks plausible.
+    lying = bytearray((tmp_path / "bomb.zip").read_bytes())
+    start = lying.find(b"PK\x01\x02")
+    lying[start + 20 : start + 24] = (1 << 26).to_bytes(4, "little")
+    (tmp_path / "lying.zip").write_bytes(lying)
+    # zipfile expands these at once, whatever size they state.
+    archived(run.folder, tmp_path / "bzip2.zip", zipfile.ZIP_BZIP2)
+    names = ("good", "bomb", "lying", "bzip2", "encrypted", "none")
     reasons = {name: [str(each) for _, each in bundles(tmp_path / f"{name}.zip")] for name in names}
     assert reasons["good"][0].startswith("Bundle(")
-    assert "unpack the archive" in reasons["bomb"][0]
+    for name in ("bomb", "lying", "bzip2"):
+        assert "unpack the archive" in reasons[name][0]
     assert "encrypted" in reasons["encrypted"][0]
     assert "not an archive of records" in reasons["none"][0]
     places, left_out = export([tmp_path / f"{name}.zip" for name in reasons], tmp_path / "out")
-    assert len(places) == 1 and len(left_out) == 3
+    assert len(places) == 1 and len(left_out) == 5
     with pytest.raises(ResourceError, match=r"no record can be exported: .*none\.zip"):
         export([tmp_path / "none.zip"], tmp_path / "another")
 
