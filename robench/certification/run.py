@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from robench.certification._base import Bounds, Case, Certifier
+from robench.engine.checkpoint import Saved
 from robench.engine.progress import Progress
 from robench.engine.run_queue import single
+from robench.engine.saved_kinds import check_facts
 from robench.engine.setup import Setup
 from robench.engine.work import Work
 from robench.engine.workers import Processes, choose_workers
@@ -53,7 +55,7 @@ class RowwiseRun(Work):
         return len(self.rows)
 
     def prepare(self, shares: int, clean: None = None) -> None:
-        shares = min(self._saved_shares(lambda saved: True) or shares, len(self.rows))
+        shares = min(self._saved_shares(lambda saved: True, self._check) or shares, len(self.rows))
         self.parts = [self._share(i, shares) for i in range(shares)] if shares > 1 else [self]
 
     def _share(self, number: int, count: int) -> "RowwiseRun":
@@ -111,8 +113,14 @@ class RowwiseRun(Work):
         assert self.store
         self.store.save(self.state, {"done": self.done, "seconds": self.seconds, "costs": []})
 
+    def _check(self, saved: Saved) -> None:
+        check_facts(saved.facts, {"done": 0, "seconds": 0.0, "costs": []})
+        rows = {len(tensor) for tensor in saved.tensors.values()} | {saved.facts["done"]}
+        if len(rows) != 1 or max(rows) > len(self.rows):
+            raise ValueError("results of other images")
+
     def _load(self) -> None:
-        if self.store and (saved := self.store.load()):
+        if self.store and (saved := self.store.load(self._check)):
             self.state, self.done = saved.tensors, saved.facts["done"]
             self.seconds = saved.facts["seconds"]
 

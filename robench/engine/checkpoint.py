@@ -32,15 +32,29 @@ from torch import Tensor
 from robench.core.errors import ResourceError
 from robench.core.io import Damaged, claim, is_claimed, read_sealed, refuse_link, seal, write_whole
 from robench.engine.adversarial_examples import Place, Shard
+from robench.engine.saved_kinds import check_facts
 
 _STATE = "state"
 _ORIGIN = "origin"
 _SHARD = re.compile(r"found-[0-9a-f]{8}-\d{4,}\.safetensors")
 
+# What `FolderStore.begin` saves beside the origin.
+_BEGUN = {"started": "", "shares": 0, "deal": [0]}
 # Minimum seconds between two saves, and the minimum ratio of this time to the duration of a save.
 _INTERVAL, _RATIO = 2.0, 20
 # Maximum size of unsaved images in bytes.
 _MAX_UNSAVED = 1 << 24
+_UNREADABLE = "it contains nothing that this release can resume"
+# The errors of reading a state whose content is not what a run writes.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    SafetensorError,
+)
 # Seconds to wait for a share that another process runs: the processes of a killed run take a moment to end.
 _PATIENCE = 10.0
 
@@ -64,7 +78,7 @@ class Store(Protocol):
 
     note: Callable[[str], None]
 
-    def load(self) -> Saved | None: ...
+    def load(self, check: Callable[[Saved], object] = ...) -> Saved | None: ...
 
     def save(
         self,
@@ -164,10 +178,11 @@ class FolderStore:
 
     def _begun(self) -> dict[str, Any] | None:
         """What `begin` saved; None if there is nothing readable."""
-        try:
-            return json.loads(read_sealed(self.folder / _ORIGIN))
-        except Damaged:
-            return None
+        with suppress(Damaged, *_MALFORMED):
+            begun = json.loads(read_sealed(self.folder / _ORIGIN))
+            check_facts(begun, {"origin": dict.fromkeys(begun["origin"], ""), **_BEGUN})
+            return begun if "started" in begun else None
+        return None
 
     def deal(self) -> tuple[int, ...] | None:
         """The share of each sample, if `begin` saved a split for this run; None if it did not."""
@@ -222,7 +237,7 @@ class FolderStore:
         elif self.resumes:
             self.note(f"{file} is missing or damaged: it is written again, and the run is resumed")
         elif self.folder.is_dir() and any(self.folder.iterdir()):
-            self._note_restart("it contains nothing that this release can resume")
+            self._note_restart(_UNREADABLE)
             self.drop()
         facts = {"origin": self.origin, "started": moment} | ({"shares": shares} if shares else {})
         facts |= {"deal": list(deal)} if deal else {}
@@ -234,7 +249,7 @@ class FolderStore:
         """Number of shares that have finished all attacks; their images are not read."""
         count = 0
         for index in range(shares):
-            with suppress(Damaged):
+            with suppress(Damaged, *_MALFORMED):
                 content = read_sealed(self.share(index, shares).folder / _STATE)
                 state = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
                 count += state["origin"] == self.origin and len(state["facts"]["costs"]) == attacks
@@ -292,8 +307,12 @@ class FolderStore:
         shard = Shard.of(self.folder / name, content)
         return {sample: Place(shard, row) for row, sample in enumerate(ids)}
 
-    def load(self) -> Saved | None:
-        """The last state of this run, or None. A state that is damaged or of another run is deleted with a note."""
+    def load(self, check: Callable[[Saved], object] = lambda saved: None) -> Saved | None:
+        """The last state of this run, or None. A state that is damaged or of another run is deleted with a note.
+
+        Args:
+            check: raises an error for a state that is malformed, which is deleted as well.
+        """
         # What is damaged is deleted, and must not lie elsewhere.
         refuse_link(self.folder)
         file = self.folder / _STATE
@@ -309,12 +328,16 @@ class FolderStore:
                 raise Damaged(_difference(state["origin"], self.origin))
             if state["share"] != self._share_of:
                 raise Damaged(f"{file.name} belongs to another share of the run")
-            found = self._found(state["shards"])
+            saved = Saved(tensors, state["facts"], self._found(state["shards"]))
+            check(saved)
         except Damaged as error:
             self.forget(str(error))
             return None
+        except _MALFORMED:
+            self.forget(_UNREADABLE)
+            return None
         self.shards = [(name, digest) for name, digest in state["shards"]]
-        return Saved(tensors, state["facts"], found)
+        return saved
 
     def _found(self, shards: list[list[str]]) -> dict[int, dict[int, Place]]:
         """The locations of the examples of a state: attack -> sample -> place."""

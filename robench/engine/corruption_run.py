@@ -24,6 +24,7 @@ from robench.engine.batched_model import frozen, undefined
 from robench.engine.checkpoint import Saved
 from robench.engine.progress import Progress
 from robench.engine.run_queue import single
+from robench.engine.saved_kinds import check_facts, check_tensors
 from robench.engine.setup import Setup
 from robench.engine.tolerances import margins, same_margins
 from robench.engine.work import Work
@@ -129,7 +130,7 @@ class CorruptionRun(Work):
         return len(self.chunks) * (len(self.cells) + 1)
 
     def prepare(self, shares: int, clean: None = None) -> None:
-        shares = min(self._saved_shares(self._matches) or shares, len(self.chunks))
+        shares = min(self._saved_shares(self._matches, self._check) or shares, len(self.chunks))
         self.parts = [self._share(i, shares) for i in range(shares)] if shares > 1 else [self]
 
     def _share(self, number: int, count: int) -> "CorruptionRun":
@@ -147,7 +148,7 @@ class CorruptionRun(Work):
         return CorruptionShare(self.chunks, self.state)
 
     def _classify(self) -> None:
-        if self.store and (saved := self.store.load()):
+        if self.store and (saved := self.store.load(self._check)):
             self.state, self.done = saved.tensors, saved.facts["done"]
         state, calls = self.state, 0
         remaining = answers(
@@ -187,7 +188,7 @@ class CorruptionRun(Work):
         self.store.save(self.state, {"done": self.done, "first": self.chunks[0]})
 
     def saved_result(self) -> CorruptionShare | None:
-        saved = self.store.load() if self.store else None
+        saved = self.store.load(self._check) if self.store else None
         if saved is None or saved.facts["done"] < self.total:
             return None
         self.state, self.done = saved.tensors, self.total
@@ -216,6 +217,12 @@ class CorruptionRun(Work):
             torch.stack([result.state["seconds"] for result in results]).sum(0),
             self.setup.batch_size,
         )
+
+    def _check(self, saved: Saved) -> None:
+        check_facts(saved.facts, {"done": 0, "first": 0})
+        check_tensors(saved.tensors, self.state)
+        if saved.facts["done"] > self.total or saved.facts.get("first", 0) >= len(spans(self.images)):
+            raise ValueError("results of other images")
 
     def _matches(self, saved: Saved) -> bool:
         """Whether the first clean margins equal those of the interrupted run, on a CPU bit for bit."""

@@ -124,7 +124,7 @@ class Run(Work):
             if shares > 1 and self.clean.noise_depends_on_batch:
                 self.note(f"running in one process: {self._indivisible} cannot be split")
             shares = 1
-        elif saved := self._saved_shares(self._matches):
+        elif saved := self._saved_shares(self._matches, self._check):
             if saved != shares and not (self.deal and self.deal.first):
                 self.note(f"resuming with {saved} share{'s' * (saved != 1)}, as in the interrupted run")
             shares = saved
@@ -361,9 +361,12 @@ class Run(Work):
         examples.let_go(places)
         give_back()
 
+    def _check(self, saved: Saved) -> None:
+        self.state.check(saved, self.clean.margin)
+
     def _load(self) -> Saved | None:
         """The saved state; one of a share with other samples is deleted with a note, and this share starts again."""
-        if self.store is None or (saved := self.store.load()) is None:
+        if self.store is None or (saved := self.store.load(self._check)) is None:
             return None
         # A whole run of an earlier version does not say that it has all samples.
         selected = saved.tensors.get("run.selected", torch.ones_like(self.selected))

@@ -14,10 +14,22 @@ from robench.engine.checkpoint import Saved
 from robench.engine.loss_monitor import LossStats
 from robench.engine.outcome import AttackCost
 from robench.engine.progress import Progress
+from robench.engine.saved_kinds import check_facts, check_tensors
 
 # Values of `fooled_by` other than the index of an attack in the suite.
 CLEAN, ROBUST, NOISE = -2, -1, -3
 _SAMPLES = ("fooled_by", "draws", "steps", "forward", "backward")
+# The facts of a state as a run saves them, with one item in each list.
+_SAVED = {
+    "costs": [asdict(AttackCost("", 0, 0, 0, 0, 0.0))],
+    "stats": [asdict(LossStats())],
+    "seconds": 0.0,
+    "nonfinite": 0,
+    "smallest": 0,
+    "rows": [0],
+    "playing": False,
+    "batch_size": 0,
+}
 
 
 @dataclass
@@ -140,6 +152,18 @@ class RunState:
             "rows": self.rows,
         }
         return json.loads(json.dumps(facts))
+
+    def check(self, saved: Saved, margin: Tensor) -> None:
+        """Raise an error for a state that no run has saved.
+
+        Args:
+            margin: clean margins of all samples, (n,).
+        """
+        check_facts(saved.facts, _SAVED)
+        check_tensors(saved.tensors, {**self.tensors, "run.clean_margin": margin})
+        if not min(saved.facts["smallest"], saved.facts["batch_size"]):
+            raise ValueError("a batch of no images")
+        replace(self).resume(saved)
 
     def resume(self, saved: Saved) -> None:
         """Restore a saved state."""

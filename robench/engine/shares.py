@@ -75,18 +75,19 @@ def _group(ids: Tensor, attacks: Sequence[Attack]) -> int:
     return lcm(*(min(attack.group, len(ids)) for attack in attacks))
 
 
-def saved_shares(store: Store, is_usable: Callable[[Saved], bool]) -> int:
+def saved_shares(store: Store, is_usable: Callable[[Saved], bool], check: Callable[[Saved], object]) -> int:
     """Number of shares of the run that a store can resume; 0 if there is none.
 
     Args:
         is_usable: whether a saved state can be resumed here; other states are deleted.
+        check: raises an error for a state that is malformed.
     """
     count = store.shares()
     if not count:
         return 0
     usable = 0
     for share in [store.share(i, count) for i in range(count)] if count > 1 else [store]:
-        saved = share.load()
+        saved = share.load(check)
         if saved and is_usable(saved):
             usable += 1
         elif saved:

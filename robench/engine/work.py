@@ -106,6 +106,6 @@ class Work(ABC):
         part.store = self.store.share(number, count) if self.store else None
         return part
 
-    def _saved_shares(self, is_usable: Callable[[Saved], bool]) -> int:
+    def _saved_shares(self, is_usable: Callable[[Saved], bool], check: Callable[[Saved], object]) -> int:
         """Number of shares of the interrupted run that this one resumes; 0 if there is none."""
-        return saved_shares(self.store, is_usable) if self.store else 0
+        return saved_shares(self.store, is_usable, check) if self.store else 0

@@ -1,13 +1,17 @@
 """State that was damaged, exchanged or left by another release is noticed: the run says so and ends as if whole."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from torch import nn
 
+from robench.certification.run import RowwiseRun
+from robench.core.io import read_sealed, seal
 from robench.engine import checkpoint, corruption_run
-from robench.engine.checkpoint import FolderStore
+from robench.engine.checkpoint import FolderStore, Saved
+from robench.engine.run_state import RunState
 from robench.engine.setup import Setup
 from tests.combinations import each_once
 from tests.conftest import small_net
@@ -179,6 +183,106 @@ def test_what_a_release_without_checksums_left_is_dropped(tmp_path, whole):
     (tmp_path / "state.safetensors").write_bytes(b"of old")
     outcome, (line,) = resumed(tmp_path)
     assert "nothing that this release can resume" in line
+    same(outcome, whole)
+
+
+def altered(**changes):
+    """Replace fields of a state or its facts and seal it, as a program other than robench could."""
+
+    def alter(file):
+        content = read_sealed(file)
+        end = 8 + int.from_bytes(content[:8], "little")
+        state = json.loads(content[8:end])
+        for name, value in changes.items():
+            (state if name in state else state["facts"])[name] = value
+        header = json.dumps(state).encode()
+        file.write_bytes(seal(len(header).to_bytes(8, "little") + header + content[end:]))
+
+    return alter
+
+
+def sealed(content):
+    return lambda file: file.write_bytes(seal(content))
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        altered(facts={}),
+        altered(costs=[{}]),
+        altered(rows=[]),
+        altered(playing=None),
+        altered(smallest=0),
+        altered(shards=5),
+        altered(origin=5),
+        sealed((200_000).to_bytes(8, "little") + b"[" * 200_000),
+    ],
+)
+def test_a_state_that_no_run_has_saved_is_one_line_and_starts_again(tmp_path, whole, alter):
+    interrupted(tmp_path)
+    alter(tmp_path / "state")
+    outcome, lines = resumed(tmp_path)
+    assert lines == [f"{tmp_path}: it contains nothing that this release can resume; the run starts again"]
+    same(outcome, whole)
+
+
+@pytest.mark.parametrize(
+    "alter", [altered(done=-1), altered(done=10**6), altered(done="1"), altered(facts={})]
+)
+@pytest.mark.parametrize("kind", [corruption_run.CorruptionRun, RowwiseRun])
+def test_so_it_is_of_runs_without_attacks(tmp_path, monkeypatch, alter, kind):
+    monkeypatch.setattr(corruption_run.CorruptionRun, "_matches", lambda run, saved: True)
+    setup, lines = Setup(small_net(4, 32), 3, CPU, 7), []
+
+    def run():
+        store = FolderStore(tmp_path, "key", note=lines.append)
+        if kind is RowwiseRun:
+            return RowwiseRun(setup, 9, lambda rows: {"x": torch.tensor(rows)}, "rows", store=store)
+        return corruption_run.CorruptionRun(setup, some(20), CELLS, store=store)
+
+    unfinished = run()
+    if kind is RowwiseRun:
+        unfinished.state, unfinished.done = {"x": torch.arange(8)}, 8
+    unfinished._save()
+    run().prepare(1)
+    assert not lines
+    alter(tmp_path / "state")
+    run().prepare(1)
+    assert lines == [f"{tmp_path}: it contains nothing that this release can resume; the run starts again"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"costs": costs} for costs in (5, [None], "x", [{"spec": 1}])),
+        *({name: None} for name in ("seconds", "stats", "nonfinite")),
+        *({name: -5} for name in ("smallest", "batch_size", "seconds")),
+        *({"rows": rows} for rows in ([], ["1", "2"], [-1, 2])),
+        {"seconds": float("nan")},
+        {"playing": 1},
+        {"nonfinite": True},
+        {"something": 1},
+    ],
+)
+def test_facts_that_no_run_has_saved_are_refused(change):
+    state, margin = RunState.empty(3, 4), torch.zeros(3)
+    facts = {**state.facts, "playing": False, "batch_size": 4}
+    tensors = {**state.tensors, "run.clean_margin": margin}
+    state.check(Saved(tensors, facts, {}), margin)
+    with pytest.raises((ValueError, LookupError)):
+        state.check(Saved(tensors, facts | change, {}), margin)
+    with pytest.raises(KeyError):
+        state.check(Saved({}, facts, {}), margin)
+    with pytest.raises(ValueError):
+        state.check(Saved(tensors, facts, {}), torch.zeros(4))
+
+
+@pytest.mark.parametrize("origin", [b"5", b"{}", b'{"origin": 5, "started": "then"}', b"[" * 200_000])
+def test_a_beginning_that_no_run_has_saved_is_written_again(tmp_path, whole, origin):
+    interrupted(tmp_path)
+    sealed(origin)(tmp_path / "origin")
+    outcome, lines = resumed(tmp_path)
+    assert len(lines) == 1 and "the run is resumed" in lines[0]
     same(outcome, whole)
 
 

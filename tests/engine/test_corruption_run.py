@@ -42,7 +42,9 @@ class Memory:
     def __init__(self, last=10**9):
         self.saved, self.count, self.last = None, 0, last
 
-    def load(self):
+    def load(self, check=lambda saved: None):
+        if self.saved is not None:
+            check(self.saved)
         return self.saved
 
     def shares(self):

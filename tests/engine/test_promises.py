@@ -143,8 +143,11 @@ class MemoryStore:
     def claimed(self):
         return nullcontext()
 
-    def load(self):
-        return None if self.saved is None else Saved(*self.saved, self.found)
+    def load(self, check=lambda saved: None):
+        if self.saved is None:
+            return None
+        check(saved := Saved(*self.saved, self.found))
+        return saved
 
     def shares(self):
         return 0 if self.saved is None else 1
