@@ -1,5 +1,6 @@
 """Making untrusted text from cards, records and file names safe for a terminal."""
 
+import json
 import re
 
 # Characters that move the cursor, recolour a terminal, are invisible, change the reading direction, or are invalid XML.
@@ -12,6 +13,15 @@ _UNPRINTABLE = re.compile(
 def plain(text: str) -> str:
     """Return `text` as one line, with control characters replaced by �."""
     return _UNPRINTABLE.sub("�", text)
+
+
+def escaped(text: str) -> str:
+    """JSON with the characters that `plain` replaces escaped, so that its strings stay the same."""
+    return "\n".join(_UNPRINTABLE.sub(_escape, line) for line in text.split("\n"))
+
+
+def _escape(character: re.Match[str]) -> str:
+    return json.dumps(character[0])[1:-1]
 
 
 def plain_lines(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from robench import catalog
 from robench.core.errors import UsageError
 from robench.core.formatting import markdown, one_of
-from robench.core.sanitize import plain
+from robench.core.sanitize import escaped, plain
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import Collection
 from robench.records.randomized import over_draws
@@ -116,7 +116,7 @@ def board(
         content = {"rows": list(_flat(boards, choice)), "left_out": left_out}
         if certifications:
             content["certified"] = [certification.flat(result) for result in certifications]
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return escaped(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
     if format == "csv" and (boards or not corruption_grids):
         return all_rows(boards, choice)
     parts = [part for leaderboard in boards for part in _parts(leaderboard, format, width, choice)]

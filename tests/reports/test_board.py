@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from robench.core.errors import ResourceError, UsageError
+from robench.core.sanitize import plain_lines
 from robench.engine.outcome import ResultWarning
 from robench.records.collection import collect
 from robench.records.record import SuiteFacts
@@ -217,6 +218,14 @@ def test_another_column_can_come_first(tmp_path):
     assert text.index("  a ") < text.index("  b ")
     with pytest.raises(UsageError, match='unknown column "height"'):
         board(collect([tmp_path]), sort="height")
+
+
+def test_json_escapes_what_a_terminal_would_obey(tmp_path):
+    name = "a\u202eb\x9b\U000e0041é"
+    with_robust(make_run(tmp_path, defense=name), 15)
+    text = board(collect([tmp_path]), "json")
+    assert json.loads(text)["rows"][0]["defense"] == name and "é" in text
+    assert text == plain_lines(text)
 
 
 def test_json_has_numbers_as_numbers_and_null_for_what_is_not_known(tmp_path):
