@@ -152,6 +152,14 @@ def refuse_link(folder: Path) -> None:
         )
 
 
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file; no file has a name that the system refuses, such as one that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def open_ordinary(path: Path) -> BinaryIO:
     """Open a regular file for reading; named pipes and devices are refused because they may never end.
 

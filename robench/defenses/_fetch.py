@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from robench.core.cache import cache_folder
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, UsageError, shortened
+from robench.core.io import is_file
 from robench.core.trust import admit
 from robench.defenses._file_kinds import INDEX, kind_of
 from robench.defenses._reading import shards_of
@@ -95,7 +96,7 @@ def split_location(location: str, folder: Path = Path()) -> tuple[str, str, str]
         UsageError: for a malformed digest.
     """
     place, separator, fragment = location.rpartition("#")
-    if not separator or ("://" not in location and (folder / Path(location).expanduser()).is_file()):
+    if not separator or ("://" not in location and is_file(folder / Path(location).expanduser())):
         return location, "", ""
     weights, digest = [], ""
     for part in fragment.split("&"):
@@ -111,9 +112,12 @@ def split_location(location: str, folder: Path = Path()) -> tuple[str, str, str]
 def _local(place: str, folder: Path) -> Path:
     path = folder / Path(place).expanduser()
     other_copy = Path(os.environ.get("ROBENCH_CHECKPOINTS") or folder) / place
-    if not path.is_file() and not other_copy.is_file():
-        raise ResourceError(f"checkpoint {path} is missing: put it there or choose another with --checkpoint")
-    return path if path.is_file() else other_copy
+    found = next((copy for copy in (path, other_copy) if is_file(copy)), None)
+    if found is None:
+        raise ResourceError(
+            f"checkpoint {shortened(str(path))} is missing: put it there or choose another with --checkpoint"
+        )
+    return found
 
 
 def _from_hub(place: str, rest: str, sha256: str) -> Path:

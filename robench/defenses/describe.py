@@ -7,6 +7,7 @@ from torch import Tensor
 from robench.catalog import Card
 from robench.core import registry, specs
 from robench.core.errors import UsageError
+from robench.core.io import is_file
 from robench.defenses import build_purifier, find_card, loaders
 from robench.defenses._base import Defense, with_purifier
 from robench.defenses._checkpoints import split_location
@@ -32,7 +33,7 @@ def network_of(
         return specs.build(spec, registry.defenses.get(spec.name))
     place, weights, _ = split_location(checkpoint, folder)
     path = folder / place
-    given = path if checkpoint and "://" not in checkpoint and path.is_file() else None
+    given = path if checkpoint and "://" not in checkpoint and is_file(path) else None
     return loaders.open_spec(spec, given, bare=True, weights=weights if given else "")[0].defense
 
 

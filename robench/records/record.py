@@ -270,7 +270,8 @@ def read_record(path: Path | str) -> Record:
         ResourceError: if it is missing, truncated, not JSON or violates the schema; the message names the field.
     """
     path = Path(path)
-    file = path if path.is_file() else path / FILE
+    with json_files.named(path, "robench run"):
+        file = path if path.is_file() else path / FILE
     with json_files.named(file, "robench run"):
         return decode(json_files.read_limited(file), file.parent)
 

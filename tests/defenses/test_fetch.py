@@ -148,6 +148,14 @@ def test_a_name_with_a_hash_sign_is_a_name(tmp_path):
     assert split_location(f"{URL}#ema&sha256={'A' * 64}") == (URL, "ema", "a" * 64)
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, f"{'a' * 5000}#ema", "a/" * 3000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path, name):
+    place, _, _ = split_location(name, tmp_path)
+    with pytest.raises(ResourceError, match="is missing") as error:
+        _fetch._local(place, tmp_path)
+    assert len(str(error.value)) < 300
+
+
 def test_every_kind_of_file_has_a_folder_of_its_own_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ROBENCH_CACHE", str(tmp_path))
     assert Cache().folder == tmp_path / "corruptions" == cache_folder("corruptions")

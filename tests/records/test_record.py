@@ -119,6 +119,12 @@ def test_the_record_says_how_far_memory_forced_the_batch(run):
     assert found.key == dataclasses.replace(run.job, batch_size=4).key
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000])
+def test_a_name_that_no_folder_can_have_is_one_line(name):
+    with pytest.raises(ResourceError, match="expected a folder written by robench run"):
+        read_record(name)
+
+
 def test_the_layout_of_record_json_is_the_documented_one(run):
     content = json.loads((run.write().folder / "record.json").read_text("utf-8"))
     assert list(content) == json_files.schema("record")["required"]
