@@ -54,6 +54,7 @@ class LossStats:
 
 
 # The columns of tensors of counts.
+# New ones come last, because an earlier version saved fewer.
 COLUMNS = {field.name: index for index, field in enumerate(fields(LossStats))}
 
 
@@ -166,8 +167,7 @@ class LossMonitor:
 
     def load(self, saved: dict[str, Tensor]) -> None:
         self.losses, self.step = tuple(saved["losses"].numpy().T), saved["step"].numpy()
+        # Without counts, it is from an earlier version, see `robench.engine.saved_loop`.
+        self.counts = np.zeros((len(self.step), len(COLUMNS)), np.int64)
         if "counts" in saved:
-            self.counts = saved["counts"].numpy()
-        else:
-            # From an earlier version, see `robench.engine.saved_loop`.
-            self.counts = np.zeros((len(self.step), len(COLUMNS)), np.int64)
+            self.counts[:, : saved["counts"].shape[1]] = saved["counts"].numpy()

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from robench.attacks._base import gather
 from robench.engine.ahead import Recent
@@ -36,7 +37,10 @@ def load(loop: Loop, saved: dict[str, Tensor]) -> None:
     loop.lanes = loop.verdicts.lanes = restored("lanes", loop.lanes, saved)
     loop.count = len(loop.lanes.sample)
     for name, tensor in loop.results.tensors.items():
-        setattr(loop.results, name, saved.get(f"results.{name}", tensor))
+        value = saved.get(f"results.{name}", tensor)
+        if name == "counts":
+            value = pad(value, (0, len(COLUMNS) - value.shape[-1]))
+        setattr(loop.results, name, value)
     if "watched" in saved:
         # An earlier version saved totals, which are counted for one row that is always counted.
         totals = saved["watched"]

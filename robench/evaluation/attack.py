@@ -97,7 +97,9 @@ def attack(
     if corruptions(suite.attacks):
         raise UsageError(f"{suite.name} corrupts the images of a dataset: use robench run")
     attacks = build_attacks(suite.specs(parsed_threat.norm), parsed_threat)
-    if hint := too_large(parsed_threat, images.shape[1:]):
+    # A minimum-norm attack needs no radius, so the largest is a natural choice for it.
+    needs_radius = not all(attack.minimum_norm for _, attack in attacks)
+    if needs_radius and (hint := too_large(parsed_threat, images.shape[1:])):
         warnings.warn(hint, stacklevel=3)
     setup = Setup(
         model,

@@ -52,6 +52,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*contains every possible image")
 @pytest.mark.parametrize(
     ("norm", "spec"), [(norm, spec) for norm, specs in ATTACKS.items() for spec in specs]
 )

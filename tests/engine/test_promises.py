@@ -12,6 +12,7 @@ from robench.attacks.build import build_attacks
 from robench.catalog import find_suite
 from robench.engine.attack_loop import Loop
 from robench.engine.checkpoint import Saved
+from robench.engine.loss_monitor import COLUMNS
 from robench.threats.threat import Threat
 from tests.conftest import images, small_net
 from tests.engine.runs import run_of
@@ -250,8 +251,24 @@ def test_a_resumed_run_starts_the_same_rows_and_queries_as_far_ahead(specs, monk
     assert turns == expected
 
 
+def with_totals(tensors):
+    """A state as a version saved it that counted for all rows together."""
+    totals = tensors.pop("loop.results.counts").sum((0, 1)) + tensors.pop("loop.counts").sum(0)
+    last = COLUMNS["nonfinite"]
+    tensors["loop.watched"] = totals[:last].long()
+    tensors["loop.counters"] = torch.cat([tensors["loop.counters"], totals[last : last + 1].long()])
+    del tensors["loop.recent"]
+
+
+def without_the_last_count(tensors):
+    """A state as a version saved it that counted one thing less."""
+    for name in ("loop.results.counts", "loop.counts"):
+        tensors[name] = tensors[name][..., :-1]
+
+
+@pytest.mark.parametrize("older", [with_totals, without_the_last_count])
 @pytest.mark.parametrize("specs", ["pgd(steps=6)", "square(queries=40)"])
-def test_a_state_that_an_earlier_version_saved_is_resumed(specs):
+def test_a_state_that_an_earlier_version_saved_is_resumed(specs, older):
     class Broken(nn.Module):
         """Images whose first pixel is dark have a logit that is not finite, and no gradient."""
 
@@ -270,10 +287,7 @@ def test_a_state_that_an_earlier_version_saved_is_resumed(specs):
     with pytest.raises(KeyboardInterrupt):
         play(specs=specs, model=Broken(), store=store)
     tensors, _ = store.saved
-    totals = tensors.pop("loop.results.counts").sum((0, 1)) + tensors.pop("loop.counts").sum(0)
-    tensors["loop.watched"] = totals[:-1].long()
-    tensors["loop.counters"] = torch.cat([tensors["loop.counters"], totals[-1:].long()])
-    del tensors["loop.recent"]
+    older(tensors)
     outcome = play(specs=specs, model=Broken(), store=store)
     assert_same(expected, outcome)
     assert outcome.health == expected.health
