@@ -64,7 +64,9 @@ def test_a_radius_in_gray_levels_gives_a_hint(threat):
     with pytest.warns(
         UserWarning, match="contains every possible image: did you mean a radius for pixels"
     ) as seen:
-        attack("sparse-rs(queries=2)" if threat.startswith("L0") else "fgsm", small_net(), X, Y, threat=threat)
+        attack(
+            "sparse-rs(queries=2)" if threat.startswith("L0") else "fgsm", small_net(), X, Y, threat=threat
+        )
     assert seen[0].filename == __file__
 
 
