@@ -1,20 +1,20 @@
-"""Shared fixtures: models with known smallest perturbations, and small nonlinear ones."""
+"""Shared fixtures.
+
+The process that only distributes tests reads this file too, so what takes time to import is imported by the fixtures.
+"""
 
 import gc
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
-from torch import Tensor, nn
 
-from robench import catalog
-from robench.catalog import Suite
-from robench.records import provenance
-from tests.fabricate import SPECS, Run, make_run
+if TYPE_CHECKING:
+    from tests.fabricate import Run
 
 # No example is slow by itself: on a busy machine any may take longer than Hypothesis allows.
 settings.register_profile("tests", deadline=None)
@@ -30,6 +30,8 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Tiny tensors are faster on one thread, and parallel tests interfere less."""
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -44,6 +46,8 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(autouse=True, scope="session")
 def no_waiting():
     """Power does not fail here and the checkout does not change: skip fsync, and ask git once."""
+    from robench.records import provenance
+
     state = cache(provenance.git_state)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
@@ -52,80 +56,24 @@ def no_waiting():
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> "Run":
     """A fabricated run in the folder of the test."""
+    from tests.fabricate import make_run
+
     return make_run(tmp_path)
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Callable[..., Run]:
+def runs(tmp_path: Path) -> "Callable[..., Run]":
+    from tests.fabricate import make_run
+
     return lambda **changes: make_run(tmp_path, **changes)
 
 
 @pytest.fixture
 def short_autoattack(monkeypatch):
     """Fabricated records named autoattack are used as they are."""
-    monkeypatch.setitem(catalog.suites(), "autoattack", Suite("autoattack", list(SPECS)))
+    from robench.catalog import Suite, suites
+    from tests.fabricate import SPECS
 
-
-class Linear(nn.Module):
-    """logits = W x + b over flattened images: the distance to each class boundary has a closed form."""
-
-    def __init__(self, classes: int, shape: tuple[int, ...], seed: int = 0, coarse: int = 1):
-        super().__init__()
-        size = int(torch.tensor(shape).prod())
-        generator = torch.Generator().manual_seed(seed)
-        # Blocks of `coarse` pixels share a weight, which window-based attacks can follow.
-        grid = (classes, shape[0], shape[1] // coarse, shape[2] // coarse)
-        weight = torch.randn(grid, generator=generator)
-        weight = weight.repeat_interleave(coarse, 2).repeat_interleave(coarse, 3).flatten(1)
-        self.weight = nn.Parameter(30 * weight / size**0.5)
-        self.bias = nn.Parameter(torch.randn(classes, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.weight.T + self.bias
-
-    def distances(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
-        """The smallest perturbation in `norm` that reaches another class, float64 (N,).
-
-        In Linf and L2 no pixel may reach 0 or 1 on the way; in L1, which moves few pixels far, the box counts.
-        """
-        weight = self.weight.detach().double()
-        logits = x.double().flatten(1) @ weight.T + self.bias.detach().double()
-        gap = logits.gather(1, y[:, None]) - logits
-        difference = weight[None] - weight[y][:, None]
-        if norm == "L1":
-            return _cheapest(gap, difference, x.double().flatten(1)).scatter(1, y[:, None], torch.inf).amin(1)
-        dual = {"Linf": difference.abs().sum(2), "L2": difference.square().sum(2).sqrt()}
-        ratio = gap / dual[norm].clamp_min(1e-30)
-        return ratio.scatter(1, y[:, None], float("inf")).amin(1)
-
-
-def _cheapest(gap: Tensor, difference: Tensor, x: Tensor) -> Tensor:
-    """The smallest L1 step in [0, 1] that closes each gap (N, K): pixels with the largest weights move to 0 or 1."""
-    room = torch.where(difference > 0, 1 - x[:, None], x[:, None])
-    weight, order = difference.abs().sort(dim=2, descending=True)
-    room = room.gather(2, order)
-    before = (weight * room).cumsum(2) - weight * room
-    return ((gap[..., None] - before).clamp_min(0) / weight.clamp_min(1e-30)).minimum(room).sum(2)
-
-
-def small_net(classes: int = 10, side: int = 8, seed: int = 0) -> nn.Module:
-    """A small random convolutional network with curved boundaries."""
-    # torch.manual_seed formats the stack for each kind of device, which takes longer than the network.
-    torch.default_generator.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.GELU(),
-        nn.Conv2d(8, 8, 3, stride=2, padding=1),
-        nn.GELU(),
-        nn.Flatten(),
-        nn.Linear(8 * (side // 2) ** 2, classes),
-    )
-    return net.eval()
-
-
-def images(n: int, side: int = 8, seed: int = 0) -> Tensor:
-    """Random images around the middle of the pixel range, (n, 3, side, side)."""
-    generator = torch.Generator().manual_seed(seed)
-    return 0.3 + 0.4 * torch.rand(n, 3, side, side, generator=generator)
+    monkeypatch.setitem(suites(), "autoattack", Suite("autoattack", list(SPECS)))

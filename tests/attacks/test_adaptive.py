@@ -22,8 +22,8 @@ from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.attacks.driver import answer, play, problem, rows_of
 from tests.combinations import each_once, first_only
-from tests.conftest import Linear, images
 from tests.core.test_hsic import by_the_formula
+from tests.models import Linear, images
 
 EPS = 0.06
 SIDE = 2

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from robench.attacks.apgd import APGD
 from tests.attacks.driver import RowByRow, play, problem, rows_of
-from tests.conftest import images
+from tests.models import images
 
 STEPS = 60
 

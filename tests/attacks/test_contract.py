@@ -13,7 +13,7 @@ from robench.attacks.build import build_attacks
 from robench.core import index, registry
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 SOURCES = sorted(Path(robench.__file__).parent.rglob("*.py"))
 NAMES = {*registry.attacks, "exact"}

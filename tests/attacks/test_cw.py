@@ -9,7 +9,7 @@ from robench.evaluation.attack import attack
 from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.combinations import each_once
-from tests.conftest import Linear, images
+from tests.models import Linear, images
 
 
 @pytest.mark.parametrize(("norm", "classes"), each_once(["Linf", "L2"], [2, 10]))

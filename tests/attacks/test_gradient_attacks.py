@@ -6,7 +6,7 @@ import torch
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.combinations import each_once
-from tests.conftest import Linear, images
+from tests.models import Linear, images
 
 
 def threat_at(norm: str, eps: float) -> Threat:

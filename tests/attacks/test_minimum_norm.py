@@ -12,7 +12,7 @@ from robench.evaluation.attack import attack
 from robench.threats.threat import rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
 from tests.combinations import each_once
-from tests.conftest import Linear, images, small_net
+from tests.models import Linear, images, small_net
 
 
 @pytest.mark.parametrize(

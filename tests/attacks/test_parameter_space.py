@@ -17,8 +17,8 @@ from robench.threats.transformations import Transformation
 from robench.threats.transformations.jpeg import dct_basis
 from tests.attacks.driver import RowByRow, answer, check_lanes, problem, rows_of
 from tests.combinations import first_only
-from tests.conftest import Linear, images, small_net
 from tests.engine.test_promises import MemoryStore, assert_same, play
+from tests.models import Linear, images, small_net
 
 SPECS = 'apgd(steps=5)+apgd(steps=4, loss="dlr", targets=2)+pgd(steps=4, restarts=2)'
 

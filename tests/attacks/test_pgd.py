@@ -9,7 +9,7 @@ from robench.attacks.pgd import PGD
 from robench.core.errors import UsageError
 from robench.data import load_dataset
 from tests.attacks.driver import play, problem, rows_of
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from robench.engine.counts import CLASSES, shipped
 from robench.records.record import SuiteFacts
 from robench.reports.ranking import sections
 from robench.threats.threat import Threat
-from tests.conftest import Linear
 from tests.fabricate import SPECS
+from tests.models import Linear
 
 THREATS = ["Linf:8/255", "L2:0.5", "L1:12"]
 

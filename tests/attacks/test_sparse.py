@@ -10,7 +10,7 @@ from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat, rownorm
 from tests.attacks.driver import RowByRow, check_lanes, play, problem, rows_of
-from tests.conftest import Linear, images
+from tests.models import Linear, images
 
 
 def built(spec: str, threat: str):

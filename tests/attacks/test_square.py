@@ -8,8 +8,8 @@ import torch
 from robench.attacks import square
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
-from tests.conftest import Linear, images
 from tests.engine.runs import run_of
+from tests.models import Linear, images
 
 
 # In L2 and L1 windows follow white-noise weights less closely: the reference implementation succeeds on none of these

@@ -10,7 +10,7 @@ from robench.defenses import Defense, Loaded
 from robench.defenses.smoothed import Smoothed
 from robench.engine.setup import Setup
 from robench.threats.threat import Threat
-from tests.conftest import Linear, images
+from tests.models import Linear, images
 
 SIDE = 8
 

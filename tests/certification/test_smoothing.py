@@ -14,7 +14,7 @@ from robench.defenses.de3 import DE3
 from robench.defenses.diffusion import DiffPure
 from robench.defenses.smoothed import Smoothed
 from tests.certification.cases import SIDE, Sometimes, case, linear
-from tests.conftest import small_net
+from tests.models import small_net
 
 
 def test_the_radius_of_a_linear_classifier_approaches_the_exact_one_from_below():

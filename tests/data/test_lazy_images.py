@@ -18,8 +18,8 @@ from robench.engine.checkpoint import FolderStore
 from robench.evaluation.attack import attack
 from robench.records import certificates, samples
 from robench.threats.threat import Threat
-from tests.conftest import small_net
 from tests.engine.runs import run_of
+from tests.models import small_net
 
 N = 9
 RAW = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), dtype=np.uint8)

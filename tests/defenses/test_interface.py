@@ -23,8 +23,8 @@ from robench.core.errors import UsageError
 from robench.defenses import Defense, Loaded, build_purifier, diffusion, load
 from robench.defenses.loaders import onnx, robustbench
 from robench.defenses.smoothed import Smoothed
-from tests.conftest import small_net
 from tests.defenses import files
+from tests.models import small_net
 
 
 @dataclass(frozen=True)

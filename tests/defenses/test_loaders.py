@@ -23,8 +23,8 @@ from robench.core.trust import Untrusted, trusting
 from robench.defenses import Defense, find_card, load, load_defense
 from robench.defenses._state import state_digest
 from robench.defenses.loaders import Found, Source
-from tests.conftest import small_net
 from tests.defenses import files
+from tests.models import small_net
 
 # Real images and weights, no part of the project.
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -14,9 +14,9 @@ from robench.cli import main
 from robench.diagnosis import runs
 from robench.records.collection import collect
 from robench.reports.board import sections
-from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT, build
 from tests.engine.test_backing_off import Narrow
+from tests.models import images, small_net
 from tests.processes import Command
 
 # What a diagnosis must say at the least; the marks of its runs are the last resort.

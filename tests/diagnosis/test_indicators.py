@@ -17,7 +17,7 @@ from robench.defenses import Defense, Loaded
 from robench.diagnosis import failure, gradients, runs
 from robench.diagnosis._base import EOT, Case, Indicator
 from robench.diagnosis.paths import follow
-from tests.conftest import Linear, images, small_net
+from tests.models import Linear, images, small_net
 
 LOSSES = st.lists(
     st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=5, max_size=5), min_size=1, max_size=6

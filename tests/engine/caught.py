@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.conftest import small_net
+from tests.models import small_net
 
 
 class Wrapped(nn.Module):

@@ -16,9 +16,9 @@ from robench.engine.setup import Setup
 from robench.engine.workers import Processes
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
-from tests.conftest import images, small_net
 from tests.corruption.scenes import some
 from tests.engine.test_corruption_run import CELLS
+from tests.models import images, small_net
 
 CPU = torch.device("cpu")
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")

@@ -14,7 +14,7 @@ from robench.defenses import Defense
 from robench.engine.batch_shapes import BatchShapes
 from robench.evaluation.attack import attack
 from robench.records.record import VOLATILE, read_record
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 
 class Counted(nn.Module):

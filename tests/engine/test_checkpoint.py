@@ -14,10 +14,10 @@ from robench.engine.checkpoint import FolderStore, Saved
 from robench.engine.run_state import RunState
 from robench.engine.setup import Setup
 from tests.combinations import each_once
-from tests.conftest import small_net
 from tests.engine import test_promises
 from tests.engine.test_corruption_run import CELLS, CPU, some
 from tests.engine.test_workers import same
+from tests.models import small_net
 
 MADE_BY = {"robench": "1 (aa)", "torch": "2", "device": "cpu"}
 

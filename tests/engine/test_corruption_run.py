@@ -17,8 +17,8 @@ from robench.engine.checkpoint import Saved
 from robench.engine.corruption_run import classify
 from robench.engine.setup import Setup
 from tests.combinations import first_only
-from tests.conftest import small_net
 from tests.corruption.scenes import some
+from tests.models import small_net
 
 CPU = torch.device("cpu")
 CELLS = cells([Corruption("impulse_noise", (1, 5)), Corruption("contrast", (3,)), Corruption("frost", (2,))])

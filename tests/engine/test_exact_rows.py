@@ -12,7 +12,7 @@ from robench.engine.setup import Setup
 from robench.engine.supply import Supply
 from robench.engine.workers import Processes
 from robench.threats.threat import Threat
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 N = 12
 

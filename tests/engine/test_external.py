@@ -11,7 +11,7 @@ from robench.attacks._external import ForeignAttack
 from robench.core import registry
 from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 NET, X = small_net(), images(12)
 Y = NET(X).argmax(1)

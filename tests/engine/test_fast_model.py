@@ -9,7 +9,7 @@ from torch import nn
 from robench.engine.batched_model import Network
 from robench.engine.fast_model import FastModel, has_convolutions
 from robench.evaluation.attack import attack
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 X = images(16)
 Y = small_net()(X).argmax(1)

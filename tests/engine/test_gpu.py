@@ -13,8 +13,8 @@ from torch import nn
 
 from robench.evaluation.attack import attack
 from robench.records.record import stable
-from tests.conftest import images, small_net
 from tests.engine.test_backing_off import Narrow
+from tests.models import images, small_net
 
 pytestmark = pytest.mark.gpu
 

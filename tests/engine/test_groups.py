@@ -9,9 +9,9 @@ from robench.catalog import find_suite
 from robench.defenses import Defense
 from robench.engine.lanes import fixed_groups
 from robench.threats.threat import Threat
-from tests.conftest import images, small_net
 from tests.engine.runs import run_of
 from tests.engine.test_promises import MemoryStore, assert_same
+from tests.models import images, small_net
 
 MI = "pgd-mi(steps=6, weight=0.05, group=6)"
 SPECS = f"{MI}+apgd-mi(steps=8, weight=-0.02, group=6, targets=2)"

@@ -9,10 +9,10 @@ from robench.data.corrupted import tensor
 from robench.engine.corruption_run import classify
 from robench.engine.host import on_host
 from robench.engine.setup import Setup
-from tests.conftest import images, small_net
 from tests.corruption.scenes import some
 from tests.engine.pretend_device import DEVICE, ENGINE, TO_DEVICE, TO_HOST, Network, PretendDevice
 from tests.engine.test_corruption_run import CELLS
+from tests.models import images, small_net
 
 CPU = torch.device("cpu")
 

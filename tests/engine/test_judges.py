@@ -7,7 +7,7 @@ from torch import nn
 from robench.core.rng import uniform_like
 from robench.engine.judges import Judges
 from robench.evaluation.attack import attack
-from tests.conftest import images
+from tests.models import images
 
 WRONG = 0.3
 

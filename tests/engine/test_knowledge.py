@@ -10,8 +10,8 @@ from robench.defenses import Defense
 from robench.engine.knowledge import attacker
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
-from tests.conftest import images, small_net
 from tests.engine.runs import run_of
+from tests.models import images, small_net
 
 
 class Rounding(nn.Module):

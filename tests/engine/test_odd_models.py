@@ -12,7 +12,7 @@ from torch import nn
 from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
 from tests.combinations import each_once
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 NET = small_net()
 X = images(6)

@@ -6,7 +6,7 @@ from torch import nn
 
 from robench.evaluation.attack import attack
 from tests.combinations import each_once
-from tests.conftest import Linear, images, small_net
+from tests.models import Linear, images, small_net
 
 NET = small_net()
 

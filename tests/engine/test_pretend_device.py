@@ -14,7 +14,6 @@ from robench.engine.run import Run
 from robench.engine.setup import Setup
 from robench.threats.threat import Threat
 from tests.combinations import first_only
-from tests.conftest import images, small_net
 from tests.engine.pretend_device import (
     DEVICE,
     ENGINE,
@@ -27,6 +26,7 @@ from tests.engine.pretend_device import (
     PretendDevice,
 )
 from tests.engine.test_randomised import Noise
+from tests.models import images, small_net
 from tests.threats.transformations.test_transformations import SPECS
 
 CPU = torch.device("cpu")

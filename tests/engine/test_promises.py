@@ -14,8 +14,8 @@ from robench.engine.attack_loop import Loop
 from robench.engine.checkpoint import Saved
 from robench.engine.loss_monitor import COLUMNS
 from robench.threats.threat import Threat
-from tests.conftest import images, small_net
 from tests.engine.runs import run_of
+from tests.models import images, small_net
 
 SPECS = 'apgd(steps=12)+apgd(steps=12, loss="dlr", targets=4)+pgd(steps=6, restarts=2)'
 

@@ -11,7 +11,7 @@ from robench.engine.counts import suite_cost
 from robench.engine.query_cost import NeverFooled, passes
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 # Forward and backward passes of the reference on a sample that is never fooled (fra31/auto-attack, standard, Linf).
 # Ours are fewer by what it asks twice: clean logits before each attack and target, the final check of each, and in FAB

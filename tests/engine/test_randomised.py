@@ -16,8 +16,8 @@ from robench.records import randomized as drawn
 from robench.records.record import read_record
 from robench.records.samples import read_samples
 from robench.verification.verify import verify
-from tests.conftest import images, small_net
 from tests.engine.runs import run_of
+from tests.models import images, small_net
 
 
 class Noise(Purifier):

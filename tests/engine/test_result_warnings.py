@@ -21,10 +21,10 @@ from robench.engine.supply import Supply
 from robench.evaluation.attack import attack
 from robench.threats.threat import Threat
 from tests.combinations import first_only
-from tests.conftest import images, small_net
 from tests.engine.caught import CAUGHT
 from tests.engine.runs import run_of
 from tests.engine.test_promises import interrupted
+from tests.models import images, small_net
 
 
 @pytest.mark.parametrize("name", CAUGHT)

@@ -5,7 +5,7 @@ import torch
 
 from robench.engine.knowledge import Attacker
 from robench.engine.setup import Setup
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 CPU = torch.device("cpu")
 

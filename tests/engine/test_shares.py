@@ -11,8 +11,8 @@ from robench.engine.run_state import CLEAN
 from robench.engine.shares import Deal
 from robench.records.samples import read_samples
 from robench.threats.threat import Threat
-from tests.conftest import images, small_net
 from tests.engine.runs import run_of
+from tests.models import images, small_net
 
 CIFAR = Path(__file__).parents[2] / "results/shipped/cifar10-linf"
 

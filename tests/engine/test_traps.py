@@ -9,8 +9,8 @@ from torch import nn
 from robench.core.errors import ResourceError
 from robench.evaluation.attack import attack
 from tests.combinations import each_once
-from tests.conftest import Linear, images, small_net
 from tests.engine.caught import Shattered
+from tests.models import Linear, images, small_net
 
 
 def codes(result):

@@ -19,9 +19,9 @@ from robench.engine import workers as team
 from robench.engine.checkpoint import FolderStore
 from robench.engine.progress import Progress
 from robench.engine.workers import choose_workers
-from tests.conftest import images, small_net
 from tests.engine import test_groups, test_promises
 from tests.engine.test_randomised import defended
+from tests.models import images, small_net
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import robench
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or torch.cuda.is_available(), reason="processes are forked, without a GPU"

@@ -10,7 +10,7 @@ from torch import nn
 from robench.core.errors import UsageError
 from robench.evaluation.attack import attack
 from robench.evaluation.inputs import ROUNDING, prepare
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 X, Y = images(4), torch.tensor([0, 1, 2, 3])
 

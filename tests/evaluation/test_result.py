@@ -11,7 +11,7 @@ import robench
 from robench.cli.main import main
 from robench.core.errors import ResourceError, UsageError
 from robench.data import load_dataset
-from tests.conftest import Linear, images
+from tests.models import Linear, images
 
 SUITE = "pgd(steps=3)+square(queries=10)"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import robench
-from tests.conftest import Linear, images
+from tests.models import Linear, images
 
 # These libraries warn of other people's code, and leave files open.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -15,7 +15,7 @@ from robench.training.methods.dbat import DBAT, draw_targets
 from robench.training.methods.generalist import Experts, Generalist
 from robench.training.methods.mart import MART, boosted_cross_entropy
 from robench.training.methods.trades import TRADES, kl_ascent
-from tests.conftest import images, small_net
+from tests.models import images, small_net
 
 BUDGET = Budget(eps=0.1, step_size=0.04, steps=3)
 N, K = 12, 10

@@ -21,10 +21,10 @@ from robench.verification.costs import cost
 from robench.verification.regression import check
 from robench.verification.replay import Sample, attacks_of
 from robench.verification.verify import report
-from tests.conftest import images
 from tests.engine.runs import run_of
 from tests.engine.test_groups import Staged
 from tests.fabricate import uncompressed
+from tests.models import images
 from tests.verification import forge
 
 

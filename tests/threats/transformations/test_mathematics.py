@@ -14,7 +14,7 @@ from robench.threats.transformations.fog import diamond_square
 from robench.threats.transformations.jpeg import YCBCR, from_blocks
 from robench.threats.transformations.recolor import to_luv, to_rgb
 from robench.threats.transformations.snow import lines
-from tests.conftest import images
+from tests.models import images
 
 
 def smooth_images(n, side, seed=0):

@@ -7,7 +7,7 @@ import torch
 
 from robench.core import registry
 from robench.threats.threat import Threat
-from tests.conftest import images
+from tests.models import images
 
 # One of each, with settings for 16 pixels.
 SPECS = {
