@@ -57,9 +57,7 @@ class Grid(Attack[GridState]):
         if parameters != len(self.points):
             advice = "use pgd"
             if parameters <= _FEW:
-                advice = (
-                    f"give a number of points for each, such as grid(points={(31, *[5] * (parameters - 1))})"
-                )
+                advice = f"give a number of points for each, such as grid(points={(5,) * parameters})"
             raise UsageError(
                 f"grid(points={self.points}) is for {len(self.points)} parameters, and this threat has {parameters:,}: "
                 f"{advice}"

@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from robench.core import index, specs
-from robench.core.errors import ResourceError, UsageError, broken_package, unknown_name
+from robench.core.errors import ResourceError, RobenchError, UsageError, broken_package, unknown_name
 from robench.core.index import Description
 from robench.core.specs import Spec
 
@@ -81,6 +81,8 @@ class Registry:
                 raise unknown_name(self.kind, name, self)
             try:
                 import_module(self._built_in[name].place.partition(":")[0])
+            except RobenchError:
+                raise
             except Exception as error:
                 raise broken_package(error) from error
         return self._builders[name]

@@ -57,13 +57,8 @@ def stored(path: Path) -> dict[str, Stored]:
                 with archive.open(name) as member:
                     shape, _, kind = _header(member)
                 name = name.removesuffix(".npy")
-                found[name] = Stored(shape, kind, partial(_read_member, path, name))
+                found[name] = Stored(shape, kind, partial(_whole, path, name))
     return found
-
-
-def _read_member(path: Path, name: str) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def open_array(path: Path) -> np.ndarray:

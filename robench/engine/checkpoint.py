@@ -32,6 +32,7 @@ from torch import Tensor
 from robench.core.errors import ResourceError
 from robench.core.io import Damaged, claim, is_claimed, read_sealed, refuse_link, seal, write_whole
 from robench.engine.adversarial_examples import Place, Shard
+from robench.engine.backing_off import out_of_memory
 from robench.engine.saved_kinds import check_facts
 
 _STATE = "state"
@@ -47,14 +48,8 @@ _MAX_UNSAVED = 1 << 24
 _UNREADABLE = "it contains nothing that this release can resume"
 # The errors of reading a state whose content is not what a run writes.
 _MALFORMED = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    SafetensorError,
-)
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, SafetensorError,
+)  # fmt: skip
 # Seconds to wait for a share that another process runs: the processes of a killed run take a moment to end.
 _PATIENCE = 10.0
 
@@ -333,7 +328,10 @@ class FolderStore:
         except Damaged as error:
             self.forget(str(error))
             return None
-        except _MALFORMED:
+        except _MALFORMED as error:
+            # Memory that runs out while a state is read says nothing about the state.
+            if out_of_memory(error):
+                raise
             self.forget(_UNREADABLE)
             return None
         self.shards = [(name, digest) for name, digest in state["shards"]]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from robench.core.errors import ResourceError, UsageError
+from robench.core.errors import ResourceError, RobenchError, UsageError
 from robench.core.io import write_file
 from robench.data._base import Images
 from robench.data._numpy_files import stored
@@ -137,6 +137,8 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn all errors of readers, which raise many kinds on damaged files, into one line."""
     try:
         yield
+    except RobenchError:
+        raise
     except FileNotFoundError as error:
         raise ResourceError(f"{path}: no such file") from error
     except Exception as error:

@@ -53,7 +53,7 @@ def test_a_linear_model_is_fooled_just_beyond_the_closed_form(spec):
             assert result.health == []
 
 
-@pytest.mark.parametrize(("threat", "points"), [("rotation:30", "(31,)"), ("translation:3", "(31, 5)")])
+@pytest.mark.parametrize(("threat", "points"), [("rotation:30", "(5,)"), ("translation:3", "(5, 5)")])
 def test_a_grid_of_other_parameters_is_refused_with_one_that_fits(threat, points):
     model, x = small_net(), images(2)
     with pytest.raises(UsageError, match=rf"such as grid\(points={re.escape(points)}\)$"):

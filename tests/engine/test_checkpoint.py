@@ -251,6 +251,18 @@ def test_so_it_is_of_runs_without_attacks(tmp_path, monkeypatch, alter, kind):
     assert lines == [f"{tmp_path}: it contains nothing that this release can resume; the run starts again"]
 
 
+def test_memory_that_runs_out_while_a_state_is_read_loses_nothing(tmp_path):
+    def exhausted(saved):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    store = FolderStore(tmp_path, "key", note=pytest.fail)
+    store.save({"x": torch.arange(8)}, {"done": 8})
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        store.load(exhausted)
+    saved = store.load()
+    assert saved and saved.facts == {"done": 8}
+
+
 @pytest.mark.parametrize(
     "change",
     [
